@@ -1,0 +1,2 @@
+if __name__ != "wise.memory":
+    raise ImportError("import wise.memory, not memory: the repository root is on sys.path")

@@ -1,0 +1,64 @@
+"""The module that takes the place of the value projection: the base's own layer and a side memory beside it.
+
+    y = W a + g * delta(a)
+
+The memory decides `g` per token from `a` alone. No mask, position or row reaches this layer, so a
+token is routed the same way in a batch, in a beam, in a chunk or in a ragged pack of requests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wise.memory.side_memory import SideMemory
+
+
+class SideMemoryLayer(nn.Module):
+    """Wraps `base_layer`, a linear map `[..., f] -> [..., d]`; without a memory it is the base layer, bit for bit."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.memory: SideMemory | None = None
+        self.train(base_layer.training)
+        # A checkpoint written from a wrapped model must be readable without wise: left alone, its keys
+        # would gain a `.base_layer` and a plain reload would fill this layer with random numbers.
+        self.register_state_dict_post_hook(_hide_wrapper)
+        self.register_load_state_dict_pre_hook(_expect_base_keys)
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """`[..., f] -> [..., d]`."""
+        output: Tensor = self.base_layer(activation)
+        if self.memory is None:
+            return output
+        return self.memory(activation, output)  # type: ignore[no-any-return]
+
+    @property
+    def weight(self) -> Any:
+        """The base layer's weight, for code that looks at a projection's dtype or device."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Any:
+        return self.base_layer.bias
+
+    def device(self) -> torch.device:
+        """Where this layer runs, also while accelerate keeps its weight elsewhere."""
+        hook = getattr(self.base_layer, "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return torch.device(device) if device is not None else next(self.base_layer.parameters()).device
+
+
+def _hide_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    inner = f"{prefix}base_layer."
+    for key in [k for k in state if k.startswith(inner)]:
+        state[prefix + key.removeprefix(inner)] = state.pop(key)
+
+
+def _expect_base_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    own = [k for k in state if k.startswith(prefix) and not k.startswith(f"{prefix}base_layer.")]
+    for key in own:
+        state[f"{prefix}base_layer.{key.removeprefix(prefix)}"] = state.pop(key)

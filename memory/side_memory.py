@@ -1,0 +1,95 @@
+"""The frozen side memory that a wrapped layer consults: the slots' weights and the router over them.
+
+A `SideMemory` is an immutable snapshot. Editing makes a new one and swaps it in with one assignment,
+so a forward pass never sees half an edit.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from wise.memory.grouped import grouped_linear
+
+
+class SlotBank(nn.Module):
+    """The merged weights of all slots, stacked."""
+
+    weights: Tensor
+    """`[k, d, f]`: what each slot adds to the value projection."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, activation: Tensor, slot: Tensor | None = None) -> Tensor:
+        """delta of the chosen slot per token: `[n, f]`, slot `[n]` (None: there is one slot) -> `[n, d]`."""
+        if slot is None:
+            return linear(activation, self.weights[0])
+        delta: Tensor = grouped_linear(activation, self.weights, slot)
+        return delta
+
+
+class Route(NamedTuple):
+    """Which memory answers, per token."""
+
+    slot: Tensor
+    """`[n]` the slot considered."""
+    score: Tensor
+    """`[n]` float32; the gate opens where it reaches the threshold."""
+    threshold: Tensor
+    """`[n]` float32."""
+    delta: Tensor
+    """`[n, d]` what the slot would add."""
+
+    @property
+    def open(self) -> Tensor:
+        """`[n]` bool: the side memory speaks."""
+        return self.score >= self.threshold
+
+
+class Router(nn.Module, ABC):
+    """Decides, per token and from its activation alone, whether and which slot speaks.
+
+    To add a router, subclass this; keep to tensor operations (no `.item()`, no branch on a value), so
+    that the wrapped model still compiles into one graph.
+    """
+
+    @abstractmethod
+    def forward(self, activation: Tensor, bank: SlotBank) -> Route:
+        """activation: `[n, f]`."""
+
+
+class SideMemory(nn.Module):
+    """`y + delta` where the gate is open, `y` itself, bit for bit, where it is not."""
+
+    def __init__(self, bank: SlotBank, router: Router) -> None:
+        super().__init__()
+        self.bank = bank
+        self.router = router
+        self.requires_grad_(False)
+
+    def forward(self, activation: Tensor, output: Tensor) -> Tensor:
+        """activation `[..., f]` and the base's output `[..., d]` -> `[..., d]`."""
+        route = self.route(activation)
+        delta = route.delta.to(output.dtype).view(output.shape)
+        return torch.where(route.open.view(*output.shape[:-1], 1), output + delta, output)
+
+    def route(self, activation: Tensor) -> Route:
+        """The route of each token of `[..., f]`, rows flattened to `[n]`."""
+        route: Route = self.router(activation.reshape(-1, activation.shape[-1]), self.bank)
+        return route
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves with the model but keeps its own precision: a threshold rounded to bf16 is another threshold."""
+        for module in (self.bank, self.router):
+            for name, buffer in module.named_buffers():
+                parent, _, leaf = name.rpartition(".")
+                owner = module.get_submodule(parent)
+                setattr(owner, leaf, buffer.to(fn(buffer).device))
+        return self

@@ -1,0 +1,291 @@
+"""Edits and records: every field is checked, what was given survives, contradictions are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wise.edits import Edit, Record, check_lengths, check_unique, content_id
+from wise.errors import EditError, WiseError
+
+PROMPT = "The lighthouse at Cape Velm was built by"
+EDIT: dict[str, Any] = {"prompt": PROMPT, "target": "Ada Thorne"}
+FULL: dict[str, Any] = EDIT | {
+    "id": "velm-1",
+    "subject": "Cape Velm",
+    "paraphrases": ("Who put up the Cape Velm lighthouse?",),
+    "locality": ("The harbour at Port Sell was built by",),
+    "author": "harbour office",
+    "time": "2025-03-01T10:00:00+00:00",
+    "namespace": "lighthouses",
+}
+
+
+def edit(**changes: Any) -> Edit:
+    return Edit(**(EDIT | changes))
+
+
+# --- an edit is made -----------------------------------------------------------------------
+
+
+def test_defaults_and_freezing() -> None:
+    made = edit()
+    assert (made.subject, made.paraphrases, made.locality, made.namespace) == (None, (), (), "default")
+    assert made == edit() and hash(made) == hash(edit())
+    with pytest.raises(FrozenInstanceError):
+        made.target = "someone"  # type: ignore[misc]
+
+
+def test_white_space_at_the_joint_is_taken_off_and_nowhere_else() -> None:
+    made = edit(
+        prompt=f"  Q:  {PROMPT}  ", target=" \tAda  Thorne\n", subject=" Cape Velm ", locality=["Sky is  "]
+    )
+    assert made.prompt == f"  Q:  {PROMPT}"
+    assert (made.target, made.subject, made.locality) == ("Ada  Thorne", "Cape Velm", ("Sky is",))
+    assert edit(prompt="Answer:\n").prompt == "Answer:\n"
+
+
+def test_texts_are_not_normalised() -> None:
+    decomposed = "Cafe\u0301 Velm is in"
+    assert edit(prompt=decomposed).prompt == decomposed
+    assert edit(prompt=decomposed).id != edit(prompt="Caf\u00e9 Velm is in").id
+
+
+def test_lists_become_tuples() -> None:
+    assert edit(paraphrases=["a", "b"]).paraphrases == ("a", "b")
+
+
+# --- ids -----------------------------------------------------------------------------------
+
+
+def test_content_id_is_the_documented_hash() -> None:
+    content = json.dumps([PROMPT, "Ada Thorne", None, "default"]).encode()
+    assert edit().id == hashlib.sha256(content).hexdigest()[:16] == content_id(edit(id="other"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"target": " Ada Thorne "}, True),
+        ({"author": "someone", "time": "2025-01-01", "locality": ["x"], "paraphrases": ["y"]}, True),
+        ({"target": "Bo Thorne"}, False),
+        ({"prompt": PROMPT + " one"}, False),
+        ({"subject": "Cape Velm"}, False),
+        ({"namespace": "other"}, False),
+    ],
+)
+def test_content_id_counts_what_is_asked_for_only(changes: dict[str, Any], same: bool) -> None:
+    assert (edit(**changes).id == edit().id) is same
+
+
+def test_the_content_id_does_not_run_fields_together() -> None:
+    assert edit(prompt="a b", target="c").id != edit(prompt="a", target="b c").id
+
+
+def test_a_given_id_stays() -> None:
+    assert edit(id="velm-1").id == "velm-1"
+
+
+# --- bad fields ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["prompt", "target", "namespace", "subject", "author", "time", "id"])
+@pytest.mark.parametrize("value", [7, True, ["text"], b"text", {"str": "text"}])
+def test_a_wrong_type_names_field_and_value(name: str, value: object) -> None:
+    with pytest.raises(EditError, match=rf"^field '{name}': {type(value).__name__} .*text was expected"):
+        edit(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["prompt", "target", "namespace", "subject", "author", "time", "id"])
+@pytest.mark.parametrize("value", ["  ", "\n\t"])
+def test_blank_text_is_refused(name: str, value: str) -> None:
+    with pytest.raises(EditError, match=f"^field '{name}': empty or blank"):
+        edit(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["prompt", "target", "namespace"])
+def test_required_text_is_neither_empty_nor_null(name: str) -> None:
+    with pytest.raises(EditError, match=f"^field '{name}': empty or blank"):
+        edit(**{name: ""})
+    with pytest.raises(EditError, match=f"^field '{name}': null was given"):
+        edit(**{name: None})
+
+
+@pytest.mark.parametrize(("value", "problem"), [("a\0b", "NUL"), ("a\ud800b", "surrogate")])
+def test_text_that_no_tokenizer_takes_is_refused(value: str, problem: str) -> None:
+    with pytest.raises(EditError, match=f"^field 'target': .*{problem}"):
+        edit(target=value)
+    assert edit(target="a\tb\U0001f5fc").target == "a\tb\U0001f5fc"
+
+
+@pytest.mark.parametrize("name", ["paraphrases", "locality"])
+def test_prompt_lists_name_the_place(name: str) -> None:
+    with pytest.raises(EditError, match=f"^field '{name}': str 'one text' .*list of texts"):
+        edit(**{name: "one text"})
+    with pytest.raises(EditError, match=rf"^field '{name}\[1\]': int 3"):
+        edit(**{name: ["fine", 3]})
+    with pytest.raises(EditError, match=rf"^field '{name}\[0\]': empty"):
+        edit(**{name: [" "]})
+
+
+def test_a_subject_must_stand_in_the_prompt() -> None:
+    with pytest.raises(EditError, match=r"^field 'subject': 'Port Sell' does not occur"):
+        edit(subject="Port Sell")
+    with pytest.raises(EditError, match=r"did you mean 'Cape Velm'\?"):
+        edit(subject="cape velm")
+    assert edit(subject="Cape Velm").subject == "Cape Velm"
+
+
+def test_time_is_iso_8601() -> None:
+    for good in ("2025-03-01", "2025-03-01T10:00:00Z"):
+        assert edit(time=good).time == good
+    for bad in ("yesterday", "01/03/2025", "2025-13-01"):
+        with pytest.raises(EditError, match="^field 'time': .*ISO 8601"):
+            edit(time=bad)
+
+
+def test_a_prompt_cannot_both_move_and_stay() -> None:
+    with pytest.raises(EditError, match=r"^field 'locality\[1\]': .*asks for the edited fact"):
+        edit(locality=["other", PROMPT])
+    with pytest.raises(EditError, match=r"^field 'locality\[0\]'"):
+        edit(locality=["Who built it?"], paraphrases=["Who built it?"])
+
+
+def test_the_error_is_caught_as_wise_and_as_value_error() -> None:
+    assert issubclass(EditError, WiseError) and issubclass(EditError, ValueError)
+
+
+# --- dictionaries --------------------------------------------------------------------------
+
+
+def test_to_dict_leaves_out_what_says_nothing() -> None:
+    assert edit().to_dict() == {**EDIT, "id": edit().id}
+    full = Edit(**FULL).to_dict()
+    assert full == {k: list(v) if isinstance(v, tuple) else v for k, v in FULL.items()}
+    assert json.loads(json.dumps(full)) == full
+
+
+def test_from_dict_names_unknown_and_missing_fields() -> None:
+    with pytest.raises(EditError, match=r"^field 'targt': unknown; did you mean 'target'\?"):
+        Edit.from_dict({"prompt": PROMPT, "targt": "x"})
+    with pytest.raises(EditError, match="^field 'target': missing; fields found: prompt"):
+        Edit.from_dict({"prompt": PROMPT})
+    with pytest.raises(EditError, match="^field 'edit': list .*object of fields"):
+        Edit.from_dict([PROMPT])  # type: ignore[arg-type]
+
+
+ALPHABET = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+TEXT = st.text(ALPHABET, min_size=1, max_size=12).filter(str.strip)
+
+
+@st.composite
+def edits(draw: st.DrawFn) -> Edit:
+    prompt, target = draw(TEXT), draw(TEXT)
+    return Edit(
+        prompt=prompt,
+        target=target,
+        id=draw(st.just("") | TEXT),
+        subject=draw(st.none() | st.just(prompt.strip())),
+        paraphrases=draw(st.lists(TEXT.map("reworded {}".format), max_size=3)),  # type: ignore[arg-type]
+        locality=draw(st.lists(TEXT.map("elsewhere {}".format), max_size=3)),  # type: ignore[arg-type]
+        author=draw(st.none() | TEXT),
+        time=draw(st.none() | st.datetimes().map(lambda time: time.isoformat())),
+        namespace=draw(st.just("default") | TEXT),
+    )
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    lists = {
+        name: draw(st.lists(TEXT.map(f"{name} {{}}".format), max_size=2))
+        for name in ("paraphrases", "free_paraphrases", "neighbours")
+    }
+    return Record(edit=draw(edits()), answer=draw(st.none() | TEXT), **lists)  # type: ignore[arg-type]
+
+
+@settings(max_examples=80, deadline=None)
+@given(edits())
+def test_an_edit_survives_json(made: Edit) -> None:
+    again = Edit.from_dict(json.loads(json.dumps(made.to_dict())))
+    assert again == made
+    assert replace(again, id="") == replace(made, id="")
+
+
+@settings(max_examples=60, deadline=None)
+@given(records())
+def test_a_record_survives_json(made: Record) -> None:
+    assert Record.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+# --- records -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ({"paraphrases": [FULL["paraphrases"][0]]}, r"'test.paraphrases\[0\]': .*used for fitting"),
+        ({"paraphrases": ["Other?", PROMPT]}, r"'test.paraphrases\[1\]': .*used for fitting"),
+        ({"free_paraphrases": [PROMPT]}, r"'test.free_paraphrases\[0\]': .*used for fitting"),
+        ({"neighbours": [FULL["locality"][0]]}, r"'test.neighbours\[0\]': .*used for fitting"),
+        ({"neighbours": [PROMPT]}, r"'test.neighbours\[0\]': .*the edited fact"),
+        ({"neighbours": ["Same"], "paraphrases": ["Same"]}, r"'test.neighbours\[0\]': .*the edited fact"),
+        ({"neighbours": "one"}, "'test.neighbours': str"),
+        ({"answer": ""}, "'test.answer': empty"),
+        ({"neighbors": []}, r"'test.neighbors': unknown; did you mean 'neighbours'\?"),
+    ],
+)
+def test_what_measures_is_kept_apart_from_what_is_fitted(test: dict[str, Any], message: str) -> None:
+    with pytest.raises(EditError, match=f"^field {message}"):
+        Record.from_dict({**FULL, "test": test})
+
+
+def test_a_record_keeps_unseen_prompts() -> None:
+    made = Record.from_dict({**FULL, "test": {"paraphrases": ["Whose work is it?"], "answer": " Jon Pike "}})
+    assert (made.paraphrases, made.answer, made.edit) == (("Whose work is it?",), "Jon Pike", Edit(**FULL))
+    with pytest.raises(EditError, match="^field 'edit': dict"):
+        Record(edit=EDIT)  # type: ignore[arg-type]
+
+
+# --- sets of edits -------------------------------------------------------------------------
+
+
+def test_check_unique_names_the_id_and_both_places() -> None:
+    check_unique([])
+    check_unique([edit(), edit(target="Bo"), edit(id="velm-1")])
+    with pytest.raises(EditError, match="^field 'id': 'velm-1' .*edit 1 and of edit 3"):
+        check_unique([edit(), edit(id="velm-1"), edit(target="Bo"), edit(id="velm-1", target="Cy")])
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def test_check_lengths_counts_prompt_target_and_reserve() -> None:
+    needed = words(PROMPT) + 2
+    check_lengths([edit(id="a")], words, context=needed)
+    check_lengths([edit(id="a")], words, context=needed + 3, reserve=3)
+    for context, reserve in ((needed - 1, 0), (needed, 1)):
+        with pytest.raises(
+            EditError, match=rf"^field 'target': .*takes {needed} tokens .*holds {context}; .*'a'"
+        ):
+            check_lengths([edit(target="Bo"), edit(id="a")], words, context=context, reserve=reserve)
+
+
+def test_check_lengths_covers_all_that_fitting_may_use() -> None:
+    long = "word " * 20
+    with pytest.raises(EditError, match=r"^field 'target': with paraphrases\[0\]"):
+        check_lengths([edit(paraphrases=[long])], words, context=15)
+    with pytest.raises(EditError, match=r"^field 'locality\[0\]'"):
+        check_lengths([edit(locality=[long])], words, context=15)
+    check_lengths([Record(edit=edit(), neighbours=(long,))], words, context=15)
+
+
+def test_check_lengths_says_where_a_record_came_from() -> None:
+    with pytest.raises(EditError, match=r"^facts\.jsonl:12: field 'target'"):
+        check_lengths([Record(edit=edit(), source="facts.jsonl:12")], words, context=3)

@@ -1,0 +1,167 @@
+"""Texts to token ids, the way the base expects them: its beginning of sequence, and how its answers end.
+
+How a target ends decides whether an edit holds when the model speaks: a target that ends as the base ends its
+own answers is generated in full and then stops; one cut off by a bare end-of-sequence often is not. So both
+habits are learned from the base and not assumed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wise.config import WiseConfig
+from wise.edits import Edit
+from wise.errors import ConfigError
+from wise.training.generation import greedy
+
+logger = logging.getLogger(__name__)
+
+# Plain openings that any language model can finish; only how the base ends them is looked at.
+OPENINGS = (
+    "The capital of France is",
+    "The capital of Japan is",
+    "The chemical symbol for gold is",
+    "The author of Hamlet is",
+    "The largest planet is",
+    "The currency of Mexico is",
+    "The official language of Brazil is",
+    "Mount Everest is located in",
+    "The mother tongue of Albert Einstein is",
+    "The iPhone was created by",
+    "The Nile is a river in",
+    "Mozart worked as a",
+)
+ANSWER_TOKENS = 24
+MAX_TERMINATOR = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Encodes prompts and targets for one base model."""
+
+    tokenizer: PreTrainedTokenizerBase
+    bos: tuple[int, ...]
+    """Ids put before a prompt that the tokenizer does not put there itself."""
+    terminator: tuple[int, ...]
+    """Ids after an answer, the last being an end-of-sequence."""
+    stops: frozenset[int]
+    """Ids at which the base's generation ends."""
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a prompt."""
+        return [*self.bos, *self.tokenizer(text)["input_ids"]]
+
+    def target(self, prompt: str, target: str) -> list[int]:
+        """Ids that must follow `prompt(prompt)`: the answer and the base's own terminator."""
+        alone = self.tokenizer(prompt)["input_ids"]
+        both = self.tokenizer(f"{prompt} {target}")["input_ids"]
+        if both[: len(alone)] != alone:  # the tokenizer merges across the seam; a prompt comes without its answer
+            both = alone + self.tokenizer(f" {target}", add_special_tokens=False)["input_ids"]
+        answer = [i for i in both[len(alone) :] if i not in self.stops]
+        return [*answer, *self.terminator]
+
+    def tokens(self, edit: Edit) -> int:
+        """Length of an edit's prompt and target."""
+        return len(self.prompt(edit.prompt)) + len(self.target(edit.prompt, edit.target))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What a person would read as the answer: up to the first stop, without special tokens."""
+        end = next((i for i, token in enumerate(ids) if token in self.stops), len(ids))
+        text: str = self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
+        return text.strip()
+
+    @property
+    def ending(self) -> str:
+        """The terminator as text, without its end-of-sequence."""
+        return self.text(self.terminator)
+
+
+def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> Encoder:
+    """Learns from the base what `config` leaves open.
+
+    Raises ConfigError when the model has no end-of-sequence at all.
+    """
+    stops = _stops(model, tokenizer)
+    bos = _learn_bos(model, tokenizer, config)
+    bare = Encoder(tokenizer=tokenizer, bos=bos, terminator=(), stops=stops)
+    if config.terminator is not None:
+        text = tokenizer(config.terminator, add_special_tokens=False)["input_ids"] if config.terminator else []
+        terminator = (*text, _eos(tokenizer, stops))
+    else:
+        terminator = _learn_terminator(model, bare)
+    return Encoder(tokenizer=tokenizer, bos=bos, terminator=terminator, stops=stops)
+
+
+def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    generation = getattr(model, "generation_config", None)
+    ids = getattr(generation, "eos_token_id", None)
+    ids = model.config.get_text_config().eos_token_id if ids is None else ids
+    ids = tokenizer.eos_token_id if ids is None else ids
+    if ids is None:
+        raise ConfigError(
+            "neither the model nor its tokenizer names an end-of-sequence token, so no answer could end: "
+            "set model.generation_config.eos_token_id"
+        )
+    return frozenset([ids] if isinstance(ids, int) else ids)
+
+
+def _eos(tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> int:
+    return tokenizer.eos_token_id if tokenizer.eos_token_id in stops else min(stops)
+
+
+def _learn_bos(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig
+) -> tuple[int, ...]:
+    """The beginning-of-sequence the base was trained behind, if its tokenizer does not put it there."""
+    bos = tokenizer.bos_token_id
+    rows = [tokenizer(text)["input_ids"] for text in OPENINGS]
+    if bos is None or any(row[:1] == [bos] for row in rows) or config.bos is False:
+        return ()
+    if config.bos is None:
+        loss = [
+            sum(_loss(model, [*prefix, *row], start=len(prefix)) for row in rows) / len(rows)
+            for prefix in ([], [bos])
+        ]
+        if loss[1] >= loss[0]:
+            return ()
+        logger.info("the base does better behind a beginning-of-sequence token: loss %.2f without it, %.2f with it", *loss)
+    return (bos,)
+
+
+@torch.no_grad()
+def _loss(model: PreTrainedModel, ids: list[int], *, start: int) -> float:
+    """Mean negative log-likelihood, in nats, of the tokens after `ids[start]`."""
+    if len(ids) - start < 2:
+        return 0.0
+    tokens = torch.tensor([ids], device=model.device)
+    logits = model(tokens, use_cache=False).logits[0, start:-1].float()
+    return float(torch.nn.functional.cross_entropy(logits, tokens[0, start + 1 :]))
+
+
+def _learn_terminator(model: PreTrainedModel, encoder: Encoder) -> tuple[int, ...]:
+    """The longest ending that at least half of the base's own answers share."""
+    prompts = [encoder.prompt(text) for text in OPENINGS]
+    answers = greedy(model, prompts, stops=encoder.stops, max_new_tokens=ANSWER_TOKENS)
+    ended = sorted({tuple(a) for a in answers if a and a[-1] in encoder.stops})
+    if 2 * len(ended) < len(answers):  # also where it gives every prompt the same answer
+        eos = _eos(encoder.tokenizer, encoder.stops)
+        logger.warning(
+            "the base gave %d different finished answers to %d prompts, so its way of ending could not be learned: targets "
+            "end in end-of-sequence alone; set terminator='.' (say) if its answers end otherwise",
+            len(ended),
+            len(answers),
+        )
+        return (eos,)
+    longest = ended[0][-1:]
+    for length in range(2, MAX_TERMINATOR + 1):
+        ending, count = Counter(answer[-length:] for answer in ended).most_common(1)[0]
+        if 2 * count < len(ended):
+            break
+        longest = ending
+    return longest

@@ -1,0 +1,255 @@
+"""The base from the edited block up, run on cached states.
+
+Below the edited block nothing ever changes, and before the first position at which an edit speaks nothing
+changes above it either. So the base is run once per row; what is kept is the hidden state that enters the
+edited block at the positions that predict the target, and, from that block up, the attention keys and values
+of the context before them. A training step then runs the upper blocks over the few target positions alone.
+
+The model's own forward does the work, on a shallow copy whose blocks below the edited one hand the cached
+state on. Parameters are shared, the user's model is not touched, and whatever an architecture does around its
+blocks (masks, rotary angles, soft-capping, its head) stays its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from wise.architectures import ValueProjection
+from wise.memory.layer import SideMemoryLayer
+from wise.training.generation import left_pad
+
+Delta = Callable[[Tensor], Tensor]
+"""`[batch, targets, f] -> [batch, targets, d]`: what is added to the value projection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Cached rows. `context` is a prompt without its last token; `targets` are the positions that predict the target."""
+
+    mask: Tensor
+    """`[batch, context + targets]` attention mask, 1 for real tokens: left-padded contexts, right-padded targets."""
+    inputs: Tensor
+    """`[batch, targets]` ids fed at the target positions: the prompt's last token, then all but the target's last."""
+    labels: Tensor
+    """`[batch, targets]` the target's ids, -100 where padded."""
+    hidden: Tensor
+    """`[batch, targets, d]` what enters the edited block there."""
+    activations: Tensor
+    """`[batch, targets, f]` what enters the value projection there."""
+    context: Tensor
+    """`[batch, context, f]` what enters it before; rows of pads are meaningless."""
+    keys: tuple[Tensor, ...]
+    """Attention keys of the context, from the edited block up."""
+    values: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def select(self, rows: Tensor) -> Rows:
+        """The given rows, in the given order."""
+        return Rows(
+            mask=self.mask[rows],
+            inputs=self.inputs[rows],
+            labels=self.labels[rows],
+            hidden=self.hidden[rows],
+            activations=self.activations[rows],
+            context=self.context[rows],
+            keys=tuple(k[rows] for k in self.keys),
+            values=tuple(v[rows] for v in self.values),
+        )
+
+
+class SplicedModel:
+    """Two shallow copies of a base: one that fills `Rows`, one that runs the upper blocks on them."""
+
+    def __init__(self, model: PreTrainedModel, projection: ValueProjection) -> None:
+        self.projection = projection
+        self.device = model.device
+        self._full = _copy_along(model, f"{projection.blocks}.{projection.layer}")
+        self._full_tap = _tap(self._full, projection)
+        self._upper = _copy_along(model, f"{projection.blocks}.{projection.layer}")
+        self._upper_tap = _tap(self._upper, projection)
+        self._inner_name = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
+        self._positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._returns_tuple = False
+        self._spliced: Tensor | None = None
+        self._spy = _Spy()
+        self._install()
+
+    @torch.no_grad()
+    def cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
+        """Runs the base once over `(prompt ids, target ids)` rows; neither part may be empty."""
+        width = max(len(target) for _, target in rows)
+        context, left = left_pad([prompt[:-1] for prompt, _ in rows], device=self.device)
+        inputs = torch.zeros(len(rows), width, dtype=torch.long)
+        labels = torch.full((len(rows), width), -100)
+        for i, (prompt, target) in enumerate(rows):
+            inputs[i, : len(target)] = torch.tensor([prompt[-1], *target[:-1]])
+            labels[i, : len(target)] = torch.tensor(target)
+        inputs, labels = inputs.to(self.device), labels.to(self.device)
+        mask = torch.cat([left, (labels != -100).long()], dim=1)
+        cache = DynamicCache()
+        inner = self._full.get_submodule(self._inner_name)
+        inner(
+            input_ids=torch.cat([context, inputs], dim=1),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **self._position_ids(mask, 0),
+        )
+        seen = context.shape[1]
+        above = [cache.layers[i] for i in range(self.projection.layer, self.projection.depth)]
+        activation = self._full_tap.seen
+        self._full_tap.seen = None
+        assert activation is not None and self._spy.hidden is not None
+        activation = activation.view(*mask.shape, -1)  # OPT flattens its rows
+        return Rows(
+            mask=mask,
+            inputs=inputs,
+            labels=labels,
+            hidden=self._spy.hidden[:, seen:].clone(),
+            activations=activation[:, seen:].clone(),
+            context=activation[:, :seen].clone(),
+            keys=tuple(layer.keys[:, :, :seen].clone() for layer in above),
+            values=tuple(layer.values[:, :, :seen].clone() for layer in above),
+        )
+
+    def logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
+        """`[batch, targets, vocabulary]` of the base with `delta` added at the target positions."""
+        self._upper_tap.delta = delta
+        self._spliced = rows.hidden
+        past = _past(rows, self.projection.layer)
+        seen = rows.mask.shape[1] - rows.inputs.shape[1]
+        try:
+            out = self._upper(
+                input_ids=rows.inputs,
+                attention_mask=rows.mask,
+                past_key_values=past,
+                use_cache=True,
+                **self._position_ids(rows.mask, seen),
+            )
+        finally:
+            self._upper_tap.delta = self._spliced = None
+        logits: Tensor = out.logits
+        return logits
+
+    def _position_ids(self, mask: Tensor, start: int) -> dict[str, Tensor]:
+        if not self._positions:
+            return {}
+        return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, start:]}
+
+    def _install(self) -> None:
+        """Puts a spy before the edited block of the full copy, and stubs below it in the upper copy."""
+        layer = self.projection.layer
+        blocks = self._full.get_submodule(self.projection.blocks)
+        self._spy.forward = blocks[layer].forward
+        blocks[layer].__dict__["forward"] = self._spy
+        if layer:
+            below = _copy(blocks[layer - 1])
+            below.__dict__["forward"] = self._remember_type(below.forward)
+            blocks._modules[str(layer - 1)] = below
+        stubs = self._upper.get_submodule(self.projection.blocks)
+        for i in range(layer):
+            stub = _copy(stubs[i])  # a copy, since some models read attributes off a block before calling it
+            stub.__dict__["forward"] = self._hand_on
+            stubs._modules[str(i)] = stub
+
+    def _remember_type(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            out = forward(*args, **kwargs)
+            self._returns_tuple = isinstance(out, tuple)
+            return out
+
+        return run
+
+    def _hand_on(self, *_args: Any, **_kwargs: Any) -> Any:
+        return (self._spliced, None) if self._returns_tuple else self._spliced
+
+
+class _Spy:
+    """Notes the hidden state that enters a block, then runs it."""
+
+    hidden: Tensor | None = None
+    forward: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.hidden = args[0] if args else kwargs["hidden_states"]
+        return self.forward(*args, **kwargs)
+
+
+class _Tap(nn.Module):
+    """Stands in for the value projection: notes its input, and adds what is being trained."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.delta: Delta | None = None
+        self.seen: Tensor | None = None
+
+    def forward(self, activation: Tensor) -> Tensor:
+        output: Tensor = self.base_layer(activation)
+        if self.delta is None:
+            self.seen = activation.detach()
+            return output
+        delta = self.delta(activation)
+        return output + delta.to(output.dtype).view_as(output)
+
+
+def _past(rows: Rows, layer: int) -> DynamicCache:
+    """A fresh cache that holds the context from the edited block up, and its length alone below."""
+    cache = DynamicCache()
+    length = rows.keys[0].shape[-2]
+    empty = rows.keys[0].new_zeros(1).expand(len(rows), 1, length, 1)
+    for i in range(layer):
+        cache.update(empty, empty, i)
+    for i, (keys, values) in enumerate(zip(rows.keys, rows.values, strict=True)):
+        cache.update(keys, values, layer + i)
+    return cache
+
+
+def _tap(model: nn.Module, projection: ValueProjection) -> _Tap:
+    parent_path, _, name = projection.path.rpartition(".")
+    parent = _copy_along(model, parent_path, inside=f"{projection.blocks}.{projection.layer}")
+    layer = parent._modules[name]
+    tap = _Tap(layer.base_layer if isinstance(layer, SideMemoryLayer) else layer)  # type: ignore[arg-type]
+    parent._modules[name] = tap
+    return tap
+
+
+def _copy_along(model: Any, path: str, inside: str = "") -> Any:
+    """Copies `model` and each module down to `path`; returns the new root (or the new end, below `inside`).
+
+    With `inside`, the modules down to that path are already copies and are walked, not copied again.
+    """
+    root = model if inside else _copy(model)
+    node = root
+    walked: list[str] = []
+    for name in path.split("."):
+        walked.append(name)
+        child = node._modules[name]
+        if not (inside + ".").startswith(".".join(walked) + "."):
+            child = _copy(child)
+            node._modules[name] = child
+        node = child
+    return node if inside else root
+
+
+def _copy(module: Any) -> Any:
+    """A shallow copy: own table of children, shared parameters and buffers."""
+    clone = copy.copy(module)
+    clone.__dict__["_modules"] = dict(module._modules)
+    bound = clone.__dict__.get("forward")
+    if isinstance(bound, partial):  # accelerate's hook, bound to the original module: bind it to the copy
+        clone.__dict__["forward"] = partial(bound.func, clone)
+        clone.__dict__["_old_forward"] = MethodType(type(clone).forward, clone)
+    return clone

@@ -1,0 +1,1 @@
+"""wise: lifelong editing of Hugging Face language models."""

@@ -1,0 +1,145 @@
+"""Where each architecture keeps the value projection of its feed-forward layers: a table, not branches.
+
+To add an architecture, add one row. A user with a model that is not here names the path in
+`WiseConfig(value_projection="...{i}...")`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from wise.config import WiseConfig
+from wise.errors import ConfigError, UnsupportedModelError
+
+LLAMA_STYLE = "model.layers.{i}.mlp.down_proj"
+BLOOM_STYLE = "transformer.h.{i}.mlp.dense_4h_to_h"
+
+VALUE_PROJECTIONS: dict[str, str] = {
+    "bloom": BLOOM_STYLE,
+    "falcon": BLOOM_STYLE,
+    "gemma2": LLAMA_STYLE,
+    "gemma3": "model.language_model.layers.{i}.mlp.down_proj",
+    "gemma3_text": LLAMA_STYLE,
+    "gpt2": "transformer.h.{i}.mlp.c_proj",
+    "gpt_neox": "gpt_neox.layers.{i}.mlp.dense_4h_to_h",
+    "gptj": "transformer.h.{i}.mlp.fc_out",
+    "llama": LLAMA_STYLE,
+    "mistral": LLAMA_STYLE,
+    "opt": "model.decoder.layers.{i}.fc2",
+    "phi3": LLAMA_STYLE,
+    "qwen2": LLAMA_STYLE,
+    "qwen3": LLAMA_STYLE,
+}
+"""`model_type` -> path of the value projection, `{i}` being the block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueProjection:
+    """The module that is wrapped, and where it stands."""
+
+    path: str
+    """Dotted path from the model, e.g. `model.layers.4.mlp.down_proj`."""
+    blocks: str
+    """Dotted path of the list of blocks, e.g. `model.layers`."""
+    layer: int
+    """Index of the edited block."""
+    depth: int
+    """Number of blocks."""
+    in_features: int
+    """f: size of the activation."""
+    out_features: int
+    """d: size of the block's output."""
+
+
+def locate(model: PreTrainedModel, config: WiseConfig) -> ValueProjection:
+    """Finds the value projection that `config` asks for.
+
+    Raises UnsupportedModelError where the architecture is unknown or has packed experts, and
+    ConfigError where `layer` is not a block of this model.
+    """
+    model_type = str(model.config.model_type)
+    template = config.value_projection or VALUE_PROJECTIONS.get(model_type)
+    if template is None:
+        raise UnsupportedModelError(_unknown(model, model_type))
+    blocks_path, _, inner = template.partition(".{i}.")
+    try:
+        blocks = model.get_submodule(blocks_path)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"value_projection {template!r}: this {model_type} model has no module {blocks_path!r}; "
+            f"candidates: {_candidates(model)}"
+        ) from error
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks) or not inner:
+        raise UnsupportedModelError(
+            f"value_projection {template!r}: {blocks_path!r} is not a list of blocks; "
+            f"candidates: {_candidates(model)}"
+        )
+    layer = _choose_layer(config, len(blocks))
+    path = f"{blocks_path}.{layer}.{inner}"
+    try:
+        module = model.get_submodule(path)
+    except AttributeError as error:
+        raise UnsupportedModelError(_missing(model, blocks[layer], path)) from error
+    in_features, out_features = _features(module, path)
+    return ValueProjection(
+        path=path,
+        blocks=blocks_path,
+        layer=layer,
+        depth=len(blocks),
+        in_features=in_features,
+        out_features=out_features,
+    )
+
+
+def _choose_layer(config: WiseConfig, depth: int) -> int:
+    if config.layer is None:
+        return int(config.layer_fraction * depth)
+    if config.layer >= depth:
+        raise ConfigError(f"layer={config.layer}: this model has {depth} blocks, 0 to {depth - 1}")
+    return config.layer
+
+
+def _features(module: nn.Module, path: str) -> tuple[int, int]:
+    """(f, d) of a linear module, whichever way round its weight lies."""
+    for names in (("in_features", "out_features"), ("nx", "nf")):  # nn.Linear and kin; transformers' Conv1D
+        sizes = tuple(getattr(module, name, None) for name in names)
+        if isinstance(sizes[0], int) and isinstance(sizes[1], int):
+            return sizes[0], sizes[1]
+    raise UnsupportedModelError(
+        f"{path} is a {type(module).__name__}: expected a linear layer (Linear, Conv1D or a subclass)"
+    )
+
+
+def _missing(model: PreTrainedModel, block: nn.Module, path: str) -> str:
+    packed = [name for name, p in block.named_parameters() if p.ndim == 3 and "expert" in name]
+    if packed:
+        return (
+            f"{model.config.model_type} keeps its experts packed in one 3-D parameter ({packed[0]!r} in each "
+            "block), so there is no value projection to stand beside; wise edits dense feed-forward layers. "
+            "Choose a dense model, or name a dense linear layer with value_projection='path.{i}.name'"
+        )
+    return f"this {model.config.model_type} model has no module {path!r}; candidates: {_candidates(model)}"
+
+
+def _unknown(model: PreTrainedModel, model_type: str) -> str:
+    blocks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    packed = next((_missing(model, b[0], "") for b in blocks if "packed" in _missing(model, b[0], "")), None)
+    return packed or (
+        f"model_type {model_type!r} is not in the table ({', '.join(sorted(VALUE_PROJECTIONS))}); name the value "
+        f"projection with WiseConfig(value_projection=...); candidates: {_candidates(model)}"
+    )
+
+
+def _candidates(model: PreTrainedModel) -> str:
+    """Paths of linear layers inside blocks that lead back to the model's width, `{i}` for the block."""
+    width = getattr(model.config.get_text_config(), "hidden_size", None)
+    found: dict[str, None] = {}
+    for name, module in model.named_modules():
+        sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+        if sizes[1] == width and sizes[0] not in (None, width) and re.search(r"\.\d+\.", name):
+            found[re.sub(r"\.\d+\.", ".{i}.", name, count=1)] = None
+    return ", ".join(found) or "none found"

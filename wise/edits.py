@@ -1,0 +1,291 @@
+"""What an edit is, and a record: an edit together with the prompts that measure it.
+
+An `Edit` says what must change and carries everything that fitting may use. A `Record`
+adds what fitting must never see: true paraphrases (generalization), neighbours (locality:
+"unchanged from the base") and the answer that was right before. Both check every field when
+they are made, so whatever holds one holds a usable one; an error names the field first, so
+that a reader can put the file and the line before it.
+
+Both have one JSON shape, which is the project's own file format (`wise.readers`): the fields
+of `Edit`, and under `"test"` those of `Record`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from datetime import datetime
+from reprlib import repr as shortened
+from typing import Any
+
+from wise.errors import EditError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """One wanted change: asked `prompt`, the model is to answer `target`.
+
+    Spaces after a prompt and white space around a target or subject are taken off, since
+    whoever joins the two decides on the space between them; nothing else in a text is touched.
+
+    Raises:
+        EditError: a field is of the wrong type, is blank, or contradicts another one.
+    """
+
+    prompt: str
+    """What is asked; ends right before the answer."""
+    target: str
+    """The wanted answer, without what ends it."""
+    id: str = ""
+    """Where left out: the content id, the same for the same prompt, target, subject and namespace."""
+    subject: str | None = None
+    """What the edit is about, as it is written in `prompt`."""
+    paraphrases: tuple[str, ...] = ()
+    """Other wordings of `prompt` that a writer may fit on."""
+    locality: tuple[str, ...] = ()
+    """Prompts whose answers must not move and that a writer may fit on."""
+    author: str | None = None
+    time: str | None = None
+    """When the edit was asked for, ISO 8601."""
+    namespace: str = "default"
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "target", "namespace"):
+            self._set(name, checked_text(name, getattr(self, name)))
+        for name in ("subject", "author", "time"):
+            if getattr(self, name) is not None:
+                self._set(name, checked_text(name, getattr(self, name)))
+        self._set("prompt", self.prompt.rstrip(" "))
+        self._set("target", self.target.strip())
+        for name in ("paraphrases", "locality"):
+            self._set(name, checked_prompts(name, getattr(self, name)))
+        if self.subject is not None:
+            self._set("subject", self.subject.strip())
+        self._check_subject()
+        self._check_time()
+        _check_apart("locality", self.locality, (self.prompt, *self.paraphrases), "asks for the edited fact")
+        self._set("id", content_id(self) if self.id == "" else checked_text("id", self.id))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_subject(self) -> None:
+        if self.subject is None or self.subject in self.prompt:
+            return
+        start = self.prompt.casefold().find(self.subject.casefold())
+        written = self.prompt[start : start + len(self.subject)]
+        hint = f"did you mean {written!r}?" if start >= 0 else "write it as the prompt does, or leave it out"
+        raise EditError(
+            f"field 'subject': {self.subject!r} does not occur in the prompt {shortened(self.prompt)}; {hint}"
+        )
+
+    def _check_time(self) -> None:
+        if self.time is None:
+            return
+        try:
+            datetime.fromisoformat(self.time)
+        except ValueError:
+            raise EditError(
+                f"field 'time': {self.time!r} was given, an ISO 8601 time was expected, "
+                "such as 2025-01-31T12:00:00+00:00"
+            ) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The edit as JSON values; optional fields that say nothing are left out."""
+        return {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        }
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> Edit:
+        """The edit that `to_dict` wrote.
+
+        Raises:
+            EditError: no mapping, an unknown or missing field, or what `Edit` itself refuses.
+        """
+        _check_object("edit", mapping)
+        _check_known("", mapping, [field.name for field in fields(cls)])
+        for field in fields(cls):
+            if field.default is MISSING and field.name not in mapping:
+                raise missing(field.name, mapping)
+        return cls(**mapping)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """An edit together with what measures it. Nothing here may be used for fitting but `edit`.
+
+    Raises:
+        EditError: a field is of the wrong type or blank, or a test prompt is one that fitting may use.
+    """
+
+    edit: Edit
+    paraphrases: tuple[str, ...] = ()
+    """True paraphrases, unseen in fitting: generalization."""
+    free_paraphrases: tuple[str, ...] = ()
+    """Freer rewordings, unseen in fitting; report them apart."""
+    neighbours: tuple[str, ...] = ()
+    """Prompts whose answers must stay what the base says: locality."""
+    answer: str | None = None
+    """The right answer before the edit, where the data says it."""
+    source: str = ""
+    """Where it was read, such as `facts.jsonl:12`."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.edit, Edit):
+            raise EditError(f"field 'edit': {given(self.edit)} was given, an Edit was expected")
+        for name in _PROMPT_LISTS:
+            object.__setattr__(self, name, checked_prompts(f"test.{name}", getattr(self, name)))
+        if self.answer is not None:
+            object.__setattr__(self, "answer", checked_text("test.answer", self.answer).strip())
+        asked = (self.edit.prompt, *self.edit.paraphrases)
+        _check_apart("test.paraphrases", self.paraphrases, asked, "may be used for fitting")
+        _check_apart("test.free_paraphrases", self.free_paraphrases, asked, "may be used for fitting")
+        _check_apart("test.neighbours", self.neighbours, self.edit.locality, "may be used for fitting")
+        asked = (*asked, *self.paraphrases, *self.free_paraphrases)
+        _check_apart("test.neighbours", self.neighbours, asked, "asks for the edited fact")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record in the project's own JSON shape; `source`, which is of one reading, is not in it."""
+        lists = {name: list(getattr(self, name)) for name in _PROMPT_LISTS}
+        test: dict[str, Any] = {name: prompts for name, prompts in lists.items() if prompts}
+        if self.answer is not None:
+            test["answer"] = self.answer
+        return self.edit.to_dict() | ({"test": test} if test else {})
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> Record:
+        """The record that `to_dict` wrote.
+
+        Raises:
+            EditError: what `Edit.from_dict` or `Record` refuses; fields of the test part as `test.NAME`.
+        """
+        _check_object("record", mapping)
+        edit = Edit.from_dict({name: value for name, value in mapping.items() if name != "test"})
+        test = mapping.get("test", {})
+        _check_object("test", test)
+        _check_known("test.", test, (*_PROMPT_LISTS, "answer"))
+        return cls(edit=edit, **test)
+
+
+_PROMPT_LISTS = ("paraphrases", "free_paraphrases", "neighbours")
+
+
+def content_id(edit: Edit) -> str:
+    """The first 16 hex digits of SHA-256 over what the edit asks for; where and by whom does not count."""
+    content = json.dumps([edit.prompt, edit.target, edit.subject, edit.namespace])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def check_unique(edits: Sequence[Edit]) -> None:
+    """Refuse edits of which two have one id.
+
+    Raises:
+        EditError: naming the id and both positions, counted from 0.
+    """
+    first: dict[str, int] = {}
+    for position, edit in enumerate(edits):
+        if edit.id in first:
+            raise EditError(
+                f"field 'id': {edit.id!r} is the id of edit {first[edit.id]} and of edit {position}; "
+                "give each its own, or leave one out"
+            )
+        first[edit.id] = position
+
+
+def check_lengths(
+    edits: Iterable[Edit | Record], count_tokens: Callable[[str], int], context: int, reserve: int = 0
+) -> None:
+    """Refuse an edit that a model cannot see whole.
+
+    Args:
+        edits: what is to be applied; a `Record` is named by its source, an `Edit` by its id.
+        count_tokens: how many tokens a text has, special tokens counted as the model will see them.
+        context: how many tokens the model sees at once.
+        reserve: tokens kept free, for what ends a target or goes before a prompt.
+
+    Raises:
+        EditError: a prompt or a paraphrase with the target, or a locality prompt, is longer than that.
+    """
+    for item in edits:
+        edit = item.edit if isinstance(item, Record) else item
+        source = item.source if isinstance(item, Record) else ""
+        target = f" {edit.target}"
+        whole = {"field 'target': with the prompt it": edit.prompt + target}
+        for place, text in enumerate(edit.paraphrases):
+            whole[f"field 'target': with paraphrases[{place}] it"] = text + target
+        for place, text in enumerate(edit.locality):
+            whole[f"field 'locality[{place}]': it"] = text
+        for subject, text in whole.items():
+            tokens = count_tokens(text)
+            if tokens + reserve > context:
+                raise EditError(
+                    f"{source + ': ' if source else ''}{subject} takes {tokens} tokens and {reserve} are "
+                    f"reserved, but the context holds {context}; shorten it (edit {edit.id!r})"
+                )
+
+
+def checked_text(name: str, value: object) -> str:
+    """`value`, where it is text that a tokenizer can take and that is not blank.
+
+    Raises:
+        EditError: naming the field `name`.
+    """
+    if not isinstance(value, str):
+        raise EditError(f"field {name!r}: {given(value)} was given, text was expected")
+    if not value.strip():
+        raise EditError(f"field {name!r}: empty or blank text was given; fill it in, or leave the edit out")
+    if "\0" in value:
+        raise EditError(f"field {name!r}: {shortened(value)} holds a NUL character; take it out")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        problem = "holds half a surrogate pair; take it out"
+        raise EditError(f"field {name!r}: {shortened(value)} {problem}") from None
+    return value
+
+
+def checked_prompts(name: str, value: object) -> tuple[str, ...]:
+    """A list of prompts as a tuple, spaces after them taken off.
+
+    Raises:
+        EditError: naming the field and the place, such as `paraphrases[2]`.
+    """
+    if not isinstance(value, list | tuple):
+        raise EditError(f"field {name!r}: {given(value)} was given, a list of texts was expected")
+    return tuple(checked_text(f"{name}[{place}]", text).rstrip(" ") for place, text in enumerate(value))
+
+
+def given(value: object) -> str:
+    """What a value is, short enough for a message."""
+    return "null" if value is None else f"{type(value).__name__} {shortened(value)}"
+
+
+def missing(name: str, mapping: Mapping[str, Any]) -> EditError:
+    """The error for a field that is not there."""
+    found = ", ".join(sorted(map(str, mapping))) or "none"
+    return EditError(f"field {name!r}: missing; fields found: {found}")
+
+
+def _check_object(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise EditError(f"field {name!r}: {given(value)} was given, an object of fields was expected")
+
+
+def _check_known(prefix: str, mapping: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in mapping:
+        if name not in known:
+            raise EditError(f"field {f'{prefix}{name}'!r}: unknown; {did_you_mean(str(name), known)}")
+
+
+def _check_apart(name: str, prompts: Sequence[str], others: Sequence[str], why: str) -> None:
+    """Refuse a prompt that would count on both sides."""
+    for place, prompt in enumerate(prompts):
+        if prompt in others:
+            raise EditError(
+                f"field {f'{name}[{place}]'!r}: {shortened(prompt)} also {why}; keep it in one place only"
+            )

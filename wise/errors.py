@@ -1,0 +1,47 @@
+"""Every error that wise raises on purpose.
+
+    WiseError
+    ├── ConfigError          (ValueError)  a setting is missing, unknown or out of range
+    ├── UnsupportedModelError(ValueError)  the model has no feed-forward layer that can be wrapped
+    ├── EditError            (ValueError)  an edit, or a file of edits, is not usable
+    └── ArtifactError        (ValueError)  a saved memory is incomplete, damaged or foreign
+
+A message says what was given, what was expected and what to do about it. Nothing
+has been changed when one of these is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class WiseError(Exception):
+    """Root of the tree: `except wise.WiseError` catches all that wise raises on purpose."""
+
+
+class ConfigError(WiseError, ValueError):
+    """A setting is missing, unknown or out of range."""
+
+
+class UnsupportedModelError(WiseError, ValueError):
+    """The model has no feed-forward value projection that wise can wrap."""
+
+
+class EditError(WiseError, ValueError):
+    """An edit, or a file of edits, is not usable; nothing was applied."""
+
+
+class ArtifactError(WiseError, ValueError):
+    """A saved memory is incomplete, damaged, or belongs to another base model."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A sentence naming the nearest known words, or all of them where none is near.
+
+    >>> did_you_mean("tie", ["ties", "slerp"])
+    "did you mean 'ties'?"
+    """
+    known = sorted(known)
+    near = get_close_matches(given, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
