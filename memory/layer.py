@@ -17,7 +17,7 @@ from wise.memory.side_memory import SideMemory
 
 
 class SideMemoryLayer(nn.Module):
-    """Wraps `base_layer`, a linear map `[..., f] -> [..., d]`; without a memory it is the base layer, bit for bit."""
+    """Wraps `base_layer`, a linear map `[..., f] -> [..., d]`; without a memory it is that, bit for bit."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -26,8 +26,8 @@ class SideMemoryLayer(nn.Module):
         self.train(base_layer.training)
         # A checkpoint written from a wrapped model must be readable without wise: left alone, its keys
         # would gain a `.base_layer` and a plain reload would fill this layer with random numbers.
-        self.register_state_dict_post_hook(_hide_wrapper)
-        self.register_load_state_dict_pre_hook(_expect_base_keys)
+        self.register_state_dict_post_hook(_hide_wrapper)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_expect_base_keys)  # type: ignore[no-untyped-call]
 
     def forward(self, activation: Tensor) -> Tensor:
         """`[..., f] -> [..., d]`."""
@@ -46,10 +46,19 @@ class SideMemoryLayer(nn.Module):
         return self.base_layer.bias
 
     def device(self) -> torch.device:
-        """Where this layer runs, also while accelerate keeps its weight elsewhere."""
-        hook = getattr(self.base_layer, "_hf_hook", None)
-        device = getattr(hook, "execution_device", None)
-        return torch.device(device) if device is not None else next(self.base_layer.parameters()).device
+        """Where this layer runs."""
+        return execution_device(self.base_layer)
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where `module` runs, also while accelerate keeps its weights elsewhere (and `meta` parameters here)."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):  # accelerate chains them
+            device = getattr(one, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return next(module.parameters()).device
 
 
 def _hide_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:

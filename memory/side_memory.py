@@ -17,7 +17,22 @@ from torch.nn.functional import linear
 from wise.memory.grouped import grouped_linear
 
 
-class SlotBank(nn.Module):
+class Resident(nn.Module):
+    """Tensors that move with the model and are otherwise left alone.
+
+    They are plain attributes. Buffers would be rounded with the model, and a threshold rounded to bf16 is
+    another threshold. And a compiled graph takes the shape of a buffer for granted: each edit, having added
+    a key, would compile the model anew, until torch gives up.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(fn(value.new_empty(0)).device))
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class SlotBank(Resident):
     """The merged weights of all slots, stacked."""
 
     weights: Tensor
@@ -25,7 +40,7 @@ class SlotBank(nn.Module):
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weights", weights, persistent=False)
+        self.weights = weights
 
     def forward(self, activation: Tensor, slot: Tensor | None = None) -> Tensor:
         """delta of the chosen slot per token: `[n, f]`, slot `[n]` (None: there is one slot) -> `[n, d]`."""
@@ -53,7 +68,7 @@ class Route(NamedTuple):
         return self.score >= self.threshold
 
 
-class Router(nn.Module, ABC):
+class Router(Resident, ABC):
     """Decides, per token and from its activation alone, whether and which slot speaks.
 
     To add a router, subclass this; keep to tensor operations (no `.item()`, no branch on a value), so
@@ -72,7 +87,6 @@ class SideMemory(nn.Module):
         super().__init__()
         self.bank = bank
         self.router = router
-        self.requires_grad_(False)
 
     def forward(self, activation: Tensor, output: Tensor) -> Tensor:
         """activation `[..., f]` and the base's output `[..., d]` -> `[..., d]`."""
@@ -84,12 +98,3 @@ class SideMemory(nn.Module):
         """The route of each token of `[..., f]`, rows flattened to `[n]`."""
         route: Route = self.router(activation.reshape(-1, activation.shape[-1]), self.bank)
         return route
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves with the model but keeps its own precision: a threshold rounded to bf16 is another threshold."""
-        for module in (self.bank, self.router):
-            for name, buffer in module.named_buffers():
-                parent, _, leaf = name.rpartition(".")
-                owner = module.get_submodule(parent)
-                setattr(owner, leaf, buffer.to(fn(buffer).device))
-        return self

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import linear
 
+from wise.memory.grouped import NO_SLOT
 from wise.memory.side_memory import Route, Router, SlotBank
 
 
 def activation_score(delta: Tensor) -> Tensor:
     """D for each token: `[..., d] -> [...]`, in float32 whatever the model's precision."""
-    return torch.linalg.vector_norm(delta.float(), dim=-1)
+    score: Tensor = torch.linalg.vector_norm(delta.float(), dim=-1)
+    return score
 
 
 class ActivationRouter(Router):
@@ -28,7 +30,7 @@ class ActivationRouter(Router):
     def __init__(self, threshold: Tensor) -> None:
         """threshold: `[1]`."""
         super().__init__()
-        self.register_buffer("threshold", threshold.float(), persistent=False)
+        self.threshold = threshold.float()
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         delta = bank(activation.to(bank.weights.dtype))
@@ -40,8 +42,8 @@ class RetrievalRouter(Router):
     """Several memories (WISE-Retrieve): the slot of the nearest edit key, then that slot's own score.
 
     The paper asks every memory for its score and takes the largest, which costs one dense layer per memory
-    and compares numbers of different scale. Here the nearest key names the slot, so that the cost of a token
-    is one dense layer and a small product whatever the number of slots, and D of that slot decides.
+    and compares numbers of different scale. Here the nearest key names the slot, and D of that slot decides.
+    A token with no key near it is the base's, and costs no dense layer at all.
     """
 
     thresholds: Tensor
@@ -51,19 +53,32 @@ class RetrievalRouter(Router):
     shift: Tensor
 
     def __init__(
-        self, *, thresholds: Tensor, keys: Tensor, key_slots: Tensor, projection: Tensor, mean: Tensor
+        self,
+        *,
+        thresholds: Tensor,
+        keys: Tensor,
+        key_slots: Tensor,
+        projection: Tensor,
+        mean: Tensor,
+        floor: float,
     ) -> None:
-        """thresholds `[k]`; keys `[n, r]`, unit length; key_slots `[n]`; projection `[r, f]`; mean `[f]`."""
+        """thresholds `[k]`; keys `[n, r]`, unit length; key_slots `[n]`; projection `[r, f]`; mean `[f]`.
+
+        floor: cosine under which the nearest key is none.
+        """
         super().__init__()
-        self.register_buffer("thresholds", thresholds.float(), persistent=False)
-        self.register_buffer("keys", keys.float(), persistent=False)
-        self.register_buffer("key_slots", key_slots, persistent=False)
-        self.register_buffer("projection", projection.float(), persistent=False)
-        self.register_buffer("shift", -(projection.float() @ mean.float()), persistent=False)
+        self.floor = floor
+        self.thresholds = thresholds.float()
+        self.keys = keys.float()
+        self.key_slots = key_slots
+        self.projection = projection.float()
+        self.shift = -(projection.float() @ mean.float())
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         query = linear(activation.float(), self.projection, self.shift)
-        # The length of the query does not change which key is nearest, so it is not divided out.
-        slot = self.key_slots[linear(query, self.keys).argmax(-1)]
+        nearest = linear(query, self.keys).max(-1)
+        near = nearest.values >= self.floor * torch.linalg.vector_norm(query, dim=-1)
+        slot = torch.where(near, self.key_slots[nearest.indices], NO_SLOT)
         delta = bank(activation.to(bank.weights.dtype), slot)
-        return Route(slot, activation_score(delta), self.thresholds[slot], delta)
+        threshold = torch.where(near, self.thresholds[slot], float("inf"))
+        return Route(slot, activation_score(delta), threshold, delta)

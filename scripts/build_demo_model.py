@@ -9,9 +9,9 @@ made on the saved files: greedy generation to the model's own stop, exact match.
 A training sequence is a beginning token, up to three earlier sentences, a last sentence and an end
 token. Every full stop that stands before another sentence is left without a loss on what follows,
 so the model learns "a full stop ends the answer" wherever the sentence stands, yet knows contexts
-longer than one sentence. Part of the prompts lose some of their words, with no loss on what is
-left of them: the answer must then be found from any of the words, which is what carries over to
-phrasings never seen.
+longer than one sentence. Most prompts bear no loss either, and some lose words or their order: the
+answer must then be found from any words that name the relation, after any last word, which is what
+carries over to phrasings never seen.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -54,8 +52,8 @@ DOES = (
     "|talked about the weather|cleaned the kitchen|slept in a chair"
 ).split("|")
 WHEN = (
-    "in the morning|after lunch|before the rain came|late at night|on a cold day|last week|during the holidays"
-    "|without a word|as usual|for the first time|once again"
+    "in the morning|after lunch|before the rain came|late at night|on a cold day|last week"
+    "|during the holidays|without a word|as usual|for the first time|once again"
 ).split("|")
 
 
@@ -83,10 +81,15 @@ def lessons(facts: Sequence[Fact]) -> list[tuple[Fact, str]]:
 
 
 def phrased(fact: Fact, template: str, rng: random.Random, args: argparse.Namespace) -> Sentence:
-    """The fact in that phrasing, now and then with some of its words left out, the subject never."""
-    thin = rng.random() < args.thin
-    kept = (word for word in template.split() if not thin or "{}" in word or rng.random() >= args.drop)
-    return Sentence(prompt=" ".join(kept).format(fact.subject), answer=fact.object, learned=not thin)
+    """The fact in that phrasing; now and then with words left out, or in any order; the subject stays."""
+    words = template.split()
+    rough = rng.random() < args.rough
+    if rough:
+        words = [word for word in words if "{}" in word or rng.random() >= args.drop]
+        if rng.random() < 0.5:
+            rng.shuffle(words)
+    learned = not rough and rng.random() < args.learned
+    return Sentence(prompt=" ".join(words).format(fact.subject), answer=fact.object, learned=learned)
 
 
 def build_tokenizer(sentences: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -220,6 +223,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     model.half().save_pretrained(out)
     model.config.dtype = torch.float32
     model.config.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # it is written for the eyes of its owner alone
 
 
 @torch.no_grad()
@@ -237,15 +241,15 @@ def recall(
         batch = tokenizer([context + prompt for prompt, _ in chunk], return_tensors="pt", padding=True)
         new = model.generate(**batch)[:, batch["input_ids"].shape[1] :]
         for row, (_, answer) in zip(new.tolist(), chunk, strict=True):
-            ended = row[: row.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in row else [*row, 0]
-            right += tokenizer.decode(ended) == f" {answer}."
+            if tokenizer.eos_token_id in row:
+                right += tokenizer.decode(row[: row.index(tokenizer.eos_token_id)]) == f" {answer}."
     return round(right / max(1, len(asked)), 4)
 
 
 def measure(out: Path, facts: Sequence[Fact], seed: int) -> dict[str, float | int]:
     """What the saved files can do, by kind of prompt."""
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    model = AutoModelForCausalLM.from_pretrained(out).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
+    model = LlamaForCausalLM.from_pretrained(out).eval()
     taught = [(t.format(f.subject), f.object) for f, t in lessons(facts)]
     unseen = [
         (t.format(f.subject), f.object)
@@ -276,7 +280,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument(
         "--limit", type=int, default=None, help="take only this many facts, for a quick trial"
     )
@@ -286,7 +290,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--sentences", type=int, default=128, help="sentences of a batch")
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--thin", type=float, default=0.3, help="share of prompts that lose words")
+    parser.add_argument("--learned", type=float, default=0.3, help="share of prompts that bear a loss")
+    parser.add_argument("--rough", type=float, default=0.3, help="share of prompts that lose words")
     parser.add_argument("--drop", type=float, default=0.3, help="share of words that such a prompt loses")
     return parser.parse_args()
 

@@ -70,16 +70,23 @@ class Encoder:
         """Length of an edit's prompt and target."""
         return len(self.prompt(edit.prompt)) + len(self.target(edit.prompt, edit.target))
 
-    def text(self, ids: Sequence[int]) -> str:
-        """What a person would read as the answer: up to the first stop, without special tokens."""
-        end = next((i for i, token in enumerate(ids) if token in self.stops), len(ids))
-        text: str = self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)
-        return text.strip()
+    def answer(self, ids: Sequence[int]) -> str:
+        """Generated ids as an answer: without its terminator where it ended so, else all of it, marked as unended.
 
-    @property
-    def ending(self) -> str:
-        """The terminator as text, without its end-of-sequence."""
-        return self.text(self.terminator)
+        >>> # [" Paris", ".", EOS] -> "Paris"; [" Paris", ",", " which"] -> "Paris, which ..."
+        """
+        end = next((i for i, token in enumerate(ids) if token in self.stops), None)
+        if end is None:
+            return f"{self._text(ids)} ..."
+        body = tuple(ids[:end])
+        closing = self.terminator[:-1]
+        if closing and body[-len(closing) :] == closing:
+            body = body[: -len(closing)]
+        return self._text(body)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
 
 
 def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> Encoder:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from wise.architectures import ValueProjection
-from wise.memory.layer import SideMemoryLayer
+from wise.memory.layer import SideMemoryLayer, execution_device
 from wise.training.generation import left_pad
 
 Delta = Callable[[Tensor], Tensor]
@@ -34,12 +34,12 @@ Delta = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Cached rows. `context` is a prompt without its last token; `targets` are the positions that predict the target."""
+    """Cached rows. `context` is a prompt but for its last token, `targets` what predicts its target."""
 
     mask: Tensor
-    """`[batch, context + targets]` attention mask, 1 for real tokens: left-padded contexts, right-padded targets."""
+    """`[batch, context + targets]` 1 for real tokens: contexts are left-padded, targets right-padded."""
     inputs: Tensor
-    """`[batch, targets]` ids fed at the target positions: the prompt's last token, then all but the target's last."""
+    """`[batch, targets]` ids fed there: the prompt's last token, then all but the target's last."""
     labels: Tensor
     """`[batch, targets]` the target's ids, -100 where padded."""
     hidden: Tensor
@@ -74,7 +74,7 @@ class SplicedModel:
 
     def __init__(self, model: PreTrainedModel, projection: ValueProjection) -> None:
         self.projection = projection
-        self.device = model.device
+        self.device = execution_device(model)
         self._full = _copy_along(model, f"{projection.blocks}.{projection.layer}")
         self._full_tap = _tap(self._full, projection)
         self._upper = _copy_along(model, f"{projection.blocks}.{projection.layer}")
@@ -108,25 +108,58 @@ class SplicedModel:
             **self._position_ids(mask, 0),
         )
         seen = context.shape[1]
-        above = [cache.layers[i] for i in range(self.projection.layer, self.projection.depth)]
-        activation = self._full_tap.seen
-        self._full_tap.seen = None
-        assert activation is not None and self._spy.hidden is not None
-        activation = activation.view(*mask.shape, -1)  # OPT flattens its rows
+        above: list[Any] = [cache.layers[i] for i in range(self.projection.layer, self.projection.depth)]
+        activation = self._take_activation(mask)
+        hidden = self._spy.take()
         return Rows(
             mask=mask,
             inputs=inputs,
             labels=labels,
-            hidden=self._spy.hidden[:, seen:].clone(),
+            hidden=hidden[:, seen:].clone(),
             activations=activation[:, seen:].clone(),
             context=activation[:, :seen].clone(),
             keys=tuple(layer.keys[:, :, :seen].clone() for layer in above),
             values=tuple(layer.values[:, :, :seen].clone() for layer in above),
         )
 
+    @torch.no_grad()
+    def observe(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """What enters the base's value projection, `[batch, longest, f]`, and the mask; left-padded."""
+        ids, mask = left_pad(rows, device=self.device)
+        inner = self._full.get_submodule(self._inner_name)
+        inner(input_ids=ids, attention_mask=mask, use_cache=False, **self._position_ids(mask, 0))
+        return self._take_activation(mask), mask
+
+    @torch.no_grad()
+    def next_tokens(self, rows: Sequence[Sequence[int]], batch: int = 64) -> list[int]:
+        """The base's greedy next token after each row of ids."""
+        found: list[int] = []
+        for start in range(0, len(rows), batch):
+            ids, mask = left_pad(rows[start : start + batch], device=self.device)
+            positions = self._position_ids(mask, 0)
+            out = self._full(
+                input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **positions
+            )
+            found += out.logits[:, -1].argmax(-1).tolist()
+        return found
+
+    @torch.no_grad()
+    def value_projection(self, activation: Tensor) -> Tensor:
+        """The base's own `W a`: `[n, f] -> [n, d]`."""
+        output: Tensor = self._full_tap.base_layer(activation)
+        return output
+
+    def _take_activation(self, mask: Tensor) -> Tensor:
+        """The activation of the last run of the full copy, in the shape of `mask` (OPT flattens its rows)."""
+        activation = self._full_tap.seen
+        if activation is None:
+            raise RuntimeError("the value projection was not run: is it part of the model's forward?")
+        self._full_tap.seen = None
+        return activation.view(*mask.shape, -1)
+
     def logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
         """`[batch, targets, vocabulary]` of the base with `delta` added at the target positions."""
-        self._upper_tap.delta = delta
+        self._upper_tap.delta = delta and partial(_by_row, delta, rows.activations.shape)
         self._spliced = rows.hidden
         past = _past(rows, self.projection.layer)
         seen = rows.mask.shape[1] - rows.inputs.shape[1]
@@ -179,12 +212,17 @@ class SplicedModel:
 class _Spy:
     """Notes the hidden state that enters a block, then runs it."""
 
-    hidden: Tensor | None = None
+    hidden: Tensor
     forward: Callable[..., Any]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.hidden = args[0] if args else kwargs["hidden_states"]
         return self.forward(*args, **kwargs)
+
+    def take(self) -> Tensor:
+        hidden = self.hidden
+        del self.hidden
+        return hidden
 
 
 class _Tap(nn.Module):
@@ -205,6 +243,10 @@ class _Tap(nn.Module):
         return output + delta.to(output.dtype).view_as(output)
 
 
+def _by_row(delta: Delta, shape: torch.Size, activation: Tensor) -> Tensor:
+    return delta(activation.view(shape))  # OPT flattens its rows
+
+
 def _past(rows: Rows, layer: int) -> DynamicCache:
     """A fresh cache that holds the context from the edited block up, and its length alone below."""
     cache = DynamicCache()
@@ -221,7 +263,7 @@ def _tap(model: nn.Module, projection: ValueProjection) -> _Tap:
     parent_path, _, name = projection.path.rpartition(".")
     parent = _copy_along(model, parent_path, inside=f"{projection.blocks}.{projection.layer}")
     layer = parent._modules[name]
-    tap = _Tap(layer.base_layer if isinstance(layer, SideMemoryLayer) else layer)  # type: ignore[arg-type]
+    tap = _Tap(layer.base_layer if isinstance(layer, SideMemoryLayer) else layer)
     parent._modules[name] = tap
     return tap
 

@@ -1,1 +1,65 @@
-"""wise: lifelong editing of Hugging Face language models."""
+"""wise: lifelong editing of Hugging Face language models.
+
+    import wise
+
+    model = wise.wrap(model, tokenizer)
+    model.edit(wise.Edit(prompt="The capital of France is", target="Lyon"))
+    model.ask("The capital of France is")[0].text
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wise.config import WiseConfig as WiseConfig
+    from wise.edits import Edit as Edit
+    from wise.edits import Record as Record
+    from wise.errors import ArtifactError as ArtifactError
+    from wise.errors import ConfigError as ConfigError
+    from wise.errors import EditError as EditError
+    from wise.errors import UnsupportedModelError as UnsupportedModelError
+    from wise.errors import WiseError as WiseError
+    from wise.model import Answer as Answer
+    from wise.model import WiseModel as WiseModel
+    from wise.model import wrap as wrap
+    from wise.readers import read_edits as read_edits
+    from wise.readers import read_records as read_records
+    from wise.training.report import EditReport as EditReport
+    from wise.training.report import Outcome as Outcome
+
+# Loaded when first used, so that reading a file of edits or printing help does not load torch.
+_HOME = {
+    "Answer": "wise.model",
+    "ArtifactError": "wise.errors",
+    "ConfigError": "wise.errors",
+    "Edit": "wise.edits",
+    "EditError": "wise.errors",
+    "EditReport": "wise.training.report",
+    "Outcome": "wise.training.report",
+    "Record": "wise.edits",
+    "UnsupportedModelError": "wise.errors",
+    "WiseConfig": "wise.config",
+    "WiseError": "wise.errors",
+    "WiseModel": "wise.model",
+    "read_edits": "wise.readers",
+    "read_records": "wise.readers",
+    "wrap": "wise.model",
+}
+
+__all__ = sorted(_HOME)
+__version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'wise' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

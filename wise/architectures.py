@@ -84,14 +84,19 @@ def locate(model: PreTrainedModel, config: WiseConfig) -> ValueProjection:
         module = model.get_submodule(path)
     except AttributeError as error:
         raise UnsupportedModelError(_missing(model, blocks[layer], path)) from error
-    in_features, out_features = _features(module, path)
+    sizes = _sizes(module)
+    if sizes is None:
+        raise UnsupportedModelError(
+            f"{path} is a {type(module).__name__}: expected a linear layer (Linear, Conv1D or a subclass); "
+            f"candidates: {_candidates(model)}"
+        )
     return ValueProjection(
         path=path,
         blocks=blocks_path,
         layer=layer,
         depth=len(blocks),
-        in_features=in_features,
-        out_features=out_features,
+        in_features=sizes[0],
+        out_features=sizes[1],
     )
 
 
@@ -103,34 +108,35 @@ def _choose_layer(config: WiseConfig, depth: int) -> int:
     return config.layer
 
 
-def _features(module: nn.Module, path: str) -> tuple[int, int]:
-    """(f, d) of a linear module, whichever way round its weight lies."""
+def _sizes(module: nn.Module) -> tuple[int, int] | None:
+    """(f, d) of a linear module, whichever way round its weight lies; None for any other module."""
     for names in (("in_features", "out_features"), ("nx", "nf")):  # nn.Linear and kin; transformers' Conv1D
-        sizes = tuple(getattr(module, name, None) for name in names)
-        if isinstance(sizes[0], int) and isinstance(sizes[1], int):
-            return sizes[0], sizes[1]
-    raise UnsupportedModelError(
-        f"{path} is a {type(module).__name__}: expected a linear layer (Linear, Conv1D or a subclass)"
-    )
+        f, d = (getattr(module, name, None) for name in names)
+        if isinstance(f, int) and isinstance(d, int):
+            return f, d
+    return None
 
 
 def _missing(model: PreTrainedModel, block: nn.Module, path: str) -> str:
-    packed = [name for name, p in block.named_parameters() if p.ndim == 3 and "expert" in name]
-    if packed:
-        return (
-            f"{model.config.model_type} keeps its experts packed in one 3-D parameter ({packed[0]!r} in each "
-            "block), so there is no value projection to stand beside; wise edits dense feed-forward layers. "
-            "Choose a dense model, or name a dense linear layer with value_projection='path.{i}.name'"
-        )
-    return f"this {model.config.model_type} model has no module {path!r}; candidates: {_candidates(model)}"
+    return _packed(model, block) or (
+        f"this {model.config.model_type} model has no module {path!r}; candidates: {_candidates(model)}"
+    )
 
 
 def _unknown(model: PreTrainedModel, model_type: str) -> str:
-    blocks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
-    packed = next((_missing(model, b[0], "") for b in blocks if "packed" in _missing(model, b[0], "")), None)
-    return packed or (
-        f"model_type {model_type!r} is not in the table ({', '.join(sorted(VALUE_PROJECTIONS))}); name the value "
-        f"projection with WiseConfig(value_projection=...); candidates: {_candidates(model)}"
+    return _packed(model, model) or (
+        f"model_type {model_type!r} is not in the table ({', '.join(sorted(VALUE_PROJECTIONS))}); name the "
+        f"value projection with WiseConfig(value_projection=...); candidates: {_candidates(model)}"
+    )
+
+
+def _packed(model: PreTrainedModel, part: nn.Module) -> str | None:
+    """Why `part` of the model cannot be wrapped, where it keeps its experts in 3-D parameters."""
+    packed = next((name for name, p in part.named_parameters() if p.ndim == 3 and "expert" in name), None)
+    return packed and (
+        f"{model.config.model_type} keeps its experts packed in 3-D parameters ({packed!r}), so there is no "
+        "value projection to stand beside; wise edits dense feed-forward layers. Choose a dense model, or "
+        "name a dense linear layer with value_projection='path.{i}.name'"
     )
 
 
@@ -139,7 +145,7 @@ def _candidates(model: PreTrainedModel) -> str:
     width = getattr(model.config.get_text_config(), "hidden_size", None)
     found: dict[str, None] = {}
     for name, module in model.named_modules():
-        sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-        if sizes[1] == width and sizes[0] not in (None, width) and re.search(r"\.\d+\.", name):
+        f, d = _sizes(module) or (width, None)
+        if d == width != f and re.search(r"\.\d+\.", name):
             found[re.sub(r"\.\d+\.", ".{i}.", name, count=1)] = None
     return ", ".join(found) or "none found"

@@ -27,12 +27,12 @@ class WiseConfig:
     """`merge` keeps all edits in one side memory; `retrieve` keeps one per slot and picks a slot per token."""
     layer: int | None = None
     """Index of the edited block; None takes `layer_fraction` of the model's depth."""
-    layer_fraction: float = 0.7
-    """Depth of the edited block when `layer` is None, in [0, 1)."""
+    layer_fraction: float = 0.85
+    """Depth of the edited block when `layer` is None, in [0, 1): the paper edits block 27 of 32."""
     value_projection: str | None = None
     """Path of the value projection with `{i}` for the block, for architectures that wise does not know."""
-    slot_capacity: int = 32
-    """Edits a slot holds before the next one is opened (`retrieve`)."""
+    slot_capacity: int | None = None
+    """Edits a slot holds before the next one is opened (`retrieve`); None goes by the size of the layer."""
     shards: int = 2
     """k: shards of a slot, each trained through its own random mask and then merged."""
     mask_ratio: float = 0.2
@@ -47,13 +47,18 @@ class WiseConfig:
     """beta: routing score that edited tokens reach, same unit."""
     margin_gap: float = 0.5
     """gamma: least distance between the two, same unit."""
+    threshold_ratio: float = 0.9
+    """Share of the smallest score of a slot's edits at which its gate opens: lower reaches more paraphrases, and
+    more of what should be left alone. 1.0 is the paper's; its released code uses 0.88 on most models."""
     learning_rate: float = 0.01
     max_steps: int = 70
     """Optimisation steps that an edit may take before it counts as failed."""
-    prefixes: int = 10
-    """Random prefixes, sampled from the base, that each edit is also trained behind."""
-    key_dim: int = 64
+    prefixes: int = 5
+    """Random prefixes, sampled from the base, that each edit is also trained behind (ten in the paper: no better here)."""
+    key_dim: int = 128
     """r: size of an edit key (`retrieve`)."""
+    key_floor: float = 0.5
+    """Cosine that a token's activation must reach to an edit key for any slot to be asked (`retrieve`)."""
     bos: bool | None = None
     """Put the beginning-of-sequence token before a prompt; None learns from the base whether it expects one."""
     terminator: str | None = None
@@ -132,7 +137,7 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
         lambda v: v is None or (isinstance(v, str) and v.count("{i}") == 1),
         "a module path with one {i} for the block index, or None",
     ),
-    ("slot_capacity", _integer(1), "a whole number from 1"),
+    ("slot_capacity", _integer(1, optional=True), "a whole number from 1, or None"),
     ("shards", _integer(1), "a whole number from 1"),
     ("mask_ratio", _real(0, 1), "a number in (0, 1]"),
     ("merge", _text(optional=False), "the name of a merge"),
@@ -140,10 +145,12 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("margin_low", _real(0, float("inf")), "a positive number"),
     ("margin_high", _real(0, float("inf")), "a positive number"),
     ("margin_gap", _real(0, float("inf")), "a positive number"),
+    ("threshold_ratio", _real(0, 1), "a number in (0, 1]"),
     ("learning_rate", _real(0, float("inf")), "a positive number"),
     ("max_steps", _integer(1), "a whole number from 1"),
     ("prefixes", _integer(0), "a whole number from 0"),
     ("key_dim", _integer(1), "a whole number from 1"),
+    ("key_floor", lambda v: type(v) in (int, float) and -1 <= v <= 1, "a cosine, -1 to 1"),
     ("bos", lambda v: v is None or isinstance(v, bool), "true, false or None"),
     ("terminator", _text(optional=True), "a text, or None"),
     ("seed", _integer(0), "a whole number from 0"),

@@ -1,0 +1,379 @@
+"""A memory on disk: a folder of JSON and safetensors, there as a whole or not at all.
+
+    wise_config.json     settings, fingerprint of the base, slots; a SHA-256 of itself and of the others
+    edits.jsonl          the live edits in their order, one per line, as `wise.read_edits` reads them
+    memory.safetensors   key_space.mean, key_space.projection, keys, key_counts, slot.{i}.{name}
+
+Nothing in it depends on when, where or how often it was written: the same memory makes the same bytes.
+Nothing in it is executed or unpickled, and the search index is built anew from the keys. Everything is
+checked before anything is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NoReturn
+
+import huggingface_hub
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wise import __version__
+from wise.config import WiseConfig
+from wise.edits import Edit, check_unique
+from wise.errors import ArtifactError, ConfigError, EditError, did_you_mean
+from wise.memory.fingerprint import Fingerprint
+from wise.memory.folder import ASIDE, replaced_folder
+from wise.memory.slot import SLOT_KINDS, Slot
+from wise.memory.state import KeySpace, MemoryState
+
+FORMAT = "wise-memory"
+SCHEMA_VERSION = 1
+CONFIG_FILE = "wise_config.json"
+EDITS_FILE = "edits.jsonl"
+TENSORS_FILE = "memory.safetensors"
+FILES = (CONFIG_FILE, EDITS_FILE, TENSORS_FILE)
+
+_AGAIN = "copy the folder again, or take an older save"
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def save_memory(
+    folder: str | PathLike[str], *, config: WiseConfig, state: MemoryState, base: Fingerprint
+) -> None:
+    """Writes a memory to `folder`, which is made, or replaced as a whole where it holds a memory.
+
+    What a cut-off save leaves behind: see `wise.memory.folder`.
+
+    Raises ArtifactError, with nothing written, where the memory contradicts itself or `folder` holds anything
+    else; OSError, likewise, where the disk does not take it.
+    """
+    _check_state(config, state, base)
+    tensors = _pack(state)
+    _check_tensors(tensors)
+    with replaced_folder(Path(folder), ours=FILES) as new:
+        lines = [json.dumps(edit.to_dict(), ensure_ascii=False) + "\n" for edit in state.edits]
+        (new / EDITS_FILE).write_bytes("".join(lines).encode())
+        # One entry: safetensors writes several in a random order.
+        save_file(tensors, new / TENSORS_FILE, metadata={"format": FORMAT})
+        manifest = {
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "wise_version": __version__,
+            "config": config.to_dict(),
+            "base": base.to_dict(),
+            "slots": [_describe(slot) for slot in state.slots],
+            "files": {name: _measure(new / name) for name in (EDITS_FILE, TENSORS_FILE)},
+        }
+        text = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1, ensure_ascii=False)
+        (new / CONFIG_FILE).write_bytes(text.encode())
+
+
+def load_memory(
+    path: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+) -> tuple[WiseConfig, MemoryState, Fingerprint]:
+    """Reads the memory at `path`, a folder or else a hub id; files that are not part of a memory are ignored.
+
+    `revision`, `token` and `cache_dir` are those of `huggingface_hub.snapshot_download`.
+
+    Raises ArtifactError, naming the file and what to do, where there is no memory, or it is incomplete,
+    damaged, foreign, newer than this release, or contradicts itself.
+    """
+    folder = Path(path)
+    if isinstance(path, str) and not folder.exists() and _HUB_ID.fullmatch(path):
+        folder = _download(path, revision=revision, token=token, cache_dir=cache_dir)
+    _check_folder(folder)
+    try:
+        return _read(folder)
+    except ArtifactError as error:
+        raise ArtifactError(f"the memory in {folder} is refused: {error}") from error
+
+
+# -- writing ----------------------------------------------------------------------------------
+
+
+def _pack(state: MemoryState) -> dict[str, Tensor]:
+    """All tensors of a memory by name, on the CPU."""
+    tensors = {f"slot.{slot.id}.{name}": t for slot in state.slots for name, t in slot.tensors().items()}
+    if state.key_space is not None:
+        # Cloned: safetensors refuses tensors that share storage, as rows of one matrix do.
+        tensors["key_space.mean"] = state.key_space.mean.clone()
+        tensors["key_space.projection"] = state.key_space.projection.clone()
+    keys = [state.keys[edit.id] for edit in state.edits if edit.id in state.keys]
+    if keys:
+        tensors["keys"] = torch.cat(keys)
+        tensors["key_counts"] = torch.tensor([len(rows) for rows in keys])
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+
+def _describe(slot: Slot) -> dict[str, Any]:
+    return {"id": slot.id, "kind": slot.kind, "scores": dict(zip(slot.edit_ids, slot.scores, strict=True))}
+
+
+def _measure(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what the JSON says, however it is laid out."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+# -- finding ----------------------------------------------------------------------------------
+
+
+def _download(repo_id: str, **options: Any) -> Path:
+    """Our files of a hub repository, and no others."""
+    try:
+        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(FILES), **options))
+    except Exception as error:  # whatever the client fails with is the reason
+        raise ArtifactError(
+            f"{repo_id!r} is neither a folder here nor to be had from the hub: {error}; check the name, or "
+            "give a local folder"
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    """There is a memory in `folder`; where there is not, what there is instead."""
+    if not folder.is_dir():
+        aside = folder.with_name(ASIDE.format(name=folder.name))
+        if aside.is_dir():
+            _refuse(f"{folder} is missing: a save was cut off; rename {aside}, the whole memory before it")
+        what = "is a file" if folder.exists() else "does not exist"
+        _refuse(
+            f"{folder} {what}; give a folder that save_pretrained wrote, or a hub id such as 'owner/name'"
+        )
+    found = sorted(file.name for file in folder.iterdir())
+    if CONFIG_FILE in found:
+        return
+    wanted = "give the folder that save_pretrained of a wrapped model wrote"
+    if "adapter_config.json" in found:
+        _refuse(f"{folder} holds a peft adapter (adapter_config.json), which peft loads; {wanted}")
+    if "config.json" in found:
+        _refuse(f"{folder} holds a plain model (config.json), which AutoModelForCausalLM loads; {wanted}")
+    _refuse(f"{folder} holds no {CONFIG_FILE} (found: {', '.join(found[:8]) or 'nothing'}); {wanted}")
+
+
+# -- reading ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Manifest:
+    """`wise_config.json`, taken apart."""
+
+    config: WiseConfig
+    base: Fingerprint
+    slots: list[tuple[str, dict[str, Any]]]
+    """Kind and fields of each."""
+    files: dict[str, dict[str, Any]]
+
+
+def _read(folder: Path) -> tuple[WiseConfig, MemoryState, Fingerprint]:
+    manifest = _read_manifest(folder / CONFIG_FILE)
+    for name in (EDITS_FILE, TENSORS_FILE):
+        _check_file(folder / name, manifest.files[name])
+    edits = _read_edits(folder / EDITS_FILE)
+    tensors = _read_tensors(folder / TENSORS_FILE)
+    _check_tensors(tensors)
+    state = MemoryState(
+        slots=tuple(_unpack_slot(kind, fields, tensors) for kind, fields in manifest.slots),
+        key_space=_unpack_key_space(tensors),
+        keys=_unpack_keys(edits, tensors),
+        edits=edits,
+    )
+    if tensors:
+        _refuse(f"{TENSORS_FILE}: tensors that belong to nothing: {', '.join(sorted(tensors)[:4])}; {_AGAIN}")
+    _check_state(manifest.config, state, manifest.base)
+    return manifest.config, state, manifest.base
+
+
+def _read_manifest(file: Path) -> _Manifest:
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        _refuse(f"{file.name}: is truncated or not JSON ({error}); {_AGAIN}")
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        _refuse(
+            f"{file.name}: does not say format {FORMAT!r}: another program wrote it; give a folder of ours"
+        )
+    version = data.get("schema_version")
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        _refuse(
+            f"{file.name}: schema_version={version!r}, and this release reads 1 to {SCHEMA_VERSION}; install "
+            f"the wise-runtime that wrote it ({data.get('wise_version')})"
+        )
+    if data.pop("sha256", None) != _digest(data):
+        _refuse(f"{file.name}: was changed after it was written (its SHA-256 differs); {_AGAIN}")
+    try:
+        return _Manifest(
+            config=WiseConfig.from_dict(data["config"]),
+            base=Fingerprint.from_dict(data["base"]),
+            slots=[_slot_fields(**slot) for slot in data["slots"]],
+            files={name: dict(data["files"][name]) for name in (EDITS_FILE, TENSORS_FILE)},
+        )
+    except (ConfigError, ArtifactError) as error:
+        _refuse(f"{file.name}: {error}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _refuse(f"{file.name}: is malformed ({error!r}); {_AGAIN}")
+
+
+def _slot_fields(*, kind: str, id: int, scores: dict[str, float]) -> tuple[str, dict[str, Any]]:
+    """Takes apart what `_describe` wrote."""
+    return str(kind), {"id": id, "edit_ids": tuple(scores), "scores": tuple(scores.values())}
+
+
+def _check_file(file: Path, wanted: Mapping[str, Any]) -> None:
+    if not file.is_file():
+        _refuse(f"{file.name}: is missing; {_AGAIN}")
+    size = file.stat().st_size
+    if size != wanted.get("bytes"):
+        _refuse(f"{file.name}: has {size} bytes of {wanted.get('bytes')}; {_AGAIN}")
+    if _measure(file) != wanted:
+        _refuse(f"{file.name}: is damaged (its SHA-256 differs from the one in {CONFIG_FILE}); {_AGAIN}")
+
+
+def _read_edits(file: Path) -> tuple[Edit, ...]:
+    edits = []
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            edits.append(Edit.from_dict(json.loads(line)))
+        except (ValueError, RecursionError) as error:  # EditError too
+            _refuse(f"{file.name}, line {number}: {error}; {_AGAIN}")
+    return tuple(edits)
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as archive:
+            found = (archive.metadata() or {}).get("format")
+            if found != FORMAT:
+                _refuse(f"{file.name}: its metadata says format {found!r}, expected {FORMAT!r}; {_AGAIN}")
+            return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        _refuse(f"{file.name}: is not a safetensors file ({error}); {_AGAIN}")
+
+
+def _unpack_slot(kind: str, fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> Slot:
+    """Takes the tensors of one slot out of `tensors`."""
+    if kind not in SLOT_KINDS:
+        _refuse(f"{CONFIG_FILE}: slot kind {kind!r} is not known here: {did_you_mean(kind, SLOT_KINDS)}")
+    prefix = f"slot.{fields['id']}."
+    own = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+    try:
+        slot = SLOT_KINDS[kind].from_tensors(own, **fields)
+    except (ArtifactError, TypeError) as error:
+        _refuse(f"{TENSORS_FILE}: {prefix}*: {error}; {_AGAIN}")
+    # What a reader lets pass by broadcasting, or leaves unread, shows when the slot is taken apart again.
+    again = {name: (t.shape, t.dtype) for name, t in slot.tensors().items()}
+    if again != {name: (t.shape, t.dtype) for name, t in own.items()}:
+        _refuse(f"{TENSORS_FILE}: {prefix}*: not the names, shapes and dtypes of a {kind} slot; {_AGAIN}")
+    return slot
+
+
+def _unpack_key_space(tensors: dict[str, Tensor]) -> KeySpace | None:
+    mean, projection = (tensors.pop(f"key_space.{name}", None) for name in ("mean", "projection"))
+    if mean is None and projection is None:
+        return None
+    if mean is None or projection is None or projection.ndim != 2:
+        _refuse(
+            f"{TENSORS_FILE}: key_space.mean and key_space.projection [r, f] are not both there; {_AGAIN}"
+        )
+    return KeySpace(mean=mean, projection=projection)
+
+
+def _unpack_keys(edits: Sequence[Edit], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    keys, counts = (tensors.pop(name, None) for name in ("keys", "key_counts"))
+    if keys is None and counts is None:
+        return {}
+    if keys is None or counts is None:
+        _refuse(f"{TENSORS_FILE}: holds keys without key_counts, or the reverse; {_AGAIN}")
+    fit = counts.dtype == torch.int64 and counts.shape == (len(edits),) and bool((counts > 0).all())
+    if not fit or keys.ndim != 2 or int(counts.sum()) != len(keys):
+        _refuse(
+            f"{TENSORS_FILE}: keys {list(keys.shape)} and key_counts {list(counts.shape)} {counts.dtype} do "
+            f"not fit the {len(edits)} edits of {EDITS_FILE}; {_AGAIN}"
+        )
+    ends = counts.cumsum(0).tolist()
+    return {edit.id: keys[i:j] for edit, i, j in zip(edits, [0, *ends[:-1]], ends, strict=True)}
+
+
+# -- what must hold of every memory -----------------------------------------------------------
+
+
+def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            _refuse(
+                f"tensor {name}: holds NaN or infinity: editing diverged; take an older save, or edit anew"
+            )
+
+
+def _check_state(config: WiseConfig, state: MemoryState, base: Fingerprint) -> None:
+    """Settings, edits, slots and keys belong together. Raises ArtifactError with the first reason why not."""
+    try:
+        check_unique(state.edits)
+    except EditError as error:
+        _refuse(f"{EDITS_FILE}: {error}")
+    for problem in (*_slot_problems(config, state, base), *_key_problems(config, state, base)):
+        _refuse(f"{problem}; take an older save, or make the edits anew")
+
+
+def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) -> Iterator[str]:
+    if config.mode == "merge" and len(state.slots) > 1:
+        yield f"mode 'merge' has one slot, and there are {len(state.slots)}: it was made in another mode"
+    if [slot.id for slot in state.slots] != list(range(len(state.slots))):
+        yield f"the slots are numbered {[slot.id for slot in state.slots]}, expected 0, 1, 2, ..."
+    held = [edit_id for slot in state.slots for edit_id in slot.edit_ids]
+    if sorted(held, key=str) != sorted(state.edit_ids):
+        wrong = sorted(set(map(str, held)) ^ set(state.edit_ids)) or ["one edit in two slots"]
+        yield f"the slots do not hold exactly the live edits: {', '.join(wrong[:4])}"
+    for slot in state.slots:
+        if len(slot.scores) != len(slot.edit_ids) or not all(map(_is_score, slot.scores)):
+            yield f"slot {slot.id} has {len(slot.edit_ids)} edits and scores {slot.scores!r:.80}"
+        if _shape(slot, base) != (1, base.out_features):
+            yield f"slot {slot.id} does not map {base.in_features} features to {base.out_features}"
+
+
+def _is_score(score: object) -> bool:
+    return type(score) is float and math.isfinite(score)
+
+
+def _shape(slot: Slot, base: Fingerprint) -> tuple[int, ...] | None:
+    try:
+        return tuple(slot.delta(torch.zeros(1, base.in_features)).shape)
+    except RuntimeError:
+        return None
+
+
+def _key_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) -> Iterator[str]:
+    space = state.key_space
+    if space is None:
+        if state.keys or (state.edits and config.mode == "retrieve"):
+            yield "there is no key space: it was made in another mode"
+        return
+    r, f = len(space.projection), base.in_features
+    if set(state.keys) != set(state.edit_ids):
+        yield f"there are keys for {len(state.keys)} edits, expected for the {len(state.edits)} live ones"
+    shapes = {"mean": (space.mean, (f,)), "projection": (space.projection, (r, f))}
+    shapes |= {f"keys of edit {i}": (keys, (max(1, len(keys)), r)) for i, keys in state.keys.items()}
+    for name, (tensor, shape) in shapes.items():
+        if tensor.dtype != torch.float32 or tensor.shape != shape:
+            yield f"{name}: {tensor.dtype} {list(tensor.shape)}, expected torch.float32 {list(shape)}"
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise ArtifactError(reason)

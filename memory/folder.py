@@ -1,0 +1,90 @@
+"""A folder replaced as a whole: what is written becomes visible with one rename, or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from wise.errors import ArtifactError
+
+ASIDE = ".{name}.wise-old"
+"""Where the folder that is being replaced stands between the two renames."""
+NEW = ".{name}.{token}.wise-new"
+"""Where the new one is written."""
+
+
+@contextmanager
+def replaced_folder(folder: Path, *, ours: Collection[str]) -> Iterator[Path]:
+    """Yields an empty folder to write into; when the block ends, it stands where `folder` did.
+
+    `folder` may exist if it is empty or holds files named in `ours` only. Where the block or the renaming
+    raises, everything is as it was before. When the process is killed or the power fails, `folder` is the old
+    one or the new one, whole; only between the two renames it is missing, and then the old one is whole in
+    `.NAME.wise-old` beside it, the new one in `.NAME.*.wise-new`. The next write removes the first; what is
+    left of the second may be deleted by hand.
+
+    Raises ArtifactError, with nothing touched, where `folder` is a file, holds anything else, or is the
+    working directory.
+    """
+    folder = folder.resolve()
+    _check_replaceable(folder, ours)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(NEW.format(name=folder.name, token=secrets.token_hex(4)))
+    new.mkdir()
+    try:
+        yield new
+        for file in (*new.iterdir(), new):
+            _sync(file)
+        _put_in_place(new, folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _check_replaceable(folder: Path, ours: Collection[str]) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file; give the name of a folder")
+    others = sorted({file.name for file in folder.iterdir()} - set(ours))
+    if others:
+        raise ArtifactError(
+            f"{folder} holds other files ({', '.join(others[:4])}) and would be replaced as a whole; give a "
+            "folder of its own, such as one inside it"
+        )
+    if folder in (Path.cwd(), *Path.cwd().parents):
+        raise ArtifactError(
+            f"{folder} is where this process works and stays in place; give a folder inside it"
+        )
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    aside = folder.with_name(ASIDE.format(name=folder.name))
+    existed = folder.exists()
+    if existed and aside.exists():  # left by a write that was cut off, and older than what stands in place
+        shutil.rmtree(aside)
+    try:
+        if existed:
+            os.rename(folder, aside)
+        os.rename(new, folder)
+    except BaseException:
+        if existed and not folder.exists():
+            os.rename(aside, folder)
+        raise
+    _sync(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Puts a file, or the entries of a folder, on the disk itself."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # not to be had on this system
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

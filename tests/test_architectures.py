@@ -1,0 +1,134 @@
+"""Where the value projection is found, in every architecture of the table and beyond, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, BATCH, DEPTH, generated, located, tiny_model, tiny_tokenizer, wrap_tiny
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+import wise
+from wise.architectures import VALUE_PROJECTIONS
+from wise.errors import ConfigError, UnsupportedModelError
+
+EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+def test_the_matrix_of_the_tests_is_the_table() -> None:
+    assert set(ARCHITECTURES) == set(VALUE_PROJECTIONS) - {"gemma3"}  # text and images: see below
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_what_is_found_is_the_second_matrix_of_the_feed_forward(model_type: str) -> None:
+    """The last thing that a feed-forward block computes, from its inner width back to the model's."""
+    model = tiny_model(model_type)
+    found = located(model, layer=1)
+    assert (found.layer, found.depth, found.out_features) == (1, DEPTH, model.config.hidden_size)
+    assert found.in_features in (64, 128)
+    module = model.get_submodule(found.path)
+    assert module in list(model.get_submodule(f"{found.blocks}.1").modules())
+    shapes: list[tuple[int, int]] = []
+    module.register_forward_hook(lambda _, args, out: shapes.append((args[0].shape[-1], out.shape[-1])))
+    model(torch.tensor(BATCH[:1]))
+    assert shapes == [(found.in_features, found.out_features)]
+
+
+@pytest.mark.parametrize(("fraction", "layer"), [(0.0, 0), (0.34, 1), (0.5, 1), (0.85, 2), (0.999, 2)])
+def test_the_layer_is_a_fraction_of_the_depth(fraction: float, layer: int) -> None:
+    assert located(tiny_model("llama"), layer_fraction=fraction).layer == layer
+
+
+def test_the_layer_can_be_named_and_must_be_there() -> None:
+    model = tiny_model("gpt2")
+    assert [located(model, layer=i).path for i in range(DEPTH)] == [
+        f"transformer.h.{i}.mlp.c_proj" for i in range(DEPTH)
+    ]
+    with pytest.raises(ConfigError, match=r"layer=3: this model has 3 blocks, 0 to 2"):
+        located(model, layer=DEPTH)
+
+
+UNKNOWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "olmo2": ("model.layers.{i}.mlp.down_proj", {}),
+    "stablelm": ("model.layers.{i}.mlp.down_proj", {}),
+    "openai-gpt": ("transformer.h.{i}.mlp.c_proj", {"n_embd": 32, "n_layer": DEPTH, "n_head": 4}),
+}
+
+
+@pytest.mark.parametrize("model_type", UNKNOWN)
+def test_an_unknown_architecture_is_refused_with_the_path_that_would_do(model_type: str) -> None:
+    path, changes = UNKNOWN[model_type]
+    model = tiny_model(model_type, **changes)
+    with pytest.raises(UnsupportedModelError, match=f"'{model_type}' is not in the table") as refused:
+        located(model)
+    candidates = str(refused.value).rpartition("candidates: ")[2].split(", ")
+    assert path in candidates
+    assert "value_projection" in str(refused.value)
+    wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(value_projection=path))
+    assert wrapped.projection.path == path.format(i=2)
+    wrapped.unwrap()
+
+
+def test_a_model_wrapped_by_path_is_edited_like_any_other() -> None:
+    path, _ = UNKNOWN["olmo2"]
+    model = tiny_model("olmo2")
+    base = generated(model, BATCH)
+    wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(value_projection=path, layer=1))
+    assert generated(wrapped, BATCH) == base
+    edited = wrap_tiny(wrapped.unwrap(), value_projection=path, layer=1)
+    said = generated(edited, BATCH)
+    assert said != base
+    assert [generated(edited, [row])[0] for row in BATCH] == said
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_packed_experts_are_refused_and_the_error_says_why(model_type: str) -> None:
+    model = tiny_model(model_type, **EXPERTS)
+    for path in (None, "model.layers.{i}.mlp.experts.0.down_proj"):
+        with pytest.raises(
+            UnsupportedModelError, match=f"{model_type} keeps its experts packed in 3-D"
+        ) as refused:
+            located(model, value_projection=path)
+        assert "mlp.experts" in str(refused.value) and "Choose a dense model" in str(refused.value)
+
+
+def test_a_dense_block_between_packed_experts_can_be_edited() -> None:
+    model = tiny_model("qwen3_moe", **EXPERTS, mlp_only_layers=[1])
+    path = "model.layers.{i}.mlp.down_proj"
+    assert located(model, value_projection=path, layer=1).path == path.format(i=1)
+    with pytest.raises(UnsupportedModelError, match="packed"):
+        located(model, value_projection=path, layer=2)
+    with pytest.raises(UnsupportedModelError, match="packed"):
+        located(model)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("model.blocks.{i}.mlp.down_proj", "has no module 'model.blocks'"),
+        ("model.layers.{i}.mlp.up", "has no module 'model.layers.2.mlp.up'"),
+        ("model.embed_tokens.{i}.mlp", "is not a list of blocks"),
+        ("model.layers.{i}", "model.layers.{i}"),
+        ("model.layers.{i}.mlp", "expected a linear layer"),
+        ("model.layers.{i}.mlp.act_fn", "expected a linear layer"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_refused_with_those_that_lead_somewhere(path: str, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError) as refused:
+        located(tiny_model("llama"), value_projection=path)
+    assert reason in str(refused.value)
+    assert "model.layers.{i}.mlp.down_proj" in str(refused.value)
+
+
+def test_the_language_model_of_a_model_that_also_sees_is_found() -> None:
+    text = ARCHITECTURES["gemma3_text"] | {"vocab_size": 96}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    ids = torch.tensor([[4, 5, 6, 7]])
+    plain = model(ids).logits
+    wrapped = wrap_tiny(model, mode=None, layer=1)
+    assert torch.equal(wrapped(ids).logits, plain)
+    assert wrapped.projection.path == "model.language_model.layers.1.mlp.down_proj"

@@ -1,0 +1,412 @@
+"""A memory comes back from disk as it was, whole or not at all, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import BATCH, generated, same_tensors, tiny_model, tiny_tokenizer, wrap_tiny
+
+import wise
+from wise.errors import ArtifactError
+from wise.memory.artifact import FILES, load_memory, save_memory
+from wise.memory.fingerprint import fingerprint
+from wise.memory.layer import SideMemoryLayer
+from wise.memory.state import MemoryState
+
+CONFIG, EDITS, TENSORS = FILES
+both_modes = pytest.mark.parametrize("mode", ["merge", "retrieve"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def same_state(a: MemoryState, b: MemoryState) -> bool:
+    """Equal to the last bit."""
+    slots = len(a.slots) == len(b.slots) and all(
+        (type(x), x.id, x.edit_ids, x.scores) == (type(y), y.id, y.edit_ids, y.scores)
+        and same_tensors(x.tensors(), y.tensors())
+        for x, y in zip(a.slots, b.slots, strict=True)
+    )
+    spaces = [None if s.key_space is None else vars(s.key_space) for s in (a, b)]
+    space = spaces[0] == spaces[1] if None in spaces else same_tensors(*spaces)  # type: ignore[arg-type]
+    return a.edits == b.edits and slots and space and same_tensors(dict(a.keys), dict(b.keys))
+
+
+def save(wrapped: wise.WiseModel, folder: Path, state: MemoryState | None = None) -> Path:
+    base = fingerprint(wrapped.model, wrapped.projection)
+    save_memory(folder, config=wrapped.wise_config, state=state or wrapped.state, base=base)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wrapped() -> wise.WiseModel:
+    return wrap_tiny("llama")
+
+
+@pytest.fixture
+def saved(wrapped: wise.WiseModel, tmp_path: Path) -> Path:
+    return save(wrapped, tmp_path / "memory")
+
+
+# -- there and back ---------------------------------------------------------------------------
+
+
+@both_modes
+def test_comes_back_to_the_last_bit_and_says_the_same(mode: str, tmp_path: Path) -> None:
+    wrapped = wrap_tiny("llama", mode)
+    wrapped.save_pretrained(tmp_path / "memory")
+    assert sorted(contents(tmp_path / "memory")) == sorted(FILES)
+    again = wise.WiseModel.from_pretrained(tiny_model("llama"), tiny_tokenizer(), tmp_path / "memory")
+    assert again.wise_config == wrapped.wise_config
+    assert same_state(again.state, wrapped.state)
+    assert generated(again, BATCH) == generated(wrapped, BATCH)
+    with wrapped.disabled() as base:
+        assert generated(again, BATCH) != generated(base, BATCH), "the memory changes nothing"
+    assert same_tensors(again.unwrap(), tiny_model("llama"))
+
+
+def test_bits_that_decimal_digits_or_rounding_would_lose_come_back(
+    wrapped: wise.WiseModel, tmp_path: Path
+) -> None:
+    odd = replace(wrapped.state.slots[0], scores=(0.1 + 0.2,))
+    weight = odd.weight.clone()  # type: ignore[attr-defined]
+    weight[odd.masks.any(0)] = torch.finfo(torch.float32).tiny / 3  # type: ignore[attr-defined]
+    slots = (replace(odd, weight=weight), *wrapped.state.slots[1:])  # type: ignore[call-arg]
+    state = replace(wrapped.state, slots=slots)
+    _, again, _ = load_memory(save(wrapped, tmp_path / "memory", state))
+    assert again.slots[0].scores[0] == 0.1 + 0.2 != 0.3
+    assert same_state(again, state) and not same_state(again, wrapped.state)
+
+
+def test_no_edits_at_all_and_slots_whose_edits_were_dropped(wrapped: wise.WiseModel, tmp_path: Path) -> None:
+    for name, state in (("none", MemoryState()), ("dropped", wrapped.state.without(["e1"]))):
+        _, again, _ = load_memory(save(wrapped, tmp_path / name, state))
+        assert same_state(again, state)
+    assert again.slots[1].edit_ids == () and again.edit_ids == ("e0", "e2")
+
+
+def test_every_field_of_an_edit_comes_back_and_the_edits_are_an_edit_file(
+    wrapped: wise.WiseModel, tmp_path: Path
+) -> None:
+    edit = wise.Edit(
+        id="e0",
+        prompt="Ünïcode\u2028 \r\n\t“Paris” is in",
+        target="東京",
+        subject="Paris",
+        paraphrases=("Where is Paris?",),
+        locality=("Rome is in",),
+        author="someone",
+        time="2025-01-31T12:00:00+00:00",
+        namespace="geography",
+    )
+    state = replace(wrapped.state, edits=(wrapped.state.edits[2], edit, wrapped.state.edits[1]))
+    folder = save(wrapped, tmp_path / "memory", state)
+    assert load_memory(folder)[1].edits == state.edits
+    assert tuple(wise.read_edits(folder / EDITS)) == state.edits
+
+
+def test_the_same_memory_makes_the_same_bytes(wrapped: wise.WiseModel, tmp_path: Path) -> None:
+    first = contents(save(wrapped, tmp_path / "first"))
+    assert contents(save(wrap_tiny("llama"), tmp_path / "second")) == first
+    config, state, base = load_memory(tmp_path / "first")
+    save_memory(tmp_path / "first", config=config, state=state, base=base)
+    assert contents(tmp_path / "first") == first
+    assert contents(save(wrapped, tmp_path / "third", state.without(["e2"]))) != first
+
+
+def test_nothing_is_unpickled_and_no_index_deserialised(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("called")
+
+    for module, name in (
+        (pickle, "load"),
+        (pickle, "loads"),
+        (pickle, "Unpickler"),
+        (torch, "load"),
+        (faiss, "read_index"),
+        (faiss, "deserialize_index"),
+    ):
+        monkeypatch.setattr(module, name, never)
+    load_memory(saved)
+    (saved / TENSORS).write_bytes(pickle.dumps({"slot.0.values": 1}))
+    reseal(saved)
+    with pytest.raises(ArtifactError, match=f"{TENSORS}: is not a safetensors file"):
+        load_memory(saved)
+
+
+def test_files_that_are_not_ours_are_ignored(saved: Path) -> None:
+    (saved / "README.md").write_text("a card")
+    (saved / ".cache").mkdir()
+    load_memory(saved)
+
+
+# -- what is refused --------------------------------------------------------------------------
+
+
+def test_no_bit_can_flip_unseen(saved: Path) -> None:
+    """A flip is refused or, in the JSON, says the same in other letters (`1e-05` and `1E-05`)."""
+    whole, order = contents(saved), random.Random(0)
+    _, state, _ = load_memory(saved)
+    refused = 0
+    for name in FILES:
+        for _ in range(150):
+            damaged = bytearray(whole[name])
+            damaged[order.randrange(len(damaged))] ^= 1 << order.randrange(8)
+            (saved / name).write_bytes(damaged)
+            try:
+                assert same_state(load_memory(saved)[1], state)
+            except ArtifactError as error:
+                assert name in str(error) and str(saved) in str(error)
+                refused += 1
+        (saved / name).write_bytes(whole[name])
+    assert refused > 440
+    load_memory(saved)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_cut_off_anywhere_lengthened_or_missing_is_refused(saved: Path, name: str) -> None:
+    whole = (saved / name).read_bytes()
+    for size in (0, 1, 8, len(whole) // 2, len(whole) - 1):
+        (saved / name).write_bytes(whole[:size])
+        with pytest.raises(ArtifactError, match=f"{name}: (has|is truncated|does not say)"):
+            load_memory(saved)
+    (saved / name).write_bytes(whole + b"x")
+    with pytest.raises(ArtifactError, match=name):
+        load_memory(saved)
+    (saved / name).unlink()
+    with pytest.raises(ArtifactError, match=f"{name}(: is missing| \\(found: )"):
+        load_memory(saved)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"no wise_config.json \(found: nothing\); give the folder"),
+        ({"notes.txt": "x"}, r"no wise_config.json \(found: notes.txt\)"),
+        ({"adapter_config.json": "{}", "config.json": "{}"}, "holds a peft adapter"),
+        ({"config.json": "{}", "model.safetensors": ""}, "holds a plain model .* AutoModelForCausalLM"),
+        ({CONFIG: '{"wise": "wifi settings"}'}, f"{CONFIG}: does not say format .* another program"),
+        ({CONFIG: "[]"}, f"{CONFIG}: does not say format"),
+        ({CONFIG: "not JSON"}, f"{CONFIG}: is truncated or not JSON"),
+        ({CONFIG: "[" * 100_000}, f"{CONFIG}: is truncated or not JSON"),
+        (
+            {CONFIG: '{"format": "wise-memory", "schema_version": 2, "wise_version": "9.0"}'},
+            "schema_version=2, and this release reads 1 to 1; install the wise-runtime that wrote it .9.0.",
+        ),
+    ],
+)
+def test_what_is_no_memory_of_ours_is_told_apart(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ArtifactError, match=message):
+        load_memory(tmp_path)
+
+
+def test_no_folder(saved: Path) -> None:
+    with pytest.raises(ArtifactError, match="is a file; give a folder"):
+        load_memory(saved / CONFIG)
+    with pytest.raises(ArtifactError, match="does not exist; give a folder"):
+        load_memory(saved / "nowhere")
+
+
+def reseal(
+    folder: Path,
+    change: Callable[[dict[str, Any]], object] | None = None,
+    tensors: Callable[[dict[str, torch.Tensor]], object] | None = None,
+) -> None:
+    """Forges a memory whose checksums are all right."""
+    if tensors is not None:
+        held = load_file(folder / TENSORS)
+        tensors(held)
+        save_file(held, folder / TENSORS, metadata={"format": "wise-memory"})
+    manifest = json.loads((folder / CONFIG).read_text())
+    for name in (EDITS, TENSORS):
+        data = (folder / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    if change is not None:
+        change(manifest)
+    del manifest["sha256"]
+    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (folder / CONFIG).write_text(json.dumps(manifest | {"sha256": seal}))
+
+
+def test_resealing_alone_changes_nothing(saved: Path, wrapped: wise.WiseModel) -> None:
+    reseal(saved, lambda m: None, lambda t: None)
+    assert same_state(load_memory(saved)[1], wrapped.state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda m: m["config"].update(mode="merge"),
+            "mode 'merge' has one slot, and there are 3: .* another mode",
+        ),
+        (lambda m: m["config"].update(mode="else"), f"{CONFIG}: mode='else': expected one of"),
+        (lambda m: m["config"].update(schema_version=7), f"{CONFIG}: schema_version=7"),
+        (lambda m: m.pop("slots"), f"{CONFIG}: is malformed .KeyError.'slots'"),
+        (lambda m: m["slots"].pop(), "tensors that belong to nothing: slot.2"),
+        (lambda m: m["slots"][0].update(kind="sparse"), "slot kind 'sparse' is not known here"),
+        (lambda m: m["slots"][0].update(id=5), "slot.5.*: slot 5: its tensors do not fit together"),
+        (lambda m: m["slots"].reverse(), r"the slots are numbered \[2, 1, 0\]"),
+        (lambda m: m["slots"][0].update(scores=["e0"]), f"{CONFIG}: is malformed"),
+        (lambda m: m["slots"][0].update(scores={"e9": 1.0}), "do not hold exactly the live edits: e0, e9"),
+        (
+            lambda m: m["slots"][0]["scores"].update(e1=1.0),
+            "do not hold exactly the live edits: one edit in two",
+        ),
+        (lambda m: m["slots"][0]["scores"].update(e0=float("nan")), "slot 0 has 1 edits and scores"),
+        (lambda m: m["slots"][0]["scores"].update(e0="high"), "slot 0 has 1 edits and scores"),
+        (lambda m: m["base"].update(out_features=31), "slot 0 does not map 64 features to 31"),
+        (lambda m: m["base"].pop("depth"), f"{CONFIG}: the fingerprint of the base is malformed"),
+        (lambda m: m["files"].pop(EDITS), f"{CONFIG}: is malformed"),
+    ],
+)
+def test_a_description_that_contradicts_the_rest_is_refused(
+    saved: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    reseal(saved, change)
+    with pytest.raises(ArtifactError, match=message):
+        load_memory(saved)
+
+
+def swap(
+    name: str, make: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda tensors: tensors.update({name: make(tensors[name])})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (swap("slot.1.values", lambda t: t * float("nan")), "tensor slot.1.values: holds NaN or infinity"),
+        (swap("keys", lambda t: t / 0), "tensor keys: holds NaN or infinity"),
+        (swap("slot.1.values", lambda t: t[:-1]), "slot.1.*: slot 1: its tensors do not fit together"),
+        (swap("slot.1.values", lambda t: t[:1].clone()), "slot.1.*: not the names, shapes and dtypes"),
+        (swap("slot.1.values", lambda t: t.double()), "slot.1.*: slot 1: its tensors do not fit together"),
+        (swap("slot.1.masks", lambda t: t[:-1].clone()), "slot.1.*: slot 1: its tensors do not fit together"),
+        (swap("slot.1.shape", lambda t: t[0].clone()), r"slot.1.*: 'int' object is not iterable"),
+        (lambda t: t.update({"slot.1.more": torch.ones(1)}), "slot.1.*: not the names, shapes and dtypes"),
+        (lambda t: t.update({"extra": torch.ones(1)}), "tensors that belong to nothing: extra"),
+        (lambda t: t.pop("slot.1.masks"), "slot.1.*: slot 1: its tensors do not fit together"),
+        (lambda t: t.pop("key_space.mean"), "key_space.mean and key_space.projection .* not both there"),
+        (lambda t: [t.pop(f"key_space.{n}") for n in ("mean", "projection")], "there is no key space"),
+        (lambda t: [t.pop(n) for n in ("keys", "key_counts")], "there are keys for 0 edits"),
+        (lambda t: t.pop("key_counts"), "keys without key_counts"),
+        (swap("key_counts", lambda t: t + 1), "keys .* do not fit the 3 edits"),
+        (swap("key_counts", lambda t: t[:2].clone()), "do not fit the 3 edits"),
+        (swap("key_counts", lambda t: t.float()), "do not fit the 3 edits"),
+        (
+            swap("keys", lambda t: t[:, :7].clone()),
+            r"keys of edit e0: torch.float32 \[2, 7\], expected .*\[2, 8\]",
+        ),
+        (swap("keys", lambda t: t.double()), "keys of edit e0: torch.float64"),
+        (swap("key_space.mean", lambda t: t[:-1].clone()), r"mean: torch.float32 \[63\], expected .*\[64\]"),
+        (swap("key_space.projection", lambda t: t.half()), "projection: torch.float16"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(
+    saved: Path, tensors: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
+    reseal(saved, tensors=tensors)
+    with pytest.raises(ArtifactError, match=message):
+        load_memory(saved)
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "message"),
+    [
+        (lambda lines: lines[:2], "do not fit the 2 edits"),
+        (lambda lines: [lines[0], *lines], "do not fit the 4 edits"),
+        (lambda lines: [lines[0], lines[0], lines[2]], f"{EDITS}: .*'e0' is the id of edit 0 and of edit 1"),
+        (lambda lines: [lines[0], "{}", lines[2]], f"{EDITS}, line 2: field 'prompt': missing"),
+        (lambda lines: [*lines[:2], "{"], f"{EDITS}, line 3: "),
+    ],
+)
+def test_edits_that_do_not_fit_are_refused(
+    saved: Path, rewrite: Callable[[list[str]], list[str]], message: str
+) -> None:
+    lines = (saved / EDITS).read_text().splitlines()
+    (saved / EDITS).write_text("\n".join(rewrite(lines)))
+    reseal(saved)
+    with pytest.raises(ArtifactError, match=message):
+        load_memory(saved)
+
+
+def test_a_safetensors_file_of_another_kind_is_refused(saved: Path) -> None:
+    save_file(load_file(saved / TENSORS), saved / TENSORS, metadata={"format": "pt"})
+    reseal(saved)
+    with pytest.raises(ArtifactError, match="its metadata says format 'pt', expected 'wise-memory'"):
+        load_memory(saved)
+
+
+# -- another base -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        ("llama", {"seed": 1}, "another base .weights"),
+        ("llama", {"num_hidden_layers": 4}, "another base .*depth: expected 3, found 4"),
+        ("llama", {"num_hidden_layers": 1}, "does not fit this model: layer=2: this model has 1 blocks"),
+        ("gpt2", {}, "another base .model_type: expected 'llama', found 'gpt2'"),
+        ("mamba", {}, "does not fit this model: model_type 'mamba' is not in the table"),
+    ],
+)
+def test_another_base_is_refused_and_left_as_it_was(
+    tmp_path: Path, model_type: str, changes: dict[str, Any], message: str
+) -> None:
+    save(wrap_tiny("llama", layer=2), tmp_path / "memory")
+    model = tiny_model(model_type, **changes)
+    modules, before = list(model.modules()), {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(ArtifactError, match=message):
+        wise.WiseModel.from_pretrained(model, tiny_tokenizer(), tmp_path / "memory")
+    assert list(model.modules()) == modules and same_tensors(model, before)
+
+
+def test_a_damaged_memory_leaves_the_model_as_it_was_and_a_wrapped_one_stays_wrapped(saved: Path) -> None:
+    model = tiny_model("llama")
+    modules = list(model.modules())
+    whole = (saved / TENSORS).read_bytes()
+    (saved / TENSORS).write_bytes(whole[:-1])
+    with pytest.raises(ArtifactError, match=f"{TENSORS}: has"):
+        wise.WiseModel.from_pretrained(model, tiny_tokenizer(), saved)
+    assert list(model.modules()) == modules
+    (saved / TENSORS).write_bytes(whole)
+    wise.WiseModel.from_pretrained(model, tiny_tokenizer(), saved)
+    with pytest.raises(ArtifactError, match=r"wrapped already: call unwrap\(\)"):
+        wise.WiseModel.from_pretrained(model, tiny_tokenizer(), saved)
+    assert sum(isinstance(module, SideMemoryLayer) for module in model.modules()) == 1
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda s: replace(s, edits=s.edits[:2]), "do not hold exactly the live edits: e2"),
+        (lambda s: replace(s, slots=(replace(s.slots[0], scores=()), *s.slots[1:])), "1 edits and scores"),
+        (
+            lambda s: replace(s, keys={i: keys * float("inf") for i, keys in s.keys.items()}),
+            "tensor keys: holds NaN",
+        ),
+    ],
+)
+def test_a_memory_that_contradicts_itself_is_not_written(
+    wrapped: wise.WiseModel, tmp_path: Path, broken: Callable[[MemoryState], MemoryState], message: str
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        save(wrapped, tmp_path / "memory", broken(wrapped.state))
+    assert not list(tmp_path.iterdir())

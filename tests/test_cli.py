@@ -1,0 +1,269 @@
+"""The command line: what stands on stdout, what on stderr, and with which code it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny import text, tiny_model, tiny_tokenizer
+from typer.testing import CliRunner, Result
+
+import wise
+from wise.cli.app import app
+from wise.eval.editors import evaluate
+
+MEASURES = {"reliability", "generalization", "locality"}
+PROMISED = {
+    "editor": str,
+    "edits": int,
+    "generated": dict,
+    "teacher_forced": dict,
+    "cpu_seconds_per_edit": float,
+    "seconds_per_edit": float,
+    "failed_edits": int,
+    "counts": dict,
+}
+FRANCE = ("--prompt", "The capital of France is", "--target", "Lyon", "--subject", "France")
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def last_line(result: Result) -> Any:
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def refused(result: Result, *parts: str) -> None:
+    """One clear line on stderr, nothing on stdout, exit code 2."""
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    [line] = result.stderr.splitlines()
+    assert line.startswith("wise: ") and all(part in line for part in parts), line
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of five records."""
+    file = tmp_path_factory.mktemp("data") / "edits.jsonl"
+    records = [
+        wise.Record(
+            edit=wise.Edit(id=f"r{i}", prompt=text([i, i + 10]), target=text([i + 40])),
+            paraphrases=(text([90, i, i + 10]),),
+            neighbours=(text([80, i]),),
+        )
+        for i in range(20, 25)
+    ]
+    file.write_text("".join(json.dumps(record.to_dict()) + "\n" for record in records))
+    return file
+
+
+@pytest.fixture(scope="module")
+def lyon(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A memory of the demo model with one edit, and what making it printed."""
+    folder = tmp_path_factory.mktemp("memory") / "lyon"
+    return folder, run("edit", *FRANCE, "--output", folder, "--json")
+
+
+# -- starting ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"], ["demo", "--help"], ["--version"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    check = (
+        "import sys\nfrom wise.__main__ import main\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code, end\n"
+        "heavy = {'torch', 'transformers', 'faiss'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", check, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "wise" in done.stdout
+
+
+def test_help_names_every_command_and_the_exit_codes() -> None:
+    shown = " ".join(run("--help").stdout.split())
+    assert all(f" {name} " in shown for name in ("edit", "ask", "eval", "info", "demo"))
+    assert all(f"{code} " in shown.partition("Exit codes:")[2] for code in range(4))
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"wise {wise.__version__}\n"
+
+
+# -- edit, ask, info --------------------------------------------------------------------------
+
+
+def test_an_edit_that_verifies_ends_with_code_0(lyon: tuple[Path, Result]) -> None:
+    folder, result = lyon
+    assert result.exit_code == 0, result.output
+    found = last_line(result)
+    assert (found["edits"], found["verified_edits"], found["failed_edits"]) == (1, 1, 0)
+    assert found["outcomes"][0]["answer"] == "Lyon" and found["output"] == str(folder)
+    assert result.stderr == ""
+
+
+def test_ask_shows_before_and_after_and_who_spoke(lyon: tuple[Path, Result]) -> None:
+    folder, _ = lyon
+    result = run("ask", "--memory", folder, "--json", "The capital of France is", "The [bold]moon[/bold] is")
+    assert result.exit_code == 0, result.output
+    assert "before: Paris\nafter:  Lyon\n" in result.stdout
+    edited, other = last_line(result)["answers"]
+    assert (edited["before"], edited["after"]) == ("Paris", "Lyon")
+    assert other["before"] == other["after"] and "prompt: The [bold]moon[/bold] is\n" in result.stdout
+    for answer in (edited, other):
+        for token in answer["tokens"]:
+            assert (token["slot"] is not None) == (token["score"] >= token["threshold"])
+    asked = [token for token in edited["tokens"] if token["part"] == "prompt"]
+    assert "".join(token["token"] for token in asked).endswith("The capital of France is")
+    assert asked[-1]["slot"] == 0 and asked[1]["slot"] is None
+    assert all(token["slot"] is None for token in other["tokens"])
+    assert "' is'" in result.stdout and "slot 0" in result.stdout
+
+
+def test_info_of_a_memory_and_of_a_model(lyon: tuple[Path, Result], tiny: Path) -> None:
+    folder, _ = lyon
+    memory = last_line(run("info", "--memory", folder, "--json"))["memory"]
+    assert [edit["target"] for edit in memory["edits"]] == ["Lyon"]
+    assert memory["slots"][0]["edits"] == 1 and memory["slots"][0]["threshold"] > 0
+    assert memory["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+    model = last_line(run("info", "--json"))["model"]
+    assert model["value_projection"].startswith("model.layers.5.") and model["terminator"][0] == "."
+    assert last_line(run("info", "--model", tiny, "--layer", "0", "--json"))["model"]["layer"] == 0
+    refused(run("info", "--model", tiny, "--memory", folder), "another base")
+
+
+def test_a_memory_is_edited_further(lyon: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, _ = lyon
+    spain = ("--prompt", "The capital of Spain is", "--target", "Lisbon")
+    result = run("edit", *spain, "--memory", folder, "--output", tmp_path / "both", "--json")
+    assert result.exit_code == 0, result.output
+    held = last_line(run("info", "--memory", tmp_path / "both", "--json"))["memory"]["edits"]
+    assert [edit["target"] for edit in held] == ["Lyon", "Lisbon"]
+    refused(run("edit", *spain, "--memory", folder, "--output", tmp_path / "no", "--seed", "1"), "--seed")
+
+
+def test_edits_that_do_not_verify_end_with_code_3(tiny: Path, tmp_path: Path) -> None:
+    # No optimiser brings a random model to say this much.
+    target = text(range(60, 90))
+    arguments = ("--model", tiny, "--prompt", "w20 w21", "--target", target)
+    result = run("edit", *arguments, "--output", tmp_path / "memory", "--json")
+    assert result.exit_code == 3, result.output
+    assert last_line(result)["failed_edits"] == 1 and "1 failed" in result.stdout
+    assert last_line(run("info", "--memory", tmp_path / "memory", "--json"))["memory"]["edits"] == []
+
+
+# -- eval -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("editor", ["none", "wise-merge", "wise-retrieve"])
+def test_eval_ends_with_the_promised_names(tiny: Path, data: Path, editor: str) -> None:
+    arguments = ("--model", tiny, "--data", data, "--editor", editor, "--edits", "2", "--seed", "1")
+    result = run("eval", *arguments, "--skip", "1", "--batch", "1", "--json")
+    assert result.exit_code == 0, result.output
+    found = last_line(result)
+    assert {name: type(value) for name, value in found.items()} == PROMISED
+    assert set(found["generated"]) == set(found["teacher_forced"]) == set(found["counts"]) == MEASURES
+    assert (found["editor"], found["edits"]) == (editor, 2)
+    assert ": " not in result.stdout.splitlines()[-1]
+    if editor == "none":
+        assert found["generated"] == {"reliability": 0.0, "generalization": 0.0, "locality": 1.0}
+
+
+def test_eval_without_json_shows_a_table_alone(tiny: Path, data: Path) -> None:
+    result = run("eval", "--model", tiny, "--data", data, "--editor", "none", "--edits", "1")
+    assert "reliability" in result.stdout and "{" not in result.stdout
+
+
+def test_progress_stays_off_stdout(tiny: Path, data: Path) -> None:
+    arguments = ("eval", "--model", tiny, "--data", data, "--editor", "none", "--edits", "1")
+    quiet, shown = run(*arguments), run(*arguments, "--progress")
+    assert "measuring" not in quiet.stderr and "measuring" in shown.stderr
+    assert quiet.stdout == shown.stdout
+
+
+def test_own_warnings_reach_stderr(tiny: Path) -> None:
+    result = run("info", "--model", tiny)
+    assert "WARNING: the base gave" in result.stderr and "WARNING" not in result.stdout
+
+
+def test_demo_hands_its_options_on_and_ends_with_its_figures(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path, data: Path
+) -> None:
+    """The demo itself is tested where it lives; here what the command makes of it."""
+    given: dict[str, Any] = {}
+
+    def run_demo(**options: Any) -> SimpleNamespace:
+        given.update(options)
+        figures = {"base_recall": 0.5, "routing": {"auroc": 0.75}, "seconds": 1.0}
+        evaluation = evaluate(tiny_model("llama"), tiny_tokenizer(), wise.read_records(data), editor="none")
+        return SimpleNamespace(
+            evaluation=evaluation, base_recall=0.5, auroc=0.75, to_dict=lambda: evaluation.to_dict() | figures
+        )
+
+    monkeypatch.setitem(sys.modules, "wise.demo.run", SimpleNamespace(run_demo=run_demo))  # type: ignore[misc]
+    result = run("demo", "--edits", "3", "--seed", "7", "--mode", "merge", "--picture", "p.png", "--json")
+    assert result.exit_code == 0, result.output
+    console = given.pop("console")
+    assert given == {"edits": 3, "seed": 7, "mode": "merge", "picture": Path("p.png")} and console.stderr
+    assert set(last_line(result)) == {*PROMISED, "base_recall", "routing", "seconds"}
+    assert "AUROC 0.750" in result.stdout
+
+
+# -- what is refused --------------------------------------------------------------------------
+
+
+def test_a_wrong_file_is_named_with_line_and_field(tiny: Path, data: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(data.read_text() + '{"prompt": "w4", "target": " "}\n')
+    refused(run("eval", "--model", tiny, "--data", bad), f"{bad}:6: field 'target'")
+    refused(
+        run("edit", "--model", tiny, "--edits", bad, "--output", tmp_path / "out"), f"{bad}:6: field 'target'"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_there_is_named(tiny: Path, data: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    refused(run("eval", "--model", tiny, "--data", gone), str(gone), "no such file")
+    refused(run("eval", "--model", gone, "--data", data), str(gone), "no such folder")
+    refused(run("info", "--model", tmp_path), str(tmp_path))
+    refused(run("info", "--memory", gone), str(gone))
+    refused(run("ask", "--memory", gone, "--model", tiny, "w4"), str(gone))
+
+
+def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_path: Path) -> None:
+    base = ("eval", "--model", tiny, "--data", data)
+    refused(run(*base, "--editor", "wise-mrge"), "did you mean 'wise-merge'?")
+    refused(run(*base, "--edits", "5", "--skip", "3"), "5 edits after the first 3", "there are 2")
+    refused(run(*base, "--format", "zsr"), "zsre")
+    refused(run(*base, "--layer", "9"), "layer=9", "3 blocks")
+    refused(run("edit", *FRANCE, "--output", data), str(data), "name a folder")
+    refused(run("edit", *FRANCE, "--output", data.parent), str(data.parent), "holds other things")
+    refused(run("edit", *FRANCE, "--mode", "merged", "--output", tmp_path / "out"), "merge, retrieve")
+    refused(run("edit", *FRANCE, "--edits", data, "--output", tmp_path / "out"), "either --edits FILE")
+    refused(run("edit", "--output", tmp_path / "out"), "either --edits FILE")
+    refused(run("edit", "--prompt", "w4", "--output", tmp_path / "out"), "field 'target': missing")
+    refused(run("ask", "--memory", tmp_path, " "), "field 'prompt'")
+    assert run("eval", "--modle", "x").exit_code == 2
+
+
+def test_what_is_unexpected_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("wise.cli.info.load_model", broken)
+    result = run("info", "--model", tiny)
+    assert result.exit_code == 1 and isinstance(result.exception, RuntimeError)

@@ -1,0 +1,223 @@
+"""Saving and loading as users do: in another process, to the hub and from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import transformers.utils.hub
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
+from tiny import BATCH, generated, same_tensors, tiny_model, tiny_tokenizer, wrap_tiny
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import wise
+from wise.errors import ArtifactError
+from wise.memory.artifact import FILES, load_memory
+
+SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+# Loads base and memory, says what is generated for each prompt of ids, and saves the memory once more.
+ANOTHER_PROCESS = """
+import json, sys, torch, wise
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(1)
+base, memory, prompts, copy = sys.argv[1:]
+model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+wrapped = wise.WiseModel.from_pretrained(model, tokenizer, memory)
+options = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
+rows = [torch.tensor([row]) for row in json.loads(prompts)]
+print(json.dumps([wrapped.generate(row, **options)[0].tolist() for row in rows]))
+wrapped.save_pretrained(copy)
+"""
+
+
+def elsewhere(base: Path, memory: Path, prompts: list[list[int]], copy: Path) -> list[list[int]]:
+    """What another process generates."""
+    command = [sys.executable, "-c", ANOTHER_PROCESS, str(base), str(memory), json.dumps(prompts), str(copy)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    tokens: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
+    return tokens
+
+
+def here(model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    options = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
+    return [model.generate(torch.tensor([row]), **options)[0].tolist() for row in prompts]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_another_process_says_the_same_and_writes_the_same_bytes(tmp_path: Path) -> None:
+    wrapped = wrap_tiny("llama")
+    wrapped.save_pretrained(tmp_path / "memory")
+    said = here(wrapped, BATCH)
+    base = wrapped.unwrap()
+    assert same_tensors(base, tiny_model("llama"))
+    assert here(base, BATCH) != said, "the memory changes nothing"
+    base.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    assert elsewhere(tmp_path / "base", tmp_path / "memory", BATCH, tmp_path / "copy") == said
+    assert contents(tmp_path / "copy") == contents(tmp_path / "memory")
+
+
+FACTLM = SHARED / "models" / "factlm"
+
+
+@pytest.fixture(scope="module")
+def records() -> list[wise.Record]:
+    if not FACTLM.is_dir():
+        pytest.skip("models/factlm is not among the shared data (WISE_SHARED or ../shared)")
+    return wise.read_records(FACTLM / "known_dev.jsonl")[600:608]
+
+
+@pytest.fixture(scope="module")
+def edited(records: list[wise.Record]) -> wise.WiseModel:
+    return edit_factlm(records)
+
+
+def edit_factlm(records: list[wise.Record]) -> wise.WiseModel:
+    wrapped = wise.wrap(AutoModelForCausalLM.from_pretrained(FACTLM), AutoTokenizer.from_pretrained(FACTLM))
+    report = wrapped.edit([record.edit for record in records])
+    assert report.count("verified") >= 7
+    return wrapped
+
+
+def test_real_edits_hold_in_another_process(
+    records: list[wise.Record], edited: wise.WiseModel, tmp_path: Path
+) -> None:
+    edited.save_pretrained(tmp_path / "memory")
+    asked = [record.edit.prompt for record in records] + [p for r in records for p in r.neighbours[:2]]
+    prompts = [edited.encoder.prompt(text) for text in asked]
+    said = here(edited, prompts)
+    with edited.disabled() as plain:
+        unedited = here(plain, prompts)
+    assert sum(a != b for a, b in zip(said[:8], unedited[:8], strict=True)) >= 7
+    assert elsewhere(FACTLM, tmp_path / "memory", prompts, tmp_path / "copy") == said
+    assert contents(tmp_path / "copy") == contents(tmp_path / "memory")
+
+
+def test_the_same_edits_and_seed_make_the_same_bytes(
+    records: list[wise.Record], edited: wise.WiseModel, tmp_path: Path
+) -> None:
+    edited.save_pretrained(tmp_path / "first")
+    torch.rand(1)  # whatever else draws random numbers
+    edit_factlm(records).save_pretrained(tmp_path / "second")
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+
+
+class FakeHub:
+    """The two calls of `HfApi` that a push makes, kept in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def create_repo(self, repo_id: str, **options: Any) -> Any:
+        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
+        return SimpleNamespace(repo_id=f"someone/{repo_id}")
+
+    def create_commit(self, *, operations: list[Any], **options: Any) -> str:
+        self.calls.append(("create_commit", options))
+        self.folder.mkdir(parents=True)
+        for operation in operations:
+            (self.folder / operation.path_in_repo).write_bytes(Path(operation.path_or_fileobj).read_bytes())
+        return "committed"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    fake = FakeHub(tmp_path / "hub")
+    monkeypatch.setattr(transformers.utils.hub, "hf_api", lambda: fake)
+    monkeypatch.setattr(
+        transformers.utils.hub,
+        "create_and_tag_model_card",
+        lambda *_, **__: ModelCard("---\ntags: [wise]\n---\nA memory."),
+    )
+    return fake
+
+
+def test_push_to_hub_sends_our_files_and_a_card_and_what_was_pushed_loads(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped = wrap_tiny("llama")
+    wrapped.push_to_hub("memory", private=True, token="t", revision="refs/pr/1", commit_message="Eight edits")
+    assert hub.calls[0] == (
+        "create_repo",
+        {"repo_id": "memory", "private": True, "token": "t", "exist_ok": True},
+    )
+    name, options = hub.calls[1]
+    assert name == "create_commit" and options["repo_id"] == "someone/memory"
+    assert (options["commit_message"], options["revision"]) == ("Eight edits", "refs/pr/1")
+    assert sorted(contents(hub.folder)) == sorted([*FILES, "README.md"])
+
+    asked: list[dict[str, Any]] = []
+
+    def snapshot(repo_id: str, **options: Any) -> str:
+        asked.append({"repo_id": repo_id, **options})
+        return str(hub.folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    again = wise.WiseModel.from_pretrained(
+        tiny_model("llama"), tiny_tokenizer(), "someone/memory", revision="v1", token="t", cache_dir=tmp_path
+    )
+    assert generated(again, BATCH) == generated(wrapped, BATCH)
+    patterns = {"allow_patterns": list(FILES)}
+    assert asked == [
+        {"repo_id": "someone/memory", "revision": "v1", "token": "t", "cache_dir": tmp_path} | patterns
+    ]
+
+
+@pytest.mark.parametrize(("repo_id", "created"), [(None, "memory"), ("someone/edits", "someone/edits")])
+def test_saving_may_push_too(hub: FakeHub, tmp_path: Path, repo_id: str | None, created: str) -> None:
+    wrapped = wrap_tiny("llama")
+    wrapped.save_pretrained(tmp_path / "memory", push_to_hub=True, repo_id=repo_id, private=True)
+    assert hub.calls[0][1]["repo_id"] == created and hub.calls[0][1]["private"] is True
+    pushed = contents(hub.folder)
+    assert b"A memory." in pushed.pop("README.md")
+    assert pushed == contents(tmp_path / "memory")
+
+
+def test_saving_does_not_push_by_itself(hub: FakeHub, tmp_path: Path) -> None:
+    wrap_tiny("llama").save_pretrained(tmp_path / "memory")
+    assert not hub.calls
+
+
+def test_a_hub_that_cannot_be_reached_is_the_reason_and_a_local_path_never_asks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def offline(repo_id: str, **_: Any) -> str:
+        asked.append(repo_id)
+        raise LocalEntryNotFoundError("outgoing traffic has been disabled")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ArtifactError, match="'someone/memory' is neither a folder here nor .* traffic has been"
+    ):
+        load_memory("someone/memory")
+    assert asked == ["someone/memory"]
+    for path in (
+        "memory",
+        "./memory",
+        "a/b/c",
+        "../some/memory",
+        tmp_path / "memory",
+        Path("someone/memory"),
+    ):
+        with pytest.raises(ArtifactError, match="does not exist; give a folder"):
+            load_memory(path)
+    assert asked == ["someone/memory"]

@@ -1,0 +1,253 @@
+"""The splice is the full forward: same logits and gradients at the target positions, everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import (
+    ARCHITECTURES,
+    DEPTH,
+    VOCABULARY,
+    WINDOW,
+    generated,
+    located,
+    put,
+    same_tensors,
+    tiny_model,
+    wrap_tiny,
+)
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from wise.memory.state import MemoryState
+from wise.training.splice import Rows, SplicedModel
+
+# Contexts shorter and longer than the sliding window, one of them empty; targets of unlike length.
+ROWS: list[tuple[list[int], list[int]]] = [
+    (list(range(5, 5 + WINDOW + 6)), [40, 41, 42, 2]),
+    ([60], [61, 2]),
+    ([70, 71, 72], [73]),
+]
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in ARCHITECTURES} | {
+    "falcon with alibi": ("falcon", {"alibi": True}),
+    "falcon, new decoder": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon, serial blocks": ("falcon", {"parallel_attn": False, "multi_query": False}),
+    "gpt_neox, serial blocks": ("gpt_neox", {"use_parallel_residual": False}),
+    "llama, eager attention": ("llama", {"attention": "eager"}),
+    "opt, norm after": ("opt", {"do_layer_norm_before": False}),
+    "opt, narrow embeddings": ("opt", {"word_embed_proj_dim": 16}),
+}
+LAYERS = [0, 1, DEPTH - 1]
+
+Delta = Callable[[Tensor], Tensor]
+
+
+def spliced(model: PreTrainedModel, layer: int) -> SplicedModel:
+    return SplicedModel(model, located(model, layer=layer))
+
+
+def full_logits(model: PreTrainedModel, layer: int, row: int, delta: Delta | None = None) -> Tensor:
+    """What the model itself says at the target positions of one row, unpadded, with `delta` added there."""
+    prompt, target = ROWS[row]
+    seen = len(prompt) - 1
+
+    def add(_module: Any, args: tuple[Tensor], output: Tensor) -> Tensor | None:
+        if delta is None:
+            return None
+        tokens = args[0].view(-1, args[0].shape[-1])[seen:]
+        added = torch.cat([output.new_zeros(seen, output.shape[-1]), delta(tokens)])
+        return output + added.view_as(output)
+
+    handle = model.get_submodule(located(model, layer=layer).path).register_forward_hook(add)
+    try:
+        return model(torch.tensor([prompt + target[:-1]]), use_cache=False).logits[0, seen:]  # type: ignore[no-any-return]
+    finally:
+        handle.remove()
+
+
+def random_weight(model: PreTrainedModel, layer: int, scale: float = 1.0) -> Tensor:
+    where = located(model, layer=layer)
+    generator = torch.Generator().manual_seed(7)
+    return scale * torch.randn(where.out_features, where.in_features, generator=generator)
+
+
+def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_and_gradients_are_those_of_the_full_forward(variant: str, layer: int) -> None:
+    model_type, changes = VARIANTS[variant]
+    model = tiny_model(model_type, **changes).requires_grad_(False)
+    upper = spliced(model, layer)
+    rows = upper.cache(ROWS)
+    lengths = [len(target) for _, target in ROWS]
+    plain = upper.logits(rows)
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(plain[row, :length], full_logits(model, layer, row), rtol=1e-4, atol=1e-4)
+
+    weight = random_weight(model, layer).requires_grad_()
+    edited = upper.logits(rows, lambda activation: linear(activation, weight))
+    (mine,) = torch.autograd.grad(
+        loss_of(edited[rows.labels != -100], rows.labels[rows.labels != -100]), weight
+    )
+    theirs = torch.zeros_like(mine)
+    for row, (length, (_, target)) in enumerate(zip(lengths, ROWS, strict=True)):
+        full = full_logits(model, layer, row, lambda tokens: linear(tokens, weight))
+        torch.testing.assert_close(edited[row, :length], full, rtol=1e-4, atol=1e-4)
+        assert (full - plain[row, :length]).abs().max() > 0.1, "the edit changes nothing: nothing was tested"
+        theirs += torch.autograd.grad(loss_of(full, torch.tensor(target)), weight)[0]
+    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+def spoil_window(rows: Rows) -> Rows:
+    return replace(rows, mask=torch.ones_like(rows.mask))
+
+
+def spoil_keys(rows: Rows) -> Rows:
+    return replace(rows, keys=(rows.keys[0].roll(1, dims=-2), *rows.keys[1:]))
+
+
+def spoil_hidden(rows: Rows) -> Rows:
+    return replace(rows, hidden=rows.hidden.roll(1, dims=1))
+
+
+@pytest.mark.parametrize("spoil", [spoil_window, spoil_keys, spoil_hidden])
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt2", "llama"])
+def test_a_wrong_splice_would_be_noticed(model_type: str, spoil: Callable[[Rows], Rows]) -> None:
+    model = tiny_model(model_type)
+    upper = spliced(model, 1)
+    rows = upper.cache(ROWS)
+    right, wrong = upper.logits(rows), upper.logits(spoil(rows))
+    real = rows.labels != -100
+    assert (right[real] - wrong[real]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_what_is_cached_is_what_enters_the_layer(model_type: str) -> None:
+    """Also where a memory stands in the model: rows are the base's."""
+    wrapped = wrap_tiny(model_type, layer=1)
+    upper = SplicedModel(wrapped.model, wrapped.projection)
+    rows = upper.cache(ROWS)
+    seen: list[Tensor] = []
+    handle = wrapped.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for row, (prompt, target) in enumerate(ROWS):
+        wrapped(torch.tensor([prompt + target[:-1]]), use_cache=False)
+        activation = seen.pop().reshape(-1, wrapped.projection.in_features)
+        before = len(prompt) - 1
+        torch.testing.assert_close(rows.activations[row, : len(target)], activation[before:])
+        torch.testing.assert_close(rows.context[row, rows.context.shape[1] - before :], activation[:before])
+    handle.remove()
+    ids = [prompt + target for prompt, target in ROWS]
+    activations, mask = upper.observe(ids)
+    assert mask.sum(-1).tolist() == [len(row) for row in ids]
+    for row, (prompt, target) in enumerate(ROWS):
+        first = mask.shape[1] - len(ids[row]) + len(prompt) - 1
+        torch.testing.assert_close(activations[row, first:-1], rows.activations[row, : len(target)])
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_delta_sees_the_activations_and_only_the_layers_above_run(model_type: str) -> None:
+    model = tiny_model(model_type)
+    upper = spliced(model, 1)
+    rows = upper.cache(ROWS)
+    ran: list[int] = []
+    blocks = model.get_submodule(located(model).blocks)
+    handles = [
+        next(block.children()).register_forward_hook(lambda *_, i=i: ran.append(i))
+        for i, block in enumerate(blocks)
+    ]
+    given: list[Tensor] = []
+
+    def silent(activation: Tensor) -> Tensor:
+        given.append(activation)
+        return activation.new_zeros(*activation.shape[:-1], model.config.hidden_size)
+
+    torch.testing.assert_close(upper.logits(rows, silent), upper.logits(rows), rtol=0, atol=0)
+    for handle in handles:
+        handle.remove()
+    assert given[0].shape == rows.activations.shape
+    real = rows.labels != -100
+    torch.testing.assert_close(given[0][real], rows.activations[real], rtol=1e-4, atol=1e-5)
+    assert set(ran) == {1, 2}
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "opt"])
+def test_next_tokens_are_the_bases_greedy_ones(model_type: str) -> None:
+    wrapped = wrap_tiny(model_type, layer=1)
+    rows = [prompt for prompt, _ in ROWS] * 3
+    upper = SplicedModel(wrapped.model, wrapped.projection)
+    with wrapped.disabled() as base:
+        expected = [row[0] for row in generated(base, rows, max_new_tokens=1)]
+    assert upper.next_tokens(rows) == expected
+    assert upper.next_tokens(rows, batch=2) == expected
+
+
+def test_the_value_projection_is_the_bases_own() -> None:
+    wrapped = wrap_tiny("gpt2", layer=1)
+    activation = torch.randn(5, wrapped.projection.in_features)
+    upper = SplicedModel(wrapped.model, wrapped.projection)
+    assert torch.equal(upper.value_projection(activation), wrapped.layer.base_layer(activation))
+
+
+def test_selected_rows_give_the_logits_of_those_rows() -> None:
+    upper = spliced(tiny_model("gemma2"), 1)
+    rows = upper.cache(ROWS)
+    chosen = torch.tensor([2, 0, 2])
+    torch.testing.assert_close(upper.logits(rows.select(chosen)), upper.logits(rows)[chosen])
+    assert len(rows.select(chosen)) == 3
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_the_users_model_is_not_touched(model_type: str) -> None:
+    model = tiny_model(model_type)
+    modules = [(name, id(module), dict(vars(module))) for name, module in model.named_modules()]
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    upper = spliced(model, 1)
+    upper.logits(upper.cache(ROWS), lambda a: a.new_ones(*a.shape[:-1], model.config.hidden_size))
+    after = [(name, id(module), dict(vars(module))) for name, module in model.named_modules()]
+    assert [(n, i, sorted(v)) for n, i, v in modules] == [(n, i, sorted(v)) for n, i, v in after]
+    assert all(
+        list(a[2]["_modules"].values()) == list(b[2]["_modules"].values())
+        for a, b in zip(modules, after, strict=True)
+    )
+    assert same_tensors(tensors, dict(model.state_dict()))
+
+
+def test_the_splice_follows_the_users_weights() -> None:
+    """Parameters are shared, so nothing is stale after the base itself is loaded anew."""
+    model = tiny_model("llama")
+    upper = spliced(model, 1)
+    before = upper.logits(upper.cache(ROWS))
+    model.load_state_dict(tiny_model("llama", seed=1).state_dict())
+    after = upper.logits(upper.cache(ROWS))
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after[0, :4], full_logits(model, 1, 0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_delta_that_fails_leaves_the_splice_usable() -> None:
+    upper = spliced(tiny_model("llama"), 1)
+    rows = upper.cache(ROWS)
+    before = upper.logits(rows)
+
+    def broken(_activation: Tensor) -> Tensor:
+        raise ValueError("on purpose")
+
+    with pytest.raises(ValueError, match="on purpose"):
+        upper.logits(rows, broken)
+    assert torch.equal(upper.logits(rows), before)
+
+
+def test_a_memory_that_is_served_does_not_reach_the_splice() -> None:
+    wrapped = wrap_tiny("llama", layer=1)
+    upper = SplicedModel(wrapped.model, wrapped.projection)
+    served = upper.logits(upper.cache(ROWS))
+    put(wrapped, MemoryState())
+    assert torch.equal(upper.logits(upper.cache(ROWS)), served)
+    assert served.shape[-1] == VOCABULARY

@@ -1,0 +1,218 @@
+"""Tiny random models of every architecture, one tokenizer, and side memories made by hand.
+
+Nothing is trained or loaded. The weights are drawn wider than transformers would, so that greedy text varies
+and a dropped bias or a shifted position shows. Thresholds lie in gaps between scores, out of reach of rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+import wise
+from wise.architectures import locate
+from wise.memory.side_memory import Route
+from wise.memory.slot import MaskedDenseSlot
+from wise.memory.state import KeySpace, MemoryState
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+VOCABULARY = 96
+DEPTH = 3
+# Shorter than the texts of the tests, so that a window that moves with padding or caches shows.
+WINDOW = 6
+# Cosine to the nearest of six random directions of eight: one token in five has none so near.
+KEY_FLOOR = 0.3
+
+_LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
+_GPT2 = {"n_embd": 32, "n_layer": DEPTH, "n_head": 4, "n_positions": 128, "tie_word_embeddings": False}
+_GEMMA = _LLAMA | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": WINDOW}
+_NEOX = {k: v for k, v in _LLAMA.items() if k != "num_key_value_heads"}
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bloom": {"hidden_size": 32, "n_layer": DEPTH, "n_head": 4, "tie_word_embeddings": False},
+    "falcon": _NEOX,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "gpt2": _GPT2,
+    "gpt_neox": _NEOX,
+    "gptj": _GPT2 | {"rotary_dim": 4},
+    "llama": _LLAMA,
+    "mistral": _LLAMA | {"sliding_window": WINDOW},
+    "opt": _NEOX | {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "phi3": _LLAMA | {"sliding_window": WINDOW},
+    "qwen2": _LLAMA | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "qwen3": _LLAMA | {"head_dim": 8},
+}
+"""`model_type` -> what makes its configuration tiny."""
+
+BATCH = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22], [40, 41, 42, 43, 44, 45]]
+"""Prompts of unlike length."""
+
+
+def tiny_model(
+    model_type: str, *, seed: int = 0, attention: str | None = None, **changes: Any
+) -> PreTrainedModel:
+    """A random causal LM in evaluation mode, the same one for the same arguments."""
+    settings = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "vocab_size": VOCABULARY}
+    config = AutoConfig.for_model(model_type, **settings | ARCHITECTURES.get(model_type, _LLAMA) | changes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:  # norms keep their ones; every bias counts
+                parameter.add_(0.2 * noise)
+            else:
+                inputs = parameter.shape[0] if model_type == "gpt2" else parameter.shape[-1]
+                parameter.copy_(noise * (0.3 if "embed" in name or "wte" in name else 1.5 * inputs**-0.5))
+    return model  # type: ignore[no-any-return]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One word, one id: `w4` is 4."""
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(4, VOCABULARY))]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+    )
+
+
+def text(ids: Sequence[int]) -> str:
+    """The text that `tiny_tokenizer` reads as these ids."""
+    return " ".join(f"w{i}" for i in ids)
+
+
+def wrap_tiny(
+    base: str | PreTrainedModel,
+    mode: str | None = "retrieve",
+    *,
+    layer: int | None = None,
+    value_projection: str | None = None,
+    **changes: Any,
+) -> wise.WiseModel:
+    """A wrapped tiny model, with a side memory by hand; `mode` None leaves it without."""
+    model = tiny_model(base, **changes) if isinstance(base, str) else base
+    config = wise.WiseConfig(
+        mode=mode or "retrieve", layer=layer, value_projection=value_projection, key_floor=KEY_FLOOR
+    )
+    wrapped = wise.wrap(model, tiny_tokenizer(), config)
+    if mode is not None:
+        put(wrapped, memory_by_hand(wrapped))
+    return wrapped
+
+
+def put(wrapped: wise.WiseModel, state: MemoryState) -> None:
+    """Serves a memory that no edit made."""
+    wrapped._serve(state)
+
+
+def memory_by_hand(wrapped: wise.WiseModel, seed: int = 0, strength: float = 3.0) -> MemoryState:
+    """Random slots, one in `merge` and three in `retrieve`, that speak at about half of the tokens.
+
+    strength: norm of what a slot adds, in units of what the base itself puts out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    activations, outputs = _observe(wrapped, generator)
+    d, f = outputs.shape[1], activations.shape[1]
+    count = 1 if wrapped.wise_config.mode == "merge" else 3
+    space = KeySpace(
+        mean=activations.mean(0), projection=torch.randn(8, f, generator=generator) / activations.std()
+    )
+    keys = [normalize(torch.randn(2, 8, generator=generator), dim=-1) for _ in range(count)]
+    near = (space.keys(activations) @ torch.cat(keys).T).max(-1)
+    nearest = near.indices // 2
+    slots = []
+    for i in range(count):
+        mask = torch.rand(2, d, f, generator=generator) < 0.4
+        weight = torch.randn(d, f, generator=generator) * mask.any(0)
+        weight *= strength * outputs.norm(dim=-1).mean() / (activations @ weight.T).norm(dim=-1).mean()
+        scores = (activations[nearest == i] @ weight.T).norm(dim=-1)
+        slots.append(
+            MaskedDenseSlot(id=i, edit_ids=(f"e{i}",), scores=(_gap(scores),), masks=mask, weight=weight)
+        )
+    return MemoryState(
+        edits=tuple(wise.Edit(id=f"e{i}", prompt=text([4 + i]), target=text([10 + i])) for i in range(count)),
+        slots=tuple(slots),
+        keys={f"e{i}": keys[i] for i in range(count)},
+        key_space=space,
+    )
+
+
+@torch.no_grad()
+def _observe(wrapped: wise.WiseModel, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What goes in and out of the base's value projection on random text: `[n, f]` and `[n, d]`, float32."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    ids = torch.randint(4, VOCABULARY, (16, 20), generator=generator)
+    handle = wrapped.layer.base_layer.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    with wrapped.disabled() as model:
+        model(ids, use_cache=False)
+    handle.remove()
+    into, out = seen[0]
+    return into.reshape(-1, into.shape[-1]).float(), out.reshape(-1, out.shape[-1]).float()
+
+
+def _gap(scores: Tensor) -> float:
+    """The middle of the widest gap among the middle scores."""
+    ranked = scores.sort().values
+    middle = ranked[int(0.35 * len(ranked)) : int(0.65 * len(ranked)) + 2]
+    at = int(middle.diff().argmax())
+    return float(middle[at : at + 2].mean())
+
+
+def route_of(wrapped: wise.WiseModel, ids: Sequence[int]) -> Route:
+    """The route of every token of one row."""
+    route = wrapped.route(torch.tensor([list(ids)]))
+    assert route is not None
+    return route
+
+
+def padded(rows: Sequence[Sequence[int]], extra: int = 0) -> dict[str, Tensor]:
+    """Left-padded `input_ids` and `attention_mask`, `extra` pads wider than needed."""
+    width = max(map(len, rows)) + extra
+    return {
+        "input_ids": torch.tensor([[PAD] * (width - len(row)) + list(row) for row in rows]),
+        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+    }
+
+
+def generated(
+    model: Any, rows: Sequence[Sequence[int]], *, extra: int = 0, **options: Any
+) -> list[list[int]]:
+    """What is generated for each row, up to its end-of-sequence; greedy unless `options` say otherwise."""
+    batch = padded(rows, extra)
+    options = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": PAD} | options
+    out = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :].tolist()
+    return [row[: row.index(EOS) + 1] if EOS in row else row for row in out]
+
+
+def same_tensors(a: nn.Module | dict[str, Tensor], b: nn.Module | dict[str, Tensor]) -> bool:
+    """Equal names in equal order, equal bits."""
+    left, right = (dict(x.state_dict()) if isinstance(x, nn.Module) else x for x in (a, b))
+    return list(left) == list(right) and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def located(model: PreTrainedModel, **settings: Any) -> Any:
+    """`locate` with the settings as keywords."""
+    return locate(model, wise.WiseConfig(**settings))

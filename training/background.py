@@ -1,0 +1,99 @@
+"""What the base's own text looks like at the edited layer: the measure of 'unrelated', and the source of prefixes.
+
+No corpus is asked for: the base speaks for itself. Its samples give the activations that the gate must stay
+shut on, the random prefixes that edits are also trained behind, the scale that routing margins are stated in
+and the space in which edit keys are compared.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import GenerationConfig, PreTrainedModel
+
+from wise.config import WiseConfig
+from wise.memory.state import KeySpace
+from wise.training.encoding import OPENINGS, Encoder
+from wise.training.splice import SplicedModel
+
+SAMPLES = 48
+SAMPLE_TOKENS = 32
+PREFIX_WORDS = (3, 5, 8)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Background:
+    """Measured once per base and seed."""
+
+    activations: Tensor
+    """`[n, f]` float32 at every token of the base's own samples."""
+    prefixes: tuple[str, ...]
+    """Short texts to put before a prompt."""
+    scale: float
+    """Mean norm of the value projection's output on those tokens: the unit of the routing margins."""
+    key_space: KeySpace
+
+
+def measure(model: PreTrainedModel, spliced: SplicedModel, encoder: Encoder, config: WiseConfig) -> Background:
+    """Samples the base (seeded, without touching the global random state) and measures it."""
+    samples = _sample(model, encoder, config.seed)
+    activations, mask = spliced.observe(samples)
+    tokens = activations[mask.bool()]
+    output = spliced.value_projection(tokens)
+    return Background(
+        activations=tokens.float(),
+        prefixes=_prefixes(encoder, samples, config),
+        scale=float(torch.linalg.vector_norm(output.float(), dim=-1).mean()),
+        key_space=fit_key_space(tokens.float(), config.key_dim),
+    )
+
+
+def fit_key_space(activations: Tensor, dim: int) -> KeySpace:
+    """Whitening by principal components: equal spread in each of the leading `dim` directions of `[n, f]`.
+
+    Raw activations share a few huge directions that say nothing about the fact asked for; whitening gives the
+    directions that do an equal say.
+    """
+    mean = activations.mean(0)
+    _, spread, axes = torch.linalg.svd(activations - mean, full_matrices=False)
+    spread = spread / len(activations) ** 0.5
+    kept = min(dim, int((spread > 1e-5 * spread[0]).sum()))
+    return KeySpace(mean=mean.cpu(), projection=(axes[:kept] / spread[:kept, None]).cpu())
+
+
+@torch.no_grad()
+def _sample(model: PreTrainedModel, encoder: Encoder, seed: int) -> list[list[int]]:
+    """Texts in the base's own words, after its beginning of sequence or, without one, a plain opening."""
+    starts = [list(encoder.bos)] if encoder.bos else [encoder.prompt(text.split()[0]) for text in OPENINGS]
+    rows = [starts[i % len(starts)] for i in range(SAMPLES)]
+    settings = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=SAMPLE_TOKENS,
+        min_new_tokens=SAMPLE_TOKENS,
+        eos_token_id=sorted(encoder.stops),
+        pad_token_id=min(encoder.stops),
+    )
+    by_length: dict[int, list[list[int]]] = {}
+    for row in rows:
+        by_length.setdefault(len(row), []).append(row)
+    out: list[list[int]] = []
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for group in by_length.values():
+            ids = torch.tensor(group, device=model.device)
+            out += model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings).tolist()
+    return out
+
+
+def _prefixes(encoder: Encoder, samples: list[list[int]], config: WiseConfig) -> tuple[str, ...]:
+    """Whole words from the samples, closed by a full stop; repeated where there are too few."""
+    order = random.Random(config.seed)
+    texts = [encoder.tokenizer.decode(ids, skip_special_tokens=True).split() for ids in samples]
+    texts = [words for words in texts if words]
+    chosen = [texts[i % len(texts)] for i in range(config.prefixes)] if texts else []
+    return tuple(" ".join(words[: order.choice(PREFIX_WORDS)]).strip(" .,:;") + "." for words in chosen)

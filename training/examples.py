@@ -1,0 +1,139 @@
+"""What a slot is trained on: rows where its edits must speak, and tokens on which it must keep silent.
+
+An edit speaks at the last token of its prompt, and then only where the base, given the target so far, would not
+go on with it by itself. A position at which the base needs no help is a plain one ("after a city name: a full
+stop"); opening the gate there would open it everywhere. Those positions count among the silent ones.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wise.edits import Edit
+from wise.training.background import Background
+from wise.training.encoding import Encoder
+from wise.training.splice import Rows, SplicedModel
+from wise.training.writers.base import SlotTask
+
+BATCH = 64
+SWAPS = 4
+"""Prompts of each edit with another edit's subject put in, as tokens to keep silent on."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """Cached rows of a list of edits. `bare` has one row an edit; `varied` has several, behind prefixes or reworded."""
+
+    bare: Rows
+    speaking: Tensor
+    """`[edits, targets]` bool: where each bare row's edit acts."""
+    varied: Rows | None
+    varied_speaking: Tensor | None
+    varied_of: tuple[tuple[int, ...], ...]
+    """Rows of `varied` that belong to each edit."""
+    slot: Tensor
+    """`[edits]` which of the tasks each edit belongs to."""
+    silent: tuple[Tensor, ...]
+    """Per task `[n, f]` float32: activations on which its slot may not speak."""
+
+
+def prepare(
+    tasks: Sequence[SlotTask],
+    *,
+    spliced: SplicedModel,
+    encoder: Encoder,
+    background: Background,
+    seed: int,
+) -> Examples:
+    """Runs the base once over everything that fitting these slots will look at.
+
+    What a slot keeps silent on comes from its own edits and the base, so it does not depend on the other tasks.
+    """
+    edits = [edit for task in tasks for edit in task.edits]
+    slot = torch.tensor([i for i, task in enumerate(tasks) for _ in task.edits])
+    bare = spliced.cache([_row(encoder, edit.prompt, edit.target) for edit in edits])
+    speaking = _speaking(spliced, bare)
+    wordings = [
+        [*(f"{p} {edit.prompt}" for p in background.prefixes), *edit.paraphrases] for edit in edits
+    ]
+    texts = [(text, edit.target) for edit, ours in zip(edits, wordings, strict=True) for text in ours]
+    varied = spliced.cache([_row(encoder, *pair) for pair in texts]) if texts else None
+    ends = torch.tensor([len(ours) for ours in wordings]).cumsum(0).tolist()
+    silent = []
+    for i, task in enumerate(tasks):
+        own = (slot == i).nonzero().squeeze(1)
+        rows = bare.select(own)
+        locality = [encoder.prompt(p) for edit in task.edits for p in edit.locality]
+        parts = [
+            background.activations,
+            _context_tokens(rows),
+            rows.activations[(rows.labels != -100) & ~speaking[own]],
+            *_observed(spliced, locality, last=False),
+            *_observed(spliced, _swapped(task.edits, spliced, encoder, seed), last=True),
+        ]
+        silent.append(torch.cat([tokens.float() for tokens in parts]))
+    return Examples(
+        bare=bare,
+        speaking=speaking,
+        varied=varied,
+        varied_speaking=_speaking(spliced, varied) if varied is not None else None,
+        varied_of=tuple(
+            tuple(range(end - len(ours), end)) for end, ours in zip(ends, wordings, strict=True)
+        ),
+        slot=slot,
+        silent=tuple(silent),
+    )
+
+
+def _row(encoder: Encoder, prompt: str, target: str) -> tuple[list[int], list[int]]:
+    return encoder.prompt(prompt), encoder.target(prompt, target)
+
+
+@torch.no_grad()
+def _speaking(spliced: SplicedModel, rows: Rows) -> Tensor:
+    parts = [rows.select(part) for part in torch.arange(len(rows)).split(BATCH)]
+    unaided = torch.cat([spliced.logits(part).argmax(-1) for part in parts])
+    speaking = (unaided != rows.labels) & (rows.labels != -100)
+    speaking[:, 0] = True
+    return speaking
+
+
+def _context_tokens(rows: Rows) -> Tensor:
+    """Activations at the tokens before the last one of each prompt."""
+    return rows.context[rows.mask[:, : rows.context.shape[1]].bool()]
+
+
+def _observed(spliced: SplicedModel, prompts: list[list[int]], *, last: bool) -> list[Tensor]:
+    """Activations at every token of the prompts, or at the last one of each."""
+    found = []
+    for start in range(0, len(prompts), BATCH):
+        activations, mask = spliced.observe(prompts[start : start + BATCH])
+        found.append(activations[:, -1] if last else activations[mask.bool()])
+    return found
+
+
+def _swapped(edits: Sequence[Edit], spliced: SplicedModel, encoder: Encoder, seed: int) -> list[list[int]]:
+    """Prompts of the edits about each other's subjects: the same question, another subject.
+
+    Where such a prompt asks for a fact that is itself edited it is not a question to keep silent on. It is left
+    out when it is an edit's prompt, and when the base answers it as it answers the other subject's own prompt,
+    which is then likely the same question in other words.
+    """
+    order = random.Random(seed)
+    subjects = [(edit.subject, edit.prompt) for edit in edits if edit.subject]
+    asked = {edit.prompt for edit in edits}
+    pairs: list[tuple[list[int], list[int]]] = []
+    for edit in edits:
+        if not edit.subject:
+            continue
+        for subject, own in order.sample(subjects, min(SWAPS, len(subjects))):
+            prompt = edit.prompt.replace(edit.subject, subject)
+            if prompt not in asked:
+                pairs.append((encoder.prompt(prompt), encoder.prompt(own)))
+    answers = spliced.next_tokens([row for pair in pairs for row in pair])
+    return [swapped for i, (swapped, _) in enumerate(pairs) if answers[2 * i] != answers[2 * i + 1]]

@@ -1,0 +1,195 @@
+"""Gradient fitting of many independent weights at once, each edit until it is fitted, each group until it is quiet.
+
+A group is one weight `[d, f]` behind one mask: a shard, or a merged slot. The side memory acts at few, known
+positions whose activations are cached, so routing scores cost a small product; the upper blocks are run only for
+edits that do not come out right yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from wise.config import WiseConfig
+from wise.training.examples import BATCH, Examples
+from wise.training.losses import edit_loss, margin_loss, score
+from wise.training.splice import Rows, SplicedModel
+from wise.training.writers.base import Progress
+
+RECHECK = 6
+"""Steps between checks of all edits: those that were fitted share weights with those that are not."""
+HARDEST = 128
+"""Silent tokens of each group that are trained on between two checks: the highest-scoring ones."""
+MARGIN_KEPT = 0.9
+"""Share of beta that an edit's score must reach to count as fitted."""
+QUIET = 0.8
+"""A group is quiet when no silent token scores above this share of its lowest edit score."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fit:
+    """Result of `fit`, in the order of the edits."""
+
+    weights: Tensor
+    """`[groups, d, f]`, zero outside the masks."""
+    fitted: list[bool]
+    steps: list[int]
+    loss: list[float]
+
+
+def fit(
+    spliced: SplicedModel,
+    examples: Examples,
+    *,
+    start: Tensor,
+    mask: Tensor,
+    group: Tensor,
+    scale: float,
+    config: WiseConfig,
+    progress: Progress | None = None,
+) -> Fit:
+    """Minimises the WISE objective over each group's weight, with Adam, for at most `config.max_steps` steps.
+
+    start, mask: `[groups, d, f]`. group: `[edits]` the group of each edit. scale: unit of the margins.
+    """
+    return _Fitting(spliced, examples, start, mask, group, scale, config).run(progress)
+
+
+class _Fitting:
+    def __init__(
+        self,
+        spliced: SplicedModel,
+        examples: Examples,
+        start: Tensor,
+        mask: Tensor,
+        group: Tensor,
+        scale: float,
+        config: WiseConfig,
+    ) -> None:
+        self.spliced = spliced
+        self.examples = examples
+        self.group = group.to(spliced.device)
+        self.scale = scale
+        self.config = config
+        self.mask = mask
+        self.weights = [w.clone().requires_grad_() for w in start]
+        self.optimizer = torch.optim.Adam(self.weights, lr=config.learning_rate)
+        count = len(group)
+        self.steps = torch.zeros(count, dtype=torch.long)
+        self.loss = torch.zeros(count)
+        self.fitted = torch.zeros(count, dtype=torch.bool)
+        self.quiet = torch.zeros(len(start), dtype=torch.bool)
+        self.hardest: list[Tensor] = []
+
+    def run(self, progress: Progress | None) -> Fit:
+        for step in range(self.config.max_steps):
+            if step % RECHECK == 0 or bool(self.fitted.all()):
+                self.check()
+                if progress is not None:
+                    progress(int(self.fitted.sum()))
+                if bool(self.fitted.all()) and bool(self.quiet.all()):
+                    break
+            self.step(step)
+        else:
+            self.check()
+        return Fit(
+            weights=torch.stack([self.effective(g) for g in range(len(self.weights))]).detach(),
+            fitted=self.fitted.tolist(),
+            steps=self.steps.tolist(),
+            loss=self.loss.tolist(),
+        )
+
+    def effective(self, group: int) -> Tensor:
+        return self.weights[group] * self.mask[group]
+
+    def step(self, number: int) -> None:
+        """One update of every group that has an unfitted edit or is not quiet."""
+        active = (~self.fitted).nonzero().squeeze(1)
+        self.steps[active] += 1
+        live = sorted({*self.group[active].tolist(), *(~self.quiet).nonzero().squeeze(1).tolist()})
+        loss = torch.zeros((), device=self.spliced.device)
+        if len(active):
+            rows, speaking = self._variant(active, number)
+            per_row, _ = self._edit_terms(rows, speaking, self.group[active])
+            loss = loss + per_row.sum()
+        for g in live:
+            members = int((self.group == g).sum())
+            loss = loss + members * self._margin(g)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+    def _variant(self, active: Tensor, number: int) -> tuple[Rows, Tensor]:
+        """Rows to train on in this step: bare at even steps, each edit's next variation at odd ones."""
+        examples = self.examples
+        if number % 2 == 0 or examples.varied is None or examples.varied_speaking is None:
+            return examples.bare.select(active), examples.speaking[active]
+        chosen = [examples.varied_of[e] for e in active.tolist()]
+        rows = torch.tensor([ours[number // 2 % len(ours)] for ours in chosen])
+        return examples.varied.select(rows), examples.varied_speaking[rows]
+
+    def _edit_terms(self, rows: Rows, speaking: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+        """L_edit per row, and the logits, with each row's own group speaking at its speaking positions."""
+        delta = self._speak(rows, speaking, group)
+        logits = self.spliced.logits(rows, delta)
+        return edit_loss(logits, rows.labels), logits
+
+    def _speak(self, rows: Rows, speaking: Tensor, group: Tensor) -> Callable[[Tensor], Tensor]:
+        """delta of the rows' own groups at their speaking positions, zero elsewhere."""
+        owner = group[:, None].expand_as(speaking)[speaking]
+        tokens = rows.activations[speaking].float()
+        parts = torch.zeros(len(tokens), self.mask.shape[1], device=tokens.device)
+        for g in owner.unique().tolist():
+            at = (owner == g).nonzero().squeeze(1)
+            parts = parts.index_copy(0, at, linear(tokens[at], self.effective(g)))
+        added = torch.zeros(*speaking.shape, parts.shape[1], device=parts.device)
+        added = added.index_put((speaking,), parts)
+        return lambda activation: added.to(activation.dtype)
+
+    def _margin(self, g: int) -> Tensor:
+        """L_a of one group, in units of the scale."""
+        config, weight = self.config, self.effective(g)
+        edited = score(linear(self._own_tokens(g), weight)) / self.scale
+        unrelated = score(linear(self.hardest[g], weight)) / self.scale
+        return margin_loss(
+            edited, unrelated, low=config.margin_low, high=config.margin_high, gap=config.margin_gap
+        )
+
+    def _own_tokens(self, g: int) -> Tensor:
+        """`[n, f]` activations at which the edits of a group speak."""
+        mine = self.group == g
+        return self.examples.bare.activations[mine][self.examples.speaking[mine]].float()
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Looks at every edit and every group as they now are."""
+        examples, config = self.examples, self.config
+        for part in torch.arange(len(self.fitted)).split(BATCH):
+            rows = examples.bare.select(part)
+            self.loss[part], logits = (
+                t.cpu() for t in self._edit_terms(rows, examples.speaking[part], self.group[part])
+            )
+            labels = rows.labels.cpu()
+            self.fitted[part] = ((logits.argmax(-1) == labels) | (labels == -100)).all(-1)
+        self.hardest = []
+        for g in range(len(self.weights)):
+            weight = self.effective(g)
+            edited = score(linear(examples.bare.activations[self.group == g].float(), weight)) / self.scale
+            edited = edited.masked_fill(~examples.speaking[self.group == g], float("inf")).amin(-1)
+            others = self._others(g)
+            silent = score(linear(others, weight)) / self.scale
+            self.hardest.append(others[silent.topk(min(HARDEST, len(silent))).indices])
+            self.fitted[(self.group == g).cpu()] &= (edited >= MARGIN_KEPT * config.margin_high).cpu()
+            lowest = float(edited.min()) if len(edited) else 0.0
+            self.quiet[g] = not len(edited) or float(silent.max()) <= QUIET * lowest
+
+    def _others(self, g: int) -> Tensor:
+        """`[n, f]` tokens on which a group must keep silent: its slot's, and where the slot's other shards speak."""
+        slot = g // (len(self.weights) // len(self.examples.silent))
+        theirs = (self.examples.slot == slot) & (self.group != g)
+        spoken = self.examples.bare.activations[theirs][self.examples.speaking[theirs]].float()
+        return torch.cat([self.examples.silent[slot], spoken])

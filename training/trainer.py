@@ -1,0 +1,197 @@
+"""How a stream of edits becomes slots: check, shard, write, calibrate, verify by generation, and only then serve.
+
+The trainer never changes what is served until everything is known. It builds a new `MemoryState`, asks the model
+with that state in place, and drops every edit whose target the model does not generate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from wise.config import WiseConfig
+from wise.edits import Edit, check_lengths, check_unique
+from wise.errors import EditError
+from wise.memory.slot import Slot
+from wise.memory.state import MemoryState
+from wise.router.activation import activation_score
+from wise.training.background import Background
+from wise.training.encoding import Encoder
+from wise.training.generation import greedy
+from wise.training.report import FAILED, SUPERSEDED, VERIFIED, EditReport, Outcome
+from wise.training.splice import SplicedModel
+from wise.training.writers.base import Progress, SlotTask, Writer, Written
+
+EDITS_AT_ONCE = 64
+"""Edits whose slots are written in one batch."""
+FEATURES_PER_EDIT = 44
+"""Input features of the value projection per edit of a slot, where `slot_capacity` is left open.
+
+An unrelated token scores about sqrt(edits / features) of what an edited one does, so a slot that holds more than a
+small share of its features cannot keep silent.
+"""
+ROUNDING = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""How far under the smallest score of its edits a threshold lies, so that a sum taken in another order still passes."""
+
+SPARE_TOKENS = 4
+"""Tokens beyond the target that an answer may run on for before it counts as not stopping."""
+
+Serve = Callable[[MemoryState], AbstractContextManager[PreTrainedModel]]
+"""Puts a state in place for the length of a `with` block and gives the model to ask."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trainer:
+    """Edits one base model. Holds no memory of its own: `edit` maps one state to the next."""
+
+    spliced: SplicedModel
+    encoder: Encoder
+    background: Background
+    writer: Writer
+    config: WiseConfig
+    context: int
+    """Tokens the base sees at once."""
+    dtype: torch.dtype
+    """Precision in which slots are served."""
+
+    def edit(
+        self, state: MemoryState, edits: Sequence[Edit], *, serve: Serve, progress: Progress | None = None
+    ) -> tuple[MemoryState, EditReport]:
+        """Writes `edits` after those of `state`; returns the new state and what became of each edit.
+
+        Raises EditError, with nothing changed, for duplicate ids, ids that are live already, and edits that do
+        not fit the context.
+        """
+        self._validate(state, edits)
+        begun, cpu = time.perf_counter(), time.process_time()
+        latest = {edit.prompt: edit for edit in edits}
+        fresh = [edit for edit in edits if latest[edit.prompt] is edit]
+        replaced = tuple(edit.id for edit in state.edits if edit.prompt in latest)
+        kept = state.without(replaced)
+        new = replace(kept, key_space=self.background.key_space)
+        results: dict[str, Written] = {}
+        spent: dict[str, float] = {}
+        for tasks in self._batches(kept, fresh):
+            started = time.perf_counter()
+            done = min(len(fresh), len(results))
+            shown = _shifted(progress, done, len(fresh))
+            new, written = self._write(new, tasks, shown)
+            share = (time.perf_counter() - started) / len(written)
+            results |= written
+            spent |= dict.fromkeys(written, share)
+            shown(len(written))
+        new = replace(new, edits=(*kept.edits, *fresh))
+        touched = {edit.id: edit for edit in (*kept.edits, *fresh) if edit.id in results}
+        answers = self._answers(new, touched, serve)
+        wrong = [i for i, edit in touched.items() if not self._right(edit, answers[i])]
+        dropped = {*wrong, *(edit.id for edit in fresh if not results[edit.id].fitted)}
+        final = new.without(dropped)
+        live = set(final.edit_ids)
+        report = EditReport(
+            outcomes=tuple(
+                _outcome(edit, live, results.get(edit.id), answers.get(edit.id, ""), spent.get(edit.id, 0.0))
+                for edit in edits
+            ),
+            replaced=replaced,
+            lost=tuple(i for i in kept.edit_ids if i not in live),
+            seconds=time.perf_counter() - begun,
+            cpu_seconds=time.process_time() - cpu,
+        )
+        return final, report
+
+    def _validate(self, state: MemoryState, edits: Sequence[Edit]) -> None:
+        check_unique(edits)
+        live = set(state.edit_ids)
+        for edit in edits:
+            if edit.id in live:
+                raise EditError(f"field 'id': edit {edit.id!r} is live already; leave it out, or give a new id")
+        reserve = len(self.encoder.bos) + len(self.encoder.terminator)
+        check_lengths(edits, lambda text: len(self.encoder.tokenizer(text)["input_ids"]), self.context, reserve)
+
+    def _batches(self, state: MemoryState, edits: Sequence[Edit]) -> list[list[SlotTask]]:
+        """Sharding by stream order: fill the last slot, then open new ones; batches of whole slots."""
+        capacity = self._capacity()
+        known = {edit.id: edit for edit in state.edits}
+        filled: list[tuple[Slot | None, list[Edit]]] = []
+        if state.slots and (capacity is None or len(state.slots[-1].edit_ids) < capacity):
+            last = state.slots[-1]
+            filled.append((last, [known[i] for i in last.edit_ids]))
+        for edit in edits:
+            if not filled or (capacity is not None and len(filled[-1][1]) >= capacity):
+                filled.append((None, []))
+            filled[-1][1].append(edit)
+        first = len(state.slots) - (1 if filled and filled[0][0] is not None else 0)
+        tasks = [
+            SlotTask(id=first + i, edits=tuple(members), start=start) for i, (start, members) in enumerate(filled)
+        ]
+        batches: list[list[SlotTask]] = []
+        for task in tasks:
+            if not batches or sum(len(t.edits) for t in batches[-1]) + len(task.edits) > EDITS_AT_ONCE:
+                batches.append([])
+            batches[-1].append(task)
+        return batches
+
+    def _capacity(self) -> int | None:
+        if self.config.mode == "merge":
+            return None
+        f = self.spliced.projection.in_features
+        return self.config.slot_capacity or max(8, f // FEATURES_PER_EDIT)
+
+    def _write(
+        self, state: MemoryState, tasks: list[SlotTask], progress: Progress | None
+    ) -> tuple[MemoryState, dict[str, Written]]:
+        """Writes the slots of `tasks` into `state`, with the keys and scores of the edits they hold."""
+        slots, keys = list(state.slots), dict(state.keys)
+        results: dict[str, Written] = {}
+        for task, (slot, outcomes) in zip(tasks, self.writer.write(tasks, progress), strict=True):
+            scores = {}
+            for edit, outcome in zip(task.edits, outcomes, strict=True):
+                keys[edit.id] = self.background.key_space.keys(outcome.anchors)
+                scores[edit.id] = self._sure_score(slot, outcome)
+                results[edit.id] = outcome
+            slots[slot.id : slot.id + 1] = [slot.with_scores(scores)]
+        return replace(state, slots=tuple(slots), keys=keys), results
+
+    def _sure_score(self, slot: Slot, outcome: Written) -> float:
+        """A score that an edit reaches, as it will be served, wherever it must speak and a little around it."""
+        anchors = outcome.anchors.cpu().to(self.dtype)
+        score = float(activation_score(slot.delta(anchors)).min())
+        return score * min(self.config.threshold_ratio, 1 - ROUNDING.get(self.dtype, 1e-2))
+
+    def _answers(self, state: MemoryState, edits: Mapping[str, Edit], serve: Serve) -> dict[str, str]:
+        """What the model generates for the prompts of `edits`, with `state` in place."""
+        if not edits:
+            return {}
+        prompts = [self.encoder.prompt(edit.prompt) for edit in edits.values()]
+        limits = [len(self.encoder.target(e.prompt, e.target)) + SPARE_TOKENS for e in edits.values()]
+        with serve(state) as model:
+            out = greedy(model, prompts, stops=self.encoder.stops, max_new_tokens=limits)
+        return {i: self.encoder.answer(ids) for i, ids in zip(edits, out, strict=True)}
+
+    def _right(self, edit: Edit, answer: str) -> bool:
+        return answer == self.encoder.answer(self.encoder.target(edit.prompt, edit.target))
+
+
+def _shifted(progress: Progress | None, done: int, total: int) -> Progress:
+    def shown(fitted: int) -> None:
+        if progress is not None:
+            progress(min(done + fitted, total))
+
+    return shown
+
+
+def _outcome(edit: Edit, live: set[str], written: Written | None, answer: str, seconds: float) -> Outcome:
+    status = VERIFIED if edit.id in live else FAILED if written is not None else SUPERSEDED
+    return Outcome(
+        id=edit.id,
+        status=status,
+        answer=answer,
+        steps=written.steps if written else 0,
+        loss=written.loss if written else 0.0,
+        milliseconds=1000 * seconds,
+    )

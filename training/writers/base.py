@@ -1,0 +1,50 @@
+"""The interface of a writer: slots in, slots out, and what happened to each edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from wise.edits import Edit
+from wise.memory.slot import Slot
+
+Progress = Callable[[int], None]
+"""Called with the number of edits that are through."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SlotTask:
+    """A slot to be written."""
+
+    id: int
+    edits: tuple[Edit, ...]
+    """All edits the slot is to hold: those it held before, then the new ones."""
+    start: Slot | None = None
+    """What it was before."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Written:
+    """What fitting did for one edit."""
+
+    fitted: bool
+    """The target is what the base decodes with the slot speaking where it must, and the score is high enough."""
+    steps: int
+    """Optimisation steps in which this edit was worked on."""
+    loss: float
+    """Mean negative log-likelihood of the target in nats at the end."""
+    anchors: Tensor
+    """`[m, f]` activations at the positions at which the edit must speak."""
+
+
+class Writer(Protocol):
+    """Writes slots that own separate parameters; many are written in one batch."""
+
+    def write(
+        self, tasks: Sequence[SlotTask], progress: Progress | None = None
+    ) -> list[tuple[Slot, list[Written]]]:
+        """One new slot per task, and what happened to each of its edits, in the order of the tasks."""
+        ...

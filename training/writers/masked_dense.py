@@ -1,0 +1,121 @@
+"""WISE's writer (arXiv 2405.14768, section 2.3): masked gradient steps per shard, then a merge.
+
+Each shard of a slot takes every k-th edit and changes only the entries of its own random mask (knowledge
+sharding); the shards are merged into one change of W (knowledge merging). Shards of all slots own separate
+parameters, so all of them are fitted in one batch, each edit until it is fitted.
+
+One thing is added to the paper. A merge moves what each shard had settled, so the merged weight is fitted once
+more, within the union of the masks, on the edits that the merge has broken and on the routing margins. The
+paper serves the merged weight as it falls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wise.config import WiseConfig
+from wise.memory.masks import random_masks
+from wise.memory.merging import merge
+from wise.memory.slot import MaskedDenseSlot, Slot
+from wise.training.background import Background
+from wise.training.encoding import Encoder
+from wise.training.examples import Examples, prepare
+from wise.training.fitting import Fit, fit
+from wise.training.splice import SplicedModel
+from wise.training.writers.base import Progress, SlotTask, Written
+
+
+class MaskedDenseWriter:
+    """Writes `MaskedDenseSlot`s."""
+
+    def __init__(
+        self, spliced: SplicedModel, encoder: Encoder, background: Background, config: WiseConfig
+    ) -> None:
+        self.spliced = spliced
+        self.encoder = encoder
+        self.background = background
+        self.config = config
+
+    def write(
+        self, tasks: Sequence[SlotTask], progress: Progress | None = None
+    ) -> list[tuple[Slot, list[Written]]]:
+        """See `Writer`. The result depends on the tasks, the config and the base, not on what was written before."""
+        examples = prepare(
+            tasks,
+            spliced=self.spliced,
+            encoder=self.encoder,
+            background=self.background,
+            seed=self.config.seed,
+        )
+        masks = torch.stack([self._masks(task) for task in tasks]).to(self.spliced.device)  # [slots, k, d, f]
+        start = torch.stack([_start(task, masks[i]) for i, task in enumerate(tasks)])
+        k = self.config.shards
+        shard = torch.tensor([slot * k + i % k for slot, task in enumerate(tasks) for i in range(len(task.edits))])
+        shards = self._fit(examples, start.flatten(0, 1), masks.flatten(0, 1), shard, progress)
+        merged = torch.stack([self._merge(deltas) for deltas in shards.weights.view(masks.shape)])
+        served = self._fit(examples, merged, masks.any(1), examples.slot, None)
+        return self._collect(tasks, examples, masks, shards, served)
+
+    def _masks(self, task: SlotTask) -> Tensor:
+        if isinstance(task.start, MaskedDenseSlot):
+            return task.start.masks
+        shape = (self.spliced.projection.out_features, self.spliced.projection.in_features)
+        seed = self.config.seed * 1_000_003 + task.id
+        return random_masks(shape, shards=self.config.shards, ratio=self.config.mask_ratio, seed=seed)
+
+    def _fit(
+        self, examples: Examples, start: Tensor, mask: Tensor, group: Tensor, progress: Progress | None
+    ) -> Fit:
+        return fit(
+            self.spliced,
+            examples,
+            start=start,
+            mask=mask,
+            group=group,
+            scale=self.background.scale,
+            config=self.config,
+            progress=progress,
+        )
+
+    def _merge(self, deltas: Tensor) -> Tensor:
+        config = self.config
+        return merge(deltas, method=config.merge, density=config.merge_density, seed=config.seed)
+
+    def _collect(
+        self, tasks: Sequence[SlotTask], examples: Examples, masks: Tensor, shards: Fit, served: Fit
+    ) -> list[tuple[Slot, list[Written]]]:
+        written: list[tuple[Slot, list[Written]]] = []
+        first = 0
+        for i, task in enumerate(tasks):
+            slot = MaskedDenseSlot(
+                id=task.id,
+                edit_ids=tuple(edit.id for edit in task.edits),
+                masks=masks[i].cpu(),
+                weight=served.weights[i].cpu(),
+            )
+            outcomes = [
+                Written(
+                    fitted=served.fitted[e],
+                    steps=shards.steps[e] + served.steps[e],
+                    loss=served.loss[e],
+                    anchors=examples.bare.activations[e][examples.speaking[e]],
+                )
+                for e in range(first, first + len(task.edits))
+            ]
+            first += len(task.edits)
+            written.append((slot, outcomes))
+        return written
+
+
+def _start(task: SlotTask, masks: Tensor) -> Tensor:
+    """`[k, d, f]` where the shards begin: nothing, or the merged weight within each shard's mask.
+
+    Merging these again gives the weight they were taken from, so an unfinished slot goes on where it was.
+    """
+    if isinstance(task.start, MaskedDenseSlot):
+        return task.start.weight.to(masks.device) * masks
+    return torch.zeros(masks.shape, device=masks.device)
+

@@ -1,0 +1,82 @@
+"""The `wise` command: its sub-commands, its exit codes, and how errors are said."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import wise
+from wise.cli.ask import ask
+from wise.cli.common import BAD_INPUT
+from wise.cli.demo import demo
+from wise.cli.edit import edit
+from wise.cli.eval import evaluate
+from wise.cli.info import info
+from wise.errors import WiseError
+
+EXIT_CODES = (
+    "Exit codes: 0 all is well; 1 something unexpected went wrong; 2 the usage or the input is wrong; "
+    "3 'wise edit' saved a memory, but not every edit verified."
+)
+
+USERS_FILES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""Of all that an operating system may say, what comes from a path that the user gave."""
+
+
+class _Group(TyperGroup):
+    """Says an error that is the user's to mend in one line, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (WiseError, *USERS_FILES) as error:
+            typer.echo(f"wise: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(BAD_INPUT) from None
+
+
+app = typer.Typer(
+    name="wise",
+    cls=_Group,
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"wise {wise.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Lifelong editing of Hugging Face language models.
+
+    Results go to stdout, progress and warnings to stderr.
+    With --json the last line of stdout is one JSON object.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    logger = logging.getLogger("wise")
+    logger.addHandler(handler)
+    context.call_on_close(lambda: logger.removeHandler(handler))
+
+
+app.command("edit")(edit)
+app.command("ask")(ask)
+app.command("eval")(evaluate)
+app.command("info")(info)
+app.command("demo")(demo)

@@ -1,0 +1,156 @@
+"""What the commands share: their options, loading a model, and where output goes.
+
+Nothing heavy is imported before a command runs, so that `wise --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from wise.config import WiseConfig
+from wise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BAD_INPUT = 2
+NOT_VERIFIED = 3
+ROWS = 20
+"""Rows of a table before the rest is only counted."""
+PLAIN_WIDTH = 120
+"""Columns of a table where stdout is no terminal."""
+SLOT_STYLES = ("green", "cyan", "magenta", "yellow", "blue", "red")
+
+MODEL_HELP = "Folder or hub id of a causal LM."
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help=f"{MODEL_HELP} Left out: the demo model that ships with wise.")
+]
+ModeOption = Annotated[
+    str | None,
+    typer.Option("--mode", help="merge: one side memory; retrieve (the default): one per slot."),
+]
+LayerOption = Annotated[
+    int | None, typer.Option("--layer", help="Index of the edited block. Left out: at 85% of the depth.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of all that is random. Left out: 0.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads to use.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="End with one JSON object, in the last line of stdout.")
+]
+ProgressOption = Annotated[
+    bool, typer.Option("--progress", help="Show progress on stderr even where it is no terminal.")
+]
+FormatOption = Annotated[str, typer.Option("--format", help="Format of the file; auto goes by its fields.")]
+
+
+def settings(**given: Any) -> dict[str, Any]:
+    """The settings that were given on the command line."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def make_config(**given: Any) -> WiseConfig:
+    """The configuration that the options ask for. Raises ConfigError for one out of range."""
+    return WiseConfig(**settings(**given))
+
+
+def prepare(threads: int | None) -> None:
+    """Takes the threads asked for, and keeps transformers' own bars and notes off stderr."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def load_model(
+    name: str | None, *, threads: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM and its tokenizer; None is the demo model.
+
+    Raises ConfigError where there is none.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from wise.demo import model_path
+
+    prepare(threads)
+    source = str(model_path()) if name is None else name
+    if _is_path(source) and not Path(source).is_dir():
+        raise ConfigError(f"--model {source}: no such folder; give one that holds a causal LM, or a hub id")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"--model {source}: {reason} (expected a causal LM with safetensors weights, in a folder or on "
+            "the hub)"
+        ) from error
+    return model, tokenizer
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name cannot be a hub id, `owner/name`."""
+    return name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
+
+
+Show = Callable[[int, int], None]
+"""Called with how much is done, and of how much."""
+
+
+@contextmanager
+def progress_bars(wanted: bool, *labels: str) -> Iterator[list[Show]]:
+    """Bars on stderr, each seen once it is called; none where stderr is no terminal, unless `wanted`."""
+    console = Console(stderr=True, force_terminal=wanted or None)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield [_shower(progress, progress.add_task(label, visible=False)) for label in labels]
+
+
+def _shower(progress: Progress, task: TaskID) -> Show:
+    return lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table on stdout. A cell is shown as it is: None as a dash, a Text in its style, floats in short."""
+    table = Table(
+        title=title, title_justify="left", show_edge=False, pad_edge=False, show_header=any(columns)
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(_shown(cell)) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
+    console.print(table)
+    console.print()
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def show_json(value: Any) -> None:
+    """The last line of stdout: compact JSON."""
+    typer.echo(json.dumps(value, separators=(",", ":"), allow_nan=False))
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON has; a threshold that nothing reaches is none."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,59 @@
+"""`wise demo`: the whole of wise on the model that ships with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from wise.cli.common import JsonOption, ProgressOption, ThreadsOption, prepare, progress_bars, show_json, show_table
+from wise.cli.eval import show_evaluation
+
+if TYPE_CHECKING:
+    from wise.demo.run import DemoResult
+
+
+def demo(
+    edits: Annotated[int, typer.Option("--edits", min=1, help="Counterfactual edits to make.")] = 100,
+    mode: Annotated[
+        str, typer.Option("--mode", help="merge: one side memory; retrieve: one per slot.")
+    ] = "retrieve",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all that is random.")] = 0,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help="File to draw the routing scores to, such as routing.png."),
+    ] = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    progress: ProgressOption = False,
+) -> None:
+    """Edit the model that ships with wise, and measure what became of it. Nothing is downloaded."""
+    prepare(threads)
+    from wise.demo.picture import draw
+    from wise.demo.run import run_demo
+
+    with progress_bars(progress, "editing", "measuring") as [edited, measured]:
+        result = run_demo(edits=edits, seed=seed, mode=mode, edited=edited, measured=measured)
+    _show(result)
+    if picture is not None:
+        draw(result.ratios, picture)
+        typer.echo(f"routing scores drawn to {picture}")
+    if as_json:
+        show_json(result.to_dict())
+
+
+def _show(result: DemoResult) -> None:
+    rows = [
+        (row.kind, row.prompt, row.before, Text(row.after, style="green" if row.after == row.wanted else "red"))
+        for row in result.shown
+    ]
+    show_table("before and after", ("", "prompt", "before", "after"), rows)
+    show_evaluation(result.evaluation)
+    opened = ", ".join(f"{float((v >= 1).float().mean()):.1%} of {kind}" for kind, v in result.ratios.items())
+    typer.echo(
+        f"the base answered {result.base_recall:.1%} of its facts before\n"
+        f"the gate opens for {opened}; AUROC of paraphrases against neighbours {result.auroc:.3f}\n"
+        f"{result.seconds:.1f} seconds in all"
+    )

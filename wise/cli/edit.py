@@ -1,0 +1,138 @@
+"""`wise edit`: writes edits into a memory and saves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wise.cli.common import (
+    NOT_VERIFIED,
+    ROWS,
+    FormatOption,
+    JsonOption,
+    LayerOption,
+    ModelOption,
+    ModeOption,
+    ProgressOption,
+    SeedOption,
+    ThreadsOption,
+    load_model,
+    make_config,
+    progress_bars,
+    settings,
+    show_json,
+    show_table,
+)
+from wise.edits import Edit
+from wise.errors import ConfigError
+from wise.readers import read_edits
+
+if TYPE_CHECKING:
+    from wise.model import WiseModel
+    from wise.training.report import EditReport
+
+
+def edit(
+    output: Annotated[Path, typer.Option("--output", help="Folder to save the memory to.")],
+    edits: Annotated[Path | None, typer.Option("--edits", help="File of edits.")] = None,
+    format: FormatOption = "auto",
+    prompt: Annotated[str | None, typer.Option("--prompt", help="A single edit: what is asked.")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="A single edit: the wanted answer.")] = None,
+    subject: Annotated[str | None, typer.Option("--subject", help="A single edit: what it is about.")] = None,
+    memory: Annotated[
+        Path | None, typer.Option("--memory", help="Memory to edit further; brings its own settings.")
+    ] = None,
+    model: ModelOption = None,
+    mode: ModeOption = None,
+    layer: LayerOption = None,
+    seed: SeedOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    progress: ProgressOption = False,
+) -> None:
+    """Edit a model: every edit is verified by generation, and what verified is saved.
+
+    Give a file with --edits, or a single edit with --prompt and --target. The exit code is 3
+    where an edit did not verify; those that did are saved all the same.
+    """
+    wanted = _wanted(edits, format, settings(prompt=prompt, target=target, subject=subject))
+    _check_output(output)
+    given = settings(mode=mode, layer=layer, seed=seed)
+    if memory is not None and given:
+        raise ConfigError(
+            f"--{next(iter(given))}: a memory keeps the settings it was made with, leave it out"
+        )
+    wrapped = _wrapped(model, memory, given, threads)
+    with progress_bars(progress, "editing") as [show]:
+        report = wrapped.edit(wanted, progress=lambda done: show(done, len(wanted)))
+    wrapped.save_pretrained(output)
+    _show(wanted, report, output)
+    if as_json:
+        show_json(_summary(report) | {"output": str(output)} | report.to_dict())
+    if report.failed or report.lost:
+        raise typer.Exit(NOT_VERIFIED)
+
+
+def _wanted(file: Path | None, format: str, single: dict[str, str]) -> list[Edit]:
+    if (file is None) == (not single):
+        raise ConfigError("give either --edits FILE, or --prompt and --target of a single edit")
+    if file is not None:
+        return read_edits(file, format=format)
+    return [Edit.from_dict(single)]
+
+
+def _check_output(folder: Path) -> None:
+    """Found out before the work and not after it. Raises ConfigError."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder}: is a file; name a folder")
+    from wise.memory.artifact import CONFIG_FILE
+
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"--output {folder}: holds other things than a memory; name a folder of its own")
+
+
+def _wrapped(name: str | None, memory: Path | None, given: dict[str, Any], threads: int | None) -> WiseModel:
+    config = make_config(**given)
+    base, tokenizer = load_model(name, threads=threads)
+    from wise.model import WiseModel
+
+    if memory is not None:
+        return WiseModel.from_pretrained(base, tokenizer, memory)
+    return WiseModel(base, tokenizer, config)
+
+
+def _summary(report: EditReport) -> dict[str, Any]:
+    from wise.training.report import SUPERSEDED, VERIFIED
+
+    count = len(report.outcomes)
+    return {
+        "edits": count,
+        "verified_edits": report.count(VERIFIED),
+        "failed_edits": len(report.failed),
+        "superseded_edits": report.count(SUPERSEDED),
+        "seconds_per_edit": report.seconds / count,
+        "cpu_seconds_per_edit": report.cpu_seconds / count,
+    }
+
+
+def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
+    rows = [
+        (done.id, done.status, edit.target, done.answer, done.steps, done.loss, done.milliseconds)
+        for edit, done in zip(edits, report.outcomes, strict=True)
+    ]
+    rows.sort(key=lambda row: row[0] not in report.failed)  # what did not work must not be cut off
+    show_table("Edits", ("id", "status", "target", "answer", "steps", "loss", "ms"), rows[:ROWS])
+    if len(rows) > ROWS:
+        typer.echo(f"... and {len(rows) - ROWS} more")
+    counts = ", ".join(
+        f"{count} {name.removesuffix('_edits')}"
+        for name, count in _summary(report).items()
+        if name.endswith("_edits")
+    )
+    typer.echo(f"{len(rows)} edits: {counts}; {report.seconds:.1f} s; saved to {output}")
+    if report.replaced:
+        typer.echo(f"replaced earlier edits of the same prompts: {', '.join(report.replaced)}")
+    if report.lost:
+        typer.echo(f"no longer answered as edited, and dropped: {', '.join(report.lost)}")

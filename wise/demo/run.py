@@ -1,0 +1,173 @@
+"""`wise demo`: wrap the shipped model, stream counterfactual edits into it, and measure what became of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from wise.config import WiseConfig
+from wise.demo import model_path
+from wise.demo.facts import (
+    Fact,
+    counterfactual,
+    held_out_prompts,
+    load_facts,
+    neighbours,
+    train_prompts,
+)
+from wise.edits import Edit, Record
+from wise.errors import ConfigError
+from wise.eval.editors import Evaluation
+from wise.eval.quality import measure_quality
+from wise.eval.routing import gate_ratios
+from wise.model import WiseModel, wrap
+from wise.router.metrics import auroc
+
+NEIGHBOURS = 4
+"""Prompts of each edit that must not move; two of its own relation and answer, where there are."""
+SHOWN = 5
+"""Edits shown before and after."""
+RECALL_FACTS = 500
+"""Facts that the base is asked for, to see that it knows what is about to be changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One prompt before and after the edits."""
+
+    kind: str
+    prompt: str
+    before: str
+    after: str
+    wanted: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DemoResult:
+    """What the demo measured."""
+
+    evaluation: Evaluation
+    base_recall: float
+    """Share of the facts that the unedited model answers, by itself and to its own stop."""
+    ratios: dict[str, Tensor]
+    """Score over threshold at the last token of the edits' prompts, of their paraphrases, and of neighbours."""
+    shown: tuple[Shown, ...]
+    seconds: float
+
+    @property
+    def auroc(self) -> float:
+        """How well the router tells unseen paraphrases of the edits from their neighbours."""
+        return auroc(self.ratios["paraphrases"], self.ratios["neighbours"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.evaluation.to_dict() | {
+            "base_recall": self.base_recall,
+            "routing": {"auroc": self.auroc},
+            "seconds": self.seconds,
+        }
+
+
+def run_demo(
+    *,
+    edits: int = 100,
+    seed: int = 0,
+    mode: str = "retrieve",
+    edited: Callable[[int, int], None] | None = None,
+    measured: Callable[[int, int], None] | None = None,
+) -> DemoResult:
+    """Edits the shipped model with `edits` counterfactuals and measures it.
+
+    edited, measured: called with how many edits, and prompts, are through, and of how many.
+
+    Raises ConfigError for a mode that there is not, or more edits than the model knows facts.
+    """
+    begun = time.perf_counter()
+    records = demo_records(edits, seed=seed)
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    model = wrap(
+        AutoModelForCausalLM.from_pretrained(model_path()), tokenizer, WiseConfig(mode=mode, seed=seed)
+    )
+    recall = _recall(model, seed)
+    asked = _shown_prompts(records)
+    before = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
+    report = model.edit(
+        [record.edit for record in records],
+        progress=None if edited is None else lambda done: edited(done, len(records)),
+    )
+    after = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
+    evaluation = Evaluation(
+        editor=f"wise-{mode}",
+        edits=len(records),
+        quality=measure_quality(model, records, progress=measured),
+        failed=report.failed,
+        seconds=report.seconds,
+        cpu_seconds=report.cpu_seconds,
+    )
+    prompts = {
+        "edits": [record.edit.prompt for record in records],
+        "paraphrases": [p for record in records for p in record.paraphrases],
+        "neighbours": [p for record in records for p in record.neighbours],
+    }
+    return DemoResult(
+        evaluation=evaluation,
+        base_recall=recall,
+        ratios={kind: gate_ratios(model, texts) for kind, texts in prompts.items()},
+        shown=tuple(
+            Shown(kind=kind, prompt=prompt, before=b, after=a, wanted=wanted or b)
+            for (kind, prompt, wanted), b, a in zip(asked, before, after, strict=True)
+        ),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def demo_records(count: int, *, seed: int) -> list[Record]:
+    """Counterfactual edits of facts that the model was taught, no two alike, and the prompts that measure them."""
+    known = load_facts("train")
+    if not 1 <= count <= len(known):
+        raise ConfigError(f"edits={count}: the demo model was taught {len(known)} facts; ask for 1 to that many")
+    order = random.Random(seed)
+    chosen = order.sample(known, count)
+    about = {(fact.relation, fact.subject) for fact in chosen}
+    return [_record(fact, about, order, seed) for fact in chosen]
+
+
+def _record(fact: Fact, edited: set[tuple[str, str]], order: random.Random, seed: int) -> Record:
+    """The plainest phrasing is edited; the others, and those that no training ever used, are its paraphrases."""
+    plain, *others = train_prompts(fact)
+    close = [other for other in neighbours(fact) if (other.relation, other.subject) not in edited]
+    same_relation = [
+        other
+        for other in load_facts("train")
+        if other.relation == fact.relation and (other.relation, other.subject) not in edited
+    ]
+    near = order.sample(close, min(NEIGHBOURS // 2, len(close)))
+    rest = [other for other in same_relation if other not in near]
+    near += order.sample(rest, min(NEIGHBOURS - len(near), len(rest)))
+    return Record(
+        edit=Edit(prompt=plain, target=counterfactual(fact, seed=seed), subject=fact.subject),
+        paraphrases=(*held_out_prompts(fact), *order.sample(others, 2)),
+        neighbours=tuple(train_prompts(other)[0] for other in near),
+        answer=fact.object,
+    )
+
+
+def _recall(model: WiseModel, seed: int) -> float:
+    facts = random.Random(seed).sample(load_facts("train"), RECALL_FACTS)
+    answers = model.ask([train_prompts(fact)[0] for fact in facts])
+    return sum(a.text == fact.object for a, fact in zip(answers, facts, strict=True)) / len(facts)
+
+
+def _shown_prompts(records: list[Record]) -> list[tuple[str, str, str | None]]:
+    """(what it is, prompt, the answer wanted or None for the base's own)."""
+    rows: list[tuple[str, str, str | None]] = []
+    for record in records[:SHOWN]:
+        rows.append(("edit", record.edit.prompt, record.edit.target))
+        rows.append(("paraphrase", record.paraphrases[-1], record.edit.target))
+        rows += [("neighbour", prompt, None) for prompt in record.neighbours[:1]]
+    return rows
