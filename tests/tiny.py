@@ -1,7 +1,7 @@
 """Tiny random models of every architecture, one tokenizer, and side memories made by hand.
 
-Nothing is trained or loaded. The weights are drawn wider than transformers would, so that greedy text varies
-and a dropped bias or a shifted position shows. Thresholds lie in gaps between scores, out of reach of rounding.
+Nothing is trained or loaded. Weights are drawn wider than transformers would, so that greedy text varies
+and a dropped bias or a shifted position shows. Thresholds lie in gaps between scores, beyond rounding.
 """
 
 from __future__ import annotations

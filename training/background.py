@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from wise.config import WiseConfig
 from wise.memory.state import KeySpace
 from wise.training.encoding import OPENINGS, Encoder
+from wise.training.generation import sample
 from wise.training.splice import SplicedModel
 
 SAMPLES = 48
@@ -65,35 +65,17 @@ def fit_key_space(activations: Tensor, dim: int) -> KeySpace:
     return KeySpace(mean=mean.cpu(), projection=(axes[:kept] / spread[:kept, None]).cpu())
 
 
-@torch.no_grad()
 def _sample(model: PreTrainedModel, encoder: Encoder, seed: int) -> list[list[int]]:
     """Texts in the base's own words, after its beginning of sequence or, without one, a plain opening."""
     starts = [list(encoder.bos)] if encoder.bos else [encoder.prompt(text.split()[0]) for text in OPENINGS]
     rows = [starts[i % len(starts)] for i in range(SAMPLES)]
-    settings = GenerationConfig(
-        do_sample=True,
-        top_k=0,
-        max_new_tokens=SAMPLE_TOKENS,
-        min_new_tokens=SAMPLE_TOKENS,
-        eos_token_id=sorted(encoder.stops),
-        pad_token_id=min(encoder.stops),
-    )
-    by_length: dict[int, list[list[int]]] = {}
-    for row in rows:
-        by_length.setdefault(len(row), []).append(row)
-    out: list[list[int]] = []
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for group in by_length.values():
-            ids = torch.tensor(group, device=model.device)
-            out += model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings).tolist()
-    return out
+    return sample(model, rows, stops=encoder.stops, tokens=SAMPLE_TOKENS, seed=seed)
 
 
 def _prefixes(encoder: Encoder, samples: list[list[int]], config: WiseConfig) -> tuple[str, ...]:
     """Whole words from the samples, closed by a full stop; repeated where there are too few."""
     order = random.Random(config.seed)
-    texts = [encoder.tokenizer.decode(ids, skip_special_tokens=True).split() for ids in samples]
+    texts = [encoder.text(ids).split() for ids in samples]
     texts = [words for words in texts if words]
     chosen = [texts[i % len(texts)] for i in range(config.prefixes)] if texts else []
     return tuple(" ".join(words[: order.choice(PREFIX_WORDS)]).strip(" .,:;") + "." for words in chosen)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.errors import ConfigError
+from wise.memory.layer import execution_device
 from wise.training.generation import greedy
 
 logger = logging.getLogger(__name__)
@@ -77,16 +78,16 @@ class Encoder:
         """
         end = next((i for i, token in enumerate(ids) if token in self.stops), None)
         if end is None:
-            return f"{self._text(ids)} ..."
+            return f"{self.text(ids)} ..."
         body = tuple(ids[:end])
         closing = self.terminator[:-1]
         if closing and body[-len(closing) :] == closing:
             body = body[: -len(closing)]
-        return self._text(body)
+        return self.text(body)
 
-    def _text(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text.strip()
+    def text(self, ids: Sequence[int]) -> str:
+        """Ids as a person reads them, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> Encoder:
@@ -137,7 +138,7 @@ def _learn_bos(
         ]
         if loss[1] >= loss[0]:
             return ()
-        logger.info("the base does better behind a beginning-of-sequence token: loss %.2f without it, %.2f with it", *loss)
+        logger.info("prompts get a beginning-of-sequence token: loss %.2f without it, %.2f with it", *loss)
     return (bos,)
 
 
@@ -146,7 +147,7 @@ def _loss(model: PreTrainedModel, ids: list[int], *, start: int) -> float:
     """Mean negative log-likelihood, in nats, of the tokens after `ids[start]`."""
     if len(ids) - start < 2:
         return 0.0
-    tokens = torch.tensor([ids], device=model.device)
+    tokens = torch.tensor([ids], device=execution_device(model))
     logits = model(tokens, use_cache=False).logits[0, start:-1].float()
     return float(torch.nn.functional.cross_entropy(logits, tokens[0, start + 1 :]))
 
@@ -159,8 +160,8 @@ def _learn_terminator(model: PreTrainedModel, encoder: Encoder) -> tuple[int, ..
     if 2 * len(ended) < len(answers):  # also where it gives every prompt the same answer
         eos = _eos(encoder.tokenizer, encoder.stops)
         logger.warning(
-            "the base gave %d different finished answers to %d prompts, so its way of ending could not be learned: targets "
-            "end in end-of-sequence alone; set terminator='.' (say) if its answers end otherwise",
+            "the base gave %d different finished answers to %d prompts, so its way of ending could not be "
+            "learned: targets end in end-of-sequence alone; set terminator='.' (say) if its answers end otherwise",
             len(ended),
             len(answers),
         )

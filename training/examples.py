@@ -96,7 +96,7 @@ def _row(encoder: Encoder, prompt: str, target: str) -> tuple[list[int], list[in
 
 @torch.no_grad()
 def _speaking(spliced: SplicedModel, rows: Rows) -> Tensor:
-    parts = [rows.select(part) for part in torch.arange(len(rows)).split(BATCH)]
+    parts = [rows.select(part) for part in torch.split(torch.arange(len(rows)), BATCH)]
     unaided = torch.cat([spliced.logits(part).argmax(-1) for part in parts])
     speaking = (unaided != rows.labels) & (rows.labels != -100)
     speaking[:, 0] = True

@@ -104,7 +104,9 @@ class _Fitting:
         )
 
     def effective(self, group: int) -> Tensor:
-        return self.weights[group] * self.mask[group]
+        """`[d, f]` what a group adds: its weight within its mask."""
+        weight: Tensor = self.weights[group] * self.mask[group]
+        return weight
 
     def step(self, number: int) -> None:
         """One update of every group that has an unfitted edit or is not quiet."""
@@ -143,7 +145,7 @@ class _Fitting:
         owner = group[:, None].expand_as(speaking)[speaking]
         tokens = rows.activations[speaking].float()
         parts = torch.zeros(len(tokens), self.mask.shape[1], device=tokens.device)
-        for g in owner.unique().tolist():
+        for g in torch.unique(owner).tolist():
             at = (owner == g).nonzero().squeeze(1)
             parts = parts.index_copy(0, at, linear(tokens[at], self.effective(g)))
         added = torch.zeros(*speaking.shape, parts.shape[1], device=parts.device)
@@ -168,7 +170,7 @@ class _Fitting:
     def check(self) -> None:
         """Looks at every edit and every group as they now are."""
         examples, config = self.examples, self.config
-        for part in torch.arange(len(self.fitted)).split(BATCH):
+        for part in torch.split(torch.arange(len(self.fitted)), BATCH):
             rows = examples.bare.select(part)
             self.loss[part], logits = (
                 t.cpu() for t in self._edit_terms(rows, examples.speaking[part], self.group[part])

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from wise.memory.layer import execution_device
+
 BATCH = 64
 
 
@@ -29,18 +31,50 @@ def greedy(
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
-        settings = GenerationConfig(
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             max_new_tokens=max(limits[i] for i in rows),
             eos_token_id=sorted(stops),
             pad_token_id=min(stops),
         )
-        ids, mask = left_pad([prompts[i] for i in rows], device=model.device)
-        out = model.generate(ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :].tolist()
+        out = _continued(model, [prompts[i] for i in rows], settings)
         for i, row in zip(rows, out, strict=True):
             end = next((n + 1 for n, token in enumerate(row) if token in stops), len(row))
             answers[i] = row[: min(end, limits[i])]
     return answers
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, stops: Collection[int], tokens: int, seed: int
+) -> list[list[int]]:
+    """A text of `tokens` more tokens after each prompt, drawn from the model's own distribution; it does not stop.
+
+    The global random state is not touched.
+    """
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=True,
+        top_k=0,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        eos_token_id=sorted(stops),
+        pad_token_id=min(stops),
+    )
+    device = execution_device(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        drawn = _continued(model, prompts, settings)
+    return [[*prompt, *new] for prompt, new in zip(prompts, drawn, strict=True)]
+
+
+def _continued(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+) -> list[list[int]]:
+    """What `model` generates after each prompt, pads and all."""
+    ids, mask = left_pad(prompts, device=execution_device(model))
+    out: Tensor = model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+    new: list[list[int]] = out[:, ids.shape[1] :].tolist()
+    return new
 
 
 def left_pad(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:

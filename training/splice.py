@@ -34,7 +34,7 @@ Delta = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Cached rows. `context` is a prompt but for its last token, `targets` what predicts its target."""
+    """Cached rows. `context` is a prompt but for its last token, `targets` what predicts the target."""
 
     mask: Tensor
     """`[batch, context + targets]` 1 for real tokens: contexts are left-padded, targets right-padded."""

@@ -38,6 +38,8 @@ small share of its features cannot keep silent.
 ROUNDING = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """How far under the smallest score of its edits a threshold lies, so that a sum taken in another order still passes."""
 
+THRESHOLD_RATIO = {"merge": 0.9, "retrieve": 0.7}
+"""Where `threshold_ratio` is left open."""
 SPARE_TOKENS = 4
 """Tokens beyond the target that an answer may run on for before it counts as not stopping."""
 
@@ -161,7 +163,8 @@ class Trainer:
         """A score that an edit reaches, as it will be served, wherever it must speak and a little around it."""
         anchors = outcome.anchors.cpu().to(self.dtype)
         score = float(activation_score(slot.delta(anchors)).min())
-        return score * min(self.config.threshold_ratio, 1 - ROUNDING.get(self.dtype, 1e-2))
+        ratio = self.config.threshold_ratio or THRESHOLD_RATIO[self.config.mode]
+        return score * min(ratio, 1 - ROUNDING.get(self.dtype, 1e-2))
 
     def _answers(self, state: MemoryState, edits: Mapping[str, Edit], serve: Serve) -> dict[str, str]:
         """What the model generates for the prompts of `edits`, with `state` in place."""

@@ -47,17 +47,18 @@ class WiseConfig:
     """beta: routing score that edited tokens reach, same unit."""
     margin_gap: float = 0.5
     """gamma: least distance between the two, same unit."""
-    threshold_ratio: float = 0.9
+    threshold_ratio: float | None = None
     """Share of the smallest score of a slot's edits at which its gate opens: lower reaches more paraphrases, and
-    more of what should be left alone. 1.0 is the paper's; its released code uses 0.88 on most models."""
+    more of what should be left alone. The paper's is 1.0, its released code's 0.88. None takes 0.9, or 0.7 in
+    `retrieve`, where a token must also be near an edit key."""
     learning_rate: float = 0.01
     max_steps: int = 70
     """Optimisation steps that an edit may take before it counts as failed."""
     prefixes: int = 5
-    """Random prefixes, sampled from the base, that each edit is also trained behind (ten in the paper: no better here)."""
-    key_dim: int = 128
+    """Random prefixes, sampled from the base, that each edit is also trained behind. The paper's ten do no better."""
+    key_dim: int = 256
     """r: size of an edit key (`retrieve`)."""
-    key_floor: float = 0.5
+    key_floor: float = 0.7
     """Cosine that a token's activation must reach to an edit key for any slot to be asked (`retrieve`)."""
     bos: bool | None = None
     """Put the beginning-of-sequence token before a prompt; None learns from the base whether it expects one."""
@@ -145,7 +146,7 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("margin_low", _real(0, float("inf")), "a positive number"),
     ("margin_high", _real(0, float("inf")), "a positive number"),
     ("margin_gap", _real(0, float("inf")), "a positive number"),
-    ("threshold_ratio", _real(0, 1), "a number in (0, 1]"),
+    ("threshold_ratio", lambda v: v is None or _real(0, 1)(v), "a number in (0, 1], or None"),
     ("learning_rate", _real(0, float("inf")), "a positive number"),
     ("max_steps", _integer(1), "a whole number from 1"),
     ("prefixes", _integer(0), "a whole number from 0"),

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import PushToHubMixin
+from transformers.utils.hub import PushToHubMixin
 
 from wise.architectures import ValueProjection, locate
 from wise.config import WiseConfig
@@ -25,7 +25,7 @@ from wise.edits import Edit
 from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError, did_you_mean
 from wise.memory.artifact import load_memory, save_memory
 from wise.memory.fingerprint import fingerprint
-from wise.memory.layer import SideMemoryLayer
+from wise.memory.layer import SideMemoryLayer, execution_device
 from wise.memory.merging import MERGES
 from wise.memory.side_memory import Route
 from wise.memory.state import MemoryState
@@ -39,6 +39,8 @@ from wise.training.trainer import Trainer
 from wise.training.writers.masked_dense import MaskedDenseWriter
 
 ANSWER_TOKENS = 32
+DEFAULT_CONTEXT = 2048
+"""Of models whose configuration does not say (ALiBi)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Answer:
     thresholds: tuple[float, ...]
 
 
-class WiseModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
+class WiseModel(nn.Module, PushToHubMixin):
     """A causal LM with a side memory. Everything not defined here is the wrapped model's own."""
 
     def __init__(
@@ -99,7 +101,7 @@ class WiseModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate`, every option of it."""
-        return self.model.generate(*args, **kwargs)
+        return self.model.generate(*args, **kwargs)  # type: ignore[operator]
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -133,7 +135,7 @@ class WiseModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
                 raise EditError(f"edit() takes wise.Edit records, not {type(edit).__name__}: {edit!r:.80}")
         if not edits:
             raise EditError("edit() was given no edits: expected one wise.Edit or a list of them")
-        with self._evaluating():
+        with self.evaluating():
             state, report = self.trainer.edit(self.state, edits, serve=self.serving, progress=progress)
         self._serve(state)
         return report
@@ -146,7 +148,7 @@ class WiseModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
     def encoder(self) -> Encoder:
         """How prompts and targets become ids for this base; learned from it at first use."""
         if self._encoder is None:
-            with self._evaluating(), self.disabled():
+            with self.evaluating(), self.disabled():
                 self._encoder = learn_encoder(self.model, self.tokenizer, self.wise_config)
         return self._encoder
 
@@ -154,7 +156,7 @@ class WiseModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
     def trainer(self) -> Trainer:
         """Made at the first edit, since it measures the base."""
         if self._trainer is None:
-            with self._evaluating(), self.disabled():
+            with self.evaluating(), self.disabled():
                 spliced = SplicedModel(self.model, self.projection)
                 background = measure(self.model, spliced, self.encoder, self.wise_config)
             self._trainer = Trainer(
@@ -163,10 +165,17 @@ class WiseModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
                 background=background,
                 writer=MaskedDenseWriter(spliced, self.encoder, background, self.wise_config),
                 config=self.wise_config,
-                context=_context_length(self.model),
+                context=self.context_length,
                 dtype=self.model.dtype,
             )
         return self._trainer
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model sees at once."""
+        config = self.model.config.get_text_config()
+        known = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
+        return next((int(length) for length in known if length), DEFAULT_CONTEXT)
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -174,7 +183,7 @@ class WiseModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
         """Greedy answers to the model's own stop, with the route of every token."""
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [self.encoder.prompt(text) for text in texts]
-        with self._evaluating():
+        with self.evaluating():
             out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
             return [
                 self._answer(text, prompt, new) for text, prompt, new in zip(texts, ids, out, strict=True)
@@ -187,7 +196,7 @@ class WiseModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
         return Answer(
             prompt=text,
             text=self.encoder.answer(new),
-            tokens=tuple(self.tokenizer.decode([i]) for i in [*prompt, *new]),
+            tokens=tuple(str(self.tokenizer.decode([i])) for i in [*prompt, *new]),
             prompt_tokens=len(prompt),
             slots=tuple(slot if opened else None for slot, opened in zip(slots, spoke, strict=True)),
             scores=tuple(route.score.tolist()) if route is not None else (0.0,) * len(spoke),
@@ -206,8 +215,9 @@ class WiseModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
         seen: list[Tensor] = []
         handle = self.layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
         try:
-            mask = attention_mask.to(self.model.device) if attention_mask is not None else None
-            self.model(input_ids.to(self.model.device), attention_mask=mask, use_cache=False)
+            device = execution_device(self.model)
+            mask = attention_mask.to(device) if attention_mask is not None else None
+            self.model(input_ids.to(device), attention_mask=mask, use_cache=False)
         finally:
             handle.remove()
         route: Route = memory.route(seen[0])
@@ -237,10 +247,10 @@ class WiseModel(nn.Module, PushToHubMixin):  # type: ignore[misc]
         return assemble(state, self.wise_config, device=self.layer.device(), dtype=self.model.dtype)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """Dropout off, and back as it was afterwards."""
         training = self.model.training
-        self.model.eval()
+        self.model.eval()  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
@@ -311,8 +321,3 @@ def wrap(
     is not known or keeps its experts packed.
     """
     return WiseModel(model, tokenizer, config)
-
-
-def _context_length(model: PreTrainedModel) -> int:
-    config = model.config.get_text_config()
-    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "seq_length", None) or 2048)

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from wise.edits import Record
 from wise.errors import EditError
-from wise.model import WiseModel, _context_length
+from wise.memory.layer import execution_device
+from wise.model import WiseModel
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.trainer import SPARE_TOKENS
@@ -123,7 +124,7 @@ def measure_quality(
         about += [_question(model, record, GENERALIZATION, p) for p in paraphrases]
         beside += [_question(model, record, LOCALITY, p) for p in neighbours]
     asking = _Asking(model.encoder, 2 * len(about) + 4 * len(beside), progress)
-    with model._evaluating():
+    with model.evaluating():
         return Quality(outcomes=(*_ask_about(model, about, asking), *_ask_beside(model, beside, asking)))
 
 
@@ -152,7 +153,7 @@ def _used(model: WiseModel, records: Sequence[Record]) -> tuple[set[str], set[st
 def _question(model: WiseModel, record: Record, measure: str, prompt: str) -> _Question:
     encoder = model.encoder
     ids = encoder.prompt(prompt)
-    room = _context_length(model.model) - len(ids)
+    room = model.context_length - len(ids)
     if measure == LOCALITY:
         least, limit, gold = 1, ANSWER_TOKENS, []
     else:
@@ -249,13 +250,14 @@ class _Asking:
         for start in range(0, len(questions), BATCH):
             part = list(zip(questions, fed, strict=True))[start : start + BATCH]
             longest = max(len(question.ids) + len(tokens) for question, tokens in part)
+            device = execution_device(model.model)
             ids = torch.zeros(len(part), longest, dtype=torch.long)
             mask = torch.zeros_like(ids)
             for row, (question, tokens) in enumerate(part):
                 length = len(question.ids) + len(tokens)
                 ids[row, :length] = torch.tensor([*question.ids, *tokens])
                 mask[row, :length] = 1
-            logits = model(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
+            logits = model(ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
             for (question, tokens), choice in zip(part, logits.argmax(-1).tolist(), strict=True):
                 first = len(question.ids) - 1
                 best.append(choice[first : first + len(tokens)])

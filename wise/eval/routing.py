@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wise.memory.layer import execution_device
 from wise.model import WiseModel
 from wise.training.generation import left_pad
 
@@ -20,7 +21,8 @@ def gate_ratios(model: WiseModel, prompts: Sequence[str]) -> Tensor:
     """
     ratios = torch.zeros(len(prompts))
     for start in range(0, len(prompts), BATCH):
-        ids, mask = left_pad([model.encoder.prompt(p) for p in prompts[start : start + BATCH]], device=model.device)
+        rows = [model.encoder.prompt(prompt) for prompt in prompts[start : start + BATCH]]
+        ids, mask = left_pad(rows, device=execution_device(model.model))
         route = model.route(ids, mask)
         if route is not None:
             ratio = (route.score / route.threshold).view(ids.shape)[:, -1]
