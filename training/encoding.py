@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +39,8 @@ OPENINGS = (
     "Mozart worked as a",
 )
 ANSWER_TOKENS = 24
+DEFAULT_CONTEXT = 2048
+"""Of models whose configuration does not say (ALiBi)."""
 MAX_TERMINATOR = 4
 
 
@@ -53,6 +55,8 @@ class Encoder:
     """Ids after an answer, the last being an end-of-sequence."""
     stops: frozenset[int]
     """Ids at which the base's generation ends."""
+    context: int
+    """Tokens that the base sees at once."""
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a prompt."""
@@ -97,13 +101,20 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
     """
     stops = _stops(model, tokenizer)
     bos = _learn_bos(model, tokenizer, config)
-    bare = Encoder(tokenizer=tokenizer, bos=bos, terminator=(), stops=stops)
+    context = _context_length(model)
+    bare = Encoder(tokenizer=tokenizer, bos=bos, terminator=(), stops=stops, context=context)
     if config.terminator is not None:
         text = tokenizer(config.terminator, add_special_tokens=False)["input_ids"] if config.terminator else []
         terminator = (*text, _eos(tokenizer, stops))
     else:
         terminator = _learn_terminator(model, bare)
-    return Encoder(tokenizer=tokenizer, bos=bos, terminator=terminator, stops=stops)
+    return replace(bare, terminator=terminator)
+
+
+def _context_length(model: PreTrainedModel) -> int:
+    config = model.config.get_text_config()
+    known = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
+    return next((int(length) for length in known if length), DEFAULT_CONTEXT)
 
 
 def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

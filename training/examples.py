@@ -58,36 +58,43 @@ def prepare(
     slot = torch.tensor([i for i, task in enumerate(tasks) for _ in task.edits])
     bare = spliced.cache([_row(encoder, edit.prompt, edit.target) for edit in edits])
     speaking = _speaking(spliced, bare)
-    wordings = [
-        [*(f"{p} {edit.prompt}" for p in background.prefixes), *edit.paraphrases] for edit in edits
-    ]
-    texts = [(text, edit.target) for edit, ours in zip(edits, wordings, strict=True) for text in ours]
-    varied = spliced.cache([_row(encoder, *pair) for pair in texts]) if texts else None
-    ends = torch.tensor([len(ours) for ours in wordings]).cumsum(0).tolist()
+    variations = [_variations(edit, background, encoder) for edit in edits]
+    flat = [row for ours in variations for row in ours]
+    varied = spliced.cache(flat) if flat else None
+    numbers = iter(range(len(flat)))
     silent = []
     for i, task in enumerate(tasks):
         own = (slot == i).nonzero().squeeze(1)
         rows = bare.select(own)
-        locality = [encoder.prompt(p) for edit in task.edits for p in edit.locality]
-        parts = [
-            background.activations,
-            _context_tokens(rows),
-            rows.activations[(rows.labels != -100) & ~speaking[own]],
-            *_observed(spliced, locality, last=False),
-            *_observed(spliced, _swapped(task.edits, spliced, encoder, seed), last=True),
-        ]
-        silent.append(torch.cat([tokens.float() for tokens in parts]))
+        unaided = rows.activations[(rows.labels != -100).cpu() & ~speaking[own]]
+        asked = _asked_elsewhere(task.edits, spliced, encoder, seed)
+        tokens = [background.activations, _context_tokens(rows), unaided, *asked]
+        silent.append(torch.cat([part.float() for part in tokens]))
     return Examples(
         bare=bare,
         speaking=speaking,
         varied=varied,
         varied_speaking=_speaking(spliced, varied) if varied is not None else None,
-        varied_of=tuple(
-            tuple(range(end - len(ours), end)) for end, ours in zip(ends, wordings, strict=True)
-        ),
+        varied_of=tuple(tuple(next(numbers) for _ in ours) for ours in variations),
         slot=slot,
         silent=tuple(silent),
     )
+
+
+def _variations(edit: Edit, background: Background, encoder: Encoder) -> list[tuple[list[int], list[int]]]:
+    """Rows of an edit behind each prefix and in each of its other wordings, those that fit the context."""
+    texts = [*(f"{prefix} {edit.prompt}" for prefix in background.prefixes), *edit.paraphrases]
+    rows = [_row(encoder, text, edit.target) for text in texts]
+    return [(prompt, target) for prompt, target in rows if len(prompt) + len(target) <= encoder.context]
+
+
+def _asked_elsewhere(edits: Sequence[Edit], spliced: SplicedModel, encoder: Encoder, seed: int) -> list[Tensor]:
+    """Activations of the prompts that edits say must not move, and of the same questions about other subjects."""
+    locality = [encoder.prompt(prompt) for edit in edits for prompt in edit.locality]
+    return [
+        *_observed(spliced, locality, last=False),
+        *_observed(spliced, _swapped(edits, spliced, encoder, seed), last=True),
+    ]
 
 
 def _row(encoder: Encoder, prompt: str, target: str) -> tuple[list[int], list[int]]:
@@ -100,7 +107,7 @@ def _speaking(spliced: SplicedModel, rows: Rows) -> Tensor:
     unaided = torch.cat([spliced.logits(part).argmax(-1) for part in parts])
     speaking = (unaided != rows.labels) & (rows.labels != -100)
     speaking[:, 0] = True
-    return speaking
+    return speaking.cpu()
 
 
 def _context_tokens(rows: Rows) -> Tensor:
@@ -133,7 +140,8 @@ def _swapped(edits: Sequence[Edit], spliced: SplicedModel, encoder: Encoder, see
             continue
         for subject, own in order.sample(subjects, min(SWAPS, len(subjects))):
             prompt = edit.prompt.replace(edit.subject, subject)
-            if prompt not in asked:
-                pairs.append((encoder.prompt(prompt), encoder.prompt(own)))
+            ids = encoder.prompt(prompt)
+            if prompt not in asked and len(ids) <= encoder.context:
+                pairs.append((ids, encoder.prompt(own)))
     answers = spliced.next_tokens([row for pair in pairs for row in pair])
     return [swapped for i, (swapped, _) in enumerate(pairs) if answers[2 * i] != answers[2 * i + 1]]

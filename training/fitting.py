@@ -72,7 +72,7 @@ class _Fitting:
     ) -> None:
         self.spliced = spliced
         self.examples = examples
-        self.group = group.to(spliced.device)
+        self.group = group  # what is counted stays on the CPU; what is multiplied is where the model is
         self.scale = scale
         self.config = config
         self.mask = mask
@@ -115,8 +115,8 @@ class _Fitting:
         live = sorted({*self.group[active].tolist(), *(~self.quiet).nonzero().squeeze(1).tolist()})
         loss = torch.zeros((), device=self.spliced.device)
         if len(active):
-            rows, speaking = self._variant(active, number)
-            per_row, _ = self._edit_terms(rows, speaking, self.group[active])
+            edits, rows, speaking = self._variant(active, number)
+            per_row, _ = self._edit_terms(rows, speaking, self.group[edits])
             loss = loss + per_row.sum()
         for g in live:
             members = int((self.group == g).sum())
@@ -125,14 +125,15 @@ class _Fitting:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
-    def _variant(self, active: Tensor, number: int) -> tuple[Rows, Tensor]:
-        """Rows to train on in this step: bare at even steps, each edit's next variation at odd ones."""
+    def _variant(self, active: Tensor, number: int) -> tuple[Tensor, Rows, Tensor]:
+        """Edits and rows to train on in this step: bare at even steps, each edit's next variation at odd ones."""
         examples = self.examples
-        if number % 2 == 0 or examples.varied is None or examples.varied_speaking is None:
-            return examples.bare.select(active), examples.speaking[active]
-        chosen = [examples.varied_of[e] for e in active.tolist()]
+        varied = [e for e in active.tolist() if examples.varied_of[e]]
+        if number % 2 == 0 or not varied or examples.varied is None or examples.varied_speaking is None:
+            return active, examples.bare.select(active), examples.speaking[active]
+        chosen = [examples.varied_of[e] for e in varied]
         rows = torch.tensor([ours[number // 2 % len(ours)] for ours in chosen])
-        return examples.varied.select(rows), examples.varied_speaking[rows]
+        return torch.tensor(varied), examples.varied.select(rows), examples.varied_speaking[rows]
 
     def _edit_terms(self, rows: Rows, speaking: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
         """L_edit per row, and the logits, with each row's own group speaking at its speaking positions."""
@@ -147,7 +148,7 @@ class _Fitting:
         parts = torch.zeros(len(tokens), self.mask.shape[1], device=tokens.device)
         for g in torch.unique(owner).tolist():
             at = (owner == g).nonzero().squeeze(1)
-            parts = parts.index_copy(0, at, linear(tokens[at], self.effective(g)))
+            parts = parts.index_copy(0, at.to(parts.device), linear(tokens[at], self.effective(g)))
         added = torch.zeros(*speaking.shape, parts.shape[1], device=parts.device)
         added = added.index_put((speaking,), parts)
         return lambda activation: added.to(activation.dtype)
@@ -181,11 +182,11 @@ class _Fitting:
         for g in range(len(self.weights)):
             weight = self.effective(g)
             edited = score(linear(examples.bare.activations[self.group == g].float(), weight)) / self.scale
-            edited = edited.masked_fill(~examples.speaking[self.group == g], float("inf")).amin(-1)
+            edited = edited.cpu().masked_fill(~examples.speaking[self.group == g], float("inf")).amin(-1)
             others = self._others(g)
             silent = score(linear(others, weight)) / self.scale
             self.hardest.append(others[silent.topk(min(HARDEST, len(silent))).indices])
-            self.fitted[(self.group == g).cpu()] &= (edited >= MARGIN_KEPT * config.margin_high).cpu()
+            self.fitted[self.group == g] &= edited >= MARGIN_KEPT * config.margin_high
             lowest = float(edited.min()) if len(edited) else 0.0
             self.quiet[g] = not len(edited) or float(silent.max()) <= QUIET * lowest
 

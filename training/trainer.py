@@ -56,8 +56,6 @@ class Trainer:
     background: Background
     writer: Writer
     config: WiseConfig
-    context: int
-    """Tokens the base sees at once."""
     dtype: torch.dtype
     """Precision in which slots are served."""
 
@@ -113,7 +111,7 @@ class Trainer:
             if edit.id in live:
                 raise EditError(f"field 'id': edit {edit.id!r} is live already; leave it out, or give a new id")
         reserve = len(self.encoder.bos) + len(self.encoder.terminator)
-        check_lengths(edits, lambda text: len(self.encoder.tokenizer(text)["input_ids"]), self.context, reserve)
+        check_lengths(edits, lambda text: len(self.encoder.tokenizer(text)["input_ids"]), self.encoder.context, reserve)
 
     def _batches(self, state: MemoryState, edits: Sequence[Edit]) -> list[list[SlotTask]]:
         """Sharding by stream order: fill the last slot, then open new ones; batches of whole slots."""

@@ -39,8 +39,6 @@ from wise.training.trainer import Trainer
 from wise.training.writers.masked_dense import MaskedDenseWriter
 
 ANSWER_TOKENS = 32
-DEFAULT_CONTEXT = 2048
-"""Of models whose configuration does not say (ALiBi)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +152,9 @@ class WiseModel(nn.Module, PushToHubMixin):
 
     @property
     def trainer(self) -> Trainer:
-        """Made at the first edit, since it measures the base."""
-        if self._trainer is None:
+        """Made at the first edit, since it measures the base, and again when the model has moved."""
+        device = execution_device(self.model)
+        if self._trainer is None or (self._trainer.spliced.device, self._trainer.dtype) != (device, self.model.dtype):
             with self.evaluating(), self.disabled():
                 spliced = SplicedModel(self.model, self.projection)
                 background = measure(self.model, spliced, self.encoder, self.wise_config)
@@ -165,17 +164,9 @@ class WiseModel(nn.Module, PushToHubMixin):
                 background=background,
                 writer=MaskedDenseWriter(spliced, self.encoder, background, self.wise_config),
                 config=self.wise_config,
-                context=self.context_length,
                 dtype=self.model.dtype,
             )
         return self._trainer
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that the model sees at once."""
-        config = self.model.config.get_text_config()
-        known = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
-        return next((int(length) for length in known if length), DEFAULT_CONTEXT)
 
     # -- asking -------------------------------------------------------------------------------
 

@@ -153,7 +153,7 @@ def _used(model: WiseModel, records: Sequence[Record]) -> tuple[set[str], set[st
 def _question(model: WiseModel, record: Record, measure: str, prompt: str) -> _Question:
     encoder = model.encoder
     ids = encoder.prompt(prompt)
-    room = model.context_length - len(ids)
+    room = model.encoder.context - len(ids)
     if measure == LOCALITY:
         least, limit, gold = 1, ANSWER_TOKENS, []
     else:
