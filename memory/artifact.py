@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import huggingface_hub
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from wise import __version__
@@ -64,7 +64,8 @@ def save_memory(
         lines = [json.dumps(edit.to_dict(), ensure_ascii=False) + "\n" for edit in state.edits]
         (new / EDITS_FILE).write_bytes("".join(lines).encode())
         # One entry: safetensors writes several in a random order.
-        save_file(tensors, new / TENSORS_FILE, metadata={"format": FORMAT})
+        # Written from bytes, since save_file makes a file that only its owner can read.
+        (new / TENSORS_FILE).write_bytes(save(tensors, metadata={"format": FORMAT}))
         manifest = {
             "format": FORMAT,
             "schema_version": SCHEMA_VERSION,

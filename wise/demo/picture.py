@@ -23,21 +23,18 @@ def draw(ratios: Mapping[str, Tensor], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("drawing needs matplotlib: pip install 'wise-runtime[report]'") from error
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(8, 1.6 * len(ratios) + 0.6), layout="constrained")
+    rows = figure.subplots(len(ratios), sharex=True, squeeze=False)[:, 0]
     edges = [WIDEST * i / BINS for i in range(BINS + 1)]
-    for kind, values in ratios.items():
+    for axes, (kind, values) in zip(rows, ratios.items(), strict=True):
         shown = values.clamp(max=WIDEST).tolist()
-        share = [1 / len(shown)] * len(shown)
-        label = f"{kind}: {sum(v >= 1 for v in shown)} of {len(shown)} open"
-        axes.hist(shown, bins=edges, weights=share, color=COLOURS.get(kind), alpha=0.55, label=label)
-    axes.axvline(1.0, color="black", linewidth=1.2, linestyle="--")
-    axes.annotate("threshold", (1.0, 0.98), (4, 0), ("data", "axes fraction"), "offset points", va="top")
-    axes.set_xlim(0, WIDEST)
-    axes.set_xlabel("routing score / threshold, at the last token of the prompt")
-    axes.set_ylabel("share of prompts")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+        axes.hist(shown, bins=edges, weights=[100 / len(shown)] * len(shown), color=COLOURS.get(kind))
+        axes.axvline(1.0, color="black", linewidth=1, linestyle="--")
+        axes.set_title(f"{kind}: the gate opens for {sum(v >= 1 for v in shown)} of {len(shown)}", loc="left", size=10)
+        axes.set_ylabel("% of prompts")
+        axes.spines[["top", "right"]].set_visible(False)
+    rows[-1].set_xlim(0, WIDEST)
+    rows[-1].set_xlabel("routing score over threshold at the last token of the prompt (0: no slot was asked)")
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

@@ -250,7 +250,7 @@ class _Asking:
         for start in range(0, len(questions), BATCH):
             part = list(zip(questions, fed, strict=True))[start : start + BATCH]
             longest = max(len(question.ids) + len(tokens) for question, tokens in part)
-            device = execution_device(model.model)
+            device = execution_device(model)
             ids = torch.zeros(len(part), longest, dtype=torch.long)
             mask = torch.zeros_like(ids)
             for row, (question, tokens) in enumerate(part):

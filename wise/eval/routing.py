@@ -22,7 +22,7 @@ def gate_ratios(model: WiseModel, prompts: Sequence[str]) -> Tensor:
     ratios = torch.zeros(len(prompts))
     for start in range(0, len(prompts), BATCH):
         rows = [model.encoder.prompt(prompt) for prompt in prompts[start : start + BATCH]]
-        ids, mask = left_pad(rows, device=execution_device(model.model))
+        ids, mask = left_pad(rows, device=execution_device(model))
         route = model.route(ids, mask)
         if route is not None:
             ratio = (route.score / route.threshold).view(ids.shape)[:, -1]

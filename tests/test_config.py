@@ -1,0 +1,163 @@
+"""Settings: refused by name where they are wrong, and the same after a trip through JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import wise
+from wise.config import SCHEMA_VERSION, WiseConfig
+from wise.errors import ConfigError
+
+NAN, INFINITY = float("nan"), float("inf")
+BAD: dict[str, list[Any]] = {
+    "mode": ["both", "", None, 1, ["merge"]],
+    "layer": [-1, 1.0, True, "4"],
+    "layer_fraction": [-0.1, 1, 1.0, NAN, True, None, "0.5"],
+    "value_projection": ["model.layers.4.down_proj", "{i}.{i}", 4, ""],
+    "slot_capacity": [0, -1, 2.0, True],
+    "shards": [0, 1.5, None, True],
+    "mask_ratio": [0, -0.1, 1.01, NAN, None, True],
+    "merge": [None, 3],
+    "merge_density": [0, 1.1, NAN, None],
+    "margin_low": [0, -1, NAN, None, "1"],
+    "margin_high": [0, -1, NAN, None, True],
+    "margin_gap": [0, -1, NAN, None],
+    "threshold_ratio": [0, 1.1, NAN, "0.7", True],
+    "learning_rate": [0, -1e-3, NAN, None],
+    "max_steps": [0, 1.0, None, True],
+    "prefixes": [-1, 1.0, None, False],
+    "key_dim": [0, 1.0, None],
+    "key_floor": [-1.1, 1.1, NAN, None, True],
+    "bos": [1, 0, "yes"],
+    "terminator": [1, False, ["."]],
+    "seed": [-1, 0.0, None, True],
+}
+GOOD: dict[str, list[Any]] = {
+    "mode": ["merge", "retrieve"],
+    "layer": [None, 0, 31],
+    "layer_fraction": [0, 0.0, 0.999],
+    "value_projection": [None, "model.layers.{i}.mlp.down_proj"],
+    "slot_capacity": [None, 1],
+    "shards": [1],
+    "mask_ratio": [1, 1e-6],
+    "margin_low": [1e-9],
+    "margin_high": [1000],
+    "threshold_ratio": [None, 1, 0.01],
+    "prefixes": [0],
+    "key_floor": [-1, 1, 0.0],
+    "bos": [None, True, False],
+    "terminator": [None, "", "."],
+    "seed": [0, 2**40],
+}
+
+
+def cases(table: dict[str, list[Any]]) -> Any:
+    return pytest.mark.parametrize(("name", "value"), [(name, v) for name, vs in table.items() for v in vs])
+
+
+@cases(BAD)
+def test_a_bad_value_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        WiseConfig(**{name: value})
+    assert str(caught.value).startswith(f"{name}={value!r}: expected ")
+
+
+@cases(GOOD)
+def test_the_edges_of_what_is_allowed_are_allowed(name: str, value: Any) -> None:
+    assert getattr(WiseConfig(**{name: value}), name) == value
+
+
+def test_every_setting_is_checked() -> None:
+    assert set(BAD) == {f.name for f in fields(WiseConfig)}
+
+
+def test_margins_the_wrong_way_round_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"margin_low=0\.5 must lie under margin_high=0\.5"):
+        WiseConfig(margin_low=0.5, margin_high=0.5)
+
+
+def test_settings_cannot_be_changed_in_place() -> None:
+    with pytest.raises(FrozenInstanceError):
+        WiseConfig().seed = 1  # type: ignore[misc]
+
+
+positive = st.floats(min_value=1e-6, max_value=1e6)
+share = st.floats(min_value=0, max_value=1, exclude_min=True)
+settings = st.fixed_dictionaries(
+    {},
+    optional={
+        "mode": st.sampled_from(["merge", "retrieve"]),
+        "layer": st.none() | st.integers(0, 1000),
+        "layer_fraction": st.floats(0, 1, exclude_max=True),
+        "slot_capacity": st.none() | st.integers(1, 10**6),
+        "shards": st.integers(1, 64),
+        "mask_ratio": share,
+        "margin_low": st.floats(0.01, 0.9),
+        "learning_rate": positive,
+        "threshold_ratio": st.none() | share,
+        "key_floor": st.floats(-1, 1),
+        "bos": st.none() | st.booleans(),
+        "terminator": st.none() | st.text(),
+        "seed": st.integers(0, 2**64),
+    },
+)
+
+
+@given(settings)
+def test_settings_survive_json(changes: dict[str, Any]) -> None:
+    config = WiseConfig(**changes)
+    again = WiseConfig.from_json(config.to_json())
+    assert again == config
+    assert again.to_json() == config.to_json()
+
+
+def test_what_is_left_out_of_the_json_takes_its_default() -> None:
+    assert WiseConfig.from_dict({"schema_version": SCHEMA_VERSION, "seed": 3}) == WiseConfig(seed=3)
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 0, -1, "1", 1.0, True, None])
+def test_a_schema_that_is_not_ours_is_refused(version: Any) -> None:
+    with pytest.raises(ConfigError, match="schema_version="):
+        WiseConfig.from_dict(WiseConfig().to_dict() | {"schema_version": version})
+
+
+def test_a_missing_schema_version_is_refused() -> None:
+    data = WiseConfig().to_dict()
+    del data["schema_version"]
+    with pytest.raises(ConfigError, match="schema_version=None"):
+        WiseConfig.from_dict(data)
+
+
+def test_an_unknown_setting_is_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    data = WiseConfig(seed=5).to_dict() | {"learnig_rate": 1.0}
+    with caplog.at_level(logging.WARNING, logger="wise"):
+        assert WiseConfig.from_dict(data) == WiseConfig(seed=5)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "'learnig_rate'" in caplog.text and "did you mean 'learning_rate'?" in caplog.text
+    caplog.clear()
+    WiseConfig.from_dict(WiseConfig().to_dict())
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("text", "reason"), [("{", "not JSON"), ("", "not JSON"), ("[1]", "a list"), ("null", "NoneType")])
+def test_json_that_is_no_configuration_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        WiseConfig.from_json(text)
+
+
+def test_a_bad_value_in_json_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="shards=0"):
+        WiseConfig.from_json(json.dumps(WiseConfig().to_dict() | {"shards": 0}))
+
+
+def test_config_errors_are_caught_as_wise_errors_and_as_value_errors() -> None:
+    for kind in (wise.WiseError, ValueError):
+        with pytest.raises(kind):
+            wise.WiseConfig(shards=0)

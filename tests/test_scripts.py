@@ -1,0 +1,181 @@
+"""The scripts: whole, executable, at home in any working directory, and saying what they promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ("scripts/demo", "scripts/test", ".ci/run")
+
+# Stands in for Python in `.venv`: notes how it was called, one line per call, and does nothing.
+FAKE_PYTHON = """#!/bin/sh
+echo "$PWD: $*" >>"$CALLS"
+"""
+
+
+def run(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The scripts in a repository of their own, with an environment in which nothing happens."""
+    root = tmp_path / "a checkout"
+    for folder in ("scripts", ".ci"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "constraints-cpu.txt"):
+        shutil.copy(ROOT / name, root)
+    write_python(root, FAKE_PYTHON)
+    return root
+
+
+def write_python(root: Path, text: str) -> None:
+    python = root / ".venv/bin/python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(text)
+    python.chmod(0o755)
+
+
+def calls(root: Path, script: str, *args: str) -> list[str]:
+    """What Python was asked for when `script` ran elsewhere; calls that only look whether it is there left out."""
+    log = root.parent / "calls"
+    log.write_text("")
+    done = run(root / script, *args, cwd=root.parent, CALLS=str(log))
+    assert done.returncode == 0, done.stderr
+    lines = [line.removeprefix(f"{root}: ") for line in log.read_text().splitlines()]
+    return [line for line in lines if not line.startswith("-c ")]
+
+
+@pytest.mark.parametrize("script", [*COMMANDS, "scripts/_env"])
+def test_shell_scripts_are_well_formed(script: str) -> None:
+    done = run("bash", "-n", ROOT / script, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_malformed_script_would_be_seen(tmp_path: Path) -> None:
+    (tmp_path / "broken").write_text("if true; then\n")
+    assert run("bash", "-n", "broken", cwd=tmp_path).returncode != 0
+
+
+@pytest.mark.parametrize("script", COMMANDS)
+def test_commands_are_executable_and_stop_at_the_first_failure(script: str) -> None:
+    path = ROOT / script
+    assert os.access(path, os.X_OK)
+    lines = path.read_text().splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    assert "set -euo pipefail" in lines
+
+
+def test_torch_is_installed_first_under_the_constraints_and_once(checkout: Path) -> None:
+    first = calls(checkout, "scripts/test", "-k", "two words")
+    torch, package, tests = first
+    assert torch.startswith("-m pip install ") and torch.endswith("-c constraints-cpu.txt torch")
+    assert package.startswith("-m pip install ") and package.endswith("-c constraints-cpu.txt -e .[dev]")
+    assert tests == "-m pytest -k two words"
+    assert calls(checkout, "scripts/test") == ["-m pytest"]
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "constraints-cpu.txt"])
+def test_it_is_installed_again_when_what_it_was_made_from_changes(checkout: Path, changed: str) -> None:
+    calls(checkout, "scripts/test")
+    with (checkout / changed).open("a") as file:
+        file.write("# changed\n")
+    assert len(calls(checkout, "scripts/test")) == 3
+    assert len(calls(checkout, "scripts/test")) == 1
+
+
+def test_the_demo_draws_its_picture_and_passes_options_on(checkout: Path) -> None:
+    *install, demo = calls(checkout, "scripts/demo", "--edits", "20")
+    assert install[-1].endswith("-e .[report]")
+    assert demo == "-m wise demo --picture out/routing.png --edits 20"
+    assert (checkout / "out").is_dir()
+
+
+def test_an_installation_that_failed_is_not_taken_for_one(checkout: Path) -> None:
+    write_python(checkout, '#!/bin/sh\n[ "$2" != pip ] || exit 7\n')
+    assert run(checkout / "scripts/test", cwd=checkout).returncode == 7
+    write_python(checkout, FAKE_PYTHON)
+    assert len(calls(checkout, "scripts/test")) == 3
+
+
+def without_venv(checkout: Path, base: str) -> subprocess.CompletedProcess[str]:
+    """`scripts/test` where there is no environment yet, and Python is the shell script `base`."""
+    shutil.rmtree(checkout / ".venv")
+    python = checkout.parent / "python"
+    python.write_text(f"#!/bin/sh\n{base}\n")
+    python.chmod(0o755)
+    return run(checkout / "scripts/test", cwd=checkout, PYTHON=str(python))
+
+
+def test_a_python_that_is_too_old_is_named(checkout: Path) -> None:
+    done = without_venv(checkout, '[ "$1" = --version ] && echo Python 3.10.1; [ "$1" = --version ]')
+    assert done.returncode == 1
+    assert "is Python 3.10.1: wise needs 3.11 or newer" in done.stderr
+
+
+def test_a_python_without_venv_is_told_what_it_lacks_and_leaves_nothing(checkout: Path) -> None:
+    done = without_venv(checkout, '[ "$2" != venv ] || { mkdir -p .venv; exit 1; }')
+    assert done.returncode == 1
+    assert "install its venv module" in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_no_python_at_all(checkout: Path) -> None:
+    shutil.rmtree(checkout / ".venv")
+    done = run(checkout / "scripts/test", cwd=checkout, PYTHON="no-such-python")
+    assert done.returncode == 1
+    assert "there is no 'no-such-python' here" in done.stderr
+
+
+@pytest.mark.parametrize("failing", ["ruff", "mypy", "pytest", "none"])
+def test_every_check_runs_and_one_that_fails_fails_all(checkout: Path, failing: str) -> None:
+    write_python(checkout, f'#!/bin/sh\necho "ran $2"\n[ "$2" != {failing} ]\n')
+    done = run(checkout / ".ci/run", cwd=checkout.parent)
+    assert done.returncode == (failing != "none")
+    assert [line for line in done.stdout.splitlines() if line.startswith("ran ") and "pip" not in line] == [
+        "ran ruff",
+        "ran mypy",
+        "ran pytest",
+    ]
+    assert ("all passed" in done.stdout) == (failing == "none")
+
+
+def bench(*args: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, ROOT / "scripts/bench_edit.py", *args, cwd=ROOT, OMP_NUM_THREADS="1")
+
+
+def test_the_bench_ends_with_its_figures_as_json() -> None:
+    done = bench("--edits", "4", "--repeats", "2", "--blocks", "0")
+    assert done.returncode == 0, done.stderr
+    *table, last = done.stdout.splitlines()
+    figures = json.loads(last)
+    assert {"threads", "repeats", "released_cpu_seconds_per_edit", "editing", "serving"} == figures.keys()
+    assert [row["mode"] for row in figures["editing"]] == ["merge", "retrieve"]
+    for row in figures["editing"]:
+        assert row["edits"] == 4 and 0 <= row["verified"] <= 4
+        assert row["cpu_seconds_per_edit"] > 0 and row["base_cpu_seconds"] > 0
+    memories = [row["memory"] for row in figures["serving"]]
+    assert len(memories) == len(set(memories)) == 5
+    assert all(positive(row, "prefill", "decode") for row in figures["serving"])
+    assert all(any(line.startswith(memory) for line in table) for memory in memories)
+    assert any("not run here" in line and "2.6" in line for line in table)
+
+
+def positive(row: Mapping[str, float], *names: str) -> bool:
+    return all(row[name] > 0 for name in names)
+
+
+def test_the_bench_refuses_what_it_cannot_measure() -> None:
+    done = bench("--repeats", "0")
+    assert done.returncode == 2
+    assert "start at 1" in done.stderr

@@ -1,0 +1,213 @@
+"""How the code is laid out: which room may import which, what ships, and what no library file holds."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import wise
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {"wise": "wise", "wise.router": "router", "wise.memory": "memory", "wise.training": "training"}
+VOCABULARY = {"wise.errors", "wise.config", "wise.edits", "wise.architectures"}
+"""What any room may import."""
+BELOW = {
+    "wise.memory": ("wise.memory",),
+    "wise.router": ("wise.memory", "wise.router"),
+    "wise.training": ("wise.memory", "wise.router", "wise.training"),
+}
+"""What each room may import besides: itself and the rooms below it."""
+LONGEST = 400
+
+
+def files() -> Iterator[tuple[str, Path]]:
+    """Each library file with the room it is in; the links inside `wise` are not followed."""
+    for room, folder in ROOMS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if not any(parent.is_symlink() for parent in path.parents):
+                yield room, path
+
+
+FILES = [path for _, path in files()]
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Modules that a file imports from this project; `wise` itself only where a name is taken from it."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            found.add(node.module or "")
+    return {name for name in found if name.split(".")[0] in ("wise", "router", "memory", "training")}
+
+
+def misplaced(room: str, modules: set[str], version_only: bool) -> set[str]:
+    """Those of `modules` that a file in `room` may not import."""
+    if room not in BELOW:
+        return {name for name in modules if name.split(".")[0] != "wise"}
+    allowed = VOCABULARY | ({"wise"} if version_only else set())
+    return {
+        name
+        for name in modules
+        if name not in allowed and not any(f"{name}.".startswith(f"{below}.") for below in BELOW[room])
+    }
+
+
+def only_the_version(tree: ast.AST) -> bool:
+    """`__version__` is all that is taken from `wise` itself."""
+    taken = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "wise"
+        for alias in node.names
+    ]
+    return taken == ["__version__"]
+
+
+def test_rooms_import_downwards_only() -> None:
+    wrong = {}
+    for room, path in files():
+        tree = ast.parse(path.read_text())
+        found = misplaced(room, imported(tree), only_the_version(tree))
+        if found:
+            wrong[path.relative_to(ROOT).as_posix()] = sorted(found)
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("room", "line"),
+    [
+        ("wise.memory", "from wise.router.assemble import assemble"),
+        ("wise.memory", "from wise.model import wrap"),
+        ("wise.memory", "from wise import wrap"),
+        ("wise.memory", "def f():\n    import wise.training.trainer"),
+        ("wise.router", "from wise.training import trainer"),
+        ("wise.training", "from wise.model import WiseModel"),
+        ("wise.training", "from wise.cli.app import app"),
+        ("wise", "from router.assemble import assemble"),
+        ("wise.memory", "from wise.memory_extra import x"),
+    ],
+)
+def test_an_import_upwards_would_be_seen(room: str, line: str) -> None:
+    tree = ast.parse(line)
+    assert misplaced(room, imported(tree), only_the_version(tree))
+
+
+def test_every_package_ships() -> None:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert tools["package-dir"] == ROOMS
+    found = set()
+    for name, folder in ROOMS.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            if any(parent.is_symlink() for parent in init.parents):
+                continue
+            found.add(".".join([name, *init.parent.relative_to(ROOT / folder).parts]))
+    assert found == set(tools["packages"])
+
+
+def test_every_folder_of_code_is_a_package() -> None:
+    assert not [path for path in FILES if not (path.parent / "__init__.py").is_file()]
+
+
+# -- the public surface -----------------------------------------------------------------------
+
+
+def test_all_is_sorted_and_each_name_is_there() -> None:
+    assert wise.__all__ == sorted(wise.__all__)
+    for name in wise.__all__:
+        assert getattr(wise, name).__module__ == wise._HOME[name]
+    assert set(dir(wise)) == {*wise.__all__, "__version__"}
+    with pytest.raises(AttributeError, match="'warp'"):
+        wise.warp  # noqa: B018
+
+
+def test_type_checkers_see_the_names_that_are_loaded_when_used() -> None:
+    tree = ast.parse((ROOT / "wise" / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    seen = {
+        alias.asname: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name == alias.asname
+    }
+    assert seen == wise._HOME
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert wise.__version__ == project["version"]
+
+
+def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": ""}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def test_importing_wise_is_light(tmp_path: Path) -> None:
+    heavy = "{'torch', 'transformers', 'faiss', 'matplotlib', 'numpy', 'typer', 'rich'}"
+    done = run(f"import sys, wise; print(*sorted({heavy} & set(sys.modules)))", tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    reading = run(f"import sys, wise; wise.read_edits; print(*sorted({heavy} & set(sys.modules)))", tmp_path)
+    assert (reading.returncode, reading.stdout.strip()) == (0, ""), reading.stderr
+    control = run("import sys, wise; wise.wrap; print('torch' in sys.modules, 'matplotlib' in sys.modules)", tmp_path)
+    assert control.stdout.split() == ["True", "False"], control.stderr
+
+
+@pytest.mark.parametrize("folder", ["router", "memory", "training"])
+def test_a_room_cannot_be_imported_by_its_folder(folder: str) -> None:
+    done = run(f"import {folder}", ROOT)
+    assert done.returncode == 1
+    assert f"ImportError: import wise.{folder}, not {folder}: the repository root is on sys.path" in done.stderr
+
+
+@pytest.mark.parametrize("room", ["wise.router", "wise.memory", "wise.training", "wise.training.writers"])
+def test_a_room_can_be_imported_by_its_name(room: str) -> None:
+    assert import_module(room).__name__ == room
+
+
+# -- what no library file holds ---------------------------------------------------------------
+
+
+def forbidden(tree: ast.AST) -> set[str]:
+    """Statements for people at a keyboard, loaders that execute what they load, checks that -O takes away."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assert):
+            found.add("assert")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "torch.load", "eval", "exec"):
+            found.add(ast.unparse(node.func))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            found |= {n for n in names if n.split(".")[0] in ("pickle", "dill", "joblib", "marshal", "shelve")}
+    return found
+
+
+@each_file
+def test_library_file(path: Path) -> None:
+    source = path.read_text()
+    tree = ast.parse(source)
+    assert len(source.splitlines()) <= LONGEST
+    assert not forbidden(tree)
+    if path.name != "__init__.py":
+        assert ast.get_docstring(tree), "opens with what it is and why"
+
+
+@pytest.mark.parametrize(
+    "line", ["print(1)", "assert x", "import pickle", "from pickle import loads", "torch.load('x')", "eval('1')"]
+)
+def test_what_is_forbidden_would_be_seen(line: str) -> None:
+    assert forbidden(ast.parse(line))
+    assert not forbidden(ast.parse("model.eval()\nimprint(1)\nload(x)\nassert_close(a, b)"))
