@@ -134,8 +134,8 @@ def made_up(memory: Memory, *, features: tuple[int, int]) -> MemoryState:
     slots = []
     for slot in range(memory.slots):
         held = tuple(edit.id for edit in edits[slot :: memory.slots])
-        masks = torch.rand(2, d, f, generator=random) < 0.2
-        weight = 0.01 * torch.randn(d, f, generator=random) * masks.any(0)
+        weight = 0.01 * torch.randn(d, f, generator=random)
+        masks = torch.ones(1, d, f, dtype=torch.bool)  # served as the dense weight they leave, however sparse
         scores = (UNREACHABLE,) * len(held)
         slots.append(MaskedDenseSlot(id=slot, edit_ids=held, scores=scores, masks=masks, weight=weight))
     return MemoryState(

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from wise.cli.app import app
@@ -112,6 +111,6 @@ def test_what_is_looked_for_is_found() -> None:
     assert missing_scripts(scripts(SAMPLE)) == ["scripts/nothing"]
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", README))
-def test_links_into_the_repository_lead_somewhere(target: str) -> None:
-    assert (ROOT / target).exists()
+def test_links_into_the_repository_lead_somewhere() -> None:
+    targets = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", README)
+    assert [target for target in targets if not (ROOT / target).exists()] == []

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("scripts/demo", "scripts/test", ".ci/run")
@@ -81,8 +83,8 @@ def test_torch_is_installed_first_under_the_constraints_and_once(checkout: Path)
     torch, package, tests = first
     assert torch.startswith("-m pip install ") and torch.endswith("-c constraints-cpu.txt torch")
     assert package.startswith("-m pip install ") and package.endswith("-c constraints-cpu.txt -e .[dev]")
-    assert tests == "-m pytest -k two words"
-    assert calls(checkout, "scripts/test") == ["-m pytest"]
+    assert tests == "-m pytest -n auto -k two words"
+    assert calls(checkout, "scripts/test") == ["-m pytest -n auto"]
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "constraints-cpu.txt"])
@@ -142,40 +144,47 @@ def test_every_check_runs_and_one_that_fails_fails_all(checkout: Path, failing: 
     write_python(checkout, f'#!/bin/sh\necho "ran $2"\n[ "$2" != {failing} ]\n')
     done = run(checkout / ".ci/run", cwd=checkout.parent)
     assert done.returncode == (failing != "none")
-    assert [line for line in done.stdout.splitlines() if line.startswith("ran ") and "pip" not in line] == [
-        "ran ruff",
-        "ran mypy",
-        "ran pytest",
-    ]
+    ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
+    assert [line for line in ran if line not in ("ran ", "ran pip")] == ["ran ruff", "ran mypy", "ran pytest"]
     assert ("all passed" in done.stdout) == (failing == "none")
 
 
-def bench(*args: str) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, ROOT / "scripts/bench_edit.py", *args, cwd=ROOT, OMP_NUM_THREADS="1")
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Runs the script here, where torch is loaded already."""
+
+    def run_it(*args: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["bench_edit.py", *args])
+        runpy.run_path(str(ROOT / "scripts/bench_edit.py"), run_name="__main__")
+
+    threads = torch.get_num_threads()
+    yield run_it
+    torch.set_num_threads(threads)
 
 
-def test_the_bench_ends_with_its_figures_as_json() -> None:
-    done = bench("--edits", "4", "--repeats", "2", "--blocks", "0")
-    assert done.returncode == 0, done.stderr
-    *table, last = done.stdout.splitlines()
+def test_the_bench_ends_with_its_figures_as_json(
+    bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench("--edits", "4", "--repeats", "2", "--blocks", "2")
+    *table, last = capsys.readouterr().out.splitlines()
     figures = json.loads(last)
     assert {"threads", "repeats", "released_cpu_seconds_per_edit", "editing", "serving"} == figures.keys()
     assert [row["mode"] for row in figures["editing"]] == ["merge", "retrieve"]
     for row in figures["editing"]:
         assert row["edits"] == 4 and 0 <= row["verified"] <= 4
         assert row["cpu_seconds_per_edit"] > 0 and row["base_cpu_seconds"] > 0
-    memories = [row["memory"] for row in figures["serving"]]
-    assert len(memories) == len(set(memories)) == 5
-    assert all(positive(row, "prefill", "decode") for row in figures["serving"])
-    assert all(any(line.startswith(memory) for line in table) for memory in memories)
+    served = {(row["model"], row["memory"]) for row in figures["serving"]}
+    assert len(served) == len(figures["serving"]) == 10
+    assert {model for model, _ in served} == {"model", "random Llama of 2 blocks"}
+    assert all(row["prefill"] > 0 and row["decode"] > 0 for row in figures["serving"])
+    assert all(any(line.startswith(memory) for line in table) for _, memory in served)
     assert any("not run here" in line and "2.6" in line for line in table)
 
 
-def positive(row: Mapping[str, float], *names: str) -> bool:
-    return all(row[name] > 0 for name in names)
-
-
-def test_the_bench_refuses_what_it_cannot_measure() -> None:
-    done = bench("--repeats", "0")
-    assert done.returncode == 2
-    assert "start at 1" in done.stderr
+def test_the_bench_refuses_what_it_cannot_measure(
+    bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        bench("--repeats", "0")
+    assert refused.value.code == 2
+    assert "start at 1" in capsys.readouterr().err

@@ -145,7 +145,7 @@ def test_what_is_cached_is_what_enters_the_layer(model_type: str) -> None:
         torch.testing.assert_close(rows.context[row, rows.context.shape[1] - before :], activation[:before])
     handle.remove()
     ids = [prompt + target for prompt, target in ROWS]
-    activations, mask = upper.observe(ids)
+    activations, mask, _ = upper.observe(ids)
     assert mask.sum(-1).tolist() == [len(row) for row in ids]
     for row, (prompt, target) in enumerate(ROWS):
         first = mask.shape[1] - len(ids[row]) + len(prompt) - 1
@@ -179,14 +179,13 @@ def test_delta_sees_the_activations_and_only_the_layers_above_run(model_type: st
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "opt"])
-def test_next_tokens_are_the_bases_greedy_ones(model_type: str) -> None:
+def test_observing_tells_the_bases_greedy_next_tokens(model_type: str) -> None:
     wrapped = wrap_tiny(model_type, layer=1)
     rows = [prompt for prompt, _ in ROWS] * 3
     upper = SplicedModel(wrapped.model, wrapped.projection)
     with wrapped.disabled() as base:
         expected = [row[0] for row in generated(base, rows, max_new_tokens=1)]
-    assert upper.next_tokens(rows) == expected
-    assert upper.next_tokens(rows, batch=2) == expected
+    assert upper.observe(rows)[2].tolist() == expected
 
 
 def test_the_value_projection_is_the_bases_own() -> None:

@@ -41,7 +41,7 @@ class Background:
 def measure(model: PreTrainedModel, spliced: SplicedModel, encoder: Encoder, config: WiseConfig) -> Background:
     """Samples the base (seeded, without touching the global random state) and measures it."""
     samples = _sample(model, encoder, config.seed)
-    activations, mask = spliced.observe(samples)
+    activations, mask, _ = spliced.observe(samples)
     tokens = activations[mask.bool()]
     output = spliced.value_projection(tokens)
     return Background(

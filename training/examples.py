@@ -56,9 +56,11 @@ def prepare(
     """
     edits = [edit for task in tasks for edit in task.edits]
     slot = torch.tensor([i for i, task in enumerate(tasks) for _ in task.edits])
+    held = {edit_id for task in tasks if task.start for edit_id in task.start.edit_ids}
     bare = spliced.cache([_row(encoder, edit.prompt, edit.target) for edit in edits])
-    speaking = _speaking(spliced, bare)
-    variations = [_variations(edit, background, encoder) for edit in edits]
+    unaided = _unaided(spliced, bare)
+    speaking = _speaking(unaided, bare)
+    variations = [[] if edit.id in held else _variations(edit, background, encoder) for edit in edits]
     flat = [row for ours in variations for row in ours]
     varied = spliced.cache(flat) if flat else None
     numbers = iter(range(len(flat)))
@@ -66,15 +68,16 @@ def prepare(
     for i, task in enumerate(tasks):
         own = (slot == i).nonzero().squeeze(1)
         rows = bare.select(own)
-        unaided = rows.activations[(rows.labels != -100).cpu() & ~speaking[own]]
-        asked = _asked_elsewhere(task.edits, spliced, encoder, seed)
-        tokens = [background.activations, _context_tokens(rows), unaided, *asked]
+        plain = rows.activations[(rows.labels != -100).cpu() & ~speaking[own]]
+        locality = [encoder.prompt(prompt) for edit in task.edits for prompt in edit.locality]
+        swapped = _swapped(task.edits, unaided[own, 0].tolist(), spliced, encoder, seed)
+        tokens = [background.activations, _context_tokens(rows), plain, *_observed(spliced, locality), *swapped]
         silent.append(torch.cat([part.float() for part in tokens]))
     return Examples(
         bare=bare,
         speaking=speaking,
         varied=varied,
-        varied_speaking=_speaking(spliced, varied) if varied is not None else None,
+        varied_speaking=_speaking(_unaided(spliced, varied), varied) if varied is not None else None,
         varied_of=tuple(tuple(next(numbers) for _ in ours) for ours in variations),
         slot=slot,
         silent=tuple(silent),
@@ -88,26 +91,23 @@ def _variations(edit: Edit, background: Background, encoder: Encoder) -> list[tu
     return [(prompt, target) for prompt, target in rows if len(prompt) + len(target) <= encoder.context]
 
 
-def _asked_elsewhere(edits: Sequence[Edit], spliced: SplicedModel, encoder: Encoder, seed: int) -> list[Tensor]:
-    """Activations of the prompts that edits say must not move, and of the same questions about other subjects."""
-    locality = [encoder.prompt(prompt) for edit in edits for prompt in edit.locality]
-    return [
-        *_observed(spliced, locality, last=False),
-        *_observed(spliced, _swapped(edits, spliced, encoder, seed), last=True),
-    ]
-
-
 def _row(encoder: Encoder, prompt: str, target: str) -> tuple[list[int], list[int]]:
     return encoder.prompt(prompt), encoder.target(prompt, target)
 
 
 @torch.no_grad()
-def _speaking(spliced: SplicedModel, rows: Rows) -> Tensor:
+def _unaided(spliced: SplicedModel, rows: Rows) -> Tensor:
+    """`[rows, targets]` what the base says at each target position, given the target so far."""
     parts = [rows.select(part) for part in torch.split(torch.arange(len(rows)), BATCH)]
-    unaided = torch.cat([spliced.logits(part).argmax(-1) for part in parts])
-    speaking = (unaided != rows.labels) & (rows.labels != -100)
+    return torch.cat([spliced.logits(part).argmax(-1) for part in parts]).cpu()
+
+
+def _speaking(unaided: Tensor, rows: Rows) -> Tensor:
+    """`[rows, targets]` bool: where an edit must speak."""
+    labels = rows.labels.cpu()
+    speaking = (unaided != labels) & (labels != -100)
     speaking[:, 0] = True
-    return speaking.cpu()
+    return speaking
 
 
 def _context_tokens(rows: Rows) -> Tensor:
@@ -115,33 +115,39 @@ def _context_tokens(rows: Rows) -> Tensor:
     return rows.context[rows.mask[:, : rows.context.shape[1]].bool()]
 
 
-def _observed(spliced: SplicedModel, prompts: list[list[int]], *, last: bool) -> list[Tensor]:
-    """Activations at every token of the prompts, or at the last one of each."""
+def _observed(spliced: SplicedModel, prompts: list[list[int]]) -> list[Tensor]:
+    """Activations at every token of the prompts."""
     found = []
     for start in range(0, len(prompts), BATCH):
-        activations, mask = spliced.observe(prompts[start : start + BATCH])
-        found.append(activations[:, -1] if last else activations[mask.bool()])
+        activations, mask, _ = spliced.observe(prompts[start : start + BATCH])
+        found.append(activations[mask.bool()])
     return found
 
 
-def _swapped(edits: Sequence[Edit], spliced: SplicedModel, encoder: Encoder, seed: int) -> list[list[int]]:
-    """Prompts of the edits about each other's subjects: the same question, another subject.
+def _swapped(
+    edits: Sequence[Edit], answers: list[int], spliced: SplicedModel, encoder: Encoder, seed: int
+) -> list[Tensor]:
+    """Activations at the end of the edits' prompts with each other's subjects put in: like questions, to be left alone.
 
     Where such a prompt asks for a fact that is itself edited it is not a question to keep silent on. It is left
-    out when it is an edit's prompt, and when the base answers it as it answers the other subject's own prompt,
-    which is then likely the same question in other words.
+    out when it is an edit's prompt, and when the base answers it as it answers the other subject's own prompt
+    (`answers`, the base's next token after each), which is then likely the same question in other words.
     """
     order = random.Random(seed)
-    subjects = [(edit.subject, edit.prompt) for edit in edits if edit.subject]
+    subjects = [(edit.subject, answer) for edit, answer in zip(edits, answers, strict=True) if edit.subject]
     asked = {edit.prompt for edit in edits}
-    pairs: list[tuple[list[int], list[int]]] = []
+    prompts: list[tuple[list[int], int]] = []
     for edit in edits:
         if not edit.subject:
             continue
-        for subject, own in order.sample(subjects, min(SWAPS, len(subjects))):
+        for subject, answer in order.sample(subjects, min(SWAPS, len(subjects))):
             prompt = edit.prompt.replace(edit.subject, subject)
             ids = encoder.prompt(prompt)
             if prompt not in asked and len(ids) <= encoder.context:
-                pairs.append((ids, encoder.prompt(own)))
-    answers = spliced.next_tokens([row for pair in pairs for row in pair])
-    return [swapped for i, (swapped, _) in enumerate(pairs) if answers[2 * i] != answers[2 * i + 1]]
+                prompts.append((ids, answer))
+    found = []
+    for start in range(0, len(prompts), BATCH):
+        rows, own = zip(*prompts[start : start + BATCH], strict=True)
+        activations, _, said = spliced.observe(rows)
+        found.append(activations[:, -1][said.cpu() != torch.tensor(own)])
+    return found

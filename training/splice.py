@@ -123,25 +123,16 @@ class SplicedModel:
         )
 
     @torch.no_grad()
-    def observe(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """What enters the base's value projection, `[batch, longest, f]`, and the mask; left-padded."""
-        ids, mask = left_pad(rows, device=self.device)
-        inner = self._full.get_submodule(self._inner_name)
-        inner(input_ids=ids, attention_mask=mask, use_cache=False, **self._position_ids(mask, 0))
-        return self._take_activation(mask), mask
+    def observe(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """The base alone on rows of ids, left-padded.
 
-    @torch.no_grad()
-    def next_tokens(self, rows: Sequence[Sequence[int]], batch: int = 64) -> list[int]:
-        """The base's greedy next token after each row of ids."""
-        found: list[int] = []
-        for start in range(0, len(rows), batch):
-            ids, mask = left_pad(rows[start : start + batch], device=self.device)
-            positions = self._position_ids(mask, 0)
-            out = self._full(
-                input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **positions
-            )
-            found += out.logits[:, -1].argmax(-1).tolist()
-        return found
+        Returns what enters the value projection at every token `[batch, longest, f]`, the mask `[batch, longest]`,
+        and the greedy next token of each row `[batch]`.
+        """
+        ids, mask = left_pad(rows, device=self.device)
+        positions = self._position_ids(mask, 0)
+        out = self._full(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **positions)
+        return self._take_activation(mask), mask, out.logits[:, -1].argmax(-1)
 
     @torch.no_grad()
     def value_projection(self, activation: Tensor) -> Tensor:
