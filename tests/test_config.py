@@ -104,7 +104,7 @@ settings = st.fixed_dictionaries(
         "threshold_ratio": st.none() | share,
         "key_floor": st.floats(-1, 1),
         "bos": st.none() | st.booleans(),
-        "terminator": st.none() | st.text("a. \n\"é", max_size=6),
+        "terminator": st.none() | st.text('a. \n"é', max_size=6),
         "seed": st.integers(0, 2**64),
     },
 )
@@ -146,7 +146,9 @@ def test_an_unknown_setting_is_dropped_with_a_warning(caplog: pytest.LogCaptureF
     assert not caplog.records
 
 
-@pytest.mark.parametrize(("text", "reason"), [("{", "not JSON"), ("", "not JSON"), ("[1]", "a list"), ("null", "NoneType")])
+@pytest.mark.parametrize(
+    ("text", "reason"), [("{", "not JSON"), ("", "not JSON"), ("[1]", "a list"), ("null", "NoneType")]
+)
 def test_json_that_is_no_configuration_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         WiseConfig.from_json(text)

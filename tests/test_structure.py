@@ -153,7 +153,9 @@ def test_the_version_is_that_of_the_package() -> None:
 
 def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": ""}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment
+    )
 
 
 def test_importing_wise_is_light(tmp_path: Path) -> None:
@@ -162,15 +164,17 @@ def test_importing_wise_is_light(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
     reading = run(f"import sys, wise; wise.read_edits; print(*sorted({heavy} & set(sys.modules)))", tmp_path)
     assert (reading.returncode, reading.stdout.strip()) == (0, ""), reading.stderr
-    control = run("import sys, wise; wise.wrap; print('torch' in sys.modules, 'matplotlib' in sys.modules)", tmp_path)
-    assert control.stdout.split() == ["True", "False"], control.stderr
+    control = run("import sys, wise.memory.masks; print('torch' in sys.modules)", tmp_path)
+    assert control.stdout.strip() == "True", control.stderr
 
 
 @pytest.mark.parametrize("folder", ["router", "memory", "training"])
 def test_a_room_cannot_be_imported_by_its_folder(folder: str) -> None:
     done = run(f"import {folder}", ROOT)
     assert done.returncode == 1
-    assert f"ImportError: import wise.{folder}, not {folder}: the repository root is on sys.path" in done.stderr
+    assert (
+        f"ImportError: import wise.{folder}, not {folder}: the repository root is on sys.path" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("room", ["wise.router", "wise.memory", "wise.training", "wise.training.writers"])
@@ -191,7 +195,9 @@ def forbidden(tree: ast.AST) -> set[str]:
             found.add(ast.unparse(node.func))
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
-            found |= {n for n in names if n.split(".")[0] in ("pickle", "dill", "joblib", "marshal", "shelve")}
+            found |= {
+                n for n in names if n.split(".")[0] in ("pickle", "dill", "joblib", "marshal", "shelve")
+            }
     return found
 
 
@@ -206,7 +212,8 @@ def test_library_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["print(1)", "assert x", "import pickle", "from pickle import loads", "torch.load('x')", "eval('1')"]
+    "line",
+    ["print(1)", "assert x", "import pickle", "from pickle import loads", "torch.load('x')", "eval('1')"],
 )
 def test_what_is_forbidden_would_be_seen(line: str) -> None:
     assert forbidden(ast.parse(line))

@@ -88,7 +88,9 @@ def test_unended_answers_have_no_say_in_the_ending(base_says: Any) -> None:
     assert learned().terminator == (STOP, EOS)
 
 
-@pytest.mark.parametrize(("text", "ids"), [("w50", (STOP, EOS)), ("", (EOS,)), ("w50 w51", (STOP, COMMA, EOS))])
+@pytest.mark.parametrize(
+    ("text", "ids"), [("w50", (STOP, EOS)), ("", (EOS,)), ("w50 w51", (STOP, COMMA, EOS))]
+)
 def test_a_terminator_that_is_set_is_not_learned(
     monkeypatch: pytest.MonkeyPatch, text: str, ids: tuple[int, ...]
 ) -> None:

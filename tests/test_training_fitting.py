@@ -24,7 +24,9 @@ CONFIG = wise.WiseConfig(learning_rate=0.03, max_steps=60, terminator="", bos=Fa
 def edit(number: int, **fields: Any) -> wise.Edit:
     first = 5 + 7 * number
     prompt = text([first, first + 1, first + 2, 30 + number])
-    return wise.Edit(id=f"e{number}", prompt=prompt, target=text([60 + 3 * number, 61 + 2 * number]), **fields)
+    return wise.Edit(
+        id=f"e{number}", prompt=prompt, target=text([60 + 3 * number, 61 + 2 * number]), **fields
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,9 @@ class Bench:
 
     def masks(self, groups: int, ratio: float = 0.3) -> Tensor:
         projection = self.trainer.spliced.projection
-        return random_masks((projection.out_features, projection.in_features), shards=groups, ratio=ratio, seed=1)
+        return random_masks(
+            (projection.out_features, projection.in_features), shards=groups, ratio=ratio, seed=1
+        )
 
     def arguments(self, examples: Examples, mask: Tensor, **changes: Any) -> dict[str, Any]:
         return {

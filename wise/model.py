@@ -87,10 +87,16 @@ class WiseModel(nn.Module, PushToHubMixin):
 
     def unwrap(self) -> PreTrainedModel:
         """Puts the base's own layer back and returns the model that was wrapped."""
-        parent, name = self._place()
-        if getattr(parent, name) is self.layer:
+        if self.is_wrapped:
+            parent, name = self._place()
             setattr(parent, name, self.layer.base_layer)
         return self.model
+
+    @property
+    def is_wrapped(self) -> bool:
+        """False once `unwrap` has put the base's own layer back."""
+        parent, name = self._place()
+        return getattr(parent, name) is self.layer
 
     # -- what transformers sees ---------------------------------------------------------------
 
@@ -124,9 +130,11 @@ class WiseModel(nn.Module, PushToHubMixin):
         A later edit of the same prompt takes the place of an earlier one. `progress` is called with the number
         of edits that are through.
 
-        Raises EditError, with nothing changed, where an edit is not usable (`wise.Edit`), ids repeat, or an
-        edit does not fit the model's context.
+        Raises EditError, with nothing changed, where an edit is not usable (`wise.Edit`), ids repeat, an edit
+        does not fit the model's context, or the model was unwrapped.
         """
+        if not self.is_wrapped:
+            raise EditError("this model was unwrapped, so nothing would be served: wrap it again, then edit it")
         edits = [edits] if isinstance(edits, Edit) else list(edits)
         for edit in edits:
             if not isinstance(edit, Edit):
@@ -307,6 +315,8 @@ def wrap(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig | None = None
 ) -> WiseModel:
     """Wraps a causal LM for lifelong editing; the model given is the one that is wrapped, not a copy.
+
+    With accelerate's offloading, dispatch the model first and wrap it then.
 
     Raises ConfigError for a layer the model does not have, and UnsupportedModelError for an architecture that
     is not known or keeps its experts packed.
