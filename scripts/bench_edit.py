@@ -11,7 +11,8 @@ share every weight that is loaded, so arithmetic is what counts. *Decode* reads 
 of the tokens before: loading weights and launching operators is what counts, and a side memory adds a few small
 operators to each pass. Wrapped and bare model are the same object, with one module changed; they are timed in turn,
 next to each other, and what is told is the median of the ratios of the pairs, so that a machine that slows down for
-a while slows both. 1.05 is five per cent slower.
+a while slows both. 1.05 is five per cent slower. With one thread it is the thread's own CPU time that is told, into
+which other work on the machine hardly enters; with more it is wall time.
 
 The memories are made up: random weights, and thresholds that nothing reaches, so every token keeps to the base and
 all that is timed is finding that out. `retrieve` asks a slot only for a token that is near an edit key, and these are
@@ -27,7 +28,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,6 +58,8 @@ KEYS_PER_EDIT = 2
 UNREACHABLE = 1e9
 NEVER_NEAR, ALWAYS_NEAR = 1.0, -1.0
 """Floors of the cosine to an edit key."""
+
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,21 +150,21 @@ def made_up(memory: Memory, *, features: tuple[int, int]) -> MemoryState:
 
 
 @torch.no_grad()
-def serve_once(model: PreTrainedModel, ids: torch.Tensor) -> tuple[float, float]:
+def serve_once(model: PreTrainedModel, ids: torch.Tensor, clock: Clock) -> tuple[float, float]:
     """Seconds of one prefill, and the median seconds of a decoded token after it; ids `[1, prompt + decoded]`."""
     prompt, rest = ids[:, :PROMPT_TOKENS], ids[:, PROMPT_TOKENS:]
-    begun = time.perf_counter()
+    begun = clock()
     cache = model(prompt, use_cache=True, logits_to_keep=1).past_key_values
-    prefill = time.perf_counter() - begun
+    prefill = clock() - begun
     steps = []
     for token in rest.chunk(DECODED_TOKENS, dim=1):
-        begun = time.perf_counter()
+        begun = clock()
         model(token, past_key_values=cache, use_cache=True)
-        steps.append(time.perf_counter() - begun)
+        steps.append(clock() - begun)
     return prefill, statistics.median(steps)
 
 
-def overhead(name: str, model: PreTrainedModel, memory: Memory, repeats: int) -> Overhead:
+def overhead(name: str, model: PreTrainedModel, memory: Memory, repeats: int, clock: Clock) -> Overhead:
     """Times `model` bare and with `memory`, in turn, `repeats` times; leaves it bare."""
     floor = ALWAYS_NEAR if memory.all_asked else NEVER_NEAR
     config = WiseConfig(mode=memory.mode, key_floor=floor)
@@ -182,7 +185,7 @@ def overhead(name: str, model: PreTrainedModel, memory: Memory, repeats: int) ->
         pair = {}
         for layer in order:
             setattr(parent, attribute, layer)
-            pair[layer] = serve_once(model, ids)
+            pair[layer] = serve_once(model, ids, clock)
         pairs.append(pair)
     setattr(parent, attribute, bare)
     del pairs[0]  # the first pass allocates
@@ -259,7 +262,8 @@ def main() -> None:
     models: dict[str, PreTrainedModel] = {args.model.name: AutoModelForCausalLM.from_pretrained(args.model)}
     if args.blocks:
         models[f"random Llama of {args.blocks} blocks"] = random_llama(args.blocks)
-    rows = [overhead(name, model, memory, args.repeats) for name, model in models.items() for memory in MEMORIES]
+    clock = time.thread_time if args.threads == 1 else time.perf_counter
+    rows = [overhead(name, model, m, args.repeats, clock) for name, model in models.items() for m in MEMORIES]
     show_overheads(rows)
     figures = {
         "threads": args.threads,

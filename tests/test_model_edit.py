@@ -288,6 +288,15 @@ def test_an_edit_as_long_as_the_context_is_taken_and_one_token_more_is_not(
         model.edit(wise.Edit(prompt=prompt, target=text([60, 61, 62])))
 
 
+def test_a_long_prompt_and_a_long_target_may_come_in_one_call() -> None:
+    """Asked in one batch, the first would be led past the last position by the second."""
+    config = wise.WiseConfig(terminator="", bos=False, prefixes=0, layer=1, max_steps=1)
+    model = wise.wrap(tiny_model("gpt2", n_positions=40), tiny_tokenizer(), config)
+    long_prompt = wise.Edit(prompt=text(range(10, 46)), target="w60")
+    long_target = wise.Edit(prompt="w5 w6", target=text(range(50, 70)))
+    assert model.edit([long_prompt, long_target]).count(FAILED) == 2
+
+
 def test_a_writer_that_breaks_down_leaves_the_model_as_it_was(
     twice_edited: wise.WiseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
