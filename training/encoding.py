@@ -19,7 +19,7 @@ from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.errors import ConfigError
 from wise.memory.layer import execution_device
-from wise.training.generation import greedy
+from wise.training.generation import context_length, greedy
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,6 @@ OPENINGS = (
     "Mozart worked as a",
 )
 ANSWER_TOKENS = 24
-DEFAULT_CONTEXT = 2048
-"""Of models whose configuration does not say (ALiBi)."""
 MAX_TERMINATOR = 4
 
 
@@ -101,7 +99,7 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
     """
     stops = _stops(model, tokenizer)
     bos = _learn_bos(model, tokenizer, config)
-    context = _context_length(model)
+    context = context_length(model)
     bare = Encoder(tokenizer=tokenizer, bos=bos, terminator=(), stops=stops, context=context)
     if config.terminator is not None:
         text = tokenizer(config.terminator, add_special_tokens=False)["input_ids"] if config.terminator else []
@@ -109,12 +107,6 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
     else:
         terminator = _learn_terminator(model, bare)
     return replace(bare, terminator=terminator)
-
-
-def _context_length(model: PreTrainedModel) -> int:
-    config = model.config.get_text_config()
-    known = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
-    return next((int(length) for length in known if length), DEFAULT_CONTEXT)
 
 
 def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

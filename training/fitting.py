@@ -7,7 +7,7 @@ edits that do not come out right yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -115,25 +115,29 @@ class _Fitting:
         live = sorted({*self.group[active].tolist(), *(~self.quiet).nonzero().squeeze(1).tolist()})
         loss = torch.zeros((), device=self.spliced.device)
         if len(active):
-            edits, rows, speaking = self._variant(active, number)
-            per_row, _ = self._edit_terms(rows, speaking, self.group[edits])
-            loss = loss + per_row.sum()
+            for edits, rows, speaking in self._variants(active, number):
+                per_row, _ = self._edit_terms(rows, speaking, self.group[edits])
+                loss = loss + per_row.sum()
         for g in live:
             members = int((self.group == g).sum())
             loss = loss + members * self._margin(g)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(inputs=self.weights)  # type: ignore[no-untyped-call]  # the base's own gradients are not ours
         self.optimizer.step()
 
-    def _variant(self, active: Tensor, number: int) -> tuple[Tensor, Rows, Tensor]:
+    def _variants(self, active: Tensor, number: int) -> Iterator[tuple[Tensor, Rows, Tensor]]:
         """Edits and rows to train on in this step: bare at even steps, each edit's next variation at odd ones."""
         examples = self.examples
-        varied = [e for e in active.tolist() if examples.varied_of[e]]
-        if number % 2 == 0 or not varied or examples.varied is None or examples.varied_speaking is None:
-            return active, examples.bare.select(active), examples.speaking[active]
-        chosen = [examples.varied_of[e] for e in varied]
-        rows = torch.tensor([ours[number // 2 % len(ours)] for ours in chosen])
-        return torch.tensor(varied), examples.varied.select(rows), examples.varied_speaking[rows]
+        bare, varied = active, active[:0]
+        if number % 2:
+            has = torch.tensor([bool(examples.varied_of[e]) for e in active.tolist()])
+            bare, varied = active[~has], active[has]
+        if len(bare):
+            yield bare, examples.bare.select(bare), examples.speaking[bare]
+        if len(varied) and examples.varied is not None and examples.varied_speaking is not None:
+            chosen = [examples.varied_of[e] for e in varied.tolist()]
+            rows = torch.tensor([ours[number // 2 % len(ours)] for ours in chosen])
+            yield varied, examples.varied.select(rows), examples.varied_speaking[rows]
 
     def _edit_terms(self, rows: Rows, speaking: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
         """L_edit per row, and the logits, with each row's own group speaking at its speaking positions."""

@@ -11,6 +11,15 @@ from transformers import GenerationConfig, PreTrainedModel
 from wise.memory.layer import execution_device
 
 BATCH = 64
+DEFAULT_CONTEXT = 2048
+"""Of models whose configuration does not say (ALiBi)."""
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens that the model sees at once."""
+    config = model.config.get_text_config()
+    known = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
+    return next((int(length) for length in known if length), DEFAULT_CONTEXT)
 
 
 @torch.no_grad()
@@ -24,13 +33,14 @@ def greedy(
 ) -> list[list[int]]:
     """The greedy continuation of each prompt, up to and including its first stop.
 
-    `max_new_tokens` may differ per prompt. Prompts of like length share a batch, left-padded.
+    `max_new_tokens` may differ per prompt, and ends at the model's context. Prompts of like length share a batch,
+    left-padded.
     """
+    context = context_length(model)
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    order = sorted(range(len(prompts)), key=lambda i: (limits[i], len(prompts[i])))
+    limits = [max(1, min(n, context - len(p))) for n, p in zip(limits, prompts, strict=True)]
     answers: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
+    for rows in _batches(prompts, limits, context, batch):
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             max_new_tokens=max(limits[i] for i in rows),
@@ -42,6 +52,19 @@ def greedy(
             end = next((n + 1 for n, token in enumerate(row) if token in stops), len(row))
             answers[i] = row[: min(end, limits[i])]
     return answers
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], limits: Sequence[int], context: int, batch: int
+) -> list[list[int]]:
+    """Rows that share a batch: no prompt is led past the context by another one's limit."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(prompts)), key=lambda i: (limits[i], len(prompts[i]))):
+        longest = max((len(prompts[j]) for j in (batches[-1] if batches else [])), default=context)
+        if not batches or len(batches[-1]) == batch or max(longest, len(prompts[i])) + limits[i] > context:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 @torch.no_grad()

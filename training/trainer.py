@@ -7,7 +7,7 @@ with that state in place, and drops every edit whose target the model does not g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -71,38 +71,45 @@ class Trainer:
         begun, cpu = time.perf_counter(), time.process_time()
         latest = {edit.prompt: edit for edit in edits}
         fresh = [edit for edit in edits if latest[edit.prompt] is edit]
-        replaced = tuple(edit.id for edit in state.edits if edit.prompt in latest)
-        kept = state.without(replaced)
+        held = {edit.prompt: edit.id for edit in state.edits}
+        outcomes: dict[str, Outcome] = {}
+        while True:
+            replaced = [held[edit.prompt] for edit in fresh if edit.prompt in held]
+            kept = state.without(replaced)
+            final, found = self._attempt(kept, fresh, serve, progress) if fresh else (state, {})
+            outcomes |= found
+            # An edit that fails does not take the place of one that holds: once more, without it.
+            usurpers = [e for e in fresh if e.prompt in held and found[e.id].status == FAILED]
+            if not usurpers:
+                break
+            fresh = [edit for edit in fresh if edit not in usurpers]
+        report = EditReport(
+            outcomes=tuple(outcomes.get(edit.id, _superseded(edit)) for edit in edits),
+            replaced=tuple(replaced),
+            lost=tuple(i for i in state.edit_ids if i not in {*final.edit_ids, *replaced}),
+            seconds=time.perf_counter() - begun,
+            cpu_seconds=time.process_time() - cpu,
+        )
+        return final, report
+
+    def _attempt(
+        self, kept: MemoryState, fresh: Sequence[Edit], serve: Serve, progress: Progress | None
+    ) -> tuple[MemoryState, dict[str, Outcome]]:
+        """`fresh` written after the edits of `kept`, without what the model then does not generate."""
         new = replace(kept, key_space=self.background.key_space)
         results: dict[str, Written] = {}
         spent: dict[str, float] = {}
         for tasks in self._batches(kept, fresh):
             started = time.perf_counter()
-            done = min(len(fresh), len(results))
-            shown = _shifted(progress, done, len(fresh))
+            shown = _shifted(progress, min(len(fresh), len(results)), len(fresh))
             new, written = self._write(new, tasks, shown)
-            share = (time.perf_counter() - started) / len(written)
             results |= written
-            spent |= dict.fromkeys(written, share)
+            spent |= dict.fromkeys(written, (time.perf_counter() - started) / len(written))
             shown(len(written))
-        new = replace(new, edits=(*kept.edits, *fresh))
-        touched = {edit.id: edit for edit in (*kept.edits, *fresh) if edit.id in results}
-        answers = self._answers(new, touched, serve)
-        wrong = [i for i, edit in touched.items() if not self._right(edit, answers[i])]
-        dropped = {*wrong, *(edit.id for edit in fresh if not results[edit.id].fitted)}
-        final = new.without(dropped)
+        unfitted = {edit.id for edit in fresh if not results[edit.id].fitted}
+        final, answers = self._verified(replace(new, edits=(*kept.edits, *fresh)), unfitted, serve)
         live = set(final.edit_ids)
-        report = EditReport(
-            outcomes=tuple(
-                _outcome(edit, live, results.get(edit.id), answers.get(edit.id, ""), spent.get(edit.id, 0.0))
-                for edit in edits
-            ),
-            replaced=replaced,
-            lost=tuple(i for i in kept.edit_ids if i not in live),
-            seconds=time.perf_counter() - begun,
-            cpu_seconds=time.process_time() - cpu,
-        )
-        return final, report
+        return final, {e.id: _outcome(e, live, results[e.id], answers[e.id], spent[e.id]) for e in fresh}
 
     def _validate(self, state: MemoryState, edits: Sequence[Edit]) -> None:
         check_unique(edits)
@@ -164,6 +171,22 @@ class Trainer:
         ratio = self.config.threshold_ratio or THRESHOLD_RATIO[self.config.mode]
         return score * min(ratio, 1 - ROUNDING.get(self.dtype, 1e-2))
 
+    def _verified(
+        self, state: MemoryState, unfitted: Collection[str], serve: Serve
+    ) -> tuple[MemoryState, dict[str, str]]:
+        """`state` without the unfitted edits and those it does not generate, and what each was answered with last.
+
+        Asked again after any are taken out: thresholds and keys go with them, and other answers may turn.
+        """
+        answers: dict[str, str] = {}
+        while True:
+            asked = {edit.id: edit for edit in state.edits}
+            answers |= self._answers(state, asked, serve)
+            dropped = [i for i, e in asked.items() if i in unfitted or not self._right(e, answers[i])]
+            if not dropped:
+                return state, answers
+            state = state.without(dropped)
+
     def _answers(self, state: MemoryState, edits: Mapping[str, Edit], serve: Serve) -> dict[str, str]:
         """What the model generates for the prompts of `edits`, with `state` in place."""
         if not edits:
@@ -186,13 +209,16 @@ def _shifted(progress: Progress | None, done: int, total: int) -> Progress:
     return shown
 
 
-def _outcome(edit: Edit, live: set[str], written: Written | None, answer: str, seconds: float) -> Outcome:
-    status = VERIFIED if edit.id in live else FAILED if written is not None else SUPERSEDED
+def _outcome(edit: Edit, live: set[str], written: Written, answer: str, seconds: float) -> Outcome:
     return Outcome(
         id=edit.id,
-        status=status,
+        status=VERIFIED if edit.id in live else FAILED,
         answer=answer,
-        steps=written.steps if written else 0,
-        loss=written.loss if written else 0.0,
+        steps=written.steps,
+        loss=written.loss,
         milliseconds=1000 * seconds,
     )
+
+
+def _superseded(edit: Edit) -> Outcome:
+    return Outcome(id=edit.id, status=SUPERSEDED, answer="", steps=0, loss=0.0, milliseconds=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -143,11 +144,11 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("mask_ratio", _real(0, 1), "a number in (0, 1]"),
     ("merge", _text(optional=False), "the name of a merge"),
     ("merge_density", _real(0, 1), "a number in (0, 1]"),
-    ("margin_low", _real(0, float("inf")), "a positive number"),
-    ("margin_high", _real(0, float("inf")), "a positive number"),
-    ("margin_gap", _real(0, float("inf")), "a positive number"),
+    ("margin_low", _real(0, sys.float_info.max), "a positive number"),
+    ("margin_high", _real(0, sys.float_info.max), "a positive number"),
+    ("margin_gap", _real(0, sys.float_info.max), "a positive number"),
     ("threshold_ratio", lambda v: v is None or _real(0, 1)(v), "a number in (0, 1], or None"),
-    ("learning_rate", _real(0, float("inf")), "a positive number"),
+    ("learning_rate", _real(0, sys.float_info.max), "a positive number"),
     ("max_steps", _integer(1), "a whole number from 1"),
     ("prefixes", _integer(0), "a whole number from 0"),
     ("key_dim", _integer(1), "a whole number from 1"),

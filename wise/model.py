@@ -7,7 +7,7 @@ activations of the layer it stands beside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -135,7 +135,7 @@ class WiseModel(nn.Module, PushToHubMixin):
         """
         if not self.is_wrapped:
             raise EditError("this model was unwrapped, so nothing would be served: wrap it again, then edit it")
-        edits = [edits] if isinstance(edits, Edit) else list(edits)
+        edits = list(edits) if isinstance(edits, Iterable) else [edits]
         for edit in edits:
             if not isinstance(edit, Edit):
                 raise EditError(f"edit() takes wise.Edit records, not {type(edit).__name__}: {edit!r:.80}")
@@ -248,12 +248,13 @@ class WiseModel(nn.Module, PushToHubMixin):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Dropout off, and back as it was afterwards."""
-        training = self.model.training
+        modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
-            self.model.train(training)
+            for module, training in modes:
+                module.training = training
 
     # -- saving -------------------------------------------------------------------------------
 
