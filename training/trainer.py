@@ -7,7 +7,7 @@ with that state in place, and drops every edit whose target the model does not g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -107,8 +107,9 @@ class Trainer:
             spent |= dict.fromkeys(written, (time.perf_counter() - started) / len(written))
             shown(len(written))
         unfitted = {edit.id for edit in fresh if not results[edit.id].fitted}
-        final, answers = self._verified(replace(new, edits=(*kept.edits, *fresh)), unfitted, serve)
+        final, answers = self._verified(replace(new, edits=(*kept.edits, *fresh)).without(unfitted), serve)
         live = set(final.edit_ids)
+        answers |= self._answers(final, {edit.id: edit for edit in fresh if edit.id not in live}, serve)
         return final, {e.id: _outcome(e, live, results[e.id], answers[e.id], spent[e.id]) for e in fresh}
 
     def _validate(self, state: MemoryState, edits: Sequence[Edit]) -> None:
@@ -171,21 +172,18 @@ class Trainer:
         ratio = self.config.threshold_ratio or THRESHOLD_RATIO[self.config.mode]
         return score * min(ratio, 1 - ROUNDING.get(self.dtype, 1e-2))
 
-    def _verified(
-        self, state: MemoryState, unfitted: Collection[str], serve: Serve
-    ) -> tuple[MemoryState, dict[str, str]]:
-        """`state` without the unfitted edits and those it does not generate, and what each was answered with last.
+    def _verified(self, state: MemoryState, serve: Serve) -> tuple[MemoryState, dict[str, str]]:
+        """`state` without the edits that it does not generate, and the answers to those that it does.
 
-        Asked again after any are taken out: thresholds and keys go with them, and other answers may turn.
+        Asked again after any are taken out: keys and thresholds go with them, and other answers may turn.
         """
-        answers: dict[str, str] = {}
         while True:
             asked = {edit.id: edit for edit in state.edits}
-            answers |= self._answers(state, asked, serve)
-            dropped = [i for i, e in asked.items() if i in unfitted or not self._right(e, answers[i])]
-            if not dropped:
+            answers = self._answers(state, asked, serve)
+            wrong = [i for i, edit in asked.items() if not self._right(edit, answers[i])]
+            if not wrong:
                 return state, answers
-            state = state.without(dropped)
+            state = state.without(wrong)
 
     def _answers(self, state: MemoryState, edits: Mapping[str, Edit], serve: Serve) -> dict[str, str]:
         """What the model generates for the prompts of `edits`, with `state` in place."""
