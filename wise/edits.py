@@ -20,7 +20,9 @@ from datetime import datetime
 from reprlib import repr as shortened
 from typing import Any
 
-from wise.errors import EditError, did_you_mean
+from wise.checks import check_known, check_object, checked_prompts, checked_text, given, missing
+from wise.errors import EditError
+from wise.probes import Probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +109,8 @@ class Edit:
         Raises:
             EditError: no mapping, an unknown or missing field, or what `Edit` itself refuses.
         """
-        _check_object("edit", mapping)
-        _check_known("", mapping, [field.name for field in fields(cls)])
+        check_object("edit", mapping)
+        check_known("", mapping, [field.name for field in fields(cls)])
         for field in fields(cls):
             if field.default is MISSING and field.name not in mapping:
                 raise missing(field.name, mapping)
@@ -130,8 +132,17 @@ class Record:
     """Freer rewordings, unseen in fitting; report them apart."""
     neighbours: tuple[str, ...] = ()
     """Prompts whose answers must stay what the base says: locality."""
+    probes: tuple[Probe, ...] = ()
+    """Questions with known answers on what follows from the edit, or on what must not: portability, ripple effects,
+    several hops, locality with its gold answer."""
+    generation_prompts: tuple[str, ...] = ()
+    """Openings of free text about the subject: fluency and consistency. Not paraphrases."""
     answer: str | None = None
     """The right answer before the edit, where the data says it."""
+    relation: str | None = None
+    """Name of what is asked about the subject, such as a Wikidata property, where the data says it."""
+    group: str = ""
+    """Records of one group are one instance of the data, such as the edits behind one question of several hops."""
     source: str = ""
     """Where it was read, such as `facts.jsonl:12`."""
 
@@ -164,11 +175,11 @@ class Record:
         Raises:
             EditError: what `Edit.from_dict` or `Record` refuses; fields of the test part as `test.NAME`.
         """
-        _check_object("record", mapping)
+        check_object("record", mapping)
         edit = Edit.from_dict({name: value for name, value in mapping.items() if name != "test"})
         test = mapping.get("test", {})
-        _check_object("test", test)
-        _check_known("test.", test, (*_PROMPT_LISTS, "answer"))
+        check_object("test", test)
+        check_known("test.", test, (*_PROMPT_LISTS, "answer"))
         return cls(edit=edit, **test)
 
 
@@ -227,59 +238,6 @@ def check_lengths(
                     f"{source + ': ' if source else ''}{subject} takes {tokens} tokens and {reserve} are "
                     f"reserved, but the context holds {context}; shorten it (edit {edit.id!r})"
                 )
-
-
-def checked_text(name: str, value: object) -> str:
-    """`value`, where it is text that a tokenizer can take and that is not blank.
-
-    Raises:
-        EditError: naming the field `name`.
-    """
-    if not isinstance(value, str):
-        raise EditError(f"field {name!r}: {given(value)} was given, text was expected")
-    if not value.strip():
-        raise EditError(f"field {name!r}: empty or blank text was given; fill it in, or leave the edit out")
-    if "\0" in value:
-        raise EditError(f"field {name!r}: {shortened(value)} holds a NUL character; take it out")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        problem = "holds half a surrogate pair; take it out"
-        raise EditError(f"field {name!r}: {shortened(value)} {problem}") from None
-    return value
-
-
-def checked_prompts(name: str, value: object) -> tuple[str, ...]:
-    """A list of prompts as a tuple, spaces after them taken off.
-
-    Raises:
-        EditError: naming the field and the place, such as `paraphrases[2]`.
-    """
-    if not isinstance(value, list | tuple):
-        raise EditError(f"field {name!r}: {given(value)} was given, a list of texts was expected")
-    return tuple(checked_text(f"{name}[{place}]", text).rstrip(" ") for place, text in enumerate(value))
-
-
-def given(value: object) -> str:
-    """What a value is, short enough for a message."""
-    return "null" if value is None else f"{type(value).__name__} {shortened(value)}"
-
-
-def missing(name: str, mapping: Mapping[str, Any]) -> EditError:
-    """The error for a field that is not there."""
-    found = ", ".join(sorted(map(str, mapping))) or "none"
-    return EditError(f"field {name!r}: missing; fields found: {found}")
-
-
-def _check_object(name: str, value: object) -> None:
-    if not isinstance(value, Mapping):
-        raise EditError(f"field {name!r}: {given(value)} was given, an object of fields was expected")
-
-
-def _check_known(prefix: str, mapping: Mapping[str, Any], known: Sequence[str]) -> None:
-    for name in mapping:
-        if name not in known:
-            raise EditError(f"field {f'{prefix}{name}'!r}: unknown; {did_you_mean(str(name), known)}")
 
 
 def _check_apart(name: str, prompts: Sequence[str], others: Sequence[str], why: str) -> None:

@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wise.edits import Edit, Record, checked_text, given, missing
+from wise.checks import checked_text, given, missing
+from wise.edits import Edit, Record
 from wise.errors import EditError
 
 Row = Mapping[str, Any]

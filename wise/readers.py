@@ -22,7 +22,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from wise.edits import Edit, Record, content_id, given
+from wise.checks import given
+from wise.edits import Edit, Record, content_id
 from wise.errors import EditError, did_you_mean
 from wise.formats import FORMATS, Form, Row, convert, recognise
 

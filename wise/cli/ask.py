@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from wise.checks import checked_text
 from wise.cli.common import (
     SLOT_STYLES,
     JsonOption,
@@ -18,7 +19,6 @@ from wise.cli.common import (
     show_json,
     show_table,
 )
-from wise.edits import checked_text
 
 if TYPE_CHECKING:
     from wise.model import Answer

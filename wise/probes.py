@@ -1,0 +1,116 @@
+"""Questions with known answers that measure what an edit leads to, beyond its own prompt and wordings of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wise.checks import check_known, check_object, checked_text, given, missing
+from wise.errors import EditError, did_you_mean
+
+NEEDS = ("any", "all")
+KINDS = (
+    "locality.gold",  # must not move, and the right answer is known: accuracy, not "unchanged from the base"
+    "locality.distracting",  # asks the edited question with the new answer named and ruled out
+    "portability.reasoning",
+    "portability.subject_aliasing",
+    "portability.logical_generalization",
+    "ripple.logical_generalization",  # the six criteria of RippleEdits
+    "ripple.compositionality_1",
+    "ripple.compositionality_2",
+    "ripple.subject_aliasing",
+    "ripple.preservation",
+    "ripple.relation_specificity",
+    "multi_hop",  # MQuAKE: any of the wordings of one question of several hops
+    "ood",  # the same prompt, with text of another origin as its answer (the temporal set used with WISE)
+    "unstructured",  # questions on the parts of a long target (UnKE)
+    "conflict",  # what must follow from two edits that bear on each other
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """One question; any of its answers is right.
+
+    Raises EditError where the prompt or an answer is no usable text, or there is no answer.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", checked_text("prompt", self.prompt).rstrip(" "))
+        if not isinstance(self.answers, list | tuple) or not self.answers:
+            raise EditError(f"field 'answers': {given(self.answers)} was given, at least one answer was expected")
+        answers = [checked_text(f"answers[{i}]", text).strip() for i, text in enumerate(self.answers)]
+        object.__setattr__(self, "answers", tuple(dict.fromkeys(answers)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"prompt": self.prompt, "answers": list(self.answers)}
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> Query:
+        """Raises EditError: no mapping, an unknown or missing field, or what `Query` itself refuses."""
+        check_object("query", mapping)
+        check_known("", mapping, ("prompt", "answers"))
+        for name in ("prompt", "answers"):
+            if name not in mapping:
+                raise missing(name, mapping)
+        return cls(prompt=mapping["prompt"], answers=mapping["answers"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One thing that is asked, in one or several wordings.
+
+    Raises EditError for a kind or a need that there is not, or no query.
+    """
+
+    kind: str
+    """One of `KINDS`."""
+    queries: tuple[Query, ...]
+    need: str = "any"
+    """Whether any right query makes the probe right, or all must be."""
+    conditions: tuple[Query, ...] = ()
+    """What the unedited base must answer right, all of it, for this probe to count (RippleEdits)."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("kind", KINDS), ("need", NEEDS)):
+            if getattr(self, name) not in known:
+                value = getattr(self, name)
+                raise EditError(f"field {name!r}: {given(value)} is not known; {did_you_mean(str(value), known)}")
+        for name in ("queries", "conditions"):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple) or not all(isinstance(query, Query) for query in value):
+                raise EditError(f"field {name!r}: {given(value)} was given, a list of queries was expected")
+            object.__setattr__(self, name, tuple(value))
+        if not self.queries:
+            raise EditError("field 'queries': none was given, at least one was expected")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The probe as JSON values; what says nothing is left out."""
+        found: dict[str, Any] = {"kind": self.kind, "queries": [query.to_dict() for query in self.queries]}
+        if self.need != "any":
+            found["need"] = self.need
+        if self.conditions:
+            found["conditions"] = [query.to_dict() for query in self.conditions]
+        return found
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> Probe:
+        """Raises EditError: no mapping, an unknown or missing field, or what `Probe` itself refuses."""
+        check_object("probe", mapping)
+        check_known("", mapping, ("kind", "queries", "need", "conditions"))
+        for name in ("kind", "queries"):
+            if name not in mapping:
+                raise missing(name, mapping)
+        lists = {name: mapping.get(name, ()) for name in ("queries", "conditions")}
+        for name, value in lists.items():
+            if not isinstance(value, list | tuple):
+                raise EditError(f"field {name!r}: {given(value)} was given, a list of queries was expected")
+        return cls(
+            kind=mapping["kind"],
+            need=mapping.get("need", "any"),
+            **{name: tuple(Query.from_dict(query) for query in value) for name, value in lists.items()},
+        )
