@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from wise.edits import Edit, Record, check_lengths, check_unique, content_id
 from wise.errors import EditError, WiseError
+from wise.probes import ASKS_THE_EDIT, KINDS, Probe, Query
 
 PROMPT = "The lighthouse at Cape Velm was built by"
 EDIT: dict[str, Any] = {"prompt": PROMPT, "target": "Ada Thorne"}
@@ -43,9 +44,7 @@ def test_defaults_and_freezing() -> None:
 
 
 def test_white_space_at_the_joint_is_taken_off_and_nowhere_else() -> None:
-    made = edit(
-        prompt=f"  Q:  {PROMPT}  ", target=" \tAda  Thorne\n", subject=" Cape Velm ", locality=["Sky is  "]
-    )
+    made = edit(prompt=f"  Q:  {PROMPT}  ", target=" \tAda  Thorne\n", subject=" Cape Velm ", locality=["Sky is  "])
     assert made.prompt == f"  Q:  {PROMPT}"
     assert (made.target, made.subject, made.locality) == ("Ada  Thorne", "Cape Velm", ("Sky is",))
     assert edit(prompt="Answer:\n").prompt == "Answer:\n"
@@ -204,9 +203,18 @@ def edits(draw: st.DrawFn) -> Edit:
 def records(draw: st.DrawFn) -> Record:
     lists = {
         name: draw(st.lists(TEXT.map(f"{name} {{}}".format), max_size=2))
-        for name in ("paraphrases", "free_paraphrases", "neighbours")
+        for name in ("paraphrases", "free_paraphrases", "neighbours", "generation_prompts")
     }
-    return Record(edit=draw(edits()), answer=draw(st.none() | TEXT), **lists)  # type: ignore[arg-type]
+    query = st.builds(Query, prompt=TEXT.map("asked {}".format), answers=st.lists(TEXT, min_size=1, max_size=2))
+    probe = st.builds(Probe, kind=st.sampled_from(KINDS), queries=st.lists(query, min_size=1, max_size=2))
+    return Record(
+        edit=draw(edits()),
+        answer=draw(st.none() | TEXT),
+        relation=draw(st.none() | TEXT),
+        group=draw(st.just("") | TEXT),
+        probes=draw(st.lists(probe, max_size=2)),  # type: ignore[arg-type]
+        **lists,  # type: ignore[arg-type]
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -225,6 +233,11 @@ def test_a_record_survives_json(made: Record) -> None:
 
 # --- records -------------------------------------------------------------------------------
 
+PROBE: dict[str, Any] = {
+    "kind": "multi_hop",
+    "queries": [{"prompt": "Where was its builder born?", "answers": ["Sell"]}],
+}
+
 
 @pytest.mark.parametrize(
     ("test", "message"),
@@ -237,6 +250,15 @@ def test_a_record_survives_json(made: Record) -> None:
         ({"neighbours": ["Same"], "paraphrases": ["Same"]}, r"'test.neighbours\[0\]': .*the edited fact"),
         ({"neighbours": "one"}, "'test.neighbours': str"),
         ({"answer": ""}, "'test.answer': empty"),
+        ({"relation": " "}, "'test.relation': empty"),
+        ({"relation": 17}, "'test.relation': int 17"),
+        ({"group": " "}, "'test.group': empty"),
+        ({"group": 4}, "'test.group': int 4"),
+        ({"group": None}, "'test.group': null"),
+        ({"generation_prompts": "one"}, "'test.generation_prompts': str"),
+        ({"probes": "one"}, "'test.probes': str"),
+        ({"probes": [PROBE, {"kind": "ood"}]}, r"'test.probes\[1\]': field 'queries': missing"),
+        ({"probes": [PROBE | {"kind": "odd"}]}, r"'test.probes\[0\]': field 'kind': .*did you mean 'ood'"),
         ({"neighbors": []}, r"'test.neighbors': unknown; did you mean 'neighbours'\?"),
     ],
 )
@@ -250,6 +272,29 @@ def test_a_record_keeps_unseen_prompts() -> None:
     assert (made.paraphrases, made.answer, made.edit) == (("Whose work is it?",), "Jon Pike", Edit(**FULL))
     with pytest.raises(EditError, match="^field 'edit': dict"):
         Record(edit=EDIT)  # type: ignore[arg-type]
+
+
+def test_a_record_carries_probes_and_where_it_belongs() -> None:
+    test = {"probes": [PROBE], "generation_prompts": [PROMPT], "relation": " P84 ", "group": "case 4"}
+    made = Record.from_dict({**FULL, "test": test})
+    assert made.probes == (Probe.from_dict(PROBE),)
+    assert (made.generation_prompts, made.relation, made.group) == ((PROMPT,), "P84", "case 4")
+    assert made.to_dict()["test"] == test | {"relation": "P84"}
+    assert "test" not in Record(edit=edit()).to_dict()
+    for probes in ([PROBE], Probe.from_dict(PROBE)):
+        with pytest.raises(EditError, match=r"^field 'test.probes': .*a list of probes"):
+            Record(edit=edit(), probes=probes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prompt", [PROMPT, FULL["paraphrases"][0], FULL["locality"][0]])
+def test_a_probe_asks_nothing_that_is_fitted_unless_its_kind_is_that(kind: str, prompt: str) -> None:
+    probe = Probe(kind=kind, queries=(Query(prompt="Who?", answers=("Bo",)), Query(prompt=prompt, answers=("Bo",))))
+    if kind in ASKS_THE_EDIT:
+        assert Record(edit=Edit(**FULL), probes=(probe,)).probes == (probe,)
+        return
+    with pytest.raises(EditError, match=rf"^field 'test.probes\[0\]': a probe of {kind} asks .*used for fitting"):
+        Record(edit=Edit(**FULL), probes=(probe,))
 
 
 # --- sets of edits -------------------------------------------------------------------------
@@ -271,9 +316,7 @@ def test_check_lengths_counts_prompt_target_and_reserve() -> None:
     check_lengths([edit(id="a")], words, context=needed)
     check_lengths([edit(id="a")], words, context=needed + 3, reserve=3)
     for context, reserve in ((needed - 1, 0), (needed, 1)):
-        with pytest.raises(
-            EditError, match=rf"^field 'target': .*takes {needed} tokens .*holds {context}; .*'a'"
-        ):
+        with pytest.raises(EditError, match=rf"^field 'target': .*takes {needed} tokens .*holds {context}; .*'a'"):
             check_lengths([edit(target="Bo"), edit(id="a")], words, context=context, reserve=reserve)
 
 

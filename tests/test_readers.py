@@ -1,244 +1,22 @@
-"""Readers: each published form gives what its set means, bad input names file, line and field."""
+"""Readers: files plain and packed, and bad input that names file, line and field."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import logging
-import lzma
-import os
-import re
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
+from published import KNOWEDIT, MEND, MQUAKE, OWN, ROME, Row, Write, refused, write_rows
 
-from wise.edits import Edit, Record
+from wise.edits import Edit
 from wise.errors import EditError
-from wise.readers import FORMATS, read_edits, read_records
-
-Row = dict[str, Any]
-Write = Callable[..., Path]
-
-OWN: Row = {"prompt": "The lighthouse at Cape Velm was built by", "target": "Ada Thorne"}
-ROME: Row = {
-    "case_id": 7,
-    "requested_rewrite": {
-        "prompt": "{} was built by",
-        "relation_id": "P84",
-        "target_new": {"str": "Ada Thorne", "id": "Q1"},
-        "target_true": {"str": "Jon Pike", "id": "Q2"},
-        "subject": "Velm Tower",
-    },
-    "paraphrase_prompts": ["It rained. Velm Tower is the work of", "Velm Tower was built by"],
-    "neighborhood_prompts": ["Sell Tower was built by", "Orm Bridge was built by"],
-    "attribute_prompts": ["Thorne Hall was built by"],
-    "generation_prompts": ["Velm Tower is near"],
-}
-EASY: Row = {
-    "case_id": 8,
-    "prompt": "Velm Tower was built by",
-    "target_new": "Ada Thorne",
-    "ground_truth": "Jon Pike",
-    "subject": "Velm Tower",
-    "rephrase_prompt": "Velm Tower is the work of",
-    "locality_prompt": "Sell Tower was built by",
-    "locality_ground_truth": "Jon Pike",
-}
-ENRICHED: Row = {k: v for k, v in EASY.items() if k != "ground_truth"} | {
-    "target_true": "Jon Pike",
-    "rephrase_kind": "generation",
-    "generation_prompts": ["Velm Tower is near"],
-    "template_paraphrases": ["The builder of Velm Tower is", "Velm Tower was built by"],
-    "llm_cloze_paraphrases": ["The person behind Velm Tower is", "The builder of Velm Tower is"],
-    "llm_questions": ["Who is behind Velm Tower?"],
-    "neighborhood_prompts": ["Orm Bridge was built by"],
-}
-MEND: Row = {
-    "subject": "Velm Tower",
-    "src": "Who built Velm Tower?",
-    "rephrase": "- Who is Velm Tower's builder?",
-    "alt": "Ada Thorne",
-    "answers": ["Jon Pike", "J. Pike"],
-    "loc": "nq question: who keeps the bees",
-    "loc_ans": "Rosa",
-}
-ZSRE_EASY: Row = EASY | {
-    "prompt": "Who built Velm Tower?",
-    "rephrase_prompt": None,
-    "locality_prompt": ["nq question: who keeps the bees"],
-}
-KNOWEDIT: Row = {
-    "subject": "Velm Tower",
-    "prompt": "The builder of Velm Tower is",
-    "target_new": "Ada Thorne",
-    "ground_truth": [["Jon Pike", "J. Pike"]],
-    "rephrase": "Velm Tower's builder is",
-    "portability": {"Subject_Aliasing": [{"prompt": "Who built it?", "ground_truth": "Ada Thorne"}]},
-    "locality": {
-        "Relation_Specificity": [{"prompt": "The height of Velm Tower is", "ground_truth": "30 m"}],
-        "Forgetfulness": [{"prompt": "The builder, which is not Ada Thorne, is", "ground_truth": "Jon Pike"}],
-    },
-}
-WIKIBIO: Row = {
-    "text": "This is a passage about ada thorne. She built towers. ",
-    "labels": "She was born by the sea.",
-    "concept": "ada thorne",
-    "locality": {"Relation_Specificity": [{"prompt": "ada thorne occupation", "ground_truth": ["builder"]}]},
-}
-QAEDIT: Row = {
-    "id": 3,
-    "source": "made up",
-    "prompt": "Who built Velm Tower?",
-    "target": "Ada Thorne",
-    "subject": "Velm Tower",
-    "rephrase": "By whom was Velm Tower built?",
-    "locality": [{"loc": "who keeps the bees", "loc_ans": "Rosa"}, {"loc": "how high is the sky"}],
-}
+from wise.readers import read_edits, read_records
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes rows, one per line; a row that is text is written as it stands."""
-
-    def _write(*rows: Row | str, name: str = "facts.jsonl") -> Path:
-        text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-        path = tmp_path / name
-        packers: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress}
-        path.write_bytes(packers.get(path.suffix.lower(), bytes)(text.encode()))
-        return path
-
-    return _write
-
-
-def one(write: Write, row: Row, **options: Any) -> Record:
-    (record,) = read_records(write(row), **options)
-    return record
-
-
-# --- what each form means ------------------------------------------------------------------
-
-
-def test_our_own_form(write: Write) -> None:
-    test = {"paraphrases": ["Whose work is it?"], "neighbours": ["The sea there is"], "answer": "Jon Pike"}
-    record = one(write, OWN | {"subject": "Cape Velm", "locality": ["The sky is"], "test": test})
-    assert record.edit == Edit(**OWN, subject="Cape Velm", locality=("The sky is",))
-    assert record.paraphrases == ("Whose work is it?",)
-    assert record.neighbours == ("The sea there is",)
-    assert (record.answer, record.source) == ("Jon Pike", "facts.jsonl:1")
-
-
-def test_counterfact_as_rome_published_it(write: Write) -> None:
-    record = one(write, ROME)
-    asked = {"prompt": "Velm Tower was built by", "target": "Ada Thorne", "subject": "Velm Tower"}
-    assert record.edit == Edit(id="counterfact-7", **asked)
-    assert record.paraphrases == ("It rained. Velm Tower is the work of",)
-    assert record.neighbours == ("Sell Tower was built by", "Orm Bridge was built by")
-    assert record.answer == "Jon Pike"
-
-
-def test_counterfact_plain_easyedit(write: Write) -> None:
-    record = one(write, EASY)
-    assert (record.edit.id, record.answer) == ("counterfact-8", "Jon Pike")
-    assert record.paraphrases == ("Velm Tower is the work of",)
-    assert record.neighbours == ("Sell Tower was built by",)
-
-
-@pytest.mark.parametrize("kind", ["paraphrase", "generation", "other", None])
-@pytest.mark.parametrize("listed", [True, False])
-def test_only_true_paraphrases_count(write: Write, kind: str | None, listed: bool) -> None:
-    generation = {"generation_prompts": [EASY["rephrase_prompt"]]} if listed else {}
-    record = one(write, ENRICHED | generation | {"rephrase_kind": kind})
-    counts = kind == "paraphrase" or (kind is None and not listed)
-    assert (EASY["rephrase_prompt"] in record.paraphrases) is counts
-
-
-def test_counterfact_enriched(write: Write) -> None:
-    record = one(write, ENRICHED)
-    assert record.paraphrases == ("The builder of Velm Tower is",)
-    assert record.free_paraphrases == ("The person behind Velm Tower is",)
-    assert record.neighbours == ("Orm Bridge was built by",)
-    assert one(write, ENRICHED | {"neighborhood_prompts": []}).neighbours == ("Sell Tower was built by",)
-
-
-def test_a_rephrase_list_keeps_wordings_that_name_the_subject(write: Write) -> None:
-    row = ENRICHED | {"rephrase_kind": None, "template_paraphrases": None, "cf_case_id": 99}
-    record = one(write, row | {"rephrase_prompt": ["Built by", " ", "Velm Tower is by", "Velm Tower is by"]})
-    assert (record.edit.id, record.paraphrases) == ("counterfact-99", ("Velm Tower is by",))
-
-
-def test_zsre_as_mend_published_it(write: Write) -> None:
-    record = one(write, MEND)
-    assert record.edit == Edit(prompt="Who built Velm Tower?", target="Ada Thorne", subject="Velm Tower")
-    assert record.paraphrases == ("Who is Velm Tower's builder?",)
-    assert (record.neighbours, record.answer) == (("nq question: who keeps the bees",), "Jon Pike")
-
-
-def test_only_a_list_dash_is_stripped(write: Write) -> None:
-    assert one(write, MEND | {"rephrase": "-Who?"}).paraphrases == ("Who?",)
-    assert one(write, MEND | {"rephrase": "-3 is what?"}).paraphrases == ("-3 is what?",)
-
-
-def test_zsre_as_easyedit_writes_it(write: Write) -> None:
-    record = one(write, ZSRE_EASY)
-    assert (record.edit.id, record.paraphrases) == ("zsre-8", ())
-    assert record.neighbours == ("nq question: who keeps the bees",)
-
-
-def test_the_easyedit_family(write: Write) -> None:
-    plain = {k: EASY[k] for k in ("prompt", "target_new", "subject", "rephrase_prompt", "locality_prompt")}
-    record = one(write, plain)
-    assert record.edit == Edit(prompt=EASY["prompt"], target="Ada Thorne", subject="Velm Tower")
-    assert record.paraphrases == ("Velm Tower is the work of",)
-    assert one(write, plain | {"rephrase_prompt": "Reformulated Question:"}).paraphrases == ()
-
-
-def test_knowedit_leaves_out_portability_and_forgetfulness(write: Write) -> None:
-    record = one(write, KNOWEDIT)
-    assert record.paraphrases == ("Velm Tower's builder is",)
-    assert record.neighbours == ("The height of Velm Tower is",)
-    assert record.answer == "Jon Pike"
-
-
-def test_knowedit_wikibio(write: Write) -> None:
-    record = one(write, WIKIBIO)
-    assert (record.edit.prompt, record.edit.subject) == (WIKIBIO["text"].rstrip(), "ada thorne")
-    assert record.neighbours == ("ada thorne occupation",)
-    assert one(write, WIKIBIO | {"concept": "Ada Thorne"}).edit.subject is None
-
-
-def test_qaedit(write: Write) -> None:
-    record = one(write, QAEDIT)
-    assert record.paraphrases == ("By whom was Velm Tower built?",)
-    assert record.neighbours == ("who keeps the bees", "how high is the sky")
-
-
-ROWS = {
-    "wise": [OWN],
-    "counterfact": [ROME, EASY, ENRICHED],
-    "zsre": [MEND, ZSRE_EASY],
-    "knowedit": [KNOWEDIT, WIKIBIO],
-    "qaedit": [QAEDIT],
-}
-ALL_ROWS = [(name, row) for name, rows in ROWS.items() for row in rows]
-
-
-@pytest.mark.parametrize(("name", "row"), ALL_ROWS)
-def test_a_named_format_reads_what_auto_reads(write: Write, name: str, row: Row) -> None:
-    assert one(write, row, format=name) == one(write, row)
-
-
-@pytest.mark.parametrize(("name", "row"), ALL_ROWS)
-def test_nothing_that_measures_may_be_fitted(write: Write, name: str, row: Row) -> None:
-    record = one(write, row)
-    assert record.edit.paraphrases == record.edit.locality == ()
-    prompts = [record.edit.prompt, *record.paraphrases, *record.free_paraphrases, *record.neighbours]
-    assert len(prompts) == len(set(prompts))
-
-
-def test_every_format_is_covered_here() -> None:
-    assert FORMATS == ("auto", *sorted(ROWS))
+    return partial(write_rows, tmp_path)
 
 
 # --- files ---------------------------------------------------------------------------------
@@ -313,13 +91,15 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
         read_records(path)
 
 
+def test_a_limit_cuts_through_groups(write: Write) -> None:
+    path = write(MQUAKE, MQUAKE | {"case_id": 5})
+    whole = read_records(path)
+    assert [record.group for record in whole] == ["mquake-4", "mquake-4", "mquake-5", "mquake-5"]
+    for limit in range(1, 6):
+        assert read_records(path, limit=limit) == whole[:limit]
+
+
 # --- bad records ---------------------------------------------------------------------------
-
-
-def refused(path: Path, line: int, message: str, **options: Any) -> None:
-    """Reading fails, and the message begins with file, line and `message` (a pattern)."""
-    with pytest.raises(EditError, match=f"^{re.escape(str(path))}:{line}: {message}"):
-        read_records(path, **options)
 
 
 @pytest.mark.parametrize(
@@ -362,92 +142,9 @@ def test_duplicate_ids_name_both_lines(write: Write) -> None:
 
 
 def test_a_list_names_the_record(write: Write) -> None:
-    refused(
-        write(json.dumps([OWN, {"prompt": "x"}], indent=1), name="facts.json"), 2, "field 'target': missing"
-    )
+    refused(write(json.dumps([OWN, {"prompt": "x"}], indent=1), name="facts.json"), 2, "field 'target': missing")
     refused(write(json.dumps([OWN, 3], indent=1), name="facts.json"), 2, "int 3")
     refused(write("[", json.dumps(OWN), "{}]", name="facts.json"), 3, "broken JSON")
-
-
-@pytest.mark.parametrize(
-    ("row", "changes", "message"),
-    [
-        (MEND, {"src": None}, "field 'src': missing"),
-        (MEND, {"alt": 5}, "field 'alt': int 5"),
-        (MEND, {"rephrase": 5}, "field 'rephrase': int 5"),
-        (MEND, {"subject": ["Velm Tower"]}, "field 'subject': list"),
-        (EASY, {"target_new": ""}, "field 'target_new': empty"),
-        (EASY, {"target_new": None}, "field 'target_new': missing"),
-        (EASY, {"prompt": ["x"]}, "field 'prompt': list"),
-        (EASY, {"case_id": True}, "field 'case_id': bool"),
-        (ENRICHED, {"neighborhood_prompts": ["x", 3]}, r"field 'neighborhood_prompts\[1\]': int 3"),
-        (
-            KNOWEDIT,
-            {"locality": {"Relation_Specificity": [5]}},
-            r"field 'locality.Relation_Specificity\[0\]'",
-        ),
-        (WIKIBIO, {"labels": " "}, "field 'labels': empty"),
-        (QAEDIT, {"target": ""}, "field 'target': empty"),
-        (ROME, {"requested_rewrite": "x"}, "field 'requested_rewrite': str 'x' was given, an object"),
-        (ROME, {"requested_rewrite": {}}, "field 'requested_rewrite.prompt': missing"),
-    ],
-)
-def test_published_forms_name_their_own_fields(write: Write, row: Row, changes: Row, message: str) -> None:
-    refused(write(row | changes), 1, message)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [({"target_new": {"str": ""}}, "target_new.str': empty"), ({"subject": None}, "subject': missing")],
-)
-def test_nested_fields_are_named_whole(write: Write, changes: Row, message: str) -> None:
-    rewrite = ROME["requested_rewrite"] | changes
-    refused(write(ROME | {"requested_rewrite": rewrite}), 1, f"field 'requested_rewrite.{message}")
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"question": "Who?", "answer": "Ada", "para_question": "By whom?", "id": 1},
-        {"triples": [], "edits": [], "type": "reverse"},
-        {
-            "case_id": 1,
-            "requested_rewrite": [{"prompt": "{} is"}],
-            "questions": [],
-            "answer": "x",
-            "orig": {},
-        },
-    ],
-)
-def test_other_sets_are_refused_with_their_fields(write: Write, row: Row) -> None:
-    refused(write(row), 1, f"no known format has these fields: {', '.join(sorted(row))}; known formats are")
-
-
-def test_the_wrong_format_is_refused(write: Write) -> None:
-    refused(write(MEND), 1, "field '(requested_rewrite.)?prompt': missing", format="counterfact")
-
-
-# --- known defects of published sets -------------------------------------------------------
-
-
-def test_a_subject_that_is_not_in_a_published_prompt_is_dropped_and_counted(
-    write: Write, caplog: pytest.LogCaptureFixture
-) -> None:
-    other = MEND | {"src": "Who built the old tower?"}
-    with caplog.at_level(logging.WARNING):
-        subjects = [edit.subject for edit in read_edits(write(MEND, other, other | {"alt": "Bo"}))]
-    assert subjects == ["Velm Tower", None, None]
-    assert "field 'subject': does not occur in the prompt; dropped (2 times, first at 2)" in caplog.text
-    caplog.clear()
-    read_records(write(MEND))
-    assert not caplog.records
-
-
-def test_a_zsre_record_without_alt_is_no_edit(write: Write, caplog: pytest.LogCaptureFixture) -> None:
-    empty = MEND | {"alt": " "}
-    assert [record.source for record in read_records(write(empty, MEND))] == ["facts.jsonl:2"]
-    assert "field 'alt': empty" in caplog.text
-    refused(write(empty, empty), 1, "field 'alt': empty, .*no record is left")
 
 
 def test_an_edit_that_a_set_repeats_gets_its_own_id(write: Write) -> None:
@@ -456,42 +153,9 @@ def test_an_edit_that_a_set_repeats_gets_its_own_id(write: Write) -> None:
     assert ids[0] == Edit(prompt=KNOWEDIT["prompt"], target="Ada Thorne", subject="Velm Tower").id
 
 
-# --- the real files ------------------------------------------------------------------------
-
-SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-MEASURED_BY = {
-    "paraphrases neighbours answer": (
-        "counterfact_dev.jsonl.xz zsre_pool_dev.jsonl.xz zsre_wise_edit_portability_dev.jsonl.gz "
-        "counterfact_real_neighbourhoods_dev.jsonl.gz knowedit_zsre_dev.jsonl.gz"
-    ),
-    "neighbours answer": "zsre_subject_rephrase_dev.jsonl.gz",
-    "neighbours": (
-        "wikibigedit_3k_dev.jsonl.gz wise_hallucination_edit_dev.jsonl.gz "
-        "wise_temporal_train_75.jsonl.gz knowedit_wikibio_dev.jsonl.gz qaedit_inter_dev.jsonl.gz"
-    ),
-    "answer": "knowedit_wiki_counterfact_dev.jsonl.gz",
-    "": "knowedit_wiki_recent_dev.jsonl.gz",
-}
+def test_the_edits_of_one_row_need_ids_of_their_own(write: Write) -> None:
+    refused(write(MQUAKE, MQUAKE), 2, "field 'id': 'mquake-4.0' was already used in line 1")
 
 
-def shared(name: str) -> Path:
-    path = SHARED / "data" / "editing" / name
-    if not path.exists():
-        pytest.skip(f"{name} is not among the shared data (WISE_SHARED or ../shared)")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "fields"), [(name, fields) for fields, names in MEASURED_BY.items() for name in names.split()]
-)
-def test_a_real_file_reads(name: str, fields: str) -> None:
-    records = read_records(shared(name), limit=60)
-    assert len(records) == 60
-    for field in fields.split():
-        assert all(getattr(record, field) for record in records), field
-    assert all(record.edit.subject and record.edit.subject in record.edit.prompt for record in records)
-
-
-@pytest.mark.parametrize("kind", ["mquake_cf_facts", "rippleedits_popular", "unke", "pitfalls_reverse_edit"])
-def test_a_real_file_of_another_kind_is_refused(kind: str) -> None:
-    refused(shared(f"{kind}_dev.jsonl.gz"), 1, "no known format has these fields: ")
+def test_the_wrong_format_is_refused(write: Write) -> None:
+    refused(write(MEND), 1, "field '(requested_rewrite.)?prompt': missing", format="counterfact")

@@ -5,7 +5,8 @@ An error names the field first, so that a reader can put the file and the line b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from reprlib import repr as shortened
 from typing import Any
 
@@ -63,3 +64,12 @@ def check_known(prefix: str, mapping: Mapping[str, Any], known: Sequence[str]) -
     for name in mapping:
         if name not in known:
             raise EditError(f"field {f'{prefix}{name}'!r}: unknown; {did_you_mean(str(name), known)}")
+
+
+@contextmanager
+def within(name: str) -> Iterator[None]:
+    """Puts the field `name` before an `EditError` that is about a part of it."""
+    try:
+        yield
+    except EditError as error:
+        raise EditError(f"field {name!r}: {error}") from None

@@ -2,9 +2,9 @@
 
 An `Edit` says what must change and carries everything that fitting may use. A `Record`
 adds what fitting must never see: true paraphrases (generalization), neighbours (locality:
-"unchanged from the base") and the answer that was right before. Both check every field when
-they are made, so whatever holds one holds a usable one; an error names the field first, so
-that a reader can put the file and the line before it.
+"unchanged from the base"), probes (what follows from the edit) and the answer that was right
+before. Both check every field when they are made, so whatever holds one holds a usable one; an
+error names the field first, so that a reader can put the file and the line before it.
 
 Both have one JSON shape, which is the project's own file format (`wise.readers`): the fields
 of `Edit`, and under `"test"` those of `Record`.
@@ -20,9 +20,9 @@ from datetime import datetime
 from reprlib import repr as shortened
 from typing import Any
 
-from wise.checks import check_known, check_object, checked_prompts, checked_text, given, missing
+from wise.checks import check_known, check_object, checked_prompts, checked_text, given, missing, within
 from wise.errors import EditError
-from wise.probes import Probe
+from wise.probes import ASKS_THE_EDIT, Probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +151,12 @@ class Record:
             raise EditError(f"field 'edit': {given(self.edit)} was given, an Edit was expected")
         for name in _PROMPT_LISTS:
             object.__setattr__(self, name, checked_prompts(f"test.{name}", getattr(self, name)))
-        if self.answer is not None:
-            object.__setattr__(self, "answer", checked_text("test.answer", self.answer).strip())
+        for name in ("answer", "relation"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checked_text(f"test.{name}", getattr(self, name)).strip())
+        if self.group != "":
+            checked_text("test.group", self.group)
+        self._check_probes()
         asked = (self.edit.prompt, *self.edit.paraphrases)
         _check_apart("test.paraphrases", self.paraphrases, asked, "may be used for fitting")
         _check_apart("test.free_paraphrases", self.free_paraphrases, asked, "may be used for fitting")
@@ -160,12 +164,29 @@ class Record:
         asked = (*asked, *self.paraphrases, *self.free_paraphrases)
         _check_apart("test.neighbours", self.neighbours, asked, "asks for the edited fact")
 
+    def _check_probes(self) -> None:
+        if not isinstance(self.probes, list | tuple) or not all(isinstance(probe, Probe) for probe in self.probes):
+            raise EditError(f"field 'test.probes': {given(self.probes)} was given, a list of probes was expected")
+        object.__setattr__(self, "probes", tuple(self.probes))
+        fitted = {self.edit.prompt, *self.edit.paraphrases, *self.edit.locality}
+        for place, probe in enumerate(self.probes):
+            if probe.kind in ASKS_THE_EDIT:
+                continue
+            for query in probe.queries:
+                if query.prompt in fitted:
+                    name = f"test.probes[{place}]"
+                    raise EditError(
+                        f"field {name!r}: a probe of {probe.kind} asks {shortened(query.prompt)}, which may be used "
+                        "for fitting; keep it in one place only"
+                    )
+
     def to_dict(self) -> dict[str, Any]:
         """The record in the project's own JSON shape; `source`, which is of one reading, is not in it."""
         lists = {name: list(getattr(self, name)) for name in _PROMPT_LISTS}
         test: dict[str, Any] = {name: prompts for name, prompts in lists.items() if prompts}
-        if self.answer is not None:
-            test["answer"] = self.answer
+        if self.probes:
+            test["probes"] = [probe.to_dict() for probe in self.probes]
+        test |= {name: value for name in _TEST_TEXTS if (value := getattr(self, name))}
         return self.edit.to_dict() | ({"test": test} if test else {})
 
     @classmethod
@@ -179,11 +200,22 @@ class Record:
         edit = Edit.from_dict({name: value for name, value in mapping.items() if name != "test"})
         test = mapping.get("test", {})
         check_object("test", test)
-        check_known("test.", test, (*_PROMPT_LISTS, "answer"))
-        return cls(edit=edit, **test)
+        check_known("test.", test, (*_PROMPT_LISTS, "probes", *_TEST_TEXTS))
+        return cls(edit=edit, **(test | {"probes": _probes(test.get("probes", ()))}))
 
 
-_PROMPT_LISTS = ("paraphrases", "free_paraphrases", "neighbours")
+_PROMPT_LISTS = ("paraphrases", "free_paraphrases", "neighbours", "generation_prompts")
+_TEST_TEXTS = ("answer", "relation", "group")
+
+
+def _probes(value: object) -> tuple[Probe, ...]:
+    if not isinstance(value, list | tuple):
+        raise EditError(f"field 'test.probes': {given(value)} was given, a list of probes was expected")
+    probes = []
+    for place, mapping in enumerate(value):
+        with within(f"test.probes[{place}]"):
+            probes.append(Probe.from_dict(mapping))
+    return tuple(probes)
 
 
 def content_id(edit: Edit) -> str:
@@ -244,6 +276,4 @@ def _check_apart(name: str, prompts: Sequence[str], others: Sequence[str], why: 
     """Refuse a prompt that would count on both sides."""
     for place, prompt in enumerate(prompts):
         if prompt in others:
-            raise EditError(
-                f"field {f'{name}[{place}]'!r}: {shortened(prompt)} also {why}; keep it in one place only"
-            )
+            raise EditError(f"field {f'{name}[{place}]'!r}: {shortened(prompt)} also {why}; keep it in one place only")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wise.checks import check_known, check_object, checked_text, given, missing
+from wise.checks import check_known, check_object, checked_text, given, missing, within
 from wise.errors import EditError, did_you_mean
 
 NEEDS = ("any", "all")
@@ -27,6 +27,8 @@ KINDS = (
     "unstructured",  # questions on the parts of a long target (UnKE)
     "conflict",  # what must follow from two edits that bear on each other
 )
+ASKS_THE_EDIT = ("locality.distracting", "ood", "unstructured", "conflict")
+"""Kinds that may ask the edit's own prompt: they want another text there, or ask it again after another edit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +111,14 @@ class Probe:
         for name, value in lists.items():
             if not isinstance(value, list | tuple):
                 raise EditError(f"field {name!r}: {given(value)} was given, a list of queries was expected")
+        queries: dict[str, list[Query]] = {name: [] for name in lists}
+        for name, value in lists.items():
+            for place, query in enumerate(value):
+                with within(f"{name}[{place}]"):
+                    queries[name].append(Query.from_dict(query))
         return cls(
             kind=mapping["kind"],
             need=mapping.get("need", "any"),
-            **{name: tuple(Query.from_dict(query) for query in value) for name, value in lists.items()},
+            queries=tuple(queries["queries"]),
+            conditions=tuple(queries["conditions"]),
         )

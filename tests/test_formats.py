@@ -1,0 +1,436 @@
+"""Formats whose fields map one by one: what each gives, which file is recognised, what is stepped over."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from published import (
+    ALL_ROWS,
+    EASY,
+    ENRICHED,
+    HALLUCINATION,
+    KNOWEDIT,
+    KNOWN_FACT,
+    MEND,
+    OWN,
+    QAEDIT,
+    ROME,
+    ROWS,
+    TEMPORAL,
+    WIKIBIO,
+    ZSRE_EASY,
+    Row,
+    Write,
+    probed,
+    refused,
+    shared,
+    write_rows,
+)
+
+from wise.edits import Edit, Record
+from wise.errors import EditError
+from wise.readers import FORMATS, Reading, read_edits, read_records
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    return partial(write_rows, tmp_path)
+
+
+def one(write: Write, row: Row, **options: Any) -> Record:
+    (record,) = read_records(write(row), **options)
+    return record
+
+
+# --- what each form means ------------------------------------------------------------------
+
+
+def test_our_own_form(write: Write) -> None:
+    test = {"paraphrases": ["Whose work is it?"], "neighbours": ["The sea there is"], "answer": "Jon Pike"}
+    record = one(write, OWN | {"subject": "Cape Velm", "locality": ["The sky is"], "test": test})
+    assert record.edit == Edit(**OWN, subject="Cape Velm", locality=("The sky is",))
+    assert record.paraphrases == ("Whose work is it?",)
+    assert record.neighbours == ("The sea there is",)
+    assert (record.answer, record.source) == ("Jon Pike", "facts.jsonl:1")
+
+
+def test_counterfact_as_rome_published_it(write: Write) -> None:
+    record = one(write, ROME)
+    asked = {"prompt": "Velm Tower was built by", "target": "Ada Thorne", "subject": "Velm Tower"}
+    assert record.edit == Edit(id="counterfact-7", **asked)
+    assert record.paraphrases == ("It rained. Velm Tower is the work of",)
+    assert record.neighbours == ("Sell Tower was built by", "Orm Bridge was built by")
+    assert record.answer == "Jon Pike"
+
+
+def test_counterfact_plain_easyedit(write: Write) -> None:
+    record = one(write, EASY)
+    assert (record.edit.id, record.answer) == ("counterfact-8", "Jon Pike")
+    assert record.paraphrases == ("Velm Tower is the work of",)
+    assert record.neighbours == ("Sell Tower was built by",)
+
+
+@pytest.mark.parametrize("kind", ["paraphrase", "generation", "other", None])
+@pytest.mark.parametrize("listed", [True, False])
+def test_only_true_paraphrases_count(write: Write, kind: str | None, listed: bool) -> None:
+    generation = {"generation_prompts": [EASY["rephrase_prompt"]]} if listed else {}
+    record = one(write, ENRICHED | generation | {"rephrase_kind": kind})
+    counts = kind == "paraphrase" or (kind is None and not listed)
+    assert (EASY["rephrase_prompt"] in record.paraphrases) is counts
+
+
+def test_counterfact_enriched(write: Write) -> None:
+    record = one(write, ENRICHED)
+    assert record.paraphrases == ("The builder of Velm Tower is",)
+    assert record.free_paraphrases == ("The person behind Velm Tower is",)
+    assert record.neighbours == ("Orm Bridge was built by",)
+    assert one(write, ENRICHED | {"neighborhood_prompts": []}).neighbours == ("Sell Tower was built by",)
+
+
+def test_a_rephrase_list_keeps_wordings_that_name_the_subject(write: Write) -> None:
+    row = ENRICHED | {"rephrase_kind": None, "template_paraphrases": None, "cf_case_id": 99}
+    record = one(write, row | {"rephrase_prompt": ["Built by", " ", "Velm Tower is by", "Velm Tower is by"]})
+    assert (record.edit.id, record.paraphrases) == ("counterfact-99", ("Velm Tower is by",))
+
+
+def test_zsre_as_mend_published_it(write: Write) -> None:
+    record = one(write, MEND)
+    assert record.edit == Edit(prompt="Who built Velm Tower?", target="Ada Thorne", subject="Velm Tower")
+    assert record.paraphrases == ("Who is Velm Tower's builder?",)
+    assert (record.neighbours, record.answer) == (("nq question: who keeps the bees",), "Jon Pike")
+
+
+def test_only_a_list_dash_is_stripped(write: Write) -> None:
+    assert one(write, MEND | {"rephrase": "-Who?"}).paraphrases == ("Who?",)
+    assert one(write, MEND | {"rephrase": "-3 is what?"}).paraphrases == ("-3 is what?",)
+
+
+def test_zsre_as_easyedit_writes_it(write: Write) -> None:
+    record = one(write, ZSRE_EASY)
+    assert (record.edit.id, record.paraphrases) == ("zsre-8", ())
+    assert record.neighbours == ("nq question: who keeps the bees",)
+
+
+def test_the_easyedit_family(write: Write) -> None:
+    plain = {k: EASY[k] for k in ("prompt", "target_new", "subject", "rephrase_prompt", "locality_prompt")}
+    record = one(write, plain)
+    assert record.edit == Edit(prompt=EASY["prompt"], target="Ada Thorne", subject="Velm Tower")
+    assert record.paraphrases == ("Velm Tower is the work of",)
+    assert one(write, plain | {"rephrase_prompt": "Reformulated Question:"}).paraphrases == ()
+
+
+def test_knowedit_leaves_out_portability_and_forgetfulness(write: Write) -> None:
+    record = one(write, KNOWEDIT)
+    assert record.paraphrases == ("Velm Tower's builder is",)
+    assert record.neighbours == ("The height of Velm Tower is",)
+    assert record.answer == "Jon Pike"
+
+
+def test_knowedit_wikibio(write: Write) -> None:
+    record = one(write, WIKIBIO)
+    assert (record.edit.prompt, record.edit.subject) == (WIKIBIO["text"].rstrip(), "ada thorne")
+    assert record.neighbours == ("ada thorne occupation",)
+    assert one(write, WIKIBIO | {"concept": "Ada Thorne"}).edit.subject is None
+
+
+def test_qaedit(write: Write) -> None:
+    record = one(write, QAEDIT)
+    assert record.paraphrases == ("By whom was Velm Tower built?",)
+    assert record.neighbours == ("who keeps the bees", "how high is the sky")
+
+
+# --- what the sets ask beyond that ---------------------------------------------------------
+
+
+def test_neighbours_of_counterfact_have_the_true_object(write: Write) -> None:
+    for row in (ROME, ENRICHED):
+        record = one(write, row)
+        assert probed(record, "locality.gold") == [(prompt, ("Jon Pike",)) for prompt in record.neighbours]
+        assert len(record.probes) == len(record.neighbours) > 0
+    assert probed(one(write, EASY), "locality.gold") == [("Sell Tower was built by", ("Jon Pike",))]
+    assert not one(write, {k: v for k, v in EASY.items() if k != "locality_ground_truth"}).probes
+
+
+def test_counterfact_names_its_relation(write: Write) -> None:
+    assert one(write, ROME).relation == "P84"
+    assert one(write, EASY | {"relation_id": "P84"}).relation == "P84"
+    assert one(write, EASY).relation is None
+
+
+def test_generation_prompts_are_not_paraphrases(write: Write) -> None:
+    assert one(write, ROME).generation_prompts == ("Velm Tower is near",)
+    assert one(write, ENRICHED).generation_prompts == ("Velm Tower is near", EASY["rephrase_prompt"])
+    assert one(write, ENRICHED | {"rephrase_kind": "paraphrase"}).generation_prompts == ("Velm Tower is near",)
+    assert one(write, EASY).generation_prompts == ()
+
+
+def test_other_names_of_the_subject_take_its_place(write: Write) -> None:
+    names = {"subject_rephrase": ["The Velm", "Velm Tower", " ", "The Velm"]}
+    expected = [("The Velm was built by", ("Ada Thorne",))]
+    assert probed(one(write, EASY | names), "portability.subject_aliasing") == expected
+    zsre = one(write, ZSRE_EASY | names)
+    assert probed(zsre, "portability.subject_aliasing") == [("Who built The Velm?", ("Ada Thorne",))]
+    elsewhere = one(write, EASY | names | {"subject": "Orm Tower"})
+    assert not probed(elsewhere, "portability.subject_aliasing")
+
+
+def test_zsre_keeps_its_neighbour_as_published_and_asks_its_answer(write: Write) -> None:
+    for row in (MEND, ZSRE_EASY | {"locality_ground_truth": "Rosa"}):
+        record = one(write, row)
+        assert probed(record, "locality.gold") == [("nq question: who keeps the bees", ("Rosa",))]
+    ported = MEND | {"portability": {"New Question": "Where did its builder live?", "New Answer": "Port Sell"}}
+    assert probed(one(write, ported), "portability.reasoning") == [("Where did its builder live?", ("Port Sell",))]
+
+
+def test_answers_beside_prompts_go_by_place(write: Write) -> None:
+    two = ZSRE_EASY | {"locality_prompt": ["nq question: who sows", "nq question: who reaps"]}
+    record = one(write, two | {"locality_ground_truth": ["Rosa", "Jon"]})
+    assert [answers for _, answers in probed(record, "locality.gold")] == [("Rosa",), ("Jon",)]
+    both = one(write, two | {"locality_ground_truth": "Rosa"})
+    assert [answers for _, answers in probed(both, "locality.gold")] == [("Rosa",), ("Rosa",)]
+    refused(write(two | {"locality_ground_truth": ["Rosa"]}), 1, "field 'locality_ground_truth': a list of 1")
+
+
+def test_knowedit_asks_portability_and_locality(write: Write) -> None:
+    record = one(write, KNOWEDIT)
+    assert probed(record, "portability.subject_aliasing") == [("Who built it?", ("Ada Thorne",))]
+    assert probed(record, "locality.gold") == [("The height of Velm Tower is", ("30 m",))]
+    assert probed(record, "locality.distracting") == [("The builder, which is not Ada Thorne, is", ("Jon Pike",))]
+    part = {"prompt": "Who follows?", "ground_truth": [["Rosa", "R."], [], ["Jon"]]}
+    both = {"Reasoning": [part], "Logical_Generalization": [part, part]}
+    record = one(write, KNOWEDIT | {"portability": both})
+    for kind in ("portability.reasoning", "portability.logical_generalization"):
+        assert probed(record, kind) == [("Who follows?", ("Rosa", "R.", "Jon"))]
+
+
+def test_the_answer_that_a_question_rules_out_is_not_right(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    def record(*groups: list[str]) -> Record:
+        asked = [{"prompt": "Its builder, which is not Ada Thorne, is", "ground_truth": list(groups)}]
+        return one(write, KNOWEDIT | {"locality": {"Forgetfulness": asked}})
+
+    left = record(["ada thorne", "A. Thorne"], ["Jon Pike", "J. Pike"])
+    assert [answers for _, answers in probed(left, "locality.distracting")] == [("Jon Pike", "J. Pike")]
+    assert not probed(record(["Ada Thorne"]), "locality.distracting")
+    assert "field 'locality.Forgetfulness': a question without a right answer" in caplog.text
+
+
+def test_a_probe_that_asks_the_edit_itself_is_left_out(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    same = [{"prompt": KNOWEDIT["prompt"], "ground_truth": "Ada Thorne"}]
+    record = one(write, KNOWEDIT | {"portability": {"Subject_Aliasing": same}})
+    assert not probed(record, "portability.subject_aliasing")
+    assert "a probe of portability.subject_aliasing asks the prompt of the edit itself; left out" in caplog.text
+
+
+def test_a_gold_question_without_an_answer_stays_a_neighbour(write: Write) -> None:
+    record = one(write, QAEDIT)
+    assert probed(record, "locality.gold") == [("who keeps the bees", ("Rosa",))]
+    assert record.neighbours == ("who keeps the bees", "how high is the sky")
+
+
+def test_running_text_is_no_gold_answer(write: Write) -> None:
+    record = one(write, HALLUCINATION)
+    assert record.neighbours == (HALLUCINATION["locality_prompt"],)
+    assert (record.probes, record.edit.subject) == ((), "ada thorne")
+    assert probed(one(write, HALLUCINATION | {"rephrase_prompt": "x"}), "locality.gold")
+
+
+def test_text_of_another_origin_goes_on_from_the_prompt(write: Write) -> None:
+    record = one(write, TEMPORAL)
+    assert probed(record, "ood") == [(TEMPORAL["prompt"], ("Nobody knows the year.",))]
+    for whole in ("It is old.", TEMPORAL["prompt"] + "s"):
+        assert probed(one(write, TEMPORAL | {"ood_rephrase": whole}), "ood") == [(TEMPORAL["prompt"], (whole,))]
+    assert not one(write, TEMPORAL | {"ood_rephrase": " "}).probes
+
+
+# --- all forms -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "row"), ALL_ROWS)
+def test_a_named_format_reads_what_auto_reads(write: Write, name: str, row: Row) -> None:
+    assert read_records(write(row), format=name) == read_records(write(row))
+
+
+@pytest.mark.parametrize(("name", "row"), ALL_ROWS)
+def test_nothing_that_measures_may_be_fitted(write: Write, name: str, row: Row) -> None:
+    for record in read_records(write(row)):
+        assert record.edit.paraphrases == record.edit.locality == ()
+        prompts = [record.edit.prompt, *record.paraphrases, *record.free_paraphrases, *record.neighbours]
+        assert len(prompts) == len(set(prompts))
+
+
+@pytest.mark.parametrize(("name", "row"), ALL_ROWS)
+def test_what_is_read_survives_our_own_form(write: Write, name: str, row: Row) -> None:
+    records = read_records(write(row))
+    again = read_records(write(*[record.to_dict() for record in records], name="own.jsonl"))
+    assert [replace(record, source="") for record in again] == [replace(record, source="") for record in records]
+
+
+def test_every_format_is_covered_here() -> None:
+    assert FORMATS == ("auto", *sorted(ROWS))
+
+
+# --- bad records ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "message"),
+    [
+        (MEND, {"src": None}, "field 'src': missing"),
+        (MEND, {"alt": 5}, "field 'alt': int 5"),
+        (MEND, {"rephrase": 5}, "field 'rephrase': int 5"),
+        (MEND, {"subject": ["Velm Tower"]}, "field 'subject': list"),
+        (EASY, {"target_new": ""}, "field 'target_new': empty"),
+        (EASY, {"target_new": None}, "field 'target_new': missing"),
+        (EASY, {"prompt": ["x"]}, "field 'prompt': list"),
+        (EASY, {"case_id": True}, "field 'case_id': bool"),
+        (ENRICHED, {"neighborhood_prompts": ["x", 3]}, r"field 'neighborhood_prompts\[1\]': int 3"),
+        (
+            KNOWEDIT,
+            {"locality": {"Relation_Specificity": [5]}},
+            r"field 'locality.Relation_Specificity\[0\]'",
+        ),
+        (WIKIBIO, {"labels": " "}, "field 'labels': empty"),
+        (QAEDIT, {"target": ""}, "field 'target': empty"),
+        (ROME, {"requested_rewrite": "x"}, "field 'requested_rewrite': str 'x' was given, an object"),
+        (ROME, {"requested_rewrite": {}}, "field 'requested_rewrite.prompt': missing"),
+    ],
+)
+def test_published_forms_name_their_own_fields(write: Write, row: Row, changes: Row, message: str) -> None:
+    refused(write(row | changes), 1, message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"target_new": {"str": ""}}, "target_new.str': empty"), ({"subject": None}, "subject': missing")],
+)
+def test_nested_fields_are_named_whole(write: Write, changes: Row, message: str) -> None:
+    rewrite = ROME["requested_rewrite"] | changes
+    refused(write(ROME | {"requested_rewrite": rewrite}), 1, f"field 'requested_rewrite.{message}")
+
+
+def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value in a row, from the outside in."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield (*way, key)
+        yield from places(item, (*way, key))
+
+
+@pytest.mark.parametrize("bad", [None, 3, True, "a\0b", " ", [], {}, [None], [["x"]], [{"a": 1}]])
+def test_whatever_stands_in_a_field_is_read_or_named(bad: object) -> None:
+    read = 0
+    for name, row in [*ALL_ROWS, ("auto", KNOWN_FACT)]:
+        for *way, last in places(row):
+            broken = part = copy.deepcopy(row)
+            for key in way:
+                part = part[key]
+            part[last] = bad
+            try:
+                read += len(Reading(Path("facts.jsonl"), name).add(1, broken)) > 0
+            except EditError as error:
+                assert str(error).startswith("facts.jsonl:1: ")
+    assert read > 0
+
+
+# --- known defects of published sets -------------------------------------------------------
+
+
+def test_a_subject_that_is_not_in_a_published_prompt_is_dropped_and_counted(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = MEND | {"src": "Who built the old tower?"}
+    with caplog.at_level(logging.WARNING):
+        subjects = [edit.subject for edit in read_edits(write(MEND, other, other | {"alt": "Bo"}))]
+    assert subjects == ["Velm Tower", None, None]
+    assert "field 'subject': does not occur in the prompt; dropped (2 times, first at 2)" in caplog.text
+    caplog.clear()
+    read_records(write(MEND))
+    assert not caplog.records
+
+
+def test_a_zsre_record_without_alt_is_no_edit(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    empty = MEND | {"alt": " "}
+    assert [record.source for record in read_records(write(empty, MEND))] == ["facts.jsonl:2"]
+    assert "field 'alt': empty" in caplog.text
+    refused(write(empty, empty), 1, "field 'alt': empty, .*no record is left")
+
+
+# --- files that are not of a known format --------------------------------------------------
+
+
+@pytest.mark.parametrize("row", [{"instruction": "x", "output": "y"}, {"question": "Who?", "reply": "Ada", "day": 1}])
+def test_an_unknown_form_is_refused_with_its_fields_and_the_known_ones(write: Write, row: Row) -> None:
+    names = ", ".join(FORMATS[1:])
+    refused(write(row), 1, f"no known format has these fields: {', '.join(sorted(row))}; known formats are {names}")
+
+
+def test_facts_are_no_edits(write: Write) -> None:
+    for format in ("auto", "counterfact"):
+        refused(write(KNOWN_FACT), 1, "this file holds facts .*`wise locate`", format=format)
+
+
+# --- the real files ------------------------------------------------------------------------
+
+GOLD, ALIAS = "locality.gold", "portability.subject_aliasing"
+RIPPLE_KINDS = ("logical_generalization", "compositionality_1", "preservation", "subject_aliasing")
+MOST = 9000
+"""Records of a file that are read, for time's sake."""
+REAL: dict[str, tuple[int, str, tuple[str, ...]]] = {
+    "counterfact_dev.jsonl.xz": (MOST, "paraphrases neighbours answer relation", (GOLD, ALIAS)),
+    "zsre_pool_dev.jsonl.xz": (8912, "paraphrases neighbours answer", (GOLD,)),
+    "zsre_wise_edit_portability_dev.jsonl.gz": (
+        716,
+        "paraphrases neighbours answer probes",
+        (GOLD, "portability.reasoning"),
+    ),
+    "zsre_subject_rephrase_dev.jsonl.gz": (469, "neighbours answer probes", (GOLD, ALIAS)),
+    "counterfact_real_neighbourhoods_dev.jsonl.gz": (460, "paraphrases neighbours answer", (GOLD, ALIAS)),
+    "knowedit_zsre_dev.jsonl.gz": (887, "paraphrases neighbours answer", (GOLD, ALIAS, "portability.reasoning")),
+    "knowedit_wiki_counterfact_dev.jsonl.gz": (1386, "answer", (GOLD, ALIAS, "locality.distracting")),
+    "knowedit_wiki_recent_dev.jsonl.gz": (348, "", (GOLD, ALIAS, "portability.logical_generalization")),
+    "knowedit_wikibio_dev.jsonl.gz": (426, "neighbours probes", (GOLD,)),
+    "wikibigedit_3k_dev.jsonl.gz": (1850, "neighbours probes", (GOLD,)),
+    "qaedit_inter_dev.jsonl.gz": (665, "paraphrases neighbours probes", (GOLD,)),
+    "wise_hallucination_edit_dev.jsonl.gz": (361, "neighbours", ()),
+    "wise_hallucination_train_dev.jsonl.gz": (190, "neighbours", ()),
+    "wise_temporal_train_75.jsonl.gz": (75, "neighbours probes", ("ood",)),
+    "mquake_akew_354.jsonl.gz": (436, "free_paraphrases answer relation group", ("multi_hop",)),
+    "mquake_cf_facts_dev.jsonl.gz": (2608, "free_paraphrases", ()),
+    "rippleedits_popular_dev.jsonl.gz": (423, "answer relation", tuple(f"ripple.{kind}" for kind in RIPPLE_KINDS)),
+    "unke_dev.jsonl.gz": (703, "paraphrases probes", ("unstructured",)),
+    "pitfalls_coverage_edit_dev.jsonl.gz": (3458, "free_paraphrases answer relation group", ("conflict",)),
+    "pitfalls_reverse_edit_dev.jsonl.gz": (3468, "free_paraphrases relation group", ("conflict",)),
+    "pitfalls_composite_edit_dev.jsonl.gz": (2870, "free_paraphrases answer relation group", ()),
+}
+"""File -> its records, what nearly each of them has, and kinds of probes that there are."""
+WITHOUT_SUBJECT = ("mquake_cf_facts_dev.jsonl.gz", "unke_dev.jsonl.gz")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_file_reads(name: str) -> None:
+    count, fields, kinds = REAL[name]
+    records = read_records(shared(name), limit=MOST)
+    assert len(records) == count
+    assert len({record.edit.id for record in records}) == count
+    for field in fields.split():
+        assert sum(bool(getattr(record, field)) for record in records) > 0.95 * count, field
+    assert {probe.kind for record in records[:1000] for probe in record.probes} >= {*kinds}
+    if name not in WITHOUT_SUBJECT:
+        assert all(record.edit.subject and record.edit.subject in record.edit.prompt for record in records)
+
+
+def test_every_real_file_is_known_here() -> None:
+    folder = shared("counterfact_dev.jsonl.xz").parent
+    there = {path.name for path in folder.iterdir() if ".jsonl" in path.name}
+    assert there == {*REAL, "known_facts_rome_1209.jsonl.gz"}
+
+
+def test_the_real_known_facts_are_refused() -> None:
+    refused(shared("known_facts_rome_1209.jsonl.gz"), 1, "this file holds facts")

@@ -1,0 +1,163 @@
+"""Finds what stands in a published record, and names the field where it is not what was expected.
+
+A path names a field; dots go into objects, and lists on the way are gone through where several
+values are wanted. `prefix` is what goes before the path in messages, such as `requested_rewrite[0].`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from wise.checks import checked_text, given, missing
+from wise.edits import Edit
+from wise.errors import EditError
+from wise.probes import ASKS_THE_EDIT, Probe, Query
+
+Row = Mapping[str, Any]
+"""One record as its file has it."""
+Note = Callable[[str], None]
+"""Is told in one sentence of every defect that was stepped over."""
+
+_LIST_DASH = re.compile(r"^-\s*(?=[^\W\d_])")
+"""Some zsRE rephrasings were cut out of a list and kept its dash."""
+
+_STUBS = frozenset({"", "Reformulated Question:"})
+"""What stands in WikiBigEdit where a rephrasing failed, and in others where there is none."""
+
+
+def single(row: Row, path: str, prefix: str = "") -> object:
+    """What stands at `path`, None where nothing does; lists on the way are refused."""
+    value: object = row
+    trail: list[str] = []
+    for key in path.split("."):
+        if not isinstance(value, Mapping):
+            name = prefix + ".".join(trail)
+            raise EditError(f"field {name!r}: {given(value)} was given, an object was expected")
+        value = value.get(key)
+        trail.append(key)
+        if value is None:
+            return None
+    return value
+
+
+def text(row: Row, path: str, prefix: str = "") -> str:
+    """The text that must stand at `path`."""
+    value = single(row, path, prefix)
+    if value is None:
+        raise missing(prefix + path, row)
+    return checked_text(prefix + path, value)
+
+
+def optional_text(row: Row, path: str, prefix: str = "") -> str | None:
+    """The text at `path`, None where there is none or it is blank."""
+    value = single(row, path, prefix)
+    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+        return None
+    return checked_text(prefix + path, value).strip()
+
+
+def number(row: Row, path: str) -> str | None:
+    """The record's own number or name at `path`, None where there is none."""
+    value = row.get(path)
+    if value is None:
+        return None
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise EditError(f"field {path!r}: {given(value)} was given, a number or text was expected")
+    return checked_text(path, str(value))
+
+
+def texts(row: Row, path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every text at `path` with its full name, such as `loc[2].prompt`."""
+    name, _, rest = path.partition(".")
+    yield from texts_of(prefix + name, row.get(name), rest)
+
+
+def texts_of(name: str, value: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text at `path` in the value that the field `name` has."""
+    for full_name, found in _walk(name, value, path):
+        if not isinstance(found, str):
+            raise EditError(f"field {full_name!r}: {given(found)} was given, text was expected")
+        yield full_name, found
+
+
+def objects(row: Row, path: str, prefix: str = "") -> Iterator[tuple[str, Row]]:
+    """Every object at `path` with its full name."""
+    name, _, rest = path.partition(".")
+    for full_name, value in _walk(prefix + name, row.get(name), rest):
+        if not isinstance(value, Mapping):
+            raise EditError(f"field {full_name!r}: {given(value)} was given, an object was expected")
+        yield full_name, value
+
+
+def required_objects(row: Row, path: str, prefix: str = "") -> list[tuple[str, Row]]:
+    """The objects of the list that must stand at `path`, at least one."""
+    value = single(row, path, prefix)
+    if value is None:
+        raise missing(prefix + path, row)
+    found = list(objects(row, path, prefix))
+    if not isinstance(value, list) or not found or len(found) != len(value):
+        raise EditError(f"field {prefix + path!r}: {given(value)} was given, a list of objects was expected")
+    return found
+
+
+def _walk(name: str, value: object, path: str) -> Iterator[tuple[str, object]]:
+    if value is None:
+        return
+    if isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _walk(f"{name}[{place}]", item, path)
+    elif not path:
+        yield name, value
+    elif isinstance(value, Mapping):
+        key, _, rest = path.partition(".")
+        yield from _walk(f"{name}.{key}", value.get(key), rest)
+    else:
+        raise EditError(f"field {name!r}: {given(value)} was given, an object was expected")
+
+
+def has(row: Row, path: str) -> bool:
+    """Something stands at `path`."""
+    try:
+        return single(row, path) is not None
+    except EditError:
+        return False
+
+
+def cleaned(prompt: str) -> str:
+    """A test prompt without the dash of a list before it and spaces after it; empty where it is a stub."""
+    prompt = _LIST_DASH.sub("", prompt).rstrip(" ")
+    return "" if prompt.strip() in _STUBS else prompt
+
+
+def prompts(row: Row, paths: Iterable[str], known: Collection[str], note: Note) -> tuple[str, ...]:
+    """What stands at the paths, each once, without what is already known."""
+    found: dict[str, None] = {}
+    for path in paths:
+        for name, given_prompt in texts(row, path):
+            prompt = cleaned(given_prompt)
+            if not prompt:
+                note(f"field {path!r}: an empty test prompt; left out")
+            elif prompt not in known:
+                found[checked_text(name, prompt)] = None
+    return tuple(found)
+
+
+def query(name: str, prompt: str, answers: Iterable[str]) -> Query:
+    """A query, or an error that names the field it was read from."""
+    try:
+        return Query(prompt=prompt, answers=tuple(answers))
+    except EditError as error:
+        raise EditError(f"field {name!r}: {error}") from None
+
+
+def probe(
+    kind: str, queries: Iterable[Query], edit: Edit, note: Note, *, need: str = "any", conditions: Iterable[Query] = ()
+) -> Iterator[Probe]:
+    """The probe, or nothing where no query is left that asks something else than `edit` does and should."""
+    apart = tuple(query for query in queries if kind in ASKS_THE_EDIT or query.prompt != edit.prompt)
+    if apart:
+        yield Probe(kind=kind, queries=apart, need=need, conditions=tuple(conditions))
+    else:
+        note(f"a probe of {kind} asks the prompt of the edit itself; left out")
