@@ -68,6 +68,25 @@ class Route(NamedTuple):
         return self.score >= self.threshold
 
 
+class Evidence(NamedTuple):
+    """How near each token's gate is to opening, for measuring: one number that means the same in every router."""
+
+    value: Tensor
+    """`[n]` float32, finite; the gate opens exactly where it is at least 1."""
+    slot: Tensor
+    """`[n]` the slot that would speak, also where the gate stays shut."""
+    key: Tensor
+    """`[n]` the nearest key, by its place in the router's keys; -1 where the router has none."""
+
+    @classmethod
+    def of(cls, route: Route, value: Tensor, slot: Tensor, key: Tensor) -> Evidence:
+        """`value` as evidence: kept on the side of 1 on which `route` is, whatever rounding made of it."""
+        finite = torch.nan_to_num(value.float())
+        under = torch.nextafter(finite.new_tensor(1.0), finite.new_tensor(0.0))
+        kept = torch.where(route.open, finite.clamp(min=1), torch.minimum(finite, under))
+        return cls(kept, slot, key)
+
+
 class Router(Resident, ABC):
     """Decides, per token and from its activation alone, whether and which slot speaks.
 
@@ -78,6 +97,14 @@ class Router(Resident, ABC):
     @abstractmethod
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         """activation: `[n, f]`."""
+
+    def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
+        """activation: `[n, f]`. Not on the path of a token: it may cost more than `forward`.
+
+        Here: the score as a multiple of its threshold, of the slot considered.
+        """
+        route: Route = self(activation, bank)
+        return Evidence.of(route, route.score / route.threshold, route.slot, torch.full_like(route.slot, -1))
 
 
 class SideMemory(nn.Module):
@@ -98,3 +125,7 @@ class SideMemory(nn.Module):
         """The route of each token of `[..., f]`, rows flattened to `[n]`."""
         route: Route = self.router(activation.reshape(-1, activation.shape[-1]), self.bank)
         return route
+
+    def evidence(self, activation: Tensor) -> Evidence:
+        """The evidence of each token of `[..., f]`, rows flattened to `[n]`."""
+        return self.router.evidence(activation.reshape(-1, activation.shape[-1]), self.bank)

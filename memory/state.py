@@ -26,6 +26,11 @@ class KeySpace:
     projection: Tensor
     """`[r, f]` whitening projection onto the directions in which that text varies most."""
 
+    def __post_init__(self) -> None:
+        # A product with a transposed view is summed in another order: a key space read from disk would differ in
+        # the last bits from the one that was saved.
+        object.__setattr__(self, "projection", self.projection.contiguous())
+
     def keys(self, activations: Tensor) -> Tensor:
         """Unit keys `[n, r]` of activations `[n, f]`."""
         return normalize(linear(activations.float().cpu() - self.mean, self.projection), dim=-1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import Route, Router, SlotBank
+from wise.memory.side_memory import Evidence, Route, Router, SlotBank
 
 
 def activation_score(delta: Tensor) -> Tensor:
@@ -75,10 +75,31 @@ class RetrievalRouter(Router):
         self.shift = -(projection.float() @ mean.float())
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
-        query = linear(activation.float(), self.projection, self.shift)
-        nearest = linear(query, self.keys).max(-1)
-        near = nearest.values >= self.floor * torch.linalg.vector_norm(query, dim=-1)
-        slot = torch.where(near, self.key_slots[nearest.indices], NO_SLOT)
+        product, key, length = self._nearest(activation)
+        near = product >= self.floor * length
+        slot = torch.where(near, self.key_slots[key], NO_SLOT)
         delta = bank(activation.to(bank.weights.dtype), slot)
         threshold = torch.where(near, self.thresholds[slot], float("inf"))
         return Route(slot, activation_score(delta), threshold, delta)
+
+    def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
+        """The smaller of two multiples: cosine to the nearest key over the floor, its slot's D over the threshold.
+
+        The slot is the nearest key's, and D is taken of it, also where that key is further than the floor. A floor
+        of 0 or less is no scale to measure by; there the distance to the floor, moved to 1, stands for the first.
+        """
+        route: Route = self(activation, bank)
+        product, key, length = self._nearest(activation)
+        slot = self.key_slots[key]
+        near = route.slot != NO_SLOT
+        further = bank(activation.to(bank.weights.dtype), torch.where(near, NO_SLOT, slot))
+        score = torch.where(near, route.score, activation_score(further))
+        cosine = product / length
+        closeness = cosine / self.floor if self.floor > 0 else 1 + cosine - self.floor
+        return Evidence.of(route, torch.minimum(closeness, score / self.thresholds[slot]), slot, key)
+
+    def _nearest(self, activation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Per token `[n]`: its product with the nearest key, that key's place, and its own length in key space."""
+        query = linear(activation.float(), self.projection, self.shift)
+        product, key = linear(query, self.keys).max(-1)
+        return product, key, torch.linalg.vector_norm(query, dim=-1)

@@ -10,14 +10,17 @@ from tiny import ARCHITECTURES, BATCH, DEPTH, generated, located, tiny_model, ti
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import wise
-from wise.architectures import VALUE_PROJECTIONS
+from wise.architectures import ATTENTION_OUTPUTS, VALUE_PROJECTIONS
 from wise.errors import ConfigError, UnsupportedModelError
+from wise.locate.running import Runner
+from wise.locate.sites import find_sites
 
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 
 
 def test_the_matrix_of_the_tests_is_the_table() -> None:
     assert set(ARCHITECTURES) == set(VALUE_PROJECTIONS) - {"gemma3"}  # text and images: see below
+    assert set(ATTENTION_OUTPUTS) == set(VALUE_PROJECTIONS)
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
@@ -33,6 +36,48 @@ def test_what_is_found_is_the_second_matrix_of_the_feed_forward(model_type: str)
     module.register_forward_hook(lambda _, args, out: shapes.append((args[0].shape[-1], out.shape[-1])))
     model(torch.tensor(BATCH[:1]))
     assert shapes == [(found.in_features, found.out_features)]
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_what_is_found_of_attention_is_all_that_tokens_learn_of_each_other(model_type: str) -> None:
+    """Silenced in every layer, a token's logits no longer depend on the tokens before it; in all but one, they do."""
+    model = tiny_model(model_type)
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 8]])
+    paths = [ATTENTION_OUTPUTS[model_type].format(i=i) for i in range(DEPTH)]
+    alike = []
+    for silent in (paths[1:], paths):
+        handles = [
+            model.get_submodule(path).register_forward_hook(lambda _m, _a, out: torch.zeros_like(out))
+            for path in silent
+        ]
+        one, other = model(ids).logits[:, -1]
+        alike.append(torch.allclose(one, other, atol=1e-4))
+        for handle in handles:
+            handle.remove()
+    assert alike == [False, True]
+
+
+@pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - {"gemma2", "gemma3_text"}))
+def test_what_a_block_adds_is_what_its_attention_and_its_feed_forward_give(model_type: str) -> None:
+    """Gemma's, which norms both before it adds them, aside."""
+    model = tiny_model(model_type)
+    seen: dict[str, torch.Tensor] = {}
+
+    def take(path: str) -> Any:
+        def hook(_module: Any, _args: Any, output: Any) -> None:
+            seen[path] = (output[0] if isinstance(output, tuple) else output).reshape(1, 4, -1).clone()
+
+        return model.get_submodule(path).register_forward_hook(hook)
+
+    found = located(model, layer=2)
+    attention = ATTENTION_OUTPUTS[model_type].format(i=2)
+    paths = [f"{found.blocks}.1", f"{found.blocks}.2", found.path, attention]
+    handles = [take(path) for path in paths]
+    model(torch.tensor([[5, 6, 7, 8]]))
+    for handle in handles:
+        handle.remove()
+    before, after, feed_forward, attended = (seen[path] for path in paths)
+    assert torch.allclose(after, before + feed_forward + attended, atol=1e-4)
 
 
 @pytest.mark.parametrize(("fraction", "layer"), [(0.0, 0), (0.34, 1), (0.5, 1), (0.85, 2), (0.999, 2)])
@@ -129,6 +174,10 @@ def test_the_language_model_of_a_model_that_also_sees_is_found() -> None:
     model = AutoModelForImageTextToText.from_config(config).eval()
     ids = torch.tensor([[4, 5, 6, 7]])
     plain = model(ids).logits
+    sites = find_sites(model)
+    assert sites.attention[1] is model.get_submodule("model.language_model.layers.1.self_attn.o_proj")
+    recorded = Runner(model, sites).record([4, 5, 6, 7])
+    assert torch.allclose(recorded.logits, plain[:, -1], atol=1e-5)
     wrapped = wrap_tiny(model, mode=None, layer=1)
     assert torch.equal(wrapped(ids).logits, plain)
     assert wrapped.projection.path == "model.language_model.layers.1.mlp.down_proj"

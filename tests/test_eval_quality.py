@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import wise
 from wise.demo import model_path
 from wise.errors import ConfigError, EditError
-from wise.eval.editors import EDITORS, evaluate
-from wise.eval.quality import PromptOutcome, Quality, measure_quality
+from wise.eval.asking import PromptOutcome
+from wise.eval.editors import EDITORS
+from wise.eval.quality import Quality, measure_quality
+from wise.eval.run import evaluate
+from wise.eval.work import Journal, Work
+from wise.probes import Probe, Query
 from wise.training.trainer import SPARE_TOKENS
 
 SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -30,6 +35,7 @@ ANSWER_TOKENS = 6
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model seldom stops by itself."""
     monkeypatch.setattr("wise.eval.quality.ANSWER_TOKENS", ANSWER_TOKENS)
+    monkeypatch.setattr("wise.eval.fluency.TOKENS", 12)
 
 
 def record(start: int, *, target: str = "w40 w41 w42", **tests: Any) -> wise.Record:
@@ -37,6 +43,7 @@ def record(start: int, *, target: str = "w40 w41 w42", **tests: Any) -> wise.Rec
     prompt = text(range(start, start + 3))
     fields = {
         "paraphrases": (f"w90 w91 w92 w93 {prompt}", f"w94 {prompt}"),
+        "free_paraphrases": (f"w95 {prompt}",),
         "neighbours": (text([start]), "w80 w81 w82"),
     }
     return wise.Record(edit=wise.Edit(id=f"r{start}", prompt=prompt, target=target), **fields | tests)
@@ -69,7 +76,7 @@ def test_every_outcome_is_what_the_prompt_gives_alone(model_type: str) -> None:
     wrapped = wrap_tiny(model_type)
     encoder = wrapped.encoder
     found = measure_quality(wrapped, RECORDS).outcomes
-    assert len(found) == 3 * (1 + 2 + 2)
+    assert len(found) == 3 * (1 + 2 + 1 + 2)
     for outcome in found:
         ids = encoder.prompt(outcome.prompt)
         if outcome.measure == "locality":
@@ -90,7 +97,12 @@ def test_every_outcome_is_what_the_prompt_gives_alone(model_type: str) -> None:
 @architectures
 def test_the_unedited_model_is_unreliable_and_local(model_type: str) -> None:
     quality = measure_quality(wrap_tiny(model_type, mode=None), RECORDS)
-    assert quality.generated == {"reliability": 0.0, "generalization": 0.0, "locality": 1.0}
+    assert quality.generated == {
+        "reliability": 0.0,
+        "generalization": 0.0,
+        "free_generalization": 0.0,
+        "locality": 1.0,
+    }
     assert quality.teacher_forced["locality"] == 1.0
 
 
@@ -101,15 +113,14 @@ def test_a_memory_that_speaks_everywhere_is_not_local() -> None:
 
 
 @pytest.mark.parametrize("ending, right", [([EOS], 1), ([], 0), ([43, EOS], 0)])
-def test_an_answer_must_stop_by_itself(
-    monkeypatch: pytest.MonkeyPatch, ending: list[int], right: int
-) -> None:
+def test_an_answer_must_stop_by_itself(monkeypatch: pytest.MonkeyPatch, ending: list[int], right: int) -> None:
     wrapped = wrap_tiny("llama", mode=None)
     assert wrapped.encoder.stops == {EOS}
     said = [[40, 41, 42, *ending]]
-    monkeypatch.setattr("wise.eval.quality.greedy", lambda _model, prompts, **_: said * len(prompts))
+    monkeypatch.setattr("wise.eval.asking.greedy", lambda _model, prompts, **_: said * len(prompts))
     quality = measure_quality(wrapped, [record(20, neighbours=())])
-    assert quality.generated == {"reliability": right, "generalization": right, "locality": None}
+    assert {quality.generated[measure] for measure in ("reliability", "generalization")} == {right}
+    assert quality.generated["locality"] is None
 
 
 def test_only_white_space_and_final_punctuation_are_forgiven() -> None:
@@ -139,19 +150,25 @@ def test_what_fitting_may_have_seen_is_no_generalization_and_what_is_edited_no_l
 
 
 def test_without_prompts_for_a_measure_there_is_no_figure() -> None:
-    quality = measure_quality(wrap_tiny("llama"), [record(20, paraphrases=(), neighbours=())])
+    bare = record(20, paraphrases=(), free_paraphrases=(), neighbours=())
+    quality = measure_quality(wrap_tiny("llama"), [bare])
     assert quality.generated["generalization"] is quality.teacher_forced["locality"] is None
     assert quality.generated["reliability"] is not None
-    assert quality.counts == {"reliability": 1, "generalization": 0, "locality": 0}
+    assert quality.counts == {"reliability": 1, "generalization": 0, "free_generalization": 0, "locality": 0}
+    found = quality.to_dict()
+    assert found["counterfact"] is found["fluency"] is found["perplexity"] is None
+    assert found["probes"] == {} and set(found["locality"].values()) == {None}
+    assert found["instances"] == {"edit_wise": None, "instance_wise": None, "n": 0}
 
 
 def test_the_first_prompts_of_a_record_are_asked() -> None:
-    many = tuple(text([60 + i, 61]) for i in range(6))
-    quality = measure_quality(
-        wrap_tiny("llama"), [record(20, paraphrases=many)], max_paraphrases=3, max_neighbours=1
-    )
-    assert quality.counts == {"reliability": 1, "generalization": 3, "locality": 1}
-    assert [o.prompt for o in quality.outcomes if o.measure == "generalization"] == list(many[:3])
+    many = {
+        measure: tuple(text([60 + i, 61 + n]) for i in range(6))
+        for n, measure in enumerate(("paraphrases", "free_paraphrases", "neighbours"))
+    }
+    quality = measure_quality(wrap_tiny("llama"), [record(20, **many)])
+    assert quality.counts == {"reliability": 1, "generalization": 4, "free_generalization": 4, "locality": 4}
+    assert [o.prompt for o in quality.outcomes if o.measure == "generalization"] == list(many["paraphrases"][:4])
 
 
 def test_a_figure_is_a_mean_over_records_and_not_over_prompts() -> None:
@@ -181,29 +198,118 @@ def test_of_two_edits_of_one_prompt_the_later_is_the_wanted_one() -> None:
 
 
 def test_a_prompt_beyond_the_context_is_named_before_anything_is_asked() -> None:
-    asked: list[int] = []
+    asked: list[tuple[str, int, int]] = []
     too_long = wise.Record(
         edit=wise.Edit(prompt="w4", target="w5"), neighbours=(text([9] * 200),), source="facts.jsonl:7"
     )
     with pytest.raises(EditError, match=r"facts\.jsonl:7: .*locality.* takes 20\d tokens"):
-        measure_quality(wrap_tiny("llama"), [too_long], progress=lambda done, total: asked.append(done))
+        measure_quality(wrap_tiny("llama"), [too_long], work=Work(progress=lambda *at: asked.append(at)))
     assert not asked
 
 
 def test_progress_ends_with_all_and_the_model_keeps_its_mode() -> None:
     wrapped = wrap_tiny("llama")
     wrapped.model.train()
-    seen: list[tuple[int, int]] = []
-    measure_quality(wrapped, RECORDS, progress=lambda done, total: seen.append((done, total)))
+    seen: list[tuple[str, int, int]] = []
+    measure_quality(wrapped, FULL, texts=TEXTS, work=Work(progress=lambda *at: seen.append(at)))
     assert wrapped.model.training
-    assert seen == sorted(seen) and seen[-1][0] == seen[-1][1]
+    last = {name: (done, total) for name, done, total in seen}
+    assert all(done == total > 0 for done, total in last.values())
+    assert {name.split(".")[0] for name in last} == {
+        "about",
+        "locality",
+        "conditions",
+        "probes",
+        "counterfact",
+        "fluency",
+        "perplexity",
+    }
+
+
+# -- every measurement together ---------------------------------------------------------------
+
+KNOWN = Query(prompt="w70", answers=("w71",))
+FULL = [
+    record(
+        start,
+        answer="w60 w61",
+        group="one",
+        generation_prompts=(text([start, 62]),),
+        probes=(
+            Probe(kind="locality.gold", queries=(Query(prompt=text([start, 63]), answers=("w64", "w65 w66")),)),
+            Probe(kind="ripple.preservation", queries=(KNOWN,), conditions=(KNOWN,)),
+        ),
+    )
+    for start in (20, 30, 50)
+]
+TEXTS = [text(range(4, 90))]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_measurement_goes_on_to_the_same_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrapped = wrap_tiny("llama")
+    whole = measure_quality(wrapped, FULL, texts=TEXTS).to_dict()
+    steps: list[str] = []
+    for stop in range(1, 30):
+
+        def progress(name: str, _done: int, _total: int, stop: int = stop) -> None:
+            steps.append(name)
+            if len(steps) == stop:
+                raise Interrupted
+
+        steps.clear()
+        work = Work(Journal(tmp_path / "journal"), progress)
+        try:
+            found = measure_quality(wrapped, FULL, texts=TEXTS, work=work).to_dict()
+        except Interrupted:
+            continue
+        break
+    assert stop > 10 and found == whole
+    assert json.loads(json.dumps(whole, allow_nan=False)) == whole
+    # Nothing is asked again: the parts are those of the journal.
+    monkeypatch.setattr("wise.eval.asking.greedy", None)
+    monkeypatch.setattr("wise.eval.asking.logits", None)
+    again = measure_quality(wrapped, FULL, texts=TEXTS, work=Work(Journal(tmp_path / "journal")))
+    assert again.to_dict() == whole
+
+
+def test_another_model_can_be_the_base() -> None:
+    """What is measured against the base's own weights with no memory is what `base` gives when it is that model."""
+    wrapped, other = wrap_tiny("llama"), tiny_model("llama")
+    other.train()
+    assert measure_quality(wrapped, FULL, base=other) == measure_quality(wrapped, FULL)
+    assert other.training
+    stranger = measure_quality(wrapped, FULL, base=tiny_model("llama", seed=1))
+    assert stranger.counterfact["base"] != measure_quality(wrapped, FULL).counterfact["base"]  # type: ignore[index]
+
+
+def test_a_group_is_recalled_when_all_of_its_edits_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def grouped(start: int, group: str, target: str = "w40") -> wise.Record:
+        return wise.Record(edit=wise.Edit(id=f"{start}{group}{target}", prompt=f"w{start}", target=target), group=group)
+
+    wrapped = wrap_tiny("llama", mode=None)
+    begin = len(wrapped.encoder.bos)
+    monkeypatch.setattr(
+        "wise.eval.asking.greedy",
+        lambda _model, prompts, **_: [[40 if prompt[begin] < 30 else 41, EOS] for prompt in prompts],
+    )
+    records = [grouped(20, "a"), grouped(21, "a"), grouped(22, "b"), grouped(31, "b"), grouped(32, "")]
+    assert measure_quality(wrapped, records).instances == {"edit_wise": 0.75, "instance_wise": 0.5, "n": 2}
+    # One edit in two groups counts in both; one that a later edit contradicts is not wanted any more.
+    shared = [*records, grouped(20, "b"), grouped(23, "c", "w44"), grouped(23, "d")]
+    assert measure_quality(wrapped, shared).instances == {"edit_wise": 5 / 6, "instance_wise": 2 / 3, "n": 3}
 
 
 @pytest.mark.parametrize("editor", EDITORS)
 def test_evaluate_hands_the_model_back_as_it_was(editor: str) -> None:
     model = tiny_model("llama")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[str, int, int]] = []
     result = evaluate(
         model,
         tiny_tokenizer(),
@@ -211,11 +317,11 @@ def test_evaluate_hands_the_model_back_as_it_was(editor: str) -> None:
         editor=editor,
         settings={"max_steps": 2, "prefixes": 0},
         batch=2,
-        edited=lambda done, total: seen.append((done, total)),
+        progress=lambda *at: seen.append(at),
     )
     assert same_tensors(dict(model.state_dict()), before)
     assert result.edits == 3 and result.quality.counts["reliability"] == 3
-    assert (seen[-1:] == [(3, 3)]) == EDITORS[editor].edits
+    assert (("edits", 3, 3) in seen) == EDITORS[editor].edits
     assert (result.cpu_seconds > 0) == EDITORS[editor].edits
 
 
@@ -235,10 +341,18 @@ def test_real_edits_of_a_real_model_hold() -> None:
         pytest.skip("factlm is not among the shared models (WISE_SHARED or ../shared)")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     records = wise.read_records(folder / "known_dev.jsonl", limit=8)
-    edited = evaluate(model, tokenizer, records, editor="wise-retrieve").to_dict()
-    control = evaluate(model, tokenizer, records, editor="none").to_dict()
+    wrapped = wise.wrap(model, tokenizer)
+    control = measure_quality(wrapped, records).to_dict()
+    wrapped.edit([record.edit for record in records])
+    edited = measure_quality(wrapped, records).to_dict()
     assert edited["generated"]["reliability"] >= 0.9
     assert edited["generated"]["generalization"] > 0.2
     assert edited["generated"]["locality"] > 0.9
     assert edited["teacher_forced"]["reliability"] >= edited["generated"]["reliability"]
-    assert control["generated"] == {"reliability": 0.0, "generalization": 0.0, "locality": 1.0}
+    assert control["generated"]["reliability"] == control["generated"]["generalization"] == 0
+    assert control["generated"]["locality"] == 1
+    compared = edited["counterfact"]
+    assert compared["efficacy"]["score"] == 1 > 0.2 > compared["base"]["efficacy"]["score"]
+    assert compared["base"] == control["counterfact"]["base"]
+    assert abs(compared["neighbourhood"]["score"] - compared["base"]["neighbourhood"]["score"]) < 0.2
+    assert compared["base"]["neighbourhood"]["score"] > 0.7

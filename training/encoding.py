@@ -11,13 +11,14 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from reprlib import repr as shortened
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.config import WiseConfig
 from wise.edits import Edit
-from wise.errors import ConfigError
+from wise.errors import ConfigError, EditError
 from wise.memory.layer import execution_device
 from wise.training.generation import context_length, greedy
 
@@ -68,6 +69,26 @@ class Encoder:
             both = alone + self.tokenizer(f" {target}", add_special_tokens=False)["input_ids"]
         answer = [i for i in both[len(alone) :] if i not in self.stops]
         return [*answer, *self.terminator]
+
+    def check(self, edit: Edit) -> None:
+        """Refuses an edit that the base cannot read or say.
+
+        Raises EditError where the prompt has no token that the tokenizer knows, or the target has none or holds one
+        that it does not know, which could never be generated.
+        """
+        unknown = self.tokenizer.unk_token_id
+        unknown = None if unknown in self.stops else unknown  # some tokenizers have one token for both
+        prompt = self.tokenizer(edit.prompt, add_special_tokens=False)["input_ids"]
+        target = self.target(edit.prompt, edit.target)[: -len(self.terminator)]
+        for name, text, unusable in (
+            ("prompt", edit.prompt, all(i == unknown for i in prompt)),
+            ("target", edit.target, not target or unknown in target),
+        ):
+            if unusable:
+                raise EditError(
+                    f"field {name!r}: {shortened(text)} is not in the vocabulary of this model's tokenizer; write it "
+                    f"otherwise, or leave the edit out (edit {edit.id!r})"
+                )
 
     def tokens(self, edit: Edit) -> int:
         """Length of an edit's prompt and target."""

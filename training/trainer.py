@@ -118,6 +118,7 @@ class Trainer:
         for edit in edits:
             if edit.id in live:
                 raise EditError(f"field 'id': edit {edit.id!r} is live already; leave it out, or give a new id")
+            self.encoder.check(edit)
         reserve = len(self.encoder.bos) + len(self.encoder.terminator)
         check_lengths(edits, lambda text: len(self.encoder.tokenizer(text)["input_ids"]), self.encoder.context, reserve)
 

@@ -1,6 +1,6 @@
-"""Where each architecture keeps the value projection of its feed-forward layers: a table, not branches.
+"""Where each architecture keeps the last projections of its feed-forward and attention layers: tables, not branches.
 
-To add an architecture, add one row. A user with a model that is not here names the path in
+To add an architecture, add one row to each. A user with a model that is not here names the path in
 `WiseConfig(value_projection="...{i}...")`.
 """
 
@@ -35,6 +35,27 @@ VALUE_PROJECTIONS: dict[str, str] = {
     "qwen3": LLAMA_STYLE,
 }
 """`model_type` -> path of the value projection, `{i}` being the block."""
+
+LLAMA_ATTENTION = "model.layers.{i}.self_attn.o_proj"
+BLOOM_ATTENTION = "transformer.h.{i}.self_attention.dense"
+
+ATTENTION_OUTPUTS: dict[str, str] = {
+    "bloom": BLOOM_ATTENTION,
+    "falcon": BLOOM_ATTENTION,
+    "gemma2": LLAMA_ATTENTION,
+    "gemma3": "model.language_model.layers.{i}.self_attn.o_proj",
+    "gemma3_text": LLAMA_ATTENTION,
+    "gpt2": "transformer.h.{i}.attn.c_proj",
+    "gpt_neox": "gpt_neox.layers.{i}.attention.dense",
+    "gptj": "transformer.h.{i}.attn.out_proj",
+    "llama": LLAMA_ATTENTION,
+    "mistral": LLAMA_ATTENTION,
+    "opt": "model.decoder.layers.{i}.self_attn.out_proj",
+    "phi3": LLAMA_ATTENTION,
+    "qwen2": LLAMA_ATTENTION,
+    "qwen3": LLAMA_ATTENTION,
+}
+"""`model_type` -> path of the attention's output projection, whose output is what attention adds to the block."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,13 @@ from typer.core import TyperGroup
 import wise
 from wise.cli.ask import ask
 from wise.cli.common import BAD_INPUT
+from wise.cli.compare import compare
 from wise.cli.demo import demo
 from wise.cli.edit import edit
 from wise.cli.eval import evaluate
+from wise.cli.harness import harness
 from wise.cli.info import info
+from wise.cli.locate import locate
 from wise.errors import WiseError
 
 EXIT_CODES = (
@@ -78,5 +81,8 @@ def main(
 app.command("edit")(edit)
 app.command("ask")(ask)
 app.command("eval")(evaluate)
+app.command("compare")(compare)
+app.command("locate")(locate)
+app.command("harness")(harness)
 app.command("info")(info)
 app.command("demo")(demo)

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -109,21 +117,31 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1
 
 
-Show = Callable[[int, int], None]
-"""Called with how much is done, and of how much."""
-
-
 @contextmanager
-def progress_bars(wanted: bool, *labels: str) -> Iterator[list[Show]]:
-    """Bars on stderr, each seen once it is called; none where stderr is no terminal, unless `wanted`."""
+def progress_bars(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each thing that is being done, with the time it still takes.
+
+    None where stderr is no terminal, unless `wanted`. Yields what to call with a name, how much of it is done,
+    and of how much.
+    """
     console = Console(stderr=True, force_terminal=wanted or None)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+    )
+    tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield [_shower(progress, progress.add_task(label, visible=False)) for label in labels]
 
+        def show(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name)
+            progress.update(tasks[name], completed=done, total=total, visible=done < total)
 
-def _shower(progress: Progress, task: TaskID) -> Show:
-    return lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+        yield show
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

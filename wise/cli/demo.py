@@ -34,8 +34,8 @@ def demo(
     from wise.demo.picture import draw
     from wise.demo.run import run_demo
 
-    with progress_bars(progress, "editing", "measuring") as [edited, measured]:
-        result = run_demo(edits=edits, seed=seed, mode=mode, edited=edited, measured=measured)
+    with progress_bars(progress) as show:
+        result = run_demo(edits=edits, seed=seed, mode=mode, progress=show)
     _show(result)
     if picture is not None:
         draw(result.ratios, picture)

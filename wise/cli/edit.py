@@ -65,8 +65,8 @@ def edit(
             f"--{next(iter(given))}: a memory keeps the settings it was made with, leave it out"
         )
     wrapped = _wrapped(model, memory, given, threads)
-    with progress_bars(progress, "editing") as [show]:
-        report = wrapped.edit(wanted, progress=lambda done: show(done, len(wanted)))
+    with progress_bars(progress) as show:
+        report = wrapped.edit(wanted, progress=lambda done: show("edits", done, len(wanted)))
     wrapped.save_pretrained(output)
     _show(wanted, report, output)
     if as_json:

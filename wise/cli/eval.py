@@ -1,9 +1,13 @@
-"""`wise eval`: reliability, generalization and locality of an editor on a file of records."""
+"""`wise eval`: what an editor and its router are worth, on a file of records."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,12 +26,16 @@ from wise.cli.common import (
     show_json,
     show_table,
 )
-from wise.errors import EditError
+from wise.errors import ConfigError, EditError
 from wise.readers import read_records
 
 if TYPE_CHECKING:
     from wise.edits import Record
-    from wise.eval.editors import Evaluation
+    from wise.eval.run import Evaluation, Scope
+
+POOL = 1000
+"""Further records of the file, not edited, that routing's negatives are built from."""
+INTERRUPTED = 130
 
 
 def evaluate(
@@ -44,6 +52,27 @@ def evaluate(
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="Edits per call, as a stream. Left out: all at once.")
     ] = None,
+    routing: Annotated[
+        bool, typer.Option("--routing", help="Measure the router: every class of negatives, and its ceiling.")
+    ] = False,
+    retention: Annotated[
+        bool, typer.Option("--retention", help="Measure all edits so far after 1, 2, 5, 10, ... of them.")
+    ] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", help="Running text, for false routes and perplexity. Left out: some that ships."),
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option("--questions", help="Generic questions. Left out: some that ship.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option("--references", help="Texts about objects (JSONL: text, obj), for consistency.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="File for the whole run, JSON. With it an interrupted run can go on."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="File for a page about the run, HTML.")] = None,
     layer: LayerOption = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
@@ -54,33 +83,55 @@ def evaluate(
 
     Generated: the model must produce the answer and stop by itself. Teacher-forced: gold tokens are fed in,
     as papers do. Locality is what stays as the base has it; generalization asks only paraphrases that fitting
-    never saw.
+    never saw. With --output, the same command goes on with a run that was interrupted.
     """
     make_config(layer=layer, seed=seed)
-    records = _records(data, format, skip, edits)
-    from wise.eval.editors import evaluate as run
+    for name, file in (("--output", output), ("--report", report)):
+        _check_file(name, file)
+    records, pool = _records(data, format, skip, edits)
+    scope = _scope(routing, retention, pool, text, questions, references)
     from wise.eval.editors import find_editor
+    from wise.eval.run import evaluate as run
 
     find_editor(editor)
     base, tokenizer = load_model(model, threads=threads)
-    with progress_bars(progress, "editing", "measuring") as [edited, measured]:
-        result = run(
-            base,
-            tokenizer,
-            records,
-            editor=editor,
-            settings=settings(layer=layer, seed=seed),
-            batch=batch,
-            edited=edited,
-            measured=measured,
-        )
+    folder = None if output is None else output.with_name(f"{output.name}.partial")
+    with progress_bars(progress) as show:
+        try:
+            result = run(
+                base,
+                tokenizer,
+                records,
+                editor=editor,
+                settings=settings(layer=layer, seed=seed),
+                batch=batch,
+                scope=scope,
+                folder=folder,
+                progress=show,
+            )
+        except KeyboardInterrupt:
+            if folder is None:
+                raise
+            typer.echo("wise: interrupted; the same command goes on from here", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    about = {"data": _data(data, format, skip), "model": {"name": Path(model).name}}
+    whole = _merged(result.to_dict(outcomes=True), about)
     show_evaluation(result)
+    if output is not None and folder is not None:
+        _write(output, whole)
+        shutil.rmtree(folder)
+        typer.echo(f"run written to {output}")
+    if report is not None:
+        from wise.report import write_report
+
+        write_report(whole, report)
+        typer.echo(f"report written to {report}")
     if as_json:
-        show_json(result.to_dict())
+        show_json(_merged(result.to_dict(), about))
 
 
 def show_evaluation(result: Evaluation) -> None:
-    """The table of one run."""
+    """The tables of one run."""
     quality = result.quality
     rows = [
         (measure, quality.generated[measure], quality.teacher_forced[measure], quality.counts[measure])
@@ -89,17 +140,105 @@ def show_evaluation(result: Evaluation) -> None:
     show_table(
         f"{result.editor}, {result.edits} edits", ("measure", "generated", "teacher-forced", "prompts"), rows
     )
+    if result.routing is not None:
+        _show_routing(result.routing.to_dict())
     typer.echo(
         f"{len(result.failed)} edits failed; {result.cpu_seconds / result.edits:.3f} CPU seconds and "
         f"{result.seconds / result.edits:.3f} seconds per edit"
     )
 
 
-def _records(data: Path, format: str, skip: int, edits: int | None) -> list[Record]:
-    records = read_records(data, format=format, limit=None if edits is None else skip + edits)[skip:]
-    if len(records) < (edits or 1):
+def _show_routing(routing: Mapping[str, Any]) -> None:
+    rows = [
+        (
+            name,
+            found["n"],
+            found["auroc"],
+            found["average_precision"],
+            found["fpr_at_95_tpr"],
+            found["tpr_at_fpr_0.01"],
+            found["tpr_at_fpr_0.001"],
+            found["opened"],
+        )
+        for name, found in routing["classes"].items()
+    ]
+    columns = ("negatives", "n", "AUROC", "AP", "FPR@95TPR", "TPR@1e-2", "TPR@1e-3", "opened")
+    show_table(f"routing: {routing['scored_against']} against", columns, rows)
+    for name, why in routing["skipped"].items():
+        typer.echo(f"{name}: not measured, {why}")
+    oracle = routing["oracle"]
+    typer.echo(
+        f"false routes per million tokens of running text: {_short(routing['false_routes_per_million'])} "
+        f"({routing['running_text_tokens']} tokens)\n"
+        f"with an oracle for a router: reliability {_short(oracle['reliability'])}, "
+        f"generalization {_short(oracle['generalization'])}"
+    )
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _records(data: Path, format: str, skip: int, edits: int | None) -> tuple[list[Record], list[Record]]:
+    """The records to edit, and others of the file."""
+    limit = None if edits is None else skip + edits + POOL
+    records = read_records(data, format=format, limit=limit)
+    chosen = records[skip:] if edits is None else records[skip : skip + edits]
+    if len(chosen) < (edits or 1):
         raise EditError(
             f"{data}: {edits or 'some'} edits after the first {skip} were asked for, and there are "
-            f"{len(records)}; ask for fewer, or skip fewer"
+            f"{len(chosen)}; ask for fewer, or skip fewer"
         )
-    return records
+    return chosen, [*records[skip + len(chosen) :], *records[:skip]][:POOL]
+
+
+def _scope(
+    routing: bool,
+    retention: bool,
+    pool: Sequence[Record],
+    text: Path | None,
+    questions: Path | None,
+    references: Path | None,
+) -> Scope:
+    from wise.eval.fluency import read_references
+    from wise.eval.routing.texts import read_texts, shipped_passages
+    from wise.eval.run import Scope
+
+    return Scope(
+        routing=routing,
+        pool=pool if routing else (),
+        retention=retention,
+        texts=shipped_passages() if text is None else read_texts(text),
+        questions=None if questions is None else read_texts(questions),
+        references=None if references is None else read_references(references),
+    )
+
+
+def _check_file(option: str, file: Path | None) -> None:
+    """Found out before the work and not after it. Raises ConfigError."""
+    if file is None:
+        return
+    if file.exists():
+        raise ConfigError(f"{option} {file}: is there already; delete it, or give another name")
+    if not file.parent.is_dir():
+        raise ConfigError(f"{option} {file}: there is no folder {file.parent}; make it first")
+
+
+def _data(data: Path, format: str, skip: int) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
+        "format": format,
+        "skip": skip,
+    }
+
+
+def _merged(run: dict[str, Any], about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return run | {name: {**found, **run.get(name, {})} for name, found in about.items()}
+
+
+def _write(path: Path, run: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    draft = path.with_name(f"{path.name}.draft")
+    draft.write_text(json.dumps(run, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)

@@ -27,14 +27,14 @@ def draw(ratios: Mapping[str, Tensor], path: Path) -> None:
     rows = figure.subplots(len(ratios), sharex=True, squeeze=False)[:, 0]
     edges = [WIDEST * i / BINS for i in range(BINS + 1)]
     for axes, (kind, values) in zip(rows, ratios.items(), strict=True):
-        shown = values.clamp(max=WIDEST).tolist()
+        shown = values.clamp(min=0, max=WIDEST).tolist()
         axes.hist(shown, bins=edges, weights=[100 / len(shown)] * len(shown), color=COLOURS.get(kind))
         axes.axvline(1.0, color="black", linewidth=1, linestyle="--")
         axes.set_title(f"{kind}: the gate opens for {sum(v >= 1 for v in shown)} of {len(shown)}", loc="left", size=10)
         axes.set_ylabel("% of prompts")
         axes.spines[["top", "right"]].set_visible(False)
     rows[-1].set_xlim(0, WIDEST)
-    rows[-1].set_xlabel("routing score over threshold at the last token of the prompt (0: no slot was asked)")
+    rows[-1].set_xlabel("evidence at the last token of the prompt (the gate opens from 1)")
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +22,10 @@ from wise.demo.facts import (
 )
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
-from wise.eval.editors import Evaluation
 from wise.eval.quality import measure_quality
 from wise.eval.routing import gate_ratios
+from wise.eval.run import Evaluation
+from wise.eval.work import Progress, Work
 from wise.model import WiseModel, wrap
 from wise.router.metrics import auroc
 
@@ -78,12 +78,11 @@ def run_demo(
     edits: int = 100,
     seed: int = 0,
     mode: str = "retrieve",
-    edited: Callable[[int, int], None] | None = None,
-    measured: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> DemoResult:
     """Edits the shipped model with `edits` counterfactuals and measures it.
 
-    edited, measured: called with how many edits, and prompts, are through, and of how many.
+    progress: called with what is being done, how much of it is through, and of how much.
 
     Raises ConfigError for a mode that there is not, or more edits than the model knows facts.
     """
@@ -98,13 +97,13 @@ def run_demo(
     before = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
     report = model.edit(
         [record.edit for record in records],
-        progress=None if edited is None else lambda done: edited(done, len(records)),
+        progress=None if progress is None else lambda done: progress("edits", done, len(records)),
     )
     after = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
     evaluation = Evaluation(
         editor=f"wise-{mode}",
         edits=len(records),
-        quality=measure_quality(model, records, progress=measured),
+        quality=measure_quality(model, records, work=Work(progress=progress)),
         failed=report.failed,
         seconds=report.seconds,
         cpu_seconds=report.cpu_seconds,

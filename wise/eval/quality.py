@@ -1,4 +1,4 @@
-"""How well edits hold: reliability, generalization and locality, generated and teacher-forced.
+"""How well edits hold, and what else they did: every figure of one edited model on one set of records.
 
 Generated is what counts: the model decodes greedily to its own stop and its answer must be the target.
 Teacher-forced feeds the gold tokens in and is measured beside it, because that is what papers report; it says
@@ -8,9 +8,9 @@ little about what a model will say.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from reprlib import repr as shortened
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -19,56 +19,49 @@ from transformers import PreTrainedModel
 
 from wise.edits import Record
 from wise.errors import EditError
-from wise.memory.layer import execution_device
+from wise.eval.asking import Asking, PromptOutcome, Row, Selection, mean_over_records, plain, select, share
+from wise.eval.fluency import measure_fluency, openings
+from wise.eval.perplexity import measure_perplexity
+from wise.eval.probability import measure_probability, pairs
+from wise.eval.probing import measure_probes
+from wise.eval.work import Work
 from wise.model import WiseModel
-from wise.training.encoding import Encoder
-from wise.training.generation import greedy
 from wise.training.trainer import SPARE_TOKENS
 
-RELIABILITY, GENERALIZATION, LOCALITY = MEASURES = ("reliability", "generalization", "locality")
-"""The edit's prompt gives the target; unseen paraphrases do; what is beside it says what the base says."""
-MAX_PROMPTS = 4
-"""Paraphrases, and neighbours, of one record that are asked: the first ones."""
+RELIABILITY, GENERALIZATION, FREE_GENERALIZATION, LOCALITY = MEASURES = (
+    "reliability",
+    "generalization",
+    "free_generalization",
+    "locality",
+)
+"""The edit's prompt gives the target; unseen paraphrases do; freer wordings do; what is beside it says what the base
+says."""
+GOLD = "locality.gold"
 ANSWER_TOKENS = 32
 """Tokens that an answer to a neighbour may have."""
-FINAL_PUNCTUATION = ".,;:!?"
-BATCH = 32
-"""Prompts at once."""
-
-Progress = Callable[[int, int], None]
-"""Called with the number of prompts that are through and the number of all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptOutcome:
-    """What one prompt gave."""
-
-    record: str
-    """Id of the record's edit."""
-    measure: str
-    """One of `MEASURES`."""
-    prompt: str
-    expected: str
-    """The target; for locality what the base answers."""
-    answer: str
-    generated: float
-    """1 where the answer is right, else 0. Right is: it stops by itself and is the target but for white space
-    around it and punctuation at its end; for locality: token for token what the base generates."""
-    teacher_forced: float
-    """Share of places in the expected answer, those before it fed in, whose argmax is right: is the target's
-    token, what ends the target left out; for locality: is what the base's argmax is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """A figure is the mean over records of the mean over a record's prompts."""
+    """A figure is the mean over records of the mean over a record's prompts, None where nothing was asked for it."""
 
     outcomes: tuple[PromptOutcome, ...]
-    """Those of locality last."""
+    """Those of `MEASURES`, locality last, and then those of probes."""
+    counterfact: Mapping[str, Any] | None = None
+    """See `wise.eval.probability.measure_probability`."""
+    probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Kind -> figures, see `wise.eval.probing.ProbeFindings`."""
+    instances: Mapping[str, Any] = field(default_factory=lambda: {"edit_wise": None, "instance_wise": None, "n": 0})
+    """Over records that belong to a group (MQuAKE, Zhong et al. 2023): the share of edits that are recalled, and of
+    `n` groups those with all edits recalled."""
+    fluency: Mapping[str, Any] | None = None
+    """See `wise.eval.fluency.measure_fluency`."""
+    perplexity: Mapping[str, Any] | None = None
+    """See `wise.eval.perplexity.measure_perplexity`."""
 
     @property
     def generated(self) -> dict[str, float | None]:
-        """Measure -> figure in [0, 1], or None where no record has a prompt for it."""
+        """Measure -> figure in [0, 1]."""
         return {measure: self._mean(measure, lambda outcome: outcome.generated) for measure in MEASURES}
 
     @property
@@ -81,21 +74,37 @@ class Quality:
         """Measure -> prompts asked for it."""
         return {measure: sum(o.measure == measure for o in self.outcomes) for measure in MEASURES}
 
+    @property
+    def locality(self) -> dict[str, float | None]:
+        """The three things that go by this name, which must never share a column: unchanged from the base; right by
+        the known answer; and, of CounterFact, the true answer likelier than the new one."""
+        gold = self.probes.get(GOLD, {})
+        neighbourhood = self.counterfact["neighbourhood"] if self.counterfact is not None else {}
+        return {
+            "unchanged": self.generated[LOCALITY],
+            "unchanged_teacher_forced": self.teacher_forced[LOCALITY],
+            "gold_generated": gold.get("generated"),
+            "gold_teacher_forced": gold.get("teacher_forced"),
+            "neighbourhood_score": neighbourhood.get("score"),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """The figures, and the outcomes they are made of, ready for JSON."""
         return {
             "generated": self.generated,
             "teacher_forced": self.teacher_forced,
             "counts": self.counts,
+            "locality": self.locality,
+            "counterfact": self.counterfact,
+            "probes": {kind: dict(figures) for kind, figures in self.probes.items()},
+            "instances": dict(self.instances),
+            "fluency": self.fluency,
+            "perplexity": self.perplexity,
             "outcomes": [asdict(outcome) for outcome in self.outcomes],
         }
 
     def _mean(self, measure: str, value: Callable[[PromptOutcome], float]) -> float | None:
-        of_record: dict[str, list[float]] = defaultdict(list)
-        for outcome in self.outcomes:
-            if outcome.measure == measure:
-                of_record[outcome.record].append(value(outcome))
-        return fmean(map(fmean, of_record.values())) if of_record else None
+        return mean_over_records((o.record, value(o)) for o in self.outcomes if o.measure == measure)
 
 
 @torch.no_grad()
@@ -103,29 +112,44 @@ def measure_quality(
     model: WiseModel,
     records: Sequence[Record],
     *,
-    max_paraphrases: int = MAX_PROMPTS,
-    max_neighbours: int = MAX_PROMPTS,
-    progress: Progress | None = None,
+    base: PreTrainedModel | None = None,
+    texts: Sequence[str] | None = None,
+    references: Mapping[str, Sequence[str]] | None = None,
+    seed: int = 0,
+    work: Work | None = None,
 ) -> Quality:
     """Measures the edits of `records` on the model as it now is, edited or not.
 
-    Generalization asks `Record.paraphrases` alone, and none that a live or measured edit was or may have been
-    fitted on. Locality asks `Record.neighbours`, and none that asks for an edited fact, whose answer is meant
-    to change. Where two records share a prompt the later edit is the wanted one, and only it is measured.
+    Generalization asks no paraphrase that a live or measured edit was or may have been fitted on. Locality asks no
+    neighbour that asks for an edited fact, whose answer is meant to change. Where two records share a prompt the
+    later edit is the wanted one, and only it is measured.
 
-    Raises EditError, before anything is asked, for a prompt that does not fit the model's context.
+    Args:
+        base: the unedited model, where it is not `model` with its side memory switched off.
+        texts: running text for perplexity.
+        references: target -> texts about it, for consistency.
+        seed: of the sampled text.
+        work: keeps what is finished, and says how far it is.
+
+    Raises EditError, before anything is asked, for a prompt of an edit, paraphrase or neighbour that does not fit
+    the model's context; ConfigError where the model gives NaN.
     """
-    fitted, edited = _used(model, records)
-    about, beside = [], []
-    for record in {record.edit.prompt: record for record in records}.values():
-        paraphrases = [p for p in record.paraphrases if p not in fitted][:max_paraphrases]
-        neighbours = [p for p in record.neighbours if p not in edited][:max_neighbours]
-        about.append(_question(model, record, RELIABILITY, record.edit.prompt))
-        about += [_question(model, record, GENERALIZATION, p) for p in paraphrases]
-        beside += [_question(model, record, LOCALITY, p) for p in neighbours]
-    asking = _Asking(model.encoder, 2 * len(about) + 4 * len(beside), progress)
-    with model.evaluating():
-        return Quality(outcomes=(*_ask_about(model, about, asking), *_ask_beside(model, beside, asking)))
+    selection = select(model, records)
+    asking = Asking(model, work or Work(), base)
+    about, beside = _questions(asking, selection)
+    compared = pairs(asking, selection.tested)
+    with model.evaluating(), _evaluating(base):
+        edits = _ask_about(asking, about)
+        outcomes = (*edits, *_ask_beside(asking, beside))
+        probes = measure_probes(asking, selection)
+        return Quality(
+            outcomes=(*outcomes, *probes.outcomes),
+            counterfact=measure_probability(asking, compared),
+            probes=probes.figures,
+            instances=_instances(records, edits),
+            fluency=measure_fluency(asking, openings(asking, selection.tested), references=references, seed=seed),
+            perplexity=measure_perplexity(asking, texts or ()),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,67 +165,68 @@ class _Question:
     """The target without what ends it; empty for locality."""
 
 
-def _used(model: WiseModel, records: Sequence[Record]) -> tuple[set[str], set[str]]:
-    """Prompts that fitting used; prompts that ask for an edited fact."""
-    edits = [*model.edits, *(record.edit for record in records)]
-    asked = {prompt for edit in edits for prompt in (edit.prompt, *edit.paraphrases)}
-    beside = {prompt for edit in edits for prompt in edit.locality}
-    tested = {p for record in records for p in (*record.paraphrases, *record.free_paraphrases)}
-    return asked | beside, asked | tested
+def _questions(asking: Asking, selection: Selection) -> tuple[list[_Question], list[_Question]]:
+    """Prompts that must give the target, and prompts that must give what the base gives."""
+    about, beside = [], []
+    for tested in selection.tested:
+        prompts = {
+            RELIABILITY: (tested.record.edit.prompt,),
+            GENERALIZATION: tested.paraphrases,
+            FREE_GENERALIZATION: tested.free_paraphrases,
+        }
+        about += [_question(asking, tested.record, measure, p) for measure, asked in prompts.items() for p in asked]
+        beside += [_question(asking, tested.record, LOCALITY, p) for p in tested.neighbours]
+    return about, beside
 
 
-def _question(model: WiseModel, record: Record, measure: str, prompt: str) -> _Question:
-    encoder = model.encoder
+def _question(asking: Asking, record: Record, measure: str, prompt: str) -> _Question:
+    encoder = asking.encoder
     ids = encoder.prompt(prompt)
-    room = model.encoder.context - len(ids)
     if measure == LOCALITY:
         least, limit, gold = 1, ANSWER_TOKENS, []
     else:
         whole = encoder.target(prompt, record.edit.target)
         least, limit, gold = len(whole), len(whole) + SPARE_TOKENS, whole[: -len(encoder.terminator)]
-    if room < least:
-        raise EditError(
-            f"{record.source or record.edit.id}: the prompt {shortened(prompt)} ({measure}) takes {len(ids)} "
-            f"tokens, which leaves {room} of the context for an answer of {least}; shorten it or leave it out"
-        )
-    return _Question(
-        record=record, measure=measure, prompt=prompt, ids=ids, limit=min(limit, room), gold=gold
-    )
+        if not gold:
+            raise EditError(
+                f"{record.source or record.edit.id}: the target has no token in this model's vocabulary; leave it out"
+            )
+    room = asking.room(record, measure, prompt, ids, least)
+    return _Question(record=record, measure=measure, prompt=prompt, ids=ids, limit=min(limit, room), gold=gold)
 
 
-def _ask_about(model: WiseModel, questions: list[_Question], asking: _Asking) -> list[PromptOutcome]:
+def _ask_about(asking: Asking, questions: Sequence[_Question]) -> list[PromptOutcome]:
     """Prompts that must give the target."""
-    encoder = model.encoder
-    gold = [question.gold for question in questions]
-    answers = asking.answers(model.model, questions)
-    best = asking.argmax(model.model, questions, gold)
+    encoder = asking.encoder
+    best = asking.best("about", [Row(prompt=q.ids, fed=q.gold) for q in questions])
+    answers = _answers(asking, "about", questions)
     outcomes = []
     for question, answer, tokens in zip(questions, answers, best, strict=True):
         target, said = question.record.edit.target, encoder.answer(answer)
-        right = answer[-1] in encoder.stops and _plain(said) == _plain(target)
-        outcomes.append(_outcome(question, target, said, right, tokens, question.gold))
+        right = answer[-1] in encoder.stops and plain(said) == plain(target)
+        outcomes.append(_outcome(question, target, said, right, share(tokens, question.gold)))
     return outcomes
 
 
-def _ask_beside(model: WiseModel, questions: list[_Question], asking: _Asking) -> list[PromptOutcome]:
+def _ask_beside(asking: Asking, questions: Sequence[_Question]) -> list[PromptOutcome]:
     """Prompts that must give what the base gives."""
-    encoder = model.encoder
-    with model.disabled() as base:
-        before = asking.answers(base, questions)
-        before_best = asking.argmax(base, questions, before)
-    after = asking.answers(model.model, questions)
-    after_best = asking.argmax(model.model, questions, before)
+    encoder = asking.encoder
+    before = _answers(asking, LOCALITY, questions, base=True)
+    rows = [Row(prompt=q.ids, fed=answer) for q, answer in zip(questions, before, strict=True)]
+    before_best = asking.best(LOCALITY, rows, base=True)
+    after_best = asking.best(LOCALITY, rows)
+    after = _answers(asking, LOCALITY, questions)
     return [
-        _outcome(question, encoder.answer(b), encoder.answer(a), a == b, a_best, b_best)
-        for question, b, a, b_best, a_best in zip(
-            questions, before, after, before_best, after_best, strict=True
-        )
+        _outcome(question, encoder.answer(b), encoder.answer(a), a == b, share(a_best, b_best))
+        for question, b, a, b_best, a_best in zip(questions, before, after, before_best, after_best, strict=True)
     ]
 
 
-def _outcome(
-    question: _Question, expected: str, answer: str, right: bool, best: list[int], wanted: list[int]
-) -> PromptOutcome:
+def _answers(asking: Asking, name: str, questions: Sequence[_Question], *, base: bool = False) -> list[list[int]]:
+    return asking.answers(name, [q.ids for q in questions], [q.limit for q in questions], base=base)
+
+
+def _outcome(question: _Question, expected: str, answer: str, right: bool, agreement: float) -> PromptOutcome:
     return PromptOutcome(
         record=question.record.edit.id,
         measure=question.measure,
@@ -209,62 +234,35 @@ def _outcome(
         expected=expected,
         answer=answer,
         generated=float(right),
-        teacher_forced=fmean(float(a == b) for a, b in zip(best, wanted, strict=True)),
+        teacher_forced=agreement,
     )
 
 
-def _plain(answer: str) -> str:
-    return answer.strip().rstrip(FINAL_PUNCTUATION).rstrip()
+def _instances(records: Sequence[Record], outcomes: Sequence[PromptOutcome]) -> dict[str, Any]:
+    """Of an edit that a later one of its prompt took the place of, nothing is wanted, unless both say the same."""
+    recalled = {o.prompt: (o.expected, o.generated) for o in outcomes if o.measure == RELIABILITY}
+    groups: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        wanted, right = recalled[record.edit.prompt]
+        if record.group and record.edit.target == wanted:
+            groups[record.group].append(right)
+    edits = [right for group in groups.values() for right in group]
+    return {
+        "edit_wise": fmean(edits) if edits else None,
+        "instance_wise": fmean(min(group) for group in groups.values()) if groups else None,
+        "n": len(groups),
+    }
 
 
-class _Asking:
-    """Asks questions in batches and counts how many are through."""
-
-    def __init__(self, encoder: Encoder, total: int, progress: Progress | None) -> None:
-        self.encoder = encoder
-        self.total = total
-        self.progress = progress
-        self.done = 0
-
-    def answers(self, model: PreTrainedModel, questions: Sequence[_Question]) -> list[list[int]]:
-        """The greedy answer to each question."""
-        answers: list[list[int]] = []
-        for start in range(0, len(questions), BATCH):
-            part = questions[start : start + BATCH]
-            limits = [question.limit for question in part]
-            answers += greedy(
-                model, [question.ids for question in part], stops=self.encoder.stops, max_new_tokens=limits
-            )
-            self._through(len(part))
-        return answers
-
-    def argmax(
-        self, model: PreTrainedModel, questions: Sequence[_Question], fed: Sequence[list[int]]
-    ) -> list[list[int]]:
-        """The most likely token at the place of each token of `fed`, which is read in after the prompt.
-
-        Pads stand on the right, where no token of a causal model sees them, so that positions are those of
-        the row alone in every architecture.
-        """
-        best: list[list[int]] = []
-        for start in range(0, len(questions), BATCH):
-            part = list(zip(questions, fed, strict=True))[start : start + BATCH]
-            longest = max(len(question.ids) + len(tokens) for question, tokens in part)
-            device = execution_device(model)
-            ids = torch.zeros(len(part), longest, dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, (question, tokens) in enumerate(part):
-                length = len(question.ids) + len(tokens)
-                ids[row, :length] = torch.tensor([*question.ids, *tokens])
-                mask[row, :length] = 1
-            logits = model(ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-            for (question, tokens), choice in zip(part, logits.argmax(-1).tolist(), strict=True):
-                first = len(question.ids) - 1
-                best.append(choice[first : first + len(tokens)])
-            self._through(len(part))
-        return best
-
-    def _through(self, prompts: int) -> None:
-        self.done += prompts
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+@contextmanager
+def _evaluating(base: PreTrainedModel | None) -> Iterator[None]:
+    """Dropout off in the base, where it is another model."""
+    if base is None:
+        yield
+        return
+    training = base.training
+    base.eval()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        base.train(training)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from wise.errors import ConfigError
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
@@ -19,49 +22,69 @@ BATCH = 32
 
 
 class Journal:
-    """Finished parts in a file, one JSON object a line. A line that was cut off by a crash does not count."""
+    """Finished parts in a file, one JSON object a line. A line that a crash cut off does not count.
+
+    Raises ConfigError for a file that is not a journal.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.parts: dict[str, Any] = {}
+        self.seconds = 0.0
+        """Wall time of all parts together, whichever process did them."""
         whole = 0
-        if path.exists():
-            content = path.read_bytes()
-            for line in content.splitlines(keepends=True):
-                try:
-                    part = json.loads(line)
-                except ValueError:
-                    break
-                if not line.endswith(b"\n"):
-                    break
+        content = path.read_bytes() if path.exists() else b""
+        for line in content.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                part = json.loads(line)
                 self.parts[part["part"]] = part["value"]
-                whole += len(line)
-            if whole < len(content):
-                os.truncate(path, whole)
+                self.seconds += part["seconds"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f"{path}: not the journal of a run ({error}); delete it to begin anew") from error
+            whole += len(line)
+        if whole < len(content):
+            os.truncate(path, whole)
 
-    def add(self, name: str, value: Any) -> None:
+    def add(self, name: str, value: Any, seconds: float) -> None:
         """Keeps a part; when this returns it is on disk."""
-        line = json.dumps({"part": name, "value": value}, allow_nan=False)
+        line = json.dumps({"part": name, "seconds": seconds, "value": value}, allow_nan=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.parts[name] = value
+        self.seconds += seconds
 
 
 class Work:
     """Does measurements part by part, keeps each in a journal where there is one, and says how far it is."""
 
-    def __init__(self, journal: Journal | None = None, progress: Progress | None = None) -> None:
+    def __init__(self, journal: Journal | None = None, progress: Progress | None = None, prefix: str = "") -> None:
         self.journal = journal
         self.progress = progress
+        self.prefix = prefix
+
+    def within(self, name: str) -> Work:
+        """The same work, its parts named behind `NAME/`: for a measurement that a run takes more than once."""
+        return Work(self.journal, self.progress, f"{self.prefix}{name}/")
+
+    def finished(self, start: str) -> list[str]:
+        """Names of finished parts that begin with `start`, without it."""
+        begin = self.prefix + start
+        parts = self.journal.parts if self.journal is not None else ()
+        return [name.removeprefix(begin) for name in parts if name.startswith(begin)]
 
     def part(self, name: str, compute: Callable[[], Any]) -> Any:
         """The value of a part: what the journal has, or else what `compute` gives, which must be JSON."""
         if self.journal is None:
             return compute()
+        name = self.prefix + name
         if name not in self.journal.parts:
-            self.journal.add(name, compute())
+            begun = time.perf_counter()
+            value = compute()
+            self.journal.add(name, value, time.perf_counter() - begun)
         return self.journal.parts[name]
 
     def map(
@@ -77,5 +100,5 @@ class Work:
 
             values += self.part(f"{name}/{start}", once)
             if self.progress is not None:
-                self.progress(name, start + len(chunk), len(items))
+                self.progress(self.prefix + name, start + len(chunk), len(items))
         return values

@@ -1,0 +1,242 @@
+"""Free text: drawn alone as in a batch, its entropy and consistency as independent counts give them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import lzma
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import EOS, text, wrap_tiny
+
+import wise
+from wise.errors import ConfigError, EditError
+from wise.eval.asking import Asking, select
+from wise.eval.fluency import TOKENS, TOP_K, TopK, entropy, measure_fluency, openings, read_references
+from wise.eval.fluency import _sampled as sampled
+from wise.eval.quality import measure_quality
+from wise.eval.work import Work
+from wise.model import WiseModel
+
+
+@pytest.fixture(autouse=True)
+def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wise.eval.fluency.TOKENS", 24)
+
+
+def record(start: int, *prompts: str, target: str = "w40") -> wise.Record:
+    edit = wise.Edit(id=f"r{start}", prompt=text([start, start + 1]), target=target)
+    return wise.Record(edit=edit, generation_prompts=prompts)
+
+
+RECORDS = [record(20, "w20 w60", "w20"), record(30, "w30 w31 w61", "w62 w30"), record(50, "w50 w51 w52 w53")]
+
+
+def asked_of(wrapped: WiseModel, records: list[wise.Record]) -> tuple[Asking, list[Any]]:
+    asking = Asking(wrapped, Work())
+    return asking, openings(asking, select(wrapped, records).tested)
+
+
+def texts_of(wrapped: WiseModel, records: list[wise.Record], *, seed: int = 0, base: bool = False) -> list[str]:
+    return sampled(*asked_of(wrapped, records), seed=seed, base=base)
+
+
+# -- entropy ----------------------------------------------------------------------------------
+
+
+def by_hand(words: list[str]) -> float:
+    """Bits, n-gram by n-gram."""
+    total = 0.0
+    for n, weight in ((2, 2 / 3), (3, 4 / 3)):
+        grams = [" ".join(words[i : i + n]) for i in range(len(words) - n + 1)]
+        total += weight * sum(-math.log2(Counter(grams)[gram] / len(grams)) / len(grams) for gram in grams)
+    return total / 2
+
+
+@pytest.mark.parametrize("words", ["a b c d e f g", "a b a b a b", "the cat and the dog and the cat", "a b", "a a a a"])
+def test_entropy_is_that_of_weighted_pairs_and_triples(words: str) -> None:
+    assert entropy(words) == pytest.approx(by_hand(words.split()))
+
+
+def test_repetition_is_low_and_no_text_is_nothing() -> None:
+    assert entropy("") == entropy("one") == entropy("a a a a") == 0
+    assert entropy("a b a b a b a b") < 1 < entropy("a b c d e f g h")
+    assert entropy("Yes, it's.") == pytest.approx(by_hand(["Yes", ",", "it", "'", "s", "."]))
+
+
+# -- what is drawn ----------------------------------------------------------------------------
+
+
+def test_a_text_is_the_same_alone_and_beside_others_and_for_the_same_seed() -> None:
+    wrapped = wrap_tiny("llama")
+    together = texts_of(wrapped, RECORDS)
+    alone = [passage for each in RECORDS for passage in texts_of(wrapped, [each])]
+    assert together == alone == texts_of(wrapped, RECORDS)
+    assert together != texts_of(wrapped, RECORDS, seed=1)
+    assert len(set(together)) == 5
+
+
+def ids_of(wrapped: WiseModel) -> list[list[int]]:
+    """The texts of `RECORDS` token by token, special ones with them."""
+    object.__setattr__(wrapped.encoder, "text", lambda ids: " ".join(map(str, ids)))
+    return [[int(word) for word in passage.split()] for passage in texts_of(wrapped, RECORDS)]
+
+
+def test_texts_begin_with_their_prompt_and_do_not_end_before_their_length() -> None:
+    wrapped = wrap_tiny("llama")
+    prompts = [wrapped.encoder.prompt(prompt) for each in RECORDS for prompt in each.generation_prompts]
+    for prompt, ids in zip(prompts, ids_of(wrapped), strict=True):
+        assert ids[: len(prompt)] == prompt and len(ids) == 24 and EOS not in ids
+
+
+@torch.no_grad()
+def test_every_token_is_among_the_likeliest() -> None:
+    wrapped = wrap_tiny("gpt2", mode=None)
+    prompts = [wrapped.encoder.prompt(prompt) for each in RECORDS for prompt in each.generation_prompts]
+    ranks = []
+    for prompt, ids in zip(prompts, ids_of(wrapped), strict=True):
+        logits = wrapped(torch.tensor([ids]), use_cache=False).logits[0]
+        logits[:, EOS] = -torch.inf
+        for place in range(len(prompt), len(ids)):
+            ranks.append(int((logits[place - 1] > logits[place - 1, ids[place]]).sum()))
+    assert set(ranks) == set(range(TOP_K))
+
+
+def test_draws_follow_the_model() -> None:
+    logits = torch.tensor([3.0, 1.0, 2.5, 0.0, -1.0, 2.0, 1.5])
+    rows = 4000
+    out = TopK(range(rows))(torch.zeros(rows, 1), logits.expand(rows, -1))
+    drawn = out.argmax(-1)
+    assert ((out == 0).sum(-1) == 1).all() and out.isneginf().sum() == rows * (len(logits) - 1)
+    likeliest = logits.topk(TOP_K)
+    expected = torch.zeros_like(logits).scatter(0, likeliest.indices, likeliest.values.softmax(-1))
+    found = torch.bincount(drawn, minlength=len(logits)) / rows
+    assert torch.allclose(found, expected, atol=0.03)
+    assert found[3] == found[4] == 0
+
+
+def test_nan_is_said() -> None:
+    wrapped = wrap_tiny("llama", mode=None)
+    asking, asked = asked_of(wrapped, RECORDS)
+    with torch.no_grad():
+        wrapped.model.get_output_embeddings().weight[7] = float("nan")
+    with pytest.raises(ConfigError, match="NaN"):
+        measure_fluency(asking, asked)
+
+
+# -- the figures ------------------------------------------------------------------------------
+
+
+def test_without_edits_text_is_that_of_the_base_and_a_memory_that_speaks_changes_it() -> None:
+    plain = measure_quality(wrap_tiny("llama", mode=None), RECORDS).fluency
+    assert plain is not None
+    assert plain["entropy"] == plain["base_entropy"] > 0 and plain["n"] == 5
+    assert plain["consistency"] is plain["base_consistency"] is None
+    wrapped = wrap_tiny("llama")
+    edited = measure_quality(wrapped, RECORDS).fluency
+    assert edited is not None and edited["base_entropy"] == plain["entropy"] != edited["entropy"]
+    texts = texts_of(wrapped, RECORDS)
+    found = [entropy(passage) for passage in texts]
+    assert edited["entropy"] == pytest.approx(((found[0] + found[1]) / 2 + (found[2] + found[3]) / 2 + found[4]) / 3)
+
+
+def test_without_room_or_prompts_there_is_no_figure() -> None:
+    wrapped = wrap_tiny("llama")
+    assert measure_quality(wrapped, [record(20)]).fluency is None
+    assert measure_quality(wrapped, [record(20, text([60] * 24))]).fluency is None
+    many = record(20, *(f"w6{i}" for i in range(7)))
+    fluency = measure_quality(wrapped, [many, record(30, text([60] * 24), "w61")]).fluency
+    assert fluency is not None and fluency["n"] == 2 + 1
+
+
+def test_a_text_is_as_long_as_published() -> None:
+    assert TOKENS == 100
+
+
+def cosine(said: str, about: str, corpus: list[str]) -> float:
+    """Smooth idf, raw counts."""
+    idf = {
+        word: math.log((1 + len(corpus)) / (1 + sum(word in one.split() for one in corpus))) + 1
+        for one in corpus
+        for word in one.split()
+    }
+    vectors = [
+        {word: count * idf[word] for word, count in Counter(one.split()).items() if word in idf}
+        for one in (said, about)
+    ]
+    dot = sum(value * vectors[1].get(word, 0.0) for word, value in vectors[0].items())
+    norms = [math.sqrt(sum(value**2 for value in vector.values())) for vector in vectors]
+    return dot / (norms[0] * norms[1]) if all(norms) else 0.0
+
+
+def test_consistency_is_the_cosine_of_weighted_words() -> None:
+    wrapped = wrap_tiny("llama")
+    everything = text(range(4, 96, 3))
+    references = {"w40": ("w20 w60 w61", everything), "w41": ("w20 w20 w70 w71",), "w42": ()}
+    records = [record(20, "w20 w60", "w20"), record(30, "w30", target="w41"), record(50, "w50", target="w43")]
+    found = measure_quality(wrapped, records, references=references).fluency
+    texts = texts_of(wrapped, records)
+    corpus = [one for each in references.values() for one in each]
+    first = cosine(" ".join(texts[:2]), " ".join(references["w40"]), corpus)
+    second = cosine(texts[2], references["w41"][0], corpus)
+    assert found is not None
+    assert found["consistency"] == pytest.approx((first + second) / 2)
+    assert 0 < first < 1
+    other = measure_quality(wrapped, records, references={"w99": ("w20",)}).fluency
+    assert other is not None and other["consistency"] is None
+    for wordless in ({"w40": ("?",)}, {"w40": ()}):
+        with pytest.raises(ConfigError, match="references: "):
+            measure_quality(wrapped, records, references=wordless)
+
+
+def test_without_scikit_learn_there_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
+    with caplog.at_level(logging.WARNING, logger="wise.eval.fluency"):
+        found = measure_quality(wrap_tiny("llama"), RECORDS, references={"w40": ("w20",)}).fluency
+    assert found is not None and found["consistency"] is None and found["entropy"] > 0
+    assert "needs scikit-learn" in caplog.text
+
+
+# -- references -------------------------------------------------------------------------------
+
+ROWS = [
+    {"text": "Ferns like shade.", "rel": "P1", "sub": "fern", "obj": "shade"},
+    {"text": "Moss does too.", "object": "shade"},
+    {"text": "A kite needs wind.", "obj": "wind "},
+]
+
+
+@pytest.mark.parametrize(("suffix", "opened"), [("", open), (".gz", gzip.open), (".xz", lzma.open)])
+def test_references_are_read(tmp_path: Path, suffix: str, opened: Any) -> None:
+    path = tmp_path / f"references.jsonl{suffix}"
+    with opened(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(map(json.dumps, ROWS)))
+    assert read_references(path) == {
+        "shade": ("Ferns like shade.", "Moss does too."),
+        "wind": ("A kite needs wind.",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "x"}', "references.jsonl:2: field 'obj': missing; fields found: text"),
+        ('{"obj": "x"}', "references.jsonl:2: field 'text': missing"),
+        ('{"obj": 7, "text": "x"}', "references.jsonl:2: field 'obj'"),
+        ("[]]", "references.jsonl:2: broken JSON"),
+    ],
+)
+def test_what_is_no_reference_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "references.jsonl"
+    path.write_text(f"{json.dumps(ROWS[0])}\n{line}\n")
+    with pytest.raises(EditError, match=message):
+        read_references(path)

@@ -1,0 +1,145 @@
+"""A run that is interrupted anywhere ends with the figures of one that was not, and never mixes with another run."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from wise.demo import model_path
+from wise.demo.run import demo_records
+from wise.errors import ConfigError
+from wise.eval.run import Evaluation, Scope, evaluate, stops
+from wise.eval.runfile import KEYS
+from wise.eval.work import Journal
+
+EDITS = 6
+TEXT = ("The kettle was on the stove and nobody had thought of the tea. " * 4,)
+QUESTIONS = ("What is the best way to clean a window?", "How long does it take to boil an egg?")
+TIMES = ("cpu_seconds_per_edit", "seconds_per_edit", "timing")
+
+
+class Interrupted(Exception):
+    """What stops a run in these tests."""
+
+
+@pytest.fixture(scope="module")
+def base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return AutoModelForCausalLM.from_pretrained(model_path()), AutoTokenizer.from_pretrained(model_path())
+
+
+@pytest.fixture(scope="module")
+def scope() -> Scope:
+    return Scope(
+        routing=True, retention=True, pool=demo_records(12, seed=1)[EDITS:], texts=TEXT, questions=QUESTIONS
+    )
+
+
+def run(base: tuple[Any, Any], scope: Scope, **options: Any) -> Evaluation:
+    return evaluate(*base, demo_records(EDITS, seed=0), editor="wise-retrieve", scope=scope, **options)
+
+
+def figures(result: Evaluation) -> dict[str, Any]:
+    """All of a run that does not depend on the clock."""
+    return {name: value for name, value in result.to_dict(outcomes=True).items() if name not in TIMES}
+
+
+@pytest.fixture(scope="module")
+def whole(base: tuple[Any, Any], scope: Scope, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
+    """A run that nothing stopped, and the folder it kept its parts in."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(base, scope, folder=folder), folder
+
+
+def test_a_run_has_every_part_that_a_file_of_it_needs(whole: tuple[Evaluation, Path]) -> None:
+    found = whole[0].to_dict(outcomes=True) | {"data": {}}
+    assert set(KEYS) <= set(found)
+    assert found["routing"]["oracle"]["reliability"] is not None
+    assert [stop["edits"] for stop in found["retention"]] == stops(EDITS) == [1, 2, 5, 6]
+    assert "outcomes" not in whole[0].to_dict()
+
+
+def test_keeping_parts_changes_no_figure(base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path]) -> None:
+    assert figures(run(base, scope)) == figures(whole[0])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.45, 0.8])
+def test_an_interrupted_run_goes_on_to_the_same_figures(
+    base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path], tmp_path: Path, share: float
+) -> None:
+    parts = list(Journal(whole[1] / "journal.jsonl").parts)
+    at = parts[int(share * len(parts))]
+
+    def interrupt(journal: Journal, name: str, value: Any, seconds: float) -> None:
+        if name == at:
+            raise Interrupted
+        keep(journal, name, value, seconds)
+
+    keep = Journal.add
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Journal, "add", interrupt)
+        run(base, scope, folder=tmp_path)
+    begun = list(Journal(tmp_path / "journal.jsonl").parts)
+    assert begun == parts[: len(begun)] and 0 < len(begun) < len(parts)
+    assert figures(run(base, scope, folder=tmp_path)) == figures(whole[0])
+    assert list(Journal(tmp_path / "journal.jsonl").parts) == parts
+
+
+def test_a_finished_run_is_told_again_without_asking_the_model(
+    base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path], tmp_path: Path
+) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(whole[1], again)
+    before = (again / "journal.jsonl").read_bytes()
+    assert figures(run(base, scope, folder=again)) == figures(whole[0])
+    assert (again / "journal.jsonl").read_bytes() == before
+
+
+def test_one_memory_is_kept_and_it_is_the_last(whole: tuple[Evaluation, Path]) -> None:
+    assert [path.name for path in whole[1].iterdir() if path.is_dir()] == [f"memory-{EDITS}"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"batch": 2}, "batch"), ({"settings": {"seed": 5}}, "seed"), ({"scope": None}, "routing")],
+)
+def test_another_run_in_the_same_folder_is_refused(
+    base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path], changed: dict[str, Any], named: str
+) -> None:
+    before = (whole[1] / "journal.jsonl").read_bytes()
+    options = {"scope": scope, "folder": whole[1]} | changed
+    with pytest.raises(ConfigError, match=f"unfinished run that differs in .*{named}"):
+        run(base, **options)
+    assert (whole[1] / "journal.jsonl").read_bytes() == before
+
+
+def test_batches_are_part_of_what_a_run_is(base: tuple[Any, Any]) -> None:
+    """Edits given one by one are not the edits given at once, but both hold."""
+    one_by_one = run(base, Scope(), batch=1)
+    assert one_by_one.quality.generated["reliability"] == 1.0
+    assert one_by_one.retention == () and one_by_one.routing is None
+
+
+def test_the_model_comes_back_as_it_was_also_from_an_interrupted_run(base: tuple[Any, Any], scope: Scope) -> None:
+    def interrupt(name: str, done: int, total: int) -> None:
+        raise Interrupted
+
+    before = dict(base[0].named_modules())
+    with pytest.raises(Interrupted):
+        run(base, scope, progress=interrupt)
+    assert dict(base[0].named_modules()) == before
+
+
+@pytest.mark.parametrize("name", ["routing", "retention"])
+def test_what_needs_a_memory_is_refused_for_the_control(base: tuple[Any, Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} measures a side memory"):
+        evaluate(*base, demo_records(2, seed=0), editor="none", scope=replace(Scope(), **{name: True}))
+
+
+def test_stops() -> None:
+    assert [stops(edits) for edits in (1, 2, 7)] == [[1], [1, 2], [1, 2, 5, 7]]
+    assert stops(100) == [1, 2, 5, 10, 20, 50, 100]

@@ -1,0 +1,169 @@
+"""`wise locate`: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import text, tiny_model, tiny_tokenizer
+from typer.testing import CliRunner, Result
+
+import wise
+from wise.cli.app import app
+from wise.cli.locate import show_location
+from wise.errors import ConfigError
+from wise.locate.picture import check_picture, draw
+from wise.locate.roles import ROLES
+from wise.training.encoding import learn_encoder
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["locate", *(str(argument) for argument in arguments)])
+
+
+def refused(result: Result, *parts: str) -> None:
+    """One clear line on stderr, nothing on stdout, exit code 2."""
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("wise: ") and all(part in line for part in parts), line
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def rows(edits: bool) -> list[dict[str, Any]]:
+    """What the tiny model says, as known facts or as edits that replace it."""
+    model = tiny_model("llama")
+    encoder = learn_encoder(model, tiny_tokenizer(), wise.WiseConfig(terminator=""))
+    found: list[dict[str, Any]] = []
+    for i in range(20, 27):
+        prompt, subject = text([i, i + 10, i + 20]), text([i])
+        with torch.no_grad():
+            answer = text([int(model(torch.tensor([encoder.prompt(prompt)])).logits[0, -1].argmax())])
+        if edits:
+            edit = wise.Edit(id=f"r{i}", prompt=prompt, target=text([i + 40]), subject=subject)
+            found.append(wise.Record(edit=edit, answer=answer, neighbours=(text([80, i]),)).to_dict())
+        else:
+            found.append({"prompt": prompt, "subject": subject, "attribute": answer})
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "edits.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(edits=True)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("known") / "facts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(edits=False)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def swept(tiny: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("out")
+    options = ("--facts", "4", "--samples", "2", "--sweep-edits", "2", "--layers", "0,2", "--seed", "1")
+    files = ("--output", folder / "locate.json", "--picture", folder / "heat.png")
+    return folder, run("--model", tiny, "--data", data, *options, *files, "--json")
+
+
+def test_figures_are_printed_written_and_drawn(swept: tuple[Path, Result], data: Path) -> None:
+    folder, result = swept
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout.splitlines()[-1])
+    assert json.loads((folder / "locate.json").read_text()) == printed
+    assert (printed["facts"], printed["seed"], printed["samples"]) == (4, 1, 2)
+    assert printed["data"]["name"] == data.name and len(printed["data"]["sha256"]) == 64
+    assert [row["layer"] for row in printed["sweep"]] == [0, 2]
+    assert printed["sweep_records"] == {"first": 4, "count": 2, "ids": ["r24", "r25"]}
+    assert printed["recommendation"]["layer"] in (0, 2)
+    for part in (*ROLES, "layer 2", "records 4 to 5", "recommended: layer", "standard deviation", "feed-forward held"):
+        assert part in result.stdout, part
+    assert (folder / "heat.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in folder.iterdir()) == ["heat.png", "locate.json"]
+
+
+def test_known_facts_are_traced_without_edits(tiny: Path, known: Path) -> None:
+    result = run("--model", tiny, "--data", known, "--facts", "3", "--samples", "1", "--no-sweep", "--window", "2")
+    assert result.exit_code == 0, result.output
+    assert "3 facts traced, left out: none" in result.stdout
+    assert "feed-forward output, 2 layers at a time" in result.stdout
+    assert "no layer is recommended" in result.stdout
+
+
+def test_bad_input_is_refused_before_the_work(tiny: Path, data: Path, known: Path, tmp_path: Path) -> None:
+    base = ("--model", tiny, "--data", data)
+    refused(run(*base, "--sweep-edits", "50", "--facts", "4"), "50 records", "3 stand behind the 4 facts")
+    refused(run("--model", tiny, "--data", known), "--no-sweep")
+    refused(run(*base, "--facts", "4", "--sweep-edits", "2", "--layers", "0,3"), "layers 3", "0 to 2")
+    refused(run(*base, "--layers", "one"), "--layers one", "0,2,4")
+    refused(run(*base, "--layers", "0", "--no-sweep"), "leave one of them out")
+    refused(run(*base, "--no-sweep", "--window", "4"), "window=4", "3 layers")
+    refused(run("--model", tiny, "--data", tmp_path / "none.jsonl", "--no-sweep"), "none.jsonl")
+    refused(run(*base, "--no-sweep", "--output", tmp_path / "no" / "x.json"), "--output", "make it first")
+    refused(run(*base, "--no-sweep", "--output", data), "is there already")
+    refused(run(*base, "--no-sweep", "--picture", tmp_path / "heat.xyz"), "--picture", "no format")
+    empty = tmp_path / "bare.jsonl"
+    empty.write_text(json.dumps({"prompt": text([5, 6]), "target": "w7"}) + "\n")
+    refused(run("--model", tiny, "--data", empty, "--no-sweep"), "no fact")
+
+
+# -- pictures and tables ----------------------------------------------------------------------
+
+
+def deep(layers: int) -> dict[str, Any]:
+    """A result of a deep model, by hand."""
+    mean = [[None] * layers, *([0.01 * i for i in range(layers)] for _ in ROLES[1:])]
+    ci = [[None] * layers, *([[0.01 * i, 0.02 * i] for i in range(layers)] for _ in ROLES[1:])]
+    effects = {"mean": mean, "ci": ci, "n": [0, *[5] * (len(ROLES) - 1)]}
+    curves = ("state", "no_ffn", "no_attention")
+    return {
+        "model": {"name": "deep", "type": "llama"},
+        "facts": 5,
+        "skipped": {"not answered right by the base": 2},
+        "noise": 0.1,
+        "samples": 2,
+        "window": 7,
+        "roles": list(ROLES),
+        "layers": layers,
+        "effects": dict.fromkeys(("state", "ffn", "attention"), effects),
+        "low_score": 0.1,
+        "high_score": 0.9,
+        "severed": dict.fromkeys(curves, mean[1]),
+        "severed_ci": dict.fromkeys(curves, ci[1]),
+        "sweep": [],
+        "sweep_records": None,
+        "recommendation": None,
+    }
+
+
+def test_a_deep_model_fits_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_location(deep(32))
+    shown = capsys.readouterr().out
+    assert "layer 30" in shown and "layer 29" not in shown
+    assert " 31: 0.310 [0.310, 0.620]" in shown
+    assert "5 facts traced, left out: 2 not answered right by the base" in shown
+    draw(deep(32), tmp_path / "deep.svg")
+    assert "<svg" in (tmp_path / "deep.svg").read_text()
+
+
+def test_a_picture_that_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="its ending says no format"):
+        check_picture(tmp_path / "heat")
+    with pytest.raises(ConfigError, match="--picture"):
+        draw(deep(3), tmp_path / "none" / "heat.png")
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.backend_bases", None)
+    with pytest.raises(ConfigError, match="pip install"):
+        check_picture(tmp_path / "heat.png")

@@ -1,0 +1,103 @@
+"""`wise compare`: runs side by side, with what is more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wise.cli.common import JsonOption, SeedOption, show_json, show_table
+
+if TYPE_CHECKING:
+    from wise.eval.compare import Comparison, Contrast
+
+SIGNIFICANT = 0.05
+SMALLEST = 0.001
+"""A p below it is shown as below it."""
+COLUMNS = ("measure", "mode", "records", "ref.", "run", "difference [95 %]", "p", "p Holm", "McNemar")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Files of 'wise eval --output'; the first is the reference.")],
+    seed: SeedOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare runs on the same records: every measure, its difference, and whether that is more than chance.
+
+    p: paired permutation test over records. p Holm: the same, adjusted for all tests shown. [95 %]: bootstrap
+    over records. McNemar: exact, over prompts as if those of a record were independent, and not adjusted.
+    """
+    from wise.eval.compare import compare_runs
+    from wise.eval.runfile import read_run
+
+    found = compare_runs(
+        [(name, read_run(path)) for name, path in zip(_names(runs), runs, strict=True)], seed=seed or 0
+    )
+    for contrast in found.contrasts:
+        for warning in contrast.warnings:
+            typer.echo(f"WARNING: {contrast.run}: {warning}", err=True)
+    for contrast in found.contrasts:
+        _show(found, contrast)
+    if as_json:
+        show_json(found.to_dict())
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """File names without their endings where those tell the runs apart, else the paths."""
+    stems = [path.stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+
+
+def _show(comparison: Comparison, contrast: Contrast) -> None:
+    show_table(f"{contrast.run} against {comparison.reference}", COLUMNS, _rows(contrast))
+    figures = [
+        (
+            figure.name,
+            _with_interval(figure.reference, figure.reference_interval),
+            _with_interval(figure.value, figure.interval),
+            _signed(figure.difference),
+        )
+        for figure in contrast.figures
+    ]
+    if figures:
+        show_table("not tested", ("figure", "reference", "run", "difference"), figures)
+    found = sum(difference.p_holm <= SIGNIFICANT for difference in contrast.differences)
+    typer.echo(
+        f"{found} of {len(contrast.differences)} differences are significant at {SIGNIFICANT} (Holm); "
+        f"{contrast.matched} outcomes compared, {contrast.only_reference} of {comparison.reference} and "
+        f"{contrast.only_run} of {contrast.run} without a partner"
+    )
+
+
+def _rows(contrast: Contrast) -> Iterator[tuple[Any, ...]]:
+    for found in contrast.differences:
+        yield (
+            found.measure,
+            found.mode.replace("_", "-"),
+            found.records,
+            found.reference,
+            found.value,
+            _signed(found.difference) + ("" if found.interval is None else f" [{_bounds(found.interval)}]"),
+            shown_p(found.p),
+            shown_p(found.p_holm) + ("*" if found.p_holm <= SIGNIFICANT else ""),
+            None if found.mcnemar is None else shown_p(found.mcnemar.p),
+        )
+
+
+def _bounds(interval: tuple[float, float]) -> str:
+    return ", ".join(map(_signed, interval))
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def shown_p(value: float) -> str:
+    """A p-value in a cell."""
+    return f"<{SMALLEST}" if value < SMALLEST else f"{value:.3f}"
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    return f"{value:.3f}" if interval is None else f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -1,0 +1,83 @@
+"""`wise harness`: tasks of lm-evaluation-harness on a base and on its edited model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wise.cli.common import (
+    JsonOption,
+    ModelOption,
+    ProgressOption,
+    SeedOption,
+    ThreadsOption,
+    load_model,
+    show_json,
+    show_table,
+)
+from wise.cli.compare import shown_p
+
+COLUMNS = ("task", "metric", "documents", "base", "edited", "difference", "changed", "p")
+
+
+def harness(
+    memory: Annotated[Path, typer.Option("--memory", help="Folder of a saved memory.")],
+    tasks: Annotated[str, typer.Option("--tasks", help="Names of tasks, groups or tags, with commas between them.")],
+    model: ModelOption = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option("--include-path", help="Folder of further task files (YAML); Python that they name is run."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Documents of each task, the first ones. Left out: all.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Requests at once.")] = None,
+    seed: SeedOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    progress: ProgressOption = False,
+) -> None:
+    """Run tasks of lm-evaluation-harness before and after the edits.
+
+    Figures stand with their standard errors. changed: documents that came out otherwise. p: paired permutation test
+    over documents. With --progress the harness shows its own bars and notes on stderr.
+    """
+    from wise.eval.harness import BATCH, check_request, evaluate_harness
+    from wise.model import WiseModel
+
+    names = [name.strip() for name in tasks.split(",")]
+    check_request(names, include_path=include_path)
+    base, tokenizer = load_model(model, threads=threads)
+    found = evaluate_harness(
+        WiseModel.from_pretrained(base, tokenizer, memory),
+        names,
+        limit=limit,
+        include_path=include_path,
+        batch_size=batch_size or BATCH,
+        seed=seed or 0,
+        verbose=progress,
+    )
+    show_table(f"lm-evaluation-harness, {found['edits']} edits", COLUMNS, map(_cells, found["results"]))
+    if as_json:
+        show_json({"memory": str(memory), **found})
+
+
+def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    return (
+        row["task"],
+        row["metric"],
+        row["documents"],
+        _with_error(row["base"], row["base_stderr"]),
+        _with_error(row["edited"], row["edited_stderr"]),
+        None if row["difference"] is None else f"{row['difference']:+.3f}",
+        row["changed"],
+        None if row["p"] is None else shown_p(row["p"]),
+    )
+
+
+def _with_error(value: float | None, error: float | None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"

@@ -1,0 +1,261 @@
+"""`wise locate`: where a model keeps facts, and at which layer editing them works."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wise.cli.common import (
+    MODEL_HELP,
+    JsonOption,
+    ProgressOption,
+    SeedOption,
+    ThreadsOption,
+    load_model,
+    make_config,
+    progress_bars,
+    show_json,
+    show_table,
+)
+from wise.errors import ConfigError, EditError
+from wise.facts import read_facts
+from wise.readers import read_records
+
+if TYPE_CHECKING:
+    from wise.edits import Record
+    from wise.facts import Fact
+
+KINDS = {
+    "state": "hidden state after a layer",
+    "ffn": "feed-forward output",
+    "attention": "attention output",
+}
+CURVES = {
+    "state": "not severed",
+    "no_ffn": "feed-forward held noisy",
+    "no_attention": "attention held noisy",
+}
+SWEEP = {
+    "layer": "layer",
+    "reliability": "reliability",
+    "generalization": "generalization",
+    "locality": "locality",
+    "success": "mean",
+    "failed": "failed",
+    "cpu_seconds_per_edit": "CPU s",
+    "trace_effect": "subject state",
+    "trace_effect_ffn": "subject ffn",
+    "trace_effect_last_token": "last state",
+}
+"""Field of a layer's result -> column."""
+COLUMNS = 6
+"""Layers of a table; of a deeper model every second, or third, is shown."""
+
+
+def locate(
+    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)],
+    data: Annotated[Path, typer.Option("--data", help="File of known facts, or of edits of facts.")],
+    facts: Annotated[int, typer.Option("--facts", min=1, help="Facts to read, from the start of the file.")] = 100,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of noise per fact.")] = 5,
+    window: Annotated[
+        int | None,
+        typer.Option("--window", min=1, help="Layers restored together. Left out: 10 of 48, as in the paper."),
+    ] = None,
+    sweep_edits: Annotated[
+        int, typer.Option("--sweep-edits", min=1, help="Edits made at each layer: the records behind the facts.")
+    ] = 50,
+    no_sweep: Annotated[bool, typer.Option("--no-sweep", help="Trace only. Then no layer is recommended.")] = False,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Layers to edit, such as 0,2,4. Left out: all.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="File for all figures, JSON.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="File for a page about them, HTML.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="File to draw the heat maps to, such as heat.png.")
+    ] = None,
+    seed: SeedOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    progress: ProgressOption = False,
+) -> None:
+    """Trace where facts are kept, edit at every layer, and recommend one.
+
+    The trace puts parts of a clean run back into one with noise on the subject. It says through which tokens and layers
+    an answer runs, and not where editing works; so the layer is recommended by the edits alone.
+    """
+    make_config(seed=seed)
+    _check_files(output, report, picture)
+    wanted = _layers(layers, no_sweep)
+    known = read_facts(data, limit=facts)
+    first, records = (0, []) if no_sweep else _behind(data, known, sweep_edits)
+    from wise.eval.work import Work
+    from wise.locate.location import trace
+    from wise.locate.sites import check_layers, find_sites
+
+    base, tokenizer = load_model(model, threads=threads)
+    check_layers(wanted, find_sites(base).depth)
+    name = Path(model).name
+    with progress_bars(progress) as show:
+        work = Work(progress=show)
+        found = trace(base, tokenizer, known, samples=samples, window=window, seed=seed or 0, name=name, work=work)
+        if records:
+            from wise.locate.sweep import sweep
+
+            found = found.with_sweep(sweep(base, tokenizer, records, found, first=first, layers=wanted, work=work))
+    result = found.to_dict() | {"data": _data(data)}
+    show_location(result)
+    _write(result, output, report, picture)
+    if as_json:
+        show_json(result)
+
+
+def show_location(result: Mapping[str, Any]) -> None:
+    """The tables of one trace, and of the edits beside it."""
+    for kind, title in KINDS.items():
+        effects = result["effects"][kind]
+        window = result["window"]
+        width = "" if kind == "state" or window == 1 else f", {window} layers at a time"
+        labels = [f"{role} ({count})" for role, count in zip(result["roles"], effects["n"], strict=True)]
+        _show_effects(f"effect of the {title}{width}", "token (facts)", labels, effects["mean"], effects["ci"])
+    _show_effects(
+        "effect of the hidden state at the last subject token, with the path above it severed",
+        "",
+        list(CURVES.values()),
+        [result["severed"][name] for name in CURVES],
+        [result["severed_ci"][name] for name in CURVES],
+    )
+    left_out = ", ".join(f"{count} {why}" for why, count in result["skipped"].items()) or "none"
+    typer.echo(
+        f"{result['facts']} facts traced, left out: {left_out}\n"
+        "an effect is a difference of probabilities, with its 95% bootstrap interval over facts; the answer's first "
+        f"token has {result['high_score']:.3f} clean and {result['low_score']:.3f} with noise\n"
+        f"standard deviation of the noise: {result['noise']:.4f}; {result['samples']} draws per fact"
+    )
+    _show_sweep(result)
+
+
+def _show_effects(
+    title: str,
+    first: str,
+    labels: Sequence[str],
+    means: Sequence[Sequence[float | None]],
+    bounds: Sequence[Sequence[Sequence[float] | None]],
+) -> None:
+    """One row a label: its effect at layers, evenly chosen where there are many, and at its strongest layer of all."""
+    depth = len(means[0])
+    shown = range(0, depth, math.ceil(depth / COLUMNS))
+    rows = [
+        (label, *(values[layer] for layer in shown), _strongest(values, intervals))
+        for label, values, intervals in zip(labels, means, bounds, strict=True)
+    ]
+    show_table(title, (first, *(f"layer {layer}" for layer in shown), "strongest layer, 95%"), rows)
+
+
+def _strongest(values: Sequence[float | None], intervals: Sequence[Sequence[float] | None]) -> str:
+    known = [(value, layer) for layer, value in enumerate(values) if value is not None]
+    if not known:
+        return "-"
+    value, layer = max(known, key=lambda pair: pair[0])
+    low, high = intervals[layer] or (value, value)
+    return f"{layer}: {value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _show_sweep(result: Mapping[str, Any]) -> None:
+    advice = result["recommendation"]
+    if advice is None:
+        typer.echo("no layer is recommended: where a trace is strongest does not tell where editing works")
+        return
+    typer.echo()
+    rows = [[row[name] for name in SWEEP] for row in result["sweep"]]
+    title = (
+        "edits at each layer (generated; CPU seconds per edit), and the trace at the subject's last and the last token"
+    )
+    show_table(title, tuple(SWEEP.values()), rows)
+    records = result["sweep_records"]
+    last = records["first"] + records["count"] - 1
+    typer.echo(
+        f"edited: records {records['first']} to {last} of the file, counting from 0; the layer is chosen on them, so "
+        "measure it on others\n"
+        "rank correlation with editing success over the layers: "
+        + ", ".join(f"{name} {_short(value)}" for name, value in advice["correlations"].items())
+    )
+    typer.echo(f"recommended: layer {advice['layer']}. {advice['why']}")
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _layers(given: str | None, no_sweep: bool) -> list[int] | None:
+    if given is None:
+        return None
+    if no_sweep:
+        raise ConfigError("--layers names the layers to edit, and --no-sweep edits none; leave one of them out")
+    try:
+        return [int(part) for part in given.split(",")]
+    except ValueError:
+        raise ConfigError(f"--layers {given}: expected numbers with commas between them, such as 0,2,4") from None
+
+
+def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Record]]:
+    """The records behind those whose facts are traced, and the number of the first of them."""
+    try:
+        records = read_records(data)
+    except EditError as error:
+        hint = "the layers are edited with this file; where it holds known facts alone, give --no-sweep"
+        raise EditError(f"{error} ({hint})") from None
+    traced = {fact.prompt for fact in facts}
+    first = max((i + 1 for i, record in enumerate(records) if record.edit.prompt in traced), default=0)
+    chosen = records[first : first + edits]
+    if len(chosen) < edits:
+        raise EditError(
+            f"{data}: {edits} records to edit were asked for, and {len(chosen)} stand behind the {len(facts)} facts; "
+            "ask for fewer --facts or --sweep-edits, or give --no-sweep"
+        )
+    return first, chosen
+
+
+def _check_files(output: Path | None, report: Path | None, picture: Path | None) -> None:
+    """Found out before the work and not after it. Raises ConfigError."""
+    for option, file in (("--output", output), ("--report", report), ("--picture", picture)):
+        if file is None:
+            continue
+        if file.exists():
+            raise ConfigError(f"{option} {file}: is there already; delete it, or give another name")
+        if not file.parent.is_dir():
+            raise ConfigError(f"{option} {file}: there is no folder {file.parent}; make it first")
+        if not os.access(file.parent, os.W_OK):
+            raise ConfigError(f"{option} {file}: the folder {file.parent} cannot be written to; give another")
+    if picture is not None:
+        from wise.locate.picture import check_picture
+
+        check_picture(picture)
+
+
+def _data(data: Path) -> dict[str, Any]:
+    return {"name": data.name, "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}
+
+
+def _write(result: dict[str, Any], output: Path | None, report: Path | None, picture: Path | None) -> None:
+    if picture is not None:
+        from wise.locate.picture import draw
+
+        draw(result, picture)
+        typer.echo(f"heat maps drawn to {picture}")
+    if report is not None:
+        from wise.report import write_locate_report
+
+        write_locate_report(result, report)
+        typer.echo(f"report written to {report}")
+    if output is not None:
+        draft = output.with_name(f"{output.name}.draft")
+        draft.write_text(json.dumps(result, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+        draft.replace(output)
+        typer.echo(f"figures written to {output}")

@@ -1,0 +1,39 @@
+"""What a figure was measured with: versions, machine, threads."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import wise
+
+PACKAGES = ("torch", "transformers", "faiss-cpu", "numpy")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, machine, threads and device, ready for JSON; nothing that names a person or a place."""
+    return {
+        "wise": wise.__version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def _processor() -> str:
+    """The processor's name, as the system says it."""
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        for line in listing.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,195 @@
+"""The ceiling of any router: how many answers are right when the right slot speaks exactly where it should.
+
+What is still wrong then is not the router's fault but what the slots hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wise.edits import Record
+from wise.errors import ConfigError
+from wise.eval.asking import Asking, Row, Tested, mean_over_records, plain, select
+from wise.eval.routing.scores import served
+from wise.eval.work import Work
+from wise.memory.grouped import NO_SLOT
+from wise.memory.side_memory import Route, Router, SideMemory, SlotBank
+from wise.model import WiseModel
+from wise.training.generation import greedy
+from wise.training.trainer import SPARE_TOKENS
+
+RELIABILITY, GENERALIZATION = "reliability", "generalization"
+
+
+class OracleRouter(Router):
+    """Opens where it was told to, whatever the activation: for measuring only.
+
+    It counts forwards, so it serves one call of `generate` on one left-padded batch, whose prompts are read in one
+    forward and whose answers token by token. The last token of a prompt is place 0 of its answer.
+    """
+
+    slots: Tensor
+    speaking: Tensor
+
+    def __init__(self, slots: Tensor, speaking: Tensor) -> None:
+        """slots `[rows]`; speaking `[rows, places]` bool: where each row's slot opens; nowhere behind that."""
+        super().__init__()
+        self.slots = slots
+        self.speaking = speaking
+        self.place = 0
+
+    def forward(self, activation: Tensor, bank: SlotBank) -> Route:
+        """Raises ConfigError where the forwards are not those of one generation from a cache."""
+        rows = len(self.slots)
+        tokens, rest = divmod(len(activation), rows)
+        if rest or (self.place and tokens != 1):
+            raise ConfigError(
+                f"{len(activation)} tokens in forward {self.place} of {rows} rows: the oracle follows one greedy "
+                "generation with a cache, all prompts in the first forward and one token a row in each further one"
+            )
+        opened = torch.zeros(rows, tokens, dtype=torch.bool, device=activation.device)
+        if self.place < self.speaking.shape[1]:
+            opened[:, -1] = self.speaking[:, self.place]
+        self.place += 1
+        slot = torch.where(opened, self.slots.unsqueeze(1), NO_SLOT).flatten()
+        score = opened.flatten().float()
+        return Route(slot, score, torch.ones_like(score), bank(activation.to(bank.weights.dtype), slot))
+
+
+@contextmanager
+def consulting(model: WiseModel, router: Router) -> Iterator[PreTrainedModel]:
+    """`router` decides over the slots in place, for the length of a `with` block; yields the model to ask."""
+    before = served(model)
+    model.layer.memory = SideMemory(before.bank, router.to(before.bank.weights.device))
+    try:
+        yield model.model
+    finally:
+        model.layer.memory = before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A prompt, the answer wanted, and the slot that holds it."""
+
+    record: str
+    measure: str
+    row: Row
+    """The prompt, and the target with what ends it."""
+    target: str
+    slot: int
+    limit: int
+    """Tokens that the answer may have."""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """As `greedy` orders what it is given, so that it leaves the rows of a batch in their places."""
+        return self.limit, len(self.row.prompt)
+
+
+def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -> dict[str, float | None]:
+    """Reliability and generalization, as `measure_quality` defines them, with an oracle in the router's place.
+
+    The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so
+    far, would not go on with it: where `wise.training.examples` fits it. An edit that is not live has no slot, so
+    no router could make it speak: it counts as wrong, as it does in what the ceiling stands beside. A figure is None
+    where there is no prompt for it.
+
+    Raises ConfigError where no edit is live, and EditError for a prompt that does not fit the context.
+    """
+    asking = Asking(model, work)
+    served(model)
+    with model.evaluating():
+        selected = select(model, records).tested
+        questions = _questions(asking, selected)
+        unaided = asking.best("routing.oracle.unaided", [question.row for question in questions], base=True)
+        asked = list(zip(questions, unaided, strict=True))
+
+        def compute(_: PreTrainedModel, part: Sequence[tuple[Question, list[int]]]) -> list[bool]:
+            return [right for group in _together(part, model.encoder.context) for right in _answered(model, group)]
+
+        found = asking.mapped("routing.oracle", asked, compute, lambda item: item[0].order, base=False)
+    outcomes = [(q.measure, q.record, float(right)) for q, right in zip(questions, found, strict=True)]
+    live = slots_of(model)
+    for tested in selected:
+        record = tested.record.edit.id
+        outcomes += [(measure, record, 0.0) for measure, _ in _prompts(tested) if record not in live]
+    return {
+        measure: mean_over_records((record, right) for each, record, right in outcomes if each == measure)
+        for measure in (RELIABILITY, GENERALIZATION)
+    }
+
+
+def slots_of(model: WiseModel) -> dict[str, int]:
+    """Live edit -> the slot that holds it."""
+    return {edit_id: slot.id for slot in model.state.slots for edit_id in slot.edit_ids}
+
+
+def _prompts(tested: Tested) -> list[tuple[str, str]]:
+    """(measure, prompt)"""
+    asked = [(GENERALIZATION, prompt) for prompt in tested.paraphrases]
+    return [(RELIABILITY, tested.record.edit.prompt), *asked]
+
+
+def _questions(asking: Asking, selected: Sequence[Tested]) -> list[Question]:
+    slots = slots_of(asking.model)
+    questions = []
+    for tested in selected:
+        edit = tested.record.edit
+        if edit.id not in slots:
+            continue
+        for measure, prompt in _prompts(tested):
+            ids, target = asking.encoder.prompt(prompt), asking.encoder.target(prompt, edit.target)
+            room = asking.room(tested.record, measure, prompt, ids, len(target))
+            questions.append(
+                Question(
+                    record=edit.id,
+                    measure=measure,
+                    row=Row(prompt=ids, fed=target),
+                    target=edit.target,
+                    slot=slots[edit.id],
+                    limit=min(len(target) + SPARE_TOKENS, room),
+                )
+            )
+    return questions
+
+
+def _together(
+    part: Sequence[tuple[Question, list[int]]], context: int
+) -> list[Sequence[tuple[Question, list[int]]]]:
+    """What can share one call of `generate` without one row leading another past the context."""
+    longest = max(len(question.row.prompt) for question, _ in part)
+    fits = longest + max(question.limit for question, _ in part) <= context
+    return [part] if fits else [[item] for item in part]
+
+
+def speaking_places(target: Sequence[int], unaided: Sequence[int]) -> list[bool]:
+    """Where the right slot must speak: first, and wherever the base says something else than the target's token."""
+    return [place == 0 or said != wanted for place, (said, wanted) in enumerate(zip(unaided, target, strict=True))]
+
+
+def _answered(model: WiseModel, group: Sequence[tuple[Question, list[int]]]) -> list[bool]:
+    """Whether each question's answer is right."""
+    encoder = model.encoder
+    questions = [question for question, _ in group]
+    speaking = torch.zeros(len(group), max(len(unaided) for _, unaided in group), dtype=torch.bool)
+    for row, (question, unaided) in enumerate(group):
+        places = speaking_places(question.row.fed, unaided)
+        speaking[row, : len(places)] = torch.tensor(places)
+    router = OracleRouter(torch.tensor([question.slot for question in questions]), speaking)
+    with consulting(model, router) as oracle:
+        answers = greedy(
+            oracle,
+            [question.row.prompt for question in questions],
+            stops=encoder.stops,
+            max_new_tokens=[question.limit for question in questions],
+        )
+    return [
+        answer[-1] in encoder.stops and plain(encoder.answer(answer)) == plain(question.target)
+        for question, answer in zip(questions, answers, strict=True)
+    ]

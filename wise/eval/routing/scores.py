@@ -1,0 +1,141 @@
+"""The router's evidence on prompts, before any answer is generated: how near each token's gate is to opening."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from reprlib import repr as shortened
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wise.errors import ConfigError
+from wise.eval.asking import Asking
+from wise.eval.work import Work
+from wise.memory.layer import execution_device
+from wise.memory.side_memory import SideMemory
+from wise.model import WiseModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The evidence at tokens of one row."""
+
+    values: tuple[float, ...]
+    """The gate opens exactly where a value is at least 1."""
+    slots: tuple[int, ...]
+    """The slot that would speak."""
+    edits: tuple[str | None, ...]
+    """The edit whose key is nearest; None where the router has no keys."""
+
+    @property
+    def speakers(self) -> tuple[int | None, ...]:
+        """The slot that speaks at each token, or None for the base."""
+        return tuple(slot if value >= 1 else None for value, slot in zip(self.values, self.slots, strict=True))
+
+
+def score_prompts(
+    model: WiseModel, texts: Sequence[str], *, name: str, every_token: bool = False, work: Work
+) -> list[Scored]:
+    """The evidence at the last token of each prompt, or at every token of it.
+
+    name: of this part of the work, unique in a run.
+
+    Raises ConfigError where the model has no live edit, or a prompt has no token or more than the context holds.
+    """
+    rows = [prompt_ids(model, text) for text in texts]
+    served(model)
+
+    def compute(_: PreTrainedModel, part: Sequence[list[int]]) -> list[dict[str, Any]]:
+        kept = [_tail(scored, None if every_token else 1) for scored in score_rows(model, part)]
+        return [{"values": s.values, "slots": s.slots, "edits": s.edits} for s in kept]
+
+    with model.evaluating():
+        found = Asking(model, work).mapped(name, rows, compute, len, base=False)
+    return [_from_json(value) for value in found]
+
+
+def gate_ratios(model: WiseModel, prompts: Sequence[str]) -> Tensor:
+    """`[n]` evidence at the last token of each prompt: the gate opens from 1. 0 for a model without edits."""
+    if model.layer.memory is None:
+        return torch.zeros(len(prompts))
+    found = score_prompts(model, prompts, name="routing.ratios", work=Work())
+    return torch.tensor([scored.values[-1] for scored in found])
+
+
+def served(model: WiseModel) -> SideMemory:
+    """The side memory in place. Raises ConfigError where there is none, so that nothing is routed."""
+    memory = model.layer.memory
+    if memory is None:
+        raise ConfigError(
+            "no edit is live, so there is no router to measure: apply edits first (an editor other than 'none', and "
+            "at least one edit that verified), or leave routing out"
+        )
+    return memory
+
+
+def prompt_ids(model: WiseModel, text: str, *, room: int = 0) -> list[int]:
+    """Ids of a prompt that leaves `room` tokens of the context.
+
+    Raises ConfigError where it has no token, or more than fit.
+    """
+    ids, most = model.encoder.prompt(text), model.encoder.context - room
+    if not 1 <= len(ids) <= most:
+        raise ConfigError(
+            f"the prompt {shortened(text)} has {len(ids)} tokens, from 1 to {most} can be read here; shorten it or "
+            "leave it out"
+        )
+    return ids
+
+
+@torch.no_grad()
+def score_rows(model: WiseModel, rows: Sequence[Sequence[int]]) -> list[Scored]:
+    """The evidence at every token of each row of ids; pads stand on the right, so no row sees another's length."""
+    memory = served(model)
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    seen: list[Tensor] = []
+    handle = model.layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    device = execution_device(model.model)
+    try:
+        # The body alone: logits of all tokens of a long text take more memory than everything else.
+        model.model.base_model(ids.to(device), attention_mask=mask.to(device), use_cache=False)
+    finally:
+        handle.remove()
+    values, slots, keys = (part.view(ids.shape).cpu() for part in memory.evidence(seen[0]))
+    broken = seen[0].isnan().any(-1).view(ids.shape).cpu()  # some architectures flatten their rows
+    if bool(broken[mask.bool()].any()):
+        raise ConfigError(
+            "the model gives NaN where the side memory stands, so no route means anything: load it in float32 or "
+            "bfloat16, and look at its weights"
+        )
+    owners = key_owners(model)
+    return [
+        Scored(
+            values=tuple(values[i, : len(row)].tolist()),
+            slots=tuple(slots[i, : len(row)].tolist()),
+            edits=tuple(owners[key] if key >= 0 else None for key in keys[i, : len(row)].tolist()),
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def key_owners(model: WiseModel) -> list[str]:
+    """The edit that each of the router's keys belongs to, in the order of `KeyIndex.matrix`."""
+    index = model.state.index
+    return [edit_id for edit_id in index.edit_ids for _ in range(len(model.state.keys[edit_id]))]
+
+
+def _tail(scored: Scored, count: int | None) -> Scored:
+    start = 0 if count is None else -count
+    return Scored(values=scored.values[start:], slots=scored.slots[start:], edits=scored.edits[start:])
+
+
+def _from_json(value: Mapping[str, Any]) -> Scored:
+    return Scored(values=tuple(value["values"]), slots=tuple(value["slots"]), edits=tuple(value["edits"]))

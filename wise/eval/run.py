@@ -1,0 +1,277 @@
+"""One run: a stream of edits through one editor, and everything that is measured of it.
+
+What decides the figures is written down before the first of them is taken (`Run.identity`). With a folder to
+keep its parts in, a run that was interrupted goes on where it stopped, and ends with the same figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wise.config import WiseConfig
+from wise.edits import Record
+from wise.errors import ConfigError
+from wise.eval.editors import find_editor
+from wise.eval.environment import environment
+from wise.eval.quality import Quality, measure_quality
+from wise.eval.routing.classes import build_routing_set
+from wise.eval.routing.measure import Routing, measure_routing
+from wise.eval.routing.scores import served
+from wise.eval.runfile import SCHEMA
+from wise.eval.stream import Stream
+from wise.eval.work import Journal, Progress, Work
+from wise.memory.fingerprint import fingerprint
+from wise.memory.layer import execution_device
+from wise.model import WiseModel
+
+JOURNAL = "journal.jsonl"
+STOPS = (1, 2, 5)
+"""Retention is measured after so many edits, times every power of ten."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What is measured beyond the records themselves."""
+
+    routing: bool = False
+    pool: Sequence[Record] = ()
+    """Further records, not edited, that negatives of the routing classes are built from."""
+    retention: bool = False
+    """Reliability of all edits so far, at stops along the stream; edits are then applied from stop to stop."""
+    texts: Sequence[str] | None = None
+    """Running text: perplexity, where it is given, and false routes, where None takes what ships with wise."""
+    questions: Sequence[str] | None = None
+    """Generic questions; None takes those that ship with wise."""
+    references: Mapping[str, Sequence[str]] | None = None
+    """Object -> texts about it: what consistency compares with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One editor on one stream of edits, measured after the last of them."""
+
+    editor: str
+    edits: int
+    """Edits that were asked for."""
+    quality: Quality
+    failed: tuple[str, ...]
+    """Ids of edits that did not verify when they were made, or were lost to a later one."""
+    seconds: float
+    """Wall time of editing, all edits together; measuring the base once beforehand is not in it."""
+    cpu_seconds: float
+    routing: Routing | None = None
+    retention: tuple[Mapping[str, float], ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Settings, model and machine of the run."""
+    started: str = ""
+    """ISO 8601, UTC: of the first of its processes, where a run was interrupted."""
+    measuring_seconds: float = 0.0
+
+    def to_dict(self, *, outcomes: bool = False) -> dict[str, Any]:
+        """The figures, ready for JSON; with the outcome of every prompt where asked for."""
+        quality = self.quality.to_dict()
+        if not outcomes:
+            del quality["outcomes"]
+        return {
+            "schema": SCHEMA,
+            "editor": self.editor,
+            "edits": self.edits,
+            **quality,
+            "routing": None if self.routing is None else self.routing.to_dict(),
+            "retention": [dict(stop) for stop in self.retention],
+            "failed_edits": len(self.failed),
+            "failed": list(self.failed),
+            **self.about,
+            "cpu_seconds_per_edit": self.cpu_seconds / self.edits,
+            "seconds_per_edit": self.seconds / self.edits,
+            "timing": {
+                "started": self.started,
+                "editing_seconds": self.seconds,
+                "measuring_seconds": self.measuring_seconds,
+            },
+        }
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    *,
+    editor: str,
+    settings: Mapping[str, Any] | None = None,
+    batch: int | None = None,
+    scope: Scope | None = None,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Edits a model with the edits of `records`, in their order, and measures all of them at the end.
+
+    The model is handed back as it was.
+
+    Args:
+        editor: a name in `EDITORS`.
+        settings: further fields of `WiseConfig`.
+        batch: edits per call of `WiseModel.edit`, as a stream would bring them; None makes one call of all.
+        scope: what else is measured; None measures the records alone.
+        folder: where finished parts are kept; a run found there goes on. The caller deletes it in the end.
+        progress: called with what is being done, how much of it is through, and of how much.
+
+    Raises ConfigError for an unknown editor, a setting out of range, or a folder with another run; and EditError
+    for an edit or a test prompt that the model cannot take.
+    """
+    scope = scope or Scope()
+    chosen = find_editor(editor)
+    _check(records, batch, scope, edits=chosen.edits)
+    config = WiseConfig(**{**(settings or {}), **chosen.settings})
+    begun, journal = time.perf_counter(), None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = Journal(folder / JOURNAL)
+    work = Work(journal, progress)
+    stream = Stream(model, tokenizer, config, [record.edit for record in records], work=work, folder=folder)
+    wrapped = stream.wrapped
+    try:
+        about = _about(wrapped, config)
+        identity = _identity(editor, records, batch, scope, about)
+        _check_same(identity, work.part("run", lambda: identity), folder)
+        started = work.part("started", lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+        retention = _stream(stream, records, batch, scope, work) if chosen.edits else []
+        quality = measure_quality(
+            wrapped, records, texts=scope.texts, references=scope.references, seed=config.seed, work=work
+        )
+        routing = _routing(wrapped, records, scope, work) if scope.routing else None
+    finally:
+        wrapped.unwrap()
+    result = stream.result
+    return Evaluation(
+        editor=editor,
+        edits=len(records),
+        quality=quality,
+        failed=result.failed,
+        seconds=result.seconds,
+        cpu_seconds=result.cpu_seconds,
+        routing=routing,
+        retention=tuple(retention),
+        about=about,
+        started=started,
+        measuring_seconds=(journal.seconds if journal else time.perf_counter() - begun) - result.seconds,
+    )
+
+
+def stops(edits: int) -> list[int]:
+    """Where retention is measured: 1, 2, 5, 10, 20, ... and the last edit."""
+    found = {edits}
+    power = 1
+    while power <= edits:
+        found.update(power * stop for stop in STOPS if power * stop <= edits)
+        power *= 10
+    return sorted(found)
+
+
+def digest(values: Sequence[Any]) -> str:
+    """SHA-256 over JSON values, in hex."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _check(records: Sequence[Record], batch: int | None, scope: Scope, *, edits: bool) -> None:
+    if not records:
+        raise ConfigError("no record was given: expected at least one")
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch={batch}: expected a whole number from 1, or None")
+    for name in ("routing", "retention"):
+        if getattr(scope, name) and not edits:
+            raise ConfigError(f"{name} measures a side memory, and the editor 'none' makes none; leave it out")
+
+
+def _about(wrapped: WiseModel, config: WiseConfig) -> dict[str, Any]:
+    base = fingerprint(wrapped.model, wrapped.projection)
+    return {
+        "seed": config.seed,
+        "config": config.to_dict(),
+        "model": {
+            "type": base.model_type,
+            "layer": wrapped.projection.layer,
+            "parameters": base.parameters,
+            "depth": base.depth,
+            "dtype": base.dtype,
+            "fingerprint": base.digest,
+        },
+        "environment": environment(execution_device(wrapped.model)),
+    }
+
+
+def _identity(
+    editor: str, records: Sequence[Record], batch: int | None, scope: Scope, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that decides the figures of a run. Counting threads is part of it: sums in another order differ."""
+    return {
+        "schema": SCHEMA,
+        "editor": editor,
+        "records": digest([record.to_dict() for record in records]),
+        "batch": batch,
+        "routing": scope.routing,
+        "retention": scope.retention,
+        "pool": digest([record.to_dict() for record in scope.pool]),
+        "texts": digest([scope.texts]),
+        "questions": digest([scope.questions]),
+        "references": digest([scope.references]),
+        **about,
+    }
+
+
+def _check_same(identity: Mapping[str, Any], begun: Mapping[str, Any], folder: Path | None) -> None:
+    other = [name for name in identity if identity[name] != begun.get(name)]
+    if other:
+        raise ConfigError(
+            f"{folder}: holds an unfinished run that differs in {', '.join(other)}; run it to its end with the "
+            "same options, or delete the folder to begin anew"
+        )
+
+
+def _stream(
+    stream: Stream, records: Sequence[Record], batch: int | None, scope: Scope, work: Work
+) -> list[dict[str, float]]:
+    """Applies all edits; where wanted, measures at each stop how those so far hold."""
+    if not scope.retention:
+        stream.advance(len(records), batch=batch)
+        return []
+    bare = [Record(edit=record.edit, source=record.source) for record in records]
+    found = []
+    for stop in stops(len(records)):
+        stream.advance(stop, batch=batch)
+        quality = measure_quality(stream.wrapped, bare[:stop], work=work.within(f"retention/{stop}"))
+        oldest = {record.edit.id for record in records[: max(1, len(records) // 10)]}
+        old = [outcome.generated for outcome in quality.outcomes if outcome.record in oldest]
+        found.append(
+            {
+                "edits": stop,
+                "reliability": quality.generated["reliability"] or 0.0,
+                "teacher_forced": quality.teacher_forced["reliability"] or 0.0,
+                "oldest": sum(old) / len(old) if old else 0.0,
+            }
+        )
+    return found
+
+
+def _routing(wrapped: WiseModel, records: Sequence[Record], scope: Scope, work: Work) -> Routing:
+    seed = wrapped.wise_config.seed
+    served(wrapped)
+    ground = build_routing_set(
+        records,
+        live=wrapped.edits,
+        pool=scope.pool,
+        encoder=wrapped.encoder,
+        text=scope.texts,
+        questions=scope.questions,
+        seed=seed,
+    )
+    return measure_routing(wrapped, ground, records, work=work, seed=seed)

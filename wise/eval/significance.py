@@ -1,0 +1,172 @@
+"""Whether two runs differ by more than chance, from figures that were taken of the same records.
+
+Prompts of one record stand and fall together, so the record is what is drawn: a test that counts prompts as if they
+were independent finds differences that are not there. What is tested is a vector of differences, one per record.
+
+* `sign_flip`: the paired permutation test. Were the two runs alike, each record's difference could as well have the
+  other sign (Fisher 1935; recommended for NLP by Dror, Baumer, Shlomov and Reichart 2018, ACL, P18-1128). Its p is
+  exact where the sums of all signs can be listed, and else counted over random signs as Phipson and Smyth (2010) do,
+  never 0.
+* `bootstrap_interval`: percentile interval of the mean difference, records drawn with replacement (Efron and
+  Tibshirani 1993; clusters drawn whole: Field and Welsh 2007).
+* `mcnemar`: the exact test of McNemar (1947) on single prompts, right or wrong. It takes prompts as independent, so it
+  says too much where a record has several.
+* `holm`: p-values of several tests, adjusted so that the chance of any false finding stays what it is for one
+  (Holm 1979).
+
+Everything is a function of its arguments and the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wise.errors import ConfigError
+
+FLIPS = 10_000
+"""Random signs of the permutation test; as many sums of signs are listed where there are no more."""
+RESAMPLES = 10_000
+LEVEL = 0.95
+CELLS = 1 << 20
+"""Random numbers at once."""
+SLACK = 1e-12
+"""Share of the sum of all differences by which two sums may differ and count as equal: what rounding does."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemar:
+    """What single prompts say."""
+
+    only_first: int
+    """Prompts that only the first run has right."""
+    only_second: int
+    p: float
+    """Two-sided, exact."""
+
+
+def mcnemar(first: Sequence[float], second: Sequence[float]) -> McNemar:
+    """The exact test of McNemar on paired outcomes, each 0 or 1.
+
+    Under the null hypothesis the `only_first` of the n discordant pairs are binomial with 1/2; p is twice the smaller
+    tail, at most 1.
+
+    Raises ConfigError: no pairs, unlike lengths, or an outcome that is neither 0 nor 1.
+    """
+    a, b = _vector("first", first), _vector("second", second)
+    if len(a) != len(b):
+        raise ConfigError(f"mcnemar takes pairs: {len(a)} outcomes were given, and {len(b)} to pair them with")
+    if not np.isin(np.concatenate((a, b)), (0.0, 1.0)).all():
+        raise ConfigError("mcnemar takes outcomes that are 0 or 1; for others take sign_flip")
+    only_first, only_second = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
+    tail = _binomial(only_first + only_second)[: min(only_first, only_second) + 1].sum()
+    return McNemar(only_first=only_first, only_second=only_second, p=min(1.0, 2.0 * float(tail)))
+
+
+def sign_flip(differences: Sequence[float], *, flips: int = FLIPS, seed: int = 0) -> float:
+    """Two-sided p of the mean of `differences` `[records]` under random signs.
+
+    The share of all signs for which the sum is as far from 0 as it is, or further. Differences of 0 add nothing to any
+    sum, and of k differences of one size the sum depends on how many are positive alone; so the sums are listed with
+    their probabilities where the product of all k + 1 is at most `flips`, and else drawn, `flips` times.
+
+    Raises ConfigError: no difference, one that is no finite number, or no flips.
+    """
+    values = _vector("differences", differences)
+    _check_count("flips", flips)
+    values = values[values != 0]
+    sizes, counts = np.unique(np.abs(values), return_counts=True)
+    least = abs(values.sum()) - SLACK * np.abs(values).sum()
+    if sum(np.log(counts + 1.0)) <= np.log(flips):
+        sums, chances = _listed(sizes, counts)
+        return min(1.0, float(chances[np.abs(sums) >= least].sum()))
+    generator = np.random.default_rng(seed)
+    beyond = 0
+    for part in _parts(flips, len(values)):
+        signs = 2.0 * generator.integers(0, 2, size=(part, len(values)), dtype=np.int8) - 1.0
+        beyond += int((np.abs(signs @ values) >= least).sum())
+    return (1 + beyond) / (1 + flips)
+
+
+def bootstrap_interval(
+    differences: Sequence[float], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `differences` `[records]`, records drawn with replacement.
+
+    Raises ConfigError: no difference, one that is no finite number, no resamples, or a level outside (0, 1).
+    """
+    values = _vector("differences", differences)
+    _check_count("resamples", resamples)
+    if not 0 < level < 1:
+        raise ConfigError(f"level={level}: expected a number between 0 and 1, such as 0.95")
+    generator = np.random.default_rng(seed)
+    means = np.concatenate(
+        [
+            values[generator.integers(0, len(values), size=(part, len(values)))].mean(1)
+            for part in _parts(resamples, len(values))
+        ]
+    )
+    low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values adjusted for all of `ps` together, in their order: the i-th smallest of m times m - i + 1, never
+    below an adjusted smaller one, at most 1. Of no p-values, none.
+
+    Raises ConfigError for a p outside [0, 1].
+    """
+    if not len(ps):
+        return []
+    values = _vector("ps", ps)
+    if ((values < 0) | (values > 1)).any():
+        raise ConfigError("holm takes p-values: all must lie in [0, 1]")
+    order = np.argsort(values, kind="stable")
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
+    return [float(p) for p in adjusted]
+
+
+def _vector(name: str, values: Sequence[float]) -> Floats:
+    """`values` as `[n]` floats, n at least 1, all finite."""
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1 or not len(vector):
+        raise ConfigError(f"{name}: a list of at least one number was expected, shape {vector.shape} was given")
+    if not np.isfinite(vector).all():
+        raise ConfigError(f"{name}: holds what is no finite number; take it out")
+    return vector
+
+
+def _check_count(name: str, count: int) -> None:
+    if count < 1:
+        raise ConfigError(f"{name}={count}: expected a whole number from 1")
+
+
+def _parts(total: int, width: int) -> list[int]:
+    """`total` rows of `width` random numbers in parts that fit `CELLS`."""
+    most = max(1, CELLS // max(1, width))
+    return [min(most, total - start) for start in range(0, total, most)]
+
+
+def _binomial(n: int) -> Floats:
+    """`[n + 1]` probabilities of 0 to n heads; each is rounded once, from whole numbers."""
+    ways, chances = 1, []
+    for heads in range(n + 1):
+        chances.append(ways / 2**n)
+        ways = ways * (n - heads) // (heads + 1)
+    return np.asarray(chances)
+
+
+def _listed(sizes: Floats, counts: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Every sum that signs can give, and its probability: `[sums]` each."""
+    sums, chances = np.zeros(1), np.ones(1)
+    for size, count in zip(sizes, counts.tolist(), strict=True):
+        steps = size * (2.0 * np.arange(count + 1) - count)
+        sums = (sums[:, None] + steps).reshape(-1)
+        chances = (chances[:, None] * _binomial(count)).reshape(-1)
+    return sums, chances

@@ -1,0 +1,86 @@
+"""Where a trace looks at a model and reaches into it.
+
+Three kinds of place in every block: the hidden state that leaves it; what its feed-forward layer puts out; what
+its attention puts out. The latter two are taken at the last projection of either (the one that `wise` edits, and the
+attention's output projection): plain linear layers in every architecture, whether they run one after the other or
+side by side, and whatever norm stands behind them, since norms work token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from wise.architectures import ATTENTION_OUTPUTS, locate
+from wise.config import WiseConfig
+from wise.errors import ConfigError, UnsupportedModelError
+
+STATE, FFN, ATTENTION = KINDS = ("state", "ffn", "attention")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sites:
+    """The modules of a model whose outputs are taken and put back."""
+
+    embedding: nn.Module
+    """Token ids in, their vectors out: where noise is added."""
+    blocks: tuple[nn.Module, ...]
+    ffn: tuple[nn.Module, ...]
+    attention: tuple[nn.Module, ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    def module(self, kind: str, layer: int) -> nn.Module:
+        """The module whose output is the place `kind` of block `layer`."""
+        return {STATE: self.blocks, FFN: self.ffn, ATTENTION: self.attention}[kind][layer]
+
+
+def find_sites(model: PreTrainedModel) -> Sites:
+    """The places of a model of the table `wise.architectures`.
+
+    Raises UnsupportedModelError where the architecture is not in it, or this model is built otherwise.
+    """
+    model_type = str(model.config.model_type)
+    projection = locate(model, WiseConfig(layer=0))
+    template = ATTENTION_OUTPUTS.get(model_type)
+    if template is None:
+        raise UnsupportedModelError(
+            f"model_type {model_type!r}: tracing needs to know where attention ends; it knows "
+            f"{', '.join(sorted(ATTENTION_OUTPUTS))}; add a row to wise.architectures.ATTENTION_OUTPUTS"
+        )
+    inner = projection.path.removeprefix(f"{projection.blocks}.0.")
+    layers = range(projection.depth)
+    return Sites(
+        embedding=model.get_input_embeddings(),
+        blocks=tuple(_module(model, f"{projection.blocks}.{i}") for i in layers),
+        ffn=tuple(_module(model, f"{projection.blocks}.{i}.{inner}") for i in layers),
+        attention=tuple(_module(model, template.format(i=i)) for i in layers),
+    )
+
+
+def check_layers(layers: Sequence[int] | None, depth: int) -> list[int]:
+    """The layers to edit, each once, in order; None takes all. Raises ConfigError for one that there is not."""
+    if layers is None:
+        return list(range(depth))
+    unknown = sorted({layer for layer in layers if not 0 <= layer < depth})
+    if unknown or not layers:
+        raise ConfigError(
+            f"layers {', '.join(map(str, unknown)) or '(none)'}: this model has {depth} layers, 0 to {depth - 1}"
+        )
+    return sorted(set(layers))
+
+
+def _module(model: PreTrainedModel, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"this {model.config.model_type} model has no module {path!r}, which tracing must see; "
+            "choose a model whose blocks are all dense"
+        ) from error
