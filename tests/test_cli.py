@@ -14,8 +14,12 @@ from typer.testing import CliRunner, Result
 
 import wise
 from wise.cli.app import app
+from wise.demo import model_path
+from wise.demo.run import demo_records
+from wise.eval.runfile import read_run
+from wise.eval.work import Journal
 
-MEASURES = {"reliability", "generalization", "locality"}
+MEASURES = {"reliability", "generalization", "free_generalization", "locality"}
 PROMISED = {
     "editor": str,
     "edits": int,
@@ -26,6 +30,9 @@ PROMISED = {
     "failed_edits": int,
     "counts": dict,
 }
+CLASS_FIGURES = {"n", "auroc", "average_precision", "fpr_at_95_tpr", "tpr_at_fpr_0.001"}
+ROUTING = {"classes", "false_routes_per_million", "slot_top1", "edit_top1", "flips", "oracle"}
+TIMES = {"cpu_seconds_per_edit", "seconds_per_edit", "timing"}
 FRANCE = ("--prompt", "The capital of France is", "--target", "Lyon", "--subject", "France")
 
 
@@ -93,7 +100,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 
 def test_help_names_every_command_and_the_exit_codes() -> None:
     shown = " ".join(run("--help").stdout.split())
-    assert all(f" {name} " in shown for name in ("edit", "ask", "eval", "info", "demo"))
+    assert all(f" {name} " in shown for name in ("edit", "ask", "eval", "compare", "locate", "info", "demo"))
     assert all(f"{code} " in shown.partition("Exit codes:")[2] for code in range(4))
 
 
@@ -173,12 +180,74 @@ def test_eval_ends_with_the_promised_names(tiny: Path, data: Path, editor: str) 
     result = run("eval", *arguments, "--skip", "1", "--batch", "1", "--json")
     assert result.exit_code == 0, result.output
     found = last_line(result)
-    assert {name: type(value) for name, value in found.items()} == PROMISED
+    assert {name: type(found[name]) for name in PROMISED} == PROMISED
+    assert found["routing"] is None and "outcomes" not in found
     assert set(found["generated"]) == set(found["teacher_forced"]) == set(found["counts"]) == MEASURES
     assert (found["editor"], found["edits"]) == (editor, 2)
     assert ": " not in result.stdout.splitlines()[-1]
     if editor == "none":
-        assert found["generated"] == {"reliability": 0.0, "generalization": 0.0, "locality": 1.0}
+        assert found["generated"] == {
+            "reliability": 0.0,
+            "generalization": 0.0,
+            "free_generalization": None,
+            "locality": 1.0,
+        }
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str | Path, ...], Path, Result]:
+    """`wise eval` on edits of the demo model, with all there is to measure: its arguments, folder, and output."""
+    folder = tmp_path_factory.mktemp("measured")
+    records = demo_records(7, seed=4)
+    data = folder / "records.jsonl"
+    data.write_text("".join(json.dumps(record.to_dict()) + "\n" for record in records))
+    text = folder / "text.txt"
+    text.write_text("The bus was late again, so we walked.\n\nNobody minded, for the evening was warm.\n")
+    arguments = ("eval", "--model", model_path(), "--data", data, "--edits", "4", "--text", text, "--routing")
+    arguments += ("--retention", "--json")
+    return arguments, folder, run(*arguments, "--output", folder / "run.json", "--report", folder / "run.html")
+
+
+def test_eval_writes_the_run_and_a_page_about_it(measured: tuple[tuple[str | Path, ...], Path, Result]) -> None:
+    arguments, folder, result = measured
+    assert result.exit_code == 0, result.output
+    said, kept = last_line(result), read_run(folder / "run.json")
+    assert set(said["routing"]) >= ROUTING
+    assert all(set(figures) >= CLASS_FIGURES for figures in said["routing"]["classes"].values())
+    assert set(said["routing"]["oracle"]) == {"reliability", "generalization"}
+    assert "same_relation" in result.stdout and "oracle" in result.stdout
+    assert said == {name: value for name, value in kept.items() if name != "outcomes"}
+    assert kept["data"]["name"] == "records.jsonl" and kept["environment"]["torch"]
+    assert "<html" in (folder / "run.html").read_text()
+    assert {path.name for path in folder.iterdir()} == {"records.jsonl", "text.txt", "run.json", "run.html"}
+    before = (folder / "run.json").read_bytes()
+    refused(run(*arguments, "--output", folder / "run.json"), "run.json", "is there already")
+    assert (folder / "run.json").read_bytes() == before
+
+
+def test_eval_that_was_interrupted_goes_on(
+    measured: tuple[tuple[str | Path, ...], Path, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, folder, _ = measured
+    keep = Journal.add
+
+    def interrupt(journal: Journal, name: str, value: Any, seconds: float) -> None:
+        if name.startswith("routing.flips"):
+            raise KeyboardInterrupt
+        keep(journal, name, value, seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", interrupt)
+        stopped = run(*arguments, "--output", folder / "again.json")
+    assert stopped.exit_code == 130 and "the same command goes on" in stopped.stderr
+    assert not (folder / "again.json").exists()
+    refused(run(*arguments, "--seed", "3", "--output", folder / "again.json"), "again.json.partial", "seed")
+    assert run(*arguments, "--output", folder / "again.json").exit_code == 0
+    first, again = read_run(folder / "run.json"), read_run(folder / "again.json")
+    assert {k: v for k, v in first.items() if k not in TIMES} == {k: v for k, v in again.items() if k not in TIMES}
+    compared = run("compare", folder / "run.json", folder / "again.json", "--json")
+    assert compared.exit_code == 0, compared.output
+    (folder / "again.json").unlink()
 
 
 def test_eval_without_json_shows_a_table_alone(tiny: Path, data: Path) -> None:
@@ -189,7 +258,7 @@ def test_eval_without_json_shows_a_table_alone(tiny: Path, data: Path) -> None:
 def test_progress_stays_off_stdout(tiny: Path, data: Path) -> None:
     arguments = ("eval", "--model", tiny, "--data", data, "--editor", "none", "--edits", "1")
     quiet, shown = run(*arguments), run(*arguments, "--progress")
-    assert "measuring" not in quiet.stderr and "measuring" in shown.stderr
+    assert "locality" not in quiet.stderr and "locality" in shown.stderr
     assert quiet.stdout == shown.stdout
 
 
@@ -203,7 +272,7 @@ def test_the_demo_edits_the_shipped_model_and_draws_what_it_measured(tmp_path: P
     result = run("demo", "--edits", "6", "--seed", "3", "--picture", picture, "--json")
     assert result.exit_code == 0, result.output
     figures = last_line(result)
-    assert set(figures) == {*PROMISED, "base_recall", "routing", "seconds"}
+    assert set(figures) >= {*PROMISED, "base_recall", "routing", "seconds"}
     assert figures["edits"] == 6 and figures["base_recall"] >= 0.98 and figures["seconds"] < 60
     assert figures["generated"]["reliability"] >= 5 / 6
     assert 0 <= figures["routing"]["auroc"] <= 1
@@ -239,6 +308,10 @@ def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_p
     refused(run(*base, "--edits", "5", "--skip", "3"), "5 edits after the first 3", "there are 2")
     refused(run(*base, "--format", "zsr"), "zsre")
     refused(run(*base, "--layer", "9"), "layer=9", "3 blocks")
+    refused(run(*base, "--output", tmp_path / "no" / "run.json"), "there is no folder")
+    refused(run(*base, "--text", data.parent / "gone.txt"), "gone.txt")
+    refused(run(*base, "--editor", "none", "--routing"), "routing measures a side memory")
+    refused(run("compare", data, data), str(data), "not")
     refused(run("edit", *FRANCE, "--output", data), str(data), "name a folder")
     refused(run("edit", *FRANCE, "--output", data.parent), str(data.parent), "holds other things")
     refused(run("edit", *FRANCE, "--mode", "merged", "--output", tmp_path / "out"), "merge, retrieve")
