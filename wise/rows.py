@@ -1,4 +1,4 @@
-"""Files of JSON objects, plain or compressed: what stands in each line, or what is wrong with it.
+"""Files of lines or of JSON objects, plain or compressed: what stands in each line, or what is wrong with it.
 
 Every error begins `FILE:LINE: `. In a file that holds one JSON list, the place is the number of
 the record, counted from 1; for a list that is broken JSON, it is the line.
@@ -30,13 +30,13 @@ def rows(path: Path) -> Generator[tuple[int, dict[str, Any]]]:
     Raises:
         EditError: the file cannot be read, or what it holds is not that.
     """
-    with closing(_lines(path)) as lines:
+    with closing(lines(path)) as numbered:
         blank: list[bytes] = []
-        for line, content in lines:
+        for line, content in numbered:
             if not content.strip():
                 blank.append(content)
             elif content.lstrip().startswith(b"[") and line == len(blank) + 1:
-                yield from _listed(path, b"".join([*blank, content, *(rest for _, rest in lines)]))
+                yield from _listed(path, b"".join([*blank, content, *(rest for _, rest in numbered)]))
             else:
                 yield line, _object(path, line, _parsed(path, line, content))
 
@@ -48,7 +48,7 @@ def _listed(path: Path, content: bytes) -> Generator[tuple[int, dict[str, Any]]]
 
 def _object(path: Path, line: int, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise EditError(f"{path}:{line}: {given(value)} was given, a JSON object with an edit was expected")
+        raise EditError(f"{path}:{line}: {given(value)} was given, a JSON object was expected")
     return value
 
 
@@ -71,8 +71,12 @@ def _open(path: Path) -> AbstractContextManager[Iterable[bytes]]:
     return path.open("rb")
 
 
-def _lines(path: Path) -> Generator[tuple[int, bytes]]:
-    """Each line of a file, unpacked, with its number from 1."""
+def lines(path: Path) -> Generator[tuple[int, bytes]]:
+    """Each line of a file, unpacked, with its number from 1.
+
+    Raises:
+        EditError: the file cannot be read.
+    """
     if path.is_dir():
         raise EditError(f"{path}: a folder was given; name one file in it")
     line = 0

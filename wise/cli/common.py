@@ -5,8 +5,10 @@ Nothing heavy is imported before a command runs, so that `wise --help` answers a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -162,6 +164,30 @@ def _shown(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def check_file(option: str, file: Path | None) -> None:
+    """Found out before the work and not after it. Raises ConfigError for a file that cannot be written."""
+    if file is None:
+        return
+    if file.exists():
+        raise ConfigError(f"{option} {file}: is there already; delete it, or give another name")
+    if not file.parent.is_dir():
+        raise ConfigError(f"{option} {file}: there is no folder {file.parent}; make it first")
+    if not os.access(file.parent, os.W_OK):
+        raise ConfigError(f"{option} {file}: the folder {file.parent} cannot be written to; give another")
+
+
+def file_facts(file: Path) -> dict[str, Any]:
+    """Which file it was, for whoever reads the figures."""
+    return {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes a file whole or not at all."""
+    draft = file.with_name(f"{file.name}.draft")
+    draft.write_text(json.dumps(value, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+    draft.replace(file)
 
 
 def show_json(value: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,14 +17,17 @@ from wise.cli.common import (
     ProgressOption,
     SeedOption,
     ThreadsOption,
+    check_file,
+    file_facts,
     load_model,
     make_config,
     progress_bars,
     settings,
     show_json,
     show_table,
+    write_json,
 )
-from wise.errors import ConfigError, EditError
+from wise.errors import EditError
 from wise.readers import read_records
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def evaluate(
     """
     make_config(layer=layer, seed=seed)
     for name, file in (("--output", output), ("--report", report)):
-        _check_file(name, file)
+        check_file(name, file)
     records, pool = _records(data, format, skip, edits)
     scope = _scope(routing, retention, pool, text, questions, references)
     from wise.eval.editors import find_editor
@@ -114,11 +115,11 @@ def evaluate(
                 raise
             typer.echo("wise: interrupted; the same command goes on from here", err=True)
             raise typer.Exit(INTERRUPTED) from None
-    about = {"data": _data(data, format, skip), "model": {"name": Path(model).name}}
+    about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": Path(model).name}}
     whole = _merged(result.to_dict(outcomes=True), about)
     show_evaluation(result)
     if output is not None and folder is not None:
-        _write(output, whole)
+        write_json(output, whole)
         shutil.rmtree(folder)
         typer.echo(f"run written to {output}")
     if report is not None:
@@ -214,31 +215,5 @@ def _scope(
     )
 
 
-def _check_file(option: str, file: Path | None) -> None:
-    """Found out before the work and not after it. Raises ConfigError."""
-    if file is None:
-        return
-    if file.exists():
-        raise ConfigError(f"{option} {file}: is there already; delete it, or give another name")
-    if not file.parent.is_dir():
-        raise ConfigError(f"{option} {file}: there is no folder {file.parent}; make it first")
-
-
-def _data(data: Path, format: str, skip: int) -> dict[str, Any]:
-    return {
-        "name": data.name,
-        "sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
-        "format": format,
-        "skip": skip,
-    }
-
-
 def _merged(run: dict[str, Any], about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return run | {name: {**found, **run.get(name, {})} for name, found in about.items()}
-
-
-def _write(path: Path, run: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f"{path.name}.draft")
-    draft.write_text(json.dumps(run, allow_nan=False, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,11 +15,14 @@ from wise.cli.common import (
     ProgressOption,
     SeedOption,
     ThreadsOption,
+    check_file,
+    file_facts,
     load_model,
     make_config,
     progress_bars,
     show_json,
     show_table,
+    write_json,
 )
 from wise.errors import ConfigError, EditError
 from wise.facts import read_facts
@@ -109,7 +109,7 @@ def locate(
             from wise.locate.sweep import sweep
 
             found = found.with_sweep(sweep(base, tokenizer, records, found, first=first, layers=wanted, work=work))
-    result = found.to_dict() | {"data": _data(data)}
+    result = found.to_dict() | {"data": file_facts(data)}
     show_location(result)
     _write(result, output, report, picture)
     if as_json:
@@ -225,22 +225,11 @@ def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Re
 def _check_files(output: Path | None, report: Path | None, picture: Path | None) -> None:
     """Found out before the work and not after it. Raises ConfigError."""
     for option, file in (("--output", output), ("--report", report), ("--picture", picture)):
-        if file is None:
-            continue
-        if file.exists():
-            raise ConfigError(f"{option} {file}: is there already; delete it, or give another name")
-        if not file.parent.is_dir():
-            raise ConfigError(f"{option} {file}: there is no folder {file.parent}; make it first")
-        if not os.access(file.parent, os.W_OK):
-            raise ConfigError(f"{option} {file}: the folder {file.parent} cannot be written to; give another")
+        check_file(option, file)
     if picture is not None:
         from wise.locate.picture import check_picture
 
         check_picture(picture)
-
-
-def _data(data: Path) -> dict[str, Any]:
-    return {"name": data.name, "sha256": hashlib.sha256(data.read_bytes()).hexdigest()}
 
 
 def _write(result: dict[str, Any], output: Path | None, report: Path | None, picture: Path | None) -> None:
@@ -255,7 +244,5 @@ def _write(result: dict[str, Any], output: Path | None, report: Path | None, pic
         write_locate_report(result, report)
         typer.echo(f"report written to {report}")
     if output is not None:
-        draft = output.with_name(f"{output.name}.draft")
-        draft.write_text(json.dumps(result, allow_nan=False, indent=1) + "\n", encoding="utf-8")
-        draft.replace(output)
+        write_json(output, result)
         typer.echo(f"figures written to {output}")
