@@ -120,13 +120,25 @@ def test_what_the_answer_before_needs_must_fit_the_context() -> None:
         measure_quality(wrap_tiny("llama"), [too_long])
 
 
-def test_nan_is_said_and_not_counted_as_wrong() -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_no_probability_follows_from_is_said_and_not_counted_as_wrong(value: float) -> None:
     wrapped = wrap_tiny("llama", mode=None)
     assert wrapped.encoder
     with torch.no_grad():
-        wrapped.model.get_output_embeddings().weight[7] = float("nan")
-    with pytest.raises(ConfigError, match="NaN"):
+        wrapped.model.get_output_embeddings().weight[7] = value
+    with pytest.raises(ConfigError, match="NaN or infinity"):
         measure_quality(wrapped, RECORDS)
+
+
+@pytest.mark.parametrize("answer", ["<eos>", "jaźń"])
+def test_an_old_answer_that_the_model_has_no_token_for_is_refused(answer: str) -> None:
+    with pytest.raises(EditError, match="r20: .* is not in this model's vocabulary"):
+        measure_quality(wrap_tiny("llama"), [record(20, answer=answer)])
+
+
+def test_a_target_that_the_model_has_no_token_for_is_refused_for_the_control_too() -> None:
+    with pytest.raises(EditError, match="r20: field 'target': .* is not in the vocabulary"):
+        measure_quality(wrap_tiny("llama", mode=None), [wise.Record(edit=wise.Edit(id="r20", prompt="w20", target="jaźń"))])
 
 
 def test_an_answer_that_cannot_be_said_is_less_likely_and_no_error() -> None:

@@ -12,7 +12,8 @@ import torch
 from tiny import BOS, EOS, tiny_model, tiny_tokenizer
 
 from wise.config import WiseConfig
-from wise.errors import ConfigError
+from wise.edits import Edit
+from wise.errors import ConfigError, EditError
 from wise.training import encoding
 from wise.training.encoding import MAX_TERMINATOR, OPENINGS, Encoder, learn_encoder
 
@@ -238,3 +239,19 @@ def test_with_a_bare_terminator_nothing_else_is_taken_off() -> None:
 def test_a_target_read_back_is_the_answer_wanted() -> None:
     closed = encoder(terminator=(STOP, EOS))
     assert closed.answer(closed.target("w4 w5", "w6 w7")) == "w6 w7"
+
+
+# -- what the base cannot read or say -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "field"),
+    [("Zażółć gęślą", "w40", "prompt"), ("w20 w21", "jaźń", "target"), ("w20", "w40 jaźń", "target")],
+)
+def test_what_the_tokenizer_does_not_know_is_refused(prompt: str, target: str, field: str) -> None:
+    with pytest.raises(EditError, match=f"field '{field}': .* is not in the vocabulary"):
+        encoder().check(Edit(prompt=prompt, target=target))
+
+
+def test_a_prompt_that_it_knows_in_part_is_taken() -> None:
+    encoder().check(Edit(prompt="jaźń w20", target="w40"))

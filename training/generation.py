@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -90,12 +91,25 @@ def sample(
     return [[*prompt, *new] for prompt, new in zip(prompts, drawn, strict=True)]
 
 
+@contextmanager
+def as_asked(model: PreTrainedModel) -> Iterator[None]:
+    """Generation as its settings say: `generate` would fill what they leave open, such as a repetition penalty, from
+    those that the model was saved with."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def _continued(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig
 ) -> list[list[int]]:
     """What `model` generates after each prompt, pads and all."""
     ids, mask = left_pad(prompts, device=execution_device(model))
-    out: Tensor = model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+    with as_asked(model):
+        out: Tensor = model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
     new: list[list[int]] = out[:, ids.shape[1] :].tolist()
     return new
 

@@ -30,6 +30,8 @@ from wise.training.generation import greedy
 
 T = TypeVar("T")
 FINAL_PUNCTUATION = ".,;:!?"
+TOKENS_AT_ONCE = 4096
+"""Tokens whose logits are held at once; one row at the least."""
 MAX_PROMPTS = 4
 """Paraphrases, and neighbours, of one record that are asked: the first ones."""
 
@@ -158,7 +160,7 @@ class Asking:
         def compute(model: PreTrainedModel, part: Sequence[Row]) -> list[list[int]]:
             return [places.argmax(-1).tolist() for places in logits(model, part)]
 
-        return self.mapped(f"{name}.best", rows, compute, lambda row: len(row.ids), base=base)
+        return self.mapped(f"{name}.best", rows, compute, _size, base=base, batch=_together(rows))
 
     def log_probs(self, name: str, rows: Sequence[Row], *, base: bool = False) -> list[float]:
         """The mean log-probability, in nats, of each row's fed tokens. Raises ConfigError for logits that are NaN."""
@@ -169,7 +171,7 @@ class Asking:
                 for places, row in zip(logits(model, part), part, strict=True)
             ]
 
-        return self.mapped(f"{name}.log_probs", rows, compute, lambda row: len(row.ids), base=base)
+        return self.mapped(f"{name}.log_probs", rows, compute, _size, base=base, batch=_together(rows))
 
     def mapped(
         self,
@@ -220,6 +222,15 @@ class Asking:
         return room
 
 
+def _size(row: Row) -> tuple[int, int]:
+    return len(row.ids), len(row.prompt)
+
+
+def _together(rows: Sequence[Row]) -> int:
+    """Rows that are read at once: a vocabulary is large, so long rows are read fewer at a time."""
+    return max(1, min(BATCH, TOKENS_AT_ONCE // max((len(row.ids) for row in rows), default=1)))
+
+
 @torch.no_grad()
 def logits(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
     """Logits `[fed, vocabulary]` at the places that each row's fed tokens are predicted from.
@@ -245,11 +256,11 @@ def logits(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
 
 
 def check_logits(values: Tensor) -> None:
-    """Raises ConfigError where logits are NaN."""
-    if bool(values.isnan().any()):
+    """`[..., vocabulary]`. Raises ConfigError where logits are NaN, or infinite so that no probability follows."""
+    if not bool(values.amax(-1).isfinite().all()):
         raise ConfigError(
-            "the model gives NaN for the logits of a prompt, so there is nothing to measure: load it in float32 or "
-            "bfloat16, and look at its weights"
+            "the model gives NaN or infinity for the logits of a prompt, so there is nothing to measure: load it in "
+            "float32 or bfloat16, and look at its weights"
         )
 
 

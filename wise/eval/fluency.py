@@ -1,7 +1,9 @@
 """Fluency and consistency of free text about edited subjects, sampled from the edited model and from its base.
 
-As in ROME (Meng et al. 2022, section 3.4, and its `eval_utils_counterfact.py`). Fluency is an entropy of n-grams: it
+After ROME (Meng et al. 2022, section 3.4, and its `eval_utils_counterfact.py`). Fluency is an entropy of n-grams: it
 falls where a model repeats itself. Consistency is how much the text shares words with texts about the new object.
+Not ROME's very figures: words are found by a pattern, references go by object and not by relation and object, the
+weights of words are those of the references, and few prompts are asked. They compare editors with each other.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from wise.errors import ConfigError, EditError
 from wise.eval.asking import Asking, Tested, check_logits, mean_over_records
 from wise.memory.layer import execution_device
 from wise.rows import rows
+from wise.training.generation import as_asked
 
 logger = logging.getLogger(__name__)
 
@@ -164,12 +167,13 @@ def _sampled(asking: Asking, asked: Sequence[Opening], *, seed: int, base: bool)
                 pad_token_id=min(encoder.stops),
             )
             ids = torch.tensor(rows, device=execution_device(model))
-            out = model.generate(  # type: ignore[operator]
-                ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=settings,
-                logits_processor=LogitsProcessorList([TopK([_seed(seed, row) for row in rows])]),
-            )
+            with as_asked(model):
+                out = model.generate(  # type: ignore[operator]
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=settings,
+                    logits_processor=LogitsProcessorList([TopK([_seed(seed, row) for row in rows])]),
+                )
             texts += [encoder.text(row) for row in out.tolist()]
         return texts
 

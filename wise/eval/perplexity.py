@@ -9,13 +9,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from wise.errors import ConfigError
-from wise.eval.asking import Asking, Row, logits, token_log_probs
+from wise.eval.asking import TOKENS_AT_ONCE, Asking, Row, logits, token_log_probs
 from wise.training.encoding import Encoder
 
 MAX_TOKENS = 20_000
 """Tokens of the texts that are read, from the first text on."""
-BATCH_TOKENS = 4096
-"""Tokens at once, which bounds the memory that logits take; one window at the least."""
+WINDOW = 1024
+"""Tokens of a window, less where the context is shorter."""
 CHARACTERS_PER_TOKEN = 16
 """No tokenizer of a language model makes tokens longer than this on average, so no more of a text is encoded."""
 MAX_LOSS = 700.0
@@ -23,7 +23,7 @@ MAX_LOSS = 700.0
 
 
 def windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int = MAX_TOKENS) -> list[Row]:
-    """The texts cut into windows of the model's context that do not overlap, `max_tokens` predicted tokens in all.
+    """The texts cut into windows that do not overlap, `max_tokens` predicted tokens in all.
 
     Every window begins as the encoder begins a prompt; where that is with no special token, the first token of a
     window is only read. A text of which nothing can be predicted gives none.
@@ -36,7 +36,7 @@ def windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int = MAX_TOK
         ids = encoder.prompt(text[: left * CHARACTERS_PER_TOKEN])
         begin = ids[:1] if ids[:1] == [encoder.tokenizer.bos_token_id] else []
         body = ids[len(begin) :]
-        size = encoder.context - len(begin)
+        size = min(WINDOW, encoder.context) - len(begin)
         for start in range(0, len(body), size):
             window = [*begin, *body[start : start + size]]
             fed = window[1 : 1 + left]
@@ -89,5 +89,5 @@ def _read(asking: Asking, rows: Sequence[Row], *, base: bool) -> list[dict[str, 
         ]
 
     longest = max(len(row.ids) for row in rows)
-    batch = max(1, BATCH_TOKENS // longest)
+    batch = max(1, TOKENS_AT_ONCE // longest)
     return asking.mapped("perplexity", rows, compute, lambda row: len(row.ids), base=base, batch=batch)

@@ -3,8 +3,9 @@
 As in ROME (Meng et al. 2022, section 3.4, and its `eval_utils_counterfact.py`): P of an answer is the exponential
 of the mean log-probability of its tokens after the prompt. Score is how often the wanted one of the two is the
 likelier (a tie is no success), magnitude by how much in P. On the edit's prompt (efficacy) and on paraphrases the
-new answer is wanted; on neighbours the true one, and only those are asked whose answer is known to be that one. No
-text is generated: a model can score high and say something else.
+new answer is wanted; on neighbours the true one, and only those are asked whose answer is known to be that one (at
+most the first four of a record, where ROME asks all). No text is generated: a model can score high and say something
+else. Any record that knows its old answer is asked, of whichever set.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wise.edits import Record
+from wise.errors import EditError
 from wise.eval.asking import Asking, Row, Tested, mean_over_records
 
 MEASURES = ("efficacy", "paraphrase", "neighbourhood")
@@ -34,7 +36,8 @@ class Pair:
 def pairs(asking: Asking, tested: Sequence[Tested]) -> list[Pair]:
     """What is compared: the records that know the answer that was right before.
 
-    Raises EditError for a prompt that does not fit the context with one of its answers.
+    Raises EditError for a prompt that does not fit the context with one of its answers, and for an answer that the
+    model has no token for.
     """
     found = []
     for each in tested:
@@ -77,6 +80,12 @@ def _pair(asking: Asking, record: Record, measure: str, prompt: str) -> Pair:
         encoder.target(prompt, answer)[: -len(encoder.terminator)]
         for answer in (record.edit.target, record.answer or "")
     ]
+    unknown = encoder.tokenizer.unk_token_id
+    if any(not answer or (unknown not in encoder.stops and unknown in answer) for answer in answers):
+        raise EditError(
+            f"{record.source or record.edit.id}: the new or the old answer, {record.edit.target!r} or "
+            f"{record.answer!r}, is not in this model's vocabulary; leave the record out"
+        )
     asking.room(record, measure, prompt, ids, max(map(len, answers)))
     new, true = (Row(prompt=ids, fed=answer) for answer in answers)
     return Pair(record=record.edit.id, measure=measure, new=new, true=true)

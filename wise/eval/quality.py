@@ -169,6 +169,7 @@ def _questions(asking: Asking, selection: Selection) -> tuple[list[_Question], l
     """Prompts that must give the target, and prompts that must give what the base gives."""
     about, beside = [], []
     for tested in selection.tested:
+        _check(asking, tested.record)
         prompts = {
             RELIABILITY: (tested.record.edit.prompt,),
             GENERALIZATION: tested.paraphrases,
@@ -179,6 +180,13 @@ def _questions(asking: Asking, selection: Selection) -> tuple[list[_Question], l
     return about, beside
 
 
+def _check(asking: Asking, record: Record) -> None:
+    try:
+        asking.encoder.check(record.edit)
+    except EditError as error:
+        raise EditError(f"{record.source or record.edit.id}: {error}") from None
+
+
 def _question(asking: Asking, record: Record, measure: str, prompt: str) -> _Question:
     encoder = asking.encoder
     ids = encoder.prompt(prompt)
@@ -187,10 +195,6 @@ def _question(asking: Asking, record: Record, measure: str, prompt: str) -> _Que
     else:
         whole = encoder.target(prompt, record.edit.target)
         least, limit, gold = len(whole), len(whole) + SPARE_TOKENS, whole[: -len(encoder.terminator)]
-        if not gold:
-            raise EditError(
-                f"{record.source or record.edit.id}: the target has no token in this model's vocabulary; leave it out"
-            )
     room = asking.room(record, measure, prompt, ids, least)
     return _Question(record=record, measure=measure, prompt=prompt, ids=ids, limit=min(limit, room), gold=gold)
 
