@@ -227,7 +227,14 @@ def test_routing_and_cost_stand_beside_with_their_own_intervals() -> None:
     assert auroc.interval == auroc.reference_interval == (0.5, 1.0)
     assert (false.difference, false.interval) == (0.0, None)
     assert (seconds.name, seconds.difference) == ("CPU seconds per edit", -0.25)
-    for empty in (None, {}, {"classes": None}, routing(None) | {"false_routes_per_million": "x"}):
+    for empty in (
+        None,
+        {},
+        {"classes": None},
+        {"classes": [1]},
+        {"classes": 1},
+        routing(None) | {"false_routes_per_million": "x"},
+    ):
         assert [f.name for f in contrast(first, a_run(found, routing=empty)).figures][-1] == "CPU seconds per edit"
 
 
@@ -275,6 +282,14 @@ def test_equal_file_names_are_told_apart_by_their_folders(tmp_path: Path) -> Non
     files = [saved(tmp_path / name / "run.json", a_run(outcomes(1, 0.5))) for name in ("a", "b")]
     found = json.loads(run(*files, "--json").stdout.splitlines()[-1])
     assert (found["reference"], found["contrasts"][0]["run"]) == tuple(map(str, files))
+
+
+def test_the_command_refuses_numbers_that_no_float_holds(tmp_path: Path) -> None:
+    whole = a_run(outcomes(1, 0.5))
+    file = saved(tmp_path / "run.json", whole)
+    for wrong in (whole | {"cpu_seconds_per_edit": 10**400}, a_run(outcomes(1, 0.5), routing=routing(10**400))):
+        result = run(file, saved(tmp_path / "other.json", wrong))
+        assert isinstance(result.exception, ConfigError) and "401 characters" in str(result.exception)
 
 
 def test_the_command_refuses_what_is_no_run(tmp_path: Path) -> None:

@@ -138,7 +138,8 @@ def test_an_old_answer_that_the_model_has_no_token_for_is_refused(answer: str) -
 
 def test_a_target_that_the_model_has_no_token_for_is_refused_for_the_control_too() -> None:
     with pytest.raises(EditError, match="r20: field 'target': .* is not in the vocabulary"):
-        measure_quality(wrap_tiny("llama", mode=None), [wise.Record(edit=wise.Edit(id="r20", prompt="w20", target="jaźń"))])
+        edit = wise.Edit(id="r20", prompt="w20", target="jaźń")
+        measure_quality(wrap_tiny("llama", mode=None), [wise.Record(edit=edit)])
 
 
 def test_an_answer_that_cannot_be_said_is_less_likely_and_no_error() -> None:

@@ -159,6 +159,18 @@ def test_a_deep_model_fits_the_page(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "<svg" in (tmp_path / "deep.svg").read_text()
 
 
+def test_a_measure_that_no_prompt_takes_is_not_drawn(tmp_path: Path) -> None:
+    row = {"reliability": 1.0, "locality": 0.5, "success": 0.75, "trace_effect": 0.1}
+    advice = {"layer": 0, "correlation": None}
+    for generalization in (None, 0.5):
+        rows = [row | {"layer": layer, "generalization": generalization} for layer in range(3)]
+        swept = {"sweep": rows, "sweep_records": {"count": 2}, "recommendation": advice}
+        draw(deep(3) | swept, tmp_path / "swept.svg")
+        drawn = (tmp_path / "swept.svg").read_text()
+        assert "reliability, generated" in drawn and "mean of these" in drawn
+        assert ("generalization, generated" in drawn) == (generalization is not None)
+
+
 def test_a_picture_that_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="its ending says no format"):
         check_picture(tmp_path / "heat")

@@ -19,11 +19,12 @@ import wise
 from wise.demo import model_path
 from wise.demo.facts import load_facts, train_prompts
 from wise.errors import ConfigError
+from wise.eval.significance import bootstrap_interval
 from wise.eval.work import Journal, Work
 from wise.facts import Fact
 from wise.locate.location import Location, _by_role, trace
 from wise.locate.roles import FIRST_SUBSEQUENT, FURTHER, LAST, LAST_SUBJECT, ROLES
-from wise.locate.statistics import bootstrap, spearman
+from wise.locate.statistics import spearman
 from wise.locate.tracing import ENDS, UNKNOWN, Known
 from wise.training.encoding import learn_encoder
 
@@ -70,12 +71,20 @@ def test_a_role_is_averaged_within_each_fact_and_then_over_facts() -> None:
 def test_an_interval_is_that_of_many_drawn_means() -> None:
     order = random.Random(1)
     values = [[order.gauss(0.3, 0.1), order.gauss(-1.0, 2.0)] for _ in range(80)]
+    known = [Known(prompt=str(i), ids=(1, 2), span=(0, 1), answer=7) for i in range(80)]
+
+    def interval(facts: int, seed: int) -> Any:
+        """Of the state at the subject's only token."""
+        effects = [[row, [0.0, 0.0]] for row in values[:facts]]
+        return _by_role(known[:facts], effects, seed).ci[ROLES.index(LAST_SUBJECT)]
+
     table = np.array(values)
-    drawn = np.random.default_rng(0).integers(0, 80, (4000, 80))
+    drawn = np.random.default_rng(5).integers(0, 80, (10_000, 80))
     wanted = np.quantile(table[drawn].mean(1), [0.025, 0.975], axis=0).T
-    assert np.array(bootstrap(values, seed=0)) == pytest.approx(wanted, abs=0.08)
-    assert bootstrap(values, seed=0) == bootstrap(values, seed=0) != bootstrap(values, seed=1)
-    assert bootstrap([[0.5, 0.5]], seed=0) == [[0.5, 0.5], [0.5, 0.5]]
+    assert np.array(interval(80, 0)) == pytest.approx(wanted, abs=0.03)
+    assert interval(80, 0) == [list(bootstrap_interval(column)) for column in table.T]  # as runs are compared
+    assert interval(80, 0) == interval(80, 0) != interval(80, 1)
+    assert interval(1, 0) == [[x, x] for x in values[0]]
 
 
 def test_rank_correlation_is_spearmans() -> None:

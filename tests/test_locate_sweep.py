@@ -122,8 +122,27 @@ def test_a_measure_without_prompts_does_not_count() -> None:
         effects={HEADLINE: None, FEED_FORWARD: None, AT_LAST: None},
     )
     assert result.success == 0.75
+    assert result.measured == {"reliability": 1.0, "locality": 0.5}
     bare = Sweep(results=(result,), records={"first": 0, "count": 1, "ids": ["a"]}, peak=0)
     assert bare.correlation() is None
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ((1.0, 0.5, 0.0), "best mean of generated reliability, generalization and locality, 0.500 over 4 edits"),
+        ((1.0, None, 0.0), "best mean of generated reliability and locality, 0.500 over 4 edits"),
+        ((1.0, 0.5, None), "best mean of generated reliability and generalization, 0.750 over 4 edits"),
+        ((1.0, None, None), "best generated reliability, 1.000 over 4 edits"),
+    ],
+)
+def test_the_choice_names_what_was_measured_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, figures: tuple[float | None, ...], said: str
+) -> None:
+    generated = dict(zip(module.FIGURES, figures, strict=True))
+    result = SimpleNamespace(quality=SimpleNamespace(generated=generated), failed=(), cpu_seconds=2.0)
+    monkeypatch.setattr(module, "evaluate", lambda *_, **__: result)
+    assert said in sweep(None, None, RECORDS, location()).why()  # type: ignore[arg-type]
 
 
 def test_layers_that_there_are_not_are_refused(editing: list[dict[str, Any]]) -> None:

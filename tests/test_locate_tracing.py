@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -307,10 +308,40 @@ def test_a_fact_is_known_where_the_base_says_all_of_its_answer(encoder: Encoder)
             fact(answer, subject=text([11, 12])),
             fact(answer, subject="w7", prompt=text([7, 8, 7, 9])),
             fact(answer, subject="w7", prompt=text([7, *[8] * 200])),
+            fact("<eos>"),
         ],
     )
     assert found[0] == Known(prompt=text(IDS), ids=IDS, span=(2, 4), answer=first)
-    assert found[1:] == [tracing.UNKNOWN, tracing.UNKNOWN, tracing.ENDS, tracing.NO_SUBJECT, tracing.TOO_LONG]
+    reasons = ["UNKNOWN", "UNKNOWN", "ENDS", "NO_SUBJECT", "TOO_LONG", "NO_ANSWER"]
+    assert found[1:] == [getattr(tracing, reason) for reason in reasons]
+    assert {why for why in found[1:] if isinstance(why, str)} == set(tracing.SKIPPED)
+
+
+@every_architecture
+def test_a_fact_is_looked_up_in_one_forward_that_says_what_one_a_token_does(model_type: str) -> None:
+    model = tiny_model(model_type)
+    encoder = learn_encoder(model, tiny_tokenizer(), wise.WiseConfig(terminator="", bos=False))
+    runner = runner_of(model)
+
+    def spoken(prompt: list[int]) -> list[int]:
+        row = [*prompt]
+        for _ in range(4):
+            row.append(int(model(torch.tensor([row])).logits[0, -1].argmax()))
+        return list(takewhile(lambda token: token >= 4, row[len(prompt) :]))  # special tokens are no answer
+
+    prompt = next(p for p in ([i, i + 1, i + 2, i + 3] for i in range(4, 60)) if len(spoken(p)) >= 3)
+    answer = spoken(prompt)
+    calls: list[int] = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    for place in range(len(answer) + 1):
+        said = [*answer]
+        if place < len(answer):
+            said[place] = 4 + (said[place] - 3) % (VOCABULARY - 4)
+        calls.clear()
+        [found] = find_known(runner, encoder, [Fact(prompt=text(prompt), subject=text(prompt[1:3]), answer=text(said))])
+        assert len(calls) == 1
+        assert isinstance(found, Known) == (said == answer), place
+    handle.remove()
 
 
 def test_probabilities_that_are_no_numbers_are_said_at_once(encoder: Encoder) -> None:

@@ -97,6 +97,31 @@ def test_a_number_too_large_is_refused(tmp_path: Path) -> None:
         read_run(written(tmp_path, content))
 
 
+@pytest.mark.parametrize("name", ["generated", "teacher_forced"])
+def test_an_outcome_lies_between_0_and_1(tmp_path: Path, name: str) -> None:
+    for value in (0, 1, 0.25):
+        assert read_run(written(tmp_path, a_run(outcomes=[ASKED | {name: value}])))["outcomes"][0][name] == value
+    for value in (1.7e308, -0.1, 10**200):
+        with pytest.raises(ConfigError, match=rf"outcomes\[0\]\.{name}: .* number from 0 to 1 was expected"):
+            read_run(written(tmp_path, a_run(outcomes=[ASKED | {name: value}])))
+
+
+@pytest.mark.parametrize("place", ["edits", "seed", "further"])
+def test_a_whole_number_that_is_no_float_is_refused(tmp_path: Path, place: str) -> None:
+    with pytest.raises(ConfigError, match="not JSON .a whole number of 401 characters"):
+        read_run(written(tmp_path, a_run(**{place: 10**400})))
+    assert read_run(written(tmp_path, a_run(**{place: -(10**200)})))[place] == -(10**200)
+
+
+def test_a_file_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path in (tmp_path / ("x" * 5000), loop):
+        reason = "too long" if path != loop else "symbolic links"
+        with pytest.raises(ConfigError, match=f"(?i){reason}.*wise eval --output"):
+            read_run(path)
+
+
 def test_reading_loads_nothing_heavy() -> None:
     check = "import sys, wise.eval.runfile; print(*sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)

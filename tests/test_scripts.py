@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from report_sample import sample_run
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("scripts/demo", "scripts/test", ".ci/run")
@@ -188,3 +189,25 @@ def test_the_bench_refuses_what_it_cannot_measure(
         bench("--repeats", "0")
     assert refused.value.code == 2
     assert "start at 1" in capsys.readouterr().err
+
+
+def test_the_tables_of_runs_show_their_figures_and_runs_that_are_there_are_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = {}
+    for size in (1, 10):
+        made[size] = sample_run(edits=size, seed=size)
+        (tmp_path / f"mine-wise-merge-{size}.json").write_text(json.dumps(made[size]))
+    data = tmp_path / "mine.jsonl"
+    data.touch()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("both runs are there"))
+    options = ["--model", "m", "--runs", str(tmp_path), "--editors", "wise-merge", "--sizes", "1", "10"]
+    monkeypatch.setattr(sys, "argv", ["bench_routing.py", f"mine={data}", *options])
+    runpy.run_path(str(ROOT / "scripts/bench_routing.py"), run_name="__main__")
+    tables = capsys.readouterr().out.split("\n\n")
+    for run_made, line in zip(made.values(), tables[0].splitlines()[2:], strict=True):
+        assert f" {run_made['generated']['generalization']:.3f} / " in line
+    auroc = made[10]["routing"]["classes"]["same_relation"]["auroc"]
+    assert f" {auroc:.3f} (" in tables[1].splitlines()[3]
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) <= 1

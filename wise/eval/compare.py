@@ -237,7 +237,8 @@ def _figures(reference: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[F
 def _listed(run: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float | None, tuple[float, float] | None]]]:
     """Name, value and interval of each figure that no outcomes stand for."""
     routing = run["routing"] or {}
-    for name, found in (routing.get("classes") or {}).items():
+    classes = routing.get("classes")
+    for name, found in classes.items() if isinstance(classes, Mapping) else ():
         yield f"routing AUROC, {name}", _with_interval(found, "auroc")
     yield "false routes per million tokens", _with_interval(routing, "false_routes_per_million")
     yield "CPU seconds per edit", _with_interval(run, "cpu_seconds_per_edit")

@@ -52,13 +52,17 @@ OUTCOME: dict[str, str] = {
     "record": "text",
     "measure": "text",
     "prompt": "text",
-    "generated": "number",
-    "teacher_forced": "number",
+    "generated": "number from 0 to 1",
+    "teacher_forced": "number from 0 to 1",
 }
 """What every one of `outcomes` has and is read for."""
 
+DIGITS = 300
+"""Characters of a whole number: a float holds any of these."""
+
 _KINDS: dict[str, tuple[type, ...]] = {
     "number": (int, float),
+    "number from 0 to 1": (int, float),
     "text": (str,),
     "object": (dict,),
     "object or null": (dict, type(None)),
@@ -70,13 +74,13 @@ _REMEDY = "give a file that 'wise eval --output FILE' wrote"
 def read_run(path: str | PathLike[str]) -> Mapping[str, Any]:
     """The run in a file, every key of `KEYS` there and of its kind.
 
-    Raises ConfigError, naming the file and what to do: it is not there, not JSON (NaN is none either), not a run, or
-    a run of another schema.
+    Raises ConfigError, naming the file and what to do: it cannot be read, is not JSON (NaN is none either), holds a
+    whole number that is no float, is not a run, or a run of another schema.
     """
     path = Path(path)
     try:
-        run = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        run = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused, parse_int=_whole)
+    except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; {_REMEDY}") from error
     except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError too
         raise ConfigError(f"{path}: not JSON ({error}); {_REMEDY}") from error
@@ -94,6 +98,13 @@ def read_run(path: str | PathLike[str]) -> Mapping[str, Any]:
 
 def _refused(name: str) -> float:
     raise ValueError(f"{name} is no number that JSON has")
+
+
+def _whole(digits: str) -> int:
+    """JSON has whole numbers of any length; what reads runs reckons in floats."""
+    if len(digits) > DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} characters, {DIGITS} is the most that is read")
+    return int(digits)
 
 
 def _check_schema(path: Path, run: Mapping[str, Any]) -> None:
@@ -121,5 +132,9 @@ def _check_kinds(prefix: str, found: Mapping[str, Any], kinds: Mapping[str, str]
     for name, kind in kinds.items():
         value = found[name]
         right = isinstance(value, _KINDS[kind]) and not isinstance(value, bool)
-        if not right or (kind == "number" and not math.isfinite(value)):  # 1e999 reads as infinite
+        if right and kind == "number":
+            right = math.isfinite(value)  # 1e999 reads as infinite
+        if right and kind == "number from 0 to 1":
+            right = 0 <= value <= 1
+        if not right:
             raise ConfigError(f"{prefix}{name}: {given(value)} was found, {kind} was expected; {_REMEDY}")

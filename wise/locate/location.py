@@ -14,11 +14,11 @@ from wise.architectures import locate
 from wise.config import WiseConfig
 from wise.errors import ConfigError
 from wise.eval.environment import environment
+from wise.eval.significance import bootstrap_interval
 from wise.eval.work import Work
 from wise.locate.roles import ROLES, token_roles
 from wise.locate.running import Runner, evaluating
 from wise.locate.sites import KINDS, find_sites
-from wise.locate.statistics import bootstrap
 from wise.locate.tracing import (
     SAMPLES,
     SEVERED,
@@ -213,7 +213,7 @@ def _averages(known: Sequence[Known], traces: Sequence[Mapping[str, Any]], seed:
         "low_score": fmean(trace["low"] for trace in traces),
         "high_score": fmean(trace["high"] for trace in traces),
         "severed": {name: _columns(rows, fmean) for name, rows in severed.items()},
-        "severed_ci": {name: bootstrap(rows, seed=seed) for name, rows in severed.items()},
+        "severed_ci": {name: _intervals(rows, seed) for name, rows in severed.items()},
     }
 
 
@@ -231,9 +231,14 @@ def _by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed:
             if held:
                 rows.append(_columns(held, fmean))
         mean.append([*_columns(rows, fmean)] if rows else [None] * layers)
-        ci.append([*bootstrap(rows, seed=seed)] if rows else [None] * layers)
+        ci.append([*_intervals(rows, seed)] if rows else [None] * layers)
         n.append(len(rows))
     return Effects(mean=mean, ci=ci, n=n)
+
+
+def _intervals(rows: Sequence[Sequence[float]], seed: int) -> list[list[float]]:
+    """Per column its 95% interval, low and high: all columns from the same draws of rows."""
+    return [[*bootstrap_interval(column, seed=seed)] for column in zip(*rows, strict=True)]
 
 
 def _columns(rows: Sequence[Sequence[float]], of: Callable[[Sequence[float]], float]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,9 @@ def _success(axes: Axes, result: Mapping[str, Any]) -> None:
     axes.bar(layers, [row["trace_effect"] or 0.0 for row in rows], color="#dadaeb", label="trace effect of the state")
     for name, colour in FIGURES.items():
         values = [float("nan") if row[name] is None else row[name] for row in rows]
-        label = "mean of the three" if name == "success" else f"{name}, generated"
+        if all(map(math.isnan, values)):
+            continue  # no prompt measures it
+        label = "mean of these" if name == "success" else f"{name}, generated"
         axes.plot(layers, values, color=colour, marker="o", linewidth=2.2 if name == "success" else 1.4, label=label)
     advice = result["recommendation"]
     axes.axvline(advice["layer"], color="black", linewidth=1, linestyle=":")

@@ -70,6 +70,10 @@ class Runner:
         self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._widths: list[int | None] = [None] * sites.depth
 
+    def logits(self, ids: Sequence[int], *, last: int) -> Tensor:
+        """Logits `[last, vocabulary]` float32 behind each of the last tokens of a prompt; nothing else is kept."""
+        return self._forward(ids, 1, None, last)[0]
+
     def record(self, ids: Sequence[int], noise: Noise | None = None) -> Run:
         """Runs a prompt, once per row of `noise` or once without, and keeps what every place gave.
 
@@ -82,7 +86,7 @@ class Runner:
                 for layer in range(self.sites.depth):
                     taken = seen.setdefault((kind, layer), [])
                     stack.enter_context(_hooked(self.sites.module(kind, layer), _taker(taken)))
-            logits = self._forward(ids, rows, noise)
+            logits = self._forward(ids, rows, noise)[:, -1]
         for (kind, layer), taken in seen.items():
             if len(taken) != 1:
                 raise UnsupportedModelError(
@@ -117,21 +121,22 @@ class Runner:
                     stack.enter_context(_replaced(block, entering, width))
             for (kind, layer), here in by_place.items():
                 stack.enter_context(_hooked(self.sites.module(kind, layer), _putter(here, rows, len(ids))))
-            return self._forward(ids, rows, noise)
+            return self._forward(ids, rows, noise)[:, -1]
 
     @property
     def _layers(self) -> range:
         return range(self.sites.depth)
 
     @torch.no_grad()
-    def _forward(self, ids: Sequence[int], rows: int, noise: Noise | None) -> Tensor:
+    def _forward(self, ids: Sequence[int], rows: int, noise: Noise | None, last: int = 1) -> Tensor:
+        """Logits `[rows, last, vocabulary]` float32, behind the last tokens."""
         tokens = torch.tensor([list(ids)], device=self.device).expand(rows, -1)
-        only = {"logits_to_keep": 1} if self._last_only else {}
+        only = {"logits_to_keep": last} if self._last_only else {}
         with ExitStack() as stack:
             if noise is not None:
                 stack.enter_context(_hooked(self.sites.embedding, _noiser(noise)))
             logits: Tensor = self.model(input_ids=tokens, use_cache=False, **only).logits
-        return logits[:, -1].float()
+        return logits[:, -last:].float()
 
 
 @contextmanager

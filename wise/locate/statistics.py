@@ -1,30 +1,10 @@
-"""What the figures of a trace rest on: intervals over facts, and how alike two orders of the layers are."""
+"""How alike two orders of the layers are."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from statistics import fmean
-
-import torch
-
-DRAWS = 1000
-LEVEL = 0.95
-
-
-def bootstrap(values: Sequence[Sequence[float]], *, seed: int) -> list[list[float]]:
-    """95% percentile intervals of the mean over rows, `[columns][low, high]`, from 1000 draws of rows.
-
-    values: `[rows][columns]`, at least one row.
-    """
-    table = torch.tensor([list(row) for row in values], dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(table), (DRAWS, len(table)), generator=generator)
-    means = torch.stack([table[rows].mean(0) for rows in drawn])
-    tail = (1 - LEVEL) / 2
-    bounds = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
-    found: list[list[float]] = bounds.T.tolist()
-    return found
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:

@@ -50,10 +50,15 @@ class LayerResult:
     """Name in `TRACED` -> effect at this layer."""
 
     @property
+    def measured(self) -> dict[str, float]:
+        """Generated reliability, generalization and locality, those of them that were measured."""
+        figures = {measure: getattr(self, measure) for measure in FIGURES}
+        return {measure: figure for measure, figure in figures.items() if figure is not None}
+
+    @property
     def success(self) -> float:
-        """Mean of generated reliability, generalization and locality, of those that were measured."""
-        figures = (getattr(self, measure) for measure in FIGURES)
-        return fmean(figure for figure in figures if figure is not None)
+        """The mean of what was measured."""
+        return fmean(self.measured.values())
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -95,8 +100,8 @@ class Sweep:
         """The choice in words."""
         best, edits = self.best, self.records["count"]
         text = (
-            f"Of {len(self.results)} layers edited, layer {best.layer} has the best mean of generated reliability, "
-            f"generalization and locality, {best.success:.3f} over {edits} edits"
+            f"Of {len(self.results)} layers edited, layer {best.layer} has the best {_mean_of([*best.measured])}, "
+            f"{best.success:.3f} over {edits} edits"
         )
         rest = [result for result in self.results if result is not best]
         if rest:
@@ -205,6 +210,16 @@ def trace_plateau(location: Location) -> tuple[int, ...]:
         return ()
     effects = enumerate(location.effect(kind, role))
     return tuple(layer for layer, x in effects if layer != peak and x is not None and x >= interval[0])
+
+
+def _mean_of(measures: Sequence[str]) -> str:
+    """What an editing success is where these measures were taken.
+
+    >>> _mean_of(["reliability", "locality"]), _mean_of(["reliability"])
+    ('mean of generated reliability and locality', 'generated reliability')
+    """
+    *others, last = measures
+    return f"mean of generated {', '.join(others)} and {last}" if others else f"generated {last}"
 
 
 def _named(progress: Progress | None, layer: int) -> Progress | None:

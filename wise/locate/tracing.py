@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wise.facts import Fact
 
 SAMPLES = 5
+"""Draws of noise per fact. The paper's code draws 10."""
 NOISE_FACTOR = 3.0
 """Standard deviation of the noise, in units of that of the subjects' embeddings."""
 WINDOW_OF, WINDOW_IN = 10, 48
@@ -38,9 +39,10 @@ SEVERED = {STATE: None, "no_ffn": FFN, "no_attention": ATTENTION}
 """Curve -> what is held at its noisy values behind the restored state."""
 NO_SUBJECT = "subject not found once in the prompt"
 ENDS = "prompt ends with the subject"
-UNKNOWN = "not answered right by the base"
+NO_ANSWER = "answer has no token"
 TOO_LONG = "longer than the context"
-SKIPPED = (NO_SUBJECT, ENDS, TOO_LONG, UNKNOWN)
+UNKNOWN = "not answered right by the base"
+SKIPPED = (NO_SUBJECT, ENDS, NO_ANSWER, TOO_LONG, UNKNOWN)
 """Why a fact is not traced, in the order in which it is looked at."""
 
 
@@ -91,7 +93,8 @@ def window_layers(layer: int, window: int, depth: int) -> range:
 def find_known(runner: Runner, encoder: Encoder, facts: Sequence[Fact]) -> list[Known | str]:
     """Each fact ready to be traced, or why it is not, one of `SKIPPED`.
 
-    The base knows a fact where its greedy continuation begins with the whole answer.
+    The base knows a fact where its greedy continuation begins with the whole answer: where every token of the answer
+    is the likeliest behind those before it, which one forward over prompt and answer says.
 
     Raises UnsupportedModelError where the model's logits are no numbers.
     """
@@ -106,18 +109,17 @@ def _find(runner: Runner, encoder: Encoder, fact: Fact) -> Known | str:
     if span[1] == len(ids):
         return ENDS
     answer = encoder.target(fact.prompt, fact.answer)[: -len(encoder.terminator)]
+    if not answer:
+        return NO_ANSWER
     if len(ids) + len(answer) > encoder.context:
         return TOO_LONG
-    for place, token in enumerate(answer):
-        logits = runner.record([*ids, *answer[:place]]).logits[0]
-        if not bool(logits.isfinite().all()):
-            raise UnsupportedModelError(
-                f"the model's logits after {fact.prompt!r} are no finite numbers, so no probability could be traced; "
-                "check its weights, or load it in float32"
-            )
-        if int(logits.argmax()) != token:
-            return UNKNOWN
-    if not answer:
+    logits = runner.logits([*ids, *answer[:-1]], last=len(answer))
+    if not bool(logits.isfinite().all()):
+        raise UnsupportedModelError(
+            f"the model's logits after {fact.prompt!r} are no finite numbers, so no probability could be traced; "
+            "check its weights, or load it in float32"
+        )
+    if logits.argmax(-1).tolist() != answer:
         return UNKNOWN
     return Known(prompt=fact.prompt, ids=tuple(ids), span=span, answer=answer[0])
 
