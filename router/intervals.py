@@ -18,6 +18,8 @@ from wise.router.metrics import checked_scores
 
 Interval = tuple[float, float]
 RESAMPLES = 1000
+FEW = 5
+"""Clusters with a hit under which a bootstrap over clusters says little."""
 _Z = 1.959963984540054
 _TAILS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 _AT_ONCE = 2**20
@@ -31,10 +33,14 @@ def wilson(hits: int, count: int) -> Interval:
     """
     if not 0 <= hits <= count or count < 1:
         raise ConfigError(f"hits={hits} of count={count}: expected at least one trial and no more hits than trials")
-    share, spread = hits / count, _Z**2 / count
+    return _wilson(hits / count, count)
+
+
+def _wilson(share: float, trials: float) -> Interval:
+    spread = _Z**2 / trials
     middle = (share + spread / 2) / (1 + spread)
-    half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return (0.0 if hits == 0 else max(0.0, middle - half), 1.0 if hits == count else min(1.0, middle + half))
+    half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    return (0.0 if share == 0 else max(0.0, middle - half), 1.0 if share == 1 else min(1.0, middle + half))
 
 
 def share_interval(
@@ -42,7 +48,9 @@ def share_interval(
 ) -> Interval:
     """The interval of the share of true entries of `hits` `[n]` bool.
 
-    Wilson's; with clusters of more than one entry, widened to the percentiles of a bootstrap over clusters.
+    Wilson's; with clusters of more than one entry, widened to the percentiles of a bootstrap over clusters. Where so
+    few clusters hold a hit (or a miss) that resampling them says little, Wilson's counts as many trials fewer as hits
+    come together in a cluster. Where there is no hit at all, hits are taken to come one by one.
 
     Raises ConfigError where `hits` is empty, or `clusters` does not name a cluster for each entry.
     """
@@ -56,7 +64,14 @@ def share_interval(
     generator = torch.Generator().manual_seed(seed)
     shares = torch.cat([(w @ hit) / (w @ size) for w in _resampled(count, count, resamples, generator)])
     below, above = torch.quantile(shares, _TAILS).tolist()
-    return min(low, below), max(high, above)
+    low, high = min(low, below), max(high, above)
+    for found in (hit, size - hit) if 0 < hit.sum() < size.sum() else ():
+        clusters_with = int((found > 0).sum())
+        if 0 < clusters_with < FEW:
+            together = float(found.sum()) / clusters_with
+            below, above = _wilson(float(hit.sum() / size.sum()), hits.numel() / together)
+            low, high = min(low, below), max(high, above)
+    return low, high
 
 
 def bootstrap(

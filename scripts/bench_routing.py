@@ -10,6 +10,7 @@ Every run is one process of one thread; `--jobs` of them stand side by side.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -42,6 +43,7 @@ def main() -> None:
         (name, editor, size): json.loads(place(options.runs, name, editor, size).read_text(encoding="utf-8"))
         for name, _, editor, size in wanted
     }
+    runs = {key: run for key, run in runs.items() if run["routing"] is not None}  # no edit held: no router to tell of
     for table in (quality_table(runs), routing_table(runs), forms_table(runs), other_table(runs)):
         sys.stdout.write(table + "\n\n")
 
@@ -75,6 +77,10 @@ def make(run: tuple[str, str, str, int], options: argparse.Namespace) -> None:
     name, file, editor, size = run
     output = place(options.runs, name, editor, size)
     if output.exists():
+        found = json.loads(output.read_text(encoding="utf-8"))
+        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        if (found["data"]["sha256"], found["model"]["name"]) != (digest, Path(options.model).name):
+            raise SystemExit(f"{output}: was made of other data or another model; delete it, or give another --runs")
         return
     command = [sys.executable, "-m", "wise", "eval", "--model", options.model, "--data", file, "--editor", editor]
     command += ["--edits", str(size), "--threads", "1", "--routing", "--output", str(output)]
@@ -91,8 +97,8 @@ def make(run: tuple[str, str, str, int], options: argparse.Namespace) -> None:
 
 
 def quality_table(runs: Mapping[tuple[str, str, int], Run]) -> str:
-    head = ("data", "editor", "edits", "reliability", "generalization", "free wordings", "locality (unchanged)")
-    head += ("oracle rel. / gen.", "failed", "CPU-s per edit", "minutes")
+    head = ("data", "editor", "edits", "live", "reliability", "generalization", "free wordings", "locality (unchanged)")
+    head += ("oracle rel. / gen.", "CPU-s per edit", "minutes")
     rows = []
     for (name, editor, size), run in runs.items():
         oracle = run["routing"]["oracle"]
@@ -101,9 +107,9 @@ def quality_table(runs: Mapping[tuple[str, str, int], Run]) -> str:
                 name,
                 f"`{editor}`",
                 size,
+                run["routing"]["live_edits"],
                 *(f"{short(run['generated'][m])} / {short(run['teacher_forced'][m])}" for m in MEASURES),
                 f"{short(oracle['reliability'])} / {short(oracle['generalization'])}",
-                run["failed_edits"],
                 f"{run['cpu_seconds_per_edit']:.2f}",
                 f"{(run['timing']['editing_seconds'] + run['timing']['measuring_seconds']) / 60:.1f}",
             )
@@ -125,7 +131,7 @@ def routing_table(runs: Mapping[tuple[str, str, int], Run]) -> str:
                 f"`{editor}`",
                 size,
                 *("-" if c is None else f"{short(c['auroc'])} ({short(c['opened'])})" for c in cells),
-                f"{routing['false_routes_per_million']:.0f}",
+                "-" if routing["false_routes_per_million"] is None else f"{routing['false_routes_per_million']:.0f}",
                 f"{short(routing['slot_top1'])} / {short(routing['edit_top1'])}",
                 short(routing["flips"]),
             )

@@ -129,7 +129,20 @@ MQUAKE: Row = {
     "new_answer": "Port Sell",
     "new_answer_alias": ["Sell", ""],
     "single_hops": [],
-    "new_single_hops": [],
+    "new_single_hops": [
+        {
+            "question": "Who built Velm Tower?",
+            "cloze": "Velm Tower was built by",
+            "answer": "Ada Thorne",
+            "answer_alias": ["A. Thorne", ""],
+        },
+        {
+            "question": "Where was Ada Thorne born?",
+            "cloze": "The city where Ada Thorne was born is",
+            "answer": "Port Sell",
+            "answer_alias": [],
+        },
+    ],
     "orig": {},
 }
 MQUAKE_FACT: Row = {

@@ -244,7 +244,9 @@ def _routing(rng: random.Random) -> dict[str, Any]:
             }
             for i, (name, scores) in enumerate(positives.items())
         },
-        "skipped": {"multi_turn (positive)": "the tokenizer has no chat template"},
+        "live_edits": 98,
+        "not_live": 2,
+        "skipped": {"positives.multi_turn": "the tokenizer has no chat template"},
         "bins": BINS,
         "scored_against": "paraphrases",
         "false_routes_per_million": 150.0,

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
 from wise.demo import model_path
-from wise.eval.probing import MAX_PROBES, normalised
+from wise.eval.probing import MAX_PROBES, _begins, normalised
 from wise.eval.quality import Quality, measure_quality
 from wise.probes import Probe, Query
 
@@ -71,6 +71,15 @@ def measure(
         ("Answer: the Alps", "Alps", True),
         ("An answer: Alps", "Alps", False),
         ("Answer:", "", False),
+        ("-5", "5", False),
+        ('"-5".', "-5", True),
+        ("- -5", "-5", True),
+        ("- 5", "5", True),
+        ('- "Paris" -', "Paris", True),
+        ("--Paris", "Paris", True),
+        ("---", "", False),
+        ('The "United States"', "United States", True),
+        ("The -5", "5", False),
     ],
 )
 def test_answers_are_compared_as_documented(one: str, other: str, same: bool) -> None:
@@ -114,6 +123,45 @@ def test_a_probe_counts_where_the_unedited_base_knows_its_conditions(monkeypatch
     assert (found["n"], found["conditions_failed"]) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [("w72", True), ("w72 w9 w9", True), ("w75", True), ("w720", False), ("w9 w72", False), ("", False)],
+)
+def test_a_condition_is_met_by_an_answer_that_begins_right(
+    monkeypatch: pytest.MonkeyPatch, said: str, known: bool
+) -> None:
+    asked = [record(20, probe(query("w60", "w70"), conditions=(query("w62", "w72", "w75 w76", "w75"),)))]
+    found = measure(monkeypatch, asked, edited={"w60": "w70"}, base={"w62": said}).probes[KIND]
+    assert (found["n"], found["conditions_failed"]) == (known, not known)
+
+
+@pytest.mark.parametrize(("said", "known"), [([72] * 9, True), ([73] * 9, False)])
+def test_a_base_that_never_ends_an_answer_may_know_a_condition(
+    monkeypatch: pytest.MonkeyPatch, said: list[int], known: bool
+) -> None:
+    monkeypatch.setattr("wise.eval.asking.greedy", lambda _model, prompts, **_: [said] * len(prompts))
+    asked = record(20, probe(query("w60", "w72"), conditions=(query("w62", "w72"),)))
+    found = measure_quality(wrap_tiny("llama"), [asked]).probes[KIND]
+    assert (found["n"], found["conditions_failed"]) == (known, not known)
+    assert not found["generated"]  # what is measured itself must end
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "begins"),
+    [
+        ("The United States, of course", "united states", True),
+        ("Parisian", "paris", False),
+        ("3.5 million", "3", False),
+        ("1,000", "1", False),
+        ("3. And", "3", True),
+        ("C++ is", "c++", True),
+        ("-5 degrees", "5", False),
+    ],
+)
+def test_an_answer_begins_with_whole_words_and_numbers(said: str, right: str, begins: bool) -> None:
+    assert _begins(said, {right}) is begins
+
+
 def test_the_base_is_measured_on_the_same_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [record(20, probe(query("w60", "w70"))), record(30, probe(query("w61", "w71")))]
     found = measure(monkeypatch, asked, edited={"w60": "w70"}, base={"w60": "w70", "w61": "w71"}).probes[KIND]
@@ -127,8 +175,30 @@ def test_a_figure_is_a_mean_over_records(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["generated"] == 0.5 and found["n"] == 4
 
 
+@pytest.mark.parametrize(("kind", "figure"), [("multi_hop", 0.75), ("single_hops", 0.75), (KIND, 0.5)])
+def test_of_a_case_a_figure_is_a_mean_over_cases(monkeypatch: pytest.MonkeyPatch, kind: str, figure: float) -> None:
+    """Three cases end in the same edit, one in another."""
+    cases = [record(20, probe(query(f"w6{i}", "w70"), kind=kind)) for i in range(3)]
+    said = {f"w6{i}": "w70" for i in range(3)}
+    asked = [*cases, record(30, probe(query("w69", "w71"), kind=kind))]
+    found = measure(monkeypatch, asked, edited=said, base=said).probes[kind]
+    assert (found["generated"], found["base_generated"], found["n"]) == (figure, figure, 4)
+    one = measure(monkeypatch, [record(30, probe(query("w69", "w71"), kind=kind))], edited={}).probes[kind]
+    assert (one["generated"], one["n"]) == (0, 1)
+
+
+def test_token_accuracy_of_a_case_is_a_mean_over_cases() -> None:
+    cases = [record(20, probe(query(f"w6{i}", f"w5{i}"), kind="multi_hop")) for i in range(3)]
+    wrapped = wrap_tiny("llama")
+    first = int(wrapped(torch.tensor([wrapped.encoder.prompt("w69")]), use_cache=False).logits[0, -1].argmax())
+    asked = [*cases, record(30, probe(query("w69", f"w{first}"), kind="multi_hop"))]
+    found = measure_quality(wrapped, asked)
+    shares = [o.teacher_forced for o in found.outcomes if o.measure == "multi_hop"]
+    assert found.probes["multi_hop"]["teacher_forced"] == sum(shares) / 4 and shares[-1] == 1
+
+
 def test_probes_of_a_kind_are_capped_but_not_questions_of_several_hops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind, n in ((KIND, MAX_PROBES), ("multi_hop", 6)):
+    for kind, n in ((KIND, MAX_PROBES), ("multi_hop", 6), ("single_hops", 6)):
         many = [probe(query(f"w6{i}", "w70"), kind=kind) for i in range(6)]
         found = measure(monkeypatch, [record(20, *many)], edited={})
         assert found.probes[kind]["n"] == n
@@ -154,7 +224,8 @@ def test_what_is_too_long_is_counted_and_not_asked(monkeypatch: pytest.MonkeyPat
 
 def test_what_is_edited_elsewhere_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """r30 edits `w30 w31`; only a kind that asks for an edit itself may ask that."""
-    for kind, excluded in (("locality.gold", 1), ("ripple.preservation", 1), (KIND, 1), ("conflict", 0), ("ood", 0)):
+    kinds = {"locality.gold": 1, "ripple.preservation": 1, KIND: 1, "conflict": 0, "ood": 0, "single_hops": 0}
+    for kind, excluded in kinds.items():
         asked = record(20, probe(query("w30 w31", "w70"), kind=kind), probe(query("w60", "w70"), kind=kind))
         found = measure(monkeypatch, [asked, record(30)], edited={"w60": "w70"}).probes[kind]
         assert (found["excluded"], found["n"]) == (excluded, 2 - excluded), kind

@@ -288,7 +288,7 @@ def test_another_model_can_be_the_base() -> None:
     assert stranger.counterfact["base"] != measure_quality(wrapped, FULL).counterfact["base"]  # type: ignore[index]
 
 
-def test_a_group_is_recalled_when_all_of_its_edits_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_edits_of_groups_are_recalled_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def grouped(start: int, group: str, target: str = "w40") -> wise.Record:
         return wise.Record(edit=wise.Edit(id=f"{start}{group}{target}", prompt=f"w{start}", target=target), group=group)
 
@@ -299,10 +299,33 @@ def test_a_group_is_recalled_when_all_of_its_edits_are(monkeypatch: pytest.Monke
         lambda _model, prompts, **_: [[40 if prompt[begin] < 30 else 41, EOS] for prompt in prompts],
     )
     records = [grouped(20, "a"), grouped(21, "a"), grouped(22, "b"), grouped(31, "b"), grouped(32, "")]
-    assert measure_quality(wrapped, records).instances == {"edit_wise": 0.75, "instance_wise": 0.5, "n": 2}
+    assert measure_quality(wrapped, records).instances == {"edit_wise": 0.75, "instance_wise": None, "n": 2}
     # One edit in two groups counts in both; one that a later edit contradicts is not wanted any more.
     shared = [*records, grouped(20, "b"), grouped(23, "c", "w44"), grouped(23, "d")]
-    assert measure_quality(wrapped, shared).instances == {"edit_wise": 5 / 6, "instance_wise": 2 / 3, "n": 3}
+    assert measure_quality(wrapped, shared).instances == {"edit_wise": 5 / 6, "instance_wise": None, "n": 3}
+
+
+def test_an_instance_is_recalled_when_all_of_its_facts_are_edited_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every edit is recalled; what decides is an unedited fact, `w31`, to which the model says `w41`."""
+
+    def case(start: int, *facts: tuple[str, str]) -> wise.Record:
+        queries = tuple(Query(prompt=prompt, answers=(answer,)) for prompt, answer in facts)
+        probe = Probe(kind="single_hops", queries=queries, need="all")
+        edit = wise.Edit(id=f"{start}", prompt=f"w{start}", target="w40")
+        return wise.Record(edit=edit, group=f"{start}", probes=(probe,))
+
+    wrapped = wrap_tiny("llama", mode=None)
+    begin = len(wrapped.encoder.bos)
+    monkeypatch.setattr(
+        "wise.eval.asking.greedy",
+        lambda _model, prompts, **_: [[40 if prompt[begin] < 30 else 41, EOS] for prompt in prompts],
+    )
+    right = [case(start, (f"w{start}", "w40"), ("w31", "w41")) for start in (20, 21, 22)]
+    wrong = case(23, ("w23", "w40"), ("w31", "w42"))
+    found = measure_quality(wrapped, [*right, wrong])
+    assert found.instances == {"edit_wise": 1, "instance_wise": 0.75, "n": 4}
+    assert (found.probes["single_hops"]["n"], found.probes["single_hops"]["excluded"]) == (4, 0)
+    assert measure_quality(wrapped, [wrong]).instances["instance_wise"] == 0
 
 
 @pytest.mark.parametrize("editor", EDITORS)

@@ -158,6 +158,18 @@ def test_neighbours_of_counterfact_have_the_true_object(write: Write) -> None:
     assert not one(write, {k: v for k, v in EASY.items() if k != "locality_ground_truth"}).probes
 
 
+@pytest.mark.parametrize("names", [["Jon Pike", "J. Pike"], ["Jon Pike"], ["Jon Pike", "J. Pike", "Pike"]])
+def test_names_of_the_true_object_hold_for_every_neighbour(write: Write, names: list[str]) -> None:
+    """As many names as neighbours are still names of one thing, not an answer to each."""
+    neighbours = ["Orm Bridge was built by", "Sell Tower was built by"]
+    easy = {k: v for k, v in ENRICHED.items() if k not in ("target_true", "locality_prompt", "locality_ground_truth")}
+    rome = copy.deepcopy(ROME)
+    rome["requested_rewrite"]["target_true"]["str"] = names
+    for row in (easy | {"ground_truth": names}, rome):
+        found = probed(one(write, row | {"neighborhood_prompts": neighbours}), "locality.gold")
+        assert found == [(prompt, tuple(names)) for prompt in neighbours]
+
+
 def test_counterfact_names_its_relation(write: Write) -> None:
     assert one(write, ROME).relation == "P84"
     assert one(write, EASY | {"relation_id": "P84"}).relation == "P84"

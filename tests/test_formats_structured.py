@@ -73,7 +73,23 @@ def test_only_after_the_last_edit_the_hops_are_asked(write: Write) -> None:
     first, last = read_records(write(MQUAKE))
     queries = tuple(Query(prompt=prompt, answers=("Port Sell", "Sell")) for prompt in MQUAKE["questions"])
     assert first.probes == ()
-    assert last.probes == (Probe(kind="multi_hop", queries=queries, need="any"),)
+    assert last.probes[0] == Probe(kind="multi_hop", queries=queries, need="any")
+
+
+def test_all_single_facts_of_a_case_are_asked_edits_too(write: Write) -> None:
+    kept = {"question": "Where is Port Sell?", "cloze": "Port Sell is in ", "answer": "Lund", "answer_alias": []}
+    hops = [*MQUAKE["new_single_hops"], kept]
+    first, last = read_records(write(MQUAKE | {"new_single_hops": hops}))
+    queries = (
+        Query(prompt=first.edit.prompt, answers=("Ada Thorne", "A. Thorne")),
+        Query(prompt=last.edit.prompt, answers=("Port Sell",)),
+        Query(prompt="Port Sell is in", answers=("Lund",)),
+    )
+    assert first.probes == ()
+    assert last.probes[1:] == (Probe(kind="single_hops", queries=queries, need="all"),)
+    for none in ([], None):
+        without = read_records(write(MQUAKE | {"new_single_hops": none}))[-1]
+        assert [probe.kind for probe in without.probes] == ["multi_hop"]
 
 
 def test_a_case_without_a_number_is_named_by_its_line(write: Write) -> None:
@@ -241,6 +257,10 @@ def test_only_what_is_certain_must_follow(write: Write) -> None:
         (MQUAKE, "questions", [3], r"field 'questions\[0\]': int 3"),
         (MQUAKE, "new_answer", None, "field 'new_answer': missing"),
         (MQUAKE, "case_id", [4], "field 'case_id': list"),
+        (MQUAKE, "new_single_hops.1.cloze", None, r"field 'new_single_hops\[1\].cloze': missing"),
+        (MQUAKE, "new_single_hops.0.answer", "", r"field 'new_single_hops\[0\].answer': empty"),
+        (MQUAKE, "new_single_hops.0.answer_alias", [3], r"field 'new_single_hops\[0\].answer_alias\[0\]': int 3"),
+        (MQUAKE, "new_single_hops", ["x"], r"field 'new_single_hops\[0\]': str 'x'"),
         (MQUAKE_FACT, "answer_correct", "", "field 'answer_correct': empty"),
         (RIPPLE, "edit.relation", None, "field 'edit.relation': missing"),
         (RIPPLE, "edit.original_fact", None, "field 'edit.original_fact.prompt': missing"),
@@ -264,6 +284,7 @@ def test_only_what_is_certain_must_follow(write: Write) -> None:
         ),
         (UNKE, "sub_question", "[oops", "field 'sub_question': str .*spells no list"),
         (UNKE, "sub_question", "__import__('os')", "field 'sub_question': str .*spells no list"),
+        (UNKE, "sub_question", "{[]:1}", "field 'sub_question': str .*spells no list"),
         (UNKE, "sub_question", "'one'", "field 'sub_question': str 'one' was given, a list"),
         (UNKE, "sub_question", ["one"], "field 'sub_answer': a list of 2 was given, one for each of the 1"),
         (UNKE, "sub_answer", ["x", 4], r"field 'sub_answer\[1\]': int 4"),
@@ -300,4 +321,9 @@ def test_the_last_of_each_real_case_asks_its_hops() -> None:
     last = {record.group: record for record in records}
     assert len(last) == 354
     assert [record for record in records if record.probes] == list(last.values())
+    assert all([p.kind for p in record.probes] == ["multi_hop", "single_hops"] for record in last.values())
     assert all(len(record.probes[0].queries) == 3 for record in last.values())
+    assert {len(record.probes[1].queries) for record in last.values()} == {2, 3, 4}
+    for record in records:  # every edit is one of its case's facts
+        facts = last[record.group].probes[1].queries
+        assert any(record.edit.prompt == fact.prompt and record.edit.target in fact.answers for fact in facts)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wise.errors import EditError
-from wise.probes import ASKS_THE_EDIT, KINDS, NEEDS, Probe, Query
+from wise.probes import ASKS_THE_EDIT, KINDS, NEEDS, OF_A_CASE, Probe, Query
 
 QUERY = Query(prompt="Who keeps the light at Cape Velm?", answers=("Ada Thorne", "A. Thorne"))
 
@@ -103,3 +103,7 @@ def test_a_probe_survives_json(made: Probe) -> None:
 
 def test_kinds_that_may_ask_the_edit_are_kinds() -> None:
     assert set(ASKS_THE_EDIT) < set(KINDS)
+
+
+def test_kinds_that_count_by_case_are_kinds() -> None:
+    assert set(OF_A_CASE) < set(KINDS)

@@ -189,3 +189,30 @@ def test_bad_input_is_refused() -> None:
             wilson(hits, count)
     with pytest.raises(ConfigError):
         share_interval(torch.zeros(0, dtype=torch.bool))
+
+
+def test_hits_that_come_together_in_few_clusters_widen_the_interval() -> None:
+    """Forty texts of which one opens half its tokens: how many will is hardly known."""
+    clusters = [text for text in range(40) for _ in range(500)]
+    hits = torch.zeros(20_000, dtype=torch.bool)
+    hits[:250] = True
+    low, high = share_interval(hits, clusters)
+    apart = torch.zeros(20_000, dtype=torch.bool)
+    apart[::80] = True  # as many, evenly over all texts
+    near, far = share_interval(apart, clusters)
+    assert low < 0.003 and high > 0.05
+    assert 0.01 < near and far < 0.015
+
+
+def test_such_an_interval_holds_what_it_says() -> None:
+    """Where anything was seen at all. One text in ten opens half its tokens."""
+    generator = torch.Generator().manual_seed(0)
+    clusters = [text for text in range(40) for _ in range(100)]
+    held = []
+    for _ in range(100):
+        texts = torch.rand(40, generator=generator) < 0.1
+        hits = (texts.repeat_interleave(100)) & (torch.rand(4000, generator=generator) < 0.5)
+        if hits.any():
+            low, high = share_interval(hits, clusters, resamples=200)
+            held.append(low <= 0.05 <= high)
+    assert sum(held) / len(held) > 0.85

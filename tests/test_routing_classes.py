@@ -218,7 +218,9 @@ def test_a_text_that_asks_for_an_edit_without_a_subject_is_dropped() -> None:
     passages = ["They say the best bakery of the town is closed.", "They say the best bakery is closed."]
     found = build([record], text=passages, pool=[])
     assert texts(negative(found, "running_text")) == passages[1:]
-    assert {"same_relation", "same_subject", "near_duplicate", "long_context"} <= set(found.skipped)
+    assert {f"negatives.{name}" for name in ("same_relation", "same_subject", "near_duplicate", "long_context")} <= set(
+        found.skipped
+    )
 
 
 def test_a_subject_edited_twice_is_asked_for_neither() -> None:
@@ -243,7 +245,7 @@ def test_a_relation_that_the_data_asks_of_like_subjects_is_preferred() -> None:
 def test_what_follows_from_an_edit_is_no_negative() -> None:
     query = Query(prompt="Mara Ilves was born in", answers=("Riga",))
     follows = [job("Mara Ilves", probes=(Probe(kind="portability.reasoning", queries=(query,)),))]
-    assert "same_subject" in build(follows).skipped
+    assert "negatives.same_subject" in build(follows).skipped
     stays = [job("Mara Ilves", probes=(Probe(kind="locality.gold", queries=(query,)),))]
     assert texts(negative(build(stays), "same_subject")) == ["Mara Ilves was born in"]
 
@@ -289,7 +291,7 @@ def test_a_wording_of_two_edits_asks_for_neither_alone() -> None:
     shared = ("Mara Ilves is",)
     records = [job("Mara Ilves", paraphrases=shared), birth("Mara Ilves", paraphrases=shared)]
     found = build(records)
-    assert "paraphrases" in found.skipped
+    assert "positives.paraphrases" in found.skipped
     assert "Mara Ilves is" not in all_negatives(found)
 
 
@@ -344,37 +346,37 @@ def test_nothing_is_longer_than_the_context(context: int) -> None:
         assert all(len(text.split()) <= context for text in texts(kind)), kind.name
     assert sum(len(text.split()) for text in texts(negative(found, "running_text"))) == 50, "cut and not left out"
     assert len(positive(found, "edits").prompts) == len(PEOPLE)
-    assert ("long_context" in found.skipped) == (context < 24)
+    assert ("negatives.long_context" in found.skipped) == (context < 24)
 
 
 def test_what_cannot_be_built_is_said() -> None:
     bare = [Record(edit=record.edit) for record in RECORDS]
     found = build(bare, pool=[], text=[], questions=[])
     assert found.skipped == {
-        "paraphrases": "positives: the records have no paraphrases that fitting has not seen",
-        "free_paraphrases": "positives: the records have no free paraphrases that fitting has not seen",
-        "prefixed": "positives: there is no sentence of running text that names no edited subject, or none fits the "
+        "positives.paraphrases": "the records have no paraphrases that fitting has not seen",
+        "positives.free_paraphrases": "the records have no free paraphrases that fitting has not seen",
+        "positives.prefixed": "there is no sentence of running text that names no edited subject, or none fits the "
         "context",
-        "planted_old_answer": "positives: no record has an old answer that differs from its target",
-        "generic": "negatives: no generic question is left that names no edited subject",
-        "same_relation": "negatives: no record has a neighbour of its own relation, and no record that was not edited "
+        "positives.planted_old_answer": "no record has an old answer that differs from its target",
+        "negatives.generic": "no generic question is left that names no edited subject",
+        "negatives.same_relation": "no record has a neighbour of its own relation, and no record that was not edited "
         "shares one",
-        "same_subject": "negatives: no record has a subject, or no other relation is surely apart from the edited one",
-        "running_text": "negatives: no running text is left that names no edited subject",
-        "long_context": "negatives: no record has a subject, no running text or no question is left, or nothing fits "
+        "negatives.same_subject": "no record has a subject, or no other relation is surely apart from the edited one",
+        "negatives.running_text": "no running text is left that names no edited subject",
+        "negatives.long_context": "no record has a subject, no running text or no question is left, or nothing fits "
         "the context",
-        "old_answer": "negatives: no record has an old answer that differs from its target, or no generic question is "
+        "negatives.old_answer": "no record has an old answer that differs from its target, or no generic question is "
         "left",
-        "chat": "negatives: no generic question or neighbour fits the context in this form",
-        "multi_turn": "negatives: no generic question is left that names no edited subject, or none fits the context "
+        "negatives.chat": "no generic question or neighbour fits the context in this form",
+        "negatives.multi_turn": "no generic question is left that names no edited subject, or none fits the context "
         "behind another turn",
     }
-    assert "near_duplicate" not in found.skipped, "made-up names need no other data"
+    assert "negatives.near_duplicate" not in found.skipped, "made-up names need no other data"
 
 
 def test_an_old_answer_that_is_the_target_is_none() -> None:
     found = build([job("Mara Ilves", answer="Baker ")])
-    assert {"planted_old_answer", "old_answer"} <= set(found.skipped)
+    assert {"positives.planted_old_answer", "negatives.old_answer"} <= set(found.skipped)
 
 
 def test_an_empty_set_is_refused() -> None:
@@ -468,8 +470,8 @@ def test_made_up_names_are_new_and_swap_the_telling_word() -> None:
 
 def test_prompts_are_taken_one_from_each_source_first() -> None:
     draft = Draft(name="x", about="", why_empty="", sources=[("a", ["1", "2", "3"]), ("b", ["1", "4"]), ("c", [])])
-    assert choose(draft, cap=9, accept=lambda text: text != "3") == [("1", "a"), ("2", "a"), ("4", "b")]
-    assert choose(draft, cap=2, accept=lambda text: True) == [("1", "a"), ("4", "b")]
+    assert choose(draft, cap=9, accept=lambda text: text != "3") == [("1", 0), ("2", 0), ("4", 1)]
+    assert choose(draft, cap=2, accept=lambda text: True) == [("1", 0), ("4", 1)]
 
 
 @pytest.mark.parametrize(("count", "cap"), [(40, 10), (500, 400), (7, 3), (1000, 13)])
@@ -487,3 +489,27 @@ def test_mentions_say_nothing() -> None:
         subject = (prompt.record or "").removeprefix("job ")
         (sentence,) = (part for part in sentences(prompt.text) if subject in part)
         assert not matters_of(sentence.replace(subject, "")) & {"works", "profession", "job", "career"}
+
+
+def test_an_edit_that_is_not_live_has_no_part_in_it() -> None:
+    live = [record.edit for record in RECORDS[1:]]
+    found = build(live=live)
+    named = {prompt.record for kind in (*found.positives, *found.negatives) for prompt in kind.prompts}
+    assert RECORDS[0].edit.id not in named and RECORDS[1].edit.id in named
+    with pytest.raises(ConfigError, match="no positives could be built"):
+        build(live=[])
+
+
+def test_pieces_of_one_text_stay_together() -> None:
+    found = negative(build(encoder=encoder(8), text=[" ".join(LONG), "a short one"]), "running_text")
+    clusters = [prompt.cluster for prompt in found.prompts]
+    assert None not in clusters and len(set(clusters)) == 2 < len(clusters)
+
+
+def test_what_fitting_may_have_seen_comes_last_among_the_same_subject() -> None:
+    """Fitting keeps silent on an edit's own prompt with other subjects put in."""
+    own = {record.edit.prompt.replace(record.edit.subject or "", "{}") for record in RECORDS}
+    asked = negative(build(), "same_subject").prompts
+    subjects = {record.edit.id: record.edit.subject or "" for record in RECORDS}
+    fresh = [prompt for prompt in asked if prompt.text.replace(subjects[str(prompt.record)], "{}") not in own]
+    assert len(fresh) > len(asked) / 2

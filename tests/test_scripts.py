@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import runpy
@@ -194,14 +195,16 @@ def test_the_bench_refuses_what_it_cannot_measure(
 def test_the_tables_of_runs_show_their_figures_and_runs_that_are_there_are_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    data = tmp_path / "mine.jsonl"
+    data.touch()
     made = {}
     for size in (1, 10):
         made[size] = sample_run(edits=size, seed=size)
+        made[size]["data"]["sha256"] = hashlib.sha256(b"").hexdigest()
         (tmp_path / f"mine-wise-merge-{size}.json").write_text(json.dumps(made[size]))
-    data = tmp_path / "mine.jsonl"
-    data.touch()
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("both runs are there"))
-    options = ["--model", "m", "--runs", str(tmp_path), "--editors", "wise-merge", "--sizes", "1", "10"]
+    options = ["--model", made[1]["model"]["name"], "--runs", str(tmp_path)]
+    options += ["--editors", "wise-merge", "--sizes", "1", "10"]
     monkeypatch.setattr(sys, "argv", ["bench_routing.py", f"mine={data}", *options])
     runpy.run_path(str(ROOT / "scripts/bench_routing.py"), run_name="__main__")
     tables = capsys.readouterr().out.split("\n\n")

@@ -67,7 +67,7 @@ class Trainer:
         Raises EditError, with nothing changed, for duplicate ids, ids that are live already, and edits that do
         not fit the context.
         """
-        self._validate(state, edits)
+        self.validate(state, edits)
         begun, cpu = time.perf_counter(), time.process_time()
         latest = {edit.prompt: edit for edit in edits}
         fresh = [edit for edit in edits if latest[edit.prompt] is edit]
@@ -112,7 +112,8 @@ class Trainer:
         answers |= self._answers(final, {edit.id: edit for edit in fresh if edit.id not in live}, serve)
         return final, {e.id: _outcome(e, live, results[e.id], answers[e.id], spent[e.id]) for e in fresh}
 
-    def _validate(self, state: MemoryState, edits: Sequence[Edit]) -> None:
+    def validate(self, state: MemoryState, edits: Sequence[Edit]) -> None:
+        """Raises EditError for edits that cannot be applied to `state`, as `edit` does."""
         check_unique(edits)
         live = set(state.edit_ids)
         for edit in edits:

@@ -23,12 +23,16 @@ KINDS = (
     "ripple.preservation",
     "ripple.relation_specificity",
     "multi_hop",  # MQuAKE: any of the wordings of one question of several hops
+    "single_hops",  # MQuAKE: all single facts that the question goes through, edited and unedited
     "ood",  # the same prompt, with text of another origin as its answer (the temporal set used with WISE)
-    "unstructured",  # questions on the parts of a long target (UnKE)
+    "unstructured",  # questions on the parts of a long target (UnKE): free text, so only teacher_forced is usable
     "conflict",  # what must follow from two edits that bear on each other
 )
-ASKS_THE_EDIT = ("locality.distracting", "ood", "unstructured", "conflict")
-"""Kinds that may ask the edit's own prompt: they want another text there, or ask it again after another edit."""
+ASKS_THE_EDIT = ("locality.distracting", "ood", "single_hops", "unstructured", "conflict")
+"""Kinds that may ask the edit's own prompt: they want another text there, ask it again after another edit, or ask it
+as one of several facts that are needed together."""
+OF_A_CASE = ("multi_hop", "single_hops")
+"""Kinds of which every probe is a case of its set and counts as much as any other, also where two share a record."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,7 @@ def evaluate(
     for name, file in (("--output", output), ("--report", report)):
         check_file(name, file)
     records, pool = _records(data, format, skip, edits)
+    about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": Path(model).name}}
     scope = _scope(routing, retention, pool, text, questions, references)
     from wise.eval.editors import find_editor
     from wise.eval.run import evaluate as run
@@ -115,7 +116,6 @@ def evaluate(
                 raise
             typer.echo("wise: interrupted; the same command goes on from here", err=True)
             raise typer.Exit(INTERRUPTED) from None
-    about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": Path(model).name}}
     whole = _merged(result.to_dict(outcomes=True), about)
     show_evaluation(result)
     if output is not None and folder is not None:

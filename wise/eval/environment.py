@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 from importlib.metadata import version
@@ -9,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 import wise
+import wise.memory
+import wise.router
+import wise.training
 
 PACKAGES = ("torch", "transformers", "faiss-cpu", "numpy")
 
@@ -27,6 +33,23 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
+
+
+def code_digest() -> str:
+    """SHA-256 over the package's own files: another version of the code may measure otherwise."""
+    found = hashlib.sha256()
+    for package in (wise, wise.training, wise.router, wise.memory):
+        root = Path(package.__path__[0])
+        for file in sorted(root.rglob("*.py")):
+            found.update(f"{package.__name__} {file.relative_to(root)}".encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what decides how a text is cut into tokens, and a conversation written."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    return hashlib.sha256(json.dumps([rules, tokenizer.chat_template]).encode()).hexdigest()
 
 
 def _processor() -> str:

@@ -3,36 +3,42 @@
 An answer is right where the model stops by itself and the answer is one of a query's, both compared after
 `normalised`: the answers of published sets are names, in whichever case and with or without an article, so this
 is a little more forgiving than reliability. Token accuracy beside it is that of the query's best answer, of the first
-few.
+few. Of probes of kind `unstructured`, whose answers are free text, only token accuracy is usable.
 
-A probe with conditions counts only where the unedited base answers every one of them right (RippleEdits, Cohen et
-al. 2024, section 4.1): an edit cannot lead to what the model does not know otherwise.
+A probe with conditions counts only where the unedited base's answer to every one of them begins with a right one,
+ended or not (after RippleEdits, Cohen et al. 2024, section 4.1): an edit cannot lead to what the model does not know
+otherwise, and a base that was not taught to end an answer may well know it. Not RippleEdits' own figures: there an
+answer counts where it is contained, every answer of a query must be, only edits that held are averaged, and all tests
+are asked.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from wise.eval.asking import Asking, PromptOutcome, Row, Selection, mean_over_records, share
-from wise.probes import KINDS, Probe, Query
+from wise.probes import KINDS, OF_A_CASE, Probe, Query
 from wise.training.trainer import SPARE_TOKENS
 
 MAX_PROBES = 4
-"""Probes of one record and kind that are asked: the first ones. Questions of several hops are asked all."""
+"""Probes of one record and kind that are asked: the first ones. Kinds in `OF_A_CASE` are asked all."""
 MAX_ANSWERS = 8
 """Answers of a query whose tokens are fed in: the first ones. Some have over a hundred, other spellings mostly."""
 UNMOVED = frozenset({"locality.gold", "locality.distracting", "ripple.preservation", "ripple.relation_specificity"})
 """Kinds that are left out where another edit asks for the very same: their answer is meant to change."""
-OF_THE_EDIT = frozenset({"ood", "conflict"})
+OF_THE_EDIT = frozenset({"ood", "conflict", "single_hops"})
 """Kinds that may ask an edit's own prompt."""
 LABEL = "answer:"
 """What some models begin the answer to a question with."""
 ARTICLES = ("the ", "a ", "an ")
 ENDS = ".,;:!?\"'`()[]{}“”‘’«»…-–— "
+_BEFORE = re.compile(rf"[{re.escape(ENDS)}]*?(?=-\d|[^{re.escape(ENDS)}])")
+"""What stands before an answer, up to the sign of a number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,25 +46,28 @@ class ProbeFindings:
     """What probes gave."""
 
     figures: dict[str, dict[str, Any]]
-    """Kind -> `generated`, `teacher_forced`, `base_generated` (means over records of means over a record's probes),
-    `n` probes that counted, and how many did not: `conditions_failed`, `too_long` for the context, `excluded` since
-    they ask for what fitting used or another edit changed."""
+    """Kind -> `generated`, `teacher_forced`, `base_generated` (means over records of means over a record's probes, of
+    kinds in `OF_A_CASE` over probes), `n` probes that counted, and how many did not: `conditions_failed`, `too_long`
+    for the context, `excluded` since they ask for what fitting used or another edit changed."""
     outcomes: tuple[PromptOutcome, ...]
     """Of each probe that counted."""
 
 
 def normalised(text: str) -> str:
-    """Case folded, white space single; a label before it, punctuation at both ends and a leading article taken off.
+    """Case folded, white space single; a label before it, punctuation at both ends, and around a leading article, and
+    that article taken off. The minus sign of a number stays.
 
     >>> normalised('Answer: The "United States".')
     'united states'
+    >>> normalised('"-5".')
+    '-5'
     """
     plain = " ".join(text.casefold().split())
     plain = plain.removeprefix(LABEL).lstrip() or plain
-    bare = plain.strip(ENDS) or plain
+    bare = _BEFORE.sub("", plain.rstrip(ENDS), count=1) or plain
     for article in ARTICLES:
         if bare.startswith(article):
-            return bare.removeprefix(article).lstrip()
+            return _BEFORE.sub("", bare.removeprefix(article), count=1)
     return bare
 
 
@@ -98,7 +107,8 @@ def measure_probes(asking: Asking, selection: Selection) -> ProbeFindings:
     """
     chosen = _choose(asking, selection)
     conditions = list(dict.fromkeys(query for _, probe in chosen.probes for query in probe.conditions))
-    known, _ = _generated(asking, "conditions", conditions, chosen, base=True)
+    _, answers = _generated(asking, "conditions", conditions, chosen, base=True)
+    known = {query: _begins(answers[query], chosen.queries[query].right) for query in conditions}
     counted = [each for each in chosen.probes if all(known[query] for query in each[1].conditions)]
     queries = list(dict.fromkeys(query for _, probe in counted for query in probe.queries))
     forced = _teacher_forced(asking, queries, chosen)
@@ -141,7 +151,7 @@ def _choose(asking: Asking, selection: Selection) -> _Chosen:
         for probe in tested.probes:
             kind = probe.kind
             chosen.kinds.add(kind)
-            if taken[kind] == MAX_PROBES and kind != "multi_hop":
+            if taken[kind] == MAX_PROBES and kind not in OF_A_CASE:
                 continue
             if _is_excluded(probe, selection):
                 chosen.excluded[kind] += 1
@@ -195,6 +205,12 @@ def _generated(
     return right, said
 
 
+def _begins(said: str, right: Iterable[str]) -> bool:
+    """What is said begins with a right answer, as a whole word or number, and may go on."""
+    plain = normalised(said)
+    return any(re.match(rf"{re.escape(answer)}(?!\w|[.,]\d)", plain) for answer in right)
+
+
 def _teacher_forced(asking: Asking, queries: Sequence[Query], chosen: _Chosen) -> dict[Query, float]:
     """Query -> the largest share of right argmaxes among its answers."""
     rows = [
@@ -221,10 +237,14 @@ def _combined(probe: Probe, shares: dict[Query, float]) -> float:
 
 
 def _figures(kind: str, outcomes: Sequence[PromptOutcome], base: Sequence[float]) -> dict[str, Any]:
-    of_kind = [(o, before) for o, before in zip(outcomes, base, strict=True) if o.measure == kind]
+    of_kind = [
+        (str(place) if kind in OF_A_CASE else outcome.record, outcome, before)
+        for place, (outcome, before) in enumerate(zip(outcomes, base, strict=True))
+        if outcome.measure == kind
+    ]
     return {
-        "generated": mean_over_records((o.record, o.generated) for o, _ in of_kind),
-        "teacher_forced": mean_over_records((o.record, o.teacher_forced) for o, _ in of_kind),
-        "base_generated": mean_over_records((o.record, before) for o, before in of_kind),
+        "generated": mean_over_records((unit, outcome.generated) for unit, outcome, _ in of_kind),
+        "teacher_forced": mean_over_records((unit, outcome.teacher_forced) for unit, outcome, _ in of_kind),
+        "base_generated": mean_over_records((unit, before) for unit, _, before in of_kind),
         "n": len(of_kind),
     }

@@ -52,8 +52,9 @@ class Quality:
     probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Kind -> figures, see `wise.eval.probing.ProbeFindings`."""
     instances: Mapping[str, Any] = field(default_factory=lambda: {"edit_wise": None, "instance_wise": None, "n": 0})
-    """Over records that belong to a group (MQuAKE, Zhong et al. 2023): the share of edits that are recalled, and of
-    `n` groups those with all edits recalled."""
+    """MQuAKE's (Zhong et al. 2023). `edit_wise`: over records that belong to one of `n` groups, the share of edits that
+    are recalled. `instance_wise`: over probes of `single_hops`, the share of cases of which all single facts are,
+    unedited ones too; None without such probes."""
     fluency: Mapping[str, Any] | None = None
     """See `wise.eval.fluency.measure_fluency`."""
     perplexity: Mapping[str, Any] | None = None
@@ -146,7 +147,7 @@ def measure_quality(
             outcomes=(*outcomes, *probes.outcomes),
             counterfact=measure_probability(asking, compared),
             probes=probes.figures,
-            instances=_instances(records, edits),
+            instances=_instances(records, edits, probes.figures),
             fluency=measure_fluency(asking, openings(asking, selection.tested), references=references, seed=seed),
             perplexity=measure_perplexity(asking, texts or ()),
         )
@@ -242,7 +243,9 @@ def _outcome(question: _Question, expected: str, answer: str, right: bool, agree
     )
 
 
-def _instances(records: Sequence[Record], outcomes: Sequence[PromptOutcome]) -> dict[str, Any]:
+def _instances(
+    records: Sequence[Record], outcomes: Sequence[PromptOutcome], probes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """Of an edit that a later one of its prompt took the place of, nothing is wanted, unless both say the same."""
     recalled = {o.prompt: (o.expected, o.generated) for o in outcomes if o.measure == RELIABILITY}
     groups: dict[str, list[float]] = defaultdict(list)
@@ -253,7 +256,7 @@ def _instances(records: Sequence[Record], outcomes: Sequence[PromptOutcome]) -> 
     edits = [right for group in groups.values() for right in group]
     return {
         "edit_wise": fmean(edits) if edits else None,
-        "instance_wise": fmean(min(group) for group in groups.values()) if groups else None,
+        "instance_wise": probes.get("single_hops", {}).get("generated"),
         "n": len(groups),
     }
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,14 +22,13 @@ from wise.config import WiseConfig
 from wise.edits import Record
 from wise.errors import ConfigError
 from wise.eval.editors import find_editor
-from wise.eval.environment import environment
+from wise.eval.environment import code_digest, environment, tokenizer_digest
 from wise.eval.quality import Quality, measure_quality
 from wise.eval.routing.classes import build_routing_set
 from wise.eval.routing.measure import Routing, measure_routing
-from wise.eval.routing.scores import served
 from wise.eval.runfile import SCHEMA
 from wise.eval.stream import Stream
-from wise.eval.work import Journal, Progress, Work
+from wise.eval.work import Journal, Progress, Work, sole_user
 from wise.memory.fingerprint import fingerprint
 from wise.memory.layer import execution_device
 from wise.model import WiseModel
@@ -69,7 +69,7 @@ class Evaluation:
     """Wall time of editing, all edits together; measuring the base once beforehand is not in it."""
     cpu_seconds: float
     routing: Routing | None = None
-    retention: tuple[Mapping[str, float], ...] = ()
+    retention: tuple[Mapping[str, float | None], ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
     """Settings, model and machine of the run."""
     started: str = ""
@@ -129,13 +129,25 @@ def evaluate(
     for an edit or a test prompt that the model cannot take.
     """
     scope = scope or Scope()
-    chosen = find_editor(editor)
-    _check(records, batch, scope, edits=chosen.edits)
-    config = WiseConfig(**{**(settings or {}), **chosen.settings})
-    begun, journal = time.perf_counter(), None
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        journal = Journal(folder / JOURNAL)
+    _check(records, batch, scope, edits=find_editor(editor).edits)
+    config = WiseConfig(**{**(settings or {}), **find_editor(editor).settings})
+    with sole_user(folder):
+        return _evaluated(model, tokenizer, records, editor, config, batch, scope, folder, progress)
+
+
+def _evaluated(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Record],
+    editor: str,
+    config: WiseConfig,
+    batch: int | None,
+    scope: Scope,
+    folder: Path | None,
+    progress: Progress | None,
+) -> Evaluation:
+    begun = time.perf_counter()
+    journal = Journal(folder / JOURNAL) if folder is not None else None
     work = Work(journal, progress)
     stream = Stream(model, tokenizer, config, [record.edit for record in records], work=work, folder=folder)
     wrapped = stream.wrapped
@@ -144,11 +156,12 @@ def evaluate(
         identity = _identity(editor, records, batch, scope, about)
         _check_same(identity, work.part("run", lambda: identity), folder)
         started = work.part("started", lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-        retention = _stream(stream, records, batch, scope, work) if chosen.edits else []
+        retention = _stream(stream, records, batch, scope, work) if find_editor(editor).edits else []
         quality = measure_quality(
             wrapped, records, texts=scope.texts, references=scope.references, seed=config.seed, work=work
         )
-        routing = _routing(wrapped, records, scope, work) if scope.routing else None
+        # Where no edit held there is no router to measure, and that is a result too.
+        routing = _routing(wrapped, records, scope, work) if scope.routing and wrapped.edits else None
     finally:
         wrapped.unwrap()
     result = stream.result
@@ -204,6 +217,8 @@ def _about(wrapped: WiseModel, config: WiseConfig) -> dict[str, Any]:
             "depth": base.depth,
             "dtype": base.dtype,
             "fingerprint": base.digest,
+            "tokenizer": tokenizer_digest(wrapped.tokenizer),
+            "attention": wrapped.model.config._attn_implementation,
         },
         "environment": environment(execution_device(wrapped.model)),
     }
@@ -224,6 +239,7 @@ def _identity(
         "texts": digest([scope.texts]),
         "questions": digest([scope.questions]),
         "references": digest([scope.references]),
+        "code": code_digest(),
         **about,
     }
 
@@ -239,13 +255,14 @@ def _check_same(identity: Mapping[str, Any], begun: Mapping[str, Any], folder: P
 
 def _stream(
     stream: Stream, records: Sequence[Record], batch: int | None, scope: Scope, work: Work
-) -> list[dict[str, float]]:
+) -> list[dict[str, float | None]]:
     """Applies all edits; where wanted, measures at each stop how those so far hold."""
+    stream.check()
     if not scope.retention:
         stream.advance(len(records), batch=batch)
         return []
     bare = [Record(edit=record.edit, source=record.source) for record in records]
-    found = []
+    found: list[dict[str, float | None]] = []
     for stop in stops(len(records)):
         stream.advance(stop, batch=batch)
         quality = measure_quality(stream.wrapped, bare[:stop], work=work.within(f"retention/{stop}"))
@@ -254,9 +271,9 @@ def _stream(
         found.append(
             {
                 "edits": stop,
-                "reliability": quality.generated["reliability"] or 0.0,
-                "teacher_forced": quality.teacher_forced["reliability"] or 0.0,
-                "oldest": sum(old) / len(old) if old else 0.0,
+                "reliability": quality.generated["reliability"],
+                "teacher_forced": quality.teacher_forced["reliability"],
+                "oldest": fmean(old) if old else None,
             }
         )
     return found
@@ -264,7 +281,6 @@ def _stream(
 
 def _routing(wrapped: WiseModel, records: Sequence[Record], scope: Scope, work: Work) -> Routing:
     seed = wrapped.wise_config.seed
-    served(wrapped)
     ground = build_routing_set(
         records,
         live=wrapped.edits,

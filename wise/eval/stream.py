@@ -61,6 +61,11 @@ class Stream:
         else:
             self.wrapped = wrap(model, tokenizer, config)
 
+    def check(self) -> None:
+        """Refuses what could not be applied, the last edit too, before the first is. Raises EditError."""
+        if not self.wrapped.edits:
+            self.wrapped.trainer.validate(self.wrapped.state, self.edits)
+
     def advance(self, end: int, *, batch: int | None = None) -> None:
         """Applies the edits up to number `end`, `batch` of them a call; None makes one call of all."""
         batch = batch or end - self.done

@@ -9,16 +9,23 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from wise.errors import ConfigError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many items of it are through, and of how many."""
 BATCH = 32
+LOCK = "lock"
 
 
 class Journal:
@@ -56,6 +63,26 @@ class Journal:
             os.fsync(file.fileno())
         self.parts[name] = value
         self.seconds += seconds
+
+
+@contextmanager
+def sole_user(folder: Path | None) -> Iterator[None]:
+    """Makes a folder, and keeps other processes out of it for the length of a `with` block.
+
+    Raises ConfigError where another process is in it. Where the system has no file locks, nobody is kept out.
+    """
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                problem = "another process is at this run; wait for it, or give another name"
+                raise ConfigError(f"{folder}: {problem}") from None
+        yield
 
 
 class Work:

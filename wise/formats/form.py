@@ -37,6 +37,8 @@ class Asked:
     answers: tuple[str, ...]
     """The first that holds any counts; all of it, lists of aliases and all, is right. Where prompts and answers
     are two lists side by side, each prompt has the answer of its place."""
+    shared: bool = False
+    """The answers hold for every prompt, also where they are a list: that is the names of one thing."""
     within: str = ""
     """Objects in which both paths begin, each of them one probe or several; else the record itself."""
 
@@ -207,7 +209,7 @@ def _questions(ask: Asked, part: Row, prefix: str) -> Iterator[tuple[str, str, l
     asked = list(texts(part, ask.prompt, prefix))
     path = next((path for path in ask.answers if has(part, path)), ask.answers[0])
     name, value = prefix + path, single(part, path, prefix)
-    if not (isinstance(value, list) and isinstance(part.get(ask.prompt), list)):
+    if ask.shared or not (isinstance(value, list) and isinstance(part.get(ask.prompt), list)):
         answers = _groups(name, value)
         yield from ((prompt_name, prompt, answers) for prompt_name, prompt in asked)
         return

@@ -1,8 +1,10 @@
 """MQuAKE (Zhong et al., 2023): edits whose consequence is asked by questions of several hops.
 
 A case becomes one record per edit, together one group. The question, in its three wordings, is a
-probe of the **last** of them: before that edit is made, nothing is to follow. AKEW publishes the
-same cases with more fields.
+probe of the **last** of them: before that edit is made, nothing is to follow. So are the single facts
+that the question goes through once all edits are made, unedited ones too: one probe that is right where
+all of them are, which is what the paper's instance-wise accuracy asks. AKEW publishes the same cases
+with more fields.
 
 The single facts of MQuAKE-CF are also published as a list of questions with the sentence that a
 retriever should find. They are edits without the questions that follow from them.
@@ -15,7 +17,19 @@ from dataclasses import replace
 from wise.checks import given, missing
 from wise.edits import Edit, Record
 from wise.errors import EditError
-from wise.formats.fields import Note, Row, cleaned, number, optional_text, probe, query, required_objects, text, texts
+from wise.formats.fields import (
+    Note,
+    Row,
+    cleaned,
+    number,
+    objects,
+    optional_text,
+    probe,
+    query,
+    required_objects,
+    text,
+    texts,
+)
 from wise.formats.layout import Structure
 from wise.probes import Probe
 
@@ -25,7 +39,7 @@ def _case(row: Row, place: int, note: Note) -> list[Record]:
     rewrites = required_objects(row, "requested_rewrite")
     records = [_rewrite(f"{name}.", part, f"{case}.{at}", case) for at, (name, part) in enumerate(rewrites)]
     last = records[-1]
-    return [*records[:-1], replace(last, probes=_hops(row, last.edit, note))]
+    return [*records[:-1], replace(last, probes=(*_hops(row, last.edit, note), *_facts(row, last.edit, note)))]
 
 
 def _rewrite(prefix: str, part: Row, own: str, case: str) -> Record:
@@ -57,6 +71,16 @@ def _hops(row: Row, edit: Edit, note: Note) -> tuple[Probe, ...]:
     if not queries:
         raise missing("questions", row)
     return tuple(probe("multi_hop", queries, edit, note))
+
+
+def _facts(row: Row, edit: Edit, note: Note) -> tuple[Probe, ...]:
+    """The probe that asks every single fact, none where the case does not list them."""
+    queries = []
+    for name, hop in objects(row, "new_single_hops"):
+        aliases = [alias for _, alias in texts(hop, "answer_alias", f"{name}.") if alias.strip()]
+        answers = [text(hop, "answer", f"{name}."), *aliases]
+        queries.append(query(f"{name}.cloze", text(hop, "cloze", f"{name}."), answers))
+    return tuple(probe("single_hops", queries, edit, note, need="all")) if queries else ()
 
 
 def _fact(row: Row, place: int, note: Note) -> list[Record]:

@@ -87,7 +87,12 @@ FORMS: tuple[Form, ...] = (
         generation_prompts="generation_prompts",
         neighbours=("neighborhood_prompts",),
         asked=(
-            Asked(kind="locality.gold", prompt="neighborhood_prompts", answers=("requested_rewrite.target_true.str",)),
+            Asked(
+                kind="locality.gold",
+                prompt="neighborhood_prompts",
+                answers=("requested_rewrite.target_true.str",),
+                shared=True,
+            ),
         ),
         unread=("case_id", "pararel_idx", "attribute_prompts"),
         template=True,
@@ -105,7 +110,12 @@ FORMS: tuple[Form, ...] = (
         generation_prompts="generation_prompts",
         neighbours=("neighborhood_prompts", "locality_prompt"),
         asked=(
-            Asked(kind="locality.gold", prompt="neighborhood_prompts", answers=("target_true", "ground_truth")),
+            Asked(
+                kind="locality.gold",
+                prompt="neighborhood_prompts",
+                answers=("target_true", "ground_truth"),
+                shared=True,
+            ),
             _NEIGHBOUR,
         ),
         aliases=("subject_rephrase", "subject_rephrases"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ class RoutingPrompt:
     text: str
     record: str | None = None
     """Id of the edit that it asks for (positives: always) or that it was built from (negatives)."""
+    cluster: str | None = None
+    """Where no record tells: what it was cut from. Prompts of one record or cluster are not independent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class RoutingSet:
     positives: tuple[RoutingClass, ...]
     negatives: tuple[RoutingClass, ...]
     skipped: Mapping[str, str]
-    """Class name -> why it could not be built."""
+    """`positives.NAME` or `negatives.NAME`, for two sides may share a name -> why it could not be built."""
 
 
 def build_routing_set(
@@ -96,12 +99,11 @@ def build_routing_set(
 
 
 def _side(side: str, drafts: Sequence[Draft], material: Material, skipped: dict[str, str]) -> tuple[RoutingClass, ...]:
-    """The classes that could be built; notes why the others could not. Two sides may share a name."""
+    """The classes that could be built; notes why the others could not."""
     built = [_class(draft, material) for draft in drafts]
     for draft, found in zip(drafts, built, strict=True):
         if not found.prompts:
-            before = f"{skipped[draft.name]}; " if draft.name in skipped else ""
-            skipped[draft.name] = f"{before}{side}: {draft.why_empty}"
+            skipped[f"{side}.{draft.name}"] = draft.why_empty
     if not any(found.prompts for found in built):
         reasons = "; ".join(draft.why_empty for draft in drafts)
         raise ConfigError(f"no {side} could be built of {len(material.records)} records: {reasons}")
@@ -110,7 +112,10 @@ def _side(side: str, drafts: Sequence[Draft], material: Material, skipped: dict[
 
 def _class(draft: Draft, material: Material) -> RoutingClass:
     # Where every token counts, the tokens were counted already.
-    cap = material.per_class if draft.unit == "prompt" else len(draft.sources)
+    cap = material.per_class if draft.unit == "prompt" else sys.maxsize
     found = choose(draft, cap=cap, accept=material.fits)
-    prompts = tuple(RoutingPrompt(text=text, record=record) for text, record in found)
-    return RoutingClass(name=draft.name, about=draft.about, unit=draft.unit, prompts=prompts)
+    prompts = []
+    for text, place in found:
+        record = draft.sources[place][0]
+        prompts.append(RoutingPrompt(text=text, record=record, cluster=str(place) if record is None else None))
+    return RoutingClass(name=draft.name, about=draft.about, unit=draft.unit, prompts=tuple(prompts))

@@ -22,7 +22,7 @@ class Conversation:
         if self._templated:
             try:
                 self._template("a", "b", "c")
-            except TemplateError:
+            except (TemplateError, ValueError, TypeError, KeyError):
                 self._templated = False
 
     @property

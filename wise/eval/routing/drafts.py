@@ -23,8 +23,8 @@ class Draft:
     """As in `RoutingClass`."""
 
 
-def choose(draft: Draft, *, cap: int, accept: Callable[[str], bool]) -> list[tuple[str, str | None]]:
-    """Up to `cap` different texts that `accept` takes, each with its record, in the order of the records.
+def choose(draft: Draft, *, cap: int, accept: Callable[[str], bool]) -> list[tuple[str, int]]:
+    """Up to `cap` different texts that `accept` takes, each with the place of its source, in the order of those.
 
     One from each record before a second from any. Where not all records can have one, those that have lie evenly over
     all of them, so that old and new edits have their share.
@@ -42,7 +42,7 @@ def choose(draft: Draft, *, cap: int, accept: Callable[[str], bool]) -> list[tup
             if len(taken) == cap:
                 break
         depth += 1
-    return [(text, draft.sources[place][0]) for text, (place, _) in sorted(taken.items(), key=lambda item: item[1])]
+    return [(text, place) for text, (place, _) in sorted(taken.items(), key=lambda item: item[1])]
 
 
 def evenly(places: Sequence[int]) -> list[int]:

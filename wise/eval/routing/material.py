@@ -24,7 +24,7 @@ class Material:
     """Everything that the builders of classes draw on; `texts`, `questions` and `exchanges` name no edited subject."""
 
     records: tuple[Record, ...]
-    """The edited ones, without those whose prompt a later edit took over."""
+    """Those whose edits are live."""
     pool: tuple[Record, ...]
     """Others, not edited."""
     live: tuple[Edit, ...]
@@ -38,6 +38,8 @@ class Material:
     seed: int
     per_class: int
     max_tokens: int
+    fitted: frozenset[str]
+    """Templates of the live edits' own prompts: fitting keeps silent on some of them with other subjects put in."""
 
     def rng(self, name: str, record: Record) -> random.Random:
         """Chance for one record in one class, the same whatever else is built."""
@@ -91,16 +93,14 @@ def gather(
         seed=seed,
         per_class=per_class,
         max_tokens=max_tokens,
+        fitted=frozenset(edit.prompt.replace(edit.subject, "{}") for edit in live if edit.subject),
     )
 
 
 def _current(records: Sequence[Record], live: Sequence[Edit]) -> Iterator[Record]:
-    """The last record of each prompt, where no other live edit has that prompt."""
-    last = {record.edit.prompt: record for record in records}
-    held = {edit.prompt: edit.id for edit in live}
-    for record in records:
-        if record is last[record.edit.prompt] and held.get(record.edit.prompt, record.edit.id) == record.edit.id:
-            yield record
+    """The records whose edits are live; nothing can be routed to the others, nor be held apart from them."""
+    held = {edit.prompt: edit.id for edit in live}  # of a prompt that was edited again, the last edit
+    return (record for record in records if held.get(record.edit.prompt) == record.edit.id)
 
 
 def _unrelated(text: str, edited: Edited) -> bool:

@@ -15,7 +15,8 @@ from typing import Any
 from wise.edits import Record
 from wise.errors import ConfigError
 from wise.eval.asking import select
-from wise.eval.routing.classes import RoutingClass, RoutingPrompt, RoutingSet
+from wise.eval.routing.classes import PER_CLASS, RoutingClass, RoutingPrompt, RoutingSet
+from wise.eval.routing.drafts import evenly
 from wise.eval.routing.oracle import measure_oracle, slots_of
 from wise.eval.routing.scores import score_prompts, served
 from wise.eval.routing.separation import BINS, ScoredClass, negative_figures, positive_figures
@@ -129,7 +130,7 @@ def _scored(
     for each in classes:
         prompts = [prompt for prompt in each.prompts if live is None or prompt.record in live]
         if not prompts:
-            skipped.setdefault(each.name, f"{side}: none of its {len(each.prompts)} prompts asks for a live edit")
+            skipped[f"{side}.{each.name}"] = f"none of its {len(each.prompts)} prompts asks for a live edit"
             continue
         scored = score_prompts(
             model,
@@ -167,11 +168,16 @@ def _flips(
     counts = {
         kind: [
             speech.flips
-            for speech in listen(model, texts, tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", work=work)
+            for speech in listen(model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", work=work)
         ]
         for kind, texts in prompts.items()
     }
     return _mean(counts[EDITS] + counts[PARAPHRASES]), {kind: _mean(found) for kind, found in counts.items()}
+
+
+def _some(texts: Sequence[str]) -> list[str]:
+    """As many as a class of prompts has at most, evenly over all."""
+    return [texts[place] for place in sorted(evenly(range(len(texts)))[:PER_CLASS])]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -179,7 +185,10 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _by_age(model: WiseModel, positives: Mapping[str, ScoredClass]) -> list[dict[str, Any]]:
-    """How often gates open, by the number of live edits made after the one asked for."""
+    """How often gates open, by the number of live edits made after the one asked for.
+
+    Edits are live because their own prompts are routed, so their share tells whether one was lost, and little else.
+    """
     age = {edit.id: place for place, edit in enumerate(reversed(model.edits))}
     width = -(-len(age) // AGES)
     opened: dict[str, dict[int, list[float]]] = {EDITS: {}, PARAPHRASES: {}}
@@ -191,7 +200,8 @@ def _by_age(model: WiseModel, positives: Mapping[str, ScoredClass]) -> list[dict
         {
             "from": number * width,
             "to": min((number + 1) * width, len(age)) - 1,
-            "edits": len(opened[EDITS].get(number, ())),
+            "edits": min((number + 1) * width, len(age)) - number * width,
+            "scored": len(opened[EDITS].get(number, ())),
             "opened": _mean(opened[EDITS].get(number, ())),
             "paraphrases_opened": _mean(opened[PARAPHRASES].get(number, ())),
         }

@@ -72,7 +72,7 @@ def _chat(material: Material, relation: Draft) -> Draft:
         accept=material.fits,
     )
     sources: list[Source] = [(None, [text]) for text in generic[: material.per_class - len(related)]]
-    sources += [(record, [text]) for text, record in related]
+    sources += [(relation.sources[place][0], [text]) for text, place in related]
     return Draft(
         name="chat",
         about=f"Generic questions, and the prompts of same_relation, as a user's turn: {talk.about}.",

@@ -1,6 +1,7 @@
-"""The ceiling of any router: how many answers are right when the right slot speaks exactly where it should.
+"""The ceiling that a router is measured by: how many answers are right when the right slot speaks where it should.
 
-What is still wrong then is not the router's fault but what the slots hold.
+What is still wrong then is not the router's fault but what the slots hold. No strict bound: the slot speaks where
+fitting meant it to and nowhere else, and a gate that also opens elsewhere can help; in crowded slots it sometimes does.
 """
 
 from __future__ import annotations

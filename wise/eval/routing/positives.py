@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from wise.edits import Record
+from wise.eval.asking import MAX_PROMPTS
 from wise.eval.routing.drafts import Draft, Source
 from wise.eval.routing.material import Material
 from wise.eval.routing.wording import normal
@@ -76,7 +77,10 @@ def _wordings(material: Material, form: Form) -> list[Source]:
         for text in {normal(text) for text in (*record.paraphrases, *record.free_paraphrases)}
     )
     return [
-        (record.edit.id, [text for text in form(record) if normal(text) not in seen and uses[normal(text)] == 1])
+        (
+            record.edit.id,
+            [text for text in form(record) if normal(text) not in seen and uses[normal(text)] == 1][:MAX_PROMPTS],
+        )
         for record in material.records
     ]
 

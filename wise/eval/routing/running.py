@@ -32,24 +32,29 @@ def running_text_draft(material: Material) -> Draft:
     return Draft(
         name="running_text",
         about=f"Passages of running text that name no edited subject, at most {material.max_tokens} tokens.",
-        sources=[(None, [text]) for text in _passages(material)],
+        sources=[(None, pieces) for pieces in _passages(material)],
         why_empty="no running text is left that names no edited subject",
         unit="token",
     )
 
 
-def _passages(material: Material) -> Iterator[str]:
+def _passages(material: Material) -> Iterator[list[str]]:
+    """The pieces of each text."""
     left = material.max_tokens
     for text in material.texts:
+        kept = []
         for piece in _pieces(material, text):
             length = material.length(piece)
             if length > left:
-                rest = _beginning(material, piece, left)
-                if rest:
-                    yield rest
-                return
+                piece, length = _beginning(material, piece, left), left
+            kept += [piece] if piece else []
             left -= length
-            yield piece
+            if left <= 0:
+                break
+        if kept:
+            yield kept
+        if left <= 0:
+            return
 
 
 def _pieces(material: Material, text: str) -> Iterator[str]:

@@ -22,6 +22,10 @@ BINS = tuple(round(WIDEST * i / STEPS, 10) for i in range(STEPS + 1))
 """Edges of the histograms. The first bin takes what lies under it as well, the last what lies over it."""
 
 
+LEAST = {"tpr_at_fpr_0.01": 100, "tpr_at_fpr_0.001": 1000}
+"""Negatives under which none of them may be let through at that rate."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredClass:
     """A class of prompts and the router's evidence on them."""
@@ -39,7 +43,7 @@ class ScoredClass:
     @classmethod
     def of(cls, about: RoutingClass, prompts: Sequence[RoutingPrompt], scored: Sequence[Scored]) -> ScoredClass:
         names: list[Hashable] = [
-            ("prompt", place) if prompt.record is None else ("record", prompt.record)
+            ("record", prompt.record) if prompt.record is not None else ("text", prompt.cluster or place)
             for place, prompt in enumerate(prompts)
         ]
         return cls(
@@ -61,7 +65,8 @@ def negative_figures(
 ) -> dict[str, Any]:
     """The figures of a class of negatives against `positive`, and beside them those against the edits' own prompts.
 
-    An interval is None where no resample gave another figure: the sample cannot tell how sure it is.
+    An interval is None where the sample cannot tell how sure it is: no resample gave another figure, or a rate is
+    asked for that so few negatives cannot show. A true-positive rate at such a rate is that at no false route at all.
     """
     found = _common(negative, seed)
     intervals = bootstrap(
@@ -74,7 +79,8 @@ def negative_figures(
     for name, figure in FIGURES.items():
         found[name] = figure(positive.values, negative.values)
         low, high = intervals[name]
-        found[f"{name}_ci"] = [low, high] if low < high else None
+        told = low < high and negative.values.numel() >= LEAST.get(name, 1)
+        found[f"{name}_ci"] = [low, high] if told else None
     found["calibration"] = _calibration(negative, seed)
     found["against_edits"] = (
         None if edits is None else {name: f(edits.values, negative.values) for name, f in FIGURES.items()}
@@ -128,7 +134,7 @@ def _calibration(negative: ScoredClass, seed: int) -> dict[str, Any]:
         found[str(rate)] = {
             "promised": rate,
             "threshold": calibration.threshold if math.isfinite(calibration.threshold) else None,
-            "realised": calibration.realised,
-            "ci": list(calibration.interval),
+            "realised": calibration.realised if math.isfinite(calibration.threshold) else None,
+            "ci": list(calibration.interval) if math.isfinite(calibration.threshold) else None,
         }
     return found

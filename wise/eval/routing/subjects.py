@@ -103,9 +103,10 @@ def _same_subject(
 
 
 def _put_in(material: Material, subject: str, templates: Sequence[str], rng: random.Random) -> Iterator[str]:
-    """One template of a relation with the subject in it, where one surely asks for no edited fact."""
+    """One template of a relation with the subject in it, where one surely asks for no edited fact; of an edit's own
+    prompt, of which fitting may have seen just this, only where there is no other."""
     telling = [template for template in templates if matters_of(template) and template.count("{}") == 1]
-    for template in rng.sample(telling, len(telling)):
+    for template in sorted(rng.sample(telling, len(telling)), key=material.fitted.__contains__):
         text = template.replace("{}", subject)
         if not material.edited.may_ask(text, material.relations.asked_by(template)):
             yield text
