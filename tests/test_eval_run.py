@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from wise.demo import model_path
 from wise.demo.run import demo_records
-from wise.errors import ConfigError
+from wise.errors import ConfigError, EditError
 from wise.eval.run import Evaluation, Scope, evaluate, stops
 from wise.eval.runfile import KEYS
-from wise.eval.work import Journal
+from wise.eval.work import Journal, sole_user
 
 EDITS = 6
 TEXT = ("The kettle was on the stove and nobody had thought of the tea. " * 4,)
@@ -132,6 +132,35 @@ def test_the_model_comes_back_as_it_was_also_from_an_interrupted_run(base: tuple
     with pytest.raises(Interrupted):
         run(base, scope, progress=interrupt)
     assert dict(base[0].named_modules()) == before
+
+
+def test_two_processes_are_never_at_one_run(base: tuple[Any, Any], tmp_path: Path) -> None:
+    with sole_user(tmp_path), pytest.raises(ConfigError, match="another process is at this run"):
+        run(base, Scope(), folder=tmp_path)
+    assert not (tmp_path / "journal.jsonl").exists()
+
+
+def test_other_code_does_not_go_on_with_a_run(
+    base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wise.eval.run.code_digest", lambda: "other")
+    with pytest.raises(ConfigError, match="unfinished run that differs in code"):
+        run(base, scope, folder=whole[1])
+
+
+def test_the_last_edit_is_looked_at_before_the_first_is_made(base: tuple[Any, Any], tmp_path: Path) -> None:
+    records = demo_records(3, seed=0)
+    records.append(replace(records[0], edit=replace(records[0].edit, target="tea " * 300, id="long")))
+    with pytest.raises(EditError, match="the context holds"):
+        evaluate(*base, records, editor="wise-retrieve", batch=1, folder=tmp_path)
+    assert not [name for name in Journal(tmp_path / "journal.jsonl").parts if name.startswith("edits")]
+
+
+def test_a_run_in_which_no_edit_holds_is_a_result(base: tuple[Any, Any], scope: Scope) -> None:
+    """One step of fitting from nothing fits nothing."""
+    found = run(base, scope, settings={"max_steps": 1, "learning_rate": 1e-9})
+    assert len(found.failed) == EDITS and found.routing is None
+    assert found.quality.generated["reliability"] == 0.0 and found.quality.generated["locality"] == 1.0
 
 
 @pytest.mark.parametrize("name", ["routing", "retention"])

@@ -19,6 +19,7 @@ from typing import Any
 
 from wise.errors import ConfigError
 from wise.eval.significance import LEVEL, RESAMPLES, McNemar, bootstrap_interval, holm, mcnemar, sign_flip
+from wise.probes import OF_A_CASE
 
 MODES = ("generated", "teacher_forced")
 FIRST = ("reliability", "generalization", "free_generalization", "locality")
@@ -173,8 +174,8 @@ def _keyed(run: Mapping[str, Any]) -> dict[tuple[str, str, str, int], Mapping[st
 
 def _difference(measure: str, mode: str, pairs: Sequence[Pair], seed: int) -> Difference:
     of_record: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for ours, theirs in pairs:
-        of_record[ours["record"]].append((ours[mode], theirs[mode]))
+    for place, (ours, theirs) in enumerate(pairs):
+        of_record[str(place) if measure in OF_A_CASE else ours["record"]].append((ours[mode], theirs[mode]))
     means = [(fmean(a for a, _ in values), fmean(b for _, b in values)) for values in of_record.values()]
     changes = [round(fmean(b - a for a, b in values), DIGITS) for values in of_record.values()]
     reference, value = fmean(a for a, _ in means), fmean(b for _, b in means)

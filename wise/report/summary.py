@@ -9,6 +9,8 @@ from wise.report.formats import percent, plain, points, short
 
 STAYING = ("locality.", "ripple.preservation", "ripple.relation_specificity")
 """Probes of what must stay as it was."""
+APART = ("single_hops", "unstructured")
+"""Probes of what does not follow from an edit, or that no exact answer is expected of."""
 FORMS = {"reliability": "the edits", "generalization": "paraphrases", "free_generalization": "freer wordings"}
 
 
@@ -137,7 +139,8 @@ def _hardest(run: Mapping[str, Any]) -> Iterator[str]:
 
 def _probes(run: Mapping[str, Any]) -> Iterator[str]:
     probes = run.get("probes") or {}
-    measured = {k: p for k, p in probes.items() if p.get("generated") is not None and not k.startswith(STAYING)}
+    follows = {k: p for k, p in probes.items() if k not in APART and not k.startswith(STAYING)}
+    measured = {k: p for k, p in follows.items() if p.get("generated") is not None}
     if measured:
         kind = min(measured, key=lambda k: measured[k]["generated"])
         share, base = measured[kind]["generated"], measured[kind].get("base_generated")
