@@ -154,12 +154,13 @@ def serve_once(model: PreTrainedModel, ids: torch.Tensor, clock: Clock) -> tuple
     """Seconds of one prefill, and the median seconds of a decoded token after it; ids `[1, prompt + decoded]`."""
     prompt, rest = ids[:, :PROMPT_TOKENS], ids[:, PROMPT_TOKENS:]
     begun = clock()
-    cache = model(prompt, use_cache=True, logits_to_keep=1).past_key_values
+    read = model(prompt, use_cache=True, logits_to_keep=1)
+    name = "cache" if "cache" in read else "past_key_values"  # before transformers 5.24
     prefill = clock() - begun
     steps = []
     for token in rest.chunk(DECODED_TOKENS, dim=1):
         begun = clock()
-        model(token, past_key_values=cache, use_cache=True)
+        model(token, use_cache=True, **{name: read[name]})
         steps.append(clock() - begun)
     return prefill, statistics.median(steps)
 

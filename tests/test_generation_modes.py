@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tiny import (
     ARCHITECTURES,
     BATCH,
@@ -46,7 +47,9 @@ def continuously(model: Any, rows: Rows, tokens: int = 8) -> Rows:
         warmup=False,
         progress_bar=False,
     )
-    assert not any(request.error for request in out.values())
+    failed = next((request.error for request in out.values() if request.error), None)
+    if failed:
+        raise RuntimeError(failed)
     return [list(request.generated_tokens) for request in out.values()]
 
 
@@ -98,23 +101,28 @@ def test_a_route_taken_once_per_call_would_be_noticed() -> None:
     assert {"alone", "no cache", "chunked prefill"} <= differs
 
 
-# What transformers itself gets wrong in continuous batching, edits or none; each is shown below.
-NOT_PAGED = {
-    model_type: "its attention is not behind AttentionInterface, so requests in one pack see each other"
-    for model_type in ("bloom", "falcon", "gptj")
-}
 # gemma2: the paged attention of transformers leaves the soft cap of attention scores out.
-PAGED = {name: {} for name in ARCHITECTURES if name not in NOT_PAGED} | {
-    "gemma2": {"attn_logit_softcapping": None}
-}
+PAGED: dict[str, dict[str, Any]] = {name: {} for name in ARCHITECTURES} | {"gemma2": {"attn_logit_softcapping": None}}
+SURELY_PAGED = ("gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3")
+
+
+def own_problem(model_type: str) -> str | None:
+    """What transformers itself gets wrong in continuous batching of this architecture, edits or none."""
+    base = tiny_model(model_type, **PAGED[model_type])
+    try:
+        said = continuously(base, BATCH)
+    except (RuntimeError, ValueError) as error:
+        return f"the base alone fails: {error}"
+    return None if said == generated(base, BATCH) else "the base alone gives other tokens than one request at a time"
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_continuous_batching_gives_the_greedy_text(model_type: str) -> None:
-    if model_type in NOT_PAGED:
-        pytest.skip(NOT_PAGED[model_type])
+    problem = own_problem(model_type)
+    if problem and model_type not in SURELY_PAGED:
+        pytest.skip(f"transformers {transformers.__version__}: {problem}")
     # The modes take turns, since what is tested is the shape in which tokens come: one ragged row for all.
-    mode = "merge" if sorted(PAGED).index(model_type) % 2 else "retrieve"
+    mode = "merge" if sorted(ARCHITECTURES).index(model_type) % 2 else "retrieve"
     wrapped = wrap_tiny(model_type, mode, layer=LAYER, **PAGED[model_type])
     expected = generated(wrapped, BATCH)
     assert continuously(wrapped, BATCH) == expected
@@ -126,11 +134,6 @@ def test_continuous_batching_in_the_other_mode() -> None:
     for mode in ("merge", "retrieve"):
         wrapped = wrap_tiny("llama", mode, layer=LAYER)
         assert continuously(wrapped, BATCH) == generated(wrapped, BATCH)
-
-
-@pytest.mark.parametrize("model_type", sorted(NOT_PAGED))
-def test_where_continuous_batching_is_skipped_transformers_says_it_cannot(model_type: str) -> None:
-    assert not tiny_model(model_type)._can_set_attn_implementation()
 
 
 def test_where_a_setting_is_changed_for_continuous_batching_the_base_fails_with_it() -> None:
@@ -235,7 +238,8 @@ def test_a_cache_carries_over_between_calls() -> None:
     with torch.no_grad():
         whole = wrapped(torch.tensor([prompt])).logits[0]
         first = wrapped(torch.tensor([prompt[:4]]), use_cache=True)
-        rest = wrapped(torch.tensor([prompt[4:]]), past_key_values=first.past_key_values).logits[0]
+        name = "cache" if "cache" in first else "past_key_values"  # before transformers 5.24
+        rest = wrapped(torch.tensor([prompt[4:]]), **{name: first[name]}).logits[0]
     torch.testing.assert_close(rest, whole[4:])
 
 

@@ -80,7 +80,9 @@ class SplicedModel:
         self._upper = _copy_along(model, f"{projection.blocks}.{projection.layer}")
         self._upper_tap = _tap(self._upper, projection)
         self._inner_name = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
-        self._positions = "position_ids" in inspect.signature(model.forward).parameters
+        taken = inspect.signature(model.forward).parameters
+        self._positions = "position_ids" in taken
+        self._cache_name = "cache" if "cache" in taken else "past_key_values"  # before transformers 5.24
         self._returns_tuple = False
         self._spliced: Tensor | None = None
         self._spy = _Spy()
@@ -103,8 +105,8 @@ class SplicedModel:
         inner(
             input_ids=torch.cat([context, inputs], dim=1),
             attention_mask=mask,
-            past_key_values=cache,
             use_cache=True,
+            **{self._cache_name: cache},
             **self._position_ids(mask, 0),
         )
         seen = context.shape[1]
@@ -158,8 +160,8 @@ class SplicedModel:
             out = self._upper(
                 input_ids=rows.inputs,
                 attention_mask=rows.mask,
-                past_key_values=past,
                 use_cache=True,
+                **{self._cache_name: past},
                 **self._position_ids(rows.mask, seen),
             )
         finally:

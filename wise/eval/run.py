@@ -132,52 +132,38 @@ def evaluate(
     _check(records, batch, scope, edits=find_editor(editor).edits)
     config = WiseConfig(**{**(settings or {}), **find_editor(editor).settings})
     with sole_user(folder):
-        return _evaluated(model, tokenizer, records, editor, config, batch, scope, folder, progress)
-
-
-def _evaluated(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    records: Sequence[Record],
-    editor: str,
-    config: WiseConfig,
-    batch: int | None,
-    scope: Scope,
-    folder: Path | None,
-    progress: Progress | None,
-) -> Evaluation:
-    begun = time.perf_counter()
-    journal = Journal(folder / JOURNAL) if folder is not None else None
-    work = Work(journal, progress)
-    stream = Stream(model, tokenizer, config, [record.edit for record in records], work=work, folder=folder)
-    wrapped = stream.wrapped
-    try:
-        about = _about(wrapped, config)
-        identity = _identity(editor, records, batch, scope, about)
-        _check_same(identity, work.part("run", lambda: identity), folder)
-        started = work.part("started", lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-        retention = _stream(stream, records, batch, scope, work) if find_editor(editor).edits else []
-        quality = measure_quality(
-            wrapped, records, texts=scope.texts, references=scope.references, seed=config.seed, work=work
+        begun = time.perf_counter()
+        journal = Journal(folder / JOURNAL) if folder is not None else None
+        work = Work(journal, progress)
+        stream = Stream(model, tokenizer, config, [record.edit for record in records], work=work, folder=folder)
+        wrapped = stream.wrapped
+        try:
+            about = _about(wrapped, config)
+            identity = _identity(editor, records, batch, scope, about)
+            _check_same(identity, work.part("run", lambda: identity), folder)
+            started = work.part("started", lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+            retention = _stream(stream, records, batch, scope, work) if find_editor(editor).edits else []
+            quality = measure_quality(
+                wrapped, records, texts=scope.texts, references=scope.references, seed=config.seed, work=work
+            )
+            # Where no edit held there is no router to measure, and that is a result too.
+            routing = _routing(wrapped, records, scope, work) if scope.routing and wrapped.edits else None
+        finally:
+            wrapped.unwrap()
+        result = stream.result
+        return Evaluation(
+            editor=editor,
+            edits=len(records),
+            quality=quality,
+            failed=result.failed,
+            seconds=result.seconds,
+            cpu_seconds=result.cpu_seconds,
+            routing=routing,
+            retention=tuple(retention),
+            about=about,
+            started=started,
+            measuring_seconds=(journal.seconds if journal else time.perf_counter() - begun) - result.seconds,
         )
-        # Where no edit held there is no router to measure, and that is a result too.
-        routing = _routing(wrapped, records, scope, work) if scope.routing and wrapped.edits else None
-    finally:
-        wrapped.unwrap()
-    result = stream.result
-    return Evaluation(
-        editor=editor,
-        edits=len(records),
-        quality=quality,
-        failed=result.failed,
-        seconds=result.seconds,
-        cpu_seconds=result.cpu_seconds,
-        routing=routing,
-        retention=tuple(retention),
-        about=about,
-        started=started,
-        measuring_seconds=(journal.seconds if journal else time.perf_counter() - begun) - result.seconds,
-    )
 
 
 def stops(edits: int) -> list[int]:
