@@ -103,6 +103,18 @@ def as_asked(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout off, and back as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def _continued(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig
 ) -> list[list[int]]:

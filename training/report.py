@@ -23,8 +23,8 @@ class Outcome:
     answer: str
     """What the edited model generates for the edit's prompt; empty where it was not asked."""
     steps: int
-    loss: float
-    """Mean negative log-likelihood of the target, in nats per token, when fitting ended."""
+    loss: float | None
+    """Mean negative log-likelihood of the target, in nats per token, when fitting ended, where it is known."""
     milliseconds: float
     """Wall time of this edit's share of its batch."""
 

@@ -8,7 +8,7 @@ activations of the layer it stands beside.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -32,7 +32,7 @@ from wise.memory.state import MemoryState
 from wise.router.assemble import assemble
 from wise.training.background import measure
 from wise.training.encoding import Encoder, learn_encoder
-from wise.training.generation import greedy
+from wise.training.generation import evaluating, greedy
 from wise.training.report import EditReport
 from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
@@ -245,16 +245,9 @@ class WiseModel(nn.Module, PushToHubMixin):
     def _assembled(self, state: MemoryState) -> Any:
         return assemble(state, self.wise_config, device=self.layer.device(), dtype=self.model.dtype)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Dropout off, and back as it was afterwards."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()  # type: ignore[no-untyped-call]
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        return evaluating(self.model)
 
     # -- saving -------------------------------------------------------------------------------
 
