@@ -1,4 +1,4 @@
-"""Grounds for editors to be tested on: a tiny random model of any architecture, and the shipped one, which knows facts."""
+"""Grounds for editors to be tested on: a tiny random model of any architecture, and the shipped one, with facts."""
 
 from __future__ import annotations
 

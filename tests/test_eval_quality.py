@@ -328,7 +328,7 @@ def test_an_instance_is_recalled_when_all_of_its_facts_are_edited_or_not(monkeyp
     assert measure_quality(wrapped, [wrong]).instances["instance_wise"] == 0
 
 
-@pytest.mark.parametrize("editor", EDITORS)
+@pytest.mark.parametrize("editor", [name for name, editor in EDITORS.items() if editor.kind != "baseline"])
 def test_evaluate_hands_the_model_back_as_it_was(editor: str) -> None:
     model = tiny_model("llama")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

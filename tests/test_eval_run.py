@@ -20,7 +20,7 @@ from wise.eval.work import Journal, sole_user
 EDITS = 6
 TEXT = ("The kettle was on the stove and nobody had thought of the tea. " * 4,)
 QUESTIONS = ("What is the best way to clean a window?", "How long does it take to boil an egg?")
-TIMES = ("cpu_seconds_per_edit", "seconds_per_edit", "timing")
+TIMES = ("cpu_seconds_per_edit", "seconds_per_edit", "peak_editing_bytes", "timing")
 
 
 class Interrupted(Exception):
@@ -44,7 +44,7 @@ def run(base: tuple[Any, Any], scope: Scope, **options: Any) -> Evaluation:
 
 
 def figures(result: Evaluation) -> dict[str, Any]:
-    """All of a run that does not depend on the clock."""
+    """All of a run that does not depend on the clock and on what else the process holds."""
     return {name: value for name, value in result.to_dict(outcomes=True).items() if name not in TIMES}
 
 
@@ -163,10 +163,10 @@ def test_a_run_in_which_no_edit_holds_is_a_result(base: tuple[Any, Any], scope: 
     assert found.quality.generated["reliability"] == 0.0 and found.quality.generated["locality"] == 1.0
 
 
-@pytest.mark.parametrize("name", ["routing", "retention"])
-def test_what_needs_a_memory_is_refused_for_the_control(base: tuple[Any, Any], name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} measures a side memory"):
-        evaluate(*base, demo_records(2, seed=0), editor="none", scope=replace(Scope(), **{name: True}))
+@pytest.mark.parametrize(("name", "editor"), [("routing", "none"), ("retention", "none"), ("routing", "rome")])
+def test_what_an_editor_does_not_have_is_not_measured(base: tuple[Any, Any], name: str, editor: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} measures .* editor '{editor}'"):
+        evaluate(*base, demo_records(2, seed=0), editor=editor, scope=replace(Scope(), **{name: True}))
 
 
 def test_stops() -> None:

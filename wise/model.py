@@ -146,6 +146,16 @@ class WiseModel(nn.Module, PushToHubMixin):
         self._serve(state)
         return report
 
+    def validate(self, edits: Sequence[Edit]) -> None:
+        """Raises EditError for edits that `edit` would refuse, and changes nothing."""
+        self.trainer.validate(self.state, edits)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of slots and keys, as `save_pretrained` writes them."""
+        slots = (tensor for slot in self.state.slots for tensor in slot.tensors().values())
+        return sum(tensor.nbytes for tensors in (slots, self.state.keys.values()) for tensor in tensors)
+
     def reset(self) -> None:
         """Forgets every edit: the wrapped model is the base again."""
         self._serve(MemoryState())

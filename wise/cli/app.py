@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 import wise
 from wise.cli.ask import ask
+from wise.cli.bench import app as bench
 from wise.cli.common import BAD_INPUT
 from wise.cli.compare import compare
 from wise.cli.demo import demo
@@ -84,5 +85,6 @@ app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("locate")(locate)
 app.command("harness")(harness)
+app.add_typer(bench, name="bench")
 app.command("info")(info)
 app.command("demo")(demo)

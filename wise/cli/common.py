@@ -62,12 +62,47 @@ JsonOption = Annotated[
 ProgressOption = Annotated[
     bool, typer.Option("--progress", help="Show progress on stderr even where it is no terminal.")
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A setting of the editor, NAME=VALUE, the value JSON or else text. Repeat for more."),
+]
+CorpusOption = Annotated[
+    Path | None,
+    typer.Option("--corpus", help="Texts that editors take statistics of. Left out: what the base says by itself."),
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", help="Folder for statistics and hypernetworks. Left out: wise, in the user's folder of caches."
+    ),
+]
 FormatOption = Annotated[str, typer.Option("--format", help="Format of the file; auto goes by its fields.")]
 
 
 def settings(**given: Any) -> dict[str, Any]:
     """The settings that were given on the command line."""
     return {name: value for name, value in given.items() if value is not None}
+
+
+def parsed_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """NAME=VALUE pairs. Raises ConfigError for one that is none, or a name that is given twice."""
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--set {pair}: NAME=VALUE was expected, such as learning_rate=0.1")
+        if name in found:
+            raise ConfigError(f"--set {pair}: {name} is given twice; leave one out")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def cache_folder(given: Path | None) -> Path:
+    """Where to keep what takes long to compute."""
+    return given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wise"
 
 
 def make_config(**given: Any) -> WiseConfig:
@@ -181,13 +216,6 @@ def check_file(option: str, file: Path | None) -> None:
 def file_facts(file: Path) -> dict[str, Any]:
     """Which file it was, for whoever reads the figures."""
     return {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Writes a file whole or not at all."""
-    draft = file.with_name(f"{file.name}.draft")
-    draft.write_text(json.dumps(value, allow_nan=False, indent=1) + "\n", encoding="utf-8")
-    draft.replace(file)
 
 
 def show_json(value: Any) -> None:

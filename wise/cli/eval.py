@@ -11,23 +11,27 @@ import typer
 
 from wise.cli.common import (
     MODEL_HELP,
+    CacheOption,
+    CorpusOption,
     FormatOption,
     JsonOption,
     LayerOption,
     ProgressOption,
     SeedOption,
+    SetOption,
     ThreadsOption,
+    cache_folder,
     check_file,
     file_facts,
     load_model,
-    make_config,
+    parsed_settings,
     progress_bars,
     settings,
     show_json,
     show_table,
-    write_json,
 )
 from wise.errors import EditError
+from wise.eval.runfile import write_json
 from wise.readers import read_records
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
     from wise.eval.run import Evaluation, Scope
 
 POOL = 1000
-"""Further records of the file, not edited, that routing's negatives are built from."""
+"""Further records of the file, not edited: routing's negatives are built from them, hypernetworks trained on them."""
 INTERRUPTED = 130
 
 
@@ -44,14 +48,19 @@ def evaluate(
     data: Annotated[Path, typer.Option("--data", help="File of edits with the prompts that measure them.")],
     format: FormatOption = "auto",
     editor: Annotated[
-        str, typer.Option("--editor", help="wise-merge, wise-retrieve, or none for the unedited control.")
+        str,
+        typer.Option(
+            "--editor",
+            help="wise-merge, wise-retrieve; ft-l, ft-m, ft-ewc, rome, memit, alphaedit, mend, ke, kn, grace, memoir, "
+            "icl; or none for the unedited control.",
+        ),
     ] = "wise-retrieve",
     edits: Annotated[
         int | None, typer.Option("--edits", min=1, help="Edits to take from the file. Left out: all.")
     ] = None,
     skip: Annotated[int, typer.Option("--skip", min=0, help="Records of the file to leave out first.")] = 0,
     batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Edits per call, as a stream. Left out: all at once.")
+        int | None, typer.Option("--batch", min=1, help="Edits per call. Left out: as the editor's paper applies them.")
     ] = None,
     routing: Annotated[
         bool, typer.Option("--routing", help="Measure the router: every class of negatives, and its ceiling.")
@@ -69,6 +78,9 @@ def evaluate(
     references: Annotated[
         Path | None, typer.Option("--references", help="Texts about objects (JSONL: text, obj), for consistency.")
     ] = None,
+    set_: SetOption = None,
+    corpus: CorpusOption = None,
+    cache: CacheOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", help="File for the whole run, JSON. With it an interrupted run can go on."),
@@ -86,16 +98,18 @@ def evaluate(
     as papers do. Locality is what stays as the base has it; generalization asks only paraphrases that fitting
     never saw. With --output, the same command goes on with a run that was interrupted.
     """
-    make_config(layer=layer, seed=seed)
     for name, file in (("--output", output), ("--report", report)):
         check_file(name, file)
     records, pool = _records(data, format, skip, edits)
     about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": Path(model).name}}
     scope = _scope(routing, retention, pool, text, questions, references)
-    from wise.eval.editors import find_editor
+    from wise.eval.editors import Learning, all_settings
     from wise.eval.run import evaluate as run
 
-    find_editor(editor)
+    chosen = parsed_settings(set_) | settings(layer=layer, seed=seed)
+    all_settings(editor, chosen)
+    texts = None if corpus is None else read_corpus(corpus)
+    learning = Learning(corpus=texts, training=tuple(pool), cache=cache_folder(cache))
     base, tokenizer = load_model(model, threads=threads)
     folder = None if output is None else output.with_name(f"{output.name}.partial")
     with progress_bars(progress) as show:
@@ -105,9 +119,10 @@ def evaluate(
                 tokenizer,
                 records,
                 editor=editor,
-                settings=settings(layer=layer, seed=seed),
+                settings=chosen,
                 batch=batch,
                 scope=scope,
+                learning=learning,
                 folder=folder,
                 progress=show,
             )
@@ -143,9 +158,10 @@ def show_evaluation(result: Evaluation) -> None:
     )
     if result.routing is not None:
         _show_routing(result.routing.to_dict())
+    count = result.edits
     typer.echo(
-        f"{len(result.failed)} edits failed; {result.cpu_seconds / result.edits:.3f} CPU seconds and "
-        f"{result.seconds / result.edits:.3f} seconds per edit"
+        f"{len(result.failed)} edits failed; per edit {result.cpu_seconds / count:.3f} CPU seconds, "
+        f"{result.seconds / count:.3f} seconds and {result.stored_bytes / count / 1024:.1f} KiB to keep"
     )
 
 
@@ -191,6 +207,13 @@ def _records(data: Path, format: str, skip: int, edits: int | None) -> tuple[lis
             f"{len(chosen)}; ask for fewer, or skip fewer"
         )
     return chosen, [*records[skip + len(chosen) :], *records[:skip]][:POOL]
+
+
+def read_corpus(file: Path) -> tuple[str, ...]:
+    """Texts of a file. Raises what `read_texts` raises."""
+    from wise.eval.routing.texts import read_texts
+
+    return tuple(read_texts(file))
 
 
 def _scope(

@@ -22,9 +22,9 @@ from wise.cli.common import (
     progress_bars,
     show_json,
     show_table,
-    write_json,
 )
 from wise.errors import ConfigError, EditError
+from wise.eval.runfile import write_json
 from wise.facts import read_facts
 from wise.readers import read_records
 

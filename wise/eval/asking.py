@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from reprlib import repr as shortened
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wise.edits import Record
+from wise.edits import Edit, Record
 from wise.errors import ConfigError, EditError
 from wise.eval.work import BATCH, Work
 from wise.memory.layer import execution_device
-from wise.model import WiseModel
 from wise.probes import Probe
+from wise.training.baselines.base import WholePrompts
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 
@@ -34,6 +34,31 @@ TOKENS_AT_ONCE = 4096
 """Tokens whose logits are held at once; one row at the least."""
 MAX_PROMPTS = 4
 """Paraphrases, and neighbours, of one record that are asked: the first ones."""
+
+
+class Edited(Protocol):
+    """What is measured: a model that was edited, by a side memory or in whatever way, and its base inside it."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """What is asked."""
+        ...
+
+    @property
+    def encoder(self) -> Encoder: ...
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Those that were applied, or are live."""
+        ...
+
+    def disabled(self) -> AbstractContextManager[PreTrainedModel]:
+        """The base speaks for the length of a `with` block."""
+        ...
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Dropout is off for the length of a `with` block."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +106,7 @@ class Selection:
     """Prompts that ask for an edited fact."""
 
 
-def select(model: WiseModel, records: Sequence[Record]) -> Selection:
+def select(model: Edited, records: Sequence[Record]) -> Selection:
     """What is asked of `records`: no paraphrase that fitting used, no neighbour that asks for an edited fact.
 
     Edits that are live or measured count. Where two records share a prompt the later edit is the wanted one, and
@@ -132,8 +157,8 @@ class Asking:
     Each method takes the name of what is asked, unique in a run, and whether the base is to answer.
     """
 
-    def __init__(self, model: WiseModel, work: Work, base: PreTrainedModel | None = None) -> None:
-        """base: the unedited model where it is another one; None is `model` with its side memory switched off."""
+    def __init__(self, model: Edited, work: Work, base: PreTrainedModel | None = None) -> None:
+        """base: the unedited model where it is another one; None is the one inside `model`."""
         self.model = model
         self.work = work
         self.unedited = base
@@ -150,7 +175,8 @@ class Asking:
 
         def compute(model: PreTrainedModel, part: Sequence[tuple[Sequence[int], int]]) -> list[list[int]]:
             prompts, limits = zip(*part, strict=True)
-            return greedy(model, prompts, stops=self.encoder.stops, max_new_tokens=limits)
+            given = self.given(prompts, base=base)
+            return greedy(model, given, stops=self.encoder.stops, max_new_tokens=limits)
 
         return self.mapped(f"{name}.answers", rows, compute, lambda row: (row[1], len(row[0])), base=base)
 
@@ -158,7 +184,7 @@ class Asking:
         """The argmax at the place of every fed token. Raises ConfigError for logits that are NaN."""
 
         def compute(model: PreTrainedModel, part: Sequence[Row]) -> list[list[int]]:
-            return [places.argmax(-1).tolist() for places in logits(model, part)]
+            return [places.argmax(-1).tolist() for places in self._read(model, part, base=base)]
 
         return self.mapped(f"{name}.best", rows, compute, _size, base=base, batch=_together(rows))
 
@@ -168,10 +194,24 @@ class Asking:
         def compute(model: PreTrainedModel, part: Sequence[Row]) -> list[float]:
             return [
                 float(token_log_probs(places, row.fed).mean())
-                for places, row in zip(logits(model, part), part, strict=True)
+                for places, row in zip(self._read(model, part, base=base), part, strict=True)
             ]
 
         return self.mapped(f"{name}.log_probs", rows, compute, _size, base=base, batch=_together(rows))
+
+    def given(self, prompts: Sequence[Sequence[int]], *, base: bool) -> list[list[int]]:
+        """What is read in the place of each prompt: the prompt itself, but for editors that put something before it."""
+        if base or not isinstance(self.model, WholePrompts):
+            return [list(prompt) for prompt in prompts]
+        return self.model.given(prompts)
+
+    def _read(self, model: PreTrainedModel, part: Sequence[Row], *, base: bool) -> list[Tensor]:
+        """`logits` of rows, of which an editor that looks at whole prompts is told where these end."""
+        given = self.given([row.prompt for row in part], base=base)
+        rows = [Row(prompt=prompt, fed=row.fed) for prompt, row in zip(given, part, strict=True)]
+        whole = self.model if isinstance(self.model, WholePrompts) and not base else None
+        with nullcontext() if whole is None else whole.reading([len(row.prompt) for row in rows]):
+            return logits(model, rows)
 
     def mapped(
         self,

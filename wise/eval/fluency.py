@@ -157,8 +157,10 @@ def _sampled(asking: Asking, asked: Sequence[Opening], *, seed: int, base: bool)
 
     def compute(model: PreTrainedModel, part: Sequence[Opening]) -> list[str]:
         texts = []
-        for length, group in groupby(part, lambda opening: len(opening.ids)):
-            rows = [opening.ids for opening in group]
+        given = asking.given([opening.ids for opening in part], base=base)
+        pairs = zip(part, given, strict=True)
+        for (length, _), group in groupby(pairs, lambda pair: (len(pair[0].ids), len(pair[1]))):
+            own, rows = zip(*((opening.ids, read) for opening, read in group), strict=True)
             settings = GenerationConfig(  # type: ignore[no-untyped-call]
                 do_sample=False,
                 max_new_tokens=end - length,
@@ -166,15 +168,16 @@ def _sampled(asking: Asking, asked: Sequence[Opening], *, seed: int, base: bool)
                 eos_token_id=sorted(encoder.stops),
                 pad_token_id=min(encoder.stops),
             )
-            ids = torch.tensor(rows, device=execution_device(model))
+            ids = torch.tensor(list(rows), device=execution_device(model))
             with as_asked(model):
                 out = model.generate(  # type: ignore[operator]
                     ids,
                     attention_mask=torch.ones_like(ids),
                     generation_config=settings,
-                    logits_processor=LogitsProcessorList([TopK([_seed(seed, row) for row in rows])]),
+                    logits_processor=LogitsProcessorList([TopK([_seed(seed, ids) for ids in own])]),
                 )
-            texts += [encoder.text(row) for row in out.tolist()]
+            said = out[:, ids.shape[1] :].tolist()
+            texts += [encoder.text([*prompt, *new]) for prompt, new in zip(own, said, strict=True)]
         return texts
 
     return asking.mapped("fluency", asked, compute, lambda opening: len(opening.ids), base=base, batch=BATCH)

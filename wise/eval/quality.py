@@ -19,13 +19,12 @@ from transformers import PreTrainedModel
 
 from wise.edits import Record
 from wise.errors import EditError
-from wise.eval.asking import Asking, PromptOutcome, Row, Selection, mean_over_records, plain, select, share
+from wise.eval.asking import Asking, Edited, PromptOutcome, Row, Selection, mean_over_records, plain, select, share
 from wise.eval.fluency import measure_fluency, openings
 from wise.eval.perplexity import measure_perplexity
 from wise.eval.probability import measure_probability, pairs
 from wise.eval.probing import measure_probes
 from wise.eval.work import Work
-from wise.model import WiseModel
 from wise.training.trainer import SPARE_TOKENS
 
 RELIABILITY, GENERALIZATION, FREE_GENERALIZATION, LOCALITY = MEASURES = (
@@ -110,7 +109,7 @@ class Quality:
 
 @torch.no_grad()
 def measure_quality(
-    model: WiseModel,
+    model: Edited,
     records: Sequence[Record],
     *,
     base: PreTrainedModel | None = None,
@@ -126,7 +125,7 @@ def measure_quality(
     later edit is the wanted one, and only it is measured.
 
     Args:
-        base: the unedited model, where it is not `model` with its side memory switched off.
+        base: the unedited model, where it is not the one inside `model`.
         texts: running text for perplexity.
         references: target -> texts about it, for consistency.
         seed: of the sampled text.

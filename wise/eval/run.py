@@ -18,10 +18,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wise.architectures import locate
 from wise.config import WiseConfig
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.eval.editors import find_editor
+from wise.eval.editors import Learning, Subject, all_settings, find_editor, open_editor
 from wise.eval.environment import code_digest, environment, tokenizer_digest
 from wise.eval.quality import Quality, measure_quality
 from wise.eval.routing.classes import build_routing_set
@@ -75,6 +76,12 @@ class Evaluation:
     started: str = ""
     """ISO 8601, UTC: of the first of its processes, where a run was interrupted."""
     measuring_seconds: float = 0.0
+    stored_bytes: int = 0
+    """What must be kept beside the base for all edits."""
+    peak_bytes: int | None = None
+    """The most memory that editing held above what was held before."""
+    preparing_seconds: float | None = None
+    """Wall time of what the editor computes once per base; in no figure per edit."""
 
     def to_dict(self, *, outcomes: bool = False) -> dict[str, Any]:
         """The figures, ready for JSON; with the outcome of every prompt where asked for."""
@@ -93,10 +100,13 @@ class Evaluation:
             **self.about,
             "cpu_seconds_per_edit": self.cpu_seconds / self.edits,
             "seconds_per_edit": self.seconds / self.edits,
+            "stored_bytes_per_edit": self.stored_bytes / self.edits,
+            "peak_editing_bytes": self.peak_bytes,
             "timing": {
                 "started": self.started,
                 "editing_seconds": self.seconds,
                 "measuring_seconds": self.measuring_seconds,
+                "preparing_seconds": self.preparing_seconds,
             },
         }
 
@@ -110,6 +120,7 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     batch: int | None = None,
     scope: Scope | None = None,
+    learning: Learning | None = None,
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -119,37 +130,44 @@ def evaluate(
 
     Args:
         editor: a name in `EDITORS`.
-        settings: further fields of `WiseConfig`.
-        batch: edits per call of `WiseModel.edit`, as a stream would bring them; None makes one call of all.
+        settings: of the editor: fields of `WiseConfig`, or of its own `Config`.
+        batch: edits per call, as a stream would bring them; None is what the editor's paper does.
         scope: what else is measured; None measures the records alone.
+        learning: what editors of the literature may learn from.
         folder: where finished parts are kept; a run found there goes on. The caller deletes it in the end.
         progress: called with what is being done, how much of it is through, and of how much.
 
     Raises ConfigError for an unknown editor, a setting out of range, or a folder with another run; and EditError
     for an edit or a test prompt that the model cannot take.
     """
-    scope = scope or Scope()
-    _check(records, batch, scope, edits=find_editor(editor).edits)
-    config = WiseConfig(**{**(settings or {}), **find_editor(editor).settings})
+    scope, learning, settings = scope or Scope(), learning or Learning(), settings or {}
+    _check(records, batch, scope, editor)
+    batch = batch or find_editor(editor).batch
+    config = all_settings(editor, settings)
     with sole_user(folder):
         begun = time.perf_counter()
         journal = Journal(folder / JOURNAL) if folder is not None else None
         work = Work(journal, progress)
-        stream = Stream(model, tokenizer, config, [record.edit for record in records], work=work, folder=folder)
-        wrapped = stream.wrapped
+
+        def opened(saved: Path | None) -> Subject:
+            return open_editor(
+                editor, model, tokenizer, settings, learning=learning, saved=saved, progress=progress
+            )
+
+        stream = Stream(opened, [record.edit for record in records], work=work, folder=folder)
+        subject = stream.subject
         try:
-            about = _about(wrapped, config)
-            identity = _identity(editor, records, batch, scope, about)
+            about = _about(subject, tokenizer, config)
+            identity = _identity(editor, records, batch, scope, learning, about)
             _check_same(identity, work.part("run", lambda: identity), folder)
             started = work.part("started", lambda: datetime.now(UTC).isoformat(timespec="seconds"))
             retention = _stream(stream, records, batch, scope, work) if find_editor(editor).edits else []
             quality = measure_quality(
-                wrapped, records, texts=scope.texts, references=scope.references, seed=config.seed, work=work
+                subject, records, texts=scope.texts, references=scope.references, seed=config["seed"], work=work
             )
-            # Where no edit held there is no router to measure, and that is a result too.
-            routing = _routing(wrapped, records, scope, work) if scope.routing and wrapped.edits else None
+            routing = _routing(subject, records, scope, work) if scope.routing else None
         finally:
-            wrapped.unwrap()
+            subject.unwrap()
         result = stream.result
         return Evaluation(
             editor=editor,
@@ -163,6 +181,9 @@ def evaluate(
             about=about,
             started=started,
             measuring_seconds=(journal.seconds if journal else time.perf_counter() - begun) - result.seconds,
+            stored_bytes=result.stored_bytes,
+            peak_bytes=result.peak_bytes,
+            preparing_seconds=result.preparing_seconds,
         )
 
 
@@ -181,37 +202,47 @@ def digest(values: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def _check(records: Sequence[Record], batch: int | None, scope: Scope, *, edits: bool) -> None:
+def _check(records: Sequence[Record], batch: int | None, scope: Scope, editor: str) -> None:
+    chosen = find_editor(editor)
     if not records:
         raise ConfigError("no record was given: expected at least one")
     if batch is not None and batch < 1:
         raise ConfigError(f"batch={batch}: expected a whole number from 1, or None")
-    for name in ("routing", "retention"):
-        if getattr(scope, name) and not edits:
-            raise ConfigError(f"{name} measures a side memory, and the editor 'none' makes none; leave it out")
+    if scope.routing and chosen.kind != "memory":
+        raise ConfigError(f"routing measures the router of a side memory, and the editor {editor!r} has none")
+    if scope.retention and not chosen.edits:
+        raise ConfigError(f"retention measures how edits hold, and the editor {editor!r} makes none; leave it out")
 
 
-def _about(wrapped: WiseModel, config: WiseConfig) -> dict[str, Any]:
-    base = fingerprint(wrapped.model, wrapped.projection)
+def _about(subject: Subject, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
+    model = subject.model
+    projection = subject.projection if isinstance(subject, WiseModel) else locate(model, WiseConfig())
+    with subject.disabled():
+        base = fingerprint(model, projection)
     return {
-        "seed": config.seed,
-        "config": config.to_dict(),
+        "seed": config["seed"],
+        "config": dict(config),
         "model": {
             "type": base.model_type,
-            "layer": wrapped.projection.layer,
+            "layer": projection.layer if isinstance(subject, WiseModel) else None,
             "parameters": base.parameters,
             "depth": base.depth,
             "dtype": base.dtype,
             "fingerprint": base.digest,
-            "tokenizer": tokenizer_digest(wrapped.tokenizer),
-            "attention": wrapped.model.config._attn_implementation,
+            "tokenizer": tokenizer_digest(tokenizer),
+            "attention": model.config._attn_implementation,
         },
-        "environment": environment(execution_device(wrapped.model)),
+        "environment": environment(execution_device(model)),
     }
 
 
 def _identity(
-    editor: str, records: Sequence[Record], batch: int | None, scope: Scope, about: Mapping[str, Any]
+    editor: str,
+    records: Sequence[Record],
+    batch: int | None,
+    scope: Scope,
+    learning: Learning,
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All that decides the figures of a run. Counting threads is part of it: sums in another order differ."""
     return {
@@ -225,6 +256,8 @@ def _identity(
         "texts": digest([scope.texts]),
         "questions": digest([scope.questions]),
         "references": digest([scope.references]),
+        "corpus": digest([learning.corpus]),
+        "training": digest([record.to_dict() for record in learning.training]),
         "code": code_digest(),
         **about,
     }
@@ -251,7 +284,7 @@ def _stream(
     found: list[dict[str, float | None]] = []
     for stop in stops(len(records)):
         stream.advance(stop, batch=batch)
-        quality = measure_quality(stream.wrapped, bare[:stop], work=work.within(f"retention/{stop}"))
+        quality = measure_quality(stream.subject, bare[:stop], work=work.within(f"retention/{stop}"))
         oldest = {record.edit.id for record in records[: max(1, len(records) // 10)]}
         old = [outcome.generated for outcome in quality.outcomes if outcome.record in oldest]
         found.append(
@@ -265,7 +298,10 @@ def _stream(
     return found
 
 
-def _routing(wrapped: WiseModel, records: Sequence[Record], scope: Scope, work: Work) -> Routing:
+def _routing(wrapped: Subject, records: Sequence[Record], scope: Scope, work: Work) -> Routing | None:
+    """None where no edit held: there is no router to measure then, and that is a result too."""
+    if not isinstance(wrapped, WiseModel) or not wrapped.edits:
+        return None
     seed = wrapped.wise_config.seed
     ground = build_routing_set(
         records,

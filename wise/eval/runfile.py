@@ -1,4 +1,4 @@
-"""The file of a run, as `wise eval --output` writes it: read, and refused where it is not one.
+"""The file of a run, as `wise eval --output` writes it: written whole, read, and refused where it is not one.
 
 What reads runs (`wise compare`, the report) works on files that may come from anywhere. Everything that such a reader
 relies on is checked here, once, so that a wrong file is named before anything is computed from it. Nothing heavy is
@@ -94,6 +94,13 @@ def read_run(path: str | PathLike[str]) -> Mapping[str, Any]:
     for place, outcome in enumerate(run["outcomes"]):
         _check_outcome(f"{path}: outcomes[{place}]", outcome)
     return run
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes a file whole or not at all."""
+    draft = file.with_name(f"{file.name}.draft")
+    draft.write_text(json.dumps(value, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+    draft.replace(file)
 
 
 def _refused(name: str) -> float:

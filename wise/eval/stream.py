@@ -7,17 +7,18 @@ edits on from there, as if nothing had happened.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from wise.config import WiseConfig
 from wise.edits import Edit
+from wise.eval.editors import Subject
+from wise.eval.peak import peak_memory
 from wise.eval.work import Work
-from wise.model import WiseModel, wrap
+from wise.memory.layer import execution_device
+from wise.model import WiseModel
+from wise.training.baselines.base import Baseline
 
 STRETCH = 50
 """Edits after which the memory is kept, where calls are smaller than that."""
@@ -34,6 +35,12 @@ class Streamed:
     seconds: float
     """Wall time of editing; measuring the base once beforehand is not in it."""
     cpu_seconds: float
+    stored_bytes: int
+    """What must be kept beside the base."""
+    peak_bytes: int | None
+    """The most memory that a call held above what was held before; None where the system does not say."""
+    preparing_seconds: float | None
+    """Wall time of what an editor computes once per base; None of one that has no such thing."""
 
 
 class Stream:
@@ -41,30 +48,28 @@ class Stream:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        config: WiseConfig,
+        opened: Callable[[Path | None], Subject],
         edits: Sequence[Edit],
         *,
         work: Work,
         folder: Path | None = None,
     ) -> None:
-        """folder: where the memory is kept, beside the journal of `work`."""
+        """opened: the editor with what it saved in a folder, or, for None, with nothing edited.
+
+        folder: where the memory is kept, beside the journal of `work`.
+        """
         self.edits = edits
         self.work = work
         self.folder = folder
         self.reports: list[dict[str, Any]] = []
         self.done = 0
         reached = max((int(name) for name in work.finished(PART)), default=0)
-        if folder is not None and reached:
-            self.wrapped = WiseModel.from_pretrained(model, tokenizer, folder / f"{MEMORY}{reached}")
-        else:
-            self.wrapped = wrap(model, tokenizer, config)
+        self.subject = opened(folder / f"{MEMORY}{reached}" if folder is not None and reached else None)
 
     def check(self) -> None:
         """Refuses what could not be applied, the last edit too, before the first is. Raises EditError."""
-        if not self.wrapped.edits:
-            self.wrapped.trainer.validate(self.wrapped.state, self.edits)
+        if not self.subject.edits:
+            self.subject.validate(self.edits)
 
     def advance(self, end: int, *, batch: int | None = None) -> None:
         """Applies the edits up to number `end`, `batch` of them a call; None makes one call of all."""
@@ -79,7 +84,7 @@ class Stream:
             def apply(stretch: Sequence[range] = stretch) -> list[dict[str, Any]]:
                 reports = [self._call(call) for call in stretch]
                 if self.folder is not None:
-                    self.wrapped.save_pretrained(self.folder / f"{MEMORY}{stretch[-1].stop}")
+                    self.subject.save_pretrained(self.folder / f"{MEMORY}{stretch[-1].stop}")
                 return reports
 
             self.reports += self.work.part(f"{PART}{last}", apply)
@@ -94,16 +99,31 @@ class Stream:
             failed=tuple(i for report in self.reports for i in report["failed"]),
             seconds=sum(report["seconds"] for report in self.reports),
             cpu_seconds=sum(report["cpu_seconds"] for report in self.reports),
+            stored_bytes=self.reports[-1]["stored_bytes"] if self.reports else 0,
+            peak_bytes=max((r["peak_bytes"] for r in self.reports if r["peak_bytes"] is not None), default=None),
+            preparing_seconds=self.reports[0]["preparing_seconds"] if self.reports else None,
         )
 
     def _call(self, call: range) -> dict[str, Any]:
         edits = self.edits[call.start : call.stop]
-        report = self.wrapped.edit(edits, progress=lambda count: self._shown(call.start + count))
+        self._prepare()
+        with peak_memory(execution_device(self.subject.model)) as peak:
+            report = self.subject.edit(edits, progress=lambda count: self._shown(call.start + count))
         return {
             "failed": [*report.failed, *report.lost],
             "seconds": report.seconds,
             "cpu_seconds": report.cpu_seconds,
+            "stored_bytes": self.subject.memory_bytes,
+            "peak_bytes": peak.bytes,
+            "preparing_seconds": self.subject.prepared_seconds if isinstance(self.subject, Baseline) else None,
         }
+
+    def _prepare(self) -> None:
+        """What an editor does once per base, so that it is in no call's figures."""
+        if isinstance(self.subject, Baseline):
+            self.subject.prepare()
+        elif isinstance(self.subject, WiseModel):
+            _ = self.subject.trainer
 
     def _forget(self, reached: int) -> None:
         """Deletes the memory of an earlier stretch, now that the next one is kept."""

@@ -6,7 +6,7 @@ fitting meant it to and nowhere else, and a gate that also opens elsewhere can h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -107,7 +107,8 @@ def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -
     served(model)
     with model.evaluating():
         selected = select(model, records).tested
-        questions = _questions(asking, selected)
+        live = slots_of(model)
+        questions = _questions(asking, selected, live)
         unaided = asking.best("routing.oracle.unaided", [question.row for question in questions], base=True)
         asked = list(zip(questions, unaided, strict=True))
 
@@ -116,7 +117,6 @@ def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -
 
         found = asking.mapped("routing.oracle", asked, compute, lambda item: item[0].order, base=False)
     outcomes = [(q.measure, q.record, float(right)) for q, right in zip(questions, found, strict=True)]
-    live = slots_of(model)
     for tested in selected:
         record = tested.record.edit.id
         outcomes += [(measure, record, 0.0) for measure, _ in _prompts(tested) if record not in live]
@@ -137,8 +137,7 @@ def _prompts(tested: Tested) -> list[tuple[str, str]]:
     return [(RELIABILITY, tested.record.edit.prompt), *asked]
 
 
-def _questions(asking: Asking, selected: Sequence[Tested]) -> list[Question]:
-    slots = slots_of(asking.model)
+def _questions(asking: Asking, selected: Sequence[Tested], slots: Mapping[str, int]) -> list[Question]:
     questions = []
     for tested in selected:
         edit = tested.record.edit

@@ -1,0 +1,124 @@
+"""`wise bench`: editors side by side, on the same ground."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wise.cli.common import (
+    MODEL_HELP,
+    CacheOption,
+    CorpusOption,
+    FormatOption,
+    JsonOption,
+    ProgressOption,
+    SeedOption,
+    ThreadsOption,
+    cache_folder,
+    file_facts,
+    load_model,
+    progress_bars,
+    show_json,
+    show_table,
+)
+from wise.cli.eval import read_corpus
+from wise.readers import read_records
+
+SIZES = [1, 10, 100, 500]
+
+app = typer.Typer(help="Compare editors on the same records.", no_args_is_help=True)
+
+
+@app.command("editors")
+def bench_editors(
+    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)],
+    data: Annotated[Path, typer.Option("--data", help="File of edits with the prompts that measure them.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder of the runs; what is in it is not done again.")],
+    format: FormatOption = "auto",
+    editor: Annotated[
+        list[str] | None, typer.Option("--editor", help="An editor; repeat for more. Left out: all.")
+    ] = None,
+    edits: Annotated[
+        list[int] | None, typer.Option("--edits", min=1, help="Edits of a stream; repeat for more: 1, 10, 100, 500.")
+    ] = None,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="Records of the file to leave out first.")] = 0,
+    trials: Annotated[
+        int, typer.Option("--trials", min=1, help="Settings tried per editor, the defaults among them.")
+    ] = 4,
+    search_edits: Annotated[
+        int, typer.Option("--search-edits", min=1, help="Records a search edits; they are not measured.")
+    ] = 20,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Edits per call. Left out: as each editor's paper does.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Running text, for perplexity. Left out: some that ships.")
+    ] = None,
+    corpus: CorpusOption = None,
+    cache: CacheOption = None,
+    seed: SeedOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    progress: ProgressOption = False,
+) -> None:
+    """Edit the same records with every editor, at several lengths of the stream, and put the results side by side.
+
+    Settings of each editor are found by the same small search, on records that are not measured. The folder then holds
+    every search and every run, comparison.md and, with matplotlib, comparison.png. The same command goes on with what
+    was interrupted; with another --editor it adds to the comparison.
+    """
+    sizes = sorted(set(edits or SIZES))
+    from wise.eval.bench import MEASURED, TRAINING, compare_editors, finished, make_plan
+    from wise.eval.comparison import COLUMNS, markdown, table
+    from wise.eval.editors import find_editor
+    from wise.eval.routing.texts import read_texts, shipped_passages
+
+    chosen = list(editor or MEASURED)
+    for name in chosen:
+        find_editor(name)
+    plan = make_plan(
+        read_records(data, format=format, limit=skip + sizes[-1] + search_edits + TRAINING),
+        edits=sizes[-1],
+        searched=search_edits,
+        skip=skip,
+        trials=trials,
+        seed=seed or 0,
+        texts=tuple(shipped_passages() if text is None else read_texts(text)),
+        corpus=None if corpus is None else read_corpus(corpus),
+        cache=cache_folder(cache),
+    )
+    about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": Path(model).name}}
+    base, tokenizer = load_model(model, threads=threads)
+    with progress_bars(progress) as show:
+        compare_editors(
+            base,
+            tokenizer,
+            plan,
+            editors=chosen,
+            sizes=sizes,
+            folder=output,
+            about=about,
+            batch=batch,
+            progress=show,
+        )
+    runs = finished(output)
+    (output / "comparison.md").write_text(markdown(runs), encoding="utf-8")
+    show_table("editors, generated / teacher-forced", COLUMNS, table(runs))
+    _draw(runs, output / "comparison.png", f"{data.name} in {Path(model).name}")
+    if as_json:
+        show_json([{name: run[name] for name in run if name != "outcomes"} for run in runs])
+
+
+def _draw(runs: Sequence[Mapping[str, Any]], file: Path, title: str) -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        typer.echo("no picture was drawn: it needs matplotlib (pip install 'wise-runtime[report]')", err=True)
+        return
+    from wise.report.comparison import draw_comparison
+
+    draw_comparison(runs, file, title=title)
+    typer.echo(f"runs, table and picture are in {file.parent}")
