@@ -61,6 +61,7 @@ class Baseline(ABC, Generic[S]):
         """All that were applied, in their order; of one prompt, the last."""
         self.prepared_seconds: float | None = None
         """Wall time of `prepare`, once it was done."""
+        self._base = ground.base.digest  # before anything is edited
 
     @property
     def model(self) -> PreTrainedModel:
@@ -226,7 +227,7 @@ class Baseline(ABC, Generic[S]):
         about = {
             "editor": type(self).__name__,
             "settings": self.settings.to_dict(),
-            "base": self.ground.base.digest,
+            "base": self._base,
         }
         return json.dumps(about, sort_keys=True)
 
@@ -275,7 +276,8 @@ class WeightEditor(Baseline[S]):
         """Serves these in place of the parameters they are named after, in the base's own precision."""
         for name, weight in weights.items():
             parameter = self.parameters[name]
-            kept = weight.detach().to(parameter.device, parameter.dtype)
+            own = self.original[name]
+            kept = own if weight is own else weight.detach().to(parameter.device, parameter.dtype)
             if kept.shape != parameter.shape:
                 raise ArtifactError(f"{name}: {tuple(parameter.shape)} expected, {tuple(kept.shape)} found")
             self.weights[name] = parameter.data = kept
