@@ -134,7 +134,7 @@ class Baseline(ABC, Generic[S]):
         before = self.edits, self.tensors()
         begun, cpu = time.perf_counter(), time.process_time()
         try:
-            with self.evaluating():
+            with self.evaluating(), torch.enable_grad():
                 applied = self._apply(fresh, progress or (lambda count: None))
         except BaseException:
             self.edits = before[0]

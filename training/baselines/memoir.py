@@ -192,7 +192,7 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
 
     def _announce(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Tells the layer which tokens of the coming forward are prompts."""
-        cache = kwargs.get("cache")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # the latter before transformers 5.24
         if cache is not None and int(cache.get_seq_length()):
             self.layer.prompts = None
             return

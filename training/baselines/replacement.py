@@ -50,7 +50,8 @@ class Replacement(nn.Module, ABC):
         found: list[Tensor] = []
         handle = self.base_layer.register_forward_hook(lambda _, args, output: found.extend((args[0], output)))
         try:
-            model(torch.tensor([list(prompt)], device=execution_device(model)), use_cache=False)
+            ids = torch.tensor([list(prompt)], device=execution_device(model))
+            model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
         finally:
             handle.remove()
         activation, output = (tensor.reshape(len(prompt), -1) for tensor in found)
