@@ -39,7 +39,7 @@ def drawn(model_type: str, **settings: Any) -> KnowledgeEditor:
     """With a random hypernetwork in which every part counts."""
     editor = knowledge_editor(tiny_ground(model_type), **SMALL | settings)
     editor.network = editor.untrained()
-    editor.prepared_seconds = 0.0
+    editor._prepared = True
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in editor.network.parameters():
@@ -94,7 +94,7 @@ def test_gates_are_of_rank_one_with_shares_that_sum_to_one() -> None:
 
 def test_training_begins_about_at_a_gradient_step() -> None:
     editor = knowledge_editor(tiny_ground(), **SMALL, rate=0.1)
-    editor.network, editor.prepared_seconds = editor.untrained(), 0.0
+    editor.network, editor._prepared = editor.untrained(), True
     (edit,) = tiny_edits(1)
     gradient = gradients(editor, edit)
     editor.edit(edit)

@@ -39,7 +39,7 @@ def mend(ground: Ground, **settings: Any) -> Mend:
 def untrained(editor: Mend, rate: float) -> Mend:
     """As training begins, with the moments it begins with: the identity."""
     editor.network = editor.untrained()
-    editor.prepared_seconds = 0.0
+    editor._prepared = True
     with torch.no_grad():
         editor.network.alpha.fill_(rate)
     return editor

@@ -139,7 +139,7 @@ def test_a_subject_that_no_token_holds_is_refused_before_anything_is_computed(mo
     monkeypatch.setattr(values, "subject_spans", lambda *args: [])
     with pytest.raises(EditError, match=r"field 'subject': no token .*e0"):
         editor.edit(tiny_edits(1))
-    assert editor.prepared_seconds is None
+    assert not editor._prepared
 
 
 # -- the search for a value -----------------------------------------------------------------------

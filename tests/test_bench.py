@@ -90,7 +90,7 @@ def test_a_comparison_is_runs_of_the_same_records(plan: Plan, folder: Path) -> N
     asked = [o["record"] for o in runs[1]["outcomes"] if o["measure"] == "reliability"]
     assert asked == [record.edit.id for record in plan.measured]
     searched = json.loads((folder / f"{EDITOR}.search.json").read_text())
-    assert len(searched["trials"]) == 2
+    assert len(searched["trials"]) == 2 and all(run["search"] == searched for run in runs)
     assert runs[0]["config"] == runs[1]["config"] and runs[0]["config"]["seed"] == 0
     assert runs[1]["stored_bytes_per_edit"] > 0 and runs[1]["peak_editing_bytes"] >= 0
     assert not list(folder.glob("*.partial"))
@@ -113,6 +113,8 @@ def test_the_table_and_the_picture_are_of_the_runs(folder: Path, tmp_path: Path)
     assert all(len(row) == len(COLUMNS) for row in rows)
     forced, generated = (runs[1][kind]["reliability"] for kind in ("teacher_forced", "generated"))
     assert rows[1][2] == f"{generated:.3f} / {forced:.3f}"
+    trial = {"settings": {}, "preparing_seconds": 12.34}
+    assert table([dict(runs[1]) | {"search": {"chosen": {}, "trials": [trial]}}])[0][-1] == "12.3"
     lines = markdown(runs).splitlines()
     assert len(lines) == 4 and lines[3].startswith(f"| {EDITOR} | 3 |")
     draw_comparison(runs, tmp_path / "figure.png", title="two runs")

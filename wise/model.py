@@ -146,6 +146,10 @@ class WiseModel(nn.Module, PushToHubMixin):
         self._serve(state)
         return report
 
+    def prepare(self) -> None:
+        """Measures the base, which takes seconds and which the first edit would do otherwise."""
+        _ = self.trainer
+
     def validate(self, edits: Sequence[Edit]) -> None:
         """Raises EditError for edits that `edit` would refuse, and changes nothing."""
         self.trainer.validate(self.state, edits)

@@ -59,8 +59,7 @@ class Baseline(ABC, Generic[S]):
         self.settings = settings
         self.edits: tuple[Edit, ...] = ()
         """All that were applied, in their order; of one prompt, the last."""
-        self.prepared_seconds: float | None = None
-        """Wall time of `prepare`, once it was done."""
+        self._prepared = False
         self._base = ground.base.digest  # before anything is edited
 
     @property
@@ -109,11 +108,10 @@ class Baseline(ABC, Generic[S]):
 
     def prepare(self) -> None:
         """Does what is needed once per base, which costs no edit anything. Done at the first edit at the latest."""
-        if self.prepared_seconds is None:
-            begun = time.perf_counter()
+        if not self._prepared:
             with self.evaluating(), self.disabled():
                 self._prepare()
-            self.prepared_seconds = time.perf_counter() - begun
+            self._prepared = True
 
     def edit(
         self, edits: Edit | Sequence[Edit], *, progress: Callable[[int], None] | None = None

@@ -151,6 +151,7 @@ def _attempt(
         "score": fmean(known) if known else 0.0,
         "figures": figures,
         "seconds": result.seconds,
+        "preparing_seconds": result.preparing_seconds,
     }
 
 
@@ -166,7 +167,8 @@ def compare_editors(
     batch: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Searches and runs what is not in `folder` yet: `EDITOR.search.json` and `EDITOR-SIZE.json`, each a run's file.
+    """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.json`, each the file of a run
+    with the search in it.
 
     Args:
         editors: names in `EDITORS`.
@@ -180,7 +182,7 @@ def compare_editors(
         find_editor(editor)
     folder.mkdir(parents=True, exist_ok=True)
     for editor in editors:
-        chosen = _searched(model, tokenizer, editor, plan, folder, progress)
+        searched = _searched(model, tokenizer, editor, plan, folder, progress)
         for size in sizes:
             file = folder / f"{editor}-{size}.json"
             if file.exists():
@@ -192,14 +194,14 @@ def compare_editors(
                 tokenizer,
                 plan.measured[:size],
                 editor=editor,
-                settings={"seed": plan.seed, **chosen},
+                settings={"seed": plan.seed, **searched["chosen"]},
                 batch=batch,
                 scope=Scope(texts=plan.texts, retention=False),
                 learning=plan.learning,
                 folder=partial,
                 progress=progress,
             )
-            run = result.to_dict(outcomes=True)
+            run = result.to_dict(outcomes=True) | {"search": searched}
             write_json(file, run | {name: {**found, **run.get(name, {})} for name, found in about.items()})
             shutil.rmtree(partial)
 
@@ -217,8 +219,8 @@ def _searched(
         partial = folder / f"{file.name}.partial"
         write_json(file, search(model, tokenizer, editor, plan, folder=partial, progress=progress))
         shutil.rmtree(partial, ignore_errors=True)
-    chosen: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["chosen"]
-    return chosen
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def _check_same(file: Path, about: Mapping[str, Mapping[str, Any]], size: int) -> None:

@@ -40,7 +40,6 @@ def _row(run: Run) -> tuple[str, ...]:
     locality = run["locality"] or {}
     probability = run["counterfact"] or {}
     perplexity = run["perplexity"] or {}
-    timing = run["timing"]
     return (
         run["editor"],
         str(run["edits"]),
@@ -51,8 +50,15 @@ def _row(run: Run) -> tuple[str, ...]:
         _short(run["seconds_per_edit"]),
         _short(run.get("stored_bytes_per_edit"), 1024, places=1),
         _short(run.get("peak_editing_bytes"), 2**20, places=0),
-        _short(timing.get("preparing_seconds"), places=1),
+        _short(_preparing(run), places=1),
     )
+
+
+def _preparing(run: Run) -> float | None:
+    """Seconds that an editor needs once per base: of the search, where the run itself found it in a cache."""
+    search = run.get("search") or {"trials": (), "chosen": None}
+    searched = [t.get("preparing_seconds") for t in search["trials"] if t["settings"] == search["chosen"]]
+    return max((s for s in (run["timing"].get("preparing_seconds"), *searched) if s is not None), default=None)
 
 
 def _both(run: Run, measure: str) -> str:

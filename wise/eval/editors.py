@@ -96,6 +96,10 @@ def search_space(name: str) -> Mapping[str, tuple[Any, ...]]:
 class Subject(Edited, Protocol):
     """A model that an editor works on: a `WiseModel`, or a `Baseline`."""
 
+    def prepare(self) -> None:
+        """Does what is needed once per base, which the first edit would do otherwise."""
+        ...
+
     def edit(self, edits: Sequence[Edit], *, progress: Any = None) -> EditReport: ...
 
     def validate(self, edits: Sequence[Edit]) -> None: ...

@@ -80,7 +80,7 @@ class Evaluation:
     """What must be kept beside the base for all edits."""
     peak_bytes: int | None = None
     """The most memory that editing held above what was held before."""
-    preparing_seconds: float | None = None
+    preparing_seconds: float = 0.0
     """Wall time of what the editor computes once per base; in no figure per edit."""
 
     def to_dict(self, *, outcomes: bool = False) -> dict[str, Any]:

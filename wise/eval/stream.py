@@ -7,6 +7,7 @@ edits on from there, as if nothing had happened.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,6 @@ from wise.eval.editors import Subject
 from wise.eval.peak import peak_memory
 from wise.eval.work import Work
 from wise.memory.layer import execution_device
-from wise.model import WiseModel
-from wise.training.baselines.base import Baseline
 
 STRETCH = 50
 """Edits after which the memory is kept, where calls are smaller than that."""
@@ -39,8 +38,8 @@ class Streamed:
     """What must be kept beside the base."""
     peak_bytes: int | None
     """The most memory that a call held above what was held before; None where the system does not say."""
-    preparing_seconds: float | None
-    """Wall time of what an editor computes once per base; None of one that has no such thing."""
+    preparing_seconds: float
+    """Wall time of what an editor computes once per base, before its first edit."""
 
 
 class Stream:
@@ -101,12 +100,14 @@ class Stream:
             cpu_seconds=sum(report["cpu_seconds"] for report in self.reports),
             stored_bytes=self.reports[-1]["stored_bytes"] if self.reports else 0,
             peak_bytes=max((r["peak_bytes"] for r in self.reports if r["peak_bytes"] is not None), default=None),
-            preparing_seconds=self.reports[0]["preparing_seconds"] if self.reports else None,
+            preparing_seconds=self.reports[0]["preparing_seconds"] if self.reports else 0.0,
         )
 
     def _call(self, call: range) -> dict[str, Any]:
         edits = self.edits[call.start : call.stop]
-        self._prepare()
+        begun = time.perf_counter()
+        self.subject.prepare()
+        preparing = time.perf_counter() - begun
         with peak_memory(execution_device(self.subject.model)) as peak:
             report = self.subject.edit(edits, progress=lambda count: self._shown(call.start + count))
         return {
@@ -115,15 +116,8 @@ class Stream:
             "cpu_seconds": report.cpu_seconds,
             "stored_bytes": self.subject.memory_bytes,
             "peak_bytes": peak.bytes,
-            "preparing_seconds": self.subject.prepared_seconds if isinstance(self.subject, Baseline) else None,
+            "preparing_seconds": preparing,
         }
-
-    def _prepare(self) -> None:
-        """What an editor does once per base, so that it is in no call's figures."""
-        if isinstance(self.subject, Baseline):
-            self.subject.prepare()
-        elif isinstance(self.subject, WiseModel):
-            _ = self.subject.trainer
 
     def _forget(self, reached: int) -> None:
         """Deletes the memory of an earlier stretch, now that the next one is kept."""
