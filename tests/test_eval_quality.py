@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import wise
 from wise.demo import model_path
 from wise.errors import ConfigError, EditError
-from wise.eval.asking import PromptOutcome
+from wise.eval.asking import Asking, PromptOutcome, Row
 from wise.eval.editors import EDITORS
 from wise.eval.quality import Quality, measure_quality
 from wise.eval.run import evaluate
 from wise.eval.work import Journal, Work
 from wise.probes import Probe, Query
+from wise.training.baselines.base import WholePrompts
 from wise.training.trainer import SPARE_TOKENS
 
 SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -379,3 +382,44 @@ def test_real_edits_of_a_real_model_hold() -> None:
     assert compared["base"] == control["counterfact"]["base"]
     assert abs(compared["neighbourhood"]["score"] - compared["base"]["neighbourhood"]["score"]) < 0.2
     assert compared["base"]["neighbourhood"]["score"] > 0.7
+
+
+class Reminded(WholePrompts):
+    """An editor that puts a word before every prompt, and is told where prompts end."""
+
+    def __init__(self) -> None:
+        self.model = tiny_model("llama")
+        self.encoder = wrap_tiny("llama", None).encoder
+        self.edits: tuple[wise.Edit, ...] = ()
+        self.told: list[list[int]] = []
+
+    def given(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        return [[90, *prompt] for prompt in prompts]
+
+    @contextmanager
+    def reading(self, lengths: Sequence[int]) -> Iterator[None]:
+        self.told.append(list(lengths))
+        yield
+
+    @contextmanager
+    def disabled(self) -> Iterator[Any]:
+        yield self.model
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def test_an_editor_of_whole_prompts_gives_them_and_is_told_where_they_end() -> None:
+    editor = Reminded()
+    asking = Asking(editor, Work())
+    prompts, limits = [[20, 21, 22], [40, 41, 42, 43]], [ANSWER_TOKENS, ANSWER_TOKENS]
+    expected = {
+        base: [alone(editor.model, [*([] if base else [90]), *prompt], ANSWER_TOKENS) for prompt in prompts]
+        for base in (False, True)
+    }
+    assert expected[False] != expected[True], "the word before the prompt changes nothing: nothing was tested"
+    for base in (False, True):
+        assert asking.answers(f"{base}", prompts, limits, base=base) == expected[base]
+        rows = [Row(prompt=prompt, fed=said) for prompt, said in zip(prompts, expected[base], strict=True)]
+        assert asking.best(f"{base}", rows, base=base) == expected[base]
+    assert editor.told == [[4, 5]], "lengths of what is read, and of the edited model alone"

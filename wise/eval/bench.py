@@ -167,8 +167,8 @@ def compare_editors(
     batch: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.json`, each the file of a run
-    with the search in it.
+    """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.json`, each the file of a
+    run with the search in it.
 
     Args:
         editors: names in `EDITORS`.
