@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from wise.edits import Record
 from wise.errors import ConfigError, EditError
 from wise.eval.bench import Plan, candidates, compare_editors, finished, make_plan, search
-from wise.eval.comparison import COLUMNS, markdown, table
+from wise.eval.comparison import HEAD, markdown, table
 from wise.eval.editors import EDITORS, search_space
 from wise.report.comparison import draw_comparison
 
@@ -35,7 +36,7 @@ def base() -> tuple[Any, PreTrainedTokenizerBase]:
 
 @pytest.fixture(scope="module")
 def plan(known: list[Record]) -> Plan:
-    return make_plan(known, edits=3, searched=2, trials=2, texts=("The kettle was on the stove for an hour.",))
+    return make_plan(known, edits=3, searched=2, trials=2, least=2, texts=("The kettle was on the stove for an hour.",))
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +85,21 @@ def test_a_search_takes_what_does_best(base: Any, plan: Plan, tmp_path: Path, mo
         search(*base, EDITOR, replace(plan, searched=plan.measured), folder=tmp_path / "search")
 
 
+def test_short_streams_are_repeated_on_other_records(plan: Plan) -> None:
+    assert [len(plan.streams(size)) for size in (1, 2, 3)] == [2, 1, 1]
+    first, second = plan.streams(1)
+    assert (*first, *second) == plan.measured[:2]
+    assert replace(plan, least=100).streams(1) == [(record,) for record in plan.measured]
+
+
 def test_a_comparison_is_runs_of_the_same_records(plan: Plan, folder: Path) -> None:
-    runs = finished(folder)
-    assert [(run["editor"], run["edits"]) for run in runs] == [(EDITOR, 1), (EDITOR, 3)]
-    asked = [o["record"] for o in runs[1]["outcomes"] if o["measure"] == "reliability"]
-    assert asked == [record.edit.id for record in plan.measured]
+    groups = finished(folder)
+    assert [[(run["editor"], run["edits"]) for run in group] for group in groups] == [[(EDITOR, 1)] * 2, [(EDITOR, 3)]]
+    asked = [[o["record"] for o in r["outcomes"] if o["measure"] == "reliability"] for group in groups for r in group]
+    ids = [record.edit.id for record in plan.measured]
+    assert asked == [ids[:1], ids[1:2], ids]
+    assert [run["perplexity"] is None for group in groups for run in group] == [False, True, False]
+    runs = [groups[0][0], groups[1][0]]
     searched = json.loads((folder / f"{EDITOR}.search.json").read_text())
     assert len(searched["trials"]) == 2 and all(run["search"] == searched for run in runs)
     assert runs[0]["config"] == runs[1]["config"] and runs[0]["config"]["seed"] == 0
@@ -108,16 +119,16 @@ def test_what_is_done_is_not_done_again(base: Any, plan: Plan, folder: Path, mon
 
 
 def test_the_table_and_the_picture_are_of_the_runs(folder: Path, tmp_path: Path) -> None:
-    runs = finished(folder)
-    rows = table(runs)
-    assert all(len(row) == len(COLUMNS) for row in rows)
-    forced, generated = (runs[1][kind]["reliability"] for kind in ("teacher_forced", "generated"))
-    assert rows[1][2] == f"{generated:.3f} / {forced:.3f}"
+    groups = finished(folder)
+    rows = table(groups)
+    assert all(len(row) == len(HEAD) for row in rows)
+    means = [fmean(run[kind]["reliability"] for run in groups[0]) for kind in ("generated", "teacher_forced")]
+    assert rows[0][:4] == (EDITOR, "1", "2", " / ".join(f"{mean:.3f}" for mean in means))
     trial = {"settings": {}, "preparing_seconds": 12.34}
-    assert table([dict(runs[1]) | {"search": {"chosen": {}, "trials": [trial]}}])[0][-1] == "12.3"
-    lines = markdown(runs).splitlines()
-    assert len(lines) == 4 and lines[3].startswith(f"| {EDITOR} | 3 |")
-    draw_comparison(runs, tmp_path / "figure.png", title="two runs")
+    assert table([[dict(groups[1][0]) | {"search": {"chosen": {}, "trials": [trial]}}]])[0][-1] == "12.3"
+    lines = markdown(groups).splitlines()
+    assert len(lines) == 4 and lines[3].startswith(f"| {EDITOR} | 3 | 1 |")
+    draw_comparison(groups, tmp_path / "figure.png", title="two runs")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError):
-        draw_comparison(runs, tmp_path / "figure.nothing", title="two runs")
+        draw_comparison(groups, tmp_path / "figure.nothing", title="two runs")

@@ -44,6 +44,9 @@ def bench_editors(
     edits: Annotated[
         list[int] | None, typer.Option("--edits", min=1, help="Edits of a stream; repeat for more: 1, 10, 100, 500.")
     ] = None,
+    least: Annotated[
+        int, typer.Option("--least", min=1, help="Edits measured at each size: short streams are repeated, on others.")
+    ] = 20,
     skip: Annotated[int, typer.Option("--skip", min=0, help="Records of the file to leave out first.")] = 0,
     trials: Annotated[
         int, typer.Option("--trials", min=1, help="Settings tried per editor, the defaults among them.")
@@ -72,7 +75,7 @@ def bench_editors(
     """
     sizes = sorted(set(edits or SIZES))
     from wise.eval.bench import MEASURED, TRAINING, compare_editors, finished, make_plan
-    from wise.eval.comparison import COLUMNS, markdown, table
+    from wise.eval.comparison import HEAD, markdown, table
     from wise.eval.editors import find_editor
     from wise.eval.routing.texts import read_texts, shipped_passages
 
@@ -84,6 +87,7 @@ def bench_editors(
         edits=sizes[-1],
         searched=search_edits,
         skip=skip,
+        least=least,
         trials=trials,
         seed=seed or 0,
         texts=tuple(shipped_passages() if text is None else read_texts(text)),
@@ -104,15 +108,15 @@ def bench_editors(
             batch=batch,
             progress=show,
         )
-    runs = finished(output)
-    (output / "comparison.md").write_text(markdown(runs), encoding="utf-8")
-    show_table("editors, generated / teacher-forced", COLUMNS, table(runs))
-    _draw(runs, output / "comparison.png", f"{data.name} in {Path(model).name}")
+    groups = finished(output)
+    (output / "comparison.md").write_text(markdown(groups), encoding="utf-8")
+    show_table("editors, generated / teacher-forced", HEAD, table(groups))
+    _draw(groups, output / "comparison.png", f"{data.name} in {Path(model).name}")
     if as_json:
-        show_json([{name: run[name] for name in run if name != "outcomes"} for run in runs])
+        show_json([{name: run[name] for name in run if name != "outcomes"} for group in groups for run in group])
 
 
-def _draw(runs: Sequence[Mapping[str, Any]], file: Path, title: str) -> None:
+def _draw(groups: Sequence[Sequence[Mapping[str, Any]]], file: Path, title: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -120,5 +124,5 @@ def _draw(runs: Sequence[Mapping[str, Any]], file: Path, title: str) -> None:
         return
     from wise.report.comparison import draw_comparison
 
-    draw_comparison(runs, file, title=title)
+    draw_comparison(groups, file, title=title)
     typer.echo(f"runs, table and picture are in {file.parent}")

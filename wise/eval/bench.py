@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wise.edits import Record
 from wise.errors import ConfigError, EditError
 from wise.eval.editors import EDITORS, Learning, find_editor, search_space
+from wise.eval.quality import RELIABILITY
 from wise.eval.run import JOURNAL, Scope, digest, evaluate
 from wise.eval.runfile import read_run, write_json
 from wise.eval.work import Journal, Progress, Work, sole_user
@@ -45,6 +47,8 @@ class Plan:
     """Those that a search edits and measures."""
     training: tuple[Record, ...]
     """Those that hypernetworks may be trained on."""
+    least: int = 20
+    """Edits measured at each size, at least: a shorter stream is made again of the next records, and again."""
     trials: int = 4
     """Settings that a search tries, the defaults among them; 1 takes the defaults without a search."""
     seed: int = 0
@@ -53,6 +57,11 @@ class Plan:
     corpus: tuple[str, ...] | None = None
     """Texts for statistics."""
     cache: Path | None = None
+
+    def streams(self, size: int) -> list[tuple[Record, ...]]:
+        """The streams of a size, none of which has a record of another."""
+        count = max(1, min(self.least, len(self.measured)) // size)
+        return [self.measured[i * size : (i + 1) * size] for i in range(count)]
 
     @property
     def learning(self) -> Learning:
@@ -167,12 +176,12 @@ def compare_editors(
     batch: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.json`, each the file of a
-    run with the search in it.
+    """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.STREAM.json`, each the
+    file of a run with the search in it.
 
     Args:
         editors: names in `EDITORS`.
-        sizes: edits of each stream: the first so many of the plan's records.
+        sizes: edits of each stream, as `Plan.streams` takes them.
         about: what goes into each run beside what it finds out itself: the data's and the model's names.
         batch: edits per call; None leaves it to each editor's paper.
 
@@ -184,26 +193,27 @@ def compare_editors(
     for editor in editors:
         searched = _searched(model, tokenizer, editor, plan, folder, progress)
         for size in sizes:
-            file = folder / f"{editor}-{size}.json"
-            if file.exists():
-                _check_same(file, about, size)
-                continue
-            partial = folder / f"{file.name}.partial"
-            result = evaluate(
-                model,
-                tokenizer,
-                plan.measured[:size],
-                editor=editor,
-                settings={"seed": plan.seed, **searched["chosen"]},
-                batch=batch,
-                scope=Scope(texts=plan.texts, retention=False),
-                learning=plan.learning,
-                folder=partial,
-                progress=progress,
-            )
-            run = result.to_dict(outcomes=True) | {"search": searched}
-            write_json(file, run | {name: {**found, **run.get(name, {})} for name, found in about.items()})
-            shutil.rmtree(partial)
+            for number, records in enumerate(plan.streams(size)):
+                file = folder / f"{editor}-{size}.{number}.json"
+                if file.exists():
+                    _check_same(file, about, records)
+                    continue
+                partial = folder / f"{file.name}.partial"
+                result = evaluate(
+                    model,
+                    tokenizer,
+                    records,
+                    editor=editor,
+                    settings={"seed": plan.seed, **searched["chosen"]},
+                    batch=batch,
+                    scope=Scope(texts=None if number else plan.texts),  # reading them once a size is enough
+                    learning=plan.learning,
+                    folder=partial,
+                    progress=progress,
+                )
+                run = result.to_dict(outcomes=True) | {"search": searched}
+                write_json(file, run | {name: {**found, **run.get(name, {})} for name, found in about.items()})
+                shutil.rmtree(partial)
 
 
 def _searched(
@@ -223,17 +233,20 @@ def _searched(
     return found
 
 
-def _check_same(file: Path, about: Mapping[str, Mapping[str, Any]], size: int) -> None:
+def _check_same(file: Path, about: Mapping[str, Mapping[str, Any]], records: Sequence[Record]) -> None:
     run = read_run(file)
-    wanted = (about["data"]["sha256"], about["data"]["skip"], about["model"]["name"], size)
-    found = (run["data"].get("sha256"), run["data"].get("skip"), run["model"].get("name"), run["edits"])
-    if wanted != found:
+    wanted = (about["data"]["sha256"], about["model"]["name"], [record.edit.id for record in records])
+    asked = [outcome["record"] for outcome in run["outcomes"] if outcome["measure"] == RELIABILITY]
+    if wanted[:2] != (run["data"].get("sha256"), run["model"].get("name")) or not set(asked) <= set(wanted[2]):
         raise ConfigError(f"{file}: a run of other records or another model; delete it, or give another folder")
 
 
-def finished(folder: Path) -> list[Mapping[str, Any]]:
-    """The runs in a folder, in the order of `EDITORS` and of their sizes."""
-    known = [(editor, file) for editor in EDITORS for file in folder.glob(f"{editor}-*.json")]
-    runs = [(editor, read_run(file)) for editor, file in known if file.stem.removeprefix(f"{editor}-").isdigit()]
-    order = list(EDITORS)
-    return [run for _, run in sorted(runs, key=lambda item: (order.index(item[0]), item[1]["edits"]))]
+def finished(folder: Path) -> list[list[Mapping[str, Any]]]:
+    """The runs in a folder: for each editor, in the order of `EDITORS`, and each size, those of its streams."""
+    found: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)
+    for place, editor in enumerate(EDITORS):
+        for file in sorted(folder.glob(f"{editor}-*.*.json")):
+            run = read_run(file)
+            if run["editor"] == editor:
+                found[place, run["edits"]].append(run)
+    return [found[key] for key in sorted(found)]

@@ -2,56 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 Run = Mapping[str, Any]
-COLUMNS = (
-    "editor",
-    "edits",
-    "reliability",
-    "generalization",
-    "free wordings",
-    "locality: unchanged",
-    "locality: gold answer",
-    "locality: neighbourhood",
-    "perplexity ratio",
-    "s per edit",
-    "KiB kept per edit",
-    "peak MiB",
-    "s to prepare",
-)
-"""Of cells with two figures the first is generated, the second teacher-forced. The three localities are three things:
-answers unchanged from the base's; right by the known answer; CounterFact's true answer likelier than the new one."""
+Figure = Callable[[Run], float | None]
+Group = Sequence[Run]
+"""Runs of one editor over streams of one size."""
 
 
-def table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """A row of `COLUMNS` per run."""
-    return [_row(run) for run in runs]
+def figure_at(*keys: str) -> Figure:
+    """The figure that stands at a path of keys in a run; None where there is nothing."""
+
+    def found(run: Run) -> float | None:
+        value: Any = run
+        for key in keys:
+            value = None if value is None else value.get(key)
+        return None if value is None else float(value)
+
+    return found
 
 
-def markdown(runs: Sequence[Run]) -> str:
+MEASURES = ("reliability", "generalization", "free_generalization")
+LOCALITIES = {
+    "unchanged": ("unchanged", "unchanged_teacher_forced"),
+    "gold answer": ("gold_generated", "gold_teacher_forced"),
+    "neighbourhood": ("neighbourhood_score",),
+}
+"""The three things that go by this name: answers are the base's; right by the known answer; CounterFact's true answer
+is likelier than the new one."""
+COLUMNS: dict[str, tuple[int, tuple[Figure, ...]]] = {
+    **{m.replace("_", " "): (3, (figure_at("generated", m), figure_at("teacher_forced", m))) for m in MEASURES},
+    **{f"locality: {n}": (3, tuple(figure_at("locality", key) for key in keys)) for n, keys in LOCALITIES.items()},
+    "perplexity ratio": (3, (figure_at("perplexity", "ratio"),)),
+    "CPU-s per edit": (3, (figure_at("cpu_seconds_per_edit"),)),
+    "KiB kept per edit": (1, (lambda run: _scaled(run.get("stored_bytes_per_edit"), 2**10),)),
+    "peak MiB": (0, (lambda run: _scaled(run.get("peak_editing_bytes"), 2**20),)),
+    "s to prepare": (1, (lambda run: _preparing(run),)),
+}
+"""Name -> decimals, and figures of a run; of two the first is generated, the second teacher-forced."""
+HEAD = ("editor", "edits", "streams", *COLUMNS)
+
+
+def mean(group: Group, figure: Figure) -> float | None:
+    """The mean over the runs that have a figure."""
+    known = [value for run in group if (value := figure(run)) is not None]
+    return fmean(known) if known else None
+
+
+def table(groups: Sequence[Group]) -> list[tuple[str, ...]]:
+    """A row under `HEAD` per editor and size, figures being means over its streams."""
+    return [
+        (
+            group[0]["editor"],
+            str(group[0]["edits"]),
+            str(len(group)),
+            *(
+                " / ".join(_short(mean(group, figure), places) for figure in figures)
+                for places, figures in COLUMNS.values()
+            ),
+        )
+        for group in groups
+    ]
+
+
+def markdown(groups: Sequence[Group]) -> str:
     """The table in Markdown."""
-    lines: list[Sequence[str]] = [COLUMNS, ["---"] * len(COLUMNS), *table(runs)]
+    lines: list[Sequence[str]] = [HEAD, ["---"] * len(HEAD), *table(groups)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def _row(run: Run) -> tuple[str, ...]:
-    locality = run["locality"] or {}
-    probability = run["counterfact"] or {}
-    perplexity = run["perplexity"] or {}
-    return (
-        run["editor"],
-        str(run["edits"]),
-        *(_both(run, measure) for measure in ("reliability", "generalization", "free_generalization", "locality")),
-        f"{_short(locality.get('gold_generated'))} / {_short(locality.get('gold_teacher_forced'))}",
-        _short(probability.get("neighbourhood", {}).get("score")),
-        _short(perplexity.get("ratio")),
-        _short(run["seconds_per_edit"]),
-        _short(run.get("stored_bytes_per_edit"), 1024, places=1),
-        _short(run.get("peak_editing_bytes"), 2**20, places=0),
-        _short(_preparing(run), places=1),
-    )
+def _scaled(value: float | None, unit: int) -> float | None:
+    return None if value is None else value / unit
 
 
 def _preparing(run: Run) -> float | None:
@@ -61,9 +84,5 @@ def _preparing(run: Run) -> float | None:
     return max((s for s in (run["timing"].get("preparing_seconds"), *searched) if s is not None), default=None)
 
 
-def _both(run: Run, measure: str) -> str:
-    return f"{_short(run['generated'].get(measure))} / {_short(run['teacher_forced'].get(measure))}"
-
-
-def _short(value: float | None, unit: float = 1, places: int = 3) -> str:
-    return "-" if value is None else f"{value / unit:.{places}f}"
+def _short(value: float | None, places: int) -> str:
+    return "-" if value is None else f"{value:.{places}f}"

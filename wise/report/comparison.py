@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from wise.errors import ConfigError
+from wise.eval.comparison import Group, figure_at, mean
 
 PANELS = {
     "reliability": "reliability: the edit's prompt gives the target",
@@ -18,8 +18,8 @@ OURS = "wise-"
 MARKERS = "osD^vPX<>*ph"
 
 
-def draw_comparison(runs: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
-    """Draws runs of several editors and sizes to `path`, whose ending says the format.
+def draw_comparison(groups: Sequence[Group], path: Path, *, title: str) -> None:
+    """Draws the runs of several editors and sizes, means over streams, to `path`, whose ending says the format.
 
     Raises ConfigError where matplotlib is not installed or the file cannot be written.
     """
@@ -28,18 +28,21 @@ def draw_comparison(runs: Sequence[Mapping[str, Any]], path: Path, *, title: str
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("drawing needs matplotlib: pip install 'wise-runtime[report]'") from error
-    editors = list(dict.fromkeys(run["editor"] for run in runs))
+    by_editor: dict[str, list[Group]] = {}
+    for group in groups:
+        by_editor.setdefault(group[0]["editor"], []).append(group)
+    sizes = sorted({group[0]["edits"] for group in groups})
     figure = Figure(figsize=(15, 5.2), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
-    sizes = sorted({run["edits"] for run in runs})
     colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
     for panel, (measure, name) in zip(axes, PANELS.items(), strict=True):
-        for place, editor in enumerate(editors):
-            known = [r for r in runs if r["editor"] == editor and r["generated"][measure] is not None]
+        for place, (editor, own) in enumerate(by_editor.items()):
+            means = {group[0]["edits"]: mean(group, figure_at("generated", measure)) for group in own}
+            known = {size: value for size, value in means.items() if value is not None}
             ours = editor.startswith(OURS)
             panel.plot(
-                [run["edits"] for run in known],
-                [run["generated"][measure] for run in known],
+                list(known),
+                list(known.values()),
                 label=editor,
                 color=colours[place % len(colours)],
                 marker=MARKERS[place % len(MARKERS)],
@@ -60,3 +63,4 @@ def draw_comparison(runs: Sequence[Mapping[str, Any]], path: Path, *, title: str
         figure.savefig(path, dpi=130)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
+
