@@ -190,30 +190,29 @@ def compare_editors(
     for editor in editors:
         find_editor(editor)
     folder.mkdir(parents=True, exist_ok=True)
-    for editor in editors:
-        searched = _searched(model, tokenizer, editor, plan, folder, progress)
-        for size in sizes:
-            for number, records in enumerate(plan.streams(size)):
-                file = folder / f"{editor}-{size}.{number}.json"
-                if file.exists():
-                    _check_same(file, about, records)
-                    continue
-                partial = folder / f"{file.name}.partial"
-                result = evaluate(
-                    model,
-                    tokenizer,
-                    records,
-                    editor=editor,
-                    settings={"seed": plan.seed, **searched["chosen"]},
-                    batch=batch,
-                    scope=Scope(texts=None if number else plan.texts),  # reading them once a size is enough
-                    learning=plan.learning,
-                    folder=partial,
-                    progress=progress,
-                )
-                run = result.to_dict(outcomes=True) | {"search": searched}
-                write_json(file, run | {name: {**found, **run.get(name, {})} for name, found in about.items()})
-                shutil.rmtree(partial)
+    searched = {editor: _searched(model, tokenizer, editor, plan, folder, progress) for editor in editors}
+    for size, editor in product(sizes, editors):  # short streams first: all editors can be seen early
+        for number, records in enumerate(plan.streams(size)):
+            file = folder / f"{editor}-{size}.{number}.json"
+            if file.exists():
+                _check_same(file, about, records)
+                continue
+            partial = folder / f"{file.name}.partial"
+            result = evaluate(
+                model,
+                tokenizer,
+                records,
+                editor=editor,
+                settings={"seed": plan.seed, **searched[editor]["chosen"]},
+                batch=batch,
+                scope=Scope(texts=None if number else plan.texts),  # reading them once a size is enough
+                learning=plan.learning,
+                folder=partial,
+                progress=progress,
+            )
+            run = result.to_dict(outcomes=True) | {"search": searched[editor]}
+            write_json(file, run | {name: {**found, **run.get(name, {})} for name, found in about.items()})
+            shutil.rmtree(partial)
 
 
 def _searched(
