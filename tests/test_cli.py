@@ -16,6 +16,7 @@ import wise
 from wise.cli.app import app
 from wise.demo import model_path
 from wise.demo.run import demo_records
+from wise.eval.editors import EDITORS
 from wise.eval.runfile import read_run
 from wise.eval.work import Journal
 
@@ -86,7 +87,7 @@ def lyon(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
 # -- starting ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"], ["demo", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"], ["bench", "editors", "--help"], ["--version"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     check = (
         "import sys\nfrom wise.__main__ import main\n"
@@ -96,6 +97,11 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", check, *arguments], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "wise" in done.stdout
+
+
+def test_help_of_eval_names_every_editor() -> None:
+    shown = run("eval", "--help").stdout.replace("│", " ").split()
+    assert set(EDITORS) <= {word.strip(",;.") for word in shown}
 
 
 def test_help_names_every_command_and_the_exit_codes() -> None:
@@ -315,7 +321,7 @@ def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_p
     refused(run(*base, "--set", "learning_rate"), "NAME=VALUE")
     refused(run(*base, "--set", "learnin_rate=1"), "did you mean 'learning_rate'?")
     refused(run(*base, "--set", "learning_rate=1", "--set", "learning_rate=2"), "given twice")
-    refused(run(*base, "--editor", "grace", "--set", "layer=9"), "layer=9", "3 blocks")
+    refused(run(*base, "--editor", "grace", "--set", "epsilon=-1"), "epsilon=-1", "a number above 0")
     refused(run("bench", "editors", *base[1:], "--output", tmp_path / "runs"), "500 records to measure", "there are 5")
     refused(run("bench", "editors", *base[1:], "--output", tmp_path / "runs", "--editor", "gracie"), "'grace'")
     refused(run("compare", data, data), str(data), "not")
