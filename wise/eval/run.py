@@ -276,7 +276,7 @@ def _stream(
     stream: Stream, records: Sequence[Record], batch: int | None, scope: Scope, work: Work
 ) -> list[dict[str, float | None]]:
     """Applies all edits; where wanted, measures at each stop how those so far hold."""
-    stream.check()
+    stream.prepare()
     if not scope.retention:
         stream.advance(len(records), batch=batch)
         return []

@@ -62,13 +62,18 @@ class Stream:
         self.folder = folder
         self.reports: list[dict[str, Any]] = []
         self.done = 0
+        self.preparing = 0.0
         reached = max((int(name) for name in work.finished(PART)), default=0)
         self.subject = opened(folder / f"{MEMORY}{reached}" if folder is not None and reached else None)
 
-    def check(self) -> None:
-        """Refuses what could not be applied, the last edit too, before the first is. Raises EditError."""
+    def prepare(self) -> None:
+        """Refuses what could not be applied, the last edit too, before the first is, and then does what the editor needs
+        once per base. Raises EditError."""
+        begun = time.perf_counter()
         if not self.subject.edits:
             self.subject.validate(self.edits)
+        self.subject.prepare()
+        self.preparing = time.perf_counter() - begun
 
     def advance(self, end: int, *, batch: int | None = None) -> None:
         """Applies the edits up to number `end`, `batch` of them a call; None makes one call of all."""
@@ -105,9 +110,6 @@ class Stream:
 
     def _call(self, call: range) -> dict[str, Any]:
         edits = self.edits[call.start : call.stop]
-        begun = time.perf_counter()
-        self.subject.prepare()
-        preparing = time.perf_counter() - begun
         with peak_memory(execution_device(self.subject.model)) as peak:
             report = self.subject.edit(edits, progress=lambda count: self._shown(call.start + count))
         return {
@@ -116,7 +118,7 @@ class Stream:
             "cpu_seconds": report.cpu_seconds,
             "stored_bytes": self.subject.memory_bytes,
             "peak_bytes": peak.bytes,
-            "preparing_seconds": preparing,
+            "preparing_seconds": self.preparing,
         }
 
     def _forget(self, reached: int) -> None:
