@@ -67,7 +67,7 @@ class Stream:
         self.subject = opened(folder / f"{MEMORY}{reached}" if folder is not None and reached else None)
 
     def prepare(self) -> None:
-        """Refuses what could not be applied, the last edit too, before the first is, and then does what the editor needs
+        """Refuses what could not be applied, the last edit too, before the first is. Then does what the editor needs
         once per base. Raises EditError."""
         begun = time.perf_counter()
         if not self.subject.edits:
