@@ -15,8 +15,7 @@ from torch.func import functional_call
 
 from wise.edits import Edit, Record
 from wise.errors import ArtifactError, ConfigError
-from wise.training.baselines.factors import as_weight
-from wise.training.baselines.ground import Ground, mean_loss, padded_rows
+from wise.training.baselines.ground import Ground, as_weight, mean_loss, padded_rows
 from wise.training.baselines.knowledge_editor import KnowledgeEditor, KnowledgeEditorSettings
 
 SMALL = {"condition": 8, "hidden": 8}

@@ -15,8 +15,8 @@ from torch.func import functional_call
 
 from wise.edits import Record
 from wise.errors import ArtifactError, ConfigError
-from wise.training.baselines.factors import added, as_weight, dense, divergence, spoken_loss, taken
-from wise.training.baselines.ground import Ground, mean_loss, padded_rows
+from wise.training.baselines.factors import added, dense, divergence, spoken_loss, taken
+from wise.training.baselines.ground import Ground, as_weight, mean_loss, padded_rows
 from wise.training.baselines.mend import Mend, MendSettings
 from wise.training.baselines.registry import make_baseline
 

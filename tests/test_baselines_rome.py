@@ -12,6 +12,7 @@ from tiny import tiny_model
 from wise.edits import Edit
 from wise.errors import ArtifactError, ConfigError, EditError
 from wise.training.baselines import values
+from wise.training.baselines.ground import target_losses
 from wise.training.baselines.registry import make_baseline
 from wise.training.baselines.rome import Rome, RomeSettings
 from wise.training.baselines.statistics import prepared_moments
@@ -176,7 +177,7 @@ def test_the_offset_makes_the_target_likely_where_it_is_put(model_type, block):
     settings = ValueSettings(steps=15, prefixes=2, prefix_tokens=3, clamp=2.0)
     edits = tiny_edits(3)
     contexts = [contexts_of(ground, edit, sampled_prefixes(ground, settings)) for edit in edits]
-    before = values.losses(ground, contexts)
+    before = target_losses(ground, [c.rows[0] for c in contexts])
     found = search(ground, contexts, path, settings)
     assert bool((found.offset.norm(dim=-1) <= 2.0 * found.start.norm(dim=-1) * (1 + 1e-5)).all())
     assert all(1 <= n <= 15 for n in found.steps)

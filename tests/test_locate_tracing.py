@@ -16,10 +16,11 @@ import wise
 from wise.errors import ConfigError, UnsupportedModelError
 from wise.facts import Fact
 from wise.locate import tracing
-from wise.locate.running import Noise, Patch, Runner, evaluating
+from wise.locate.running import Noise, Patch, Runner
 from wise.locate.sites import KINDS, find_sites
 from wise.locate.tracing import Known, default_window, draw_noise, find_known, noise_width, trace_fact, window_layers
 from wise.training.encoding import Encoder, learn_encoder
+from wise.training.generation import evaluating
 
 IDS = (5, 6, 7, 8, 9, 10, 11, 12)
 SPAN = (2, 4)

@@ -19,10 +19,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from wise.errors import UnsupportedModelError
-from wise.training.baselines.ground import Ground, padded_rows
+from wise.training.baselines.ground import Ground, Row, padded_rows
 
-Row = tuple[list[int], list[int]]
-"""Ids of a prompt, and of what follows it."""
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Path of a linear layer -> `[edits, n, f]` and `[edits, n, d]`; the matrix `[d, f]` of an edit is the sum over n of
 the outer products of the second with the first."""
@@ -54,11 +52,6 @@ def sizes(module: nn.Module) -> tuple[int, int]:
     """(f, d) of a linear layer, whichever way round its weight lies."""
     first, second = module.get_parameter("weight").shape
     return (first, second) if isinstance(module, Conv1D) else (second, first)
-
-
-def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:
-    """A matrix `[d, f]` the way round that the layer keeps its weight."""
-    return matrix.T if isinstance(module, Conv1D) else matrix
 
 
 def dense(u: Tensor, delta: Tensor) -> Tensor:

@@ -36,13 +36,11 @@ from transformers import PreTrainedModel
 
 from wise.edits import Edit
 from wise.training.baselines.base import Applied, WeightEditor
-from wise.training.baselines.ground import Ground, mean_loss, padded_rows
+from wise.training.baselines.ground import Ground, Row, mean_loss, padded_rows, target_losses
 from wise.training.baselines.settings import LayerSettings
 
 BATCH = 64
 """Edits per optimiser step, as released."""
-Row = tuple[list[int], list[int]]
-"""Ids of a prompt and of its target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,14 +195,3 @@ def project(leaves: Mapping[str, Tensor], before: Mapping[str, Tensor], constrai
     """Brings every weight back to within `constraint` of what it was before, in place."""
     for name, leaf in leaves.items():
         leaf.clamp_(before[name] - constraint, before[name] + constraint)
-
-
-@torch.no_grad()
-def target_losses(ground: Ground, rows: Sequence[Row]) -> list[float]:
-    """Mean negative log-likelihood of each target in nats, read after its prompt by the model as it now is."""
-    found: list[float] = []
-    for start in range(0, len(rows), BATCH):
-        ids, mask, labels = padded_rows(rows[start : start + BATCH], ground.device)
-        logits = ground.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        found += mean_loss(logits, labels).tolist()
-    return found

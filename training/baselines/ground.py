@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from wise.architectures import ValueProjection, locate
 from wise.config import WiseConfig
@@ -32,8 +33,12 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is through, and of how much."""
+Row = tuple[list[int], list[int]]
+"""Ids of a prompt, and of what follows it."""
 SAMPLED = 64
 """Texts that the base is asked for at once, where there is no corpus."""
+ROWS = 64
+"""Rows in one forward."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +83,7 @@ class Ground:
         if self.progress is not None:
             self.progress(name, done, total)
 
-    def row(self, edit: Edit, prompt: str | None = None) -> tuple[list[int], list[int]]:
+    def row(self, edit: Edit, prompt: str | None = None) -> Row:
         """Ids of an edit's prompt, or of another wording of it, and of its target with what ends it."""
         prompt = edit.prompt if prompt is None else prompt
         return self.encoder.prompt(prompt), self.encoder.target(prompt, edit.target)
@@ -187,3 +192,19 @@ def padded_rows(
         mask[i, : len(whole) - 1] = 1
         labels[i, len(prompt) - 1 : len(whole) - 1] = torch.tensor(list(target))
     return ids.to(device), mask.to(device), labels.to(device)
+
+
+@torch.no_grad()
+def target_losses(ground: Ground, rows: Sequence[Row]) -> list[float]:
+    """Mean negative log-likelihood of each target in nats, read after its prompt by the model as it now is."""
+    found: list[float] = []
+    for start in range(0, len(rows), ROWS):
+        ids, mask, labels = padded_rows(rows[start : start + ROWS], ground.device)
+        logits = ground.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        found += mean_loss(logits, labels).tolist()
+    return found
+
+
+def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:
+    """A matrix `[d, f]` the way round that a linear layer keeps its weight, and the other way."""
+    return matrix.T if isinstance(module, Conv1D) else matrix

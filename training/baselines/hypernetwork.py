@@ -25,9 +25,7 @@ from wise.errors import ArtifactError, ConfigError, EditError
 from wise.training.baselines.base import WeightEditor
 from wise.training.baselines.factors import (
     Factors,
-    Row,
     added,
-    as_weight,
     dense,
     divergence,
     edited_linears,
@@ -35,7 +33,7 @@ from wise.training.baselines.factors import (
     spoken_loss,
     taken,
 )
-from wise.training.baselines.ground import Ground, padded_rows, write_tensors
+from wise.training.baselines.ground import Ground, Row, as_weight, padded_rows, write_tensors
 from wise.training.baselines.settings import Settings
 from wise.training.generation import greedy
 

@@ -42,13 +42,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from transformers import DynamicCache
-from transformers.pytorch_utils import Conv1D
 
 from wise.edits import Edit
 from wise.errors import UnsupportedModelError
 from wise.training.baselines.base import Applied, WeightEditor
-from wise.training.baselines.fine_tuning import logits_with, target_losses
-from wise.training.baselines.ground import Ground
+from wise.training.baselines.fine_tuning import logits_with
+from wise.training.baselines.ground import Ground, as_weight, target_losses
 from wise.training.baselines.settings import Settings
 
 Neuron = tuple[int, int]
@@ -300,7 +299,7 @@ def weight_name(ground: Ground, layer: int) -> str:
 
 def columns(ground: Ground, layer: int, weight: Tensor) -> Tensor:
     """A block's value projection as `[d, f]`, a view of `weight` whichever way round it lies: a value slot a column."""
-    return weight.T if isinstance(value_projection(ground, layer), Conv1D) else weight
+    return as_weight(value_projection(ground, layer), weight)
 
 
 def embeddings(ground: Ground) -> Tensor:

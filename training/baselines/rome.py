@@ -25,14 +25,12 @@ from torch import Tensor
 from wise.edits import Edit
 from wise.errors import ArtifactError, EditError
 from wise.training.baselines.base import Applied, WeightEditor
-from wise.training.baselines.ground import Ground
+from wise.training.baselines.ground import Ground, as_weight, target_losses
 from wise.training.baselines.settings import LayerSettings
 from wise.training.baselines.statistics import MomentSettings, factored, prepared_moments
 from wise.training.baselines.values import (
     ValueSettings,
-    as_stored,
     contexts_of,
-    losses,
     read,
     sampled_prefixes,
     search,
@@ -101,7 +99,8 @@ class Rome(WeightEditor[RomeSettings]):
             values = search(self.ground, contexts, path, self.settings)
             # every context gets the same offset, so the mean value is W k* and the offset, and bias, if there is one
             self._write(self._direction(key, edit), values.offset[0])
-            applied.append(Applied(steps=values.steps[0], loss=losses(self.ground, contexts)[0]))
+            loss = target_losses(self.ground, [contexts[0].rows[0]])[0]
+            applied.append(Applied(steps=values.steps[0], loss=loss))
             progress(count)
         return applied
 
@@ -121,7 +120,7 @@ class Rome(WeightEditor[RomeSettings]):
         self.left, self.right = torch.cat([self.left, left[None]]), torch.cat([self.right, right[None]])
         self.change = torch.addr(self.change, right, left)
         module = self.model.get_submodule(self.projection.path)
-        self.put({self.name: self.original[self.name].float() + as_stored(module, self.change)})
+        self.put({self.name: self.original[self.name].float() + as_weight(module, self.change)})
 
     @property
     def memory_bytes(self) -> int:

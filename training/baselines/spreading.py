@@ -15,13 +15,11 @@ from torch import Tensor
 from wise.edits import Edit
 from wise.errors import ConfigError
 from wise.training.baselines.base import Applied, WeightEditor
-from wise.training.baselines.ground import Ground
+from wise.training.baselines.ground import Ground, as_weight, target_losses
 from wise.training.baselines.statistics import MomentSettings
 from wise.training.baselines.values import (
     ValueSettings,
-    as_stored,
     contexts_of,
-    losses,
     read,
     sampled_prefixes,
     search,
@@ -97,7 +95,7 @@ class Spreading(WeightEditor[S]):
             residual = (wanted - now.out[self.last]) / (len(self.paths) - place)
             change = self._change(place, now.keys[path].double(), residual.double())
             name = f"{path}.weight"
-            self.put({name: self.weights[name].double() + as_stored(self.model.get_submodule(path), change)})
+            self.put({name: self.weights[name].double() + as_weight(self.model.get_submodule(path), change)})
         self._written(read(self.ground, contexts, keys=self.paths).keys)
-        found = zip(values.steps, losses(self.ground, contexts), strict=True)
+        found = zip(values.steps, target_losses(self.ground, [c.rows[0] for c in contexts]), strict=True)
         return [Applied(steps=steps, loss=loss) for steps, loss in found]

@@ -16,25 +16,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import log_softmax
-from transformers.pytorch_utils import Conv1D
 
 from wise.edits import Edit
 from wise.errors import EditError
-from wise.training.baselines.ground import Ground, mean_loss, padded_rows
+from wise.training.baselines.ground import ROWS, Ground, Row, mean_loss, padded_rows
 from wise.training.baselines.settings import Settings
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
 from wise.training.subjects import subject_spans
 
-ROWS = 64
-"""Rows in one forward, about."""
 ESSENCE = "{} is a"
 """What the base expects behind this must stay."""
-
-Row = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,21 +314,3 @@ class _Search:
             given = {"attention_mask": self.mask[on], "use_cache": False}
             logits: Tensor = functional_call(self.ground.model, self.parameters, (ids,), given).logits
         return logits
-
-
-# -- writing --------------------------------------------------------------------------------------
-
-
-def as_stored(module: nn.Module, change: Tensor) -> Tensor:
-    """A change `[d, f]` the way round that the module keeps its weight."""
-    return change.T if isinstance(module, Conv1D) else change
-
-
-@torch.no_grad()
-def losses(ground: Ground, contexts: Sequence[Contexts]) -> list[float]:
-    """Mean negative log-likelihood of each target, in nats, behind the bare prompt."""
-    found: list[float] = []
-    for begin in range(0, len(contexts), ROWS):
-        ids, mask, labels = padded_rows([c.rows[0] for c in contexts[begin : begin + ROWS]], ground.device)
-        found += mean_loss(ground.model(ids, attention_mask=mask, use_cache=False).logits, labels).tolist()
-    return found

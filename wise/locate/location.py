@@ -17,7 +17,7 @@ from wise.eval.environment import environment
 from wise.eval.significance import bootstrap_interval
 from wise.eval.work import Work
 from wise.locate.roles import ROLES, token_roles
-from wise.locate.running import Runner, evaluating
+from wise.locate.running import Runner
 from wise.locate.sites import KINDS, find_sites
 from wise.locate.tracing import (
     SAMPLES,
@@ -32,6 +32,7 @@ from wise.locate.tracing import (
 )
 from wise.memory.fingerprint import fingerprint
 from wise.training.encoding import Encoder, learn_encoder
+from wise.training.generation import evaluating
 
 if TYPE_CHECKING:
     from wise.facts import Fact

@@ -139,18 +139,6 @@ class Runner:
         return logits[:, -last:].float()
 
 
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off, and back as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 Hook = Callable[[nn.Module, Any, Any], Any]
 
 
