@@ -107,6 +107,7 @@ def run_demo(
         failed=report.failed,
         seconds=report.seconds,
         cpu_seconds=report.cpu_seconds,
+        stored_bytes=model.memory_bytes,
     )
     prompts = {
         "edits": [record.edit.prompt for record in records],
