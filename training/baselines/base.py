@@ -27,9 +27,8 @@ from wise.training.baselines.settings import Settings
 from wise.training.encoding import Encoder
 from wise.training.generation import evaluating, greedy
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, EditReport, Outcome
+from wise.training.trainer import SPARE_TOKENS
 
-SPARE_TOKENS = 4
-"""Tokens beyond the target that an answer may run on for before it counts as not stopping."""
 FILE = "editor.safetensors"
 EDITS = "edits.json"
 
