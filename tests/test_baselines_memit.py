@@ -58,7 +58,7 @@ def test_what_is_served_at_one_block_is_that_change(model_type):
     edits = tiny_edits(3)
     contexts = [contexts_of(editor.ground, edit, editor.prefixes) for edit in edits]
     keys = read(editor.ground, contexts, keys=editor.paths).keys[editor.paths[0]].double()
-    offset = search(editor.ground, contexts, editor.last, editor.settings).offset.double()
+    offset = search(editor.ground, contexts, editor.layers[-1], editor.last, editor.settings).offset.double()
     whole = keys.shape[1] * prepared_moments(editor.ground, [1], editor.settings)[0] + keys.T @ keys
     editor.edit(edits)
     wanted = offset.T @ keys
@@ -74,7 +74,7 @@ def test_what_is_missing_of_one_edit_shrinks_and_more_so_where_the_base_counts_l
         (edit,) = tiny_edits(1)
         contexts = [contexts_of(editor.ground, edit, ())]
         editor.prefixes = ()
-        found = search(editor.ground, contexts, editor.last, editor.settings)
+        found = search(editor.ground, contexts, editor.layers[-1], editor.last, editor.settings)
         editor.edit(edit)
         now = read(editor.ground, contexts, out=[editor.last]).out[editor.last]
         return float((found.start + found.offset - now).norm() / found.offset.norm())
@@ -92,7 +92,7 @@ def test_each_block_takes_its_part_of_what_is_then_missing(monkeypatch):
     monkeypatch.setattr(editor, "_change", lambda *args: given.append(args) or change(*args))
     edits = tiny_edits(2)
     contexts = [contexts_of(editor.ground, edit, editor.prefixes) for edit in edits]
-    found = search(editor.ground, contexts, editor.last, editor.settings)
+    found = search(editor.ground, contexts, editor.layers[-1], editor.last, editor.settings)
     editor.edit(edits)
     assert [place for place, _, _ in given] == [0, 1]
     torch.testing.assert_close(given[0][2].float(), found.offset / 2, rtol=1e-3, atol=1e-3)

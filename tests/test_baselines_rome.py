@@ -25,6 +25,7 @@ from wise.training.baselines.values import (
     subject_place,
 )
 from wise.training.report import VERIFIED
+from wise.training.splice import SplicedModel
 
 QUICK = {"layer": 1, "tokens": 256, "length": 16, "steps": 4, "prefixes": 2, "prefix_tokens": 3}
 each = pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "gpt_neox"])
@@ -45,7 +46,7 @@ def written(editor: Rome, edit: Edit) -> tuple[torch.Tensor, torch.Tensor, torch
     editor.prepare()
     contexts = [contexts_of(editor.ground, edit, editor.prefixes)]
     key = read(editor.ground, contexts, keys=[editor.projection.path]).keys[editor.projection.path][0]
-    offset = search(editor.ground, contexts, editor.projection.path, editor.settings).offset[0]
+    offset = search(editor.ground, contexts, editor.projection.layer, editor.projection.path, editor.settings).offset[0]
     moment = prepared_moments(editor.ground, [editor.projection.layer], editor.settings)[0]
     before = way_round(editor, editor.weights[editor.name])
     editor.edit(edit)
@@ -178,7 +179,8 @@ def test_the_offset_makes_the_target_likely_where_it_is_put(model_type, block):
     edits = tiny_edits(3)
     contexts = [contexts_of(ground, edit, sampled_prefixes(ground, settings)) for edit in edits]
     before = target_losses(ground, [c.rows[0] for c in contexts])
-    found = search(ground, contexts, path, settings)
+    found = search(ground, contexts, 1, path, settings)
+    spliced = SplicedModel(ground.model, projection)
     assert bool((found.offset.norm(dim=-1) <= 2.0 * found.start.norm(dim=-1) * (1 + 1e-5)).all())
     assert all(1 <= n <= 15 for n in found.steps)
     for i, (edit, context) in enumerate(zip(edits, contexts, strict=True)):
@@ -202,6 +204,12 @@ def test_the_offset_makes_the_target_likely_where_it_is_put(model_type, block):
             return float(torch.nn.functional.cross_entropy(logits, torch.tensor(target)))
 
         assert abs(loss(0) - before[i]) < 1e-4
+        alone = replace(settings, essence_weight=0.0, weight_decay=0.0)
+        looking = values._Search(ground, spliced, [contexts_of(ground, edit, ())], path, alone)
+        start, expected = looking._before()
+        torch.testing.assert_close(start[0], found.start[i], rtol=1e-4, atol=1e-5)
+        seen = looking._objective(found.offset[i : i + 1], torch.ones(1, 1), expected, torch.tensor([True]))
+        assert abs(float(seen.detach()) - loss(1)) < 1e-4  # what is run in part says what the whole model says
         assert loss(1) < before[i] - 0.2
         assert loss(-1) > loss(1)
 
@@ -211,9 +219,9 @@ def test_edits_that_are_searched_for_together_do_not_see_each_other():
     settings = ValueSettings(steps=5, prefixes=1, prefix_tokens=3)
     contexts = [contexts_of(ground, edit, sampled_prefixes(ground, settings)) for edit in tiny_edits(3)]
     path = ground.projection(1).path
-    together = search(ground, contexts, path, settings)
+    together = search(ground, contexts, 1, path, settings)
     for i, context in enumerate(contexts):
-        alone = search(ground, [context], path, settings)
+        alone = search(ground, [context], 1, path, settings)
         torch.testing.assert_close(alone.offset[0], together.offset[i], rtol=1e-2, atol=1e-3)
 
 
@@ -222,12 +230,12 @@ def test_what_is_good_enough_is_left_and_essence_holds_back():
     settings = ValueSettings(steps=20, prefixes=0, weight_decay=0.0, clamp=4.0)
     contexts = [contexts_of(ground, edit, ()) for edit in tiny_edits(2)]
     path = ground.projection(1).path
-    idle = search(ground, contexts, path, replace(settings, enough=1e3))
+    idle = search(ground, contexts, 1, path, replace(settings, enough=1e3))
     assert idle.steps == [0, 0] and not idle.offset.any()
 
     def drift(weight):
-        found = search(ground, contexts, path, replace(settings, essence_weight=weight, enough=0.0))
-        looking = values._Search(ground, contexts, path, settings)
+        found = search(ground, contexts, 1, path, replace(settings, essence_weight=weight, enough=0.0))
+        looking = values._Search(ground, SplicedModel(ground.model, ground.projection(1)), contexts, path, settings)
         _, before = looking._before()
         on = torch.ones_like(looking.owners, dtype=torch.bool)
         with torch.no_grad():
@@ -242,7 +250,7 @@ def test_the_bases_parameters_are_left_alone():
     ground = replace(tiny_ground(), model=model)
     before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
     contexts = [contexts_of(ground, edit, ()) for edit in tiny_edits(1)]
-    search(ground, contexts, ground.projection(1).path, ValueSettings(steps=2, prefixes=0))
+    search(ground, contexts, 1, ground.projection(1).path, ValueSettings(steps=2, prefixes=0))
     for name, p in model.named_parameters():
         assert p.data_ptr() == before[name][0] and torch.equal(p, before[name][1])
         assert p.grad is None and p.requires_grad

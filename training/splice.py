@@ -77,8 +77,9 @@ class SplicedModel:
         self.device = execution_device(model)
         self._full = _copy_along(model, f"{projection.blocks}.{projection.layer}")
         self._full_tap = _tap(self._full, projection)
-        self._upper = _copy_along(model, f"{projection.blocks}.{projection.layer}")
-        self._upper_tap = _tap(self._upper, projection)
+        self.upper: Any = _copy_along(model, f"{projection.blocks}.{projection.layer}")
+        """The copy whose blocks below the edited one hand the cached state on."""
+        self._upper_tap = _tap(self.upper, projection)
         self._inner_name = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
         taken = inspect.signature(model.forward).parameters
         self._positions = "position_ids" in taken
@@ -157,7 +158,7 @@ class SplicedModel:
         past = _past(rows, self.projection.layer)
         seen = rows.mask.shape[1] - rows.inputs.shape[1]
         try:
-            out = self._upper(
+            out = self.upper(
                 input_ids=rows.inputs,
                 attention_mask=rows.mask,
                 use_cache=True,
@@ -184,7 +185,7 @@ class SplicedModel:
             below = _copy(blocks[layer - 1])
             below.__dict__["forward"] = self._remember_type(below.forward)
             blocks._modules[str(layer - 1)] = below
-        stubs = self._upper.get_submodule(self.projection.blocks)
+        stubs = self.upper.get_submodule(self.projection.blocks)
         for i in range(layer):
             stub = _copy(stubs[i])  # a copy, since some models read attributes off a block before calling it
             stub.__dict__["forward"] = self._hand_on

@@ -96,7 +96,7 @@ class Rome(WeightEditor[RomeSettings]):
         for count, edit in enumerate(edits, 1):
             contexts = [contexts_of(self.ground, edit, self.prefixes)]
             key = read(self.ground, contexts, keys=[path]).keys[path][0]
-            values = search(self.ground, contexts, path, self.settings)
+            values = search(self.ground, contexts, self.projection.layer, path, self.settings)
             # every context gets the same offset, so the mean value is W k* and the offset, and bias, if there is one
             self._write(self._direction(key, edit), values.offset[0])
             loss = target_losses(self.ground, [contexts[0].rows[0]])[0]

@@ -88,7 +88,7 @@ class Spreading(WeightEditor[S]):
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
         contexts = [contexts_of(self.ground, edit, self.prefixes) for edit in edits]
-        values = search(self.ground, contexts, self.last, self.settings, progress)
+        values = search(self.ground, contexts, self.layers[-1], self.last, self.settings, progress)
         wanted = values.start + values.offset
         for place, path in enumerate(self.paths):
             now = read(self.ground, contexts, keys=[path], out=[self.last])

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
+from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from wise.edits import Edit
@@ -26,6 +25,7 @@ from wise.training.baselines.ground import ROWS, Ground, Row, mean_loss, padded_
 from wise.training.baselines.settings import Settings
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
+from wise.training.splice import SplicedModel
 from wise.training.subjects import subject_spans
 
 ESSENCE = "{} is a"
@@ -165,8 +165,8 @@ def read(
             into[path] = _rows(value, shape)[torch.arange(len(at), device=at.device), at].float()
 
         with (
-            _hooked(ground, keys, lambda path, args, _: keep(path, args[0])),
-            _hooked(ground, out, lambda path, _, value: keep(path, value)),
+            _hooked(ground.model, keys, lambda path, args, _: keep(path, args[0])),
+            _hooked(ground.model, out, lambda path, _, value: keep(path, value)),
         ):
             ground.model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
         for path, value in seen.items():
@@ -192,10 +192,10 @@ def _means(values: Tensor, owner: Tensor, count: int) -> Tensor:
 
 
 @contextmanager
-def _hooked(ground: Ground, paths: Sequence[str], hook: Callable[[str, Any, Any], Any]) -> Iterator[None]:
+def _hooked(model: nn.Module, paths: Sequence[str], hook: Callable[[str, Any, Any], Any]) -> Iterator[None]:
     """`hook(path, arguments, output)` sees each module run, and may give another output."""
     handles = [
-        ground.model.get_submodule(path).register_forward_hook(lambda _, args, out, path=path: hook(path, args, out))
+        model.get_submodule(path).register_forward_hook(lambda _, args, out, path=path: hook(path, args, out))
         for path in paths
     ]
     try:
@@ -211,6 +211,7 @@ def _hooked(ground: Ground, paths: Sequence[str], hook: Callable[[str, Any, Any]
 def search(
     ground: Ground,
     contexts: Sequence[Contexts],
+    layer: int,
     path: str,
     settings: ValueSettings,
     progress: Callable[[int], None] = lambda count: None,
@@ -218,11 +219,15 @@ def search(
     """The offset to the output of the module at `path`, at each subject's last token, that makes the target be said.
 
     Edits do not see each other: each has an offset and a stop of its own.
+
+    Args:
+        layer: the block that the module at `path` is, or is in.
     """
+    spliced = SplicedModel(ground.model, ground.projection(layer))
     found: list[Values] = []
     size = max(1, ROWS // (settings.prefixes + 2))
     for begin in range(0, len(contexts), size):
-        found.append(_Search(ground, contexts[begin : begin + size], path, settings).run())
+        found.append(_Search(ground, spliced, contexts[begin : begin + size], path, settings).run())
         progress(min(begin + size, len(contexts)))
     return Values(
         start=torch.cat([v.start for v in found]),
@@ -232,21 +237,34 @@ def search(
 
 
 class _Search:
-    def __init__(self, ground: Ground, contexts: Sequence[Contexts], path: str, settings: ValueSettings) -> None:
-        self.ground, self.path, self.settings = ground, path, settings
-        # leaves that want no gradient: nothing is kept of what lies below the offset
-        self.parameters = {name: p.detach() for name, p in ground.model.named_parameters()}
-        rows = [row for c in contexts for row in c.rows]
+    """Only what an offset can change is run: the blocks from its own up, from the subject's last token on."""
+
+    def __init__(
+        self,
+        ground: Ground,
+        spliced: SplicedModel,
+        contexts: Sequence[Contexts],
+        path: str,
+        settings: ValueSettings,
+    ) -> None:
+        self.spliced, self.path, self.settings = spliced, path, settings
+        asks = [(*row, place) for c in contexts for row, place in zip(c.rows, c.places, strict=True)]
         essences = [(i, *c.essence) for i, c in enumerate(contexts) if c.essence is not None]
         owners = [i for i, c in enumerate(contexts) for _ in c.rows] + [i for i, _, _ in essences]
-        places = [place for c in contexts for place in c.places] + [place for _, _, place in essences]
-        device = ground.device
-        self.ids, self.mask, self.labels = padded_rows([*rows, *((ids, [0]) for _, ids, _ in essences)], device)
-        self.owners, self.places = torch.tensor(owners, device=device), torch.tensor(places, device=device)
-        self.plain = torch.tensor([owners.index(i) for i in range(len(contexts))], device=device)
-        self.targets = len(rows)
+        self.owners = torch.tensor(owners, device=ground.device)
+        self.plain = torch.tensor([owners.index(i) for i in range(len(contexts))], device=ground.device)
+        self.targets = len(asks)
         """So many rows ask for a target; those behind them hold essences."""
         self.count = len(contexts)
+        cut = [(ids[: place + 1], [*ids[place + 1 :], *target]) for ids, target, place in asks]
+        cut += [(ids[: place + 1], [*ids[place + 1 :], 0]) for _, ids, place in essences]
+        self.rows = spliced.cache(cut)
+        asked = torch.zeros_like(self.rows.labels, dtype=torch.bool)
+        for i, (ids, target, place) in enumerate(asks):
+            begin = len(ids) - place - 1
+            asked[i, begin : begin + len(target)] = True
+        self.labels = self.rows.labels.masked_fill(~asked, -100)
+        self.last = torch.tensor([len(after) - 1 for _, after in cut], device=ground.device)
 
     def run(self) -> Values:
         settings = self.settings
@@ -276,10 +294,10 @@ class _Search:
     def _before(self) -> tuple[Tensor, Tensor]:
         """The vectors as they are, `[edits, d]`, and what is expected behind the essences, `[essences, vocabulary]`."""
         seen: list[Tensor] = []
-        with _hooked(self.ground, [self.path], lambda _, args, out: seen.append(_rows(out, self.ids.shape))):
-            logits = self.ground.model(self.ids, attention_mask=self.mask, use_cache=False).logits
-        start = seen[0][self.plain, self.places[self.plain]].float()
-        return start, self._essence(logits, torch.ones_like(self.owners, dtype=torch.bool))
+        shape = self.rows.inputs.shape
+        with _hooked(self.spliced.upper, [self.path], lambda _, args, out: seen.append(_rows(out, shape))):
+            logits = self.spliced.logits(self.rows)
+        return seen[0][self.plain, 0].float(), self._essence(logits, torch.ones_like(self.owners, dtype=torch.bool))
 
     def _objective(self, offset: Tensor, norms: Tensor, expected: Tensor, active: Tensor) -> Tensor:
         """Eq. 4 of ROME for each edit, in nats, `[edits]`; what it is for one that is not active has no meaning."""
@@ -295,22 +313,18 @@ class _Search:
 
     def _essence(self, logits: Tensor, on: Tensor) -> Tensor:
         """Log-probabilities behind the essences among the rows that are `on`: `[essences, vocabulary]`."""
-        held = on[self.targets :]
-        rows = torch.arange(len(logits) - int(held.sum()), len(logits), device=logits.device)
-        last = self.mask[self.targets :][held].sum(-1) - 1
+        last = self.last[self.targets :][on[self.targets :]]
+        rows = torch.arange(len(logits) - len(last), len(logits), device=logits.device)
         return log_softmax(logits[rows, last].float(), dim=-1)
 
     def _logits(self, on: Tensor, added: Tensor) -> Tensor:
-        """`[rows, seq, vocabulary]` with `added`, `[rows, d]`, at the subject's last token of each row."""
-        ids, places = self.ids[on], self.places[on]
-        at = (torch.arange(len(ids), device=ids.device), places)
+        """`[rows, places, vocabulary]` with `added`, `[rows, d]`, at the first place, where the subject ends."""
+        rows = self.rows if bool(on.all()) else self.rows.select(on.nonzero()[:, 0])
 
         def put(_: str, __: Any, out: Any) -> Any:
-            whole = _rows(out, ids.shape)
-            moved = whole.index_put(at, added.to(whole.dtype), accumulate=True)
+            whole = _rows(out, rows.inputs.shape)
+            moved = torch.cat([whole[:, :1] + added[:, None].to(whole.dtype), whole[:, 1:]], dim=1)
             return (moved, *out[1:]) if isinstance(out, tuple) else moved.reshape(out.shape)
 
-        with _hooked(self.ground, [self.path], put):
-            given = {"attention_mask": self.mask[on], "use_cache": False}
-            logits: Tensor = functional_call(self.ground.model, self.parameters, (ids,), given).logits
-        return logits
+        with _hooked(self.spliced.upper, [self.path], put):
+            return self.spliced.logits(rows)
