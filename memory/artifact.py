@@ -2,7 +2,8 @@
 
     wise_config.json     settings, fingerprint of the base, slots; a SHA-256 of itself and of the others
     edits.jsonl          the live edits in their order, one per line, as `wise.read_edits` reads them
-    memory.safetensors   key_space.mean, key_space.projection, keys, key_counts, slot.{i}.{name}
+    memory.safetensors   key_space.{mean,projection}, keys, key_counts, slot.{i}.{name}; in hybrid also
+                         key_space.floor, subject_space.{mean,projection,floor}
 
 Nothing in it depends on when, where or how often it was written: the same memory makes the same bytes.
 Nothing in it is executed or unpickled, and the search index is built anew from the keys. Everything is
@@ -109,10 +110,9 @@ def load_memory(
 def _pack(state: MemoryState) -> dict[str, Tensor]:
     """All tensors of a memory by name, on the CPU."""
     tensors = {f"slot.{slot.id}.{name}": t for slot in state.slots for name, t in slot.tensors().items()}
-    if state.key_space is not None:
-        # Cloned: safetensors refuses tensors that share storage, as rows of one matrix do.
-        tensors["key_space.mean"] = state.key_space.mean.clone()
-        tensors["key_space.projection"] = state.key_space.projection.clone()
+    for name, space in (("key_space", state.key_space), ("subject_space", state.subject_space)):
+        if space is not None:
+            tensors |= {f"{name}.{part}": tensor for part, tensor in space.tensors().items()}
     keys = [state.keys[edit.id] for edit in state.edits if edit.id in state.keys]
     if keys:
         tensors["keys"] = torch.cat(keys)
@@ -192,7 +192,8 @@ def _read(folder: Path) -> tuple[WiseConfig, MemoryState, Fingerprint]:
     _check_tensors(tensors)
     state = MemoryState(
         slots=tuple(_unpack_slot(kind, fields, tensors) for kind, fields in manifest.slots),
-        key_space=_unpack_key_space(tensors),
+        key_space=_unpack_key_space("key_space", tensors),
+        subject_space=_unpack_key_space("subject_space", tensors),
         keys=_unpack_keys(edits, tensors),
         edits=edits,
     )
@@ -285,15 +286,16 @@ def _unpack_slot(kind: str, fields: Mapping[str, Any], tensors: dict[str, Tensor
     return slot
 
 
-def _unpack_key_space(tensors: dict[str, Tensor]) -> KeySpace | None:
-    mean, projection = (tensors.pop(f"key_space.{name}", None) for name in ("mean", "projection"))
-    if mean is None and projection is None:
+def _unpack_key_space(space: str, tensors: dict[str, Tensor]) -> KeySpace | None:
+    names = [f"{space}.{name}" for name in ("mean", "projection", "floor")]
+    mean, projection, floor = (tensors.pop(name, None) for name in names)
+    if mean is None and projection is None and floor is None:
         return None
     if mean is None or projection is None or projection.ndim != 2:
-        _refuse(
-            f"{TENSORS_FILE}: key_space.mean and key_space.projection [r, f] are not both there; {_AGAIN}"
-        )
-    return KeySpace(mean=mean, projection=projection)
+        _refuse(f"{TENSORS_FILE}: {names[0]} and {names[1]} [r, f] are not both there; {_AGAIN}")
+    if floor is not None and (floor.dtype != torch.float64 or floor.ndim):
+        _refuse(f"{TENSORS_FILE}: {names[2]}: {floor.dtype} {list(floor.shape)}, expected one torch.float64; {_AGAIN}")
+    return KeySpace(mean=mean, projection=projection, floor=None if floor is None else float(floor))
 
 
 def _unpack_keys(edits: Sequence[Edit], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -363,13 +365,21 @@ def _shape(slot: Slot, base: Fingerprint) -> tuple[int, ...] | None:
 def _key_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) -> Iterator[str]:
     space = state.key_space
     if space is None:
-        if state.keys or (state.edits and config.mode == "retrieve"):
+        if state.keys or (state.edits and config.mode != "merge"):
             yield "there is no key space: it was made in another mode"
         return
+    if state.edits and (config.mode == "hybrid") != (state.subject_space is not None):
+        found = "none" if state.subject_space is None else "one"
+        yield f"mode {config.mode!r} and a subject space do not go without each other: there is {found}"
     r, f = len(space.projection), base.in_features
     if set(state.keys) != set(state.edit_ids):
         yield f"there are keys for {len(state.keys)} edits, expected for the {len(state.edits)} live ones"
     shapes = {"mean": (space.mean, (f,)), "projection": (space.projection, (r, f))}
+    if state.subject_space is not None:
+        subject = state.subject_space
+        s, v = subject.projection.shape
+        shapes |= {"subject mean": (subject.mean, (v,)), "subject projection": (subject.projection, (s, v))}
+        r += s
     shapes |= {f"keys of edit {i}": (keys, (max(1, len(keys)), r)) for i, keys in state.keys.items()}
     for name, (tensor, shape) in shapes.items():
         if tensor.dtype != torch.float32 or tensor.shape != shape:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from wise.memory.grouped import grouped_linear
+from wise.memory.grouped import NO_SLOT, grouped_linear
 
 
 class Resident(nn.Module):
@@ -48,6 +48,19 @@ class SlotBank(Resident):
             return linear(activation, self.weights[0])
         delta: Tensor = grouped_linear(activation, self.weights, slot)
         return delta
+
+
+class ValueBank(SlotBank):
+    """The constants of all slots, stacked."""
+
+    weights: Tensor
+    """`[k, d]`."""
+
+    def forward(self, activation: Tensor, slot: Tensor | None = None) -> Tensor:
+        """`[n, f]`, slot `[n]` -> `[n, d]`, zero where there is none."""
+        if slot is None:
+            return self.weights[0].expand(len(activation), -1)
+        return torch.where((slot == NO_SLOT)[:, None], 0, self.weights[slot.clamp(min=0)])
 
 
 class Route(NamedTuple):

@@ -23,6 +23,8 @@ class Slot(ABC):
     """What every kind of slot has. Immutable: editing makes a new one."""
 
     kind: ClassVar[str]
+    shared: ClassVar[bool] = True
+    """Whether what it adds bears traces of edits that it no longer holds, or held none of."""
 
     id: int
     edit_ids: tuple[str, ...]
@@ -95,4 +97,32 @@ class MaskedDenseSlot(Slot):
         return cls(masks=masks, weight=weight, **fields)
 
 
-SLOT_KINDS: dict[str, type[Slot]] = {MaskedDenseSlot.kind: MaskedDenseSlot}
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ValueSlot(Slot):
+    """One edit's: a constant, whatever the activation (GRACE's kind of value, arXiv 2211.11031)."""
+
+    kind = "value"
+    shared = False
+
+    value: Tensor
+    """`[d]` float32."""
+    features: int
+    """f, which says what it stands beside and is otherwise of no account."""
+
+    def delta(self, activation: Tensor) -> Tensor:
+        if activation.shape[-1] != self.features:
+            raise RuntimeError(f"an activation of {activation.shape[-1]} features, {self.features} expected")
+        return self.value.to(activation).expand(*activation.shape[:-1], -1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"value": self.value, "features": torch.tensor(self.features)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], **fields: Any) -> Self:
+        try:
+            return cls(value=tensors["value"], features=int(tensors["features"]), **fields)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"slot {fields.get('id')}: its tensors do not fit together: {error}") from error
+
+
+SLOT_KINDS: dict[str, type[Slot]] = {kind.kind: kind for kind in (MaskedDenseSlot, ValueSlot)}

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
@@ -24,12 +25,30 @@ class KeySpace:
     mean: Tensor
     """`[f]` mean activation of the base's own text."""
     projection: Tensor
-    """`[r, f]` whitening projection onto the directions in which that text varies most."""
+    """`[r, f]` projection onto the directions that tell keys apart: whitening, or learned."""
+    floor: float | None = None
+    """Cosine from which a key counts, where the space comes with one; `retrieve` has its own setting."""
 
     def __post_init__(self) -> None:
         # A product with a transposed view is summed in another order: a key space read from disk would differ in
         # the last bits from the one that was saved.
         object.__setattr__(self, "projection", self.projection.contiguous())
+
+    @property
+    def shift(self) -> Tensor:
+        """`[r]` what is added behind the projection, in place of taking the mean off before it."""
+        return -(self.projection.float() @ self.mean.float())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that `from_tensors` needs, for safetensors; cloned, since it refuses tensors that share storage."""
+        floor = {} if self.floor is None else {"floor": torch.tensor(self.floor, dtype=torch.float64)}
+        return {"mean": self.mean.clone(), "projection": self.projection.clone(), **floor}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> KeySpace:
+        """The inverse of `tensors`. Raises KeyError where one is missing."""
+        floor = float(tensors["floor"]) if "floor" in tensors else None
+        return cls(mean=tensors["mean"], projection=tensors["projection"], floor=floor)
 
     def keys(self, activations: Tensor) -> Tensor:
         """Unit keys `[n, r]` of activations `[n, f]`."""
@@ -45,8 +64,12 @@ class MemoryState:
     slots: tuple[Slot, ...] = ()
     """Slot i has id i."""
     keys: Mapping[str, Tensor] = field(default_factory=dict)
-    """Edit id -> `[m, r]` unit keys, one for each position at which the edit must speak."""
+    """Edit id -> `[m, r]` unit keys, one for each position at which the edit must speak; in `hybrid` a unit subject
+    key and a unit relation key side by side."""
     key_space: KeySpace | None = None
+    """Of activations at the edited layer."""
+    subject_space: KeySpace | None = None
+    """Of the base's value vectors (`hybrid`)."""
 
     @property
     def edit_ids(self) -> tuple[str, ...]:
@@ -62,10 +85,12 @@ class MemoryState:
         return index
 
     def without(self, edit_ids: Collection[str]) -> MemoryState:
-        """The snapshot in which these edits are no longer live."""
+        """The snapshot in which these edits are no longer live. A slot that was an edit's own goes with it."""
+        slots = [slot.without(edit_ids) for slot in self.slots]
+        kept = [slot for slot in slots if slot.edit_ids or slot.shared]
         return replace(
             self,
             edits=tuple(edit for edit in self.edits if edit.id not in edit_ids),
-            slots=tuple(slot.without(edit_ids) for slot in self.slots),
+            slots=tuple(replace(slot, id=i) for i, slot in enumerate(kept)),
             keys={i: keys for i, keys in self.keys.items() if i not in edit_ids},
         )

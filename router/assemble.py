@@ -7,21 +7,31 @@ from torch import Tensor
 
 from wise.config import WiseConfig
 from wise.errors import ConfigError
-from wise.memory.side_memory import Router, SideMemory, SlotBank
-from wise.memory.slot import MaskedDenseSlot
+from wise.memory.context import ContextReader
+from wise.memory.side_memory import Router, SideMemory, SlotBank, ValueBank
+from wise.memory.slot import MaskedDenseSlot, ValueSlot
 from wise.memory.state import MemoryState
 from wise.router.activation import ActivationRouter, RetrievalRouter
+from wise.router.hybrid import HybridRouter
 
 
 def assemble(
-    state: MemoryState, config: WiseConfig, *, device: torch.device, dtype: torch.dtype
+    state: MemoryState,
+    config: WiseConfig,
+    *,
+    reader: ContextReader | None,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> SideMemory | None:
     """The side memory that serves `state`; None where there is nothing to serve.
 
-    dtype: precision of the slots' weights, that of the model they stand in; all that routes is float32.
+    reader: what `hybrid` looks for subjects in.
+    dtype: precision of what slots add, that of the model they stand in; all that routes is float32.
     """
     if not state.edits:
         return None
+    if config.mode == "hybrid":
+        return _hybrid(state, reader, device, dtype)
     weights = torch.stack([_weight(slot) for slot in state.slots]).to(device=device, dtype=dtype)
     thresholds = torch.tensor([slot.threshold for slot in state.slots])
     router: Router
@@ -40,6 +50,25 @@ def assemble(
             floor=config.key_floor,
         )
     return SideMemory(SlotBank(weights), router.to(device))
+
+
+def _hybrid(
+    state: MemoryState, reader: ContextReader | None, device: torch.device, dtype: torch.dtype
+) -> SideMemory:
+    if reader is None or state.key_space is None or state.subject_space is None:
+        raise ConfigError("mode='hybrid' needs spaces of relations and subjects, and this memory has none")
+    values = torch.stack([_value(slot) for slot in state.slots]).to(device=device, dtype=dtype)
+    keys, slots = state.index.matrix()
+    router = HybridRouter(
+        reader=reader, keys=keys, key_slots=slots, subject=state.subject_space, relation=state.key_space
+    )
+    return SideMemory(ValueBank(values), router.to(device))
+
+
+def _value(slot: object) -> Tensor:
+    if not isinstance(slot, ValueSlot):
+        raise ConfigError(f"a {type(slot).__name__} cannot be served in mode='hybrid'")
+    return slot.value
 
 
 def _weight(slot: object) -> Tensor:

@@ -25,7 +25,7 @@ from wise.memory.layer import SideMemoryLayer
 from wise.memory.state import MemoryState
 
 CONFIG, EDITS, TENSORS = FILES
-both_modes = pytest.mark.parametrize("mode", ["merge", "retrieve"])
+both_modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -39,8 +39,16 @@ def same_state(a: MemoryState, b: MemoryState) -> bool:
         and same_tensors(x.tensors(), y.tensors())
         for x, y in zip(a.slots, b.slots, strict=True)
     )
-    spaces = [None if s.key_space is None else vars(s.key_space) for s in (a, b)]
-    space = spaces[0] == spaces[1] if None in spaces else same_tensors(*spaces)  # type: ignore[arg-type]
+    spaces = [
+        {
+            f"{i} {name}": tensor
+            for i, space in enumerate((s.key_space, s.subject_space))
+            if space is not None
+            for name, tensor in space.tensors().items()
+        }
+        for s in (a, b)
+    ]
+    space = same_tensors(*spaces)
     return a.edits == b.edits and slots and space and same_tensors(dict(a.keys), dict(b.keys))
 
 

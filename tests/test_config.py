@@ -19,7 +19,8 @@ NAN, INFINITY = float("nan"), float("inf")
 BAD: dict[str, list[Any]] = {
     "mode": ["both", "", None, 1, ["merge"]],
     "layer": [-1, 1.0, True, "4"],
-    "layer_fraction": [-0.1, 1, 1.0, NAN, True, None, "0.5"],
+    "layer_fraction": [-0.1, 1, 1.0, NAN, True, "0.5"],
+    "subject_fraction": [-0.1, 1, NAN, True, None, "0.5"],
     "value_projection": ["model.layers.4.down_proj", "{i}.{i}", 4, ""],
     "slot_capacity": [0, -1, 2.0, True],
     "shards": [0, 1.5, None, True],
@@ -35,14 +36,17 @@ BAD: dict[str, list[Any]] = {
     "prefixes": [-1, 1.0, None, False],
     "key_dim": [0, 1.0, None],
     "key_floor": [-1.1, 1.1, NAN, None, True],
+    "relation_floor": [0, 1.1, NAN, None, True],
+    "subject_floor": [0, 1.1, NAN, None, True],
     "bos": [1, 0, "yes"],
     "terminator": [1, False, ["."]],
     "seed": [-1, 0.0, None, True],
 }
 GOOD: dict[str, list[Any]] = {
-    "mode": ["merge", "retrieve"],
+    "mode": ["merge", "retrieve", "hybrid"],
     "layer": [None, 0, 31],
-    "layer_fraction": [0, 0.0, 0.999],
+    "layer_fraction": [None, 0, 0.0, 0.999],
+    "subject_fraction": [0, 0.999],
     "value_projection": [None, "model.layers.{i}.mlp.down_proj"],
     "slot_capacity": [None, 1],
     "shards": [1],
@@ -93,7 +97,7 @@ share = st.floats(min_value=0, max_value=1, exclude_min=True)
 settings = st.fixed_dictionaries(
     {},
     optional={
-        "mode": st.sampled_from(["merge", "retrieve"]),
+        "mode": st.sampled_from(["merge", "retrieve", "hybrid"]),
         "layer": st.none() | st.integers(0, 1000),
         "layer_fraction": st.floats(0, 1, exclude_max=True),
         "slot_capacity": st.none() | st.integers(1, 10**6),
@@ -103,6 +107,8 @@ settings = st.fixed_dictionaries(
         "learning_rate": positive,
         "threshold_ratio": st.none() | share,
         "key_floor": st.floats(-1, 1),
+        "relation_floor": share,
+        "subject_floor": share,
         "bos": st.none() | st.booleans(),
         "terminator": st.none() | st.text('a. \n"é', max_size=6),
         "seed": st.integers(0, 2**64),

@@ -7,6 +7,7 @@ and a dropped bias or a shifted position shows. Thresholds lie in gaps between s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 import wise
 from wise.architectures import locate
 from wise.memory.side_memory import Route
-from wise.memory.slot import MaskedDenseSlot
+from wise.memory.slot import MaskedDenseSlot, ValueSlot
 from wise.memory.state import KeySpace, MemoryState
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -135,6 +136,8 @@ def memory_by_hand(wrapped: wise.WiseModel, seed: int = 0, strength: float = 3.0
     """
     generator = torch.Generator().manual_seed(seed)
     activations, outputs = _observe(wrapped, generator)
+    if wrapped.wise_config.mode == "hybrid":
+        return _hybrid_by_hand(wrapped, activations, outputs, generator, strength)
     d, f = outputs.shape[1], activations.shape[1]
     count = 1 if wrapped.wise_config.mode == "merge" else 3
     space = KeySpace(
@@ -157,6 +160,34 @@ def memory_by_hand(wrapped: wise.WiseModel, seed: int = 0, strength: float = 3.0
         slots=tuple(slots),
         keys={f"e{i}": keys[i] for i in range(count)},
         key_space=space,
+    )
+
+
+def _hybrid_by_hand(
+    wrapped: wise.WiseModel, activations: Tensor, outputs: Tensor, generator: torch.Generator, strength: float
+) -> MemoryState:
+    """Random values, keys and spaces; both floors lie in the middle of what their kind of evidence comes to."""
+    assert wrapped.reader is not None and wrapped.reader.values is not None
+    values = wrapped.reader.values.reshape(-1, wrapped.reader.values.shape[-1]).float()
+    edits = tuple(wise.Edit(id=f"e{i}", prompt=text([4 + i]), target=text([10 + i])) for i in range(3))
+    spaces, keys = [], []
+    for vectors in (values, activations):
+        projection = torch.randn(8, vectors.shape[1], generator=generator) / vectors.std()
+        space = KeySpace(mean=vectors.mean(0), projection=projection)
+        own = normalize(torch.randn(3, 8, generator=generator), dim=-1)
+        spaces.append(replace(space, floor=_gap((space.keys(vectors) @ own.T).max(-1).values)))
+        keys.append(own)
+    norm = strength * outputs.norm(dim=-1).mean()
+    drawn = normalize(torch.randn(3, outputs.shape[1], generator=generator), dim=-1) * norm
+    return MemoryState(
+        edits=edits,
+        slots=tuple(
+            ValueSlot(id=i, edit_ids=(f"e{i}",), scores=(1.0,), value=value, features=activations.shape[1])
+            for i, value in enumerate(drawn)
+        ),
+        keys={f"e{i}": torch.cat([part[i : i + 1] for part in keys], dim=-1) for i in range(3)},
+        key_space=spaces[1],
+        subject_space=spaces[0],
     )
 
 

@@ -8,13 +8,14 @@ and the space in which edit keys are compared.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from wise.config import WiseConfig
+from wise.memory.context import ContextReader
 from wise.memory.state import KeySpace
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
@@ -36,19 +37,36 @@ class Background:
     scale: float
     """Mean norm of the value projection's output on those tokens: the unit of the routing margins."""
     key_space: KeySpace
+    subject_space: KeySpace | None = None
+    """Of value vectors (`hybrid`)."""
 
 
-def measure(model: PreTrainedModel, spliced: SplicedModel, encoder: Encoder, config: WiseConfig) -> Background:
-    """Samples the base (seeded, without touching the global random state) and measures it."""
+def measure(
+    model: PreTrainedModel,
+    spliced: SplicedModel,
+    encoder: Encoder,
+    config: WiseConfig,
+    reader: ContextReader | None = None,
+) -> Background:
+    """Samples the base (seeded, without touching the global random state) and measures it.
+
+    reader: where `hybrid` looks for subjects.
+    """
     samples = _sample(model, encoder, config.seed)
     activations, mask, _ = spliced.observe(samples)
     tokens = activations[mask.bool()]
     output = spliced.value_projection(tokens)
+    space, subject = fit_key_space(tokens.float(), config.key_dim), None
+    if reader is not None and reader.values is not None:
+        space = replace(space, floor=config.relation_floor)
+        values = reader.values[mask.bool()].float()
+        subject = replace(fit_key_space(values, config.key_dim), floor=config.subject_floor)
     return Background(
         activations=tokens.float(),
         prefixes=_prefixes(encoder, samples, config),
         scale=float(torch.linalg.vector_norm(output.float(), dim=-1).mean()),
-        key_space=fit_key_space(tokens.float(), config.key_dim),
+        key_space=space,
+        subject_space=subject,
     )
 
 

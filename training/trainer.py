@@ -19,7 +19,6 @@ from wise.edits import Edit, check_lengths, check_unique
 from wise.errors import EditError
 from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
-from wise.router.activation import activation_score
 from wise.training.background import Background
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
@@ -35,11 +34,6 @@ FEATURES_PER_EDIT = 44
 An unrelated token scores about sqrt(edits / features) of what an edited one does, so a slot that holds more than a
 small share of its features cannot keep silent.
 """
-ROUNDING = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-"""How far under the smallest score of its edits a threshold lies, so that a sum taken in another order still passes."""
-
-THRESHOLD_RATIO = {"merge": 0.9, "retrieve": 0.7}
-"""Where `threshold_ratio` is left open."""
 SPARE_TOKENS = 4
 """Tokens beyond the target that an answer may run on for before it counts as not stopping."""
 
@@ -57,7 +51,7 @@ class Trainer:
     writer: Writer
     config: WiseConfig
     dtype: torch.dtype
-    """Precision in which slots are served."""
+    """Of the model."""
 
     def edit(
         self, state: MemoryState, edits: Sequence[Edit], *, serve: Serve, progress: Progress | None = None
@@ -96,7 +90,9 @@ class Trainer:
         self, kept: MemoryState, fresh: Sequence[Edit], serve: Serve, progress: Progress | None
     ) -> tuple[MemoryState, dict[str, Outcome]]:
         """`fresh` written after the edits of `kept`, without what the model then does not generate."""
-        new = replace(kept, key_space=self.background.key_space)
+        new = replace(
+            kept, key_space=self.background.key_space, subject_space=self.background.subject_space
+        )
         results: dict[str, Written] = {}
         spent: dict[str, float] = {}
         for tasks in self._batches(kept, fresh):
@@ -149,6 +145,8 @@ class Trainer:
     def _capacity(self) -> int | None:
         if self.config.mode == "merge":
             return None
+        if self.config.mode == "hybrid":
+            return 1
         f = self.spliced.projection.in_features
         return self.config.slot_capacity or max(8, f // FEATURES_PER_EDIT)
 
@@ -161,18 +159,10 @@ class Trainer:
         for task, (slot, outcomes) in zip(tasks, self.writer.write(tasks, progress), strict=True):
             scores = {}
             for edit, outcome in zip(task.edits, outcomes, strict=True):
-                keys[edit.id] = self.background.key_space.keys(outcome.anchors)
-                scores[edit.id] = self._sure_score(slot, outcome)
+                keys[edit.id], scores[edit.id] = outcome.keys, outcome.score
                 results[edit.id] = outcome
             slots[slot.id : slot.id + 1] = [slot.with_scores(scores)]
         return replace(state, slots=tuple(slots), keys=keys), results
-
-    def _sure_score(self, slot: Slot, outcome: Written) -> float:
-        """A score that an edit reaches, as it will be served, wherever it must speak and a little around it."""
-        anchors = outcome.anchors.cpu().to(self.dtype)
-        score = float(activation_score(slot.delta(anchors)).min())
-        ratio = self.config.threshold_ratio or THRESHOLD_RATIO[self.config.mode]
-        return score * min(ratio, 1 - ROUNDING.get(self.dtype, 1e-2))
 
     def _verified(self, state: MemoryState, serve: Serve) -> tuple[MemoryState, dict[str, str]]:
         """`state` without the edits that it does not generate, and the answers to those that it does.

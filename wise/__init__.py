@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wise.answer import Answer as Answer
     from wise.config import WiseConfig as WiseConfig
     from wise.edits import Edit as Edit
     from wise.edits import Record as Record
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from wise.errors import EditError as EditError
     from wise.errors import UnsupportedModelError as UnsupportedModelError
     from wise.errors import WiseError as WiseError
-    from wise.model import Answer as Answer
     from wise.model import WiseModel as WiseModel
     from wise.model import wrap as wrap
     from wise.readers import read_edits as read_edits
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Loaded when first used, so that reading a file of edits or printing help does not load torch.
 _HOME = {
-    "Answer": "wise.model",
+    "Answer": "wise.answer",
     "ArtifactError": "wise.errors",
     "ConfigError": "wise.errors",
     "Edit": "wise.edits",

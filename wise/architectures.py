@@ -76,6 +76,10 @@ class ValueProjection:
     """d: size of the block's output."""
 
 
+LAYER_FRACTION = {"merge": 0.85, "retrieve": 0.85, "hybrid": 0.7}
+"""Depth of the edited block where no setting names it."""
+
+
 def locate(model: PreTrainedModel, config: WiseConfig) -> ValueProjection:
     """Finds the value projection that `config` asks for.
 
@@ -121,9 +125,26 @@ def locate(model: PreTrainedModel, config: WiseConfig) -> ValueProjection:
     )
 
 
+def locate_attention(model: PreTrainedModel, projection: ValueProjection, fraction: float) -> nn.Module:
+    """The attention module of the block at `fraction` of the depth: not the first, and not above the edited one.
+
+    Raises UnsupportedModelError where the architecture is unknown.
+    """
+    model_type = str(model.config.model_type)
+    template = ATTENTION_OUTPUTS.get(model_type)
+    if template is None:
+        raise UnsupportedModelError(
+            f"model_type {model_type!r} is not in the table of attention layers, in which mode='hybrid' looks for "
+            f"subjects ({', '.join(sorted(ATTENTION_OUTPUTS))}); use mode='retrieve'"
+        )
+    block = min(max(1, int(fraction * projection.depth)), projection.layer)
+    return model.get_submodule(template.format(i=block).rpartition(".")[0])
+
+
 def _choose_layer(config: WiseConfig, depth: int) -> int:
     if config.layer is None:
-        return int(config.layer_fraction * depth)
+        default = LAYER_FRACTION[config.mode]
+        return int((default if config.layer_fraction is None else config.layer_fraction) * depth)
     if config.layer >= depth:
         raise ConfigError(f"layer={config.layer}: this model has {depth} blocks, 0 to {depth - 1}")
     return config.layer

@@ -14,7 +14,7 @@ from wise.errors import ConfigError, did_you_mean
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-MODES = ("merge", "retrieve")
+MODES = ("merge", "retrieve", "hybrid")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,15 @@ class WiseConfig:
     """
 
     mode: str = "retrieve"
-    """`merge` keeps all edits in one side memory; `retrieve` keeps one per slot and picks a slot per token."""
+    """`merge` keeps all edits in one side memory; `retrieve` keeps one per slot and picks a slot per token; `hybrid`
+    gives every edit a value of its own, found by what is asked and of whom."""
     layer: int | None = None
     """Index of the edited block; None takes `layer_fraction` of the model's depth."""
-    layer_fraction: float = 0.85
-    """Depth of the edited block when `layer` is None, in [0, 1): the paper edits block 27 of 32."""
+    layer_fraction: float | None = None
+    """Depth of the edited block when `layer` is None, in [0, 1). None takes 0.85, as the paper edits block 27 of 32,
+    and 0.7 in `hybrid`, whose answers are read through the blocks above."""
+    subject_fraction: float = 0.2
+    """Depth of the block in whose attention subjects are looked for, in [0, 1); never the first (`hybrid`)."""
     value_projection: str | None = None
     """Path of the value projection with `{i}` for the block, for architectures that wise does not know."""
     slot_capacity: int | None = None
@@ -61,6 +65,10 @@ class WiseConfig:
     """r: size of an edit key (`retrieve`)."""
     key_floor: float = 0.7
     """Cosine that a token's activation must reach to an edit key for any slot to be asked (`retrieve`)."""
+    relation_floor: float = 0.6
+    """Cosine that a token must reach to an edit's relation key for it to be asked (`hybrid`)."""
+    subject_floor: float = 0.8
+    """Cosine that one of the tokens before must reach to its subject key (`hybrid`)."""
     bos: bool | None = None
     """Put the beginning-of-sequence token before a prompt; None learns from the base whether it expects one."""
     terminator: str | None = None
@@ -125,6 +133,10 @@ def _real(low: float, high: float) -> Check:
     return lambda v: type(v) in (int, float) and low < v <= high
 
 
+def _fraction(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
+
+
 def _text(*, optional: bool) -> Check:
     return lambda v: (optional and v is None) or isinstance(v, str)
 
@@ -133,7 +145,8 @@ def _text(*, optional: bool) -> Check:
 _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("mode", lambda v: v in MODES, f"one of {', '.join(MODES)}"),
     ("layer", _integer(0, optional=True), "a block index from 0, or None"),
-    ("layer_fraction", lambda v: type(v) in (int, float) and 0 <= v < 1, "a number in [0, 1)"),
+    ("layer_fraction", lambda v: v is None or _fraction(v), "a number in [0, 1), or None"),
+    ("subject_fraction", lambda v: _fraction(v), "a number in [0, 1)"),
     (
         "value_projection",
         lambda v: v is None or (isinstance(v, str) and v.count("{i}") == 1),
@@ -153,6 +166,8 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("prefixes", _integer(0), "a whole number from 0"),
     ("key_dim", _integer(1), "a whole number from 1"),
     ("key_floor", lambda v: type(v) in (int, float) and -1 <= v <= 1, "a cosine, -1 to 1"),
+    ("relation_floor", _real(0, 1), "a cosine, above 0 and up to 1"),
+    ("subject_floor", _real(0, 1), "a cosine, above 0 and up to 1"),
     ("bos", lambda v: v is None or isinstance(v, bool), "true, false or None"),
     ("terminator", _text(optional=True), "a text, or None"),
     ("seed", _integer(0), "a whole number from 0"),

@@ -7,9 +7,10 @@ activations of the layer it stands beside.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,58 +20,59 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import PushToHubMixin
 
-from wise.architectures import ValueProjection, locate
+from wise.answer import Answer, make_answer
+from wise.architectures import ValueProjection, locate, locate_attention
 from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError, did_you_mean
 from wise.memory.artifact import load_memory, save_memory
-from wise.memory.fingerprint import fingerprint
+from wise.memory.context import ContextReader
+from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.layer import SideMemoryLayer, execution_device
 from wise.memory.merging import MERGES
 from wise.memory.side_memory import Route
 from wise.memory.state import MemoryState
 from wise.router.assemble import assemble
-from wise.training.background import measure
+from wise.training.background import Background, measure
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import evaluating, greedy
+from wise.training.lesson import Lesson
 from wise.training.report import EditReport
+from wise.training.router_file import load_router
+from wise.training.router_training import LearnedSpaces, learn_spaces
 from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
+from wise.training.writers.base import Writer
 from wise.training.writers.masked_dense import MaskedDenseWriter
+from wise.training.writers.value import ValueWriter
+
+logger = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A greedy answer, with the route of every token that led to it."""
-
-    prompt: str
-    text: str
-    tokens: tuple[str, ...]
-    """Prompt and answer, token by token."""
-    prompt_tokens: int
-    """How many of them are the prompt."""
-    slots: tuple[int | None, ...]
-    """Per token: the slot that spoke when it was read, or None for the base."""
-    scores: tuple[float, ...]
-    thresholds: tuple[float, ...]
 
 
 class WiseModel(nn.Module, PushToHubMixin):
     """A causal LM with a side memory. Everything not defined here is the wrapped model's own."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: WiseConfig | None = None,
+        *,
+        router: str | PathLike[str] | None = None,
     ) -> None:
         """See `wise.wrap`."""
         super().__init__()
         config = config or WiseConfig()
+        if router is not None and config.mode != "hybrid":
+            raise ConfigError(f"router={str(router)!r}: mode={config.mode!r} has no trained router; use mode='hybrid'")
         if config.merge not in MERGES:
             raise ConfigError(f"merge={config.merge!r} is not known: {did_you_mean(config.merge, MERGES)}")
         if any(isinstance(module, SideMemoryLayer) for module in model.modules()):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
         self.projection: ValueProjection = locate(model, config)
+        self._learned = None if router is None else load_router(router, fingerprint(model, self.projection))
         self.model = model
         self.tokenizer = tokenizer
         self.wise_config = config
@@ -80,6 +82,9 @@ class WiseModel(nn.Module, PushToHubMixin):
         parent, name = self._place()
         self.layer = SideMemoryLayer(getattr(parent, name))
         setattr(parent, name, self.layer)
+        self.reader: ContextReader | None = None
+        if config.mode == "hybrid":
+            self.reader = ContextReader(locate_attention(model, self.projection, config.subject_fraction))
 
     def _place(self) -> tuple[nn.Module, str]:
         path, _, name = self.projection.path.rpartition(".")
@@ -90,6 +95,8 @@ class WiseModel(nn.Module, PushToHubMixin):
         if self.is_wrapped:
             parent, name = self._place()
             setattr(parent, name, self.layer.base_layer)
+            if self.reader is not None:
+                self.reader.remove()
         return self.model
 
     @property
@@ -179,16 +186,71 @@ class WiseModel(nn.Module, PushToHubMixin):
         if self._trainer is None or (self._trainer.spliced.device, self._trainer.dtype) != (device, self.model.dtype):
             with self.evaluating(), self.disabled():
                 spliced = SplicedModel(self.model, self.projection)
-                background = measure(self.model, spliced, self.encoder, self.wise_config)
+                background = self._with_spaces(self._measured(spliced))
             self._trainer = Trainer(
                 spliced=spliced,
                 encoder=self.encoder,
                 background=background,
-                writer=MaskedDenseWriter(spliced, self.encoder, background, self.wise_config),
+                writer=self._writer(spliced, background),
                 config=self.wise_config,
                 dtype=self.model.dtype,
             )
         return self._trainer
+
+    def _measured(self, spliced: SplicedModel) -> Background:
+        return measure(self.model, spliced, self.encoder, self.wise_config, self.reader)
+
+    def _with_spaces(self, background: Background) -> Background:
+        """With the spaces that keys are compared in already, or else those of a trained router."""
+        state, learned = self.state, self._learned
+        if state.subject_space is not None and state.key_space is not None:
+            return replace(background, key_space=state.key_space, subject_space=state.subject_space)
+        if learned is not None:
+            return replace(background, key_space=learned.relation, subject_space=learned.subject)
+        if self.reader is not None:
+            logger.warning(
+                "the router is untrained: it compares what the base's own text makes of questions and subjects, and "
+                "reaches fewer wordings; `wise train-router` trains one"
+            )
+        return background
+
+    def learn_router(
+        self,
+        lessons: Sequence[Lesson],
+        *,
+        false_routes: float = 0.01,
+        progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    ) -> LearnedSpaces:
+        """Trains a router on this base, and uses it from then on.
+
+        Raises ConfigError in another mode than `hybrid`, where edits are live, whose keys are of the router before,
+        or as `learn_spaces` does.
+        """
+        if self.reader is None or self.state.edits:
+            raise ConfigError("a router is trained in mode='hybrid' and before the first edit; reset() forgets edits")
+        with self.evaluating(), self.disabled():
+            spliced = SplicedModel(self.model, self.projection)
+            self._learned = learn_spaces(
+                spliced,
+                self.reader,
+                self.encoder,
+                self._measured(spliced),
+                lessons,
+                false_routes=false_routes,
+                seed=self.wise_config.seed,
+                progress=progress,
+            )
+        self._trainer = None
+        return self._learned
+
+    def fingerprint(self) -> Fingerprint:
+        """Which base this is, and beside which layer the memory stands."""
+        return fingerprint(self.model, self.projection)
+
+    def _writer(self, spliced: SplicedModel, background: Background) -> Writer:
+        if self.reader is not None:
+            return ValueWriter(spliced, self.encoder, background, self.wise_config, self.reader)
+        return MaskedDenseWriter(spliced, self.encoder, background, self.wise_config, self.model.dtype)
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -198,23 +260,9 @@ class WiseModel(nn.Module, PushToHubMixin):
         ids = [self.encoder.prompt(text) for text in texts]
         with self.evaluating():
             out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
-            return [
-                self._answer(text, prompt, new) for text, prompt, new in zip(texts, ids, out, strict=True)
-            ]
-
-    def _answer(self, text: str, prompt: list[int], new: list[int]) -> Answer:
-        route = self.route(torch.tensor([[*prompt, *new]]))
-        spoke = route.open.tolist() if route is not None else [False] * (len(prompt) + len(new))
-        slots = route.slot.tolist() if route is not None else spoke
-        return Answer(
-            prompt=text,
-            text=self.encoder.answer(new),
-            tokens=tuple(str(self.tokenizer.decode([i])) for i in [*prompt, *new]),
-            prompt_tokens=len(prompt),
-            slots=tuple(slot if opened else None for slot, opened in zip(slots, spoke, strict=True)),
-            scores=tuple(route.score.tolist()) if route is not None else (0.0,) * len(spoke),
-            thresholds=tuple(route.threshold.tolist()) if route is not None else (float("inf"),) * len(spoke),
-        )
+            routes = [self.route(torch.tensor([[*prompt, *new]])) for prompt, new in zip(ids, out, strict=True)]
+        told = zip(texts, ids, out, routes, strict=True)
+        return [make_answer(self.encoder, text, prompt, new, route) for text, prompt, new, route in told]
 
     @torch.no_grad()
     def route(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route | None:
@@ -257,7 +305,8 @@ class WiseModel(nn.Module, PushToHubMixin):
         self.state, self.layer.memory = state, memory
 
     def _assembled(self, state: MemoryState) -> Any:
-        return assemble(state, self.wise_config, device=self.layer.device(), dtype=self.model.dtype)
+        device = self.layer.device()
+        return assemble(state, self.wise_config, reader=self.reader, device=device, dtype=self.model.dtype)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Dropout off, and back as it was afterwards."""
@@ -284,7 +333,7 @@ class WiseModel(nn.Module, PushToHubMixin):
             save_directory,
             config=self.wise_config,
             state=self.state,
-            base=fingerprint(self.model, self.projection),
+            base=self.fingerprint(),
         )
         if push_to_hub:
             self.push_to_hub(repo_id or Path(save_directory).resolve().name, **kwargs)
@@ -311,7 +360,7 @@ class WiseModel(nn.Module, PushToHubMixin):
                 f"fit this model: {error}"
             ) from error
         try:
-            base.check(fingerprint(model, wrapped.projection))
+            base.check(wrapped.fingerprint())
             wrapped._serve(state)
         except BaseException:
             wrapped.unwrap()
@@ -320,13 +369,19 @@ class WiseModel(nn.Module, PushToHubMixin):
 
 
 def wrap(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: WiseConfig | None = None,
+    *,
+    router: str | PathLike[str] | None = None,
 ) -> WiseModel:
     """Wraps a causal LM for lifelong editing; the model given is the one that is wrapped, not a copy.
 
     With accelerate's offloading, dispatch the model first and wrap it then.
 
-    Raises ConfigError for a layer the model does not have, and UnsupportedModelError for an architecture that
-    is not known or keeps its experts packed.
+    router: file that `wise train-router` wrote for this base (`hybrid`). A saved memory brings its own.
+
+    Raises ArtifactError for a router of another base, ConfigError for a layer the model does not have, and
+    UnsupportedModelError for an architecture that is not known or keeps its experts packed.
     """
-    return WiseModel(model, tokenizer, config)
+    return WiseModel(model, tokenizer, config, router=router)

@@ -36,8 +36,10 @@ class Written:
     """Optimisation steps in which this edit was worked on."""
     loss: float
     """Mean negative log-likelihood of the target in nats at the end."""
-    anchors: Tensor
-    """`[m, f]` activations at the positions at which the edit must speak."""
+    keys: Tensor
+    """`[m, r]` the edit's keys, float32 on the CPU."""
+    score: float
+    """A routing score that it reaches, as it will be served, wherever it must speak and a little around it."""
 
 
 class Writer(Protocol):

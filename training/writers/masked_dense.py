@@ -20,6 +20,7 @@ from wise.config import WiseConfig
 from wise.memory.masks import random_masks
 from wise.memory.merging import merge
 from wise.memory.slot import MaskedDenseSlot, Slot
+from wise.router.activation import activation_score
 from wise.training.background import Background
 from wise.training.encoding import Encoder
 from wise.training.examples import Examples, prepare
@@ -27,13 +28,25 @@ from wise.training.fitting import Fit, fit
 from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress, SlotTask, Written
 
+ROUNDING = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""How far under the smallest score of its edits a threshold lies, so that a sum taken in another order still passes."""
+THRESHOLD_RATIO = {"merge": 0.9, "retrieve": 0.7}
+"""Where `threshold_ratio` is left open."""
+
 
 class MaskedDenseWriter:
     """Writes `MaskedDenseSlot`s."""
 
     def __init__(
-        self, spliced: SplicedModel, encoder: Encoder, background: Background, config: WiseConfig
+        self,
+        spliced: SplicedModel,
+        encoder: Encoder,
+        background: Background,
+        config: WiseConfig,
+        dtype: torch.dtype,
     ) -> None:
+        """dtype: precision in which slots are served."""
+        self.dtype = dtype
         self.spliced = spliced
         self.encoder = encoder
         self.background = background
@@ -96,18 +109,25 @@ class MaskedDenseWriter:
                 masks=masks[i].cpu(),
                 weight=served.weights[i].cpu(),
             )
-            outcomes = [
-                Written(
+            outcomes = []
+            for e in range(first, first + len(task.edits)):
+                anchors = examples.bare.activations[e][examples.speaking[e]]
+                outcome = Written(
                     fitted=served.fitted[e],
                     steps=shards.steps[e] + served.steps[e],
                     loss=served.loss[e],
-                    anchors=examples.bare.activations[e][examples.speaking[e]],
+                    keys=self.background.key_space.keys(anchors),
+                    score=self._sure_score(slot, anchors),
                 )
-                for e in range(first, first + len(task.edits))
-            ]
+                outcomes.append(outcome)
             first += len(task.edits)
             written.append((slot, outcomes))
         return written
+
+    def _sure_score(self, slot: Slot, anchors: Tensor) -> float:
+        score = float(activation_score(slot.delta(anchors.cpu().to(self.dtype))).min())
+        ratio = self.config.threshold_ratio or THRESHOLD_RATIO[self.config.mode]
+        return score * min(ratio, 1 - ROUNDING.get(self.dtype, 1e-2))
 
 
 def _start(task: SlotTask, masks: Tensor) -> Tensor:

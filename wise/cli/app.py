@@ -20,6 +20,7 @@ from wise.cli.eval import evaluate
 from wise.cli.harness import harness
 from wise.cli.info import info
 from wise.cli.locate import locate
+from wise.cli.train_router import train_router
 from wise.errors import WiseError
 
 EXIT_CODES = (
@@ -84,6 +85,7 @@ app.command("ask")(ask)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("locate")(locate)
+app.command("train-router")(train_router)
 app.command("harness")(harness)
 app.add_typer(bench, name="bench")
 app.command("info")(info)

@@ -21,7 +21,7 @@ from wise.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from wise.model import Answer
+    from wise.answer import Answer
 
 
 def ask(

@@ -51,8 +51,8 @@ def evaluate(
         str,
         typer.Option(
             "--editor",
-            help="wise-merge, wise-retrieve; ft-l, ft-m, ft-ewc, rome, memit, alphaedit, mend, ke, kn, grace, memoir, "
-            "icl; or none for the unedited control.",
+            help="wise-merge, wise-retrieve, wise-hybrid; ft-l, ft-m, ft-ewc, rome, memit, alphaedit, mend, ke, kn, "
+            "grace, memoir, icl; or none for the unedited control.",
         ),
     ] = "wise-retrieve",
     edits: Annotated[

@@ -64,6 +64,12 @@ EDITORS: dict[str, Editor] = {
         search={**_SEARCH, "key_floor": (0.6, 0.7, 0.8)},
         kind="memory",
     ),
+    "wise-hybrid": Editor(
+        about="wise's own: a value per edit, found by what is asked and of whom",
+        settings={"mode": "hybrid"},
+        search={"relation_floor": (0.5, 0.6, 0.7), "subject_floor": (0.7, 0.8, 0.9)},
+        kind="memory",
+    ),
     "ft-l": Editor(about="FT-L: one layer fine-tuned within a norm constraint", batch=1),
     "ft-m": Editor(about="FT-M: one layer fine-tuned on the target's tokens", batch=1),
     "ft-ewc": Editor(about="fine-tuning with elastic weight consolidation", batch=1),
@@ -132,7 +138,8 @@ def all_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     editor = find_editor(name)
     if editor.kind == "baseline":
         return make_settings(name, settings).to_dict()
-    return _wise_config(editor, settings).to_dict()
+    router = {"router": Path(settings["router"]).name} if settings.get("router") else {}
+    return _wise_config(editor, settings).to_dict() | router
 
 
 def open_editor(
@@ -153,7 +160,8 @@ def open_editor(
     if editor.kind != "baseline":
         if saved is not None:
             return WiseModel.from_pretrained(model, tokenizer, saved)
-        return wrap(model, tokenizer, _wise_config(editor, settings))
+        router = settings.get("router")
+        return wrap(model, tokenizer, _wise_config(editor, settings), router=router)
     learning = learning or Learning()
     with evaluating(model):
         encoder = learn_encoder(model, tokenizer, WiseConfig())
@@ -172,6 +180,7 @@ def open_editor(
 
 
 def _wise_config(editor: Editor, settings: Mapping[str, Any]) -> WiseConfig:
+    settings = {name: value for name, value in settings.items() if name != "router"}
     known = WiseConfig().to_dict()
     for name in settings:
         if name not in known:

@@ -96,7 +96,7 @@ def measure_routing(
         )
     negatives = _scored(model, routing_set.negatives, "negatives", None, skipped, work)
     against, edits = positives[scored_against], positives.get(EDITS)
-    keys = model.wise_config.mode == "retrieve"
+    keys = model.wise_config.mode != "merge"
     figures = {name: positive_figures(each, slots, keys=keys, seed=seed) for name, each in positives.items()}
     flips, flips_by = _flips(model, records, slots, work)
     return Routing(

@@ -1,0 +1,88 @@
+"""What the hybrid router goes by, read off the base for prompts: what is asked at their end, and of whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from wise.memory.context import ContextReader
+from wise.memory.state import KeySpace
+from wise.training.encoding import Encoder
+from wise.training.splice import SplicedModel
+from wise.training.subjects import subject_spans
+
+BATCH = 64
+
+
+class Asked(Protocol):
+    """A question: an edit, or what a router learns from."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def subject(self) -> str | None:
+        """As it stands in the prompt."""
+        ...
+
+
+class Spaces(Protocol):
+    @property
+    def key_space(self) -> KeySpace: ...
+
+    @property
+    def subject_space(self) -> KeySpace | None: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """Of `n` questions, float32."""
+
+    relation: Tensor
+    """`[n, f]` activation at the edited layer, at the prompt's last token."""
+    context: tuple[Tensor, ...]
+    """Of each `[tokens, v]`: the base's value vectors, but for the beginning of sequence."""
+    subject: tuple[int | None, ...]
+    """The token of each that ends the subject; None where it names none."""
+
+    def keys(self, spaces: Spaces) -> list[Tensor]:
+        """Of each its subject key and relation key side by side, `[1, s + r]`.
+
+        Where no subject is named, the token that the subject space knows least stands for it: the longest vector.
+        """
+        space = spaces.subject_space
+        if space is None:
+            raise RuntimeError("the background was measured for another mode: it has no subject space")
+        relation = spaces.key_space.keys(self.relation)
+        found = []
+        for i, (context, place) in enumerate(zip(self.context, self.subject, strict=True)):
+            if place is None:
+                place = int(linear(context.cpu(), space.projection, space.shift).norm(dim=-1).argmax())
+            found.append(torch.cat([space.keys(context[place : place + 1]), relation[i : i + 1]], dim=-1))
+        return found
+
+
+def observe(spliced: SplicedModel, reader: ContextReader, encoder: Encoder, asked: Sequence[Asked]) -> Evidence:
+    """Runs the base once over the prompts."""
+    relation: list[Tensor] = []
+    context: list[Tensor] = []
+    places: list[int | None] = []
+    skipped = len(encoder.bos)
+    for start in range(0, len(asked), BATCH):
+        part = asked[start : start + BATCH]
+        rows = [encoder.prompt(each.prompt) for each in part]
+        activations, _, _ = spliced.observe(rows)
+        relation.append(activations[:, -1].float())
+        values = reader.values
+        if values is None:
+            raise RuntimeError("attention was not run: is it part of the model's forward?")
+        context += [values[i, values.shape[1] - len(row) + skipped :].float() for i, row in enumerate(rows)]
+        for each in part:
+            spans = subject_spans(encoder, each.prompt, each.subject) if each.subject else []
+            places.append(spans[-1][1] - 1 - skipped if spans else None)
+    return Evidence(relation=torch.cat(relation), context=tuple(context), subject=tuple(places))

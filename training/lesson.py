@@ -1,0 +1,20 @@
+"""One question that a router learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """A question about a subject."""
+
+    fact: str
+    """Which fact it belongs to: one that is edited nowhere."""
+    prompt: str
+    subject: str | None
+    """As it stands in the prompt."""
+    relation: str
+    """What is asked about the subject; questions of one relation ask the same of each subject."""
+    negative: bool = False
+    """It asks something else about the subject than the fact's own question does."""

@@ -1,0 +1,257 @@
+"""Trains the two projections of the hybrid router, once per base, from questions about facts that are not edited.
+
+Relations are told apart contrastively (InfoNCE, van den Oord, Li and Vinyals 2018, arXiv 1807.03748): two questions of
+one relation, about whatever subjects and in whatever words, against questions of others, among them those about the
+very same subject, and against running text. Subjects are compared in the whitened space of the base's value vectors:
+what they differ in is there without training, and training it alike on two thousand subjects knew others less.
+
+Both floors are conformal (Vovk, Gammerman and Shafer 2005), on facts set aside: the least that at most the stated share
+of negatives reaches, counting one more than there were. For relations these are other questions about a fact's own
+subject; for subjects, questions about another one, of which the likest counts whose relation reaches its floor.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, normalize
+
+from wise.errors import ConfigError
+from wise.memory.context import ContextReader
+from wise.memory.state import KeySpace
+from wise.training.background import Background, fit_key_space
+from wise.training.encoding import Encoder
+from wise.training.evidence import Evidence, observe
+from wise.training.lesson import Lesson
+from wise.training.splice import SplicedModel
+
+RELATION_DIM = 64
+SUBJECT_DIM = 256
+STEPS = 800
+GROUP = 192
+"""Questions in a step, each with one of its own relation and `HARD` of other relations about its subject."""
+HARD = 3
+TEXT = 128
+"""Tokens of running text in a step."""
+TEMPERATURE = 0.1
+LEARNING_RATE = 0.1
+"""Of Adam, in units of the root mean square of the projection; it falls to nothing."""
+ASIDE = 5
+"""Every so many facts one is set aside for the floors."""
+LEAST = 50
+"""Facts to learn from, at least; under that a floor means little."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LearnedSpaces:
+    """What a trained router is."""
+
+    relation: KeySpace
+    subject: KeySpace
+    facts: int
+    """That were learned from, those set aside among them."""
+    false_routes: float
+    """Share of negatives that each floor lets pass."""
+    loss: float
+    """InfoNCE at the end, in nats, of the facts learned from."""
+    recall: float
+    """Share of the other wordings of facts set aside that reach both floors."""
+
+
+def learn_spaces(
+    spliced: SplicedModel,
+    reader: ContextReader,
+    encoder: Encoder,
+    background: Background,
+    lessons: Sequence[Lesson],
+    *,
+    false_routes: float,
+    seed: int,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> LearnedSpaces:
+    """Raises ConfigError for too few facts or relations, or a rate of false routes that is none."""
+    if not 0 < false_routes < 1:
+        raise ConfigError(f"false_routes={false_routes}: a share above 0 and under 1 was expected")
+    facts = list(dict.fromkeys(lesson.fact for lesson in lessons))
+    relations = {lesson.relation for lesson in lessons}
+    if len(facts) < LEAST or len(relations) < 2:
+        raise ConfigError(
+            f"{len(facts)} facts of {len(relations)} relations were given, at least {LEAST} of 2 are needed to learn "
+            "from; give more records with a subject, or leave the router untrained"
+        )
+    behind = _behind(lessons, background.prefixes)
+    fitting = [each for each in (*lessons, *behind) if len(encoder.prompt(each.prompt)) <= encoder.context]
+    progress("reading", 0, len(fitting))
+    evidence = observe(spliced, reader, encoder, fitting)
+    aside = set(facts[::ASIDE])
+    learned = torch.tensor([lesson.fact not in aside for lesson in fitting])
+    relation, loss = _learn_relations(fitting, evidence, learned, background, seed, progress)
+    values = torch.cat([c for c, kept in zip(evidence.context, learned.tolist(), strict=True) if kept])
+    subject = fit_key_space(values, SUBJECT_DIM)
+    return _with_floors(fitting, evidence, ~learned, relation, subject, false_routes, len(facts), loss)
+
+
+def _behind(lessons: Sequence[Lesson], prefixes: Sequence[str]) -> list[Lesson]:
+    """Each fact's first question behind a text, in turn."""
+    first: dict[str, Lesson] = {}
+    for lesson in lessons:
+        first.setdefault(lesson.fact, lesson)
+    return [
+        replace(lesson, prompt=f"{prefixes[i % len(prefixes)]} {lesson.prompt}")
+        for i, lesson in enumerate(first.values() if prefixes else ())
+    ]
+
+
+# -- relations --------------------------------------------------------------------------------
+
+
+def _learn_relations(
+    lessons: Sequence[Lesson],
+    evidence: Evidence,
+    learned: Tensor,
+    background: Background,
+    seed: int,
+    progress: Callable[[str, int, int], None],
+) -> tuple[KeySpace, float]:
+    activations, text = evidence.relation, background.activations.to(evidence.relation.device)
+    start = fit_key_space(torch.cat([activations[learned.to(activations.device)], text]), RELATION_DIM)
+    mean, weight = start.mean.to(text), start.projection.to(text).clone().requires_grad_()
+    unit = float(weight.detach().square().mean().sqrt())
+    optimizer = torch.optim.Adam([weight], lr=LEARNING_RATE * unit)
+    batches = _Batches(lessons, learned, seed)
+    generator = torch.Generator().manual_seed(seed)
+    loss = math.nan
+
+    def project(rows: Tensor) -> Tensor:
+        return normalize(linear(rows - mean, weight), dim=-1)
+
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * unit * (1 - step / STEPS)
+        keys, queries, hard, same = batches.draw()
+        silent = text[torch.randint(len(text), (TEXT,), generator=generator).to(text.device)]
+        key = project(activations[keys])
+        found = info_nce(
+            key, project(activations[queries]), project(activations[hard]), project(silent), same.to(key.device)
+        )
+        weight.grad = torch.autograd.grad(found, weight)[0]
+        optimizer.step()
+        loss = float(found.detach())
+        progress("learning relations", step + 1, STEPS)
+    return KeySpace(mean=mean.cpu(), projection=weight.detach().cpu()), loss
+
+
+def info_nce(key: Tensor, query: Tensor, hard: Tensor, silent: Tensor, same: Tensor) -> Tensor:
+    """Mean over `n` keys of the negative log-probability of their own query among all negatives, in nats.
+
+    All rows are of unit length. key, query `[n, r]`; hard `[n * m, r]`, m of each key; silent `[t, r]`; same `[n, n]`
+    bool: the query is of the key's relation, so it is no negative of it.
+    """
+    n = len(key)
+    towards = key @ query.T / TEMPERATURE
+    own = towards.diagonal()
+    near = (key[:, None] * hard.view(n, -1, key.shape[-1])).sum(-1) / TEMPERATURE
+    others = [towards.masked_fill(same, -torch.inf), near, key @ silent.T / TEMPERATURE]
+    negatives = torch.logsumexp(torch.cat(others, dim=1), dim=1)
+    return (torch.logaddexp(own, negatives) - own).mean()
+
+
+class _Batches:
+    """Draws questions: relations alike often, however many facts each has."""
+
+    def __init__(self, lessons: Sequence[Lesson], learned: Tensor, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.relation = [lesson.relation for lesson in lessons]
+        self.asking: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        """Relation -> fact -> its wordings."""
+        self.hard: dict[str, list[int]] = defaultdict(list)
+        """Fact -> other questions about its subject."""
+        for i, (lesson, kept) in enumerate(zip(lessons, learned.tolist(), strict=True)):
+            if kept and lesson.negative:
+                self.hard[lesson.fact].append(i)
+            elif kept:
+                self.asking[lesson.relation][lesson.fact].append(i)
+        self.relations = sorted(self.asking)
+
+    def draw(self) -> tuple[list[int], list[int], list[int], Tensor]:
+        """Keys and queries `[GROUP]`, hard negatives `[GROUP * HARD]`, which queries are of which key's relation."""
+        keys: list[int] = []
+        queries: list[int] = []
+        hard: list[int] = []
+        while len(keys) < GROUP:
+            facts = self.asking[self.random.choice(self.relations)]
+            one, other = (self.random.choice(list(facts)) for _ in range(2))
+            near = self.hard.get(one)
+            if near:
+                keys.append(facts[one][0])
+                queries.append(self.random.choice(facts[other]))
+                hard += self.random.choices(near, k=HARD)
+        same = torch.tensor([[self.relation[k] == self.relation[q] for q in queries] for k in keys])
+        return keys, queries, hard, same
+
+
+# -- floors -----------------------------------------------------------------------------------
+
+
+def conformal_floor(scores: Tensor, share: float) -> float:
+    """The least floor that a new score, exchangeable with these, reaches with probability `share` at most.
+
+    One above every cosine where there are too few scores to promise that.
+    """
+    ordered = scores.sort().values
+    place = math.ceil((len(ordered) + 1) * (1 - share)) - 1
+    return math.nextafter(float(ordered[place]), 2.0) if place < len(ordered) else 1.0
+
+
+def _with_floors(
+    lessons: Sequence[Lesson],
+    evidence: Evidence,
+    aside: Tensor,
+    relation: KeySpace,
+    subject: KeySpace,
+    false_routes: float,
+    facts: int,
+    loss: float,
+) -> LearnedSpaces:
+    rows = aside.nonzero()[:, 0].tolist()
+    first: dict[str, int] = {}
+    for i in rows:
+        if not lessons[i].negative and evidence.subject[i] is not None:
+            first.setdefault(lessons[i].fact, i)
+    owners = list(first)
+    place = {fact: n for n, fact in enumerate(owners)}
+    rows = [i for i in rows if lessons[i].fact in place]
+    asked = relation.keys(evidence.relation[rows])
+    keys = relation.keys(evidence.relation[list(first.values())])
+    own = torch.tensor([place[lessons[i].fact] for i in rows])
+    towards = (asked * keys[own]).sum(-1)
+    named = torch.cat([subject.keys(evidence.context[i][_end(evidence, i)][None]) for i in first.values()])
+    of_whom = torch.stack([(subject.keys(evidence.context[i]) @ named.T).max(0).values for i in rows])
+    alike = torch.tensor([[(lessons[first[f]].subject or "") in lessons[i].prompt for f in owners] for i in rows])
+    negative = torch.tensor([lessons[i].negative for i in rows])
+    asks = conformal_floor(towards[negative], false_routes)
+    unlike = of_whom.masked_fill(alike | (asked @ keys.T < asks), -1.0).max(-1).values
+    floors = asks, conformal_floor(unlike[~negative], false_routes)
+    other = ~negative & torch.tensor([i != first[lessons[i].fact] for i in rows])
+    reached = (towards >= floors[0]) & (of_whom.gather(1, own[:, None])[:, 0] >= floors[1])
+    return LearnedSpaces(
+        relation=replace(relation, floor=floors[0]),
+        subject=replace(subject, floor=floors[1]),
+        facts=facts,
+        false_routes=false_routes,
+        loss=loss,
+        recall=float(reached[other].float().mean()),
+    )
+
+
+def _end(evidence: Evidence, row: int) -> int:
+    place = evidence.subject[row]
+    if place is None:
+        raise RuntimeError("a question without a subject is no key")
+    return place
