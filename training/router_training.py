@@ -7,7 +7,8 @@ what they differ in is there without training, and training it alike on two thou
 
 Both floors are conformal (Vovk, Gammerman and Shafer 2005), on facts set aside: the least that at most the stated share
 of negatives reaches, counting one more than there were. For relations these are other questions about a fact's own
-subject; for subjects, questions about another one, of which the likest counts whose relation reaches its floor.
+subject; for subjects, its own questions against all other facts whose relation reaches the floor, of which the likest
+subject counts. So the second floor is for a memory of about as many edits as there were facts.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ LEARNING_RATE = 0.1
 """Of Adam, in units of the root mean square of the projection; it falls to nothing."""
 ASIDE = 5
 """Every so many facts one is set aside for the floors."""
+ABSENT = -2.0
+"""In place of a cosine: below all of them."""
 LEAST = 50
 """Facts to learn from, at least; under that a floor means little."""
 
@@ -94,7 +97,7 @@ def learn_spaces(
     relation, loss = _learn_relations(fitting, evidence, learned, background, seed, progress)
     values = torch.cat([c for c, kept in zip(evidence.context, learned.tolist(), strict=True) if kept])
     subject = fit_key_space(values, SUBJECT_DIM)
-    return _with_floors(fitting, evidence, ~learned, relation, subject, false_routes, len(facts), loss)
+    return _with_floors(fitting, evidence, ~learned, relation, subject, false_routes, loss)
 
 
 def _behind(lessons: Sequence[Lesson], prefixes: Sequence[str]) -> list[Lesson]:
@@ -200,13 +203,15 @@ class _Batches:
 
 
 def conformal_floor(scores: Tensor, share: float) -> float:
-    """The least floor that a new score, exchangeable with these, reaches with probability `share` at most.
+    """The least floor that a score, exchangeable with these `[n]` float32, reaches with probability `share` at most.
 
-    One above every cosine where there are too few scores to promise that.
+    1, which next to nothing reaches, where there are too few scores to promise that.
     """
-    ordered = scores.sort().values
-    place = math.ceil((len(ordered) + 1) * (1 - share)) - 1
-    return math.nextafter(float(ordered[place]), 2.0) if place < len(ordered) else 1.0
+    place = math.ceil((len(scores) + 1) * (1 - share)) - 1
+    if place >= len(scores):
+        return 1.0
+    above = torch.nextafter(scores.sort().values[place], scores.new_tensor(2.0))
+    return min(float(above), 1.0)
 
 
 def _with_floors(
@@ -216,34 +221,33 @@ def _with_floors(
     relation: KeySpace,
     subject: KeySpace,
     false_routes: float,
-    facts: int,
     loss: float,
 ) -> LearnedSpaces:
-    rows = aside.nonzero()[:, 0].tolist()
     first: dict[str, int] = {}
-    for i in rows:
-        if not lessons[i].negative and evidence.subject[i] is not None:
-            first.setdefault(lessons[i].fact, i)
-    owners = list(first)
-    place = {fact: n for n, fact in enumerate(owners)}
-    rows = [i for i in rows if lessons[i].fact in place]
-    asked = relation.keys(evidence.relation[rows])
+    for i, lesson in enumerate(lessons):
+        if not lesson.negative and evidence.subject[i] is not None:
+            first.setdefault(lesson.fact, i)
+    place = {fact: n for n, fact in enumerate(first)}
     keys = relation.keys(evidence.relation[list(first.values())])
-    own = torch.tensor([place[lessons[i].fact] for i in rows])
-    towards = (asked * keys[own]).sum(-1)
     named = torch.cat([subject.keys(evidence.context[i][_end(evidence, i)][None]) for i in first.values()])
-    of_whom = torch.stack([(subject.keys(evidence.context[i]) @ named.T).max(0).values for i in rows])
-    alike = torch.tensor([[(lessons[first[f]].subject or "") in lessons[i].prompt for f in owners] for i in rows])
+    subjects = [lessons[i].subject or "" for i in first.values()]
+    rows = [i for i in aside.nonzero()[:, 0].tolist() if lessons[i].fact in place]
+    own = torch.tensor([place[lessons[i].fact] for i in rows])
     negative = torch.tensor([lessons[i].negative for i in rows])
+    asked = relation.keys(evidence.relation[rows]) @ keys.T
+    of_whom = torch.stack([(subject.keys(evidence.context[i]) @ named.T).max(0).values for i in rows])
+    towards = asked.gather(1, own[:, None])[:, 0]
     asks = conformal_floor(towards[negative], false_routes)
-    unlike = of_whom.masked_fill(alike | (asked @ keys.T < asks), -1.0).max(-1).values
-    floors = asks, conformal_floor(unlike[~negative], false_routes)
+    alike = torch.tensor([[subject in lessons[i].prompt for subject in subjects] for i in rows])
+    like = (asked >= asks) & ~alike & ~negative[:, None]
+    unlike = of_whom.masked_fill(~like, ABSENT).max(-1).values
+    whom = conformal_floor(unlike[like.any(-1)], false_routes)
     other = ~negative & torch.tensor([i != first[lessons[i].fact] for i in rows])
-    reached = (towards >= floors[0]) & (of_whom.gather(1, own[:, None])[:, 0] >= floors[1])
+    reached = (towards >= asks) & (of_whom.gather(1, own[:, None])[:, 0] >= whom)
     return LearnedSpaces(
-        relation=replace(relation, floor=floors[0]),
-        subject=replace(subject, floor=floors[1]),
-        facts=facts,
+        relation=replace(relation, floor=asks),
+        subject=replace(subject, floor=whom),
+        facts=len(place),
         false_routes=false_routes,
         loss=loss,
         recall=float(reached[other].float().mean()),

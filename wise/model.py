@@ -218,7 +218,7 @@ class WiseModel(nn.Module, PushToHubMixin):
         self,
         lessons: Sequence[Lesson],
         *,
-        false_routes: float = 0.01,
+        false_routes: float = 0.05,
         progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> LearnedSpaces:
         """Trains a router on this base, and uses it from then on.

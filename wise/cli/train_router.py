@@ -39,7 +39,7 @@ def train_router(
     ] = None,
     false_routes: Annotated[
         float, typer.Option("--false-routes", help="Share of unlike questions that each floor may let pass.")
-    ] = 0.01,
+    ] = 0.05,
     layer: LayerOption = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,

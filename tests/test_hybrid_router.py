@@ -1,0 +1,135 @@
+"""The hybrid router opens where both kinds of evidence reach their floor, and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import BATCH, put, route_of, same_tensors, tiny_model, tiny_tokenizer, wrap_tiny
+from torch.nn.functional import linear, normalize
+
+import wise
+from wise.errors import ConfigError
+from wise.memory.slot import ValueSlot
+from wise.memory.state import MemoryState
+from wise.router.hybrid import choose
+
+
+def by_hand(relation, values, mask, projection, shift, keys, floors):  # noqa: ANN001, ANN201
+    """Token by token and edit by edit: (open, key) of those that open."""
+    width, found = len(relation) // len(values), []
+    for n in range(len(relation)):
+        row, place = divmod(n, width)
+        scores = {}
+        for e in range(len(keys)):
+            subject = max(
+                (
+                    float(torch.dot(normalize(linear(v, projection, shift), dim=-1), keys[e]))
+                    for t, v in enumerate(values[row])
+                    if bool(mask[row, 0, place, t])
+                ),
+                default=-2.0,
+            )
+            if float(relation[n, e]) >= float(floors[0]) and subject >= float(floors[1]):
+                scores[e] = float(relation[n, e]) + subject
+        found.append(max(scores, key=lambda e: scores[e]) if scores else None)
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([-0.5, 0.0, 0.4]), st.sampled_from([-0.5, 0.2, 0.6]))
+def test_it_chooses_as_a_search_by_hand_does(seed: int, relation_floor: float, subject_floor: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    relation = torch.rand(6, 4, generator=g) * 2 - 1
+    values, keys = torch.randn(2, 5, 3, generator=g), normalize(torch.randn(4, 3, generator=g), dim=-1)
+    mask = torch.rand(2, 1, 3, 5, generator=g) < 0.5
+    projection, shift = torch.randn(3, 3, generator=g), torch.randn(3, generator=g)
+    floors = torch.tensor([abs(relation_floor) + 0.05, abs(subject_floor) + 0.05])
+    wanted = by_hand(relation, values, mask, projection, shift, keys, floors)
+    for everywhere in (False, True):
+        key, value = choose(relation, values, mask, projection, shift, keys, floors, everywhere)
+        assert [int(k) if v >= 1 else None for k, v in zip(key, value, strict=True)] == wanted
+
+
+def test_either_kind_of_evidence_alone_opens_nothing() -> None:
+    wrapped = wrap_tiny("llama", "hybrid", layer=1)
+    state = wrapped.state
+    assert state.key_space is not None and state.subject_space is not None
+    lax = replace(state.key_space, floor=0.01), replace(state.subject_space, floor=0.01)
+    strict = replace(state.key_space, floor=1.0), replace(state.subject_space, floor=1.0)
+    opened = []
+    for relation, subject in (lax, (lax[0], strict[1]), (strict[0], lax[1])):
+        put(wrapped, replace(state, key_space=relation, subject_space=subject))
+        opened.append(sum(int(route_of(wrapped, row).open.sum()) for row in BATCH))
+    assert opened[0] > 0 and opened[1:] == [0, 0]
+
+
+def test_evidence_is_the_gate_everywhere() -> None:
+    wrapped = wrap_tiny("llama", "hybrid", layer=1)
+    memory = wrapped.layer.memory
+    seen = []
+    handle = wrapped.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        wrapped(torch.tensor([BATCH[0]]))
+    handle.remove()
+    route, evidence = memory.route(seen[0]), memory.evidence(seen[0])
+    assert torch.equal(route.open, evidence.value >= 1)
+    assert torch.equal(route.slot[route.open], evidence.slot[route.open])
+    assert bool(route.open.any()) and not bool(route.open.all())
+
+
+def test_what_is_deleted_was_never_there() -> None:
+    wrapped = wrap_tiny("llama", "hybrid", layer=1)
+    state = wrapped.state
+    left = state.without(["e1"])
+    afresh = MemoryState(
+        edits=(state.edits[0], state.edits[2]),
+        slots=(state.slots[0], replace(state.slots[2], id=1)),
+        keys={i: state.keys[i] for i in ("e0", "e2")},
+        key_space=state.key_space,
+        subject_space=state.subject_space,
+    )
+    assert left.edits == afresh.edits and [s.id for s in left.slots] == [0, 1]
+    assert all(same_tensors(a.tensors(), b.tensors()) for a, b in zip(left.slots, afresh.slots, strict=True))
+    logits = []
+    for one in (left, afresh, state):
+        put(wrapped, one)
+        with torch.no_grad():
+            logits.append(wrapped(torch.tensor([BATCH[0]])).logits)
+    assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
+
+
+def test_with_nothing_left_it_is_the_base_bit_for_bit_and_unwrap_takes_the_reader_away() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        plain = model(torch.tensor([BATCH[0]])).logits
+        wrapped = wrap_tiny(model, "hybrid", layer=1)
+        assert not torch.equal(wrapped(torch.tensor([BATCH[0]])).logits, plain)
+        put(wrapped, wrapped.state.without(["e0", "e1", "e2"]))
+        assert wrapped.state.slots == () and torch.equal(wrapped(torch.tensor([BATCH[0]])).logits, plain)
+        attention = model.model.layers[1].self_attn
+        assert len(attention._forward_pre_hooks) == 1
+        wrapped.unwrap()
+    assert not attention._forward_pre_hooks
+
+
+def test_a_value_slot_adds_its_value_and_refuses_other_widths() -> None:
+    slot = ValueSlot(id=0, edit_ids=("a",), scores=(1.0,), value=torch.arange(3.0), features=4)
+    assert torch.equal(slot.delta(torch.zeros(2, 5, 4)), torch.arange(3.0).expand(2, 5, 3))
+    with pytest.raises(RuntimeError, match="5 features, 4 expected"):
+        slot.delta(torch.zeros(2, 5))
+
+
+def test_tokens_that_attention_did_not_see_are_refused() -> None:
+    wrapped = wrap_tiny("llama", "hybrid", layer=1)
+    with pytest.raises(ConfigError, match="7 tokens reach the side memory and attention saw 1 rows|run the model"):
+        wrapped.reader.values = torch.zeros(2, 3, 16)
+        wrapped.layer.memory.route(torch.zeros(7, 64))
+
+
+def test_a_router_is_for_hybrid_alone() -> None:
+    with pytest.raises(ConfigError, match="mode='retrieve' has no trained router"):
+        wise.wrap(tiny_model("llama"), tiny_tokenizer(), wise.WiseConfig(mode="retrieve"), router="router.safetensors")
