@@ -139,7 +139,8 @@ def test_edits_are_found_in_other_words_and_neighbours_are_left_alone(
         after = [answer.text for answer in wrapped.ask(neighbours)]
         with wrapped.disabled():
             before = [answer.text for answer in wrapped.ask(neighbours)]
-        assert sum(a == b for a, b in zip(after, before, strict=True)) / len(before) > 0.95
+        changed = sum(a != b for a, b in zip(after, before, strict=True)) / len(before)
+        assert changed <= 0.05 + 2 * (0.05 * 0.95 / len(before)) ** 0.5  # the share asked for, and what chance may add
         with pytest.raises(ConfigError, match="before the first edit"):
             wrapped.learn_router(lessons_of(records(100)))
     finally:
