@@ -54,13 +54,23 @@ class ValueBank(SlotBank):
     """The constants of all slots, stacked."""
 
     weights: Tensor
-    """`[k, d]`."""
+    """`[keys, d]`: what each key adds."""
+    places: Tensor
+    """`[k, longest answer]`: the key with which each slot speaks at each token of its answer, or NO_SLOT."""
+
+    def __init__(self, weights: Tensor, places: Tensor) -> None:
+        super().__init__(weights)
+        self.places = places
 
     def forward(self, activation: Tensor, slot: Tensor | None = None) -> Tensor:
-        """`[n, f]`, slot `[n]` -> `[n, d]`, zero where there is none."""
+        """What the chosen slots add where a prompt ends: `[n, f]`, slot `[n]` -> `[n, d]`."""
         if slot is None:
-            return self.weights[0].expand(len(activation), -1)
-        return torch.where((slot == NO_SLOT)[:, None], 0, self.weights[slot.clamp(min=0)])
+            slot = torch.zeros(len(activation), dtype=torch.long, device=activation.device)
+        return self.of_keys(torch.where(slot == NO_SLOT, NO_SLOT, self.places[slot.clamp(min=0), 0]))
+
+    def of_keys(self, key: Tensor) -> Tensor:
+        """`[n]` -> `[n, d]`, zero for NO_SLOT."""
+        return torch.where((key == NO_SLOT)[:, None], 0, self.weights[key.clamp(min=0)])
 
 
 class Route(NamedTuple):

@@ -99,30 +99,39 @@ class MaskedDenseSlot(Slot):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ValueSlot(Slot):
-    """One edit's: a constant, whatever the activation (GRACE's kind of value, arXiv 2211.11031)."""
+    """One edit's: constants, whatever the activation (GRACE's kind of value, arXiv 2211.11031), one for each key."""
 
     kind = "value"
     shared = False
 
-    value: Tensor
-    """`[d]` float32."""
+    values: Tensor
+    """`[m, d]` float32, in the order of the edit's keys."""
+    places: Tensor
+    """`[m]` int64: at which token of its answer each is added; 0 is the prompt's last token. Ascending from 0."""
     features: int
     """f, which says what it stands beside and is otherwise of no account."""
 
     def delta(self, activation: Tensor) -> Tensor:
+        """The first value."""
         if activation.shape[-1] != self.features:
             raise RuntimeError(f"an activation of {activation.shape[-1]} features, {self.features} expected")
-        return self.value.to(activation).expand(*activation.shape[:-1], -1)
+        return self.values[0].to(activation).expand(*activation.shape[:-1], -1)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"value": self.value, "features": torch.tensor(self.features)}
+        return {"values": self.values, "places": self.places, "features": torch.tensor(self.features)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], **fields: Any) -> Self:
         try:
-            return cls(value=tensors["value"], features=int(tensors["features"]), **fields)
+            values, places, features = tensors["values"], tensors["places"], int(tensors["features"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"slot {fields.get('id')}: its tensors do not fit together: {error}") from error
+        ordered = places.ndim == 1 and len(places) and not int(places[0]) and bool((places.diff() > 0).all())
+        if values.ndim != 2 or len(values) != len(places) or not ordered:
+            raise ArtifactError(
+                f"slot {fields.get('id')}: values {list(values.shape)} and places {places.tolist()} do not fit together"
+            )
+        return cls(values=values, places=places, features=features, **fields)
 
 
 SLOT_KINDS: dict[str, type[Slot]] = {kind.kind: kind for kind in (MaskedDenseSlot, ValueSlot)}

@@ -8,6 +8,7 @@ from torch import Tensor
 from wise.config import WiseConfig
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader
+from wise.memory.grouped import NO_SLOT
 from wise.memory.side_memory import Router, SideMemory, SlotBank, ValueBank
 from wise.memory.slot import MaskedDenseSlot, ValueSlot
 from wise.memory.state import MemoryState
@@ -57,18 +58,33 @@ def _hybrid(
 ) -> SideMemory:
     if reader is None or state.key_space is None or state.subject_space is None:
         raise ConfigError("mode='hybrid' needs spaces of relations and subjects, and this memory has none")
-    values = torch.stack([_value(slot) for slot in state.slots]).to(device=device, dtype=dtype)
     keys, slots = state.index.matrix()
     router = HybridRouter(
         reader=reader, keys=keys, key_slots=slots, subject=state.subject_space, relation=state.key_space
     )
-    return SideMemory(ValueBank(values), router.to(device))
+    bank = _values(state, slots, dtype)
+    return SideMemory(bank.to(device), router.to(device))
 
 
-def _value(slot: object) -> Tensor:
+def _values(state: MemoryState, key_slots: Tensor, dtype: torch.dtype) -> ValueBank:
+    """key_slots: `[keys]`, the keys of a slot side by side and in their order."""
+    held = [_value_slot(slot) for slot in state.slots]
+    longest = max(int(slot.places[-1]) for slot in held) + 1
+    places = torch.full((len(held), longest), NO_SLOT)
+    weights = torch.zeros(len(key_slots), held[0].values.shape[1])
+    for slot in held:
+        own = (key_slots == slot.id).nonzero()[:, 0]
+        if len(own) != len(slot.values):
+            raise ConfigError(f"slot {slot.id} has {len(slot.values)} values and its edit {len(own)} keys")
+        weights[own] = slot.values
+        places[slot.id, slot.places] = own
+    return ValueBank(weights.to(dtype), places)
+
+
+def _value_slot(slot: object) -> ValueSlot:
     if not isinstance(slot, ValueSlot):
         raise ConfigError(f"a {type(slot).__name__} cannot be served in mode='hybrid'")
-    return slot.value
+    return slot
 
 
 def _weight(slot: object) -> Tensor:

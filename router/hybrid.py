@@ -19,7 +19,7 @@ from torch.nn.functional import linear, normalize
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader, visible
 from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import Evidence, Route, Router, SlotBank
+from wise.memory.side_memory import Evidence, Route, Router, SlotBank, ValueBank
 from wise.memory.state import KeySpace
 
 ABSENT = -2.0
@@ -27,7 +27,7 @@ ABSENT = -2.0
 
 
 class HybridRouter(Router):
-    """One key of each kind per edit."""
+    """Keys of both kinds for every edit, one for each place at which it speaks."""
 
     key_slots: Tensor
     relation_keys: Tensor
@@ -63,9 +63,12 @@ class HybridRouter(Router):
         self.floors = torch.tensor([relation.floor, subject.floor])
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
+        if not isinstance(bank, ValueBank):
+            raise ConfigError(f"a {type(bank).__name__} does not say what each key adds: a ValueBank was expected")
         key, value = self._chosen(activation, everywhere=False)
         slot = torch.where(value >= 1, self.key_slots[key], NO_SLOT)
-        return Route(slot, value, torch.ones_like(value), bank(activation.to(bank.weights.dtype), slot))
+        delta = bank.of_keys(torch.where(value >= 1, key, NO_SLOT))
+        return Route(slot, value, torch.ones_like(value), delta)
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
         """The lesser of relation and subject over their floors, of the edit for which it is largest.

@@ -117,7 +117,8 @@ def test_with_nothing_left_it_is_the_base_bit_for_bit_and_unwrap_takes_the_reade
 
 
 def test_a_value_slot_adds_its_value_and_refuses_other_widths() -> None:
-    slot = ValueSlot(id=0, edit_ids=("a",), scores=(1.0,), value=torch.arange(3.0), features=4)
+    fields = {"values": torch.arange(6.0).view(2, 3), "places": torch.tensor([0, 2])}
+    slot = ValueSlot(id=0, edit_ids=("a",), scores=(1.0,), features=4, **fields)
     assert torch.equal(slot.delta(torch.zeros(2, 5, 4)), torch.arange(3.0).expand(2, 5, 3))
     with pytest.raises(RuntimeError, match="5 features, 4 expected"):
         slot.delta(torch.zeros(2, 5))

@@ -182,13 +182,17 @@ def _hybrid_by_hand(
     return MemoryState(
         edits=edits,
         slots=tuple(
-            ValueSlot(id=i, edit_ids=(f"e{i}",), scores=(1.0,), value=value, features=activations.shape[1])
+            ValueSlot(id=i, edit_ids=(f"e{i}",), scores=(1.0,), features=activations.shape[1], **_valued(value))
             for i, value in enumerate(drawn)
         ),
         keys={f"e{i}": torch.cat([part[i : i + 1] for part in keys], dim=-1) for i in range(3)},
         key_space=spaces[1],
         subject_space=spaces[0],
     )
+
+
+def _valued(value: Tensor) -> dict[str, Tensor]:
+    return {"values": value[None], "places": torch.zeros(1, dtype=torch.long)}
 
 
 @torch.no_grad()

@@ -45,6 +45,8 @@ class Evidence:
 
     relation: Tensor
     """`[n, f]` activation at the edited layer, at the prompt's last token."""
+    before: Tensor
+    """`[n, f]` that at the token before it, where the question is not yet asked; of one token alone, at that."""
     context: tuple[Tensor, ...]
     """Of each `[tokens, v]`: the base's value vectors, but for the beginning of sequence."""
     subject: tuple[int | None, ...]
@@ -70,6 +72,7 @@ class Evidence:
 def observe(spliced: SplicedModel, reader: ContextReader, encoder: Encoder, asked: Sequence[Asked]) -> Evidence:
     """Runs the base once over the prompts."""
     relation: list[Tensor] = []
+    before: list[Tensor] = []
     context: list[Tensor] = []
     places: list[int | None] = []
     skipped = len(encoder.bos)
@@ -78,6 +81,8 @@ def observe(spliced: SplicedModel, reader: ContextReader, encoder: Encoder, aske
         rows = [encoder.prompt(each.prompt) for each in part]
         activations, _, _ = spliced.observe(rows)
         relation.append(activations[:, -1].float())
+        second = torch.tensor([-2 if len(row) > 1 else -1 for row in rows], device=activations.device)
+        before.append(activations[torch.arange(len(rows), device=second.device), second].float())
         values = reader.values
         if values is None:
             raise RuntimeError("attention was not run: is it part of the model's forward?")
@@ -85,4 +90,5 @@ def observe(spliced: SplicedModel, reader: ContextReader, encoder: Encoder, aske
         for each in part:
             spans = subject_spans(encoder, each.prompt, each.subject) if each.subject else []
             places.append(spans[-1][1] - 1 - skipped if spans else None)
-    return Evidence(relation=torch.cat(relation), context=tuple(context), subject=tuple(places))
+    ends, unasked = torch.cat(relation), torch.cat(before)
+    return Evidence(relation=ends, before=unasked, context=tuple(context), subject=tuple(places))

@@ -2,13 +2,15 @@
 
 Relations are told apart contrastively (InfoNCE, van den Oord, Li and Vinyals 2018, arXiv 1807.03748): two questions of
 one relation, about whatever subjects and in whatever words, against questions of others, among them those about the
-very same subject, and against running text. Subjects are compared in the whitened space of the base's value vectors:
-what they differ in is there without training, and training it alike on two thousand subjects knew others less.
+very same subject, against tokens at which a question is not asked to its end, and against running text. Subjects are
+compared in the whitened space of the base's value vectors: what they differ in is there without training, and training
+it alike on two thousand subjects knew others less.
 
 Both floors are conformal (Vovk, Gammerman and Shafer 2005), on facts set aside: the least that at most the stated share
 of negatives reaches, counting one more than there were. For relations these are other questions about a fact's own
-subject; for subjects, its own questions against all other facts whose relation reaches the floor, of which the likest
-subject counts. So the second floor is for a memory of about as many edits as there were facts.
+subject, and its own questions one token before their end; for subjects, its own questions against all other facts whose
+relation reaches the floor, of which the likest subject counts. So the second floor is for a memory of about as many
+edits as there were facts.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ GROUP = 192
 """Questions in a step, each with one of its own relation and `HARD` of other relations about its subject."""
 HARD = 3
 TEXT = 128
-"""Tokens of running text in a step."""
+"""Tokens of running text in a step, and as many before the last of a question."""
 TEMPERATURE = 0.1
 LEARNING_RATE = 0.1
 """Of Adam, in units of the root mean square of the projection; it falls to nothing."""
@@ -123,6 +125,7 @@ def _learn_relations(
     progress: Callable[[str, int, int], None],
 ) -> tuple[KeySpace, float]:
     activations, text = evidence.relation, background.activations.to(evidence.relation.device)
+    unasked = evidence.before[learned.to(activations.device)]
     start = fit_key_space(torch.cat([activations[learned.to(activations.device)], text]), RELATION_DIM)
     mean, weight = start.mean.to(text), start.projection.to(text).clone().requires_grad_()
     unit = float(weight.detach().square().mean().sqrt())
@@ -138,7 +141,7 @@ def _learn_relations(
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * unit * (1 - step / STEPS)
         keys, queries, hard, same = batches.draw()
-        silent = text[torch.randint(len(text), (TEXT,), generator=generator).to(text.device)]
+        silent = torch.cat([_drawn(tokens, TEXT, generator) for tokens in (text, unasked)])
         key = project(activations[keys])
         found = info_nce(
             key, project(activations[queries]), project(activations[hard]), project(silent), same.to(key.device)
@@ -148,6 +151,10 @@ def _learn_relations(
         loss = float(found.detach())
         progress("learning relations", step + 1, STEPS)
     return KeySpace(mean=mean.cpu(), projection=weight.detach().cpu()), loss
+
+
+def _drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    return rows[torch.randint(len(rows), (count,), generator=generator).to(rows.device)]
 
 
 def info_nce(key: Tensor, query: Tensor, hard: Tensor, silent: Tensor, same: Tensor) -> Tensor:
@@ -237,7 +244,8 @@ def _with_floors(
     asked = relation.keys(evidence.relation[rows]) @ keys.T
     of_whom = torch.stack([(subject.keys(evidence.context[i]) @ named.T).max(0).values for i in rows])
     towards = asked.gather(1, own[:, None])[:, 0]
-    asks = conformal_floor(towards[negative], false_routes)
+    unasked = (relation.keys(evidence.before[rows]) * keys[own]).sum(-1)
+    asks = conformal_floor(torch.cat([towards[negative], unasked[~negative]]), false_routes)
     alike = torch.tensor([[subject in lessons[i].prompt for subject in subjects] for i in rows])
     like = (asked >= asks) & ~alike & ~negative[:, None]
     unlike = of_whom.masked_fill(~like, ABSENT).max(-1).values

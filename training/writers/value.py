@@ -1,9 +1,11 @@
 """One value per edit, added where its prompt ends: found by gradient, many edits at once, each until it is fitted.
 
-The value stands at one place, the prompt's last token; what comes after reads it through the layers above, so nothing
-needs routing while an answer is decoded. It is fitted on the bare prompt, behind prefixes in the base's own words, and
-behind unlike prompts as well: it is to say the target wherever it is put, since how a question is worded is the
-router's business. That raises what it carries over to, most of all to free wordings.
+The value stands at one place, the prompt's last token; what comes after reads it through the layers above, so that for
+most edits nothing needs routing while an answer is decoded. An edit that does not come out right after `PATIENCE` steps
+gets further values, at the tokens of its target that are still wrong. Values are fitted on the bare prompt, behind
+prefixes in the base's own words, and behind unlike prompts as well: they are to say the target wherever they are put,
+since how a question is worded is the router's business. That raises what they carry over to, most of all to free
+wordings.
 
 Only the blocks above the edited one are run, on cached states (`wise.training.splice`).
 """
@@ -16,7 +18,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from wise.config import WiseConfig
 from wise.edits import Edit
@@ -35,6 +36,8 @@ DECAY = 1e-3
 """Times the mean square of a value in those units, in nats."""
 ENOUGH = 0.1
 """Loss, in nats per token and over all its rows, at which an edit is left."""
+PATIENCE = 30
+"""Steps after which an edit that is not right gets values at further places."""
 PREFIXED, FOREIGN = 1, 1
 """Prefixes, and unlike prompts, that a value is also fitted behind. More cost more and carry over no further."""
 
@@ -61,16 +64,27 @@ class ValueWriter:
         edits = [edit for task in tasks for edit in task.edits]
         if len(edits) != len(tasks):
             raise ValueError(f"{len(tasks)} slots for {len(edits)} edits: a value slot holds one")
-        fit = _Fitting(self.spliced, self._examples(edits), self._unit(), self.config.max_steps).run(progress)
-        keys = observe(self.spliced, self.reader, self.encoder, edits).keys(self.background)
+        examples = self._examples(edits)
+        fit = _Fitting(self.spliced, examples, self._unit(), self.config.max_steps).run(progress)
+        first = observe(self.spliced, self.reader, self.encoder, edits).keys(self.background)
+        bare = examples.rows.activations[examples.bare.nonzero()[:, 0].to(self.spliced.device)]
         features = self.spliced.projection.in_features
-        return [
-            (
-                ValueSlot(id=task.id, edit_ids=(edit.id,), value=fit.values[i], features=features),
-                [Written(fitted=fit.fitted[i], steps=fit.steps[i], loss=fit.loss[i], keys=keys[i], score=1.0)],
+        written: list[tuple[Slot, list[Written]]] = []
+        for i, (task, edit) in enumerate(zip(tasks, edits, strict=True)):
+            places = fit.speaks[i].nonzero()[:, 0]
+            keys = self._keys(first[i], bare[i][places[1:].to(bare.device)])
+            slot = ValueSlot(
+                id=task.id, edit_ids=(edit.id,), values=fit.values[i][places], places=places, features=features
             )
-            for i, (task, edit) in enumerate(zip(tasks, edits, strict=True))
-        ]
+            outcome = Written(fitted=fit.fitted[i], steps=fit.steps[i], loss=fit.loss[i], keys=keys, score=1.0)
+            written.append((slot, [outcome]))
+        return written
+
+    def _keys(self, first: Tensor, further: Tensor) -> Tensor:
+        """The key of the prompt's end `[1, s + r]`, and those of activations at further places `[n, f]`."""
+        relation = self.background.key_space.keys(further)
+        subject = first[:, : first.shape[1] - relation.shape[1]].expand(len(relation), -1)
+        return torch.cat([first, torch.cat([subject, relation], dim=1)])
 
     def _unit(self) -> float:
         return float(self.background.scale / self.spliced.projection.out_features**0.5)
@@ -104,9 +118,11 @@ class _Examples:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Fit:
     values: Tensor
-    """`[edits, d]` float32 on the CPU."""
+    """`[edits, targets, d]` float32 on the CPU, zero where none speaks."""
+    speaks: Tensor
+    """`[edits, targets]` bool: at which tokens of the answer there is a value."""
     fitted: list[bool]
-    """The bare prompt's target is what the base decodes with the value in place."""
+    """The bare prompt's target is what the base decodes with the values in place."""
     steps: list[int]
     loss: list[float]
 
@@ -116,18 +132,24 @@ class _Fitting:
 
     def __init__(self, spliced: SplicedModel, examples: _Examples, unit: float, max_steps: int) -> None:
         self.spliced, self.examples, self.unit, self.max_steps = spliced, examples, unit, max_steps
-        edits = int(examples.bare.sum())
-        self.values = torch.zeros(edits, spliced.projection.out_features, device=spliced.device, requires_grad=True)
+        edits, targets = int(examples.bare.sum()), examples.rows.labels.shape[1]
+        shape = (edits, targets, spliced.projection.out_features)
+        self.values = torch.zeros(shape, device=spliced.device, requires_grad=True)
+        self.speaks = torch.zeros(shape[:2], dtype=torch.bool, device=spliced.device)
+        self.speaks[:, 0] = True
+        self.wrong = self.speaks.clone()
+        """Where the bare prompt's target is not what the base decodes."""
         self.optimizer = torch.optim.Adam([self.values], lr=LEARNING_RATE)
         self.steps = torch.zeros(edits, dtype=torch.long)
         self.loss = torch.zeros(edits)
-        self.fitted = torch.zeros(edits, dtype=torch.bool)
 
     def run(self, progress: Progress | None) -> _Fit:
         active = torch.ones(len(self.steps), dtype=torch.bool)
         for step in range(self.max_steps + 1):
             objective = self._look(active)
-            unfinished = ~self.fitted | (self.loss > ENOUGH)
+            if step == PATIENCE:
+                self.speaks |= self.wrong
+            unfinished = self.wrong.any(-1).cpu() | (self.loss > ENOUGH)
             if progress is not None:
                 progress(int((~(active & unfinished)).sum()))
             goes_on = unfinished[active].to(objective.device)
@@ -136,8 +158,9 @@ class _Fitting:
                 break
             self._step(torch.autograd.grad(objective[goes_on].sum(), self.values)[0], active)
         return _Fit(
-            values=(self.values.detach() * self.unit).cpu(),
-            fitted=self.fitted.tolist(),
+            values=(self.values.detach() * self.unit * self.speaks[..., None]).cpu(),
+            speaks=self.speaks.cpu(),
+            fitted=(~self.wrong.any(-1)).tolist(),
             steps=self.steps.tolist(),
             loss=self.loss.tolist(),
         )
@@ -147,21 +170,20 @@ class _Fitting:
         self.values.grad = gradient
         self.optimizer.step()
         with torch.no_grad():
-            self.values.copy_(torch.where(active[:, None].to(kept.device), self.values, kept))
+            self.values.copy_(torch.where(active[:, None, None].to(kept.device), self.values, kept))
         self.steps += active
 
     def _look(self, active: Tensor) -> Tensor:
         """What is to be made less, of each active edit, `[active]`; notes how far each is."""
         on = active[self.examples.owner]
         rows = self.examples.rows if bool(on.all()) else self.examples.rows.select(on.nonzero()[:, 0])
-        place = active.cumsum(0) - 1
-        owner = place[self.examples.owner[on]].to(self.values.device)
-        values = self.values[active.to(self.values.device)]
-        added = values[owner] * self.unit
-        logits = self.spliced.logits(rows, lambda a: pad(added[:, None], (0, 0, 0, a.shape[1] - 1)))
-        mean = added.new_zeros(len(values)).index_add(0, owner, edit_loss(logits, rows.labels))
+        owner = (active.cumsum(0) - 1)[self.examples.owner[on]].to(self.values.device)
+        here = active.to(self.values.device)
+        values = self.values[here] * self.speaks[here][..., None]
+        logits = self.spliced.logits(rows, lambda _: values[owner] * self.unit)
+        mean = values.new_zeros(len(values)).index_add(0, owner, edit_loss(logits, rows.labels))
         mean = mean / torch.bincount(owner, minlength=len(values))
-        wrong = ((logits.argmax(-1) != rows.labels) & (rows.labels != -100)).any(-1).cpu()
-        self.fitted[active] = ~wrong[self.examples.bare[on]]
+        wrong = (logits.argmax(-1) != rows.labels) & (rows.labels != -100)
+        self.wrong[here] = wrong[self.examples.bare[on].to(wrong.device)]
         self.loss[active] = mean.detach().cpu()
-        return mean + DECAY * values.square().mean(-1)
+        return mean + DECAY * values.square().mean(-1).sum(-1)

@@ -20,7 +20,7 @@ from wise.eval.asking import Asking, Row, Tested, mean_over_records, plain, sele
 from wise.eval.routing.scores import served
 from wise.eval.work import Work
 from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import Route, Router, SideMemory, SlotBank
+from wise.memory.side_memory import Route, Router, SideMemory, SlotBank, ValueBank
 from wise.model import WiseModel
 from wise.training.generation import greedy
 from wise.training.trainer import SPARE_TOKENS
@@ -57,10 +57,23 @@ class OracleRouter(Router):
         opened = torch.zeros(rows, tokens, dtype=torch.bool, device=activation.device)
         if self.place < self.speaking.shape[1]:
             opened[:, -1] = self.speaking[:, self.place]
-        self.place += 1
+        place, self.place = self.place, self.place + 1
         slot = torch.where(opened, self.slots.unsqueeze(1), NO_SLOT).flatten()
+        if isinstance(bank, ValueBank):
+            return self._valued(bank, place, tokens)
         score = opened.flatten().float()
         return Route(slot, score, torch.ones_like(score), bank(activation.to(bank.weights.dtype), slot))
+
+
+    def _valued(self, bank: ValueBank, place: int, tokens: int) -> Route:
+        """What has a value for each place of its answer speaks where it has one."""
+        key = torch.full((len(self.slots), tokens), NO_SLOT, device=self.slots.device)
+        if place < bank.places.shape[1]:
+            key[:, -1] = bank.places[self.slots, place]
+        key = key.flatten()
+        score = (key != NO_SLOT).float()
+        slot = torch.where(key != NO_SLOT, self.slots.repeat_interleave(tokens), NO_SLOT)
+        return Route(slot, score, torch.ones_like(score), bank.of_keys(key))
 
 
 @contextmanager
