@@ -28,7 +28,7 @@ WIDE: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64, "n_layer": 2},
 }
 architectures = pytest.mark.parametrize("model_type", sorted(WIDE))
-modes = pytest.mark.parametrize("mode", ["retrieve", "merge"])
+modes = pytest.mark.parametrize("mode", ["retrieve", "merge", "hybrid"])
 
 
 def wrapped(model_type: str = "llama", **settings: Any) -> wise.WiseModel:

@@ -171,7 +171,7 @@ def test_the_bench_ends_with_its_figures_as_json(
     *table, last = capsys.readouterr().out.splitlines()
     figures = json.loads(last)
     assert {"threads", "repeats", "released_cpu_seconds_per_edit", "editing", "serving"} == figures.keys()
-    assert [row["mode"] for row in figures["editing"]] == ["merge", "retrieve"]
+    assert [row["mode"] for row in figures["editing"]] == ["merge", "retrieve", "hybrid"]
     for row in figures["editing"]:
         assert row["edits"] == 4 and 0 <= row["verified"] <= 4
         assert row["cpu_seconds_per_edit"] > 0 and row["base_cpu_seconds"] > 0

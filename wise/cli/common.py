@@ -49,10 +49,13 @@ ModelOption = Annotated[
 ]
 ModeOption = Annotated[
     str | None,
-    typer.Option("--mode", help="merge: one side memory; retrieve (the default): one per slot."),
+    typer.Option(
+        "--mode", help="merge: one side memory; retrieve (the default): one per slot; hybrid: a value for every edit."
+    ),
 ]
 LayerOption = Annotated[
-    int | None, typer.Option("--layer", help="Index of the edited block. Left out: at 85% of the depth.")
+    int | None,
+    typer.Option("--layer", help="Index of the edited block. Left out: at 85% of the depth, or 70% in hybrid."),
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of all that is random. Left out: 0.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads to use.")]
