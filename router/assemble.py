@@ -60,7 +60,12 @@ def _hybrid(
         raise ConfigError("mode='hybrid' needs spaces of relations and subjects, and this memory has none")
     keys, slots = state.index.matrix()
     router = HybridRouter(
-        reader=reader, keys=keys, key_slots=slots, subject=state.subject_space, relation=state.key_space
+        reader=reader,
+        keys=keys,
+        key_slots=slots,
+        thresholds=torch.tensor([slot.threshold for slot in state.slots]),
+        subject=state.subject_space,
+        relation=state.key_space,
     )
     bank = _values(state, slots, dtype)
     return SideMemory(bank.to(device), router.to(device))

@@ -5,9 +5,10 @@ Two kinds of evidence, each a cosine to an edit's key, must both reach their flo
     relation   the token's own activation at the edited layer, which says what is being asked for
     subject    the base's value vectors of the tokens before, of which the nearest counts, which say of whom
 
-Alone, the first confuses like questions about unlike subjects, and the second unlike questions about one subject.
-Whether a floor is reached is asked of the subject only where some relation reaches its own: elsewhere a token costs
-one product with the relation keys.
+Alone, the first confuses like questions about unlike subjects, and the second unlike questions about one subject. The
+floor of an edit's relation is the router's, or higher where the edit's own prompt and answer come near its key at a
+token at which it must not speak. Whether a floor is reached is asked of the subject only where some relation reaches
+its own: elsewhere a token costs one product with the relation keys.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class HybridRouter(Router):
     subject_keys: Tensor
     subject_projection: Tensor
     subject_shift: Tensor
-    floors: Tensor
+    relation_floors: Tensor
+    subject_floor: Tensor
 
     def __init__(
         self,
@@ -44,10 +46,13 @@ class HybridRouter(Router):
         reader: ContextReader,
         keys: Tensor,
         key_slots: Tensor,
+        thresholds: Tensor,
         subject: KeySpace,
         relation: KeySpace,
     ) -> None:
         """keys `[n, s + r]`: a unit subject key and a unit relation key each; key_slots `[n]`.
+
+        thresholds `[k]`: of each slot, the relation floor of its edit where that is above the space's.
 
         Raises ConfigError where a space has no floor.
         """
@@ -60,7 +65,8 @@ class HybridRouter(Router):
         self.subject_keys, self.relation_keys = keys[:, :size].float(), keys[:, size:].float()
         self.subject_projection, self.relation_projection = subject.projection, relation.projection
         self.subject_shift, self.relation_shift = subject.shift, relation.shift
-        self.floors = torch.tensor([relation.floor, subject.floor])
+        self.relation_floors = thresholds.float()[key_slots].clamp(min=relation.floor)
+        self.subject_floor = torch.tensor(subject.floor)
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         if not isinstance(bank, ValueBank):
@@ -96,7 +102,8 @@ class HybridRouter(Router):
             self.subject_projection,
             self.subject_shift,
             self.subject_keys,
-            self.floors,
+            self.relation_floors,
+            self.subject_floor,
             everywhere,
         )
         return found
@@ -109,7 +116,8 @@ def choose(
     projection: Tensor,
     shift: Tensor,
     keys: Tensor,
-    floors: Tensor,
+    relation_floors: Tensor,
+    subject_floor: Tensor,
     everywhere: bool,
 ) -> tuple[Tensor, Tensor]:
     """Per token `[n]`: the key of the edit chosen, and its evidence, at least 1 exactly where it reaches both floors.
@@ -120,30 +128,32 @@ def choose(
         relation: `[n, edits]` cosines; the tokens of one row after those of another.
         values: `[rows, tokens, v]` what attention sees; `mask`: which of it each token sees (`visible`).
         projection, shift, keys: `[s, v]`, `[s]`, `[edits, s]` of the subject space.
-        floors: `[2]` of relations and of subjects.
+        relation_floors, subject_floor: `[edits]`, and one number.
         everywhere: look for subjects also where no relation reaches its floor; there its evidence counts alone if not.
     """
-    best = relation.max(-1)
-    key, value = best.indices.clone(), best.values / floors[0]
+    best = (relation / relation_floors).max(-1)
+    key, value = best.indices.clone(), best.values.clone()
     asking = torch.arange(len(value), device=value.device)
     if not everywhere:
-        asking = asking[best.values >= floors[0]]
+        asking = asking[(relation >= relation_floors).any(-1)]
     width = len(relation) // len(values)
     for row in torch.unique(asking // width).tolist():
         here = asking[asking // width == row]
         context = normalize(linear(values[row].float(), projection, shift), dim=-1) @ keys.T  # [tokens, edits]
         seen = visible(mask, row, here % width, width, values.shape[1])
         subject = torch.stack([context.masked_fill(~s[:, None], ABSENT).max(0).values for s in seen])
-        key[here], value[here] = _weighed(relation[here], subject, floors)
+        key[here], value[here] = _weighed(relation[here], subject, relation_floors, subject_floor)
     under = torch.nextafter(value.new_tensor(1.0), value.new_tensor(0.0))
-    silent = relation.gather(-1, key[:, None])[:, 0] < floors[0]
+    silent = relation.gather(-1, key[:, None])[:, 0] < relation_floors[key]
     return key, torch.where(silent, value.minimum(under), value)
 
 
-def _weighed(relation: Tensor, subject: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
+def _weighed(
+    relation: Tensor, subject: Tensor, relation_floors: Tensor, subject_floor: Tensor
+) -> tuple[Tensor, Tensor]:
     """`[m, edits]` each -> the edit chosen and its evidence, `[m]` each."""
-    lesser = torch.minimum(relation / floors[0], subject / floors[1])
-    reached = (relation >= floors[0]) & (subject >= floors[1])
+    lesser = torch.minimum(relation / relation_floors, subject / subject_floor)
+    reached = (relation >= relation_floors) & (subject >= subject_floor)
     opened = reached.any(-1)
     most = torch.where(reached, relation + subject, ABSENT).argmax(-1)
     key = torch.where(opened, most, lesser.argmax(-1))
@@ -160,10 +170,11 @@ def _operator(
     projection: Tensor,
     shift: Tensor,
     keys: Tensor,
-    floors: Tensor,
+    relation_floors: Tensor,
+    subject_floor: Tensor,
     everywhere: bool,
 ) -> tuple[Tensor, Tensor]:
-    return choose(relation, values, mask, projection, shift, keys, floors, everywhere)
+    return choose(relation, values, mask, projection, shift, keys, relation_floors, subject_floor, everywhere)
 
 
 @_operator.register_fake

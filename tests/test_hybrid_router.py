@@ -18,7 +18,7 @@ from wise.memory.state import MemoryState
 from wise.router.hybrid import choose
 
 
-def by_hand(relation, values, mask, projection, shift, keys, floors):  # noqa: ANN001, ANN201
+def by_hand(relation, values, mask, projection, shift, keys, floors, subject_floor):  # noqa: ANN001, ANN201
     """Token by token and edit by edit: (open, key) of those that open."""
     width, found = len(relation) // len(values), []
     for n in range(len(relation)):
@@ -33,7 +33,7 @@ def by_hand(relation, values, mask, projection, shift, keys, floors):  # noqa: A
                 ),
                 default=-2.0,
             )
-            if float(relation[n, e]) >= float(floors[0]) and subject >= float(floors[1]):
+            if float(relation[n, e]) >= float(floors[e]) and subject >= float(subject_floor):
                 scores[e] = float(relation[n, e]) + subject
         found.append(max(scores, key=lambda e: scores[e]) if scores else None)
     return found
@@ -47,10 +47,11 @@ def test_it_chooses_as_a_search_by_hand_does(seed: int, relation_floor: float, s
     values, keys = torch.randn(2, 5, 3, generator=g), normalize(torch.randn(4, 3, generator=g), dim=-1)
     mask = torch.rand(2, 1, 3, 5, generator=g) < 0.5
     projection, shift = torch.randn(3, 3, generator=g), torch.randn(3, generator=g)
-    floors = torch.tensor([abs(relation_floor) + 0.05, abs(subject_floor) + 0.05])
-    wanted = by_hand(relation, values, mask, projection, shift, keys, floors)
+    floors = abs(relation_floor) + 0.05 + 0.3 * torch.rand(4, generator=g)
+    subject = torch.tensor(abs(subject_floor) + 0.05)
+    wanted = by_hand(relation, values, mask, projection, shift, keys, floors, subject)
     for everywhere in (False, True):
-        key, value = choose(relation, values, mask, projection, shift, keys, floors, everywhere)
+        key, value = choose(relation, values, mask, projection, shift, keys, floors, subject, everywhere)
         assert [int(k) if v >= 1 else None for k, v in zip(key, value, strict=True)] == wanted
 
 

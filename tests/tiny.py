@@ -182,7 +182,7 @@ def _hybrid_by_hand(
     return MemoryState(
         edits=edits,
         slots=tuple(
-            ValueSlot(id=i, edit_ids=(f"e{i}",), scores=(1.0,), features=activations.shape[1], **_valued(value))
+            ValueSlot(id=i, edit_ids=(f"e{i}",), scores=(0.01,), features=activations.shape[1], **_valued(value))
             for i, value in enumerate(drawn)
         ),
         keys={f"e{i}": torch.cat([part[i : i + 1] for part in keys], dim=-1) for i in range(3)},

@@ -42,6 +42,11 @@ PREFIXED, FOREIGN = 1, 1
 """Prefixes, and unlike prompts, that a value is also fitted behind. More cost more and carry over no further."""
 
 
+APART, HIGHEST = 0.01, 0.99
+"""How far an edit's relation floor lies above what must not reach it, and the highest that there is, so that rounding
+does not shut the gate."""
+
+
 class ValueWriter:
     """Writes `ValueSlot`s, one edit each."""
 
@@ -67,7 +72,7 @@ class ValueWriter:
         examples = self._examples(edits)
         fit = _Fitting(self.spliced, examples, self._unit(), self.config.max_steps).run(progress)
         first = observe(self.spliced, self.reader, self.encoder, edits).keys(self.background)
-        bare = examples.rows.activations[examples.bare.nonzero()[:, 0].to(self.spliced.device)]
+        bare = examples.own.activations
         features = self.spliced.projection.in_features
         written: list[tuple[Slot, list[Written]]] = []
         for i, (task, edit) in enumerate(zip(tasks, edits, strict=True)):
@@ -76,7 +81,8 @@ class ValueWriter:
             slot = ValueSlot(
                 id=task.id, edit_ids=(edit.id,), values=fit.values[i][places], places=places, features=features
             )
-            outcome = Written(fitted=fit.fitted[i], steps=fit.steps[i], loss=fit.loss[i], keys=keys, score=1.0)
+            floor = self._floor(examples, i, fit.speaks[i], keys)
+            outcome = Written(fitted=fit.fitted[i], steps=fit.steps[i], loss=fit.loss[i], keys=keys, score=floor)
             written.append((slot, [outcome]))
         return written
 
@@ -85,6 +91,18 @@ class ValueWriter:
         relation = self.background.key_space.keys(further)
         subject = first[:, : first.shape[1] - relation.shape[1]].expand(len(relation), -1)
         return torch.cat([first, torch.cat([subject, relation], dim=1)])
+
+    def _floor(self, examples: _Examples, edit: int, speaks: Tensor, keys: Tensor) -> float:
+        """The relation floor above which no token of an edit's own prompt and answer lies at which it has no value."""
+        own = examples.own
+        width = own.context.shape[1]
+        before = own.context[edit][own.mask[edit, :width].bool()]
+        after = own.activations[edit][(own.labels[edit] != -100) & ~speaks.to(own.labels.device)]
+        space = self.background.key_space
+        relation = keys[:, keys.shape[1] - len(space.projection) :]
+        near = space.keys(torch.cat([before, after])) @ relation.T
+        reached = float(near.max()) if near.numel() else 0.0
+        return min(max(space.floor or 0.0, reached + APART), HIGHEST)
 
     def _unit(self) -> float:
         return float(self.background.scale / self.spliced.projection.out_features**0.5)
@@ -103,12 +121,16 @@ class ValueWriter:
                     rows.append((prompt, target))
                     owner.append(i)
                     bare.append(n == 0)
-        return _Examples(rows=self.spliced.cache(rows), owner=torch.tensor(owner), bare=torch.tensor(bare))
+        cached, first = self.spliced.cache(rows), torch.tensor(bare)
+        own = cached.select(first.nonzero()[:, 0].to(self.spliced.device))
+        return _Examples(rows=cached, own=own, owner=torch.tensor(owner), bare=first)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Examples:
     rows: Rows
+    own: Rows
+    """The bare ones among them, in the order of the edits."""
     owner: Tensor
     """`[rows]` int64: which edit each is of, ascending."""
     bare: Tensor
