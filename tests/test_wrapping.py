@@ -28,7 +28,7 @@ from wise.memory.layer import SideMemoryLayer
 from wise.memory.state import MemoryState
 
 architectures = pytest.mark.parametrize("model_type", ARCHITECTURES)
-modes = pytest.mark.parametrize("mode", ["merge", "retrieve"])
+modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
 
 
 @torch.no_grad()
