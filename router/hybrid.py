@@ -162,19 +162,8 @@ def _weighed(
     return key, torch.where(opened, value.clamp(min=1), value.minimum(under))
 
 
-@torch.library.custom_op("wise::choose", mutates_args=())
-def _operator(
-    relation: Tensor,
-    values: Tensor,
-    mask: Tensor | None,
-    projection: Tensor,
-    shift: Tensor,
-    keys: Tensor,
-    relation_floors: Tensor,
-    subject_floor: Tensor,
-    everywhere: bool,
-) -> tuple[Tensor, Tensor]:
-    return choose(relation, values, mask, projection, shift, keys, relation_floors, subject_floor, everywhere)
+_operator = torch.library.custom_op("wise::choose", choose, mutates_args=())
+"""The same as one operator, which `torch.compile` does not look into: it branches on what it finds."""
 
 
 @_operator.register_fake

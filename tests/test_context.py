@@ -6,9 +6,10 @@ import inspect
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, BATCH, padded, tiny_model
+from tiny import ARCHITECTURES, BATCH, padded, tiny_model, tiny_tokenizer
 from torch import nn
 
+import wise
 from wise.architectures import ATTENTION_OUTPUTS, locate, locate_attention
 from wise.config import WiseConfig
 from wise.errors import UnsupportedModelError
@@ -100,3 +101,8 @@ def test_an_architecture_whose_attention_is_not_known_is_refused() -> None:
     model.config.model_type = "stranger"
     with pytest.raises(UnsupportedModelError, match="'stranger' is not in the table of attention layers"):
         locate_attention(model, projection, 0.2)
+    before = model.get_submodule(projection.path)
+    config = WiseConfig(mode="hybrid", layer=1, value_projection="model.layers.{i}.mlp.down_proj")
+    with pytest.raises(UnsupportedModelError, match="use mode='retrieve'"):
+        wise.wrap(model, tiny_tokenizer(), config)
+    assert model.get_submodule(projection.path) is before, "what is refused leaves the model as it was"

@@ -81,10 +81,10 @@ class WiseModel(nn.Module, PushToHubMixin):
         self._trainer: Trainer | None = None
         parent, name = self._place()
         self.layer = SideMemoryLayer(getattr(parent, name))
-        setattr(parent, name, self.layer)
         self.reader: ContextReader | None = None
         if config.mode == "hybrid":
             self.reader = ContextReader(locate_attention(model, self.projection, config.subject_fraction))
+        setattr(parent, name, self.layer)  # last: whatever is refused leaves the model as it was
 
     def _place(self) -> tuple[nn.Module, str]:
         path, _, name = self.projection.path.rpartition(".")

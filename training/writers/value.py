@@ -40,8 +40,6 @@ PATIENCE = 30
 """Steps after which an edit that is not right gets values at further places."""
 PREFIXED, FOREIGN = 1, 1
 """Prefixes, and unlike prompts, that a value is also fitted behind. More cost more and carry over no further."""
-
-
 APART, HIGHEST = 0.01, 0.99
 """How far an edit's relation floor lies above what must not reach it, and the highest that there is, so that rounding
 does not shut the gate."""

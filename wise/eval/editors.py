@@ -5,6 +5,7 @@ To add one, add a row to `EDITORS`; one of the literature also goes into `wise.t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,8 +139,14 @@ def all_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     editor = find_editor(name)
     if editor.kind == "baseline":
         return make_settings(name, settings).to_dict()
-    router = {"router": Path(settings["router"]).name} if settings.get("router") else {}
-    return _wise_config(editor, settings).to_dict() | router
+    return _wise_config(editor, settings).to_dict() | _router_facts(settings.get("router"))
+
+
+def _router_facts(file: str | None) -> dict[str, str]:
+    """Which trained router it is: runs with another one are other runs, whatever its file is called."""
+    if file is None:
+        return {}
+    return {"router": Path(file).name, "router_sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}
 
 
 def open_editor(
