@@ -122,20 +122,33 @@ class Calibration:
     """Of `realised`."""
 
 
+def conformal_threshold(negative: Tensor, promised: float) -> float:
+    """The least threshold that a score, exchangeable with these `[n]`, passes with a probability of at most `promised`.
+
+    It lies just above the ceil((n + 1)(1 - promised))-th smallest of them (Vovk et al. 2005); inf where they are too
+    few for the promise.
+
+    Raises ConfigError if `promised` is not between 0 and 1, or the scores are empty or hold NaN.
+    """
+    if not 0 < promised < 1:
+        raise ConfigError(f"promised={promised!r}: expected a rate between 0 and 1")
+    known = checked_scores(negative, "negative").cpu().sort().values
+    # Counted down from the top: (n + 1) * promised is exact where 1 - promised is rounded.
+    above = math.floor((known.numel() + 1) * promised + 1e-9)
+    return math.nextafter(float(known[-above]), math.inf) if above >= 1 else math.inf
+
+
 def calibrate(
     negative: Tensor, promised: float, *, clusters: Sequence[Hashable] | None = None, seed: int = 0
 ) -> Calibration:
     """Split conformal calibration: is a false-positive rate that was promised on some negatives kept on others?
 
-    The threshold lies just above the ceil((n + 1)(1 - promised))-th smallest of the n scores of the first half
-    (Vovk et al. 2005), so that exchangeable scores pass it with a probability of at most `promised`. A cluster is
-    in one half only, or the second half would not be unseen.
+    The threshold is `conformal_threshold` of the first half. A cluster is in one half only, or the second half would
+    not be unseen.
 
     Raises ConfigError if `promised` is not between 0 and 1, the scores are empty or hold NaN, or there are fewer
     than two clusters.
     """
-    if not 0 < promised < 1:
-        raise ConfigError(f"promised={promised!r}: expected a rate between 0 and 1")
     scores = checked_scores(negative, "negative").cpu()
     groups = _groups(scores.numel(), clusters)
     count = int(groups.max()) + 1
@@ -144,13 +157,8 @@ def calibrate(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     first = torch.zeros(count, dtype=torch.bool)
     first[order[: (count + 1) // 2]] = True
-    known, unseen = scores[first[groups]].sort().values, scores[~first[groups]]
-    n = known.numel()
-    # Counted down from the top: (n + 1) * promised is exact where 1 - promised is rounded.
-    above = math.floor((n + 1) * promised + 1e-9)
-    threshold = math.inf
-    if above >= 1:
-        threshold = math.nextafter(float(known[n - above]), math.inf)
+    known, unseen = scores[first[groups]], scores[~first[groups]]
+    threshold = conformal_threshold(known, promised)
     routed = (unseen >= threshold) & (threshold < math.inf)
     names = groups[~first[groups]].tolist()
     return Calibration(

@@ -16,7 +16,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.router.intervals import _WEIGHTED, _Sides, bootstrap, calibrate, share_interval, wilson
+from wise.router.intervals import (
+    _WEIGHTED,
+    _Sides,
+    bootstrap,
+    calibrate,
+    conformal_threshold,
+    share_interval,
+    wilson,
+)
 from wise.router.metrics import FIGURES
 
 
@@ -216,3 +224,20 @@ def test_such_an_interval_holds_what_it_says() -> None:
             low, high = share_interval(hits, clusters, resamples=200)
             held.append(low <= 0.05 <= high)
     assert sum(held) / len(held) > 0.85
+
+
+@given(st.lists(levels, min_size=1, max_size=60), st.sampled_from([0.01, 0.05, 0.3, 0.9]))
+@settings(max_examples=100)
+def test_a_threshold_opens_for_no_more_of_its_own_scores_than_promised_and_lower_ones_for_too_many(
+    scores: list[float], promised: float
+) -> None:
+    known = torch.tensor(scores, dtype=torch.float64)
+    threshold = conformal_threshold(known, promised)
+    assert float((known >= threshold).double().mean()) <= promised
+    if math.isfinite(threshold):
+        under = math.nextafter(threshold, -math.inf)
+        assert int((known >= under).sum()) + 1 > (len(scores) + 1) * promised - 1e-9
+    else:
+        assert (len(scores) + 1) * promised < 1 + 1e-6 or -math.inf in scores
+    with pytest.raises(ConfigError, match="rate between 0 and 1"):
+        conformal_threshold(known, 1.0)

@@ -94,12 +94,7 @@ def prompt_ids(model: WiseModel, text: str, *, room: int = 0) -> list[int]:
 def score_rows(model: WiseModel, rows: Sequence[Sequence[int]]) -> list[Scored]:
     """The evidence at every token of each row of ids; pads stand on the right, so no row sees another's length."""
     memory = served(model)
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
+    ids, mask = right_padded(rows)
     seen: list[Tensor] = []
     handle = model.layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     device = execution_device(model.model)
@@ -124,6 +119,17 @@ def score_rows(model: WiseModel, rows: Sequence[Sequence[int]]) -> list[Scored]:
         )
         for i, row in enumerate(rows)
     ]
+
+
+def right_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask `[rows, longest]`; pads are 0 and masked, and no token of a causal model sees them."""
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return ids, mask
 
 
 def key_owners(model: WiseModel) -> list[str]:
