@@ -1,4 +1,4 @@
-"""`wise bench`: editors side by side, on the same ground."""
+"""`wise bench`: editors side by side, on the same ground; and routers (`wise.cli.bench_routers`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from wise.cli.bench_routers import bench_routers
 from wise.cli.common import (
     MODEL_HELP,
     CacheOption,
@@ -29,7 +30,8 @@ from wise.readers import read_records
 
 SIZES = [1, 10, 100, 500]
 
-app = typer.Typer(help="Compare editors on the same records.", no_args_is_help=True)
+app = typer.Typer(help="Compare editors, or routers, on the same records.", no_args_is_help=True)
+app.command("routers")(bench_routers)
 
 
 @app.command("editors")

@@ -1,0 +1,119 @@
+"""`wise bench routers`: ways of finding an edit again side by side, on the same prompts and calibrated alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wise.cli.common import (
+    MODEL_HELP,
+    FormatOption,
+    JsonOption,
+    ProgressOption,
+    SeedOption,
+    ThreadsOption,
+    check_file,
+    file_facts,
+    load_model,
+    progress_bars,
+    show_json,
+    show_table,
+)
+from wise.errors import ConfigError
+from wise.readers import read_records
+
+if TYPE_CHECKING:
+    from wise.training.baselines.embedding import Embedder
+
+SIZES = [100]
+RATES = [0.01, 0.05]
+
+
+def bench_routers(
+    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)],
+    data: Annotated[Path, typer.Option("--data", help="File of edits with the prompts that measure them.")],
+    router: Annotated[
+        Path | None,
+        typer.Option("--router", help="File that wise train-router wrote. Left out: the untrained one alone."),
+    ] = None,
+    format: FormatOption = "auto",
+    edits: Annotated[
+        list[int] | None, typer.Option("--edits", min=1, help="Edits in the memory; repeat for more sizes. 100.")
+    ] = None,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="Records of the file to leave out first.")] = 0,
+    calibrate_from: Annotated[
+        int | None,
+        typer.Option(
+            "--calibrate-from",
+            min=0,
+            help="Place in the file, from 0, from which on as many records are for finding thresholds. Left out: right "
+            "behind the measured ones.",
+        ),
+    ] = None,
+    false_routes: Annotated[
+        list[float] | None,
+        typer.Option("--false-routes", help="Share of hard negatives that may open a gate; repeat. 0.01 and 0.05."),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Running text, for false routes. Left out: some that ships.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="File for the tables, Markdown.")] = None,
+    seed: SeedOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    progress: ProgressOption = False,
+) -> None:
+    """Ask every router for the same edits on the same prompts, each with a threshold found in the same way.
+
+    The hybrid router, trained and untrained, by what is asked, by whom it is asked of, and by both; WISE's activation;
+    the nearest key of mode retrieve; an epsilon-ball and cosines on activations; and the nearest sentence embedding,
+    where that is installed (wise-runtime[icl]). Thresholds are for a memory of as many other edits.
+    """
+    check_file("--output", output)
+    from wise.architectures import locate
+    from wise.config import WiseConfig
+    from wise.eval.routers.contest import Ground, compare_routers, make_rounds
+    from wise.eval.routers.table import gates, markdown, separation
+    from wise.eval.routing.texts import read_texts
+    from wise.memory.fingerprint import fingerprint
+    from wise.training.router_file import load_router
+
+    records = read_records(data, format=format)
+    sizes = sorted(set(edits or SIZES))
+    rounds = [make_rounds(records, edits=size, skip=skip, calibrate_from=calibrate_from) for size in sizes]
+    ground = Ground(
+        rates=tuple(false_routes or RATES), text=None if text is None else read_texts(text), seed=seed or 0
+    )
+    base, tokenizer = load_model(model, threads=threads)
+    place = locate(base, WiseConfig(mode="hybrid"))
+    learned = None if router is None else load_router(router, fingerprint(base, place))
+    embedder = _embedder()
+    compared = []
+    with progress_bars(progress) as show:
+        for each in rounds:
+            found = compare_routers(base, tokenizer, each, ground, learned=learned, embedder=embedder, progress=show)
+            compared.append(found)
+    for one in compared:
+        show_table(f"{one['edits']} edits, AUROC of paraphrases against", *separation(one))
+        rates = ", ".join(f"{rate:g}" for rate in ground.rates)
+        show_table(f"{one['edits']} edits, gates for a share of {rates} of hard negatives", *gates(one))
+    if output is not None:
+        output.write_text("\n".join(map(markdown, compared)), encoding="utf-8")
+        typer.echo(f"tables written to {output}")
+    if as_json:
+        about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": Path(model).name}}
+        show_json(about | {"router": None if router is None else file_facts(router), "compared": compared})
+
+
+def _embedder() -> Embedder | None:
+    """Sentence embeddings, or none where their package is not installed, which is said."""
+    from wise.training.baselines.embedding import MiniLM, packaged_model
+
+    try:
+        packaged_model()
+    except ConfigError as error:
+        typer.echo(f"left out: {error}", err=True)
+        return None
+    return MiniLM()

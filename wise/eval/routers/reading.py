@@ -1,0 +1,94 @@
+"""What routers may go by, read off the base once for all of them: activations, value vectors, and the text itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wise.architectures import ValueProjection
+from wise.eval.routing.scores import prompt_ids, right_padded
+from wise.eval.work import BATCH, Progress
+from wise.memory.layer import execution_device
+from wise.model import WiseModel
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """One text, of whose `tokens` the last m are routed."""
+
+    text: str
+    activations: Mapping[int, Tensor]
+    """Block -> `[m, f]` float32 on the CPU: what enters its value projection."""
+    values: Tensor
+    """`[tokens, v]` float32 on the CPU: the value vectors that the base's attention keeps."""
+
+    @property
+    def routed(self) -> int:
+        """m: 1, or all tokens."""
+        return len(next(iter(self.activations.values())))
+
+
+@torch.no_grad()
+def read(
+    model: WiseModel,
+    blocks: Sequence[ValueProjection],
+    texts: Sequence[str],
+    *,
+    every_token: bool = False,
+    name: str = "reading",
+    progress: Progress | None = None,
+) -> list[Reading]:
+    """Runs the base over `texts`, in batches of like length; of each its last token is routed, or every one.
+
+    Args:
+        model: in mode `hybrid`, which sees value vectors.
+        blocks: value projections of blocks, of which each is read.
+
+    Raises ConfigError for a text that has no token, or more than the context holds, and for another mode.
+    """
+    rows = [prompt_ids(model, text) for text in texts]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    found: dict[int, Reading] = {}
+    with model.evaluating(), model.disabled():
+        for start in range(0, len(order), BATCH):
+            part = order[start : start + BATCH]
+            activations, values = _run(model, blocks, [rows[i] for i in part])
+            for n, i in enumerate(part):
+                end = len(rows[i])
+                first = 0 if every_token else end - 1
+                found[i] = Reading(
+                    text=texts[i],
+                    activations={block: seen[n, first:end].clone() for block, seen in activations.items()},
+                    values=values[n, :end].clone(),
+                )
+            if progress is not None:
+                progress(name, start + len(part), len(order))
+    return [found[i] for i in range(len(texts))]
+
+
+def _run(
+    model: WiseModel, blocks: Sequence[ValueProjection], rows: Sequence[Sequence[int]]
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Block -> `[rows, longest, f]`, and `[rows, longest, v]`."""
+    ids, mask = right_padded(rows)
+    seen: dict[int, Tensor] = {}
+    handles = [
+        model.model.get_submodule(place.path).register_forward_pre_hook(
+            lambda _module, args, block=place.layer: seen.update({block: args[0]})
+        )
+        for place in blocks
+    ]
+    device = execution_device(model.model)
+    try:
+        model.model.base_model(ids.to(device), attention_mask=mask.to(device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    values = None if model.reader is None else model.reader.values
+    if values is None:
+        raise RuntimeError("attention was not seen: the model must be wrapped in mode='hybrid'")
+    # Some architectures flatten their rows.
+    return {block: part.float().view(*ids.shape, -1).cpu() for block, part in seen.items()}, values.float().cpu()
