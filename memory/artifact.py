@@ -3,7 +3,8 @@
     wise_config.json     settings, fingerprint of the base, slots; a SHA-256 of itself and of the others
     edits.jsonl          the live edits in their order, one per line, as `wise.read_edits` reads them
     memory.safetensors   key_space.{mean,projection}, keys, key_counts, slot.{i}.{name}; in hybrid also
-                         key_space.floor, subject_space.{mean,projection,floor}
+                         key_space.floors, subject_space.{mean,projection,floors}, and where a router was trained
+                         key_space.{inner,bias,outer}
 
 Nothing in it depends on when, where or how often it was written: the same memory makes the same bytes.
 Nothing in it is executed or unpickled, and the search index is built anew from the keys. Everything is
@@ -34,8 +35,9 @@ from wise.edits import Edit, check_unique
 from wise.errors import ArtifactError, ConfigError, EditError, did_you_mean
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import ASIDE, replaced_folder
+from wise.memory.key_space import KeySpace
 from wise.memory.slot import SLOT_KINDS, Slot
-from wise.memory.state import KeySpace, MemoryState
+from wise.memory.state import MemoryState
 
 FORMAT = "wise-memory"
 SCHEMA_VERSION = 1
@@ -287,15 +289,15 @@ def _unpack_slot(kind: str, fields: Mapping[str, Any], tensors: dict[str, Tensor
 
 
 def _unpack_key_space(space: str, tensors: dict[str, Tensor]) -> KeySpace | None:
-    names = [f"{space}.{name}" for name in ("mean", "projection", "floor")]
-    mean, projection, floor = (tensors.pop(name, None) for name in names)
-    if mean is None and projection is None and floor is None:
-        return None
-    if mean is None or projection is None or projection.ndim != 2:
-        _refuse(f"{TENSORS_FILE}: {names[0]} and {names[1]} [r, f] are not both there; {_AGAIN}")
-    if floor is not None and (floor.dtype != torch.float64 or floor.ndim):
-        _refuse(f"{TENSORS_FILE}: {names[2]}: {floor.dtype} {list(floor.shape)}, expected one torch.float64; {_AGAIN}")
-    return KeySpace(mean=mean, projection=projection, floor=None if floor is None else float(floor))
+    """Takes the tensors of a key space out of `tensors`."""
+    own = {name.removeprefix(f"{space}."): tensors.pop(name) for name in list(tensors) if name.startswith(f"{space}.")}
+    try:
+        return KeySpace.from_tensors(own) if own else None
+    except KeyError as error:
+        _refuse(f"{TENSORS_FILE}: {space}.{error.args[0]} is missing; {_AGAIN}")
+    except ValueError as error:
+        _refuse(f"{TENSORS_FILE}: {space}: {error}; {_AGAIN}")
+
 
 
 def _unpack_keys(edits: Sequence[Edit], tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,50 +9,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import torch
 from torch import Tensor
-from torch.nn.functional import linear, normalize
 
 from wise.edits import Edit
+from wise.memory.key_space import KeySpace
 from wise.memory.keys import KeyIndex
 from wise.memory.slot import Slot
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class KeySpace:
-    """How an activation becomes an edit key: `key = normalize(projection (a - mean))`."""
-
-    mean: Tensor
-    """`[f]` mean activation of the base's own text."""
-    projection: Tensor
-    """`[r, f]` projection onto the directions that tell keys apart: whitening, or learned."""
-    floor: float | None = None
-    """Cosine from which a key counts, where the space comes with one; `retrieve` has its own setting."""
-
-    def __post_init__(self) -> None:
-        # A product with a transposed view is summed in another order: a key space read from disk would differ in
-        # the last bits from the one that was saved.
-        object.__setattr__(self, "projection", self.projection.contiguous())
-
-    @property
-    def shift(self) -> Tensor:
-        """`[r]` what is added behind the projection, in place of taking the mean off before it."""
-        return -(self.projection.float() @ self.mean.float())
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that `from_tensors` needs, for safetensors; cloned, since it refuses tensors that share storage."""
-        floor = {} if self.floor is None else {"floor": torch.tensor(self.floor, dtype=torch.float64)}
-        return {"mean": self.mean.clone(), "projection": self.projection.clone(), **floor}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> KeySpace:
-        """The inverse of `tensors`. Raises KeyError where one is missing."""
-        floor = float(tensors["floor"]) if "floor" in tensors else None
-        return cls(mean=tensors["mean"], projection=tensors["projection"], floor=floor)
-
-    def keys(self, activations: Tensor) -> Tensor:
-        """Unit keys `[n, r]` of activations `[n, f]`."""
-        return normalize(linear(activations.float().cpu() - self.mean, self.projection), dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -74,15 +74,17 @@ def _hybrid(
 def _values(state: MemoryState, key_slots: Tensor, dtype: torch.dtype) -> ValueBank:
     """key_slots: `[keys]`, the keys of a slot side by side and in their order."""
     held = [_value_slot(slot) for slot in state.slots]
-    longest = max(int(slot.places[-1]) for slot in held) + 1
-    places = torch.full((len(held), longest), NO_SLOT)
-    weights = torch.zeros(len(key_slots), held[0].values.shape[1])
-    for slot in held:
-        own = (key_slots == slot.id).nonzero()[:, 0]
-        if len(own) != len(slot.values):
-            raise ConfigError(f"slot {slot.id} has {len(slot.values)} values and its edit {len(own)} keys")
-        weights[own] = slot.values
-        places[slot.id, slot.places] = own
+    counts = torch.tensor([len(slot.values) for slot in held])
+    keys = torch.bincount(key_slots, minlength=len(held))
+    for slot, given, wanted in zip(held, keys.tolist(), counts.tolist(), strict=True):
+        if given != wanted:
+            raise ConfigError(f"slot {slot.id} has {wanted} values and its edit {given} keys")
+    own = key_slots.argsort(stable=True)  # the keys of the first slot, of the second, ...
+    place = torch.cat([slot.places for slot in held])
+    places = torch.full((len(held), int(place.max()) + 1), NO_SLOT)
+    places[torch.arange(len(held)).repeat_interleave(counts), place] = own
+    weights = torch.empty(len(own), held[0].values.shape[1])
+    weights[own] = torch.cat([slot.values for slot in held])
     return ValueBank(weights.to(dtype), places)
 
 

@@ -7,33 +7,66 @@ Two kinds of evidence, each a cosine to an edit's key, must both reach their flo
 
 Alone, the first confuses like questions about unlike subjects, and the second unlike questions about one subject. The
 floor of an edit's relation is the router's, or higher where the edit's own prompt and answer come near its key at a
-token at which it must not speak. Whether a floor is reached is asked of the subject only where some relation reaches
-its own: elsewhere a token costs one product with the relation keys.
+token at which it must not speak. Of whom is asked only where some relation is reached, and only for the edits whose
+relation it is: elsewhere a token costs one product with the centres of the relation keys (`screen`), so that ten
+thousand edits cost hardly more than a hundred.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import linear, normalize, relu
 
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader, visible
 from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import Evidence, Route, Router, SlotBank, ValueBank
-from wise.memory.state import KeySpace
+from wise.memory.key_space import KeySpace
+from wise.memory.side_memory import Evidence, Resident, Route, Router, SlotBank, ValueBank
+from wise.router.screen import screen
 
 ABSENT = -2.0
 """In place of the evidence for what cannot be: below every cosine."""
+LEAST_WAY = 1e-3
+"""From a floor to 1, at least, so that a floor of 1 can be divided by."""
+AT_ONCE = 256
+"""Tokens compared with all keys in one product."""
+
+
+class Projector(Resident):
+    """Brings vectors into a key space where the model is."""
+
+    projection: Tensor
+    shift: Tensor
+    inner: Tensor | None
+    inner_shift: Tensor | None
+    outer: Tensor | None
+
+    def __init__(self, space: KeySpace) -> None:
+        super().__init__()
+        self.projection, self.shift = space.projection.float(), space.shift
+        bend = space.bend
+        self.inner, self.outer = (None, None) if bend is None else (bend.inner.float(), bend.outer.float())
+        self.inner_shift = space.bend_shift
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """`[n, f]` -> unit `[n, r]`, float32."""
+        x = vectors.float()
+        key = linear(x, self.projection, self.shift)
+        if self.inner is not None and self.outer is not None:
+            key = key + linear(relu(linear(x, self.inner, self.inner_shift)), self.outer)
+        return normalize(key, dim=-1)
 
 
 class HybridRouter(Router):
     """Keys of both kinds for every edit, one for each place at which it speaks."""
 
     key_slots: Tensor
+    centres: Tensor
+    bounds: Tensor
     relation_keys: Tensor
-    relation_projection: Tensor
-    relation_shift: Tensor
     subject_keys: Tensor
     subject_projection: Tensor
     subject_shift: Tensor
@@ -57,16 +90,15 @@ class HybridRouter(Router):
         Raises ConfigError where a space has no floor.
         """
         super().__init__()
-        if subject.floor is None or relation.floor is None:
-            raise ConfigError("the router's spaces have no floors: they were made for mode='retrieve'")
         size = len(subject.projection)
         self.reader = reader
         self.key_slots = key_slots
         self.subject_keys, self.relation_keys = keys[:, :size].float(), keys[:, size:].float()
-        self.subject_projection, self.relation_projection = subject.projection, relation.projection
-        self.subject_shift, self.relation_shift = subject.shift, relation.shift
-        self.relation_floors = thresholds.float()[key_slots].clamp(min=relation.floor)
-        self.subject_floor = torch.tensor(subject.floor)
+        self.relation = Projector(relation)
+        self.subject_projection, self.subject_shift = subject.projection, subject.shift
+        self.relation_floors = thresholds.float()[key_slots].clamp(min=relation.floor(len(thresholds)))
+        self.subject_floor = torch.tensor(subject.floor(len(thresholds)))
+        self.centres, self.bounds = screen(self.relation_keys, self.relation_floors)
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         if not isinstance(bank, ValueBank):
@@ -77,7 +109,7 @@ class HybridRouter(Router):
         return Route(slot, value, torch.ones_like(value), delta)
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
-        """The lesser of relation and subject over their floors, of the edit for which it is largest.
+        """The lesser of how far relation and subject pass their floors, of the edit for which it is largest.
 
         Every subject is looked for at every token, so it costs more than `forward`.
         """
@@ -92,17 +124,18 @@ class HybridRouter(Router):
             raise ConfigError(
                 f"{len(activation)} tokens reach the side memory and attention saw {seen}: run the model as a whole"
             )
-        query = linear(activation.float(), self.relation_projection, self.relation_shift)
-        relation = normalize(query, dim=-1) @ self.relation_keys.T
         how = _operator if torch.compiler.is_compiling() else choose
         found: tuple[Tensor, Tensor] = how(
-            relation,
+            self.relation(activation),
+            self.centres,
+            self.bounds,
+            self.relation_keys,
+            self.relation_floors,
             values,
             self.reader.mask,
             self.subject_projection,
             self.subject_shift,
             self.subject_keys,
-            self.relation_floors,
             self.subject_floor,
             everywhere,
         )
@@ -110,49 +143,69 @@ class HybridRouter(Router):
 
 
 def choose(
-    relation: Tensor,
+    query: Tensor,
+    centres: Tensor,
+    bounds: Tensor,
+    relation_keys: Tensor,
+    relation_floors: Tensor,
     values: Tensor,
     mask: Tensor | None,
     projection: Tensor,
     shift: Tensor,
-    keys: Tensor,
-    relation_floors: Tensor,
+    subject_keys: Tensor,
     subject_floor: Tensor,
     everywhere: bool,
 ) -> tuple[Tensor, Tensor]:
     """Per token `[n]`: the key of the edit chosen, and its evidence, at least 1 exactly where it reaches both floors.
 
-    Of several edits that do, the one with the most evidence in sum; where none does, the one that comes nearest.
+    Of several edits that do, the one with the most evidence in sum; where none does, the one that comes nearest of
+    those looked at, or the first with evidence 0 where there is none.
 
     Args:
-        relation: `[n, edits]` cosines; the tokens of one row after those of another.
+        query: `[n, r]` unit; the tokens of one row after those of another.
+        centres, bounds: `[c, r]`, `[c]` of the relation keys (`screen`).
+        relation_keys, relation_floors: `[edits, r]`, `[edits]`.
         values: `[rows, tokens, v]` what attention sees; `mask`: which of it each token sees (`visible`).
-        projection, shift, keys: `[s, v]`, `[s]`, `[edits, s]` of the subject space.
-        relation_floors, subject_floor: `[edits]`, and one number.
-        everywhere: look for subjects also where no relation reaches its floor; there its evidence counts alone if not.
+        projection, shift, subject_keys, subject_floor: `[s, v]`, `[s]`, `[edits, s]` and one number.
+        everywhere: look at every edit at every token, and not only at those whose relation is reached.
     """
-    best = (relation / relation_floors).max(-1)
-    key, value = best.indices.clone(), best.values.clone()
-    asking = torch.arange(len(value), device=value.device)
-    if not everywhere:
-        asking = asking[(relation >= relation_floors).any(-1)]
-    width = len(relation) // len(values)
-    for row in torch.unique(asking // width).tolist():
-        here = asking[asking // width == row]
-        context = normalize(linear(values[row].float(), projection, shift), dim=-1) @ keys.T  # [tokens, edits]
+    key = torch.zeros(len(query), dtype=torch.long, device=query.device)
+    value = query.new_zeros(len(query))
+    asking = (query @ centres.T >= bounds).any(-1)
+    if everywhere:
+        asking = torch.ones_like(asking)
+    width = len(query) // len(values)
+    for here in _parts(asking.nonzero()[:, 0], width):
+        relation = query[here] @ relation_keys.T
+        reached = (relation >= relation_floors).any(0)
+        edits = (torch.ones_like(reached) if everywhere else reached).nonzero()[:, 0]
+        if len(edits) == 0:
+            continue
+        row = int(here[0]) // width
+        context = normalize(linear(values[row].float(), projection, shift), dim=-1) @ subject_keys[edits].T
         seen = visible(mask, row, here % width, width, values.shape[1])
         subject = torch.stack([context.masked_fill(~s[:, None], ABSENT).max(0).values for s in seen])
-        key[here], value[here] = _weighed(relation[here], subject, relation_floors, subject_floor)
-    under = torch.nextafter(value.new_tensor(1.0), value.new_tensor(0.0))
-    silent = relation.gather(-1, key[:, None])[:, 0] < relation_floors[key]
-    return key, torch.where(silent, value.minimum(under), value)
+        best, value[here] = _weighed(relation[:, edits], subject, relation_floors[edits], subject_floor)
+        key[here] = edits[best]
+    return key, value
+
+
+def _parts(tokens: Tensor, width: int) -> Iterator[Tensor]:
+    """Ascending places of tokens, those of each row of `width` by themselves and no more than `AT_ONCE`."""
+    rows, counts = torch.unique_consecutive(tokens // width, return_counts=True)
+    for own in torch.split(tokens, counts.tolist()):
+        yield from torch.split(own, AT_ONCE)
 
 
 def _weighed(
     relation: Tensor, subject: Tensor, relation_floors: Tensor, subject_floor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`[m, edits]` each -> the edit chosen and its evidence, `[m]` each."""
-    lesser = torch.minimum(relation / relation_floors, subject / subject_floor)
+    """`[m, edits]` each -> the edit chosen and its evidence, `[m]` each.
+
+    Evidence counts each cosine in shares of the way from its floor to 1: as a multiple of the floor it could not tell
+    a subject named in so many words from one that hardly passes.
+    """
+    lesser = 1 + torch.minimum(_passed(relation, relation_floors), _passed(subject, subject_floor))
     reached = (relation >= relation_floors) & (subject >= subject_floor)
     opened = reached.any(-1)
     most = torch.where(reached, relation + subject, ABSENT).argmax(-1)
@@ -162,10 +215,14 @@ def _weighed(
     return key, torch.where(opened, value.clamp(min=1), value.minimum(under))
 
 
+def _passed(cosine: Tensor, floor: Tensor) -> Tensor:
+    return (cosine - floor) / (1 - floor).clamp(min=LEAST_WAY)
+
+
 _operator = torch.library.custom_op("wise::choose", choose, mutates_args=())
 """The same as one operator, which `torch.compile` does not look into: it branches on what it finds."""
 
 
 @_operator.register_fake
-def _(relation: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return relation.new_empty(len(relation), dtype=torch.long), relation.new_empty(len(relation))
+def _(query: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return query.new_empty(len(query), dtype=torch.long), query.new_empty(len(query))

@@ -42,10 +42,11 @@ from wise.architectures import locate
 from wise.config import MODES
 from wise.demo import model_path
 from wise.demo.run import demo_records
+from wise.memory.key_space import KeySpace
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.side_memory import SideMemory
 from wise.memory.slot import MaskedDenseSlot
-from wise.memory.state import KeySpace, MemoryState
+from wise.memory.state import MemoryState
 from wise.router.assemble import assemble
 
 RELEASED_CPU_SECONDS = 2.6

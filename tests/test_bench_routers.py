@@ -142,15 +142,15 @@ def test_hybrid_evidence_is_what_the_router_serves_by(model_type: str) -> None:
     readings = read(wrapped, [wrapped.projection], TEXTS, every_token=True)
     scored = score_prompts(wrapped, TEXTS, name="served", every_token=True, work=Work())
     served = torch.tensor([value for one in scored for value in one.values])
-    value, best = hybrid(wrapped, LESSER).scores(readings)
+    value = 2 + hybrid(wrapped, SHORTFALL).scores(readings).value
     opened = served >= 1
     assert bool(opened.any()) and not bool(opened.all())
     assert torch.equal(value >= 1, opened)
     torch.testing.assert_close(value[~opened], served[~opened], rtol=1e-3, atol=1e-4)
-    assert torch.equal(hybrid(wrapped, SHORTFALL).scores(readings).value >= -1, opened)
+    assert torch.equal(hybrid(wrapped, LESSER).scores(readings).value >= 1, opened)
     alone = [hybrid(wrapped, by).scores(readings).value for by in (RELATION, SUBJECT)]
     spaces = (wrapped.state.key_space, wrapped.state.subject_space)
-    lax = [one >= space.floor for one, space in zip(alone, spaces, strict=True)]  # type: ignore[union-attr]
+    lax = [one >= space.floor(3) for one, space in zip(alone, spaces, strict=True)]  # type: ignore[union-attr]
     assert all(int(one.sum()) > int(opened.sum()) and bool(one[opened].all()) for one in lax)
     both = hybrid(wrapped, SUM).scores(readings).value
     assert bool((both <= alone[0] + alone[1] + 1e-4).all())
@@ -159,7 +159,7 @@ def test_hybrid_evidence_is_what_the_router_serves_by(model_type: str) -> None:
 @pytest.mark.parametrize("routed", [1, 3, 8])
 def test_a_subject_is_looked_for_in_what_a_token_sees_and_no_further(routed: int) -> None:
     g = torch.Generator().manual_seed(4)
-    relation, subject = (KeySpace(mean=torch.zeros(f), projection=torch.eye(f), floor=0.5) for f in (6, 3))
+    relation, subject = (KeySpace(mean=torch.zeros(f), projection=torch.eye(f), floors=(0.5,)) for f in (6, 3))
     asked, named = (normalize(torch.randn(4, f, generator=g), dim=-1) for f in (6, 3))
     spaces = {"relation": relation, "subject": subject, "relation_keys": asked, "subject_keys": named}
     [reading] = made_up(1, routed)

@@ -16,6 +16,7 @@ from wise.errors import ConfigError
 from wise.memory.slot import ValueSlot
 from wise.memory.state import MemoryState
 from wise.router.hybrid import choose
+from wise.router.screen import screen
 
 
 def by_hand(relation, values, mask, projection, shift, keys, floors, subject_floor):  # noqa: ANN001, ANN201
@@ -43,24 +44,51 @@ def by_hand(relation, values, mask, projection, shift, keys, floors, subject_flo
 @given(st.integers(0, 2**32 - 1), st.sampled_from([-0.5, 0.0, 0.4]), st.sampled_from([-0.5, 0.2, 0.6]))
 def test_it_chooses_as_a_search_by_hand_does(seed: int, relation_floor: float, subject_floor: float) -> None:
     g = torch.Generator().manual_seed(seed)
-    relation = torch.rand(6, 4, generator=g) * 2 - 1
+    query, asked = (normalize(torch.randn(n, 3, generator=g), dim=-1) for n in (6, 4))
     values, keys = torch.randn(2, 5, 3, generator=g), normalize(torch.randn(4, 3, generator=g), dim=-1)
     mask = torch.rand(2, 1, 3, 5, generator=g) < 0.5
     projection, shift = torch.randn(3, 3, generator=g), torch.randn(3, generator=g)
     floors = abs(relation_floor) + 0.05 + 0.3 * torch.rand(4, generator=g)
     subject = torch.tensor(abs(subject_floor) + 0.05)
-    wanted = by_hand(relation, values, mask, projection, shift, keys, floors, subject)
+    wanted = by_hand(query @ asked.T, values, mask, projection, shift, keys, floors, subject)
     for everywhere in (False, True):
-        key, value = choose(relation, values, mask, projection, shift, keys, floors, subject, everywhere)
+        key, value = choose(
+            query, *screen(asked, floors), asked, floors, values, mask, projection, shift, keys, subject, everywhere
+        )
         assert [int(k) if v >= 1 else None for k, v in zip(key, value, strict=True)] == wanted
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 1500), st.floats(0.0, 1.0))
+def test_what_the_screen_holds_back_reaches_no_key(seed: int, count: int, spread: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    hubs = torch.randn(5, 8, generator=g)
+    noise = spread * torch.randn(count, 8, generator=g)
+    keys = normalize(hubs[torch.randint(5, (count,), generator=g)] + noise, dim=-1)
+    floors = 0.1 + 0.9 * torch.rand(count, generator=g)
+    near = keys[:50] + 0.3 * torch.randn(len(keys[:50]), 8, generator=g)
+    query = normalize(torch.cat([torch.randn(300, 8, generator=g), keys[:50], near]), dim=-1)
+    centres, bounds = screen(keys, floors)
+    passes = (query @ centres.T >= bounds).any(-1)
+    assert not bool(((query @ keys.T >= floors).any(-1) & ~passes).any())
+
+
+def test_the_screen_holds_back_most_of_what_is_far_from_all_keys() -> None:
+    g = torch.Generator().manual_seed(0)
+    hubs = torch.randn(20, 64, generator=g)
+    keys = normalize(hubs.repeat(100, 1) + 0.05 * torch.randn(2000, 64, generator=g), dim=-1)
+    centres, bounds = screen(keys, torch.full((2000,), 0.6))
+    query = normalize(torch.randn(1000, 64, generator=g), dim=-1)
+    assert len(centres) < 300 and float((query @ centres.T >= bounds).any(-1).float().mean()) < 0.2
+    assert bool((keys @ centres.T >= bounds).any(-1).all())
 
 
 def test_either_kind_of_evidence_alone_opens_nothing() -> None:
     wrapped = wrap_tiny("llama", "hybrid", layer=1)
     state = wrapped.state
     assert state.key_space is not None and state.subject_space is not None
-    lax = replace(state.key_space, floor=0.01), replace(state.subject_space, floor=0.01)
-    strict = replace(state.key_space, floor=1.0), replace(state.subject_space, floor=1.0)
+    lax = replace(state.key_space, floors=(0.01,)), replace(state.subject_space, floors=(0.01,))
+    strict = replace(state.key_space, floors=(1.0,)), replace(state.subject_space, floors=(1.0,))
     opened = []
     for relation, subject in (lax, (lax[0], strict[1]), (strict[0], lax[1])):
         put(wrapped, replace(state, key_space=relation, subject_space=subject))

@@ -21,9 +21,10 @@ from wise.errors import ArtifactError, ConfigError
 from wise.lessons import lessons_of
 from wise.training import router_training
 from wise.training.evidence import observe
+from wise.training.floors import ABSENT, SIZES, conformal_floor, growing_floors
 from wise.training.lesson import Lesson
 from wise.training.router_file import load_router, save_router
-from wise.training.router_training import TEMPERATURE, conformal_floor, info_nce
+from wise.training.router_training import TEMPERATURE, info_nce
 
 
 def demo(**settings: object) -> wise.WiseModel:
@@ -64,6 +65,22 @@ def test_a_conformal_floor_keeps_its_promise_on_new_scores() -> None:
     scores = torch.tensor([0.1, 0.2, 0.3, 0.4])
     assert not bool((scores >= conformal_floor(scores, 0.2)).any())
     assert (scores >= conformal_floor(scores, 0.4)).tolist() == [False, False, False, True]
+
+
+def test_the_floor_for_a_size_keeps_its_promise_for_a_memory_of_that_size_and_no_less() -> None:
+    g = torch.Generator().manual_seed(0)
+    spread = 1 + torch.rand(2000, 1, generator=g)  # some questions are likelier to be taken for others
+    scores = (0.2 * spread * torch.randn(2000, 600, generator=g)).clamp(-1, 1)
+    scores[torch.rand(2000, 600, generator=g) < 0.5] = ABSENT
+    known, new = scores[:400], scores[400:]
+    floors = growing_floors(known, 0.1)
+    assert len(floors) == len(SIZES) and all(a <= b for a, b in zip(floors, floors[1:], strict=False))
+    for size in (8, 64):
+        drawn = torch.stack([torch.randperm(600, generator=g)[:size] for _ in range(len(new))])
+        largest = new.gather(1, drawn).max(-1).values
+        assert 0.06 < float((largest >= floors[SIZES.index(size)]).float().mean()) < 0.13
+        assert float((largest >= floors[0]).float().mean()) > 0.2, "the floor for one edit is too low for many"
+    assert set(growing_floors(known[:5], 0.1)) == {1.0}, "too few to promise anything"
 
 
 def test_lessons_are_wordings_of_a_fact_and_other_questions_about_its_subject() -> None:
@@ -156,7 +173,7 @@ def test_a_file_brings_back_the_same_router_and_a_memory_brings_its_own(
     for name in ("relation", "subject"):
         one, other = getattr(spaces, name), getattr(again, name)
         assert torch.equal(one.projection, other.projection) and torch.equal(one.mean, other.mean)
-        assert one.floor == other.floor
+        assert one.floors == other.floors
     assert (again.facts, again.recall, again.false_routes) == (spaces.facts, spaces.recall, spaces.false_routes)
     edits = [record.edit for record in records(3)]
     try:

@@ -20,9 +20,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 import wise
 from wise.architectures import locate
+from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import Route
 from wise.memory.slot import MaskedDenseSlot, ValueSlot
-from wise.memory.state import KeySpace, MemoryState
+from wise.memory.state import MemoryState
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 VOCABULARY = 96
@@ -175,7 +176,7 @@ def _hybrid_by_hand(
         projection = torch.randn(8, vectors.shape[1], generator=generator) / vectors.std()
         space = KeySpace(mean=vectors.mean(0), projection=projection)
         own = normalize(torch.randn(3, 8, generator=generator), dim=-1)
-        spaces.append(replace(space, floor=_gap((space.keys(vectors) @ own.T).max(-1).values)))
+        spaces.append(replace(space, floors=(_gap((space.keys(vectors) @ own.T).max(-1).values),)))
         keys.append(own)
     norm = strength * outputs.norm(dim=-1).mean()
     drawn = normalize(torch.randn(3, outputs.shape[1], generator=generator), dim=-1) * norm

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from wise.config import WiseConfig
 from wise.memory.context import ContextReader
-from wise.memory.state import KeySpace
+from wise.memory.key_space import KeySpace
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
 from wise.training.splice import SplicedModel
@@ -58,9 +58,9 @@ def measure(
     output = spliced.value_projection(tokens)
     space, subject = fit_key_space(tokens.float(), config.key_dim), None
     if reader is not None and reader.values is not None:
-        space = replace(space, floor=config.relation_floor)
+        space = replace(space, floors=(config.relation_floor,))
         values = reader.values[mask.bool()].float()
-        subject = replace(fit_key_space(values, config.key_dim), floor=config.subject_floor)
+        subject = replace(fit_key_space(values, config.key_dim), floors=(config.subject_floor,))
     return Background(
         activations=tokens.float(),
         prefixes=_prefixes(encoder, samples, config),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from wise.memory.context import ContextReader
-from wise.memory.state import KeySpace
+from wise.memory.key_space import KeySpace
 from wise.training.encoding import Encoder
 from wise.training.splice import SplicedModel
 from wise.training.subjects import subject_spans
@@ -80,15 +80,20 @@ def observe(spliced: SplicedModel, reader: ContextReader, encoder: Encoder, aske
         part = asked[start : start + BATCH]
         rows = [encoder.prompt(each.prompt) for each in part]
         activations, _, _ = spliced.observe(rows)
-        relation.append(activations[:, -1].float())
+        relation.append(_kept(activations[:, -1]))
         second = torch.tensor([-2 if len(row) > 1 else -1 for row in rows], device=activations.device)
-        before.append(activations[torch.arange(len(rows), device=second.device), second].float())
+        before.append(_kept(activations[torch.arange(len(rows), device=second.device), second]))
         values = reader.values
         if values is None:
             raise RuntimeError("attention was not run: is it part of the model's forward?")
-        context += [values[i, values.shape[1] - len(row) + skipped :].float() for i, row in enumerate(rows)]
+        context += [_kept(values[i, values.shape[1] - len(row) + skipped :]) for i, row in enumerate(rows)]
         for each in part:
             spans = subject_spans(encoder, each.prompt, each.subject) if each.subject else []
             places.append(spans[-1][1] - 1 - skipped if spans else None)
     ends, unasked = torch.cat(relation), torch.cat(before)
     return Evidence(relation=ends, before=unasked, context=tuple(context), subject=tuple(places))
+
+
+def _kept(vectors: Tensor) -> Tensor:
+    """In float32, and by itself: a view would keep the whole batch in memory."""
+    return vectors.to(torch.float32, copy=True)

@@ -16,5 +16,7 @@ class Lesson:
     """As it stands in the prompt."""
     relation: str
     """What is asked about the subject; questions of one relation ask the same of each subject."""
+    form: str = ""
+    """What kind of wording it is: questions of every form are learned from alike often."""
     negative: bool = False
     """It asks something else about the subject than the fact's own question does."""

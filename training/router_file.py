@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wise.errors import ArtifactError
 from wise.memory.fingerprint import Fingerprint
-from wise.memory.state import KeySpace
+from wise.memory.key_space import KeySpace
 from wise.training.router_training import LearnedSpaces
 
 FORMAT = "wise-router"
@@ -69,7 +69,6 @@ def load_router(file: str | PathLike[str], base: Fingerprint) -> LearnedSpaces:
 def _space(tensors: dict[str, Tensor], name: str) -> KeySpace:
     own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
     space = KeySpace.from_tensors(own)
-    sound = space.projection.ndim == 2 and space.mean.shape == space.projection.shape[1:] and space.floor is not None
-    if not sound or not all(bool(t.isfinite().all()) for t in own.values()):
-        raise ValueError(f"{name}: {({key: list(t.shape) for key, t in own.items()})} make no space")
+    if not space.floors or not all(bool(t.isfinite().all()) for t in own.values()):
+        raise ValueError(f"{name}: no floors, or numbers that are not finite")
     return space

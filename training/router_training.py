@@ -6,11 +6,10 @@ very same subject, against tokens at which a question is not asked to its end, a
 compared in the whitened space of the base's value vectors: what they differ in is there without training, and training
 it alike on two thousand subjects knew others less.
 
-Both floors are conformal (Vovk, Gammerman and Shafer 2005), on facts set aside: the least that at most the stated share
-of negatives reaches, counting one more than there were. For relations these are other questions about a fact's own
-subject, and its own questions one token before their end; for subjects, its own questions against all other facts whose
-relation reaches the floor, of which the likest subject counts. So the second floor is for a memory of about as many
-edits as there were facts.
+Both floors are conformal (`wise.training.floors`), on facts set aside, for a stated share of false routes. The
+negatives of relations are other questions about a fact's own subject, and its own questions one token before their end,
+each a class of its own. Those of subjects are its own questions against all other facts whose relation reaches the
+floor; the likest subject counts, so this floor rises with the number of edits.
 """
 
 from __future__ import annotations
@@ -22,19 +21,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear, normalize
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize, relu
 
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader
-from wise.memory.state import KeySpace
+from wise.memory.key_space import Bend, KeySpace
 from wise.training.background import Background, fit_key_space
+from wise.training.conversation import Conversation
 from wise.training.encoding import Encoder
 from wise.training.evidence import Evidence, observe
+from wise.training.floors import ABSENT, conformal_floor, growing_floors
 from wise.training.lesson import Lesson
 from wise.training.splice import SplicedModel
 
-RELATION_DIM = 64
+WHITENED, HIDDEN, RELATION_DIM = 256, 512, 64
 SUBJECT_DIM = 256
 STEPS = 800
 GROUP = 192
@@ -43,12 +44,10 @@ HARD = 3
 TEXT = 128
 """Tokens of running text in a step, and as many before the last of a question."""
 TEMPERATURE = 0.1
-LEARNING_RATE = 0.1
-"""Of Adam, in units of the root mean square of the projection; it falls to nothing."""
+LEARNING_RATE = 2e-3
+"""Of Adam; it falls to nothing."""
 ASIDE = 5
 """Every so many facts one is set aside for the floors."""
-ABSENT = -2.0
-"""In place of a cosine: below all of them."""
 LEAST = 50
 """Facts to learn from, at least; under that a floor means little."""
 
@@ -90,8 +89,8 @@ def learn_spaces(
             f"{len(facts)} facts of {len(relations)} relations were given, at least {LEAST} of 2 are needed to learn "
             "from; give more records with a subject, or leave the router untrained"
         )
-    behind = _behind(lessons, background.prefixes)
-    fitting = [each for each in (*lessons, *behind) if len(encoder.prompt(each.prompt)) <= encoder.context]
+    asked = (*lessons, *_in_other_forms(lessons, encoder, background.prefixes))
+    fitting = [each for each in asked if len(encoder.prompt(each.prompt)) <= encoder.context]
     progress("reading", 0, len(fitting))
     evidence = observe(spliced, reader, encoder, fitting)
     aside = set(facts[::ASIDE])
@@ -102,15 +101,24 @@ def learn_spaces(
     return _with_floors(fitting, evidence, ~learned, relation, subject, false_routes, loss)
 
 
-def _behind(lessons: Sequence[Lesson], prefixes: Sequence[str]) -> list[Lesson]:
-    """Each fact's first question behind a text, in turn."""
+def _in_other_forms(lessons: Sequence[Lesson], encoder: Encoder, texts: Sequence[str]) -> list[Lesson]:
+    """Each fact's first question behind a text, as a user's turn, and as the turn after one about another fact."""
+    talk = Conversation(encoder)
     first: dict[str, Lesson] = {}
     for lesson in lessons:
-        first.setdefault(lesson.fact, lesson)
-    return [
-        replace(lesson, prompt=f"{prefixes[i % len(prefixes)]} {lesson.prompt}")
-        for i, lesson in enumerate(first.values() if prefixes else ())
-    ]
+        if not lesson.negative:
+            first.setdefault(lesson.fact, lesson)
+    asked = list(first.values())
+    found = []
+    for i, lesson in enumerate(asked):
+        text, other = texts[i % len(texts)] if texts else "", asked[i - 1].prompt
+        for form, prompt in (
+            ("behind", f"{text} {lesson.prompt}".strip()),
+            ("turn", talk.text(lesson.prompt)),
+            ("second turn", talk.text(other, text, lesson.prompt)),
+        ):
+            found.append(replace(lesson, prompt=prompt, form=form))
+    return found
 
 
 # -- relations --------------------------------------------------------------------------------
@@ -125,32 +133,59 @@ def _learn_relations(
     progress: Callable[[str, int, int], None],
 ) -> tuple[KeySpace, float]:
     activations, text = evidence.relation, background.activations.to(evidence.relation.device)
-    unasked = evidence.before[learned.to(activations.device)]
-    start = fit_key_space(torch.cat([activations[learned.to(activations.device)], text]), RELATION_DIM)
-    mean, weight = start.mean.to(text), start.projection.to(text).clone().requires_grad_()
-    unit = float(weight.detach().square().mean().sqrt())
-    optimizer = torch.optim.Adam([weight], lr=LEARNING_RATE * unit)
-    batches = _Batches(lessons, learned, seed)
+    kept = learned.to(activations.device)
+    unasked = evidence.before[kept]
     generator = torch.Generator().manual_seed(seed)
+    whitened = fit_key_space(torch.cat([activations[kept], text]), WHITENED)
+    network = _Network(whitened, text.device, generator)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    batches = _Batches(lessons, learned, seed)
     loss = math.nan
-
-    def project(rows: Tensor) -> Tensor:
-        return normalize(linear(rows - mean, weight), dim=-1)
-
     for step in range(STEPS):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * unit * (1 - step / STEPS)
+            group["lr"] = LEARNING_RATE * (1 - step / STEPS)
         keys, queries, hard, same = batches.draw()
         silent = torch.cat([_drawn(tokens, TEXT, generator) for tokens in (text, unasked)])
-        key = project(activations[keys])
+        key = network(activations[keys])
         found = info_nce(
-            key, project(activations[queries]), project(activations[hard]), project(silent), same.to(key.device)
+            key, network(activations[queries]), network(activations[hard]), network(silent), same.to(key.device)
         )
-        weight.grad = torch.autograd.grad(found, weight)[0]
+        optimizer.zero_grad()
+        found.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         loss = float(found.detach())
         progress("learning relations", step + 1, STEPS)
-    return KeySpace(mean=mean.cpu(), projection=weight.detach().cpu()), loss
+    return network.space(), loss
+
+
+class _Network(nn.Module):
+    """A relation space that is being learned, on whitened activations, where one step size does for all."""
+
+    def __init__(self, whitened: KeySpace, device: torch.device, generator: torch.Generator) -> None:
+        super().__init__()
+        self.mean, self.whitening = whitened.mean.to(device), whitened.projection.to(device)
+        size = len(self.whitening)
+
+        def drawn(*shape: int) -> nn.Parameter:
+            uniform = 2 * torch.rand(shape, generator=generator) - 1
+            return nn.Parameter((uniform / shape[-1] ** 0.5).to(device))
+
+        self.linear = nn.Parameter(torch.eye(RELATION_DIM, size, device=device))
+        self.inner, self.outer = drawn(HIDDEN, size), drawn(RELATION_DIM, HIDDEN)
+        self.bias = nn.Parameter(torch.zeros(HIDDEN, device=device))
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """`[n, f]` -> unit `[n, r]`."""
+        x = linear(activations - self.mean, self.whitening)
+        bent = linear(relu(linear(x, self.inner, self.bias)), self.outer)
+        return normalize(linear(x, self.linear) + bent, dim=-1)
+
+    def space(self) -> KeySpace:
+        """The same of activations as they are."""
+        whitening = self.whitening.cpu()
+        flat, inner, bias, outer = (p.detach().cpu() for p in (self.linear, self.inner, self.bias, self.outer))
+        bend = Bend(inner=inner @ whitening, bias=bias, outer=outer)
+        return KeySpace(mean=self.mean.cpu(), projection=flat @ whitening, bend=bend)
 
 
 def _drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -173,20 +208,20 @@ def info_nce(key: Tensor, query: Tensor, hard: Tensor, silent: Tensor, same: Ten
 
 
 class _Batches:
-    """Draws questions: relations alike often, however many facts each has."""
+    """Draws questions: relations alike often, however many facts each has, and forms, however many wordings."""
 
     def __init__(self, lessons: Sequence[Lesson], learned: Tensor, seed: int) -> None:
         self.random = random.Random(seed)
         self.relation = [lesson.relation for lesson in lessons]
-        self.asking: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-        """Relation -> fact -> its wordings."""
+        self.asking: dict[str, dict[str, dict[str, list[int]]]] = defaultdict(lambda: defaultdict(dict))
+        """Relation -> fact -> form -> its questions."""
         self.hard: dict[str, list[int]] = defaultdict(list)
         """Fact -> other questions about its subject."""
         for i, (lesson, kept) in enumerate(zip(lessons, learned.tolist(), strict=True)):
             if kept and lesson.negative:
                 self.hard[lesson.fact].append(i)
             elif kept:
-                self.asking[lesson.relation][lesson.fact].append(i)
+                self.asking[lesson.relation][lesson.fact].setdefault(lesson.form, []).append(i)
         self.relations = sorted(self.asking)
 
     def draw(self) -> tuple[list[int], list[int], list[int], Tensor]:
@@ -199,26 +234,14 @@ class _Batches:
             one, other = (self.random.choice(list(facts)) for _ in range(2))
             near = self.hard.get(one)
             if near:
-                keys.append(facts[one][0])
-                queries.append(self.random.choice(facts[other]))
+                keys.append(next(iter(facts[one].values()))[0])
+                queries.append(self.random.choice(self.random.choice(list(facts[other].values()))))
                 hard += self.random.choices(near, k=HARD)
         same = torch.tensor([[self.relation[k] == self.relation[q] for q in queries] for k in keys])
         return keys, queries, hard, same
 
 
 # -- floors -----------------------------------------------------------------------------------
-
-
-def conformal_floor(scores: Tensor, share: float) -> float:
-    """The least floor that a score, exchangeable with these `[n]` float32, reaches with probability `share` at most.
-
-    1, which next to nothing reaches, where there are too few scores to promise that.
-    """
-    place = math.ceil((len(scores) + 1) * (1 - share)) - 1
-    if place >= len(scores):
-        return 1.0
-    above = torch.nextafter(scores.sort().values[place], scores.new_tensor(2.0))
-    return min(float(above), 1.0)
 
 
 def _with_floors(
@@ -245,16 +268,16 @@ def _with_floors(
     of_whom = torch.stack([(subject.keys(evidence.context[i]) @ named.T).max(0).values for i in rows])
     towards = asked.gather(1, own[:, None])[:, 0]
     unasked = (relation.keys(evidence.before[rows]) * keys[own]).sum(-1)
-    asks = conformal_floor(torch.cat([towards[negative], unasked[~negative]]), false_routes)
+    asks = max(conformal_floor(each, false_routes) for each in (towards[negative], unasked[~negative]))
     alike = torch.tensor([[subject in lessons[i].prompt for subject in subjects] for i in rows])
     like = (asked >= asks) & ~alike & ~negative[:, None]
-    unlike = of_whom.masked_fill(~like, ABSENT).max(-1).values
-    whom = conformal_floor(unlike[like.any(-1)], false_routes)
+    whom = growing_floors(of_whom.masked_fill(~like, ABSENT)[~negative], false_routes)
     other = ~negative & torch.tensor([i != first[lessons[i].fact] for i in rows])
-    reached = (towards >= asks) & (of_whom.gather(1, own[:, None])[:, 0] >= whom)
+    subject = replace(subject, floors=whom)
+    reached = (towards >= asks) & (of_whom.gather(1, own[:, None])[:, 0] >= subject.floor(len(place)))
     return LearnedSpaces(
-        relation=replace(relation, floor=asks),
-        subject=replace(subject, floor=whom),
+        relation=replace(relation, floors=(asks,)),
+        subject=subject,
         facts=len(place),
         false_routes=false_routes,
         loss=loss,

@@ -14,7 +14,7 @@ from wise.edits import Record
 from wise.eval.routing.relations import Relations, template_of
 from wise.training.lesson import Lesson
 
-WORDINGS = 4
+WORDINGS = 5
 """Paraphrases of a record that are learned from, and as many free ones."""
 OTHERS = 4
 """Questions of other relations about its subject."""
@@ -31,9 +31,11 @@ def _of(record: Record, relations: Relations, seed: int) -> Iterator[Lesson]:
     relation = relations.of(edit)
     if relation is None or edit.subject is None:
         return
-    wordings = [edit.prompt, *record.paraphrases[:WORDINGS], *record.free_paraphrases[:WORDINGS]]
-    for prompt in dict.fromkeys(wordings):
-        yield Lesson(fact=edit.id, prompt=prompt, subject=edit.subject, relation=relation)
+    wordings = dict.fromkeys((edit.prompt, *record.paraphrases[:WORDINGS]), "")
+    for prompt in record.free_paraphrases[:WORDINGS]:
+        wordings.setdefault(prompt, "free")
+    for prompt, form in wordings.items():
+        yield Lesson(fact=edit.id, prompt=prompt, subject=edit.subject, relation=relation, form=form)
     for other, prompt in islice(_apart(record, relations, seed), OTHERS):
         yield Lesson(fact=edit.id, prompt=prompt, subject=edit.subject, relation=other, negative=True)
 

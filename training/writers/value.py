@@ -100,7 +100,7 @@ class ValueWriter:
         relation = keys[:, keys.shape[1] - len(space.projection) :]
         near = space.keys(torch.cat([before, after])) @ relation.T
         reached = float(near.max()) if near.numel() else 0.0
-        return min(max(space.floor or 0.0, reached + APART), HIGHEST)
+        return min(max(space.floor(1), reached + APART), HIGHEST)
 
     def _unit(self) -> float:
         return float(self.background.scale / self.spliced.projection.out_features**0.5)

@@ -70,10 +70,10 @@ def train_router(
     save_router(output, learned, wrapped.fingerprint())
     typer.echo(
         f"{len(chosen)} records, {learned.facts} facts with {len(lessons)} questions; of the wordings of facts set "
-        f"aside {learned.recall:.3f} reach both floors (relation {learned.relation.floor:.3f}, subject "
-        f"{learned.subject.floor:.3f}), each set for a share of {false_routes} of false routes\n"
+        f"aside {learned.recall:.3f} reach both floors (relation {learned.relation.floor(1):.3f}, subject "
+        f"{learned.subject.floor(learned.facts):.3f}), each set for a share of {false_routes} of false routes\n"
         f"router written to {output}"
     )
     if as_json:
-        floors = {"relation_floor": learned.relation.floor, "subject_floor": learned.subject.floor}
+        floors = {"relation_floors": learned.relation.floors, "subject_floors": learned.subject.floors}
         show_json(training_record(learned) | floors | {"data": file_facts(data), "questions": len(lessons)})

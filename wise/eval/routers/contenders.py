@@ -25,8 +25,8 @@ from wise.eval.routers.scorers import (
 )
 from wise.eval.routing.scores import key_owners, served
 from wise.eval.work import Progress
+from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import SideMemory
-from wise.memory.state import KeySpace
 from wise.model import WiseModel, wrap
 from wise.training.baselines.embedding import Embedder
 from wise.training.evidence import Spaces, observe

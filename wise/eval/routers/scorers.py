@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from wise.eval.routers.reading import Reading
+from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import SideMemory
-from wise.memory.state import KeySpace
 from wise.router.activation import activation_score
 from wise.training.baselines.embedding import Embedder
 
@@ -32,8 +32,8 @@ COMBINED: Mapping[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
 }
 """Relation and subject cosines with the floors of both -> what they come to together.
 
-The first opens from 1, as the router does, and can be no more than one over the subject's floor. The last is how far
-the lesser falls short of its key, in units of what its floor allows: the router opens from -1, and 0 is the key itself.
+The first opens from 1 and can be no more than one over the subject's floor. The last is how far the lesser falls short
+of its key, in units of what its floor allows, which is what the router goes by: it opens from -1, and 0 is the key.
 """
 EVIDENCE = (RELATION, SUBJECT, *COMBINED)
 
@@ -142,9 +142,7 @@ class Hybrid(Scorer):
         relation = _cosines(self.relation.keys(reading.activations[self.block]), self.relation_keys)
         if self.by == RELATION:
             return relation
-        asks, whom = self.relation.floor, self.subject.floor
-        if asks is None or whom is None:
-            raise RuntimeError("these spaces have no floors: they are those of another mode")
+        asks, whom = (space.floor(len(self.relation_keys)) for space in (self.relation, self.subject))
         return COMBINED[self.by](relation, self._subject(reading), asks, whom)
 
     def _subject(self, reading: Reading) -> Tensor:
