@@ -75,11 +75,11 @@ def test_the_floor_for_a_size_keeps_its_promise_for_a_memory_of_that_size_and_no
     known, new = scores[:400], scores[400:]
     floors = growing_floors(known, 0.1)
     assert len(floors) == len(SIZES) and all(a <= b for a, b in zip(floors, floors[1:], strict=False))
-    for size in (8, 64):
+    for size in (64, 256):
         drawn = torch.stack([torch.randperm(600, generator=g)[:size] for _ in range(len(new))])
         largest = new.gather(1, drawn).max(-1).values
         assert 0.06 < float((largest >= floors[SIZES.index(size)]).float().mean()) < 0.13
-        assert float((largest >= floors[0]).float().mean()) > 0.2, "the floor for one edit is too low for many"
+    assert float((largest >= floors[0]).float().mean()) > 0.2, "the floor for few edits is too low for many"
     assert set(growing_floors(known[:5], 0.1)) == {1.0}, "too few to promise anything"
 
 

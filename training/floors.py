@@ -14,6 +14,9 @@ from torch import Tensor
 
 SIZES = tuple(2**i for i in range(21))
 """Numbers of edits for which floors are given, as `KeySpace.floors` has them."""
+LEAST_SIZE = 64
+"""Edits that a memory is taken to have at least: a floor for fewer wins hardly a paraphrase, and asks so little that
+what no question of the calibration is like might reach it."""
 ABSENT = -2.0
 """In place of a score that does not count: below every cosine."""
 
@@ -39,7 +42,7 @@ def growing_floors(scores: Tensor, share: float) -> tuple[float, ...]:
     own = scores[(scores > ABSENT).any(-1)]
     ordered, like = own.sort(-1).values, (own > ABSENT).sum(-1)
     steps = torch.unique(own[own > ABSENT])
-    return tuple(_least(ordered, like, steps, share, size) for size in SIZES)
+    return tuple(_least(ordered, like, steps, share, size) for size in (max(size, LEAST_SIZE) for size in SIZES))
 
 
 def _least(ordered: Tensor, like: Tensor, steps: Tensor, share: float, size: int) -> float:

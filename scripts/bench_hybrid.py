@@ -1,0 +1,176 @@
+"""What the hybrid engine costs: per edit, and per token with few edits and with many, as ratios to the bare model.
+
+    python scripts/bench_hybrid.py --router router.safetensors --model FOLDER --data edits.jsonl
+    python scripts/bench_hybrid.py
+
+Editing. CPU seconds of `WiseModel.edit` per edit: of 64 given at once, and of one given alone, the median of several.
+
+Serving. A memory of N edits is made of real ones: keys and values of the records given, each repeated with a little
+noise and with a subject of its own. So relation keys gather as they do in use, which is what the router's speed rests
+on. What is read is running text that asks for none of them. Bare and wrapped model are two loads of the same one, timed
+in turn, next to each other; what is told is the median of the ratios of the pairs. *Prefill* is one pass over a prompt,
+*decode* one token against the cache of the tokens before. With one thread it is the thread's own CPU time that is told,
+into which other work on the machine hardly enters.
+
+Without `--router` one is trained on the demo's own questions, which ship with wise. A table goes to stdout; its last
+line is one JSON object of the same figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.nn.functional import normalize
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import wise
+from wise import Record, WiseConfig, WiseModel, read_records
+from wise.demo import model_path
+from wise.demo.run import demo_records
+from wise.eval.routing.texts import shipped_passages
+from wise.lessons import lessons_of
+from wise.memory.slot import ValueSlot
+from wise.memory.state import MemoryState
+
+SIZES = (100, 10_000, 100_000)
+BATCH = 64
+LONE = 5
+LESSONS = 200
+"""Facts that a router is trained on where none is given; none of them is edited."""
+PROMPT_TOKENS, DECODED_TOKENS = 128, 16
+JITTER = 0.05
+"""Noise on a repeated relation key, per coordinate, times the square root of their number."""
+
+Clock = Callable[[], float]
+
+
+def edit_costs(model: WiseModel, records: Sequence[Record]) -> dict[str, float]:
+    """CPU seconds per edit of a batch, and of one alone; the model keeps them."""
+    model.prepare()
+    batch = [record.edit for record in records[:BATCH]]
+    begun = time.process_time()
+    model.edit(batch)
+    at_once = (time.process_time() - begun) / len(batch)
+    alone = []
+    for record in records[BATCH : BATCH + LONE]:
+        begun = time.process_time()
+        model.edit(record.edit)
+        alone.append(time.process_time() - begun)
+    return {"batch": at_once, "alone": statistics.median(alone)}
+
+
+def multiplied(state: MemoryState, count: int) -> MemoryState:
+    """`count` edits, made of those of `state`."""
+    if state.key_space is None or state.subject_space is None:
+        raise ValueError("no edit is live")
+    g = torch.Generator().manual_seed(0)
+    size = len(state.subject_space.projection)
+    edits, slots, keys = [], [], {}
+    for i in range(count):
+        source = state.edits[i % len(state.edits)]
+        [slot] = [slot for slot in (state.slots[i % len(state.slots)],) if isinstance(slot, ValueSlot)]
+        relation = state.keys[slot.edit_ids[0]][:1, size:]
+        relation = normalize(relation + JITTER * relation.shape[1] ** -0.5 * torch.randn(relation.shape, generator=g))
+        subject = normalize(torch.randn(1, size, generator=g))
+        name = f"{i:06}"
+        edits.append(replace(source, id=name, prompt=f"{name} {source.prompt}", subject=None, paraphrases=()))
+        slots.append(replace(slot, id=i, edit_ids=(name,), values=slot.values[:1], places=slot.places[:1]))
+        keys[name] = torch.cat([subject, relation], dim=1)
+    return replace(state, edits=tuple(edits), slots=tuple(slots), keys=keys)
+
+
+@torch.no_grad()
+def serve_once(model: PreTrainedModel, ids: torch.Tensor, clock: Clock) -> tuple[float, float]:
+    """Seconds of one prefill, and the median seconds of a decoded token after it; ids `[1, prompt + decoded]`."""
+    prompt, rest = ids[:, :PROMPT_TOKENS], ids[:, PROMPT_TOKENS:]
+    begun = clock()
+    read = model(prompt, use_cache=True, logits_to_keep=1)
+    prefill = clock() - begun
+    name = "cache" if "cache" in read else "past_key_values"  # before transformers 5.24
+    steps = []
+    for token in rest.chunk(DECODED_TOKENS, dim=1):
+        begun = clock()
+        model(token, use_cache=True, **{name: read[name]})
+        steps.append(clock() - begun)
+    return prefill, statistics.median(steps)
+
+
+def overhead(
+    wrapped: WiseModel, bare: PreTrainedModel, state: MemoryState, texts: Sequence[torch.Tensor], clock: Clock
+) -> dict[str, float]:
+    """Ratios of wrapped to bare, and what was timed; texts: `[1, prompt + decoded]` each."""
+    begun = time.process_time()
+    with wrapped.serving(state) as served:
+        assembled = time.process_time() - begun
+        pairs = []
+        for number, ids in enumerate([texts[0], *texts]):
+            order = (served, bare) if number % 2 else (bare, served)  # who goes first changes
+            pairs.append({model is served: serve_once(model, ids, clock) for model in order})
+    del pairs[0]  # the first pass allocates
+    prefill, decode = (statistics.median(pair[True][i] / pair[False][i] for pair in pairs) for i in (0, 1))
+    return {
+        "edits": len(state.edits),
+        "assemble_seconds": assembled,
+        "prefill": prefill,
+        "decode": decode,
+        "bare_prefill_milliseconds": 1000 * statistics.median(pair[False][0] for pair in pairs),
+        "bare_decode_milliseconds": 1000 * statistics.median(pair[False][1] for pair in pairs),
+    }
+
+
+def running_text(model: WiseModel, count: int) -> list[torch.Tensor]:
+    """Passages that ship with wise, as rows of ids `[1, prompt + decoded]`, one after another."""
+    ids = [i for passage in shipped_passages() for i in model.encoder.prompt(passage)]
+    size = PROMPT_TOKENS + DECODED_TOKENS
+    return [torch.tensor([(ids * count)[start * size : (start + 1) * size]]) for start in range(count)]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=model_path(), help="folder of the model (the shipped one)")
+    parser.add_argument("--data", type=Path, help="file of records (counterfactuals for the shipped model)")
+    parser.add_argument("--router", type=Path, help="file of `wise train-router` (one is trained)")
+    parser.add_argument("--repeats", type=int, default=40, help="pairs of timings of each memory (40)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
+    args = parser.parse_args()
+    if min(args.repeats, args.threads) < 1:
+        parser.error("--repeats and --threads start at 1")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    count = BATCH + LONE
+    records = read_records(args.data, limit=count) if args.data else demo_records(count, seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    models = [AutoModelForCausalLM.from_pretrained(args.model).eval() for _ in range(2)]
+    wrapped = wise.wrap(models[0], tokenizer, WiseConfig(mode="hybrid"), router=args.router)
+    if args.router is None:
+        wrapped.learn_router(lessons_of(demo_records(count + LESSONS, seed=0)[count:]))
+    costs = edit_costs(wrapped, records)
+    print(f"CPU seconds per edit: {costs['batch']:.3f} of {BATCH} at once, {costs['alone']:.3f} alone")
+    clock = time.thread_time if args.threads == 1 else time.perf_counter
+    texts = running_text(wrapped, args.repeats)
+    rows = [
+        overhead(wrapped, models[1], state, texts, clock)
+        for state in (MemoryState(), *(multiplied(wrapped.state, size) for size in SIZES))
+    ]
+    print(f"bare: {PROMPT_TOKENS} tokens in {rows[0]['bare_prefill_milliseconds']:.1f} ms, then "
+          f"{rows[0]['bare_decode_milliseconds']:.2f} ms a token")  # fmt: skip
+    print(f"{'edits':>8} {'prefill':>9} {'decode':>9} {'assemble, CPU s':>17}")
+    for row in rows:
+        print(f"{row['edits']:8} {row['prefill']:9.3f} {row['decode']:9.3f} {row['assemble_seconds']:17.2f}")
+    figures = {"threads": args.threads, "repeats": args.repeats, "cpu_seconds_per_edit": costs, "serving": rows}
+    print(json.dumps(figures, separators=(",", ":")))
+
+
+if __name__ == "__main__":
+    main()
