@@ -41,9 +41,7 @@ class MemoryState:
     def index(self) -> KeyIndex:
         """The keys with their slots, searchable."""
         index = KeyIndex(next(iter(self.keys.values())).shape[1] if self.keys else 1)
-        for slot in self.slots:
-            for edit_id in slot.edit_ids:
-                index.add(edit_id, slot.id, self.keys[edit_id])
+        index.add_all((edit_id, slot.id, self.keys[edit_id]) for slot in self.slots for edit_id in slot.edit_ids)
         return index
 
     def without(self, edit_ids: Collection[str]) -> MemoryState:

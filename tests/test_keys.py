@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wise.errors import ArtifactError, ConfigError, EditError
+from wise.memory.faiss_index import flat
 from wise.memory.keys import KeyHits, KeyIndex
 
 DIM = 3
@@ -71,25 +72,28 @@ def filled(count: int, dim: int = 16, seed: int = 0) -> KeyIndex:
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(
-    steps=st.lists(st.tuples(st.sampled_from(IDS), st.integers(1, 12), st.booleans()), max_size=25),
+    steps=st.lists(
+        st.tuples(st.sampled_from(IDS), st.integers(1, 12), st.booleans(), st.booleans()), max_size=25
+    ),
     seed=st.integers(0, 1000),
     k=st.integers(1, 40),
 )
 def test_searches_are_brute_force_after_any_history(
-    steps: list[tuple[str, int, bool]], seed: int, k: int
+    steps: list[tuple[str, int, bool, bool]], seed: int, k: int
 ) -> None:
-    """Each step toggles an edit: out if it is in, else in with new keys; some steps search in between."""
+    """Each step puts an edit in with new keys, or, if it is in, takes it out or replaces it; some search in between."""
     generator = torch.Generator().manual_seed(seed)
     queries = coarse(generator, 4)
     index = KeyIndex(DIM)
     alive: dict[str, tuple[int, Tensor]] = {}
-    for edit_id, count, look in steps:
-        if edit_id in alive:
+    for edit_id, count, stays, look in steps:
+        if edit_id in alive and not stays:
             index.remove(edit_id)
             del alive[edit_id]
         else:
-            alive[edit_id] = (IDS.index(edit_id) % 3, coarse(generator, count))
-            index.add(edit_id, *alive[edit_id])
+            put = index.replace if edit_id in alive else index.add
+            alive[edit_id] = (count % 3, coarse(generator, count))
+            put(edit_id, *alive[edit_id])
         if look:
             assert ranking(index.search(queries, k)) == brute_force(index, queries, k)
     assert ranking(index.search(queries, k)) == brute_force(index, queries, k)
@@ -122,7 +126,7 @@ def test_a_crowd_of_equal_keys_goes_to_the_first_ids() -> None:
     assert hits.edit_ids == [["000", "001", "002"]] * 40
     assert hits.slots.tolist() == [[0, 1, 2]] * 40
     # Negative control: FAISS alone, which numbers keys as they came, does not give the last three added.
-    assert index._faiss().search(key.numpy(), 3)[1].tolist() != [[299, 298, 297]]
+    assert flat(key.numpy(), index._table.vectors, 3)[1].tolist() != [[299, 298, 297]]
 
 
 def test_scores_closer_than_rounding_are_ranked_exactly() -> None:
@@ -138,7 +142,7 @@ def test_scores_closer_than_rounding_are_ranked_exactly() -> None:
     assert hits.edit_ids == [["199", "198", "197"]]
     assert hits.scores.tolist() == [[199 * 2**-40, 198 * 2**-40, 197 * 2**-40]]
     # Negative control: FAISS alone does not have the best key, numbered 199, even among its first 11.
-    assert 199 not in index._faiss().search(query.numpy(), 11)[1]
+    assert 199 not in flat(query.numpy(), index._table.vectors, 11)[1]
 
 
 def test_a_query_is_answered_alone_as_in_a_batch() -> None:
@@ -231,12 +235,78 @@ def test_bad_keys_are_refused_and_change_nothing(arguments: tuple[Any, Any, Any]
     assert_same_bytes(index, before)
 
 
+def test_many_edits_are_added_as_one_by_one() -> None:
+    alone, together = filled(40), KeyIndex(16)
+    tensors, ids = alone.state()
+    keys = tensors["keys"].split(tensors["counts"].tolist())
+    edits = list(zip(ids, tensors["slots"].tolist(), keys, strict=True))
+    together.add_all(reversed(edits[:30]))
+    together.add_all(iter(edits[30:]))
+    together.add_all([])
+    assert_same_bytes(alone, together)
+    queries = torch.randn(9, 16, generator=torch.Generator().manual_seed(3))
+    assert ranking(alone.search(queries, 5)) == ranking(together.search(queries, 5))
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (("b", 0, torch.ones(1, DIM)), "'b' already has keys"),
+        (("old", 0, torch.ones(1, DIM)), "'old' already has keys"),
+        (("d", -1, torch.ones(1, DIM)), "slot=-1"),
+        (("d", 0, torch.tensor([[1.0, 2.0, 3.0], [1.0, torch.nan, 0.0]])), "keys of edit 'd': NaN"),
+    ],
+)
+def test_of_many_edits_one_that_is_bad_is_named_and_none_is_added(last: tuple[str, int, Tensor], message: str) -> None:
+    index = KeyIndex(DIM)
+    index.add("old", 0, torch.ones(2, DIM))
+    good = [("b", 0, torch.ones(3, DIM)), ("c", 1, torch.ones(1, DIM))]
+    with pytest.raises(EditError, match=message):
+        index.add_all([*good, last, ("e", 0, torch.ones(1, DIM))])
+    assert index.edit_ids == ("old",) and len(index) == 2
+    index.add_all(good)
+    assert index.edit_ids == ("b", "c", "old")
+
+
+def test_replacing_is_removing_and_adding() -> None:
+    index, afresh = KeyIndex(DIM), KeyIndex(DIM)
+    index.add("a", 0, torch.zeros(3, DIM))
+    index.add("b", 1, torch.ones(1, DIM))
+    index.replace("a", 2, 2 * torch.ones(1, DIM))
+    afresh.add("b", 1, torch.ones(1, DIM))
+    afresh.add("a", 2, 2 * torch.ones(1, DIM))
+    assert_same_bytes(index, afresh)
+    assert ranking(index.search(torch.ones(1, DIM), 2)) == [[(6.0, 2, "a"), (3.0, 1, "b")]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("c", 0, torch.ones(1, DIM)), "'c' has no keys here"),
+        (("a", -1, torch.ones(1, DIM)), "slot=-1"),
+        (("a", 0, torch.ones(0, DIM)), "there are none"),
+        (("a", 0, torch.full((1, DIM), torch.inf)), "infinity"),
+    ],
+)
+def test_a_replacement_that_is_refused_changes_nothing(arguments: tuple[str, int, Tensor], message: str) -> None:
+    index, before = filled(3), filled(3)
+    for each in (index, before):
+        each.add("a", 0, torch.ones(2, 16))
+    edit_id, slot, keys = arguments
+    with pytest.raises(EditError, match=message):
+        index.replace(edit_id, slot, keys[:, :1].expand(-1, 16))
+    assert_same_bytes(index, before)
+
+
 def test_an_unknown_edit_cannot_be_removed() -> None:
     index = KeyIndex(DIM)
     with pytest.raises(EditError, match="the index is empty"):
         index.remove("paris")
     index.add("paris", 0, torch.ones(1, DIM))
     with pytest.raises(EditError, match="did you mean 'paris'"):
+        index.remove("pari")
+    index.add_all((f"edit-{i:05}", 0, torch.ones(1, DIM)) for i in range(2000))
+    with pytest.raises(EditError, match="'pari' has no keys here: 2001 others have"):
         index.remove("pari")
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import faiss
 import pytest
 import torch
 from report_sample import sample_run
@@ -155,13 +156,30 @@ def test_every_check_runs_and_one_that_fails_fails_all(checkout: Path, failing: 
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Runs the script here, where torch is loaded already."""
 
-    def run_it(*args: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["bench_edit.py", *args])
-        runpy.run_path(str(ROOT / "scripts/bench_edit.py"), run_name="__main__")
+    def run_it(*args: str, script: str = "bench_edit.py") -> None:
+        monkeypatch.setattr(sys, "argv", [script, *args])
+        runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
 
-    threads = torch.get_num_threads()
+    threads, of_faiss = torch.get_num_threads(), faiss.omp_get_max_threads()
     yield run_it
     torch.set_num_threads(threads)
+    faiss.omp_set_num_threads(of_faiss)
+
+
+def test_the_bench_of_keys_shows_every_kind_beside_flat(
+    bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench("--sizes", "120", "300", "--queries", "5", script="bench_keys.py")
+    head, _, *table, last = capsys.readouterr().out.splitlines()
+    costs = json.loads(last)["retrieval"]
+    assert [(cost["keys"], cost["kind"]) for cost in costs] == [
+        (keys, kind) for keys in (120, 300) for kind in ("flat", "hnsw", "ivf-pq")
+    ]
+    assert [cost["chosen"] for cost in costs] == [True, False, False] * 2
+    assert all(cost["recall"]["edit"][0] == 1 for cost in costs if cost["kind"] != "ivf-pq")
+    assert all(0 < share <= 1 for cost in costs for pair in cost["recall"].values() for share in pair)
+    assert {line.count("|") for line in (head, *table)} == {head.count("|")}
+    assert table[3].startswith("| 300 | flat (chosen) | 0.0") and " (1.00) | " in table[3]
 
 
 def test_the_bench_ends_with_its_figures_as_json(
@@ -186,10 +204,11 @@ def test_the_bench_ends_with_its_figures_as_json(
 def test_the_bench_refuses_what_it_cannot_measure(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as refused:
-        bench("--repeats", "0")
-    assert refused.value.code == 2
-    assert "start at 1" in capsys.readouterr().err
+    for script, option in (("bench_edit.py", "--repeats"), ("bench_keys.py", "--queries")):
+        with pytest.raises(SystemExit) as refused:
+            bench(option, "0", script=script)
+        assert refused.value.code == 2
+        assert "start at 1" in capsys.readouterr().err
 
 
 def test_the_tables_of_runs_show_their_figures_and_runs_that_are_there_are_not_made_again(
