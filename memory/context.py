@@ -33,18 +33,25 @@ class ContextReader:
                 f"({' or '.join(CACHE_NAMES)}) and an attention_mask were expected; use mode='retrieve'"
             )
         self._cache_name = found[0]
-        self.values: Tensor | None = None
-        """`[rows, tokens, v]`: of each token that the last forward could attend to."""
+        self.recorded: Tensor | None = None
+        """`[rows, heads, tokens, size]` value vectors that the last forward could attend to, as attention got them."""
         self.mask: Tensor | None = None
         """Which of them each new token may see; None: those before it."""
         self._handle = attention.register_forward_pre_hook(self._attend, with_kwargs=True)
+
+    @property
+    def values(self) -> Tensor | None:
+        """`[rows, tokens, v]` the same, one vector for each token. A copy: a router takes only the rows it needs."""
+        return None if self.recorded is None else self.recorded.transpose(1, 2).flatten(2)
 
     def remove(self) -> None:
         """Leaves the module as it was."""
         self._handle.remove()
 
     def _attend(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = self._signature.bind_partial(*args, **kwargs).arguments
+        given = kwargs
+        if self._cache_name not in kwargs or "attention_mask" not in kwargs:
+            given = self._signature.bind_partial(*args, **kwargs).arguments
         self.mask = given.get("attention_mask")
         own = given.get(self._cache_name)
         if own is None or self._cache_name in kwargs:
@@ -54,7 +61,7 @@ class ContextReader:
 
     def record(self, values: Tensor) -> None:
         """values: `[rows, heads, tokens, size]`."""
-        self.values = values.transpose(1, 2).flatten(2)
+        self.recorded = values
 
 
 def visible(mask: Tensor | None, row: int, places: Tensor, width: int, tokens: int) -> Tensor:

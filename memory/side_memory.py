@@ -82,8 +82,8 @@ class Route(NamedTuple):
     """`[n]` float32; the gate opens where it reaches the threshold."""
     threshold: Tensor
     """`[n]` float32."""
-    delta: Tensor
-    """`[n, d]` what the slot would add."""
+    delta: Tensor | None
+    """`[n, d]` what the slot would add; None where no gate is open and a router saw it in time."""
 
     @property
     def open(self) -> Tensor:
@@ -141,6 +141,8 @@ class SideMemory(nn.Module):
     def forward(self, activation: Tensor, output: Tensor) -> Tensor:
         """activation `[..., f]` and the base's output `[..., d]` -> `[..., d]`."""
         route = self.route(activation)
+        if route.delta is None:
+            return output
         delta = route.delta.to(output.dtype).view(output.shape)
         return torch.where(route.open.view(*output.shape[:-1], 1), output + delta, output)
 

@@ -104,6 +104,8 @@ class HybridRouter(Router):
         if not isinstance(bank, ValueBank):
             raise ConfigError(f"a {type(bank).__name__} does not say what each key adds: a ValueBank was expected")
         key, value = self._chosen(activation, everywhere=False)
+        if not torch.compiler.is_compiling() and not bool((value >= 1).any()):
+            return Route(torch.full_like(key, NO_SLOT), value, torch.ones_like(value), None)
         slot = torch.where(value >= 1, self.key_slots[key], NO_SLOT)
         delta = bank.of_keys(torch.where(value >= 1, key, NO_SLOT))
         return Route(slot, value, torch.ones_like(value), delta)
@@ -118,7 +120,7 @@ class HybridRouter(Router):
 
     def _chosen(self, activation: Tensor, *, everywhere: bool) -> tuple[Tensor, Tensor]:
         """Per token of `[n, f]`: see `choose`."""
-        values = self.reader.values
+        values = self.reader.recorded
         if values is None or len(activation) % len(values):
             seen = "none" if values is None else f"{len(values)} rows"
             raise ConfigError(
@@ -165,7 +167,7 @@ def choose(
         query: `[n, r]` unit; the tokens of one row after those of another.
         centres, bounds: `[c, r]`, `[c]` of the relation keys (`screen`).
         relation_keys, relation_floors: `[edits, r]`, `[edits]`.
-        values: `[rows, tokens, v]` what attention sees; `mask`: which of it each token sees (`visible`).
+        values: `[rows, heads, tokens, size]` what attention sees; `mask`: which of it each token sees (`visible`).
         projection, shift, subject_keys, subject_floor: `[s, v]`, `[s]`, `[edits, s]` and one number.
         everywhere: look at every edit at every token, and not only at those whose relation is reached.
     """
@@ -174,6 +176,8 @@ def choose(
     asking = (query @ centres.T >= bounds).any(-1)
     if everywhere:
         asking = torch.ones_like(asking)
+    if not bool(asking.any()):
+        return key, value
     width = len(query) // len(values)
     for here in _parts(asking.nonzero()[:, 0], width):
         relation = query[here] @ relation_keys.T
@@ -182,8 +186,9 @@ def choose(
         if len(edits) == 0:
             continue
         row = int(here[0]) // width
-        context = normalize(linear(values[row].float(), projection, shift), dim=-1) @ subject_keys[edits].T
-        seen = visible(mask, row, here % width, width, values.shape[1])
+        vectors = values[row].transpose(0, 1).flatten(1).float()  # [tokens, v]
+        context = normalize(linear(vectors, projection, shift), dim=-1) @ subject_keys[edits].T
+        seen = visible(mask, row, here % width, width, len(vectors))
         subject = torch.stack([context.masked_fill(~s[:, None], ABSENT).max(0).values for s in seen])
         best, value[here] = _weighed(relation[:, edits], subject, relation_floors[edits], subject_floor)
         key[here] = edits[best]

@@ -50,10 +50,11 @@ def test_it_chooses_as_a_search_by_hand_does(seed: int, relation_floor: float, s
     projection, shift = torch.randn(3, 3, generator=g), torch.randn(3, generator=g)
     floors = abs(relation_floor) + 0.05 + 0.3 * torch.rand(4, generator=g)
     subject = torch.tensor(abs(subject_floor) + 0.05)
+    heads = values.view(2, 5, 3, 1).transpose(1, 2)
     wanted = by_hand(query @ asked.T, values, mask, projection, shift, keys, floors, subject)
     for everywhere in (False, True):
         key, value = choose(
-            query, *screen(asked, floors), asked, floors, values, mask, projection, shift, keys, subject, everywhere
+            query, *screen(asked, floors), asked, floors, heads, mask, projection, shift, keys, subject, everywhere
         )
         assert [int(k) if v >= 1 else None for k, v in zip(key, value, strict=True)] == wanted
 
