@@ -4,7 +4,7 @@
     edits.jsonl          the live edits in their order, one per line, as `wise.read_edits` reads them
     memory.safetensors   key_space.{mean,projection}, keys, key_counts, slot.{i}.{name}; in hybrid also
                          key_space.floors, subject_space.{mean,projection,floors}, and where a router was trained
-                         key_space.{inner,bias,outer}
+                         key_space.{bend,gate}.{inner,bias,outer}, key_space.gate.offset
 
 Nothing in it depends on when, where or how often it was written: the same memory makes the same bytes.
 Nothing in it is executed or unpickled, and the search index is built anew from the keys. Everything is

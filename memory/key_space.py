@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from wise.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Bend:
-    """What a learned space adds to its projection: one hidden layer of `h` units."""
+class Layer:
+    """One hidden layer of `h` units over `x = a - mean`: `outer relu(inner x + bias)`."""
 
     inner: Tensor
     """`[h, f]`."""
@@ -23,16 +23,32 @@ class Bend:
     outer: Tensor
     """`[r, h]`."""
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[n, f] -> [n, r]`."""
+        return linear(relu(linear(x, self.inner, self.bias)), self.outer)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gate:
+    """How surely a question ends at a token, from 0 to 1: `sigmoid(layer(x) + offset)`."""
+
+    layer: Layer
+    """To one number."""
+    offset: float
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KeySpace:
-    """How a vector becomes an edit key: `normalize(projection x + outer relu(inner x + bias))` with `x = a - mean`."""
+    """How a vector becomes an edit key: `normalize(projection x + bend(x))` with `x = a - mean`."""
 
     mean: Tensor
     """`[f]` mean over the base's own text."""
     projection: Tensor
     """`[r, f]` projection onto the directions that tell keys apart: whitening, or learned."""
-    bend: Bend | None = None
+    bend: Layer | None = None
+    """What a learned space adds to its projection."""
+    gate: Gate | None = None
+    """What a learned space knows besides: whether there is a question to compare at all."""
     floors: tuple[float, ...] = ()
     """Cosine from which a key counts in a memory of up to 1, 2, 4, ... edits, the last of them in all that are larger;
     none where the space comes without (`retrieve` has its own setting)."""
@@ -47,10 +63,9 @@ class KeySpace:
         """`[r]` what is added behind the projection, in place of taking the mean off before it."""
         return -(self.projection.float() @ self.mean.float())
 
-    @property
-    def bend_shift(self) -> Tensor | None:
-        """`[h]` the same of the hidden layer, its bias within."""
-        return None if self.bend is None else self.bend.bias - self.bend.inner @ self.mean.float()
+    def shifted(self, layer: Layer) -> Layer:
+        """The same layer over `a` itself."""
+        return replace(layer, bias=layer.bias - layer.inner @ self.mean.float())
 
     def floor(self, edits: int) -> float:
         """Cosine from which a key counts in a memory of so many edits.
@@ -64,8 +79,11 @@ class KeySpace:
     def tensors(self) -> dict[str, Tensor]:
         """All that `from_tensors` needs, for safetensors; cloned, since it refuses tensors that share storage."""
         found = {"mean": self.mean.clone(), "projection": self.projection.clone()}
-        if self.bend is not None:
-            found |= {name: getattr(self.bend, name).clone() for name in BENT}
+        for prefix, layer in (("bend", self.bend), ("gate", None if self.gate is None else self.gate.layer)):
+            if layer is not None:
+                found |= {f"{prefix}.{name}": getattr(layer, name).clone() for name in LAYER}
+        if self.gate is not None:
+            found["gate.offset"] = torch.tensor(self.gate.offset, dtype=torch.float64)
         if self.floors:
             found["floors"] = torch.tensor(self.floors, dtype=torch.float64)
         return found
@@ -74,24 +92,49 @@ class KeySpace:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> KeySpace:
         """The inverse of `tensors`. Raises KeyError where one is missing, ValueError where they do not fit together."""
         mean, projection = tensors["mean"], tensors["projection"]
-        bend = Bend(**{name: tensors[name] for name in BENT}) if tensors.keys() & set(BENT) else None
+        bend, layer = (_layer(tensors, prefix) for prefix in ("bend", "gate"))
         floors = tensors.get("floors")
         r, f = projection.shape if projection.ndim == 2 else (-1, -1)
         sound = mean.shape == (f,) and (floors is None or (floors.dtype == torch.float64 and floors.ndim == 1))
-        if bend is not None:
-            h = len(bend.bias) if bend.bias.ndim else -1
-            sound = sound and bend.inner.shape == (h, f) and bend.bias.shape == (h,) and bend.outer.shape == (r, h)
+        for part, size in ((bend, r), (layer, 1)):
+            h = part.bias.numel() if part is not None else 0
+            sound = sound and (part is None or _shapes(part) == ((h, f), (h,), (size, h)))
         if not sound:
             raise ValueError(f"{({name: list(t.shape) for name, t in tensors.items()})} make no space of keys")
-        return cls(mean=mean, projection=projection, bend=bend, floors=() if floors is None else tuple(floors.tolist()))
+        return cls(
+            mean=mean,
+            projection=projection,
+            bend=bend,
+            gate=None if layer is None else Gate(layer=layer, offset=float(tensors["gate.offset"])),
+            floors=() if floors is None else tuple(floors.tolist()),
+        )
 
     def keys(self, vectors: Tensor) -> Tensor:
         """Unit keys `[n, r]` of vectors `[n, f]`."""
         x = vectors.float().cpu() - self.mean
         key = linear(x, self.projection)
-        if self.bend is not None:
-            key = key + linear(relu(linear(x, self.bend.inner, self.bend.bias)), self.bend.outer)
-        return normalize(key, dim=-1)
+        return normalize(key if self.bend is None else key + self.bend(x), dim=-1)
+
+    def asks(self, vectors: Tensor) -> Tensor:
+        """How surely a question ends at each vector of `[n, f]`, `[n]`; 1 in a space that does not know."""
+        if self.gate is None:
+            return torch.ones(len(vectors))
+        return torch.sigmoid(self.gate.layer(vectors.float().cpu() - self.mean)[:, 0] + self.gate.offset)
+
+    def queries(self, vectors: Tensor) -> Tensor:
+        """What is compared with keys, `[n, r]`: a key's cosine counts as much as a question is asked."""
+        return self.keys(vectors) * self.asks(vectors)[:, None]
 
 
-BENT = ("inner", "bias", "outer")
+LAYER = ("inner", "bias", "outer")
+
+
+def _layer(tensors: Mapping[str, Tensor], prefix: str) -> Layer | None:
+    own = {name: tensors[f"{prefix}.{name}"] for name in LAYER if f"{prefix}.{name}" in tensors}
+    if own and len(own) < len(LAYER):
+        raise KeyError(next(f"{prefix}.{name}" for name in LAYER if name not in own))
+    return Layer(**own) if own else None
+
+
+def _shapes(layer: Layer) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(getattr(layer, name).shape) for name in LAYER)

@@ -23,7 +23,7 @@ from torch.nn.functional import linear, normalize, relu
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader, visible
 from wise.memory.grouped import NO_SLOT
-from wise.memory.key_space import KeySpace
+from wise.memory.key_space import KeySpace, Layer
 from wise.memory.side_memory import Evidence, Resident, Route, Router, SlotBank, ValueBank
 from wise.router.screen import screen
 
@@ -35,29 +35,43 @@ AT_ONCE = 256
 """Tokens compared with all keys in one product."""
 
 
+class Hidden(Resident):
+    """A hidden layer where the model is."""
+
+    inner: Tensor
+    bias: Tensor
+    outer: Tensor
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.inner, self.bias, self.outer = layer.inner.float(), layer.bias.float(), layer.outer.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(relu(linear(x, self.inner, self.bias)), self.outer)
+
+
 class Projector(Resident):
-    """Brings vectors into a key space where the model is."""
+    """Brings activations into the space of relations where the model is."""
 
     projection: Tensor
     shift: Tensor
-    inner: Tensor | None
-    inner_shift: Tensor | None
-    outer: Tensor | None
+    offset: Tensor
 
     def __init__(self, space: KeySpace) -> None:
         super().__init__()
         self.projection, self.shift = space.projection.float(), space.shift
-        bend = space.bend
-        self.inner, self.outer = (None, None) if bend is None else (bend.inner.float(), bend.outer.float())
-        self.inner_shift = space.bend_shift
+        self.bend = None if space.bend is None else Hidden(space.shifted(space.bend))
+        self.gate = None if space.gate is None else Hidden(space.shifted(space.gate.layer))
+        self.offset = torch.tensor(0.0 if space.gate is None else space.gate.offset)
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """`[n, f]` -> unit `[n, r]`, float32."""
-        x = vectors.float()
+    def forward(self, x: Tensor) -> Tensor:
+        """Float32 `[n, f]` -> unit `[n, r]`."""
         key = linear(x, self.projection, self.shift)
-        if self.inner is not None and self.outer is not None:
-            key = key + linear(relu(linear(x, self.inner, self.inner_shift)), self.outer)
-        return normalize(key, dim=-1)
+        return normalize(key if self.bend is None else key + self.bend(x), dim=-1)
+
+    def asks(self, x: Tensor) -> Tensor:
+        """How surely a question ends at each token: `[n]`."""
+        return x.new_ones(len(x)) if self.gate is None else torch.sigmoid(self.gate(x)[:, 0] + self.offset)
 
 
 class HybridRouter(Router):
@@ -71,6 +85,7 @@ class HybridRouter(Router):
     subject_projection: Tensor
     subject_shift: Tensor
     relation_floors: Tensor
+    least_floor: Tensor
     subject_floor: Tensor
 
     def __init__(
@@ -85,7 +100,7 @@ class HybridRouter(Router):
     ) -> None:
         """keys `[n, s + r]`: a unit subject key and a unit relation key each; key_slots `[n]`.
 
-        thresholds `[k]`: of each slot, the relation floor of its edit where that is above the space's.
+        thresholds `[k]`: of each slot, the relation floor of its edit.
 
         Raises ConfigError where a space has no floor.
         """
@@ -96,7 +111,8 @@ class HybridRouter(Router):
         self.subject_keys, self.relation_keys = keys[:, :size].float(), keys[:, size:].float()
         self.relation = Projector(relation)
         self.subject_projection, self.subject_shift = subject.projection, subject.shift
-        self.relation_floors = thresholds.float()[key_slots].clamp(min=relation.floor(len(thresholds)))
+        self.relation_floors = thresholds.float()[key_slots]
+        self.least_floor = self.relation_floors.min()
         self.subject_floor = torch.tensor(subject.floor(len(thresholds)))
         self.centres, self.bounds = screen(self.relation_keys, self.relation_floors)
 
@@ -104,10 +120,11 @@ class HybridRouter(Router):
         if not isinstance(bank, ValueBank):
             raise ConfigError(f"a {type(bank).__name__} does not say what each key adds: a ValueBank was expected")
         key, value = self._chosen(activation, everywhere=False)
-        if not torch.compiler.is_compiling() and not bool((value >= 1).any()):
+        opened = value >= 1
+        if not torch.compiler.is_compiling() and not bool(opened.any()):
             return Route(torch.full_like(key, NO_SLOT), value, torch.ones_like(value), None)
-        slot = torch.where(value >= 1, self.key_slots[key], NO_SLOT)
-        delta = bank.of_keys(torch.where(value >= 1, key, NO_SLOT))
+        slot = torch.where(opened, self.key_slots[key], NO_SLOT)
+        delta = bank.of_keys(torch.where(opened, key, NO_SLOT))
         return Route(slot, value, torch.ones_like(value), delta)
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
@@ -119,16 +136,25 @@ class HybridRouter(Router):
         return Evidence.of(self(activation, bank), value, self.key_slots[key], key)
 
     def _chosen(self, activation: Tensor, *, everywhere: bool) -> tuple[Tensor, Tensor]:
-        """Per token of `[n, f]`: see `choose`."""
+        """Per token of `[n, f]`: the key of the edit chosen and its evidence, see `choose`; 0 where none was sought."""
         values = self.reader.recorded
         if values is None or len(activation) % len(values):
             seen = "none" if values is None else f"{len(values)} rows"
             raise ConfigError(
                 f"{len(activation)} tokens reach the side memory and attention saw {seen}: run the model as a whole"
             )
-        how = _operator if torch.compiler.is_compiling() else choose
-        found: tuple[Tensor, Tensor] = how(
-            self.relation(activation),
+        x = activation.float()
+        asks = self.relation.asks(x)
+        compiling = torch.compiler.is_compiling()
+        places = torch.arange(len(x), device=x.device)
+        if not (everywhere or compiling):
+            places = (asks >= self.least_floor).nonzero()[:, 0]
+            x, asks = x[places], asks[places]
+        found: tuple[Tensor, Tensor] = (_operator if compiling else choose)(
+            self.relation(x) if len(x) else x,
+            asks,
+            places,
+            len(activation) // len(values),
             self.centres,
             self.bounds,
             self.relation_keys,
@@ -141,11 +167,17 @@ class HybridRouter(Router):
             self.subject_floor,
             everywhere,
         )
-        return found
+        if everywhere or compiling:
+            return found
+        key = torch.zeros(len(activation), dtype=torch.long, device=x.device).index_copy(0, places, found[0])
+        return key, asks.new_zeros(len(activation)).index_copy(0, places, found[1])
 
 
 def choose(
     query: Tensor,
+    asks: Tensor,
+    places: Tensor,
+    width: int,
     centres: Tensor,
     bounds: Tensor,
     relation_keys: Tensor,
@@ -158,48 +190,48 @@ def choose(
     subject_floor: Tensor,
     everywhere: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Per token `[n]`: the key of the edit chosen, and its evidence, at least 1 exactly where it reaches both floors.
+    """For `[m]` tokens: the key of the edit chosen, and its evidence, at least 1 exactly where it reaches both floors.
 
     Of several edits that do, the one with the most evidence in sum; where none does, the one that comes nearest of
     those looked at, or the first with evidence 0 where there is none.
 
     Args:
-        query: `[n, r]` unit; the tokens of one row after those of another.
+        query, asks: `[m, r]` unit, and `[m]` what a cosine to it counts for.
+        places: `[m]` ascending; those of one row of `width` tokens after those of another.
         centres, bounds: `[c, r]`, `[c]` of the relation keys (`screen`).
         relation_keys, relation_floors: `[edits, r]`, `[edits]`.
         values: `[rows, heads, tokens, size]` what attention sees; `mask`: which of it each token sees (`visible`).
         projection, shift, subject_keys, subject_floor: `[s, v]`, `[s]`, `[edits, s]` and one number.
         everywhere: look at every edit at every token, and not only at those whose relation is reached.
     """
-    key = torch.zeros(len(query), dtype=torch.long, device=query.device)
-    value = query.new_zeros(len(query))
-    asking = (query @ centres.T >= bounds).any(-1)
-    if everywhere:
-        asking = torch.ones_like(asking)
-    if not bool(asking.any()):
+    key, value = torch.zeros_like(places), asks.new_zeros(len(places))
+    if len(places) == 0:
         return key, value
-    width = len(query) // len(values)
-    for here in _parts(asking.nonzero()[:, 0], width):
-        relation = query[here] @ relation_keys.T
+    asking = torch.ones_like(places, dtype=torch.bool)
+    if not everywhere:
+        asking = (query @ centres.T >= bounds).any(-1)
+    for here in _parts(asking.nonzero()[:, 0], places // width):
+        relation = (query[here] @ relation_keys.T) * asks[here, None]
         reached = (relation >= relation_floors).any(0)
         edits = (torch.ones_like(reached) if everywhere else reached).nonzero()[:, 0]
         if len(edits) == 0:
             continue
-        row = int(here[0]) // width
+        row = int(places[here[0]]) // width
         vectors = values[row].transpose(0, 1).flatten(1).float()  # [tokens, v]
         context = normalize(linear(vectors, projection, shift), dim=-1) @ subject_keys[edits].T
-        seen = visible(mask, row, here % width, width, len(vectors))
+        seen = visible(mask, row, places[here] % width, width, len(vectors))
         subject = torch.stack([context.masked_fill(~s[:, None], ABSENT).max(0).values for s in seen])
         best, value[here] = _weighed(relation[:, edits], subject, relation_floors[edits], subject_floor)
         key[here] = edits[best]
     return key, value
 
 
-def _parts(tokens: Tensor, width: int) -> Iterator[Tensor]:
-    """Ascending places of tokens, those of each row of `width` by themselves and no more than `AT_ONCE`."""
-    rows, counts = torch.unique_consecutive(tokens // width, return_counts=True)
-    for own in torch.split(tokens, counts.tolist()):
-        yield from torch.split(own, AT_ONCE)
+def _parts(tokens: Tensor, rows: Tensor) -> Iterator[Tensor]:
+    """`tokens` `[m]`, ascending, those of each of their rows by themselves and no more than `AT_ONCE`."""
+    if len(tokens):
+        _, counts = torch.unique_consecutive(rows[tokens], return_counts=True)
+        for own in torch.split(tokens, counts.tolist()):
+            yield from torch.split(own, AT_ONCE)
 
 
 def _weighed(
