@@ -20,7 +20,7 @@ from torch.nn.functional import linear, normalize
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader, visible
 from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import Evidence, Route, Router, SlotBank, ValueBank
+from wise.memory.side_memory import Evidence, KeyedBank, Route, Router, SlotBank
 from wise.memory.state import KeySpace
 
 ABSENT = -2.0
@@ -69,11 +69,11 @@ class HybridRouter(Router):
         self.subject_floor = torch.tensor(subject.floor)
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
-        if not isinstance(bank, ValueBank):
-            raise ConfigError(f"a {type(bank).__name__} does not say what each key adds: a ValueBank was expected")
+        if not isinstance(bank, KeyedBank):
+            raise ConfigError(f"a {type(bank).__name__} does not say what each key adds: a KeyedBank was expected")
         key, value = self._chosen(activation, everywhere=False)
         slot = torch.where(value >= 1, self.key_slots[key], NO_SLOT)
-        delta = bank.of_keys(torch.where(value >= 1, key, NO_SLOT))
+        delta = bank.of_keys(torch.where(value >= 1, key, NO_SLOT), activation)
         return Route(slot, value, torch.ones_like(value), delta)
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
