@@ -36,7 +36,7 @@ from wise.errors import ArtifactError, ConfigError, EditError, did_you_mean
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import ASIDE, replaced_folder
 from wise.memory.key_space import KeySpace
-from wise.memory.slot import SLOT_KINDS, Slot
+from wise.memory.slot import SLOT_KINDS, EditSlot, MaskedDenseSlot, Slot
 from wise.memory.state import MemoryState
 
 FORMAT = "wise-memory"
@@ -346,9 +346,14 @@ def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) ->
     if sorted(held, key=str) != sorted(state.edit_ids):
         wrong = sorted(set(map(str, held)) ^ set(state.edit_ids)) or ["one edit in two slots"]
         yield f"the slots do not hold exactly the live edits: {', '.join(wrong[:4])}"
+    wanted = config.slot if config.mode == "hybrid" else MaskedDenseSlot.kind
     for slot in state.slots:
         if len(slot.scores) != len(slot.edit_ids) or not all(map(_is_score, slot.scores)):
             yield f"slot {slot.id} has {len(slot.edit_ids)} edits and scores {slot.scores!r:.80}"
+        if slot.kind != wanted:
+            yield f"slot {slot.id} is of kind {slot.kind!r}, expected {wanted!r}: it was made in another mode"
+        elif isinstance(slot, EditSlot) and [len(state.keys.get(i, ())) for i in slot.edit_ids] != [len(slot.places)]:
+            yield f"slot {slot.id} speaks at {len(slot.places)} places and does not have one edit with as many keys"
         if _shape(slot, base) != (1, base.out_features):
             yield f"slot {slot.id} does not map {base.in_features} features to {base.out_features}"
 

@@ -50,11 +50,9 @@ class SlotBank(Resident):
         return delta
 
 
-class ValueBank(SlotBank):
-    """The constants of all slots, stacked."""
+class KeyedBank(SlotBank, ABC):
+    """Slots of one edit each, which speak with another key at each place of its answer."""
 
-    weights: Tensor
-    """`[keys, d]`: what each key adds."""
     places: Tensor
     """`[k, longest answer]`: the key with which each slot speaks at each token of its answer, or NO_SLOT."""
 
@@ -66,10 +64,20 @@ class ValueBank(SlotBank):
         """What the chosen slots add where a prompt ends: `[n, f]`, slot `[n]` -> `[n, d]`."""
         if slot is None:
             slot = torch.zeros(len(activation), dtype=torch.long, device=activation.device)
-        return self.of_keys(torch.where(slot == NO_SLOT, NO_SLOT, self.places[slot.clamp(min=0), 0]))
+        return self.of_keys(torch.where(slot == NO_SLOT, NO_SLOT, self.places[slot.clamp(min=0), 0]), activation)
 
-    def of_keys(self, key: Tensor) -> Tensor:
-        """`[n]` -> `[n, d]`, zero for NO_SLOT."""
+    @abstractmethod
+    def of_keys(self, key: Tensor, activation: Tensor) -> Tensor:
+        """key `[n]`, activation `[n, f]` -> `[n, d]`, zero for NO_SLOT."""
+
+
+class ValueBank(KeyedBank):
+    """The constants of all slots, stacked."""
+
+    weights: Tensor
+    """`[keys, d]`: what each key adds."""
+
+    def of_keys(self, key: Tensor, activation: Tensor) -> Tensor:
         return torch.where((key == NO_SLOT)[:, None], 0, self.weights[key.clamp(min=0)])
 
 

@@ -24,7 +24,7 @@ from wise.errors import ConfigError
 from wise.memory.context import ContextReader, visible
 from wise.memory.grouped import NO_SLOT
 from wise.memory.key_space import KeySpace, Layer
-from wise.memory.side_memory import Evidence, Resident, Route, Router, SlotBank, ValueBank
+from wise.memory.side_memory import Evidence, KeyedBank, Resident, Route, Router, SlotBank
 from wise.router.screen import screen
 
 ABSENT = -2.0
@@ -117,14 +117,14 @@ class HybridRouter(Router):
         self.centres, self.bounds = screen(self.relation_keys, self.relation_floors)
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
-        if not isinstance(bank, ValueBank):
-            raise ConfigError(f"a {type(bank).__name__} does not say what each key adds: a ValueBank was expected")
+        if not isinstance(bank, KeyedBank):
+            raise ConfigError(f"a {type(bank).__name__} does not say what each key adds: a KeyedBank was expected")
         key, value = self._chosen(activation, everywhere=False)
         opened = value >= 1
         if not torch.compiler.is_compiling() and not bool(opened.any()):
             return Route(torch.full_like(key, NO_SLOT), value, torch.ones_like(value), None)
         slot = torch.where(opened, self.key_slots[key], NO_SLOT)
-        delta = bank.of_keys(torch.where(opened, key, NO_SLOT))
+        delta = bank.of_keys(torch.where(opened, key, NO_SLOT), activation)
         return Route(slot, value, torch.ones_like(value), delta)
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:

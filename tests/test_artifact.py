@@ -25,7 +25,7 @@ from wise.memory.layer import SideMemoryLayer
 from wise.memory.state import MemoryState
 
 CONFIG, EDITS, TENSORS = FILES
-both_modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
+both_modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid", "hybrid rank-one", "hybrid low-rank"])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -269,6 +269,10 @@ def test_resealing_alone_changes_nothing(saved: Path, wrapped: wise.WiseModel) -
         (lambda m: m.pop("slots"), f"{CONFIG}: is malformed .KeyError.'slots'"),
         (lambda m: m["slots"].pop(), "tensors that belong to nothing: slot.2"),
         (lambda m: m["slots"][0].update(kind="sparse"), "slot kind 'sparse' is not known here"),
+        (
+            lambda m: m["config"].update(mode="hybrid"),
+            "slot 0 is of kind 'masked-dense', expected 'value': it was made in another mode",
+        ),
         (lambda m: m["slots"][0].update(id=5), "slot.5.*: slot 5: its tensors do not fit together"),
         (lambda m: m["slots"].reverse(), r"the slots are numbered \[2, 1, 0\]"),
         (lambda m: m["slots"][0].update(scores=["e0"]), f"{CONFIG}: is malformed"),

@@ -19,7 +19,7 @@ from wise.memory.state import MemoryState
 LAYER = 1
 # Of torch and transformers themselves, while they compile.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
+modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid", "hybrid rank-one", "hybrid low-rank"])
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,10 @@ from wise.errors import ConfigError
 NAN, INFINITY = float("nan"), float("inf")
 BAD: dict[str, list[Any]] = {
     "mode": ["both", "", None, 1, ["merge"]],
+    "slot": ["masked-dense", "", None],
+    "rank": [0, 1.0, None, True],
+    "writer": ["adam", None],
+    "places": ["last", None],
     "layer": [-1, 1.0, True, "4"],
     "layer_fraction": [-0.1, 1, 1.0, NAN, True, "0.5"],
     "subject_fraction": [-0.1, 1, NAN, True, None, "0.5"],
@@ -85,6 +89,26 @@ def test_every_setting_is_checked() -> None:
 def test_margins_the_wrong_way_round_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"margin_low=0\.5 must lie under margin_high=0\.5"):
         WiseConfig(margin_low=0.5, margin_high=0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"slot": "low-rank"}, "mode='retrieve' has masked-dense slots.*; use mode='hybrid'"),
+        ({"mode": "merge", "places": "all"}, "mode='merge' has masked-dense slots"),
+        ({"mode": "hybrid", "writer": "closed-form"}, "a constant has nothing to solve for.*slot='rank-one'"),
+        ({"mode": "hybrid", "writer": "closed-form-steps"}, "a constant has nothing to solve for"),
+        (
+            {"mode": "hybrid", "slot": "low-rank", "writer": "closed-form", "places": "all"},
+            "a closed form is of one place.*closed-form-steps",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        WiseConfig(**changes)
+    for slot, how in (("value", "gradient"), ("rank-one", "closed-form"), ("low-rank", "closed-form-steps")):
+        assert WiseConfig(mode="hybrid", slot=slot, writer=how).slot == slot
 
 
 def test_settings_cannot_be_changed_in_place() -> None:

@@ -29,8 +29,10 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, TextIterato
 from wise.memory.side_memory import Route, Router, SideMemory, SlotBank
 from wise.memory.state import MemoryState
 
-modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
+MODES = ("merge", "retrieve", "hybrid")
+modes = pytest.mark.parametrize("mode", MODES)
 few = pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma2"])  # Conv1D, rotary, sliding windows
+all_slots = pytest.mark.parametrize("mode", [*MODES, "hybrid rank-one", "hybrid low-rank"])
 LAYER = 1  # with a block above, so that what the memory adds enters the cache
 
 Rows = list[list[int]]
@@ -64,8 +66,11 @@ WAYS: dict[str, Callable[[Any, Rows], Rows]] = {
 }
 
 
-@modes
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+EVERY_WAY = [(name, mode) for name in ARCHITECTURES for mode in MODES]
+EVERY_WAY += [(name, f"hybrid {slot}") for name in ("gpt2", "llama") for slot in ("rank-one", "low-rank")]
+
+
+@pytest.mark.parametrize(("model_type", "mode"), EVERY_WAY)
 def test_greedy_text_is_the_same_in_every_way_of_generating(model_type: str, mode: str) -> None:
     wrapped = wrap_tiny(model_type, mode, layer=LAYER)
     expected = generated(wrapped, BATCH)
@@ -142,7 +147,7 @@ def test_where_a_setting_is_changed_for_continuous_batching_the_base_fails_with_
 
 
 @few
-@modes
+@all_slots
 def test_a_row_has_the_same_beams_alone_and_in_a_batch(model_type: str, mode: str) -> None:
     wrapped = wrap_tiny(model_type, mode, layer=LAYER)
     beams = {"num_beams": 3, "num_return_sequences": 2}
@@ -154,7 +159,7 @@ def test_a_row_has_the_same_beams_alone_and_in_a_batch(model_type: str, mode: st
 
 
 @few
-@modes
+@all_slots
 def test_beams_are_scored_by_the_edited_model(model_type: str, mode: str) -> None:
     """The score of a beam is the log-probability of its tokens in one plain forward pass over them."""
     wrapped = wrap_tiny(model_type, mode, layer=LAYER)
@@ -212,7 +217,7 @@ def test_streaming_gives_the_greedy_text(model_type: str) -> None:
 
 
 @few
-@modes
+@all_slots
 def test_assisted_decoding_gives_the_greedy_text(model_type: str, mode: str) -> None:
     wrapped = wrap_tiny(model_type, mode, layer=LAYER)
     assistant = tiny_model(model_type)  # the base itself: right where the gate stays shut, wrong elsewhere

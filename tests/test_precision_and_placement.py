@@ -29,7 +29,7 @@ from wise.memory.side_memory import SideMemory
 from wise.training.splice import SplicedModel
 
 LAYER = 1
-modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
+modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid", "hybrid rank-one", "hybrid low-rank"])
 ROWS = [([5, 6, 7, 8], [9, 10, 2]), ([60, 61], [62])]
 
 

@@ -125,7 +125,8 @@ def test_a_row_is_answered_as_it_is_alone(edited: tuple[wise.WiseModel, list[wis
 def test_an_edit_that_is_not_live_counts_as_wrong(edited: tuple[wise.WiseModel, list[wise.Record]]) -> None:
     wrapped, records = edited
     assert records[5].edit.id not in slots_of(wrapped)
-    assert measure_oracle(wrapped, records[5:], work=Work()) == {"reliability": 0.0, "generalization": 0.0}
+    none = {"reliability": 0.0, "generalization": 0.0, "free_generalization": None}
+    assert measure_oracle(wrapped, records[5:], work=Work()) == none
     assert (measure_oracle(wrapped, records[4:6], work=Work())["reliability"] or 0.0) <= 0.5
     bare = wise.Record(edit=records[0].edit)
     assert measure_oracle(wrapped, [bare], work=Work())["generalization"] is None

@@ -1,6 +1,9 @@
-"""Values that the writer finds make the base say the target, each edit for itself."""
+"""What the writer finds makes the base say the target, each edit for itself, whatever kind of slot it is."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +13,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
 from wise.demo import model_path
-from wise.memory.slot import ValueSlot
+from wise.memory.slot import EditSlot
+from wise.memory.state import MemoryState
+from wise.training.report import FAILED, VERIFIED, Outcome
+from wise.training.trainer import Trainer
 from wise.training.writers import value
 from wise.training.writers.base import SlotTask
 
+WAYS = ("gradient", "closed-form-steps")
+NEURONS = [{"slot": slot, "writer": how} for slot in ("rank-one", "low-rank") for how in WAYS]
+each_way = pytest.mark.parametrize("settings", [{}, *NEURONS], ids=lambda s: " ".join(s.values()) or "value")
 each = pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "gpt_neox"])
 
 
-def wrapped(model_type: str = "llama", **settings: object) -> wise.WiseModel:
+def wrapped(model_type: str = "llama", **settings: Any) -> wise.WiseModel:
     config = wise.WiseConfig(mode="hybrid", layer=1, terminator="", bos=False, prefixes=2, **settings)
     return wise.wrap(tiny_model(model_type), tiny_tokenizer(), config)
 
@@ -38,15 +47,24 @@ def tasks(given: list[wise.Edit]) -> list[SlotTask]:
     return [SlotTask(id=i, edits=(edit,)) for i, edit in enumerate(given)]
 
 
+def at(slot: EditSlot, place: int) -> EditSlot:
+    """The slot with what it has at one of its places alone."""
+    parts = {name: part[place : place + 1] for name, part in slot.tensors().items() if name != "features"}
+    return replace(slot, **parts | {"places": torch.zeros(1, dtype=torch.long)})
+
+
 @torch.no_grad()
-def argmaxes(model: wise.WiseModel, edit: wise.Edit, slot: ValueSlot) -> tuple[list[int], list[int]]:
-    """What the base decodes behind the prompt with the values added by a hook, the target fed in; and the target."""
+def argmaxes(model: wise.WiseModel, edit: wise.Edit, slot: EditSlot | None) -> tuple[list[int], list[int]]:
+    """What the base decodes behind the prompt with what the slot adds put there by a hook, the target fed in; and the
+    target."""
     prompt, target = model.encoder.prompt(edit.prompt), model.encoder.target(edit.prompt, edit.target)
     ids = torch.tensor([[*prompt, *target[:-1]]])
 
-    def put(_module: object, _args: object, out: torch.Tensor) -> torch.Tensor:
-        moved = out.reshape(*ids.shape, -1).clone()
-        moved[0, len(prompt) - 1 + slot.places] += slot.values
+    def put(_module: object, args: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+        moved, activation = out.reshape(*ids.shape, -1).clone(), args[0].reshape(*ids.shape, -1)
+        for n, place in enumerate([] if slot is None else slot.places.tolist()):
+            token = len(prompt) - 1 + place
+            moved[0, token] += at(slot, n).delta(activation[0, token])
         return moved.view(out.shape)
 
     handle = model.layer.base_layer.register_forward_hook(put)
@@ -55,41 +73,118 @@ def argmaxes(model: wise.WiseModel, edit: wise.Edit, slot: ValueSlot) -> tuple[l
     return logits.argmax(-1).tolist(), target
 
 
-@each
-def test_what_is_fitted_is_what_the_whole_model_decodes(model_type: str) -> None:
-    model = wrapped(model_type)
+def fits(model: wise.WiseModel) -> None:
     given = edits(4, 3)
     written = model.trainer.writer.write(tasks(given))
     for edit, (slot, (outcome,)) in zip(given, written, strict=True):
-        assert isinstance(slot, ValueSlot) and len(outcome.keys) == len(slot.values) == len(slot.places)
+        assert isinstance(slot, EditSlot) and slot.kind == model.wise_config.slot
+        assert len(outcome.keys) == len(slot.places)
         said, target = argmaxes(model, edit, slot)
         assert (said == target) == outcome.fitted
-        without = ValueSlot(id=0, edit_ids=(), values=0 * slot.values, places=slot.places, features=slot.features)
-        assert argmaxes(model, edit, without)[0] != target
+        assert argmaxes(model, edit, None)[0] != target
     assert sum(outcome.fitted for _, (outcome,) in written) >= 3
 
 
-def test_further_places_are_given_where_one_does_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, given = wrapped(), edits(4, 4)
-    with_help = model.trainer.writer.write(tasks(given))
-    assert any(len(slot.places) > 1 for slot, _ in with_help)
-    monkeypatch.setattr(value, "PATIENCE", 10**6)
-    alone = wrapped().trainer.writer.write(tasks(given))
-    assert all(slot.places.tolist() == [0] for slot, _ in alone)
-    fitted = [sum(outcome.fitted for _, (outcome,) in written) for written in (with_help, alone)]
-    assert fitted[0] > fitted[1]
+@each
+def test_what_is_fitted_is_what_the_whole_model_decodes(model_type: str) -> None:
+    fits(wrapped(model_type))
 
 
-def test_an_edit_is_written_alone_as_it_is_beside_others() -> None:
-    model, given = wrapped(), edits(3, 2)
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("settings", NEURONS, ids=lambda s: " ".join(s.values()))
+def test_what_is_fitted_of_neurons_is_what_the_whole_model_decodes(model_type: str, settings: dict[str, str]) -> None:
+    fits(wrapped(model_type, **settings))
+
+
+def test_further_places_are_given_where_one_does_not_do_or_at_once_or_never() -> None:
+    given, written = edits(4, 4), {}
+    for places in ("needed", "first", "all"):
+        written[places] = wrapped(places=places).trainer.writer.write(tasks(given))
+    held = {name: [slot.places.tolist() for slot, _ in found] for name, found in written.items()}  # type: ignore[attr-defined]
+    assert any(len(places) > 1 for places in held["needed"])
+    assert held["first"] == [[0]] * 4 and held["all"] == [[0, 1, 2, 3, 4]] * 4
+    fitted = {name: sum(outcome.fitted for _, (outcome,) in found) for name, found in written.items()}
+    assert fitted["needed"] > fitted["first"] and fitted["all"] > fitted["first"]
+
+
+@each_way
+def test_an_edit_is_written_alone_as_it_is_beside_others(settings: dict[str, str]) -> None:
+    model, given = wrapped(**settings), edits(3, 2)
     together = model.trainer.writer.write(tasks(given))
     for i, edit in enumerate(given):
         ((slot, (outcome,)),) = model.trainer.writer.write(tasks([edit]))
         beside, (same,) = together[i]
-        assert isinstance(slot, ValueSlot) and isinstance(beside, ValueSlot)
-        assert outcome.steps == same.steps and slot.places.tolist() == beside.places.tolist()
-        torch.testing.assert_close(slot.values, beside.values, rtol=1e-2, atol=1e-2)
+        assert outcome.steps == same.steps
+        for name, tensor in slot.tensors().items():
+            torch.testing.assert_close(tensor, beside.tensors()[name], rtol=1e-2, atol=1e-2)
         torch.testing.assert_close(outcome.keys, same.keys, rtol=1e-3, atol=1e-3)
+
+
+def test_a_long_target_is_said_at_every_token_from_the_start() -> None:
+    (long,), (short,) = edits(1, 14), [replace(edits(2, 9)[1], id="short")]
+    model = wrapped(max_steps=20)
+    (slot, (outcome,)), (other, _) = model.trainer.writer.write(tasks([long, short]))
+    assert slot.places.tolist() == list(range(15)) and other.places.tolist() == [0]
+    assert outcome.fitted
+    report = model.edit(long)
+    assert report.failed == () and model.ask(long.prompt)[0].text == long.target
+    one = wrapped(max_steps=20, places="first")
+    assert one.edit(long).failed == (long.id,)
+
+
+# -- trying again -----------------------------------------------------------------------------
+
+
+def test_an_edit_that_fails_is_tried_harder_and_the_report_says_what_was_tried() -> None:
+    given = edits(3, 3)
+    model = wrapped(max_steps=20)
+    report = model.edit(given)
+    again = [outcome for outcome in report.outcomes if len(outcome.tried) > 1]
+    assert any(outcome.status == VERIFIED for outcome in again)
+    for outcome in again:
+        assert outcome.tried[0] == "20 steps behind 1 prefixes at 1 places"
+        assert outcome.tried[1].startswith("40 steps behind 1 prefixes at ") and outcome.steps > 20
+    live = [edit for edit in given if edit.id not in report.failed]
+    assert [answer.text for answer in model.ask([edit.prompt for edit in live])] == [edit.target for edit in live]
+
+
+def test_an_edit_that_holds_at_once_is_not_written_again_and_one_that_never_does_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given, asked = edits(2, 3), []
+    write = value.ValueWriter.write
+
+    def noted(self: Any, jobs: list[SlotTask], progress: Any = None, effort: int = 0) -> Any:
+        asked.append((effort, [edit.id for job in jobs for edit in job.edits]))
+        found = write(self, jobs, progress, effort)
+        return [(s, [replace(o, fitted=o.fitted and s.edit_ids != ("e1",)) for o in out]) for s, out in found]
+
+    monkeypatch.setattr(value.ValueWriter, "write", noted)
+    report = wrapped().edit(given)
+    assert asked == [(0, ["e0", "e1"]), (1, ["e1"]), (2, ["e1"])]
+    assert [(o.status, len(o.tried)) for o in report.outcomes] == [(VERIFIED, 1), (FAILED, 3)]
+    assert report.failed == ("e1",)
+    assert report.to_dict()["outcomes"][1]["tried"][2].endswith("at 4 places")
+
+
+def test_trying_harder_for_one_edit_never_costs_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = edits(2, 1)
+    first, second = MemoryState(edits=(one,)), MemoryState(edits=(two,))
+
+    def attempt(self: Any, kept: Any, fresh: Any, serve: Any, progress: Any, effort: int = 0) -> Any:
+        state = first if not effort else second
+        plain = Outcome(id="", status=FAILED, answer="", steps=5, loss=1.0, milliseconds=1.0, tried=(str(effort),))
+        statuses = {e.id: VERIFIED if e in state.edits else FAILED for e in fresh}
+        return state, {i: replace(plain, id=i, status=status) for i, status in statuses.items()}
+
+    trainer = wrapped().trainer
+    monkeypatch.setattr(Trainer, "_attempt", attempt)
+    state, report = trainer.edit(MemoryState(), [one, two], serve=lambda _: pytest.fail("asked"))
+    assert state is first
+    assert [(o.status, o.steps, o.tried) for o in report.outcomes] == [
+        (VERIFIED, 5, ("0",)),
+        (FAILED, 15, ("0", "1", "2")),
+    ]
 
 
 def test_a_slot_of_several_edits_is_refused() -> None:

@@ -22,7 +22,7 @@ import wise
 from wise.architectures import locate
 from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import Route
-from wise.memory.slot import MaskedDenseSlot, ValueSlot
+from wise.memory.slot import EditSlot, LowRankSlot, MaskedDenseSlot, RankOneSlot, ValueSlot
 from wise.memory.state import MemoryState
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -114,10 +114,14 @@ def wrap_tiny(
     value_projection: str | None = None,
     **changes: Any,
 ) -> wise.WiseModel:
-    """A wrapped tiny model, with a side memory by hand; `mode` None leaves it without."""
+    """A wrapped tiny model, with a side memory by hand; `mode` None leaves it without.
+
+    A mode may name the kind of its slots too: "hybrid rank-one".
+    """
     model = tiny_model(base, **changes) if isinstance(base, str) else base
+    name, _, slot = (mode or "retrieve").partition(" ")
     config = wise.WiseConfig(
-        mode=mode or "retrieve", layer=layer, value_projection=value_projection, key_floor=KEY_FLOOR
+        mode=name, slot=slot or "value", layer=layer, value_projection=value_projection, key_floor=KEY_FLOOR
     )
     wrapped = wise.wrap(model, tiny_tokenizer(), config)
     if mode is not None:
@@ -178,13 +182,11 @@ def _hybrid_by_hand(
         own = normalize(torch.randn(3, 8, generator=generator), dim=-1)
         spaces.append(replace(space, floors=(_gap((space.keys(vectors) @ own.T).max(-1).values),)))
         keys.append(own)
-    norm = strength * outputs.norm(dim=-1).mean()
-    drawn = normalize(torch.randn(3, outputs.shape[1], generator=generator), dim=-1) * norm
+    norm = strength * float(outputs.norm(dim=-1).mean())
     return MemoryState(
         edits=edits,
         slots=tuple(
-            ValueSlot(id=i, edit_ids=(f"e{i}",), scores=(0.01,), features=activations.shape[1], **_valued(value))
-            for i, value in enumerate(drawn)
+            slot_by_hand(wrapped.wise_config.slot, i, activations, outputs.shape[1], norm, generator) for i in range(3)
         ),
         keys={f"e{i}": torch.cat([part[i : i + 1] for part in keys], dim=-1) for i in range(3)},
         key_space=spaces[1],
@@ -192,8 +194,22 @@ def _hybrid_by_hand(
     )
 
 
-def _valued(value: Tensor) -> dict[str, Tensor]:
-    return {"values": value[None], "places": torch.zeros(1, dtype=torch.long)}
+def slot_by_hand(
+    kind: str, number: int, activations: Tensor, size: int, norm: float, generator: torch.Generator, places: int = 1
+) -> EditSlot:
+    """A random slot of one edit that adds about `norm` at activations like those given, `[n, f]`."""
+    where = 2 * torch.arange(places)
+    about: dict[str, Any] = {"id": number, "edit_ids": (f"e{number}",), "scores": (0.01,), "places": where}
+    f = activations.shape[1]
+    if kind == "value":
+        drawn = normalize(torch.randn(places, size, generator=generator), dim=-1) * norm
+        return ValueSlot(values=drawn, features=f, **about)
+    half = torch.randn(places, 1 + (number % 2 if kind == "low-rank" else 0), f, generator=generator)
+    keys = torch.cat([half, -half], dim=1) if kind == "low-rank" else half  # so that some neuron is always active
+    rank = keys.shape[1]
+    keys /= (activations @ keys.flatten(0, 1).T).abs().mean()
+    values = normalize(torch.randn(places, rank, size, generator=generator), dim=-1) * norm
+    return {"rank-one": RankOneSlot, "low-rank": LowRankSlot}[kind](keys=keys, values=values, **about)
 
 
 @torch.no_grad()

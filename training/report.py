@@ -27,6 +27,8 @@ class Outcome:
     """Mean negative log-likelihood of the target, in nats per token, when fitting ended, where it is known."""
     milliseconds: float
     """Wall time of this edit's share of its batch."""
+    tried: tuple[str, ...] = ()
+    """What was done for it, each harder than the one before; the last is what holds, where it does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,7 @@ class Trainer:
         while True:
             replaced = [held[edit.prompt] for edit in fresh if edit.prompt in held]
             kept = state.without(replaced)
-            final, found = self._attempt(kept, fresh, serve, progress) if fresh else (state, {})
+            final, found = self._escalated(kept, fresh, serve, progress) if fresh else (state, {})
             outcomes |= found
             # An edit that fails does not take the place of one that holds: once more, without it.
             usurpers = [e for e in fresh if e.prompt in held and found[e.id].status == FAILED]
@@ -86,8 +86,28 @@ class Trainer:
         )
         return final, report
 
-    def _attempt(
+    def _escalated(
         self, kept: MemoryState, fresh: Sequence[Edit], serve: Serve, progress: Progress | None
+    ) -> tuple[MemoryState, dict[str, Outcome]]:
+        """`_attempt`, and once more with each greater effort for the edits that fail, as long as no other is lost."""
+        final, outcomes = self._attempt(kept, fresh, serve, progress)
+        for effort in range(1, self.writer.efforts):
+            failed = [edit for edit in fresh if outcomes[edit.id].status == FAILED]
+            if not failed:
+                break
+            state, found = self._attempt(final, failed, serve, None, effort)
+            taken = set(final.edit_ids) <= set(state.edit_ids)
+            final = state if taken else final
+            outcomes |= {i: _retried(outcomes[i], outcome, taken) for i, outcome in found.items()}
+        return final, outcomes
+
+    def _attempt(
+        self,
+        kept: MemoryState,
+        fresh: Sequence[Edit],
+        serve: Serve,
+        progress: Progress | None,
+        effort: int = 0,
     ) -> tuple[MemoryState, dict[str, Outcome]]:
         """`fresh` written after the edits of `kept`, without what the model then does not generate."""
         new = replace(
@@ -98,7 +118,7 @@ class Trainer:
         for tasks in self._batches(kept, fresh):
             started = time.perf_counter()
             shown = _shifted(progress, min(len(fresh), len(results)), len(fresh))
-            new, written = self._write(new, tasks, shown)
+            new, written = self._write(new, tasks, shown, effort)
             results |= written
             spent |= dict.fromkeys(written, (time.perf_counter() - started) / len(written))
             shown(len(written))
@@ -151,12 +171,12 @@ class Trainer:
         return self.config.slot_capacity or max(8, f // FEATURES_PER_EDIT)
 
     def _write(
-        self, state: MemoryState, tasks: list[SlotTask], progress: Progress | None
+        self, state: MemoryState, tasks: list[SlotTask], progress: Progress | None, effort: int
     ) -> tuple[MemoryState, dict[str, Written]]:
         """Writes the slots of `tasks` into `state`, with the keys and scores of the edits they hold."""
         slots, keys = list(state.slots), dict(state.keys)
         results: dict[str, Written] = {}
-        for task, (slot, outcomes) in zip(tasks, self.writer.write(tasks, progress), strict=True):
+        for task, (slot, outcomes) in zip(tasks, self.writer.write(tasks, progress, effort), strict=True):
             scores = {}
             for edit, outcome in zip(task.edits, outcomes, strict=True):
                 keys[edit.id], scores[edit.id] = outcome.keys, outcome.score
@@ -207,6 +227,17 @@ def _outcome(edit: Edit, live: set[str], written: Written, answer: str, seconds:
         steps=written.steps,
         loss=written.loss,
         milliseconds=1000 * seconds,
+        tried=(written.tried,) if written.tried else (),
+    )
+
+
+def _retried(before: Outcome, now: Outcome, taken: bool) -> Outcome:
+    """What became of an edit that was tried again; `taken` says whether that is what is served."""
+    return replace(
+        now if taken else before,
+        steps=before.steps + now.steps,
+        milliseconds=before.milliseconds + now.milliseconds,
+        tried=(*before.tried, *now.tried),
     )
 
 

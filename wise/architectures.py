@@ -151,7 +151,11 @@ def _choose_layer(config: WiseConfig, depth: int) -> int:
 
 
 def _sizes(module: nn.Module) -> tuple[int, int] | None:
-    """(f, d) of a linear module, whichever way round its weight lies; None for any other module."""
+    """(f, d) of a linear module, whichever way round its weight lies; None for any other module.
+
+    Of a module that stands around one, those of the one inside.
+    """
+    module = getattr(module, "base_layer", module)
     for names in (("in_features", "out_features"), ("nx", "nf")):  # nn.Linear and kin; transformers' Conv1D
         f, d = (getattr(module, name, None) for name in names)
         if isinstance(f, int) and isinstance(d, int):

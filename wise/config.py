@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 MODES = ("merge", "retrieve", "hybrid")
+SLOTS = ("value", "rank-one", "low-rank")
+WRITERS = ("gradient", "closed-form", "closed-form-steps")
+PLACES = ("first", "needed", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,17 @@ class WiseConfig:
     and 0.7 in `hybrid`, whose answers are read through the blocks above."""
     subject_fraction: float = 0.2
     """Depth of the block in whose attention subjects are looked for, in [0, 1); never the first (`hybrid`)."""
+    slot: str = "value"
+    """What an edit adds (`hybrid`): `value` a constant, `rank-one` one neuron's output, as ROME writes into the weight,
+    `low-rank` that of `rank` rectified neurons."""
+    rank: int = 4
+    """Neurons of a `low-rank` slot at each place."""
+    writer: str = "gradient"
+    """How it is found (`hybrid`): `gradient`; or, of neurons, `closed-form`, ROME's value and a solve for the keys; or
+    `closed-form-steps`, gradient steps from there."""
+    places: str = "needed"
+    """Where it is added (`hybrid`): `first`, at the prompt's last token; `needed`, also at the target's tokens that do
+    not come out right without, or all of a long one; `all`, at each of them."""
     value_projection: str | None = None
     """Path of the value projection with `{i}` for the block, for architectures that wise does not know."""
     slot_capacity: int | None = None
@@ -80,10 +94,28 @@ class WiseConfig:
             value = getattr(self, name)
             if not check(value):
                 raise ConfigError(f"{name}={value!r}: expected {wanted}")
+        self._check_slot()
         if self.margin_low >= self.margin_high:
             raise ConfigError(
                 f"margin_low={self.margin_low} must lie under margin_high={self.margin_high}: "
                 "unrelated tokens score below the first, edited tokens above the second"
+            )
+
+    def _check_slot(self) -> None:
+        if self.mode != "hybrid" and (self.slot, self.writer, self.places) != ("value", "gradient", "needed"):
+            raise ConfigError(
+                f"slot={self.slot!r}, writer={self.writer!r}, places={self.places!r}: mode={self.mode!r} has "
+                "masked-dense slots, written by gradient; use mode='hybrid', or leave these out"
+            )
+        if self.slot == "value" and self.writer != "gradient":
+            raise ConfigError(
+                f"writer={self.writer!r}: a constant has nothing to solve for, since it does not depend on the "
+                "activation; use writer='gradient', or slot='rank-one' or 'low-rank'"
+            )
+        if self.writer == "closed-form" and self.places == "all":
+            raise ConfigError(
+                "places='all': a closed form is of one place, the prompt's last token; use writer='closed-form-steps', "
+                "or places='first' or 'needed'"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,6 +176,10 @@ def _text(*, optional: bool) -> Check:
 # What makes each setting valid, and how that is said to the person who set it.
 _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("mode", lambda v: v in MODES, f"one of {', '.join(MODES)}"),
+    ("slot", lambda v: v in SLOTS, f"one of {', '.join(SLOTS)}"),
+    ("rank", _integer(1), "a whole number from 1"),
+    ("writer", lambda v: v in WRITERS, f"one of {', '.join(WRITERS)}"),
+    ("places", lambda v: v in PLACES, f"one of {', '.join(PLACES)}"),
     ("layer", _integer(0, optional=True), "a block index from 0, or None"),
     ("layer_fraction", lambda v: v is None or _fraction(v), "a number in [0, 1), or None"),
     ("subject_fraction", lambda v: _fraction(v), "a number in [0, 1)"),

@@ -34,6 +34,7 @@ from wise.memory.side_memory import Route
 from wise.memory.state import MemoryState
 from wise.router.assemble import assemble
 from wise.training.background import Background, measure
+from wise.training.baselines.ground import Ground
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import evaluating, greedy
 from wise.training.lesson import Lesson
@@ -43,6 +44,7 @@ from wise.training.router_training import LearnedSpaces, learn_spaces
 from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
 from wise.training.writers.base import Writer
+from wise.training.writers.closed_form import ClosedForm
 from wise.training.writers.masked_dense import MaskedDenseWriter
 from wise.training.writers.value import ValueWriter
 
@@ -187,11 +189,12 @@ class WiseModel(nn.Module, PushToHubMixin):
             with self.evaluating(), self.disabled():
                 spliced = SplicedModel(self.model, self.projection)
                 background = self._with_spaces(self._measured(spliced))
+                writer = self._writer(spliced, background)
             self._trainer = Trainer(
                 spliced=spliced,
                 encoder=self.encoder,
                 background=background,
-                writer=self._writer(spliced, background),
+                writer=writer,
                 config=self.wise_config,
                 dtype=self.model.dtype,
             )
@@ -248,9 +251,15 @@ class WiseModel(nn.Module, PushToHubMixin):
         return fingerprint(self.model, self.projection)
 
     def _writer(self, spliced: SplicedModel, background: Background) -> Writer:
-        if self.reader is not None:
-            return ValueWriter(spliced, self.encoder, background, self.wise_config, self.reader)
-        return MaskedDenseWriter(spliced, self.encoder, background, self.wise_config, self.model.dtype)
+        """The base must be in place."""
+        config = self.wise_config
+        if self.reader is None:
+            return MaskedDenseWriter(spliced, self.encoder, background, config, self.model.dtype)
+        closed_form = None
+        if config.writer != "gradient":
+            ground = Ground(model=self.model, encoder=self.encoder, value_projection=config.value_projection)
+            closed_form = ClosedForm.of(ground, self.projection.layer, seed=config.seed)
+        return ValueWriter(spliced, self.encoder, background, config, self.reader, closed_form)
 
     # -- asking -------------------------------------------------------------------------------
 

@@ -55,6 +55,8 @@ class Ground:
     cache: Path | None = None
     """Folder in which what takes long to compute is kept."""
     progress: Progress | None = None
+    value_projection: str | None = None
+    """Of an architecture that wise does not know, as in `WiseConfig`."""
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +69,7 @@ class Ground:
 
     def projection(self, layer: int) -> ValueProjection:
         """The value projection of a block. Raises ConfigError where there is no such block."""
-        return locate(self.model, WiseConfig(layer=layer))
+        return locate(self.model, WiseConfig(layer=layer, value_projection=self.value_projection))
 
     def chosen_layer(self, layer: int | None, fraction: float) -> int:
         """The block that `LayerSettings` ask for."""

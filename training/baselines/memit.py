@@ -18,11 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from wise.training.baselines.spreading import Spreading, SpreadSettings
-from wise.training.baselines.statistics import factored, prepared_moments
+from wise.training.baselines.statistics import factored, prepared_moments, ridge_directions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +54,5 @@ class Memit(Spreading[MemitSettings]):
         """Cholesky factors of C at each block."""
 
     def _change(self, place: int, keys: Tensor, residual: Tensor) -> Tensor:
-        # with A = (lambda C)^-1: K^T (lambda C + K K^T)^-1 = (1 + K^T A K)^-1 K^T A, as large as there are edits
         weight = self.settings.moment_weight * keys.shape[1]
-        towards = torch.cholesky_solve(keys.T, self.factors[place]) / weight
-        among = torch.eye(len(keys), dtype=keys.dtype, device=keys.device) + keys @ towards
-        change: Tensor = residual.T @ torch.linalg.solve(among, towards.T)
-        return change
+        return residual.T @ ridge_directions(keys, self.factors[place], weight)

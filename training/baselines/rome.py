@@ -27,7 +27,7 @@ from wise.errors import ArtifactError, EditError
 from wise.training.baselines.base import Applied, WeightEditor
 from wise.training.baselines.ground import Ground, as_weight, target_losses
 from wise.training.baselines.settings import LayerSettings
-from wise.training.baselines.statistics import MomentSettings, factored, prepared_moments
+from wise.training.baselines.statistics import MomentSettings, factored, prepared_moments, rank_one_direction
 from wise.training.baselines.values import (
     ValueSettings,
     contexts_of,
@@ -106,15 +106,13 @@ class Rome(WeightEditor[RomeSettings]):
 
     def _direction(self, key: Tensor, edit: Edit) -> Tensor:
         """`[f]` C^-1 k* over its product with k*. Raises EditError for a key that is nought."""
-        key = key.double()
-        towards = torch.cholesky_solve(key[:, None], self.factor)[:, 0]
-        product = torch.dot(towards, key)
-        if not bool(product > 0):
+        direction = rank_one_direction(key.double(), self.factor)
+        if direction is None:
             raise EditError(
                 f"edit {edit.id!r}: nothing is active at the subject's last token in {self.projection.path}, so "
                 "nothing can be written there; choose another layer, or leave the edit out"
             )
-        return (towards / product).float()
+        return direction.float()
 
     def _write(self, left: Tensor, right: Tensor) -> None:
         self.left, self.right = torch.cat([self.left, left[None]]), torch.cat([self.right, right[None]])

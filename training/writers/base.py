@@ -40,13 +40,21 @@ class Written:
     """`[m, r]` the edit's keys, float32 on the CPU."""
     score: float
     """A routing score that it reaches, as it will be served, wherever it must speak and a little around it."""
+    tried: str = ""
+    """What was done for it, for a report of edits that do not hold."""
 
 
 class Writer(Protocol):
     """Writes slots that own separate parameters; many are written in one batch."""
 
+    efforts: int
+    """Ways of trying that it has, one harder than the other."""
+
     def write(
-        self, tasks: Sequence[SlotTask], progress: Progress | None = None
+        self, tasks: Sequence[SlotTask], progress: Progress | None = None, effort: int = 0
     ) -> list[tuple[Slot, list[Written]]]:
-        """One new slot per task, and what happened to each of its edits, in the order of the tasks."""
+        """One new slot per task, and what happened to each of its edits, in the order of the tasks.
+
+        effort: from 0, for edits that did not hold with less.
+        """
         ...

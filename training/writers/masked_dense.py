@@ -37,6 +37,8 @@ THRESHOLD_RATIO = {"merge": 0.9, "retrieve": 0.7}
 class MaskedDenseWriter:
     """Writes `MaskedDenseSlot`s."""
 
+    efforts = 1
+
     def __init__(
         self,
         spliced: SplicedModel,
@@ -53,9 +55,12 @@ class MaskedDenseWriter:
         self.config = config
 
     def write(
-        self, tasks: Sequence[SlotTask], progress: Progress | None = None
+        self, tasks: Sequence[SlotTask], progress: Progress | None = None, effort: int = 0
     ) -> list[tuple[Slot, list[Written]]]:
-        """See `Writer`. The result depends on the tasks, the config and the base, not on what was written before."""
+        """See `Writer`; there is one effort.
+
+        The result depends on the tasks, the config and the base, not on what was written before.
+        """
         examples = prepare(
             tasks,
             spliced=self.spliced,

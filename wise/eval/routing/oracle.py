@@ -20,12 +20,12 @@ from wise.eval.asking import Asking, Row, Tested, mean_over_records, plain, sele
 from wise.eval.routing.scores import served
 from wise.eval.work import Work
 from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import Route, Router, SideMemory, SlotBank, ValueBank
+from wise.memory.side_memory import KeyedBank, Route, Router, SideMemory, SlotBank
 from wise.model import WiseModel
 from wise.training.generation import greedy
 from wise.training.trainer import SPARE_TOKENS
 
-RELIABILITY, GENERALIZATION = "reliability", "generalization"
+RELIABILITY, GENERALIZATION, FREE_GENERALIZATION = "reliability", "generalization", "free_generalization"
 
 
 class OracleRouter(Router):
@@ -59,21 +59,21 @@ class OracleRouter(Router):
             opened[:, -1] = self.speaking[:, self.place]
         place, self.place = self.place, self.place + 1
         slot = torch.where(opened, self.slots.unsqueeze(1), NO_SLOT).flatten()
-        if isinstance(bank, ValueBank):
-            return self._valued(bank, place, tokens)
+        if isinstance(bank, KeyedBank):
+            return self._keyed(bank, activation, place)
         score = opened.flatten().float()
         return Route(slot, score, torch.ones_like(score), bank(activation.to(bank.weights.dtype), slot))
 
-
-    def _valued(self, bank: ValueBank, place: int, tokens: int) -> Route:
-        """What has a value for each place of its answer speaks where it has one."""
+    def _keyed(self, bank: KeyedBank, activation: Tensor, place: int) -> Route:
+        """What has a key for each place of its answer speaks where it has one."""
+        tokens = len(activation) // len(self.slots)
         key = torch.full((len(self.slots), tokens), NO_SLOT, device=self.slots.device)
         if place < bank.places.shape[1]:
             key[:, -1] = bank.places[self.slots, place]
         key = key.flatten()
         score = (key != NO_SLOT).float()
         slot = torch.where(key != NO_SLOT, self.slots.repeat_interleave(tokens), NO_SLOT)
-        return Route(slot, score, torch.ones_like(score), bank.of_keys(key))
+        return Route(slot, score, torch.ones_like(score), bank.of_keys(key, activation))
 
 
 @contextmanager
@@ -107,7 +107,7 @@ class Question:
 
 
 def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -> dict[str, float | None]:
-    """Reliability and generalization, as `measure_quality` defines them, with an oracle in the router's place.
+    """Reliability and both generalizations, as `measure_quality` defines them, with an oracle in the router's place.
 
     The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so
     far, would not go on with it: where `wise.training.examples` fits it. An edit that is not live has no slot, so
@@ -135,7 +135,7 @@ def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -
         outcomes += [(measure, record, 0.0) for measure, _ in _prompts(tested) if record not in live]
     return {
         measure: mean_over_records((record, right) for each, record, right in outcomes if each == measure)
-        for measure in (RELIABILITY, GENERALIZATION)
+        for measure in (RELIABILITY, GENERALIZATION, FREE_GENERALIZATION)
     }
 
 
@@ -147,6 +147,7 @@ def slots_of(model: WiseModel) -> dict[str, int]:
 def _prompts(tested: Tested) -> list[tuple[str, str]]:
     """(measure, prompt)"""
     asked = [(GENERALIZATION, prompt) for prompt in tested.paraphrases]
+    asked += [(FREE_GENERALIZATION, prompt) for prompt in tested.free_paraphrases]
     return [(RELIABILITY, tested.record.edit.prompt), *asked]
 
 
