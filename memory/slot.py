@@ -118,6 +118,9 @@ class EditSlot(Slot):
 
     places: Tensor
     """`[m]` int64: at which token of its answer each key speaks; 0 is the prompt's last token. Ascending from 0."""
+    gated: Tensor
+    """`[m]` bool: a key speaks only where a question ends, as the relation space sees it; not so within an answer, nor
+    where the edit's own prompt does not look like a question."""
 
     def check(self, **parts: Tensor) -> Self:
         """The slot itself. Raises ArtifactError where there is not one entry of each part for each place."""
@@ -155,18 +158,24 @@ class ValueSlot(EditSlot):
         return ValueBank(values.new_empty(values.shape).index_copy(0, order, values).to(dtype), places)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"values": self.values, "places": self.places, "features": torch.tensor(self.features)}
+        return {
+            "values": self.values,
+            "places": self.places,
+            "gated": self.gated,
+            "features": torch.tensor(self.features),
+        }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], **fields: Any) -> Self:
         try:
-            values, places, features = tensors["values"], tensors["places"], int(tensors["features"])
+            values, places, gated = (tensors[name] for name in ("values", "places", "gated"))
+            features = int(tensors["features"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"slot {fields.get('id')}: its tensors do not fit together: {error}") from error
-        slot = cls(values=values, places=places, features=features, **fields)
+        slot = cls(values=values, places=places, gated=gated, features=features, **fields)
         if values.ndim != 2:
             raise ArtifactError(f"slot {slot.id}: values {list(values.shape)}: expected [places, d]")
-        return slot.check(values=values)
+        return slot.check(values=values, gated=gated)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -202,18 +211,19 @@ class NeuronSlot(EditSlot):
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"keys": self.keys, "values": self.values, "places": self.places}
+        return {name: getattr(self, name) for name in ("keys", "values", "places", "gated")}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], **fields: Any) -> Self:
         try:
-            slot = cls(keys=tensors["keys"], values=tensors["values"], places=tensors["places"], **fields)
+            keys, values, places, gated = (tensors[name] for name in ("keys", "values", "places", "gated"))
         except KeyError as error:
             raise ArtifactError(f"slot {fields.get('id')}: its tensors do not fit together: {error}") from error
+        slot = cls(keys=keys, values=values, places=places, gated=gated, **fields)
         if slot.keys.ndim != 3 or slot.values.ndim != 3 or slot.keys.shape[:2] != slot.values.shape[:2]:
             shapes = f"keys {list(slot.keys.shape)} and values {list(slot.values.shape)}"
             raise ArtifactError(f"slot {slot.id}: {shapes}: expected [places, r, f] and [places, r, d]")
-        return slot.check(keys=slot.keys)
+        return slot.check(keys=slot.keys, gated=slot.gated)
 
 
 class RankOneSlot(NeuronSlot):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from wise.config import WiseConfig
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader
 from wise.memory.side_memory import Router, SideMemory
-from wise.memory.slot import make_bank
+from wise.memory.slot import EditSlot, Slot, make_bank
 from wise.memory.state import MemoryState
 from wise.router.activation import ActivationRouter, RetrievalRouter
 from wise.router.hybrid import HybridRouter
@@ -57,6 +60,7 @@ def _hybrid(
     if reader is None or state.key_space is None or state.subject_space is None:
         raise ConfigError("mode='hybrid' needs spaces of relations and subjects, and this memory has none")
     keys, slots = state.index.matrix()
+    bank = make_bank(state.slots, slots, dtype)
     router = HybridRouter(
         reader=reader,
         keys=keys,
@@ -64,5 +68,12 @@ def _hybrid(
         thresholds=torch.tensor([slot.threshold for slot in state.slots]),
         subject=state.subject_space,
         relation=state.key_space,
+        gated=_gated(state.slots, slots),
     )
-    return SideMemory(make_bank(state.slots, slots, dtype).to(device), router.to(device))
+    return SideMemory(bank.to(device), router.to(device))
+
+
+def _gated(slots: Sequence[Slot], key_slots: Tensor) -> Tensor:
+    """`[keys]` bool, in the order of the keys."""
+    own = torch.cat([slot.gated for slot in slots if isinstance(slot, EditSlot)])
+    return own.new_empty(own.shape).index_copy(0, key_slots.argsort(stable=True), own)

@@ -78,14 +78,17 @@ class HybridRouter(Router):
     """Keys of both kinds for every edit, one for each place at which it speaks."""
 
     key_slots: Tensor
+    gated: Tensor
+    relation_keys: Tensor
+    relation_floors: Tensor
+    least_floor: Tensor
     centres: Tensor
     bounds: Tensor
-    relation_keys: Tensor
+    free_centres: Tensor
+    free_bounds: Tensor
     subject_keys: Tensor
     subject_projection: Tensor
     subject_shift: Tensor
-    relation_floors: Tensor
-    least_floor: Tensor
     subject_floor: Tensor
 
     def __init__(
@@ -97,10 +100,12 @@ class HybridRouter(Router):
         thresholds: Tensor,
         subject: KeySpace,
         relation: KeySpace,
+        gated: Tensor,
     ) -> None:
         """keys `[n, s + r]`: a unit subject key and a unit relation key each; key_slots `[n]`.
 
-        thresholds `[k]`: of each slot, the relation floor of its edit.
+        thresholds `[k]`: of each slot, the relation floor of its edit where that is above the space's; gated `[n]` bool:
+        whether a key counts only as much as a question ends.
 
         Raises ConfigError where a space has no floor.
         """
@@ -111,10 +116,12 @@ class HybridRouter(Router):
         self.subject_keys, self.relation_keys = keys[:, :size].float(), keys[:, size:].float()
         self.relation = Projector(relation)
         self.subject_projection, self.subject_shift = subject.projection, subject.shift
-        self.relation_floors = thresholds.float()[key_slots]
-        self.least_floor = self.relation_floors.min()
+        self.relation_floors = thresholds.float()[key_slots].clamp(min=relation.floor(len(thresholds)))
+        self.gated = gated
         self.subject_floor = torch.tensor(subject.floor(len(thresholds)))
-        self.centres, self.bounds = screen(self.relation_keys, self.relation_floors)
+        self.least_floor = torch.where(gated, self.relation_floors, torch.inf).min()
+        self.centres, self.bounds = screen(self.relation_keys[gated], self.relation_floors[gated])
+        self.free_centres, self.free_bounds = screen(self.relation_keys[~gated], self.relation_floors[~gated])
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         if not isinstance(bank, KeyedBank):
@@ -147,16 +154,21 @@ class HybridRouter(Router):
         asks = self.relation.asks(x)
         compiling = torch.compiler.is_compiling()
         places = torch.arange(len(x), device=x.device)
-        if not (everywhere or compiling):
+        seeking = everywhere or compiling or len(self.free_centres) > 0
+        if not seeking:
             places = (asks >= self.least_floor).nonzero()[:, 0]
             x, asks = x[places], asks[places]
         found: tuple[Tensor, Tensor] = (_operator if compiling else choose)(
-            self.relation(x) if len(x) else x,
+            self.relation(x),
             asks,
             places,
             len(activation) // len(values),
+            self.least_floor,
             self.centres,
             self.bounds,
+            self.free_centres,
+            self.free_bounds,
+            self.gated,
             self.relation_keys,
             self.relation_floors,
             values,
@@ -167,7 +179,7 @@ class HybridRouter(Router):
             self.subject_floor,
             everywhere,
         )
-        if everywhere or compiling:
+        if seeking:
             return found
         key = torch.zeros(len(activation), dtype=torch.long, device=x.device).index_copy(0, places, found[0])
         return key, asks.new_zeros(len(activation)).index_copy(0, places, found[1])
@@ -178,8 +190,12 @@ def choose(
     asks: Tensor,
     places: Tensor,
     width: int,
+    least_floor: Tensor,
     centres: Tensor,
     bounds: Tensor,
+    free_centres: Tensor,
+    free_bounds: Tensor,
+    gated: Tensor,
     relation_keys: Tensor,
     relation_floors: Tensor,
     values: Tensor,
@@ -196,10 +212,11 @@ def choose(
     those looked at, or the first with evidence 0 where there is none.
 
     Args:
-        query, asks: `[m, r]` unit, and `[m]` what a cosine to it counts for.
+        query, asks: `[m, r]` unit, and `[m]` what its cosine to a gated key counts for.
         places: `[m]` ascending; those of one row of `width` tokens after those of another.
-        centres, bounds: `[c, r]`, `[c]` of the relation keys (`screen`).
-        relation_keys, relation_floors: `[edits, r]`, `[edits]`.
+        least_floor, centres, bounds: one number, `[c, r]`, `[c]` of the gated relation keys (`screen`).
+        free_centres, free_bounds: the same of the others.
+        gated, relation_keys, relation_floors: `[edits]`, `[edits, r]`, `[edits]`.
         values: `[rows, heads, tokens, size]` what attention sees; `mask`: which of it each token sees (`visible`).
         projection, shift, subject_keys, subject_floor: `[s, v]`, `[s]`, `[edits, s]` and one number.
         everywhere: look at every edit at every token, and not only at those whose relation is reached.
@@ -209,9 +226,10 @@ def choose(
         return key, value
     asking = torch.ones_like(places, dtype=torch.bool)
     if not everywhere:
-        asking = (query @ centres.T >= bounds).any(-1)
+        asking = (asks >= least_floor) & (query @ centres.T >= bounds).any(-1)
+        asking |= (query @ free_centres.T >= free_bounds).any(-1)
     for here in _parts(asking.nonzero()[:, 0], places // width):
-        relation = (query[here] @ relation_keys.T) * asks[here, None]
+        relation = (query[here] @ relation_keys.T) * torch.where(gated, asks[here, None], 1)
         reached = (relation >= relation_floors).any(0)
         edits = (torch.ones_like(reached) if everywhere else reached).nonzero()[:, 0]
         if len(edits) == 0:

@@ -29,6 +29,8 @@ def screen(keys: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
 
     floors: `[n]` the cosine from which each key is.
     """
+    if len(keys) == 0:
+        return keys, floors
     count = len(keys) if len(keys) <= FEW else max(FEW, math.ceil(CENTRES * len(keys) ** 0.5))
     centres = keys[torch.linspace(0, len(keys) - 1, count).long()]
     nearest = torch.cat([(part @ centres.T).argmax(-1) for part in torch.split(keys, AT_ONCE)])

@@ -44,7 +44,8 @@ def test_rank_one_is_romes_update_beside_the_weight(model_type: str) -> None:
     rows, own = contexts(writer)
     settings = ValueSettings(steps=8, learning_rate=0.3, clamp=8.0)
     start, (steps,) = closed.start([rows], [own], settings, kind="rank-one", rank=1)
-    slot = RankOneSlot(id=0, edit_ids=("e",), places=torch.zeros(1).long(), keys=start.keys, values=start.values)
+    about = {"places": torch.zeros(1).long(), "gated": torch.ones(1).bool()}
+    slot = RankOneSlot(id=0, edit_ids=("e",), keys=start.keys, values=start.values, **about)
     offset, key = start.values[0, 0], own.float().mean(0)
     assert steps > 0 and offset.norm() > 0.1
     torch.testing.assert_close(slot.delta(key), offset, rtol=1e-4, atol=1e-5)
@@ -71,7 +72,7 @@ def test_low_rank_is_memits_ridge_regression_over_the_contexts_of_an_edit(model_
     active = (keys @ start.keys[0].double().T).float()
     torch.testing.assert_close(active, torch.eye(len(rows)), rtol=0, atol=0.05)
     place = torch.zeros(1).long()
-    slot = LowRankSlot(id=0, edit_ids=("e",), places=place, keys=start.keys, values=start.values)
+    slot = LowRankSlot(id=0, edit_ids=("e",), places=place, gated=place == 0, keys=start.keys, values=start.values)
     added = slot.delta(own.float())
     torch.testing.assert_close(added, start.values[0], rtol=0.05, atol=0.05 * float(start.values.abs().max()))
 

@@ -148,6 +148,7 @@ def test_with_nothing_left_it_is_the_base_bit_for_bit_and_unwrap_takes_the_reade
 
 def test_a_value_slot_adds_its_value_and_refuses_other_widths() -> None:
     fields = {"values": torch.arange(6.0).view(2, 3), "places": torch.tensor([0, 2])}
+    fields["gated"] = torch.tensor([True, False])
     slot = ValueSlot(id=0, edit_ids=("a",), scores=(1.0,), features=4, **fields)
     assert torch.equal(slot.delta(torch.zeros(2, 5, 4)), torch.arange(3.0).expand(2, 5, 3))
     with pytest.raises(RuntimeError, match="5 features, 4 expected"):
@@ -157,7 +158,7 @@ def test_a_value_slot_adds_its_value_and_refuses_other_widths() -> None:
 def test_tokens_that_attention_did_not_see_are_refused() -> None:
     wrapped = wrap_tiny("llama", "hybrid", layer=1)
     with pytest.raises(ConfigError, match="7 tokens reach the side memory and attention saw 1 rows|run the model"):
-        wrapped.reader.values = torch.zeros(2, 3, 16)
+        wrapped.reader.recorded = torch.zeros(2, 2, 3, 8)
         wrapped.layer.memory.route(torch.zeros(7, 64))
 
 

@@ -200,6 +200,7 @@ def slot_by_hand(
     """A random slot of one edit that adds about `norm` at activations like those given, `[n, f]`."""
     where = 2 * torch.arange(places)
     about: dict[str, Any] = {"id": number, "edit_ids": (f"e{number}",), "scores": (0.01,), "places": where}
+    about["gated"] = where == 0
     f = activations.shape[1]
     if kind == "value":
         drawn = normalize(torch.randn(places, size, generator=generator), dim=-1) * norm

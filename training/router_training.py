@@ -22,20 +22,24 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize, relu
+from torch.nn.functional import linear, normalize, relu, softplus
 
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader
-from wise.memory.key_space import Bend, KeySpace
+from wise.memory.key_space import Gate, KeySpace, Layer
 from wise.training.background import Background, fit_key_space
 from wise.training.conversation import Conversation
 from wise.training.encoding import Encoder
-from wise.training.evidence import Evidence, observe
+from wise.training.evidence import BATCH, Evidence, observe
 from wise.training.floors import ABSENT, conformal_floor, growing_floors
 from wise.training.lesson import Lesson
 from wise.training.splice import SplicedModel
 
-WHITENED, HIDDEN, RELATION_DIM = 256, 512, 64
+WHITENED, HIDDEN, RELATION_DIM = 256, 256, 64
+GATE_HIDDEN, GATE_STEPS, GATE_BATCH = 64, 600, 256
+"""The gate: questions in a step, and as many tokens at which none ends."""
+MISSED, SURE = 0.02, 0.8
+"""Share of questions set aside of which the gate may be less sure than that."""
 SUBJECT_DIM = 256
 STEPS = 800
 GROUP = 192
@@ -46,6 +50,11 @@ TEXT = 128
 TEMPERATURE = 0.1
 LEARNING_RATE = 2e-3
 """Of Adam; it falls to nothing."""
+GATE_RATE = 3e-3
+GATE_MOST = 2**24
+"""Rows of which `torch.quantile` takes one."""
+TEXT_TOKENS = 128
+"""Of each running text."""
 ASIDE = 5
 """Every so many facts one is set aside for the floors."""
 LEAST = 50
@@ -75,11 +84,17 @@ def learn_spaces(
     background: Background,
     lessons: Sequence[Lesson],
     *,
+    texts: Sequence[str] = (),
     false_routes: float,
     seed: int,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> LearnedSpaces:
-    """Raises ConfigError for too few facts or relations, or a rate of false routes that is none."""
+    """The spaces of relations and subjects.
+
+    texts: running text, in which nothing is asked; without any there are the base's own samples alone.
+
+    Raises ConfigError for too few facts or relations, or a rate of false routes that is none.
+    """
     if not 0 < false_routes < 1:
         raise ConfigError(f"false_routes={false_routes}: a share above 0 and under 1 was expected")
     facts = list(dict.fromkeys(lesson.fact for lesson in lessons))
@@ -95,10 +110,21 @@ def learn_spaces(
     evidence = observe(spliced, reader, encoder, fitting)
     aside = set(facts[::ASIDE])
     learned = torch.tensor([lesson.fact not in aside for lesson in fitting])
-    relation, loss = _learn_relations(fitting, evidence, learned, background, seed, progress)
+    text = torch.cat([background.activations.to(evidence.relation.device), *_read(spliced, encoder, texts)])
+    relation, loss = _learn_relations(fitting, evidence, learned, text, seed, progress)
     values = torch.cat([c for c, kept in zip(evidence.context, learned.tolist(), strict=True) if kept])
     subject = fit_key_space(values, SUBJECT_DIM)
     return _with_floors(fitting, evidence, ~learned, relation, subject, false_routes, loss)
+
+
+def _read(spliced: SplicedModel, encoder: Encoder, texts: Sequence[str]) -> list[Tensor]:
+    """Activations at every token of texts, cut where the context ends, `[n, f]` each."""
+    rows = [encoder.prompt(text)[: min(encoder.context, TEXT_TOKENS)] for text in texts]
+    found = []
+    for start in range(0, len(rows), BATCH):
+        activations, mask, _ = spliced.observe(rows[start : start + BATCH])
+        found.append(activations[mask.bool()].float())
+    return found
 
 
 def _in_other_forms(lessons: Sequence[Lesson], encoder: Encoder, texts: Sequence[str]) -> list[Lesson]:
@@ -128,15 +154,16 @@ def _learn_relations(
     lessons: Sequence[Lesson],
     evidence: Evidence,
     learned: Tensor,
-    background: Background,
+    text: Tensor,
     seed: int,
     progress: Callable[[str, int, int], None],
 ) -> tuple[KeySpace, float]:
-    activations, text = evidence.relation, background.activations.to(evidence.relation.device)
+    """text: `[n, f]` activations at tokens of running text."""
+    activations = evidence.relation
     kept = learned.to(activations.device)
     unasked = evidence.before[kept]
     generator = torch.Generator().manual_seed(seed)
-    whitened = fit_key_space(torch.cat([activations[kept], text]), WHITENED)
+    whitened = fit_key_space(torch.cat([activations[kept], text[: int(kept.sum())]]), WHITENED)
     network = _Network(whitened, text.device, generator)
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     batches = _Batches(lessons, learned, seed)
@@ -155,7 +182,7 @@ def _learn_relations(
         optimizer.step()
         loss = float(found.detach())
         progress("learning relations", step + 1, STEPS)
-    return network.space(), loss
+    return replace(network.space(), gate=_learn_gate(evidence, learned, text, whitened, seed)), loss
 
 
 class _Network(nn.Module):
@@ -166,12 +193,9 @@ class _Network(nn.Module):
         self.mean, self.whitening = whitened.mean.to(device), whitened.projection.to(device)
         size = len(self.whitening)
 
-        def drawn(*shape: int) -> nn.Parameter:
-            uniform = 2 * torch.rand(shape, generator=generator) - 1
-            return nn.Parameter((uniform / shape[-1] ** 0.5).to(device))
-
         self.linear = nn.Parameter(torch.eye(RELATION_DIM, size, device=device))
-        self.inner, self.outer = drawn(HIDDEN, size), drawn(RELATION_DIM, HIDDEN)
+        self.inner = _parameter((HIDDEN, size), generator, device)
+        self.outer = _parameter((RELATION_DIM, HIDDEN), generator, device)
         self.bias = nn.Parameter(torch.zeros(HIDDEN, device=device))
 
     def forward(self, activations: Tensor) -> Tensor:
@@ -184,8 +208,50 @@ class _Network(nn.Module):
         """The same of activations as they are."""
         whitening = self.whitening.cpu()
         flat, inner, bias, outer = (p.detach().cpu() for p in (self.linear, self.inner, self.bias, self.outer))
-        bend = Bend(inner=inner @ whitening, bias=bias, outer=outer)
+        bend = Layer(inner=inner @ whitening, bias=bias, outer=outer)
         return KeySpace(mean=self.mean.cpu(), projection=flat @ whitening, bend=bend)
+
+
+def _learn_gate(
+    evidence: Evidence, learned: Tensor, text: Tensor, whitened: KeySpace, seed: int
+) -> Gate:
+    """Whether a question ends at a token, by logistic regression on a hidden layer.
+
+    Questions of all kinds against running text and the tokens before questions' last.
+    """
+    device = evidence.relation.device
+    kept = learned.to(device)
+    questions, before = evidence.relation[kept], evidence.before[kept]
+    mean, whitening = whitened.mean.to(device), whitened.projection.to(device)
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((GATE_HIDDEN, len(whitening)), (1, GATE_HIDDEN))
+    parts = [_parameter(shape, generator, device) for shape in shapes]
+    bias = nn.Parameter(torch.zeros(GATE_HIDDEN, device=device))
+    optimizer = torch.optim.Adam([*parts, bias], lr=GATE_RATE)
+
+    def logit(rows: Tensor) -> Tensor:
+        return Layer(inner=parts[0], bias=bias, outer=parts[1])(linear(rows - mean, whitening))[:, 0]
+
+    third = GATE_BATCH // 3
+    for step in range(GATE_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = GATE_RATE * (1 - step / GATE_STEPS)
+        asked = _drawn(questions, GATE_BATCH, generator)
+        silent = torch.cat([_drawn(text, GATE_BATCH - third, generator), _drawn(before, third, generator)])
+        found = softplus(-logit(asked)).mean() + softplus(logit(silent)).mean()
+        optimizer.zero_grad()
+        found.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with torch.no_grad():
+        least = float(torch.quantile(logit(evidence.relation[~kept])[:GATE_MOST], MISSED))
+    inner, outer = (part.detach().cpu() for part in parts)
+    layer = Layer(inner=inner @ whitened.projection, bias=bias.detach().cpu(), outer=outer)
+    return Gate(layer=layer, offset=math.log(SURE / (1 - SURE)) - least)
+
+
+def _parameter(shape: tuple[int, int], generator: torch.Generator, device: torch.device) -> nn.Parameter:
+    uniform = 2 * torch.rand(shape, generator=generator) - 1
+    return nn.Parameter((uniform / shape[-1] ** 0.5).to(device))
 
 
 def _drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -264,10 +330,10 @@ def _with_floors(
     rows = [i for i in aside.nonzero()[:, 0].tolist() if lessons[i].fact in place]
     own = torch.tensor([place[lessons[i].fact] for i in rows])
     negative = torch.tensor([lessons[i].negative for i in rows])
-    asked = relation.keys(evidence.relation[rows]) @ keys.T
+    asked = relation.queries(evidence.relation[rows]) @ keys.T
     of_whom = torch.stack([(subject.keys(evidence.context[i]) @ named.T).max(0).values for i in rows])
     towards = asked.gather(1, own[:, None])[:, 0]
-    unasked = (relation.keys(evidence.before[rows]) * keys[own]).sum(-1)
+    unasked = (relation.queries(evidence.before[rows]) * keys[own]).sum(-1)
     asks = max(conformal_floor(each, false_routes) for each in (towards[negative], unasked[~negative]))
     alike = torch.tensor([[subject in lessons[i].prompt for subject in subjects] for i in rows])
     like = (asked >= asks) & ~alike & ~negative[:, None]

@@ -99,19 +99,22 @@ class ValueWriter:
         solved = self.config.writer == "closed-form" and not effort
         steps = 0 if solved else trying.steps * self.config.max_steps
         fit = Stepping(self.spliced, examples, form, places=places, max_steps=steps).run(progress)
-        first = observe(self.spliced, self.reader, self.encoder, edits).keys(self.background)
+        seen, space = observe(self.spliced, self.reader, self.encoder, edits), self.background.key_space
+        first, asked = seen.keys(self.background), space.asks(seen.relation) >= space.floor(1) + APART
         bare = examples.own.activations
         written: list[tuple[Slot, list[Written]]] = []
         for i, (task, edit) in enumerate(zip(tasks, edits, strict=True)):
             spoken = fit.speaks[i].nonzero()[:, 0]
             keys = self._keys(first[i], bare[i][spoken[1:].to(bare.device)])
-            slot = form.slot(i, spoken, id=task.id, edit_ids=(edit.id,))
+            gated = torch.zeros(len(spoken), dtype=torch.bool)
+            gated[0] = asked[i]
+            slot = form.slot(i, spoken, id=task.id, edit_ids=(edit.id,), gated=gated)
             outcome = Written(
                 fitted=fit.fitted[i],
                 steps=searched[i] + fit.steps[i],
                 loss=fit.loss[i],
                 keys=keys,
-                score=self._floor(examples, i, fit.speaks[i], keys),
+                score=self._floor(examples, i, fit.speaks[i], keys, gated),
                 tried=self._tried(trying, steps, len(spoken)),
             )
             written.append((slot, [outcome]))
@@ -154,7 +157,7 @@ class ValueWriter:
         subject = first[:, : first.shape[1] - relation.shape[1]].expand(len(relation), -1)
         return torch.cat([first, torch.cat([subject, relation], dim=1)])
 
-    def _floor(self, examples: Examples, edit: int, speaks: Tensor, keys: Tensor) -> float:
+    def _floor(self, examples: Examples, edit: int, speaks: Tensor, keys: Tensor, gated: Tensor) -> float:
         """The relation floor above which no token of an edit's own prompt and answer lies at which it has no value."""
         own = examples.own
         width = own.context.shape[1]
@@ -162,7 +165,8 @@ class ValueWriter:
         after = own.activations[edit][(own.labels[edit] != -100) & ~speaks.to(own.labels.device)]
         space = self.background.key_space
         relation = keys[:, keys.shape[1] - len(space.projection) :]
-        near = space.keys(torch.cat([before, after])) @ relation.T
+        others = torch.cat([before, after])
+        near = (space.keys(others) @ relation.T) * torch.where(gated, space.asks(others)[:, None], 1)
         reached = float(near.max()) if near.numel() else 0.0
         return min(max(space.floor(1), reached + APART), HIGHEST)
 
