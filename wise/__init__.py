@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from wise.model import wrap as wrap
     from wise.readers import read_edits as read_edits
     from wise.readers import read_records as read_records
+    from wise.training.report import Conflict as Conflict
+    from wise.training.report import DeleteReport as DeleteReport
     from wise.training.report import EditReport as EditReport
     from wise.training.report import Outcome as Outcome
 
@@ -35,6 +37,8 @@ _HOME = {
     "Answer": "wise.answer",
     "ArtifactError": "wise.errors",
     "ConfigError": "wise.errors",
+    "Conflict": "wise.training.report",
+    "DeleteReport": "wise.training.report",
     "Edit": "wise.edits",
     "EditError": "wise.errors",
     "EditReport": "wise.training.report",
