@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wise.answer import Answer, make_answer
+from wise.answer import Answer
 from wise.architectures import ValueProjection, locate, locate_attention
 from wise.config import WiseConfig
 from wise.editing import Editing
@@ -29,8 +29,10 @@ from wise.memory.merging import MERGES
 from wise.memory.side_memory import Route
 from wise.memory.state import MemoryState
 from wise.preparation import make_trainer, train_spaces
+from wise.provenance import Provenance, Text
 from wise.router.assemble import assemble
 from wise.saving import SavedMemory
+from wise.sequences import generated_texts, prompt_ids
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import evaluating, greedy
 from wise.training.lesson import Lesson
@@ -67,6 +69,8 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         self.tokenizer = tokenizer
         self.wise_config = config
         self.state = self._unedited = MemoryState() if learned is None else _spaces(learned)
+        self._served = self.state
+        """What is in place: `state`, but within `serving`."""
         self._snapshots: WeakSet[MemoryState] = WeakSet([self.state])
         self._encoder: Encoder | None = None
         self._trainer: Trainer | None = None
@@ -101,9 +105,20 @@ class WiseModel(nn.Module, Editing, SavedMemory):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`model.generate`, every option of it."""
-        return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+    def generate(self, *args: Any, return_routes: bool = False, **kwargs: Any) -> Any:
+        """`model.generate`, every option of it.
+
+        With `return_routes` its output and, for each sequence that it returns, which edits spoke at which tokens and
+        which came nearest: `(output, tuple of RowRoutes)`. The sequences are read once more for it.
+
+        Raises ConfigError, before anything is generated, for `return_routes` without the prompts' ids.
+        """
+        ids = prompt_ids(args, kwargs) if return_routes else None
+        output = self.model.generate(*args, **kwargs)  # type: ignore[operator]
+        if ids is None:
+            return output
+        with self.evaluating():
+            return output, self._provenance().tell(generated_texts(self.model, ids, kwargs, output))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -180,14 +195,35 @@ class WiseModel(nn.Module, Editing, SavedMemory):
     # -- asking -------------------------------------------------------------------------------
 
     def ask(self, prompts: str | Sequence[str], *, max_new_tokens: int = ANSWER_TOKENS) -> list[Answer]:
-        """Greedy answers to the model's own stop, with the route of every token."""
+        """Greedy answers to the model's own stop, with the route of every token that was read."""
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [self.encoder.prompt(text) for text in texts]
         with self.evaluating():
             out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
-            routes = [self.route(torch.tensor([[*prompt, *new]])) for prompt, new in zip(ids, out, strict=True)]
-        told = zip(texts, ids, out, routes, strict=True)
-        return [make_answer(self.encoder, text, prompt, new, route) for text, prompt, new, route in told]
+            rows = [(*prompt, *new) for prompt, new in zip(ids, out, strict=True)]
+            read = [
+                Text(ids=row, places=tuple(range(len(row))), prompt_tokens=len(prompt))
+                for row, prompt in zip(rows, ids, strict=True)
+            ]
+            routes = self._provenance().tell(read)
+        return [
+            Answer(
+                prompt=text,
+                text=self.encoder.answer(row[told.prompt_tokens :]),
+                tokens=tuple(map(self._token, row)),
+                prompt_tokens=told.prompt_tokens,
+                routes=told,
+            )
+            for text, row, told in zip(texts, rows, routes, strict=True)
+        ]
+
+    def _provenance(self) -> Provenance:
+        return Provenance(
+            model=self.model, layer=self.layer, state=self._served, reader=self.reader, decode=self._token
+        )
+
+    def _token(self, token: int) -> str:
+        return str(self.tokenizer.decode([token]))
 
     @torch.no_grad()
     def route(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route | None:
@@ -218,18 +254,18 @@ class WiseModel(nn.Module, Editing, SavedMemory):
     @contextmanager
     def serving(self, state: MemoryState) -> Iterator[PreTrainedModel]:
         """`state` is in place for the length of a `with` block; yields the model to ask."""
-        before = self.layer.memory
-        self.layer.memory = self._assembled(state)
+        before = self.layer.memory, self._served
+        self.layer.memory, self._served = self._assembled(state), state
         try:
             yield self.model
         finally:
-            self.layer.memory = before
+            self.layer.memory, self._served = before
 
     def _serve(self, state: MemoryState) -> None:
         """Where no edit is live, nothing is kept of those that were."""
         state = state if state.edits else self._unedited
         memory = self._assembled(state)
-        self.state, self.layer.memory = state, memory
+        self.state, self._served, self.layer.memory = state, state, memory
         self._snapshots.add(state)
 
     def _start_from(self, state: MemoryState) -> None:
