@@ -145,6 +145,30 @@ def test_ask_shows_before_and_after_and_who_spoke(lyon: tuple[Path, Result]) -> 
     assert "' is'" in result.stdout and "slot 0" in result.stdout
 
 
+def test_explain_says_which_edit_spoke_and_which_came_nearest(tmp_path: Path) -> None:
+    edits, folder = tmp_path / "edits.jsonl", tmp_path / "memory"
+    given = [
+        wise.Edit(id="france", prompt="The capital of France is", target="Lyon", subject="France"),
+        wise.Edit(id="spain", prompt="The capital of Spain is", target="Lisbon", subject="Spain"),
+    ]
+    edits.write_text("".join(json.dumps(edit.to_dict()) + "\n" for edit in given))
+    assert run("edit", "--mode", "hybrid", "--edits", edits, "--output", folder).exit_code == 0
+    asked = ("ask", "--memory", folder, "The capital of France is", "--json")
+    plain, result = run(*asked), run(*asked, "--explain")
+    assert result.exit_code == 0, result.output
+    [answer] = last_line(result)["answers"]
+    assert answer["fired"] == ["france"] and answer["missed"]["edit"] == "spain"
+    end = next(token for token in answer["tokens"] if token["token"] == " is")
+    assert end["fired"]["edit"] == "france" and end["fired"]["evidence"] >= 1 and end["missed"]["edit"] == "spain"
+    assert end["missed"]["missed_by"] == pytest.approx(1 - end["missed"]["evidence"]) and end["missed"]["evidence"] < 1
+    cosines = end["fired"]["cosines"]
+    assert cosines["relation"] >= cosines["relation_floor"] and cosines["subject"] >= cosines["subject_floor"]
+    shown = result.stdout
+    assert "nearest that missed" in shown and "relation, subject / floors" in shown
+    assert "france: The capital of France is -> Lyon" in shown and "nearest that spoke nowhere: spain" in shown
+    assert "nearest" not in plain.stdout and "fired" not in last_line(plain)["answers"][0]["tokens"][0]
+
+
 def test_info_of_a_memory_and_of_a_model(lyon: tuple[Path, Result], tiny: Path) -> None:
     folder, _ = lyon
     memory = last_line(run("info", "--memory", folder, "--json"))["memory"]
