@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -215,7 +216,7 @@ def test_any_sequence_of_calls_comes_to_slots_that_never_met_what_is_gone(mode: 
 def test_edits_of_one_batch_are_taken_out_as_if_only_the_others_had_been_kept(tmp_path: Path) -> None:
     model = wrapped()
     assert model.edit([edit(i) for i in range(4)]).count(VERIFIED) == 4
-    whole, before = model.state, logits(model)
+    whole, before = model.snapshot(), logits(model)
     report = model.delete(["e1.0", "e2.0"])
     assert (report.deleted, report.rewritten, report.lost) == (("e1.0", "e2.0"), (), ())
     kept = (whole.slots[0], replace(whole.slots[3], id=1))
@@ -313,12 +314,17 @@ def test_a_snapshot_of_another_model_is_refused() -> None:
     model, other = wrap_tiny("llama", "hybrid"), wrap_tiny("llama", "hybrid")
     own, logits_then = model.snapshot(), logits(model)
     model.delete("e0")
-    for foreign in (other.snapshot(), memory_by_hand(model), replace(own), None):
+    for foreign in (other.snapshot(), memory_by_hand(model), replace(own), model.state, None):
         with pytest.raises(EditError, match="no snapshot of this model"):
             model.rollback(foreign)  # type: ignore[arg-type]
     assert model.state.edit_ids == ("e1", "e2")
     model.rollback(own)
     assert model.state is own and torch.equal(logits(model), logits_then)
+    copied = copy.deepcopy(model)
+    own_of_copy = copied.snapshot()
+    copied.delete("e0")
+    copied.rollback(own_of_copy)
+    assert torch.equal(logits(copied), logits_then)
     model.unwrap()
     for call in (lambda: model.rollback(own), lambda: model.delete("e0"), lambda: model.replace(edit(0))):
         with pytest.raises(EditError, match="unwrapped"):

@@ -114,6 +114,7 @@ class Editing:
 
     def snapshot(self) -> MemoryState:
         """All that is edited, as it is now, for `rollback`. It is immutable and costs nothing to take."""
+        self._snapshots.add(self.state)
         return self.state
 
     def rollback(self, snapshot: MemoryState) -> None:

@@ -71,7 +71,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         self.state = self._unedited = MemoryState() if learned is None else _spaces(learned)
         self._served = self.state
         """What is in place: `state`, but within `serving`."""
-        self._snapshots: WeakSet[MemoryState] = WeakSet([self.state])
+        self._snapshots: WeakSet[MemoryState] = WeakSet()
         self._encoder: Encoder | None = None
         self._trainer: Trainer | None = None
         parent, name = self._place()
@@ -266,7 +266,6 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         state = state if state.edits else self._unedited
         memory = self._assembled(state)
         self.state, self._served, self.layer.memory = state, state, memory
-        self._snapshots.add(state)
 
     def _start_from(self, state: MemoryState) -> None:
         """Serves a state that was not made here; the spaces that it brings stay when its edits are gone."""
