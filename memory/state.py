@@ -5,13 +5,14 @@ Everything that serves (the stacked weights, the resident key matrix, the FAISS 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
 
 from wise.edits import Edit
+from wise.errors import EditError, did_you_mean
 from wise.memory.key_space import KeySpace
 from wise.memory.keys import KeyIndex
 from wise.memory.slot import Slot
@@ -44,10 +45,39 @@ class MemoryState:
         index.add_all((edit_id, slot.id, self.keys[edit_id]) for slot in self.slots for edit_id in slot.edit_ids)
         return index
 
+    @cached_property
+    def key_owners(self) -> tuple[str, ...]:
+        """The edit that each key belongs to, in the order of `KeyIndex.matrix`."""
+        return tuple(edit_id for edit_id in self.index.edit_ids for _ in range(len(self.keys[edit_id])))
+
+    @property
+    def emptied(self) -> MemoryState:
+        """The spaces alone, which come from the base and from no edit."""
+        return MemoryState(key_space=self.key_space, subject_space=self.subject_space)
+
+    def live(self, edit_ids: Iterable[str]) -> tuple[str, ...]:
+        """These ids, each once. Raises EditError for one that no live edit has, or where there are none."""
+        wanted = tuple(dict.fromkeys(edit_ids))
+        if not wanted:
+            raise EditError("no edit was named: give the id of at least one that is live")
+        live = set(self.edit_ids)
+        for edit_id in wanted:
+            if edit_id not in live:
+                hint = did_you_mean(str(edit_id), live) if live else "no edit is"
+                raise EditError(f"edit {edit_id!r} is not live: {hint}")
+        return wanted
+
+    def sharing(self, edit_ids: Collection[str]) -> tuple[str, ...]:
+        """The other edits of those slots that bear traces of these ones, in their order."""
+        touched = (slot for slot in self.slots if slot.shared and not set(edit_ids).isdisjoint(slot.edit_ids))
+        return tuple(edit_id for slot in touched for edit_id in slot.edit_ids if edit_id not in edit_ids)
+
     def without(self, edit_ids: Collection[str]) -> MemoryState:
-        """The snapshot in which these edits are no longer live. A slot that was an edit's own goes with it."""
-        slots = [slot.without(edit_ids) for slot in self.slots]
-        kept = [slot for slot in slots if slot.edit_ids or slot.shared]
+        """The snapshot in which these edits are no longer live; a slot that holds no other goes with them.
+
+        A slot that they share with others stays as it was written, and with it their trace (`sharing`).
+        """
+        kept = [slot for slot in (slot.without(edit_ids) for slot in self.slots) if slot.edit_ids]
         return replace(
             self,
             edits=tuple(edit for edit in self.edits if edit.id not in edit_ids),

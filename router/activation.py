@@ -22,6 +22,14 @@ def activation_score(delta: Tensor) -> Tensor:
     return score
 
 
+def closeness(cosine: Tensor, floor: float) -> Tensor:
+    """A cosine as a multiple of the floor that it must reach: at least 1 exactly where it does.
+
+    A floor of 0 or less is no scale to measure by; there the distance to the floor, moved to 1, stands for it.
+    """
+    return cosine / floor if floor > 0 else 1 + cosine - floor
+
+
 class ActivationRouter(Router):
     """One memory, one threshold (WISE-Merge)."""
 
@@ -85,8 +93,7 @@ class RetrievalRouter(Router):
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
         """The smaller of two multiples: cosine to the nearest key over the floor, its slot's D over the threshold.
 
-        The slot is the nearest key's, and D is taken of it, also where that key is further than the floor. A floor
-        of 0 or less is no scale to measure by; there the distance to the floor, moved to 1, stands for the first.
+        The slot is the nearest key's, and D is taken of it, also where that key is further than the floor.
         """
         route: Route = self(activation, bank)
         product, key, length = self._nearest(activation)
@@ -94,9 +101,8 @@ class RetrievalRouter(Router):
         near = route.slot != NO_SLOT
         further = bank(activation.to(bank.weights.dtype), torch.where(near, NO_SLOT, slot))
         score = torch.where(near, route.score, activation_score(further))
-        cosine = product / length
-        closeness = cosine / self.floor if self.floor > 0 else 1 + cosine - self.floor
-        return Evidence.of(route, torch.minimum(closeness, score / self.thresholds[slot]), slot, key)
+        value = torch.minimum(closeness(product / length, self.floor), score / self.thresholds[slot])
+        return Evidence.of(route, value, slot, key)
 
     def _nearest(self, activation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Per token `[n]`: its product with the nearest key, that key's place, and its own length in key space."""

@@ -104,8 +104,9 @@ class HybridRouter(Router):
     ) -> None:
         """keys `[n, s + r]`: a unit subject key and a unit relation key each; key_slots `[n]`.
 
-        thresholds `[k]`: of each slot, the relation floor of its edit where that is above the space's; gated `[n]` bool:
-        whether a key counts only as much as a question ends.
+        thresholds `[k]`: of each slot, the relation floor of its edit where that is above the space's.
+
+        gated: `[n]` bool: a key counts only as much as a question ends.
 
         Raises ConfigError where a space has no floor.
         """
@@ -255,19 +256,24 @@ def _parts(tokens: Tensor, rows: Tensor) -> Iterator[Tensor]:
 def _weighed(
     relation: Tensor, subject: Tensor, relation_floors: Tensor, subject_floor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`[m, edits]` each -> the edit chosen and its evidence, `[m]` each.
+    """`[m, edits]` each -> the edit chosen and its evidence, `[m]` each."""
+    evidence = weighed(relation, subject, relation_floors, subject_floor)
+    reached = evidence >= 1
+    most = torch.where(reached, relation + subject, ABSENT).argmax(-1)
+    key = torch.where(reached.any(-1), most, evidence.argmax(-1))
+    return key, evidence.gather(-1, key[:, None])[:, 0]
 
-    Evidence counts each cosine in shares of the way from its floor to 1: as a multiple of the floor it could not tell
-    a subject named in so many words from one that hardly passes.
+
+def weighed(relation: Tensor, subject: Tensor, relation_floors: Tensor, subject_floor: Tensor) -> Tensor:
+    """The evidence of every edit, `[m, edits]` each: at least 1 exactly where it reaches both floors.
+
+    Each cosine counts in shares of the way from its floor to 1, and the lesser of them is it: as a multiple of the
+    floor it could not tell a subject named in so many words from one that hardly passes.
     """
     lesser = 1 + torch.minimum(_passed(relation, relation_floors), _passed(subject, subject_floor))
     reached = (relation >= relation_floors) & (subject >= subject_floor)
-    opened = reached.any(-1)
-    most = torch.where(reached, relation + subject, ABSENT).argmax(-1)
-    key = torch.where(opened, most, lesser.argmax(-1))
-    value = lesser.gather(-1, key[:, None])[:, 0]
-    under = torch.nextafter(value.new_tensor(1.0), value.new_tensor(0.0))
-    return key, torch.where(opened, value.clamp(min=1), value.minimum(under))
+    under = torch.nextafter(lesser.new_tensor(1.0), lesser.new_tensor(0.0))
+    return torch.where(reached, lesser.clamp(min=1), lesser.minimum(under))
 
 
 def _passed(cosine: Tensor, floor: Tensor) -> Tensor:

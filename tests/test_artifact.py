@@ -99,10 +99,13 @@ def test_bits_that_decimal_digits_or_rounding_would_lose_come_back(
 
 
 def test_no_edits_at_all_and_slots_whose_edits_were_dropped(wrapped: wise.WiseModel, tmp_path: Path) -> None:
-    for name, state in (("none", MemoryState()), ("dropped", wrapped.state.without(["e1"]))):
+    left = wrapped.state.without(["e1"])
+    empty = replace(wrapped.state.slots[1].without(["e1"]), id=2)
+    older = replace(left, slots=(*left.slots, empty))
+    for name, state in (("none", MemoryState()), ("dropped", left), ("older", older)):
         _, again, _ = load_memory(save(wrapped, tmp_path / name, state))
         assert same_state(again, state)
-    assert again.slots[1].edit_ids == () and again.edit_ids == ("e0", "e2")
+    assert [slot.edit_ids for slot in again.slots] == [("e0",), ("e2",), ()] and again.edit_ids == ("e0", "e2")
 
 
 def test_every_field_of_an_edit_comes_back_and_the_edits_are_an_edit_file(

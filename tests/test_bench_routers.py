@@ -37,7 +37,7 @@ from wise.eval.routers.scorers import (
     Served,
 )
 from wise.eval.routers.table import gates, markdown, separation
-from wise.eval.routing.scores import key_owners, score_prompts
+from wise.eval.routing.scores import score_prompts
 from wise.eval.work import Work
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.state import KeySpace
@@ -179,7 +179,7 @@ def test_a_subject_is_looked_for_in_what_a_token_sees_and_no_further(routed: int
 
 def test_what_serves_in_retrieve_scores_as_it_serves() -> None:
     wrapped = wrap_tiny("llama", "retrieve")
-    memory, owners, layer = wrapped.layer.memory, key_owners(wrapped), wrapped.projection.layer
+    memory, owners, layer = wrapped.layer.memory, wrapped.state.wrapped.projection.layer
     assert memory is not None
     scored = score_prompts(wrapped, TEXTS, name="served", every_token=True, work=Work())
     model = wrapped.unwrap()

@@ -106,7 +106,7 @@ def test_help_of_eval_names_every_editor() -> None:
 
 def test_help_names_every_command_and_the_exit_codes() -> None:
     shown = " ".join(run("--help").stdout.split())
-    assert all(f" {name} " in shown for name in ("edit", "ask", "eval", "compare", "locate", "info", "demo"))
+    assert all(f" {name} " in shown for name in ("edit", "delete", "ask", "eval", "compare", "locate", "info", "demo"))
     assert all(f"{code} " in shown.partition("Exit codes:")[2] for code in range(4))
 
 
@@ -145,6 +145,30 @@ def test_ask_shows_before_and_after_and_who_spoke(lyon: tuple[Path, Result]) -> 
     assert "' is'" in result.stdout and "slot 0" in result.stdout
 
 
+def test_explain_says_which_edit_spoke_and_which_came_nearest(tmp_path: Path) -> None:
+    edits, folder = tmp_path / "edits.jsonl", tmp_path / "memory"
+    given = [
+        wise.Edit(id="france", prompt="The capital of France is", target="Lyon", subject="France"),
+        wise.Edit(id="spain", prompt="The capital of Spain is", target="Lisbon", subject="Spain"),
+    ]
+    edits.write_text("".join(json.dumps(edit.to_dict()) + "\n" for edit in given))
+    assert run("edit", "--mode", "hybrid", "--edits", edits, "--output", folder).exit_code == 0
+    asked = ("ask", "--memory", folder, "The capital of France is", "--json")
+    plain, result = run(*asked), run(*asked, "--explain")
+    assert result.exit_code == 0, result.output
+    [answer] = last_line(result)["answers"]
+    assert answer["fired"] == ["france"] and answer["missed"]["edit"] == "spain"
+    end = next(token for token in answer["tokens"] if token["token"] == " is")
+    assert end["fired"]["edit"] == "france" and end["fired"]["evidence"] >= 1 and end["missed"]["edit"] == "spain"
+    assert end["missed"]["missed_by"] == pytest.approx(1 - end["missed"]["evidence"]) and end["missed"]["evidence"] < 1
+    cosines = end["fired"]["cosines"]
+    assert cosines["relation"] >= cosines["relation_floor"] and cosines["subject"] >= cosines["subject_floor"]
+    shown = result.stdout
+    assert "nearest that missed" in shown and "relation, subject / floors" in shown
+    assert "france: The capital of France is -> Lyon" in shown and "nearest that spoke nowhere: spain" in shown
+    assert "nearest" not in plain.stdout and "fired" not in last_line(plain)["answers"][0]["tokens"][0]
+
+
 def test_info_of_a_memory_and_of_a_model(lyon: tuple[Path, Result], tiny: Path) -> None:
     folder, _ = lyon
     memory = last_line(run("info", "--memory", folder, "--json"))["memory"]
@@ -165,6 +189,41 @@ def test_a_memory_is_edited_further(lyon: tuple[Path, Result], tmp_path: Path) -
     held = last_line(run("info", "--memory", tmp_path / "both", "--json"))["memory"]["edits"]
     assert [edit["target"] for edit in held] == ["Lyon", "Lisbon"]
     refused(run("edit", *spain, "--memory", folder, "--output", tmp_path / "no", "--seed", "1"), "--seed")
+
+
+def test_an_edit_is_taken_out_of_a_memory_on_disk(tmp_path: Path) -> None:
+    for mode, rewritten in (("hybrid", []), ("retrieve", ["spain"])):
+        folder, edits = tmp_path / mode, tmp_path / "edits.jsonl"
+        given = [
+            wise.Edit(id="france", prompt="The capital of France is", target="Lyon", subject="France"),
+            wise.Edit(id="spain", prompt="The capital of Spain is", target="Lisbon", subject="Spain"),
+        ]
+        edits.write_text("".join(json.dumps(edit.to_dict()) + "\n" for edit in given))
+        assert run("edit", "--mode", mode, "--edits", edits, "--output", folder).exit_code == 0
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+        refused(run("delete", folder, "--id", "portugal"), "'portugal' is not live", "known: france, spain")
+        # Only where weights are shared is there a model to be loaded.
+        elsewhere = ("--model", tmp_path / "gone") if mode == "hybrid" else ()
+        result = run("delete", folder, "--id", "france", *elsewhere, "--output", tmp_path / "left", "--json")
+        assert result.exit_code == 0, result.output
+        found = last_line(result)
+        assert (found["deleted"], found["rewritten"], found["lost"], found["edits"]) == (["france"], rewritten, [], 1)
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+        asked = ("The capital of France is", "The capital of Spain is")
+        answers = last_line(run("ask", "--memory", tmp_path / "left", "--json", *asked))["answers"]
+        assert [answer["after"] for answer in answers] == ["Paris", "Lisbon"]
+        assert run("delete", folder, "--id", "france", "--id", "spain").exit_code == 0
+        assert last_line(run("info", "--memory", folder, "--json"))["memory"]["edits"] == []
+
+
+def test_an_edit_that_gives_way_to_another_wording_is_named(tmp_path: Path) -> None:
+    other = ("--prompt", "In France, the capital is", "--target", "Nice", "--subject", "France")
+    assert run("edit", *FRANCE, "--mode", "hybrid", "--output", tmp_path / "memory").exit_code == 0
+    result = run("edit", *other, "--memory", tmp_path / "memory", "--output", tmp_path / "memory", "--json")
+    assert result.exit_code == 0, result.output
+    [conflict] = last_line(result)["conflicts"]
+    assert f"{conflict['gave_way']} gave way to {conflict['to']}" in result.stdout
+    assert len(last_line(run("info", "--memory", tmp_path / "memory", "--json"))["memory"]["edits"]) == 1
 
 
 def test_edits_that_do_not_verify_end_with_code_3(tiny: Path, tmp_path: Path) -> None:

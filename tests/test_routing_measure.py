@@ -161,7 +161,7 @@ def test_flips_are_changes_of_speaker_while_answering(measured: Measured) -> Non
     for kind, texts in prompts.items():
         counts[kind] = []
         for answer in wrapped.ask(texts):
-            read = answer.slots[answer.prompt_tokens - 1 : -1]
+            read = answer.slots[answer.prompt_tokens - 1 :]
             counts[kind].append(sum(a != b for a, b in pairwise(read)))
         assert found.flips_by[kind] == pytest.approx(sum(counts[kind]) / len(counts[kind]))
     both = counts["edits"] + counts["paraphrases"]

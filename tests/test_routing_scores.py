@@ -14,7 +14,7 @@ from torch import Tensor
 import wise
 from wise.errors import ConfigError
 from wise.eval.routing import gate_ratios
-from wise.eval.routing.scores import key_owners, prompt_ids, score_prompts, score_rows
+from wise.eval.routing.scores import prompt_ids, score_prompts, score_rows
 from wise.eval.work import Journal, Work
 from wise.memory.side_memory import Router, SlotBank
 from wise.router.activation import ActivationRouter, RetrievalRouter
@@ -104,7 +104,7 @@ def test_keys_are_named_as_the_index_names_them() -> None:
             keys=keys,
         ),
     )
-    assert sorted(set(key_owners(wrapped))) == ["a", "m", "z"]
+    assert sorted(set(wrapped.state.key_owners)) == ["a", "m", "z"]
     rows = torch.randint(4, VOCABULARY, (40, 6), generator=generator).tolist()
     seen: list[Tensor] = []
     handle = wrapped.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))

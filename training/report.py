@@ -11,7 +11,8 @@ VERIFIED = "verified"
 FAILED = "failed"
 """It does not; the edit is not live."""
 SUPERSEDED = "superseded"
-"""A later edit of the same prompt took its place before it was written."""
+"""A later edit of the same call took its place: one of the same prompt, before it was written, or one that asks the
+same question in other words (`EditReport.conflicts`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,19 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conflict:
+    """Two edits that ask the same of the same subject in unlike words, and want unlike answers (`hybrid`)."""
+
+    gave_way: str
+    """Id of the earlier one, which is not live any more."""
+    to: str
+    relation: float
+    """Cosine of what they ask."""
+    subject: float
+    """Cosine of whom they ask it of."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EditReport:
     """Outcomes in the order in which the edits were given."""
 
@@ -42,6 +56,8 @@ class EditReport:
     """Ids of edits that were live and no longer generate their target; they are not live any more."""
     seconds: float
     cpu_seconds: float
+    conflicts: tuple[Conflict, ...] = ()
+    """Edits, live before or of this call, that gave way to later ones."""
 
     def count(self, status: str) -> int:
         return Counter(outcome.status for outcome in self.outcomes)[status]
@@ -50,6 +66,22 @@ class EditReport:
     def failed(self) -> tuple[str, ...]:
         """Ids of the edits that did not verify."""
         return tuple(outcome.id for outcome in self.outcomes if outcome.status == FAILED)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeleteReport:
+    """What taking edits out did."""
+
+    deleted: tuple[str, ...]
+    rewritten: tuple[str, ...]
+    """Ids of edits that had shared a slot's weights with a deleted one, and were written anew without it."""
+    lost: tuple[str, ...]
+    """Ids of edits that no longer generate their target after that; they are not live any more."""
+    seconds: float
+    cpu_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

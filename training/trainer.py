@@ -7,7 +7,7 @@ with that state in place, and drops every edit whose target the model does not g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -20,9 +20,10 @@ from wise.errors import EditError
 from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
 from wise.training.background import Background
+from wise.training.conflicts import conflicts
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
-from wise.training.report import FAILED, SUPERSEDED, VERIFIED, EditReport, Outcome
+from wise.training.report import FAILED, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
 from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress, SlotTask, Writer, Written
 
@@ -54,62 +55,106 @@ class Trainer:
     """Of the model."""
 
     def edit(
-        self, state: MemoryState, edits: Sequence[Edit], *, serve: Serve, progress: Progress | None = None
+        self,
+        state: MemoryState,
+        edits: Sequence[Edit],
+        *,
+        serve: Serve,
+        replacing: bool = False,
+        progress: Progress | None = None,
     ) -> tuple[MemoryState, EditReport]:
         """Writes `edits` after those of `state`; returns the new state and what became of each edit.
 
-        Raises EditError, with nothing changed, for duplicate ids, ids that are live already, and edits that do
-        not fit the context.
+        A live edit of the same prompt gives way, of the old one nothing is left (`forgotten`). So does one of the same
+        id with `replacing`.
+
+        Raises EditError, with nothing changed, for duplicate ids, ids that are live already unless `replacing`, and
+        edits that do not fit the context.
         """
-        self.validate(state, edits)
+        self.validate(replace(state, edits=()) if replacing else state, edits)
         begun, cpu = time.perf_counter(), time.process_time()
         latest = {edit.prompt: edit for edit in edits}
         fresh = [edit for edit in edits if latest[edit.prompt] is edit]
-        held = {edit.prompt: edit.id for edit in state.edits}
+        held = {edit.id: [o.id for o in state.edits if edit.id == o.id or edit.prompt == o.prompt] for edit in fresh}
         outcomes: dict[str, Outcome] = {}
         while True:
-            replaced = [held[edit.prompt] for edit in fresh if edit.prompt in held]
-            kept = state.without(replaced)
-            final, found = self._escalated(kept, fresh, serve, progress) if fresh else (state, {})
+            replaced = tuple(dict.fromkeys(i for edit in fresh for i in held[edit.id]))
+            final, found, gave_way = self._escalated(state, replaced, fresh, serve, progress)
             outcomes |= found
             # An edit that fails does not take the place of one that holds: once more, without it.
-            usurpers = [e for e in fresh if e.prompt in held and found[e.id].status == FAILED]
+            usurpers = [e for e in fresh if held[e.id] and found[e.id].status == FAILED]
             if not usurpers:
                 break
             fresh = [edit for edit in fresh if edit not in usurpers]
+        gone = {*final.edit_ids, *replaced, *(conflict.gave_way for conflict in gave_way)}
         report = EditReport(
             outcomes=tuple(outcomes.get(edit.id, _superseded(edit)) for edit in edits),
-            replaced=tuple(replaced),
-            lost=tuple(i for i in state.edit_ids if i not in {*final.edit_ids, *replaced}),
+            replaced=replaced,
+            lost=tuple(i for i in state.edit_ids if i not in gone),
             seconds=time.perf_counter() - begun,
             cpu_seconds=time.process_time() - cpu,
+            conflicts=gave_way,
         )
         return final, report
 
+    def delete(
+        self, state: MemoryState, edit_ids: Collection[str], *, serve: Serve
+    ) -> tuple[MemoryState, tuple[str, ...]]:
+        """`state` with nothing left of these edits, nor of others that the model then does not generate; the others."""
+        final, _ = self._verified(self._forgotten(state, edit_ids), serve)
+        return final, tuple(i for i in state.edit_ids if i not in {*final.edit_ids, *edit_ids})
+
+    def _forgotten(self, state: MemoryState, edit_ids: Collection[str]) -> MemoryState:
+        """`state` with nothing left of these edits: what shared a slot with one is written anew, from nothing.
+
+        Slot by slot, so that each is what its edits and its number make of it, whatever else is written. An edit that
+        cannot be fitted so goes too.
+        """
+        sharing = set(state.sharing(edit_ids))
+        left = state.without(edit_ids)
+        known = {edit.id: edit for edit in left.edits}
+        for slot in left.slots:
+            if not sharing.isdisjoint(slot.edit_ids):
+                task = SlotTask(id=slot.id, edits=tuple(known[i] for i in slot.edit_ids))
+                left, results = self._write(left, [task], None, 0)
+                sharing -= {i for i, written in results.items() if written.fitted}
+        return left.without(sharing)
+
     def _escalated(
-        self, kept: MemoryState, fresh: Sequence[Edit], serve: Serve, progress: Progress | None
-    ) -> tuple[MemoryState, dict[str, Outcome]]:
+        self,
+        state: MemoryState,
+        replaced: Collection[str],
+        fresh: Sequence[Edit],
+        serve: Serve,
+        progress: Progress | None,
+    ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
         """`_attempt`, and once more with each greater effort for the edits that fail, as long as no other is lost."""
-        final, outcomes = self._attempt(kept, fresh, serve, progress)
+        final, outcomes, gave_way = self._attempt(state, replaced, fresh, serve, progress)
         for effort in range(1, self.writer.efforts):
             failed = [edit for edit in fresh if outcomes[edit.id].status == FAILED]
             if not failed:
                 break
-            state, found = self._attempt(final, failed, serve, None, effort)
-            taken = set(final.edit_ids) <= set(state.edit_ids)
-            final = state if taken else final
+            tried, found, yielded = self._attempt(final, (), failed, serve, None, effort)
+            taken = {*final.edit_ids} <= {*tried.edit_ids, *(conflict.gave_way for conflict in yielded)}
+            if taken:
+                final, gave_way = tried, (*gave_way, *yielded)
             outcomes |= {i: _retried(outcomes[i], outcome, taken) for i, outcome in found.items()}
-        return final, outcomes
+        return final, outcomes, gave_way
 
     def _attempt(
         self,
-        kept: MemoryState,
+        state: MemoryState,
+        replaced: Collection[str],
         fresh: Sequence[Edit],
         serve: Serve,
         progress: Progress | None,
         effort: int = 0,
-    ) -> tuple[MemoryState, dict[str, Outcome]]:
-        """`fresh` written after the edits of `kept`, without what the model then does not generate."""
+    ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
+        """`fresh` written after the edits of `state` but for those `replaced`, without what the model then does not
+        generate; what became of each, and which edits gave way."""
+        if not fresh:
+            return state, {}, ()
+        kept = self._forgotten(state, replaced)
         new = replace(
             kept, key_space=self.background.key_space, subject_space=self.background.subject_space
         )
@@ -123,10 +168,13 @@ class Trainer:
             spent |= dict.fromkeys(written, (time.perf_counter() - started) / len(written))
             shown(len(written))
         unfitted = {edit.id for edit in fresh if not results[edit.id].fitted}
-        final, answers = self._verified(replace(new, edits=(*kept.edits, *fresh)).without(unfitted), serve)
-        live = set(final.edit_ids)
+        written_all = replace(new, edits=(*kept.edits, *fresh)).without(unfitted)
+        final, answers, gave_way = self._settled(written_all, {edit.id for edit in fresh}, serve)
+        live, yielded = set(final.edit_ids), {conflict.gave_way for conflict in gave_way}
         answers |= self._answers(final, {edit.id: edit for edit in fresh if edit.id not in live}, serve)
-        return final, {e.id: _outcome(e, live, results[e.id], answers[e.id], spent[e.id]) for e in fresh}
+        status = {e.id: VERIFIED if e.id in live else SUPERSEDED if e.id in yielded else FAILED for e in fresh}
+        told = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], spent[e.id]) for e in fresh}
+        return final, told, gave_way
 
     def validate(self, state: MemoryState, edits: Sequence[Edit]) -> None:
         """Raises EditError for edits that cannot be applied to `state`, as `edit` does."""
@@ -184,6 +232,20 @@ class Trainer:
             slots[slot.id : slot.id + 1] = [slot.with_scores(scores)]
         return replace(state, slots=tuple(slots), keys=keys), results
 
+    def _settled(
+        self, state: MemoryState, fresh: Collection[str], serve: Serve
+    ) -> tuple[MemoryState, dict[str, str], tuple[Conflict, ...]]:
+        """`_verified`; of edits that contradict each other the last stays, and one that fails takes no one's place."""
+        failed: set[str] = set()
+        while True:
+            standing = state.without(failed)
+            found = conflicts(standing, fresh)
+            final, answers = self._verified(standing.without({each.gave_way for each in found}), serve)
+            fell = {each.to for each in found} - set(final.edit_ids)
+            if not fell:
+                return final, answers, found
+            failed |= fell
+
     def _verified(self, state: MemoryState, serve: Serve) -> tuple[MemoryState, dict[str, str]]:
         """`state` without the edits that it does not generate, and the answers to those that it does.
 
@@ -219,10 +281,10 @@ def _shifted(progress: Progress | None, done: int, total: int) -> Progress:
     return shown
 
 
-def _outcome(edit: Edit, live: set[str], written: Written, answer: str, seconds: float) -> Outcome:
+def _outcome(edit: Edit, status: str, written: Written, answer: str, seconds: float) -> Outcome:
     return Outcome(
         id=edit.id,
-        status=VERIFIED if edit.id in live else FAILED,
+        status=status,
         answer=answer,
         steps=written.steps,
         loss=written.loss,

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from wise.model import wrap as wrap
     from wise.readers import read_edits as read_edits
     from wise.readers import read_records as read_records
+    from wise.routes import Claim as Claim
+    from wise.routes import RowRoutes as RowRoutes
+    from wise.routes import TokenRoute as TokenRoute
+    from wise.training.report import Conflict as Conflict
+    from wise.training.report import DeleteReport as DeleteReport
     from wise.training.report import EditReport as EditReport
     from wise.training.report import Outcome as Outcome
 
@@ -34,12 +39,17 @@ if TYPE_CHECKING:
 _HOME = {
     "Answer": "wise.answer",
     "ArtifactError": "wise.errors",
+    "Claim": "wise.routes",
     "ConfigError": "wise.errors",
+    "Conflict": "wise.training.report",
+    "DeleteReport": "wise.training.report",
     "Edit": "wise.edits",
     "EditError": "wise.errors",
     "EditReport": "wise.training.report",
     "Outcome": "wise.training.report",
     "Record": "wise.edits",
+    "RowRoutes": "wise.routes",
+    "TokenRoute": "wise.routes",
     "UnsupportedModelError": "wise.errors",
     "WiseConfig": "wise.config",
     "WiseError": "wise.errors",

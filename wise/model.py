@@ -7,53 +7,43 @@ activations of the layer it stands beside.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.hub import PushToHubMixin
 
-from wise.answer import Answer, make_answer
+from wise.answer import Answer
 from wise.architectures import ValueProjection, locate, locate_attention
 from wise.config import WiseConfig
-from wise.edits import Edit
-from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError, did_you_mean
-from wise.memory.artifact import load_memory, save_memory
+from wise.editing import Editing
+from wise.errors import ConfigError, UnsupportedModelError, did_you_mean
 from wise.memory.context import ContextReader
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.layer import SideMemoryLayer, execution_device
 from wise.memory.merging import MERGES
 from wise.memory.side_memory import Route
 from wise.memory.state import MemoryState
+from wise.preparation import make_trainer, train_spaces
+from wise.provenance import Provenance, Text
 from wise.router.assemble import assemble
-from wise.training.background import Background, measure
-from wise.training.baselines.ground import Ground
+from wise.saving import SavedMemory
+from wise.sequences import generated_texts, prompt_ids
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import evaluating, greedy
 from wise.training.lesson import Lesson
-from wise.training.report import EditReport
 from wise.training.router_file import load_router
-from wise.training.router_training import LearnedSpaces, learn_spaces
-from wise.training.splice import SplicedModel
+from wise.training.router_training import LearnedSpaces
 from wise.training.trainer import Trainer
-from wise.training.writers.base import Writer
-from wise.training.writers.closed_form import ClosedForm
-from wise.training.writers.masked_dense import MaskedDenseWriter
-from wise.training.writers.value import ValueWriter
-
-logger = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 32
 
 
-class WiseModel(nn.Module, PushToHubMixin):
+class WiseModel(nn.Module, Editing, SavedMemory):
     """A causal LM with a side memory. Everything not defined here is the wrapped model's own."""
 
     def __init__(
@@ -74,11 +64,14 @@ class WiseModel(nn.Module, PushToHubMixin):
         if any(isinstance(module, SideMemoryLayer) for module in model.modules()):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
         self.projection: ValueProjection = locate(model, config)
-        self._learned = None if router is None else load_router(router, fingerprint(model, self.projection))
+        learned = None if router is None else load_router(router, fingerprint(model, self.projection))
         self.model = model
         self.tokenizer = tokenizer
         self.wise_config = config
-        self.state = MemoryState()
+        self.state = self._unedited = MemoryState() if learned is None else _spaces(learned)
+        self._served = self.state
+        """What is in place: `state`, but within `serving`."""
+        self._snapshots: WeakSet[MemoryState] = WeakSet()
         self._encoder: Encoder | None = None
         self._trainer: Trainer | None = None
         parent, name = self._place()
@@ -112,9 +105,20 @@ class WiseModel(nn.Module, PushToHubMixin):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`model.generate`, every option of it."""
-        return self.model.generate(*args, **kwargs)  # type: ignore[operator]
+    def generate(self, *args: Any, return_routes: bool = False, **kwargs: Any) -> Any:
+        """`model.generate`, every option of it.
+
+        With `return_routes` its output and, for each sequence that it returns, which edits spoke at which tokens and
+        which came nearest: `(output, tuple of RowRoutes)`. The sequences are read once more for it.
+
+        Raises ConfigError, before anything is generated, for `return_routes` without the prompts' ids.
+        """
+        ids = prompt_ids(args, kwargs) if return_routes else None
+        output = self.model.generate(*args, **kwargs)  # type: ignore[operator]
+        if ids is None:
+            return output
+        with self.evaluating():
+            return output, self._provenance().tell(generated_texts(self.model, ids, kwargs, output))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -124,54 +128,7 @@ class WiseModel(nn.Module, PushToHubMixin):
                 raise
             return getattr(self.model, name)
 
-    # -- editing ------------------------------------------------------------------------------
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """The live edits, in the order in which they came."""
-        return self.state.edits
-
-    def edit(
-        self, edits: Edit | Sequence[Edit], *, progress: Callable[[int], None] | None = None
-    ) -> EditReport:
-        """Writes edits into the side memory, and keeps those that the model then generates by itself.
-
-        A later edit of the same prompt takes the place of an earlier one. `progress` is called with the number
-        of edits that are through.
-
-        Raises EditError, with nothing changed, where an edit is not usable (`wise.Edit`), ids repeat, an edit
-        does not fit the model's context, or the model was unwrapped.
-        """
-        if not self.is_wrapped:
-            raise EditError("this model was unwrapped, so nothing would be served: wrap it again, then edit it")
-        edits = list(edits) if isinstance(edits, Iterable) else [edits]
-        for edit in edits:
-            if not isinstance(edit, Edit):
-                raise EditError(f"edit() takes wise.Edit records, not {type(edit).__name__}: {edit!r:.80}")
-        if not edits:
-            raise EditError("edit() was given no edits: expected one wise.Edit or a list of them")
-        with self.evaluating():
-            state, report = self.trainer.edit(self.state, edits, serve=self.serving, progress=progress)
-        self._serve(state)
-        return report
-
-    def prepare(self) -> None:
-        """Measures the base, which takes seconds and which the first edit would do otherwise."""
-        _ = self.trainer
-
-    def validate(self, edits: Sequence[Edit]) -> None:
-        """Raises EditError for edits that `edit` would refuse, and changes nothing."""
-        self.trainer.validate(self.state, edits)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of slots and keys, as `save_pretrained` writes them."""
-        slots = (tensor for slot in self.state.slots for tensor in slot.tensors().values())
-        return sum(tensor.nbytes for tensors in (slots, self.state.keys.values()) for tensor in tensors)
-
-    def reset(self) -> None:
-        """Forgets every edit: the wrapped model is the base again."""
-        self._serve(MemoryState())
+    # -- what editing needs --------------------------------------------------------------------
 
     @property
     def encoder(self) -> Encoder:
@@ -184,47 +141,35 @@ class WiseModel(nn.Module, PushToHubMixin):
     @property
     def trainer(self) -> Trainer:
         """Made at the first edit, since it measures the base, and again when the model has moved."""
-        device = execution_device(self.model)
-        if self._trainer is None or (self._trainer.spliced.device, self._trainer.dtype) != (device, self.model.dtype):
+        if self._trainer is None or not self._is_current(self._trainer):
             with self.evaluating(), self.disabled():
-                spliced = SplicedModel(self.model, self.projection)
-                background = self._with_spaces(self._measured(spliced))
-                writer = self._writer(spliced, background)
-            self._trainer = Trainer(
-                spliced=spliced,
-                encoder=self.encoder,
-                background=background,
-                writer=writer,
-                config=self.wise_config,
-                dtype=self.model.dtype,
-            )
+                self._trainer = make_trainer(
+                    self.model,
+                    self.projection,
+                    self.encoder,
+                    self.wise_config,
+                    reader=self.reader,
+                    state=self.state,
+                )
         return self._trainer
 
-    def _measured(self, spliced: SplicedModel) -> Background:
-        return measure(self.model, spliced, self.encoder, self.wise_config, self.reader)
-
-    def _with_spaces(self, background: Background) -> Background:
-        """With the spaces that keys are compared in already, or else those of a trained router."""
-        state, learned = self.state, self._learned
-        if state.subject_space is not None and state.key_space is not None:
-            return replace(background, key_space=state.key_space, subject_space=state.subject_space)
-        if learned is not None:
-            return replace(background, key_space=learned.relation, subject_space=learned.subject)
-        if self.reader is not None:
-            logger.warning(
-                "the router is untrained: it compares what the base's own text makes of questions and subjects, and "
-                "reaches fewer wordings; `wise train-router` trains one"
-            )
-        return background
+    def _is_current(self, trainer: Trainer) -> bool:
+        """It is for where the model is, and for the space that live keys are compared in."""
+        placed = (trainer.spliced.device, trainer.dtype) == (execution_device(self.model), self.model.dtype)
+        return placed and self.state.key_space in (None, trainer.background.key_space)
 
     def learn_router(
         self,
         lessons: Sequence[Lesson],
         *,
+        texts: Sequence[str] = (),
         false_routes: float = 0.05,
         progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> LearnedSpaces:
         """Trains a router on this base, and uses it from then on.
+
+        texts: running text in which none of the questions is asked, beside the base's own samples: what the gate must
+        stay shut at.
 
         Raises ConfigError in another mode than `hybrid`, where edits are live, whose keys are of the router before,
         or as `learn_spaces` does.
@@ -232,46 +177,58 @@ class WiseModel(nn.Module, PushToHubMixin):
         if self.reader is None or self.state.edits:
             raise ConfigError("a router is trained in mode='hybrid' and before the first edit; reset() forgets edits")
         with self.evaluating(), self.disabled():
-            spliced = SplicedModel(self.model, self.projection)
-            self._learned = learn_spaces(
-                spliced,
-                self.reader,
+            learned = train_spaces(
+                self.model,
+                self.projection,
                 self.encoder,
-                self._measured(spliced),
+                self.wise_config,
+                self.reader,
                 lessons,
+                texts=texts,
                 false_routes=false_routes,
-                seed=self.wise_config.seed,
                 progress=progress,
             )
         self._trainer = None
-        return self._learned
+        self._snapshots.clear()  # their keys are of the router before
+        self._start_from(_spaces(learned))
+        return learned
 
     def fingerprint(self) -> Fingerprint:
         """Which base this is, and beside which layer the memory stands."""
         return fingerprint(self.model, self.projection)
 
-    def _writer(self, spliced: SplicedModel, background: Background) -> Writer:
-        """The base must be in place."""
-        config = self.wise_config
-        if self.reader is None:
-            return MaskedDenseWriter(spliced, self.encoder, background, config, self.model.dtype)
-        closed_form = None
-        if config.writer != "gradient":
-            ground = Ground(model=self.model, encoder=self.encoder, value_projection=config.value_projection)
-            closed_form = ClosedForm.of(ground, self.projection.layer, seed=config.seed)
-        return ValueWriter(spliced, self.encoder, background, config, self.reader, closed_form)
-
     # -- asking -------------------------------------------------------------------------------
 
     def ask(self, prompts: str | Sequence[str], *, max_new_tokens: int = ANSWER_TOKENS) -> list[Answer]:
-        """Greedy answers to the model's own stop, with the route of every token."""
+        """Greedy answers to the model's own stop, with the route of every token that was read."""
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [self.encoder.prompt(text) for text in texts]
         with self.evaluating():
             out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
-            routes = [self.route(torch.tensor([[*prompt, *new]])) for prompt, new in zip(ids, out, strict=True)]
-        told = zip(texts, ids, out, routes, strict=True)
-        return [make_answer(self.encoder, text, prompt, new, route) for text, prompt, new, route in told]
+            rows = [(*prompt, *new) for prompt, new in zip(ids, out, strict=True)]
+            read = [
+                Text(ids=row, places=tuple(range(len(row))), prompt_tokens=len(prompt))
+                for row, prompt in zip(rows, ids, strict=True)
+            ]
+            routes = self._provenance().tell(read)
+        return [
+            Answer(
+                prompt=text,
+                text=self.encoder.answer(row[told.prompt_tokens :]),
+                tokens=tuple(map(self._token, row)),
+                prompt_tokens=told.prompt_tokens,
+                routes=told,
+            )
+            for text, row, told in zip(texts, rows, routes, strict=True)
+        ]
+
+    def _provenance(self) -> Provenance:
+        return Provenance(
+            model=self.model, layer=self.layer, state=self._served, reader=self.reader, decode=self._token
+        )
+
+    def _token(self, token: int) -> str:
+        return str(self.tokenizer.decode([token]))
 
     @torch.no_grad()
     def route(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route | None:
@@ -302,16 +259,24 @@ class WiseModel(nn.Module, PushToHubMixin):
     @contextmanager
     def serving(self, state: MemoryState) -> Iterator[PreTrainedModel]:
         """`state` is in place for the length of a `with` block; yields the model to ask."""
-        before = self.layer.memory
-        self.layer.memory = self._assembled(state)
+        before = self.layer.memory, self._served
+        self.layer.memory, self._served = self._assembled(state), state
         try:
             yield self.model
         finally:
-            self.layer.memory = before
+            self.layer.memory, self._served = before
 
     def _serve(self, state: MemoryState) -> None:
+        """Where no edit is live, nothing is kept of those that were."""
+        state = state if state.edits else self._unedited
         memory = self._assembled(state)
-        self.state, self.layer.memory = state, memory
+        self.state, self._served, self.layer.memory = state, state, memory
+
+    def _start_from(self, state: MemoryState) -> None:
+        """Serves a state that was not made here; the spaces that it brings stay when its edits are gone."""
+        # Those of merge and retrieve are measured again when they are needed; in hybrid they may be a trained router's.
+        self._unedited = state.emptied if self.reader is not None else MemoryState()
+        self._serve(state)
 
     def _assembled(self, state: MemoryState) -> Any:
         device = self.layer.device()
@@ -321,60 +286,9 @@ class WiseModel(nn.Module, PushToHubMixin):
         """Dropout off, and back as it was afterwards."""
         return evaluating(self.model)
 
-    # -- saving -------------------------------------------------------------------------------
 
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike[str],
-        *,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Writes the settings and the memory, never the base, to a folder; whole or not at all.
-
-        With `push_to_hub` the memory goes to the hub as well, to `repo_id` or else a repository of the
-        folder's name; `kwargs` are those of `push_to_hub`, which is transformers' own.
-
-        Raises ArtifactError, with nothing written, where the folder holds anything but a memory.
-        """
-        save_memory(
-            save_directory,
-            config=self.wise_config,
-            state=self.state,
-            base=self.fingerprint(),
-        )
-        if push_to_hub:
-            self.push_to_hub(repo_id or Path(save_directory).resolve().name, **kwargs)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        path: str | PathLike[str],
-        **kwargs: Any,
-    ) -> WiseModel:
-        """Wraps `model` with the memory saved at `path`, a folder or a hub id; `kwargs` as for `load_memory`.
-
-        Raises ArtifactError, with `model` as it was, where the memory is incomplete, damaged, or was made for
-        another base.
-        """
-        config, state, base = load_memory(path, **kwargs)
-        try:
-            wrapped = cls(model, tokenizer, config)
-        except (ConfigError, UnsupportedModelError) as error:
-            raise ArtifactError(
-                f"the memory at {path} stands beside {base.path} of a {base.model_type} base and does not "
-                f"fit this model: {error}"
-            ) from error
-        try:
-            base.check(wrapped.fingerprint())
-            wrapped._serve(state)
-        except BaseException:
-            wrapped.unwrap()
-            raise
-        return wrapped
+def _spaces(learned: LearnedSpaces) -> MemoryState:
+    return MemoryState(key_space=learned.relation, subject_space=learned.subject)
 
 
 def wrap(

@@ -14,6 +14,7 @@ from wise.cli.ask import ask
 from wise.cli.bench import app as bench
 from wise.cli.common import BAD_INPUT
 from wise.cli.compare import compare
+from wise.cli.delete import delete
 from wise.cli.demo import demo
 from wise.cli.edit import edit
 from wise.cli.eval import evaluate
@@ -25,7 +26,7 @@ from wise.errors import WiseError
 
 EXIT_CODES = (
     "Exit codes: 0 all is well; 1 something unexpected went wrong; 2 the usage or the input is wrong; "
-    "3 'wise edit' saved a memory, but not every edit verified."
+    "3 'wise edit' or 'wise delete' saved a memory, but not every edit verified."
 )
 
 USERS_FILES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -81,6 +82,7 @@ def main(
 
 
 app.command("edit")(edit)
+app.command("delete")(delete)
 app.command("ask")(ask)
 app.command("eval")(evaluate)
 app.command("compare")(compare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,11 +23,16 @@ from wise.cli.common import (
 
 if TYPE_CHECKING:
     from wise.answer import Answer
+    from wise.edits import Edit
+    from wise.routes import Claim, TokenRoute
 
 
 def ask(
     prompts: Annotated[list[str], typer.Argument(help="What to ask; a prompt ends right before the answer.")],
     memory: Annotated[Path, typer.Option("--memory", help="Folder of a saved memory.")],
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say which edit spoke at every token, and which came nearest.")
+    ] = False,
     model: ModelOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Tokens that an answer may have.")
@@ -34,7 +40,7 @@ def ask(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask an edited model: the answer before and after, with the route of every token."""
+    """Ask an edited model: the answer before and after, with the route of every token that was read."""
     prompts = [checked_text("prompt", prompt) for prompt in prompts]
     base, tokenizer = load_model(model, threads=threads)
     from wise.model import WiseModel
@@ -43,37 +49,100 @@ def ask(
     with wrapped.disabled():
         before = wrapped.ask(prompts, max_new_tokens=max_new_tokens)
     after = wrapped.ask(prompts, max_new_tokens=max_new_tokens)
+    edits = {edit.id: edit for edit in wrapped.edits}
     for base_answer, answer in zip(before, after, strict=True):
-        _show(base_answer, answer)
+        typer.echo(f"prompt: {answer.prompt}\nbefore: {base_answer.text}\nafter:  {answer.text}")
+        if explain:
+            _explain(answer, edits)
+        else:
+            _show(answer)
     if as_json:
-        answers = [
-            {"prompt": a.prompt, "before": b.text, "after": a.text, "tokens": _tokens(a)}
-            for b, a in zip(before, after, strict=True)
-        ]
+        answers = [_answer(b, a, explain) for b, a in zip(before, after, strict=True)]
         show_json({"memory": str(memory), "answers": answers})
 
 
-def _tokens(answer: Answer) -> list[dict[str, Any]]:
-    routes = zip(answer.tokens, answer.slots, answer.scores, answer.thresholds, strict=True)
-    return [
-        {
-            "token": token,
-            "part": "prompt" if place < answer.prompt_tokens else "answer",
-            "slot": slot,
-            "score": score,
-            "threshold": finite(threshold),
-        }
-        for place, (token, slot, score, threshold) in enumerate(routes)
-    ]
+def _answer(before: Answer, after: Answer, explain: bool) -> dict[str, Any]:
+    tokens = [_token(after, place, route, explain) for place, route in enumerate(after.routes.tokens)]
+    said = {"prompt": after.prompt, "before": before.text, "after": after.text, "tokens": tokens}
+    routes = after.routes
+    told = {"fired": routes.fired, "missed": _claim(routes.missed), "missed_at": routes.missed_at}
+    return said | (told if explain else {})
 
 
-def _show(before: Answer, after: Answer) -> None:
-    typer.echo(f"prompt: {after.prompt}\nbefore: {before.text}\nafter:  {after.text}")
+def _token(answer: Answer, place: int, route: TokenRoute, explain: bool) -> dict[str, Any]:
+    token = {
+        "token": route.token,
+        "part": _part(answer, place),
+        "slot": route.slot,
+        "score": route.score,
+        "threshold": finite(route.threshold),
+    }
+    return token | ({"fired": _claim(route.fired), "missed": _claim(route.missed)} if explain else {})
+
+
+def _claim(claim: Claim | None) -> dict[str, Any] | None:
+    if claim is None:
+        return None
+    cosines = None if claim.cosines is None else vars(claim.cosines)
+    return {
+        "edit": claim.edit,
+        "slot": claim.slot,
+        "evidence": claim.evidence,
+        "missed_by": claim.missed_by,
+        "cosines": cosines,
+    }
+
+
+def _part(answer: Answer, place: int) -> str:
+    return "prompt" if place < answer.prompt_tokens else "answer"
+
+
+def _speaker(route: TokenRoute) -> tuple[Text, Text]:
+    """The token and who spoke when it was read."""
+    style = SLOT_STYLES[route.slot % len(SLOT_STYLES)] if route.slot is not None else ""
+    speaker = f"slot {route.slot}" if route.slot is not None else "base"
+    return Text(repr(route.token), style=style), Text(speaker, style=style)
+
+
+def _show(answer: Answer) -> None:
     rows = []
-    for token in _tokens(after):
-        slot = token["slot"]
-        style = SLOT_STYLES[slot % len(SLOT_STYLES)] if slot is not None else ""
-        speaker = f"slot {slot}" if slot is not None else "base"
-        cells = (Text(repr(token["token"]), style=style), token["part"], Text(speaker, style=style))
-        rows.append((*cells, token["score"], token["threshold"]))
+    for place, route in enumerate(answer.routes.tokens):
+        token, speaker = _speaker(route)
+        rows.append((token, _part(answer, place), speaker, route.score, route.threshold))
     show_table("", ("token read", "part", "speaks", "score", "threshold"), rows)
+
+
+def _explain(answer: Answer, edits: Mapping[str, Edit]) -> None:
+    rows = []
+    for route in answer.routes.tokens:
+        token, speaker = _speaker(route)
+        fired, missed = route.fired, route.missed
+        spoke = (fired.edit, fired.evidence) if fired is not None else (None, None)
+        near = (missed.edit, missed.evidence, missed.missed_by) if missed is not None else (None, None, None)
+        rows.append((token, speaker, *spoke, *near, *_kinds(fired or missed)))
+    columns = ["token read", "speaks", "edit", "evidence", "nearest that missed", "evidence", "missed by"]
+    if any(len(row) > len(columns) for row in rows):
+        columns.append("relation, subject / floors")
+    show_table("", columns, rows)
+    told = [*answer.routes.fired, *(r.missed.edit for r in answer.routes.tokens if r.missed and r.missed.edit)]
+    for edit_id in dict.fromkeys(told):
+        typer.echo(f"{edit_id}: {edits[edit_id].prompt} -> {edits[edit_id].target}")
+    _say_missed(answer)
+
+
+def _kinds(claim: Claim | None) -> tuple[str, ...]:
+    """Of the edit that spoke, or else came nearest, in one cell; none but in `hybrid`."""
+    if claim is None or claim.cosines is None:
+        return ()
+    c = claim.cosines
+    return (f"{c.relation:.2f}, {c.subject:.2f} / {c.relation_floor:.2f}, {c.subject_floor:.2f}",)
+
+
+def _say_missed(answer: Answer) -> None:
+    claim, at = answer.routes.missed, answer.routes.missed_at
+    if claim is None or at is None:
+        typer.echo("no other edit came near\n")
+        return
+    wanting = f"missed by {claim.missed_by:.3f}" if claim.missed_by else "another was nearer"
+    token = answer.tokens[at]
+    typer.echo(f"nearest that spoke nowhere: {claim.edit} at {token!r}, evidence {claim.evidence:.3f}, {wanting}\n")

@@ -134,5 +134,7 @@ def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
     typer.echo(f"{len(rows)} edits: {counts}; {report.seconds:.1f} s; saved to {output}")
     if report.replaced:
         typer.echo(f"replaced earlier edits of the same prompts: {', '.join(report.replaced)}")
+    for conflict in report.conflicts:
+        typer.echo(f"asked in other words, the later one stays: {conflict.gave_way} gave way to {conflict.to}")
     if report.lost:
         typer.echo(f"no longer answered as edited, and dropped: {', '.join(report.lost)}")

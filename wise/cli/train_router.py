@@ -25,6 +25,9 @@ from wise.cli.common import (
 from wise.errors import EditError
 from wise.readers import read_records
 
+TEXTS = 320
+"""Running texts to read, each to its 128th token."""
+
 
 def train_router(
     model: Annotated[str, typer.Option("--model", help=MODEL_HELP)],
@@ -40,6 +43,15 @@ def train_router(
     false_routes: Annotated[
         float, typer.Option("--false-routes", help="Share of unlike questions that each floor may let pass.")
     ] = 0.05,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text",
+            exists=True,
+            dir_okay=False,
+            help=f"Running text that asks for nothing, paragraphs or JSON lines; its first {TEXTS} are read.",
+        ),
+    ] = None,
     layer: LayerOption = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
@@ -58,6 +70,7 @@ def train_router(
     chosen = [record for record in records[skip:] if record.edit.subject not in measured]
     if not chosen:
         raise EditError(f"{data}: no record is left behind the first {skip} whose subject is in none of the others")
+    from wise.eval.routing.texts import read_texts
     from wise.lessons import lessons_of
     from wise.model import wrap
     from wise.training.router_file import save_router, training_record
@@ -66,7 +79,8 @@ def train_router(
     wrapped = wrap(base, tokenizer, config)
     with progress_bars(progress) as show:
         lessons = lessons_of(chosen, seed=config.seed)
-        learned = wrapped.learn_router(lessons, false_routes=false_routes, progress=show)
+        texts = [] if text is None else read_texts(text)[:TEXTS]
+        learned = wrapped.learn_router(lessons, texts=texts, false_routes=false_routes, progress=show)
     save_router(output, learned, wrapped.fingerprint())
     typer.echo(
         f"{len(chosen)} records, {learned.facts} facts with {len(lessons)} questions; of the wordings of facts set "

@@ -23,7 +23,7 @@ from wise.eval.routers.scorers import (
     Scorer,
     Served,
 )
-from wise.eval.routing.scores import key_owners, served
+from wise.eval.routing.scores import served
 from wise.eval.work import Progress
 from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import SideMemory
@@ -88,7 +88,7 @@ def _written(wrapped: WiseModel, edits: Sequence[Edit], name: str, progress: Pro
         edits=tuple(edits),
         memory=served(wrapped),
         slots=tuple(frozenset(slot.edit_ids) for slot in wrapped.state.slots),
-        owners=tuple(key_owners(wrapped)),
+        owners=wrapped.state.key_owners,
     )
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from wise.architectures import ValueProjection
-from wise.eval.routing.scores import prompt_ids, right_padded
+from wise.eval.routing.scores import prompt_ids
 from wise.eval.work import BATCH, Progress
 from wise.memory.layer import execution_device
 from wise.model import WiseModel
+from wise.reading import right_padded
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

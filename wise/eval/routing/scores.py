@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from wise.errors import ConfigError
 from wise.eval.asking import Asking
 from wise.eval.work import Work
-from wise.memory.layer import execution_device
 from wise.memory.side_memory import SideMemory
 from wise.model import WiseModel
+from wise.reading import read_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,25 +92,11 @@ def prompt_ids(model: WiseModel, text: str, *, room: int = 0) -> list[int]:
 
 @torch.no_grad()
 def score_rows(model: WiseModel, rows: Sequence[Sequence[int]]) -> list[Scored]:
-    """The evidence at every token of each row of ids; pads stand on the right, so no row sees another's length."""
+    """The evidence at every token of each row of ids. Raises ConfigError where the model gives NaN."""
     memory = served(model)
-    ids, mask = right_padded(rows)
-    seen: list[Tensor] = []
-    handle = model.layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    device = execution_device(model.model)
-    try:
-        # The body alone: logits of all tokens of a long text take more memory than everything else.
-        model.model.base_model(ids.to(device), attention_mask=mask.to(device), use_cache=False)
-    finally:
-        handle.remove()
-    values, slots, keys = (part.view(ids.shape).cpu() for part in memory.evidence(seen[0]))
-    broken = seen[0].isnan().any(-1).view(ids.shape).cpu()  # some architectures flatten their rows
-    if bool(broken[mask.bool()].any()):
-        raise ConfigError(
-            "the model gives NaN where the side memory stands, so no route means anything: load it in float32 or "
-            "bfloat16, and look at its weights"
-        )
-    owners = key_owners(model)
+    activation = read_rows(model.model, model.layer, rows)
+    values, slots, keys = (part.view(activation.shape[:2]).cpu() for part in memory.evidence(activation))
+    owners = model.state.key_owners
     return [
         Scored(
             values=tuple(values[i, : len(row)].tolist()),
@@ -119,23 +105,6 @@ def score_rows(model: WiseModel, rows: Sequence[Sequence[int]]) -> list[Scored]:
         )
         for i, row in enumerate(rows)
     ]
-
-
-def right_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask `[rows, longest]`; pads are 0 and masked, and no token of a causal model sees them."""
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    return ids, mask
-
-
-def key_owners(model: WiseModel) -> list[str]:
-    """The edit that each of the router's keys belongs to, in the order of `KeyIndex.matrix`."""
-    index = model.state.index
-    return [edit_id for edit_id in index.edit_ids for _ in range(len(model.state.keys[edit_id]))]
 
 
 def _tail(scored: Scored, count: int | None) -> Scored:

@@ -1,0 +1,64 @@
+"""Edits that contradict each other in unlike words: the last one that was written has the word (`hybrid`).
+
+Two edits ask the same where their keys say so: the subject key of each lies as near to the other's as the router asks
+of a subject, and their relation keys as near as both edits ask of a relation. A question worded in a third way might
+then be answered by either, so only one of them stays. Unlike names of their subjects, where both give one, speak
+against it: subjects of like names come near each other too, the oftener the more edits there are, and to take out a
+good edit is the worse mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from wise.edits import Edit
+from wise.memory.state import MemoryState
+from wise.training.report import Conflict
+
+
+def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, ...]:
+    """Which edits of `state` give way to a later one that is among `written`, in the order of the stream.
+
+    Looked at from the last edit to the first: one that has given way itself takes no other's place. None where keys
+    have no subject part, as in `merge` and `retrieve`. The products are taken in float64, so that what is near a floor
+    does not turn on how many edits there are.
+    """
+    relation_space, subject_space = state.key_space, state.subject_space
+    later = [place for place, edit in enumerate(state.edits) if edit.id in written]
+    if relation_space is None or subject_space is None or not later:
+        return ()
+    size = len(subject_space.projection)
+    first = torch.stack([state.keys[edit.id][0] for edit in state.edits]).double()
+    floors = _relation_floors(state, relation_space.floor(len(state.edits)))
+    least = subject_space.floor(len(state.edits))
+    found: dict[int, Conflict] = {}
+    for place in reversed(later):
+        if place in found:
+            continue
+        subject = first[:place, :size] @ first[place, :size]
+        relation = first[:place, size:] @ first[place, size:]
+        same = (subject >= least) & (relation >= floors[:place].clamp(min=float(floors[place])))
+        for earlier in same.nonzero()[:, 0].tolist():
+            if earlier not in found and _contradict(state.edits[earlier], state.edits[place]):
+                found[earlier] = Conflict(
+                    gave_way=state.edits[earlier].id,
+                    to=state.edits[place].id,
+                    relation=float(relation[earlier]),
+                    subject=float(subject[earlier]),
+                )
+    return tuple(found[earlier] for earlier in sorted(found))
+
+
+def _contradict(one: Edit, other: Edit) -> bool:
+    """They want unlike answers, and no name says that they are about unlike subjects."""
+    named = one.subject is None or other.subject is None or one.subject.casefold() == other.subject.casefold()
+    return named and one.target != other.target
+
+
+def _relation_floors(state: MemoryState, least: float) -> Tensor:
+    """`[edits]` the cosine that a token must reach to each edit's relation key, float64."""
+    own = {edit_id: slot.threshold for slot in state.slots for edit_id in slot.edit_ids}
+    return torch.tensor([max(own[edit.id], least) for edit in state.edits], dtype=torch.float64)

@@ -1,0 +1,64 @@
+"""`wise delete`: takes edits out of a saved memory."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wise.cli.common import NOT_VERIFIED, JsonOption, ModelOption, ThreadsOption, load_model, show_json
+
+if TYPE_CHECKING:
+    from wise.training.report import DeleteReport
+
+
+def delete(
+    memory: Annotated[Path, typer.Argument(help="Folder of a saved memory, which is replaced as a whole.")],
+    ids: Annotated[list[str], typer.Option("--id", help="Id of an edit to take out. Repeat for more.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder to save to instead; the memory stays as it is.")
+    ] = None,
+    model: ModelOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take edits out of a memory, so that it is bit for bit one without them.
+
+    Where they share weights with others, as in modes merge and retrieve, these others are written anew, for which the
+    model is loaded; otherwise none is. The exit code is 3 where an edit did not verify after that.
+    """
+    from wise.memory.artifact import load_memory, save_memory
+
+    config, state, base = load_memory(memory)
+    begun, cpu = time.perf_counter(), time.process_time()
+    gone = state.live(ids)
+    if state.sharing(gone):
+        from wise.model import WiseModel
+
+        wrapped = WiseModel.from_pretrained(*load_model(model, threads=threads), memory)
+        report = wrapped.delete(gone)
+        wrapped.save_pretrained(output or memory)
+        left = len(wrapped.edits)
+    else:
+        from wise.training.report import DeleteReport
+
+        state = state.without(gone)
+        save_memory(output or memory, config=config, state=state, base=base)
+        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
+        report = DeleteReport(deleted=gone, rewritten=(), lost=(), seconds=seconds, cpu_seconds=cpu_seconds)
+        left = len(state.edits)
+    _show(report, left, output or memory)
+    if as_json:
+        show_json({"edits": left, "output": str(output or memory)} | report.to_dict())
+    if report.lost:
+        raise typer.Exit(NOT_VERIFIED)
+
+
+def _show(report: DeleteReport, left: int, output: Path) -> None:
+    typer.echo(f"{len(report.deleted)} deleted, {left} left; {report.seconds:.1f} s; saved to {output}")
+    if report.rewritten:
+        typer.echo(f"written anew, since they had shared a slot with what was deleted: {', '.join(report.rewritten)}")
+    if report.lost:
+        typer.echo(f"no longer answered as edited, and dropped: {', '.join(report.lost)}")
