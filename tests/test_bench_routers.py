@@ -179,7 +179,7 @@ def test_a_subject_is_looked_for_in_what_a_token_sees_and_no_further(routed: int
 
 def test_what_serves_in_retrieve_scores_as_it_serves() -> None:
     wrapped = wrap_tiny("llama", "retrieve")
-    memory, owners, layer = wrapped.layer.memory, wrapped.state.wrapped.projection.layer
+    memory, owners, layer = wrapped.layer.memory, wrapped.state.key_owners, wrapped.projection.layer
     assert memory is not None
     scored = score_prompts(wrapped, TEXTS, name="served", every_token=True, work=Work())
     model = wrapped.unwrap()

@@ -29,11 +29,11 @@ def test_reading_changes_no_bit_and_ends_with_remove(model_type: str) -> None:
     plain = [model(**padded(BATCH), use_cache=cached).logits for cached in (True, False)]
     reader = ContextReader(attention_of(model, model_type))
     for cached, expected in zip((True, False), plain, strict=True):
-        reader.values = None
+        reader.recorded = None
         assert torch.equal(model(**padded(BATCH), use_cache=cached).logits, expected)
         assert reader.values is not None and reader.values.shape[:2] == padded(BATCH)["input_ids"].shape
     reader.remove()
-    reader.values = None
+    reader.recorded = None
     model(**padded(BATCH))
     assert reader.values is None
 

@@ -51,11 +51,14 @@ def test_it_chooses_as_a_search_by_hand_does(seed: int, relation_floor: float, s
     floors = abs(relation_floor) + 0.05 + 0.3 * torch.rand(4, generator=g)
     subject = torch.tensor(abs(subject_floor) + 0.05)
     heads = values.view(2, 5, 3, 1).transpose(1, 2)
-    wanted = by_hand(query @ asked.T, values, mask, projection, shift, keys, floors, subject)
+    asks, gated = torch.rand(6, generator=g), torch.rand(4, generator=g) < 0.7
+    counted = (query @ asked.T) * torch.where(gated, asks[:, None], 1)
+    wanted = by_hand(counted, values, mask, projection, shift, keys, floors, subject)
+    least = torch.where(gated, floors, 9).min()
+    screens = [part for own in (gated, ~gated) for part in screen(asked[own], floors[own])]
     for everywhere in (False, True):
-        key, value = choose(
-            query, *screen(asked, floors), asked, floors, heads, mask, projection, shift, keys, subject, everywhere
-        )
+        found = (query, asks, torch.arange(6), 3, least, *screens, gated, asked, floors)
+        key, value = choose(*found, heads, mask, projection, shift, keys, subject, everywhere)
         assert [int(k) if v >= 1 else None for k, v in zip(key, value, strict=True)] == wanted
 
 
