@@ -1,0 +1,223 @@
+"""A segment: some slots of a memory, with their edits and keys, as one block of bytes that is never changed.
+
+Safetensors. What the slots of a segment have by the same name stands there as one tensor, row upon row, with the
+number of rows of each beside it; what is not a tensor stands in one JSON text in its metadata. Versions share
+segments, so a commit writes the slots that are new, and no others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from wise.edits import Edit
+from wise.errors import StoreError
+from wise.memory.slot import SLOT_KINDS, Slot
+from wise.memory.state import KeySpace, MemoryState
+
+FORMAT = "wise-segment"
+SPACE_FORMAT = "wise-space"
+FULL = 256 * 1024
+"""Bytes of tensors from which a segment takes no more slots: about a hundred edits of one value each."""
+
+_ROWS = "/rows"
+_MALFORMED = (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
+"""What reading bytes of another kind may raise; errors of edits and slots are among them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """One slot, and what a version keeps with it."""
+
+    slot: Slot
+    edits: tuple[Edit, ...]
+    tickets: tuple[int, ...]
+    """The journal's tickets of these edits."""
+    keys: tuple[Tensor | None, ...]
+    """`[m, r]` for each edit; None where the mode has no keys."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of its tensors."""
+        tensors = (*self.slot.tensors().values(), *(keys for keys in self.keys if keys is not None))
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def same_as(self, other: Row) -> bool:
+        """Equal to the last bit, whatever the slot's number."""
+        if (type(self.slot), self.edits, self.tickets) != (type(other.slot), other.edits, other.tickets):
+            return False
+        named = [field.name for field in fields(self.slot) if field.name != "id"]
+        pairs = [(getattr(self.slot, name), getattr(other.slot, name)) for name in named]
+        return all(_same(a, b) for a, b in (*pairs, *zip(self.keys, other.keys, strict=True)))
+
+
+def rows_of(state: MemoryState, tickets: Mapping[str, int]) -> list[Row]:
+    """The rows of a state, slot by slot. Raises StoreError where a slot holds what is not live or has no ticket."""
+    known = {edit.id: edit for edit in state.edits}
+    held = [edit_id for slot in state.slots for edit_id in slot.edit_ids]
+    wrong = sorted(set(held) ^ set(known)) or sorted(set(known) - set(tickets))
+    if wrong or len(held) != len(known):
+        raise StoreError(
+            f"edit {wrong[0] if wrong else held[0]!r} is not in exactly one slot with a ticket of its own: acknowledge "
+            "edits first, then begin, then commit what became of them"
+        )
+    if [slot.id for slot in state.slots] != list(range(len(state.slots))):
+        raise StoreError(f"the slots are numbered {[slot.id for slot in state.slots][:8]}, expected 0, 1, 2, ...")
+    return [
+        Row(
+            slot=slot,
+            edits=tuple(known[i] for i in slot.edit_ids),
+            tickets=tuple(tickets[i] for i in slot.edit_ids),
+            keys=tuple(state.keys.get(i) for i in slot.edit_ids),
+        )
+        for slot in state.slots
+    ]
+
+
+def state_of(
+    rows: Sequence[Row], order: Sequence[str], key_space: KeySpace | None, subject_space: KeySpace | None
+) -> MemoryState:
+    """The state that rows make up, its edits in `order`."""
+    edits = {edit.id: edit for row in rows for edit in row.edits}
+    keys = {
+        edit.id: key for row in rows for edit, key in zip(row.edits, row.keys, strict=True) if key is not None
+    }
+    return MemoryState(
+        edits=tuple(edits[i] for i in order),
+        slots=tuple(_numbered(row.slot, i) for i, row in enumerate(rows)),
+        keys={i: keys[i] for i in order if i in keys},
+        key_space=key_space,
+        subject_space=subject_space,
+    )
+
+
+# -- bytes --------------------------------------------------------------------------------------
+
+
+def filled(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Rows in their order, as many together as one segment takes."""
+    segment: list[Row] = []
+    size = 0
+    for row in rows:
+        segment.append(row)
+        size += row.nbytes
+        if size >= FULL:
+            yield segment
+            segment, size = [], 0
+    if segment:
+        yield segment
+
+
+def encoded(rows: Sequence[Row]) -> bytes:
+    """The same bytes for the same rows."""
+    tensors: dict[str, Tensor] = {}
+    told = [
+        {
+            "kind": row.slot.kind,
+            "scores": list(row.slot.scores),
+            "edits": [edit.to_dict() for edit in row.edits],
+            "tickets": list(row.tickets),
+        }
+        for row in rows
+    ]
+    for kind in sorted({row.slot.kind for row in rows}):
+        parts = [row.slot.tensors() for row in rows if row.slot.kind == kind]
+        for name in parts[0]:
+            tensors |= _stacked(f"{kind}/{name}", [part[name] for part in parts])
+    keys = [key for row in rows for key in row.keys]
+    held = [key for key in keys if key is not None]
+    if held:
+        tensors["keys"] = torch.cat(held)
+        tensors["keys" + _ROWS] = torch.tensor([0 if key is None else len(key) for key in keys])
+    metadata = {FORMAT: json.dumps(told, ensure_ascii=False)}  # one entry: safetensors writes several in any order
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+
+
+def decoded(data: bytes, place: str) -> list[Row]:
+    """The inverse of `encoded`. Raises StoreError, naming `place`, where they are no segment."""
+    try:
+        told = json.loads(_metadata(data)[FORMAT])
+        tensors = load(data)
+        slots = {
+            kind: (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+            for kind, columns in _columns(tensors).items()
+        }
+        keys = iter(_unstacked(tensors, "keys")) if "keys" in tensors else None
+        return [_row(row, next(slots[row["kind"]]), keys) for row in told]
+    except (*_MALFORMED, StopIteration) as error:
+        raise StoreError(f"{place}: is no segment of ours: {error!r:.200}; restore it from a backup") from error
+
+
+def _row(told: Mapping[str, Any], tensors: Mapping[str, Tensor], keys: Iterator[Tensor] | None) -> Row:
+    edits = tuple(Edit.from_dict(edit) for edit in told["edits"])
+    own = [None if keys is None else next(keys) for _ in edits]
+    return Row(
+        slot=SLOT_KINDS[told["kind"]].from_tensors(
+            tensors, id=0, edit_ids=tuple(edit.id for edit in edits), scores=tuple(told["scores"])
+        ),
+        edits=edits,
+        tickets=tuple(told["tickets"]),
+        keys=tuple(None if key is None or not len(key) else key for key in own),
+    )
+
+
+def encoded_space(space: KeySpace) -> bytes:
+    return save(space.tensors(), {SPACE_FORMAT: ""})
+
+
+def decoded_space(data: bytes, place: str) -> KeySpace:
+    """The inverse of `encoded_space`. Raises StoreError where they are no key space."""
+    try:
+        return KeySpace.from_tensors(load(data))
+    except _MALFORMED as error:
+        raise StoreError(f"{place}: is no key space: {error!r:.200}; restore it from a backup") from error
+
+
+def _stacked(name: str, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+    """One tensor of many: numbers side by side, others row upon row with their counts."""
+    if not parts[0].ndim:
+        return {name: torch.stack(list(parts))}
+    return {name: torch.cat(list(parts)), name + _ROWS: torch.tensor([len(part) for part in parts])}
+
+
+def _unstacked(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """Copies, so that a slot that stays does not keep the whole segment in memory."""
+    rows = tensors.get(name + _ROWS)
+    parts = tensors[name].unbind() if rows is None else torch.split(tensors[name], rows.tolist())
+    return [part.clone() for part in parts]
+
+
+def _columns(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, list[Tensor]]]:
+    """Kind -> name -> the tensors of its slots, in their order."""
+    names = [name for name in tensors if "/" in name and not name.endswith(_ROWS)]
+    by_kind = groupby(sorted(names), lambda name: name.partition("/")[0])
+    return {kind: {n.partition("/")[2]: _unstacked(tensors, n) for n in own} for kind, own in by_kind}
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Of safetensors bytes: eight bytes with the size of the JSON header, and the header."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return dict(header["__metadata__"])
+
+
+def _numbered(slot: Slot, number: int) -> Slot:
+    return slot if slot.id == number else replace(slot, id=number)
+
+
+def _same(a: object, b: object) -> bool:
+    """Tensors to the last bit, which tells -0.0 from 0.0."""
+    if a is b or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return a is b or a == b
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and torch.equal(_bits(a), _bits(b))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
