@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from wise.errors import StoreError
 from wise.memory.journal import Journal
 from wise.memory.segment import Row, decoded, decoded_space
 from wise.memory.state import KeySpace
 from wise.memory.storage.backend import Backend
-from wise.memory.ticket import FOLLOWS, LIVE, QUEUED, Event, Ticket, Version
+from wise.memory.ticket import FOLLOWS, LIVE, QUEUED, TRAINING, Event, Ticket, Version
 from wise.memory.version import Manifest, check_rows, placed_rows
 
 
@@ -136,7 +138,12 @@ def _history_problems(
         missing = sorted(set(range(1, max(numbers, default=0) + 1)) - set(numbers))
         if missing:
             yield f"{name} {', '.join(map(str, missing[:8]))} is missing"
-    for before, after in zip(events, events[1:], strict=False):
+    digest = ""
+    for event in events:
+        if event.digest != event.linked(digest):
+            yield f"event {event.number} is not what was noted, or follows another than was noted"
+        digest = event.digest
+    for before, after in pairwise(events):
         if after.at < before.at:
             yield f"event {after.number} is dated before event {before.number}"
     lives: dict[int, list[Event]] = defaultdict(list)
@@ -155,22 +162,38 @@ def _life_problems(ticket: Ticket, life: Sequence[Event]) -> Iterator[str]:
     if not life or life[0].kind != QUEUED or life[0].detail.get("content") != ticket.content:
         yield f"{name} is not what was acknowledged"
         return
-    for before, after in zip(life, life[1:], strict=False):
+    for before, after in pairwise(life):
         if after.kind not in FOLLOWS.get(before.kind, ()):
             yield f"{name} went from {before.kind} to {after.kind} (event {after.number})"
-    live_in = [event.version for event in life if event.kind == LIVE]
-    if life[-1].kind != ticket.status or (live_in[-1] if live_in else None) != ticket.live_in:
-        yield f"{name} is {ticket.status} since version {ticket.live_in}, and its events say otherwise"
+    for field, wanted in _outcome(life).items():
+        if getattr(ticket, field) != wanted:
+            yield f"{name}: {field} is {getattr(ticket, field)!r}, and its events say {wanted!r}"
+
+
+def _outcome(life: Sequence[Event]) -> dict[str, Any]:
+    """What the events of a ticket make of its changing fields."""
+    outcome: dict[str, Any] = {"status": life[0].kind, "live_in": None, "retired_in": None, "verified": None}
+    for before, after in pairwise(life):
+        outcome["status"] = after.kind
+        if after.kind == LIVE:
+            outcome["live_in"] = after.version
+        if before.kind == LIVE:
+            outcome["retired_in"] = after.version
+        if before.kind == TRAINING and after.kind != QUEUED and after.detail:
+            outcome["verified"] = after.detail
+    return outcome
 
 
 def _version_problems(events: Sequence[Event], versions: Sequence[Version]) -> Iterator[str]:
     """Versions are those that the events speak of."""
-    made = {event.version: event.detail for event in events if event.kind == "version"}
+    made = {
+        event.version: {**event.detail, "number": event.version, "at": event.at, "author": event.author}
+        for event in events
+        if event.kind == "version"
+    }
     collected = {event.version for event in events if event.kind == "collected"}
     for version in versions:
         told = made.pop(version.number, {})
-        names = ("kind", "manifest", "parent", "reason", "edits")
-        same = all(told.get(name) == getattr(version, name) for name in names)
-        if not same or version.collected != (version.number in collected):
+        if {**told, "collected": version.number in collected} != version.to_dict():
             yield f"version {version.number} is not what its events say"
     yield from (f"version {number} is missing" for number in made)

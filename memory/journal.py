@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wise.edits import Edit, check_unique
@@ -32,11 +32,13 @@ _TICKET = (
     "number, edit, reason, valid_from, valid_until, key, accepted_at, status, live_in, retired_in, verified "
     "FROM tickets"
 )
-_EVENT = "number, at, kind, ticket, version, author, detail FROM events"
+_EVENT = "number, at, kind, ticket, version, author, detail, digest FROM events"
 _VERSION = "number, manifest, parent, kind, at, author, reason, edits, collected FROM versions"
 ORIGIN = Version(
     number=0, manifest="", parent=0, kind="origin", at="", author=None, reason=None, edits=0, collected=False
 )
+_BEGINNING = Event(number=0, at="", kind="beginning", ticket=None, version=None, author=None, detail={})
+_NUMBERS = {"number", "ticket", "version", "live_in", "retired_in", "parent", "edits", "collected"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +169,7 @@ class Journal:
         """Live tickets whose time is over."""
         over = f"SELECT {_TICKET} WHERE status = ? AND valid_until <= ? ORDER BY number"
         with self._backend.reading() as execute:
-            return _tickets(execute, over, LIVE, max(now(), _last_event(execute)[1]))
+            return _tickets(execute, over, LIVE, max(now(), _last_event(execute).at))
 
     def move(self, moves: Sequence[Move], *, author: str | None = None) -> None:
         """Tickets take another status while the memory stays what it is."""
@@ -219,8 +221,8 @@ class _Pen:
 
     def __init__(self, execute: Execute) -> None:
         self._execute = execute
-        self._number, last = _last_event(execute)
-        self.at = max(now(), last)
+        self._last = _last_event(execute)
+        self.at = max(now(), self._last.at)
 
     def note(
         self,
@@ -231,10 +233,21 @@ class _Pen:
         author: str | None = None,
         detail: Mapping[str, Any] | None = None,
     ) -> None:
-        self._number += 1
+        event = Event(
+            number=self._last.number + 1,
+            at=self.at,
+            kind=kind,
+            ticket=ticket,
+            version=version,
+            author=author,
+            detail=detail or {},
+        )
+        self._last = replace(event, digest=event.linked(self._last.digest))
+        values = {**vars(self._last), "detail": json.dumps(event.detail, sort_keys=True)}
         self._execute(
-            "INSERT INTO events (number, at, kind, ticket, version, author, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            self._number, self.at, kind, ticket, version, author, json.dumps(detail or {}, sort_keys=True),
+            "INSERT INTO events (number, at, kind, ticket, version, author, detail, digest) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            *values.values(),
         )
 
 
@@ -242,10 +255,11 @@ def _move(
     execute: Execute, pen: _Pen, move: Move, *, version: int | None = None, author: str | None = None
 ) -> None:
     ticket = _ticket_of(execute, move.ticket)
-    if move.to not in FOLLOWS[ticket.status]:
+    following = FOLLOWS.get(ticket.status, ())
+    if move.to not in following:
         raise StoreError(
             f"ticket {ticket.number} (edit {ticket.edit.id!r}) is {ticket.status} and cannot become {move.to}; "
-            f"from there: {', '.join(FOLLOWS[ticket.status]) or 'nothing'}"
+            f"from there: {', '.join(following) or 'nothing'}"
         )
     changed: dict[str, Any] = {"status": move.to}
     if move.to == LIVE:
@@ -268,9 +282,9 @@ def _current(execute: Execute) -> Version:
     return _version(rows[0]) if rows else ORIGIN
 
 
-def _last_event(execute: Execute) -> tuple[int, str]:
-    rows = execute("SELECT number, at FROM events ORDER BY number DESC LIMIT 1")
-    return (rows[0][0], rows[0][1]) if rows else (0, "")
+def _last_event(execute: Execute) -> Event:
+    rows = execute(f"SELECT {_EVENT} ORDER BY number DESC LIMIT 1")
+    return _event(rows[0]) if rows else _BEGINNING
 
 
 def _ticket_of(execute: Execute, number: int) -> Ticket:
@@ -281,24 +295,38 @@ def _ticket_of(execute: Execute, number: int) -> Ticket:
 
 
 def _tickets(execute: Execute, statement: str, *values: Any) -> tuple[Ticket, ...]:
-    names = ("number", "edit", "reason", "valid_from", "valid_until", "key", "accepted_at", "status", "live_in",
-             "retired_in", "verified")
-    found = []
-    for row in execute(statement, *values):
-        fields = dict(zip(names, row, strict=True))
-        fields["edit"] = Edit.from_dict(json.loads(fields["edit"]))
-        fields["verified"] = None if fields["verified"] is None else json.loads(fields["verified"])
-        found.append(Ticket(**fields))
-    return tuple(found)
+    return tuple(_ticket(row) for row in execute(statement, *values))
+
+
+def _ticket(row: tuple[Any, ...]) -> Ticket:
+    fields = _fields("ticket", _TICKET, row, json_in=("edit", "verified"))
+    try:
+        return Ticket(**{**fields, "edit": Edit.from_dict(fields["edit"])})
+    except EditError as error:
+        raise _damaged("ticket", row, error) from error
 
 
 def _event(row: tuple[Any, ...]) -> Event:
-    names = ("number", "at", "kind", "ticket", "version", "author", "detail")
-    fields = dict(zip(names, row, strict=True))
-    return Event(**{**fields, "detail": json.loads(fields["detail"])})
+    return Event(**_fields("event", _EVENT, row, json_in=("detail",)))
 
 
 def _version(row: tuple[Any, ...]) -> Version:
-    names = ("number", "manifest", "parent", "kind", "at", "author", "reason", "edits", "collected")
-    fields = dict(zip(names, row, strict=True))
+    fields = _fields("version", _VERSION, row)
     return Version(**{**fields, "collected": bool(fields["collected"])})
+
+
+def _fields(what: str, columns: str, row: tuple[Any, ...], json_in: Sequence[str] = ()) -> dict[str, Any]:
+    """The columns of a row by name. Raises StoreError where they are not what was written."""
+    names = columns.partition(" FROM ")[0].split(", ")
+    fields = dict(zip(names, row, strict=True))
+    for name in _NUMBERS & fields.keys():
+        if fields[name] is not None and not isinstance(fields[name], int):
+            raise _damaged(what, row, f"{name} is {fields[name]!r:.40}")
+    try:
+        return fields | {name: json.loads(fields[name]) for name in json_in if fields[name] is not None}
+    except (TypeError, ValueError) as error:
+        raise _damaged(what, row, error) from error
+
+
+def _damaged(what: str, row: tuple[Any, ...], why: object) -> StoreError:
+    return StoreError(f"the journal is damaged at {what} {row[0]!r:.20} ({why}); restore it from a backup")

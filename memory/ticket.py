@@ -100,9 +100,15 @@ class Event:
     version: int | None
     author: str | None
     detail: Mapping[str, Any]
+    digest: str = ""
+    """SHA-256 over the event and the digest before it: what was noted cannot be changed without all that came after."""
 
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))
+
+    def linked(self, before: str) -> str:
+        """The digest that it has after an event of digest `before`."""
+        return digest_of_json([before, {name: value for name, value in vars(self).items() if name != "digest"}])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,17 +206,19 @@ class Said:
                 del self.versions[number]
 
 
-def kill_once(folder: Path, said: Said, rng: random.Random, point: str | None) -> bool:
-    """Starts a process, kills it, and hears what it said. False where it ended in another way."""
+def kill_once(folder: Path, said: Said, rng: random.Random, armed: str | None, work: Any = work) -> bool:
+    """Starts a process, kills it, and hears what it said. False where it ended in another way.
+
+    armed: what `WISE_FAILPOINT` is to be; None kills at a random instant.
+    """
     seed, delay = rng.getrandbits(32), rng.uniform(0.0, LONGEST)
-    turn = rng.randint(1, 6)
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         try:
             os.close(reader)
-            if point is not None:
-                os.environ[failpoints.VARIABLE] = f"{point}:kill:{turn}"
+            if armed is not None:
+                os.environ[failpoints.VARIABLE] = armed
             work(folder, writer, dict(said.versions), seed)
         except BaseException as error:  # a fork must not go on as its parent
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
@@ -224,8 +226,8 @@ def kill_once(folder: Path, said: Said, rng: random.Random, point: str | None) -
             os._exit(1)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        first = pipe.readline() if point is None else b""
-        if point is None:
+        first = pipe.readline() if armed is None else b""
+        if armed is None:
             time.sleep(delay)
             os.kill(child, signal.SIGKILL)
         lines = (first + pipe.read()).split(b"\n")[:-1]  # a line that was cut off was not said
@@ -235,19 +237,23 @@ def kill_once(folder: Path, said: Said, rng: random.Random, point: str | None) -
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
-def soak(kills: int, *, seed: int = 0, named: float = 0.5) -> dict[str, Any]:
-    """`kills` kills, a share `named` of them at named points; what was lost, wrong or broken, which must be nothing."""
+def soak(kills: int, *, seed: int = 0, named: float = 0.5, parent: Path | None = None) -> dict[str, Any]:
+    """`kills` kills, a share `named` of them at named points; what was lost, wrong or broken, which must be nothing.
+
+    parent: folder in which stores are made; the system's own for temporary files where it is left out.
+    """
     rng = random.Random(seed)
     points: Counter[str] = Counter()
     totals = {"kills": 0, "acknowledged": 0, "versions": 0, "lost": 0, "wrong": 0, "otherwise": 0}
     problems: list[str] = []
     while totals["kills"] < kills:
         said = Said()
-        with tempfile.TemporaryDirectory() as parent:
-            folder = Path(parent) / "store"
+        with tempfile.TemporaryDirectory(dir=parent) as made:
+            folder = Path(made) / "store"
             for _ in range(min(STORE_FOR, kills - totals["kills"])):
                 point = rng.choice(failpoints.POINTS) if rng.random() < named else None
-                totals["otherwise"] += not kill_once(folder, said, rng, point)
+                armed = point and f"{point}:kill:{rng.randint(1, 6)}"
+                totals["otherwise"] += not kill_once(folder, said, rng, armed)
                 points[point or "any instant"] += 1
                 totals["kills"] += 1
                 said.compare(folder)
@@ -266,10 +272,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--named", type=float, default=0.5, help="share of kills at named points")
+    parser.add_argument("--folder", type=Path, default=None, help="where stores are made")
     given = parser.parse_args()
     begun = time.perf_counter()
     torch.set_num_threads(1)
-    found = soak(given.kills, seed=given.seed, named=given.named)
+    found = soak(given.kills, seed=given.seed, named=given.named, parent=given.folder)
     sys.stdout.write(json.dumps(found | {"seconds": round(time.perf_counter() - begun, 1)}) + "\n")
     sys.exit(1 if found["lost"] or found["wrong"] or found["otherwise"] or found["problems"] else 0)
 

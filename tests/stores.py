@@ -9,7 +9,9 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +33,14 @@ def _loaded(file: Path) -> ModuleType:
 
 soak = _loaded(ROOT / "scripts" / "soak_store.py")
 BASE, CONFIG, written, digest = soak.BASE, soak.CONFIG, soak.written, soak.digest
+
+
+@contextmanager
+def new_folder() -> Iterator[Path]:
+    """An empty folder, in memory where the system has such: what these tests kill is a process and no disk."""
+    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        yield Path(folder)
 
 
 def edit(number: int, target: str = "here", **fields: str) -> Edit:

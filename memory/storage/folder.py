@@ -5,9 +5,10 @@
     writer.lock       held by the one writer, and says who that is
 
 Bytes: written beside their place, synced, renamed, folder synced; only then does a transaction name them. A name in
-`blobs` is therefore whole or rotten, and never half written. Rows: SQLite with a rollback journal, since a write-ahead
-log can be corrupted by SQLite before 3.51.3, and `synchronous=EXTRA`, since with FULL a power cut may undo the last
-commit. Only local disks: the locks of network file systems cannot be relied on.
+`blobs` is therefore whole or rotten, and never half written. Rows: SQLite with `synchronous=FULL` and a rollback
+journal, since a write-ahead log can be corrupted by SQLite before 3.51.3; the journal persists, since one that is
+deleted may come back after a power cut and undo the last commit. Only local disks of POSIX systems: the locks of
+network file systems cannot be relied on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import secrets
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -27,7 +28,7 @@ from wise.memory.folder import synced
 from wise.memory.storage.backend import Backend, Execute, digest_of, lost, verified
 from wise.memory.storage.failpoints import reach
 from wise.memory.storage.locks import Holds, claimed, free
-from wise.memory.storage.migrations import check_schema, migrate
+from wise.memory.storage.migrations import check_schema, create, migrate
 
 JOURNAL_FILE = "journal.sqlite3"
 BLOBS = "blobs"
@@ -91,9 +92,8 @@ class FolderBackend(Backend):
         if not self.writer and not file.is_file():
             raise StoreError(f"{self.place} has no {JOURNAL_FILE}; open it once as its writer, or restore a backup")
         connection = sqlite3.connect(file, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA synchronous=EXTRA")
-        if self.writer:
-            connection.execute("PRAGMA journal_mode=DELETE")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA journal_mode=PERSIST")
         return connection
 
     # -- rows -----------------------------------------------------------------------------------
@@ -134,11 +134,18 @@ class FolderBackend(Backend):
         return self._open.execute(statement, values).fetchall()
 
     def faults(self) -> list[str]:
+        """What SQLite finds, and tables that are not those which the migrations make."""
+        tables = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
         try:
             with self.reading() as execute:
-                return [text for (text,) in execute("PRAGMA integrity_check") if text != "ok"]
+                found = [text for (text,) in execute("PRAGMA integrity_check") if text != "ok"]
+                rows = execute(tables)
         except StoreError as error:
             return [str(error)]
+        with closing(sqlite3.connect(":memory:")) as fresh:
+            create(lambda statement, *values: fresh.execute(statement, values).fetchall())
+            wanted = fresh.execute(tables).fetchall()
+        return found + [f"a table or an index was altered: {text:.80}" for (text,) in rows if (text,) not in wanted]
 
     # -- bytes ----------------------------------------------------------------------------------
 

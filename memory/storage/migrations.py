@@ -6,11 +6,13 @@ SQLite and PostgreSQL both understand. The steps taken are noted in the journal 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from wise.errors import StoreError
 from wise.memory.storage.backend import Backend, Execute
+from wise.memory.ticket import Event
 
 _STEPS_TAKEN = "CREATE TABLE IF NOT EXISTS migrations (number BIGINT PRIMARY KEY, name TEXT NOT NULL)"
 
@@ -47,8 +49,29 @@ def _journal(execute: Execute) -> None:
     )
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(name="journal", apply=_journal),)
+def _chain(execute: Execute) -> None:
+    """Every event carries a digest over itself and the one before."""
+    execute("ALTER TABLE events ADD COLUMN digest TEXT NOT NULL DEFAULT ''")
+    names = ("number", "at", "kind", "ticket", "version", "author", "detail")
+    digest = ""
+    for row in execute(f"SELECT {', '.join(names)} FROM events ORDER BY number"):
+        fields = dict(zip(names, row, strict=True))
+        digest = Event(**{**fields, "detail": json.loads(fields["detail"])}).linked(digest)
+        execute("UPDATE events SET digest = ? WHERE number = ?", digest, fields["number"])
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(name="journal", apply=_journal),
+    Migration(name="chain", apply=_chain),
+)
 """Step i makes schema i + 1 of schema i."""
+
+
+def create(execute: Execute) -> None:
+    """All steps at once: the tables as they are to be."""
+    execute(_STEPS_TAKEN)
+    for step in MIGRATIONS:
+        step.apply(execute)
 
 
 def migrate(backend: Backend) -> None:
