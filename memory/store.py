@@ -1,6 +1,6 @@
 """The durable store: corrections are acknowledged, trained, committed as versions, read, undone and audited.
 
-    store = Store.open("corrections")              # a folder
+    store = Store.open("corrections")              # a folder, or postgresql://...
     store.acknowledge([edit])                      # durable from here on
     batch = store.begin()                          # queued -> training
     report = model.edit([ticket.edit for ticket in batch])
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from threading import RLock
 from types import TracebackType
@@ -37,6 +37,7 @@ from wise.memory.journal import Journal, Move
 from wise.memory.state import MemoryState
 from wise.memory.storage.backend import Backend
 from wise.memory.storage.folder import FolderBackend
+from wise.memory.storage.postgres import PostgresBackend
 from wise.memory.ticket import FAILED, LIVE, QUEUED, RETIRED, TRAINING, Event, Request, Ticket, Version
 from wise.memory.version import Difference, Draft, Manifest, Snapshot, difference, draft, read
 
@@ -59,13 +60,16 @@ class Store:
 
     @classmethod
     def open(cls, place: str | PathLike[str], *, writer: bool = True) -> Self:
-        """Opens the store in a folder, which is made where there is none.
+        """Opens the store in a folder, which is made where there is none, or at a `postgresql://` URL.
 
         writer: be the one process that trains, commits and collects. Others may read and hand in edits.
 
         Raises StoreError where another process is the writer, or there is no store of ours that this release reads.
         """
-        return cls(FolderBackend(Path(place).absolute(), writer=writer))
+        text = fspath(place)
+        if text.startswith(("postgresql://", "postgres://")):
+            return cls(PostgresBackend(text, writer=writer))
+        return cls(FolderBackend(Path(text).absolute(), writer=writer))
 
     def close(self) -> None:
         """Gives its locks back; what was acknowledged or committed is durable without it."""

@@ -94,7 +94,7 @@ def digest(state: MemoryState) -> str:
 # -- the process that is killed -----------------------------------------------------------------
 
 
-def work(folder: Path, pipe: int, known: dict[int, str], seed: int) -> None:
+def work(folder: Path | str, pipe: int, known: dict[int, str], seed: int) -> None:
     """Works on the store until it is killed."""
     rng = random.Random(seed)
 
@@ -191,7 +191,7 @@ class Said:
         self.reported = max(self.reported, words.get("done", 0))
         self.wrong += "wrong" in words
 
-    def compare(self, folder: Path) -> None:
+    def compare(self, folder: Path | str) -> None:
         """Opens the store as after a crash, and holds it against what was said."""
         with Store.open(folder) as store:
             self.problems += store.check().problems
@@ -206,7 +206,7 @@ class Said:
                 del self.versions[number]
 
 
-def kill_once(folder: Path, said: Said, rng: random.Random, armed: str | None, work: Any = work) -> bool:
+def kill_once(folder: Path | str, said: Said, rng: random.Random, armed: str | None, work: Any = work) -> bool:
     """Starts a process, kills it, and hears what it said. False where it ended in another way.
 
     armed: what `WISE_FAILPOINT` is to be; None kills at a random instant.
