@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from stores import IN_MEMORY
 
 DEBIAN = Path("/usr/lib/postgresql")
 
@@ -62,8 +63,7 @@ def postgres() -> Iterator[Server]:
     """A server that runs for the length of the block. Skips the test where none can."""
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'wise-runtime[postgres]'")
     _program("initdb")
-    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=parent) as folder:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         server = Server(Path(folder))
         try:
             yield server

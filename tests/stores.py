@@ -20,6 +20,8 @@ from wise.memory.store import Store
 from wise.memory.ticket import Version
 
 ROOT = Path(__file__).resolve().parents[1]
+IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""A file system in memory, where the system has one: what these tests kill is a process and no disk."""
 
 
 def _loaded(file: Path) -> ModuleType:
@@ -37,9 +39,8 @@ BASE, CONFIG, written, digest = soak.BASE, soak.CONFIG, soak.written, soak.diges
 
 @contextmanager
 def new_folder() -> Iterator[Path]:
-    """An empty folder, in memory where the system has such: what these tests kill is a process and no disk."""
-    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=parent) as folder:
+    """An empty folder, in memory where there is such."""
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         yield Path(folder)
 
 

@@ -436,6 +436,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_store_that_was_closed_says_so(place: str) -> None:
     store = Store.open(place)
-    store.close()
+    learn(store, edits(1))
+    with store.pin():
+        store.close()
     with pytest.raises(StoreError, match="was closed; open it again"):
         store.log()

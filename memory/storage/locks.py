@@ -48,10 +48,10 @@ class Holds:
 
     def release(self, file: Path) -> None:
         with self._guard:
-            handle, count = self._handles.pop(file)
+            handle, count = self._handles.pop(file, (-1, 0))  # all were released where the store was closed meanwhile
             if count > 1:
                 self._handles[file] = handle, count - 1
-            else:
+            elif count:
                 os.close(handle)
 
     def release_all(self) -> None:

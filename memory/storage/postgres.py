@@ -151,8 +151,10 @@ class PostgresBackend(Backend):
                 raise lost(digest, self.place)
 
     def release(self, digest: str) -> None:
-        with self._guard, self._told("could not be read"):
-            self._one("SELECT pg_advisory_unlock_shared(%s)", _number(digest))
+        with self._guard:
+            if self._connection is not None and not self._connection.closed:  # a session that ended holds nothing
+                with self._told("could not be read"):
+                    self._one("SELECT pg_advisory_unlock_shared(%s)", _number(digest))
 
     @contextmanager
     def unheld(self, digest: str) -> Iterator[bool]:
