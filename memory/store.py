@@ -4,7 +4,7 @@
     store.acknowledge([edit])                      # durable from here on
     batch = store.begin()                          # queued -> training
     report = model.edit([ticket.edit for ticket in batch])
-    store.commit(batch, model.state, config=..., base=..., outcomes=...)    # training -> live | failed
+    store.commit(batch, model.state, parent=0, config=..., base=..., outcomes=...)   # training -> live | failed
 
 A commit stores what is new (`wise.memory.version`), each part durable before anything names it, and then makes the
 version current in one transaction of the journal, which also moves the tickets. So whenever the process dies, the
@@ -34,6 +34,7 @@ from wise.memory.checker import Findings, check
 from wise.memory.collector import Collection, collect
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.journal import Journal, Move
+from wise.memory.pack import merged, read_pack, write_pack
 from wise.memory.state import MemoryState
 from wise.memory.storage.backend import Backend
 from wise.memory.storage.folder import FolderBackend
@@ -99,8 +100,8 @@ class Store:
 
     def begin(self, limit: int = EDITS_AT_ONCE) -> tuple[Ticket, ...]:
         """The oldest queued tickets that are due, now in training. Queued ones whose time is over are retired."""
-        self._check_writer()
-        return self.journal.begin(limit)
+        with self._changing():
+            return self.journal.begin(limit)
 
     def expired(self) -> tuple[Ticket, ...]:
         """Live tickets whose `valid_until` has come; `delete` ends them."""
@@ -128,6 +129,7 @@ class Store:
         tickets: Sequence[Ticket],
         state: MemoryState,
         *,
+        parent: int,
         config: WiseConfig,
         base: Fingerprint,
         outcomes: Mapping[str, Mapping[str, Any]] | None = None,
@@ -137,26 +139,28 @@ class Store:
     ) -> Version:
         """Makes `state` the current version: `tickets`, all in training, go live where it holds them, or else fail.
 
-        Edits of the current version that `state` does not hold are retired. `outcomes`, by edit id, is what was
-        verified, as JSON values. Where nothing but failures came of it there is no new version.
+        parent: the version that `state` was made from. Its edits that `state` does not hold are retired.
+        outcomes: by edit id, what was verified, as JSON values.
 
-        Raises StoreError, with the tickets still in training, where the state does not follow from the current
-        version and these tickets, or the disk does not take it.
+        Where nothing but failures came of it there is no new version. Raises StoreError, with the tickets still in
+        training, where another version came after `parent`, the state does not follow from it and these tickets, or
+        the disk does not take it.
         """
         with self._changing():
-            parent = self.read()
+            before = self.read()
+            if before.version != parent:
+                raise StoreError(f"version {before.version} came after {parent}: read it, edit it again, then commit")
             mine = {ticket.edit.id: ticket for ticket in tickets}
-            _check_edits(state, parent, mine)
-            new = draft(
-                parent, state, {**parent.tickets, **{i: t.number for i, t in mine.items()}}, config=config, base=base
-            )
+            _check_edits(state, before, mine)
+            numbers = {**before.tickets, **{i: ticket.number for i, ticket in mine.items()}}
+            new = draft(before, state, numbers, config=config, base=base)
             live, told = set(state.edit_ids), outcomes or {}
             moves = [
                 Move(ticket=ticket.number, to=LIVE if i in live else FAILED, detail=told.get(i, {}))
                 for i, ticket in mine.items()
             ]
-            moves += [Move(ticket=n, to=RETIRED) for i, n in parent.tickets.items() if i not in live]
-            if _same_slots(parent.manifest, new.manifest):
+            moves += [Move(ticket=n, to=RETIRED) for i, n in before.tickets.items() if i not in live]
+            if _same_slots(before.manifest, new.manifest):
                 self.journal.move(moves, author=author)
                 return self.journal.version()
             return self._put(new, moves, kind=kind, author=author, reason=reason)
@@ -271,6 +275,46 @@ class Store:
     def log(self, *, since: int = 0, limit: int | None = None) -> tuple[Event, ...]:
         """What happened after event `since`."""
         return self.journal.events(since=since, limit=limit)
+
+    # -- packs --------------------------------------------------------------------------------------
+
+    def export_pack(
+        self, folder: str | PathLike[str], *, version: int | None = None, namespace: str | None = None
+    ) -> int:
+        """Writes a version as a folder that `import_pack` and `WiseModel.from_pretrained` read: see `write_pack`."""
+        with self.pin(version) as snapshot:
+            tickets = self.journal.tickets(numbers=list(snapshot.tickets.values()))
+            return write_pack(Path(folder), snapshot, tickets, namespace)
+
+    def import_pack(
+        self, folder: str | PathLike[str], *, author: str | None = None, reason: str | None = None
+    ) -> Version:
+        """Takes in the edits of a pack as they are, trained, as one new version: see `merged`.
+
+        Each gets a ticket. Where the process ends halfway, they are queued, and the same call completes it.
+
+        Raises StoreError or EditError, with nothing served, where the pack does not fit or an edit is under way.
+        """
+        with self._changing():
+            pack = read_pack(Path(folder))
+            current = self.read()
+            state = merged(current, pack)
+            tickets = self.journal.acknowledge(pack.requests, f"pack {pack.digest}")
+            done = {ticket.status for ticket in tickets} - {QUEUED, TRAINING}
+            if done:
+                raise StoreError(f"the pack was imported before, and its edits are {', '.join(sorted(done))} by now")
+            self.journal.move([Move(ticket=t.number, to=TRAINING) for t in tickets if t.status == QUEUED])
+            return self.commit(
+                tickets,
+                state,
+                parent=current.version,
+                config=pack.config,
+                base=pack.base,
+                outcomes=pack.verified,
+                author=author,
+                reason=reason or f"pack {pack.digest[:16]}",
+                kind="import",
+            )
 
     # -- within -----------------------------------------------------------------------------------
 

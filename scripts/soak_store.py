@@ -127,7 +127,8 @@ def commit(store: Store, rng: random.Random, known: dict[int, str], say: Any) ->
     state = written(good, current.state.without(dropped))
     if good or dropped:
         say(intended=[current.version + 1, digest(state)])
-    version = store.commit(batch, state, config=CONFIG, base=BASE, outcomes={e.id: {"answer": e.target} for e in good})
+    outcomes = {edit.id: {"answer": edit.target} for edit in good}
+    version = store.commit(batch, state, parent=current.version, config=CONFIG, base=BASE, outcomes=outcomes)
     if good or dropped:
         known[version.number] = digest(state)
         say(done=version.number)

@@ -58,9 +58,10 @@ def learn(store: Store, new: Sequence[Edit], *, failing: Sequence[str] = (), wit
         store.acknowledge(new)
     batch = store.begin(10_000)
     good = [ticket.edit for ticket in batch if ticket.edit.id not in failing]
-    state = written(good, store.read().state.without(without))
+    current = store.read()
+    state = written(good, current.state.without(without))
     outcomes = {ticket.edit.id: {"answer": ticket.edit.target} for ticket in batch}
-    return store.commit(batch, state, config=CONFIG, base=BASE, outcomes=outcomes)
+    return store.commit(batch, state, parent=current.version, config=CONFIG, base=BASE, outcomes=outcomes)
 
 
 def statuses(store: Store) -> dict[str, str]:

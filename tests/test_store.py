@@ -89,7 +89,7 @@ def test_an_edit_under_way_is_refused_and_nothing_beside_it_is_taken_in(store: S
         if status == "queued":
             batch = store.begin()
         elif status == "training":
-            store.commit(batch, written(edits(1)), config=CONFIG, base=BASE)
+            store.commit(batch, written(edits(1)), parent=0, config=CONFIG, base=BASE)
     store.delete(["e1"])
     assert store.acknowledge(edits(2, 1))[1].number == 3
 
@@ -202,11 +202,22 @@ def test_a_state_that_does_not_follow_is_refused_and_nothing_changes(store: Stor
     before = store.log()
     for said, given in wrong.items():
         with pytest.raises(StoreError, match=said):
-            store.commit(batch, given, config=CONFIG, base=BASE)
+            store.commit(batch, given, parent=1, config=CONFIG, base=BASE)
     with pytest.raises(StoreError, match="keep a store for each base"):
-        store.commit(batch, state, config=CONFIG, base=replace(BASE, digest="1" * 64))
+        store.commit(batch, state, parent=1, config=CONFIG, base=replace(BASE, digest="1" * 64))
     assert store.log() == before
-    assert store.commit(batch, state, config=CONFIG, base=BASE).number == 2
+    assert store.commit(batch, state, parent=1, config=CONFIG, base=BASE).number == 2
+
+
+def test_what_was_made_from_another_version_is_refused(store: Store) -> None:
+    """Or else what came meanwhile would be retired unseen."""
+    learn(store, edits(1))
+    store.acknowledge(edits(2))
+    batch, before = store.begin(), store.read()
+    store.rollback(0)
+    with pytest.raises(StoreError, match="version 2 came after 1: read it, edit it again"):
+        store.commit(batch, written(edits(2), before.state), parent=before.version, config=CONFIG, base=BASE)
+    assert statuses(store) == {"e1": "retired", "e2": "training"}
 
 
 def test_ticket_and_version_that_are_not_there_are_said(store: Store) -> None:
@@ -405,7 +416,7 @@ def test_a_second_writer_is_refused_and_others_may_read_and_hand_in(store: Store
             lambda: other.gc(),
             lambda: other.fail([], detail={}),
             lambda: other.requeue([], why=""),
-            lambda: other.commit([], MemoryState(), config=CONFIG, base=BASE),
+            lambda: other.commit([], MemoryState(), parent=1, config=CONFIG, base=BASE),
         ):
             with pytest.raises(StoreError, match="writer=False; open it as its writer"):
                 change()

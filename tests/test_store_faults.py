@@ -160,7 +160,7 @@ def test_a_part_is_on_the_disk_before_anything_names_it(folder: Path, monkeypatc
         monkeypatch.setattr(folder_module.os, "fsync", synced)
         monkeypatch.setattr(Path, "rename", renamed)
         monkeypatch.setattr(backend_module, "reach", lambda point: steps.append(("reach", point)))
-        store.commit(batch, written(edits(1)), config=CONFIG, base=BASE)
+        store.commit(batch, written(edits(1)), parent=0, config=CONFIG, base=BASE)
         monkeypatch.undo()
         parts = store.backend.sizes()
     begun = steps.index(("reach", "transaction-begun"))
@@ -181,7 +181,8 @@ def everything(store: Store) -> list[Callable[[], object]]:
 
     def commit() -> None:
         batch = store.journal.tickets(status="training") or store.begin()
-        store.commit(batch, written([ticket.edit for ticket in batch], state), config=CONFIG, base=BASE)
+        made = written([ticket.edit for ticket in batch], state)
+        store.commit(batch, made, parent=1, config=CONFIG, base=BASE)
 
     return [
         lambda: store.acknowledge(edits(10), key="ten"),

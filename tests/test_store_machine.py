@@ -92,7 +92,7 @@ class Machine(RuleBasedStateMachine):
         before = self.store.read().state.without([self.edit(number).id for number in dropped])
         state = written([self.edit(number) for number in good], before)
         tickets = self.store.journal.tickets(numbers=batch)
-        version = self.store.commit(tickets, state, config=CONFIG, base=BASE)
+        version = self.store.commit(tickets, state, parent=len(self.versions) - 1, config=CONFIG, base=BASE)
         self.move(good, "live")
         self.move(list(failing), "failed")
         self.move(list(dropped), "retired")
