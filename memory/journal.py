@@ -122,8 +122,9 @@ class Journal:
     def _accept(self, execute: Execute, pen: _Pen, request: Request, key: str | None) -> Ticket:
         edit = request.edit
         under_way = execute(
-            "SELECT number, status FROM tickets WHERE edit_id = ? AND status IN (?, ?, ?)",
-            edit.id, QUEUED, TRAINING, LIVE,
+            # spelled out as the index spells it, or SQLite would not use it
+            "SELECT number, status FROM tickets WHERE edit_id = ? AND status IN ('queued', 'training', 'live')",
+            edit.id,
         )
         if under_way:
             number, status = under_way[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -50,36 +50,48 @@ class Row:
         tensors = (*self.slot.tensors().values(), *(keys for keys in self.keys if keys is not None))
         return sum(tensor.nbytes for tensor in tensors)
 
-    def same_as(self, other: Row) -> bool:
-        """Equal to the last bit, whatever the slot's number."""
-        if (type(self.slot), self.edits, self.tickets) != (type(other.slot), other.edits, other.tickets):
-            return False
-        named = [field.name for field in fields(self.slot) if field.name != "id"]
-        pairs = [(getattr(self.slot, name), getattr(other.slot, name)) for name in named]
-        return all(_same(a, b) for a, b in (*pairs, *zip(self.keys, other.keys, strict=True)))
-
-
-def rows_of(state: MemoryState, tickets: Mapping[str, int]) -> list[Row]:
-    """The rows of a state, slot by slot. Raises StoreError where a slot holds what is not live or has no ticket."""
-    known = {edit.id: edit for edit in state.edits}
-    held = [edit_id for slot in state.slots for edit_id in slot.edit_ids]
-    wrong = sorted(set(held) ^ set(known)) or sorted(set(known) - set(tickets))
-    if wrong or len(held) != len(known):
-        raise StoreError(
-            f"edit {wrong[0] if wrong else held[0]!r} is not in exactly one slot with a ticket of its own: acknowledge "
-            "edits first, then begin, then commit what became of them"
+    def is_of(self, slot: Slot, held: Held) -> bool:
+        """Whether it is the row of `slot` to the last bit, whatever the slot's number."""
+        mine = self.slot
+        return (
+            (mine is slot or (type(mine) is type(slot) and _same_fields(mine, slot)))
+            and all(_same(held.edits[edit.id], edit) for edit in self.edits)
+            and all(held.tickets[edit.id] == ticket for edit, ticket in zip(self.edits, self.tickets, strict=True))
+            and all(_same(held.keys.get(edit.id), key) for edit, key in zip(self.edits, self.keys, strict=True))
         )
-    if [slot.id for slot in state.slots] != list(range(len(state.slots))):
-        raise StoreError(f"the slots are numbered {[slot.id for slot in state.slots][:8]}, expected 0, 1, 2, ...")
-    return [
-        Row(
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Held:
+    """What a state holds for each of its edits, by id."""
+
+    edits: Mapping[str, Edit]
+    tickets: Mapping[str, int]
+    keys: Mapping[str, Tensor]
+
+    def row(self, slot: Slot) -> Row:
+        return Row(
             slot=slot,
-            edits=tuple(known[i] for i in slot.edit_ids),
-            tickets=tuple(tickets[i] for i in slot.edit_ids),
-            keys=tuple(state.keys.get(i) for i in slot.edit_ids),
+            edits=tuple(self.edits[i] for i in slot.edit_ids),
+            tickets=tuple(self.tickets[i] for i in slot.edit_ids),
+            keys=tuple(self.keys.get(i) for i in slot.edit_ids),
         )
-        for slot in state.slots
-    ]
+
+
+def held_by(state: MemoryState, tickets: Mapping[str, int]) -> Held:
+    """Raises StoreError where an edit has no ticket or is not in exactly one slot, or slots are misnumbered."""
+    edits = {edit.id: edit for edit in state.edits}
+    in_slots = [edit_id for slot in state.slots for edit_id in slot.edit_ids]
+    wrong = set(in_slots) ^ edits.keys() or edits.keys() - tickets.keys()
+    if wrong or len(in_slots) != len(edits):
+        raise StoreError(
+            f"edit {min(wrong, default=in_slots[:1])!r} is not in exactly one slot with a ticket of its own: "
+            "acknowledge edits first, then begin, then commit what became of them"
+        )
+    numbers = [slot.id for slot in state.slots]
+    if numbers != list(range(len(numbers))):
+        raise StoreError(f"the slots are numbered {numbers[:8]}, expected 0, 1, 2, ...")
+    return Held(edits=edits, tickets=tickets, keys=state.keys)
 
 
 def state_of(
@@ -212,11 +224,18 @@ def _numbered(slot: Slot, number: int) -> Slot:
     return slot if slot.id == number else replace(slot, id=number)
 
 
+def _same_fields(a: Slot, b: Slot) -> bool:
+    other = vars(b)
+    return all(_same(value, other[name]) for name, value in vars(a).items() if name != "id")
+
+
 def _same(a: object, b: object) -> bool:
     """Tensors to the last bit, which tells -0.0 from 0.0."""
-    if a is b or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return a is b or a == b
-    return (a.shape, a.dtype) == (b.shape, b.dtype) and torch.equal(_bits(a), _bits(b))
+    if a is b:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return (a.shape, a.dtype) == (b.shape, b.dtype) and torch.equal(_bits(a), _bits(b))
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
 def _bits(tensor: Tensor) -> Tensor:

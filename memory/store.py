@@ -369,7 +369,11 @@ def _check_edits(state: MemoryState, parent: Snapshot, mine: Mapping[str, Ticket
     """Every edit of a state is one that was live, or one of these tickets, unaltered."""
     live = {edit.id: edit for edit in parent.state.edits}
     for edit in state.edits:
-        known = mine[edit.id].edit if edit.id in mine else live.get(edit.id)
+        known = live.get(edit.id)
+        if known is edit:
+            continue
+        if edit.id in mine:
+            known = mine[edit.id].edit
         if known is None:
             raise StoreError(f"edit {edit.id!r} was neither live nor begun; acknowledge it, begin it, then commit it")
         if known != edit:

@@ -21,13 +21,14 @@ from wise.memory.artifact import check_state, check_tensors
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.segment import (
     FULL,
+    Held,
     Row,
     decoded,
     decoded_space,
     encoded,
     encoded_space,
     filled,
-    rows_of,
+    held_by,
     state_of,
 )
 from wise.memory.state import KeySpace, MemoryState
@@ -135,9 +136,9 @@ def draft(
             f"the store is for the base {parent.base.model_type} {parent.base.digest[:12]} and this state for "
             f"{base.model_type} {base.digest[:12]}: keep a store for each base"
         )
-    rows = rows_of(state, tickets)
-    places = _kept(parent, rows)
-    fresh = [row for row, place in zip(rows, places, strict=True) if place is None]
+    held = held_by(state, tickets)
+    places = _kept(parent, state, held)
+    fresh = [held.row(slot) for slot, place in zip(state.slots, places, strict=True) if place is None]
     check_rows(fresh, state.key_space, state.subject_space, config, base)
     blobs: list[bytes] = []
     written: dict[str, list[Row]] = {}
@@ -255,17 +256,22 @@ def check_rows(
         raise StoreError(f"the version is refused: {error}") from error
 
 
-def _kept(parent: Snapshot, rows: Sequence[Row]) -> list[Place | None]:
-    """Where each row stands already, and None for those that must be written."""
+def _kept(parent: Snapshot, state: MemoryState, held: Held) -> list[Place | None]:
+    """Where each slot stands already, and None for those that must be written."""
     manifest = parent.manifest
     if manifest is None:
-        return [None] * len(rows)
-    standing = {parent.rows[d][i].tickets: (d, i) for d, i in manifest.slots if parent.rows[d][i].tickets}
+        return [None] * len(state.slots)
+    standing = {
+        row.slot.edit_ids: ((digest, i), row)
+        for digest, rows in parent.rows.items()
+        for i, row in enumerate(rows)
+        if row.edits
+    }
+    nowhere: tuple[Place | None, Row | None] = (None, None)
     places: list[Place | None] = []
-    for row in rows:
-        place = standing.get(row.tickets)
-        same = place is not None and row.same_as(parent.rows[place[0]][place[1]])
-        places.append(place if same else None)
+    for slot in state.slots:
+        place, row = standing.get(slot.edit_ids, nowhere)
+        places.append(place if row is not None and row.is_of(slot, held) else None)
     counts = Counter(place[0] for place in places if place is not None)
     rewritten = {d for d, (count, _) in manifest.segments.items() if counts[d] != count}
     fresh = sum(place is None or place[0] in rewritten for place in places)
