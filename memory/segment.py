@@ -52,13 +52,18 @@ class Row:
 
     def is_of(self, slot: Slot, held: Held) -> bool:
         """Whether it is the row of `slot` to the last bit, whatever the slot's number."""
-        mine = self.slot
-        return (
-            (mine is slot or (type(mine) is type(slot) and _same_fields(mine, slot)))
-            and all(_same(held.edits[edit.id], edit) for edit in self.edits)
-            and all(held.tickets[edit.id] == ticket for edit, ticket in zip(self.edits, self.tickets, strict=True))
-            and all(_same(held.keys.get(edit.id), key) for edit, key in zip(self.edits, self.keys, strict=True))
-        )
+        if self.slot is not slot and not _same_slot(self.slot, slot):
+            return False
+        for edit, ticket, key in zip(self.edits, self.tickets, self.keys, strict=True):  # asked of every slot: no calls
+            known = held.edits[edit.id]
+            if known is not edit and known != edit:
+                return False
+            if held.tickets[edit.id] != ticket:
+                return False
+            own = held.keys.get(edit.id)
+            if own is not key and not _same(own, key):
+                return False
+        return True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -224,9 +229,9 @@ def _numbered(slot: Slot, number: int) -> Slot:
     return slot if slot.id == number else replace(slot, id=number)
 
 
-def _same_fields(a: Slot, b: Slot) -> bool:
+def _same_slot(a: Slot, b: Slot) -> bool:
     other = vars(b)
-    return all(_same(value, other[name]) for name, value in vars(a).items() if name != "id")
+    return type(a) is type(b) and all(_same(value, other[name]) for name, value in vars(a).items() if name != "id")
 
 
 def _same(a: object, b: object) -> bool:
