@@ -14,8 +14,8 @@ from typing import Any
 
 from wise.errors import StoreError
 from wise.memory.journal import Journal
+from wise.memory.key_space import KeySpace
 from wise.memory.segment import Row, decoded, decoded_space
-from wise.memory.state import KeySpace
 from wise.memory.storage.backend import Backend
 from wise.memory.ticket import FOLLOWS, LIVE, QUEUED, TRAINING, Event, Ticket, Version
 from wise.memory.version import Manifest, check_rows, placed_rows

@@ -21,8 +21,9 @@ from wise.errors import ArtifactError, EditError, StoreError
 from wise.memory.artifact import CONFIG_FILE, FILES, load_memory, save_memory
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import replaced_folder
+from wise.memory.key_space import KeySpace
 from wise.memory.segment import encoded_space
-from wise.memory.state import KeySpace, MemoryState
+from wise.memory.state import MemoryState
 from wise.memory.storage.backend import digest_of
 from wise.memory.ticket import Request, Ticket, digest_of_json
 from wise.memory.version import Snapshot

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.errors import StoreError
+from wise.memory.key_space import KeySpace
 from wise.memory.slot import SLOT_KINDS, Slot
-from wise.memory.state import KeySpace, MemoryState
+from wise.memory.state import MemoryState
 
 FORMAT = "wise-segment"
 SPACE_FORMAT = "wise-space"

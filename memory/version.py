@@ -19,6 +19,7 @@ from wise.edits import Edit
 from wise.errors import ArtifactError, ConfigError, StoreError
 from wise.memory.artifact import check_state, check_tensors
 from wise.memory.fingerprint import Fingerprint
+from wise.memory.key_space import KeySpace
 from wise.memory.segment import (
     FULL,
     Held,
@@ -31,7 +32,7 @@ from wise.memory.segment import (
     held_by,
     state_of,
 )
-from wise.memory.state import KeySpace, MemoryState
+from wise.memory.state import MemoryState
 from wise.memory.storage.backend import digest_of
 
 FORMAT = "wise-version"

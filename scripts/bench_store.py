@@ -26,8 +26,9 @@ import torch
 from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.memory.fingerprint import Fingerprint
+from wise.memory.key_space import KeySpace
 from wise.memory.slot import ValueSlot
-from wise.memory.state import KeySpace, MemoryState
+from wise.memory.state import MemoryState
 from wise.memory.store import Store
 
 D, F, RELATION, SUBJECT, VALUES = 256, 704, 64, 256, 256
@@ -38,8 +39,8 @@ BASE = Fingerprint(
     parameters=7_000_000, dtype="float32", digest="0" * 64, sample=(0.5,),
 )
 EMPTY = MemoryState(
-    key_space=KeySpace(mean=torch.randn(F), projection=torch.randn(RELATION, F), floor=0.6),
-    subject_space=KeySpace(mean=torch.randn(VALUES), projection=torch.randn(SUBJECT, VALUES), floor=0.8),
+    key_space=KeySpace(mean=torch.randn(F), projection=torch.randn(RELATION, F), floors=(0.6,)),
+    subject_space=KeySpace(mean=torch.randn(VALUES), projection=torch.randn(SUBJECT, VALUES), floors=(0.8,)),
 )
 
 

@@ -32,8 +32,9 @@ from torch.nn.functional import normalize
 from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.memory.fingerprint import Fingerprint
+from wise.memory.key_space import KeySpace
 from wise.memory.slot import ValueSlot
-from wise.memory.state import KeySpace, MemoryState
+from wise.memory.state import MemoryState
 from wise.memory.storage import failpoints
 from wise.memory.store import Store
 
@@ -54,8 +55,8 @@ def _drawn(seed: str, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(number))
 
 
-KEY_SPACE = KeySpace(mean=_drawn("m", F), projection=_drawn("p", R, F), floor=0.6)
-SUBJECT_SPACE = KeySpace(mean=_drawn("s", 3), projection=_drawn("q", R, 3), floor=0.8)
+KEY_SPACE = KeySpace(mean=_drawn("m", F), projection=_drawn("p", R, F), floors=(0.6,))
+SUBJECT_SPACE = KeySpace(mean=_drawn("s", 3), projection=_drawn("q", R, 3), floors=(0.8,))
 
 
 def written(edits: Sequence[Edit], before: MemoryState | None = None) -> MemoryState:

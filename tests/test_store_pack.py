@@ -71,7 +71,7 @@ def test_one_namespace_alone(source: Store, folder: Path) -> None:
 
 def test_a_pack_that_does_not_fit_is_refused_and_nothing_is_taken_in(source: Store, folder: Path) -> None:
     state = written(edits(8))
-    other = replace(state, key_space=replace(state.key_space, floor=0.1))  # type: ignore[type-var]
+    other = replace(state, key_space=replace(state.key_space, floors=(0.1,)))  # type: ignore[type-var]
     cases = {
         "another base": (CONFIG, replace(BASE, digest="1" * 64), state),
         "other settings": (replace(CONFIG, seed=1), BASE, state),
