@@ -1,8 +1,8 @@
 """A segment: some slots of a memory, with their edits and keys, as one block of bytes that is never changed.
 
-Safetensors. What the slots of a segment have by the same name stands there as one tensor, row upon row, with the
-number of rows of each beside it; what is not a tensor stands in one JSON text in its metadata. Versions share
-segments, so a commit writes the slots that are new, and no others.
+Safetensors. Slots of one kind whose tensors are of one width are a group; what those of a group have by the same name
+stands there as one tensor, row upon row, with the number of rows of each beside it. What is not a tensor stands in one
+JSON text in the metadata. Versions share segments, so a commit writes the slots that are new, and no others.
 """
 
 from __future__ import annotations
@@ -137,19 +137,24 @@ def filled(rows: Sequence[Row]) -> Iterator[list[Row]]:
 def encoded(rows: Sequence[Row]) -> bytes:
     """The same bytes for the same rows."""
     tensors: dict[str, Tensor] = {}
-    told = [
-        {
-            "kind": row.slot.kind,
-            "scores": list(row.slot.scores),
-            "edits": [edit.to_dict() for edit in row.edits],
-            "tickets": list(row.tickets),
-        }
-        for row in rows
-    ]
-    for kind in sorted({row.slot.kind for row in rows}):
-        parts = [row.slot.tensors() for row in rows if row.slot.kind == kind]
+    told = []
+    groups: dict[Any, list[dict[str, Tensor]]] = {}
+    for row in rows:
+        own = row.slot.tensors()
+        alike = (row.slot.kind, *((name, t.dtype, t.ndim, t.shape[1:]) for name, t in own.items()))
+        groups.setdefault(alike, []).append(own)
+        told.append(
+            {
+                "kind": row.slot.kind,
+                "group": list(groups).index(alike),
+                "scores": list(row.slot.scores),
+                "edits": [edit.to_dict() for edit in row.edits],
+                "tickets": list(row.tickets),
+            }
+        )
+    for number, parts in enumerate(groups.values()):
         for name in parts[0]:
-            tensors |= _stacked(f"{kind}/{name}", [part[name] for part in parts])
+            tensors |= _stacked(f"{number}/{name}", [part[name] for part in parts])
     keys = [key for row in rows for key in row.keys]
     held = [key for key in keys if key is not None]
     if held:
@@ -165,11 +170,11 @@ def decoded(data: bytes, place: str) -> list[Row]:
         told = json.loads(_metadata(data)[FORMAT])
         tensors = load(data)
         slots = {
-            kind: (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-            for kind, columns in _columns(tensors).items()
+            group: iter([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+            for group, columns in _columns(tensors).items()
         }
         keys = iter(_unstacked(tensors, "keys")) if "keys" in tensors else None
-        return [_row(row, next(slots[row["kind"]]), keys) for row in told]
+        return [_row(row, next(slots[str(row["group"])]), keys) for row in told]
     except (*_MALFORMED, StopIteration) as error:
         raise StoreError(f"{place}: is no segment of ours: {error!r:.200}; restore it from a backup") from error
 
@@ -214,10 +219,10 @@ def _unstacked(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
 
 
 def _columns(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, list[Tensor]]]:
-    """Kind -> name -> the tensors of its slots, in their order."""
+    """Group -> name -> the tensors of its slots, in their order."""
     names = [name for name in tensors if "/" in name and not name.endswith(_ROWS)]
-    by_kind = groupby(sorted(names), lambda name: name.partition("/")[0])
-    return {kind: {n.partition("/")[2]: _unstacked(tensors, n) for n in own} for kind, own in by_kind}
+    by_group = groupby(sorted(names), lambda name: name.partition("/")[0])
+    return {group: {n.partition("/")[2]: _unstacked(tensors, n) for n in own} for group, own in by_group}
 
 
 def _metadata(data: bytes) -> dict[str, str]:

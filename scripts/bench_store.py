@@ -57,7 +57,7 @@ def written(state: MemoryState, edits: Sequence[Edit]) -> MemoryState:
     slots = [
         ValueSlot(
             id=first + i, edit_ids=(edit.id,), scores=(0.01,), features=F, values=torch.randn(1, D),
-            places=torch.zeros(1, dtype=torch.long),
+            places=torch.zeros(1, dtype=torch.long), gated=torch.ones(1, dtype=torch.bool),
         )
         for i, edit in enumerate(edits)
     ]

@@ -69,6 +69,7 @@ def written(edits: Sequence[Edit], before: MemoryState | None = None) -> MemoryS
             ValueSlot(
                 id=len(slots), edit_ids=(edit.id,), scores=(0.01,), features=F,
                 values=_drawn(f"{edit.id} {edit.target}", rows, D), places=torch.arange(rows),
+                gated=torch.ones(rows, dtype=torch.bool),
             )
         )
         keys[edit.id] = normalize(_drawn(f"key {edit.id}", rows, 2 * R), dim=-1)

@@ -7,6 +7,8 @@ one session: when that is lost nothing can be written any more, so there are nev
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -20,12 +22,16 @@ from wise.memory.storage.migrations import check_schema, migrate
 if TYPE_CHECKING:
     import psycopg
 
+logger = logging.getLogger(__name__)
+
 _PREPARE = (
     "CREATE SCHEMA IF NOT EXISTS wise",
     "CREATE TABLE IF NOT EXISTS wise.blobs (digest TEXT PRIMARY KEY, data BYTEA NOT NULL)",
 )
 _WRITER, _TRANSACTION = 7_165_001, 7_165_002
 """Advisory locks of the one writer, and of whoever writes rows just now."""
+PATIENCE = 2.0
+"""Seconds to wait for a writer to end: the server notices the end of a process that was killed a little later."""
 
 
 class PostgresBackend(Backend):
@@ -65,7 +71,11 @@ class PostgresBackend(Backend):
             raise
 
     def _claim(self) -> None:
-        if not self._one("SELECT pg_try_advisory_lock(%s)", _WRITER):
+        begun = time.monotonic()
+        while not self._one("SELECT pg_try_advisory_lock(%s)", _WRITER):
+            if time.monotonic() - begun < PATIENCE:
+                time.sleep(0.05)
+                continue
             raise StoreError(
                 f"{self.place} has a writer already (a session with advisory lock {_WRITER}); end it, or open the "
                 "store with writer=False to read and to hand in edits"
@@ -180,9 +190,15 @@ class PostgresBackend(Backend):
 
     def close(self) -> None:
         with self._guard:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            if self._connection is None:
+                return
+            try:
+                if not self._connection.closed:  # or the server would give them back some time after the session
+                    self._connection.execute(b"SELECT pg_advisory_unlock_all()")
+            except self._error:
+                logger.debug("the session ended by itself", exc_info=True)
+            self._connection.close()
+            self._connection = None
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
