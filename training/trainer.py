@@ -23,6 +23,7 @@ from wise.training.background import Background
 from wise.training.conflicts import conflicts
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
+from wise.training.reach import Reach
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
 from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress, SlotTask, Writer, Written
@@ -53,6 +54,8 @@ class Trainer:
     config: WiseConfig
     dtype: torch.dtype
     """Of the model."""
+    reach: Reach | None = None
+    """Whom an edit could speak in, where slots are an edit's own; without it every live edit is asked again."""
 
     def edit(
         self,
@@ -240,19 +243,26 @@ class Trainer:
         while True:
             standing = state.without(failed)
             found = conflicts(standing, fresh)
-            final, answers = self._verified(standing.without({each.gave_way for each in found}), serve)
+            final, answers = self._verified(standing.without({each.gave_way for each in found}), serve, fresh)
             fell = {each.to for each in found} - set(final.edit_ids)
             if not fell:
                 return final, answers, found
             failed |= fell
 
-    def _verified(self, state: MemoryState, serve: Serve) -> tuple[MemoryState, dict[str, str]]:
-        """`state` without the edits that it does not generate, and the answers to those that it does.
+    def _verified(
+        self, state: MemoryState, serve: Serve, fresh: Collection[str] | None = None
+    ) -> tuple[MemoryState, dict[str, str]]:
+        """`state` without the edits that it does not generate, and the answers to those that it does and were asked.
 
         Asked again after any are taken out: keys and thresholds go with them, and other answers may turn.
+
+        fresh: the edits that are new; where it is known whom they can reach, no others are asked.
         """
+        unsure = set(state.edit_ids)
+        if self.reach is not None and fresh is not None:
+            unsure = {*fresh, *self.reach.touched(state, fresh)}
         while True:
-            asked = {edit.id: edit for edit in state.edits}
+            asked = {edit.id: edit for edit in state.edits if edit.id in unsure}
             answers = self._answers(state, asked, serve)
             wrong = [i for i, edit in asked.items() if not self._right(edit, answers[i])]
             if not wrong:

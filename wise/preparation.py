@@ -16,6 +16,7 @@ from wise.training.background import Background, measure
 from wise.training.baselines.ground import Ground
 from wise.training.encoding import Encoder
 from wise.training.lesson import Lesson
+from wise.training.reach import Reach
 from wise.training.router_training import LearnedSpaces, learn_spaces
 from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
@@ -49,6 +50,7 @@ def make_trainer(
         writer=_writer(model, projection, spliced, encoder, background, config, reader),
         config=config,
         dtype=model.dtype,
+        reach=None if reader is None else Reach(spliced, reader, encoder, background),
     )
 
 

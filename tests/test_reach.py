@@ -1,0 +1,77 @@
+"""A new edit is compared with all that are live, and those that it could speak in are asked again, no others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from grounds import records
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import wise
+from wise.demo import model_path
+from wise.memory.state import MemoryState
+
+LAX, STRICT = (0.05, 0.1), (0.95, 0.99)
+
+
+@pytest.fixture(scope="module")
+def wrapped() -> wise.WiseModel:
+    model = AutoModelForCausalLM.from_pretrained(model_path()).eval()
+    wrapped = wise.wrap(model, AutoTokenizer.from_pretrained(model_path()), wise.WiseConfig(mode="hybrid"))
+    wrapped.edit([record.edit for record in records(10)])
+    return wrapped
+
+
+def with_floors(state: MemoryState, floors: tuple[float, float]) -> MemoryState:
+    """Every edit asks for so much of a relation and of a subject."""
+    assert state.key_space is not None and state.subject_space is not None
+    slots = tuple(replace(slot, scores=(floors[0],)) for slot in state.slots)
+    relation, subject = replace(state.key_space, floors=(floors[0],)), replace(state.subject_space, floors=(floors[1],))
+    return replace(state, slots=slots, key_space=relation, subject_space=subject)
+
+
+def spoken_in(wrapped: wise.WiseModel, state: MemoryState, fresh: set[str]) -> set[str]:
+    """The other edits in whose prompt or answer one of `fresh` opens its gate, found by serving these alone."""
+    found = set()
+    encoder = wrapped.encoder
+    with wrapped.serving(state.without([i for i in state.edit_ids if i not in fresh])):
+        for edit in state.edits:
+            ids = [*encoder.prompt(edit.prompt), *encoder.target(edit.prompt, edit.target)]
+            route = wrapped.route(torch.tensor([ids]))
+            if edit.id not in fresh and route is not None and bool(route.open.any()):
+                found.add(edit.id)
+    return found
+
+
+@pytest.mark.parametrize("floors", [LAX, STRICT])
+def test_all_whom_new_edits_speak_in_are_found(wrapped: wise.WiseModel, floors: tuple[float, float]) -> None:
+    state = with_floors(wrapped.state, floors)
+    reach = wrapped.trainer.reach
+    assert reach is not None
+    spoken: list[int] = []
+    for number in range(3, 10):
+        seen = state.without(state.edit_ids[number:])
+        fresh = set(seen.edit_ids[-2:])
+        there = spoken_in(wrapped, seen, fresh)
+        assert there <= reach.touched(seen, fresh)
+        spoken.append(len(there))
+    assert any(spoken) == (floors == LAX), "neither always nor never"
+
+
+def test_few_are_asked_again_of_many_unlike_ones(wrapped: wise.WiseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = wrapped.state
+    asked: list[set[str]] = []
+    answers = type(wrapped.trainer)._answers
+
+    def noted(self, state, edits, serve):  # noqa: ANN001, ANN202
+        asked.append(set(edits))
+        return answers(self, state, edits, serve)
+
+    monkeypatch.setattr(type(wrapped.trainer), "_answers", noted)
+    new = records(1, skip=30)[0].edit
+    report = wrapped.edit(new)
+    wrapped._serve(before)
+    assert report.outcomes[0].status == "verified" and report.lost == ()
+    assert asked[0] >= {new.id} and len(asked[0]) < 5, "ten are live"

@@ -1,0 +1,101 @@
+"""Which live edits a new one could speak in: the only ones that have to be asked again (`hybrid`).
+
+An edit answers as before unless another's gate opens somewhere in its prompt or answer. What the router would see there
+is read off the base once per edit and kept in memory, so a new edit is compared with all that are live in one product,
+however many they are. Found are at least those that it reaches: floors count a little less here than where they serve,
+and a subject counts wherever it stands in the text, also after the token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wise.edits import Edit
+from wise.memory.context import ContextReader
+from wise.memory.slot import EditSlot
+from wise.memory.state import MemoryState
+from wise.training.background import Background
+from wise.training.encoding import Encoder
+from wise.training.evidence import BATCH
+from wise.training.splice import SplicedModel
+
+AT_ONCE = 1024
+"""Edits compared in one product."""
+LESS = 0.02
+"""What floors count less: more than half precision and another order of sums can make of a cosine."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Read:
+    """The tokens of one edit's prompt and answer."""
+
+    asks: Tensor
+    """`[t]` how surely a question ends at each, float32."""
+    relation: Tensor
+    """`[t, r]` unit, half precision, as all that is kept of vectors."""
+    named: Tensor
+    """`[t, s]` unit."""
+
+
+class Reach:
+    """Remembers what it has read. The edits of one base, in the spaces of one router."""
+
+    def __init__(
+        self, spliced: SplicedModel, reader: ContextReader, encoder: Encoder, background: Background
+    ) -> None:
+        self.spliced, self.reader, self.encoder, self.background = spliced, reader, encoder, background
+        self._read: dict[str, _Read] = {}
+
+    def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
+        """Ids of the other edits of `state` in whose prompt or answer one of `fresh` could open its gate."""
+        live = {edit.id for edit in state.edits}
+        self._read = {i: read for i, read in self._read.items() if i in live}
+        self._look([edit for edit in state.edits if edit.id not in fresh and edit.id not in self._read])
+        old = [edit.id for edit in state.edits if edit.id not in fresh]
+        slots = [s for s in state.slots if isinstance(s, EditSlot) and not set(s.edit_ids).isdisjoint(fresh)]
+        if not old or not slots or state.subject_space is None or state.key_space is None:
+            return set()
+        keys = torch.cat([state.keys[slot.edit_ids[0]] for slot in slots])
+        size, counts = len(state.subject_space.projection), torch.tensor([len(slot.places) for slot in slots])
+        gated = torch.cat([slot.gated for slot in slots])
+        least = state.key_space.floor(len(live))
+        floors = torch.tensor([max(slot.threshold, least) for slot in slots]).repeat_interleave(counts) - LESS
+        whom = state.subject_space.floor(len(live)) - LESS
+        found = set()
+        for start in range(0, len(old), AT_ONCE):
+            part = [self._read[i] for i in old[start : start + AT_ONCE]]
+            owner = torch.arange(len(part)).repeat_interleave(torch.tensor([len(read.asks) for read in part]))
+            asks = torch.cat([read.asks for read in part])[:, None]
+            relation = torch.cat([read.relation for read in part]).float() @ keys[:, size:].T
+            asked = _any(relation * torch.where(gated, asks, 1) >= floors, owner, len(part))
+            named = _any(torch.cat([read.named for read in part]).float() @ keys[:, :size].T >= whom, owner, len(part))
+            found |= {old[start + i] for i in (asked & named).any(-1).nonzero()[:, 0].tolist()}
+        return found
+
+    @torch.no_grad()
+    def _look(self, edits: Sequence[Edit]) -> None:
+        space, subject = self.background.key_space, self.background.subject_space
+        if subject is None:
+            raise RuntimeError("the background was measured for another mode: it has no subject space")
+        for start in range(0, len(edits), BATCH):
+            part = edits[start : start + BATCH]
+            rows = [[*self.encoder.prompt(e.prompt), *self.encoder.target(e.prompt, e.target)] for e in part]
+            activations, mask, _ = self.spliced.observe(rows)
+            values = self.reader.values
+            if values is None:
+                raise RuntimeError("attention was not run: is it part of the model's forward?")
+            for i, edit in enumerate(part):
+                own = mask[i].bool()
+                at = activations[i][own]
+                self._read[edit.id] = _Read(
+                    asks=space.asks(at), relation=space.keys(at).half(), named=subject.keys(values[i][own]).half()
+                )
+
+
+def _any(which: Tensor, owner: Tensor, count: int) -> Tensor:
+    """`[t, k]` bool of tokens -> `[count, k]` of their owners `[t]`."""
+    return torch.zeros(count, which.shape[1]).index_add(0, owner, which.float()) > 0
