@@ -60,9 +60,9 @@ def save_memory(
     Raises ArtifactError, with nothing written, where the memory contradicts itself or `folder` holds anything
     else; OSError, likewise, where the disk does not take it.
     """
-    _check_state(config, state, base)
+    check_state(config, state, base)
     tensors = _pack(state)
-    _check_tensors(tensors)
+    check_tensors(tensors)
     with replaced_folder(Path(folder), ours=FILES) as new:
         lines = [json.dumps(edit.to_dict(), ensure_ascii=False) + "\n" for edit in state.edits]
         (new / EDITS_FILE).write_bytes("".join(lines).encode())
@@ -191,7 +191,7 @@ def _read(folder: Path) -> tuple[WiseConfig, MemoryState, Fingerprint]:
         _check_file(folder / name, manifest.files[name])
     edits = _read_edits(folder / EDITS_FILE)
     tensors = _read_tensors(folder / TENSORS_FILE)
-    _check_tensors(tensors)
+    check_tensors(tensors)
     state = MemoryState(
         slots=tuple(_unpack_slot(kind, fields, tensors) for kind, fields in manifest.slots),
         key_space=_unpack_key_space("key_space", tensors),
@@ -201,7 +201,7 @@ def _read(folder: Path) -> tuple[WiseConfig, MemoryState, Fingerprint]:
     )
     if tensors:
         _refuse(f"{TENSORS_FILE}: tensors that belong to nothing: {', '.join(sorted(tensors)[:4])}; {_AGAIN}")
-    _check_state(manifest.config, state, manifest.base)
+    check_state(manifest.config, state, manifest.base)
     return manifest.config, state, manifest.base
 
 
@@ -319,7 +319,7 @@ def _unpack_keys(edits: Sequence[Edit], tensors: dict[str, Tensor]) -> dict[str,
 # -- what must hold of every memory -----------------------------------------------------------
 
 
-def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
+def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             _refuse(
@@ -327,7 +327,7 @@ def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _check_state(config: WiseConfig, state: MemoryState, base: Fingerprint) -> None:
+def check_state(config: WiseConfig, state: MemoryState, base: Fingerprint) -> None:
     """Settings, edits, slots and keys belong together. Raises ArtifactError with the first reason why not."""
     try:
         check_unique(state.edits)

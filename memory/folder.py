@@ -38,7 +38,7 @@ def replaced_folder(folder: Path, *, ours: Collection[str]) -> Iterator[Path]:
     try:
         yield new
         for file in (*new.iterdir(), new):
-            _sync(file)
+            synced(file)
         _put_in_place(new, folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
@@ -75,11 +75,11 @@ def _put_in_place(new: Path, folder: Path) -> None:
         if existed and not folder.exists():
             os.rename(aside, folder)
         raise
-    _sync(folder.parent)
+    synced(folder.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def synced(path: Path) -> None:
     """Puts a file, or the entries of a folder, on the disk itself."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # not to be had on this system
         return

@@ -106,7 +106,8 @@ def test_help_of_eval_names_every_editor() -> None:
 
 def test_help_names_every_command_and_the_exit_codes() -> None:
     shown = " ".join(run("--help").stdout.split())
-    assert all(f" {name} " in shown for name in ("edit", "delete", "ask", "eval", "compare", "locate", "info", "demo"))
+    named = ("edit", "forget", "delete", "ask", "eval", "compare", "locate", "info", "demo")
+    assert all(f" {name} " in shown for name in named)
     assert all(f"{code} " in shown.partition("Exit codes:")[2] for code in range(4))
 
 
@@ -201,10 +202,10 @@ def test_an_edit_is_taken_out_of_a_memory_on_disk(tmp_path: Path) -> None:
         edits.write_text("".join(json.dumps(edit.to_dict()) + "\n" for edit in given))
         assert run("edit", "--mode", mode, "--edits", edits, "--output", folder).exit_code == 0
         before = {file.name: file.read_bytes() for file in folder.iterdir()}
-        refused(run("delete", folder, "--id", "portugal"), "'portugal' is not live", "known: france, spain")
+        refused(run("forget", folder, "--id", "portugal"), "'portugal' is not live", "known: france, spain")
         # Only where weights are shared is there a model to be loaded.
         elsewhere = ("--model", tmp_path / "gone") if mode == "hybrid" else ()
-        result = run("delete", folder, "--id", "france", *elsewhere, "--output", tmp_path / "left", "--json")
+        result = run("forget", folder, "--id", "france", *elsewhere, "--output", tmp_path / "left", "--json")
         assert result.exit_code == 0, result.output
         found = last_line(result)
         assert (found["deleted"], found["rewritten"], found["lost"], found["edits"]) == (["france"], rewritten, [], 1)
@@ -212,7 +213,7 @@ def test_an_edit_is_taken_out_of_a_memory_on_disk(tmp_path: Path) -> None:
         asked = ("The capital of France is", "The capital of Spain is")
         answers = last_line(run("ask", "--memory", tmp_path / "left", "--json", *asked))["answers"]
         assert [answer["after"] for answer in answers] == ["Paris", "Lisbon"]
-        assert run("delete", folder, "--id", "france", "--id", "spain").exit_code == 0
+        assert run("forget", folder, "--id", "france", "--id", "spain").exit_code == 0
         assert last_line(run("info", "--memory", folder, "--json"))["memory"]["edits"] == []
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from wise.demo import model_path
 from wise.demo.run import demo_records
 from wise.errors import ConfigError, EditError
-from wise.eval.run import Evaluation, Scope, evaluate, stops
+from wise.eval.run import Evaluation, Scope, evaluate, measured_records, stops
 from wise.eval.runfile import KEYS
 from wise.eval.work import Journal, sole_user
 
@@ -172,3 +172,21 @@ def test_what_an_editor_does_not_have_is_not_measured(base: tuple[Any, Any], nam
 def test_stops() -> None:
     assert [stops(edits) for edits in (1, 2, 7)] == [[1], [1, 2], [1, 2, 5, 7]]
     assert stops(100) == [1, 2, 5, 10, 20, 50, 100]
+
+
+def test_some_records_are_measured_evenly_over_the_stream_and_all_are_edited(base: tuple[Any, Any]) -> None:
+    found = run(base, Scope(measured=2))
+    asked = {outcome.record for outcome in found.quality.outcomes}
+    stream = [record.edit.id for record in demo_records(EDITS, seed=0)]
+    assert asked == {stream[0], stream[3]} and found.edits == EDITS
+    everything = run(base, Scope(measured=EDITS))
+    assert {outcome.record for outcome in everything.quality.outcomes} == set(stream)
+    with pytest.raises(ConfigError, match="measured=0"):
+        run(base, Scope(measured=0))
+
+
+def test_a_neighbour_that_asks_what_an_unmeasured_edit_is_about_is_left_out() -> None:
+    first, second = demo_records(2, seed=0)
+    beside = replace(first, neighbours=(second.paraphrases[0], "Something else is"))
+    assert [r.neighbours for r in measured_records([beside, second], 1)] == [("Something else is",)]
+    assert measured_records([beside, second], None)[0].neighbours == beside.neighbours

@@ -211,6 +211,21 @@ def test_the_bench_refuses_what_it_cannot_measure(
         assert "start at 1" in capsys.readouterr().err
 
 
+def test_the_bench_of_a_store_ends_with_its_figures_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_store.py", "--edits", "3", "70", "--folder", str(tmp_path)])
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_path(str(ROOT / "scripts/bench_store.py"), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["edits"] for row in figures] == [3, 70]
+    assert all(value > 0 for row in figures for value in row.values())
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_tables_of_runs_show_their_figures_and_runs_that_are_there_are_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,8 @@ TEXT_TOKENS = 128
 """Of each running text."""
 ASIDE = 5
 """Every so many facts one is set aside for the floors."""
+CALIBRATED = 4000
+"""Questions of those that the floors are found on, at most."""
 LEAST = 50
 """Facts to learn from, at least; under that a floor means little."""
 
@@ -278,7 +280,8 @@ class _Batches:
 
     def __init__(self, lessons: Sequence[Lesson], learned: Tensor, seed: int) -> None:
         self.random = random.Random(seed)
-        self.relation = [lesson.relation for lesson in lessons]
+        numbers = {name: i for i, name in enumerate(sorted({lesson.relation for lesson in lessons}))}
+        self.relation = torch.tensor([numbers[lesson.relation] for lesson in lessons])
         self.asking: dict[str, dict[str, dict[str, list[int]]]] = defaultdict(lambda: defaultdict(dict))
         """Relation -> fact -> form -> its questions."""
         self.hard: dict[str, list[int]] = defaultdict(list)
@@ -303,7 +306,7 @@ class _Batches:
                 keys.append(next(iter(facts[one].values()))[0])
                 queries.append(self.random.choice(self.random.choice(list(facts[other].values()))))
                 hard += self.random.choices(near, k=HARD)
-        same = torch.tensor([[self.relation[k] == self.relation[q] for q in queries] for k in keys])
+        same = self.relation[keys][:, None] == self.relation[queries]
         return keys, queries, hard, same
 
 
@@ -328,6 +331,7 @@ def _with_floors(
     named = torch.cat([subject.keys(evidence.context[i][_end(evidence, i)][None]) for i in first.values()])
     subjects = [lessons[i].subject or "" for i in first.values()]
     rows = [i for i in aside.nonzero()[:, 0].tolist() if lessons[i].fact in place]
+    rows = rows[:: max(1, -(-len(rows) // CALIBRATED))]
     own = torch.tensor([place[lessons[i].fact] for i in rows])
     negative = torch.tensor([lessons[i].negative for i in rows])
     asked = relation.queries(evidence.relation[rows]) @ keys.T

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from wise.errors import ArtifactError as ArtifactError
     from wise.errors import ConfigError as ConfigError
     from wise.errors import EditError as EditError
+    from wise.errors import StoreError as StoreError
     from wise.errors import UnsupportedModelError as UnsupportedModelError
     from wise.errors import WiseError as WiseError
+    from wise.memory.store import Store as Store
+    from wise.memory.ticket import Request as Request
     from wise.model import WiseModel as WiseModel
     from wise.model import wrap as wrap
     from wise.readers import read_edits as read_edits
@@ -48,7 +51,10 @@ _HOME = {
     "EditReport": "wise.training.report",
     "Outcome": "wise.training.report",
     "Record": "wise.edits",
+    "Request": "wise.memory.ticket",
     "RowRoutes": "wise.routes",
+    "Store": "wise.memory.store",
+    "StoreError": "wise.errors",
     "TokenRoute": "wise.routes",
     "UnsupportedModelError": "wise.errors",
     "WiseConfig": "wise.config",

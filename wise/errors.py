@@ -1,10 +1,11 @@
 """Every error that wise raises on purpose.
 
     WiseError
-    ├── ConfigError          (ValueError)  a setting is missing, unknown or out of range
-    ├── UnsupportedModelError(ValueError)  the model has no feed-forward layer that can be wrapped
-    ├── EditError            (ValueError)  an edit, or a file of edits, is not usable
-    └── ArtifactError        (ValueError)  a saved memory is incomplete, damaged or foreign
+    ├── ConfigError          (ValueError)    a setting is missing, unknown or out of range
+    ├── UnsupportedModelError(ValueError)    the model has no feed-forward layer that can be wrapped
+    ├── EditError            (ValueError)    an edit, or a file of edits, is not usable
+    ├── ArtifactError        (ValueError)    a saved memory is incomplete, damaged or foreign
+    └── StoreError           (RuntimeError)  a store is damaged, full, held by another, or lacks what was asked for
 
 A message says what was given, what was expected and what to do about it. Nothing
 has been changed when one of these is raised.
@@ -34,6 +35,10 @@ class EditError(WiseError, ValueError):
 
 class ArtifactError(WiseError, ValueError):
     """A saved memory is incomplete, damaged, or belongs to another base model."""
+
+
+class StoreError(WiseError, RuntimeError):
+    """A store is damaged, held by another writer, on a full disk, or does not have what was asked for."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -14,19 +14,22 @@ from wise.cli.ask import ask
 from wise.cli.bench import app as bench
 from wise.cli.common import BAD_INPUT
 from wise.cli.compare import compare
-from wise.cli.delete import delete
 from wise.cli.demo import demo
 from wise.cli.edit import edit
 from wise.cli.eval import evaluate
+from wise.cli.forget import forget
 from wise.cli.harness import harness
+from wise.cli.history import delete, diff, log, rollback
 from wise.cli.info import info
 from wise.cli.locate import locate
 from wise.cli.train_router import train_router
+from wise.cli.upkeep import check, export, gc, import_
 from wise.errors import WiseError
 
 EXIT_CODES = (
     "Exit codes: 0 all is well; 1 something unexpected went wrong; 2 the usage or the input is wrong; "
-    "3 'wise edit' or 'wise delete' saved a memory, but not every edit verified."
+    "3 'wise edit' or 'wise forget' saved a memory, but not every edit verified; "
+    "4 'wise check' found a store that is not whole."
 )
 
 USERS_FILES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -82,7 +85,7 @@ def main(
 
 
 app.command("edit")(edit)
-app.command("delete")(delete)
+app.command("forget")(forget)
 app.command("ask")(ask)
 app.command("eval")(evaluate)
 app.command("compare")(compare)
@@ -92,3 +95,11 @@ app.command("harness")(harness)
 app.add_typer(bench, name="bench")
 app.command("info")(info)
 app.command("demo")(demo)
+app.command("log")(log)
+app.command("diff")(diff)
+app.command("rollback")(rollback)
+app.command("delete")(delete)
+app.command("check")(check)
+app.command("gc")(gc)
+app.command("export")(export)
+app.command("import")(import_)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 NOT_VERIFIED = 3
+NOT_WHOLE = 4
 ROWS = 20
 """Rows of a table before the rest is only counted."""
 PLAIN_WIDTH = 120

@@ -68,6 +68,10 @@ def evaluate(
     retention: Annotated[
         bool, typer.Option("--retention", help="Measure all edits so far after 1, 2, 5, 10, ... of them.")
     ] = False,
+    measure: Annotated[
+        int | None,
+        typer.Option("--measure", min=1, help="Records to measure, evenly over the stream. Left out: all."),
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option("--text", help="Running text, for false routes and perplexity. Left out: some that ships."),
@@ -102,7 +106,7 @@ def evaluate(
         check_file(name, file)
     records, pool = _records(data, format, skip, edits)
     about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": Path(model).name}}
-    scope = _scope(routing, retention, pool, text, questions, references)
+    scope = _scope(routing, retention, measure, pool, text, questions, references)
     from wise.eval.editors import Learning, all_settings
     from wise.eval.run import evaluate as run
 
@@ -219,6 +223,7 @@ def read_corpus(file: Path) -> tuple[str, ...]:
 def _scope(
     routing: bool,
     retention: bool,
+    measure: int | None,
     pool: Sequence[Record],
     text: Path | None,
     questions: Path | None,
@@ -232,6 +237,7 @@ def _scope(
         routing=routing,
         pool=pool if routing else (),
         retention=retention,
+        measured=measure,
         texts=shipped_passages() if text is None else read_texts(text),
         questions=None if questions is None else read_texts(questions),
         references=None if references is None else read_references(references),

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -54,6 +54,8 @@ class Scope:
     """Generic questions; None takes those that ship with wise."""
     references: Mapping[str, Sequence[str]] | None = None
     """Object -> texts about it: what consistency compares with."""
+    measured: int | None = None
+    """Records to measure, evenly over the stream; None measures all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +164,11 @@ def evaluate(
             _check_same(identity, work.part("run", lambda: identity), folder)
             started = work.part("started", lambda: datetime.now(UTC).isoformat(timespec="seconds"))
             retention = _stream(stream, records, batch, scope, work) if find_editor(editor).edits else []
+            measured = measured_records(records, scope.measured)
             quality = measure_quality(
-                subject, records, texts=scope.texts, references=scope.references, seed=config["seed"], work=work
+                subject, measured, texts=scope.texts, references=scope.references, seed=config["seed"], work=work
             )
-            routing = _routing(subject, records, scope, work) if scope.routing else None
+            routing = _routing(subject, measured, scope, work) if scope.routing else None
         finally:
             subject.unwrap()
         result = stream.result
@@ -197,6 +200,15 @@ def stops(edits: int) -> list[int]:
     return sorted(found)
 
 
+def measured_records(records: Sequence[Record], count: int | None) -> list[Record]:
+    """The records to measure, without neighbours that ask what another one's edit is about."""
+    if count is None or count >= len(records):
+        return list(records)
+    asked = {p for r in records for p in (r.edit.prompt, *r.edit.paraphrases, *r.paraphrases, *r.free_paraphrases)}
+    chosen = [records[i * len(records) // count] for i in range(count)]
+    return [replace(r, neighbours=tuple(n for n in r.neighbours if n not in asked)) for r in chosen]
+
+
 def digest(values: Sequence[Any]) -> str:
     """SHA-256 over JSON values, in hex."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
@@ -208,6 +220,8 @@ def _check(records: Sequence[Record], batch: int | None, scope: Scope, editor: s
         raise ConfigError("no record was given: expected at least one")
     if batch is not None and batch < 1:
         raise ConfigError(f"batch={batch}: expected a whole number from 1, or None")
+    if scope.measured is not None and scope.measured < 1:
+        raise ConfigError(f"measured={scope.measured}: expected a whole number from 1, or None")
     if scope.routing and chosen.kind != "memory":
         raise ConfigError(f"routing measures the router of a side memory, and the editor {editor!r} has none")
     if scope.retention and not chosen.edits:
@@ -252,6 +266,7 @@ def _identity(
         "batch": batch,
         "routing": scope.routing,
         "retention": scope.retention,
+        "measured": scope.measured,
         "pool": digest([record.to_dict() for record in scope.pool]),
         "texts": digest([scope.texts]),
         "questions": digest([scope.questions]),

@@ -1,4 +1,4 @@
-"""`wise delete`: takes edits out of a saved memory."""
+"""`wise forget`: takes edits out of a saved memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from wise.training.report import DeleteReport
 
 
-def delete(
+def forget(
     memory: Annotated[Path, typer.Argument(help="Folder of a saved memory, which is replaced as a whole.")],
     ids: Annotated[list[str], typer.Option("--id", help="Id of an edit to take out. Repeat for more.")],
     output: Annotated[

@@ -1,0 +1,64 @@
+"""Collecting versions that nobody needs any more, and the files that only they needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wise.errors import StoreError
+from wise.memory.journal import Journal
+from wise.memory.storage.backend import Backend
+from wise.memory.storage.failpoints import reach
+from wise.memory.ticket import Version
+from wise.memory.version import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """What was collected."""
+
+    versions: tuple[int, ...]
+    pinned: tuple[int, ...]
+    """Versions that would have gone, but that somebody holds."""
+    blobs: int
+    """Files removed."""
+    bytes: int
+
+
+def collect(backend: Backend, journal: Journal, keep: int) -> Collection:
+    """See `Store.gc`. A version is noted as collected before anything of it is removed."""
+    if keep < 1:
+        raise StoreError(f"keep={keep}: expected a whole number from 1; the current version always stays")
+    versions = [version for version in journal.versions() if not version.collected]
+    kept = {version.manifest for version in versions[-keep:]}
+    needed = _needed(backend, kept)
+    gone: list[Version] = []
+    pinned: list[Version] = []
+    old = [version for version in versions[:-keep] if version.manifest not in kept]
+    for manifest in dict.fromkeys(version.manifest for version in old):
+        own = [version for version in old if version.manifest == manifest]
+        with backend.unheld(manifest) as unheld:
+            if not unheld:
+                pinned += own
+                needed |= _needed(backend, {manifest})
+                continue
+            for version in own:
+                journal.collect(version.number)
+            reach("version-collected")
+            backend.remove([manifest])  # while nobody can hold it
+        gone += own
+    sizes = backend.sizes()
+    unneeded = sorted(set(sizes) - needed)
+    backend.remove(unneeded)
+    return Collection(
+        versions=tuple(version.number for version in gone),
+        pinned=tuple(version.number for version in pinned),
+        blobs=len(unneeded) + len({version.manifest for version in gone}),
+        bytes=sum(sizes[digest] for digest in unneeded),
+    )
+
+
+def _needed(backend: Backend, manifests: set[str]) -> set[str]:
+    """Manifests and all that they name."""
+    place = f"{backend.place}: manifest"
+    named = [Manifest.from_bytes(backend.get(digest), f"{place} {digest[:16]}").blobs for digest in manifests]
+    return manifests.union(*named)

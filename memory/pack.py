@@ -1,0 +1,141 @@
+"""A knowledge pack: one version of a store as a folder that can be carried elsewhere.
+
+It is a saved memory (`wise.memory.artifact`), which `WiseModel.from_pretrained` loads as it is, and beside it
+
+    tickets.json    of each edit: reason, valid from and until, and what was verified; a SHA-256 over itself, and
+                    that of the memory it belongs to
+
+A folder that `save_pretrained` wrote is a pack without tickets.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wise.config import WiseConfig
+from wise.errors import ArtifactError, EditError, StoreError
+from wise.memory.artifact import CONFIG_FILE, FILES, load_memory, save_memory
+from wise.memory.fingerprint import Fingerprint
+from wise.memory.folder import replaced_folder
+from wise.memory.key_space import KeySpace
+from wise.memory.segment import encoded_space
+from wise.memory.state import MemoryState
+from wise.memory.storage.backend import digest_of
+from wise.memory.ticket import Request, Ticket, digest_of_json
+from wise.memory.version import Snapshot
+
+TICKETS_FILE = "tickets.json"
+FORMAT = "wise-tickets"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """What a pack holds."""
+
+    digest: str
+    """SHA-256 that stands for the memory in it."""
+    config: WiseConfig
+    base: Fingerprint
+    state: MemoryState
+    requests: tuple[Request, ...]
+    """One for each edit of the state, in its order."""
+    verified: Mapping[str, Mapping[str, Any]]
+    """By edit id."""
+
+
+def write_pack(folder: Path, snapshot: Snapshot, tickets: Sequence[Ticket], namespace: str | None = None) -> int:
+    """Writes a pack, whole or not at all; of one namespace, where it is given. The number of edits in it.
+
+    Raises StoreError where there is nothing to write, or slots hold edits of other namespaces too; ArtifactError
+    where the folder holds anything but a pack.
+    """
+    state = snapshot.state
+    if namespace is not None:
+        others = [edit.id for edit in state.edits if edit.namespace != namespace]
+        if others and any(slot.shared for slot in state.slots):
+            raise StoreError(f"namespace {namespace!r} has no slots of its own in this mode; export all namespaces")
+        state = state.without(others)
+    if snapshot.config is None or snapshot.base is None or not state.edits:
+        raise StoreError("there are no edits to export; `wise log` names versions and what became live in them")
+    told = {
+        ticket.edit.id: {
+            "reason": ticket.reason,
+            "valid_from": ticket.valid_from,
+            "valid_until": ticket.valid_until,
+            "verified": ticket.verified,
+        }
+        for ticket in tickets
+    }
+    with replaced_folder(folder, ours=(*FILES, TICKETS_FILE)) as new:
+        save_memory(new, config=snapshot.config, state=state, base=snapshot.base)
+        data = {
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "memory": digest_of((new / CONFIG_FILE).read_bytes()),
+            "tickets": {edit.id: told[edit.id] for edit in state.edits},
+        }
+        text = json.dumps(data | {"sha256": digest_of_json(data)}, indent=1, ensure_ascii=False)
+        (new / TICKETS_FILE).write_bytes(text.encode())
+    return len(state.edits)
+
+
+def read_pack(folder: Path) -> Pack:
+    """Raises ArtifactError where there is no pack, or it is damaged."""
+    config, state, base = load_memory(folder)
+    memory = digest_of((folder / CONFIG_FILE).read_bytes())
+    told = _told(folder / TICKETS_FILE, memory) if (folder / TICKETS_FILE).is_file() else {}
+    try:
+        requests = tuple(
+            Request(edit=edit, **{n: v for n, v in told.get(edit.id, {}).items() if n != "verified"})
+            for edit in state.edits
+        )
+    except (EditError, TypeError) as error:
+        raise ArtifactError(f"{folder / TICKETS_FILE} is refused: {error}") from error
+    verified = {edit_id: ticket["verified"] for edit_id, ticket in told.items() if ticket.get("verified")}
+    return Pack(digest=memory, config=config, base=base, state=state, requests=requests, verified=verified)
+
+
+def _told(file: Path, memory: str) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_bytes())
+        whole = data.pop("sha256") == digest_of_json(data) and data["format"] == FORMAT and data["memory"] == memory
+        if not whole or data["schema_version"] != SCHEMA_VERSION:
+            raise ValueError("it was changed, is of another memory, or a newer wise-runtime wrote it")
+        return dict(data["tickets"])
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{file} is refused: {error}; copy the pack again, or delete this file") from error
+
+
+def merged(snapshot: Snapshot, pack: Pack) -> MemoryState:
+    """The memory of a store with the edits of a pack after its own; a pack's edit takes the place of one of its prompt.
+
+    Raises StoreError where they were not made on the same base with the same settings and router, or share slots.
+    """
+    if snapshot.config is None or not snapshot.state.edits:
+        return pack.state
+    mine, theirs = snapshot.state, pack.state
+    if snapshot.base != pack.base or snapshot.config != pack.config:
+        raise StoreError("the pack was made on another base or with other settings; import it into a store of its own")
+    if any(slot.shared for slot in (*mine.slots, *theirs.slots)):
+        raise StoreError("slots are shared in this mode and cannot be put together; import into a store of its own")
+    for name in ("key_space", "subject_space"):
+        if _digest(getattr(mine, name)) != _digest(getattr(theirs, name)):
+            raise StoreError("the pack was made with another router; import it into a store of its own")
+    coming = {(edit.prompt, edit.namespace) for edit in theirs.edits}
+    kept = mine.without([edit.id for edit in mine.edits if (edit.prompt, edit.namespace) in coming])
+    slots = [replace(slot, id=len(kept.slots) + i) for i, slot in enumerate(theirs.slots)]
+    return replace(
+        kept,
+        edits=(*kept.edits, *theirs.edits),
+        slots=(*kept.slots, *slots),
+        keys={**kept.keys, **theirs.keys},
+    )
+
+
+def _digest(space: KeySpace | None) -> str:
+    return "" if space is None else digest_of(encoded_space(space))

@@ -1,0 +1,253 @@
+"""A segment: some slots of a memory, with their edits and keys, as one block of bytes that is never changed.
+
+Safetensors. Slots of one kind whose tensors are of one width are a group; what those of a group have by the same name
+stands there as one tensor, row upon row, with the number of rows of each beside it. What is not a tensor stands in one
+JSON text in the metadata. Versions share segments, so a commit writes the slots that are new, and no others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from wise.edits import Edit
+from wise.errors import StoreError
+from wise.memory.key_space import KeySpace
+from wise.memory.slot import SLOT_KINDS, Slot
+from wise.memory.state import MemoryState
+
+FORMAT = "wise-segment"
+SPACE_FORMAT = "wise-space"
+FULL = 256 * 1024
+"""Bytes of tensors from which a segment takes no more slots: about a hundred edits of one value each."""
+
+_ROWS = "/rows"
+_MALFORMED = (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
+"""What reading bytes of another kind may raise; errors of edits and slots are among them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """One slot, and what a version keeps with it."""
+
+    slot: Slot
+    edits: tuple[Edit, ...]
+    tickets: tuple[int, ...]
+    """The journal's tickets of these edits."""
+    keys: tuple[Tensor | None, ...]
+    """`[m, r]` for each edit; None where the mode has no keys."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of its tensors."""
+        tensors = (*self.slot.tensors().values(), *(keys for keys in self.keys if keys is not None))
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def is_of(self, slot: Slot, held: Held) -> bool:
+        """Whether it is the row of `slot` to the last bit, whatever the slot's number."""
+        if self.slot is not slot and not _same_slot(self.slot, slot):
+            return False
+        for edit, ticket, key in zip(self.edits, self.tickets, self.keys, strict=True):  # asked of every slot: no calls
+            known = held.edits[edit.id]
+            if known is not edit and known != edit:
+                return False
+            if held.tickets[edit.id] != ticket:
+                return False
+            own = held.keys.get(edit.id)
+            if own is not key and not _same(own, key):
+                return False
+        return True
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Held:
+    """What a state holds for each of its edits, by id."""
+
+    edits: Mapping[str, Edit]
+    tickets: Mapping[str, int]
+    keys: Mapping[str, Tensor]
+
+    def row(self, slot: Slot) -> Row:
+        return Row(
+            slot=slot,
+            edits=tuple(self.edits[i] for i in slot.edit_ids),
+            tickets=tuple(self.tickets[i] for i in slot.edit_ids),
+            keys=tuple(self.keys.get(i) for i in slot.edit_ids),
+        )
+
+
+def held_by(state: MemoryState, tickets: Mapping[str, int]) -> Held:
+    """Raises StoreError where an edit has no ticket or is not in exactly one slot, or slots are misnumbered."""
+    edits = {edit.id: edit for edit in state.edits}
+    in_slots = [edit_id for slot in state.slots for edit_id in slot.edit_ids]
+    wrong = set(in_slots) ^ edits.keys() or edits.keys() - tickets.keys()
+    if wrong or len(in_slots) != len(edits):
+        raise StoreError(
+            f"edit {min(wrong, default=in_slots[:1])!r} is not in exactly one slot with a ticket of its own: "
+            "acknowledge edits first, then begin, then commit what became of them"
+        )
+    numbers = [slot.id for slot in state.slots]
+    if numbers != list(range(len(numbers))):
+        raise StoreError(f"the slots are numbered {numbers[:8]}, expected 0, 1, 2, ...")
+    return Held(edits=edits, tickets=tickets, keys=state.keys)
+
+
+def state_of(
+    rows: Sequence[Row], order: Sequence[str], key_space: KeySpace | None, subject_space: KeySpace | None
+) -> MemoryState:
+    """The state that rows make up, its edits in `order`."""
+    edits = {edit.id: edit for row in rows for edit in row.edits}
+    keys = {
+        edit.id: key for row in rows for edit, key in zip(row.edits, row.keys, strict=True) if key is not None
+    }
+    return MemoryState(
+        edits=tuple(edits[i] for i in order),
+        slots=tuple(_numbered(row.slot, i) for i, row in enumerate(rows)),
+        keys={i: keys[i] for i in order if i in keys},
+        key_space=key_space,
+        subject_space=subject_space,
+    )
+
+
+# -- bytes --------------------------------------------------------------------------------------
+
+
+def filled(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """Rows in their order, as many together as one segment takes."""
+    segment: list[Row] = []
+    size = 0
+    for row in rows:
+        segment.append(row)
+        size += row.nbytes
+        if size >= FULL:
+            yield segment
+            segment, size = [], 0
+    if segment:
+        yield segment
+
+
+def encoded(rows: Sequence[Row]) -> bytes:
+    """The same bytes for the same rows."""
+    tensors: dict[str, Tensor] = {}
+    told = []
+    groups: dict[Any, list[dict[str, Tensor]]] = {}
+    for row in rows:
+        own = row.slot.tensors()
+        alike = (row.slot.kind, *((name, t.dtype, t.ndim, t.shape[1:]) for name, t in own.items()))
+        groups.setdefault(alike, []).append(own)
+        told.append(
+            {
+                "kind": row.slot.kind,
+                "group": list(groups).index(alike),
+                "scores": list(row.slot.scores),
+                "edits": [edit.to_dict() for edit in row.edits],
+                "tickets": list(row.tickets),
+            }
+        )
+    for number, parts in enumerate(groups.values()):
+        for name in parts[0]:
+            tensors |= _stacked(f"{number}/{name}", [part[name] for part in parts])
+    keys = [key for row in rows for key in row.keys]
+    held = [key for key in keys if key is not None]
+    if held:
+        tensors["keys"] = torch.cat(held)
+        tensors["keys" + _ROWS] = torch.tensor([0 if key is None else len(key) for key in keys])
+    metadata = {FORMAT: json.dumps(told, ensure_ascii=False)}  # one entry: safetensors writes several in any order
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+
+
+def decoded(data: bytes, place: str) -> list[Row]:
+    """The inverse of `encoded`. Raises StoreError, naming `place`, where they are no segment."""
+    try:
+        told = json.loads(_metadata(data)[FORMAT])
+        tensors = load(data)
+        slots = {
+            group: iter([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+            for group, columns in _columns(tensors).items()
+        }
+        keys = iter(_unstacked(tensors, "keys")) if "keys" in tensors else None
+        return [_row(row, next(slots[str(row["group"])]), keys) for row in told]
+    except (*_MALFORMED, StopIteration) as error:
+        raise StoreError(f"{place}: is no segment of ours: {error!r:.200}; restore it from a backup") from error
+
+
+def _row(told: Mapping[str, Any], tensors: Mapping[str, Tensor], keys: Iterator[Tensor] | None) -> Row:
+    edits = tuple(Edit.from_dict(edit) for edit in told["edits"])
+    own = [None if keys is None else next(keys) for _ in edits]
+    return Row(
+        slot=SLOT_KINDS[told["kind"]].from_tensors(
+            tensors, id=0, edit_ids=tuple(edit.id for edit in edits), scores=tuple(told["scores"])
+        ),
+        edits=edits,
+        tickets=tuple(told["tickets"]),
+        keys=tuple(None if key is None or not len(key) else key for key in own),
+    )
+
+
+def encoded_space(space: KeySpace) -> bytes:
+    return save(space.tensors(), {SPACE_FORMAT: ""})
+
+
+def decoded_space(data: bytes, place: str) -> KeySpace:
+    """The inverse of `encoded_space`. Raises StoreError where they are no key space."""
+    try:
+        return KeySpace.from_tensors(load(data))
+    except _MALFORMED as error:
+        raise StoreError(f"{place}: is no key space: {error!r:.200}; restore it from a backup") from error
+
+
+def _stacked(name: str, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+    """One tensor of many: numbers side by side, others row upon row with their counts."""
+    if not parts[0].ndim:
+        return {name: torch.stack(list(parts))}
+    return {name: torch.cat(list(parts)), name + _ROWS: torch.tensor([len(part) for part in parts])}
+
+
+def _unstacked(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """Copies, so that a slot that stays does not keep the whole segment in memory."""
+    rows = tensors.get(name + _ROWS)
+    parts = tensors[name].unbind() if rows is None else torch.split(tensors[name], rows.tolist())
+    return [part.clone() for part in parts]
+
+
+def _columns(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, list[Tensor]]]:
+    """Group -> name -> the tensors of its slots, in their order."""
+    names = [name for name in tensors if "/" in name and not name.endswith(_ROWS)]
+    by_group = groupby(sorted(names), lambda name: name.partition("/")[0])
+    return {group: {n.partition("/")[2]: _unstacked(tensors, n) for n in own} for group, own in by_group}
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Of safetensors bytes: eight bytes with the size of the JSON header, and the header."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return dict(header["__metadata__"])
+
+
+def _numbered(slot: Slot, number: int) -> Slot:
+    return slot if slot.id == number else replace(slot, id=number)
+
+
+def _same_slot(a: Slot, b: Slot) -> bool:
+    other = vars(b)
+    return type(a) is type(b) and all(_same(value, other[name]) for name, value in vars(a).items() if name != "id")
+
+
+def _same(a: object, b: object) -> bool:
+    """Tensors to the last bit, which tells -0.0 from 0.0."""
+    if a is b:
+        return True
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return (a.shape, a.dtype) == (b.shape, b.dtype) and torch.equal(_bits(a), _bits(b))
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -1,0 +1,91 @@
+"""What a store asks of the place where it is kept: rows in transactions, bytes under their SHA-256, and two locks."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from wise.errors import StoreError
+
+
+class Execute(Protocol):
+    """Runs one statement, with `?` where a value goes; the rows that it answers with."""
+
+    def __call__(self, statement: str, *values: Any) -> list[tuple[Any, ...]]: ...
+
+
+class Backend(ABC):
+    """Where a store is kept. Everything raises StoreError, with nothing changed, where it cannot be done."""
+
+    place: str
+    """What to call it in a message."""
+    writer: bool
+    """Whether it was opened as the one writer, which alone may change what is served."""
+
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[Execute]:
+        """All that the block writes is durable when it ends, or nothing of it is. One block at a time, anywhere."""
+
+    @abstractmethod
+    def reading(self) -> AbstractContextManager[Execute]:
+        """The block reads one state of the rows, whatever is written meanwhile."""
+
+    @abstractmethod
+    def put(self, data: bytes) -> str:
+        """Stores bytes; they are durable on return. Answers with their digest."""
+
+    @abstractmethod
+    def get(self, digest: str) -> bytes:
+        """The bytes, verified."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Digest and size of all that is stored."""
+
+    @abstractmethod
+    def remove(self, digests: Iterable[str]) -> None:
+        """Forgets bytes, and what a write that was cut off left behind."""
+
+    @abstractmethod
+    def hold(self, digest: str) -> None:
+        """Keeps `digest` from being collected until `release`, or until this process ends, however it ends."""
+
+    @abstractmethod
+    def release(self, digest: str) -> None:
+        """Undoes one `hold`."""
+
+    @abstractmethod
+    def unheld(self, digest: str) -> AbstractContextManager[bool]:
+        """Whether nobody holds `digest`; where so, nobody can for the length of the block."""
+
+    @abstractmethod
+    def faults(self) -> list[str]:
+        """What the database says is wrong with its own files."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives all locks back."""
+
+
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def verified(data: bytes, digest: str, place: str) -> bytes:
+    """Raises StoreError where `data` are not the bytes that were stored."""
+    if digest_of(data) != digest:
+        raise StoreError(
+            f"{place}: {digest[:16]} is damaged ({len(data)} bytes of another SHA-256); `wise check` says which "
+            "versions need it: roll back to a whole one, or restore it from a backup"
+        )
+    return data
+
+
+def lost(digest: str, place: str) -> StoreError:
+    return StoreError(
+        f"{place}: {digest[:16]} is missing; `wise check` says which versions need it: roll back to a whole one, or "
+        "restore it from a backup"
+    )

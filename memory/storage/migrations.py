@@ -1,0 +1,109 @@
+"""The tables of a journal, and how an older journal becomes one of today: numbered steps, forwards only.
+
+A step that was released is never changed; what must change comes as a further step. Statements are of the kind that
+SQLite and PostgreSQL both understand. The steps taken are noted in the journal itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wise.errors import StoreError
+from wise.memory.storage.backend import Backend, Execute
+from wise.memory.ticket import Event
+
+_STEPS_TAKEN = "CREATE TABLE IF NOT EXISTS migrations (number BIGINT PRIMARY KEY, name TEXT NOT NULL)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Migration:
+    """One step."""
+
+    name: str
+    apply: Callable[[Execute], None]
+
+
+def _journal(execute: Execute) -> None:
+    execute(
+        "CREATE TABLE tickets (number BIGINT PRIMARY KEY, edit_id TEXT NOT NULL, namespace TEXT NOT NULL, "
+        "edit TEXT NOT NULL, reason TEXT, valid_from TEXT, valid_until TEXT, key TEXT, accepted_at TEXT NOT NULL, "
+        "status TEXT NOT NULL, live_in BIGINT, retired_in BIGINT, verified TEXT)"
+    )
+    execute(
+        "CREATE TABLE events (number BIGINT PRIMARY KEY, at TEXT NOT NULL, kind TEXT NOT NULL, ticket BIGINT, "
+        "version BIGINT, author TEXT, detail TEXT NOT NULL)"
+    )
+    execute(
+        "CREATE TABLE versions (number BIGINT PRIMARY KEY, manifest TEXT NOT NULL, parent BIGINT NOT NULL, "
+        "kind TEXT NOT NULL, at TEXT NOT NULL, author TEXT, reason TEXT, edits BIGINT NOT NULL, "
+        "collected BIGINT NOT NULL)"
+    )
+    execute("CREATE INDEX tickets_by_status ON tickets (status, number)")
+    execute("CREATE INDEX tickets_by_key ON tickets (key)")
+    execute("CREATE INDEX events_by_ticket ON events (ticket, number)")
+    # Two tickets of one edit cannot be under way at once.
+    execute(
+        "CREATE UNIQUE INDEX tickets_under_way ON tickets (edit_id) WHERE status IN ('queued', 'training', 'live')"
+    )
+
+
+def _chain(execute: Execute) -> None:
+    """Every event carries a digest over itself and the one before."""
+    execute("ALTER TABLE events ADD COLUMN digest TEXT NOT NULL DEFAULT ''")
+    names = ("number", "at", "kind", "ticket", "version", "author", "detail")
+    digest = ""
+    for row in execute(f"SELECT {', '.join(names)} FROM events ORDER BY number"):
+        fields = dict(zip(names, row, strict=True))
+        digest = Event(**{**fields, "detail": json.loads(fields["detail"])}).linked(digest)
+        execute("UPDATE events SET digest = ? WHERE number = ?", digest, fields["number"])
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(name="journal", apply=_journal),
+    Migration(name="chain", apply=_chain),
+)
+"""Step i makes schema i + 1 of schema i."""
+
+
+def create(execute: Execute) -> None:
+    """All steps at once: the tables as they are to be."""
+    execute(_STEPS_TAKEN)
+    for step in MIGRATIONS:
+        step.apply(execute)
+
+
+def migrate(backend: Backend) -> None:
+    """Takes the steps that a journal has not taken yet, each in a transaction of its own."""
+    with backend.transaction() as execute:
+        execute(_STEPS_TAKEN)
+    for number in range(schema_of(backend) + 1, len(MIGRATIONS) + 1):
+        step = MIGRATIONS[number - 1]
+        with backend.transaction() as execute:
+            step.apply(execute)
+            execute("INSERT INTO migrations (number, name) VALUES (?, ?)", number, step.name)
+
+
+def schema_of(backend: Backend) -> int:
+    """The number of the last step taken, 0 where none was. Raises StoreError where the steps are not ours."""
+    with backend.reading() as execute:
+        taken = execute("SELECT number, name FROM migrations ORDER BY number")
+    ours = [(i, step.name) for i, step in enumerate(MIGRATIONS, start=1)]
+    if len(taken) > len(ours) and taken[: len(ours)] == ours:
+        raise StoreError(
+            f"{backend.place} has schema {len(taken)}, and this release reads up to {len(ours)}; install a newer "
+            "wise-runtime"
+        )
+    if taken != ours[: len(taken)]:
+        raise StoreError(f"{backend.place} has a journal of another program: {taken[:4]}; give a store of ours")
+    return len(taken)
+
+
+def check_schema(backend: Backend) -> None:
+    """Raises StoreError where the journal is not of today's schema."""
+    found = schema_of(backend)
+    if found != len(MIGRATIONS):
+        raise StoreError(
+            f"{backend.place} has schema {found} and this release needs {len(MIGRATIONS)}; open it once as its writer"
+        )

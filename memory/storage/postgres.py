@@ -1,0 +1,216 @@
+"""A store in a PostgreSQL database, for replicas on several machines: everything in its schema `wise`.
+
+Rows in the tables of every journal, bytes in a table of their own. The writer, transactions and holds are advisory
+locks, which the server gives back when a session ends, however it ends. The writer's lock and its transactions are of
+one session: when that is lost nothing can be written any more, so there are never two writers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+from wise.errors import ConfigError, StoreError
+from wise.memory.storage.backend import Backend, Execute, digest_of, lost, verified
+from wise.memory.storage.failpoints import reach
+from wise.memory.storage.migrations import check_schema, migrate
+
+if TYPE_CHECKING:
+    import psycopg
+
+logger = logging.getLogger(__name__)
+
+_PREPARE = (
+    "CREATE SCHEMA IF NOT EXISTS wise",
+    "CREATE TABLE IF NOT EXISTS wise.blobs (digest TEXT PRIMARY KEY, data BYTEA NOT NULL)",
+)
+_WRITER, _TRANSACTION = 7_165_001, 7_165_002
+"""Advisory locks of the one writer, and of whoever writes rows just now."""
+PATIENCE = 2.0
+"""Seconds to wait for a writer to end: the server notices the end of a process that was killed a little later."""
+
+
+class PostgresBackend(Backend):
+    """See the head of this file."""
+
+    def __init__(self, url: str, *, writer: bool) -> None:
+        """Makes the tables where there are none and `writer` is set.
+
+        Raises StoreError where another session is the writer, there is no store, or the server cannot be reached;
+        ConfigError where psycopg is not installed.
+        """
+        try:
+            import psycopg
+        except ImportError:
+            raise ConfigError("a store at a URL needs psycopg: pip install 'wise-runtime[postgres]'") from None
+        self._error = psycopg.Error
+        self.writer = writer
+        self._guard = RLock()
+        self._connection: psycopg.Connection[Any] | None = None
+        self.place = "the database"
+        try:
+            with self._told("cannot be opened"):
+                self._connection = psycopg.connect(url, autocommit=True)
+                info = self._connection.info
+                self.place = f"the database {info.dbname} at {info.host}:{info.port}"
+                if writer:
+                    self._claim()
+                elif not self._one("SELECT to_regclass('wise.migrations') IS NOT NULL"):
+                    raise StoreError(f"{self.place} holds no store; open it once as its writer")
+                self._connection.execute("SET search_path TO wise")
+                self._connection.execute("SET synchronous_commit TO on")
+            if writer:
+                migrate(self)
+            check_schema(self)
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self) -> None:
+        begun = time.monotonic()
+        while not self._one("SELECT pg_try_advisory_lock(%s)", _WRITER):
+            if time.monotonic() - begun < PATIENCE:
+                time.sleep(0.05)
+                continue
+            raise StoreError(
+                f"{self.place} has a writer already (a session with advisory lock {_WRITER}); end it, or open the "
+                "store with writer=False to read and to hand in edits"
+            )
+        for statement in _PREPARE:
+            self._open.execute(statement.encode())
+
+    @property
+    def _open(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            raise StoreError(f"{self.place} was closed; open it again")
+        return self._connection
+
+    def _one(self, statement: str, *values: Any) -> Any:
+        """The one value that a statement answers with."""
+        rows = self._open.execute(statement.encode(), values).fetchall()
+        return rows[0][0] if rows else None
+
+    # -- rows -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[Execute]:
+        with self._guard, self._told("could not be written, and nothing was changed"):
+            with self._open.transaction():
+                self._one("SELECT pg_advisory_xact_lock(%s)", _TRANSACTION)
+                reach("transaction-begun")
+                yield self._execute
+                reach("transaction-filled")
+            reach("transaction-durable")
+
+    @contextmanager
+    def reading(self) -> Iterator[Execute]:
+        with self._guard, self._told("could not be read"), self._open.transaction():
+            self._open.execute(b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield self._execute
+
+    def _execute(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        cursor = self._open.execute(statement.replace("?", "%s").encode(), values)
+        return cursor.fetchall() if cursor.description else []
+
+    def faults(self) -> list[str]:
+        """A server looks after its own files."""
+        return []
+
+    # -- bytes ----------------------------------------------------------------------------------
+
+    def put(self, data: bytes) -> str:
+        digest = digest_of(data)
+        with self._guard, self._told("could not be written, and nothing was changed"):
+            reach("blob-written")
+            self._open.execute(
+                b"INSERT INTO wise.blobs (digest, data) VALUES (%s, %s) "
+                b"ON CONFLICT (digest) DO UPDATE SET data = EXCLUDED.data WHERE wise.blobs.data <> EXCLUDED.data",
+                (digest, data),
+            )
+            reach("blob-in-place")
+        return digest
+
+    def get(self, digest: str) -> bytes:
+        with self._guard, self._told("could not be read"):
+            data = self._one("SELECT data FROM wise.blobs WHERE digest = %s", digest)
+        if data is None:
+            raise lost(digest, self.place)
+        return verified(bytes(data), digest, self.place)
+
+    def sizes(self) -> dict[str, int]:
+        with self._guard, self._told("could not be read"):
+            return dict(self._open.execute(b"SELECT digest, length(data) FROM wise.blobs").fetchall())
+
+    def remove(self, digests: Iterable[str]) -> None:
+        with self._guard, self._told("could not be tidied up"):
+            for digest in digests:
+                self._open.execute(b"DELETE FROM wise.blobs WHERE digest = %s", (digest,))
+                reach("blob-removed")
+
+    # -- locks ----------------------------------------------------------------------------------
+
+    def hold(self, digest: str) -> None:
+        with self._guard, self._told("could not be read"):
+            self._one("SELECT pg_advisory_lock_shared(%s)", _number(digest))
+            if not self._one("SELECT count(*) FROM wise.blobs WHERE digest = %s", digest):
+                self.release(digest)
+                raise lost(digest, self.place)
+
+    def release(self, digest: str) -> None:
+        with self._guard:
+            if self._connection is not None and not self._connection.closed:  # a session that ended holds nothing
+                with self._told("could not be read"):
+                    self._one("SELECT pg_advisory_unlock_shared(%s)", _number(digest))
+
+    @contextmanager
+    def unheld(self, digest: str) -> Iterator[bool]:
+        with self._guard, self._told("could not be tidied up"):
+            unheld = not self._mine(digest) and self._one("SELECT pg_try_advisory_lock(%s)", _number(digest))
+            try:
+                yield bool(unheld)
+            finally:
+                if unheld:
+                    self._one("SELECT pg_advisory_unlock(%s)", _number(digest))
+
+    def _mine(self, digest: str) -> bool:
+        """Whether this session holds it, which would not keep it from locking it a second time."""
+        number = _number(digest)
+        return bool(
+            self._one(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "
+                "AND classid::bigint = %s AND objid::bigint = %s",
+                number >> 32 & 0xFFFFFFFF,
+                number & 0xFFFFFFFF,
+            )
+        )
+
+    def close(self) -> None:
+        with self._guard:
+            if self._connection is None:
+                return
+            try:
+                if not self._connection.closed:  # or the server would give them back some time after the session
+                    self._connection.execute(b"SELECT pg_advisory_unlock_all()")
+            except self._error:
+                logger.debug("the session ended by itself", exc_info=True)
+            self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Says what the server said as a StoreError."""
+        try:
+            yield
+        except (self._error, OSError) as error:
+            if self._connection is not None and self._connection.broken:
+                what = "lost the connection; open it again, which shows whether what was under way was still done"
+            raise StoreError(f"{self.place} {what}: {' '.join(str(error).split())}; see to the server") from error
+
+
+def _number(digest: str) -> int:
+    """The advisory lock of a digest: its first 63 bits."""
+    return int(digest[:16], 16) >> 1

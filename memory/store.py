@@ -1,0 +1,387 @@
+"""The durable store: corrections are acknowledged, trained, committed as versions, read, undone and audited.
+
+    store = Store.open("corrections")              # a folder, or postgresql://...
+    store.acknowledge([edit])                      # durable from here on
+    batch = store.begin()                          # queued -> training
+    report = model.edit([ticket.edit for ticket in batch])
+    store.commit(batch, model.state, parent=0, config=..., base=..., outcomes=...)   # training -> live | failed
+
+A commit stores what is new (`wise.memory.version`), each part durable before anything names it, and then makes the
+version current in one transaction of the journal, which also moves the tickets. So whenever the process dies, the
+store is at the version before or at the version after, and every acknowledged ticket is there. Training that was cut
+off is queued again when the writer opens the store.
+
+One process is the writer. Any others may read, pin versions and hand in edits. A version that is pinned is not
+collected; a snapshot that was read is in memory and changes no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike, fspath
+from pathlib import Path
+from threading import RLock
+from types import TracebackType
+from typing import Any, Self
+
+from wise.checks import checked_text
+from wise.config import WiseConfig
+from wise.edits import Edit
+from wise.errors import EditError, StoreError, did_you_mean
+from wise.memory.checker import Findings, check
+from wise.memory.collector import Collection, collect
+from wise.memory.fingerprint import Fingerprint
+from wise.memory.journal import Journal, Move
+from wise.memory.pack import merged, read_pack, write_pack
+from wise.memory.state import MemoryState
+from wise.memory.storage.backend import Backend
+from wise.memory.storage.folder import FolderBackend
+from wise.memory.storage.postgres import PostgresBackend
+from wise.memory.ticket import FAILED, LIVE, QUEUED, RETIRED, TRAINING, Event, Request, Ticket, Version
+from wise.memory.version import Difference, Draft, Manifest, Snapshot, difference, draft, read
+
+EDITS_AT_ONCE = 64
+KEPT_VERSIONS = 100
+"""Versions that `gc` keeps, unless it is told otherwise."""
+
+
+class Store:
+    """See the head of this file. Every method may be called from any thread."""
+
+    def __init__(self, backend: Backend) -> None:
+        """Use `Store.open`."""
+        self.backend = backend
+        self.journal = Journal(backend)
+        self._latest = Snapshot(version=0)
+        self._writing = RLock()
+        if backend.writer:
+            self._requeue("the process that trained it ended")
+
+    @classmethod
+    def open(cls, place: str | PathLike[str], *, writer: bool = True) -> Self:
+        """Opens the store in a folder, which is made where there is none, or at a `postgresql://` URL.
+
+        writer: be the one process that trains, commits and collects. Others may read and hand in edits.
+
+        Raises StoreError where another process is the writer, or there is no store of ours that this release reads.
+        """
+        text = fspath(place)
+        if text.startswith(("postgresql://", "postgres://")):
+            return cls(PostgresBackend(text, writer=writer))
+        return cls(FolderBackend(Path(text).absolute(), writer=writer))
+
+    def close(self) -> None:
+        """Gives its locks back; what was acknowledged or committed is durable without it."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- edits come in ----------------------------------------------------------------------------
+
+    def acknowledge(self, requests: Sequence[Edit | Request], *, key: str | None = None) -> tuple[Ticket, ...]:
+        """Takes edits in; when this returns they survive whatever happens to the process or its power.
+
+        key: names the call, so that one repeated after a lost answer gives the same tickets and takes nothing in twice.
+
+        Raises EditError, with nothing taken in, for an edit that is under way already or a key used for others.
+        """
+        wanted = [item if isinstance(item, Request) else Request(edit=item) for item in requests]
+        if not wanted:
+            raise EditError("acknowledge() was given no edits: expected at least one")
+        return self.journal.acknowledge(wanted, None if key is None else checked_text("key", key))
+
+    def begin(self, limit: int = EDITS_AT_ONCE) -> tuple[Ticket, ...]:
+        """The oldest queued tickets that are due, now in training. Queued ones whose time is over are retired."""
+        with self._changing():
+            return self.journal.begin(limit)
+
+    def expired(self) -> tuple[Ticket, ...]:
+        """Live tickets whose `valid_until` has come; `delete` ends them."""
+        return self.journal.expired()
+
+    def requeue(self, tickets: Sequence[Ticket], *, why: str) -> None:
+        """Training that came to nothing is to be tried again."""
+        self._check_writer()
+        self.journal.move([Move(ticket=ticket.number, to=QUEUED, detail={"why": why}) for ticket in tickets])
+
+    def _requeue(self, why: str) -> None:
+        cut_off = self.journal.tickets(status=TRAINING)
+        if cut_off:
+            self.requeue(cut_off, why=why)
+
+    def fail(self, tickets: Sequence[Ticket], *, detail: Mapping[str, Any]) -> None:
+        """Training that came to nothing is given up."""
+        self._check_writer()
+        self.journal.move([Move(ticket=ticket.number, to=FAILED, detail=detail) for ticket in tickets])
+
+    # -- versions ---------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        tickets: Sequence[Ticket],
+        state: MemoryState,
+        *,
+        parent: int,
+        config: WiseConfig,
+        base: Fingerprint,
+        outcomes: Mapping[str, Mapping[str, Any]] | None = None,
+        author: str | None = None,
+        reason: str | None = None,
+        kind: str = "commit",
+    ) -> Version:
+        """Makes `state` the current version: `tickets`, all in training, go live where it holds them, or else fail.
+
+        parent: the version that `state` was made from. Its edits that `state` does not hold are retired.
+        outcomes: by edit id, what was verified, as JSON values.
+
+        Where nothing but failures came of it there is no new version. Raises StoreError, with the tickets still in
+        training, where another version came after `parent`, the state does not follow from it and these tickets, or
+        the disk does not take it.
+        """
+        with self._changing():
+            before = self.read()
+            if before.version != parent:
+                raise StoreError(f"version {before.version} came after {parent}: read it, edit it again, then commit")
+            mine = {ticket.edit.id: ticket for ticket in tickets}
+            _check_edits(state, before, mine)
+            numbers = {**before.tickets, **{i: ticket.number for i, ticket in mine.items()}}
+            new = draft(before, state, numbers, config=config, base=base)
+            live, told = set(state.edit_ids), outcomes or {}
+            moves = [
+                Move(ticket=ticket.number, to=LIVE if i in live else FAILED, detail=told.get(i, {}))
+                for i, ticket in mine.items()
+            ]
+            moves += [Move(ticket=n, to=RETIRED) for i, n in before.tickets.items() if i not in live]
+            if _same_slots(before.manifest, new.manifest):
+                self.journal.move(moves, author=author)
+                return self.journal.version()
+            return self._put(new, moves, kind=kind, author=author, reason=reason)
+
+    def delete(self, edit_ids: Sequence[str], *, author: str | None = None, reason: str | None = None) -> Version:
+        """Retires edits: live ones are not in the new version, queued ones are never trained.
+
+        In mode `hybrid` nothing of them is left in it, in the others a trace in the weights of their slot.
+
+        Raises StoreError, with nothing changed, for an edit that is neither live nor queued.
+        """
+        with self._changing():
+            parent = self.read()
+            queued = {ticket.edit.id: ticket.number for ticket in self.journal.tickets(status=QUEUED)}
+            known = {**queued, **parent.tickets}
+            for edit_id in edit_ids:
+                if edit_id not in known:
+                    hint = did_you_mean(edit_id, known) if known else "there are none"
+                    raise StoreError(f"edit {edit_id!r} is neither live nor queued; {hint}")
+            moves = [Move(ticket=known[i], to=RETIRED, detail={"why": "deleted"}) for i in dict.fromkeys(edit_ids)]
+            if not set(edit_ids) & set(parent.tickets):
+                self.journal.move(moves, author=author)
+                return self.journal.version()
+            new = self._draft_of(parent, parent.state.without(edit_ids))
+            return self._put(new, moves, kind="delete", author=author, reason=reason)
+
+    def rollback(self, version: int, *, author: str | None = None, reason: str | None = None) -> Version:
+        """Makes the memory of an earlier version current again, bit for bit, as a new version.
+
+        Raises StoreError, with nothing changed, where it was collected or is damaged, or where an edit that would
+        come back is under way anew.
+        """
+        with self._changing():
+            current = self.journal.version()
+            target = self.read(version)
+            if version == 0 and current.number:
+                target = self._draft_of(self.read(), MemoryState()).snapshot
+            if target.manifest is None:
+                raise StoreError("nothing was committed yet, so there is nothing to roll back")
+            held = {ticket.number for ticket in self.journal.tickets(status=LIVE)}  # the current one may be damaged
+            wanted = set(target.tickets.values())
+            self._check_return(target, wanted - held)
+            moves = [Move(ticket=number, to=RETIRED) for number in sorted(held - wanted)]
+            moves += [Move(ticket=number, to=LIVE) for number in sorted(wanted - held)]
+            snapshot = replace(target, version=current.number + 1)
+            new = Draft(manifest=target.manifest, snapshot=snapshot, blobs=())
+            return self._put(new, moves, kind="rollback", author=author, reason=reason or f"back to version {version}")
+
+    def read(self, version: int | None = None) -> Snapshot:
+        """The memory as it is in `version`, or in the current one; verified.
+
+        Raises StoreError where the version was collected, or a file of it is missing or damaged.
+        """
+        with self.pin(version) as snapshot:
+            return snapshot
+
+    @contextmanager
+    def pin(self, version: int | None = None) -> Iterator[Snapshot]:
+        """The same, and the version is not collected for the length of the block, by any process."""
+        with self._held(version) as told:
+            latest = self._latest
+            if told.number == latest.version:
+                yield latest
+                return
+            if told.number == 0:
+                yield Snapshot(version=0)
+                return
+            snapshot = read(told.number, told.manifest, self.backend.get, self.backend.place, latest.rows)
+            if told.number > latest.version:
+                self._latest = snapshot
+            yield snapshot
+
+    @contextmanager
+    def _held(self, number: int | None) -> Iterator[Version]:
+        told = self.journal.version(number)
+        if told.number == 0:
+            yield told
+            return
+        if told.collected:
+            raise StoreError(f"version {told.number} was collected by `wise gc`; `wise log` names those that are left")
+        try:
+            self.backend.hold(told.manifest)
+        except StoreError:
+            again = self.journal.version(number)  # what was current may have been collected just now
+            if again == told:
+                raise
+            with self._held(number) as later:
+                yield later
+            return
+        try:
+            yield told
+        finally:
+            self.backend.release(told.manifest)
+
+    def diff(self, before: int, after: int) -> Difference:
+        """What turns version `before` into version `after`."""
+        return difference(self.read(before), self.read(after))
+
+    def gc(self, *, keep: int = KEPT_VERSIONS) -> Collection:
+        """Collects all but the newest `keep` versions, and removes every file that no version left needs.
+
+        Pinned versions stay. The journal keeps all that it says of the others. Raises StoreError, with nothing
+        removed, where a manifest that stays is damaged, since nobody knows then what it needs.
+        """
+        with self._changing():
+            return collect(self.backend, self.journal, keep)
+
+    def check(self) -> Findings:
+        """Verifies all that can be reached: files, references, states, and the journal; changes nothing."""
+        return check(self.backend, self.journal)
+
+    def log(self, *, since: int = 0, limit: int | None = None) -> tuple[Event, ...]:
+        """What happened after event `since`."""
+        return self.journal.events(since=since, limit=limit)
+
+    # -- packs --------------------------------------------------------------------------------------
+
+    def export_pack(
+        self, folder: str | PathLike[str], *, version: int | None = None, namespace: str | None = None
+    ) -> int:
+        """Writes a version as a folder that `import_pack` and `WiseModel.from_pretrained` read: see `write_pack`."""
+        with self.pin(version) as snapshot:
+            tickets = self.journal.tickets(numbers=list(snapshot.tickets.values()))
+            return write_pack(Path(folder), snapshot, tickets, namespace)
+
+    def import_pack(
+        self, folder: str | PathLike[str], *, author: str | None = None, reason: str | None = None
+    ) -> Version:
+        """Takes in the edits of a pack as they are, trained, as one new version: see `merged`.
+
+        Each gets a ticket. Where the process ends halfway, they are queued, and the same call completes it.
+
+        Raises StoreError or EditError, with nothing served, where the pack does not fit or an edit is under way.
+        """
+        with self._changing():
+            pack = read_pack(Path(folder))
+            current = self.read()
+            state = merged(current, pack)
+            tickets = self.journal.acknowledge(pack.requests, f"pack {pack.digest}")
+            done = {ticket.status for ticket in tickets} - {QUEUED, TRAINING}
+            if done:
+                raise StoreError(f"the pack was imported before, and its edits are {', '.join(sorted(done))} by now")
+            self.journal.move([Move(ticket=t.number, to=TRAINING) for t in tickets if t.status == QUEUED])
+            return self.commit(
+                tickets,
+                state,
+                parent=current.version,
+                config=pack.config,
+                base=pack.base,
+                outcomes=pack.verified,
+                author=author,
+                reason=reason or f"pack {pack.digest[:16]}",
+                kind="import",
+            )
+
+    # -- within -----------------------------------------------------------------------------------
+
+    def _put(
+        self, new: Draft, moves: Sequence[Move], *, kind: str, author: str | None, reason: str | None
+    ) -> Version:
+        """Stores a draft, then makes it current."""
+        for data in (*new.blobs, new.manifest.to_bytes()):
+            digest = self.backend.put(data)
+        version = self.journal.add_version(
+            kind=kind,
+            manifest=digest,
+            parent=new.snapshot.version - 1,
+            edits=len(new.snapshot.state.edits),
+            moves=moves,
+            author=author,
+            reason=reason,
+        )
+        self._latest = new.snapshot
+        return version
+
+    def _draft_of(self, parent: Snapshot, state: MemoryState) -> Draft:
+        """A version of edits that were live before."""
+        if parent.config is None or parent.base is None:
+            raise StoreError("nothing was committed yet: commit a version first")
+        return draft(parent, state, parent.tickets, config=parent.config, base=parent.base)
+
+    def _check_return(self, target: Snapshot, returning: set[int]) -> None:
+        """Edits that come back are not under way anew."""
+        back = {edit_id for edit_id, number in target.tickets.items() if number in returning}
+        for status in (QUEUED, TRAINING):
+            for ticket in self.journal.tickets(status=status):
+                if ticket.edit.id in back:
+                    raise StoreError(
+                        f"edit {ticket.edit.id!r} would come back while it is {status} as ticket {ticket.number}; wait "
+                        "until that is done, or delete it"
+                    )
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change of what is served at a time."""
+        self._check_writer()
+        with self._writing:
+            yield
+
+    def _check_writer(self) -> None:
+        if not self.backend.writer:
+            raise StoreError(f"{self.backend.place} was opened with writer=False; open it as its writer to change it")
+
+
+def _check_edits(state: MemoryState, parent: Snapshot, mine: Mapping[str, Ticket]) -> None:
+    """Every edit of a state is one that was live, or one of these tickets, unaltered."""
+    live = {edit.id: edit for edit in parent.state.edits}
+    for edit in state.edits:
+        known = live.get(edit.id)
+        if known is edit:
+            continue
+        if edit.id in mine:
+            known = mine[edit.id].edit
+        if known is None:
+            raise StoreError(f"edit {edit.id!r} was neither live nor begun; acknowledge it, begin it, then commit it")
+        if known != edit:
+            raise StoreError(f"edit {edit.id!r} is not the one that was acknowledged; give a changed edit a new id")
+
+
+def _same_slots(before: Manifest | None, after: Manifest) -> bool:
+    """Whether a version would hold what its parent holds."""
+    if before is None:
+        return not after.slots
+    return (before.slots, before.order, before.config) == (after.slots, after.order, after.config)

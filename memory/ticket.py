@@ -1,0 +1,159 @@
+"""What a journal speaks of: a request for an edit, its ticket, the events of its life, and the versions of a memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from wise.checks import checked_text, given
+from wise.edits import Edit
+from wise.errors import EditError
+
+QUEUED, TRAINING, LIVE, FAILED, RETIRED = "queued", "training", "live", "failed", "retired"
+FOLLOWS: Mapping[str, tuple[str, ...]] = {
+    QUEUED: (TRAINING, RETIRED),
+    TRAINING: (LIVE, FAILED, QUEUED),
+    LIVE: (RETIRED,),
+    FAILED: (),
+    RETIRED: (LIVE,),
+}
+"""Which status may follow which. Training that was cut off is queued again; a rollback brings back what was retired."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """An edit that is handed in, and what the journal is to keep beside it.
+
+    Raises EditError for a blank reason, or times that are none or end before they begin.
+    """
+
+    edit: Edit
+    reason: str | None = None
+    valid_from: str | None = None
+    """ISO 8601; not trained before. UTC where it names no zone."""
+    valid_until: str | None = None
+    """ISO 8601; `Store.expired` names it from then on. UTC where it names no zone."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.edit, Edit):
+            raise EditError(f"field 'edit': {given(self.edit)} was given, an Edit was expected")
+        if self.reason is not None:
+            object.__setattr__(self, "reason", checked_text("reason", self.reason).strip())
+        for name in ("valid_from", "valid_until"):
+            object.__setattr__(self, name, _instant(name, getattr(self, name)))
+        if self.valid_from and self.valid_until and self.valid_until <= self.valid_from:
+            raise EditError(f"field 'valid_until': {self.valid_until} is not after valid_from, {self.valid_from}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """An acknowledged request, as it stands now."""
+
+    number: int
+    """Counted from 1, in the order in which requests were acknowledged."""
+    edit: Edit
+    reason: str | None
+    valid_from: str | None
+    valid_until: str | None
+    key: str | None
+    """Idempotency key of the call that handed it in."""
+    accepted_at: str
+    status: str
+    live_in: int | None
+    """The version in which it last became live."""
+    retired_in: int | None
+    """The version in which it last ceased to be; None also where it was withdrawn before it was live."""
+    verified: Mapping[str, Any] | None
+    """What was found when it was trained."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "edit": self.edit.to_dict()}
+
+    @property
+    def request(self) -> Request:
+        return Request(
+            edit=self.edit, reason=self.reason, valid_from=self.valid_from, valid_until=self.valid_until
+        )
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of all that never changes about it."""
+        changing = ("status", "live_in", "retired_in", "verified")
+        return digest_of_json({name: value for name, value in self.to_dict().items() if name not in changing})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened. Never changed, never removed."""
+
+    number: int
+    """Counted from 1 without gaps: whoever has seen event N asks for what came since N."""
+    at: str
+    """UTC; never before the event before it, whatever the clock says."""
+    kind: str
+    """A status that a ticket took, or else `version` or `collected`, of a version."""
+    ticket: int | None
+    version: int | None
+    author: str | None
+    detail: Mapping[str, Any]
+    digest: str = ""
+    """SHA-256 over the event and the digest before it: what was noted cannot be changed without all that came after."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def linked(self, before: str) -> str:
+        """The digest that it has after an event of digest `before`."""
+        return digest_of_json([before, {name: value for name, value in vars(self).items() if name != "digest"}])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One state of the memory, as the journal knows it; version 0 is the memory without edits."""
+
+    number: int
+    manifest: str
+    """SHA-256 of its manifest; empty for version 0."""
+    parent: int
+    kind: str
+    """`commit`, `delete`, `rollback` or `import`."""
+    at: str
+    author: str | None
+    reason: str | None
+    edits: int
+    """How many are live in it."""
+    collected: bool
+    """Whether it can no longer be read."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def now() -> str:
+    """This instant by the clock: UTC, of fixed width, so that texts compare as instants do."""
+    return _written(datetime.now(UTC))
+
+
+def digest_of_json(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _written(instant: datetime) -> str:
+    return instant.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _instant(name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    text = checked_text(name, value)
+    try:
+        instant = datetime.fromisoformat(text)
+        return _written(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
+        raise EditError(
+            f"field {name!r}: {text!r} was given, an ISO 8601 time was expected, such as 2025-01-31T12:00:00+00:00"
+        ) from None

@@ -1,0 +1,288 @@
+"""Kills a store in the middle of its work, again and again, and looks whether anything was lost.
+
+    python scripts/soak_store.py --kills 1000
+
+A process hands in edits, commits, deletes, rolls back, collects and reads, at random, and says into a pipe what it is
+about to do and what came of it. It is killed with SIGKILL: at a named point of `wise.memory.storage.failpoints`, or
+at a random instant. Then the store is opened anew, checked as a whole, and compared with what the process had said:
+every acknowledged edit is there, every version holds bit for bit what was committed as it, and the current one is the
+last that was reported or the one that was being made. Every 50 kills begin a new store. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import normalize
+
+from wise.config import WiseConfig
+from wise.edits import Edit
+from wise.memory.fingerprint import Fingerprint
+from wise.memory.key_space import KeySpace
+from wise.memory.slot import ValueSlot
+from wise.memory.state import MemoryState
+from wise.memory.storage import failpoints
+from wise.memory.store import Store
+
+STORE_FOR = 50
+"""Kills before a new store is begun: its journal grows, and is checked as a whole each time."""
+LONGEST = 0.25
+"""Seconds after which a process is killed, at the most."""
+F, D, R = 6, 4, 5
+CONFIG = WiseConfig(mode="hybrid")
+BASE = Fingerprint(
+    model_type="llama", path="model.layers.1.mlp.down_proj", in_features=F, out_features=D, vocabulary=9, depth=2,
+    parameters=99, dtype="float32", digest="0" * 64, sample=(0.5,),
+)
+
+
+def _drawn(seed: str, *shape: int) -> torch.Tensor:
+    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:6], "little")
+    return torch.randn(shape, generator=torch.Generator().manual_seed(number))
+
+
+KEY_SPACE = KeySpace(mean=_drawn("m", F), projection=_drawn("p", R, F), floors=(0.6,))
+SUBJECT_SPACE = KeySpace(mean=_drawn("s", 3), projection=_drawn("q", R, 3), floors=(0.8,))
+
+
+def written(edits: Sequence[Edit], before: MemoryState | None = None) -> MemoryState:
+    """A memory that holds `edits` after those of `before`, with values that are a function of each edit."""
+    state = before or MemoryState()
+    slots, keys = list(state.slots), dict(state.keys)
+    for edit in edits:
+        rows = 1 + len(edit.target) % 2
+        slots.append(
+            ValueSlot(
+                id=len(slots), edit_ids=(edit.id,), scores=(0.01,), features=F,
+                values=_drawn(f"{edit.id} {edit.target}", rows, D), places=torch.arange(rows),
+                gated=torch.ones(rows, dtype=torch.bool),
+            )
+        )
+        keys[edit.id] = normalize(_drawn(f"key {edit.id}", rows, 2 * R), dim=-1)
+    return MemoryState(
+        edits=(*state.edits, *edits), slots=tuple(slots), keys=keys, key_space=KEY_SPACE, subject_space=SUBJECT_SPACE
+    )
+
+
+def digest(state: MemoryState) -> str:
+    """SHA-256 of all that a memory holds, in its order."""
+    told = hashlib.sha256(json.dumps([edit.to_dict() for edit in state.edits]).encode())
+    for slot in state.slots:
+        told.update(json.dumps([slot.id, slot.kind, slot.edit_ids, slot.scores]).encode())
+        for name, tensor in slot.tensors().items():
+            told.update(name.encode() + tensor.numpy().tobytes())
+    for edit_id, keys in state.keys.items():
+        told.update(edit_id.encode() + keys.numpy().tobytes())
+    for space in (state.key_space, state.subject_space):
+        for name, tensor in (space.tensors() if space else {}).items():
+            told.update(name.encode() + tensor.numpy().tobytes())
+    return told.hexdigest()
+
+
+# -- the process that is killed -----------------------------------------------------------------
+
+
+def work(folder: Path | str, pipe: int, known: dict[int, str], seed: int) -> None:
+    """Works on the store until it is killed."""
+    rng = random.Random(seed)
+
+    def say(**words: Any) -> None:
+        os.write(pipe, json.dumps(words).encode() + b"\n")
+
+    store = Store.open(folder)
+    say(opened=True)
+    steps = (ask, ask, commit, commit, commit, delete, rollback, collect, look)
+    while True:
+        rng.choice(steps)(store, rng, known, say)
+
+
+def ask(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
+    edits = []
+    for _ in range(rng.randint(1, 4)):
+        name = f"{rng.getrandbits(64):x}"
+        edits.append(Edit(id=name, prompt=f"prompt {name}", target="x" * rng.randint(1, 6)))
+    tickets = store.acknowledge(edits)
+    say(acknowledged=[[ticket.number, ticket.edit.to_dict()] for ticket in tickets])
+
+
+def commit(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
+    batch = store.begin(rng.randint(1, 8))
+    if not batch:
+        return
+    current = store.read()
+    dropped = [edit_id for edit_id in current.state.edit_ids if rng.random() < 0.05]
+    good = [ticket.edit for ticket in batch if rng.random() < 0.8]
+    state = written(good, current.state.without(dropped))
+    if good or dropped:
+        say(intended=[current.version + 1, digest(state)])
+    outcomes = {edit.id: {"answer": edit.target} for edit in good}
+    version = store.commit(batch, state, parent=current.version, config=CONFIG, base=BASE, outcomes=outcomes)
+    if good or dropped:
+        known[version.number] = digest(state)
+        say(done=version.number)
+
+
+def delete(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
+    current = store.read()
+    if not current.state.edits:
+        return
+    gone = rng.sample(current.state.edit_ids, 1)
+    state = current.state.without(gone)
+    say(intended=[current.version + 1, digest(state)])
+    known[store.delete(gone).number] = digest(state)
+    say(done=current.version + 1)
+
+
+def rollback(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
+    left = [version.number for version in store.journal.versions() if not version.collected]
+    if not left or rng.random() < 0.5:
+        return
+    target = rng.choice(left)
+    say(intended=[left[-1] + 1, known[target]])
+    known[store.rollback(target).number] = known[target]
+    say(done=left[-1] + 1)
+
+
+def collect(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
+    store.gc(keep=rng.randint(3, 12))
+
+
+def look(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
+    left = [version.number for version in store.journal.versions() if not version.collected]
+    for number in rng.sample(left, min(2, len(left))):
+        store._latest = type(store._latest)(version=0)  # nothing from memory: as another process would read it
+        if digest(store.read(number).state) != known[number]:
+            say(wrong=number)
+
+
+# -- the process that kills and looks -----------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Said:
+    """What killed processes had said about one store."""
+
+    acknowledged: dict[int, dict[str, Any]] = field(default_factory=dict)
+    versions: dict[int, str] = field(default_factory=dict)
+    """Version -> digest of what it was to hold; of one that was not reported, the last intention."""
+    reported: int = 0
+    lost: int = 0
+    wrong: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def hear(self, line: bytes) -> None:
+        words = json.loads(line)
+        for number, edit in words.get("acknowledged", ()):
+            self.acknowledged[number] = edit
+        if "intended" in words:
+            number, wanted = words["intended"]
+            self.versions[number] = wanted
+        self.reported = max(self.reported, words.get("done", 0))
+        self.wrong += "wrong" in words
+
+    def compare(self, folder: Path | str) -> None:
+        """Opens the store as after a crash, and holds it against what was said."""
+        with Store.open(folder) as store:
+            self.problems += store.check().problems
+            tickets = {ticket.number: ticket.edit.to_dict() for ticket in store.journal.tickets()}
+            self.lost += sum(tickets.get(number) != edit for number, edit in self.acknowledged.items())
+            current = store.journal.version().number
+            self.lost += current < self.reported
+            for version in store.journal.versions():
+                if not version.collected:
+                    self.wrong += digest(store.read(version.number).state) != self.versions.get(version.number)
+            for number in [number for number in self.versions if number > current]:
+                del self.versions[number]
+
+
+def kill_once(folder: Path | str, said: Said, rng: random.Random, armed: str | None, work: Any = work) -> bool:
+    """Starts a process, kills it, and hears what it said. False where it ended in another way.
+
+    armed: what `WISE_FAILPOINT` is to be; None kills at a random instant.
+    """
+    seed, delay = rng.getrandbits(32), rng.uniform(0.0, LONGEST)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.close(reader)
+            if armed is not None:
+                os.environ[failpoints.VARIABLE] = armed
+            work(folder, writer, dict(said.versions), seed)
+        except BaseException as error:  # a fork must not go on as its parent
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(1)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        first = pipe.readline() if armed is None else b""
+        if armed is None:
+            time.sleep(delay)
+            os.kill(child, signal.SIGKILL)
+        lines = (first + pipe.read()).split(b"\n")[:-1]  # a line that was cut off was not said
+    _, status = os.waitpid(child, 0)
+    for line in lines:
+        said.hear(line)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def soak(kills: int, *, seed: int = 0, named: float = 0.5, parent: Path | None = None) -> dict[str, Any]:
+    """`kills` kills, a share `named` of them at named points; what was lost, wrong or broken, which must be nothing.
+
+    parent: folder in which stores are made; the system's own for temporary files where it is left out.
+    """
+    rng = random.Random(seed)
+    points: Counter[str] = Counter()
+    totals = {"kills": 0, "acknowledged": 0, "versions": 0, "lost": 0, "wrong": 0, "otherwise": 0}
+    problems: list[str] = []
+    while totals["kills"] < kills:
+        said = Said()
+        with tempfile.TemporaryDirectory(dir=parent) as made:
+            folder = Path(made) / "store"
+            for _ in range(min(STORE_FOR, kills - totals["kills"])):
+                point = rng.choice(failpoints.POINTS) if rng.random() < named else None
+                armed = point and f"{point}:kill:{rng.randint(1, 6)}"
+                totals["otherwise"] += not kill_once(folder, said, rng, armed)
+                points[point or "any instant"] += 1
+                totals["kills"] += 1
+                said.compare(folder)
+        totals["acknowledged"] += len(said.acknowledged)
+        totals["versions"] += max(said.versions, default=0)
+        totals["lost"] += said.lost
+        totals["wrong"] += said.wrong
+        problems += said.problems
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{totals['kills']} of {kills} kills")
+    return totals | {"problems": problems[:20], "killed_at": dict(sorted(points.items()))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--named", type=float, default=0.5, help="share of kills at named points")
+    parser.add_argument("--folder", type=Path, default=None, help="where stores are made")
+    given = parser.parse_args()
+    begun = time.perf_counter()
+    torch.set_num_threads(1)
+    found = soak(given.kills, seed=given.seed, named=given.named, parent=given.folder)
+    sys.stdout.write(json.dumps(found | {"seconds": round(time.perf_counter() - begun, 1)}) + "\n")
+    sys.exit(1 if found["lost"] or found["wrong"] or found["otherwise"] or found["problems"] else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Stores for the tests: memories by hand, whose every bit is a function of their edits, and processes of their own.
+
+The memories are those of `scripts/soak_store.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from wise.edits import Edit
+from wise.memory.store import Store
+from wise.memory.ticket import Version
+
+ROOT = Path(__file__).resolve().parents[1]
+IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""A file system in memory, where the system has one: what these tests kill is a process and no disk."""
+
+
+def _loaded(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+soak = _loaded(ROOT / "scripts" / "soak_store.py")
+BASE, CONFIG, written, digest = soak.BASE, soak.CONFIG, soak.written, soak.digest
+
+
+@contextmanager
+def new_folder() -> Iterator[Path]:
+    """An empty folder, in memory where there is such."""
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
+        yield Path(folder)
+
+
+def edit(number: int, target: str = "here", **fields: str) -> Edit:
+    return Edit(id=f"e{number}", prompt=f"prompt {number}", target=target, **fields)
+
+
+def edits(*numbers: int) -> list[Edit]:
+    return [edit(number) for number in numbers]
+
+
+def learn(store: Store, new: Sequence[Edit], *, failing: Sequence[str] = (), without: Sequence[str] = ()) -> Version:
+    """Hands edits in, takes all that is queued into training, and commits what did not fail."""
+    if new:
+        store.acknowledge(new)
+    batch = store.begin(10_000)
+    good = [ticket.edit for ticket in batch if ticket.edit.id not in failing]
+    current = store.read()
+    state = written(good, current.state.without(without))
+    outcomes = {ticket.edit.id: {"answer": ticket.edit.target} for ticket in batch}
+    return store.commit(batch, state, parent=current.version, config=CONFIG, base=BASE, outcomes=outcomes)
+
+
+def statuses(store: Store) -> dict[str, str]:
+    """Edit id -> status of its last ticket."""
+    return {ticket.edit.id: ticket.status for ticket in store.journal.tickets()}
+
+
+def in_a_process(work: Callable[[], None]) -> int:
+    """Runs `work` in a forked process. 0 where it returned, 1 where it raised, -9 where it was killed."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException as error:  # a fork must not go on as its parent
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def waiting(work: Callable[[], object]) -> int:
+    """Starts a process that does `work` and then waits, holding what it holds. Its id; `end` kills it."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            held = work()
+            os.write(writer, b"x")
+            while held is not os:
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    assert os.read(reader, 1) == b"x", "the process ended before it was ready"
+    os.close(reader)
+    return child
+
+
+def end(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)

@@ -1,0 +1,121 @@
+"""The commands of a store: what they do, what they say, and with which code they end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stores import digest, edit, edits, learn, new_folder, written
+from typer.testing import CliRunner, Result
+
+import wise
+from wise.cli.app import app
+from wise.memory.store import Store
+
+
+def run(*arguments: str | Path | int) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def told(*arguments: str | Path | int, code: int = 0) -> Any:
+    """The JSON that a command ends with."""
+    result = run(*arguments, "--json")
+    assert (result.exit_code, result.stderr) == (code, ""), result.output
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A store of two versions, and an edit that waits."""
+    with new_folder() as parent:
+        with Store.open(parent / "store") as store:
+            learn(store, [edit(1, author="someone"), edit(2)])
+            learn(store, [wise.Edit(id="n", prompt="prompt 2", target="there", namespace="default")], without=["e2"])
+            store.acknowledge([edit(3, namespace="geo")])
+        yield parent / "store"
+
+
+def current(folder: Path) -> str:
+    with Store.open(folder, writer=False) as store:
+        return str(digest(store.read().state))
+
+
+def test_log_tells_the_life_of_every_edit(folder: Path) -> None:
+    found = told("log", folder)
+    assert found["current"] == 2 and found["counts"] == {"live": 2, "retired": 1, "queued": 1}
+    assert [event["number"] for event in found["events"]] == list(range(1, len(found["events"]) + 1))
+    life = told("log", folder, "--edit", "e1")["events"]
+    assert [(event["kind"], event["version"]) for event in life] == [("queued", None), ("training", None), ("live", 1)]
+    assert life[0]["author"] == "someone"
+    assert [event["kind"] for event in told("log", folder, "--namespace", "geo")["events"]] == ["queued"]
+    assert told("log", folder, "--since", 3, "--limit", 2)["events"] == found["events"][3:5]
+    assert [v["kind"] for v in told("log", folder, "--versions")["versions"]] == ["commit", "commit"]
+    shown = run("log", folder).stdout
+    assert "prompt 1 → here" in " ".join(shown.split()) and "version 2; 2 live, 1 retired, 1 queued" in shown
+
+
+def test_diff_tells_what_changed(folder: Path) -> None:
+    found = told("diff", folder, 1, 2)
+    assert found["added"] == found["removed"] == []
+    assert [(pair["before"]["target"], pair["after"]["target"]) for pair in found["changed"]] == [("here", "there")]
+    assert len(told("diff", folder, 0, 1)["added"]) == 2 and len(told("diff", folder, 1, 0)["removed"]) == 2
+
+
+def test_rollback_and_delete_make_versions_and_say_who_and_why(folder: Path) -> None:
+    made = told("rollback", folder, 1, "--author", "me", "--reason", "it was right")
+    assert (made["number"], made["kind"], made["author"], made["reason"]) == (3, "rollback", "me", "it was right")
+    assert current(folder) == digest(written([edit(1, author="someone"), edit(2)]))
+    assert told("delete", folder, "e1", "e3")["edits"] == 1
+    assert current(folder) == digest(written([edit(2)]))
+    assert told("log", folder)["counts"] == {"retired": 3, "live": 1}
+
+
+def test_gc_collects_and_check_finds_what_is_wrong(folder: Path) -> None:
+    assert told("check", folder)["problems"] == []
+    assert told("gc", folder, "--keep", 1)["versions"] == [1]
+    found = told("check", folder)
+    assert (found["problems"], found["versions"], found["unneeded"]) == ([], 1, 0)
+    with Store.open(folder, writer=False) as store:
+        manifest = store.journal.version().manifest
+    (folder / "blobs" / manifest).write_bytes(b"rot")
+    assert len(told("check", folder, code=4)["problems"]) == 1
+    assert "is damaged" in run("check", folder).stdout
+
+
+def test_a_pack_goes_from_store_to_store(folder: Path) -> None:
+    pack, other = folder.with_name("pack"), folder.with_name("other")
+    assert told("export", folder, pack, "--version", 1) == {"edits": 2, "output": str(pack)}
+    assert told("import", other, pack, "--author", "me")["kind"] == "import"
+    assert current(other) == digest(written([edit(1, author="someone"), edit(2)]))
+    assert {edit["id"] for edit in told("info", "--memory", pack)["memory"]["edits"]} == {"e1", "e2"}
+
+
+@pytest.mark.parametrize("command", ["log", "check", "gc", "rollback 1", "delete e1", "diff 0 1", "export pack"])
+def test_a_name_that_is_no_store_is_refused_and_makes_none(command: str, tmp_path: Path) -> None:
+    name, *rest = command.split()
+    result = run(name, tmp_path / "typo", *rest)
+    assert result.exit_code == 2 and "is no store" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_while_a_writer_works_a_store_can_be_looked_at_and_not_changed(folder: Path) -> None:
+    with Store.open(folder) as store:
+        assert told("log", folder)["current"] == 2 and told("check", folder)["problems"] == []
+        result = run("rollback", folder, 1)
+        assert result.exit_code == 2 and "has a writer already" in result.stderr
+        learn(store, edits(9))
+    assert told("log", folder)["current"] == 3
+
+
+def test_bad_input_is_said_in_one_line(folder: Path) -> None:
+    for arguments, said in (
+        (("delete", folder, "e9"), "neither live nor queued"),
+        (("rollback", folder, 9), "has no version 9"),
+        (("import", folder.with_name("new"), folder), "holds no wise_config.json"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2 and said in result.stderr and len(result.stderr.splitlines()) == 1, result.output
+    assert not folder.with_name("new").exists()

@@ -1,0 +1,155 @@
+"""A store in PostgreSQL: what is particular to it. What holds of every store is in `test_store`."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from postgres import Server, emptied, postgres
+from stores import digest, edit, edits, learn, soak, statuses, written
+
+from wise.errors import ConfigError, StoreError
+from wise.memory.storage.failpoints import POINTS
+from wise.memory.store import Store
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    emptied(server.url)
+    return server.url
+
+
+def test_a_server_that_is_killed_has_lost_nothing_that_was_acknowledged(server: Server, url: str) -> None:
+    store = Store.open(url)
+    learn(store, edits(1, 2))
+    store.acknowledge(edits(3))
+    server.kill()
+    with pytest.raises(StoreError, match="lost the connection; open it again"):
+        store.acknowledge(edits(4), key="four")
+    with pytest.raises(StoreError):
+        store.begin()
+    store.close()
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Store.open(url)
+    server.start()
+    with Store.open(url) as store:
+        assert statuses(store) == {"e1": "live", "e2": "live", "e3": "queued"}
+        assert digest(store.read().state) == digest(written(edits(1, 2)))
+        assert store.check().problems == ()
+        store.acknowledge(edits(4), key="four")
+
+
+def test_a_writer_that_lost_its_session_writes_no_more(url: str) -> None:
+    import psycopg
+
+    first = Store.open(url)
+    first.acknowledge(edits(1))
+    batch = first.begin()
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7165001")
+    with Store.open(url) as second:
+        assert statuses(second) == {"e1": "queued"}
+        with pytest.raises(StoreError, match="lost the connection"):
+            first.fail(batch, detail={"why": "late"})
+        with pytest.raises(StoreError):
+            first.acknowledge(edits(2))
+        learn(second, [])
+        assert statuses(second) == {"e1": "live"}
+    first.close()
+
+
+def test_processes_killed_lose_nothing(url: str) -> None:
+    said = soak.Said()
+    rng = random.Random(3)
+    points = [point for point in POINTS if point not in ("blob-synced", "blob-renamed")]  # of a folder alone
+    for armed in [*(f"{point}:kill:{turn}" for point in points for turn in (1, 3)), *[None] * 6]:
+        assert soak.kill_once(url, said, rng, armed)
+        said.compare(url)
+    assert (said.lost, said.wrong, said.problems) == (0, 0, [])
+    assert len(said.acknowledged) > 10 and said.reported > 5
+
+
+def test_replicas_hand_in_at_once_and_no_event_is_passed_over(url: str) -> None:
+    """A poller that asks for what came since the last event that it saw sees them all."""
+    replicas = [Store.open(url, writer=place == 0) for place in range(4)]
+    seen: list[int] = []
+    done = threading.Event()
+
+    def hand_in(place: int) -> None:
+        for number in range(20):
+            replicas[place].acknowledge([edit(100 * place + number)])
+
+    def poll() -> None:
+        while not done.is_set():
+            seen.extend(event.number for event in replicas[0].log(since=seen[-1] if seen else 0))
+
+    threads = [threading.Thread(target=hand_in, args=(place,)) for place in (1, 2, 3)]
+    poller = threading.Thread(target=poll)
+    for thread in (*threads, poller):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    poller.join()
+    seen.extend(event.number for event in replicas[0].log(since=seen[-1]))
+    assert seen == list(range(1, 61))
+    assert [ticket.number for ticket in replicas[1].journal.tickets()] == list(range(1, 61))
+    assert replicas[0].check().problems == ()
+    for replica in replicas:
+        replica.close()
+
+
+def test_a_replica_reads_what_another_commits_and_only_what_is_new(url: str) -> None:
+    with Store.open(url) as writer, Store.open(url, writer=False) as reader:
+        learn(writer, edits(*range(40)))
+        before = reader.read()
+        learn(writer, edits(100))
+        fetched: list[str] = []
+        get = reader.backend.get
+        reader.backend.get = lambda part: fetched.append(part) or get(part)  # type: ignore[assignment,func-returns-value]
+        after = reader.read()
+        assert digest(after.state) == digest(written(edits(*range(40), 100)))
+        assert after.manifest is not None and before.manifest is not None
+        assert set(before.manifest.segments) < set(after.manifest.segments)
+        assert not set(fetched) & set(before.manifest.segments)
+
+
+def test_a_journal_of_the_first_schema_keeps_all_it_says(url: str) -> None:
+    import psycopg
+
+    with Store.open(url) as store:
+        learn(store, edits(1, 2))
+        events = store.log()
+    with psycopg.connect(url, autocommit=True) as old:
+        old.execute("ALTER TABLE wise.events DROP COLUMN digest")
+        old.execute("DELETE FROM wise.migrations WHERE number > 1")
+    with pytest.raises(StoreError, match="has schema 1"):
+        Store.open(url, writer=False)
+    with Store.open(url) as store:
+        assert store.log() == events and store.check().problems == ()
+
+
+def test_a_database_without_a_store_is_left_as_it_is(url: str) -> None:
+    with pytest.raises(StoreError, match="holds no store; open it once as its writer"):
+        Store.open(url, writer=False)
+
+
+def test_without_psycopg_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"pip install 'wise-runtime\[postgres\]'"):
+        Store.open("postgresql://nowhere")
+
+
+def test_a_server_that_is_not_there_is_said() -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Store.open("postgresql:///x?host=/nowhere")

@@ -1,0 +1,146 @@
+"""`wise log`, `wise diff`, `wise rollback`, `wise delete`: what happened in a store, and undoing it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wise.cli.common import JsonOption, show_json, show_table
+
+if TYPE_CHECKING:
+    from wise.edits import Edit
+    from wise.memory.store import Store
+    from wise.memory.ticket import Event, Ticket, Version
+
+STORE_HELP = "Folder of a store, or its postgresql:// URL."
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help=STORE_HELP)]
+AuthorOption = Annotated[str | None, typer.Option("--author", help="Who does it, for the journal.")]
+ReasonOption = Annotated[str | None, typer.Option("--reason", help="Why, for the journal.")]
+
+
+@contextmanager
+def opened(place: str, *, writer: bool) -> Iterator[Store]:
+    """A store that is there already; to be its writer must not make one where a name was mistyped."""
+    from wise.memory.store import Store
+
+    with Store.open(place, writer=False) as store:
+        if not writer:
+            yield store
+            return
+    with Store.open(place) as store:
+        yield store
+
+
+def log(
+    store: StoreArgument,
+    since: Annotated[int, typer.Option("--since", min=0, help="Show what happened after this event.")] = 0,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Show so many events at the most.")] = None,
+    edit: Annotated[str | None, typer.Option("--edit", help="Show what happened to the edit of this id.")] = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", help="Show edits of this namespace only.")] = None,
+    versions: Annotated[bool, typer.Option("--versions", help="Show versions instead of events.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the journal of a store: every edit from queued to live, failed or retired, by whom and in which version."""
+    with opened(store, writer=False) as found:
+        tickets = {t.number: t for t in found.journal.tickets(edit_id=edit, namespace=namespace)}
+        all_of_it = edit is None and namespace is None
+        events = [e for e in found.log(since=since) if e.ticket in tickets or (all_of_it and e.ticket is None)]
+        made = found.journal.versions()
+        current = found.journal.version().number
+    counts = dict(Counter(ticket.status for ticket in tickets.values()))
+    shown = events[:limit]
+    if versions:
+        _show_versions(made)
+    else:
+        _show_events(shown, tickets)
+    typer.echo(f"version {current}; {', '.join(f'{n} {status}' for status, n in counts.items()) or 'no edits'}")
+    if as_json:
+        told = [event.to_dict() for event in shown] if not versions else [version.to_dict() for version in made]
+        show_json({"current": current, "counts": counts, "versions" if versions else "events": told})
+
+
+def _show_events(events: list[Event], tickets: dict[int, Ticket]) -> None:
+    rows = []
+    for event in events:
+        ticket = tickets.get(event.ticket or 0)
+        what = f"{ticket.edit.prompt} → {ticket.edit.target}" if ticket else event.detail.get("reason")
+        why = event.detail.get("why") or (ticket.reason if ticket else None)
+        rows.append(
+            (event.number, event.at[:19], event.kind, ticket and ticket.edit.id, what, event.version, event.author, why)
+        )
+    show_table("Events", ("", "at (UTC)", "what", "edit", "", "version", "by", "why"), rows)
+
+
+def _show_versions(versions: tuple[Version, ...]) -> None:
+    rows = [
+        (v.number, v.at[:19], v.kind, v.edits, v.author, v.reason, "collected" if v.collected else v.manifest[:12])
+        for v in versions
+    ]
+    show_table("Versions", ("", "at (UTC)", "kind", "edits", "by", "why", "content"), rows)
+
+
+def diff(
+    store: StoreArgument,
+    before: Annotated[int, typer.Argument(metavar="A", min=0, help="A version; 0 is the memory without edits.")],
+    after: Annotated[int, typer.Argument(metavar="B", min=0, help="Another.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show which edits turn version A into version B."""
+    with opened(store, writer=False) as found:
+        result = found.diff(before, after)
+    rows: list[tuple[Any, ...]] = [("+", edit.id, edit.prompt, None, edit.target) for edit in result.added]
+    rows += [("-", edit.id, edit.prompt, edit.target, None) for edit in result.removed]
+    rows += [("~", new.id, new.prompt, old.target, new.target) for old, new in result.changed]
+    show_table(f"From version {before} to {after}", ("", "edit", "prompt", "before", "after"), rows)
+    if as_json:
+        show_json(
+            {
+                "added": _told(result.added),
+                "removed": _told(result.removed),
+                "changed": [{"before": old.to_dict(), "after": new.to_dict()} for old, new in result.changed],
+            }
+        )
+
+
+def _told(edits: tuple[Edit, ...]) -> list[dict[str, Any]]:
+    return [edit.to_dict() for edit in edits]
+
+
+def rollback(
+    store: StoreArgument,
+    version: Annotated[int, typer.Argument(min=0, help="The version to go back to; 0 is the memory without edits.")],
+    author: AuthorOption = None,
+    reason: ReasonOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the memory of an earlier version current again, bit for bit, as a new version."""
+    with opened(store, writer=True) as found:
+        made = found.rollback(version, author=author, reason=reason)
+    show_version(made, as_json)
+
+
+def delete(
+    store: StoreArgument,
+    edits: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the edits.")],
+    author: AuthorOption = None,
+    reason: ReasonOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Retire edits of a store: the new version does not hold them, and queued ones are never trained.
+
+    The versions before still do, until `wise gc` collects them.
+    """
+    with opened(store, writer=True) as found:
+        made = found.delete(edits, author=author, reason=reason)
+    show_version(made, as_json)
+
+
+def show_version(version: Version, as_json: bool) -> None:
+    """The version that a command made, or left as it was."""
+    typer.echo(f"version {version.number} ({version.kind}) is current and holds {version.edits} edits")
+    if as_json:
+        show_json(version.to_dict())
