@@ -91,23 +91,29 @@ class KeySpace:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> KeySpace:
         """The inverse of `tensors`. Raises KeyError where one is missing, ValueError where they do not fit together."""
-        mean, projection = tensors["mean"], tensors["projection"]
+        mean, projection, floors = tensors["mean"], tensors["projection"], tensors.get("floors")
         bend, layer = (_layer(tensors, prefix) for prefix in ("bend", "gate"))
-        floors = tensors.get("floors")
+        offset = None if layer is None else tensors["gate.offset"]
         r, f = projection.shape if projection.ndim == 2 else (-1, -1)
-        sound = mean.shape == (f,) and (floors is None or (floors.dtype == torch.float64 and floors.ndim == 1))
+        sound = mean.shape == (f,) and (floors is None or floors.ndim == 1) and (offset is None or offset.ndim == 0)
         for part, size in ((bend, r), (layer, 1)):
             h = part.bias.numel() if part is not None else 0
             sound = sound and (part is None or _shapes(part) == ((h, f), (h,), (size, h)))
+        if sound:
+            space = cls(
+                mean=mean,
+                projection=projection,
+                bend=bend,
+                gate=None if layer is None or offset is None else Gate(layer=layer, offset=float(offset)),
+                floors=() if floors is None else tuple(floors.tolist()),
+            )
+            # What was left unread shows when the space is taken apart again.
+            wanted = {name: torch.float64 if name in DOUBLE else torch.float32 for name in space.tensors()}
+            sound = {name: tensor.dtype for name, tensor in tensors.items()} == wanted
         if not sound:
-            raise ValueError(f"{({name: list(t.shape) for name, t in tensors.items()})} make no space of keys")
-        return cls(
-            mean=mean,
-            projection=projection,
-            bend=bend,
-            gate=None if layer is None else Gate(layer=layer, offset=float(tensors["gate.offset"])),
-            floors=() if floors is None else tuple(floors.tolist()),
-        )
+            told = {name: f"{t.dtype} {list(t.shape)}" for name, t in tensors.items()}
+            raise ValueError(f"{told} make no space of keys")
+        return space
 
     def keys(self, vectors: Tensor) -> Tensor:
         """Unit keys `[n, r]` of vectors `[n, f]`."""
@@ -127,6 +133,8 @@ class KeySpace:
 
 
 LAYER = ("inner", "bias", "outer")
+DOUBLE = ("floors", "gate.offset")
+"""Numbers that are compared as they were computed; all else is float32."""
 
 
 def _layer(tensors: Mapping[str, Tensor], prefix: str) -> Layer | None:

@@ -210,7 +210,7 @@ def choose(
     """For `[m]` tokens: the key of the edit chosen, and its evidence, at least 1 exactly where it reaches both floors.
 
     Of several edits that do, the one with the most evidence in sum; where none does, the one that comes nearest of
-    those looked at, or the first with evidence 0 where there is none.
+    those whose relation the token reaches, or the first with evidence 0 where there is none.
 
     Args:
         query, asks: `[m, r]` unit, and `[m]` what its cosine to a gated key counts for.
@@ -220,7 +220,7 @@ def choose(
         gated, relation_keys, relation_floors: `[edits]`, `[edits, r]`, `[edits]`.
         values: `[rows, heads, tokens, size]` what attention sees; `mask`: which of it each token sees (`visible`).
         projection, shift, subject_keys, subject_floor: `[s, v]`, `[s]`, `[edits, s]` and one number.
-        everywhere: look at every edit at every token, and not only at those whose relation is reached.
+        everywhere: look at every edit at every token, and not only at those whose relation it reaches.
     """
     key, value = torch.zeros_like(places), asks.new_zeros(len(places))
     if len(places) == 0:
@@ -231,16 +231,19 @@ def choose(
         asking |= (query @ free_centres.T >= free_bounds).any(-1)
     for here in _parts(asking.nonzero()[:, 0], places // width):
         relation = (query[here] @ relation_keys.T) * torch.where(gated, asks[here, None], 1)
-        reached = (relation >= relation_floors).any(0)
-        edits = (torch.ones_like(reached) if everywhere else reached).nonzero()[:, 0]
+        sought = torch.ones_like(relation, dtype=torch.bool) if everywhere else relation >= relation_floors
+        edits = sought.any(0).nonzero()[:, 0]
         if len(edits) == 0:
             continue
+        # Of a token its own edits alone: what it is told to have come near must not depend on who else is read with it.
+        own = sought.any(-1)
+        here, relation, sought = here[own], relation[own][:, edits], sought[own][:, edits]
         row = int(places[here[0]]) // width
         vectors = values[row].transpose(0, 1).flatten(1).float()  # [tokens, v]
         context = normalize(linear(vectors, projection, shift), dim=-1) @ subject_keys[edits].T
         seen = visible(mask, row, places[here] % width, width, len(vectors))
         subject = torch.stack([context.masked_fill(~s[:, None], ABSENT).max(0).values for s in seen])
-        best, value[here] = _weighed(relation[:, edits], subject, relation_floors[edits], subject_floor)
+        best, value[here] = _weighed(relation, subject, sought, relation_floors[edits], subject_floor)
         key[here] = edits[best]
     return key, value
 
@@ -254,13 +257,13 @@ def _parts(tokens: Tensor, rows: Tensor) -> Iterator[Tensor]:
 
 
 def _weighed(
-    relation: Tensor, subject: Tensor, relation_floors: Tensor, subject_floor: Tensor
+    relation: Tensor, subject: Tensor, sought: Tensor, relation_floors: Tensor, subject_floor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`[m, edits]` each -> the edit chosen and its evidence, `[m]` each."""
+    """`[m, edits]` each -> the edit chosen, of those sought, and its evidence, `[m]` each."""
     evidence = weighed(relation, subject, relation_floors, subject_floor)
     reached = evidence >= 1
     most = torch.where(reached, relation + subject, ABSENT).argmax(-1)
-    key = torch.where(reached.any(-1), most, evidence.argmax(-1))
+    key = torch.where(reached.any(-1), most, evidence.masked_fill(~sought, -torch.inf).argmax(-1))
     return key, evidence.gather(-1, key[:, None])[:, 0]
 
 

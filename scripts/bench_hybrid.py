@@ -3,7 +3,7 @@
     python scripts/bench_hybrid.py --router router.safetensors --model FOLDER --data edits.jsonl
     python scripts/bench_hybrid.py
 
-Editing. CPU seconds of `WiseModel.edit` per edit: of 64 given at once, and of one given alone, the median of several.
+Editing. CPU seconds of `WiseModel.edit` per edit: of many given at once, and of one given alone, the median of several.
 
 Serving. A memory of N edits is made of real ones: keys and values of the records given, each repeated with a little
 noise and with a subject of its own. So relation keys gather as they do in use, which is what the router's speed rests
@@ -51,15 +51,15 @@ JITTER = 0.05
 Clock = Callable[[], float]
 
 
-def edit_costs(model: WiseModel, records: Sequence[Record]) -> dict[str, float]:
-    """CPU seconds per edit of a batch, and of one alone; the model keeps them."""
+def edit_costs(model: WiseModel, records: Sequence[Record], count: int) -> dict[str, float]:
+    """CPU seconds per edit of a batch of so many, and of one alone; the model keeps them."""
     model.prepare()
-    batch = [record.edit for record in records[:BATCH]]
+    batch = [record.edit for record in records[:count]]
     begun = time.process_time()
     model.edit(batch)
     at_once = (time.process_time() - begun) / len(batch)
     alone = []
-    for record in records[BATCH : BATCH + LONE]:
+    for record in records[count : count + LONE]:
         begun = time.process_time()
         model.edit(record.edit)
         alone.append(time.process_time() - begun)
@@ -81,7 +81,8 @@ def multiplied(state: MemoryState, count: int) -> MemoryState:
         subject = normalize(torch.randn(1, size, generator=g))
         name = f"{i:06}"
         edits.append(replace(source, id=name, prompt=f"{name} {source.prompt}", subject=None, paraphrases=()))
-        slots.append(replace(slot, id=i, edit_ids=(name,), values=slot.values[:1], places=slot.places[:1]))
+        first = {part: getattr(slot, part)[:1] for part in ("values", "places", "gated")}
+        slots.append(replace(slot, id=i, edit_ids=(name,), **first))
         keys[name] = torch.cat([subject, relation], dim=1)
     return replace(state, edits=tuple(edits), slots=tuple(slots), keys=keys)
 
@@ -137,31 +138,33 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=model_path(), help="folder of the model (the shipped one)")
     parser.add_argument("--data", type=Path, help="file of records (counterfactuals for the shipped model)")
     parser.add_argument("--router", type=Path, help="file of `wise train-router` (one is trained)")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"edits given at once ({BATCH})")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="edits of the memories that are served")
     parser.add_argument("--repeats", type=int, default=40, help="pairs of timings of each memory (40)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
     args = parser.parse_args()
-    if min(args.repeats, args.threads) < 1:
-        parser.error("--repeats and --threads start at 1")
+    if min(args.repeats, args.threads, args.batch, *args.sizes) < 1:
+        parser.error("--batch, --sizes, --repeats and --threads start at 1")
     return args
 
 
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    count = BATCH + LONE
+    count = args.batch + LONE
     records = read_records(args.data, limit=count) if args.data else demo_records(count, seed=0)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     models = [AutoModelForCausalLM.from_pretrained(args.model).eval() for _ in range(2)]
     wrapped = wise.wrap(models[0], tokenizer, WiseConfig(mode="hybrid"), router=args.router)
     if args.router is None:
         wrapped.learn_router(lessons_of(demo_records(count + LESSONS, seed=0)[count:]))
-    costs = edit_costs(wrapped, records)
-    print(f"CPU seconds per edit: {costs['batch']:.3f} of {BATCH} at once, {costs['alone']:.3f} alone")
+    costs = edit_costs(wrapped, records, args.batch)
+    print(f"CPU seconds per edit: {costs['batch']:.3f} of {args.batch} at once, {costs['alone']:.3f} alone")
     clock = time.thread_time if args.threads == 1 else time.perf_counter
     texts = running_text(wrapped, args.repeats)
     rows = [
         overhead(wrapped, models[1], state, texts, clock)
-        for state in (MemoryState(), *(multiplied(wrapped.state, size) for size in SIZES))
+        for state in (MemoryState(), *(multiplied(wrapped.state, size) for size in args.sizes))
     ]
     print(f"bare: {PROMPT_TOKENS} tokens in {rows[0]['bare_prefill_milliseconds']:.1f} ms, then "
           f"{rows[0]['bare_decode_milliseconds']:.2f} ms a token")  # fmt: skip

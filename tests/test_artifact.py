@@ -330,8 +330,9 @@ def swap(
             r"keys of edit e0: torch.float32 \[2, 7\], expected .*\[2, 8\]",
         ),
         (swap("keys", lambda t: t.double()), "keys of edit e0: torch.float64"),
-        (swap("key_space.mean", lambda t: t[:-1].clone()), r"'mean': \[63\], .* make no space of keys"),
-        (swap("key_space.projection", lambda t: t.half()), "projection: torch.float16"),
+        (swap("key_space.mean", lambda t: t[:-1].clone()), r"'mean': 'torch.float32 \[63\]', .* make no space of keys"),
+        (swap("key_space.projection", lambda t: t.half()), "'projection': 'torch.float16 .* make no space of keys"),
+        (lambda t: t.update({"key_space.more": torch.ones(1)}), "'more': .* make no space of keys"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(

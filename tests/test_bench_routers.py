@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from grounds import demo_ground, records
-from tiny import text, wrap_tiny
+from tiny import VOCABULARY, put, text, wrap_tiny
 from torch import Tensor
 from torch.nn.functional import normalize
 from typer.testing import CliRunner
@@ -138,9 +138,13 @@ def hybrid(wrapped: wise.WiseModel, by: str) -> Hybrid:
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "gemma2"])
 def test_hybrid_evidence_is_what_the_router_serves_by(model_type: str) -> None:
-    wrapped = wrap_tiny(model_type, "hybrid", layer=1)
-    readings = read(wrapped, [wrapped.projection], TEXTS, every_token=True)
-    scored = score_prompts(wrapped, TEXTS, name="served", every_token=True, work=Work())
+    wrapped = wrap_tiny(model_type, "hybrid rank-one", layer=1)  # all of whose keys are gated
+    strict = replace(wrapped.state.subject_space, floors=(0.4,))  # type: ignore[type-var]
+    put(wrapped, replace(wrapped.state, subject_space=strict))
+    rows = torch.randint(4, VOCABULARY, (8, 12), generator=torch.Generator().manual_seed(5)).tolist()
+    texts = [text(row) for row in rows]
+    readings = read(wrapped, [wrapped.projection], texts, every_token=True)
+    scored = score_prompts(wrapped, texts, name="served", every_token=True, work=Work())
     served = torch.tensor([value for one in scored for value in one.values])
     value = 2 + hybrid(wrapped, SHORTFALL).scores(readings).value
     opened = served >= 1

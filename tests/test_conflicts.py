@@ -14,8 +14,9 @@ from tiny import text, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
+from wise.memory.key_space import KeySpace
 from wise.memory.slot import ValueSlot
-from wise.memory.state import KeySpace, MemoryState
+from wise.memory.state import MemoryState
 from wise.training.conflicts import conflicts
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED
 
@@ -33,7 +34,9 @@ def memory(*edits: tuple[str, str, float, float], floors: dict[str, float] | Non
 
     floors: relation floors of edits that have a higher one than the space. named: subjects.
     """
-    spaces = [KeySpace(mean=torch.zeros(2), projection=torch.eye(2), floor=f) for f in (SUBJECT_FLOOR, RELATION_FLOOR)]
+    subject_space, key_space = (
+        KeySpace(mean=torch.zeros(2), projection=torch.eye(2), floors=(f,)) for f in (SUBJECT_FLOOR, RELATION_FLOOR)
+    )
     made = [
         wise.Edit(id=i, prompt=f"{i} {named.get(i, '')}", target=target, subject=named.get(i))
         for i, target, _, _ in edits
@@ -45,13 +48,14 @@ def memory(*edits: tuple[str, str, float, float], floors: dict[str, float] | Non
             scores=((floors or {}).get(i, 0.1),),
             values=torch.ones(1, 1),
             places=torch.zeros(1, dtype=torch.long),
+            gated=torch.ones(1, dtype=torch.bool),
             features=1,
         )
         for n, (i, *_) in enumerate(edits)
     ]
     keys = {i: torch.tensor([turned(subject) + turned(relation)]) for i, _, subject, relation in edits}
     return MemoryState(
-        edits=tuple(made), slots=tuple(slots), keys=keys, subject_space=spaces[0], key_space=spaces[1]
+        edits=tuple(made), slots=tuple(slots), keys=keys, subject_space=subject_space, key_space=key_space
     )
 
 
@@ -139,6 +143,39 @@ def test_within_one_call_the_later_one_is_kept_and_the_earlier_called_superseded
     assert [o.status for o in report.outcomes] == [SUPERSEDED, VERIFIED] and report.failed == ()
     assert [(c.gave_way, c.to) for c in report.conflicts] == [("old", "new")]
     assert model.state.edit_ids == ("new",)
+
+
+def failing_at_first(model: wise.WiseModel, monkeypatch: pytest.MonkeyPatch, slow: str) -> None:
+    """An edit of this id is fitted only by more than the least effort."""
+    write = type(model.trainer.writer).write
+
+    def written(self: Any, tasks: Any, progress: Any = None, effort: int = 0) -> Any:
+        shut = {slow} if effort == 0 else set()
+        found = write(self, tasks, progress, effort)
+        return [(s, [replace(o, fitted=o.fitted and shut.isdisjoint(s.edit_ids)) for o in each]) for s, each in found]
+
+    monkeypatch.setattr(type(model.trainer.writer), "write", written)
+
+
+@pytest.mark.parametrize("slow", ["old", "new", "neither"])
+def test_the_last_of_the_stream_wins_however_often_each_was_tried(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped(**LOW)
+    failing_at_first(model, monkeypatch, slow)
+    report = model.edit([asked(0, 60, "old"), asked(1, 70, "new")])
+    assert [(o.status, len(o.tried)) for o in report.outcomes] == [
+        (SUPERSEDED, 1 + (slow == "old")),
+        (VERIFIED, 1 + (slow == "new")),
+    ]
+    assert [(c.gave_way, c.to) for c in report.conflicts] == [("old", "new")] and report.lost == ()
+    assert model.state.edit_ids == ("new",)
+
+
+def test_what_was_tried_again_stands_where_it_stood_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped(relation_floor=0.999, subject_floor=0.999)
+    failing_at_first(model, monkeypatch, "old")
+    report = model.edit([asked(0, 60, "old"), asked(1, 70, "new")])
+    assert [(o.status, len(o.tried)) for o in report.outcomes] == [(VERIFIED, 2), (VERIFIED, 1)]
+    assert model.state.edit_ids == ("old", "new") and [s.edit_ids for s in model.state.slots] == [("new",), ("old",)]
 
 
 def test_one_that_fails_takes_no_ones_place(monkeypatch: pytest.MonkeyPatch) -> None:

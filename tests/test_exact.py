@@ -73,8 +73,8 @@ def files(model: wise.WiseModel, folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def unable(model: wise.WiseModel, steps: int = 1) -> None:
-    """Leaves fitting too few steps, or gives them back."""
+def unable(model: wise.WiseModel, steps: int = 0) -> None:
+    """Leaves fitting no steps, of which trying harder makes no more, or gives them back."""
     object.__setattr__(model.trainer.config, "max_steps", steps)  # the same one that fitting reads
 
 

@@ -15,7 +15,8 @@ import wise
 from wise.errors import ConfigError
 from wise.memory.slot import ValueSlot
 from wise.memory.state import MemoryState
-from wise.router.hybrid import choose
+from wise.reading import read_rows
+from wise.router.hybrid import HybridRouter, choose
 from wise.router.screen import screen
 
 
@@ -60,6 +61,10 @@ def test_it_chooses_as_a_search_by_hand_does(seed: int, relation_floor: float, s
         found = (query, asks, torch.arange(6), 3, least, *screens, gated, asked, floors)
         key, value = choose(*found, heads, mask, projection, shift, keys, subject, everywhere)
         assert [int(k) if v >= 1 else None for k, v in zip(key, value, strict=True)] == wanted
+        for n in range(6):  # what is told of a token, also where nothing opens, is told of it alone
+            one = (query[n : n + 1], asks[n : n + 1], torch.tensor([n]), 3, least, *screens, gated, asked, floors)
+            alone = choose(*one, heads, mask, projection, shift, keys, subject, everywhere)
+            assert int(alone[0]) == int(key[n]) and float(alone[1]) == pytest.approx(float(value[n]), abs=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -98,6 +103,37 @@ def test_either_kind_of_evidence_alone_opens_nothing() -> None:
         put(wrapped, replace(state, key_space=relation, subject_space=subject))
         opened.append(sum(int(route_of(wrapped, row).open.sum()) for row in BATCH))
     assert opened[0] > 0 and opened[1:] == [0, 0]
+
+
+def test_a_gated_key_opens_only_where_a_question_ends_and_another_anywhere() -> None:
+    wrapped = wrap_tiny("llama", "hybrid", layer=1)
+    state, space = wrapped.state, wrapped.state.key_space
+    assert space is not None
+    rows = torch.randint(4, 96, (20, 8), generator=torch.Generator().manual_seed(1)).tolist()
+    asks = space.asks(read_rows(wrapped.model, wrapped.layer, rows).flatten(0, 1))
+    opened = {}
+    for gated in (True, False):
+        slots = tuple(replace(slot, gated=torch.tensor([gated])) for slot in state.slots)
+        put(wrapped, replace(state, slots=slots))
+        opened[gated] = torch.cat([route_of(wrapped, row).open for row in rows])
+    assert bool(opened[False][opened[True]].all()) and bool(opened[True].any())
+    unasked = asks < space.floor(3)
+    assert not bool((opened[True] & unasked).any()) and int((opened[False] & unasked).sum()) > 3
+    put(wrapped, replace(state, slots=slots, key_space=replace(space, gate=None)))
+    assert torch.equal(torch.cat([route_of(wrapped, row).open for row in rows]), opened[False])
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "hybrid rank-one"])
+def test_looking_where_something_may_open_finds_what_looking_everywhere_does(mode: str) -> None:
+    wrapped = wrap_tiny("llama", mode, layer=1)
+    memory = wrapped.layer.memory
+    assert isinstance(memory.router, HybridRouter)
+    assert bool(memory.router.gated.all()) == (mode != "hybrid")
+    activation = read_rows(wrapped.model, wrapped.layer, [[*BATCH[0], *BATCH[2], *BATCH[1]]])[0]
+    route, (key, value) = memory.route(activation), memory.router._chosen(activation, everywhere=True)
+    assert torch.equal(route.open, value >= 1) and bool(route.open.any()) and not bool(route.open.all())
+    torch.testing.assert_close(route.score[route.open], value[route.open])
+    assert torch.equal(route.slot[route.open], memory.router.key_slots[key][route.open])
 
 
 def test_evidence_is_the_gate_everywhere() -> None:

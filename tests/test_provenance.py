@@ -195,6 +195,7 @@ def test_both_kinds_of_evidence_are_those_of_the_edit_told_of(model_type: str, w
     state = wrapped.state
     relation_space, subject_space = state.key_space, state.subject_space
     assert relation_space is not None and subject_space is not None and wrapped.reader is not None
+    free = {slot.edit_ids[0] for slot in state.slots if not bool(slot.gated[0])}  # type: ignore[attr-defined]
     row = BATCH[0]
     tokens = told_of(wrapped, row).tokens
     activation = read_rows(wrapped.model, wrapped.layer, [row])[0]
@@ -205,15 +206,16 @@ def test_both_kinds_of_evidence_are_those_of_the_edit_told_of(model_type: str, w
                 continue
             assert claim.cosines is not None
             key = state.keys[claim.edit][0]
-            asked = normalize(linear(activation[place], relation_space.projection, relation_space.shift), dim=-1)
-            assert claim.cosines.relation == pytest.approx(float(asked @ key[8:]), abs=1e-4)
+            at = relation_space.keys if claim.edit in free else relation_space.queries
+            assert claim.cosines.relation == pytest.approx(float(at(activation[place, None])[0] @ key[8:]), abs=1e-4)
             seen = values[max(0, place + 1 - window) : place + 1]
             named = normalize(linear(seen, subject_space.projection, subject_space.shift), dim=-1) @ key[:8]
             assert claim.cosines.subject == pytest.approx(float(named.max()), abs=1e-4)
             floors = claim.cosines.relation_floor, claim.cosines.subject_floor
-            assert floors == pytest.approx((relation_space.floor, subject_space.floor))
-            lesser = min(claim.cosines.relation / floors[0], claim.cosines.subject / floors[1])
-            assert claim.evidence == pytest.approx(lesser, rel=1e-3, abs=1e-4)
+            assert floors == pytest.approx((relation_space.floor(3), subject_space.floor(3)))
+            cosines = claim.cosines.relation, claim.cosines.subject
+            passed = ((cosine - floor) / (1 - floor) for cosine, floor in zip(cosines, floors, strict=True))
+            assert claim.evidence == pytest.approx(1 + min(passed), rel=1e-3, abs=1e-4)
     assert any(token.fired is not None for token in tokens)
 
 

@@ -171,11 +171,13 @@ def test_trying_harder_for_one_edit_never_costs_another(monkeypatch: pytest.Monk
     one, two = edits(2, 1)
     first, second = MemoryState(edits=(one,)), MemoryState(edits=(two,))
 
-    def attempt(self: Any, kept: Any, fresh: Any, serve: Any, progress: Any, effort: int = 0) -> Any:
+    def attempt(
+        self: Any, kept: Any, replaced: Any, fresh: Any, serve: Any, progress: Any, effort: int = 0, stream: Any = ()
+    ) -> Any:
         state = first if not effort else second
         plain = Outcome(id="", status=FAILED, answer="", steps=5, loss=1.0, milliseconds=1.0, tried=(str(effort),))
         statuses = {e.id: VERIFIED if e in state.edits else FAILED for e in fresh}
-        return state, {i: replace(plain, id=i, status=status) for i, status in statuses.items()}
+        return state, {i: replace(plain, id=i, status=status) for i, status in statuses.items()}, ()
 
     trainer = wrapped().trainer
     monkeypatch.setattr(Trainer, "_attempt", attempt)

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 import wise
 from wise.architectures import locate
-from wise.memory.key_space import KeySpace
+from wise.memory.key_space import Gate, KeySpace, Layer
 from wise.memory.side_memory import Route
 from wise.memory.slot import EditSlot, LowRankSlot, MaskedDenseSlot, RankOneSlot, ValueSlot
 from wise.memory.state import MemoryState
@@ -32,6 +32,8 @@ DEPTH = 3
 WINDOW = 6
 # Cosine to the nearest of six random directions of eight: one token in five has none so near.
 KEY_FLOOR = 0.3
+# Of tokens that reach the floor of one kind of evidence; about half of all reach both of one edit.
+KIND_SHARE = 0.65
 
 _LLAMA = {
     "hidden_size": 32,
@@ -171,27 +173,52 @@ def memory_by_hand(wrapped: wise.WiseModel, seed: int = 0, strength: float = 3.0
 def _hybrid_by_hand(
     wrapped: wise.WiseModel, activations: Tensor, outputs: Tensor, generator: torch.Generator, strength: float
 ) -> MemoryState:
-    """Random values, keys and spaces; both floors lie in the middle of what their kind of evidence comes to."""
+    """Random values, keys and spaces; each floor lies where `KIND_SHARE` of its kind of evidence reaches it.
+
+    The space of relations bends and has a gate. Of constants the last edit's key is not gated, so that every token is
+    compared with it; of neurons all are.
+    """
     assert wrapped.reader is not None and wrapped.reader.values is not None
     values = wrapped.reader.values.reshape(-1, wrapped.reader.values.shape[-1]).float()
     edits = tuple(wise.Edit(id=f"e{i}", prompt=text([4 + i]), target=text([10 + i])) for i in range(3))
-    spaces, keys = [], []
-    for vectors in (values, activations):
-        projection = torch.randn(8, vectors.shape[1], generator=generator) / vectors.std()
-        space = KeySpace(mean=vectors.mean(0), projection=projection)
-        own = normalize(torch.randn(3, 8, generator=generator), dim=-1)
-        spaces.append(replace(space, floors=(_gap((space.keys(vectors) @ own.T).max(-1).values),)))
-        keys.append(own)
-    norm = strength * float(outputs.norm(dim=-1).mean())
+    subject, relation = (_space(vectors, generator) for vectors in (values, activations))
+    relation = replace(relation, bend=_layer(activations, 8, generator), gate=_gate(activations, generator))
+    named, asked = (normalize(torch.randn(3, 8, generator=generator), dim=-1) for _ in range(2))
+    norm, kind = strength * float(outputs.norm(dim=-1).mean()), wrapped.wise_config.slot
+    slots = [slot_by_hand(kind, i, activations, outputs.shape[1], norm, generator) for i in range(3)]
+    if kind == "value":
+        slots[-1] = replace(slots[-1], gated=torch.tensor([False]))
+    counts = torch.where(torch.cat([slot.gated for slot in slots]), relation.asks(activations)[:, None], 1)
+    relations, subjects = (relation.keys(activations) @ asked.T) * counts, subject.keys(values) @ named.T
     return MemoryState(
         edits=edits,
-        slots=tuple(
-            slot_by_hand(wrapped.wise_config.slot, i, activations, outputs.shape[1], norm, generator) for i in range(3)
-        ),
-        keys={f"e{i}": torch.cat([part[i : i + 1] for part in keys], dim=-1) for i in range(3)},
-        key_space=spaces[1],
-        subject_space=spaces[0],
+        slots=tuple(slots),
+        keys={f"e{i}": torch.cat([part[i : i + 1] for part in (named, asked)], dim=-1) for i in range(3)},
+        key_space=replace(relation, floors=(_gap(relations.max(-1).values, KIND_SHARE),)),
+        subject_space=replace(subject, floors=(_gap(subjects.max(-1).values, KIND_SHARE),)),
     )
+
+
+def _space(vectors: Tensor, generator: torch.Generator) -> KeySpace:
+    """Eight random directions about the mean of `[n, f]`."""
+    projection = torch.randn(8, vectors.shape[1], generator=generator) / vectors.std()
+    return KeySpace(mean=vectors.mean(0), projection=projection)
+
+
+def _layer(vectors: Tensor, size: int, generator: torch.Generator) -> Layer:
+    """A random hidden layer whose output is about as large as a projection's of `_space`."""
+    f, hidden = vectors.shape[1], 16
+    inner = torch.randn(hidden, f, generator=generator) / (vectors.std() * f**0.5)
+    outer = torch.randn(size, hidden, generator=generator) * (f / hidden) ** 0.5
+    return Layer(inner=inner, bias=torch.randn(hidden, generator=generator), outer=outer)
+
+
+def _gate(vectors: Tensor, generator: torch.Generator) -> Gate:
+    """Nearly shut at some tokens, wide open at others."""
+    layer = _layer(vectors, 1, generator)
+    logits = layer(vectors - vectors.mean(0))[:, 0]
+    layer = replace(layer, outer=2 * layer.outer / logits.std())
+    return Gate(layer=layer, offset=1 - 2 * float(logits.mean() / logits.std()))
 
 
 def slot_by_hand(
@@ -226,10 +253,10 @@ def _observe(wrapped: wise.WiseModel, generator: torch.Generator) -> tuple[Tenso
     return into.reshape(-1, into.shape[-1]).float(), out.reshape(-1, out.shape[-1]).float()
 
 
-def _gap(scores: Tensor) -> float:
-    """The middle of the widest gap among the middle scores."""
+def _gap(scores: Tensor, share: float = 0.5) -> float:
+    """The middle of the widest gap among the scores about the one that so large a share of them reaches."""
     ranked = scores.sort().values
-    middle = ranked[int(0.35 * len(ranked)) : int(0.65 * len(ranked)) + 2]
+    middle = ranked[int((0.85 - share) * len(ranked)) : int((1.15 - share) * len(ranked)) + 2]
     at = int(middle.diff().argmax())
     return float(middle[at : at + 2].mean())
 

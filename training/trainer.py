@@ -137,10 +137,12 @@ class Trainer:
             failed = [edit for edit in fresh if outcomes[edit.id].status == FAILED]
             if not failed:
                 break
-            tried, found, yielded = self._attempt(final, (), failed, serve, None, effort)
+            tried, found, yielded = self._attempt(final, (), failed, serve, None, effort, fresh)
+            stood = {conflict.gave_way for conflict in yielded} & outcomes.keys() - found.keys()
             taken = {*final.edit_ids} <= {*tried.edit_ids, *(conflict.gave_way for conflict in yielded)}
             if taken:
                 final, gave_way = tried, (*gave_way, *yielded)
+                outcomes |= {i: replace(outcomes[i], status=SUPERSEDED) for i in stood}
             outcomes |= {i: _retried(outcomes[i], outcome, taken) for i, outcome in found.items()}
         return final, outcomes, gave_way
 
@@ -152,15 +154,18 @@ class Trainer:
         serve: Serve,
         progress: Progress | None,
         effort: int = 0,
+        stream: Sequence[Edit] = (),
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
         """`fresh` written after the edits of `state` but for those `replaced`, without what the model then does not
-        generate; what became of each, and which edits gave way."""
+        generate; what became of each, and which edits gave way.
+
+        stream: all edits of the call, where some of them are in `state` already. However often an edit was tried, it
+        stands where it stood in the stream: the last of those that contradict each other is the last there.
+        """
         if not fresh:
             return state, {}, ()
         kept = self._forgotten(state, replaced)
-        new = replace(
-            kept, key_space=self.background.key_space, subject_space=self.background.subject_space
-        )
+        new = replace(kept, key_space=self.background.key_space, subject_space=self.background.subject_space)
         results: dict[str, Written] = {}
         spent: dict[str, float] = {}
         for tasks in self._batches(kept, fresh):
@@ -171,8 +176,10 @@ class Trainer:
             spent |= dict.fromkeys(written, (time.perf_counter() - started) / len(written))
             shown(len(written))
         unfitted = {edit.id for edit in fresh if not results[edit.id].fitted}
-        written_all = replace(new, edits=(*kept.edits, *fresh)).without(unfitted)
-        final, answers, gave_way = self._settled(written_all, {edit.id for edit in fresh}, serve)
+        place = {edit.id: n for n, edit in enumerate(stream or fresh)}
+        ordered = sorted((*kept.edits, *fresh), key=lambda edit: place.get(edit.id, -1))
+        written_all = replace(new, edits=tuple(ordered)).without(unfitted)
+        final, answers, gave_way = self._settled(written_all, place.keys(), serve)
         live, yielded = set(final.edit_ids), {conflict.gave_way for conflict in gave_way}
         answers |= self._answers(final, {edit.id: edit for edit in fresh if edit.id not in live}, serve)
         status = {e.id: VERIFIED if e.id in live else SUPERSEDED if e.id in yielded else FAILED for e in fresh}

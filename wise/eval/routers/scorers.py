@@ -118,7 +118,7 @@ class Hybrid(Scorer):
     """The hybrid router's evidence: what is asked, of whom, or both.
 
     The floor of a relation is its space's. Served, an edit whose own prompt comes near its key elsewhere has a higher
-    one; that is left out here.
+    one, and one whose own prompt does not look like a question is compared without the gate; that is left out here.
     """
 
     block: int
@@ -139,7 +139,7 @@ class Hybrid(Scorer):
         """`[m, candidates]`"""
         if self.by == SUBJECT:
             return self._subject(reading)
-        relation = _cosines(self.relation.keys(reading.activations[self.block]), self.relation_keys)
+        relation = _cosines(self.relation.queries(reading.activations[self.block]), self.relation_keys)
         if self.by == RELATION:
             return relation
         asks, whom = (space.floor(len(self.relation_keys)) for space in (self.relation, self.subject))
@@ -177,8 +177,8 @@ def _short(cosine: Tensor, floor: float) -> Tensor:
 
 
 def _cosines(rows: Tensor, keys: Tensor) -> Tensor:
-    """Of unit rows `[n, r]` and `[candidates, r]`, rounded: what a subject stands behind is often the same in two
-    prompts, and a threshold is not to tell apart what only the order of sums does."""
+    """Of rows `[n, r]`, unit or shortened by a gate, and `[candidates, r]`, rounded: what a subject stands behind is
+    often the same in two prompts, and a threshold is not to tell apart what only the order of sums does."""
     cosines: Tensor = (rows @ keys.T).round(decimals=DECIMALS)
     return cosines
 
