@@ -127,10 +127,20 @@ class HybridRouter(Router):
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         if not isinstance(bank, KeyedBank):
             raise ConfigError(f"a {type(bank).__name__} does not say what each key adds: a KeyedBank was expected")
-        key, value = self._chosen(activation, everywhere=False)
+        x = activation.float()
+        asks = self.relation.asks(x)
+        if torch.compiler.is_compiling() or len(self.free_centres):
+            key, value = self._chosen(x, asks, torch.arange(len(x), device=x.device))
+        else:
+            places = (asks >= self.least_floor).nonzero()[:, 0]
+            if len(places) == 0:  # nearly every token
+                return _silent(asks)
+            found = self._chosen(x, asks, places)
+            key = torch.zeros(len(x), dtype=torch.long, device=x.device).index_copy(0, places, found[0])
+            value = asks.new_zeros(len(x)).index_copy(0, places, found[1])
         opened = value >= 1
         if not torch.compiler.is_compiling() and not bool(opened.any()):
-            return Route(torch.full_like(key, NO_SLOT), value, torch.ones_like(value), None)
+            return _silent(value)
         slot = torch.where(opened, self.key_slots[key], NO_SLOT)
         delta = bank.of_keys(torch.where(opened, key, NO_SLOT), activation)
         return Route(slot, value, torch.ones_like(value), delta)
@@ -140,30 +150,26 @@ class HybridRouter(Router):
 
         Every subject is looked for at every token, so it costs more than `forward`.
         """
-        key, value = self._chosen(activation, everywhere=True)
+        x = activation.float()
+        everywhere = torch.arange(len(x), device=x.device)
+        key, value = self._chosen(x, self.relation.asks(x), everywhere, everywhere=True)
         return Evidence.of(self(activation, bank), value, self.key_slots[key], key)
 
-    def _chosen(self, activation: Tensor, *, everywhere: bool) -> tuple[Tensor, Tensor]:
-        """Per token of `[n, f]`: the key of the edit chosen and its evidence, see `choose`; 0 where none was sought."""
+    def _chosen(
+        self, x: Tensor, asks: Tensor, places: Tensor, *, everywhere: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Of all tokens `[n, f]`, for those at `places`: the key of the edit chosen and its evidence, see `choose`."""
         values = self.reader.recorded
-        if values is None or len(activation) % len(values):
+        if values is None or len(x) % len(values):
             seen = "none" if values is None else f"{len(values)} rows"
             raise ConfigError(
-                f"{len(activation)} tokens reach the side memory and attention saw {seen}: run the model as a whole"
+                f"{len(x)} tokens reach the side memory and attention saw {seen}: run the model as a whole"
             )
-        x = activation.float()
-        asks = self.relation.asks(x)
-        compiling = torch.compiler.is_compiling()
-        places = torch.arange(len(x), device=x.device)
-        seeking = everywhere or compiling or len(self.free_centres) > 0
-        if not seeking:
-            places = (asks >= self.least_floor).nonzero()[:, 0]
-            x, asks = x[places], asks[places]
-        found: tuple[Tensor, Tensor] = (_operator if compiling else choose)(
-            self.relation(x),
-            asks,
+        found: tuple[Tensor, Tensor] = (_operator if torch.compiler.is_compiling() else choose)(
+            self.relation(x[places]),
+            asks[places],
             places,
-            len(activation) // len(values),
+            len(x) // len(values),
             self.least_floor,
             self.centres,
             self.bounds,
@@ -180,10 +186,13 @@ class HybridRouter(Router):
             self.subject_floor,
             everywhere,
         )
-        if seeking:
-            return found
-        key = torch.zeros(len(activation), dtype=torch.long, device=x.device).index_copy(0, places, found[0])
-        return key, asks.new_zeros(len(activation)).index_copy(0, places, found[1])
+        return found
+
+
+def _silent(score: Tensor) -> Route:
+    """The route of tokens of which none opens a gate; score `[n]`, under 1."""
+    slot = torch.full(score.shape, NO_SLOT, device=score.device)
+    return Route(slot, score.clamp(max=0), torch.ones_like(score), None)
 
 
 def choose(

@@ -130,7 +130,7 @@ def test_looking_where_something_may_open_finds_what_looking_everywhere_does(mod
     assert isinstance(memory.router, HybridRouter)
     assert bool(memory.router.gated.all()) == (mode != "hybrid")
     activation = read_rows(wrapped.model, wrapped.layer, [[*BATCH[0], *BATCH[2], *BATCH[1]]])[0]
-    route, (key, value) = memory.route(activation), memory.router._chosen(activation, everywhere=True)
+    route, (value, _, key) = memory.route(activation), memory.evidence(activation)
     assert torch.equal(route.open, value >= 1) and bool(route.open.any()) and not bool(route.open.all())
     torch.testing.assert_close(route.score[route.open], value[route.open])
     assert torch.equal(route.slot[route.open], memory.router.key_slots[key][route.open])
