@@ -127,7 +127,7 @@ class HybridRouter(Router):
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         if not isinstance(bank, KeyedBank):
             raise ConfigError(f"a {type(bank).__name__} does not say what each key adds: a KeyedBank was expected")
-        key, value = self._chosen(activation, everywhere=False)
+        key, value = self._in_float32(activation, everywhere=False)
         opened = value >= 1
         if not torch.compiler.is_compiling() and not bool(opened.any()):
             return Route(torch.full_like(key, NO_SLOT), value, torch.ones_like(value), None)
@@ -140,8 +140,16 @@ class HybridRouter(Router):
 
         Every subject is looked for at every token, so it costs more than `forward`.
         """
-        key, value = self._chosen(activation, everywhere=True)
+        key, value = self._in_float32(activation, everywhere=True)
         return Evidence.of(self(activation, bank), value, self.key_slots[key], key)
+
+    def _in_float32(self, activation: Tensor, *, everywhere: bool) -> tuple[Tensor, Tensor]:
+        """`_chosen`, whatever the model is cast to: a cosine of bf16 is not told from a floor that lies near."""
+        device = activation.device.type
+        if not torch.is_autocast_enabled(device):
+            return self._chosen(activation, everywhere=everywhere)
+        with torch.autocast(device, enabled=False):
+            return self._chosen(activation, everywhere=everywhere)
 
     def _chosen(self, activation: Tensor, *, everywhere: bool) -> tuple[Tensor, Tensor]:
         """Per token of `[n, f]`: the key of the edit chosen and its evidence, see `choose`; 0 where none was sought."""
