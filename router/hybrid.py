@@ -127,17 +127,7 @@ class HybridRouter(Router):
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         if not isinstance(bank, KeyedBank):
             raise ConfigError(f"a {type(bank).__name__} does not say what each key adds: a KeyedBank was expected")
-        x = activation.float()
-        asks = self.relation.asks(x)
-        if torch.compiler.is_compiling() or len(self.free_centres):
-            key, value = self._chosen(x, asks, torch.arange(len(x), device=x.device))
-        else:
-            places = (asks >= self.least_floor).nonzero()[:, 0]
-            if len(places) == 0:  # nearly every token
-                return _silent(asks)
-            found = self._chosen(x, asks, places)
-            key = torch.zeros(len(x), dtype=torch.long, device=x.device).index_copy(0, places, found[0])
-            value = asks.new_zeros(len(x)).index_copy(0, places, found[1])
+        key, value = self._in_float32(activation, everywhere=False)
         opened = value >= 1
         if not torch.compiler.is_compiling() and not bool(opened.any()):
             return _silent(value)
@@ -150,10 +140,28 @@ class HybridRouter(Router):
 
         Every subject is looked for at every token, so it costs more than `forward`.
         """
-        x = activation.float()
-        everywhere = torch.arange(len(x), device=x.device)
-        key, value = self._chosen(x, self.relation.asks(x), everywhere, everywhere=True)
+        key, value = self._in_float32(activation, everywhere=True)
         return Evidence.of(self(activation, bank), value, self.key_slots[key], key)
+
+    def _in_float32(self, activation: Tensor, *, everywhere: bool) -> tuple[Tensor, Tensor]:
+        """`_sought`, whatever the model is cast to: a cosine of bf16 is not told from a floor that lies near."""
+        device = activation.device.type
+        if not torch.is_autocast_enabled(device):
+            return self._sought(activation.float(), everywhere=everywhere)
+        with torch.autocast(device, enabled=False):
+            return self._sought(activation.float(), everywhere=everywhere)
+
+    def _sought(self, x: Tensor, *, everywhere: bool) -> tuple[Tensor, Tensor]:
+        """Per token of `[n, f]`: the key of the edit chosen and its evidence, see `choose`; 0 where none was sought."""
+        asks = self.relation.asks(x)
+        if everywhere or torch.compiler.is_compiling() or len(self.free_centres):
+            return self._chosen(x, asks, torch.arange(len(x), device=x.device), everywhere=everywhere)
+        key, value = torch.zeros(len(x), dtype=torch.long, device=x.device), torch.zeros_like(asks)
+        places = (asks >= self.least_floor).nonzero()[:, 0]
+        if len(places) == 0:  # nearly every token
+            return key, value
+        found = self._chosen(x, asks, places)
+        return key.index_copy(0, places, found[0]), value.index_copy(0, places, found[1])
 
     def _chosen(
         self, x: Tensor, asks: Tensor, places: Tensor, *, everywhere: bool = False

@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wise.memory.side_memory import SideMemory
+from wise.reading import read_rows
 from wise.training.splice import SplicedModel
 
 LAYER = 1
@@ -40,9 +41,13 @@ def served(wrapped: Any) -> SideMemory:
 
 
 def routing_tensors(memory: SideMemory) -> dict[str, Tensor]:
-    return {
-        name: tensor.clone() for name, tensor in vars(memory.router).items() if isinstance(tensor, Tensor)
-    }
+    """Those of the router and of what it is made of."""
+    parts = memory.router.named_modules()
+    found = {f"{part}.{name}".lstrip("."): value for part, module in parts for name, value in vars(module).items()}
+    return {name: value.clone() for name, value in found.items() if isinstance(value, Tensor)}
+
+
+NO_FLOATS = {"key_slots": torch.long, "gated": torch.bool}
 
 
 # -- precision --------------------------------------------------------------------------------
@@ -56,7 +61,8 @@ def test_a_low_precision_base_has_its_memory_in_that_precision_and_routes_in_flo
     wrapped = wrap_tiny(tiny_model("llama").to(dtype), mode, layer=LAYER)
     assert served(wrapped).bank.weights.dtype == dtype
     for name, tensor in routing_tensors(served(wrapped)).items():
-        assert tensor.dtype == (torch.long if name == "key_slots" else torch.float32), name
+        assert tensor.dtype == NO_FLOATS.get(name, torch.float32), name
+    assert ("relation.gate.inner" in routing_tensors(served(wrapped))) == mode.startswith("hybrid")
     route = route_of(wrapped, BATCH[0])
     assert route.score.dtype == route.threshold.dtype == torch.float32
     assert wrapped(**padded(BATCH)).logits.dtype == dtype
@@ -104,6 +110,17 @@ def test_under_autocast_it_runs_and_still_edits(mode: str) -> None:
                 plain = base(**ids).logits
             assert edited.dtype == plain.dtype and edited.isfinite().all()
             assert not torch.equal(edited, plain)
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "hybrid rank-one"])
+def test_under_autocast_the_hybrid_router_computes_in_float32(mode: str) -> None:
+    wrapped = wrap_tiny("llama", mode, layer=LAYER)
+    activation = read_rows(wrapped.model, wrapped.layer, [[*BATCH[0], *BATCH[2]]])
+    plain = served(wrapped).route(activation)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = served(wrapped).route(activation)
+        assert (activation[0] @ activation[0].T).dtype == torch.bfloat16, "nothing is cast"
+    assert bool(plain.open.any()) and torch.equal(cast.score, plain.score) and torch.equal(cast.slot, plain.slot)
 
 
 # -- placement --------------------------------------------------------------------------------
