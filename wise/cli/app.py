@@ -21,6 +21,7 @@ from wise.cli.harness import harness
 from wise.cli.history import delete, diff, log, rollback
 from wise.cli.info import info
 from wise.cli.locate import locate
+from wise.cli.serve import serve, token
 from wise.cli.train_router import train_router
 from wise.cli.upkeep import check, export, gc, import_
 from wise.errors import WiseError
@@ -90,6 +91,8 @@ app.command("locate")(locate)
 app.command("train-router")(train_router)
 app.command("harness")(harness)
 app.add_typer(bench, name="bench")
+app.command("serve")(serve)
+app.command("token")(token)
 app.command("info")(info)
 app.command("demo")(demo)
 app.command("log")(log)
