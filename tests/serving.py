@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -98,10 +98,10 @@ def running(
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        _wait(lambda: server.started)
+        until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
         if editing:
-            _wait(lambda: service.editor.state == READY)
+            until(lambda: service.editor.state == READY)
         yield Running(service, f"http://127.0.0.1:{port}")
     finally:
         service.draining.set()
@@ -109,8 +109,9 @@ def running(
         thread.join(PATIENCE)
 
 
-def _wait(what: Any) -> None:
-    end = time.monotonic() + PATIENCE
+def until(what: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Waits for what must come."""
+    end = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < end, "the service did not come up"
+        assert time.monotonic() < end, "it did not come"
         time.sleep(0.02)

@@ -11,7 +11,7 @@ from typing import Any
 
 import openai
 import pytest
-from serving import NAME, Running, running
+from serving import NAME, Running, running, until
 
 import wise
 from wise.memory.state import MemoryState
@@ -214,16 +214,9 @@ def test_canaries_raise_an_alarm(tmp_path: Path) -> None:
             return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
 
         served.edit({"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"})
-        _until(lambda: metric("wise_canary_tokens") > 0)
+        until(lambda: metric("wise_canary_tokens") > 0)
         assert (metric("wise_canary_alarm"), metric("wise_version")) == (0, 1)
         served.edit(LYON)
-        _until(lambda: metric("wise_canary_alarm") == 1)
+        until(lambda: metric("wise_canary_alarm") == 1)
         assert metric("wise_canary_false_routes") >= 1
         assert metric("wise_live_edits") == 2
-
-
-def _until(what: Any) -> None:
-    end = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.05)

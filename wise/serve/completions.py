@@ -35,6 +35,12 @@ from wise.serve.told import Gathered, gathered, pieces, spoken_edits, token_rout
 router = APIRouter(prefix="/v1", tags=["answers"])
 COMPLETION_TOKENS = 16
 """OpenAI's own default."""
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; with `stream`, its chunks.",
+        "content": {"text/event-stream": {"schema": {"type": "object", "properties": {"data": {"type": "string"}}}}},
+    }
+}
 NO_BUFFER = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -51,14 +57,14 @@ async def model(model: str, service: Served, _: Reader) -> Model:
     return Model(id=model, edits=len(service.voice(model).state.edits))
 
 
-@router.post("/completions", response_model=Completion)
+@router.post("/completions", response_model=Completion, responses=STREAM)
 async def completions(body: CompletionRequest, request: Request, service: Served, _: Reader) -> Response:
     """Goes on with a text. With `stream`, server-sent events as OpenAI sends them."""
     wishes = [wish for prompt in _prompts(service, body) for wish in _wishes(service, body, prompt, body.logprobs)]
     return await _answered(service, request, body, wishes, _Texts(service, body.model, body.logprobs is not None))
 
 
-@router.post("/chat/completions", response_model=ChatCompletion)
+@router.post("/chat/completions", response_model=ChatCompletion, responses=STREAM)
 async def chat(body: ChatRequest, request: Request, service: Served, _: Reader) -> Response:
     """Answers messages; where the model has no chat template, their texts one under the other."""
     if body.top_logprobs is not None and not body.logprobs:

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StringConstraints
 
 from wise.memory.ticket import Event, Ticket, Version
-from wise.serve.schemas import Body, Text
+from wise.serve.schemas import Body, Name
 
-Prompt = Annotated[str, StringConstraints(min_length=1, max_length=20_000)]
+Prompt = Annotated[str, StringConstraints(min_length=1)]
 Prompts = Annotated[list[Prompt], Field(max_length=64)]
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=2_000)]
 Instant = Annotated[str, Field(description="ISO 8601; UTC where it names no zone.", max_length=64)]
@@ -32,7 +32,7 @@ class EditIn(Body):
 
 class EditsRequest(Body):
     edits: Annotated[list[EditIn], Field(min_length=1)]
-    model: Text | None = Field(None, description="`NAME@NAMESPACE` puts them in that namespace, which may be new.")
+    model: Name | None = Field(None, description="`NAME@NAMESPACE` puts them in that namespace, which may be new.")
     wait: Wait = Field("ticket", description="`live`: answer when each is live or has failed; else at once.")
 
 
@@ -49,7 +49,7 @@ class Replacement(Body):
 
 class PreviewRequest(Body):
     edit: EditIn
-    model: Text | None = None
+    model: Name | None = None
     prompts: Prompts = Field([], description="Asked beside the edit's own prompt and paraphrases.")
 
 

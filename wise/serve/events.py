@@ -17,6 +17,11 @@ from wise.serve.service import Service
 
 router = APIRouter(prefix="/v1", tags=["events"])
 AT_ONCE = 500
+EVENT = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+    "description": "`data` is an EventView in JSON, `id` its number and `event` its kind.",
+}
 HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent, so that nobody between takes the stream for dead."""
 
@@ -24,7 +29,7 @@ HEARTBEAT = 15.0
 @router.get(
     "/events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events."}},
+    responses={200: {"content": {"text/event-stream": {"schema": EVENT}}, "description": "Events."}},
 )
 async def events(
     service: Served,

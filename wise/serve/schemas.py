@@ -6,9 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-LONGEST_TEXT = 200_000
-"""Characters of one text; what the model can read is far less, and checked by its tokens."""
-Text = Annotated[str, StringConstraints(max_length=LONGEST_TEXT)]
+Name = Annotated[str, StringConstraints(max_length=256)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0)]
 
@@ -33,7 +31,7 @@ class StreamOptions(Body):
 class Generation(Body):
     """What completions and chats have in common."""
 
-    model: Text = Field(description="The model's name; `NAME@NAMESPACE` answers with the edits of that namespace.")
+    model: Name = Field(description="The model's name; `NAME@NAMESPACE` answers with the edits of that namespace.")
     temperature: float | None = Field(None, ge=0, le=2, description="0, or left out, takes the likeliest token.")
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, description="Answers to each prompt.")
@@ -41,7 +39,7 @@ class Generation(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Text | None = Field(None, description="Not used.")
+    user: str | None = Field(None, description="Not used.")
     wise: Extras | None = None
     presence_penalty: float | None = Field(None, ge=0, le=0, description="Not offered: only 0.")
     frequency_penalty: float | None = Field(None, ge=0, le=0, description="Not offered: only 0.")
@@ -57,8 +55,8 @@ class Generation(Body):
 
 class CompletionRequest(Generation):
     prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1)]
+        str
+        | Annotated[list[str], Field(min_length=1)]
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
     ) = Field(description="A text, texts, or the token ids of one or several.")
@@ -70,13 +68,13 @@ class CompletionRequest(Generation):
 
 class ContentPart(Body):
     type: Literal["text"]
-    text: Text
+    text: str
 
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[ContentPart], Field(min_length=1)]
-    name: Text | None = None
+    content: str | Annotated[list[ContentPart], Field(min_length=1)]
+    name: str | None = None
 
     @property
     def text(self) -> str:
@@ -94,8 +92,8 @@ class ChatRequest(Generation):
 class AskRequest(Body):
     """Greedy answers without and with the edits."""
 
-    model: Text | None = Field(None, description="As in completions; the default namespace if left out.")
-    prompts: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1)]
+    model: Name | None = Field(None, description="As in completions; the default namespace if left out.")
+    prompts: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
     max_tokens: int = Field(32, ge=1)
 
 
