@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
 from wise.demo import model_path
+from wise.intake import open_reader
 from wise.memory.store import Store
 from wise.serve.app import build_app
 from wise.serve.editor import Editor
 from wise.serve.link import READY, Worker, serve
-from wise.serve.loading import config_of, open_reader
+from wise.serve.loading import config_of
 from wise.serve.running import Server
 from wise.serve.security import SCOPES, Holder, Tokens, digest_of
 from wise.serve.service import Service

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wise.config import WiseConfig
-from wise.errors import ConfigError, StoreError
+from wise.errors import ConfigError
 from wise.memory.store import Store
 from wise.model import WiseModel, wrap
 from wise.serve.editor import Editor
@@ -37,15 +37,6 @@ def model_name(settings: Settings) -> str:
     if "@" in name:
         raise ConfigError(f"setting name={name!r}: '@' goes before a namespace; give the model another name")
     return name
-
-
-def open_reader(place: str) -> Store:
-    """The store, to read and to hand in edits; made where there is none. Raises StoreError."""
-    try:
-        return Store.open(place, writer=False)
-    except StoreError:
-        Store.open(place).close()
-        return Store.open(place, writer=False)
 
 
 def config_of(store: Store, settings: Settings) -> WiseConfig:
