@@ -14,6 +14,7 @@ from wise.serve.row import Finish, Job, Piece, Spoken, Wish
 from wise.serve.sampling import Chances
 from wise.serve.schemas import SpokenEdit, TokenRoute, Usage
 from wise.serve.service import Service
+from wise.serve.wording import CONTEXT
 
 
 @dataclass
@@ -97,12 +98,12 @@ def token_routes(service: Service, row: Gathered) -> list[TokenRoute]:
     by_place = {one.place: one for one in row.spoken}
     ids = [*row.wish.prompt, *row.tokens]
     told = []
-    for place, token in enumerate(ids):
+    for place in range(len(ids)):
         one = by_place.get(place)
         told.append(
             TokenRoute(
                 place=place,
-                token=service.tokenizer.convert_tokens_to_string([str(service.tokenizer.convert_ids_to_tokens(token))]),
+                token=_written(service, ids, place),
                 part="prompt" if place < len(row.wish.prompt) else "answer",
                 edit=one.edit if one and one.open else None,
                 slot=one.slot if one and one.open else None,
@@ -111,6 +112,13 @@ def token_routes(service: Service, row: Gathered) -> list[TokenRoute]:
             )
         )
     return told
+
+
+def _written(service: Service, ids: Sequence[int], place: int) -> str:
+    """A token as it stands in its text, with the space before it where it brings one."""
+    before = ids[max(0, place - CONTEXT) : place]
+    with_it = str(service.tokenizer.decode([*before, ids[place]]))
+    return with_it[len(str(service.tokenizer.decode(list(before)))) :]
 
 
 def usage_of(rows: Sequence[Gathered], n: int) -> Usage:
