@@ -31,13 +31,13 @@ class Heard:
     """Of the same tokens."""
     width: int
     """New tokens of each row."""
-    values: Tensor | None
+    recorded: Tensor | None
     mask: Tensor | None
     reader: ContextReader | None
 
     def keys(self) -> list[int]:
         """Of each token, the key whose edit would speak, by its place in the router's keys; -1 where it has none."""
-        with _seen(self.reader, self.values, self.mask):
+        with _seen(self.reader, self.recorded, self.mask):
             return [int(key) for key in self.memory.evidence(self.activation).key.tolist()]
 
 
@@ -62,12 +62,14 @@ class MixedMemory(SideMemory):
         heard = []
         for memory, places in self._groups():
             told = self._heard(memory, places, by_row[list(places)])
+            heard.append(told)
             route = told.route
+            if route.delta is None:
+                continue
             own = mixed[list(places)]
             delta = route.delta.to(own.dtype).view(own.shape)
             said = torch.where(route.open.view(*own.shape[:-1], 1), own + delta, own)
             mixed = said if len(places) == len(mixed) else mixed.index_copy(0, _index(places, mixed.device), said)
-            heard.append(told)
         self.heard = tuple(heard)
         return mixed.view(output.shape)
 
@@ -79,13 +81,13 @@ class MixedMemory(SideMemory):
         yield from ((memory, tuple(places)) for memory, places in found.values())
 
     def _heard(self, memory: SideMemory, places: tuple[int, ...], activation: Tensor) -> Heard:
-        reader, values, mask = self._reader, None, None
-        if reader is not None and reader.values is not None:
-            rows = _index(places, reader.values.device)
-            values = reader.values[rows]
+        reader, recorded, mask = self._reader, None, None
+        if reader is not None and reader.recorded is not None:
+            rows = _index(places, reader.recorded.device)
+            recorded = reader.recorded[rows]
             mask = reader.mask[rows] if reader.mask is not None and len(reader.mask) > 1 else reader.mask
         flat = activation.flatten(0, 1)
-        with _seen(reader, values, mask):
+        with _seen(reader, recorded, mask):
             route = memory.route(flat)
         return Heard(
             memory=memory,
@@ -93,7 +95,7 @@ class MixedMemory(SideMemory):
             activation=flat,
             route=route,
             width=activation.shape[1],
-            values=values,
+            recorded=recorded,
             mask=mask,
             reader=reader,
         )
@@ -104,14 +106,14 @@ def _index(places: Sequence[int], device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _seen(reader: ContextReader | None, values: Tensor | None, mask: Tensor | None) -> Iterator[None]:
+def _seen(reader: ContextReader | None, recorded: Tensor | None, mask: Tensor | None) -> Iterator[None]:
     """The reader shows these rows alone for the length of the block."""
     if reader is None:
         yield
         return
-    before = reader.values, reader.mask
-    reader.values, reader.mask = values, mask
+    before = reader.recorded, reader.mask
+    reader.recorded, reader.mask = recorded, mask
     try:
         yield
     finally:
-        reader.values, reader.mask = before
+        reader.recorded, reader.mask = before

@@ -74,11 +74,13 @@ class Editor:
 
     def _train(self, tickets: Sequence[Ticket]) -> None:
         edits = [ticket.edit for ticket in tickets]
-        state, outcomes = self._trained(self._store.read().state, edits)
+        before = self._store.read()
+        state, outcomes = self._trained(before.state, edits)
         authors = sorted({edit.author for edit in edits if edit.author})
         self._store.commit(
             tickets,
             state,
+            parent=before.version,
             config=self._model.wise_config,
             base=self._model.fingerprint(),
             outcomes={outcome.id: asdict(outcome) for outcome in outcomes},
