@@ -74,7 +74,7 @@ def running(
 
     def editor(connection: Connection) -> Worker:
         def opened() -> Editor:
-            return Editor(demo_model(config), Store.open(settings.store), batch=settings.edit_batch)
+            return Editor(demo_model(config), Store.open(settings.store), batch=settings.edit_batch, keep=settings.keep)
 
         return threading.Thread(target=serve, args=(connection, opened), daemon=True)
 

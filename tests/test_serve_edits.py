@@ -205,6 +205,17 @@ def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path) -> None:
         assert said(served) == " Lyon."
 
 
+def test_old_versions_are_collected_and_say_so(tmp_path: Path) -> None:
+    with running(tmp_path / "store", keep=2) as served, served.client() as admin:
+        for target in ("Lyon", "Nice", "Metz", "Brest"):
+            served.edit(LYON | {"target": target})
+        assert [v["collected"] for v in admin.get("/v1/versions").json()["data"]] == [False, True, True, False, False]
+        refused = admin.post("/v1/versions/1/rollback")
+        assert refused.status_code == 409 and "collected" in refused.json()["error"]["message"]
+        assert admin.post("/v1/versions/3/rollback").status_code == 200
+        assert said(served) == " Metz."
+
+
 def test_canaries_raise_an_alarm(tmp_path: Path) -> None:
     canaries = (f"{FRANCE} a city that many people like to see.",)
     with running(tmp_path / "store", canaries=canaries) as served, served.client("") as client:

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class Editor:
     """Edits `store` by a model of its own, which serves nobody."""
 
-    def __init__(self, model: WiseModel, store: Store, *, batch: int) -> None:
-        """batch: edits that are trained together.
+    def __init__(self, model: WiseModel, store: Store, *, batch: int, keep: int) -> None:
+        """batch: edits that are trained together; keep: versions that stay readable.
 
         Raises StoreError where the store is of another base or other settings.
         """
@@ -35,7 +35,7 @@ class Editor:
             raise StoreError(f"{store.backend.place} is for another base; keep a store for each base")
         model.state = snapshot.state  # its spaces are those that new keys are compared in
         model.prepare()
-        self._model, self._store, self._batch = model, store, batch
+        self._model, self._store, self._batch, self._keep = model, store, batch, keep
 
     def work(self) -> bool:
         """Trains and commits the oldest of what is queued; False where there is nothing to do.
@@ -77,7 +77,7 @@ class Editor:
         before = self._store.read()
         state, outcomes = self._trained(before.state, edits)
         authors = sorted({edit.author for edit in edits if edit.author})
-        self._store.commit(
+        version = self._store.commit(
             tickets,
             state,
             parent=before.version,
@@ -86,6 +86,8 @@ class Editor:
             outcomes={outcome.id: asdict(outcome) for outcome in outcomes},
             author=", ".join(authors) or None,
         )
+        if version.number % self._keep == 0:
+            self._store.gc(keep=self._keep)
 
     def _trained(self, state: MemoryState, edits: Sequence[Edit]) -> tuple[MemoryState, list[Outcome]]:
         """Namespaces are trained apart: none of them takes another's prompts, nor shares its slots."""

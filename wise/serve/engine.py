@@ -210,12 +210,14 @@ class Engine:
 
     def _advance(self, batch: Batch[Row], logits: Tensor) -> None:
         """The next token of every row; those that are through leave."""
-        for row, own in zip(batch.members, logits, strict=True):
+        likeliest = logits.argmax(-1).tolist()  # at once: on an accelerator each look waits for it
+        before = len(self._out)
+        for row, own, token in zip(batch.members, logits, likeliest, strict=True):
             if not row.gone:
-                self._out.append((row.job, row.advance(own)))
-                self._metrics.tokens.inc()
+                self._out.append((row.job, row.advance(own, token)))
             if row.finish is not None:
                 self._row_seconds += 0.1 * (time.monotonic() - row.begun - self._row_seconds)
+        self._metrics.tokens.inc(len(self._out) - before)
         batch.keep([i for i, row in enumerate(batch.members) if row.finish is None and not row.gone])
 
     def _listen(self, members: Sequence[Row], firsts: Sequence[int], count: int) -> None:
@@ -227,7 +229,7 @@ class Engine:
                 continue
             spoken = _spoken(heard, [members[i] for i in heard.rows], [firsts[i] for i in heard.rows])
             for i, route in zip(heard.rows, spoken, strict=True):
-                members[i].note(0, route)
+                members[i].note(route)
                 self._metrics.routed.inc(sum(one.open and one.place >= 0 for one in route))
 
     def _fail(self, error: Exception) -> None:
@@ -263,13 +265,13 @@ def _spoken(heard: Heard, rows: Sequence[Row], firsts: Sequence[int]) -> list[li
     """The routes of each row's new tokens."""
     slots, opened = heard.route.slot.tolist(), heard.route.open.tolist()
     scores, thresholds = heard.route.score.tolist(), heard.route.threshold.tolist()
-    voices = [rows[i // heard.width].wish.voice for i in range(len(slots))]
-    shared = any(o and voice.shared(s) for o, voice, s in zip(opened, voices, slots, strict=True))
+    voice = rows[0].wish.voice  # the same for all: it is whose memory this is
+    shared = any(o and voice.shared(s) for o, s in zip(opened, slots, strict=True))
     keys = heard.keys() if shared else [-1] * len(slots)
     told = [
         Spoken(
             place=firsts[i // heard.width] + i % heard.width,
-            edit=voices[i].edit_of(slots[i], keys[i]) if opened[i] else None,
+            edit=voice.edit_of(slots[i], keys[i]) if opened[i] else None,
             slot=slots[i],
             score=scores[i],
             threshold=thresholds[i],

@@ -74,7 +74,7 @@ def _edit(connection: Connection, told: dict[str, Any]) -> None:
         try:
             if not models:
                 models.append(load_wrapped(settings, config_of(store, settings)))
-            return Editor(models[0], store, batch=settings.edit_batch)
+            return Editor(models[0], store, batch=settings.edit_batch, keep=settings.keep)
         except BaseException:
             store.close()
             raise

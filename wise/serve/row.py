@@ -107,9 +107,9 @@ class Row:
         """Tokens that it may come to."""
         return len(self.wish.prompt) + self.wish.max_new_tokens
 
-    def advance(self, logits: Tensor) -> Piece:
-        """Takes the next token from `[vocabulary]` logits."""
-        token = self._sampler.draw(logits)
+    def advance(self, logits: Tensor, likeliest: int) -> Piece:
+        """Takes the next token from `[vocabulary]` logits, which are largest for `likeliest`."""
+        token = self._sampler.draw(logits, likeliest)
         self.new.append(token)
         told = () if self.wish.top is None else (chances(logits, token, self.wish.top),)
         text = ""
@@ -128,6 +128,6 @@ class Row:
             row=self.number, text=text, tokens=(token,), chances=told, spoken=spoken, finish=self.finish
         )
 
-    def note(self, first: int, route: Sequence[Spoken]) -> None:
-        """Routes of tokens from place `first` on, of which those that are to be told are kept."""
-        self.spoken += [spoken for spoken in route if spoken.place >= first and (spoken.open or self.wish.trace)]
+    def note(self, route: Sequence[Spoken]) -> None:
+        """Keeps those that are to be told. Pads have places below 0."""
+        self.spoken += [spoken for spoken in route if spoken.place >= 0 and (spoken.open or self.wish.trace)]

@@ -29,10 +29,10 @@ class Sampler:
         else:
             self._generator.manual_seed(seed)
 
-    def draw(self, logits: Tensor) -> int:
-        """logits: `[vocabulary]`."""
+    def draw(self, logits: Tensor, likeliest: int) -> int:
+        """logits: `[vocabulary]`, and the token for which they are largest."""
         if self.temperature == 0:
-            return int(logits.argmax())
+            return likeliest
         chances = torch.softmax(logits.cpu().double() / self.temperature, dim=-1)
         if self.top_p < 1:
             ordered, places = chances.sort(descending=True, stable=True)

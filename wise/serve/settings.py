@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     edit_threads: int = Field(1, ge=1, description="CPU threads that editing takes.")
     edit_niceness: int = Field(10, ge=0, le=19, description="By how much editing gives way to answering.")
     edit_batch: int = Field(16, ge=1, le=64, description="Edits that are trained together.")
+    keep: int = Field(100, ge=1, description="Versions that stay readable; up to twice as many are there.")
     rows: int = Field(64, ge=1, description="Answers that share a step.")
     waiting: int = Field(256, ge=0, description="Answers that may wait; beyond, requests get a 429.")
     cache_tokens: int = Field(131_072, ge=1, description="Tokens that all answers together may hold in the cache.")
