@@ -116,10 +116,10 @@ class Service:
         """Resident MiB of the service, and of its editor."""
         sizes = {}
         children = subprocess.run(
-            ["ps", "-o", "pid=,rss=,args=", "--ppid", str(self._process.pid)], capture_output=True, text=True
+            ["ps", "-ww", "-o", "pid=,rss=,args=", "--ppid", str(self._process.pid)], capture_output=True, text=True
         ).stdout.splitlines()
         own = subprocess.run(
-            ["ps", "-o", "pid=,rss=,args=", "-p", str(self._process.pid)], capture_output=True, text=True
+            ["ps", "-ww", "-o", "pid=,rss=,args=", "-p", str(self._process.pid)], capture_output=True, text=True
         ).stdout.splitlines()
         for name, lines in (("service", own), ("editor", [line for line in children if "spawn_main" in line])):
             sizes[name] = round(sum(int(line.split()[1]) for line in lines) / 1024, 1)

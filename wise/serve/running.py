@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -56,6 +57,7 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
     )
     server = Server(config)
     server.service = service
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when all is over
     show(f"http://{f'[{host}]' if ':' in host else host}:{port}", token)
     server.run(sockets=[listener])
 
