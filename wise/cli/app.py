@@ -22,6 +22,8 @@ from wise.cli.harness import harness
 from wise.cli.history import delete, diff, log, rollback
 from wise.cli.info import info
 from wise.cli.locate import locate
+from wise.cli.serve import serve, token
+from wise.cli.stream import stream
 from wise.cli.train_router import train_router
 from wise.cli.upkeep import check, export, gc, import_
 from wise.errors import WiseError
@@ -93,6 +95,9 @@ app.command("locate")(locate)
 app.command("train-router")(train_router)
 app.command("harness")(harness)
 app.add_typer(bench, name="bench")
+app.command("serve")(serve)
+app.command("token")(token)
+app.command("stream")(stream)
 app.command("info")(info)
 app.command("demo")(demo)
 app.command("log")(log)

@@ -1,0 +1,356 @@
+"""Puts a service under load while edits stream into it, and looks whether anything is lost or late.
+
+    python scripts/load_serve.py --clients 64 --edits 1000
+
+Starts `wise serve` with the shipped model and a new store, on the loopback interface alone. Clients ask without a
+pause, streaming: questions whose facts are edited meanwhile, decoded greedily, and long texts, drawn. First nothing is
+edited, then the edits come in, then nothing is edited again. Told at the end: failed requests, the time between two
+tokens of a stream with and without editing, whether each answer is what exactly its version says, and the memory of
+the processes. With `--kill` the service is killed while edits come in and started again: every acknowledged edit
+must be there, once. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wise.demo.facts import Fact, counterfactual, load_facts, train_prompts
+
+NAME = "wise-demo"
+STARTING = 180.0
+"""Seconds that the service may take to start."""
+BATCH = 20
+"""Edits of one request."""
+LONG_TOKENS = 64
+SAMPLED = 5.0
+"""Seconds between two looks at the memory."""
+
+
+@dataclass
+class Heard:
+    """What the clients were told in one phase."""
+
+    gaps: list[float] = field(default_factory=list)
+    firsts: list[float] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)
+    answers: list[tuple[str, int, str]] = field(default_factory=list)
+    """Prompt, version, text."""
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "seconds": round(self.seconds, 1),
+            "requests": len(self.firsts),
+            "failed": dict(self.failures),
+            "tokens_per_second": round(self.tokens / self.seconds, 1),
+            "between_tokens_ms": _quantiles(self.gaps),
+            "first_token_ms": _quantiles(self.firsts),
+        }
+
+
+def _quantiles(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values) or [float("nan")]
+    return {
+        name: round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
+        for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+    }
+
+
+class Service:
+    """`wise serve` as a process."""
+
+    def __init__(self, store: Path, log: Path, options: list[str]) -> None:
+        command = [sys.executable, "-m", "wise", "serve", "--store", str(store), "--port", "0", "--json", *options]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self._log = log.open("ab")
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=self._log, env=environment, start_new_session=True
+        )
+        end = time.monotonic() + STARTING
+        line = self._process.stdout.readline() if self._process.stdout else b""
+        if not line:
+            raise SystemExit(f"the service did not start; {log} says why")
+        told = json.loads(line)
+        self.url, self.token = told["url"], told["token"]
+        self.port = int(self.url.rsplit(":", 1)[1])
+        while self.ready() != "ready":
+            if time.monotonic() > end:
+                raise SystemExit(f"the service did not become ready; {log} says why")
+            time.sleep(0.2)
+
+    def ready(self) -> str:
+        try:
+            return str(json.loads(urllib.request.urlopen(f"{self.url}/ready").read())["editor"])
+        except OSError:
+            return "no"
+
+    def get(self, path: str) -> Any:
+        request = urllib.request.Request(f"{self.url}{path}", headers={"Authorization": f"Bearer {self.token}"})
+        return json.loads(urllib.request.urlopen(request).read())
+
+    def tickets(self) -> list[dict[str, Any]]:
+        """All edits, in their order."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.get(f"/v1/edits?limit=1000&after={found[-1]['ticket'] if found else 0}")
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+
+    def memory(self) -> dict[str, float]:
+        """Resident MiB of the service, and of its editor."""
+        sizes = {}
+        children = subprocess.run(
+            ["ps", "-ww", "-o", "pid=,rss=,args=", "--ppid", str(self._process.pid)], capture_output=True, text=True
+        ).stdout.splitlines()
+        own = subprocess.run(
+            ["ps", "-ww", "-o", "pid=,rss=,args=", "-p", str(self._process.pid)], capture_output=True, text=True
+        ).stdout.splitlines()
+        for name, lines in (("service", own), ("editor", [line for line in children if "spawn_main" in line])):
+            sizes[name] = round(sum(int(line.split()[1]) for line in lines) / 1024, 1)
+        return sizes
+
+    def kill(self) -> None:
+        """All of it, at once."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def end(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(60)
+
+
+async def _post(service: Service, path: str, body: dict[str, Any], headers: str = "") -> Any:
+    """A connection of its own: its reader, behind the head of the answer. Raises OSError for a bad status."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    data = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.0\r\nHost: localhost\r\nAuthorization: Bearer {service.token}\r\n{headers}"
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    writer.write(head.encode() + data)
+    await writer.drain()
+    status = (await reader.readline()).decode().split()
+    while (await reader.readline()).strip():
+        pass
+    if status[1] not in ("200", "202"):
+        text = await reader.read()
+        writer.close()
+        raise OSError(f"{status[1]} {text[:120]!r}")
+    return reader, writer
+
+
+async def _ask(service: Service, heard: Heard, prompt: str, long: bool, seed: int) -> None:
+    body: dict[str, Any] = {"model": NAME, "prompt": prompt, "stream": True, "max_tokens": 24}
+    if long:
+        body |= {"max_tokens": LONG_TOKENS, "temperature": 1.0, "seed": seed}
+    begun = last = time.perf_counter()
+    first, text, version, done = True, "", -1, False
+    reader, writer = await _post(service, "/v1/completions", body)
+    async for line in reader:
+        if not line.startswith(b"data: "):
+            continue
+        now = time.perf_counter()
+        if line.startswith(b"data: [DONE]"):
+            done = True
+            break
+        told = json.loads(line[6:])
+        if "error" in told:
+            raise OSError(told["error"]["message"])
+        version = int(told["system_fingerprint"].removeprefix("version-"))
+        for choice in told["choices"]:
+            text += choice["text"]
+            (heard.firsts if first else heard.gaps).append(now - (begun if first else last))
+            first, last = False, now
+            heard.tokens += 1
+    writer.close()
+    if not done:
+        raise OSError("the stream broke off")
+    if not long:
+        heard.answers.append((prompt, version, text))
+
+
+async def _client(service: Service, heard: Heard, prompts: list[str], number: int, stop: asyncio.Event) -> None:
+    order = random.Random(number)
+    turn = 0
+    while not stop.is_set():
+        turn += 1
+        long = (turn + number) % 2 == 0
+        try:
+            await _ask(service, heard, order.choice(prompts), long, turn)
+        except (OSError, ValueError, KeyError) as error:
+            heard.failures[str(error)[:120]] += 1
+            await asyncio.sleep(0.05)
+
+
+async def _hand_in(service: Service, facts: list[Fact], acknowledged: dict[str, int]) -> None:
+    """Batch after batch; each under a key of its own, so that one without an answer can be repeated."""
+    for start in range(0, len(facts), BATCH):
+        edits = [_edit(fact) for fact in facts[start : start + BATCH]]
+        reader, writer = await _post(
+            service, "/v1/edits", {"edits": edits}, headers=f"Idempotency-Key: load-{start}\r\n"
+        )
+        for edit in json.loads(await reader.read())["edits"]:
+            acknowledged[edit["id"]] = edit["ticket"]
+        writer.close()
+        await asyncio.sleep(0.2)
+
+
+def _edit(fact: Fact) -> dict[str, Any]:
+    return {"prompt": train_prompts(fact)[0], "target": counterfactual(fact, seed=0), "subject": fact.subject}
+
+
+async def _phase(
+    service: Service,
+    prompts: list[str],
+    clients: int,
+    seconds: float,
+    memory: list[dict[str, float]],
+    until: Any = None,
+) -> Heard:
+    """Clients ask for so long, and until what is to be done meanwhile is done."""
+    heard, stop = Heard(), asyncio.Event()
+    begun = time.perf_counter()
+    tasks = [asyncio.create_task(_client(service, heard, prompts, i, stop)) for i in range(clients)]
+    work = asyncio.create_task(until) if until is not None else None
+    while time.perf_counter() - begun < seconds or (work is not None and not work.done()):
+        await asyncio.sleep(min(SAMPLED, seconds))
+        memory.append(await asyncio.to_thread(service.memory))
+    heard.seconds = time.perf_counter() - begun
+    stop.set()
+    await asyncio.gather(*tasks)
+    if work is not None:
+        await work
+    return heard
+
+
+async def _edited(service: Service, facts: list[Fact], limit: float) -> None:
+    """Hands in, and waits until each is live or has failed."""
+    begun = time.monotonic()
+    await _hand_in(service, facts, {})
+    while time.monotonic() - begun < limit:
+        left = await asyncio.to_thread(
+            lambda: [len(service.get(f"/v1/edits?limit=1&status={s}")["data"]) for s in ("queued", "training")]
+        )
+        if not any(left):
+            return
+        await asyncio.sleep(1.0)
+
+
+def _inconsistent(heard: list[Heard], tickets: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
+    """Answers that are not what their version says: its edit's target where that is live in it, else the base's."""
+    live = {ticket["prompt"]: ticket for ticket in tickets if ticket["live_in"] is not None}
+    before = {prompt: text for prompt, version, text in heard[0].answers if version == 0}
+    wrong = []
+    for prompt, version, text in (answer for phase in heard for answer in phase.answers):
+        ticket = live.get(prompt)
+        edited = ticket is not None and ticket["live_in"] <= version < (ticket["retired_in"] or 2**62)
+        if edited and ticket is not None:
+            right = text.strip().startswith(ticket["target"])
+        else:
+            right = prompt not in before or text == before[prompt]
+        if not right:
+            wrong.append((prompt, version, text))
+    return wrong
+
+
+def _killed(store: Path, log: Path, facts: list[Fact], options: list[str]) -> dict[str, Any]:
+    """Kills the service while edits come in; what it had acknowledged, and what is there afterwards."""
+    service = Service(store, log, options)
+    acknowledged: dict[str, int] = {}
+
+    async def cut_off() -> None:
+        task = asyncio.create_task(_hand_in(service, facts, acknowledged))
+        while len(acknowledged) < len(facts) // 2:
+            await asyncio.sleep(0.05)
+        service.kill()
+        try:
+            await task
+        except (OSError, ValueError, KeyError):
+            pass
+
+    asyncio.run(cut_off())
+    service = Service(store, log, options)
+    asyncio.run(_hand_in(service, facts, acknowledged))  # repeats what was answered already
+    asyncio.run(_edited(service, [], 600.0))
+    tickets = service.tickets()
+    counts = Counter(ticket["id"] for ticket in tickets)
+    found = {ticket["id"]: ticket["ticket"] for ticket in tickets}
+    service.end()
+    return {
+        "acknowledged": len(acknowledged),
+        "missing": sum(found.get(edit_id) != number for edit_id, number in acknowledged.items()),
+        "twice": sum(count > 1 for count in counts.values()),
+        "statuses": dict(Counter(ticket["status"] for ticket in tickets)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--edits", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each phase without editing")
+    parser.add_argument("--limit", type=float, default=1800.0, help="seconds that the edits may take")
+    parser.add_argument("--kill", action="store_true", help="kill the service and start it again instead")
+    parser.add_argument("--set", action="append", default=[], help="a setting of the service, NAME=VALUE")
+    arguments = parser.parse_args()
+    facts = random.Random(0).sample(load_facts("train"), arguments.edits)
+    options = [part for pair in arguments.set for part in ("--set", pair)]
+    with tempfile.TemporaryDirectory() as folder:
+        store, log = Path(folder) / "store", Path(folder) / "log"
+        told = _killed(store, log, facts, options) if arguments.kill else _loaded(store, log, facts, options, arguments)
+    sys.stdout.write(json.dumps(told) + "\n")
+
+
+def _loaded(
+    store: Path, log: Path, facts: list[Fact], options: list[str], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    service = Service(store, log, options)
+    prompts = [train_prompts(fact)[0] for fact in facts]
+    memory: list[dict[str, float]] = []
+
+    async def all_phases() -> list[Heard]:
+        async def phase(until: Any = None) -> Heard:
+            heard = await _phase(service, prompts, arguments.clients, arguments.seconds, memory, until)
+            sys.stderr.write(json.dumps(heard.to_dict()) + "\n")
+            return heard
+
+        return [await phase(), await phase(_edited(service, facts, arguments.limit)), await phase()]
+
+    heard = asyncio.run(all_phases())
+    tickets = service.tickets()
+    service.end()
+    quiet = [gap for phase in (heard[0], heard[2]) for gap in phase.gaps]
+    wrong = _inconsistent(heard, tickets)
+    return {
+        "clients": arguments.clients,
+        "edits": dict(Counter(ticket["status"] for ticket in tickets)),
+        "versions": max((ticket["live_in"] or 0 for ticket in tickets), default=0),
+        "before": heard[0].to_dict(),
+        "during": heard[1].to_dict(),
+        "after": heard[2].to_dict(),
+        "p99_ratio": round(_quantiles(heard[1].gaps)["p99"] / _quantiles(quiet)["p99"], 2),
+        "answers_checked": sum(len(phase.answers) for phase in heard),
+        "inconsistent": len(wrong),
+        "examples": wrong[:5],
+        "memory_mib": {"first": memory[0], "last": memory[-1], "samples": memory[:: max(1, len(memory) // 12)]},
+    }
+
+
+if __name__ == "__main__":
+    main()

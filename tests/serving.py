@@ -1,0 +1,118 @@
+"""A service on a port of its own, with a tiny model or the shipped one, for the tests of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import uvicorn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import wise
+from wise.demo import model_path
+from wise.intake import open_reader
+from wise.memory.store import Store
+from wise.serve.app import build_app
+from wise.serve.editor import Editor
+from wise.serve.link import READY, Worker, serve
+from wise.serve.loading import config_of
+from wise.serve.running import Server
+from wise.serve.security import SCOPES, Holder, Tokens, digest_of
+from wise.serve.service import Service
+from wise.serve.settings import Settings
+
+NAME = "demo"
+PATIENCE = 60.0
+
+
+def demo_model(config: wise.WiseConfig | None = None) -> wise.WiseModel:
+    folder = model_path()
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    return wise.wrap(base, AutoTokenizer.from_pretrained(folder), config or wise.WiseConfig(mode="hybrid"))
+
+
+@dataclass
+class Running:
+    """A service that answers."""
+
+    service: Service
+    url: str
+
+    def client(self, scope: str = "admin", **options: Any) -> httpx.Client:
+        """A client with a token of this scope."""
+        headers = {"Authorization": f"Bearer {scope}"} if scope else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, **options)
+
+    def edit(self, *edits: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
+        """Hands edits in and waits until each is live."""
+        with self.client("editor") as client:
+            answer = client.post("/v1/edits", json={"edits": list(edits), "wait": "live", **more})
+        assert answer.status_code == 200, answer.text
+        return list(answer.json()["edits"])
+
+
+def tokens() -> Tokens:
+    """A token for each scope, which is its name."""
+    return Tokens([(Holder(name=f"the-{scope}", scope=scope), digest_of(scope)) for scope in SCOPES])
+
+
+@contextmanager
+def running(
+    folder: Path | str, *, editing: bool = True, canaries: tuple[str, ...] = (), **given: Any
+) -> Iterator[Running]:
+    """The shipped model, served from a store; the editor is a thread, which starts sooner than a process."""
+    settings = Settings(store=str(folder), deadline=given.pop("deadline", PATIENCE), drain=5.0, **given)
+    store = open_reader(settings.store)
+    config = config_of(store, settings)
+
+    def editor(connection: Connection) -> Worker:
+        def opened() -> Editor:
+            return Editor(demo_model(config), Store.open(settings.store), batch=settings.edit_batch, keep=settings.keep)
+
+        return threading.Thread(target=serve, args=(connection, opened), daemon=True)
+
+    def none(connection: Connection) -> Worker:
+        def leave() -> None:
+            with connection:
+                connection.poll(None)
+
+        return threading.Thread(target=leave, daemon=True)
+
+    service = Service(
+        settings,
+        name=NAME,
+        model=demo_model(config),
+        store=store,
+        tokens=tokens(),
+        editor=editor if editing else none,
+        canaries=canaries,
+    )
+    server = Server(uvicorn.Config(build_app(service), port=0, log_config=None, timeout_graceful_shutdown=5))
+    server.service = service
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        if editing:
+            until(lambda: service.editor.state == READY)
+        yield Running(service, f"http://127.0.0.1:{port}")
+    finally:
+        service.draining.set()
+        server.should_exit = True
+        thread.join(PATIENCE)
+
+
+def until(what: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Waits for what must come."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)

@@ -1,0 +1,79 @@
+"""Rows under memories of their own say what they say alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, BATCH, memory_by_hand, wrap_tiny
+
+from wise.errors import ConfigError
+from wise.memory.mixed import MixedMemory
+from wise.memory.side_memory import SideMemory
+from wise.training.generation import left_pad
+
+IDS, MASK = left_pad(BATCH, device=torch.device("cpu"))
+MODES = ("merge", "retrieve", "hybrid")
+
+
+def logits(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids, attention_mask=mask, use_cache=False).logits * mask[..., None]  # pads say nothing
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_each_row_is_under_its_own_memory(model_type: str, mode: str) -> None:
+    wrapped = wrap_tiny(model_type, mode)
+    one = wrapped.layer.memory
+    with wrapped.serving(memory_by_hand(wrapped, seed=7, strength=6.0)):
+        two = wrapped.layer.memory
+    assert one is not None and two is not None
+    mixed = MixedMemory(wrapped.reader)
+
+    def said(rows: list[SideMemory | None]) -> torch.Tensor:
+        mixed.rows = rows
+        wrapped.layer.memory = mixed
+        return logits(wrapped, IDS, MASK)
+
+    def whole(memory: SideMemory | None) -> torch.Tensor:
+        wrapped.layer.memory = memory
+        return logits(wrapped, IDS, MASK)
+
+    alone = {name: whole(memory) for name, memory in (("one", one), ("two", two), ("base", None))}
+    assert not torch.allclose(alone["one"], alone["two"], atol=1e-3)  # the memories can be told apart
+    out = said([one, two, None])
+    for row, name in enumerate(("one", "two", "base")):
+        torch.testing.assert_close(out[row], alone[name][row], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(said([two, None, one])[2], alone["one"][2], atol=1e-5, rtol=1e-4)
+    assert torch.equal(said([None, None, None]), alone["base"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_it_tells_which_memory_decided_what(mode: str) -> None:
+    wrapped = wrap_tiny("llama", mode)
+    memory = wrapped.layer.memory
+    assert memory is not None
+    mixed = MixedMemory(wrapped.reader)
+    wrapped.layer.memory = mixed
+    mixed.rows = [None, memory, memory]
+    logits(wrapped, IDS, MASK)
+    (heard,) = mixed.heard
+    assert (heard.rows, heard.width, len(heard.activation)) == ((1, 2), IDS.shape[1], 2 * IDS.shape[1])
+    assert heard.route.open.any() and not heard.route.open.all()
+    wrapped.layer.memory = memory
+    alone = wrapped.route(IDS[1:2, 6:])
+    assert alone is not None
+    assert heard.route.open.view(2, -1)[0, 6:].tolist() == alone.open.tolist()
+    keys = heard.keys()
+    assert len(keys) == len(heard.activation) and (min(keys) >= 0) == (mode != "merge")
+
+
+def test_a_batch_that_it_was_not_told_of_is_refused() -> None:
+    wrapped = wrap_tiny("llama", None)
+    mixed = MixedMemory(None)
+    wrapped.layer.memory = mixed
+    with pytest.raises(ConfigError, match="0 memories"):
+        logits(wrapped, IDS, MASK)
+    mixed.rows = [None] * 5
+    with pytest.raises(ConfigError, match="5 memories"):
+        logits(wrapped, IDS, MASK)

@@ -1,0 +1,233 @@
+"""Edits over HTTP while the service answers: what is acknowledged goes live, is told, and can be taken back."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from serving import NAME, Running, running, until
+
+import wise
+from wise.memory.state import MemoryState
+from wise.training.trainer import Trainer
+
+FRANCE = "The capital of France is"
+LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Running]:
+    with running(tmp_path / "store") as found:
+        yield found
+
+
+def said(served: Running, prompt: str = FRANCE, model: str = NAME) -> str:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="reader", max_retries=0) as client:
+        return client.completions.create(model=model, prompt=prompt).choices[0].text
+
+
+def test_the_life_of_an_edit(served: Running) -> None:
+    with served.client("editor") as editor, served.client() as admin:
+        assert said(served) == " Paris."
+        preview = editor.post("/v1/edits/preview", json={"edit": LYON, "prompts": ["The capital of Spain is"]}).json()
+        assert [(a["before"], a["after"]) for a in preview["answers"]] == [("Paris", "Lyon"), ("Madrid", "Madrid")]
+        assert said(served) == " Paris."  # nothing was changed
+
+        [live] = served.edit(LYON | {"reason": "a decree"})
+        assert (live["status"], live["live_in"], live["author"]) == ("live", 1, "the-editor")
+        assert live["outcome"]["status"] == "verified"
+        assert said(served) == " Lyon."  # read what was written
+        assert said(served, "The capital of Spain is") == " Madrid."
+
+        replaced = editor.put(f"/v1/edits/{live['id']}", json={"target": "Nice", "wait": "live"})
+        assert replaced.status_code == 200, replaced.text
+        assert said(served) == " Nice."
+        new = replaced.json()["edits"][0]["id"]
+        history = editor.get(f"/v1/edits/{live['id']}").json()
+        assert (history["status"], history["retired_in"]) == ("retired", 2)
+        assert [event["kind"] for event in history["events"]] == ["queued", "training", "live", "retired"]
+
+        gone = editor.delete(f"/v1/edits/{new}", params={"reason": "a mistake"})
+        assert (gone.status_code, gone.json()["number"], gone.json()["edits"]) == (200, 3, 0)
+        assert said(served) == " Paris."
+        assert editor.delete(f"/v1/edits/{new}").status_code == 409
+        assert editor.delete("/v1/edits/never").status_code == 404
+
+        back = admin.post("/v1/versions/1/rollback", json={"reason": "it was right"})
+        assert (back.status_code, back.json()["number"], back.json()["reason"]) == (200, 4, "it was right")
+        assert said(served) == " Lyon."
+        diff = admin.get("/v1/versions/2/diff").json()
+        assert [(a["target"], b["target"]) for a, b in diff["changed"]] == [("Lyon", "Nice")]
+        versions = admin.get("/v1/versions").json()
+        assert versions["current"] == 4
+        assert [v["kind"] for v in versions["data"]] == ["origin", "commit", "commit", "delete", "rollback"]
+        assert admin.post("/v1/versions/99/rollback").status_code == 404
+
+
+def test_a_completion_says_which_edits_spoke(served: Running) -> None:
+    [live] = served.edit(LYON)
+    with served.client("reader") as client:
+        body = {"model": NAME, "prompt": [FRANCE, "The capital of Spain is"], "wise": {"routes": True}}
+        told = client.post("/v1/completions", json=body).json()["wise"]
+        assert told["version"] == 1
+        [spoken], none = told["edits"]
+        assert (spoken["id"], spoken["target"], none) == (live["id"], "Lyon", [])
+        routes = told["routes"][0]
+        assert [route["place"] for route in routes if route["edit"] == live["id"]] == spoken["tokens"]
+        assert [route["part"] for route in routes][spoken["tokens"][0]] == "prompt"
+        assert "Lyon" in "".join(route["token"] for route in routes if route["part"] == "answer")
+
+        asked = client.post("/v1/ask", json={"prompts": [FRANCE]}).json()["answers"][0]
+        assert (asked["before"], asked["after"]) == ("Paris", "Lyon")
+        assert [edit["id"] for edit in asked["edits"]] == [live["id"]]
+        opened = [r for r in asked["routes"] if r["edit"]]
+        assert opened and all(r["score"] >= r["threshold"] for r in opened)
+
+
+def test_namespaces_keep_to_themselves(served: Running) -> None:
+    served.edit(LYON)
+    served.edit(LYON | {"target": "Nice"}, model=f"{NAME}@team-a")
+    assert (said(served), said(served, model=f"{NAME}@team-a")) == (" Lyon.", " Nice.")
+    served.edit({"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"})
+    assert said(served, "The capital of Spain is", f"{NAME}@team-a") == " Madrid."
+    assert (said(served), said(served, model=f"{NAME}@team-a")) == (" Lyon.", " Nice.")
+    with served.client("reader") as client:
+        models = client.get("/v1/models").json()["data"]
+        assert [(model["id"], model["edits"]) for model in models] == [(NAME, 2), (f"{NAME}@team-a", 1)]
+        assert client.post("/v1/completions", json={"model": f"{NAME}@none", "prompt": "x"}).status_code == 404
+
+
+def test_a_key_takes_nothing_in_twice(served: Running) -> None:
+    with served.client("editor") as client:
+        key = {"Idempotency-Key": "once"}
+        first = client.post("/v1/edits", json={"edits": [LYON]}, headers=key)
+        again = client.post("/v1/edits", json={"edits": [LYON], "wait": "live"}, headers=key)
+        assert (first.status_code, again.status_code) == (202, 200)
+        assert first.json()["edits"][0]["ticket"] == again.json()["edits"][0]["ticket"] == 1
+        other = client.post("/v1/edits", json={"edits": [LYON | {"target": "Nice"}]}, headers=key)
+        assert other.status_code == 409 and "another key" in other.json()["error"]["message"]
+        twice = client.post("/v1/edits", json={"edits": [LYON]})
+        assert twice.status_code == 409 and "live already" in twice.json()["error"]["message"]
+        assert client.get("/v1/edits").json()["data"][0]["status"] == "live"
+        assert client.get("/v1/edits", params={"status": "failed"}).json()["data"] == []
+
+
+def test_events_come_as_they_happen_and_from_any_place(served: Running) -> None:
+    seen: list[dict[str, Any]] = []
+    open_now, enough = threading.Event(), threading.Event()
+
+    def listen() -> None:
+        with served.client("reader") as client, client.stream("GET", "/v1/events") as stream:
+            for line in stream.iter_lines():
+                open_now.set()
+                if line.startswith("data: "):
+                    seen.append(json.loads(line[6:]))
+                    if seen[-1]["kind"] == "live":
+                        enough.set()
+                        return
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    assert open_now.wait(30)
+    [live] = served.edit(LYON)
+    assert enough.wait(30)
+    thread.join()
+    assert [event["kind"] for event in seen] == ["queued", "training", "version", "live"]
+    assert seen[-1]["edit"] == live["id"]
+    with served.client("reader") as client:
+        old = client.get("/v1/events", params={"since": 2, "follow": False}).text
+    assert [line for line in old.splitlines() if line.startswith("id:")] == ["id: 3", "id: 4"]
+
+
+def test_a_restart_finds_every_acknowledged_edit(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with running(store, editing=False) as served, served.client("editor") as client:
+        queued = client.post("/v1/edits", json={"edits": [LYON]})
+        assert queued.json()["edits"][0]["status"] == "queued"
+    with running(store) as served, served.client("reader") as client:
+        with client.stream("GET", "/v1/events", params={"since": 0}) as stream:
+            for line in stream.iter_lines():
+                if line == "event: live":
+                    break
+        assert said(served) == " Lyon."
+    with running(store, editing=False) as served:
+        assert said(served) == " Lyon."
+
+
+def test_an_edit_that_breaks_training_fails_alone(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Trainer.edit
+
+    def breaks(self: Trainer, state: MemoryState, edits: Sequence[wise.Edit], **more: Any) -> Any:
+        if any(edit.target == "Lyon" for edit in edits):
+            raise RuntimeError("out of memory")
+        return train(self, state, edits, **more)
+
+    monkeypatch.setattr(Trainer, "edit", breaks)
+    spain = {"prompt": "The capital of Spain is", "target": "Porto"}
+    with served.client("editor") as client:
+        answer = client.post("/v1/edits", json={"wait": "live", "edits": [LYON, spain]})
+    failed, live = answer.json()["edits"]
+    assert (failed["status"], live["status"]) == ("failed", "live")
+    assert "out of memory" in failed["outcome"]["why"]
+    assert (said(served), said(served, spain["prompt"])) == (" Paris.", " Porto.")
+
+
+def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path) -> None:
+    """One that was handed in before an edit went live is answered as if it had not, though it is answered later."""
+    with running(tmp_path / "store", rows=1) as served:
+        told: dict[str, str] = {}
+
+        def long() -> None:
+            with served.client("reader") as client:
+                body = {"model": NAME, "prompt": "The", "n": 16, "max_tokens": 120, "temperature": 1.2, "seed": 1}
+                assert client.post("/v1/completions", json=body).status_code == 200
+
+        def early() -> None:
+            with served.client("reader") as client:
+                done = client.post("/v1/completions", json={"model": NAME, "prompt": FRANCE}).json()
+            told[done["system_fingerprint"]] = done["choices"][0]["text"]
+
+        threads = [threading.Thread(target=work) for work in (long, long, early)]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.2)
+        served.edit(LYON)
+        assert not told, "the early request was answered before the edit was live: the test shows nothing"
+        for thread in threads:
+            thread.join()
+        assert told == {"version-0": " Paris."}
+        assert said(served) == " Lyon."
+
+
+def test_old_versions_are_collected_and_say_so(tmp_path: Path) -> None:
+    with running(tmp_path / "store", keep=2) as served, served.client() as admin:
+        for target in ("Lyon", "Nice", "Metz", "Brest"):
+            served.edit(LYON | {"target": target})
+        assert [v["collected"] for v in admin.get("/v1/versions").json()["data"]] == [False, True, True, False, False]
+        refused = admin.post("/v1/versions/1/rollback")
+        assert refused.status_code == 409 and "collected" in refused.json()["error"]["message"]
+        assert admin.post("/v1/versions/3/rollback").status_code == 200
+        assert said(served) == " Metz."
+
+
+def test_canaries_raise_an_alarm(tmp_path: Path) -> None:
+    canaries = (f"{FRANCE} a city that many people like to see.",)
+    with running(tmp_path / "store", canaries=canaries) as served, served.client("") as client:
+
+        def metric(name: str) -> float:
+            lines = client.get("/metrics").text.splitlines()
+            return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+        served.edit({"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"})
+        until(lambda: metric("wise_canary_tokens") > 0)
+        assert (metric("wise_canary_alarm"), metric("wise_version")) == (0, 1)
+        served.edit(LYON)
+        until(lambda: metric("wise_canary_alarm") == 1)
+        assert metric("wise_canary_false_routes") >= 1
+        assert metric("wise_live_edits") == 2

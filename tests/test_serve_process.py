@@ -1,0 +1,157 @@
+"""The service as it is started by people: a process with an editor of its own, killed, ended, doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from postgres import postgres_server
+from serving import until
+
+from wise.memory.store import Store
+
+FRANCE = "The capital of France is"
+LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
+NAME = "wise-demo"
+
+
+class Process:
+    """`wise serve` on a free port."""
+
+    def __init__(self, store: Path | str, *options: str) -> None:
+        command = [sys.executable, "-m", "wise", "serve", "--store", str(store), "--port", "0", "--json", *options]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
+        )
+        assert self.process.stdout is not None
+        told = json.loads(self.process.stdout.readline())
+        self.client = httpx.Client(
+            base_url=told["url"], headers={"Authorization": f"Bearer {told['token']}"}, timeout=120.0
+        )
+        until(self.answers)
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.client.get("/health").status_code == 200)
+        except httpx.TransportError:
+            return False
+
+    def editor(self) -> str:
+        answer = self.client.get("/ready")
+        return str(answer.json()["editor"]) if answer.status_code == 200 else answer.json()["error"]["message"]
+
+    def said(self, prompt: str = FRANCE) -> str:
+        body = {"model": NAME, "prompt": prompt}
+        return str(self.client.post("/v1/completions", json=body).json()["choices"][0]["text"])
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.client.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@contextmanager
+def process(store: Path | str, *options: str) -> Iterator[Process]:
+    started = Process(store, *options)
+    try:
+        yield started
+    finally:
+        started.kill()
+
+
+def edits(first: int, count: int) -> list[dict[str, Any]]:
+    places = ("Spain", "Italy", "Japan", "Germany", "Portugal", "Greece", "Egypt", "Norway", "Poland", "Chile")
+    return [
+        {"prompt": f"The capital of {place} is", "target": "Lyon", "subject": place}
+        for place in places[first : first + count]
+    ]
+
+
+def test_killed_while_it_trains_it_has_every_acknowledged_edit_once(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with process(store) as served:
+        until(lambda: served.editor() == "ready")
+        first = served.client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})
+        assert first.json()["edits"][0]["status"] == "live"
+        queued = served.client.post("/v1/edits", json={"edits": edits(0, 6)}, headers={"Idempotency-Key": "six"})
+        assert queued.status_code == 202
+        time.sleep(0.3)
+        served.kill()
+    with process(store) as served:
+        assert served.said() == " Lyon."  # at once, before any training
+        again = served.client.post(
+            "/v1/edits", json={"edits": edits(0, 6), "wait": "live"}, headers={"Idempotency-Key": "six"}
+        )
+        assert [edit["ticket"] for edit in again.json()["edits"]] == [2, 3, 4, 5, 6, 7]
+        assert {edit["status"] for edit in again.json()["edits"]} == {"live"}
+        assert len(served.client.get("/v1/edits").json()["data"]) == 7
+        assert served.said("The capital of Spain is") == " Lyon."
+    with Store.open(store, writer=False) as whole:
+        assert whole.check().problems == ()
+
+
+def test_an_editor_that_dies_is_started_again_while_answering_goes_on(tmp_path: Path) -> None:
+    with process(tmp_path / "store") as served:
+        until(lambda: served.editor() == "ready")
+        listed = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(served.process.pid)]
+        children = subprocess.run(listed, capture_output=True, text=True).stdout.splitlines()
+        [editor] = [line.split()[0] for line in children if "spawn_main" in line]
+        os.kill(int(editor), signal.SIGKILL)
+        until(lambda: served.editor() != "ready")
+        assert served.said() == " Paris."
+        done = served.client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})
+        assert done.json()["edits"][0]["status"] == "live"
+        assert served.said() == " Lyon."
+
+
+def test_it_ends_after_the_answers_under_way(tmp_path: Path) -> None:
+    with process(tmp_path / "store") as served:
+        until(lambda: served.editor() == "ready")
+        body = {"model": NAME, "prompt": "The", "max_tokens": 100, "n": 8, "temperature": 1.2, "stream": True}
+        with served.client.stream("POST", "/v1/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            served.process.send_signal(signal.SIGTERM)
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
+        assert served.process.wait(60) == 0
+
+
+def test_two_replicas_on_one_database_converge() -> None:
+    with postgres_server() as url, process(url) as first:
+        until(lambda: first.editor() == "ready")
+        with process(url) as second:
+            until(lambda: second.editor() == "waiting")
+            taken = second.client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})  # the first one trains it
+            assert taken.json()["edits"][0]["status"] == "live"
+            assert second.said() == " Lyon."
+            until(lambda: first.said() == " Lyon.")
+            refused = second.client.delete(f"/v1/edits/{taken.json()['edits'][0]['id']}")
+            assert refused.status_code == 503 and "writer" in refused.json()["error"]["message"]
+            first.kill()
+            until(lambda: second.editor() == "ready")  # it takes over
+            done = second.client.post("/v1/edits", json={"edits": edits(0, 1), "wait": "live"})
+            assert done.json()["edits"][0]["status"] == "live"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(("--set", "rows=0"), "rows"), (("--set", "colour=red"), "colour"), (("--model", "/nowhere/at/all"), "no such")],
+)
+def test_what_stands_against_it_is_said_at_once(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    command = [sys.executable, "-m", "wise", "serve", "--store", str(tmp_path / "store"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

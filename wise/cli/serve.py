@@ -1,0 +1,90 @@
+"""`wise serve`: answers over HTTP, and edits while it answers. `wise token`: makes a token for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wise.cli.common import JsonOption, show_json
+from wise.errors import ConfigError
+
+NEEDS = "pip install 'wise-runtime[serve]'"
+
+
+def serve(
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Folder or hub id of a causal LM.")] = None,
+    store: Annotated[str | None, typer.Option("--store", help="Folder of the store, or a postgresql:// URL.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; 127.0.0.1 if left out.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen on; 8000 if left out.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What requests call the model.")] = None,
+    tokens: Annotated[Path | None, typer.Option("--tokens", help="File of hashed tokens; see `wise token`.")] = None,
+    router: Annotated[Path | None, typer.Option("--router", help="File that `wise train-router` wrote.")] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="Mode of a new store; hybrid if left out.")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, NAME=VALUE.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a model, and edit it while it is served; with no option, the demo model.
+
+    Settings come from options, then the environment (WISE_PORT=9000), then the file. Without a file of tokens, one
+    token for this run is made and shown. Ends on SIGTERM or Ctrl-C, after the answers under way.
+    """
+    _check_extra()
+    from wise.serve.running import run
+    from wise.serve.settings import load
+
+    given: dict[str, Any] = {
+        "model": model, "store": store, "host": host, "port": port, "name": name,
+        "tokens": tokens, "router": router, "mode": mode,
+    }
+    settings = load(config, {**_set(setting), **{k: v for k, v in given.items() if v is not None}})
+
+    def show(url: str, token: str | None) -> None:
+        typer.echo(f"wise serves at {url}/v1; the console: {url}/console" + (f"#{token}" if token else ""), err=True)
+        if token:
+            typer.echo(f"token of this run (admin): {token}", err=True)
+        if as_json:
+            show_json({"url": url, "token": token})
+
+    run(settings, show)
+
+
+def token(
+    name: Annotated[str, typer.Argument(help="Whose it is; the journal and the audit name it.")],
+    file: Annotated[Path, typer.Option("--file", help="File of hashed tokens; it is appended to.")],
+    scope: Annotated[str, typer.Option("--scope", help="reader, editor or admin.")] = "reader",
+    as_json: JsonOption = False,
+) -> None:
+    """Make a token for the service, and append its hash to a file. It is shown once and kept nowhere."""
+    from wise.serve.security import line_of, new_token
+
+    made = new_token()
+    line = line_of(name, scope, made)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(line + "\n")
+    file.chmod(0o600)
+    typer.echo(f"{name} ({scope}): {made}")
+    if as_json:
+        show_json({"name": name, "scope": scope, "token": made, "file": str(file)})
+
+
+def _set(pairs: list[str] | None) -> dict[str, str]:
+    found = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--set {pair}: NAME=VALUE was expected, such as rows=32")
+        found[key] = value
+    return found
+
+
+def _check_extra() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import pydantic_settings  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"the service needs {error.name}, which is not installed: {NEEDS}") from error

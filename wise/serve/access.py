@@ -1,0 +1,58 @@
+"""What a route is given: the service, and who asks, checked against the scope that the route needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from wise.serve.problems import DENIED, Problem
+from wise.serve.security import ADMIN, EDITOR, READER, Holder
+from wise.serve.service import Service
+
+_bearer = HTTPBearer(auto_error=False, description="A token of `wise token`.")
+
+
+def served(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Served = Annotated[Service, Depends(served)]
+
+
+def needs(scope: str) -> Callable[..., Holder]:
+    """A dependency that lets in those whose token has this scope."""
+
+    def holder(
+        service: Served, request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+    ) -> Holder:
+        found = None if given is None else service.tokens.holder(given.credentials)
+        if found is None:
+            what = "no token was given" if given is None else "the token is not known"
+            raise Problem(
+                HTTPStatus.UNAUTHORIZED,
+                f"{what}; send the header 'Authorization: Bearer TOKEN'",
+                type=DENIED,
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        if not found.may(scope):
+            raise Problem(
+                HTTPStatus.FORBIDDEN,
+                f"the token of {found.name} has the scope {found.scope}, and this needs {scope}",
+                type=DENIED,
+                code="insufficient_scope",
+            )
+        request.state.holder = found.name
+        return found
+
+    return holder
+
+
+Reader = Annotated[Holder, Depends(needs(READER))]
+Editor = Annotated[Holder, Depends(needs(EDITOR))]
+Admin = Annotated[Holder, Depends(needs(ADMIN))]
