@@ -130,7 +130,7 @@ class HybridRouter(Router):
         key, value = self._in_float32(activation, everywhere=False)
         opened = value >= 1
         if not torch.compiler.is_compiling() and not bool(opened.any()):
-            return _silent(value)
+            return Route(torch.full_like(key, NO_SLOT), value, torch.ones_like(value), None)
         slot = torch.where(opened, self.key_slots[key], NO_SLOT)
         delta = bank.of_keys(torch.where(opened, key, NO_SLOT), activation)
         return Route(slot, value, torch.ones_like(value), delta)
@@ -195,12 +195,6 @@ class HybridRouter(Router):
             everywhere,
         )
         return found
-
-
-def _silent(score: Tensor) -> Route:
-    """The route of tokens of which none opens a gate; score `[n]`, under 1."""
-    slot = torch.full(score.shape, NO_SLOT, device=score.device)
-    return Route(slot, score.clamp(max=0), torch.ones_like(score), None)
 
 
 def choose(

@@ -130,10 +130,23 @@ def test_looking_where_something_may_open_finds_what_looking_everywhere_does(mod
     assert isinstance(memory.router, HybridRouter)
     assert bool(memory.router.gated.all()) == (mode != "hybrid")
     activation = read_rows(wrapped.model, wrapped.layer, [[*BATCH[0], *BATCH[2], *BATCH[1]]])[0]
-    route, (value, _, key) = memory.route(activation), memory.evidence(activation)
+    route, (key, value) = memory.route(activation), memory.router._in_float32(activation, everywhere=True)
     assert torch.equal(route.open, value >= 1) and bool(route.open.any()) and not bool(route.open.all())
     torch.testing.assert_close(route.score[route.open], value[route.open])
     assert torch.equal(route.slot[route.open], memory.router.key_slots[key][route.open])
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "hybrid rank-one"])
+def test_what_a_token_scores_does_not_depend_on_what_opens_beside_it(mode: str) -> None:
+    wrapped = wrap_tiny("llama", mode, layer=1)
+    rows = torch.randint(4, 96, (30, 4), generator=torch.Generator().manual_seed(2)).tolist()
+    together = wrapped.route(torch.tensor(rows))
+    assert together is not None
+    scores, alone = together.score.view(30, 4), [route_of(wrapped, row) for row in rows]
+    shut = [route.delta is None for route in alone]
+    assert 3 < sum(shut) < 27 and any(float(route.score.max()) > 0 for route in alone if route.delta is None)
+    for score, route in zip(scores, alone, strict=True):
+        torch.testing.assert_close(route.score, score, rtol=1e-3, atol=1e-4)
 
 
 def test_evidence_is_the_gate_everywhere() -> None:

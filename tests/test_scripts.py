@@ -17,6 +17,8 @@ import pytest
 import torch
 from report_sample import sample_run
 
+from wise.training import router_training
+
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("scripts/demo", "scripts/test", ".ci/run")
 
@@ -201,10 +203,27 @@ def test_the_bench_ends_with_its_figures_as_json(
     assert any("not run here" in line and "2.6" in line for line in table)
 
 
+def test_the_bench_of_the_hybrid_engine_serves_memories_of_every_size(
+    bench: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for steps in ("STEPS", "GATE_STEPS"):
+        monkeypatch.setattr(router_training, steps, 20)
+    bench("--batch", "3", "--sizes", "2", "300", "--repeats", "2", script="bench_hybrid.py")
+    *table, last = capsys.readouterr().out.splitlines()
+    figures = json.loads(last)
+    assert {"threads", "repeats", "cpu_seconds_per_edit", "serving"} == figures.keys()
+    assert figures["cpu_seconds_per_edit"].keys() == {"batch", "alone"}
+    assert all(seconds > 0 for seconds in figures["cpu_seconds_per_edit"].values())
+    assert [row["edits"] for row in figures["serving"]] == [0, 2, 300]
+    assert all(row["prefill"] > 0 and row["decode"] > 0 for row in figures["serving"])
+    assert [int(line.split()[0]) for line in table[-3:]] == [0, 2, 300]
+
+
 def test_the_bench_refuses_what_it_cannot_measure(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for script, option in (("bench_edit.py", "--repeats"), ("bench_keys.py", "--queries")):
+    refusing = (("bench_edit.py", "--repeats"), ("bench_keys.py", "--queries"), ("bench_hybrid.py", "--sizes"))
+    for script, option in refusing:
         with pytest.raises(SystemExit) as refused:
             bench(option, "0", script=script)
         assert refused.value.code == 2
