@@ -88,6 +88,34 @@ def test_a_memory_that_grows_with_every_edit_does_not_compile_anew_with_every_ed
     assert len(graphs) <= 3
 
 
+def test_a_hybrid_memory_compiles_anew_with_its_first_keys_of_each_kind_alone() -> None:
+    wrapped = wrap_tiny("llama", "hybrid", layer=LAYER)
+    graphs: list[int] = []
+
+    def eager(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        graphs.append(len(graphs))
+        return graph.forward
+
+    compiled = torch.compile(wrapped.model, fullgraph=True, backend=eager)
+    state, generator = wrapped.state, torch.Generator().manual_seed(0)
+    gated = [True] * 4 + [False] * 3 + [True, False] * 3
+    for count in range(1, len(gated) + 1):
+        names = [f"e{i}" for i in range(count)]
+        keys = normalize(torch.randn(count, 2, 8, generator=generator), dim=-1).flatten(1)
+        grown = replace(
+            state,
+            edits=tuple(replace(state.edits[0], id=name) for name in names),
+            slots=tuple(
+                replace(state.slots[0], id=i, edit_ids=(name,), gated=torch.tensor([gated[i]]))  # type: ignore[call-arg]
+                for i, name in enumerate(names)
+            ),
+            keys={name: key[None] for name, key in zip(names, keys, strict=True)},
+        )
+        put(wrapped, grown)
+        torch.testing.assert_close(logits(compiled), logits(wrapped))
+    assert len(graphs) <= 4
+
+
 def test_wrapping_a_model_that_is_compiled_already_takes_effect() -> None:
     model = tiny_model("llama")
     compiled = torch.compile(model, fullgraph=True, backend="eager")

@@ -75,3 +75,16 @@ def test_few_are_asked_again_of_many_unlike_ones(wrapped: wise.WiseModel, monkey
     wrapped._serve(before)
     assert report.outcomes[0].status == "verified" and report.lost == ()
     assert asked[0] >= {new.id} and len(asked[0]) < 5, "ten are live"
+
+
+def test_an_id_that_another_edit_takes_and_gives_back_is_read_anew(wrapped: wise.WiseModel) -> None:
+    reach, state = wrapped.trainer.reach, wrapped.state
+    assert reach is not None and state.key_space is not None and state.subject_space is not None
+    first, *others = state.edits
+    near = replace(others[-1], id=first.id)  # what the new edit asks itself
+    found = []
+    for edit in (first, near, first):
+        now = with_floors(replace(state, edits=(edit, *others)), (0.9, 0.95))
+        found.append(first.id in reach.touched(now, {others[-1].id}))
+        reach.touched(now, {first.id})  # as the call does that writes it
+    assert found == [False, True, False]

@@ -48,32 +48,33 @@ class Reach:
         self, spliced: SplicedModel, reader: ContextReader, encoder: Encoder, background: Background
     ) -> None:
         self.spliced, self.reader, self.encoder, self.background = spliced, reader, encoder, background
-        self._read: dict[str, _Read] = {}
+        self._read: dict[tuple[str, str], _Read] = {}
+        """By prompt and target: an id may be given to another edit, and taken back."""
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
         """Ids of the other edits of `state` in whose prompt or answer one of `fresh` could open its gate."""
-        live = {edit.id for edit in state.edits}
-        self._read = {i: read for i, read in self._read.items() if i in live}
-        self._look([edit for edit in state.edits if edit.id not in fresh and edit.id not in self._read])
-        old = [edit.id for edit in state.edits if edit.id not in fresh]
+        live = {_text(edit) for edit in state.edits}
+        self._read = {text: read for text, read in self._read.items() if text in live}
+        old = [edit for edit in state.edits if edit.id not in fresh]
+        self._look([edit for edit in old if _text(edit) not in self._read])
         slots = [s for s in state.slots if isinstance(s, EditSlot) and not set(s.edit_ids).isdisjoint(fresh)]
         if not old or not slots or state.subject_space is None or state.key_space is None:
             return set()
         keys = torch.cat([state.keys[slot.edit_ids[0]] for slot in slots])
         size, counts = len(state.subject_space.projection), torch.tensor([len(slot.places) for slot in slots])
         gated = torch.cat([slot.gated for slot in slots])
-        least = state.key_space.floor(len(live))
+        least = state.key_space.floor(len(state.edits))
         floors = torch.tensor([max(slot.threshold, least) for slot in slots]).repeat_interleave(counts) - LESS
-        whom = state.subject_space.floor(len(live)) - LESS
+        whom = state.subject_space.floor(len(state.edits)) - LESS
         found = set()
         for start in range(0, len(old), AT_ONCE):
-            part = [self._read[i] for i in old[start : start + AT_ONCE]]
+            part = [self._read[_text(edit)] for edit in old[start : start + AT_ONCE]]
             owner = torch.arange(len(part)).repeat_interleave(torch.tensor([len(read.asks) for read in part]))
             asks = torch.cat([read.asks for read in part])[:, None]
             relation = torch.cat([read.relation for read in part]).float() @ keys[:, size:].T
             asked = _any(relation * torch.where(gated, asks, 1) >= floors, owner, len(part))
             named = _any(torch.cat([read.named for read in part]).float() @ keys[:, :size].T >= whom, owner, len(part))
-            found |= {old[start + i] for i in (asked & named).any(-1).nonzero()[:, 0].tolist()}
+            found |= {old[start + i].id for i in (asked & named).any(-1).nonzero()[:, 0].tolist()}
         return found
 
     @torch.no_grad()
@@ -91,9 +92,13 @@ class Reach:
             for i, edit in enumerate(part):
                 own = mask[i].bool()
                 at = activations[i][own]
-                self._read[edit.id] = _Read(
+                self._read[_text(edit)] = _Read(
                     asks=space.asks(at), relation=space.keys(at).half(), named=subject.keys(values[i][own]).half()
                 )
+
+
+def _text(edit: Edit) -> tuple[str, str]:
+    return edit.prompt, edit.target
 
 
 def _any(which: Tensor, owner: Tensor, count: int) -> Tensor:
