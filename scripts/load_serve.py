@@ -3,10 +3,12 @@
     python scripts/load_serve.py --clients 64 --edits 1000
 
 Starts `wise serve` with the shipped model and a new store, on the loopback interface alone. Clients ask without a
-pause, streaming: questions whose facts are edited meanwhile, decoded greedily, and long texts, drawn. First nothing is
-edited, then the edits come in, then nothing is edited again. Told at the end: failed requests, the time between two
-tokens of a stream with and without editing, whether each answer is what exactly its version says, and the memory of
-the processes. With `--kill` the service is killed while edits come in and started again: every acknowledged edit
+pause, streaming: questions whose facts are edited meanwhile, decoded greedily, and long texts, drawn. In each of
+several rounds nothing is edited for a while, and then a share of the edits comes in, so that both are measured at like
+sizes of the memory and beside like neighbours on the machine. Told at the end: failed requests, the time between two
+tokens of a stream with and without editing, whether each answer is what exactly its version says (where no edit of the
+question is live in it and the answer is not the base's, that version is read from the store and asked), and the memory
+of the processes. With `--kill` the service is killed while edits come in and started again: every acknowledged edit
 must be there, once. The last line is JSON.
 """
 
@@ -61,6 +63,17 @@ class Heard:
             "between_tokens_ms": _quantiles(self.gaps),
             "first_token_ms": _quantiles(self.firsts),
         }
+
+
+def _summed(phases: list[Heard]) -> Heard:
+    total = Heard()
+    for phase in phases:
+        total.gaps += phase.gaps
+        total.firsts += phase.firsts
+        total.failures.update(phase.failures)
+        total.tokens += phase.tokens
+        total.seconds += phase.seconds
+    return total
 
 
 def _quantiles(values: list[float]) -> dict[str, float]:
@@ -198,12 +211,12 @@ async def _client(service: Service, heard: Heard, prompts: list[str], number: in
             await asyncio.sleep(0.05)
 
 
-async def _hand_in(service: Service, facts: list[Fact], acknowledged: dict[str, int]) -> None:
+async def _hand_in(service: Service, facts: list[Fact], acknowledged: dict[str, int], name: str = "load") -> None:
     """Batch after batch; each under a key of its own, so that one without an answer can be repeated."""
     for start in range(0, len(facts), BATCH):
         edits = [_edit(fact) for fact in facts[start : start + BATCH]]
         reader, writer = await _post(
-            service, "/v1/edits", {"edits": edits}, headers=f"Idempotency-Key: load-{start}\r\n"
+            service, "/v1/edits", {"edits": edits}, headers=f"Idempotency-Key: {name}-{start}\r\n"
         )
         for edit in json.loads(await reader.read())["edits"]:
             acknowledged[edit["id"]] = edit["ticket"]
@@ -242,7 +255,7 @@ async def _phase(
 async def _edited(service: Service, facts: list[Fact], limit: float) -> None:
     """Hands in, and waits until each is live or has failed."""
     begun = time.monotonic()
-    await _hand_in(service, facts, {})
+    await _hand_in(service, facts, {}, f"{begun}")
     while time.monotonic() - begun < limit:
         left = await asyncio.to_thread(
             lambda: [len(service.get(f"/v1/edits?limit=1&status={s}")["data"]) for s in ("queued", "training")]
@@ -252,8 +265,8 @@ async def _edited(service: Service, facts: list[Fact], limit: float) -> None:
         await asyncio.sleep(1.0)
 
 
-def _inconsistent(heard: list[Heard], tickets: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
-    """Answers that are not what their version says: its edit's target where that is live in it, else the base's."""
+def _doubtful(heard: list[Heard], tickets: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
+    """Answers that are neither the target of an edit that is live in their version, nor the base's where none is."""
     live = {ticket["prompt"]: ticket for ticket in tickets if ticket["live_in"] is not None}
     before = {prompt: text for prompt, version, text in heard[0].answers if version == 0}
     wrong = []
@@ -266,6 +279,27 @@ def _inconsistent(heard: list[Heard], tickets: list[dict[str, Any]]) -> list[tup
             right = prompt not in before or text == before[prompt]
         if not right:
             wrong.append((prompt, version, text))
+    return wrong
+
+
+def _contradicting(store: Path, doubtful: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
+    """Those that their version, read from the store and asked alone, does not give."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from wise.demo import model_path
+    from wise.memory.store import Store
+    from wise.model import wrap
+
+    wrong = []
+    with Store.open(store, writer=False) as opened:
+        base = AutoModelForCausalLM.from_pretrained(model_path())
+        model = wrap(base, AutoTokenizer.from_pretrained(model_path()), opened.read().config)
+        for version in sorted({version for _, version, _ in doubtful}):
+            own = [answer for answer in doubtful if answer[1] == version]
+            with model.serving(opened.read(version).state):
+                said = model.ask([prompt for prompt, _, _ in own], max_new_tokens=24)
+            texts = [answer.text.removesuffix(" ...") for answer in said]
+            wrong += [one for one, text in zip(own, texts, strict=True) if not one[2].strip().startswith(text)]
     return wrong
 
 
@@ -304,7 +338,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--edits", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each phase without editing")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each phase without editing")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds that the edits may take")
     parser.add_argument("--kill", action="store_true", help="kill the service and start it again instead")
     parser.add_argument("--set", action="append", default=[], help="a setting of the service, NAME=VALUE")
@@ -324,28 +359,35 @@ def _loaded(
     prompts = [train_prompts(fact)[0] for fact in facts]
     memory: list[dict[str, float]] = []
 
+    share = -(-len(facts) // arguments.rounds)
+
     async def all_phases() -> list[Heard]:
         async def phase(until: Any = None) -> Heard:
             heard = await _phase(service, prompts, arguments.clients, arguments.seconds, memory, until)
             sys.stderr.write(json.dumps(heard.to_dict()) + "\n")
             return heard
 
-        return [await phase(), await phase(_edited(service, facts, arguments.limit)), await phase()]
+        heard = []
+        for start in range(0, len(facts), share):
+            heard += [await phase(), await phase(_edited(service, facts[start : start + share], arguments.limit))]
+        return [*heard, await phase()]
 
     heard = asyncio.run(all_phases())
     tickets = service.tickets()
     service.end()
-    quiet = [gap for phase in (heard[0], heard[2]) for gap in phase.gaps]
-    wrong = _inconsistent(heard, tickets)
+    quiet, during = _summed(heard[::2]), _summed(heard[1::2])
+    doubtful = _doubtful(heard, tickets)
+    wrong = _contradicting(store, sorted(set(doubtful)))
     return {
         "clients": arguments.clients,
         "edits": dict(Counter(ticket["status"] for ticket in tickets)),
         "versions": max((ticket["live_in"] or 0 for ticket in tickets), default=0),
-        "before": heard[0].to_dict(),
-        "during": heard[1].to_dict(),
-        "after": heard[2].to_dict(),
-        "p99_ratio": round(_quantiles(heard[1].gaps)["p99"] / _quantiles(quiet)["p99"], 2),
+        "failed": sum(sum(phase.failures.values()) for phase in heard),
+        "quiet": quiet.to_dict(),
+        "editing": during.to_dict(),
+        "p99_ratio": round(_quantiles(during.gaps)["p99"] / _quantiles(quiet.gaps)["p99"], 2),
         "answers_checked": sum(len(phase.answers) for phase in heard),
+        "answers_by_an_edit_of_another_question": len(doubtful),
         "inconsistent": len(wrong),
         "examples": wrong[:5],
         "memory_mib": {"first": memory[0], "last": memory[-1], "samples": memory[:: max(1, len(memory) // 12)]},

@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from serving import NAME, Running, running, until
 
 from wise.errors import ConfigError
+from wise.serve import passage
 from wise.serve.security import Tokens, digest_of, line_of, new_token
 from wise.serve.settings import load
 
@@ -117,6 +119,7 @@ def test_settings_come_from_flags_before_the_environment_before_the_file(
 
 JSON = {"Content-Type": "application/json"}
 LONE_SURROGATE = b'{"model": "demo", "prompt": "a\\ud800"}'
+HALF_EDIT = b'{"edits": [{"prompt": "a", "target": "a\\udfff"}]}'
 BAD: list[tuple[str, str, dict[str, Any], int]] = [
     ("POST", "/v1/edits", {"json": {"edits": []}}, 400),
     ("POST", "/v1/edits", {"json": {"edits": [EDIT | {"target": " "}]}}, 400),
@@ -135,6 +138,9 @@ BAD: list[tuple[str, str, dict[str, Any], int]] = [
     ("POST", "/v1/edits", {"json": [1]}, 400),
     ("GET", "/v1/edits?status=odd", {}, 400),
     ("GET", "/v1/edits?limit=0", {}, 400),
+    ("GET", "/v1/edits?namespace=a%00", {}, 400),
+    ("GET", "/v1/edits/a%00", {}, 400),
+    ("DELETE", "/v1/edits/a?reason=%20%00", {}, 400),
     ("PATCH", "/v1/edits", {}, 405),
     ("GET", "/v1/nothing", {}, 404),
     ("GET", "/v1/versions/x", {}, 400),
@@ -143,6 +149,7 @@ BAD: list[tuple[str, str, dict[str, Any], int]] = [
     ("POST", "/v1/completions", {"json": {"model": NAME, "prompt": ""}}, 200),
     ("POST", "/v1/completions", {"json": {"model": NAME, "prompt": []}}, 400),
     ("POST", "/v1/completions", {"content": LONE_SURROGATE, "headers": JSON}, 400),
+    ("POST", "/v1/edits", {"content": HALF_EDIT, "headers": JSON}, 400),
     ("POST", "/v1/chat/completions", {"json": {"model": NAME, "messages": []}}, 400),
     ("POST", "/v1/ask", {"json": {"prompts": ["x"], "max_tokens": 10**9}}, 400),
 ]
@@ -232,6 +239,25 @@ def test_writes_are_audited_and_requests_logged(served: Running, caplog: pytest.
     assert logged | {"seconds": 0} == {
         "request": "mine-1", "method": "POST", "path": "/v1/edits", "status": 202, "seconds": 0, "by": "the-editor"
     }
+
+
+def test_a_request_is_a_span(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans: list[tuple[str, dict[str, Any]]] = []
+
+    class Span:
+        def set_attribute(self, name: str, value: Any) -> None:
+            spans[-1][1][name] = value
+
+    @contextmanager
+    def start(name: str) -> Iterator[Span]:
+        spans.append((name, {}))
+        yield Span()
+
+    monkeypatch.setattr(passage, "tracer", SimpleNamespace(start_as_current_span=start))
+    with served.client("") as client:
+        client.get("/v1/edits", headers={"X-Request-ID": "mine-2"})
+    told = {"wise.request_id": "mine-2", "http.response.status_code": 401}
+    until(lambda: spans == [("GET /v1/edits", told)])
 
 
 def test_the_service_keeps_to_its_own_schema(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_wise_is_light(tmp_path: Path) -> None:
-    heavy = "{'torch', 'transformers', 'faiss', 'matplotlib', 'numpy', 'typer', 'rich'}"
+    heavy = "{'torch', 'transformers', 'faiss', 'matplotlib', 'numpy', 'typer', 'rich', 'fastapi', 'pydantic'}"
     done = run(f"import sys, wise; print(*sorted({heavy} & set(sys.modules)))", tmp_path)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
     reading = run(f"import sys, wise; wise.read_edits; print(*sorted({heavy} & set(sys.modules)))", tmp_path)

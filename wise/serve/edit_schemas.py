@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StringConstraints
 
 from wise.memory.ticket import Event, Ticket, Version
-from wise.serve.schemas import Body, Name
+from wise.serve.schemas import Body, Name, Text
 
-Prompt = Annotated[str, StringConstraints(min_length=1)]
+Prompt = Annotated[Text, StringConstraints(min_length=1)]
 Prompts = Annotated[list[Prompt], Field(max_length=64)]
-Reason = Annotated[str, StringConstraints(min_length=1, max_length=2_000)]
-Instant = Annotated[str, Field(description="ISO 8601; UTC where it names no zone.", max_length=64)]
+Reason = Annotated[Text, StringConstraints(min_length=1, max_length=2_000)]
+Instant = Annotated[Text, Field(description="ISO 8601; UTC where it names no zone.", max_length=64)]
 Wait = Literal["ticket", "live"]
 Status = Literal["queued", "training", "live", "failed", "retired"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from wise.edits import Edit, check_lengths
@@ -32,6 +32,7 @@ from wise.serve.edit_schemas import (
 from wise.serve.edition import DEFAULT
 from wise.serve.logs import audited
 from wise.serve.problems import conflict, invalid, missing, unavailable
+from wise.serve.schemas import Text
 from wise.serve.security import Holder
 from wise.serve.service import Service
 
@@ -40,7 +41,7 @@ IdempotencyKey = Annotated[
     str | None,
     Header(min_length=1, max_length=200, description="The same key with the same edits takes nothing in twice."),
 ]
-EditId = Annotated[str, Query(min_length=1, max_length=200)]
+EditId = Annotated[Text, Path(max_length=200)]
 LOOK = 1.0
 """Seconds after which a wait looks again, whatever it was told."""
 
@@ -70,7 +71,7 @@ def listed(
     service: Served,
     _: Reader,
     status: Annotated[Status | None, Query()] = None,
-    namespace: Annotated[str | None, Query(max_length=200)] = None,
+    namespace: Annotated[Text | None, Query(max_length=200)] = None,
     after: Annotated[int, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> EditList:
@@ -92,7 +93,7 @@ async def preview(body: PreviewRequest, service: Served, holder: Editor) -> Prev
 
 
 @router.get("/edits/{edit_id}")
-def looked_at(edit_id: str, service: Served, _: Reader) -> EditHistory:
+def looked_at(edit_id: EditId, service: Served, _: Reader) -> EditHistory:
     """An edit as it was last handed in, and what happened to it since."""
     ticket = _newest(service, edit_id)
     events = service.store.journal.events(ticket=ticket.number)
@@ -106,7 +107,7 @@ def looked_at(edit_id: str, service: Served, _: Reader) -> EditHistory:
     responses={200: {"model": EditsAnswer, "description": "It is live or has failed."}},
 )
 async def replaced(
-    edit_id: str,
+    edit_id: EditId,
     body: Replacement,
     request: Request,
     response: Response,
@@ -133,11 +134,11 @@ async def replaced(
 
 @router.delete("/edits/{edit_id}")
 async def deleted(
-    edit_id: str,
+    edit_id: EditId,
     request: Request,
     service: Served,
     holder: Editor,
-    reason: Annotated[str | None, Query(min_length=1, max_length=2000)] = None,
+    reason: Annotated[Text | None, Query(min_length=1, max_length=2000)] = None,
 ) -> VersionView:
     """Takes an edit out, live or still queued. Answered when it is not served here any more."""
     ticket = await run_in_threadpool(_newest, service, edit_id)

@@ -29,8 +29,6 @@ from wise.serve.row import Job, Piece, Row, Spoken, Wish
 
 logger = logging.getLogger(__name__)
 
-PREFILL_TOKENS = 512
-"""Tokens of prompts that a step reads beside what it decodes."""
 ENDING = 5.0
 """Seconds that the thread has to end."""
 
@@ -64,12 +62,13 @@ class Engine:
     """Runs `model`, which must be used by nothing else from then on."""
 
     def __init__(
-        self, model: WiseModel, *, metrics: Metrics, rows: int, waiting: int, cache_tokens: int
+        self, model: WiseModel, *, metrics: Metrics, rows: int, waiting: int, cache_tokens: int, prefill_tokens: int
     ) -> None:
-        """rows: answers that share a step; waiting: those that may wait; cache_tokens: rows times the longest."""
+        """rows: answers that share a step; waiting: those that may wait; cache_tokens: rows times the longest;
+        prefill_tokens: of prompts, that a step reads beside what it decodes."""
         self.encoder = model.encoder
         self.tokenizer = model.tokenizer
-        self.rows, self.waiting, self.cache_tokens = rows, waiting, cache_tokens
+        self.rows, self.waiting, self.cache_tokens, self.prefill_tokens = rows, waiting, cache_tokens, prefill_tokens
         self._metrics = metrics
         self._mixed = MixedMemory(model.reader)
         model.layer.memory = self._mixed
@@ -180,13 +179,14 @@ class Engine:
                 row = self._inbox.rows[0]
                 longest = max(longest, row.longest)
                 full = (len(self._batch) + len(taken) + 1) * longest > self.cache_tokens
-                if (full and (taken or len(self._batch))) or (taken and tokens + len(row.wish.prompt) > PREFILL_TOKENS):
+                many = tokens + len(row.wish.prompt) > self.prefill_tokens
+                if (full and (taken or len(self._batch))) or (many and taken):
                     break
                 tokens += len(row.wish.prompt)
                 taken.append(self._inbox.rows.popleft())
         if taken:
             prompts = [row.wish.prompt for row in taken]
-            self._prefill = Prefill(self._runner, taken, prompts, PREFILL_TOKENS)
+            self._prefill = Prefill(self._runner, taken, prompts, self.prefill_tokens)
 
     def _read(self, prefill: Prefill[Row]) -> None:
         start, count = prefill.done, prefill.last

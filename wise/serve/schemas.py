@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-Name = Annotated[str, StringConstraints(max_length=256)]
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+def _whole(text: str) -> str:
+    """JSON can write halves of characters, which no tokenizer takes, and NUL, which no database does."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is half of a surrogate pair") from None
+    if "\0" in text:
+        raise ValueError(f"character {text.index(chr(0))} is NUL")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+Name = Annotated[Text, StringConstraints(max_length=256)]
+Stop = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0)]
 
 
@@ -39,7 +52,7 @@ class Generation(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="Not used.")
+    user: Text | None = Field(None, description="Not used.")
     wise: Extras | None = None
     presence_penalty: float | None = Field(None, ge=0, le=0, description="Not offered: only 0.")
     frequency_penalty: float | None = Field(None, ge=0, le=0, description="Not offered: only 0.")
@@ -55,8 +68,8 @@ class Generation(Body):
 
 class CompletionRequest(Generation):
     prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1)]
+        Text
+        | Annotated[list[Text], Field(min_length=1)]
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
     ) = Field(description="A text, texts, or the token ids of one or several.")
@@ -68,13 +81,13 @@ class CompletionRequest(Generation):
 
 class ContentPart(Body):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[ContentPart], Field(min_length=1)]
-    name: str | None = None
+    content: Text | Annotated[list[ContentPart], Field(min_length=1)]
+    name: Text | None = None
 
     @property
     def text(self) -> str:
@@ -93,7 +106,7 @@ class AskRequest(Body):
     """Greedy answers without and with the edits."""
 
     model: Name | None = Field(None, description="As in completions; the default namespace if left out.")
-    prompts: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    prompts: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1)]
     max_tokens: int = Field(32, ge=1)
 
 

@@ -54,6 +54,7 @@ class Service:
             rows=settings.rows,
             waiting=settings.waiting,
             cache_tokens=settings.cache_tokens,
+            prefill_tokens=settings.prefill_tokens,
         )
         self.editor = Link(editor)
         self.draining = threading.Event()

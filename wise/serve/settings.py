@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     rows: int = Field(64, ge=1, description="Answers that share a step.")
     waiting: int = Field(256, ge=0, description="Answers that may wait; beyond, requests get a 429.")
     cache_tokens: int = Field(131_072, ge=1, description="Tokens that all answers together may hold in the cache.")
+    prefill_tokens: int = Field(256, ge=1, description="Tokens of new prompts that a step reads beside its answers.")
     deadline: float = Field(60.0, gt=0, description="Seconds that a request may take.")
     body_limit: int = Field(1_048_576, ge=1024, description="Bytes of a request's body.")
     prompt_limit: int = Field(64, ge=1, description="Prompts of one request.")
