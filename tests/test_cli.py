@@ -220,7 +220,7 @@ def test_eval_writes_the_run_and_a_page_about_it(measured: tuple[tuple[str | Pat
     said, kept = last_line(result), read_run(folder / "run.json")
     assert set(said["routing"]) >= ROUTING
     assert all(set(figures) >= CLASS_FIGURES for figures in said["routing"]["classes"].values())
-    assert set(said["routing"]["oracle"]) == {"reliability", "generalization"}
+    assert set(said["routing"]["oracle"]) == {"reliability", "generalization", "free_generalization"}
     assert "same_relation" in result.stdout and "oracle" in result.stdout
     assert said == {name: value for name, value in kept.items() if name != "outcomes"}
     assert kept["data"]["name"] == "records.jsonl" and kept["environment"]["torch"]
