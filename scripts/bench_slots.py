@@ -1,4 +1,4 @@
-"""The ablation of the hybrid engine's slots: kind, writer, places and block, under a router that is always right.
+"""The ablation of the hybrid engine's slots: kind, writer, places, block, fitting, under a router that is always right.
 
     python scripts/bench_slots.py --model MODEL --data known.jsonl --skip 520 --edits 100
 
@@ -28,8 +28,8 @@ KINDS = [("value", "gradient")]
 KINDS += [(slot, how) for slot in ("rank-one", "low-rank") for how in ("gradient", "closed-form", "closed-form-steps")]
 PLACES = ("first", "needed", "all")
 MEASURES = ("reliability", "generalization", "free_generalization")
-HEAD = ("slot", "writer", "places", "block", "held at once", "held", "oracle reliability", "generalization")
-HEAD += ("free generalization", "places per edit", "KiB per edit", "CPU-s per edit")
+HEAD = ("slot", "writer", "places", "block", "unlike prompts", "held at once", "held", "oracle reliability")
+HEAD += ("generalization", "free generalization", "places per edit", "KiB per edit", "CPU-s per edit")
 LONG_HEAD = ("slot", "places", "edits", "tokens of a target", "held at once", "held", "oracle reliability")
 LONG_HEAD += ("places per token", "KiB per edit", "CPU-s per edit")
 
@@ -41,7 +41,7 @@ def main() -> None:
     show(HEAD, (line(options.model, records, **settings) for settings in ablation(options.model)))
     if options.long:
         long = wise.read_records(options.long)
-        settings = [{}, {"places": "first"}, {"slot": "low-rank"}]
+        settings = [{}, {"slot": "low-rank"}, {"places": "first"}]
         show(LONG_HEAD, (long_line(options.model, long, options.long_edits, **each) for each in settings))
 
 
@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--skip", type=int, default=0, help="records at the head of the file that are left alone")
     parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--long", help="records whose targets are long")
-    parser.add_argument("--long-edits", type=int, default=24)
+    parser.add_argument("--long-edits", type=int, default=8)
     return parser.parse_args()
 
 
@@ -64,6 +64,7 @@ def ablation(model: str) -> Iterator[dict[str, Any]]:
                 yield {"slot": slot, "writer": how, "places": places}
     depth, chosen = wrapped(model).projection.depth, wrapped(model).projection.layer
     yield from ({"layer": layer} for layer in range(1, depth) if layer != chosen)
+    yield from ({"unlike": unlike} for unlike in (0, 2, 3))
 
 
 def wrapped(model: str, **settings: Any) -> wise.WiseModel:
@@ -74,7 +75,7 @@ def wrapped(model: str, **settings: Any) -> wise.WiseModel:
 def line(model: str, records: Sequence[wise.Record], **settings: Any) -> tuple[object, ...]:
     edited, report, seconds = written(model, records, settings)
     config = edited.wise_config
-    about = (config.slot, config.writer, config.places, edited.projection.layer)
+    about = (config.slot, config.writer, config.places, edited.projection.layer, config.unlike)
     found = ceiling(edited, records)
     oracle = [short(found[measure]) for measure in MEASURES]
     places = sum(count(edited)) / max(1, len(edited.edits))
