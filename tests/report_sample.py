@@ -266,7 +266,7 @@ def _routing(rng: random.Random) -> dict[str, Any]:
             }
             for i in range(10)
         ],
-        "oracle": {"reliability": 1.0, "generalization": 0.83},
+        "oracle": {"reliability": 1.0, "generalization": 0.83, "free_generalization": None},
         "heatmap": [_routed(rng, kind) for kind in ("edit", "paraphrase", "same_relation", "running_text") * 5],
     }
 

@@ -21,6 +21,7 @@ BAD: dict[str, list[Any]] = {
     "slot": ["masked-dense", "", None],
     "rank": [0, 1.0, None, True],
     "writer": ["adam", None],
+    "unlike": [-1, 13, 1.0, None, True],
     "places": ["last", None],
     "layer": [-1, 1.0, True, "4"],
     "layer_fraction": [-0.1, 1, 1.0, NAN, True, "0.5"],

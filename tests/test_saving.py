@@ -59,8 +59,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_another_process_says_the_same_and_writes_the_same_bytes(tmp_path: Path) -> None:
-    wrapped = wrap_tiny("llama")
+@pytest.mark.parametrize("mode", ["retrieve", "hybrid rank-one", "hybrid low-rank"])
+def test_another_process_says_the_same_and_writes_the_same_bytes(mode: str, tmp_path: Path) -> None:
+    wrapped = wrap_tiny("llama", mode, layer=1)
     wrapped.save_pretrained(tmp_path / "memory")
     said = here(wrapped, BATCH)
     base = wrapped.unwrap()

@@ -16,7 +16,10 @@ import faiss
 import pytest
 import torch
 from report_sample import sample_run
+from routed import records as known_records
 
+import wise
+from wise.demo import model_path
 from wise.training import router_training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -267,3 +270,17 @@ def test_the_tables_of_runs_show_their_figures_and_runs_that_are_there_are_not_m
     assert f" {auroc:.3f} (" in tables[1].splitlines()[3]
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) <= 1
+
+
+def test_the_ablation_of_slots_covers_what_the_settings_allow_and_measures_a_line() -> None:
+    script = runpy.run_path(str(ROOT / "scripts/bench_slots.py"), run_name="bench_slots")
+    model = str(model_path())
+    lines = list(script["ablation"](model))
+    assert len(lines) == len({tuple(line.items()) for line in lines}) == 19 + 4 + 3  # the shipped model has six blocks
+    assert all(wise.WiseConfig(mode="hybrid", **line) for line in lines)
+    given = known_records()[:2]
+    cells = script["line"](model, given, slot="low-rank", writer="closed-form-steps", places="needed")
+    assert len(cells) == len(script["HEAD"]) and cells[:3] == ("low-rank", "closed-form-steps", "needed")
+    assert cells[7] == f"{cells[6] / 2:.3f}", "what holds is said under the oracle"
+    long = script["long_line"](model, given, 2, places="first")
+    assert len(long) == len(script["LONG_HEAD"]) and long[7] != "-"

@@ -44,10 +44,14 @@ class WiseConfig:
     """Neurons of a `low-rank` slot at each place."""
     writer: str = "gradient"
     """How it is found (`hybrid`): `gradient`; or, of neurons, `closed-form`, ROME's value and a solve for the keys; or
-    `closed-form-steps`, gradient steps from there."""
+    `closed-form-steps`, gradient steps from there. The closed forms first measure what usually goes into the layer, on
+    16 tokens of the base's own words for each of its inputs."""
     places: str = "needed"
     """Where it is added (`hybrid`): `first`, at the prompt's last token; `needed`, also at the target's tokens that do
     not come out right without, or all of a long one; `all`, at each of them."""
+    unlike: int = 1
+    """Prompts that ask for something else, behind which what an edit adds is fitted too (`hybrid`): more of them carry
+    it to freer wordings, and cost more."""
     value_projection: str | None = None
     """Path of the value projection with `{i}` for the block, for architectures that wise does not know."""
     slot_capacity: int | None = None
@@ -180,6 +184,7 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("rank", _integer(1), "a whole number from 1"),
     ("writer", lambda v: v in WRITERS, f"one of {', '.join(WRITERS)}"),
     ("places", lambda v: v in PLACES, f"one of {', '.join(PLACES)}"),
+    ("unlike", lambda v: _integer(0)(v) and v <= 12, "a whole number from 0 to 12"),
     ("layer", _integer(0, optional=True), "a block index from 0, or None"),
     ("layer_fraction", lambda v: v is None or _fraction(v), "a number in [0, 1), or None"),
     ("subject_fraction", lambda v: _fraction(v), "a number in [0, 1)"),

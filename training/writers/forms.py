@@ -7,6 +7,7 @@ so that a key of unit length along that activation is active by 1.
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,5 +146,5 @@ NEURONS: dict[str, type[NeuronSlot]] = {kind.kind: kind for kind in (RankOneSlot
 
 def _directions(shape: tuple[int, int], seed: str) -> Tensor:
     """Random unit vectors, the same for the same seed."""
-    generator = torch.Generator().manual_seed(int.from_bytes(seed.encode()[-6:]) % 2**31)
+    generator = torch.Generator().manual_seed(random.Random(seed).getrandbits(31))
     return normalize(torch.randn(shape, generator=generator), dim=-1)

@@ -32,8 +32,6 @@ from wise.training.writers.closed_form import ClosedForm
 from wise.training.writers.forms import NEURONS, RATE, Constants, Form, Neurons
 from wise.training.writers.stepping import ENOUGH, Examples, Stepping
 
-PREFIXED, FOREIGN = 1, 1
-"""Prefixes, and unlike prompts, that a value is also fitted behind. More cost more and carry over no further."""
 CLAMP = 8.0
 """Norm of a value that is searched for in closed form, at most, in norms of the value projection's output."""
 APART, HIGHEST = 0.01, 0.99
@@ -95,8 +93,9 @@ class ValueWriter:
         rows = [self._rows(edit, trying.prefixed) for edit in edits]
         examples = self._examples(rows)
         form, searched = self._form(edits, rows, examples, self.config.rank * trying.rank)
-        places = "all" if trying.everywhere and self.config.places == "needed" else self.config.places
         solved = self.config.writer == "closed-form" and not effort
+        places = "all" if trying.everywhere and self.config.places == "needed" else self.config.places
+        places = "first" if solved else places
         steps = 0 if solved else trying.steps * self.config.max_steps
         fit = Stepping(self.spliced, examples, form, places=places, max_steps=steps).run(progress)
         seen, space = observe(self.spliced, self.reader, self.encoder, edits), self.background.key_space
@@ -175,7 +174,7 @@ class ValueWriter:
 
     def _rows(self, edit: Edit, prefixed: int) -> list[Row]:
         """Prompt and target of an edit: alone, in its other wordings, behind prefixes, and behind unlike prompts."""
-        foreign = random.Random(f"{self.config.seed} {edit.id}").sample(OPENINGS, FOREIGN)
+        foreign = random.Random(f"{self.config.seed} {edit.id}").sample(OPENINGS, self.config.unlike)
         behind = [f"{prefix} {edit.prompt}" for prefix in self.background.prefixes[:prefixed]]
         target = self.encoder.target(edit.prompt, edit.target)
         bare, *others = [self.encoder.prompt(text) for text in (edit.prompt, *edit.paraphrases, *behind, *foreign)]

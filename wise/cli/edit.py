@@ -132,6 +132,8 @@ def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
         if name.endswith("_edits")
     )
     typer.echo(f"{len(rows)} edits: {counts}; {report.seconds:.1f} s; saved to {output}")
+    for done in [outcome for outcome in report.outcomes if outcome.id in report.failed and outcome.tried][:ROWS]:
+        typer.echo(f"{done.id}: tried {'; then '.join(done.tried)}")
     if report.replaced:
         typer.echo(f"replaced earlier edits of the same prompts: {', '.join(report.replaced)}")
     for conflict in report.conflicts:

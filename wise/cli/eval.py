@@ -192,7 +192,7 @@ def _show_routing(routing: Mapping[str, Any]) -> None:
         f"false routes per million tokens of running text: {_short(routing['false_routes_per_million'])} "
         f"({routing['running_text_tokens']} tokens)\n"
         f"with an oracle for a router: reliability {_short(oracle['reliability'])}, "
-        f"generalization {_short(oracle['generalization'])}"
+        f"generalization {_short(oracle['generalization'])}, free wordings {_short(oracle['free_generalization'])}"
     )
 
 
