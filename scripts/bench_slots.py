@@ -41,7 +41,7 @@ def main() -> None:
     show(HEAD, (line(options.model, records, **settings) for settings in ablation(options.model)))
     if options.long:
         long = wise.read_records(options.long)
-        settings = [{}, {"slot": "low-rank"}, {"places": "first"}]
+        settings = [{"slot": "value"}, {"slot": "low-rank"}]
         show(LONG_HEAD, (long_line(options.model, long, options.long_edits, **each) for each in settings))
 
 
