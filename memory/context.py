@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from wise.errors import UnsupportedModelError
 
@@ -44,6 +45,18 @@ class ContextReader:
         """`[rows, tokens, v]` the same, one vector for each token. A copy: a router takes only the rows it needs."""
         return None if self.recorded is None else self.recorded.transpose(1, 2).flatten(2)
 
+    def beside(self, activation: Tensor, places: Tensor, count: int) -> Tensor:
+        """What a question is compared by: activations `[n, f]` of all tokens that the last forward read, float32, of
+        which those at `places` `[m]`, and behind each what attention keeps of the last tokens that it sees (`recent`):
+        `[m, f + count v]`.
+        """
+        if not count:
+            return activation[places]
+        if self.recorded is None:
+            raise RuntimeError("attention was not run: is it part of the model's forward?")
+        width = len(activation) // len(self.recorded)
+        return torch.cat([activation[places], recent(self.recorded, self.mask, places, width, count)], dim=-1)
+
     def remove(self) -> None:
         """Leaves the module as it was."""
         self._handle.remove()
@@ -64,14 +77,29 @@ class ContextReader:
         self.recorded = values
 
 
-def visible(mask: Tensor | None, row: int, places: Tensor, width: int, tokens: int) -> Tensor:
-    """Which of a row's tokens each of its new tokens sees: places `[m]` of `width` new ones -> `[m, tokens]` bool.
+def recent(values: Tensor, mask: Tensor | None, places: Tensor, width: int, count: int) -> Tensor:
+    """Value vectors of the last `count` tokens that each token sees, the last first; nought where there are fewer.
 
+    values: `[rows, heads, tokens, size]`; places `[m]`: of the `width` new tokens of all rows, one row after the other;
+    returns float32 `[m, count * heads * size]`.
+    """
+    rows, tokens = places // width, values.shape[2]
+    seen = visible(mask, rows, places % width, width, tokens)
+    last = torch.where(seen, torch.arange(tokens, device=seen.device), -1).topk(min(count, tokens), dim=-1).values
+    last = pad(last, (0, count - last.shape[1]), value=-1)
+    found = values[rows[:, None], :, last.clamp(min=0)].float()  # [m, count, heads, size]
+    return found.masked_fill((last < 0)[..., None, None], 0.0).flatten(1)
+
+
+def visible(mask: Tensor | None, row: int | Tensor, places: Tensor, width: int, tokens: int) -> Tensor:
+    """Which of its row's tokens each new token sees: places `[m]` of `width` new ones -> `[m, tokens]` bool.
+
+    row: that of all, or of each `[m]`.
     mask: as attention is given it, `[rows or 1, 1, width, at least tokens]`, bool or added; None is a causal one.
     """
     if mask is None:
         return torch.arange(tokens, device=places.device) <= (places + tokens - width)[:, None]
-    own = mask[row if len(mask) > 1 else 0, 0, :, :tokens][places]
+    own = mask[row if len(mask) > 1 else 0, 0, places, :tokens]
     return own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
 
 

@@ -33,7 +33,7 @@ class Gate:
     """How surely a question ends at a token, from 0 to 1: `sigmoid(layer(x) + offset)`."""
 
     layer: Layer
-    """To one number."""
+    """To one number. Of the leading numbers of `x` alone, where it takes fewer: the activation is known first."""
     offset: float
 
 
@@ -49,6 +49,8 @@ class KeySpace:
     """What a learned space adds to its projection."""
     gate: Gate | None = None
     """What a learned space knows besides: whether there is a question to compare at all."""
+    recent: int = 0
+    """Tokens whose value vectors stand behind the activation in a vector of the base, see `ContextReader.beside`."""
     floors: tuple[float, ...] = ()
     """Cosine from which a key counts in a memory of up to 1, 2, 4, ... edits, the last of them in all that are larger;
     none where the space comes without (`retrieve` has its own setting)."""
@@ -65,7 +67,7 @@ class KeySpace:
 
     def shifted(self, layer: Layer) -> Layer:
         """The same layer over `a` itself."""
-        return replace(layer, bias=layer.bias - layer.inner @ self.mean.float())
+        return replace(layer, bias=layer.bias - layer.inner @ self.mean[: layer.inner.shape[1]].float())
 
     def floor(self, edits: int) -> float:
         """Cosine from which a key counts in a memory of so many edits.
@@ -84,6 +86,8 @@ class KeySpace:
                 found |= {f"{prefix}.{name}": getattr(layer, name).clone() for name in LAYER}
         if self.gate is not None:
             found["gate.offset"] = torch.tensor(self.gate.offset, dtype=torch.float64)
+        if self.recent:
+            found["recent"] = torch.tensor(self.recent)
         if self.floors:
             found["floors"] = torch.tensor(self.floors, dtype=torch.float64)
         return found
@@ -92,23 +96,26 @@ class KeySpace:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> KeySpace:
         """The inverse of `tensors`. Raises KeyError where one is missing, ValueError where they do not fit together."""
         mean, projection, floors = tensors["mean"], tensors["projection"], tensors.get("floors")
+        recent = tensors.get("recent", torch.tensor(0))
         bend, layer = (_layer(tensors, prefix) for prefix in ("bend", "gate"))
         offset = None if layer is None else tensors["gate.offset"]
         r, f = projection.shape if projection.ndim == 2 else (-1, -1)
         sound = mean.shape == (f,) and (floors is None or floors.ndim == 1) and (offset is None or offset.ndim == 0)
-        for part, size in ((bend, r), (layer, 1)):
+        sound = sound and recent.ndim == 0 and int(recent) >= 0
+        for part, size, leading in ((bend, r, f), (layer, 1, min(f, layer.inner.shape[-1] if layer else f))):
             h = part.bias.numel() if part is not None else 0
-            sound = sound and (part is None or _shapes(part) == ((h, f), (h,), (size, h)))
+            sound = sound and (part is None or _shapes(part) == ((h, leading), (h,), (size, h)))
         if sound:
             space = cls(
                 mean=mean,
                 projection=projection,
                 bend=bend,
                 gate=None if layer is None or offset is None else Gate(layer=layer, offset=float(offset)),
+                recent=int(recent),
                 floors=() if floors is None else tuple(floors.tolist()),
             )
             # What was left unread shows when the space is taken apart again.
-            wanted = {name: torch.float64 if name in DOUBLE else torch.float32 for name in space.tensors()}
+            wanted = {name: DTYPES.get(name, torch.float32) for name in space.tensors()}
             sound = {name: tensor.dtype for name, tensor in tensors.items()} == wanted
         if not sound:
             told = {name: f"{t.dtype} {list(t.shape)}" for name, t in tensors.items()}
@@ -125,7 +132,9 @@ class KeySpace:
         """How surely a question ends at each vector of `[n, f]`, `[n]`; 1 in a space that does not know."""
         if self.gate is None:
             return torch.ones(len(vectors))
-        return torch.sigmoid(self.gate.layer(vectors.float().cpu() - self.mean)[:, 0] + self.gate.offset)
+        leading = self.gate.layer.inner.shape[1]
+        x = vectors[:, :leading].float().cpu() - self.mean[:leading]
+        return torch.sigmoid(self.gate.layer(x)[:, 0] + self.gate.offset)
 
     def queries(self, vectors: Tensor) -> Tensor:
         """What is compared with keys, `[n, r]`: a key's cosine counts as much as a question is asked."""
@@ -133,8 +142,8 @@ class KeySpace:
 
 
 LAYER = ("inner", "bias", "outer")
-DOUBLE = ("floors", "gate.offset")
-"""Numbers that are compared as they were computed; all else is float32."""
+DTYPES = {"floors": torch.float64, "gate.offset": torch.float64, "recent": torch.int64}
+"""Of numbers that are compared as they were computed, or count; all else is float32."""
 
 
 def _layer(tensors: Mapping[str, Tensor], prefix: str) -> Layer | None:

@@ -60,12 +60,13 @@ class Projector(Resident):
     def __init__(self, space: KeySpace) -> None:
         super().__init__()
         self.projection, self.shift = space.projection.float(), space.shift
+        self.recent = space.recent
         self.bend = None if space.bend is None else Hidden(space.shifted(space.bend))
         self.gate = None if space.gate is None else Hidden(space.shifted(space.gate.layer))
         self.offset = torch.tensor(0.0 if space.gate is None else space.gate.offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float32 `[n, f]` -> unit `[n, r]`."""
+        """Float32 `[n, f]`, or `[n, f + recent v]` -> unit `[n, r]`."""
         key = linear(x, self.projection, self.shift)
         return normalize(key if self.bend is None else key + self.bend(x), dim=-1)
 
@@ -174,7 +175,7 @@ class HybridRouter(Router):
                 f"{len(x)} tokens reach the side memory and attention saw {seen}: run the model as a whole"
             )
         found: tuple[Tensor, Tensor] = (_operator if torch.compiler.is_compiling() else choose)(
-            self.relation(x[places]),
+            self.relation(self.reader.beside(x, places, self.relation.recent)),
             asks[places],
             places,
             len(x) // len(values),

@@ -70,7 +70,7 @@ def nearness(
         raise ConfigError("this memory has no key space, so how near its edits come cannot be said: make them anew")
     own = activation[row]
     if isinstance(memory.router, HybridRouter):
-        return _hybrid(memory.router, own, row)
+        return _hybrid(memory.router, activation, row)
     scores = torch.stack([_slot_scores(memory, own, slot.id) for slot in state.slots], dim=1)
     thresholds = scores.new_tensor([slot.threshold for slot in state.slots])
     evidence = (scores / thresholds)[:, key_slots]
@@ -80,17 +80,19 @@ def nearness(
     return Nearness(evidence=evidence, rank=cosine)
 
 
-def _hybrid(router: HybridRouter, activation: Tensor, row: int) -> Nearness:
-    """activation: `[tokens, f]` of the row."""
+def _hybrid(router: HybridRouter, rows: Tensor, row: int) -> Nearness:
+    """rows: `[rows, tokens, f]` activations, of which those of one are looked at."""
     reader = router.reader
     if reader.values is None:
         raise ConfigError("attention was not run: run the model as a whole")
-    x, values = activation.float(), reader.values[row].float()
+    x, values = rows[row].float(), reader.values[row].float()
     counts = torch.where(router.gated, router.relation.asks(x)[:, None], 1)
-    relation = (router.relation(x) @ router.relation_keys.T) * counts
+    places = torch.arange(len(x), device=x.device)
+    everything = router.reader.beside(rows.float().flatten(0, 1), row * len(x) + places, router.relation.recent)
+    relation = (router.relation(everything) @ router.relation_keys.T) * counts
     named = normalize(linear(values, router.subject_projection, router.subject_shift), dim=-1)
     context = named @ router.subject_keys.T  # [seen, n]
-    seen = visible(reader.mask, row, torch.arange(len(x), device=x.device), len(x), len(values))
+    seen = visible(reader.mask, row, places, len(x), len(values))
     subject = torch.stack([context.masked_fill(~own[:, None], -1.0).max(0).values for own in seen])
     evidence = weighed(relation, subject, router.relation_floors, router.subject_floor)
     # As the router has it: of those that reach both floors the one with the most in sum, before all that do not.

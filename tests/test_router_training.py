@@ -108,7 +108,7 @@ def test_keys_are_read_where_the_subject_ends_and_without_one_at_the_least_known
     edit = records(1)[0].edit
     bare = wise.Edit(prompt=edit.prompt, target=edit.target, id="bare")
     assert wrapped.reader is not None
-    found = observe(trainer.spliced, wrapped.reader, wrapped.encoder, [edit, bare])
+    found = observe(trainer.spliced, wrapped.reader, wrapped.encoder, [edit, bare], 0)
     place = found.subject[0]
     assert place is not None and found.subject[1] is None
     ids = wrapped.encoder.prompt(edit.prompt)[len(wrapped.encoder.bos) :]
@@ -127,7 +127,7 @@ def test_keys_are_read_where_the_subject_ends_and_without_one_at_the_least_known
 def test_it_tells_relations_apart_better_than_whitening(learned: tuple[wise.WiseModel, object]) -> None:
     wrapped, spaces = learned
     given = lessons_of(records(40))  # facts that nothing was learned from
-    found = observe(wrapped.trainer.spliced, wrapped.reader, wrapped.encoder, given)
+    found = observe(wrapped.trainer.spliced, wrapped.reader, wrapped.encoder, given, 0)
     untrained = demo().trainer.background.key_space
 
     def auroc(space: object) -> float:
@@ -149,7 +149,7 @@ def read(wrapped: wise.WiseModel) -> tuple[torch.Tensor, torch.Tensor]:
     spliced, encoder = wrapped.trainer.spliced, wrapped.encoder
     questions = [each for each in lessons_of(records(40)) if not each.negative]
     unread = torch.cat(router_training._read(spliced, encoder, shipped_passages()[20:]))
-    return unread, observe(spliced, wrapped.reader, encoder, questions).relation
+    return unread, observe(spliced, wrapped.reader, encoder, questions, 0).relation
 
 
 def test_a_gate_that_has_read_running_text_stays_shut_on_other_text(

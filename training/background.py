@@ -30,8 +30,10 @@ PREFIX_WORDS = (3, 5, 8)
 class Background:
     """Measured once per base and seed."""
 
+    samples: tuple[tuple[int, ...], ...]
+    """Texts in the base's own words."""
     activations: Tensor
-    """`[n, f]` float32 at every token of the base's own samples."""
+    """`[n, f]` float32 at every token of them."""
     prefixes: tuple[str, ...]
     """Short texts to put before a prompt."""
     scale: float
@@ -62,6 +64,7 @@ def measure(
         values = reader.values[mask.bool()].float()
         subject = replace(fit_key_space(values, config.key_dim), floors=(config.subject_floor,))
     return Background(
+        samples=tuple(map(tuple, samples)),
         activations=tokens.float(),
         prefixes=_prefixes(encoder, samples, config),
         scale=float(torch.linalg.vector_norm(output.float(), dim=-1).mean()),

@@ -44,9 +44,9 @@ class Evidence:
     """Of `n` questions, float32."""
 
     relation: Tensor
-    """`[n, f]` activation at the edited layer, at the prompt's last token."""
+    """`[n, f]` activation at the edited layer, at the prompt's last token, and what was read beside it."""
     before: Tensor
-    """`[n, f]` that at the token before it, where the question is not yet asked; of one token alone, at that."""
+    """`[n, f]` the same at the token before it, where the question is not yet asked; of one token alone, at that."""
     context: tuple[Tensor, ...]
     """Of each `[tokens, v]`: the base's value vectors, but for the beginning of sequence."""
     subject: tuple[int | None, ...]
@@ -69,8 +69,13 @@ class Evidence:
         return found
 
 
-def observe(spliced: SplicedModel, reader: ContextReader, encoder: Encoder, asked: Sequence[Asked]) -> Evidence:
-    """Runs the base once over the prompts."""
+def observe(
+    spliced: SplicedModel, reader: ContextReader, encoder: Encoder, asked: Sequence[Asked], recent: int
+) -> Evidence:
+    """Runs the base once over the prompts.
+
+    recent: of the space of relations that it is for, see `KeySpace`.
+    """
     relation: list[Tensor] = []
     before: list[Tensor] = []
     context: list[Tensor] = []
@@ -80,9 +85,10 @@ def observe(spliced: SplicedModel, reader: ContextReader, encoder: Encoder, aske
         part = asked[start : start + BATCH]
         rows = [encoder.prompt(each.prompt) for each in part]
         activations, _, _ = spliced.observe(rows)
-        relation.append(_kept(activations[:, -1]))
-        second = torch.tensor([-2 if len(row) > 1 else -1 for row in rows], device=activations.device)
-        before.append(_kept(activations[torch.arange(len(rows), device=second.device), second]))
+        vectors = heard(reader, activations, recent)
+        relation.append(_kept(vectors[:, -1]))
+        second = torch.tensor([-2 if len(row) > 1 else -1 for row in rows], device=vectors.device)
+        before.append(_kept(vectors[torch.arange(len(rows), device=second.device), second]))
         values = reader.values
         if values is None:
             raise RuntimeError("attention was not run: is it part of the model's forward?")
@@ -92,6 +98,13 @@ def observe(spliced: SplicedModel, reader: ContextReader, encoder: Encoder, aske
             places.append(spans[-1][1] - 1 - skipped if spans else None)
     ends, unasked = torch.cat(relation), torch.cat(before)
     return Evidence(relation=ends, before=unasked, context=tuple(context), subject=tuple(places))
+
+
+def heard(reader: ContextReader, activations: Tensor, recent: int) -> Tensor:
+    """`[rows, tokens, f]` of the last forward -> `[rows, tokens, f + recent v]`, all that questions are compared by."""
+    flat = activations.flatten(0, 1)
+    vectors = reader.beside(flat, torch.arange(len(flat), device=flat.device), recent)
+    return vectors.view(*activations.shape[:2], -1)
 
 
 def _kept(vectors: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from wise.memory.slot import EditSlot
 from wise.memory.state import MemoryState
 from wise.training.background import Background
 from wise.training.encoding import Encoder
-from wise.training.evidence import BATCH
+from wise.training.evidence import BATCH, heard
 from wise.training.splice import SplicedModel
 
 AT_ONCE = 1024
@@ -89,9 +89,10 @@ class Reach:
             values = self.reader.values
             if values is None:
                 raise RuntimeError("attention was not run: is it part of the model's forward?")
+            vectors = heard(self.reader, activations, space.recent)
             for i, edit in enumerate(part):
                 own = mask[i].bool()
-                at = activations[i][own]
+                at = vectors[i][own]
                 self._read[_text(edit)] = _Read(
                     asks=space.asks(at), relation=space.keys(at).half(), named=subject.keys(values[i][own]).half()
                 )

@@ -30,12 +30,14 @@ from wise.memory.key_space import Gate, KeySpace, Layer
 from wise.training.background import Background, fit_key_space
 from wise.training.conversation import Conversation
 from wise.training.encoding import Encoder
-from wise.training.evidence import BATCH, Evidence, observe
+from wise.training.evidence import BATCH, Evidence, heard, observe
 from wise.training.floors import ABSENT, conformal_floor, growing_floors
 from wise.training.lesson import Lesson
 from wise.training.splice import SplicedModel
 
-WHITENED, HIDDEN, RELATION_DIM = 256, 256, 64
+RECENT = 2
+"""Tokens whose value vectors are learned from beside the activation: the last, and the one before it."""
+WHITENED, HIDDEN, RELATION_DIM = 384, 512, 64
 GATE_HIDDEN, GATE_STEPS, GATE_BATCH = 64, 600, 256
 """The gate: questions in a step, and as many tokens at which none ends."""
 MISSED, SURE = 0.02, 0.8
@@ -109,24 +111,25 @@ def learn_spaces(
     asked = (*lessons, *_in_other_forms(lessons, encoder, background.prefixes))
     fitting = [each for each in asked if len(encoder.prompt(each.prompt)) <= encoder.context]
     progress("reading", 0, len(fitting))
-    evidence = observe(spliced, reader, encoder, fitting)
+    evidence = observe(spliced, reader, encoder, fitting, RECENT)
     aside = set(facts[::ASIDE])
     learned = torch.tensor([lesson.fact not in aside for lesson in fitting])
-    text = torch.cat([background.activations.to(evidence.relation.device), *_read(spliced, encoder, texts)])
+    running = [*background.samples, *(encoder.prompt(text)[: min(encoder.context, TEXT_TOKENS)] for text in texts)]
+    text = _read(spliced, reader, running)
     relation, loss = _learn_relations(fitting, evidence, learned, text, seed, progress)
+    relation = replace(relation, gate=_learn_gate(evidence, learned, text, spliced.projection.in_features, seed))
     values = torch.cat([c for c, kept in zip(evidence.context, learned.tolist(), strict=True) if kept])
     subject = fit_key_space(values, SUBJECT_DIM)
     return _with_floors(fitting, evidence, ~learned, relation, subject, false_routes, loss)
 
 
-def _read(spliced: SplicedModel, encoder: Encoder, texts: Sequence[str]) -> list[Tensor]:
-    """Activations at every token of texts, cut where the context ends, `[n, f]` each."""
-    rows = [encoder.prompt(text)[: min(encoder.context, TEXT_TOKENS)] for text in texts]
+def _read(spliced: SplicedModel, reader: ContextReader, texts: Sequence[Sequence[int]]) -> Tensor:
+    """What questions are compared by, at every token of texts, `[n, f]`."""
     found = []
-    for start in range(0, len(rows), BATCH):
-        activations, mask, _ = spliced.observe(rows[start : start + BATCH])
-        found.append(activations[mask.bool()].float())
-    return found
+    for start in range(0, len(texts), BATCH):
+        activations, mask, _ = spliced.observe(texts[start : start + BATCH])
+        found.append(heard(reader, activations, RECENT)[mask.bool()].float())
+    return torch.cat(found)
 
 
 def _in_other_forms(lessons: Sequence[Lesson], encoder: Encoder, texts: Sequence[str]) -> list[Lesson]:
@@ -184,7 +187,7 @@ def _learn_relations(
         optimizer.step()
         loss = float(found.detach())
         progress("learning relations", step + 1, STEPS)
-    return replace(network.space(), gate=_learn_gate(evidence, learned, text, whitened, seed)), loss
+    return network.space(), loss
 
 
 class _Network(nn.Module):
@@ -211,19 +214,20 @@ class _Network(nn.Module):
         whitening = self.whitening.cpu()
         flat, inner, bias, outer = (p.detach().cpu() for p in (self.linear, self.inner, self.bias, self.outer))
         bend = Layer(inner=inner @ whitening, bias=bias, outer=outer)
-        return KeySpace(mean=self.mean.cpu(), projection=flat @ whitening, bend=bend)
+        return KeySpace(mean=self.mean.cpu(), projection=flat @ whitening, bend=bend, recent=RECENT)
 
 
 def _learn_gate(
-    evidence: Evidence, learned: Tensor, text: Tensor, whitened: KeySpace, seed: int
+    evidence: Evidence, learned: Tensor, text: Tensor, size: int, seed: int
 ) -> Gate:
-    """Whether a question ends at a token, by logistic regression on a hidden layer.
+    """Whether a question ends at a token, by logistic regression on a hidden layer, of its activation `[size]` alone.
 
     Questions of all kinds against running text and the tokens before questions' last.
     """
     device = evidence.relation.device
     kept = learned.to(device)
-    questions, before = evidence.relation[kept], evidence.before[kept]
+    questions, before, text = evidence.relation[kept, :size], evidence.before[kept, :size], text[:, :size]
+    whitened = fit_key_space(torch.cat([questions, text[: len(questions)]]), WHITENED)
     mean, whitening = whitened.mean.to(device), whitened.projection.to(device)
     generator = torch.Generator().manual_seed(seed)
     shapes = ((GATE_HIDDEN, len(whitening)), (1, GATE_HIDDEN))
@@ -245,7 +249,7 @@ def _learn_gate(
         found.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     with torch.no_grad():
-        least = float(torch.quantile(logit(evidence.relation[~kept])[:GATE_MOST], MISSED))
+        least = float(torch.quantile(logit(evidence.relation[~kept, :size])[:GATE_MOST], MISSED))
     inner, outer = (part.detach().cpu() for part in parts)
     layer = Layer(inner=inner @ whitened.projection, bias=bias.detach().cpu(), outer=outer)
     return Gate(layer=layer, offset=math.log(SURE / (1 - SURE)) - least)

@@ -25,8 +25,8 @@ from wise.training.background import Background
 from wise.training.baselines.ground import Row
 from wise.training.baselines.values import ValueSettings
 from wise.training.encoding import OPENINGS, Encoder
-from wise.training.evidence import observe
-from wise.training.splice import SplicedModel
+from wise.training.evidence import heard, observe
+from wise.training.splice import Rows, SplicedModel
 from wise.training.writers.base import Progress, SlotTask, Written
 from wise.training.writers.closed_form import ClosedForm
 from wise.training.writers.forms import NEURONS, RATE, Constants, Form, Neurons
@@ -91,16 +91,17 @@ class ValueWriter:
             raise ValueError(f"{len(tasks)} slots for {len(edits)} edits: a slot of this kind holds one")
         trying = EFFORTS[effort]
         rows = [self._rows(edit, trying.prefixed) for edit in edits]
-        examples = self._examples(rows)
+        examples, vectors = self._examples(rows)
         form, searched = self._form(edits, rows, examples, self.config.rank * trying.rank)
         solved = self.config.writer == "closed-form" and not effort
         places = "all" if trying.everywhere and self.config.places == "needed" else self.config.places
         places = "first" if solved else places
         steps = 0 if solved else trying.steps * self.config.max_steps
         fit = Stepping(self.spliced, examples, form, places=places, max_steps=steps).run(progress)
-        seen, space = observe(self.spliced, self.reader, self.encoder, edits), self.background.key_space
+        space = self.background.key_space
+        seen = observe(self.spliced, self.reader, self.encoder, edits, space.recent)
         first, asked = seen.keys(self.background), space.asks(seen.relation) >= space.floor(1) + APART
-        bare = examples.own.activations
+        bare = vectors[:, examples.own.context.shape[1] :]
         written: list[tuple[Slot, list[Written]]] = []
         for i, (task, edit) in enumerate(zip(tasks, edits, strict=True)):
             spoken = fit.speaks[i].nonzero()[:, 0]
@@ -113,7 +114,7 @@ class ValueWriter:
                 steps=searched[i] + fit.steps[i],
                 loss=fit.loss[i],
                 keys=keys,
-                score=self._floor(examples, i, fit.speaks[i], keys, gated),
+                score=self._floor(examples.own, vectors[i], i, fit.speaks[i], keys, gated),
                 tried=self._tried(trying, steps, len(spoken)),
             )
             written.append((slot, [outcome]))
@@ -151,20 +152,23 @@ class ValueWriter:
         return f"{what} at {places} places{of_rank}"
 
     def _keys(self, first: Tensor, further: Tensor) -> Tensor:
-        """The key of the prompt's end `[1, s + r]`, and those of activations at further places `[n, f]`."""
+        """The key of the prompt's end `[1, s + r]`, and those of vectors at further places `[n, f]`."""
         relation = self.background.key_space.keys(further)
         subject = first[:, : first.shape[1] - relation.shape[1]].expand(len(relation), -1)
         return torch.cat([first, torch.cat([subject, relation], dim=1)])
 
-    def _floor(self, examples: Examples, edit: int, speaks: Tensor, keys: Tensor, gated: Tensor) -> float:
-        """The relation floor above which no token of an edit's own prompt and answer lies at which it has no value."""
-        own = examples.own
+    def _floor(
+        self, own: Rows, vectors: Tensor, edit: int, speaks: Tensor, keys: Tensor, gated: Tensor
+    ) -> float:
+        """The relation floor above which no token of an edit's own prompt and answer lies at which it has no value.
+
+        vectors: `[tokens, f]` of its row.
+        """
         width = own.context.shape[1]
-        before = own.context[edit][own.mask[edit, :width].bool()]
-        after = own.activations[edit][(own.labels[edit] != -100) & ~speaks.to(own.labels.device)]
+        after = (own.labels[edit] != -100) & ~speaks.to(own.labels.device)
         space = self.background.key_space
         relation = keys[:, keys.shape[1] - len(space.projection) :]
-        others = torch.cat([before, after])
+        others = vectors[torch.cat([own.mask[edit, :width].bool(), after])]
         near = (space.keys(others) @ relation.T) * torch.where(gated, space.asks(others)[:, None], 1)
         reached = float(near.max()) if near.numel() else 0.0
         return min(max(space.floor(1), reached + APART), HIGHEST)
@@ -181,12 +185,17 @@ class ValueWriter:
         fitting = [prompt for prompt in others if len(prompt) + len(target) <= self.encoder.context]
         return [(prompt, target) for prompt in (bare, *fitting)]
 
-    def _examples(self, rows: Sequence[list[Row]]) -> Examples:
+    def _examples(self, rows: Sequence[list[Row]]) -> tuple[Examples, Tensor]:
+        """With the vectors that questions are compared by at every token of the bare rows, `[edits, tokens, f]`."""
         cached = self.spliced.cache([row for own in rows for row in own])
         bare = torch.tensor([n == 0 for own in rows for n in range(len(own))])
-        return Examples(
+        places = bare.nonzero()[:, 0].to(self.spliced.device)
+        activations = torch.cat([cached.context, cached.activations], dim=1)
+        vectors = heard(self.reader, activations, self.background.key_space.recent)[places]
+        examples = Examples(
             rows=cached,
-            own=cached.select(bare.nonzero()[:, 0].to(self.spliced.device)),
+            own=cached.select(places),
             owner=torch.tensor([i for i, own in enumerate(rows) for _ in own]),
             bare=bare,
         )
+        return examples, vectors

@@ -152,7 +152,8 @@ def _hybrids(model: WiseModel, edits: Sequence[Edit], name: str, spaces: Spaces)
     subject = spaces.subject_space
     if model.reader is None or subject is None:
         raise ConfigError("the hybrid router is compared on a model in mode='hybrid'")
-    keys = torch.cat(observe(model.trainer.spliced, model.reader, model.encoder, edits).keys(spaces))
+    seen = observe(model.trainer.spliced, model.reader, model.encoder, edits, spaces.key_space.recent)
+    keys = torch.cat(seen.keys(spaces))
     size = len(subject.projection)
     return {
         f"{name}: {by}": Hybrid(

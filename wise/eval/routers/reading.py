@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from wise.architectures import ValueProjection
 from wise.eval.routing.scores import prompt_ids
@@ -30,6 +31,13 @@ class Reading:
     def routed(self) -> int:
         """m: 1, or all tokens."""
         return len(next(iter(self.activations.values())))
+
+    def beside(self, block: int, recent: int) -> Tensor:
+        """What questions are compared by, see `ContextReader.beside`: `[m, f + recent v]`."""
+        tokens = len(self.values)
+        values = pad(self.values, (0, 0, recent, 0))
+        beside = [values[recent - n : recent - n + tokens][-self.routed :] for n in range(recent)]
+        return torch.cat([self.activations[block], *beside], dim=-1)
 
 
 @torch.no_grad()

@@ -139,7 +139,7 @@ class Hybrid(Scorer):
         """`[m, candidates]`"""
         if self.by == SUBJECT:
             return self._subject(reading)
-        relation = _cosines(self.relation.queries(reading.activations[self.block]), self.relation_keys)
+        relation = _cosines(self.relation.queries(reading.beside(self.block, self.relation.recent)), self.relation_keys)
         if self.by == RELATION:
             return relation
         asks, whom = (space.floor(len(self.relation_keys)) for space in (self.relation, self.subject))
