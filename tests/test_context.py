@@ -13,7 +13,7 @@ import wise
 from wise.architectures import ATTENTION_OUTPUTS, locate, locate_attention
 from wise.config import WiseConfig
 from wise.errors import UnsupportedModelError
-from wise.memory.context import ContextReader, visible
+from wise.memory.context import ContextReader, recent, visible
 
 each = pytest.mark.parametrize("model_type", ARCHITECTURES)
 
@@ -66,6 +66,42 @@ def test_a_token_sees_the_same_alone_padded_and_from_a_cache(model_type: str) ->
         model(alone[:, -1:], use_cache=True, attention_mask=torch.ones_like(alone), **{name: past})
         torch.testing.assert_close(seen(0, 1), together[row], rtol=1e-4, atol=1e-5)
     assert len({len(part) for part in together}) > 1, "rows of unlike length: the mask was never needed"
+
+
+@each
+@torch.no_grad()
+def test_what_stands_beside_a_token_is_what_attention_keeps_of_the_last_that_it_sees(model_type: str) -> None:
+    model = tiny_model(model_type)
+    reader = ContextReader(attention_of(model, model_type))
+    batch = padded(BATCH, 3)
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    model(**batch, use_cache=False)
+    rows, width = batch["input_ids"].shape
+    longest = 3  # windows are longer
+    own = torch.arange(rows * width, dtype=torch.float32)[:, None]
+    together = reader.beside(own, torch.arange(rows * width), longest).view(rows, width, -1)
+    size = (together.shape[-1] - 1) // longest
+    for row, ids in enumerate(BATCH):
+        model(torch.tensor([ids]), use_cache=False)
+        assert reader.values is not None
+        alone = reader.values[0]
+        for place in range(len(ids)):
+            token = width - len(ids) + place
+            found = together[row, token]
+            assert float(found[0]) == row * width + token
+            wanted = [alone[place - n] if n <= place else torch.zeros(size) for n in range(longest)]
+            torch.testing.assert_close(found[1:], torch.cat(wanted), rtol=1e-4, atol=1e-5)
+    assert reader.beside(own[: len(ids)], torch.tensor([1]), 0).tolist() == [[1.0]]
+
+
+def test_of_tokens_that_are_not_seen_nothing_is_read() -> None:
+    values = torch.arange(1.0, 7).view(1, 1, 6, 1)
+    mask = torch.tensor([True, False, True, True, False, False]).view(1, 1, 1, 6)  # a hole, and room left in the cache
+    assert recent(values, mask, torch.tensor([0]), 1, 4).tolist() == [[4, 3, 1, 0]]
+    assert recent(values, None, torch.tensor([1]), 2, 2).tolist() == [[6, 5]]
+    values[0, 0, 1] = torch.nan  # what is padded may hold anything
+    assert recent(values, mask, torch.tensor([0]), 1, 4).tolist() == [[4, 3, 1, 0]]
 
 
 def test_without_a_mask_a_token_sees_those_before_it() -> None:

@@ -15,21 +15,24 @@ from wise.memory.key_space import Gate, KeySpace, Layer
 from wise.router.hybrid import Projector
 
 F, R, H = 12, 5, 7
+ACTIVATION = 8
+"""Numbers of the activation, that the gate sees; two value vectors of two numbers stand behind it."""
 
 
-def layer(size: int, g: torch.Generator) -> Layer:
-    inner, bias, outer = (torch.randn(shape, generator=g) for shape in ((H, F), (H,), (size, H)))
-    return Layer(inner=inner / F**0.5, bias=bias, outer=outer)
+def layer(size: int, g: torch.Generator, taken: int = F) -> Layer:
+    inner, bias, outer = (torch.randn(shape, generator=g) for shape in ((H, taken), (H,), (size, H)))
+    return Layer(inner=inner / taken**0.5, bias=bias, outer=outer)
 
 
 def learned(seed: int = 0) -> KeySpace:
-    """With a bend, a gate and floors."""
+    """With a bend, a gate on the first of its numbers alone, and floors."""
     g = torch.Generator().manual_seed(seed)
     return KeySpace(
         mean=3 * torch.randn(F, generator=g),
         projection=torch.randn(R, F, generator=g),
         bend=layer(R, g),
-        gate=Gate(layer=layer(1, g), offset=0.3),
+        gate=Gate(layer=layer(1, g, ACTIVATION), offset=0.3),
+        recent=2,
         floors=(0.1, 0.2, 1 / 3),
     )
 
@@ -38,7 +41,7 @@ def vectors(count: int = 40) -> Tensor:
     return 3 * torch.randn(count, F, generator=torch.Generator().manual_seed(9))
 
 
-PLAIN = replace(learned(), bend=None, gate=None, floors=())
+PLAIN = replace(learned(), bend=None, gate=None, recent=0, floors=())
 spaces = pytest.mark.parametrize(
     "space",
     [learned(), PLAIN, replace(learned(), bend=None), replace(learned(), gate=None)],
@@ -62,7 +65,8 @@ def test_keys_and_asks_are_their_formula(space: KeySpace) -> None:
         x = a.double() - space.mean.double()
         wanted = space.projection.double() @ x + (0 if space.bend is None else through(space.bend, x))
         torch.testing.assert_close(key.double(), wanted / wanted.norm(), rtol=1e-4, atol=1e-5)
-        logit = torch.inf if space.gate is None else float(through(space.gate.layer, x)) + space.gate.offset
+        gate = space.gate
+        logit = torch.inf if gate is None else float(through(gate.layer, x[:ACTIVATION])) + gate.offset
         assert float(sure) == pytest.approx(1 / (1 + 2.718281828459045**-logit), abs=1e-5)
     assert bool((surely == 1).all()) == (space.gate is None)
     assert torch.allclose(found, replace(space, bend=None).keys(vectors()), atol=0.1) == (space.bend is None)
@@ -79,11 +83,11 @@ def test_a_query_is_a_key_as_long_as_a_question_is_asked(space: KeySpace) -> Non
 def test_what_serves_projects_as_the_space_does(space: KeySpace) -> None:
     served, a = Projector(space), vectors()
     torch.testing.assert_close(served(a), space.keys(a), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(served.asks(a), space.asks(a), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(served.asks(a[:, :ACTIVATION]), space.asks(a), rtol=1e-4, atol=1e-5)
     other = Projector(replace(space, mean=torch.zeros(F)))
     assert not torch.allclose(other(a), space.keys(a), atol=0.1), "the mean is of no account"
     if space.gate is not None:
-        assert not torch.allclose(other.asks(a), space.asks(a), atol=0.1)
+        assert not torch.allclose(other.asks(a[:, :ACTIVATION]), space.asks(a), atol=0.1)
 
 
 def test_floors_go_by_the_size_of_the_memory() -> None:
@@ -104,7 +108,7 @@ def test_a_space_comes_back_bit_for_bit(space: KeySpace, tmp_path: Path) -> None
     save_file(space.tensors(), tmp_path / "space.safetensors")
     again = KeySpace.from_tensors(load_file(tmp_path / "space.safetensors"))
     assert (again.bend is None, again.gate is None) == (space.bend is None, space.gate is None)
-    assert again.floors == space.floors
+    assert again.floors == space.floors and again.recent == space.recent
     assert space.gate is None or (again.gate is not None and again.gate.offset == space.gate.offset)
     assert torch.equal(again.queries(vectors()), space.queries(vectors()))
     one, other = space.tensors(), again.tensors()
@@ -114,9 +118,11 @@ def test_a_space_comes_back_bit_for_bit(space: KeySpace, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", sorted(learned().tensors()))
 def test_a_part_of_another_shape_or_type_is_refused(name: str) -> None:
     part = learned().tensors()[name]
-    wrong = [part[None], part.half(), part.long()]
+    wrong = [part[None], part.half(), part.int()]
     wrong += [part[:-1].clone()] if part.ndim and name != "floors" else []
-    wrong += [part[:, :-1].clone()] if part.ndim == 2 else []
+    # A gate may take as few of the numbers as it likes, but no more than there are.
+    wrong += [torch.cat([part, part], 1) if name == "gate.inner" else part[:, :-1].clone()] if part.ndim == 2 else []
+    wrong += [torch.tensor(-1)] if name == "recent" else []
     for other in wrong:
         with pytest.raises(ValueError, match=rf"'{name}': '{other.dtype} .* make no space of keys"):
             KeySpace.from_tensors(learned().tensors() | {name: other})

@@ -27,7 +27,7 @@ from wise.training.evidence import observe
 from wise.training.floors import ABSENT, SIZES, conformal_floor, growing_floors
 from wise.training.lesson import Lesson
 from wise.training.router_file import load_router, save_router
-from wise.training.router_training import TEMPERATURE, LearnedSpaces, info_nce
+from wise.training.router_training import RECENT, TEMPERATURE, LearnedSpaces, info_nce
 
 
 def demo(**settings: object) -> wise.WiseModel:
@@ -127,11 +127,11 @@ def test_keys_are_read_where_the_subject_ends_and_without_one_at_the_least_known
 def test_it_tells_relations_apart_better_than_whitening(learned: tuple[wise.WiseModel, object]) -> None:
     wrapped, spaces = learned
     given = lessons_of(records(40))  # facts that nothing was learned from
-    found = observe(wrapped.trainer.spliced, wrapped.reader, wrapped.encoder, given, 0)
+    found = observe(wrapped.trainer.spliced, wrapped.reader, wrapped.encoder, given, RECENT)
     untrained = demo().trainer.background.key_space
 
     def auroc(space: object) -> float:
-        keys = space.keys(found.relation)  # type: ignore[attr-defined]
+        keys = space.keys(found.relation[:, : len(space.mean)])  # type: ignore[attr-defined]
         first = {each.fact: i for i, each in reversed(list(enumerate(given))) if not each.negative}
         scores = [(float(keys[i] @ keys[first[each.fact]]), each.negative) for i, each in enumerate(given)
                   if i != first[each.fact]]  # fmt: skip
@@ -148,8 +148,9 @@ def read(wrapped: wise.WiseModel) -> tuple[torch.Tensor, torch.Tensor]:
     was learned from."""
     spliced, encoder = wrapped.trainer.spliced, wrapped.encoder
     questions = [each for each in lessons_of(records(40)) if not each.negative]
-    unread = torch.cat(router_training._read(spliced, encoder, shipped_passages()[20:]))
-    return unread, observe(spliced, wrapped.reader, encoder, questions, 0).relation
+    texts = [encoder.prompt(text)[:128] for text in shipped_passages()[20:]]
+    unread = router_training._read(spliced, wrapped.reader, texts)
+    return unread, observe(spliced, wrapped.reader, encoder, questions, RECENT).relation
 
 
 def test_a_gate_that_has_read_running_text_stays_shut_on_other_text(

@@ -33,6 +33,8 @@ WINDOW = 6
 # Cosine to the nearest of six random directions of eight: one token in five has none so near.
 KEY_FLOOR = 0.3
 # Of tokens that reach the floor of one kind of evidence; about half of all reach both of one edit.
+RECENT = 2
+"""Tokens whose value vectors a made-up space of relations reads."""
 KIND_SHARE = 0.65
 
 _LLAMA = {
@@ -175,21 +177,23 @@ def _hybrid_by_hand(
 ) -> MemoryState:
     """Random values, keys and spaces; each floor lies where `KIND_SHARE` of its kind of evidence reaches it.
 
-    The space of relations bends and has a gate. Of constants the last edit's key is not gated, so that every token is
-    compared with it; of neurons all are.
+    The space of relations bends, has a gate and reads two tokens beside the activation. Of constants the last edit's
+    key is not gated, so that every token is compared with it; of neurons all are.
     """
     assert wrapped.reader is not None and wrapped.reader.values is not None
     values = wrapped.reader.values.reshape(-1, wrapped.reader.values.shape[-1]).float()
     edits = tuple(wise.Edit(id=f"e{i}", prompt=text([4 + i]), target=text([10 + i])) for i in range(3))
-    subject, relation = (_space(vectors, generator) for vectors in (values, activations))
-    relation = replace(relation, bend=_layer(activations, 8, generator), gate=_gate(activations, generator))
+    vectors = wrapped.reader.beside(activations, torch.arange(len(activations)), RECENT)
+    subject, relation = (_space(part, generator) for part in (values, vectors))
+    bend, gate = _layer(vectors, 8, generator), _gate(activations, generator)
+    relation = replace(relation, bend=bend, gate=gate, recent=RECENT)
     named, asked = (normalize(torch.randn(3, 8, generator=generator), dim=-1) for _ in range(2))
     norm, kind = strength * float(outputs.norm(dim=-1).mean()), wrapped.wise_config.slot
     slots = [slot_by_hand(kind, i, activations, outputs.shape[1], norm, generator) for i in range(3)]
     if kind == "value":
         slots[-1] = replace(slots[-1], gated=torch.tensor([False]))
-    counts = torch.where(torch.cat([slot.gated for slot in slots]), relation.asks(activations)[:, None], 1)
-    relations, subjects = (relation.keys(activations) @ asked.T) * counts, subject.keys(values) @ named.T
+    counts = torch.where(torch.cat([slot.gated for slot in slots]), relation.asks(vectors)[:, None], 1)
+    relations, subjects = (relation.keys(vectors) @ asked.T) * counts, subject.keys(values) @ named.T
     return MemoryState(
         edits=edits,
         slots=tuple(slots),
