@@ -2,8 +2,8 @@
 
 Two kinds of evidence, each a cosine to an edit's key, must both reach their floor:
 
-    relation   the token's own activation at the edited layer, which says what is being asked for; a trained router looks
-               at the value vectors of the last tokens beside it
+    relation   the token's own activation at the edited layer, which says what is being asked for; a trained router
+               looks at the value vectors of the last tokens beside it
     subject    the base's value vectors of the tokens before, of which the nearest counts, which say of whom
 
 Alone, the first confuses like questions about unlike subjects, and the second unlike questions about one subject. The

@@ -43,7 +43,9 @@ GATE_HIDDEN, GATE_STEPS, GATE_BATCH = 64, 600, 256
 MISSED, SURE = 0.02, 0.8
 """Share of questions set aside of which the gate may be less sure than that."""
 SUBJECT_DIM = 256
-STEPS = 800
+STEPS, LEAST_STEPS = 800, 200
+"""One for every `FACTS` facts, within these: more than that learns the facts by heart."""
+FACTS = 4
 GROUP = 192
 """Questions in a step, each with one of its own relation and `HARD` of other relations about its subject."""
 HARD = 3
@@ -172,10 +174,11 @@ def _learn_relations(
     network = _Network(whitened, text.device, generator)
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     batches = _Batches(lessons, learned, seed)
+    steps = min(STEPS, max(LEAST_STEPS, batches.facts // FACTS))
     loss = math.nan
-    for step in range(STEPS):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * (1 - step / STEPS)
+            group["lr"] = LEARNING_RATE * (1 - step / steps)
         keys, queries, hard, same = batches.draw()
         silent = torch.cat([_drawn(tokens, TEXT, generator) for tokens in (text, unasked)])
         key = network(activations[keys])
@@ -186,7 +189,7 @@ def _learn_relations(
         found.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         loss = float(found.detach())
-        progress("learning relations", step + 1, STEPS)
+        progress("learning relations", step + 1, steps)
     return network.space(), loss
 
 
@@ -296,6 +299,10 @@ class _Batches:
             elif kept:
                 self.asking[lesson.relation][lesson.fact].setdefault(lesson.form, []).append(i)
         self.relations = sorted(self.asking)
+
+    @property
+    def facts(self) -> int:
+        return sum(map(len, self.asking.values()))
 
     def draw(self) -> tuple[list[int], list[int], list[int], Tensor]:
         """Keys and queries `[GROUP]`, hard negatives `[GROUP * HARD]`, which queries are of which key's relation."""

@@ -30,6 +30,7 @@ from wise.memory.side_memory import Route
 from wise.memory.state import MemoryState
 from wise.preparation import make_trainer, train_spaces
 from wise.provenance import Provenance, Text
+from wise.questions import shipped_lessons
 from wise.router.assemble import assemble
 from wise.saving import SavedMemory
 from wise.sequences import generated_texts, prompt_ids
@@ -160,7 +161,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
 
     def learn_router(
         self,
-        lessons: Sequence[Lesson],
+        lessons: Sequence[Lesson] | None = None,
         *,
         texts: Sequence[str] = (),
         false_routes: float = 0.05,
@@ -168,6 +169,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
     ) -> LearnedSpaces:
         """Trains a router on this base, and uses it from then on.
 
+        lessons: questions about facts that are not edited; without any, those that ship with wise.
         texts: running text in which none of the questions is asked, beside the base's own samples: what the gate must
         stay shut at.
 
@@ -183,7 +185,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
                 self.encoder,
                 self.wise_config,
                 self.reader,
-                lessons,
+                shipped_lessons(seed=self.wise_config.seed) if lessons is None else lessons,
                 texts=texts,
                 false_routes=false_routes,
                 progress=progress,

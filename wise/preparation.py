@@ -107,6 +107,6 @@ def _with_spaces(background: Background, state: MemoryState, reader: ContextRead
     if reader is not None:
         logger.warning(
             "the router is untrained: it compares what the base's own text makes of questions and subjects, and "
-            "reaches fewer wordings; `wise train-router` trains one"
+            "reaches fewer wordings; learn_router() or `wise train-router` trains one"
         )
     return background
