@@ -129,6 +129,10 @@ class Router(Resident, ABC):
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         """activation: `[n, f]`."""
 
+    def silent(self, activation: Tensor) -> bool:
+        """No gate opens at any token of `[..., f]`, and that is cheaper to see than a route."""
+        return False
+
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
         """activation: `[n, f]`. Not on the path of a token: it may cost more than `forward`.
 
@@ -148,6 +152,8 @@ class SideMemory(nn.Module):
 
     def forward(self, activation: Tensor, output: Tensor) -> Tensor:
         """activation `[..., f]` and the base's output `[..., d]` -> `[..., d]`."""
+        if self.router.silent(activation):
+            return output
         route = self.route(activation)
         if route.delta is None:
             return output

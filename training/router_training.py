@@ -349,7 +349,7 @@ def _with_floors(
     of_whom = torch.stack([(subject.keys(evidence.context[i]) @ named.T).max(0).values for i in rows])
     towards = asked.gather(1, own[:, None])[:, 0]
     unasked = (relation.queries(evidence.before[rows]) * keys[own]).sum(-1)
-    asks = max(conformal_floor(each, false_routes) for each in (towards[negative], unasked[~negative]))
+    asks = max(0.0, *(conformal_floor(each, false_routes) for each in (towards[negative], unasked[~negative])))
     alike = torch.tensor([[subject in lessons[i].prompt for subject in subjects] for i in rows])
     like = (asked >= asks) & ~alike & ~negative[:, None]
     whom = growing_floors(of_whom.masked_fill(~like, ABSENT)[~negative], false_routes)
