@@ -51,12 +51,15 @@ class Effort:
     """Times `rank`."""
     everywhere: bool
     """At every token of the target, rather than where it is needed."""
+    early: bool
+    """It may speak where its prompt has not ended but asks already ("he speaks | the language"): most say their target
+    all the same, and a floor that keeps it silent there shuts other wordings out."""
 
 
 EFFORTS = (
-    Effort(steps=1, prefixed=1, rank=1, everywhere=False),
-    Effort(steps=2, prefixed=1, rank=2, everywhere=True),
-    Effort(steps=4, prefixed=3, rank=4, everywhere=True),
+    Effort(steps=1, prefixed=1, rank=1, everywhere=False, early=True),
+    Effort(steps=2, prefixed=1, rank=2, everywhere=True, early=False),
+    Effort(steps=4, prefixed=3, rank=4, everywhere=True, early=False),
 )
 
 
@@ -114,7 +117,7 @@ class ValueWriter:
                 steps=searched[i] + fit.steps[i],
                 loss=fit.loss[i],
                 keys=keys,
-                score=self._floor(examples.own, vectors[i], i, fit.speaks[i], keys, gated),
+                score=self._floor(examples.own, vectors[i], i, fit.speaks[i], keys, gated, trying.early),
                 tried=self._tried(trying, steps, len(spoken)),
             )
             written.append((slot, [outcome]))
@@ -158,17 +161,18 @@ class ValueWriter:
         return torch.cat([first, torch.cat([subject, relation], dim=1)])
 
     def _floor(
-        self, own: Rows, vectors: Tensor, edit: int, speaks: Tensor, keys: Tensor, gated: Tensor
+        self, own: Rows, vectors: Tensor, edit: int, speaks: Tensor, keys: Tensor, gated: Tensor, early: bool
     ) -> float:
         """The relation floor above which no token of an edit's own prompt and answer lies at which it has no value.
 
-        vectors: `[tokens, f]` of its row.
+        vectors: `[tokens, f]` of its row; early: leave its prompt out of account.
         """
         width = own.context.shape[1]
         after = (own.labels[edit] != -100) & ~speaks.to(own.labels.device)
         space = self.background.key_space
         relation = keys[:, keys.shape[1] - len(space.projection) :]
-        others = vectors[torch.cat([own.mask[edit, :width].bool(), after])]
+        before = own.mask[edit, :width].bool() & (not early)
+        others = vectors[torch.cat([before, after])]
         near = (space.keys(others) @ relation.T) * torch.where(gated, space.asks(others)[:, None], 1)
         reached = float(near.max()) if near.numel() else 0.0
         return min(max(space.floor(1), reached + APART), HIGHEST)
