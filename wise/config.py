@@ -59,7 +59,8 @@ class WiseConfig:
     """Edits a slot may hold (`retrieve`); None goes by the size of the layer."""
     sharding: str = "order"
     """Which edits share a slot (`retrieve`): `order`, those that came one after the other; `meaning`, those whose
-    prompts are alike, as their keys tell. In `hybrid` none do, in `merge` all."""
+    prompts are alike, as their keys tell, so that a token that is taken for another edit of the kind finds the right
+    slot; but one that must tell like edits apart carries them less far. In `hybrid` none share one, in `merge` all."""
     shards: int = 2
     """k: shards of a slot, each trained through its own random mask and then merged."""
     mask_ratio: float = 0.2
