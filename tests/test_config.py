@@ -28,6 +28,7 @@ BAD: dict[str, list[Any]] = {
     "subject_fraction": [-0.1, 1, NAN, True, None, "0.5"],
     "value_projection": ["model.layers.4.down_proj", "{i}.{i}", 4, ""],
     "slot_capacity": [0, -1, 2.0, True],
+    "sharding": ["size", "", None, ["order"]],
     "shards": [0, 1.5, None, True],
     "mask_ratio": [0, -0.1, 1.01, NAN, None, True],
     "merge": [None, 3],
@@ -54,6 +55,7 @@ GOOD: dict[str, list[Any]] = {
     "subject_fraction": [0, 0.999],
     "value_projection": [None, "model.layers.{i}.mlp.down_proj"],
     "slot_capacity": [None, 1],
+    "sharding": ["order", "meaning"],
     "shards": [1],
     "mask_ratio": [1, 1e-6],
     "margin_low": [1e-9],
@@ -97,6 +99,8 @@ def test_margins_the_wrong_way_round_are_refused() -> None:
     [
         ({"slot": "low-rank"}, "mode='retrieve' has masked-dense slots.*; use mode='hybrid'"),
         ({"mode": "merge", "places": "all"}, "mode='merge' has masked-dense slots"),
+        ({"mode": "merge", "sharding": "meaning"}, "mode='merge' has nothing to shard.*; use mode='retrieve'"),
+        ({"mode": "hybrid", "sharding": "meaning"}, "mode='hybrid' has nothing to shard.*or none do"),
         ({"mode": "hybrid", "writer": "closed-form"}, "a constant has nothing to solve for.*slot='rank-one'"),
         ({"mode": "hybrid", "writer": "closed-form-steps"}, "a constant has nothing to solve for"),
         (

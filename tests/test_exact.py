@@ -19,6 +19,7 @@ import wise
 from wise.errors import EditError
 from wise.memory.state import MemoryState
 from wise.training.report import VERIFIED
+from wise.training.sharding import grouped
 from wise.training.writers.base import SlotTask
 
 WIDE = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2}
@@ -33,9 +34,9 @@ def wrapped(mode: str = "hybrid", **settings: Any) -> wise.WiseModel:
 
 
 @cache
-def pair(mode: str) -> tuple[wise.WiseModel, wise.WiseModel]:
+def pair(mode: str, sharding: str = "order") -> tuple[wise.WiseModel, wise.WiseModel]:
     """One to put sequences of calls to, and one to build afresh what they come to."""
-    return wrapped(mode), wrapped(mode)
+    return wrapped(mode, sharding=sharding), wrapped(mode, sharding=sharding)
 
 
 def edit(number: int, version: int = 0, **fields: Any) -> wise.Edit:
@@ -113,16 +114,21 @@ class Recipe:
     def edits(self) -> tuple[wise.Edit, ...]:
         return self.writes[-1][1]
 
+    def holding(self, number: int, edits: tuple[wise.Edit, ...]) -> Recipe:
+        """Itself where it holds these; written on where others have joined; begun anew where one has left."""
+        if edits == self.edits:
+            return self
+        joined = edits[: len(self.edits)] == self.edits
+        return Recipe(writes=(*(self.writes if joined else ()), (number, edits)))
+
 
 def forgotten(recipes: Sequence[Recipe], gone: set[str]) -> list[Recipe]:
     """A slot that held one of them begins anew with the others; one that held no other goes."""
     left: list[Recipe] = []
     for recipe in recipes:
         kept = tuple(one for one in recipe.edits if one.id not in gone)
-        if kept == recipe.edits:
-            left.append(recipe)
-        elif kept:
-            left.append(Recipe(writes=((len(left), kept),)))
+        if kept:
+            left.append(recipe.holding(len(left), kept))
     return left
 
 
@@ -130,8 +136,20 @@ def written(recipes: Sequence[Recipe], one: wise.Edit, capacity: int | None) -> 
     """The last slot is filled, then a new one is opened."""
     if recipes and (capacity is None or len(recipes[-1].edits) < capacity):
         *before, last = recipes
-        return [*before, Recipe(writes=(*last.writes, (len(before), (*last.edits, one))))]
+        return [*before, last.holding(len(before), (*last.edits, one))]
     return [*recipes, Recipe(writes=((len(recipes), (one,)),))]
+
+
+def written_by_meaning(recipes: Sequence[Recipe], one: wise.Edit, keys: dict[str, torch.Tensor]) -> list[Recipe]:
+    """Where an edit goes is told by keys, and tested elsewhere; here it is what becomes of the slots."""
+    known = {each.id: each for each in (*(each for recipe in recipes for each in recipe.edits), one)}
+    held = {number: [each.id for each in recipe.edits] for number, recipe in enumerate(recipes)}
+    groups = grouped(held, keys, [one.id], CAPACITY, len(held))
+    slots = [tuple(known[i] for i in groups[number]) for number in range(len(groups))]
+    return [
+        recipes[number].holding(number, edits) if number in held else Recipe(writes=((number, edits),))
+        for number, edits in enumerate(slots)
+    ]
 
 
 def afresh(model: wise.WiseModel, recipes: Sequence[Recipe], edits: Sequence[wise.Edit]) -> MemoryState:
@@ -169,7 +187,7 @@ def run(model: wise.WiseModel, calls: Sequence[tuple[str, Any, int]], capacity: 
             gone = {held[number].id for number in what & set(held)}
             assert model.delete(gone).lost == ()
             edits, recipes = [one for one in edits if one.id not in gone], forgotten(recipes, gone)
-        elif (verb == "edit" and (what not in held or held[what].id != edit(what, version).id)) or (
+        elif (verb == "edit" and edit(what, version).id not in model.state.edit_ids) or (
             verb == "replace" and what in held
         ):
             # Half of the replacements have the id of what they replace, and ask it in other words.
@@ -177,10 +195,15 @@ def run(model: wise.WiseModel, calls: Sequence[tuple[str, Any, int]], capacity: 
             one = edit(what, version, **words | ({"id": held[what].id} if verb == "replace" else {}))
             report = model.edit(one) if verb == "edit" else model.replace(one)
             assert (report.count(VERIFIED), report.lost, report.conflicts) == (1, (), ())
-            gone = {held[what].id} if what in held else set()
+            gone = {old.id for old in edits if old.id == one.id or old.prompt == one.prompt}
             assert set(report.replaced) == gone
             edits = [*(old for old in edits if old.id not in gone), one]
-            recipes = written(forgotten(recipes, gone), one, capacity)
+            recipes = forgotten(recipes, gone)
+            if model.wise_config.sharding == "meaning":
+                keys = {i: own[0] for i, own in model.state.keys.items()}
+                recipes = written_by_meaning(recipes, one, keys)
+            else:
+                recipes = written(recipes, one, capacity)
         assert model.edits == tuple(edits)
     return edits, recipes
 
@@ -197,12 +220,18 @@ def test_any_sequence_of_calls_in_hybrid_comes_to_what_the_remaining_edits_alone
     assert torch.equal(logits(model), logits(fresh))
 
 
-@pytest.mark.parametrize("mode", SHARED)
+@pytest.mark.parametrize(("mode", "sharding"), [*((mode, "order") for mode in SHARED), ("retrieve", "meaning")])
 @some
 @given(CALLS)
-def test_any_sequence_of_calls_comes_to_slots_that_never_met_what_is_gone(mode: str, calls: Any) -> None:
-    model, fresh = pair(mode)
-    edits, recipes = run(model, calls, None if mode == "merge" else CAPACITY)
+def test_any_sequence_of_calls_comes_to_slots_that_never_met_what_is_gone(
+    mode: str, sharding: str, calls: Any
+) -> None:
+    model, fresh = pair(mode, sharding)
+    with pytest.MonkeyPatch.context() as patch:
+        # By meaning every edit that comes to a full slot then tears it: the third one does.
+        patch.setattr("wise.training.sharding.NEAR", -1.0)
+        patch.setattr("wise.training.sharding.halves", lambda members, keys: (members[::2], members[1::2]))
+        edits, recipes = run(model, calls, None if mode == "merge" else CAPACITY)
     left = {one.id for one in edits}
     assert all(one.id in left for recipe in recipes for _, members in recipe.writes for one in members)
     expected = afresh(fresh, recipes, edits)

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from wise.config import WiseConfig
 from wise.edits import Edit, check_lengths, check_unique
 from wise.errors import EditError
-from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
 from wise.training.background import Background
 from wise.training.conflicts import conflicts
@@ -25,17 +24,12 @@ from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.reach import Reach
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
+from wise.training.sharding import Sharding
 from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress, SlotTask, Writer, Written
 
 EDITS_AT_ONCE = 64
 """Edits whose slots are written in one batch."""
-FEATURES_PER_EDIT = 44
-"""Input features of the value projection per edit of a slot, where `slot_capacity` is left open.
-
-An unrelated token scores about sqrt(edits / features) of what an edited one does, so a slot that holds more than a
-small share of its features cannot keep silent.
-"""
 SPARE_TOKENS = 4
 """Tokens beyond the target that an answer may run on for before it counts as not stopping."""
 
@@ -51,6 +45,7 @@ class Trainer:
     encoder: Encoder
     background: Background
     writer: Writer
+    sharding: Sharding
     config: WiseConfig
     dtype: torch.dtype
     """Of the model."""
@@ -80,20 +75,25 @@ class Trainer:
         fresh = [edit for edit in edits if latest[edit.prompt] is edit]
         held = {edit.id: [o.id for o in state.edits if edit.id == o.id or edit.prompt == o.prompt] for edit in fresh}
         outcomes: dict[str, Outcome] = {}
+        trainer = self
         while True:
             replaced = tuple(dict.fromkeys(i for edit in fresh for i in held[edit.id]))
-            final, found, gave_way = self._escalated(state, replaced, fresh, serve, progress)
+            final, found, gave_way = trainer._escalated(state, replaced, fresh, serve, progress)
             outcomes |= found
-            # An edit that fails does not take the place of one that holds: once more, without it.
+            gone = {*final.edit_ids, *replaced, *(conflict.gave_way for conflict in gave_way)}
+            lost = tuple(i for i in state.edit_ids if i not in gone)
+            # An edit that fails does not take the place of one that holds: once more, without it. Nor do new edits
+            # cost one its place in a slot that they need not join: once more, beside it.
             usurpers = [e for e in fresh if held[e.id] and found[e.id].status == FAILED]
-            if not usurpers:
+            sharding = trainer.sharding.sparing(lost)
+            if not usurpers and sharding is trainer.sharding:
                 break
             fresh = [edit for edit in fresh if edit not in usurpers]
-        gone = {*final.edit_ids, *replaced, *(conflict.gave_way for conflict in gave_way)}
+            trainer = replace(trainer, sharding=sharding)
         report = EditReport(
             outcomes=tuple(outcomes.get(edit.id, _superseded(edit)) for edit in edits),
             replaced=replaced,
-            lost=tuple(i for i in state.edit_ids if i not in gone),
+            lost=lost,
             seconds=time.perf_counter() - begun,
             cpu_seconds=time.process_time() - cpu,
             conflicts=gave_way,
@@ -198,35 +198,20 @@ class Trainer:
         check_lengths(edits, lambda text: len(self.encoder.tokenizer(text)["input_ids"]), self.encoder.context, reserve)
 
     def _batches(self, state: MemoryState, edits: Sequence[Edit]) -> list[list[SlotTask]]:
-        """Sharding by stream order: fill the last slot, then open new ones; batches of whole slots."""
-        capacity = self._capacity()
-        known = {edit.id: edit for edit in state.edits}
-        filled: list[tuple[Slot | None, list[Edit]]] = []
-        if state.slots and (capacity is None or len(state.slots[-1].edit_ids) < capacity):
-            last = state.slots[-1]
-            filled.append((last, [known[i] for i in last.edit_ids]))
-        for edit in edits:
-            if not filled or (capacity is not None and len(filled[-1][1]) >= capacity):
-                filled.append((None, []))
-            filled[-1][1].append(edit)
-        first = len(state.slots) - (1 if filled and filled[0][0] is not None else 0)
-        tasks = [
-            SlotTask(id=first + i, edits=tuple(members), start=start) for i, (start, members) in enumerate(filled)
-        ]
+        """The slots to be written for `edits` to join those of `state`, in batches of whole slots.
+
+        What a split has left of a slot is written by itself, as `_forgotten` does it.
+        """
+        live = set(state.edit_ids)
         batches: list[list[SlotTask]] = []
-        for task in tasks:
-            if not batches or sum(len(t.edits) for t in batches[-1]) + len(task.edits) > EDITS_AT_ONCE:
+        full = True
+        for task in self.sharding.tasks(state, edits):
+            split = task.start is None and not live.isdisjoint(edit.id for edit in task.edits)
+            if full or split or sum(len(t.edits) for t in batches[-1]) + len(task.edits) > EDITS_AT_ONCE:
                 batches.append([])
             batches[-1].append(task)
+            full = split
         return batches
-
-    def _capacity(self) -> int | None:
-        if self.config.mode == "merge":
-            return None
-        if self.config.mode == "hybrid":
-            return 1
-        f = self.spliced.projection.in_features
-        return self.config.slot_capacity or max(8, f // FEATURES_PER_EDIT)
 
     def _write(
         self, state: MemoryState, tasks: list[SlotTask], progress: Progress | None, effort: int

@@ -18,6 +18,7 @@ MODES = ("merge", "retrieve", "hybrid")
 SLOTS = ("value", "rank-one", "low-rank")
 WRITERS = ("gradient", "closed-form", "closed-form-steps")
 PLACES = ("first", "needed", "all")
+SHARDINGS = ("order", "meaning")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,11 @@ class WiseConfig:
     value_projection: str | None = None
     """Path of the value projection with `{i}` for the block, for architectures that wise does not know."""
     slot_capacity: int | None = None
-    """Edits a slot holds before the next one is opened (`retrieve`); None goes by the size of the layer."""
+    """Edits a slot may hold (`retrieve`); None goes by the size of the layer."""
+    sharding: str = "order"
+    """Which edits share a slot (`retrieve`): `order`, those that came one after the other; `meaning`, those whose
+    prompts are alike, as their keys tell, so that a token that is taken for another edit of the kind finds the right
+    slot; but one that must tell like edits apart carries them less far. In `hybrid` none share one, in `merge` all."""
     shards: int = 2
     """k: shards of a slot, each trained through its own random mask and then merged."""
     mask_ratio: float = 0.2
@@ -99,6 +104,11 @@ class WiseConfig:
             if not check(value):
                 raise ConfigError(f"{name}={value!r}: expected {wanted}")
         self._check_slot()
+        if self.sharding != "order" and self.mode != "retrieve":
+            raise ConfigError(
+                f"sharding={self.sharding!r}: mode={self.mode!r} has nothing to shard, since all edits share one slot "
+                "('merge') or none do ('hybrid'); use mode='retrieve', or leave it out"
+            )
         if self.margin_low >= self.margin_high:
             raise ConfigError(
                 f"margin_low={self.margin_low} must lie under margin_high={self.margin_high}: "
@@ -194,6 +204,7 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
         "a module path with one {i} for the block index, or None",
     ),
     ("slot_capacity", _integer(1, optional=True), "a whole number from 1, or None"),
+    ("sharding", lambda v: v in SHARDINGS, f"one of {', '.join(SHARDINGS)}"),
     ("shards", _integer(1), "a whole number from 1"),
     ("mask_ratio", _real(0, 1), "a number in (0, 1]"),
     ("merge", _text(optional=False), "the name of a merge"),

@@ -18,6 +18,7 @@ from wise.training.encoding import Encoder
 from wise.training.lesson import Lesson
 from wise.training.reach import Reach
 from wise.training.router_training import LearnedSpaces, learn_spaces
+from wise.training.sharding import make_sharding
 from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
 from wise.training.writers.base import Writer
@@ -48,6 +49,7 @@ def make_trainer(
         encoder=encoder,
         background=background,
         writer=_writer(model, projection, spliced, encoder, background, config, reader),
+        sharding=make_sharding(config, spliced, encoder, background.key_space),
         config=config,
         dtype=model.dtype,
         reach=None if reader is None else Reach(spliced, reader, encoder, background),
