@@ -378,15 +378,15 @@ def _key_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) -> 
     if state.edits and (config.mode == "hybrid") != (state.subject_space is not None):
         found = "none" if state.subject_space is None else "one"
         yield f"mode {config.mode!r} and a subject space do not go without each other: there is {found}"
-    r, v = len(space.projection), 0 if state.subject_space is None else len(state.subject_space.mean)
+    r, named = len(space.projection), state.subject_space
+    v = 0 if named is None else len(named.mean) // (1 + named.recent)
     f = base.in_features + space.recent * v
     if set(state.keys) != set(state.edit_ids):
         yield f"there are keys for {len(state.keys)} edits, expected for the {len(state.edits)} live ones"
     shapes = {"mean": (space.mean, (f,)), "projection": (space.projection, (r, f))}
-    if state.subject_space is not None:
-        subject = state.subject_space
-        s = len(subject.projection)
-        shapes |= {"subject mean": (subject.mean, (v,)), "subject projection": (subject.projection, (s, v))}
+    if named is not None:
+        s, wide = len(named.projection), (1 + named.recent) * v
+        shapes |= {"subject mean": (named.mean, (wide,)), "subject projection": (named.projection, (s, wide))}
         r += s
     shapes |= {f"keys of edit {i}": (keys, (max(1, len(keys)), r)) for i, keys in state.keys.items()}
     for name, (tensor, shape) in shapes.items():

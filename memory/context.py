@@ -91,6 +91,15 @@ def recent(values: Tensor, mask: Tensor | None, places: Tensor, width: int, coun
     return found.masked_fill((last < 0)[..., None, None], 0.0).flatten(1)
 
 
+def joined(values: Tensor, before: int) -> Tensor:
+    """Value vectors of a sequence `[tokens, v]`, behind each those of the tokens before it: `[tokens, (1 + before) v]`.
+
+    The nearest first; nought where there are none.
+    """
+    padded = pad(values, (0, 0, before, 0))
+    return torch.cat([padded[before - n : before - n + len(values)] for n in range(before + 1)], dim=-1)
+
+
 def visible(mask: Tensor | None, row: int | Tensor, places: Tensor, width: int, tokens: int) -> Tensor:
     """Which of its row's tokens each new token sees: places `[m]` of `width` new ones -> `[m, tokens]` bool.
 

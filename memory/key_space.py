@@ -50,7 +50,8 @@ class KeySpace:
     gate: Gate | None = None
     """What a learned space knows besides: whether there is a question to compare at all."""
     recent: int = 0
-    """Tokens whose value vectors stand behind the activation in a vector of the base, see `ContextReader.beside`."""
+    """Value vectors that stand behind the activation in a vector (`ContextReader.beside`), or in the space of subjects
+    behind the token's own (`joined`)."""
     floors: tuple[float, ...] = ()
     """Cosine from which a key counts in a memory of up to 1, 2, 4, ... edits, the last of them in all that are larger;
     none where the space comes without (`retrieve` has its own setting)."""

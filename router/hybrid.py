@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, normalize, relu
+from torch.nn.functional import linear, normalize, pad, relu
 
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader, visible
@@ -249,7 +249,7 @@ def choose(
         free_centres, free_bounds: the same of the others.
         gated, relation_keys, relation_floors: `[edits]`, `[edits, r]`, `[edits]`.
         values: `[rows, heads, tokens, size]` what attention sees; `mask`: which of it each token sees (`visible`).
-        projection, shift, subject_keys, subject_floor: `[s, v]`, `[s]`, `[edits, s]` and one number.
+        projection, shift, subject_keys: as `named` takes them; subject_floor: one number.
         everywhere: look at every edit at every token, and not only at those whose relation it reaches.
     """
     key, value = torch.zeros_like(places), asks.new_zeros(len(places))
@@ -270,12 +270,30 @@ def choose(
         here, relation, sought = here[own], relation[own][:, edits], sought[own][:, edits]
         row = int(places[here[0]]) // width
         vectors = values[row].transpose(0, 1).flatten(1).float()  # [tokens, v]
-        context = normalize(linear(vectors, projection, shift), dim=-1) @ subject_keys[edits].T
         seen = visible(mask, row, places[here] % width, width, len(vectors))
-        subject = torch.stack([context.masked_fill(~s[:, None], ABSENT).max(0).values for s in seen])
+        subject = named(vectors, seen, projection, shift, subject_keys[edits])
         best, value[here] = _weighed(relation, subject, sought, relation_floors[edits], subject_floor)
         key[here] = edits[best]
     return key, value
+
+
+def named(values: Tensor, seen: Tensor, projection: Tensor, shift: Tensor, keys: Tensor) -> Tensor:
+    """The largest cosine of each key to a token that each of `m` sees, `ABSENT` where it sees none: `[m, edits]`.
+
+    values `[tokens, v]` of a row; seen `[m, tokens]` bool; projection `[s, v]`, or `[s, 2 v]` where a subject is known
+    by the token before its last as well, which counts where it is seen too; keys `[edits, s]`.
+    """
+    own = linear(values, projection[:, : values.shape[1]], shift)
+    alone = normalize(own, dim=-1) @ keys.T
+    if projection.shape[1] == values.shape[1]:
+        return torch.stack([alone.masked_fill(~one[:, None], ABSENT).max(0).values for one in seen])
+    own[1:] += linear(values[:-1], projection[:, values.shape[1] :])
+    behind = normalize(own, dim=-1) @ keys.T
+    both = pad(seen[:, :-1], (1, 0))
+    return torch.stack([
+        torch.where(two[:, None], behind, alone).masked_fill(~one[:, None], ABSENT).max(0).values
+        for one, two in zip(seen, both, strict=True)
+    ])  # fmt: skip
 
 
 def _parts(tokens: Tensor, rows: Tensor) -> Iterator[Tensor]:

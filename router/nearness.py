@@ -18,7 +18,7 @@ from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import SideMemory
 from wise.memory.state import MemoryState
 from wise.router.activation import RetrievalRouter, activation_score, closeness
-from wise.router.hybrid import HybridRouter, weighed
+from wise.router.hybrid import HybridRouter, named, weighed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,10 +90,8 @@ def _hybrid(router: HybridRouter, rows: Tensor, row: int) -> Nearness:
     places = torch.arange(len(x), device=x.device)
     everything = router.reader.beside(rows.float().flatten(0, 1), row * len(x) + places, router.relation.recent)
     relation = (router.relation(everything) @ router.relation_keys.T) * counts
-    named = normalize(linear(values, router.subject_projection, router.subject_shift), dim=-1)
-    context = named @ router.subject_keys.T  # [seen, n]
     seen = visible(reader.mask, row, places, len(x), len(values))
-    subject = torch.stack([context.masked_fill(~own[:, None], -1.0).max(0).values for own in seen])
+    subject = named(values, seen, router.subject_projection, router.subject_shift, router.subject_keys)
     evidence = weighed(relation, subject, router.relation_floors, router.subject_floor)
     # As the router has it: of those that reach both floors the one with the most in sum, before all that do not.
     rank = torch.where(evidence >= 1, 3 + relation + subject, evidence)

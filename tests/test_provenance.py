@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 import wise
 from wise.errors import ConfigError
+from wise.memory.context import joined
 from wise.memory.side_memory import Route
 from wise.memory.state import MemoryState
 from wise.reading import read_rows
@@ -199,7 +200,10 @@ def test_both_kinds_of_evidence_are_those_of_the_edit_told_of(model_type: str, w
     row = BATCH[0]
     tokens = told_of(wrapped, row).tokens
     activation = read_rows(wrapped.model, wrapped.layer, [row])[0]
+    before = subject_space.recent
+    assert before == 1
     values = wrapped.reader.values[0]
+    everything = wrapped.reader.beside(activation, torch.arange(len(row)), relation_space.recent)
     for place, token in enumerate(tokens):
         for claim in (token.fired, token.missed):
             if claim is None:
@@ -207,8 +211,8 @@ def test_both_kinds_of_evidence_are_those_of_the_edit_told_of(model_type: str, w
             assert claim.cosines is not None
             key = state.keys[claim.edit][0]
             at = relation_space.keys if claim.edit in free else relation_space.queries
-            assert claim.cosines.relation == pytest.approx(float(at(activation[place, None])[0] @ key[8:]), abs=1e-4)
-            seen = values[max(0, place + 1 - window) : place + 1]
+            assert claim.cosines.relation == pytest.approx(float(at(everything[place, None])[0] @ key[8:]), abs=1e-4)
+            seen = joined(values[max(0, place + 1 - window) : place + 1], before)
             named = normalize(linear(seen, subject_space.projection, subject_space.shift), dim=-1) @ key[:8]
             assert claim.cosines.subject == pytest.approx(float(named.max()), abs=1e-4)
             floors = claim.cosines.relation_floor, claim.cosines.subject_floor

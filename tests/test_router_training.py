@@ -111,12 +111,12 @@ def test_keys_are_read_where_the_subject_ends_and_without_one_at_the_least_known
     found = observe(trainer.spliced, wrapped.reader, wrapped.encoder, [edit, bare], 0)
     place = found.subject[0]
     assert place is not None and found.subject[1] is None
-    ids = wrapped.encoder.prompt(edit.prompt)[len(wrapped.encoder.bos) :]
+    ids = wrapped.encoder.prompt(edit.prompt)
     assert wrapped.tokenizer.decode(ids[: place + 1]).rstrip().endswith(edit.subject)
     keys = found.keys(trainer.background)
     space = trainer.background.subject_space
     assert space is not None
-    wanted = space.keys(found.context[0])[place]
+    wanted = space.keys(found.named(0, space.recent))[place - found.first]
     assert float(keys[0][0, : len(space.projection)] @ wanted) > 0.999  # whitening makes much of what rounding does
     assert all(key.shape == keys[0].shape for key in keys) and keys[1].isfinite().all()
 

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 import wise
 from wise.architectures import locate
+from wise.memory.context import joined
 from wise.memory.key_space import Gate, KeySpace, Layer
 from wise.memory.side_memory import Route
 from wise.memory.slot import EditSlot, LowRankSlot, MaskedDenseSlot, RankOneSlot, ValueSlot
@@ -33,8 +34,8 @@ WINDOW = 6
 # Cosine to the nearest of six random directions of eight: one token in five has none so near.
 KEY_FLOOR = 0.3
 # Of tokens that reach the floor of one kind of evidence; about half of all reach both of one edit.
-RECENT = 2
-"""Tokens whose value vectors a made-up space of relations reads."""
+RECENT, BEFORE = 2, 1
+"""Tokens whose value vectors a made-up space of relations reads, and one of subjects beside its own."""
 KIND_SHARE = 0.65
 
 _LLAMA = {
@@ -181,10 +182,11 @@ def _hybrid_by_hand(
     key is not gated, so that every token is compared with it; of neurons all are.
     """
     assert wrapped.reader is not None and wrapped.reader.values is not None
-    values = wrapped.reader.values.reshape(-1, wrapped.reader.values.shape[-1]).float()
+    values = torch.cat([joined(row, BEFORE) for row in wrapped.reader.values.float()])
     edits = tuple(wise.Edit(id=f"e{i}", prompt=text([4 + i]), target=text([10 + i])) for i in range(3))
     vectors = wrapped.reader.beside(activations, torch.arange(len(activations)), RECENT)
     subject, relation = (_space(part, generator) for part in (values, vectors))
+    subject = replace(subject, recent=BEFORE)
     bend, gate = _layer(vectors, 8, generator), _gate(activations, generator)
     relation = replace(relation, bend=bend, gate=gate, recent=RECENT)
     named, asked = (normalize(torch.randn(3, 8, generator=generator), dim=-1) for _ in range(2))

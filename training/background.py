@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wise.config import WiseConfig
-from wise.memory.context import ContextReader
+from wise.memory.context import ContextReader, joined
 from wise.memory.key_space import KeySpace
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
@@ -24,6 +24,8 @@ from wise.training.splice import SplicedModel
 SAMPLES = 48
 SAMPLE_TOKENS = 32
 PREFIX_WORDS = (3, 5, 8)
+BEFORE = 1
+"""Tokens before the last of a subject that it is known by: names often end alike."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,8 +63,9 @@ def measure(
     space, subject = fit_key_space(tokens.float(), config.key_dim), None
     if reader is not None and reader.values is not None:
         space = replace(space, floors=(config.relation_floor,))
-        values = reader.values[mask.bool()].float()
-        subject = replace(fit_key_space(values, config.key_dim), floors=(config.subject_floor,))
+        rows = zip(reader.values.float(), mask.bool(), strict=True)
+        values = torch.cat([joined(row[own], BEFORE) for row, own in rows])
+        subject = replace(fit_key_space(values, config.key_dim), recent=BEFORE, floors=(config.subject_floor,))
     return Background(
         samples=tuple(map(tuple, samples)),
         activations=tokens.float(),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from wise.memory.context import ContextReader
+from wise.memory.context import ContextReader, joined
 from wise.memory.key_space import KeySpace
 from wise.training.encoding import Encoder
 from wise.training.splice import SplicedModel
@@ -48,9 +48,11 @@ class Evidence:
     before: Tensor
     """`[n, f]` the same at the token before it, where the question is not yet asked; of one token alone, at that."""
     context: tuple[Tensor, ...]
-    """Of each `[tokens, v]`: the base's value vectors, but for the beginning of sequence."""
+    """Of each `[tokens, v]`: the base's value vectors."""
     subject: tuple[int | None, ...]
     """The token of each that ends the subject; None where it names none."""
+    first: int
+    """Before that there is only the beginning of sequence."""
 
     def keys(self, spaces: Spaces) -> list[Tensor]:
         """Of each its subject key and relation key side by side, `[1, s + r]`.
@@ -62,11 +64,24 @@ class Evidence:
             raise RuntimeError("the background was measured for another mode: it has no subject space")
         relation = spaces.key_space.keys(self.relation)
         found = []
-        for i, (context, place) in enumerate(zip(self.context, self.subject, strict=True)):
+        for i, place in enumerate(self.subject):
+            vectors = self.named(i, space.recent)
             if place is None:
-                place = int(linear(context.cpu(), space.projection, space.shift).norm(dim=-1).argmax())
-            found.append(torch.cat([space.keys(context[place : place + 1]), relation[i : i + 1]], dim=-1))
+                place = self.first + int(linear(vectors, space.projection, space.shift).norm(dim=-1).argmax())
+            own = vectors[place - self.first][None]
+            found.append(torch.cat([space.keys(own), relation[i : i + 1]], dim=-1))
         return found
+
+    def named(self, question: int, before: int) -> Tensor:
+        """What subjects are compared by, at every token from `first` on: `[tokens, (1 + before) v]`, on the CPU."""
+        return joined(self.context[question].cpu(), before)[self.first :]
+
+    def subject_key(self, question: int, space: KeySpace) -> Tensor:
+        """`[1, s]`. Raises RuntimeError for a question that names no subject."""
+        place = self.subject[question]
+        if place is None:
+            raise RuntimeError("a question without a subject is no key")
+        return space.keys(self.named(question, space.recent)[place - self.first][None])
 
 
 def observe(
@@ -80,7 +95,7 @@ def observe(
     before: list[Tensor] = []
     context: list[Tensor] = []
     places: list[int | None] = []
-    skipped = len(encoder.bos)
+    first = len(encoder.bos)
     for start in range(0, len(asked), BATCH):
         part = asked[start : start + BATCH]
         rows = [encoder.prompt(each.prompt) for each in part]
@@ -92,12 +107,17 @@ def observe(
         values = reader.values
         if values is None:
             raise RuntimeError("attention was not run: is it part of the model's forward?")
-        context += [_kept(values[i, values.shape[1] - len(row) + skipped :]) for i, row in enumerate(rows)]
+        context += [_kept(values[i, values.shape[1] - len(row) :]) for i, row in enumerate(rows)]
         for each in part:
             spans = subject_spans(encoder, each.prompt, each.subject) if each.subject else []
-            places.append(spans[-1][1] - 1 - skipped if spans else None)
-    ends, unasked = torch.cat(relation), torch.cat(before)
-    return Evidence(relation=ends, before=unasked, context=tuple(context), subject=tuple(places))
+            places.append(spans[-1][1] - 1 if spans else None)
+    return Evidence(
+        relation=torch.cat(relation),
+        before=torch.cat(before),
+        context=tuple(context),
+        subject=tuple(places),
+        first=first,
+    )
 
 
 def heard(reader: ContextReader, activations: Tensor, recent: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wise.edits import Edit
-from wise.memory.context import ContextReader
+from wise.memory.context import ContextReader, joined
 from wise.memory.slot import EditSlot
 from wise.memory.state import MemoryState
 from wise.training.background import Background
@@ -92,9 +92,9 @@ class Reach:
             vectors = heard(self.reader, activations, space.recent)
             for i, edit in enumerate(part):
                 own = mask[i].bool()
-                at = vectors[i][own]
+                at, named = vectors[i][own], subject.keys(joined(values[i][own], subject.recent))
                 self._read[_text(edit)] = _Read(
-                    asks=space.asks(at), relation=space.keys(at).half(), named=subject.keys(values[i][own]).half()
+                    asks=space.asks(at), relation=space.keys(at).half(), named=named.half()
                 )
 
 

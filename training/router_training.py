@@ -27,7 +27,7 @@ from torch.nn.functional import linear, normalize, relu, softplus
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader
 from wise.memory.key_space import Gate, KeySpace, Layer
-from wise.training.background import Background, fit_key_space
+from wise.training.background import BEFORE, Background, fit_key_space
 from wise.training.conversation import Conversation
 from wise.training.encoding import Encoder
 from wise.training.evidence import BATCH, Evidence, heard, observe
@@ -43,6 +43,8 @@ GATE_HIDDEN, GATE_STEPS, GATE_BATCH = 64, 600, 256
 MISSED, SURE = 0.02, 0.8
 """Share of questions set aside of which the gate may be less sure than that."""
 SUBJECT_DIM = 256
+FITTED = 5000
+"""Questions whose tokens the space of subjects is fitted on, or up to twice as many."""
 STEPS, LEAST_STEPS = 800, 200
 """One for every `FACTS` facts, within these: more than that learns the facts by heart."""
 FACTS = 4
@@ -120,8 +122,9 @@ def learn_spaces(
     text = _read(spliced, reader, running)
     relation, loss = _learn_relations(fitting, evidence, learned, text, seed, progress)
     relation = replace(relation, gate=_learn_gate(evidence, learned, text, spliced.projection.in_features, seed))
-    values = torch.cat([c for c, kept in zip(evidence.context, learned.tolist(), strict=True) if kept])
-    subject = fit_key_space(values, SUBJECT_DIM)
+    kept = learned.nonzero()[:, 0].tolist()
+    values = torch.cat([evidence.named(i, BEFORE) for i in kept[:: max(1, len(kept) // FITTED)]])
+    subject = replace(fit_key_space(values, SUBJECT_DIM), recent=BEFORE)
     return _with_floors(fitting, evidence, ~learned, relation, subject, false_routes, loss)
 
 
@@ -339,14 +342,15 @@ def _with_floors(
             first.setdefault(lesson.fact, i)
     place = {fact: n for n, fact in enumerate(first)}
     keys = relation.keys(evidence.relation[list(first.values())])
-    named = torch.cat([subject.keys(evidence.context[i][_end(evidence, i)][None]) for i in first.values()])
+    named = torch.cat([evidence.subject_key(i, subject) for i in first.values()])
     subjects = [lessons[i].subject or "" for i in first.values()]
     rows = [i for i in aside.nonzero()[:, 0].tolist() if lessons[i].fact in place]
     rows = rows[:: max(1, -(-len(rows) // CALIBRATED))]
     own = torch.tensor([place[lessons[i].fact] for i in rows])
     negative = torch.tensor([lessons[i].negative for i in rows])
     asked = relation.queries(evidence.relation[rows]) @ keys.T
-    of_whom = torch.stack([(subject.keys(evidence.context[i]) @ named.T).max(0).values for i in rows])
+    seen = (subject.keys(evidence.named(i, subject.recent)) for i in rows)
+    of_whom = torch.stack([(tokens @ named.T).max(0).values for tokens in seen])
     towards = asked.gather(1, own[:, None])[:, 0]
     unasked = (relation.queries(evidence.before[rows]) * keys[own]).sum(-1)
     asks = max(0.0, *(conformal_floor(each, false_routes) for each in (towards[negative], unasked[~negative])))
@@ -364,10 +368,3 @@ def _with_floors(
         loss=loss,
         recall=float(reached[other].float().mean()),
     )
-
-
-def _end(evidence: Evidence, row: int) -> int:
-    place = evidence.subject[row]
-    if place is None:
-        raise RuntimeError("a question without a subject is no key")
-    return place

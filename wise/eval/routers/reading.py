@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from wise.architectures import ValueProjection
 from wise.eval.routing.scores import prompt_ids
 from wise.eval.work import BATCH, Progress
+from wise.memory.context import joined
 from wise.memory.layer import execution_device
 from wise.model import WiseModel
 from wise.reading import right_padded
@@ -34,10 +34,8 @@ class Reading:
 
     def beside(self, block: int, recent: int) -> Tensor:
         """What questions are compared by, see `ContextReader.beside`: `[m, f + recent v]`."""
-        tokens = len(self.values)
-        values = pad(self.values, (0, 0, recent, 0))
-        beside = [values[recent - n : recent - n + tokens][-self.routed :] for n in range(recent)]
-        return torch.cat([self.activations[block], *beside], dim=-1)
+        own = self.activations[block]
+        return torch.cat([own, joined(self.values, recent - 1)[-self.routed :]], dim=-1) if recent else own
 
 
 @torch.no_grad()
