@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, normalize, relu
+from torch.nn.functional import linear, normalize, pad, relu
 
 from wise.errors import ConfigError
+from wise.memory.context import joined
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,6 +129,15 @@ class KeySpace:
         x = vectors.float().cpu() - self.mean
         key = linear(x, self.projection)
         return normalize(key if self.bend is None else key + self.bend(x), dim=-1)
+
+    def named(self, values: Tensor) -> Tensor:
+        """What subjects are compared by at the tokens of a sequence, value vectors `[tokens, v]`: unit `[1, tokens, s]`.
+
+        Each token alone, and `[2, tokens, s]` with each behind the token before it, where a subject is known by both.
+        """
+        alone = pad(values, (0, self.recent * values.shape[1]))
+        found = [alone] if not self.recent else [alone, joined(values, self.recent)]
+        return torch.stack([self.keys(vectors) for vectors in found])
 
     def asks(self, vectors: Tensor) -> Tensor:
         """How surely a question ends at each vector of `[n, f]`, `[n]`; 1 in a space that does not know."""

@@ -280,19 +280,19 @@ def choose(
 def named(values: Tensor, seen: Tensor, projection: Tensor, shift: Tensor, keys: Tensor) -> Tensor:
     """The largest cosine of each key to a token that each of `m` sees, `ABSENT` where it sees none: `[m, edits]`.
 
-    values `[tokens, v]` of a row; seen `[m, tokens]` bool; projection `[s, v]`, or `[s, 2 v]` where a subject is known
-    by the token before its last as well, which counts where it is seen too; keys `[edits, s]`.
+    As `KeySpace.named` has it: values `[tokens, v]` of a row; seen `[m, tokens]` bool; projection `[s, v]`, or
+    `[s, 2 v]` where a subject is known by the token before its last as well, which counts where it is seen too; keys
+    `[edits, s]`.
     """
     own = linear(values, projection[:, : values.shape[1]], shift)
     alone = normalize(own, dim=-1) @ keys.T
     if projection.shape[1] == values.shape[1]:
         return torch.stack([alone.masked_fill(~one[:, None], ABSENT).max(0).values for one in seen])
     own[1:] += linear(values[:-1], projection[:, values.shape[1] :])
-    behind = normalize(own, dim=-1) @ keys.T
-    both = pad(seen[:, :-1], (1, 0))
+    both = torch.maximum(alone, normalize(own, dim=-1) @ keys.T)
     return torch.stack([
-        torch.where(two[:, None], behind, alone).masked_fill(~one[:, None], ABSENT).max(0).values
-        for one, two in zip(seen, both, strict=True)
+        torch.where(two[:, None], both, alone).masked_fill(~one[:, None], ABSENT).max(0).values
+        for one, two in zip(seen, pad(seen[:, :-1], (1, 0)), strict=True)
     ])  # fmt: skip
 
 

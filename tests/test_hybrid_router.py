@@ -21,11 +21,11 @@ from wise.router.screen import screen
 
 
 def beside(values, t, seen, projection):  # noqa: ANN001, ANN201
-    """The vector of token t, and behind it that of the one before where that is seen and the projection takes it."""
+    """Token t alone, and where the projection takes it behind the one before, if that is seen."""
     if projection.shape[1] == values.shape[1]:
-        return values[t]
-    before = values[t - 1] if t and seen[t - 1] else torch.zeros_like(values[t])
-    return torch.cat([values[t], before])
+        return [values[t]]
+    nothing = torch.zeros_like(values[t])
+    return [torch.cat([values[t], each]) for each in [nothing, *([values[t - 1]] if t and seen[t - 1] else [])]]
 
 
 def by_hand(relation, values, mask, projection, shift, keys, floors, subject_floor):  # noqa: ANN001, ANN201
@@ -38,13 +38,13 @@ def by_hand(relation, values, mask, projection, shift, keys, floors, subject_flo
             seen = mask[row, 0, place].tolist()
             subject = max(
                 (
-                    float(torch.dot(normalize(linear(beside(values[row], t, seen, projection), projection, shift),
-                                              dim=-1), keys[e]))
+                    float(torch.dot(normalize(linear(vector, projection, shift), dim=-1), keys[e]))
                     for t in range(len(seen))
                     if seen[t]
+                    for vector in beside(values[row], t, seen, projection)
                 ),
                 default=-2.0,
-            )  # fmt: skip
+            )
             if float(relation[n, e]) >= float(floors[e]) and subject >= float(subject_floor):
                 scores[e] = float(relation[n, e]) + subject
         found.append(max(scores, key=lambda e: scores[e]) if scores else None)

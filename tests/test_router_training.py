@@ -109,14 +109,15 @@ def test_keys_are_read_where_the_subject_ends_and_without_one_at_the_least_known
     bare = wise.Edit(prompt=edit.prompt, target=edit.target, id="bare")
     assert wrapped.reader is not None
     found = observe(trainer.spliced, wrapped.reader, wrapped.encoder, [edit, bare], 0)
-    place = found.subject[0]
-    assert place is not None and found.subject[1] is None
+    span = found.subject[0]
+    assert span is not None and found.subject[1] is None
+    place = span[1] - 1
     ids = wrapped.encoder.prompt(edit.prompt)
     assert wrapped.tokenizer.decode(ids[: place + 1]).rstrip().endswith(edit.subject)
     keys = found.keys(trainer.background)
     space = trainer.background.subject_space
     assert space is not None
-    wanted = space.keys(found.named(0, space.recent))[place - found.first]
+    wanted = space.named(found.named(0))[-1 if span[1] - span[0] > 1 else 0][place - found.first]
     assert float(keys[0][0, : len(space.projection)] @ wanted) > 0.999  # whitening makes much of what rounding does
     assert all(key.shape == keys[0].shape for key in keys) and keys[1].isfinite().all()
 

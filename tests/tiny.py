@@ -182,7 +182,8 @@ def _hybrid_by_hand(
     key is not gated, so that every token is compared with it; of neurons all are.
     """
     assert wrapped.reader is not None and wrapped.reader.values is not None
-    values = torch.cat([joined(row, BEFORE) for row in wrapped.reader.values.float()])
+    rows = wrapped.reader.values.float()
+    values = torch.cat([joined(row, BEFORE) for row in rows])
     edits = tuple(wise.Edit(id=f"e{i}", prompt=text([4 + i]), target=text([10 + i])) for i in range(3))
     vectors = wrapped.reader.beside(activations, torch.arange(len(activations)), RECENT)
     subject, relation = (_space(part, generator) for part in (values, vectors))
@@ -195,7 +196,7 @@ def _hybrid_by_hand(
     if kind == "value":
         slots[-1] = replace(slots[-1], gated=torch.tensor([False]))
     counts = torch.where(torch.cat([slot.gated for slot in slots]), relation.asks(vectors)[:, None], 1)
-    relations, subjects = (relation.keys(vectors) @ asked.T) * counts, subject.keys(values) @ named.T
+    relations, subjects = (relation.keys(vectors) @ asked.T) * counts, torch.cat([(subject.named(row) @ named.T).amax(0) for row in rows])
     return MemoryState(
         edits=edits,
         slots=tuple(slots),

@@ -49,8 +49,8 @@ class Evidence:
     """`[n, f]` the same at the token before it, where the question is not yet asked; of one token alone, at that."""
     context: tuple[Tensor, ...]
     """Of each `[tokens, v]`: the base's value vectors."""
-    subject: tuple[int | None, ...]
-    """The token of each that ends the subject; None where it names none."""
+    subject: tuple[tuple[int, int] | None, ...]
+    """The subject of each, from its first token to behind its last; None where it names none."""
     first: int
     """Before that there is only the beginning of sequence."""
 
@@ -63,25 +63,20 @@ class Evidence:
         if space is None:
             raise RuntimeError("the background was measured for another mode: it has no subject space")
         relation = spaces.key_space.keys(self.relation)
-        found = []
-        for i, place in enumerate(self.subject):
-            vectors = self.named(i, space.recent)
-            if place is None:
-                place = self.first + int(linear(vectors, space.projection, space.shift).norm(dim=-1).argmax())
-            own = vectors[place - self.first][None]
-            found.append(torch.cat([space.keys(own), relation[i : i + 1]], dim=-1))
-        return found
-
-    def named(self, question: int, before: int) -> Tensor:
-        """What subjects are compared by, at every token from `first` on: `[tokens, (1 + before) v]`, on the CPU."""
-        return joined(self.context[question].cpu(), before)[self.first :]
+        return [torch.cat([self.subject_key(i, space), relation[i : i + 1]], dim=-1) for i in range(len(relation))]
 
     def subject_key(self, question: int, space: KeySpace) -> Tensor:
-        """`[1, s]`. Raises RuntimeError for a question that names no subject."""
-        place = self.subject[question]
-        if place is None:
-            raise RuntimeError("a question without a subject is no key")
-        return space.keys(self.named(question, space.recent)[place - self.first][None])
+        """`[1, s]`: of its last token, behind the one before where that is of the subject too."""
+        values, span = self.named(question), self.subject[question]
+        if span is None:
+            lengths = linear(joined(values, space.recent), space.projection, space.shift).norm(dim=-1)
+            return space.named(values)[-1][lengths.argmax()][None]
+        start, end = (place - self.first for place in span)
+        return space.named(values)[-1 if end - start > 1 else 0][end - 1][None]
+
+    def named(self, question: int) -> Tensor:
+        """The value vectors of a question from `first` on: `[tokens, v]`, on the CPU."""
+        return self.context[question][self.first :].cpu()
 
 
 def observe(
@@ -94,7 +89,7 @@ def observe(
     relation: list[Tensor] = []
     before: list[Tensor] = []
     context: list[Tensor] = []
-    places: list[int | None] = []
+    places: list[tuple[int, int] | None] = []
     first = len(encoder.bos)
     for start in range(0, len(asked), BATCH):
         part = asked[start : start + BATCH]
@@ -110,7 +105,7 @@ def observe(
         context += [_kept(values[i, values.shape[1] - len(row) :]) for i, row in enumerate(rows)]
         for each in part:
             spans = subject_spans(encoder, each.prompt, each.subject) if each.subject else []
-            places.append(spans[-1][1] - 1 if spans else None)
+            places.append(spans[-1] if spans else None)
     return Evidence(
         relation=torch.cat(relation),
         before=torch.cat(before),

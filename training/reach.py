@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wise.edits import Edit
-from wise.memory.context import ContextReader, joined
+from wise.memory.context import ContextReader
 from wise.memory.slot import EditSlot
 from wise.memory.state import MemoryState
 from wise.training.background import Background
@@ -38,7 +38,7 @@ class _Read:
     relation: Tensor
     """`[t, r]` unit, half precision, as all that is kept of vectors."""
     named: Tensor
-    """`[t, s]` unit."""
+    """`[1 or 2, t, s]` unit, see `KeySpace.named`."""
 
 
 class Reach:
@@ -73,7 +73,8 @@ class Reach:
             asks = torch.cat([read.asks for read in part])[:, None]
             relation = torch.cat([read.relation for read in part]).float() @ keys[:, size:].T
             asked = _any(relation * torch.where(gated, asks, 1) >= floors, owner, len(part))
-            named = _any(torch.cat([read.named for read in part]).float() @ keys[:, :size].T >= whom, owner, len(part))
+            nearest = (torch.cat([read.named for read in part], dim=1).float() @ keys[:, :size].T).max(0).values
+            named = _any(nearest >= whom, owner, len(part))
             found |= {old[start + i].id for i in (asked & named).any(-1).nonzero()[:, 0].tolist()}
         return found
 
@@ -92,7 +93,7 @@ class Reach:
             vectors = heard(self.reader, activations, space.recent)
             for i, edit in enumerate(part):
                 own = mask[i].bool()
-                at, named = vectors[i][own], subject.keys(joined(values[i][own], subject.recent))
+                at, named = vectors[i][own], subject.named(values[i][own])
                 self._read[_text(edit)] = _Read(
                     asks=space.asks(at), relation=space.keys(at).half(), named=named.half()
                 )

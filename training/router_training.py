@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize, relu, softplus
 
 from wise.errors import ConfigError
-from wise.memory.context import ContextReader
+from wise.memory.context import ContextReader, joined
 from wise.memory.key_space import Gate, KeySpace, Layer
 from wise.training.background import BEFORE, Background, fit_key_space
 from wise.training.conversation import Conversation
@@ -123,7 +123,7 @@ def learn_spaces(
     relation, loss = _learn_relations(fitting, evidence, learned, text, seed, progress)
     relation = replace(relation, gate=_learn_gate(evidence, learned, text, spliced.projection.in_features, seed))
     kept = learned.nonzero()[:, 0].tolist()
-    values = torch.cat([evidence.named(i, BEFORE) for i in kept[:: max(1, len(kept) // FITTED)]])
+    values = torch.cat([joined(evidence.named(i), BEFORE) for i in kept[:: max(1, len(kept) // FITTED)]])
     subject = replace(fit_key_space(values, SUBJECT_DIM), recent=BEFORE)
     return _with_floors(fitting, evidence, ~learned, relation, subject, false_routes, loss)
 
@@ -349,7 +349,7 @@ def _with_floors(
     own = torch.tensor([place[lessons[i].fact] for i in rows])
     negative = torch.tensor([lessons[i].negative for i in rows])
     asked = relation.queries(evidence.relation[rows]) @ keys.T
-    seen = (subject.keys(evidence.named(i, subject.recent)) for i in rows)
+    seen = (subject.named(evidence.named(i)).flatten(0, 1) for i in rows)
     of_whom = torch.stack([(tokens @ named.T).max(0).values for tokens in seen])
     towards = asked.gather(1, own[:, None])[:, 0]
     unasked = (relation.queries(evidence.before[rows]) * keys[own]).sum(-1)

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from wise.eval.routers.reading import Reading
-from wise.memory.context import joined
 from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import SideMemory
 from wise.router.activation import activation_score
@@ -148,7 +147,7 @@ class Hybrid(Scorer):
 
     def _subject(self, reading: Reading) -> Tensor:
         """The likest of the tokens that each routed one sees: `[m, candidates]`."""
-        nearness = _cosines(self.subject.keys(joined(reading.values, self.subject.recent)), self.subject_keys)
+        nearness = _cosines(self.subject.named(reading.values), self.subject_keys).max(0).values
         if reading.routed == 1:
             return nearness.max(0, keepdim=True).values
         return nearness.cummax(0).values[-reading.routed :]
