@@ -131,7 +131,7 @@ class KeySpace:
         return normalize(key if self.bend is None else key + self.bend(x), dim=-1)
 
     def named(self, values: Tensor) -> Tensor:
-        """What subjects are compared by at the tokens of a sequence, value vectors `[tokens, v]`: unit `[1, tokens, s]`.
+        """What subjects are compared by at the tokens of a sequence, value vectors `[tokens, v]`: `[1, tokens, s]`.
 
         Each token alone, and `[2, tokens, s]` with each behind the token before it, where a subject is known by both.
         """

@@ -166,19 +166,23 @@ def test_what_a_token_scores_does_not_depend_on_what_opens_beside_it(mode: str) 
 def test_what_is_passed_over_would_have_opened_no_gate(dtype: torch.dtype) -> None:
     wrapped = wrap_tiny("llama", "hybrid rank-one", layer=1)
     wrapped.model.to(dtype)
+    space = wrapped.state.key_space
+    assert space is not None
+    put(wrapped, replace(wrapped.state, key_space=replace(space, floors=(0.3,))))
     memory = wrapped.layer.memory
     rows = torch.randint(4, 96, (60, 1), generator=torch.Generator().manual_seed(3))
-    passed, needed = [], memory.router.needed
+    passed, spoke, needed = [], [], memory.router.needed
     for row in rows[:, None]:
         activation = read_rows(wrapped.model, wrapped.layer, row.tolist())
         silent, opened = memory.router.silent(activation), bool(memory.route(activation).open.any())
         assert not (silent and opened)
         passed.append(silent)
+        spoke.append(opened)
         output = memory(activation, activation.new_zeros(1, 1, wrapped.projection.out_features))
         memory.router.needed = -torch.inf
         assert torch.equal(output, memory(activation, torch.zeros_like(output))) and bool(output.any()) == opened
         memory.router.needed = needed
-    assert 3 < sum(passed) < 57
+    assert 3 < sum(passed) < 57 and 0 < sum(spoke)
     some = wrap_tiny("llama", "hybrid", layer=1)  # one of its keys is compared at every token
     activation = read_rows(some.model, some.layer, rows.tolist())
     assert not any(some.layer.memory.router.silent(one) for one in activation)

@@ -118,8 +118,8 @@ def test_what_is_told_of_another_memory_is_noticed(mode: str) -> None:
     state = wrapped.state
     ids = [*BATCH[0], *BATCH[1]]
     columns = stepwise(wrapped, ids, 4)
-    shut = tuple(slot.with_scores(dict.fromkeys(slot.edit_ids, 1e9)) for slot in state.slots[:1])
-    with wrapped.serving(replace(state, slots=(*shut, *state.slots[1:]))):
+    shut = tuple(slot.with_scores(dict.fromkeys(slot.edit_ids, 1e9)) for slot in state.slots)
+    with wrapped.serving(replace(state, slots=shut)):
         _, (other,) = wrapped.generate(torch.tensor([ids]), return_routes=True, max_new_tokens=1, pad_token_id=PAD)
     with pytest.raises(AssertionError):
         agrees(other, *columns)

@@ -161,14 +161,17 @@ def test_a_gate_that_has_read_running_text_stays_shut_on_other_text(
     wrapped, relation = demo(), learned[1].relation
     taught = wrapped.learn_router(lessons_of(records(140, skip=40)), texts=shipped_passages()[:20]).relation.gate
     text_tokens, questions = read(wrapped)
-    reached = {}
+    reached, asked = {}, {}
     for name, gate in (("taught", taught), ("untaught", relation.gate), ("none", None)):
         space = replace(relation, gate=gate)
         for what, activations in (("text", text_tokens), ("questions", questions)):
             near = space.queries(activations) @ space.keys(questions).T >= space.floor(len(questions))
             reached[name, what] = float(near.any(-1).float().mean())
+            asked[name, what] = float((space.asks(activations) >= space.floor(len(questions))).float().mean())
     assert reached["taught", "text"] < 0.03 and reached["taught", "text"] < reached["untaught", "text"] / 2
-    assert reached["untaught", "text"] < reached["none", "text"] / 2
+    assert reached["untaught", "text"] < reached["none", "text"]
+    assert asked["taught", "text"] < asked["untaught", "text"] / 2 < 0.25
+    assert min(asked["taught", "questions"], asked["untaught", "questions"]) > 0.9
     assert min(reached["taught", "questions"], reached["untaught", "questions"]) > 0.9 * reached["none", "questions"]
 
 

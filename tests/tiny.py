@@ -196,7 +196,8 @@ def _hybrid_by_hand(
     if kind == "value":
         slots[-1] = replace(slots[-1], gated=torch.tensor([False]))
     counts = torch.where(torch.cat([slot.gated for slot in slots]), relation.asks(vectors)[:, None], 1)
-    relations, subjects = (relation.keys(vectors) @ asked.T) * counts, torch.cat([(subject.named(row) @ named.T).amax(0) for row in rows])
+    relations = (relation.keys(vectors) @ asked.T) * counts
+    subjects = torch.cat([(subject.named(row) @ named.T).amax(0) for row in rows])
     return MemoryState(
         edits=edits,
         slots=tuple(slots),
