@@ -141,6 +141,7 @@ def draft(
     places = _kept(parent, state, held)
     fresh = [held.row(slot) for slot, place in zip(state.slots, places, strict=True) if place is None]
     check_rows(fresh, state.key_space, state.subject_space, config, base)
+    check_namespaces(config, ([held.edits[i] for i in slot.edit_ids] for slot in state.slots), "the version is refused")
     blobs: list[bytes] = []
     written: dict[str, list[Row]] = {}
     sizes: dict[str, tuple[int, int]] = {}
@@ -235,7 +236,21 @@ def placed_rows(manifest: Manifest, rows: Mapping[str, Sequence[Row]], place: st
     ids = [edit.id for row in placed for edit in row.edits]
     if len(set(ids)) != len(ids) or sorted(manifest.order) != list(range(len(ids))):
         raise StoreError(f"{place}: an edit stands in it twice or in no order; roll back to a whole version")
+    check_namespaces(manifest.config, (row.edits for row in placed), place)
     return placed
+
+
+def check_namespaces(config: WiseConfig, slots: Iterable[Iterable[Edit]], place: str) -> None:
+    """Of the edits of each slot: in `merge` a namespace has one slot. Raises StoreError."""
+    if config.mode != "merge":
+        return
+    counts = Counter(namespace for edits in slots for namespace in {edit.namespace for edit in edits})
+    for namespace, count in counts.items():
+        if count > 1:
+            raise StoreError(
+                f"{place}: mode 'merge' has one slot for each namespace, and {namespace!r} has {count}: it was made in "
+                "another mode; take an older version, or make the edits anew"
+            )
 
 
 def check_rows(
@@ -245,8 +260,12 @@ def check_rows(
     config: WiseConfig,
     base: Fingerprint,
 ) -> None:
-    """New rows are sound, as a saved memory must be. Raises StoreError."""
+    """New rows are sound, as a saved memory must be; a merged one by itself. Raises StoreError."""
     if not rows:
+        return
+    if config.mode == "merge" and len(rows) > 1:
+        for row in rows:
+            check_rows([row], key_space, subject_space, config, base)
         return
     state = state_of(rows, [edit.id for row in rows for edit in row.edits], key_space, subject_space)
     tensors = {f"slot {row.slot.id} {name}": t for row in rows for name, t in row.slot.tensors().items()}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from stores import digest, new_folder, statuses
-from tiny import text, tiny_model, tiny_tokenizer
+from tiny import same_tensors, text, tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
 import wise
 from wise.cli import history
 from wise.cli.app import app
 from wise.errors import StoreError
+from wise.memory.artifact import load_memory
 from wise.memory.segment import decoded
 from wise.memory.state import MemoryState
 from wise.memory.store import Store
@@ -159,3 +161,42 @@ def test_the_command_refuses_another_base(folder: Path, monkeypatch: pytest.Monk
     result = CliRunner().invoke(app, ["delete", str(folder / "store"), "e1"])
     assert result.exit_code == 2 and "is for another base" in result.stderr
     assert digest(held(folder / "store")) == digest(before)
+
+
+@pytest.mark.parametrize("mode", SHARED)
+def test_another_namespace_keeps_its_slots_bit_for_bit(mode: str, folder: Path) -> None:
+    """In `merge` each has a memory of its own."""
+    own, theirs = [edit(0), edit(1)], [edit(2, namespace="geo"), edit(3, namespace="geo")]
+    fresh = made(folder / "fresh", mode, own, theirs[:1])
+    left = made(folder / "store", mode, own, theirs, gone=["e3"])
+    assert digest(left) == digest(fresh) and len(left.slots) == 2
+    with Store.open(folder / "store") as store:
+        before = store.read(2).state
+        assert same_tensors(before.slots[0].tensors(), left.slots[0].tensors())
+        assert not same_tensors(before.slots[1].tensors(), left.slots[1].tensors())
+        store.export_pack(folder / "pack", namespace="geo")
+        assert load_memory(folder / "pack")[1].edit_ids == ("e2",)
+        if mode == "merge":
+            with pytest.raises(StoreError, match="a merged memory is of one namespace; export one of default, geo"):
+                store.export_pack(folder / "all")
+            first, second = left.slots[0].without(["e1"]), left.slots[0].without(["e0"])
+            wrong = replace(left, edits=tuple(own), slots=(first, replace(second, id=1)))
+            wrong = replace(wrong, keys={i: before.keys[i] for i in ("e0", "e1")})
+            current = store.read()
+            with pytest.raises(StoreError, match="one slot for each namespace, and 'default' has 2"):
+                store.commit([], wrong, parent=3, config=current.config, base=current.base)  # type: ignore[arg-type]
+
+
+def test_namespaces_that_a_memory_from_elsewhere_put_into_one_slot_are_written_anew_together(folder: Path) -> None:
+    both = [edit(0), edit(1, namespace="geo"), edit(2)]
+    model = wrapped("merge")
+    model.edit(both)
+    model.save_pretrained(folder / "memory")
+    fresh = wrapped("merge")
+    fresh.edit(both[:2])
+    with Store.open(folder / "store") as store:
+        store.import_pack(folder / "memory")
+        Editor(wrapped("merge"), store, batch=16, keep=100).do(
+            "delete", {"edit_ids": ["e2"], "author": None, "reason": None}
+        )
+    assert digest(held(folder / "store")) == digest(fresh.state)
