@@ -32,6 +32,7 @@ from wise.edits import Edit
 from wise.errors import EditError, StoreError, did_you_mean
 from wise.memory.checker import Findings, check
 from wise.memory.collector import Collection, collect
+from wise.memory.errands import Errands
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.journal import Journal, Move
 from wise.memory.pack import merged, read_pack, write_pack
@@ -55,6 +56,7 @@ class Store:
         """Use `Store.open`."""
         self.backend = backend
         self.journal = Journal(backend)
+        self.errands = Errands(backend)
         self._latest = Snapshot(version=0)
         self._writing = RLock()
         if backend.writer:

@@ -60,9 +60,18 @@ def _chain(execute: Execute) -> None:
         execute("UPDATE events SET digest = ? WHERE number = ?", digest, fields["number"])
 
 
+def _errands(execute: Execute) -> None:
+    """What one process has another do (`wise.memory.errands`)."""
+    execute(
+        "CREATE TABLE errands (id TEXT PRIMARY KEY, number BIGINT NOT NULL, name TEXT NOT NULL, "
+        "arguments TEXT NOT NULL, until TEXT NOT NULL, status TEXT NOT NULL, answer TEXT)"
+    )
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(name="journal", apply=_journal),
     Migration(name="chain", apply=_chain),
+    Migration(name="errands", apply=_errands),
 )
 """Step i makes schema i + 1 of schema i."""
 

@@ -17,6 +17,7 @@ from wise.memory.store import Store
 from wise.memory.ticket import Ticket, Version
 from wise.model import WiseModel
 from wise.namespaces import edited, forgotten, make_ready, within
+from wise.serve.commands import ENDED, answer_of
 from wise.training.report import FAILED
 
 logger = logging.getLogger(__name__)
@@ -31,13 +32,20 @@ class Editor:
         Raises StoreError where the store is of another base or other settings.
         """
         make_ready(model, store.read(), store.backend.place)
+        store.errands.abandon(ENDED)
         self._model, self._store, self._batch, self._keep = model, store, batch, keep
 
     def work(self) -> bool:
-        """Trains and commits the oldest of what is queued; False where there is nothing to do.
+        """Does what another replica wants done, or else trains and commits the oldest of what is queued.
+
+        False where there is nothing to do.
 
         Raises StoreError, with all of it queued again where that can be noted, where the disk does not take it.
         """
+        errand = self._store.errands.begin()
+        if errand is not None:
+            self._store.errands.answer(errand.id, answer_of(self, errand.name, errand.arguments))
+            return True
         over = self._store.expired()
         if over:
             self._deleted([ticket.edit.id for ticket in over], author=None, reason="its time is over")
