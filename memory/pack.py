@@ -131,7 +131,7 @@ def merged(snapshot: Snapshot, pack: Pack) -> MemoryState:
             raise StoreError("the pack was made with another router; import it into a store of its own")
     coming = {(edit.prompt, edit.namespace) for edit in theirs.edits}
     kept = mine.without([edit.id for edit in mine.edits if (edit.prompt, edit.namespace) in coming])
-    slots = [replace(slot, id=len(kept.slots) + i) for i, slot in enumerate(theirs.slots)]
+    slots = [slot.numbered(len(kept.slots) + i) for i, slot in enumerate(theirs.slots)]
     return replace(
         kept,
         edits=(*kept.edits, *theirs.edits),

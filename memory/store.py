@@ -32,6 +32,7 @@ from wise.edits import Edit
 from wise.errors import EditError, StoreError, did_you_mean
 from wise.memory.checker import Findings, check
 from wise.memory.collector import Collection, collect
+from wise.memory.draft import Draft, draft
 from wise.memory.errands import Errands
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.journal import Journal, Move
@@ -42,7 +43,7 @@ from wise.memory.storage.folder import FolderBackend
 from wise.memory.storage.postgres import PostgresBackend
 from wise.memory.succession import Forget, check_edits, same_slots, without
 from wise.memory.ticket import FAILED, LIVE, QUEUED, RETIRED, TRAINING, Event, Request, Ticket, Version
-from wise.memory.version import Difference, Draft, Snapshot, difference, draft, read
+from wise.memory.version import Difference, Snapshot, difference, read
 
 EDITS_AT_ONCE = 64
 KEPT_VERSIONS = 100
@@ -157,12 +158,13 @@ class Store:
             check_edits(state, before, mine)
             numbers = {**before.tickets, **{i: ticket.number for i, ticket in mine.items()}}
             new = draft(before, state, numbers, config=config, base=base)
-            live, told = set(state.edit_ids), outcomes or {}
+            live, told = new.snapshot.tickets.keys(), outcomes or {}
             moves = [
                 Move(ticket=ticket.number, to=LIVE if i in live else FAILED, detail=told.get(i, {}))
                 for i, ticket in mine.items()
             ]
-            moves += [Move(ticket=n, to=RETIRED) for i, n in before.tickets.items() if i not in live]
+            gone = before.tickets.keys() - live
+            moves += [Move(ticket=n, to=RETIRED) for i, n in before.tickets.items() if i in gone]
             if same_slots(before.manifest, new.manifest):
                 self.journal.move(moves, author=author)
                 return self.journal.version()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from wise.errors import StoreError
+from wise.memory.runs import leading
 from wise.memory.state import MemoryState
 from wise.memory.ticket import Ticket
 from wise.memory.version import Manifest, Snapshot
@@ -34,9 +35,8 @@ def without(parent: Snapshot, edit_ids: Collection[str], forget: Forget | None) 
 
 def check_edits(state: MemoryState, parent: Snapshot, mine: Mapping[str, Ticket]) -> None:
     """Every edit of a state is one that was live, or one of these tickets, unaltered. Raises StoreError."""
-    live = {edit.id: edit for edit in parent.state.edits}
-    for edit in state.edits:
-        known = live.get(edit.id)
+    for edit in state.edits[leading(state.edits, parent.state.edits) :]:
+        known = parent.edits.get(edit.id)
         if known is edit:
             continue
         if edit.id in mine:

@@ -72,7 +72,7 @@ def _joined(state: MemoryState, namespaces: Collection[str], part: MemoryState) 
     return replace(
         part,
         edits=tuple(edits),
-        slots=tuple(replace(slot, id=i) for i, slot in enumerate((*others.slots, *part.slots))),
+        slots=tuple(slot.numbered(i) for i, slot in enumerate((*others.slots, *part.slots))),
         keys={**others.keys, **part.keys},
     )
 
