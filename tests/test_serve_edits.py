@@ -234,7 +234,7 @@ def test_old_versions_are_collected_and_say_so(tmp_path: Path) -> None:
 
 def test_canaries_raise_an_alarm(tmp_path: Path) -> None:
     canaries = (f"{FRANCE} a city that many people like to see.",)
-    with running(tmp_path / "store", canaries=canaries) as served, served.client("") as client:
+    with running(tmp_path / "store", canaries=canaries) as served, served.client("reader") as client:
 
         def metric(name: str) -> float:
             lines = client.get("/metrics").text.splitlines()
