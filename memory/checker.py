@@ -7,7 +7,7 @@ they name, segments against the rules of a memory, versions against the journal,
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,7 @@ from wise.memory.key_space import KeySpace
 from wise.memory.segment import Row, decoded, decoded_space
 from wise.memory.storage.backend import Backend
 from wise.memory.ticket import FOLLOWS, LIVE, QUEUED, TRAINING, Event, Ticket, Version
-from wise.memory.version import Manifest, check_rows, placed_rows
+from wise.memory.version import Manifest, check_namespaces, check_places, check_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +63,39 @@ def check(backend: Backend, journal: Journal) -> Findings:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Segment:
+    """What the check of a version asks of a segment, which many versions share."""
+
+    ids: tuple[str, ...]
+    """Of its edits."""
+    tickets: tuple[int, ...]
+    """Of its edits."""
+    namespaces: tuple[frozenset[str], ...]
+    """Of the edits of each row."""
+    problems: tuple[str, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], tickets: Mapping[int, Ticket]) -> _Segment:
+        held = [pair for row in rows for pair in zip(row.tickets, row.edits, strict=True)]
+        return cls(
+            ids=tuple(edit.id for _, edit in held),
+            tickets=tuple(number for number, _ in held),
+            namespaces=tuple(frozenset(edit.namespace for edit in row.edits) for row in rows),
+            problems=tuple(
+                f"edit {edit.id!r} is not that of ticket {number}"
+                for number, edit in held
+                if number not in tickets or tickets[number].edit != edit
+            ),
+        )
+
+
 class _Reader:
     """Reads versions, each file once."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._found: dict[str, list[Row] | KeySpace | str] = {}
+        self._found: dict[str, _Segment | KeySpace | str] = {}
         """Digest -> what it holds, or what is wrong with it."""
         self.named: set[str] = set()
         self.live: set[int] | None = None
@@ -85,23 +112,24 @@ class _Reader:
             return
         self.named |= manifest.blobs
         spaces = {name: self._space(digest) for name, digest in manifest.spaces.items()}
-        rows = {digest: self._rows(digest, manifest, spaces) for digest in manifest.segments}
-        wrong = [text for text in (*spaces.values(), *rows.values()) if isinstance(text, str)]
+        found = {digest: self._segment(digest, manifest, spaces, tickets) for digest in manifest.segments}
+        wrong = [text for text in (*spaces.values(), *found.values()) if isinstance(text, str)]
         yield from (f"{place}: {text}" for text in wrong)
         if wrong:
             return
+        segments = {digest: segment for digest, segment in found.items() if isinstance(segment, _Segment)}
+        rows = {digest: len(segment.namespaces) for digest, segment in segments.items()}
         try:
-            placed = placed_rows(manifest, {d: found for d, found in rows.items() if not isinstance(found, str)}, place)
+            check_places(manifest, rows, {digest: segment.ids for digest, segment in segments.items()}, place)
+            check_namespaces(manifest.config, (names for one in segments.values() for names in one.namespaces), place)
         except StoreError as error:
             yield str(error)
             return
-        held = [pair for row in placed for pair in zip(row.tickets, row.edits, strict=True)]
-        self.live = {number for number, _ in held}
-        if len(held) != version.edits:
-            yield f"{place}: holds {len(held)} edits, and the journal says {version.edits}"
-        for number, edit in held:
-            if number not in tickets or tickets[number].edit != edit:
-                yield f"{place}: edit {edit.id!r} is not that of ticket {number}"
+        self.live = set().union(*(segment.tickets for segment in segments.values()))
+        count = sum(len(segment.ids) for segment in segments.values())
+        if count != version.edits:
+            yield f"{place}: holds {count} edits, and the journal says {version.edits}"
+        yield from (f"{place}: {text}" for segment in segments.values() for text in segment.problems)
 
     def _space(self, digest: str) -> KeySpace | str:
         if digest not in self._found:
@@ -112,13 +140,19 @@ class _Reader:
         found = self._found[digest]
         return found if isinstance(found, KeySpace | str) else f"{digest[:16]} is no space"
 
-    def _rows(self, digest: str, manifest: Manifest, spaces: dict[str, KeySpace | str]) -> list[Row] | str:
+    def _segment(
+        self,
+        digest: str,
+        manifest: Manifest,
+        spaces: dict[str, KeySpace | str],
+        tickets: dict[int, Ticket],
+    ) -> _Segment | str:
         if digest not in self._found:
             try:
                 rows = decoded(self._backend.get(digest), f"segment {digest[:16]}")
                 known = {name: space for name, space in spaces.items() if isinstance(space, KeySpace)}
                 check_rows(rows, known.get("key_space"), known.get("subject_space"), manifest.config, manifest.base)
-                self._found[digest] = rows
+                self._found[digest] = _Segment.of(rows, tickets)
             except StoreError as error:
                 self._found[digest] = str(error)
         found = self._found[digest]

@@ -57,11 +57,14 @@ def write_pack(folder: Path, snapshot: Snapshot, tickets: Sequence[Ticket], name
     state = snapshot.state
     if namespace is not None:
         others = [edit.id for edit in state.edits if edit.namespace != namespace]
-        if others and any(slot.shared for slot in state.slots):
-            raise StoreError(f"namespace {namespace!r} has no slots of its own in this mode; export all namespaces")
+        if state.sharing(others):
+            raise StoreError(f"namespace {namespace!r} shares slots with others here; export all namespaces")
         state = state.without(others)
     if snapshot.config is None or snapshot.base is None or not state.edits:
         raise StoreError("there are no edits to export; `wise log` names versions and what became live in them")
+    if snapshot.config.mode == "merge" and len(state.slots) > 1:
+        names = ", ".join(sorted({edit.namespace for edit in state.edits}))
+        raise StoreError(f"a merged memory is of one namespace; export one of {names} by itself")
     told = {
         ticket.edit.id: {
             "reason": ticket.reason,
@@ -128,7 +131,7 @@ def merged(snapshot: Snapshot, pack: Pack) -> MemoryState:
             raise StoreError("the pack was made with another router; import it into a store of its own")
     coming = {(edit.prompt, edit.namespace) for edit in theirs.edits}
     kept = mine.without([edit.id for edit in mine.edits if (edit.prompt, edit.namespace) in coming])
-    slots = [replace(slot, id=len(kept.slots) + i) for i, slot in enumerate(theirs.slots)]
+    slots = [slot.numbered(len(kept.slots) + i) for i, slot in enumerate(theirs.slots)]
     return replace(
         kept,
         edits=(*kept.edits, *theirs.edits),

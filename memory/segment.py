@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -110,7 +110,7 @@ def state_of(
     }
     return MemoryState(
         edits=tuple(edits[i] for i in order),
-        slots=tuple(_numbered(row.slot, i) for i, row in enumerate(rows)),
+        slots=tuple(row.slot.numbered(i) for i, row in enumerate(rows)),
         keys={i: keys[i] for i in order if i in keys},
         key_space=key_space,
         subject_space=subject_space,
@@ -229,10 +229,6 @@ def _metadata(data: bytes) -> dict[str, str]:
     """Of safetensors bytes: eight bytes with the size of the JSON header, and the header."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return dict(header["__metadata__"])
-
-
-def _numbered(slot: Slot, number: int) -> Slot:
-    return slot if slot.id == number else replace(slot, id=number)
 
 
 def _same_slot(a: Slot, b: Slot) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import torch
@@ -67,8 +68,14 @@ class Slot(ABC):
         kept = [i for i in self.edit_ids if i in scores]
         return replace(self, edit_ids=tuple(kept), scores=tuple(scores[i] for i in kept))
 
+    def numbered(self, id: int) -> Self:
+        """The same slot with this id."""
+        return self if self.id == id else replace(self, id=id)
+
     def without(self, edit_ids: Collection[str]) -> Self:
         """The same slot with these edits no longer live; what it adds stays as it is."""
+        if self.edit_ids and not any(edit_id in edit_ids for edit_id in self.edit_ids):
+            return self
         scores = dict(zip(self.edit_ids, self.scores, strict=True))
         return self.with_scores({i: score for i, score in scores.items() if i not in edit_ids})
 
@@ -124,13 +131,12 @@ class EditSlot(Slot):
 
     def check(self, **parts: Tensor) -> Self:
         """The slot itself. Raises ArtifactError where there is not one entry of each part for each place."""
-        places = self.places
-        ordered = places.ndim == 1 and len(places) and not int(places[0]) and bool((places.diff() > 0).all())
+        places = self.places.tolist()
+        ordered = self.places.ndim == 1 and places[:1] == [0] and all(a < b for a, b in pairwise(places))
         for name, part in parts.items():
             if not ordered or len(part) != len(places):
-                raise ArtifactError(
-                    f"slot {self.id}: {name} {list(part.shape)} and places {places.tolist()} do not fit together"
-                )
+                shape = list(part.shape)
+                raise ArtifactError(f"slot {self.id}: {name} {shape} and places {places} do not fit together")
         return self
 
 

@@ -75,12 +75,15 @@ class MemoryState:
     def without(self, edit_ids: Collection[str]) -> MemoryState:
         """The snapshot in which these edits are no longer live; a slot that holds no other goes with them.
 
-        A slot that they share with others stays as it was written, and with it their trace (`sharing`).
+        A slot that they share with others stays as it was written, and with it their trace (`sharing`). What does not
+        change is the very same object, so that it is not looked at again.
         """
+        if not edit_ids and all(slot.edit_ids for slot in self.slots):
+            return self
         kept = [slot for slot in (slot.without(edit_ids) for slot in self.slots) if slot.edit_ids]
         return replace(
             self,
             edits=tuple(edit for edit in self.edits if edit.id not in edit_ids),
-            slots=tuple(replace(slot, id=i) for i, slot in enumerate(kept)),
+            slots=tuple(slot.numbered(i) for i, slot in enumerate(kept)),
             keys={i: keys for i, keys in self.keys.items() if i not in edit_ids},
         )

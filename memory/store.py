@@ -32,6 +32,8 @@ from wise.edits import Edit
 from wise.errors import EditError, StoreError, did_you_mean
 from wise.memory.checker import Findings, check
 from wise.memory.collector import Collection, collect
+from wise.memory.draft import Draft, draft
+from wise.memory.errands import Errands
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.journal import Journal, Move
 from wise.memory.pack import merged, read_pack, write_pack
@@ -39,8 +41,9 @@ from wise.memory.state import MemoryState
 from wise.memory.storage.backend import Backend
 from wise.memory.storage.folder import FolderBackend
 from wise.memory.storage.postgres import PostgresBackend
+from wise.memory.succession import Forget, check_edits, same_slots, without
 from wise.memory.ticket import FAILED, LIVE, QUEUED, RETIRED, TRAINING, Event, Request, Ticket, Version
-from wise.memory.version import Difference, Draft, Manifest, Snapshot, difference, draft, read
+from wise.memory.version import Difference, Snapshot, difference, read
 
 EDITS_AT_ONCE = 64
 KEPT_VERSIONS = 100
@@ -54,6 +57,7 @@ class Store:
         """Use `Store.open`."""
         self.backend = backend
         self.journal = Journal(backend)
+        self.errands = Errands(backend)
         self._latest = Snapshot(version=0)
         self._writing = RLock()
         if backend.writer:
@@ -151,26 +155,36 @@ class Store:
             if before.version != parent:
                 raise StoreError(f"version {before.version} came after {parent}: read it, edit it again, then commit")
             mine = {ticket.edit.id: ticket for ticket in tickets}
-            _check_edits(state, before, mine)
+            check_edits(state, before, mine)
             numbers = {**before.tickets, **{i: ticket.number for i, ticket in mine.items()}}
             new = draft(before, state, numbers, config=config, base=base)
-            live, told = set(state.edit_ids), outcomes or {}
+            live, told = new.snapshot.tickets.keys(), outcomes or {}
             moves = [
                 Move(ticket=ticket.number, to=LIVE if i in live else FAILED, detail=told.get(i, {}))
                 for i, ticket in mine.items()
             ]
-            moves += [Move(ticket=n, to=RETIRED) for i, n in before.tickets.items() if i not in live]
-            if _same_slots(before.manifest, new.manifest):
+            gone = before.tickets.keys() - live
+            moves += [Move(ticket=n, to=RETIRED) for i, n in before.tickets.items() if i in gone]
+            if same_slots(before.manifest, new.manifest):
                 self.journal.move(moves, author=author)
                 return self.journal.version()
             return self._put(new, moves, kind=kind, author=author, reason=reason)
 
-    def delete(self, edit_ids: Sequence[str], *, author: str | None = None, reason: str | None = None) -> Version:
-        """Retires edits: live ones are not in the new version, queued ones are never trained.
+    def delete(
+        self,
+        edit_ids: Sequence[str],
+        *,
+        forget: Forget | None = None,
+        author: str | None = None,
+        reason: str | None = None,
+    ) -> Version:
+        """Retires edits: live ones are not in the new version, nor any trace of them; queued ones are never trained.
 
-        In mode `hybrid` nothing of them is left in it, in the others a trace in the weights of their slot.
+        forget: what leaves no trace where edits share slots (`merge`, `retrieve`), as `wise.namespaces.forgotten`; it
+        is called only there. Live edits that it does not keep are retired as lost.
 
-        Raises StoreError, with nothing changed, for an edit that is neither live nor queued.
+        Raises StoreError, with nothing changed, for an edit that is neither live nor queued, or where `forget` is
+        needed and not given.
         """
         with self._changing():
             parent = self.read()
@@ -181,11 +195,14 @@ class Store:
                     hint = did_you_mean(edit_id, known) if known else "there are none"
                     raise StoreError(f"edit {edit_id!r} is neither live nor queued; {hint}")
             moves = [Move(ticket=known[i], to=RETIRED, detail={"why": "deleted"}) for i in dict.fromkeys(edit_ids)]
-            if not set(edit_ids) & set(parent.tickets):
+            live = [edit_id for edit_id in edit_ids if edit_id in parent.tickets]
+            if not live:
                 self.journal.move(moves, author=author)
                 return self.journal.version()
-            new = self._draft_of(parent, parent.state.without(edit_ids))
-            return self._put(new, moves, kind="delete", author=author, reason=reason)
+            state = without(parent, live, forget)
+            lost = parent.tickets.keys() - {*state.edit_ids, *live}
+            moves += [Move(ticket=known[i], to=RETIRED, detail={"why": "lost"}) for i in parent.tickets if i in lost]
+            return self._put(self._draft_of(parent, state), moves, kind="delete", author=author, reason=reason)
 
     def rollback(self, version: int, *, author: str | None = None, reason: str | None = None) -> Version:
         """Makes the memory of an earlier version current again, bit for bit, as a new version.
@@ -363,25 +380,3 @@ class Store:
     def _check_writer(self) -> None:
         if not self.backend.writer:
             raise StoreError(f"{self.backend.place} was opened with writer=False; open it as its writer to change it")
-
-
-def _check_edits(state: MemoryState, parent: Snapshot, mine: Mapping[str, Ticket]) -> None:
-    """Every edit of a state is one that was live, or one of these tickets, unaltered."""
-    live = {edit.id: edit for edit in parent.state.edits}
-    for edit in state.edits:
-        known = live.get(edit.id)
-        if known is edit:
-            continue
-        if edit.id in mine:
-            known = mine[edit.id].edit
-        if known is None:
-            raise StoreError(f"edit {edit.id!r} was neither live nor begun; acknowledge it, begin it, then commit it")
-        if known != edit:
-            raise StoreError(f"edit {edit.id!r} is not the one that was acknowledged; give a changed edit a new id")
-
-
-def _same_slots(before: Manifest | None, after: Manifest) -> bool:
-    """Whether a version would hold what its parent holds."""
-    if before is None:
-        return not after.slots
-    return (before.slots, before.order, before.config) == (after.slots, after.order, after.config)

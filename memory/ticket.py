@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from wise.checks import checked_text, given
@@ -133,9 +133,9 @@ class Version:
         return dict(vars(self))
 
 
-def now() -> str:
-    """This instant by the clock: UTC, of fixed width, so that texts compare as instants do."""
-    return _written(datetime.now(UTC))
+def now(*, after: float = 0.0) -> str:
+    """This instant by the clock, or so many seconds after: UTC, of fixed width, so that texts compare as instants."""
+    return _written(datetime.now(UTC) + timedelta(seconds=after))
 
 
 def digest_of_json(value: object) -> str:

@@ -1,18 +1,17 @@
-"""A version: which slots, in which order, make up one state of the memory; and what a commit must write for it.
+"""A version: which slots, in which order, make up one state of the memory.
 
 A manifest is a small JSON text: settings, base, segments, runs of slots in them, and the digests of the key spaces. It
 and all that it names are stored under the SHA-256 of their bytes, so one digest stands for the whole version. Every
-slot of every segment of a version is live in it: a segment of which a slot was taken out is written anew without
-it, so that nothing of a deleted edit is in the files of a later version, and small segments are taken up into the new
-one. What is not touched is shared.
+slot of every segment of a version is live in it, so nothing of a deleted edit is in the files of a later version.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from wise.config import WiseConfig
 from wise.edits import Edit
@@ -20,27 +19,12 @@ from wise.errors import ArtifactError, ConfigError, StoreError
 from wise.memory.artifact import check_state, check_tensors
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.key_space import KeySpace
-from wise.memory.segment import (
-    FULL,
-    Held,
-    Row,
-    decoded,
-    decoded_space,
-    encoded,
-    encoded_space,
-    filled,
-    held_by,
-    state_of,
-)
+from wise.memory.runs import Run, cover, joined
+from wise.memory.segment import Row, decoded, decoded_space, state_of
 from wise.memory.state import MemoryState
-from wise.memory.storage.backend import digest_of
 
 FORMAT = "wise-version"
 SCHEMA_VERSION = 1
-
-Place = tuple[str, int]
-"""Segment and row of a slot."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -50,10 +34,10 @@ class Manifest:
     base: Fingerprint
     segments: Mapping[str, tuple[int, int]]
     """Digest -> slots and bytes, in the order in which they were written."""
-    slots: tuple[Place, ...]
-    """Where each slot stands."""
-    order: tuple[int, ...]
-    """The edits in the order in which they came: places in the list of edits, slot by slot."""
+    slots: tuple[Run[str], ...]
+    """Where each slot stands: segment and rows."""
+    order: tuple[Run[int], ...]
+    """The edits in the order in which they came: places in the list of edits, slot by slot. The key is 0."""
     spaces: Mapping[str, str]
     """`key_space` and `subject_space`, where there are such: their digests."""
 
@@ -70,8 +54,8 @@ class Manifest:
             "config": self.config.to_dict(),
             "base": self.base.to_dict(),
             "segments": [[digest, *told] for digest, told in self.segments.items()],
-            "slots": _runs([(numbers[segment], row) for segment, row in self.slots]),
-            "order": _runs([(0, place) for place in self.order]),
+            "slots": [(numbers[segment], *rows) for segment, *rows in self.slots],
+            "order": self.order,
             "spaces": self.spaces,
         }
         return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
@@ -88,8 +72,8 @@ class Manifest:
                 config=WiseConfig.from_dict(told["config"]),
                 base=Fingerprint.from_dict(told["base"]),
                 segments={digest: (rows, size) for digest, rows, size in told["segments"]},
-                slots=tuple((digests[i], row) for i, row in _places(told["slots"])),
-                order=tuple(place for _, place in _places(told["order"])),
+                slots=tuple(joined((digests[i], int(first), int(behind)) for i, first, behind in told["slots"])),
+                order=tuple(joined((int(key), int(first), int(behind)) for key, first, behind in told["order"])),
                 spaces=dict(told["spaces"]),
             )
         except (ArtifactError, ConfigError, LookupError, TypeError, ValueError) as error:
@@ -114,61 +98,10 @@ class Snapshot:
     rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     """Of each segment: what the next version shares with it."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Draft:
-    """A version that is not committed yet: what must be stored before the journal may name it."""
-
-    manifest: Manifest
-    snapshot: Snapshot
-    blobs: tuple[bytes, ...]
-    """New segments and key spaces."""
-
-
-def draft(
-    parent: Snapshot, state: MemoryState, tickets: Mapping[str, int], *, config: WiseConfig, base: Fingerprint
-) -> Draft:
-    """What makes `state` the version after `parent`. Pure: the same arguments give the same bytes.
-
-    Raises StoreError where the state contradicts itself or its edits have no tickets, or was made on another base.
-    """
-    if parent.base is not None and parent.base != base:
-        raise StoreError(
-            f"the store is for the base {parent.base.model_type} {parent.base.digest[:12]} and this state for "
-            f"{base.model_type} {base.digest[:12]}: keep a store for each base"
-        )
-    held = held_by(state, tickets)
-    places = _kept(parent, state, held)
-    fresh = [held.row(slot) for slot, place in zip(state.slots, places, strict=True) if place is None]
-    check_rows(fresh, state.key_space, state.subject_space, config, base)
-    blobs: list[bytes] = []
-    written: dict[str, list[Row]] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    new_places: list[Place] = []
-    for segment in filled(fresh):
-        data = encoded(segment)
-        digest = digest_of(data)
-        blobs.append(data)
-        written[digest], sizes[digest] = segment, (len(segment), len(data))
-        new_places += [(digest, row) for row in range(len(segment))]
-    spaces, space_blobs = _spaces(parent, state)
-    coming = iter(new_places)
-    slots = tuple(next(coming) if place is None else place for place in places)
-    used = {digest for digest, _ in slots}
-    shared = {d: told for d, told in (parent.manifest.segments if parent.manifest else {}).items() if d in used}
-    manifest = Manifest(
-        config=config, base=base, segments=shared | sizes, slots=slots, order=_order(state), spaces=spaces
-    )
-    snapshot = Snapshot(
-        version=parent.version + 1,
-        state=state,
-        tickets={edit.id: tickets[edit.id] for edit in state.edits},
-        config=config,
-        base=base,
-        manifest=manifest,
-        rows={digest: parent.rows[digest] for digest in shared} | written,
-    )
-    return Draft(manifest=manifest, snapshot=snapshot, blobs=(*blobs, *space_blobs))
+    @cached_property
+    def edits(self) -> Mapping[str, Edit]:
+        """By id."""
+        return {edit.id: edit for edit in self.state.edits}
 
 
 def read(
@@ -189,7 +122,9 @@ def read(
     edits = [edit for row in placed for edit in row.edits]
     return Snapshot(
         version=version,
-        state=state_of(placed, [edits[i].id for i in manifest.order], key_space, subject_space),
+        state=state_of(
+            placed, [e.id for _, start, stop in manifest.order for e in edits[start:stop]], key_space, subject_space
+        ),
         tickets={e.id: number for row in placed for e, number in zip(row.edits, row.tickets, strict=True)},
         config=manifest.config,
         base=manifest.base,
@@ -227,15 +162,38 @@ def difference(before: Snapshot, after: Snapshot) -> Difference:
 
 def placed_rows(manifest: Manifest, rows: Mapping[str, Sequence[Row]], place: str) -> list[Row]:
     """The rows of a version in its order. Raises StoreError where they are not exactly those of its segments."""
-    whole = Counter((digest, i) for digest, (count, _) in manifest.segments.items() for i in range(count))
-    counts = {digest: len(found) for digest, found in rows.items()}
-    if Counter(manifest.slots) != whole or counts != {d: count for d, (count, _) in manifest.segments.items()}:
-        raise StoreError(f"{place}: its slots are not those of its segments; roll back to a whole version")
-    placed = [rows[digest][row] for digest, row in manifest.slots]
-    ids = [edit.id for row in placed for edit in row.edits]
-    if len(set(ids)) != len(ids) or sorted(manifest.order) != list(range(len(ids))):
-        raise StoreError(f"{place}: an edit stands in it twice or in no order; roll back to a whole version")
+    ids = {digest: [edit.id for row in found for edit in row.edits] for digest, found in rows.items()}
+    check_places(manifest, {digest: len(found) for digest, found in rows.items()}, ids, place)
+    placed = [row for digest, start, stop in manifest.slots for row in rows[digest][start:stop]]
+    check_namespaces(manifest.config, ({edit.namespace for edit in row.edits} for row in placed), place)
     return placed
+
+
+def check_places(
+    manifest: Manifest, rows: Mapping[str, int], ids: Mapping[str, Collection[str]], place: str
+) -> None:
+    """A version holds every row of its segments once, and every edit, in some order.
+
+    rows, ids: of each segment, how many it holds, and the ids of their edits. Raises StoreError.
+    """
+    if rows != {digest: count for digest, (count, _) in manifest.segments.items()} or not cover(manifest.slots, rows):
+        raise StoreError(f"{place}: its slots are not those of its segments; roll back to a whole version")
+    count = sum(map(len, ids.values()))
+    if len(set().union(*ids.values())) != count or not cover(manifest.order, {0: count}):
+        raise StoreError(f"{place}: an edit stands in it twice or in no order; roll back to a whole version")
+
+
+def check_namespaces(config: WiseConfig, slots: Iterable[Collection[str]], place: str) -> None:
+    """In `merge` a namespace has one slot. slots: the namespaces of each one's edits. Raises StoreError."""
+    if config.mode != "merge":
+        return
+    counts = Counter(namespace for names in slots for namespace in names)
+    for namespace, count in counts.items():
+        if count > 1:
+            raise StoreError(
+                f"{place}: mode 'merge' has one slot for each namespace, and {namespace!r} has {count}: it was made in "
+                "another mode; take an older version, or make the edits anew"
+            )
 
 
 def check_rows(
@@ -245,8 +203,12 @@ def check_rows(
     config: WiseConfig,
     base: Fingerprint,
 ) -> None:
-    """New rows are sound, as a saved memory must be. Raises StoreError."""
+    """New rows are sound, as a saved memory must be; a merged one by itself. Raises StoreError."""
     if not rows:
+        return
+    if config.mode == "merge" and len(rows) > 1:
+        for row in rows:
+            check_rows([row], key_space, subject_space, config, base)
         return
     state = state_of(rows, [edit.id for row in rows for edit in row.edits], key_space, subject_space)
     tensors = {f"slot {row.slot.id} {name}": t for row in rows for name, t in row.slot.tensors().items()}
@@ -255,68 +217,3 @@ def check_rows(
         check_state(config, state, base)
     except ArtifactError as error:
         raise StoreError(f"the version is refused: {error}") from error
-
-
-def _kept(parent: Snapshot, state: MemoryState, held: Held) -> list[Place | None]:
-    """Where each slot stands already, and None for those that must be written."""
-    manifest = parent.manifest
-    if manifest is None:
-        return [None] * len(state.slots)
-    standing = {
-        row.slot.edit_ids: ((digest, i), row)
-        for digest, rows in parent.rows.items()
-        for i, row in enumerate(rows)
-        if row.edits
-    }
-    nowhere: tuple[Place | None, Row | None] = (None, None)
-    places: list[Place | None] = []
-    for slot in state.slots:
-        place, row = standing.get(slot.edit_ids, nowhere)
-        places.append(place if row is not None and row.is_of(slot, held) else None)
-    counts = Counter(place[0] for place in places if place is not None)
-    rewritten = {d for d, (count, _) in manifest.segments.items() if counts[d] != count}
-    fresh = sum(place is None or place[0] in rewritten for place in places)
-    for digest, (count, size) in reversed(list(manifest.segments.items())):
-        if digest not in rewritten:
-            if size >= FULL or count > fresh:  # a slot is written again each time its segment doubles, at the most
-                break
-            rewritten.add(digest)
-            fresh += count
-    return [None if place is None or place[0] in rewritten else place for place in places]
-
-
-def _order(state: MemoryState) -> tuple[int, ...]:
-    places = {edit_id: i for i, edit_id in enumerate(i for slot in state.slots for i in slot.edit_ids)}
-    return tuple(places[edit.id] for edit in state.edits)
-
-
-def _spaces(parent: Snapshot, state: MemoryState) -> tuple[dict[str, str], list[bytes]]:
-    """Digests of the key spaces by name, and the bytes of those that the parent does not have."""
-    digests: dict[str, str] = {}
-    blobs = []
-    for name in ("key_space", "subject_space"):
-        space = getattr(state, name)
-        if space is None:
-            continue
-        if parent.manifest is not None and space is getattr(parent.state, name):
-            digests[name] = parent.manifest.spaces[name]
-        else:
-            data = encoded_space(space)
-            digests[name] = digest_of(data)
-            blobs.append(data)
-    return digests, blobs
-
-
-def _runs(places: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Places `(segment, row)` as runs `[segment, first, behind the last]`."""
-    runs: list[list[int]] = []
-    for segment, row in places:
-        if runs and runs[-1][0] == segment and runs[-1][2] == row:
-            runs[-1][2] += 1
-        else:
-            runs.append([segment, row, row + 1])
-    return runs
-
-
-def _places(runs: Iterable[Sequence[int]]) -> list[tuple[int, int]]:
-    return [(segment, row) for segment, start, stop in runs for row in range(start, stop)]

@@ -65,16 +65,21 @@ def tokens() -> Tokens:
 
 @contextmanager
 def running(
-    folder: Path | str, *, editing: bool = True, canaries: tuple[str, ...] = (), **given: Any
+    folder: Path | str, *, editing: bool = True, editor_state: str = READY, canaries: tuple[str, ...] = (), **given: Any
 ) -> Iterator[Running]:
-    """The shipped model, served from a store; the editor is a thread, which starts sooner than a process."""
+    """The shipped model, served from a store; the editor is a thread, which starts sooner than a process.
+
+    editor_state: what its editor comes to be in, before this goes on.
+    """
     settings = Settings(store=str(folder), deadline=given.pop("deadline", PATIENCE), drain=5.0, **given)
     store = open_reader(settings.store)
     config = config_of(store, settings)
+    written: list[Store] = []
 
     def editor(connection: Connection) -> Worker:
         def opened() -> Editor:
-            return Editor(demo_model(config), Store.open(settings.store), batch=settings.edit_batch, keep=settings.keep)
+            written.append(Store.open(settings.store))
+            return Editor(demo_model(config), written[-1], batch=settings.edit_batch, keep=settings.keep)
 
         return threading.Thread(target=serve, args=(connection, opened), daemon=True)
 
@@ -102,12 +107,14 @@ def running(
         until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
         if editing:
-            until(lambda: service.editor.state == READY)
+            until(lambda: service.editor.state == editor_state)
         yield Running(service, f"http://127.0.0.1:{port}")
     finally:
         service.draining.set()
         server.should_exit = True
         thread.join(PATIENCE)
+        for left in written:  # a process would give it back by ending
+            left.close()
 
 
 def until(what: Callable[[], object], seconds: float = PATIENCE) -> None:

@@ -23,7 +23,7 @@ from wise.demo import model_path
 from wise.training import router_training
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("scripts/demo", "scripts/test", ".ci/run")
+COMMANDS = ("scripts/demo", "scripts/test", ".ci/run", ".ci/postgres")
 
 # Stands in for Python in `.venv`: notes how it was called, one line per call, and does nothing.
 FAKE_PYTHON = """#!/bin/sh
@@ -46,14 +46,18 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("pyproject.toml", "constraints-cpu.txt"):
         shutil.copy(ROOT / name, root)
     write_python(root, FAKE_PYTHON)
+    write_program(root / ".ci/postgres", "#!/bin/sh\necho looked for PostgreSQL\n")
     return root
 
 
 def write_python(root: Path, text: str) -> None:
-    python = root / ".venv/bin/python"
-    python.parent.mkdir(parents=True, exist_ok=True)
-    python.write_text(text)
-    python.chmod(0o755)
+    write_program(root / ".venv/bin/python", text)
+
+
+def write_program(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    file.chmod(0o755)
 
 
 def calls(root: Path, script: str, *args: str) -> list[str]:
@@ -155,6 +159,60 @@ def test_every_check_runs_and_one_that_fails_fails_all(checkout: Path, failing: 
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
     assert [line for line in ran if line not in ("ran ", "ran pip")] == ["ran ruff", "ran mypy", "ran pytest"]
     assert ("all passed" in done.stdout) == (failing == "none")
+    assert "looked for PostgreSQL" in done.stdout
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """A folder that is all of PATH: what a shell needs, no PostgreSQL, and an `sh` that does nothing."""
+    for name in ("bash", "env", "mktemp", "rm", "tail"):
+        write_program(tmp_path / "bin" / name, f'#!/bin/sh\nexec {shutil.which(name)} "$@"\n')
+    write_program(tmp_path / "bin/sh", "#!/bin/sh\n")
+    return tmp_path
+
+
+def look_for_postgres(machine: Path, apt_get: str = "") -> tuple[str, str, list[str]]:
+    """What `.ci/postgres` says on stdout and stderr where `apt-get` is that script, and what it asked apt-get for."""
+    log = machine / "calls"
+    log.write_text("")
+    if apt_get:
+        write_program(machine / "bin/apt-get", f'#!/bin/sh\necho "$@" >>"$CALLS"\nPATH=/usr/bin:/bin\n{apt_get}\n')
+    done = run(ROOT / ".ci/postgres", machine / "programs", cwd=machine, PATH=str(machine / "bin"), CALLS=str(log))
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr, log.read_text().splitlines()
+
+
+def test_where_postgresql_is_nothing_is_installed(machine: Path) -> None:
+    write_program(machine / "programs/15/bin/initdb", "")
+    assert look_for_postgres(machine, "exit 1") == ("", "", [])
+    shutil.rmtree(machine / "programs")
+    write_program(machine / "bin/initdb", "#!/bin/sh\n")
+    assert look_for_postgres(machine, "exit 1") == ("", "", [])
+
+
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root installs without sudo")
+
+
+@as_root
+def test_where_it_is_missing_debians_package_is_installed(machine: Path) -> None:
+    installs = "mkdir -p programs/15/bin && touch programs/15/bin/initdb"
+    said, wrong, asked = look_for_postgres(machine, installs)
+    assert (said, wrong) == ("installing PostgreSQL\n", "")
+    assert asked == ["update -qq", "install -qq --yes --no-install-recommends postgresql"]
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("apt_get", "said"),
+    [
+        ("", "is not installed, and there is no apt-get here"),
+        ("echo E: no network >&2; exit 100", "apt-get did not install it (E: no network)"),
+        ("exit 0", "was installed, and there is no "),
+    ],
+)
+def test_what_hinders_it_is_said_and_fails_nothing(machine: Path, apt_get: str, said: str) -> None:
+    _, wrong, _ = look_for_postgres(machine, apt_get)
+    assert wrong.startswith(f"PostgreSQL: {said}") and wrong.endswith("; the tests that need it are skipped\n")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from serving import NAME, Running, running, until
 
 import wise
 from wise.memory.state import MemoryState
+from wise.memory.store import Store
 from wise.training.trainer import Trainer
 
 FRANCE = "The capital of France is"
@@ -90,7 +91,15 @@ def test_a_completion_says_which_edits_spoke(served: Running) -> None:
         assert opened and all(r["score"] >= r["threshold"] for r in opened)
 
 
-def test_namespaces_keep_to_themselves(served: Running) -> None:
+@pytest.mark.parametrize("mode", ["hybrid", "merge", "retrieve"])
+def test_namespaces_keep_to_themselves(mode: str, tmp_path: Path) -> None:
+    with running(tmp_path / "store", mode=mode) as served:
+        keep_to_themselves(served)
+    with Store.open(tmp_path / "store", writer=False) as store:
+        assert store.check().problems == () and store.read().state.edits
+
+
+def keep_to_themselves(served: Running) -> None:
     served.edit(LYON)
     served.edit(LYON | {"target": "Nice"}, model=f"{NAME}@team-a")
     assert (said(served), said(served, model=f"{NAME}@team-a")) == (" Lyon.", " Nice.")
@@ -101,6 +110,13 @@ def test_namespaces_keep_to_themselves(served: Running) -> None:
         models = client.get("/v1/models").json()["data"]
         assert [(model["id"], model["edits"]) for model in models] == [(NAME, 2), (f"{NAME}@team-a", 1)]
         assert client.post("/v1/completions", json={"model": f"{NAME}@none", "prompt": "x"}).status_code == 404
+    with served.client("editor") as client:
+        team_b = {"edit": LYON | {"target": "Metz"}, "model": f"{NAME}@team-b"}
+        preview = client.post("/v1/edits/preview", json=team_b).json()["answers"]
+        assert (preview[0]["before"], preview[0]["after"]) == ("Paris", "Metz")
+        mine = client.get("/v1/edits", params={"namespace": "team-a"}).json()["data"]
+        assert client.delete(f"/v1/edits/{mine[0]['id']}").status_code == 200
+    assert (said(served), said(served, "The capital of Spain is")) == (" Lyon.", " Porto.")
 
 
 def test_a_key_takes_nothing_in_twice(served: Running) -> None:
@@ -218,7 +234,7 @@ def test_old_versions_are_collected_and_say_so(tmp_path: Path) -> None:
 
 def test_canaries_raise_an_alarm(tmp_path: Path) -> None:
     canaries = (f"{FRANCE} a city that many people like to see.",)
-    with running(tmp_path / "store", canaries=canaries) as served, served.client("") as client:
+    with running(tmp_path / "store", canaries=canaries) as served, served.client("reader") as client:
 
         def metric(name: str) -> float:
             lines = client.get("/metrics").text.splitlines()

@@ -54,6 +54,7 @@ def events(served: Running) -> int:
         ("POST", "/v1/completions", "reader"),
         ("GET", "/v1/edits", "reader"),
         ("GET", "/v1/events?follow=false", "reader"),
+        ("GET", "/metrics", "reader"),
         ("POST", "/v1/edits", "editor"),
         ("POST", "/v1/edits/preview", "editor"),
         ("PUT", "/v1/edits/x", "editor"),
@@ -79,10 +80,18 @@ def test_a_scope_covers_what_is_below_it_and_no_more(served: Running, method: st
 def test_watching_needs_no_token_and_says_nothing_secret(served: Running) -> None:
     with served.client("") as client:
         assert client.get("/health").json() == {"status": "ok"}
-        assert "wise_requests_total" in client.get("/metrics").text
-        assert "reader" not in client.get("/metrics").text
         assert error_of(client.get("/ready"), 503)["message"].startswith("the editor is starting")
         assert "access-control-allow-origin" not in client.get("/health", headers={"Origin": "http://evil"}).headers
+
+
+def test_figures_are_for_readers_or_for_anyone_where_they_were_opened(served: Running, tmp_path: Path) -> None:
+    with served.client("") as stranger, served.client("reader") as reader:
+        assert error_of(stranger.get("/metrics"), 401)["code"] == "invalid_api_key"
+        told = reader.get("/metrics").text
+        assert "wise_requests_total" in told and "the-reader" not in told
+    with running(tmp_path / "open", editing=False, open_metrics=True) as opened, opened.client("") as stranger:
+        assert "wise_requests_total" in stranger.get("/metrics").text
+        error_of(stranger.get("/v1/models"), 401)
 
 
 def test_tokens_are_hashed_in_a_private_file(tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ from stores import BASE, CONFIG, digest, edit, edits, end, learn, new_folder, st
 import wise
 from wise.errors import EditError, StoreError
 from wise.memory import journal as journal_module
+from wise.memory.segment import Held, Row
+from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
 from wise.memory.store import Store
 from wise.memory.ticket import Request
+from wise.memory.version import read
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +288,40 @@ def test_rollback_tells_apart_two_edits_of_one_id(store: Store) -> None:
     store.acknowledge([edit(1, "third")])
     with pytest.raises(StoreError, match="edit 'e1' would come back while it is queued as ticket 3"):
         store.rollback(1)
+
+
+def test_a_commit_looks_at_what_is_new_and_knows_the_rest_by_its_being_the_same(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn(store, edits(*range(40)))
+    looked: list[tuple[str, ...]] = []
+    is_of = Row.is_of
+
+    def counted(self: Row, slot: Slot, held: Held) -> bool:
+        looked.append(slot.edit_ids)
+        return is_of(self, slot, held)
+
+    monkeypatch.setattr(Row, "is_of", counted)
+    learn(store, edits(40))
+    assert looked == []
+    learn(store, edits(41), without=["e38"])
+    assert looked == [("e39",), ("e40",)]  # it is written with another number
+    before = store.read()
+    slots = tuple(replace(slot) for slot in before.state.slots)
+    store.acknowledge(edits(42))
+    batch = store.begin()
+    state = written(edits(42), replace(before.state, slots=slots))
+    looked.clear()
+    store.commit(batch, state, parent=before.version, config=CONFIG, base=BASE)
+    assert len(looked) == len(slots), "those that are not the same objects are looked at one by one"
+    assert digest(store.read().state) == digest(state)
+    assert digest(again_read(store)) == digest(state)
+
+
+def again_read(store: Store) -> MemoryState:
+    """As it is on the disk."""
+    current = store.journal.version()
+    return read(current.number, current.manifest, store.backend.get, "", {}).state
 
 
 def test_diff_says_what_came_went_and_changed(store: Store) -> None:

@@ -19,7 +19,7 @@ from wise.memory.store import Store
 
 JOURNAL = "journal.sqlite3"
 EARLIER = range(len(MIGRATIONS))
-RELEASED = {1: ("journal", "b699d48b45c5"), 2: ("chain", "612978852bbd")}
+RELEASED = {1: ("journal", "b699d48b45c5"), 2: ("chain", "612978852bbd"), 3: ("errands", "7bb422ce0924")}
 
 
 def steps(connection: sqlite3.Connection, count: int) -> None:

@@ -110,10 +110,10 @@ class Edit:
             EditError: no mapping, an unknown or missing field, or what `Edit` itself refuses.
         """
         check_object("edit", mapping)
-        check_known("", mapping, [field.name for field in fields(cls)])
-        for field in fields(cls):
-            if field.default is MISSING and field.name not in mapping:
-                raise missing(field.name, mapping)
+        check_known("", mapping, _EDIT_FIELDS)
+        for name in _REQUIRED:
+            if name not in mapping:
+                raise missing(name, mapping)
         return cls(**mapping)
 
 
@@ -204,6 +204,8 @@ class Record:
         return cls(edit=edit, **(test | {"probes": _probes(test.get("probes", ()))}))
 
 
+_EDIT_FIELDS = tuple(field.name for field in fields(Edit))
+_REQUIRED = tuple(field.name for field in fields(Edit) if field.default is MISSING)
 _PROMPT_LISTS = ("paraphrases", "free_paraphrases", "neighbours", "generation_prompts")
 _TEST_TEXTS = ("answer", "relation", "group")
 

@@ -28,7 +28,7 @@ from wise.memory.folder import synced
 from wise.memory.storage.backend import Backend, Execute, digest_of, lost, verified
 from wise.memory.storage.failpoints import reach
 from wise.memory.storage.locks import Holds, claimed, free
-from wise.memory.storage.migrations import check_schema, create, migrate
+from wise.memory.storage.migrations import create, opening
 
 JOURNAL_FILE = "journal.sqlite3"
 BLOBS = "blobs"
@@ -51,18 +51,11 @@ class FolderBackend(Backend):
         self._holds = Holds()
         self._writer_handle: int | None = None
         self._connection: sqlite3.Connection | None = None
-        try:
-            with self._told("cannot be opened"):
-                self._check_folder()
-                if writer:
-                    self._claim()
-                self._connection = self._connect()
+        with opening(self), self._told("cannot be opened"):
+            self._check_folder()
             if writer:
-                migrate(self)
-            check_schema(self)
-        except BaseException:
-            self.close()
-            raise
+                self._claim()
+            self._connection = self._connect()
 
     def _check_folder(self) -> None:
         if self._folder.exists() and not self._folder.is_dir():

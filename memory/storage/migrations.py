@@ -7,7 +7,8 @@ SQLite and PostgreSQL both understand. The steps taken are noted in the journal 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from wise.errors import StoreError
@@ -60,9 +61,18 @@ def _chain(execute: Execute) -> None:
         execute("UPDATE events SET digest = ? WHERE number = ?", digest, fields["number"])
 
 
+def _errands(execute: Execute) -> None:
+    """What one process has another do (`wise.memory.errands`)."""
+    execute(
+        "CREATE TABLE errands (id TEXT PRIMARY KEY, number BIGINT NOT NULL, name TEXT NOT NULL, "
+        "arguments TEXT NOT NULL, until TEXT NOT NULL, status TEXT NOT NULL, answer TEXT)"
+    )
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(name="journal", apply=_journal),
     Migration(name="chain", apply=_chain),
+    Migration(name="errands", apply=_errands),
 )
 """Step i makes schema i + 1 of schema i."""
 
@@ -72,6 +82,22 @@ def create(execute: Execute) -> None:
     execute(_STEPS_TAKEN)
     for step in MIGRATIONS:
         step.apply(execute)
+
+
+@contextmanager
+def opening(backend: Backend) -> Iterator[None]:
+    """The block connects. Then a writer takes the steps that are left, and the schema must be today's.
+
+    What goes wrong closes it again. Raises StoreError as `migrate` and `check_schema` do.
+    """
+    try:
+        yield
+        if backend.writer:
+            migrate(backend)
+        check_schema(backend)
+    except BaseException:
+        backend.close()
+        raise
 
 
 def migrate(backend: Backend) -> None:

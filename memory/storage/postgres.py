@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from wise.errors import ConfigError, StoreError
 from wise.memory.storage.backend import Backend, Execute, digest_of, lost, verified
 from wise.memory.storage.failpoints import reach
-from wise.memory.storage.migrations import check_schema, migrate
+from wise.memory.storage.migrations import opening
 
 if TYPE_CHECKING:
     import psycopg
@@ -52,23 +52,16 @@ class PostgresBackend(Backend):
         self._guard = RLock()
         self._connection: psycopg.Connection[Any] | None = None
         self.place = "the database"
-        try:
-            with self._told("cannot be opened"):
-                self._connection = psycopg.connect(url, autocommit=True)
-                info = self._connection.info
-                self.place = f"the database {info.dbname} at {info.host}:{info.port}"
-                if writer:
-                    self._claim()
-                elif not self._one("SELECT to_regclass('wise.migrations') IS NOT NULL"):
-                    raise StoreError(f"{self.place} holds no store; open it once as its writer")
-                self._connection.execute("SET search_path TO wise")
-                self._connection.execute("SET synchronous_commit TO on")
+        with opening(self), self._told("cannot be opened"):
+            self._connection = psycopg.connect(url, autocommit=True)
+            info = self._connection.info
+            self.place = f"the database {info.dbname} at {info.host}:{info.port}"
             if writer:
-                migrate(self)
-            check_schema(self)
-        except BaseException:
-            self.close()
-            raise
+                self._claim()
+            elif not self._one("SELECT to_regclass('wise.migrations') IS NOT NULL"):
+                raise StoreError(f"{self.place} holds no store; open it once as its writer")
+            self._connection.execute("SET search_path TO wise")
+            self._connection.execute("SET synchronous_commit TO on")
 
     def _claim(self) -> None:
         begun = time.monotonic()

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import JsonOption, show_json, show_table
+from wise.cli.common import (
+    NOT_VERIFIED,
+    JsonOption,
+    ModelOption,
+    ThreadsOption,
+    load_model,
+    show_json,
+    show_table,
+)
 
 if TYPE_CHECKING:
     from wise.edits import Edit
+    from wise.memory.state import MemoryState
     from wise.memory.store import Store
     from wise.memory.ticket import Event, Ticket, Version
 
@@ -126,17 +135,37 @@ def rollback(
 def delete(
     store: StoreArgument,
     edits: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the edits.")],
+    model: ModelOption = None,
+    threads: ThreadsOption = None,
     author: AuthorOption = None,
     reason: ReasonOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Retire edits of a store: the new version does not hold them, and queued ones are never trained.
+    """Retire edits of a store: nothing of them is in the new version, and queued ones are never trained.
 
-    The versions before still do, until `wise gc` collects them.
+    Where they share weights with others, as in modes merge and retrieve, these others are written anew, for which the
+    model is loaded; otherwise none is. The exit code is 3 where an edit did not verify after that. The versions before
+    still hold them, until `wise gc` collects them.
     """
     with opened(store, writer=True) as found:
-        made = found.delete(edits, author=author, reason=reason)
+
+        def forget(state: MemoryState, edit_ids: Collection[str]) -> MemoryState:
+            from wise.model import WiseModel
+            from wise.namespaces import forgotten, make_ready
+
+            snapshot = found.read()
+            wrapped = WiseModel(*load_model(model, threads=threads), snapshot.config)
+            make_ready(wrapped, snapshot, store)
+            return forgotten(wrapped, state, edit_ids)
+
+        before = found.read().state.edit_ids
+        made = found.delete(edits, forget=forget, author=author, reason=reason)
+        lost = sorted({*before} - {*found.read().state.edit_ids, *edits})
+    if lost:
+        typer.echo(f"no longer answered as edited, and dropped: {', '.join(lost)}")
     show_version(made, as_json)
+    if lost:
+        raise typer.Exit(NOT_VERIFIED)
 
 
 def show_version(version: Version, as_json: bool) -> None:

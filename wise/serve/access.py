@@ -24,12 +24,13 @@ def served(request: Request) -> Service:
 Served = Annotated[Service, Depends(served)]
 
 
-def needs(scope: str) -> Callable[..., Holder]:
+Given = Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+
+
+def needs(scope: str) -> Callable[[Service, Request, HTTPAuthorizationCredentials | None], Holder]:
     """A dependency that lets in those whose token has this scope."""
 
-    def holder(
-        service: Served, request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-    ) -> Holder:
+    def holder(service: Served, request: Request, given: Given) -> Holder:
         found = None if given is None else service.tokens.holder(given.credentials)
         if found is None:
             what = "no token was given" if given is None else "the token is not known"
@@ -51,6 +52,12 @@ def needs(scope: str) -> Callable[..., Holder]:
         return found
 
     return holder
+
+
+def watching(service: Served, request: Request, given: Given) -> None:
+    """A dependency that lets in readers, or anyone where `open_metrics` is set."""
+    if not service.settings.open_metrics:
+        needs(READER)(service, request, given)
 
 
 Reader = Annotated[Holder, Depends(needs(READER))]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
@@ -14,7 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from wise.serve.access import Reader, Served
 from wise.serve.problems import body_of, invalid, problem_of
-from wise.serve.row import Job, Piece, Wish
+from wise.serve.row import Finish, Job, Piece, Wish
 from wise.serve.sampling import Chances
 from wise.serve.schemas import (
     ChatChoice,
@@ -61,7 +62,7 @@ async def model(model: str, service: Served, _: Reader) -> Model:
 async def completions(body: CompletionRequest, request: Request, service: Served, _: Reader) -> Response:
     """Goes on with a text. With `stream`, server-sent events as OpenAI sends them."""
     wishes = [wish for prompt in _prompts(service, body) for wish in _wishes(service, body, prompt, body.logprobs)]
-    return await _answered(service, request, body, wishes, _Texts(service, body.model, body.logprobs is not None))
+    return await _answered(service, request, body, wishes, _Texts(service, body.logprobs is not None))
 
 
 @router.post("/chat/completions", response_model=ChatCompletion, responses=STREAM)
@@ -73,7 +74,7 @@ async def chat(body: ChatRequest, request: Request, service: Served, _: Reader) 
         raise invalid("max_tokens: is max_completion_tokens by an older name; give one of them", "max_tokens")
     top = (body.top_logprobs or 0) if body.logprobs else None
     wishes = _wishes(service, body, _chat_prompt(service, body), top)
-    return await _answered(service, request, body, wishes, _Chats(service, body.model, bool(body.logprobs)))
+    return await _answered(service, request, body, wishes, _Chats(service, bool(body.logprobs)))
 
 
 # -- from bodies to wishes --------------------------------------------------------------------------
@@ -149,44 +150,53 @@ def room_for(service: Service, prompt: Sequence[int], limit: int | None, param: 
 # -- from pieces to bodies --------------------------------------------------------------------------
 
 
-class _Form(Protocol):
+@dataclass(frozen=True)
+class _Form(ABC):
     """How answers of one kind are written."""
 
     service: Service
-
-    def whole(self, head: dict[str, Any], rows: Sequence[Gathered], n: int, routes: bool) -> dict[str, Any]: ...
-    def chunk(self, piece: Piece, first: bool) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class _Texts:
-    service: Service
-    model: str
     logprobs: bool
-    id: str = "cmpl"
-    object: str = "text_completion"
+    id: ClassVar[str]
+    """What its ids begin with."""
+    chunks: ClassVar[str]
+    """What a chunk of its stream calls itself."""
 
     def whole(self, head: dict[str, Any], rows: Sequence[Gathered], n: int, routes: bool) -> dict[str, Any]:
-        choices = [
-            CompletionChoice(
-                index=i, text=row.text, finish_reason=row.finish, logprobs=self._logprobs(row.chances)
-            )
-            for i, row in enumerate(rows)
-        ]
-        told = wise_told(self.service, rows, routes)
-        return Completion(**head, choices=choices, usage=usage_of(rows, n), wise=told).model_dump()
+        told = {"usage": usage_of(rows, n), "wise": wise_told(self.service, rows, routes)}
+        choices = [(self._rest(i, row.finish, row.chances), row.text) for i, row in enumerate(rows)]
+        return self._answer(head | told, choices)
 
     def chunk(self, piece: Piece, first: bool) -> dict[str, Any]:
-        return {
-            "index": piece.row,
-            "text": piece.text,
-            "finish_reason": piece.finish,
-            "logprobs": self._logprobs(piece.chances),
-        }
+        return self._rest(piece.row, piece.finish, piece.chances) | self._said(piece.text, first)
 
-    def _logprobs(self, chances: Sequence[Chances]) -> dict[str, Any] | None:
-        if not self.logprobs:
-            return None
+    def _rest(self, index: int, finish: Finish | None, chances: Sequence[Chances]) -> dict[str, Any]:
+        """What a choice tells beside its text."""
+        logprobs = self._logprobs(chances) if self.logprobs else None
+        return {"index": index, "finish_reason": finish, "logprobs": logprobs}
+
+    @abstractmethod
+    def _answer(self, head: dict[str, Any], choices: Sequence[tuple[dict[str, Any], str]]) -> dict[str, Any]:
+        """choices: what each tells, and its text."""
+
+    @abstractmethod
+    def _said(self, text: str, first: bool) -> dict[str, Any]:
+        """A piece of text, in a chunk."""
+
+    @abstractmethod
+    def _logprobs(self, chances: Sequence[Chances]) -> dict[str, Any]: ...
+
+
+class _Texts(_Form):
+    id = "cmpl"
+    chunks = "text_completion"
+
+    def _answer(self, head: dict[str, Any], choices: Sequence[tuple[dict[str, Any], str]]) -> dict[str, Any]:
+        return Completion(**head, choices=[CompletionChoice(**rest, text=text) for rest, text in choices]).model_dump()
+
+    def _said(self, text: str, first: bool) -> dict[str, Any]:
+        return {"text": text}
+
+    def _logprobs(self, chances: Sequence[Chances]) -> dict[str, Any]:
         written = self.service.tokenizer.convert_ids_to_tokens
         return {
             "tokens": [str(written(one.token)) for one in chances],
@@ -196,39 +206,19 @@ class _Texts:
         }
 
 
-@dataclass(frozen=True)
-class _Chats:
-    service: Service
-    model: str
-    logprobs: bool
-    id: str = "chatcmpl"
-    object: str = "chat.completion"
+class _Chats(_Form):
+    id = "chatcmpl"
+    chunks = "chat.completion.chunk"
 
-    def whole(self, head: dict[str, Any], rows: Sequence[Gathered], n: int, routes: bool) -> dict[str, Any]:
-        choices = [
-            ChatChoice(
-                index=i,
-                message=ChatMessage(content=row.text),
-                finish_reason=row.finish,
-                logprobs=self._logprobs(row.chances),
-            )
-            for i, row in enumerate(rows)
-        ]
-        told = wise_told(self.service, rows, routes)
-        return ChatCompletion(**head, choices=choices, usage=usage_of(rows, n), wise=told).model_dump()
+    def _answer(self, head: dict[str, Any], choices: Sequence[tuple[dict[str, Any], str]]) -> dict[str, Any]:
+        made = [ChatChoice(**rest, message=ChatMessage(content=text)) for rest, text in choices]
+        return ChatCompletion(**head, choices=made).model_dump()
 
-    def chunk(self, piece: Piece, first: bool) -> dict[str, Any]:
-        delta = {"role": "assistant", "content": piece.text} if first else {"content": piece.text}
-        return {
-            "index": piece.row,
-            "delta": delta if piece.text or first else {},
-            "finish_reason": piece.finish,
-            "logprobs": self._logprobs(piece.chances),
-        }
+    def _said(self, text: str, first: bool) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": text} if first else {"content": text}
+        return {"delta": delta if text or first else {}}
 
-    def _logprobs(self, chances: Sequence[Chances]) -> dict[str, Any] | None:
-        if not self.logprobs:
-            return None
+    def _logprobs(self, chances: Sequence[Chances]) -> dict[str, Any]:
         return {"content": [self._chance(one) for one in chances], "refusal": None}
 
     def _chance(self, one: Chances) -> dict[str, Any]:
@@ -240,7 +230,7 @@ class _Chats:
 
 
 async def _answered(
-    service: Service, request: Request, body: Generation, wishes: list[Wish], form: _Texts | _Chats
+    service: Service, request: Request, body: Generation, wishes: list[Wish], form: _Form
 ) -> Response:
     voice = wishes[0].voice
     head = {
@@ -261,13 +251,12 @@ async def _answered(
 
 
 async def _streamed(
-    service: Service, job: Job, body: Generation, wishes: list[Wish], form: _Texts | _Chats, head: dict[str, Any]
+    service: Service, job: Job, body: Generation, wishes: list[Wish], form: _Form, head: dict[str, Any]
 ) -> AsyncIterator[str]:
     """Chunks, the last with our `wise` field and, where it was asked for, usage."""
     rows = [Gathered(wish) for wish in wishes]
-    kind = form.object + (".chunk" if isinstance(form, _Chats) else "")
     usage = bool(body.stream_options and body.stream_options.include_usage)
-    base = {**head, "object": kind} | ({"usage": None} if usage else {})
+    base = {**head, "object": form.chunks} | ({"usage": None} if usage else {})
     try:
         async for piece in pieces(job, len(rows)):
             row = rows[piece.row]

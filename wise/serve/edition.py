@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from wise.edits import Edit
@@ -12,6 +12,7 @@ from wise.memory.side_memory import SideMemory
 from wise.memory.state import MemoryState
 from wise.memory.version import Snapshot
 from wise.model import WiseModel
+from wise.namespaces import within
 from wise.router.assemble import assemble
 
 DEFAULT = "default"
@@ -77,27 +78,4 @@ def edition_of(model: WiseModel, snapshot: Snapshot) -> Edition:
         voices[namespace] = Voice(version=snapshot.version, namespace=namespace, state=state, memory=memory)
     return Edition(
         version=snapshot.version, edits={edit.id: edit for edit in snapshot.state.edits}, voices=voices
-    )
-
-
-def within(state: MemoryState, namespace: str) -> MemoryState:
-    """The edits of one namespace, with the slots that are theirs: slots never hold edits of two (`joined`)."""
-    if all(edit.namespace == namespace for edit in state.edits):
-        return state
-    return state.without({edit.id for edit in state.edits if edit.namespace != namespace})
-
-
-def joined(state: MemoryState, namespace: str, part: MemoryState) -> MemoryState:
-    """`state` with `part` in the place of what it held in a namespace. Edits that stay keep their order."""
-    others = state.without({edit.id for edit in state.edits if edit.namespace == namespace})
-    if not others.edits:
-        return part
-    slots = [*others.slots, *part.slots]
-    place = {edit.id: i for i, edit in enumerate(state.edits)}
-    edits = sorted((*others.edits, *part.edits), key=lambda edit: place.get(edit.id, len(place)))  # stable
-    return replace(
-        part,
-        edits=tuple(edits),
-        slots=tuple(replace(slot, id=i) for i, slot in enumerate(slots)),
-        keys={**others.keys, **part.keys},
     )

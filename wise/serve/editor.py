@@ -8,16 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from wise.edits import Edit
 from wise.errors import EditError, StoreError, WiseError
-from wise.memory.state import MemoryState
 from wise.memory.store import Store
 from wise.memory.ticket import Ticket, Version
 from wise.model import WiseModel
-from wise.serve.edition import joined, within
-from wise.training.report import FAILED, Outcome
+from wise.namespaces import edited, forgotten, make_ready, within
+from wise.serve.commands import ENDED, answer_of
+from wise.training.report import FAILED
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +31,24 @@ class Editor:
 
         Raises StoreError where the store is of another base or other settings.
         """
-        snapshot = store.read()
-        if snapshot.base is not None and snapshot.base != model.fingerprint():
-            raise StoreError(f"{store.backend.place} is for another base; keep a store for each base")
-        model.state = snapshot.state  # its spaces are those that new keys are compared in
-        model.prepare()
+        make_ready(model, store.read(), store.backend.place)
+        store.errands.abandon(ENDED)
         self._model, self._store, self._batch, self._keep = model, store, batch, keep
 
     def work(self) -> bool:
-        """Trains and commits the oldest of what is queued; False where there is nothing to do.
+        """Does what another replica wants done, or else trains and commits the oldest of what is queued.
+
+        False where there is nothing to do.
 
         Raises StoreError, with all of it queued again where that can be noted, where the disk does not take it.
         """
+        errand = self._store.errands.begin()
+        if errand is not None:
+            self._store.errands.answer(errand.id, answer_of(self, errand.name, errand.arguments))
+            return True
         over = self._store.expired()
         if over:
-            self._store.delete([ticket.edit.id for ticket in over], reason="its time is over")
+            self._deleted([ticket.edit.id for ticket in over], author=None, reason="its time is over")
         tickets = self._store.begin(self._batch)
         if not tickets:
             return bool(over)
@@ -75,7 +79,7 @@ class Editor:
     def _train(self, tickets: Sequence[Ticket]) -> None:
         edits = [ticket.edit for ticket in tickets]
         before = self._store.read()
-        state, outcomes = self._trained(before.state, edits)
+        state, outcomes = edited(self._model, before.state, edits)
         authors = sorted({edit.author for edit in edits if edit.author})
         version = self._store.commit(
             tickets,
@@ -89,17 +93,6 @@ class Editor:
         if version.number % self._keep == 0:
             self._store.gc(keep=self._keep)
 
-    def _trained(self, state: MemoryState, edits: Sequence[Edit]) -> tuple[MemoryState, list[Outcome]]:
-        """Namespaces are trained apart: none of them takes another's prompts, nor shares its slots."""
-        outcomes: list[Outcome] = []
-        for namespace in dict.fromkeys(edit.namespace for edit in edits):
-            own = [edit for edit in edits if edit.namespace == namespace]
-            with self._model.evaluating():
-                part, report = self._model.trainer.edit(within(state, namespace), own, serve=self._model.serving)
-            state = joined(state, namespace, part)
-            outcomes += report.outcomes
-        return state, outcomes
-
     # -- commands ---------------------------------------------------------------------------------
 
     def do(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +105,11 @@ class Editor:
         return commands[name](**arguments)
 
     def delete(self, edit_ids: list[str], author: str | None, reason: str | None) -> dict[str, Any]:
-        return _told(self._store.delete(edit_ids, author=author, reason=reason))
+        return _told(self._deleted(edit_ids, author, reason))
+
+    def _deleted(self, edit_ids: Sequence[str], author: str | None, reason: str | None) -> Version:
+        forget = partial(forgotten, self._model)
+        return self._store.delete(edit_ids, forget=forget, author=author, reason=reason)
 
     def rollback(self, version: int, author: str | None, reason: str | None) -> dict[str, Any]:
         return _told(self._store.rollback(version, author=author, reason=reason))

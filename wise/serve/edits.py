@@ -88,7 +88,7 @@ async def preview(body: PreviewRequest, service: Served, holder: Editor) -> Prev
     for prompt in asked:
         if len(service.encoder.prompt(prompt)) >= service.encoder.context:
             raise invalid(f"prompts: {prompt!r:.60} does not fit the context of {service.encoder.context}", "prompts")
-    told = await run_in_threadpool(service.editor.call, "preview", edit=wanted.to_dict(), prompts=asked)
+    told = await run_in_threadpool(service.command, "preview", edit=wanted.to_dict(), prompts=asked)
     return PreviewAnswer(**told)
 
 
@@ -145,7 +145,7 @@ async def deleted(
     if ticket.status not in (LIVE, QUEUED):
         raise conflict(f"edit {edit_id!r} is {ticket.status}; only one that is live or queued can be deleted")
     told = await run_in_threadpool(
-        service.editor.call, "delete", edit_ids=[edit_id], author=holder.name, reason=reason
+        service.command, "delete", edit_ids=[edit_id], author=holder.name, reason=reason
     )
     audited("delete", by=holder.name, request=request.state.request_id, edit=edit_id, version=told["number"])
     await served_from(service, told["number"])

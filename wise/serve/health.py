@@ -1,13 +1,16 @@
-"""`/health`, `/ready` and `/metrics`: for those who watch over the service. They need no token."""
+"""`/health`, `/ready` and `/metrics`: for those who watch over the service.
+
+The first two need no token, as what asks them has none; figures tell how much is asked and edited, and are for readers.
+"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from wise.serve.access import Served
-from wise.serve.problems import unavailable
+from wise.serve.access import Served, watching
+from wise.serve.problems import ERRORS, unavailable
 
 router = APIRouter(tags=["operation"])
 
@@ -41,8 +44,13 @@ async def ready(service: Served) -> Readiness:
     return Readiness(version=edition.version, edits=len(edition.edits), editor=service.editor.state)
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    response_class=Response,
+    dependencies=[Depends(watching)],
+    responses={status: ERRORS[status] for status in (401, 403)},
+)
 async def metrics(service: Served) -> Response:
-    """In the format of Prometheus."""
+    """In the format of Prometheus; for a reader's token, unless `open_metrics` is set."""
     service.metrics.editor.set(service.editor_works())
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from wise.errors import ConfigError, EditError, StoreError, WiseError
+from wise.errors import StoreError
+from wise.serve.commands import PATIENCE, answer_of, result_of
 from wise.serve.editor import Editor
 
 logger = logging.getLogger(__name__)
@@ -28,9 +29,8 @@ IDLE = 0.1
 """Seconds between two looks at the queue."""
 RETRY = 1.0
 """Seconds until the store is asked again to take this process as its writer, or to write."""
-PATIENCE = 120.0
-"""Seconds that a command may take: it waits for the batch that is being trained."""
-_KINDS: dict[str, type[WiseError]] = {kind.__name__: kind for kind in (ConfigError, EditError, StoreError)}
+
+OF_ANOTHER = {"kind": "StoreError", "problem": "another process is the writer of this store by now; try again"}
 
 STARTING, WAITING, READY, FAILING, ENDED = "starting", "waiting", "ready", "failing", "ended"
 """What the editor is doing: loading, waiting for another writer to end, working, refused by the store, not there."""
@@ -89,7 +89,7 @@ class Link:
             self._waiting[number] = answer
             self._connection.send_bytes(json.dumps({"id": number, "do": name, "with": arguments}).encode())
         try:
-            return answer.result(PATIENCE)
+            return result_of(answer.result(PATIENCE))
         except TimeoutError:
             raise StoreError(f"the editor did not answer within {PATIENCE:.0f} s; it may still do it") from None
 
@@ -119,10 +119,7 @@ class Link:
             return
         with self._guard:
             answer = self._waiting.pop(message["id"])
-        if "done" in message:
-            answer.set_result(message["done"])
-        else:
-            answer.set_exception(_KINDS.get(message["kind"], StoreError)(message["problem"]))
+        answer.set_result(message["answer"])
 
     def _lost(self) -> None:
         with self._guard:
@@ -185,14 +182,8 @@ def _answer(connection: Connection, editor: Editor | None, seconds: float) -> No
             raise Leave from None
         if "leave" in message:
             raise Leave
-        try:
-            if editor is None:
-                raise StoreError("another process is the writer of this store; ask the replica that it belongs to")
-            _tell(connection, id=message["id"], done=editor.do(message["do"], message["with"]))
-        except Exception as error:
-            if not isinstance(error, WiseError):
-                logger.exception("the command %s failed", message["do"])
-            _tell(connection, id=message["id"], kind=type(error).__name__, problem=str(error))
+        answer = OF_ANOTHER if editor is None else answer_of(editor, message["do"], message["with"])
+        _tell(connection, id=message["id"], answer=answer)
         seconds = 0
 
 

@@ -37,6 +37,24 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": said}
+    for status, said in (
+        (400, "The request is not valid."),
+        (401, "No token, or one that is not known."),
+        (403, "The token's scope does not cover this."),
+        (404, "There is no such thing."),
+        (409, "It goes against what is there already."),
+        (413, "The body is too large."),
+        (429, "Too much is waiting; try again after `Retry-After` seconds."),
+        (500, "Something unexpected went wrong."),
+        (503, "A part is not there; try again after `Retry-After` seconds."),
+        (504, "It took longer than it may."),
+    )
+}
+"""For the schema: the status of each answer that is no success."""
+
+
 class Problem(WiseError):
     """A request that cannot be done as it was asked."""
 

@@ -145,22 +145,32 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class CompletionChoice(BaseModel):
+class Choice(BaseModel):
+    """What the answers of completions and chats have in common."""
+
     index: int
-    text: str
     logprobs: dict[str, Any] | None = None
     finish_reason: Literal["stop", "length"] | None
 
 
-class Completion(BaseModel):
+class Answer(BaseModel):
+    """What completions and chats have in common."""
+
     id: str
-    object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
     system_fingerprint: str
+    usage: Usage
+    wise: WiseTold
+
+
+class CompletionChoice(Choice):
+    text: str
+
+
+class Completion(Answer):
+    object: Literal["text_completion"] = "text_completion"
     choices: list[CompletionChoice]
-    usage: Usage | None = None
-    wise: WiseTold | None = None
 
 
 class ChatMessage(BaseModel):
@@ -168,22 +178,13 @@ class ChatMessage(BaseModel):
     content: str
 
 
-class ChatChoice(BaseModel):
-    index: int
+class ChatChoice(Choice):
     message: ChatMessage
-    logprobs: dict[str, Any] | None = None
-    finish_reason: Literal["stop", "length"] | None
 
 
-class ChatCompletion(BaseModel):
-    id: str
+class ChatCompletion(Answer):
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatChoice]
-    usage: Usage
-    wise: WiseTold
 
 
 class Model(BaseModel):

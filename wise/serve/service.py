@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from typing import Any
 
 from wise.errors import ConfigError, WiseError, did_you_mean
 from wise.memory.store import Store
 from wise.model import WiseModel
+from wise.serve.commands import handed_on
 from wise.serve.edition import DEFAULT, Edition, Voice
 from wise.serve.engine import Engine
 from wise.serve.follower import Follower
@@ -90,6 +92,15 @@ class Service:
 
     def editor_works(self) -> bool:
         return self.editor.state in (READY, FAILING)
+
+    def command(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """Has the store's writer do one of its commands: the editor here, or that of another replica.
+
+        Raises what the writer raised, or StoreError where there is none, or it takes too long.
+        """
+        if self.editor.state == WAITING:
+            return handed_on(self.store, name, arguments)
+        return self.editor.call(name, **arguments)
 
     # -- answering --------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     router: Path | None = Field(None, description="File that `wise train-router` wrote for this base.")
     tokens: Path | None = Field(None, description="File of hashed tokens (`wise token`); one for this run if left out.")
     audit: Path | None = Field(None, description="File to which every write is appended; the log if left out.")
+    open_metrics: bool = Field(False, description="Whether /metrics asks for no token; otherwise for a reader's.")
     canaries: Path | None = Field(None, description="Prompts, one a line, at which no edit may speak.")
     canary_limit: float = Field(0.0, ge=0, le=1, description="Share of canary tokens from which the alarm is raised.")
     threads: int = Field(1, ge=1, description="CPU threads that answering takes.")

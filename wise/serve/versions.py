@@ -60,7 +60,7 @@ async def rollback(
     await run_in_threadpool(_readable, service, number)
     reason = body.reason if body else None
     told = await run_in_threadpool(
-        service.editor.call, "rollback", version=number, author=holder.name, reason=reason
+        service.command, "rollback", version=number, author=holder.name, reason=reason
     )
     audited("rollback", by=holder.name, request=request.state.request_id, to=number, version=told["number"])
     await served_from(service, told["number"])

@@ -319,7 +319,9 @@ function tile(name, value, more = {}) {
 }
 
 async function measure() {
-  const now = numbers(await (await fetch("/metrics")).text());
+  const answer = await fetch("/metrics", { headers: { Authorization: `Bearer ${token}` } });
+  if (!answer.ok) throw new Error(answer.statusText);
+  const now = numbers(await answer.text());
   const at = performance.now();
   const rate = last ? 1000 * (now.wise_generated_tokens_total - last.now.wise_generated_tokens_total) / (at - last.at) : 0;
   const steps = last ? now.wise_step_seconds_count - last.now.wise_step_seconds_count : 0;
@@ -339,7 +341,7 @@ async function measure() {
 
 async function watch() {
   for (;;) {
-    try { await measure(); } catch { /* said by the stream of events */ }
+    try { if (token) await measure(); } catch { /* said by the stream of events */ }
     await new Promise((done) => setTimeout(done, EVERY));
   }
 }
@@ -362,6 +364,6 @@ $("space").addEventListener("change", () => { model = $("space").value; });
 const given = location.hash.slice(1) || sessionStorage.getItem("wise-token") || "";
 if (location.hash) history.replaceState(null, "", location.pathname);  // a token has no business in the address
 showEdits();
-watch();
 if (given) connect(given);
 else notice("Give a token to connect; `wise serve` shows one when it starts, and `wise token` makes them.");
+watch();

@@ -1,0 +1,148 @@
+"""Several services on one store: whichever is asked, the one that writes does it, once, and says what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from postgres import emptied, postgres_server
+from serving import NAME, Running, running
+from stores import end, new_folder, waiting
+
+from wise.errors import EditError, StoreError
+from wise.memory.errands import Errands
+from wise.memory.store import Store
+from wise.serve import commands
+from wise.serve.commands import ENDED, answer_of, handed_on, result_of
+from wise.serve.editor import Editor
+from wise.serve.link import WAITING
+
+FRANCE = "The capital of France is"
+LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["folder", "postgres"])
+def place(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A store without edits."""
+    if request.param == "postgres":
+        url = request.getfixturevalue("server")
+        emptied(url)
+        Store.open(url).close()
+        yield url
+    else:
+        with new_folder() as parent:
+            Store.open(parent / "store").close()
+            yield str(parent / "store")
+
+
+def said(served: Running) -> str:
+    with served.client("reader") as client:
+        return str(client.post("/v1/completions", json={"model": NAME, "prompt": FRANCE}).json()["choices"][0]["text"])
+
+
+def left(served: Running) -> int:
+    """Errands that nobody has taken away."""
+    with served.service.store.backend.reading() as execute:
+        return int(execute("SELECT COUNT(*) FROM errands")[0][0])
+
+
+def test_what_a_replica_is_asked_for_the_writer_does(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(place) as writer, running(place, editor_state=WAITING) as reader:
+        [live] = reader.edit(LYON)
+        with reader.client() as client:
+            spain = {"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"}
+            shown = client.post("/v1/edits/preview", json={"edit": spain, "prompts": [FRANCE]}).json()
+            assert [(a["before"], a["after"]) for a in shown["answers"]] == [("Madrid", "Porto"), ("Lyon", "Lyon")]
+            assert shown["outcome"]["status"] == "verified" and said(reader) == " Lyon."
+
+            gone = client.delete(f"/v1/edits/{live['id']}", params={"reason": "a mistake"})
+            assert (gone.status_code, gone.json()["kind"], gone.json()["author"]) == (200, "delete", "the-admin")
+            assert said(reader) == " Paris."  # served here when it is answered
+
+            back = client.post("/v1/versions/1/rollback", json={"reason": "it was right"})
+            assert (back.status_code, back.json()["number"], back.json()["reason"]) == (200, 3, "it was right")
+            assert said(reader) == " Lyon."
+
+            def refused(*_: Any, **__: Any) -> None:
+                raise EditError("field 'prompt': no")
+
+            monkeypatch.setattr(Editor, "preview", refused)
+            told = client.post("/v1/edits/preview", json={"edit": spain})
+            assert (told.status_code, told.json()["error"]["message"]) == (400, "field 'prompt': no")
+        assert [v.kind for v in writer.service.store.journal.versions()] == ["commit", "delete", "rollback"]
+        assert left(reader) == 0
+
+
+def test_what_no_writer_takes_up_is_taken_back(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "PATIENCE", 0.2)
+    with Store.open(place, writer=False) as reader:
+        with pytest.raises(StoreError, match="no writer took it up within 0 s, and none will"):
+            handed_on(reader, "delete", {"edit_ids": ["e1"]})
+        assert reader.errands.begin() is None
+        begin = Errands.begin
+
+        def looks(self: Errands, errand: str) -> None:
+            begin(self)
+
+        monkeypatch.setattr(Errands, "collect", looks)  # it is begun, and never answered
+        with pytest.raises(StoreError, match="did not answer within 0 s; it may still do it"):
+            handed_on(reader, "delete", {"edit_ids": ["e1"]})
+
+
+def test_an_errand_is_begun_once_in_its_order_and_its_answer_taken_away(place: str) -> None:
+    with Store.open(place) as writer, Store.open(place, writer=False) as reader:
+        first, second = (reader.errands.ask("preview", {"edit": i}, 60) for i in (1, 2))
+        assert reader.errands.collect(first) is None
+        errand = writer.errands.begin()
+        assert errand is not None and (errand.id, errand.name, errand.arguments) == (first, "preview", {"edit": 1})
+        other = writer.errands.begin()
+        assert other is not None and other.id == second and writer.errands.begin() is None
+        writer.errands.answer(first, {"done": {"é": 1}})
+        assert reader.errands.collect(first) == {"done": {"é": 1}} and reader.errands.collect(first) is None
+        assert not reader.errands.withdraw(second)
+        writer.errands.answer(second, {"done": {}})  # nobody waits for it any more
+        assert reader.errands.collect(second) is None
+
+
+def test_what_is_asked_for_too_late_is_not_done(place: str) -> None:
+    with Store.open(place) as writer:
+        late, due = writer.errands.ask("delete", {}, -1), writer.errands.ask("delete", {}, 60)
+        errand = writer.errands.begin()
+        assert errand is not None and errand.id == due and writer.errands.collect(late) is None
+
+
+def test_what_a_writer_had_begun_when_it_was_killed_is_said_by_the_next(place: str) -> None:
+    """Or it would be done twice: it may have been done before."""
+    with Store.open(place, writer=False) as reader:
+        begun, asked = (reader.errands.ask("rollback", {"version": i}, 60) for i in (0, 1))
+
+    def writes() -> object:
+        store = Store.open(place)
+        assert store.errands.begin() is not None
+        return store
+
+    end(waiting(writes))
+    with Store.open(place) as writer:
+        writer.errands.abandon(ENDED)
+        told = writer.errands.collect(begun)
+        assert told is not None
+        with pytest.raises(StoreError, match="the writer ended meanwhile; see whether it was done"):
+            result_of(told)
+        errand = writer.errands.begin()
+        assert errand is not None and errand.id == asked
+
+
+def test_a_command_that_breaks_down_is_answered() -> None:
+    class Broken:
+        def do(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(StoreError, match="out of memory"):
+        result_of(answer_of(Broken(), "preview", {}))

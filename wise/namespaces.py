@@ -1,0 +1,87 @@
+"""Namespaces apart: what one memory holds of each, and how it is edited without another taking part.
+
+None takes another's prompts, nor shares its slots, so each is served as if there were no other. It is how the service
+and the commands over a store edit; `WiseModel` itself knows nothing of namespaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from wise.edits import Edit
+from wise.errors import StoreError
+from wise.memory.state import MemoryState
+from wise.memory.version import Snapshot
+from wise.model import WiseModel
+from wise.training.report import Outcome
+
+
+def make_ready(model: WiseModel, snapshot: Snapshot, place: str) -> None:
+    """Readies `model` to edit what a store holds; it serves nobody. Raises StoreError where that is of another base."""
+    if snapshot.base is not None and snapshot.base != model.fingerprint():
+        raise StoreError(f"{place} is for another base; keep a store for each base")
+    model.state = snapshot.state  # its spaces are those that new keys are compared in
+    model.prepare()
+
+
+def edited(model: WiseModel, state: MemoryState, edits: Sequence[Edit]) -> tuple[MemoryState, list[Outcome]]:
+    """`state` with `edits` written after its own, and what became of each. Raises EditError as `Trainer.edit` does."""
+    outcomes: list[Outcome] = []
+    for namespace in dict.fromkeys(edit.namespace for edit in edits):
+        own = [edit for edit in edits if edit.namespace == namespace]
+        with model.evaluating():
+            part, report = model.trainer.edit(within(state, namespace), own, serve=model.serving)
+        state = _joined(state, {namespace}, part)
+        outcomes += report.outcomes
+    return state, outcomes
+
+
+def forgotten(model: WiseModel, state: MemoryState, edit_ids: Collection[str]) -> MemoryState:
+    """`state` with nothing left of these edits: what shared a slot with one is written anew, by `Trainer.delete`.
+
+    An edit that does not verify then is not in it either.
+    """
+    for names in _apart(state):
+        part = _of(state, names)
+        gone = [edit_id for edit_id in part.edit_ids if edit_id in edit_ids]
+        if gone:
+            with model.evaluating():
+                part, _ = model.trainer.delete(part, gone, serve=model.serving)
+            state = _joined(state, names, part)
+    return state
+
+
+def within(state: MemoryState, namespace: str) -> MemoryState:
+    """The edits of one namespace, with the slots that are theirs."""
+    return _of(state, {namespace})
+
+
+def _of(state: MemoryState, namespaces: Collection[str]) -> MemoryState:
+    others = {edit.id for edit in state.edits if edit.namespace not in namespaces}
+    return state.without(others) if others else state
+
+
+def _joined(state: MemoryState, namespaces: Collection[str], part: MemoryState) -> MemoryState:
+    """`state` with `part` in the place of what it held in these namespaces. Edits that stay keep their order."""
+    others = state.without({edit.id for edit in state.edits if edit.namespace in namespaces})
+    if not others.edits:
+        return part
+    place = {edit.id: i for i, edit in enumerate(state.edits)}
+    edits = sorted((*others.edits, *part.edits), key=lambda edit: place.get(edit.id, len(place)))  # stable
+    return replace(
+        part,
+        edits=tuple(edits),
+        slots=tuple(slot.numbered(i) for i, slot in enumerate((*others.slots, *part.slots))),
+        keys={**others.keys, **part.keys},
+    )
+
+
+def _apart(state: MemoryState) -> list[set[str]]:
+    """Namespaces that share no slot; those that a memory from elsewhere put into one slot go together."""
+    namespace = {edit.id: edit.namespace for edit in state.edits}
+    groups: list[set[str]] = []
+    for slot in state.slots:
+        names = {namespace[edit_id] for edit_id in slot.edit_ids}
+        groups = [*(group for group in groups if not group & names), names.union(*(g for g in groups if g & names))]
+    return groups
