@@ -15,7 +15,7 @@ from functools import cached_property
 
 from wise.config import WiseConfig
 from wise.edits import Edit
-from wise.errors import ArtifactError, ConfigError, StoreError
+from wise.errors import ArtifactError, ConfigError, RefusedError, StoreError
 from wise.memory.artifact import check_state, check_tensors
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.key_space import KeySpace
@@ -184,13 +184,13 @@ def check_places(
 
 
 def check_namespaces(config: WiseConfig, slots: Iterable[Collection[str]], place: str) -> None:
-    """In `merge` a namespace has one slot. slots: the namespaces of each one's edits. Raises StoreError."""
+    """In `merge` a namespace has one slot. slots: the namespaces of each one's edits. Raises RefusedError."""
     if config.mode != "merge":
         return
     counts = Counter(namespace for names in slots for namespace in names)
     for namespace, count in counts.items():
         if count > 1:
-            raise StoreError(
+            raise RefusedError(
                 f"{place}: mode 'merge' has one slot for each namespace, and {namespace!r} has {count}: it was made in "
                 "another mode; take an older version, or make the edits anew"
             )
@@ -203,7 +203,7 @@ def check_rows(
     config: WiseConfig,
     base: Fingerprint,
 ) -> None:
-    """New rows are sound, as a saved memory must be; a merged one by itself. Raises StoreError."""
+    """New rows are sound, as a saved memory must be; a merged one by itself. Raises RefusedError."""
     if not rows:
         return
     if config.mode == "merge" and len(rows) > 1:
@@ -216,4 +216,4 @@ def check_rows(
         check_tensors(tensors | {f"keys of edit {i}": keys for i, keys in state.keys.items()})
         check_state(config, state, base)
     except ArtifactError as error:
-        raise StoreError(f"the version is refused: {error}") from error
+        raise RefusedError(f"the version is refused: {error}") from error

@@ -6,6 +6,7 @@
     ├── EditError            (ValueError)    an edit, or a file of edits, is not usable
     ├── ArtifactError        (ValueError)    a saved memory is incomplete, damaged or foreign
     └── StoreError           (RuntimeError)  a store is damaged, full, held by another, or lacks what was asked for
+        └── RefusedError                     a version contradicts itself: the same will be refused again
 
 A message says what was given, what was expected and what to do about it. Nothing
 has been changed when one of these is raised.
@@ -39,6 +40,10 @@ class ArtifactError(WiseError, ValueError):
 
 class StoreError(WiseError, RuntimeError):
     """A store is damaged, held by another writer, on a full disk, or does not have what was asked for."""
+
+
+class RefusedError(StoreError):
+    """A version contradicts itself. The store is well, and takes others; the same will be refused again."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from wise.edits import Edit
-from wise.errors import EditError, StoreError, WiseError
+from wise.errors import EditError, RefusedError, StoreError, WiseError
 from wise.memory.store import Store
 from wise.memory.ticket import Ticket, Version
 from wise.model import WiseModel
@@ -55,8 +55,10 @@ class Editor:
         try:
             self._train(tickets)
         except StoreError as error:
-            self._store.requeue(tickets, why=str(error))
-            raise
+            if not isinstance(error, RefusedError):
+                self._store.requeue(tickets, why=str(error))
+                raise
+            self._one_by_one(tickets)
         except Exception as error:
             if not isinstance(error, EditError):
                 logger.exception("training %d edits failed", len(tickets))
@@ -68,9 +70,9 @@ class Editor:
         for ticket in tickets:
             try:
                 self._train([ticket])
-            except StoreError:
-                raise
             except Exception as error:
+                if isinstance(error, StoreError) and not isinstance(error, RefusedError):
+                    raise
                 if not isinstance(error, WiseError):
                     logger.exception("training edit %s failed", ticket.edit.id)
                 why = {"status": FAILED, "why": f"{type(error).__name__}: {error}"[:500]}

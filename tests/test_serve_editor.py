@@ -1,0 +1,72 @@
+"""The editor of a store: what is at fault fails alone, and nothing waits behind it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stores import statuses
+from tiny import text, tiny_model, tiny_tokenizer
+
+import wise
+from wise.errors import RefusedError, StoreError
+from wise.memory.store import Store
+from wise.serve import editor as module
+from wise.serve.editor import Editor
+
+
+def edit(name: str, first: int) -> wise.Edit:
+    return wise.Edit(id=name, prompt=text([first, first + 1, first + 2]), target=text([60 + first, 61]))
+
+
+def poisoned(known: Any, name: str) -> Any:
+    """`edited`, but what it writes for one edit is no number."""
+
+    def edited(*args: Any) -> Any:
+        state, outcomes = known(*args)
+        slots = [
+            replace(slot, values=torch.full_like(slot.values, torch.nan)) if name in slot.edit_ids else slot
+            for slot in state.slots
+        ]
+        return replace(state, slots=tuple(slots)), outcomes
+
+    return edited
+
+
+@pytest.mark.parametrize("poison", [True, False])
+def test_an_edit_whose_version_is_refused_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poison: bool
+) -> None:
+    if poison:
+        monkeypatch.setattr(module, "edited", poisoned(module.edited, "bad"))
+    config = wise.WiseConfig(mode="hybrid", layer=1, terminator="")
+    with Store.open(tmp_path / "store") as store:
+        editor = Editor(wise.wrap(tiny_model("llama"), tiny_tokenizer(), config), store, batch=16, keep=100)
+        store.acknowledge([edit("good", 4), edit("bad", 12), edit("after", 20)])
+        assert editor.work() and not editor.work(), "nothing is left in the queue"
+        assert statuses(store) == {"good": "live", "bad": "failed" if poison else "live", "after": "live"}
+        if poison:
+            (failed,) = [ticket for ticket in store.journal.tickets() if ticket.edit.id == "bad"]
+            assert "RefusedError: the version is refused" in str(failed)
+        assert store.check().problems == ()
+
+
+def test_a_disk_that_fails_fails_no_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: another error of the store is raised, and all that was to be trained is queued again."""
+    config = wise.WiseConfig(mode="hybrid", layer=1, terminator="")
+    with Store.open(tmp_path / "store") as store:
+        editor = Editor(wise.wrap(tiny_model("llama"), tiny_tokenizer(), config), store, batch=16, keep=100)
+        store.acknowledge([edit("good", 4)])
+
+        def full(*args: Any, **settings: Any) -> None:
+            raise StoreError("no room is left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "commit", full)
+            with pytest.raises(StoreError, match="no room is left") as raised:
+                editor.work()
+        assert not isinstance(raised.value, RefusedError) and statuses(store) == {"good": "queued"}
+        assert editor.work() and statuses(store) == {"good": "live"}
