@@ -22,6 +22,7 @@ from wise.demo import model_path
 from wise.errors import ArtifactError, ConfigError
 from wise.eval.routing.texts import shipped_passages
 from wise.lessons import lessons_of
+from wise.memory.artifact import load_memory
 from wise.training import router_training
 from wise.training.evidence import observe
 from wise.training.floors import ABSENT, SIZES, conformal_floor, growing_floors
@@ -305,6 +306,14 @@ def test_the_command_writes_a_router_that_eval_takes(tmp_path: Path, monkeypatch
     )
     assert evaluated.exit_code == 0, evaluated.output
     assert json.loads(evaluated.stdout.splitlines()[-1])["config"]["router"] == "r.safetensors"
+    memory = tmp_path / "memory"
+    wanted = ["--prompt", "The capital of France is", "--target", "Lyon", "--output", str(memory)]
+    made = CliRunner().invoke(app, ["edit", *wanted, "--router", str(file)])
+    assert made.exit_code == 0, made.output
+    kept, learned = load_memory(memory)[1].key_space, load_router(file, demo().fingerprint()).relation
+    assert kept is not None and kept.floors == learned.floors and torch.equal(kept.projection, learned.projection)
+    odd = CliRunner().invoke(app, ["edit", *wanted, "--router", str(file), "--mode", "merge"])
+    assert odd.exit_code == 2 and "hybrid" in odd.stderr
     nothing = CliRunner().invoke(
         app, ["train-router", *common, str(data), "--apart", str(data), "--output", str(tmp_path / "n")]
     )

@@ -46,6 +46,9 @@ def edit(
     ] = None,
     model: ModelOption = None,
     mode: ModeOption = None,
+    router: Annotated[
+        Path | None, typer.Option("--router", help="File that `wise train-router` wrote; the mode is hybrid then.")
+    ] = None,
     layer: LayerOption = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
@@ -59,12 +62,12 @@ def edit(
     """
     wanted = _wanted(edits, format, settings(prompt=prompt, target=target, subject=subject))
     _check_output(output)
-    given = settings(mode=mode, layer=layer, seed=seed)
+    given = settings(mode=mode or (None if router is None else "hybrid"), layer=layer, seed=seed)
     if memory is not None and given:
         raise ConfigError(
-            f"--{next(iter(given))}: a memory keeps the settings it was made with, leave it out"
+            f"--{next(iter(given))}: a memory keeps the settings and the router it was made with, leave it out"
         )
-    wrapped = _wrapped(model, memory, given, threads)
+    wrapped = _wrapped(model, memory, given, router, threads)
     with progress_bars(progress) as show:
         report = wrapped.edit(wanted, progress=lambda done: show("edits", done, len(wanted)))
     wrapped.save_pretrained(output)
@@ -93,14 +96,16 @@ def _check_output(folder: Path) -> None:
         raise ConfigError(f"--output {folder}: holds other things than a memory; name a folder of its own")
 
 
-def _wrapped(name: str | None, memory: Path | None, given: dict[str, Any], threads: int | None) -> WiseModel:
+def _wrapped(
+    name: str | None, memory: Path | None, given: dict[str, Any], router: Path | None, threads: int | None
+) -> WiseModel:
     config = make_config(**given)
     base, tokenizer = load_model(name, threads=threads)
     from wise.model import WiseModel
 
     if memory is not None:
         return WiseModel.from_pretrained(base, tokenizer, memory)
-    return WiseModel(base, tokenizer, config)
+    return WiseModel(base, tokenizer, config, router=router)
 
 
 def _summary(report: EditReport) -> dict[str, Any]:
