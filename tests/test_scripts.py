@@ -17,10 +17,15 @@ import pytest
 import torch
 from report_sample import sample_run
 from routed import records as known_records
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
 from wise.demo import model_path
+from wise.demo.run import demo_records
+from wise.eval.routing.texts import shipped_passages
+from wise.lessons import lessons_of
 from wise.training import router_training
+from wise.training.router_file import save_router
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("scripts/demo", "scripts/test", ".ci/run", ".ci/postgres")
@@ -278,6 +283,33 @@ def test_the_bench_of_the_hybrid_engine_serves_memories_of_every_size(
     assert [row["edits"] for row in figures["serving"]] == [0, 2, 300]
     assert all(row["prefill"] > 0 and row["decode"] > 0 for row in figures["serving"])
     assert [int(line.split()[0]) for line in table[-3:]] == [0, 2, 300]
+
+
+def test_the_curve_of_floors_pays_for_wordings_with_routes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(router_training, "GATE_STEPS", 20)
+    model = AutoModelForCausalLM.from_pretrained(model_path()).eval()
+    wrapped = wise.wrap(
+        model, AutoTokenizer.from_pretrained(model_path()), wise.WiseConfig(mode="hybrid")
+    )
+    router, data, text = tmp_path / "r.safetensors", tmp_path / "d.jsonl", tmp_path / "t.txt"
+    save_router(router, wrapped.learn_router(lessons_of(demo_records(90, seed=1))), wrapped.fingerprint())
+    data.write_text("".join(json.dumps(record.to_dict()) + "\n" for record in demo_records(5, seed=0)))
+    text.write_text("\n\n".join(shipped_passages()[:4]))
+    paths = ("--model", model_path(), "--data", data, "--router", router, "--text", text)
+    monkeypatch.setattr(sys, "argv", ["bench_floors.py", *map(str, paths), "--relation", "-1", "2", "--subject", "-1"])
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_path(str(ROOT / "scripts/bench_floors.py"), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+    told, _, head, _, *lines = capsys.readouterr().out.splitlines()
+    assert told.startswith("5 edits, 0 failed") and head.startswith("| floors")
+    own, lax, shut = ([part.strip() for part in line.strip("|").split("|")] for line in lines)
+    assert float(own[1]) == 1.0 and lax[0] == "-1.00, -1.00" and shut[0] == "2.00, -1.00"
+    assert float(lax[-1]) > float(own[-1]) >= float(shut[-1]) == 0
+    assert float(shut[1]) < 1 and float(shut[5]) == float(shut[6]) == 1.0 > float(lax[6])
 
 
 def test_the_bench_refuses_what_it_cannot_measure(
