@@ -25,7 +25,7 @@ from wise.lessons import lessons_of
 from wise.memory.artifact import load_memory
 from wise.training import router_training
 from wise.training.evidence import observe
-from wise.training.floors import ABSENT, SIZES, conformal_floor, growing_floors
+from wise.training.floors import ABSENT, LEAST_SIZE, SIZES, conformal_floor, growing_floors
 from wise.training.lesson import Lesson
 from wise.training.router_file import load_router, save_router
 from wise.training.router_training import RECENT, TEMPERATURE, LearnedSpaces, info_nce
@@ -74,16 +74,18 @@ def test_a_conformal_floor_keeps_its_promise_on_new_scores() -> None:
 def test_the_floor_for_a_size_keeps_its_promise_for_a_memory_of_that_size_and_no_less() -> None:
     g = torch.Generator().manual_seed(0)
     spread = 1 + torch.rand(2000, 1, generator=g)  # some questions are likelier to be taken for others
-    scores = 0.12 * spread * torch.randn(2000, 600, generator=g)  # hardly any above 1, where no floor lies
-    scores[torch.rand(2000, 600, generator=g) < 0.5] = ABSENT
+    count = 4096
+    scores = 0.1 * spread * torch.randn(2000, count, generator=g)  # hardly any above 1, where no floor lies
+    scores[torch.rand(2000, count, generator=g) < 0.5] = ABSENT
     known, new = scores[:400], scores[400:]
     floors = growing_floors(known, 0.1)
     assert len(floors) == len(SIZES) and all(a <= b for a, b in zip(floors, floors[1:], strict=False))
-    for size in (64, 256):
-        drawn = torch.stack([torch.randperm(600, generator=g)[:size] for _ in range(len(new))])
+    for size in (LEAST_SIZE, count):
+        drawn = torch.stack([torch.randperm(count, generator=g)[:size] for _ in range(len(new))])
         largest = new.gather(1, drawn).max(-1).values
         assert 0.06 < float((largest >= floors[SIZES.index(size)]).float().mean()) < 0.13
     assert float((largest >= floors[0]).float().mean()) > 0.2, "the floor for few edits is too low for many"
+    assert floors[0] == floors[SIZES.index(LEAST_SIZE)] < floors[SIZES.index(2 * LEAST_SIZE)]
     assert set(growing_floors(known[:5], 0.1)) == {1.0}, "too few to promise anything"
 
 
