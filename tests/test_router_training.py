@@ -80,7 +80,7 @@ def test_the_floor_for_a_size_keeps_its_promise_for_a_memory_of_that_size_and_no
     known, new = scores[:400], scores[400:]
     floors = growing_floors(known, 0.1)
     assert len(floors) == len(SIZES) and all(a <= b for a, b in zip(floors, floors[1:], strict=False))
-    for size in (LEAST_SIZE, count):
+    for size in (LEAST_SIZE, 4 * LEAST_SIZE):
         drawn = torch.stack([torch.randperm(count, generator=g)[:size] for _ in range(len(new))])
         largest = new.gather(1, drawn).max(-1).values
         assert 0.06 < float((largest >= floors[SIZES.index(size)]).float().mean()) < 0.13
