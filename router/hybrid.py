@@ -152,7 +152,7 @@ class HybridRouter(Router):
         compiling = torch.compiler.is_compiling() or torch.is_autocast_enabled(activation.device.type)
         if compiling or self.needed == -math.inf or self.relation.gate is None:
             return False
-        return float(self.relation.gate(activation.float()).max()) < self.needed
+        return bool((self.relation.gate(activation.float()) < self.needed).all())
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
         """The lesser of how far relation and subject pass their floors, of the edit for which it is largest.

@@ -220,9 +220,12 @@ def generated(served: Running) -> float:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_client_that_leaves_makes_room(served: Running, streamed: bool) -> None:
+def test_a_client_that_leaves_makes_room(
+    served: Running, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, decode = served.service.engine, served.service.engine._decode
+    monkeypatch.setattr(engine, "_decode", lambda: (time.sleep(0.05), decode()))  # so that it has not ended before
     body = {"model": NAME, "prompt": "The", "max_tokens": 120, "n": 4, "temperature": 1.3, "stream": streamed}
-    engine = served.service.engine
     with served.client("reader") as client:
         if streamed:
             with client.stream("POST", "/v1/completions", json=body) as stream:
