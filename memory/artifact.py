@@ -387,7 +387,7 @@ def _key_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) -> 
     if named is not None:
         s, wide = len(named.projection), (1 + named.recent) * v
         shapes |= {"subject mean": (named.mean, (wide,)), "subject projection": (named.projection, (s, wide))}
-        r += s
+        r += named.parts * s
     shapes |= {f"keys of edit {i}": (keys, (max(1, len(keys)), r)) for i, keys in state.keys.items()}
     for name, (tensor, shape) in shapes.items():
         if tensor.dtype != torch.float32 or tensor.shape != shape:

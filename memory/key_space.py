@@ -53,6 +53,11 @@ class KeySpace:
     recent: int = 0
     """Value vectors that stand behind the activation in a vector (`ContextReader.beside`), or in the space of subjects
     behind the token's own (`joined`)."""
+    surroundings: int = 0
+    """In the space of subjects, texts in which a name is read for its key: each gives two parts, for the beginning of
+    the name and its end (`of_whom`). 0: its end where the prompt names it is all."""
+    text: Tensor | None = None
+    """In the space of relations `[n, r]`, the keys of tokens of running text, at which no question is asked."""
     floors: tuple[float, ...] = ()
     """Cosine from which a key counts in a memory of up to 1, 2, 4, ... edits, the last of them in all that are larger;
     none where the space comes without (`retrieve` has its own setting)."""
@@ -61,6 +66,11 @@ class KeySpace:
         # A product with a transposed view is summed in another order: a key space read from disk would differ in
         # the last bits from the one that was saved.
         object.__setattr__(self, "projection", self.projection.contiguous())
+
+    @property
+    def parts(self) -> int:
+        """Unit vectors side by side in a key."""
+        return max(1, ENDS * self.surroundings)
 
     @property
     def shift(self) -> Tensor:
@@ -88,8 +98,11 @@ class KeySpace:
                 found |= {f"{prefix}.{name}": getattr(layer, name).clone() for name in LAYER}
         if self.gate is not None:
             found["gate.offset"] = torch.tensor(self.gate.offset, dtype=torch.float64)
-        if self.recent:
-            found["recent"] = torch.tensor(self.recent)
+        for name in COUNTS:
+            if getattr(self, name):
+                found[name] = torch.tensor(getattr(self, name))
+        if self.text is not None:
+            found["text"] = self.text.clone()
         if self.floors:
             found["floors"] = torch.tensor(self.floors, dtype=torch.float64)
         return found
@@ -98,12 +111,14 @@ class KeySpace:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> KeySpace:
         """The inverse of `tensors`. Raises KeyError where one is missing, ValueError where they do not fit together."""
         mean, projection, floors = tensors["mean"], tensors["projection"], tensors.get("floors")
-        recent = tensors.get("recent", torch.tensor(0))
+        counts = {name: tensors.get(name, torch.tensor(0)) for name in COUNTS}
+        text = tensors.get("text")
         bend, layer = (_layer(tensors, prefix) for prefix in ("bend", "gate"))
         offset = None if layer is None else tensors["gate.offset"]
         r, f = projection.shape if projection.ndim == 2 else (-1, -1)
         sound = mean.shape == (f,) and (floors is None or floors.ndim == 1) and (offset is None or offset.ndim == 0)
-        sound = sound and recent.ndim == 0 and int(recent) >= 0
+        sound = sound and all(count.ndim == 0 and int(count) >= 0 for count in counts.values())
+        sound = sound and (text is None or text.shape == (len(text), r))
         for part, size, leading in ((bend, r, f), (layer, 1, min(f, layer.inner.shape[-1] if layer else f))):
             h = part.bias.numel() if part is not None else 0
             sound = sound and (part is None or _shapes(part) == ((h, leading), (h,), (size, h)))
@@ -113,7 +128,8 @@ class KeySpace:
                 projection=projection,
                 bend=bend,
                 gate=None if layer is None or offset is None else Gate(layer=layer, offset=float(offset)),
-                recent=int(recent),
+                text=text,
+                **{name: int(count) for name, count in counts.items()},
                 floors=() if floors is None else tuple(floors.tolist()),
             )
             # What was left unread shows when the space is taken apart again.
@@ -152,8 +168,30 @@ class KeySpace:
         return self.keys(vectors) * self.asks(vectors)[:, None]
 
 
+def of_whom(cosines: Tensor, parts: int) -> Tensor:
+    """How near subjects come by the parts of their keys: `[..., n * parts]`, of each part the nearest -> `[..., n]`.
+
+    Both ends of a name count, in the one of its surroundings in which they come nearest: names of a kind end alike, and
+    what a name reads as depends on whether it opens a text, a sentence, or neither.
+    """
+    if parts == 1:
+        return cosines
+    each = cosines.shape[-1] // parts, parts // ENDS, ENDS
+    beginning, end = cosines.reshape(*cosines.shape[:-1], *each).unbind(-1)
+    nearest: Tensor = (BEGINNING * beginning + (1 - BEGINNING) * end).amax(-1)
+    return nearest
+
+
+ENDS = 2
+"""Parts of a name that are compared: its first two tokens and its last two, or the one that it has."""
+BEGINNING = 1 / 3
+"""What the first counts: more, and a subject that is called by a part of its name is not known again."""
+APART, HIGHEST = 0.01, 0.99
+"""How far the floor of an edit's own lies above what must not reach it, and the highest that there is, so that rounding
+does not shut its gate."""
 LAYER = ("inner", "bias", "outer")
-DTYPES = {"floors": torch.float64, "gate.offset": torch.float64, "recent": torch.int64}
+COUNTS = ("recent", "surroundings")
+DTYPES = {"floors": torch.float64, "gate.offset": torch.float64} | dict.fromkeys(COUNTS, torch.int64)
 """Of numbers that are compared as they were computed, or count; all else is float32."""
 
 

@@ -25,7 +25,7 @@ from torch.nn.functional import linear, normalize, pad, relu
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader, visible
 from wise.memory.grouped import NO_SLOT
-from wise.memory.key_space import KeySpace, Layer
+from wise.memory.key_space import APART, HIGHEST, KeySpace, Layer, of_whom
 from wise.memory.side_memory import Evidence, KeyedBank, Resident, Route, Router, SlotBank
 from wise.router.screen import screen
 
@@ -79,6 +79,13 @@ class Projector(Resident):
         return x.new_ones(len(x)) if self.gate is None else torch.sigmoid(self.gate(x)[:, 0] + self.offset)
 
 
+def _above_text(keys: Tensor, space: KeySpace) -> Tensor:
+    """Of each key `[n, r]` the cosine that no token of the space's running text reaches."""
+    if space.text is None:
+        return keys.new_full((len(keys),), ABSENT)
+    return ((keys @ space.text.T).amax(-1) + APART).clamp(max=HIGHEST)
+
+
 class HybridRouter(Router):
     """Keys of both kinds for every edit, one for each place at which it speaks."""
 
@@ -107,22 +114,23 @@ class HybridRouter(Router):
         relation: KeySpace,
         gated: Tensor,
     ) -> None:
-        """keys `[n, s + r]`: a unit subject key and a unit relation key each; key_slots `[n]`.
+        """keys `[n, parts s + r]`: a subject key and a unit relation key each; key_slots `[n]`.
 
         thresholds `[k]`: of each slot, the relation floor of its edit where that is above the space's.
 
-        gated: `[n]` bool: a key counts only as much as a question ends.
+        gated: `[n]` bool: a key counts only as much as a question ends. One that does not is kept above running text.
 
         Raises ConfigError where a space has no floor.
         """
         super().__init__()
-        size = len(subject.projection)
+        self.parts, size = subject.parts, subject.parts * len(subject.projection)
         self.reader = reader
         self.key_slots = key_slots
-        self.subject_keys, self.relation_keys = keys[:, :size].float(), keys[:, size:].float()
+        self.subject_keys, self.relation_keys = (part.float().contiguous() for part in (keys[:, :size], keys[:, size:]))
         self.relation = Projector(relation)
         self.subject_projection, self.subject_shift = subject.projection, subject.shift
-        self.relation_floors = thresholds.float()[key_slots].clamp(min=relation.floor(len(thresholds)))
+        floors = thresholds.float()[key_slots].clamp(min=relation.floor(len(thresholds)))
+        self.relation_floors = torch.where(gated, floors, floors.maximum(_above_text(self.relation_keys, relation)))
         self.gated = gated
         self.subject_floor = torch.tensor(subject.floor(len(thresholds)))
         self.least_floor = torch.where(gated, self.relation_floors, torch.inf).min()
@@ -211,6 +219,7 @@ class HybridRouter(Router):
             self.subject_shift,
             self.subject_keys,
             self.subject_floor,
+            self.parts,
             everywhere,
         )
         return found
@@ -235,6 +244,7 @@ def choose(
     shift: Tensor,
     subject_keys: Tensor,
     subject_floor: Tensor,
+    parts: int,
     everywhere: bool,
 ) -> tuple[Tensor, Tensor]:
     """For `[m]` tokens: the key of the edit chosen, and its evidence, at least 1 exactly where it reaches both floors.
@@ -249,7 +259,7 @@ def choose(
         free_centres, free_bounds: the same of the others.
         gated, relation_keys, relation_floors: `[edits]`, `[edits, r]`, `[edits]`.
         values: `[rows, heads, tokens, size]` what attention sees; `mask`: which of it each token sees (`visible`).
-        projection, shift, subject_keys: as `named` takes them; subject_floor: one number.
+        projection, shift, subject_keys: as `named` takes them, and parts; subject_floor: one number.
         everywhere: look at every edit at every token, and not only at those whose relation it reaches.
     """
     key, value = torch.zeros_like(places), asks.new_zeros(len(places))
@@ -271,29 +281,31 @@ def choose(
         row = int(places[here[0]]) // width
         vectors = values[row].transpose(0, 1).flatten(1).float()  # [tokens, v]
         seen = visible(mask, row, places[here] % width, width, len(vectors))
-        subject = named(vectors, seen, projection, shift, subject_keys[edits])
+        subject = named(vectors, seen, projection, shift, subject_keys[edits], parts)
         best, value[here] = _weighed(relation, subject, sought, relation_floors[edits], subject_floor)
         key[here] = edits[best]
     return key, value
 
 
-def named(values: Tensor, seen: Tensor, projection: Tensor, shift: Tensor, keys: Tensor) -> Tensor:
-    """The largest cosine of each key to a token that each of `m` sees, `ABSENT` where it sees none: `[m, edits]`.
+def named(values: Tensor, seen: Tensor, projection: Tensor, shift: Tensor, keys: Tensor, parts: int) -> Tensor:
+    """How near each key's subject comes in what each of `m` tokens sees, `ABSENT` where it sees nothing: `[m, edits]`.
 
     As `KeySpace.named` has it: values `[tokens, v]` of a row; seen `[m, tokens]` bool; projection `[s, v]`, or
     `[s, 2 v]` where a subject is known by the token before its last as well, which counts where it is seen too; keys
-    `[edits, s]`.
+    `[edits, parts s]`, see `of_whom`.
     """
+    keys = keys.view(-1, len(projection))
     own = linear(values, projection[:, : values.shape[1]], shift)
     alone = normalize(own, dim=-1) @ keys.T
     if projection.shape[1] == values.shape[1]:
-        return torch.stack([alone.masked_fill(~one[:, None], ABSENT).max(0).values for one in seen])
+        return of_whom(torch.stack([alone.masked_fill(~one[:, None], ABSENT).amax(0) for one in seen]), parts)
     own[1:] += linear(values[:-1], projection[:, values.shape[1] :])
     both = torch.maximum(alone, normalize(own, dim=-1) @ keys.T)
-    return torch.stack([
-        torch.where(two[:, None], both, alone).masked_fill(~one[:, None], ABSENT).max(0).values
+    nearest = [
+        torch.where(two[:, None], both, alone).masked_fill(~one[:, None], ABSENT).amax(0)
         for one, two in zip(seen, pad(seen[:, :-1], (1, 0)), strict=True)
-    ])  # fmt: skip
+    ]
+    return of_whom(torch.stack(nearest), parts)
 
 
 def _parts(tokens: Tensor, rows: Tensor) -> Iterator[Tensor]:

@@ -91,7 +91,7 @@ def _hybrid(router: HybridRouter, rows: Tensor, row: int) -> Nearness:
     everything = router.reader.beside(rows.float().flatten(0, 1), row * len(x) + places, router.relation.recent)
     relation = (router.relation(everything) @ router.relation_keys.T) * counts
     seen = visible(reader.mask, row, places, len(x), len(values))
-    subject = named(values, seen, router.subject_projection, router.subject_shift, router.subject_keys)
+    subject = named(values, seen, router.subject_projection, router.subject_shift, router.subject_keys, router.parts)
     evidence = weighed(relation, subject, router.relation_floors, router.subject_floor)
     # As the router has it: of those that reach both floors the one with the most in sum, before all that do not.
     rank = torch.where(evidence >= 1, 3 + relation + subject, evidence)

@@ -36,15 +36,20 @@ def by_hand(relation, values, mask, projection, shift, keys, floors, subject_flo
         scores = {}
         for e in range(len(keys)):
             seen = mask[row, 0, place].tolist()
-            subject = max(
-                (
-                    float(torch.dot(normalize(linear(vector, projection, shift), dim=-1), keys[e]))
-                    for t in range(len(seen))
-                    if seen[t]
-                    for vector in beside(values[row], t, seen, projection)
-                ),
-                default=-2.0,
-            )
+            near = [
+                max(
+                    (
+                        float(torch.dot(normalize(linear(vector, projection, shift), dim=-1), part))
+                        for t in range(len(seen))
+                        if seen[t]
+                        for vector in beside(values[row], t, seen, projection)
+                    ),
+                    default=-2.0,
+                )
+                for part in keys[e].view(-1, 3)
+            ]
+            pairs = zip(near[::2], near[1::2], strict=True) if len(near) > 1 else [(near[0], near[0])]
+            subject = max(beginning / 3 + 2 * end / 3 for beginning, end in pairs)
             if float(relation[n, e]) >= float(floors[e]) and subject >= float(subject_floor):
                 scores[e] = float(relation[n, e]) + subject
         found.append(max(scores, key=lambda e: scores[e]) if scores else None)
@@ -52,13 +57,20 @@ def by_hand(relation, values, mask, projection, shift, keys, floors, subject_flo
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([-0.5, 0.0, 0.4]), st.sampled_from([-0.5, 0.2, 0.6]), st.booleans())
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([-0.5, 0.0, 0.4]),
+    st.sampled_from([-0.5, 0.2, 0.6]),
+    st.booleans(),
+    st.sampled_from([1, 2, 6]),
+)
 def test_it_chooses_as_a_search_by_hand_does(
-    seed: int, relation_floor: float, subject_floor: float, before: bool
+    seed: int, relation_floor: float, subject_floor: float, before: bool, parts: int
 ) -> None:
     g = torch.Generator().manual_seed(seed)
     query, asked = (normalize(torch.randn(n, 3, generator=g), dim=-1) for n in (6, 4))
-    values, keys = torch.randn(2, 5, 3, generator=g), normalize(torch.randn(4, 3, generator=g), dim=-1)
+    values, keys = torch.randn(2, 5, 3, generator=g), normalize(torch.randn(4, parts, 3, generator=g), dim=-1)
+    keys = keys.flatten(1)
     mask = torch.rand(2, 1, 3, 5, generator=g) < 0.5
     projection, shift = torch.randn(3, 6 if before else 3, generator=g), torch.randn(3, generator=g)
     floors = abs(relation_floor) + 0.05 + 0.3 * torch.rand(4, generator=g)
@@ -71,11 +83,11 @@ def test_it_chooses_as_a_search_by_hand_does(
     screens = [part for own in (gated, ~gated) for part in screen(asked[own], floors[own])]
     for everywhere in (False, True):
         found = (query, asks, torch.arange(6), 3, least, *screens, gated, asked, floors)
-        key, value = choose(*found, heads, mask, projection, shift, keys, subject, everywhere)
+        key, value = choose(*found, heads, mask, projection, shift, keys, subject, parts, everywhere)
         assert [int(k) if v >= 1 else None for k, v in zip(key, value, strict=True)] == wanted
         for n in range(6):  # what is told of a token, also where nothing opens, is told of it alone
             one = (query[n : n + 1], asks[n : n + 1], torch.tensor([n]), 3, least, *screens, gated, asked, floors)
-            alone = choose(*one, heads, mask, projection, shift, keys, subject, everywhere)
+            alone = choose(*one, heads, mask, projection, shift, keys, subject, parts, everywhere)
             assert int(alone[0]) == int(key[n]) and float(alone[1]) == pytest.approx(float(value[n]), abs=1e-5)
 
 

@@ -24,8 +24,8 @@ from wise.eval.routing.texts import shipped_passages
 from wise.lessons import lessons_of
 from wise.memory.artifact import load_memory
 from wise.training import router_training
-from wise.training.evidence import observe
-from wise.training.floors import ABSENT, LEAST_SIZE, SIZES, conformal_floor, growing_floors
+from wise.training.evidence import ELSEWHERE, observe
+from wise.training.floors import ABSENT, SIZES, conformal_floor, growing_floors
 from wise.training.lesson import Lesson
 from wise.training.router_file import load_router, save_router
 from wise.training.router_training import RECENT, TEMPERATURE, LearnedSpaces, info_nce
@@ -40,7 +40,7 @@ def demo(**settings: object) -> wise.WiseModel:
 def learned() -> tuple[wise.WiseModel, LearnedSpaces]:
     """The shipped model with a router of facts 40 on."""
     wrapped = demo()
-    return wrapped, wrapped.learn_router(lessons_of(records(140, skip=40)), false_routes=0.05)
+    return wrapped, wrapped.learn_router(lessons_of(records(240, skip=40)), false_routes=0.05)
 
 
 # -- pieces -----------------------------------------------------------------------------------
@@ -80,12 +80,12 @@ def test_the_floor_for_a_size_keeps_its_promise_for_a_memory_of_that_size_and_no
     known, new = scores[:400], scores[400:]
     floors = growing_floors(known, 0.1)
     assert len(floors) == len(SIZES) and all(a <= b for a, b in zip(floors, floors[1:], strict=False))
-    for size in (LEAST_SIZE, 4 * LEAST_SIZE):
+    for size in (64, 2048):
         drawn = torch.stack([torch.randperm(count, generator=g)[:size] for _ in range(len(new))])
         largest = new.gather(1, drawn).max(-1).values
         assert 0.06 < float((largest >= floors[SIZES.index(size)]).float().mean()) < 0.13
     assert float((largest >= floors[0]).float().mean()) > 0.2, "the floor for few edits is too low for many"
-    assert floors[0] == floors[SIZES.index(LEAST_SIZE)] < floors[SIZES.index(2 * LEAST_SIZE)]
+    assert floors[0] < floors[SIZES.index(64)] < floors[SIZES.index(2048)]
     assert set(growing_floors(known[:5], 0.1)) == {1.0}, "too few to promise anything"
 
 
@@ -111,7 +111,7 @@ def test_keys_are_read_where_the_subject_ends_and_without_one_at_the_least_known
     edit = records(1)[0].edit
     bare = wise.Edit(prompt=edit.prompt, target=edit.target, id="bare")
     assert wrapped.reader is not None
-    found = observe(trainer.spliced, wrapped.reader, wrapped.encoder, [edit, bare], 0)
+    found = observe(trainer.spliced, wrapped.reader, wrapped.encoder, [edit, bare], 0, 1 + len(ELSEWHERE))
     span = found.subject[0]
     assert span is not None and found.subject[1] is None
     place = span[1] - 1
@@ -120,8 +120,11 @@ def test_keys_are_read_where_the_subject_ends_and_without_one_at_the_least_known
     keys = found.keys(trainer.background)
     space = trainer.background.subject_space
     assert space is not None
-    wanted = space.named(found.named(0))[-1 if span[1] - span[0] > 1 else 0][place - found.first]
-    assert float(keys[0][0, : len(space.projection)] @ wanted) > 0.999  # whitening makes much of what rounding does
+    pair = span[1] - span[0] > 1
+    tokens = space.named(found.named(0))[-1 if pair else 0]
+    for part, at in enumerate((span[0] + pair, place)):
+        own = keys[0][0].split(len(space.projection))[part]
+        assert float(own @ tokens[at - found.first]) > 0.999  # whitening makes much of what rounding does
     assert all(key.shape == keys[0].shape for key in keys) and keys[1].isfinite().all()
 
 

@@ -18,12 +18,14 @@ from wise.config import WiseConfig
 from wise.memory.context import ContextReader, joined
 from wise.memory.key_space import KeySpace
 from wise.training.encoding import OPENINGS, Encoder
+from wise.training.evidence import ELSEWHERE
 from wise.training.generation import sample
 from wise.training.splice import SplicedModel
 
 SAMPLES = 48
 SAMPLE_TOKENS = 32
 PREFIX_WORDS = (3, 5, 8)
+SUBJECT_DIM = 256
 BEFORE = 1
 """Tokens before the last of a subject that it is known by: names often end alike."""
 
@@ -62,10 +64,10 @@ def measure(
     output = spliced.value_projection(tokens)
     space, subject = fit_key_space(tokens.float(), config.key_dim), None
     if reader is not None and reader.values is not None:
-        space = replace(space, floors=(config.relation_floor,))
+        space = replace(space, text=space.keys(tokens), floors=(config.relation_floor,))
         rows = zip(reader.values.float(), mask.bool(), strict=True)
         values = torch.cat([joined(row[own], BEFORE) for row, own in rows])
-        subject = replace(fit_key_space(values, config.key_dim), recent=BEFORE, floors=(config.subject_floor,))
+        subject = subject_space(values, floors=(config.subject_floor,))
     return Background(
         samples=tuple(map(tuple, samples)),
         activations=tokens.float(),
@@ -87,6 +89,12 @@ def fit_key_space(activations: Tensor, dim: int) -> KeySpace:
     spread = spread / len(activations) ** 0.5
     kept = min(dim, int((spread > 1e-5 * spread[0]).sum()))
     return KeySpace(mean=mean.cpu(), projection=(axes[:kept] / spread[:kept, None]).cpu())
+
+
+def subject_space(values: Tensor, floors: tuple[float, ...] = ()) -> KeySpace:
+    """Of value vectors `[n, (1 + BEFORE) v]`, each behind that of the token before it."""
+    space = fit_key_space(values, SUBJECT_DIM)
+    return replace(space, recent=BEFORE, surroundings=1 + len(ELSEWHERE), floors=floors)
 
 
 def _sample(model: PreTrainedModel, encoder: Encoder, seed: int) -> list[list[int]]:

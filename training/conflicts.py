@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from wise.edits import Edit
+from wise.memory.key_space import of_whom
 from wise.memory.state import MemoryState
 from wise.training.report import Conflict
 
@@ -30,7 +31,7 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
     later = [place for place, edit in enumerate(state.edits) if edit.id in written]
     if relation_space is None or subject_space is None or not later:
         return ()
-    size = len(subject_space.projection)
+    parts, size = subject_space.parts, subject_space.parts * len(subject_space.projection)
     first = torch.stack([state.keys[edit.id][0] for edit in state.edits]).double()
     floors = _relation_floors(state, relation_space.floor(len(state.edits)))
     least = subject_space.floor(len(state.edits))
@@ -38,7 +39,8 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
     for place in reversed(later):
         if place in found:
             continue
-        subject = first[:place, :size] @ first[place, :size]
+        each = (first[:place, :size] * first[place, :size]).view(place, parts, size // parts).sum(-1)
+        subject = of_whom(each, parts)[:, 0]
         relation = first[:place, size:] @ first[place, size:]
         same = (subject >= least) & (relation >= floors[:place].clamp(min=float(floors[place])))
         for earlier in same.nonzero()[:, 0].tolist():

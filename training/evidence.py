@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from wise.errors import ConfigError
 from wise.memory.context import ContextReader, joined
-from wise.memory.key_space import KeySpace
+from wise.memory.key_space import ENDS, KeySpace
 from wise.training.encoding import Encoder
 from wise.training.splice import SplicedModel
 from wise.training.subjects import subject_spans
 
 BATCH = 64
+ELSEWHERE = ("", "This much is known. ")
+"""Texts behind which a subject is read by itself, beside where its prompt names it: nothing, and a sentence."""
 
 
 class Asked(Protocol):
@@ -53,12 +56,11 @@ class Evidence:
     """The subject of each, from its first token to behind its last; None where it names none."""
     first: int
     """Before that there is only the beginning of sequence."""
+    elsewhere: tuple[Evidence, ...] = ()
+    """The same of the subjects by themselves, in other surroundings."""
 
     def keys(self, spaces: Spaces) -> list[Tensor]:
-        """Of each its subject key and relation key side by side, `[1, s + r]`.
-
-        Where no subject is named, the token that the subject space knows least stands for it: the longest vector.
-        """
+        """Of each its subject key and relation key side by side, `[1, parts s + r]`."""
         space = spaces.subject_space
         if space is None:
             raise RuntimeError("the background was measured for another mode: it has no subject space")
@@ -66,13 +68,29 @@ class Evidence:
         return [torch.cat([self.subject_key(i, space), relation[i : i + 1]], dim=-1) for i in range(len(relation))]
 
     def subject_key(self, question: int, space: KeySpace) -> Tensor:
-        """`[1, s]`: of its last token, behind the one before where that is of the subject too."""
+        """`[1, parts s]`, see `of_whom`.
+
+        Raises RuntimeError where the subject was not read in all the surroundings of the space.
+        """
+        if not space.surroundings:
+            return self._ends(question, space)[1:]
+        read = (self, *self.elsewhere)
+        if len(read) != space.surroundings:
+            raise RuntimeError(f"subjects were read in {len(read)} surroundings, {space.surroundings} are asked for")
+        return torch.cat([each._ends(question, space) for each in read]).view(1, -1)
+
+    def _ends(self, question: int, space: KeySpace) -> Tensor:
+        """The beginning and the end of the subject `[2, s]`: two tokens, or one alone where it has no more.
+
+        Where no subject is named, the token that the subject space knows least stands for it: the longest vector.
+        """
         values, span = self.named(question), self.subject[question]
         if span is None:
             lengths = linear(joined(values, space.recent), space.projection, space.shift).norm(dim=-1)
-            return space.named(values)[-1][lengths.argmax()][None]
+            return space.named(values)[-1][lengths.argmax()].expand(ENDS, -1)
         start, end = (place - self.first for place in span)
-        return space.named(values)[-1 if end - start > 1 else 0][end - 1][None]
+        pair = end - start > 1
+        return space.named(values)[-1 if pair else 0][[start + pair, end - 1]]
 
     def named(self, question: int) -> Tensor:
         """The value vectors of a question from `first` on: `[tokens, v]`, on the CPU."""
@@ -80,12 +98,43 @@ class Evidence:
 
 
 def observe(
+    spliced: SplicedModel,
+    reader: ContextReader,
+    encoder: Encoder,
+    asked: Sequence[Asked],
+    recent: int,
+    surroundings: int = 0,
+) -> Evidence:
+    """Runs the base over the prompts, and over their subjects elsewhere.
+
+    recent: of the space of relations that it is for; surroundings: of that of subjects; see `KeySpace`.
+
+    Raises ConfigError for more surroundings than there are.
+    """
+    if surroundings > 1 + len(ELSEWHERE):
+        raise ConfigError(f"{surroundings} surroundings of subjects: this release has {1 + len(ELSEWHERE)}; train anew")
+    texts = ELSEWHERE[: max(0, surroundings - 1)]
+    elsewhere = ([_Alone.of(each, text, encoder) for each in asked] for text in texts)
+    found = _observe(spliced, reader, encoder, asked, recent)
+    return replace(found, elsewhere=tuple(_observe(spliced, reader, encoder, alone, 0) for alone in elsewhere))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Alone:
+    prompt: str
+    subject: str | None
+
+    @classmethod
+    def of(cls, asked: Asked, text: str, encoder: Encoder) -> _Alone:
+        """The subject behind a text; the question as it is where it names none, or they do not fit."""
+        prompt = asked.prompt if asked.subject is None else f"{text}{asked.subject}"
+        fits = len(encoder.prompt(prompt)) <= encoder.context
+        return cls(prompt=prompt if fits else asked.prompt, subject=asked.subject)
+
+
+def _observe(
     spliced: SplicedModel, reader: ContextReader, encoder: Encoder, asked: Sequence[Asked], recent: int
 ) -> Evidence:
-    """Runs the base once over the prompts.
-
-    recent: of the space of relations that it is for, see `KeySpace`.
-    """
     relation: list[Tensor] = []
     before: list[Tensor] = []
     context: list[Tensor] = []

@@ -14,10 +14,6 @@ from torch import Tensor
 
 SIZES = tuple(2**i for i in range(21))
 """Numbers of edits for which floors are given, as `KeySpace.floors` has them."""
-LEAST_SIZE = 512
-"""Edits that a memory is taken to have at least: a floor for fewer wins hardly a paraphrase, and asks so little that
-what no question of the calibration is like might reach it: of a hundred edits, neighbours that moved were 17 in a
-thousand with the floor for a hundred, and 7 with this one, and as many paraphrases were reached."""
 ABSENT = -2.0
 """In place of a score that does not count: below every cosine."""
 
@@ -43,7 +39,7 @@ def growing_floors(scores: Tensor, share: float) -> tuple[float, ...]:
     own = scores[(scores > ABSENT).any(-1)]
     ordered, like = own.sort(-1).values, (own > ABSENT).sum(-1)
     steps = torch.unique(own[own > ABSENT])
-    return tuple(_least(ordered, like, steps, share, size) for size in (max(size, LEAST_SIZE) for size in SIZES))
+    return tuple(_least(ordered, like, steps, share, size) for size in SIZES)
 
 
 def _least(ordered: Tensor, like: Tensor, steps: Tensor, share: float, size: int) -> float:

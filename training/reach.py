@@ -3,7 +3,7 @@
 An edit answers as before unless another's gate opens somewhere in its prompt or answer. What the router would see there
 is read off the base once per edit and kept in memory, so a new edit is compared with all that are live in one product,
 however many they are. Found are at least those that it reaches: floors count a little less here than where they serve,
-and a subject counts wherever it stands in the text, also after the token.
+and a subject counts wherever its name's end stands in the text, also after the token.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.memory.context import ContextReader
+from wise.memory.key_space import BEGINNING, ENDS
 from wise.memory.slot import EditSlot
 from wise.memory.state import MemoryState
 from wise.training.background import Background
@@ -61,11 +62,15 @@ class Reach:
         if not old or not slots or state.subject_space is None or state.key_space is None:
             return set()
         keys = torch.cat([state.keys[slot.edit_ids[0]] for slot in slots])
-        size, counts = len(state.subject_space.projection), torch.tensor([len(slot.places) for slot in slots])
+        size = state.subject_space.parts * len(state.subject_space.projection)
+        counts = torch.tensor([len(slot.places) for slot in slots])
         gated = torch.cat([slot.gated for slot in slots])
         least = state.key_space.floor(len(state.edits))
         floors = torch.tensor([max(slot.threshold, least) for slot in slots]).repeat_interleave(counts) - LESS
-        whom = state.subject_space.floor(len(state.edits)) - LESS
+        subjects = keys[:, :size].reshape(len(keys), state.subject_space.parts, -1)
+        whom = state.subject_space.floor(len(state.edits))
+        if state.subject_space.parts > 1:  # the ends of names alone are looked for, and their beginnings taken as found
+            subjects, whom = subjects[:, ENDS - 1 :: ENDS], (whom - BEGINNING) / (1 - BEGINNING)
         found = set()
         for start in range(0, len(old), AT_ONCE):
             part = [self._read[_text(edit)] for edit in old[start : start + AT_ONCE]]
@@ -73,8 +78,9 @@ class Reach:
             asks = torch.cat([read.asks for read in part])[:, None]
             relation = torch.cat([read.relation for read in part]).float() @ keys[:, size:].T
             asked = _any(relation * torch.where(gated, asks, 1) >= floors, owner, len(part))
-            nearest = (torch.cat([read.named for read in part], dim=1).float() @ keys[:, :size].T).max(0).values
-            named = _any(nearest >= whom, owner, len(part))
+            cosines = torch.cat([read.named for read in part], dim=1).float() @ subjects.flatten(0, 1).T
+            nearest = cosines.amax(0).view(-1, *subjects.shape[:2]).amax(-1)
+            named = _any(nearest >= whom - LESS, owner, len(part))
             found |= {old[start + i].id for i in (asked & named).any(-1).nonzero()[:, 0].tolist()}
         return found
 

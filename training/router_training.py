@@ -6,10 +6,7 @@ very same subject, against tokens at which a question is not asked to its end, a
 compared in the whitened space of the base's value vectors: what they differ in is there without training, and training
 it alike on two thousand subjects knew others less.
 
-Both floors are conformal (`wise.training.floors`), on facts set aside, for a stated share of false routes. The
-negatives of relations are other questions about a fact's own subject, and its own questions one token before their end,
-each a class of its own. Those of subjects are its own questions against all other facts whose relation reaches the
-floor; the likest subject counts, so this floor rises with the number of edits.
+Their floors are found on facts set aside (`wise.training.calibration`).
 """
 
 from __future__ import annotations
@@ -27,11 +24,11 @@ from torch.nn.functional import linear, normalize, relu, softplus
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader, joined
 from wise.memory.key_space import Gate, KeySpace, Layer
-from wise.training.background import BEFORE, Background, fit_key_space
+from wise.training.background import BEFORE, Background, fit_key_space, subject_space
+from wise.training.calibration import calibrate
 from wise.training.conversation import Conversation
 from wise.training.encoding import Encoder
 from wise.training.evidence import BATCH, Evidence, heard, observe
-from wise.training.floors import ABSENT, conformal_floor, growing_floors
 from wise.training.lesson import Lesson
 from wise.training.splice import SplicedModel
 
@@ -42,7 +39,6 @@ GATE_HIDDEN, GATE_STEPS, GATE_BATCH = 64, 600, 256
 """The gate: questions in a step, and as many tokens at which none ends."""
 MISSED, SURE = 0.02, 0.8
 """Share of questions set aside of which the gate may be less sure than that."""
-SUBJECT_DIM = 256
 FITTED = 5000
 """Questions whose tokens the space of subjects is fitted on, or up to twice as many."""
 STEPS, LEAST_STEPS = 800, 200
@@ -61,10 +57,10 @@ GATE_MOST = 2**24
 """Rows of which `torch.quantile` takes one."""
 TEXT_TOKENS = 128
 """Of each running text."""
+TEXT_KEYS = 4096
+"""Tokens of running text whose keys are kept, at most."""
 ASIDE = 5
 """Every so many facts one is set aside for the floors."""
-CALIBRATED = 4000
-"""Questions of those that the floors are found on, at most."""
 LEAST = 50
 """Facts to learn from, at least; under that a floor means little."""
 
@@ -121,11 +117,25 @@ def learn_spaces(
     running = [*background.samples, *(encoder.prompt(text)[: min(encoder.context, TEXT_TOKENS)] for text in texts)]
     text = _read(spliced, reader, running)
     relation, loss = _learn_relations(fitting, evidence, learned, text, seed, progress)
-    relation = replace(relation, gate=_learn_gate(evidence, learned, text, spliced.projection.in_features, seed))
+    gate = _learn_gate(evidence, learned, text, spliced.projection.in_features, seed)
+    spoken = relation.keys(text[:: -(-len(text) // TEXT_KEYS)])
+    relation = replace(relation, gate=gate, text=spoken)
     kept = learned.nonzero()[:, 0].tolist()
     values = torch.cat([joined(evidence.named(i), BEFORE) for i in kept[:: max(1, len(kept) // FITTED)]])
-    subject = replace(fit_key_space(values, SUBJECT_DIM), recent=BEFORE)
-    return _with_floors(fitting, evidence, ~learned, relation, subject, false_routes, loss)
+    space = subject_space(values)
+
+    def read(asked: Sequence[Lesson]) -> Evidence:
+        return observe(spliced, reader, encoder, asked, RECENT, space.surroundings)
+
+    floors = calibrate(read, fitting, evidence, ~learned, (relation, space), false_routes, seed)
+    return LearnedSpaces(
+        relation=replace(relation, floors=floors.relation),
+        subject=replace(space, floors=floors.subject),
+        facts=floors.facts,
+        false_routes=false_routes,
+        loss=loss,
+        recall=floors.recall,
+    )
 
 
 def _read(spliced: SplicedModel, reader: ContextReader, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -322,49 +332,3 @@ class _Batches:
                 hard += self.random.choices(near, k=HARD)
         same = self.relation[keys][:, None] == self.relation[queries]
         return keys, queries, hard, same
-
-
-# -- floors -----------------------------------------------------------------------------------
-
-
-def _with_floors(
-    lessons: Sequence[Lesson],
-    evidence: Evidence,
-    aside: Tensor,
-    relation: KeySpace,
-    subject: KeySpace,
-    false_routes: float,
-    loss: float,
-) -> LearnedSpaces:
-    first: dict[str, int] = {}
-    for i, lesson in enumerate(lessons):
-        if not lesson.negative and evidence.subject[i] is not None:
-            first.setdefault(lesson.fact, i)
-    place = {fact: n for n, fact in enumerate(first)}
-    keys = relation.keys(evidence.relation[list(first.values())])
-    named = torch.cat([evidence.subject_key(i, subject) for i in first.values()])
-    subjects = [lessons[i].subject or "" for i in first.values()]
-    rows = [i for i in aside.nonzero()[:, 0].tolist() if lessons[i].fact in place]
-    rows = rows[:: max(1, -(-len(rows) // CALIBRATED))]
-    own = torch.tensor([place[lessons[i].fact] for i in rows])
-    negative = torch.tensor([lessons[i].negative for i in rows])
-    asked = relation.queries(evidence.relation[rows]) @ keys.T
-    seen = (subject.named(evidence.named(i)).flatten(0, 1) for i in rows)
-    of_whom = torch.stack([(tokens @ named.T).max(0).values for tokens in seen])
-    towards = asked.gather(1, own[:, None])[:, 0]
-    unasked = (relation.queries(evidence.before[rows]) * keys[own]).sum(-1)
-    asks = max(0.0, *(conformal_floor(each, false_routes) for each in (towards[negative], unasked[~negative])))
-    alike = torch.tensor([[subject in lessons[i].prompt for subject in subjects] for i in rows])
-    like = (asked >= asks) & ~alike & ~negative[:, None]
-    whom = growing_floors(of_whom.masked_fill(~like, ABSENT)[~negative], false_routes)
-    other = ~negative & torch.tensor([i != first[lessons[i].fact] for i in rows])
-    subject = replace(subject, floors=whom)
-    reached = (towards >= asks) & (of_whom.gather(1, own[:, None])[:, 0] >= subject.floor(len(place)))
-    return LearnedSpaces(
-        relation=replace(relation, floors=(asks,)),
-        subject=subject,
-        facts=len(place),
-        false_routes=false_routes,
-        loss=loss,
-        recall=float(reached[other].float().mean()),
-    )

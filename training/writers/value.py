@@ -20,6 +20,7 @@ from torch import Tensor
 from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.memory.context import ContextReader
+from wise.memory.key_space import APART, HIGHEST
 from wise.memory.slot import RankOneSlot, Slot, ValueSlot
 from wise.training.background import Background
 from wise.training.baselines.ground import Row
@@ -34,9 +35,6 @@ from wise.training.writers.stepping import ENOUGH, Examples, Stepping
 
 CLAMP = 8.0
 """Norm of a value that is searched for in closed form, at most, in norms of the value projection's output."""
-APART, HIGHEST = 0.01, 0.99
-"""How far an edit's relation floor lies above what must not reach it, and the highest that there is, so that rounding
-does not shut the gate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +99,9 @@ class ValueWriter:
         places = "first" if solved else places
         steps = 0 if solved else trying.steps * self.config.max_steps
         fit = Stepping(self.spliced, examples, form, places=places, max_steps=steps).run(progress)
-        space = self.background.key_space
-        seen = observe(self.spliced, self.reader, self.encoder, edits, space.recent)
+        space, subject = self.background.key_space, self.background.subject_space
+        surroundings = subject.surroundings if subject is not None else 0
+        seen = observe(self.spliced, self.reader, self.encoder, edits, space.recent, surroundings)
         first, asked = seen.keys(self.background), space.asks(seen.relation) >= space.floor(1) + APART
         bare = vectors[:, examples.own.context.shape[1] :]
         written: list[tuple[Slot, list[Written]]] = []

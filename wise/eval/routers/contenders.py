@@ -152,9 +152,10 @@ def _hybrids(model: WiseModel, edits: Sequence[Edit], name: str, spaces: Spaces)
     subject = spaces.subject_space
     if model.reader is None or subject is None:
         raise ConfigError("the hybrid router is compared on a model in mode='hybrid'")
-    seen = observe(model.trainer.spliced, model.reader, model.encoder, edits, spaces.key_space.recent)
+    recent, surroundings = spaces.key_space.recent, subject.surroundings
+    seen = observe(model.trainer.spliced, model.reader, model.encoder, edits, recent, surroundings)
     keys = torch.cat(seen.keys(spaces))
-    size = len(subject.projection)
+    size = subject.parts * len(subject.projection)
     return {
         f"{name}: {by}": Hybrid(
             candidates=_single(edits),
@@ -163,7 +164,7 @@ def _hybrids(model: WiseModel, edits: Sequence[Edit], name: str, spaces: Spaces)
             relation=spaces.key_space,
             subject=subject,
             relation_keys=keys[:, size:],
-            subject_keys=keys[:, :size],
+            subject_keys=keys[:, :size].contiguous(),
         )
         for by in EVIDENCE
     }

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from wise.eval.routers.reading import Reading
-from wise.memory.key_space import KeySpace
+from wise.memory.key_space import KeySpace, of_whom
 from wise.memory.side_memory import SideMemory
 from wise.router.activation import activation_score
 from wise.training.baselines.embedding import Embedder
@@ -129,7 +129,7 @@ class Hybrid(Scorer):
     relation_keys: Tensor
     """`[candidates, r]` of unit length."""
     subject_keys: Tensor
-    """`[candidates, s]` of unit length."""
+    """`[candidates, parts s]`, see `of_whom`."""
 
     def scores(self, readings: Sequence[Reading]) -> Scores:
         found = [_best(self._of(reading)) for reading in readings]
@@ -147,10 +147,10 @@ class Hybrid(Scorer):
 
     def _subject(self, reading: Reading) -> Tensor:
         """The likest of the tokens that each routed one sees: `[m, candidates]`."""
-        nearness = _cosines(self.subject.named(reading.values), self.subject_keys).max(0).values
-        if reading.routed == 1:
-            return nearness.max(0, keepdim=True).values
-        return nearness.cummax(0).values[-reading.routed :]
+        keys = self.subject_keys.view(-1, len(self.subject.projection))
+        nearest = _cosines(self.subject.named(reading.values), keys).amax(0)
+        nearest = nearest.amax(0, keepdim=True) if reading.routed == 1 else nearest.cummax(0).values[-reading.routed :]
+        return of_whom(nearest, self.subject.parts).round(decimals=DECIMALS)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
