@@ -1,9 +1,10 @@
 """The floors of a trained router: how near a question must come, so that few that ask something else do.
 
 They are conformal (`wise.training.floors`), for a stated share of false routes in each class of negatives, on facts
-that the space of relations was not learned from; names are compared in one that learned from none. Of relations: other questions about a fact's own subject, and its own questions one token before their end.
-Of subjects, where the relation reaches its floor: a fact's own question asked of a name like that of its subject; and
-its questions against all other facts, of which the likest counts, so that this floor rises with the number of edits.
+that the space of relations was not learned from; that of subjects is learned from none. Of relations: other questions
+about a fact's own subject, and its own questions one token before their end. Of subjects, where the relation reaches
+its floor: a fact's own question asked of a name like that of its subject; and its questions against all other facts, of
+which the likest counts, so that this floor rises with the number of edits.
 """
 
 from __future__ import annotations
