@@ -13,6 +13,7 @@ from torch.nn.functional import linear, normalize
 
 import wise
 from wise.errors import ConfigError
+from wise.memory.key_space import APART, HIGHEST
 from wise.memory.slot import ValueSlot
 from wise.memory.state import MemoryState
 from wise.reading import read_rows
@@ -145,6 +146,30 @@ def test_a_gated_key_opens_only_where_a_question_ends_and_another_anywhere() -> 
     assert not bool((opened[True] & unasked).any()) and int((opened[False] & unasked).sum()) > 3
     put(wrapped, replace(state, slots=slots, key_space=replace(space, gate=None)))
     assert torch.equal(torch.cat([route_of(wrapped, row).open for row in rows]), opened[False])
+
+
+def test_a_key_that_no_gate_holds_back_lies_above_running_text() -> None:
+    wrapped = wrap_tiny("llama", "hybrid", layer=1)
+    state, space = wrapped.state, wrapped.state.key_space
+    assert space is not None
+    row = [*BATCH[0], *BATCH[2]]
+    opened = {}
+    for gated in (True, False):
+        slots = tuple(replace(slot, gated=torch.tensor([gated])) for slot in state.slots)
+        for name in ("silent", "text"):
+            put(wrapped, replace(state, slots=slots, key_space=replace(space, gate=None, text=None)))
+            read = wrapped.layer.memory.router
+            heard = read_rows(wrapped.model, wrapped.layer, [row])[0].float()
+            spoken = read.relation(read.reader.beside(heard, torch.arange(len(row)), space.recent))
+            if name == "text":
+                put(wrapped, replace(state, slots=slots, key_space=replace(space, gate=None, text=spoken)))
+            opened[gated, name] = route_of(wrapped, row).open
+            keys, floors = (getattr(wrapped.layer.memory.router, part) for part in ("relation_keys", "relation_floors"))
+            above = (spoken @ keys.T).amax(0) + APART
+            if (gated, name) == (False, "text"):
+                torch.testing.assert_close(floors, above.clamp(floors.min(), HIGHEST))
+    assert int(opened[False, "silent"].sum()) > 3 and not bool(opened[False, "text"].any())
+    assert torch.equal(opened[True, "silent"], opened[True, "text"]), "a gate is enough"
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "hybrid rank-one"])

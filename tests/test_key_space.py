@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.memory.key_space import Gate, KeySpace, Layer
+from wise.memory.key_space import COUNTS, Gate, KeySpace, Layer, of_whom
 from wise.router.hybrid import Projector
 
 F, R, H = 12, 5, 7
@@ -25,7 +25,7 @@ def layer(size: int, g: torch.Generator, taken: int = F) -> Layer:
 
 
 def learned(seed: int = 0) -> KeySpace:
-    """With a bend, a gate on the first of its numbers alone, and floors."""
+    """With all that a space can have; the gate is on the first of its numbers alone."""
     g = torch.Generator().manual_seed(seed)
     return KeySpace(
         mean=3 * torch.randn(F, generator=g),
@@ -33,6 +33,8 @@ def learned(seed: int = 0) -> KeySpace:
         bend=layer(R, g),
         gate=Gate(layer=layer(1, g, ACTIVATION), offset=0.3),
         recent=2,
+        surroundings=3,
+        text=torch.randn(4, R, generator=g),
         floors=(0.1, 0.2, 1 / 3),
     )
 
@@ -41,7 +43,7 @@ def vectors(count: int = 40) -> Tensor:
     return 3 * torch.randn(count, F, generator=torch.Generator().manual_seed(9))
 
 
-PLAIN = replace(learned(), bend=None, gate=None, recent=0, floors=())
+PLAIN = replace(learned(), bend=None, gate=None, recent=0, surroundings=0, text=None, floors=())
 spaces = pytest.mark.parametrize(
     "space",
     [learned(), PLAIN, replace(learned(), bend=None), replace(learned(), gate=None)],
@@ -90,6 +92,19 @@ def test_what_serves_projects_as_the_space_does(space: KeySpace) -> None:
         assert not torch.allclose(other.asks(a[:, :ACTIVATION]), space.asks(a), atol=0.1)
 
 
+def test_of_whom_both_ends_of_a_name_count_where_it_comes_nearest() -> None:
+    cosines = torch.rand(2, 3, 12, generator=torch.Generator().manual_seed(0))  # two subjects of six parts each
+    found = of_whom(cosines, 6)
+    assert found.shape == (2, 3, 2)
+    for at in ((0, 0), (1, 2)):
+        for n in range(2):
+            parts = cosines[at][6 * n : 6 * n + 6].tolist()
+            ends = [parts[i] / 3 + 2 * parts[i + 1] / 3 for i in (0, 2, 4)]
+            assert float(found[at][n]) == pytest.approx(max(ends), abs=1e-6)
+    assert torch.equal(of_whom(cosines, 1), cosines)
+    assert of_whom(cosines[:, :0], 6).shape == (2, 0, 2), "of no token"
+
+
 def test_floors_go_by_the_size_of_the_memory() -> None:
     space = learned()
     assert [space.floor(n) for n in (0, 1, 2, 3, 4, 5, 10**6)] == [0.1, 0.1, 0.2, 1 / 3, 1 / 3, 1 / 3, 1 / 3]
@@ -109,6 +124,7 @@ def test_a_space_comes_back_bit_for_bit(space: KeySpace, tmp_path: Path) -> None
     again = KeySpace.from_tensors(load_file(tmp_path / "space.safetensors"))
     assert (again.bend is None, again.gate is None) == (space.bend is None, space.gate is None)
     assert again.floors == space.floors and again.recent == space.recent
+    assert again.parts == space.parts == (6 if space.surroundings else 1)
     assert space.gate is None or (again.gate is not None and again.gate.offset == space.gate.offset)
     assert torch.equal(again.queries(vectors()), space.queries(vectors()))
     one, other = space.tensors(), again.tensors()
@@ -119,10 +135,10 @@ def test_a_space_comes_back_bit_for_bit(space: KeySpace, tmp_path: Path) -> None
 def test_a_part_of_another_shape_or_type_is_refused(name: str) -> None:
     part = learned().tensors()[name]
     wrong = [part[None], part.half(), part.int()]
-    wrong += [part[:-1].clone()] if part.ndim and name != "floors" else []
+    wrong += [part[:-1].clone()] if part.ndim and name not in ("floors", "text") else []
     # A gate may take as few of the numbers as it likes, but no more than there are.
     wrong += [torch.cat([part, part], 1) if name == "gate.inner" else part[:, :-1].clone()] if part.ndim == 2 else []
-    wrong += [torch.tensor(-1)] if name == "recent" else []
+    wrong += [torch.tensor(-1)] if name in COUNTS else []
     for other in wrong:
         with pytest.raises(ValueError, match=rf"'{name}': '{other.dtype} .* make no space of keys"):
             KeySpace.from_tensors(learned().tensors() | {name: other})

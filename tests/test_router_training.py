@@ -24,6 +24,7 @@ from wise.eval.routing.texts import shipped_passages
 from wise.lessons import lessons_of
 from wise.memory.artifact import load_memory
 from wise.training import router_training
+from wise.training.calibration import _misnamed, _nearest
 from wise.training.evidence import ELSEWHERE, observe
 from wise.training.floors import ABSENT, SIZES, conformal_floor, growing_floors
 from wise.training.lesson import Lesson
@@ -195,6 +196,48 @@ def test_questions_are_also_asked_behind_text_and_in_chats() -> None:
         assert ("It rained." in each.prompt or "We left." in each.prompt) == (each.form != "turn")
     bare = router_training._in_other_forms(given, wrapped.encoder, ())
     assert {each.prompt for each in bare if each.form == "behind"} == {each.prompt for each in first.values()}
+
+
+def test_names_alike_are_kept_apart_as_often_as_was_asked(learned: tuple[wise.WiseModel, LearnedSpaces]) -> None:
+    wrapped, spaces = learned
+    given = [each for each in lessons_of(records(240, skip=40)) if not each.negative]
+    first = list({each.fact: each for each in reversed(given)}.values())
+    alike = list(_misnamed(first, seed=7))  # other names than the floor was found on
+    place = {each.fact: i for i, each in enumerate(first)}
+    assert len(alike) > 40 and all(
+        each.prompt.replace(each.subject or "", first[place[each.fact]].subject or "") == first[place[each.fact]].prompt
+        for each in alike
+    )
+    subject, reader, encoder = spaces.subject, wrapped.reader, wrapped.encoder
+    assert reader is not None and subject.parts == 6
+    whole = observe(wrapped.trainer.spliced, reader, encoder, first, RECENT, subject.surroundings)
+    named = torch.cat([whole.subject_key(i, subject) for i in range(len(first))])
+    heard = observe(wrapped.trainer.spliced, reader, encoder, alike, RECENT)
+    own = [named[place[each.fact]][None] for each in alike]
+    near = torch.cat([_nearest(heard, i, key, subject) for i, key in enumerate(own)])
+    end = replace(subject, surroundings=0)  # by the end of a name alone, in its own prompt
+    ends = torch.cat([_nearest(heard, i, key.view(6, -1)[1:2], end) for i, key in enumerate(own)])
+    shares = [float((each >= subject.floor(1)).float().mean()) for each in (near, ends)]
+    assert shares[0] < 0.1 and shares[1] > 2 * shares[0] > 0, shares
+
+
+def test_a_name_is_known_again_behind_text_and_in_a_chat(learned: tuple[wise.WiseModel, LearnedSpaces]) -> None:
+    wrapped, spaces = learned
+    given = [each for each in lessons_of(records(40)) if not each.negative]
+    first = [replace(each, prompt=f"{each.subject} is") for each in {each.fact: each for each in given}.values()]
+    asked = router_training._in_other_forms(first, wrapped.encoder, ("It rained.", "We left."))
+    place, subject = {each.fact: i for i, each in enumerate(first)}, spaces.subject
+    assert wrapped.reader is not None
+    whole = observe(wrapped.trainer.spliced, wrapped.reader, wrapped.encoder, first, RECENT, subject.surroundings)
+    heard = observe(wrapped.trainer.spliced, wrapped.reader, wrapped.encoder, asked, RECENT)
+    known = {}
+    for surroundings in (1, 3):
+        space = replace(subject, surroundings=surroundings)
+        part = replace(whole, elsewhere=whole.elsewhere[: surroundings - 1])
+        keys = [part.subject_key(place[each.fact], space) for each in asked]
+        near = torch.cat([_nearest(heard, i, key, space) for i, key in enumerate(keys)])
+        known[surroundings] = float((near >= subject.floor(len(first))).float().mean())
+    assert known[3] > 0.8 and known[1] < 0.2, known
 
 
 def test_edits_are_found_in_other_words_and_neighbours_are_left_alone(
