@@ -27,7 +27,7 @@ from wise.memory.context import ContextReader, visible
 from wise.memory.grouped import NO_SLOT
 from wise.memory.key_space import APART, HIGHEST, KeySpace, Layer, of_whom
 from wise.memory.side_memory import Evidence, KeyedBank, Resident, Route, Router, SlotBank
-from wise.router.screen import screen
+from wise.router.screen import name_screen, screen
 
 ABSENT = -2.0
 """In place of the evidence for what cannot be: below every cosine."""
@@ -99,6 +99,8 @@ class HybridRouter(Router):
     free_centres: Tensor
     free_bounds: Tensor
     subject_keys: Tensor
+    subject_middles: Tensor
+    subject_bounds: Tensor
     subject_projection: Tensor
     subject_shift: Tensor
     subject_floor: Tensor
@@ -133,6 +135,7 @@ class HybridRouter(Router):
         self.relation_floors = torch.where(gated, floors, floors.maximum(_above_text(self.relation_keys, relation)))
         self.gated = gated
         self.subject_floor = torch.tensor(subject.floor(len(thresholds)))
+        self.subject_middles, self.subject_bounds = name_screen(self.subject_keys, self.parts, self.subject_floor)
         self.least_floor = torch.where(gated, self.relation_floors, torch.inf).min()
         self.needed = -math.inf  # of the gate's logit, before its offset: what lies under it is passed over
         least = float(self.least_floor)
@@ -218,6 +221,8 @@ class HybridRouter(Router):
             self.subject_projection,
             self.subject_shift,
             self.subject_keys,
+            self.subject_middles,
+            self.subject_bounds,
             self.subject_floor,
             self.parts,
             everywhere,
@@ -243,6 +248,8 @@ def choose(
     projection: Tensor,
     shift: Tensor,
     subject_keys: Tensor,
+    subject_middles: Tensor,
+    subject_bounds: Tensor,
     subject_floor: Tensor,
     parts: int,
     everywhere: bool,
@@ -250,7 +257,7 @@ def choose(
     """For `[m]` tokens: the key of the edit chosen, and its evidence, at least 1 exactly where it reaches both floors.
 
     Of several edits that do, the one with the most evidence in sum; where none does, the one that comes nearest of
-    those whose relation the token reaches, or the first with evidence 0 where there is none.
+    those that neither relation nor screen rules out, or the first with evidence 0 where there is none.
 
     Args:
         query, asks: `[m, r]` unit, and `[m]` what its cosine to a gated key counts for.
@@ -260,6 +267,7 @@ def choose(
         gated, relation_keys, relation_floors: `[edits]`, `[edits, r]`, `[edits]`.
         values: `[rows, heads, tokens, size]` what attention sees; `mask`: which of it each token sees (`visible`).
         projection, shift, subject_keys: as `named` takes them, and parts; subject_floor: one number.
+        subject_middles, subject_bounds: `[edits, s]`, `[edits]` of the subjects' keys (`name_screen`).
         everywhere: look at every edit at every token, and not only at those whose relation it reaches.
     """
     key, value = torch.zeros_like(places), asks.new_zeros(len(places))
@@ -272,19 +280,30 @@ def choose(
     for here in _parts(asking.nonzero()[:, 0], places // width):
         relation = (query[here] @ relation_keys.T) * torch.where(gated, asks[here, None], 1)
         sought = torch.ones_like(relation, dtype=torch.bool) if everywhere else relation >= relation_floors
-        edits = sought.any(0).nonzero()[:, 0]
+        here, edits, relation, sought = _left(here, torch.arange(len(gated), device=here.device), relation, sought)
         if len(edits) == 0:
             continue
-        # Of a token its own edits alone: what it is told to have come near must not depend on who else is read with it.
-        own = sought.any(-1)
-        here, relation, sought = here[own], relation[own][:, edits], sought[own][:, edits]
         row = int(places[here[0]]) // width
         vectors = values[row].transpose(0, 1).flatten(1).float()  # [tokens, v]
         seen = visible(mask, row, places[here] % width, width, len(vectors))
-        subject = named(vectors, seen, projection, shift, subject_keys[edits], parts)
-        best, value[here] = _weighed(relation, subject, sought, relation_floors[edits], subject_floor)
-        key[here] = edits[best]
+        if not everywhere:
+            middle = named(vectors, seen, projection, shift, subject_middles[edits], 1)
+            here, edits, relation, sought = _left(here, edits, relation, sought & (middle >= subject_bounds[edits]))
+            seen = visible(mask, row, places[here] % width, width, len(vectors))
+        if len(edits):
+            subject = named(vectors, seen, projection, shift, subject_keys[edits], parts)
+            best, value[here] = _weighed(relation, subject, sought, relation_floors[edits], subject_floor)
+            key[here] = edits[best]
     return key, value
+
+
+def _left(here: Tensor, edits: Tensor, relation: Tensor, sought: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of tokens `[m]` and edits `[n]` those of which any is sought; relation and sought `[m, n]`.
+
+    Which edits are sought at a token stays: what it is told to have come near must not depend on who is read beside it.
+    """
+    tokens, kept = sought.any(-1), sought.any(0)
+    return here[tokens], edits[kept], relation[tokens][:, kept], sought[tokens][:, kept]
 
 
 def named(values: Tensor, seen: Tensor, projection: Tensor, shift: Tensor, keys: Tensor, parts: int) -> Tensor:

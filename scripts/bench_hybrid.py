@@ -6,11 +6,11 @@
 Editing. CPU seconds of `WiseModel.edit` per edit: of many given at once, and of one given alone, the median of several.
 
 Serving. A memory of N edits is made of real ones: keys and values of the records given, each repeated with a little
-noise and with a subject of its own. So relation keys gather as they do in use, which is what the router's speed rests
-on. What is read is running text that asks for none of them. Bare and wrapped model are two loads of the same one, timed
-in turn, next to each other; what is told is the median of the ratios of the pairs. *Prefill* is one pass over a prompt,
-*decode* one token against the cache of the tokens before. With one thread it is the thread's own CPU time that is told,
-into which other work on the machine hardly enters.
+noise and with a subject of its own, whose parts lie to each other as a real one's. So relation keys gather as they do
+in use, which is what the router's speed rests on. What is read is running text that asks for none of them. Bare and
+wrapped model are two loads of the same one, timed in turn, next to each other; what is told is the median of the
+ratios of the pairs. *Prefill* is one pass over a prompt, *decode* one token against the cache of the tokens before.
+With one thread it is the thread's own CPU time that is told, into which other work on the machine hardly enters.
 
 Without `--router` one is trained on the demo's own questions, which ship with wise. A table goes to stdout; its last
 line is one JSON object of the same figures.
@@ -71,14 +71,16 @@ def multiplied(state: MemoryState, count: int) -> MemoryState:
     if state.key_space is None or state.subject_space is None:
         raise ValueError("no edit is live")
     g = torch.Generator().manual_seed(0)
-    size = len(state.subject_space.projection)
+    parts, size = state.subject_space.parts, len(state.subject_space.projection)
     edits, slots, keys = [], [], {}
     for i in range(count):
         source = state.edits[i % len(state.edits)]
         [slot] = [slot for slot in (state.slots[i % len(state.slots)],) if isinstance(slot, ValueSlot)]
-        relation = state.keys[slot.edit_ids[0]][:1, size:]
+        relation = state.keys[slot.edit_ids[0]][:1, parts * size :]
         relation = normalize(relation + JITTER * relation.shape[1] ** -0.5 * torch.randn(relation.shape, generator=g))
-        subject = normalize(torch.randn(1, size, generator=g))
+        signs = 2.0 * torch.randint(2, (size,), generator=g) - 1
+        own = state.keys[slot.edit_ids[0]][0, : parts * size].view(parts, size)
+        subject = (own[:, torch.randperm(size, generator=g)] * signs).view(1, -1)
         name = f"{i:06}"
         edits.append(replace(source, id=name, prompt=f"{name} {source.prompt}", subject=None, paraphrases=()))
         first = {part: getattr(slot, part)[:1] for part in ("values", "places", "gated")}

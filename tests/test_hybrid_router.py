@@ -13,12 +13,12 @@ from torch.nn.functional import linear, normalize
 
 import wise
 from wise.errors import ConfigError
-from wise.memory.key_space import APART, HIGHEST
+from wise.memory.key_space import APART, HIGHEST, of_whom
 from wise.memory.slot import ValueSlot
 from wise.memory.state import MemoryState
 from wise.reading import read_rows
 from wise.router.hybrid import HybridRouter, choose
-from wise.router.screen import screen
+from wise.router.screen import name_screen, screen
 
 
 def beside(values, t, seen, projection):  # noqa: ANN001, ANN201
@@ -82,13 +82,14 @@ def test_it_chooses_as_a_search_by_hand_does(
     wanted = by_hand(counted, values, mask, projection, shift, keys, floors, subject)
     least = torch.where(gated, floors, 9).min()
     screens = [part for own in (gated, ~gated) for part in screen(asked[own], floors[own])]
+    names = name_screen(keys, parts, subject)
     for everywhere in (False, True):
         found = (query, asks, torch.arange(6), 3, least, *screens, gated, asked, floors)
-        key, value = choose(*found, heads, mask, projection, shift, keys, subject, parts, everywhere)
+        key, value = choose(*found, heads, mask, projection, shift, keys, *names, subject, parts, everywhere)
         assert [int(k) if v >= 1 else None for k, v in zip(key, value, strict=True)] == wanted
         for n in range(6):  # what is told of a token, also where nothing opens, is told of it alone
             one = (query[n : n + 1], asks[n : n + 1], torch.tensor([n]), 3, least, *screens, gated, asked, floors)
-            alone = choose(*one, heads, mask, projection, shift, keys, subject, parts, everywhere)
+            alone = choose(*one, heads, mask, projection, shift, keys, *names, subject, parts, everywhere)
             assert int(alone[0]) == int(key[n]) and float(alone[1]) == pytest.approx(float(value[n]), abs=1e-5)
 
 
@@ -105,6 +106,26 @@ def test_what_the_screen_holds_back_reaches_no_key(seed: int, count: int, spread
     centres, bounds = screen(keys, floors)
     passes = (query @ centres.T >= bounds).any(-1)
     assert not bool(((query @ keys.T >= floors).any(-1) & ~passes).any())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 6]), st.floats(0.0, 1.0), st.floats(-0.9, 0.99))
+def test_what_the_middle_of_a_name_rules_out_is_below_its_floor(
+    seed: int, parts: int, spread: float, floor: float
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    hubs = torch.randn(50, 1, 8, generator=g) + spread * torch.randn(50, parts, 8, generator=g)
+    keys = normalize(hubs, dim=-1)
+    tokens = normalize(torch.cat([torch.randn(200, 8, generator=g), keys[:, -1] + 0.2 * keys[:, 0]]), dim=-1)
+    middles, bounds = name_screen(keys.flatten(1), parts, torch.tensor(floor))
+    cosines = tokens @ keys.flatten(0, 1).T
+    # At its best for a token that stands for the end of a name, whose beginning was found as it is in the key.
+    cosines = cosines.view(-1, 50, parts)
+    cosines[..., 0::2] = cosines[..., 0::2] if parts == 1 else 1.0
+    ruled_out = tokens @ middles.T < bounds
+    assert not bool((ruled_out & (of_whom(cosines.flatten(1), parts) >= floor)).any())
+    if spread < 0.1 and floor > 0.5:
+        assert float(ruled_out.float().mean()) > 0.3
 
 
 def test_the_screen_holds_back_most_of_what_is_far_from_all_keys() -> None:

@@ -211,11 +211,13 @@ def test_both_kinds_of_evidence_are_those_of_the_edit_told_of(model_type: str, w
             assert claim.cosines is not None
             key = state.keys[claim.edit][0]
             at = relation_space.keys if claim.edit in free else relation_space.queries
-            assert claim.cosines.relation == pytest.approx(float(at(everything[place, None])[0] @ key[8:]), abs=1e-4)
+            whom, what = key[:-8].view(6, 8), key[-8:]
+            assert claim.cosines.relation == pytest.approx(float(at(everything[place, None])[0] @ what), abs=1e-4)
             seen = values[max(0, place + 1 - window) : place + 1]
             both = torch.cat([joined(seen, before), torch.cat([seen, torch.zeros_like(seen)], dim=-1)])
-            named = normalize(linear(both, subject_space.projection, subject_space.shift), dim=-1) @ key[:8]
-            assert claim.cosines.subject == pytest.approx(float(named.max()), abs=1e-4)
+            named = normalize(linear(both, subject_space.projection, subject_space.shift), dim=-1) @ whom.T
+            beginning, end = named.amax(0).view(3, 2).T
+            assert claim.cosines.subject == pytest.approx(float((beginning / 3 + 2 * end / 3).max()), abs=1e-4)
             floors = claim.cosines.relation_floor, claim.cosines.subject_floor
             assert floors == pytest.approx((relation_space.floor(3), subject_space.floor(3)))
             cosines = claim.cosines.relation, claim.cosines.subject

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 import wise
 from wise.architectures import locate
 from wise.memory.context import joined
-from wise.memory.key_space import Gate, KeySpace, Layer
+from wise.memory.key_space import Gate, KeySpace, Layer, of_whom
 from wise.memory.side_memory import Route
 from wise.memory.slot import EditSlot, LowRankSlot, MaskedDenseSlot, RankOneSlot, ValueSlot
 from wise.memory.state import MemoryState
@@ -36,6 +36,7 @@ KEY_FLOOR = 0.3
 # Of tokens that reach the floor of one kind of evidence; about half of all reach both of one edit.
 RECENT, BEFORE = 2, 1
 """Tokens whose value vectors a made-up space of relations reads, and one of subjects beside its own."""
+SURROUNDINGS = 3
 KIND_SHARE = 0.65
 
 _LLAMA = {
@@ -178,7 +179,8 @@ def _hybrid_by_hand(
 ) -> MemoryState:
     """Random values, keys and spaces; each floor lies where `KIND_SHARE` of its kind of evidence reaches it.
 
-    The space of relations bends, has a gate and reads two tokens beside the activation. Of constants the last edit's
+    A subject is read in several surroundings. The space of relations bends, has a gate and reads two tokens beside the
+    activation. Of constants the last edit's
     key is not gated, so that every token is compared with it; of neurons all are.
     """
     assert wrapped.reader is not None and wrapped.reader.values is not None
@@ -187,17 +189,19 @@ def _hybrid_by_hand(
     edits = tuple(wise.Edit(id=f"e{i}", prompt=text([4 + i]), target=text([10 + i])) for i in range(3))
     vectors = wrapped.reader.beside(activations, torch.arange(len(activations)), RECENT)
     subject, relation = (_space(part, generator) for part in (values, vectors))
-    subject = replace(subject, recent=BEFORE)
+    subject = replace(subject, recent=BEFORE, surroundings=SURROUNDINGS)
     bend, gate = _layer(vectors, 8, generator), _gate(activations, generator)
     relation = replace(relation, bend=bend, gate=gate, recent=RECENT)
-    named, asked = (normalize(torch.randn(3, 8, generator=generator), dim=-1) for _ in range(2))
+    named = normalize(torch.randn(3, subject.parts, 8, generator=generator), dim=-1).flatten(1)
+    asked = normalize(torch.randn(3, 8, generator=generator), dim=-1)
     norm, kind = strength * float(outputs.norm(dim=-1).mean()), wrapped.wise_config.slot
     slots = [slot_by_hand(kind, i, activations, outputs.shape[1], norm, generator) for i in range(3)]
     if kind == "value":
         slots[-1] = replace(slots[-1], gated=torch.tensor([False]))
     counts = torch.where(torch.cat([slot.gated for slot in slots]), relation.asks(vectors)[:, None], 1)
     relations = (relation.keys(vectors) @ asked.T) * counts
-    subjects = torch.cat([(subject.named(row) @ named.T).amax(0) for row in rows])
+    each = [subject.named(row) @ named.view(-1, 8).T for row in rows]
+    subjects = torch.cat([of_whom(cosines.amax(0), subject.parts) for cosines in each])
     return MemoryState(
         edits=edits,
         slots=tuple(slots),
