@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, BATCH, memory_by_hand, padded, put, tiny_model, wrap_tiny
+from tiny import ARCHITECTURES, BATCH, SURROUNDINGS, memory_by_hand, padded, put, tiny_model, wrap_tiny
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -101,7 +101,7 @@ def test_a_hybrid_memory_compiles_anew_with_its_first_keys_of_each_kind_alone() 
     gated = [True] * 4 + [False] * 3 + [True, False] * 3
     for count in range(1, len(gated) + 1):
         names = [f"e{i}" for i in range(count)]
-        keys = normalize(torch.randn(count, 2, 8, generator=generator), dim=-1).flatten(1)
+        keys = normalize(torch.randn(count, SURROUNDINGS * 2 + 1, 8, generator=generator), dim=-1).flatten(1)
         grown = replace(
             state,
             edits=tuple(replace(state.edits[0], id=name) for name in names),
