@@ -79,15 +79,15 @@ class Service:
         self.store.close()
 
     def not_ready(self) -> str | None:
-        """Why requests should go elsewhere, if so."""
+        """Why requests should go elsewhere, if so; said to anyone, so what names a store or a file is in the log alone."""
         if self.draining.is_set():
             return "the service is about to end"
         if not self.engine.alive:
             return "the engine has ended; see the log"
         if self.follower.trouble:
-            return f"the store cannot be read: {self.follower.trouble}"
+            return "the store cannot be read, or a version not taken over; see the log"
         if self.editor.state not in (READY, WAITING):
-            return f"the editor is {self.editor.state} {self.editor.why}".rstrip()
+            return f"the editor is {self.editor.state}; see the log"
         return None
 
     def editor_works(self) -> bool:
