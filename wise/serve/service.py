@@ -79,7 +79,7 @@ class Service:
         self.store.close()
 
     def not_ready(self) -> str | None:
-        """Why requests should go elsewhere, if so; said to anyone, so what names a store or a file is in the log alone."""
+        """Why requests should go elsewhere, if so. Said to anyone: what names a store or a file is in the log alone."""
         if self.draining.is_set():
             return "the service is about to end"
         if not self.engine.alive:
