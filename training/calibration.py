@@ -72,18 +72,11 @@ def calibrate(
     asks = max(0.0, *(conformal_floor(each, false_routes) for each in (towards[negative], unasked[~negative])))
 
     subjects = [lessons[i].subject or "" for i in first.values()]
-    alike = torch.tensor([[name in lessons[i].prompt for name in subjects] for i in rows])
-    like = (asked >= asks) & ~alike & ~negative[:, None]
+    same = torch.tensor([[name in lessons[i].prompt for name in subjects] for i in rows])
+    like = (asked >= asks) & ~same & ~negative[:, None]
     rising = growing_floors(whom.masked_fill(~like, ABSENT)[~negative], false_routes)
-
-    misnamed = list(_misnamed([lessons[i] for i in first.values()], seed))[:CALIBRATED]
-    alike_floor = 0.0
-    if misnamed:
-        heard, theirs = read(misnamed), torch.tensor([place[lesson.fact] for lesson in misnamed])
-        reached = (relation.queries(heard.relation) * keys[theirs]).sum(-1) >= asks
-        near = torch.stack([_nearest(heard, i, named[n : n + 1], subject)[0] for i, n in enumerate(theirs.tolist())])
-        alike_floor = conformal_floor(near[reached], false_routes)
-    whole = tuple(max(floor, alike_floor) for floor in rising)
+    alike = _of_names_alike(read, [lessons[i] for i in first.values()], keys, named, spaces, asks, false_routes, seed)
+    whole = tuple(max(floor, alike) for floor in rising)
 
     other = ~negative & torch.tensor([i != first[lessons[i].fact] for i in rows])
     floor = replace(subject, floors=whole).floor(len(place))
@@ -91,6 +84,31 @@ def calibrate(
     return Floors(
         relation=(asks,), subject=whole, facts=len(place), recall=float(reached[other].float().mean())
     )
+
+
+def _of_names_alike(
+    read: Callable[[Sequence[Lesson]], Evidence],
+    asked: Sequence[Lesson],
+    keys: Tensor,
+    named: Tensor,
+    spaces: tuple[KeySpace, KeySpace],
+    asks: float,
+    false_routes: float,
+    seed: int,
+) -> float:
+    """The floor of subjects that names alike set; 0 where no name has a word that could be another's.
+
+    keys `[n, r]`, named `[n, parts s]`: of the questions asked, one of each fact.
+    """
+    misnamed = list(_misnamed(asked, seed))[:CALIBRATED]
+    if not misnamed:
+        return 0.0
+    (relation, subject), heard = spaces, read(misnamed)
+    place = {lesson.fact: n for n, lesson in enumerate(asked)}
+    own = torch.tensor([place[lesson.fact] for lesson in misnamed])
+    reached = (relation.queries(heard.relation) * keys[own]).sum(-1) >= asks
+    near = torch.cat([_nearest(heard, i, named[n : n + 1], subject) for i, n in enumerate(own.tolist())])
+    return conformal_floor(near[reached], false_routes)
 
 
 def _nearest(evidence: Evidence, question: int, named: Tensor, subject: KeySpace) -> Tensor:
