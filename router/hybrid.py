@@ -316,15 +316,31 @@ def named(values: Tensor, seen: Tensor, projection: Tensor, shift: Tensor, keys:
     keys = keys.view(-1, len(projection))
     own = linear(values, projection[:, : values.shape[1]], shift)
     alone = normalize(own, dim=-1) @ keys.T
-    if projection.shape[1] == values.shape[1]:
-        return of_whom(torch.stack([alone.masked_fill(~one[:, None], ABSENT).amax(0) for one in seen]), parts)
-    own[1:] += linear(values[:-1], projection[:, values.shape[1] :])
-    both = torch.maximum(alone, normalize(own, dim=-1) @ keys.T)
-    nearest = [
-        torch.where(two[:, None], both, alone).masked_fill(~one[:, None], ABSENT).amax(0)
-        for one, two in zip(seen, pad(seen[:, :-1], (1, 0)), strict=True)
-    ]
-    return of_whom(torch.stack(nearest), parts)
+    nearest = _largest(alone, seen)
+    if projection.shape[1] > values.shape[1]:
+        own[1:] += linear(values[:-1], projection[:, values.shape[1] :])
+        both = normalize(own, dim=-1) @ keys.T
+        nearest = torch.maximum(nearest, _largest(both, seen & pad(seen[:, :-1], (1, 0))))
+    return of_whom(nearest, parts)
+
+
+def _largest(cosines: Tensor, seen: Tensor) -> Tensor:
+    """Of `[tokens, keys]` over those that each of `m` tokens sees, `[m, tokens]` bool: `[m, keys]`, `ABSENT` for none.
+
+    A token that sees all that the one before it does adds to what was found there.
+    """
+    none, shown = cosines.new_full(cosines.shape[1:], ABSENT), seen.cpu()
+    most, before = none, torch.zeros_like(shown[0])
+    found = []
+    for one in shown:
+        if bool((before & ~one).any()):  # as under a sliding window
+            most, before = none, torch.zeros_like(one)
+        new = (one & ~before).nonzero()[:, 0]
+        if len(new):
+            most = torch.maximum(most, cosines[new.to(cosines.device)].amax(0))
+        found.append(most)
+        before = one
+    return torch.stack(found)
 
 
 def _parts(tokens: Tensor, rows: Tensor) -> Iterator[Tensor]:
