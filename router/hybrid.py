@@ -132,7 +132,8 @@ class HybridRouter(Router):
         self.relation = Projector(relation)
         self.subject_projection, self.subject_shift = subject.projection, subject.shift
         floors = thresholds.float()[key_slots].clamp(min=relation.floor(len(thresholds)))
-        self.relation_floors = torch.where(gated, floors, floors.maximum(_above_text(self.relation_keys, relation)))
+        floors[~gated] = floors[~gated].maximum(_above_text(self.relation_keys[~gated], relation))
+        self.relation_floors = floors
         self.gated = gated
         self.subject_floor = torch.tensor(subject.floor(len(thresholds)))
         self.subject_middles, self.subject_bounds = name_screen(self.subject_keys, self.parts, self.subject_floor)
