@@ -88,7 +88,7 @@ class WiseConfig:
     """r: size of an edit key (`retrieve`)."""
     key_floor: float = 0.7
     """Cosine that a token's activation must reach to an edit key for any slot to be asked (`retrieve`)."""
-    relation_floor: float = 0.6
+    relation_floor: float = 0.5
     """Cosine that a token must reach to an edit's relation key for it to be asked (`hybrid`)."""
     subject_floor: float = 0.8
     """Cosine that one of the tokens before must reach to its subject key (`hybrid`)."""
