@@ -124,7 +124,7 @@ def hybrid(wrapped: wise.WiseModel, by: str) -> Hybrid:
     """A scorer with the keys of a memory that is in place."""
     relation, subject = wrapped.state.key_space, wrapped.state.subject_space
     assert relation is not None and subject is not None
-    keys, size = wrapped.state.index.matrix()[0], len(subject.projection)
+    keys, size = wrapped.state.index.matrix()[0], subject.parts * len(subject.projection)
     return Hybrid(
         candidates=single(len(keys)),
         block=wrapped.projection.layer,
@@ -132,7 +132,7 @@ def hybrid(wrapped: wise.WiseModel, by: str) -> Hybrid:
         relation=relation,
         subject=subject,
         relation_keys=keys[:, size:],
-        subject_keys=keys[:, :size],
+        subject_keys=keys[:, :size].contiguous(),
     )
 
 
