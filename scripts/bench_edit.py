@@ -41,7 +41,7 @@ from wise import Edit, WiseConfig, read_edits, wrap
 from wise.architectures import locate
 from wise.config import MODES
 from wise.demo import model_path
-from wise.demo.run import demo_records
+from wise.demo.records import demo_records
 from wise.memory.key_space import KeySpace
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.side_memory import SideMemory

@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import wise
 from wise import Record, WiseConfig, WiseModel, read_records
 from wise.demo import model_path
-from wise.demo.run import demo_records
+from wise.demo.records import demo_records
 from wise.eval.routing.texts import shipped_passages
 from wise.lessons import lessons_of
 from wise.memory.slot import ValueSlot

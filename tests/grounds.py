@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wise.config import WiseConfig
 from wise.demo import model_path
-from wise.demo.run import demo_records
+from wise.demo.records import demo_records
 from wise.edits import Edit, Record
 from wise.training.baselines.ground import Ground
 from wise.training.encoding import Encoder, learn_encoder

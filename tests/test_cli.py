@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 import wise
 from wise.cli.app import app
 from wise.demo import model_path
-from wise.demo.run import demo_records
+from wise.demo.records import demo_records
 from wise.eval.editors import EDITORS
 from wise.eval.runfile import read_run
 from wise.eval.work import Journal

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.demo import model_path
-from wise.demo.run import demo_records
+from wise.demo.records import demo_records
 from wise.errors import ConfigError, EditError
 from wise.eval.run import Evaluation, Scope, evaluate, measured_records, stops
 from wise.eval.runfile import KEYS

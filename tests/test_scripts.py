@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
 from wise.demo import model_path
-from wise.demo.run import demo_records
+from wise.demo.records import demo_records
 from wise.eval.routing.texts import shipped_passages
 from wise.lessons import lessons_of
 from wise.training import router_training

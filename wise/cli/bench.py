@@ -10,17 +10,18 @@ import typer
 
 from wise.cli.bench_routers import bench_routers
 from wise.cli.common import (
-    MODEL_HELP,
     CacheOption,
     CorpusOption,
     FormatOption,
     JsonOption,
+    ModelOption,
     ProgressOption,
     SeedOption,
     ThreadsOption,
     cache_folder,
     file_facts,
     load_model,
+    model_name,
     progress_bars,
     show_json,
     show_table,
@@ -36,9 +37,9 @@ app.command("routers")(bench_routers)
 
 @app.command("editors")
 def bench_editors(
-    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)],
     data: Annotated[Path, typer.Option("--data", help="File of edits with the prompts that measure them.")],
     output: Annotated[Path, typer.Option("--output", help="Folder of the runs; what is in it is not done again.")],
+    model: ModelOption = None,
     format: FormatOption = "auto",
     editor: Annotated[
         list[str] | None, typer.Option("--editor", help="An editor; repeat for more. Left out: all.")
@@ -96,7 +97,7 @@ def bench_editors(
         corpus=None if corpus is None else read_corpus(corpus),
         cache=cache_folder(cache),
     )
-    about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": Path(model).name}}
+    about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
     base, tokenizer = load_model(model, threads=threads)
     with progress_bars(progress) as show:
         compare_editors(
@@ -113,7 +114,7 @@ def bench_editors(
     groups = finished(output)
     (output / "comparison.md").write_text(markdown(groups), encoding="utf-8")
     show_table("editors, generated / teacher-forced", HEAD, table(groups))
-    _draw(groups, output / "comparison.png", f"{data.name} in {Path(model).name}")
+    _draw(groups, output / "comparison.png", f"{data.name} in {model_name(model)}")
     if as_json:
         show_json([{name: run[name] for name in run if name != "outcomes"} for group in groups for run in group])
 

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wise.cli.common import (
-    MODEL_HELP,
     FormatOption,
     JsonOption,
+    ModelOption,
     ProgressOption,
     SeedOption,
     ThreadsOption,
     check_file,
     file_facts,
     load_model,
+    model_name,
     progress_bars,
     show_json,
     show_table,
@@ -32,8 +33,8 @@ RATES = [0.01, 0.05]
 
 
 def bench_routers(
-    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)],
     data: Annotated[Path, typer.Option("--data", help="File of edits with the prompts that measure them.")],
+    model: ModelOption = None,
     router: Annotated[
         Path | None,
         typer.Option("--router", help="File that wise train-router wrote. Left out: the untrained one alone."),
@@ -103,7 +104,7 @@ def bench_routers(
         output.write_text("\n".join(map(markdown, compared)), encoding="utf-8")
         typer.echo(f"tables written to {output}")
     if as_json:
-        about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": Path(model).name}}
+        about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
         show_json(about | {"router": None if router is None else file_facts(router), "compared": compared})
 
 

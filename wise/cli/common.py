@@ -153,6 +153,11 @@ def load_model(
     return model, tokenizer
 
 
+def model_name(given: str | None) -> str:
+    """What a model is called in a report."""
+    return "demo" if given is None else Path(given).name
+
+
 def _is_path(name: str) -> bool:
     """Whether a name cannot be a hub id, `owner/name`."""
     return name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from wise.cli.common import JsonOption, ProgressOption, ThreadsOption, prepare, progress_bars, show_json, show_table
+from wise.cli.common import (
+    JsonOption,
+    ProgressOption,
+    ThreadsOption,
+    check_file,
+    prepare,
+    progress_bars,
+    show_json,
+    show_table,
+)
 from wise.cli.eval import show_evaluation
 
 if TYPE_CHECKING:
@@ -25,15 +34,27 @@ def demo(
         Path | None,
         typer.Option("--picture", help="File to draw the routing scores to, such as routing.png."),
     ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(
+            "--records",
+            help="File to write all its facts to, JSON lines, those edited first: for wise eval and wise train-router.",
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
     """Edit the model that ships with wise, and measure what became of it. Nothing is downloaded."""
+    check_file("--records", records)
     prepare(threads)
     from wise.demo.picture import draw
+    from wise.demo.records import write_records
     from wise.demo.run import run_demo
 
+    if records is not None:
+        write_records(records, edits, seed=seed)
+        typer.echo(f"records written to {records}")
     with progress_bars(progress) as show:
         result = run_demo(edits=edits, seed=seed, mode=mode, progress=show)
     _show(result)

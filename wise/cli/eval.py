@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wise.cli.common import (
-    MODEL_HELP,
     CacheOption,
     CorpusOption,
     FormatOption,
     JsonOption,
     LayerOption,
+    ModelOption,
     ProgressOption,
     SeedOption,
     SetOption,
@@ -24,6 +24,7 @@ from wise.cli.common import (
     check_file,
     file_facts,
     load_model,
+    model_name,
     parsed_settings,
     progress_bars,
     settings,
@@ -44,8 +45,8 @@ INTERRUPTED = 130
 
 
 def evaluate(
-    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)],
     data: Annotated[Path, typer.Option("--data", help="File of edits with the prompts that measure them.")],
+    model: ModelOption = None,
     format: FormatOption = "auto",
     editor: Annotated[
         str,
@@ -105,7 +106,7 @@ def evaluate(
     for name, file in (("--output", output), ("--report", report)):
         check_file(name, file)
     records, pool = _records(data, format, skip, edits)
-    about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": Path(model).name}}
+    about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
     scope = _scope(routing, retention, measure, pool, text, questions, references)
     from wise.eval.editors import Learning, all_settings
     from wise.eval.run import evaluate as run

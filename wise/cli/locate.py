@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wise.cli.common import (
-    MODEL_HELP,
     JsonOption,
+    ModelOption,
     ProgressOption,
     SeedOption,
     ThreadsOption,
@@ -19,6 +19,7 @@ from wise.cli.common import (
     file_facts,
     load_model,
     make_config,
+    model_name,
     progress_bars,
     show_json,
     show_table,
@@ -60,8 +61,8 @@ COLUMNS = 6
 
 
 def locate(
-    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)],
     data: Annotated[Path, typer.Option("--data", help="File of known facts, or of edits of facts.")],
+    model: ModelOption = None,
     facts: Annotated[int, typer.Option("--facts", min=1, help="Facts to read, from the start of the file.")] = 100,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of noise per fact.")] = 5,
     window: Annotated[
@@ -101,7 +102,7 @@ def locate(
 
     base, tokenizer = load_model(model, threads=threads)
     check_layers(wanted, find_sites(base).depth)
-    name = Path(model).name
+    name = model_name(model)
     with progress_bars(progress) as show:
         work = Work(progress=show)
         found = trace(base, tokenizer, known, samples=samples, window=window, seed=seed or 0, name=name, work=work)

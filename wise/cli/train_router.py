@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from wise.cli.common import (
-    MODEL_HELP,
     FormatOption,
     JsonOption,
     LayerOption,
+    ModelOption,
     ProgressOption,
     SeedOption,
     ThreadsOption,
@@ -31,8 +31,8 @@ TEXTS = 320
 
 
 def train_router(
-    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)],
     output: Annotated[Path, typer.Option("--output", help="File for the router, safetensors.")],
+    model: ModelOption = None,
     data: Annotated[
         Path | None,
         typer.Option(

@@ -12,16 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wise.config import WiseConfig
 from wise.demo import model_path
-from wise.demo.facts import (
-    Fact,
-    counterfactual,
-    held_out_prompts,
-    load_facts,
-    neighbours,
-    train_prompts,
-)
-from wise.edits import Edit, Record
-from wise.errors import ConfigError
+from wise.demo.facts import load_facts, train_prompts
+from wise.demo.records import demo_records
+from wise.edits import Record
 from wise.eval.quality import measure_quality
 from wise.eval.routing import gate_ratios
 from wise.eval.run import Evaluation
@@ -29,8 +22,6 @@ from wise.eval.work import Progress, Work
 from wise.model import WiseModel, wrap
 from wise.router.metrics import auroc
 
-NEIGHBOURS = 4
-"""Prompts of each edit that must not move; two of its own relation and answer, where there are."""
 SHOWN = 5
 """Edits shown before and after."""
 RECALL_FACTS = 500
@@ -123,37 +114,6 @@ def run_demo(
             for (kind, prompt, wanted), b, a in zip(asked, before, after, strict=True)
         ),
         seconds=time.perf_counter() - begun,
-    )
-
-
-def demo_records(count: int, *, seed: int) -> list[Record]:
-    """Counterfactual edits of facts that the model was taught, no two alike, and the prompts that measure them."""
-    known = load_facts("train")
-    if not 1 <= count <= len(known):
-        raise ConfigError(f"edits={count}: the demo model was taught {len(known)} facts; ask for 1 to that many")
-    order = random.Random(seed)
-    chosen = order.sample(known, count)
-    about = {(fact.relation, fact.subject) for fact in chosen}
-    return [_record(fact, about, order, seed) for fact in chosen]
-
-
-def _record(fact: Fact, edited: set[tuple[str, str]], order: random.Random, seed: int) -> Record:
-    """The plainest phrasing is edited; the others, and those that no training ever used, are its paraphrases."""
-    plain, *others = train_prompts(fact)
-    close = [other for other in neighbours(fact) if (other.relation, other.subject) not in edited]
-    same_relation = [
-        other
-        for other in load_facts("train")
-        if other.relation == fact.relation and (other.relation, other.subject) not in edited
-    ]
-    near = order.sample(close, min(NEIGHBOURS // 2, len(close)))
-    rest = [other for other in same_relation if other not in near]
-    near += order.sample(rest, min(NEIGHBOURS - len(near), len(rest)))
-    return Record(
-        edit=Edit(prompt=plain, target=counterfactual(fact, seed=seed), subject=fact.subject),
-        paraphrases=(*held_out_prompts(fact), *order.sample(others, 2)),
-        neighbours=tuple(train_prompts(other)[0] for other in near),
-        answer=fact.object,
     )
 
 
