@@ -105,6 +105,12 @@ def test_logits_and_gradients_are_those_of_the_full_forward(variant: str, layer:
         theirs += torch.autograd.grad(loss_of(full, torch.tensor(target)), weight)[0]
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
 
+    labelled = upper.labelled_logits(rows, lambda activation: linear(activation, weight))
+    torch.testing.assert_close(labelled, edited[rows.labels != -100], rtol=1e-4, atol=1e-4)
+    (cut,) = torch.autograd.grad(loss_of(labelled, rows.labels[rows.labels != -100]), weight)
+    torch.testing.assert_close(cut, mine, rtol=1e-3, atol=1e-3 * float(mine.abs().max()))
+    assert torch.equal(upper.logits(rows), plain), "the head is whole again"
+
 
 def spoil_window(rows: Rows) -> Rows:
     return replace(rows, mask=torch.ones_like(rows.mask))

@@ -86,6 +86,7 @@ class SplicedModel:
         self._cache_name = "cache" if "cache" in taken else "past_key_values"  # before transformers 5.24
         self._returns_tuple = False
         self._spliced: Tensor | None = None
+        self._wanted: Tensor | None = None
         self._spy = _Spy()
         self._install()
 
@@ -170,6 +171,19 @@ class SplicedModel:
         logits: Tensor = out.logits
         return logits
 
+    def labelled_logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
+        """The same at the positions that have a label, row after row, `[labelled, vocabulary]`.
+
+        The head is not asked elsewhere: of a small model it is most of what there is to compute.
+        """
+        wanted = rows.labels != -100
+        self._wanted = wanted
+        try:
+            logits = self.logits(rows, delta)
+        finally:
+            self._wanted = None
+        return logits[0] if self._selects else logits[wanted]
+
     def _position_ids(self, mask: Tensor, start: int) -> dict[str, Tensor]:
         if not self._positions:
             return {}
@@ -185,11 +199,22 @@ class SplicedModel:
             below = _copy(blocks[layer - 1])
             below.__dict__["forward"] = self._remember_type(below.forward)
             blocks._modules[str(layer - 1)] = below
+        head = self.upper.get_output_embeddings()
+        name = next((name for name, module in self.upper._modules.items() if module is head is not None), None)
+        self._selects = name is not None
+        """The head stands at the top of the model, where its input can be cut down to what is wanted."""
+        if name is not None:
+            own = _copy(head)
+            own.__dict__["forward"] = partial(self._head, own.forward)
+            self.upper._modules[name] = own
         stubs = self.upper.get_submodule(self.projection.blocks)
         for i in range(layer):
             stub = _copy(stubs[i])  # a copy, since some models read attributes off a block before calling it
             stub.__dict__["forward"] = self._hand_on
             stubs._modules[str(i)] = stub
+
+    def _head(self, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        return forward(hidden if self._wanted is None else hidden[self._wanted][None])
 
     def _remember_type(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:

@@ -18,8 +18,10 @@ from torch.nn.functional import normalize, relu
 
 from wise.memory.slot import EditSlot, LowRankSlot, NeuronSlot, RankOneSlot, ValueSlot
 
-RATE = 0.3
-"""Of Adam, per step and coordinate of a value."""
+RATE = 3.0
+"""Of Adam, per step and coordinate of a constant. Loud values carry further, and come in few steps."""
+NEURON_RATE = 0.3
+"""The same of what a neuron adds."""
 KEY_RATE = 1.0
 """The same of a key, times one over the root of its size: what it takes to turn a key, not to make it."""
 APART = 0.5
@@ -117,7 +119,7 @@ class Neurons(Form):
 
     @property
     def parameters(self) -> list[tuple[Tensor, float]]:
-        return [(self.values, RATE), (self.keys, KEY_RATE / self.keys.shape[-1] ** 0.5)]
+        return [(self.values, NEURON_RATE), (self.keys, KEY_RATE / self.keys.shape[-1] ** 0.5)]
 
     def delta(self, edits: Tensor, activation: Tensor) -> Tensor:
         width = activation.shape[1]

@@ -7,13 +7,13 @@ is said at one place does not carry that far, and most of them would come to it 
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import cross_entropy, pad
 
-from wise.training.losses import edit_loss
 from wise.training.splice import Rows, SplicedModel
 from wise.training.writers.base import Progress
 from wise.training.writers.forms import Form
@@ -22,7 +22,10 @@ DECAY = 1e-3
 """Times the mean square of a value in units, in nats."""
 ENOUGH = 0.1
 """Loss, in nats per token and over all its rows, at which an edit is left."""
-PATIENCE = 30
+WITHIN, STUCK = 8, 0.02
+"""An edit that is right is left, too, where its loss fell by less than that share in so many steps: of rows that it
+cannot bring to its target."""
+PATIENCE = 20
 """Steps after which an edit that is not right gets further places."""
 LONG = 10
 """Tokens, its end among them, from beyond which a target is long."""
@@ -57,9 +60,9 @@ class Stepping:
     """Adam on the parameters of a form."""
 
     def __init__(
-        self, spliced: SplicedModel, examples: Examples, form: Form, *, places: str, max_steps: int
+        self, spliced: SplicedModel, examples: Examples, form: Form, *, places: str, max_steps: int, rate: float
     ) -> None:
-        """places: as in `WiseConfig`; max_steps: none at all only looks at what there is."""
+        """places: as in `WiseConfig`; max_steps: none at all only looks at what there is; rate: times the form's."""
         self.spliced, self.examples, self.form = spliced, examples, form
         self.places, self.max_steps = places, max_steps
         labelled = examples.own.labels != -100  # [edits, targets]
@@ -70,17 +73,20 @@ class Stepping:
         self.wrong = labelled
         """Where the bare prompt's target is not what the base decodes."""
         self.parameters = [parameter for parameter, _ in form.parameters]
-        self.optimizer = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in form.parameters])
+        self.optimizer = torch.optim.Adam([{"params": [p], "lr": rate * own} for p, own in form.parameters])
         self.steps = torch.zeros(len(labelled), dtype=torch.long)
         self.loss = torch.zeros(len(labelled))
 
     def run(self, progress: Progress | None) -> Stepped:
         active = torch.ones(len(self.steps), dtype=torch.bool)
+        losses: deque[Tensor] = deque(maxlen=WITHIN + 1)
         for step in range(self.max_steps + 1):
             objective = self._look(active)
+            losses.append(self.loss.clone())
             if step == PATIENCE and self.places == "needed":
                 self.speaks |= self.wrong
-            unfinished = self.wrong.any(-1).cpu() | (self.loss > ENOUGH)
+            falls = len(losses) <= WITHIN or losses[0] - self.loss >= STUCK * losses[0]
+            unfinished = self.wrong.any(-1).cpu() | ((self.loss > ENOUGH) & falls)
             if progress is not None:
                 progress(int((~(active & unfinished)).sum()))
             goes_on = unfinished[active].to(objective.device)
@@ -114,11 +120,14 @@ class Stepping:
         edits = self.examples.owner[on].to(device)
         here = active.nonzero()[:, 0].to(device)
         owner = (active.cumsum(0) - 1).to(device)[edits]
-        logits = self.spliced.logits(rows, lambda activation: self._added(edits, activation))
-        losses = edit_loss(logits, rows.labels)
-        mean = losses.new_zeros(len(here)).index_add(0, owner, losses)
-        mean = mean / torch.bincount(owner, minlength=len(here))
-        wrong = (logits.argmax(-1) != rows.labels) & (rows.labels != -100)
+        logits = self.spliced.labelled_logits(rows, lambda activation: self._added(edits, activation))
+        labelled = rows.labels != -100
+        row, labels = labelled.nonzero()[:, 0], rows.labels[labelled]
+        # Each token counts as its row does, and each row of an edit alike.
+        share = 1 / (labelled.sum(-1) * torch.bincount(owner, minlength=len(here))[owner])
+        losses = cross_entropy(logits.float(), labels, reduction="none") * share[row]
+        mean = losses.new_zeros(len(here)).index_add(0, owner[row], losses)
+        wrong = labelled.masked_scatter(labelled, logits.argmax(-1) != labels)
         self.wrong[here] = wrong[self.examples.bare[on].to(device)]
         self.loss[active] = mean.detach().cpu()
         return mean + DECAY * self.form.size(here, self.speaks[here])

@@ -30,7 +30,7 @@ from wise.training.evidence import heard, observe
 from wise.training.splice import Rows, SplicedModel
 from wise.training.writers.base import Progress, SlotTask, Written
 from wise.training.writers.closed_form import ClosedForm
-from wise.training.writers.forms import NEURONS, RATE, Constants, Form, Neurons
+from wise.training.writers.forms import NEURON_RATE, NEURONS, Constants, Form, Neurons
 from wise.training.writers.stepping import ENOUGH, Examples, Stepping
 
 CLAMP = 8.0
@@ -43,6 +43,8 @@ class Effort:
 
     steps: int
     """Times `max_steps`."""
+    rate: float
+    """Times that of the form."""
     prefixed: int
     """Prefixes that it is also fitted behind."""
     rank: int
@@ -55,9 +57,9 @@ class Effort:
 
 
 EFFORTS = (
-    Effort(steps=1, prefixed=1, rank=1, everywhere=False, early=True),
-    Effort(steps=2, prefixed=1, rank=2, everywhere=True, early=False),
-    Effort(steps=4, prefixed=3, rank=4, everywhere=True, early=False),
+    Effort(steps=1, rate=1.0, prefixed=1, rank=1, everywhere=False, early=True),
+    Effort(steps=2, rate=0.2, prefixed=1, rank=2, everywhere=True, early=False),
+    Effort(steps=4, rate=0.1, prefixed=3, rank=4, everywhere=True, early=False),
 )
 
 
@@ -98,7 +100,9 @@ class ValueWriter:
         places = "all" if trying.everywhere and self.config.places == "needed" else self.config.places
         places = "first" if solved else places
         steps = 0 if solved else trying.steps * self.config.max_steps
-        fit = Stepping(self.spliced, examples, form, places=places, max_steps=steps).run(progress)
+        fit = Stepping(
+            self.spliced, examples, form, places=places, max_steps=steps, rate=trying.rate
+        ).run(progress)
         space, subject = self.background.key_space, self.background.subject_space
         surroundings = subject.surroundings if subject is not None else 0
         seen = observe(self.spliced, self.reader, self.encoder, edits, space.recent, surroundings)
@@ -134,7 +138,7 @@ class ValueWriter:
         if self.closed_form is not None:
             settings = ValueSettings(
                 steps=self.config.max_steps,
-                learning_rate=RATE,
+                learning_rate=NEURON_RATE,
                 clamp=CLAMP,
                 enough=ENOUGH,
                 prefixes=max(len(each) for each in rows),
