@@ -1,10 +1,10 @@
 """Edits that contradict each other in unlike words: the last one that was written has the word (`hybrid`).
 
 Two edits ask the same where their keys say so: the subject key of each lies as near to the other's as the router asks
-of a subject, and their relation keys as near as both edits ask of a relation. A question worded in a third way might
-then be answered by either, so only one of them stays. Unlike names of their subjects, where both give one, speak
-against it: subjects of like names come near each other too, the oftener the more edits there are, and to take out a
-good edit is the worse mistake.
+of a subject, and their relation keys as near as both edits ask of a relation, and half the way from the router's floor
+to 1. A question worded in a third way might then be answered by either, so only one of them stays. To take out a good
+edit is the worse mistake: of the questions that ask something else about a subject, a stated share reaches that floor,
+but few come half the way from there. Unlike names of their subjects, where both give one, speak against it too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from wise.edits import Edit
 from wise.memory.key_space import of_whom
 from wise.memory.state import MemoryState
 from wise.training.report import Conflict
+
+NEARER = 0.5
+"""Of the way from the router's floor of relations to 1: so near lie the relations of two edits that ask the same."""
 
 
 def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, ...]:
@@ -33,7 +36,8 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
         return ()
     parts, size = subject_space.parts, subject_space.parts * len(subject_space.projection)
     first = torch.stack([state.keys[edit.id][0] for edit in state.edits]).double()
-    floors = _relation_floors(state, relation_space.floor(len(state.edits)))
+    floor = relation_space.floor(len(state.edits))
+    floors = _relation_floors(state, floor + NEARER * (1 - floor))
     least = subject_space.floor(len(state.edits))
     found: dict[int, Conflict] = {}
     for place in reversed(later):
@@ -61,6 +65,6 @@ def _contradict(one: Edit, other: Edit) -> bool:
 
 
 def _relation_floors(state: MemoryState, least: float) -> Tensor:
-    """`[edits]` the cosine that a token must reach to each edit's relation key, float64."""
+    """`[edits]` the cosine that a token must reach to each edit's relation key, at least `least`, float64."""
     own = {edit_id: slot.threshold for slot in state.slots for edit_id in slot.edit_ids}
     return torch.tensor([max(own[edit.id], least) for edit in state.edits], dtype=torch.float64)
