@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from wise.eval.routing.texts import shipped_passages
 from wise.lessons import lessons_of
 from wise.memory.artifact import load_memory
 from wise.training import router_training
-from wise.training.calibration import _misnamed, _nearest
-from wise.training.evidence import ELSEWHERE, observe
+from wise.training.calibration import Facts, _misnamed
+from wise.training.evidence import ELSEWHERE, Evidence, observe
 from wise.training.floors import ABSENT, SIZES, conformal_floor, growing_floors
 from wise.training.lesson import Lesson
 from wise.training.router_file import load_router, save_router
@@ -210,14 +211,17 @@ def test_names_alike_are_kept_apart_as_often_as_was_asked(learned: tuple[wise.Wi
     )
     subject, reader, encoder = spaces.subject, wrapped.reader, wrapped.encoder
     assert reader is not None and subject.parts == 6
-    whole = observe(wrapped.trainer.spliced, reader, encoder, first, RECENT, subject.surroundings)
-    named = torch.cat([whole.subject_key(i, subject) for i in range(len(first))])
-    heard = observe(wrapped.trainer.spliced, reader, encoder, alike, RECENT)
-    own = [named[place[each.fact]][None] for each in alike]
-    near = torch.cat([_nearest(heard, i, key, subject) for i, key in enumerate(own)])
+
+    def read(asked: Sequence[Lesson], surroundings: int) -> Evidence:
+        return observe(wrapped.trainer.spliced, reader, encoder, asked, RECENT, surroundings)
+
+    facts = Facts.of(read, first, (spaces.relation, subject))
     end = replace(subject, surroundings=0)  # by the end of a name alone, in its own prompt
-    ends = torch.cat([_nearest(heard, i, key.view(6, -1)[1:2], end) for i, key in enumerate(own)])
-    shares = [float((each >= subject.floor(1)).float().mean()) for each in (near, ends)]
+    ends = replace(facts, subject=end, names=facts.names.view(len(first), 6, -1)[:, 1])
+    heard = read(alike, 0)
+    own = [slice(n, n + 1) for n in facts.own(alike).tolist()]
+    near, by_end = (torch.cat([each.nearest(heard, i, n) for i, n in enumerate(own)]) for each in (facts, ends))
+    shares = [float((each >= subject.floor(1)).float().mean()) for each in (near, by_end)]
     assert shares[0] < 0.1 and shares[1] > 2 * shares[0] > 0, shares
 
 
@@ -226,16 +230,17 @@ def test_a_name_is_known_again_behind_text_and_in_a_chat(learned: tuple[wise.Wis
     given = [each for each in lessons_of(records(40)) if not each.negative]
     first = [replace(each, prompt=f"{each.subject} is") for each in {each.fact: each for each in given}.values()]
     asked = router_training._in_other_forms(first, wrapped.encoder, ("It rained.", "We left."))
-    place, subject = {each.fact: i for i, each in enumerate(first)}, spaces.subject
-    assert wrapped.reader is not None
-    whole = observe(wrapped.trainer.spliced, wrapped.reader, wrapped.encoder, first, RECENT, subject.surroundings)
-    heard = observe(wrapped.trainer.spliced, wrapped.reader, wrapped.encoder, asked, RECENT)
-    known = {}
+    subject = spaces.subject
+
+    def read(asked: Sequence[Lesson], surroundings: int) -> Evidence:
+        assert wrapped.reader is not None
+        return observe(wrapped.trainer.spliced, wrapped.reader, wrapped.encoder, asked, RECENT, surroundings)
+
+    heard, known = read(asked, 0), {}
     for surroundings in (1, 3):
-        space = replace(subject, surroundings=surroundings)
-        part = replace(whole, elsewhere=whole.elsewhere[: surroundings - 1])
-        keys = [part.subject_key(place[each.fact], space) for each in asked]
-        near = torch.cat([_nearest(heard, i, key, space) for i, key in enumerate(keys)])
+        facts = Facts.of(read, first, (spaces.relation, replace(subject, surroundings=surroundings)))
+        own = facts.own(asked).tolist()
+        near = torch.cat([facts.nearest(heard, i, slice(n, n + 1)) for i, n in enumerate(own)])
         known[surroundings] = float((near >= subject.floor(len(first))).float().mean())
     assert known[3] > 0.8 and known[1] < 0.2, known
 

@@ -44,7 +44,7 @@ class Background:
     """Mean norm of the value projection's output on those tokens: the unit of the routing margins."""
     key_space: KeySpace
     subject_space: KeySpace | None = None
-    """Of value vectors (`hybrid`)."""
+    """Of value vectors (`hybrid`). Neither space has floors yet."""
 
 
 def measure(
@@ -64,10 +64,10 @@ def measure(
     output = spliced.value_projection(tokens)
     space, subject = fit_key_space(tokens.float(), config.key_dim), None
     if reader is not None and reader.values is not None:
-        space = replace(space, text=space.keys(tokens), floors=(config.relation_floor,))
+        space = replace(space, text=space.keys(tokens))
         rows = zip(reader.values.float(), mask.bool(), strict=True)
         values = torch.cat([joined(row[own], BEFORE) for row, own in rows])
-        subject = subject_space(values, floors=(config.subject_floor,))
+        subject = subject_space(values)
     return Background(
         samples=tuple(map(tuple, samples)),
         activations=tokens.float(),
@@ -91,10 +91,10 @@ def fit_key_space(activations: Tensor, dim: int) -> KeySpace:
     return KeySpace(mean=mean.cpu(), projection=(axes[:kept] / spread[:kept, None]).cpu())
 
 
-def subject_space(values: Tensor, floors: tuple[float, ...] = ()) -> KeySpace:
+def subject_space(values: Tensor) -> KeySpace:
     """Of value vectors `[n, (1 + BEFORE) v]`, each behind that of the token before it."""
     space = fit_key_space(values, SUBJECT_DIM)
-    return replace(space, recent=BEFORE, surroundings=1 + len(ELSEWHERE), floors=floors)
+    return replace(space, recent=BEFORE, surroundings=1 + len(ELSEWHERE))
 
 
 def _sample(model: PreTrainedModel, encoder: Encoder, seed: int) -> list[list[int]]:

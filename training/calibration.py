@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ from wise.training.lesson import Lesson
 
 CALIBRATED = 4000
 """Questions that the floors are found on, at most."""
+
+
+Read = Callable[[Sequence[Lesson], int], Evidence]
+"""Observes questions, and their subjects in so many surroundings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +42,48 @@ class Floors:
     """Share of the other wordings of facts set aside that reach both floors."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Facts:
+    """One question of each of `n` facts, kept as an edit of it would be."""
+
+    lessons: tuple[Lesson, ...]
+    keys: Tensor
+    """`[n, r]`."""
+    names: Tensor
+    """`[n, parts s]`."""
+    relation: KeySpace
+    subject: KeySpace
+
+    @classmethod
+    def of(cls, read: Read, lessons: Sequence[Lesson], spaces: tuple[KeySpace, KeySpace]) -> Facts:
+        """lessons: that name their subjects."""
+        relation, subject = spaces
+        evidence = read(lessons, subject.surroundings)
+        return cls(
+            lessons=tuple(lessons),
+            keys=relation.keys(evidence.relation),
+            names=torch.cat([evidence.subject_key(n, subject) for n in range(len(lessons))]),
+            relation=relation,
+            subject=subject,
+        )
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        return {lesson.fact: n for n, lesson in enumerate(self.lessons)}
+
+    def own(self, lessons: Sequence[Lesson]) -> Tensor:
+        """`[lessons]` the place of the fact of each."""
+        return torch.tensor([self.places[lesson.fact] for lesson in lessons])
+
+    def nearest(self, evidence: Evidence, question: int, places: slice = slice(None)) -> Tensor:
+        """How near the subjects of the facts at `places` come in what a question's last token sees: `[places]`."""
+        tokens = self.subject.named(evidence.named(question)).flatten(0, 1)
+        cosines = tokens @ self.names[places].view(-1, tokens.shape[-1]).T
+        return of_whom(cosines.amax(0), self.subject.parts)
+
+
 def calibrate(
-    read: Callable[[Sequence[Lesson]], Evidence],
+    read: Read,
     lessons: Sequence[Lesson],
     evidence: Evidence,
     aside: Tensor,
@@ -48,7 +93,7 @@ def calibrate(
 ) -> Floors:
     """The floors of the spaces of relations and of subjects.
 
-    read: observes other questions as `lessons` were for `evidence`, and their subjects elsewhere besides.
+    evidence: of `lessons`; read: observes others alike.
     aside: `[lessons]` bool, those that the spaces were not learned from.
     """
     relation, subject = spaces
@@ -56,65 +101,42 @@ def calibrate(
     for i, lesson in enumerate(lessons):
         if not lesson.negative and evidence.subject[i] is not None:
             first.setdefault(lesson.fact, i)
-    place = {fact: n for n, fact in enumerate(first)}
-    keys = relation.keys(evidence.relation[list(first.values())])
-    asked_first = read([lessons[i] for i in first.values()])
-    named = torch.cat([asked_first.subject_key(n, subject) for n in range(len(place))])
+    facts = Facts.of(read, [lessons[i] for i in first.values()], spaces)
 
-    rows = [i for i in aside.nonzero()[:, 0].tolist() if lessons[i].fact in place]
+    rows = [i for i in aside.nonzero()[:, 0].tolist() if lessons[i].fact in facts.places]
     rows = rows[:: max(1, -(-len(rows) // CALIBRATED))]
-    own = torch.tensor([place[lessons[i].fact] for i in rows])
+    own = facts.own([lessons[i] for i in rows])
     negative = torch.tensor([lessons[i].negative for i in rows])
-    asked = relation.queries(evidence.relation[rows]) @ keys.T
-    whom = torch.stack([_nearest(evidence, i, named, subject) for i in rows])
+    asked = relation.queries(evidence.relation[rows]) @ facts.keys.T
+    whom = torch.stack([facts.nearest(evidence, i) for i in rows])
     towards = asked.gather(1, own[:, None])[:, 0]
-    unasked = (relation.queries(evidence.before[rows]) * keys[own]).sum(-1)
+    unasked = (relation.queries(evidence.before[rows]) * facts.keys[own]).sum(-1)
     asks = max(0.0, *(conformal_floor(each, false_routes) for each in (towards[negative], unasked[~negative])))
 
-    subjects = [lessons[i].subject or "" for i in first.values()]
+    subjects = [lesson.subject or "" for lesson in facts.lessons]
     same = torch.tensor([[name in lessons[i].prompt for name in subjects] for i in rows])
     like = (asked >= asks) & ~same & ~negative[:, None]
     rising = growing_floors(whom.masked_fill(~like, ABSENT)[~negative], false_routes)
-    alike = _of_names_alike(read, [lessons[i] for i in first.values()], keys, named, spaces, asks, false_routes, seed)
+    alike = _of_names_alike(facts, read, asks, false_routes, seed)
     whole = tuple(max(floor, alike) for floor in rising)
 
     other = ~negative & torch.tensor([i != first[lessons[i].fact] for i in rows])
-    floor = replace(subject, floors=whole).floor(len(place))
+    floor = replace(subject, floors=whole).floor(len(facts.lessons))
     reached = (towards >= asks) & (whom.gather(1, own[:, None])[:, 0] >= floor)
     return Floors(
-        relation=(asks,), subject=whole, facts=len(place), recall=float(reached[other].float().mean())
+        relation=(asks,), subject=whole, facts=len(facts.lessons), recall=float(reached[other].float().mean())
     )
 
 
-def _of_names_alike(
-    read: Callable[[Sequence[Lesson]], Evidence],
-    asked: Sequence[Lesson],
-    keys: Tensor,
-    named: Tensor,
-    spaces: tuple[KeySpace, KeySpace],
-    asks: float,
-    false_routes: float,
-    seed: int,
-) -> float:
-    """The floor of subjects that names alike set; 0 where no name has a word that could be another's.
-
-    keys `[n, r]`, named `[n, parts s]`: of the questions asked, one of each fact.
-    """
-    misnamed = list(_misnamed(asked, seed))[:CALIBRATED]
+def _of_names_alike(facts: Facts, read: Read, asks: float, false_routes: float, seed: int) -> float:
+    """The floor of subjects that names alike set; 0 where no name has a word that could be another's."""
+    misnamed = list(_misnamed(facts.lessons, seed))[:CALIBRATED]
     if not misnamed:
         return 0.0
-    (relation, subject), heard = spaces, read(misnamed)
-    place = {lesson.fact: n for n, lesson in enumerate(asked)}
-    own = torch.tensor([place[lesson.fact] for lesson in misnamed])
-    reached = (relation.queries(heard.relation) * keys[own]).sum(-1) >= asks
-    near = torch.cat([_nearest(heard, i, named[n : n + 1], subject) for i, n in enumerate(own.tolist())])
+    heard, own = read(misnamed, 0), facts.own(misnamed)
+    reached = (facts.relation.queries(heard.relation) * facts.keys[own]).sum(-1) >= asks
+    near = torch.cat([facts.nearest(heard, i, slice(n, n + 1)) for i, n in enumerate(own.tolist())])
     return conformal_floor(near[reached], false_routes)
-
-
-def _nearest(evidence: Evidence, question: int, named: Tensor, subject: KeySpace) -> Tensor:
-    """How near the subjects with the keys `[n, parts s]` come in what a question's last token sees: `[n]`."""
-    tokens = subject.named(evidence.named(question)).flatten(0, 1)
-    return of_whom((tokens @ named.view(-1, tokens.shape[-1]).T).amax(0), subject.parts)
 
 
 def _misnamed(lessons: Sequence[Lesson], seed: int) -> Iterator[Lesson]:

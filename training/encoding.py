@@ -90,6 +90,11 @@ class Encoder:
                     f"otherwise, or leave the edit out (edit {edit.id!r})"
                 )
 
+    def reads(self, text: str) -> bool:
+        """It fits the context, and every word of it is in the vocabulary."""
+        ids, unknown = self.prompt(text), self.tokenizer.unk_token_id
+        return len(ids) <= self.context and (unknown in self.stops or unknown not in ids)
+
     def tokens(self, edit: Edit) -> int:
         """Length of an edit's prompt and target."""
         return len(self.prompt(edit.prompt)) + len(self.target(edit.prompt, edit.target))

@@ -16,6 +16,8 @@ class Lesson:
     """As it stands in the prompt."""
     relation: str
     """What is asked about the subject; questions of one relation ask the same of each subject."""
+    alike: frozenset[str] = frozenset()
+    """Other relations that may ask the same in other words: neither is learned to be unlike the other."""
     form: str = ""
     """What kind of wording it is: questions of every form are learned from alike often."""
     negative: bool = False

@@ -20,7 +20,7 @@ from wise.memory.key_space import KeySpace
 from wise.training.router_training import LearnedSpaces
 
 FORMAT = "wise-router"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SPACES = ("relation", "subject")
 
 

@@ -73,6 +73,8 @@ class LearnedSpaces:
     subject: KeySpace
     facts: int
     """That were learned from, those set aside among them."""
+    subject_fraction: float
+    """As in the config: where subjects were read."""
     false_routes: float
     """Share of negatives that each floor lets pass."""
     loss: float
@@ -89,6 +91,7 @@ def learn_spaces(
     lessons: Sequence[Lesson],
     *,
     texts: Sequence[str] = (),
+    subject_fraction: float,
     false_routes: float,
     seed: int,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
@@ -96,6 +99,7 @@ def learn_spaces(
     """The spaces of relations and subjects.
 
     texts: running text, in which nothing is asked; without any there are the base's own samples alone.
+    subject_fraction: where `reader` reads.
 
     Raises ConfigError for too few facts or relations, or a rate of false routes that is none.
     """
@@ -124,14 +128,15 @@ def learn_spaces(
     values = torch.cat([joined(evidence.named(i), BEFORE) for i in kept[:: max(1, len(kept) // FITTED)]])
     space = subject_space(values)
 
-    def read(asked: Sequence[Lesson]) -> Evidence:
-        return observe(spliced, reader, encoder, asked, RECENT, space.surroundings)
+    def read(asked: Sequence[Lesson], surroundings: int) -> Evidence:
+        return observe(spliced, reader, encoder, asked, RECENT, surroundings)
 
     floors = calibrate(read, fitting, evidence, ~learned, (relation, space), false_routes, seed)
     return LearnedSpaces(
         relation=replace(relation, floors=floors.relation),
         subject=replace(space, floors=floors.subject),
         facts=floors.facts,
+        subject_fraction=subject_fraction,
         false_routes=false_routes,
         loss=loss,
         recall=floors.recall,
@@ -284,7 +289,7 @@ def info_nce(key: Tensor, query: Tensor, hard: Tensor, silent: Tensor, same: Ten
     """Mean over `n` keys of the negative log-probability of their own query among all negatives, in nats.
 
     All rows are of unit length. key, query `[n, r]`; hard `[n * m, r]`, m of each key; silent `[t, r]`; same `[n, n]`
-    bool: the query is of the key's relation, so it is no negative of it.
+    bool: the query may ask what the key does, so it is no negative of it.
     """
     n = len(key)
     towards = key @ query.T / TEMPERATURE
@@ -302,6 +307,10 @@ class _Batches:
         self.random = random.Random(seed)
         numbers = {name: i for i, name in enumerate(sorted({lesson.relation for lesson in lessons}))}
         self.relation = torch.tensor([numbers[lesson.relation] for lesson in lessons])
+        self.same = torch.eye(len(numbers), dtype=torch.bool)
+        """Of relations that are one, or may be."""
+        for name, other in {(lesson.relation, other) for lesson in lessons for other in lesson.alike & numbers.keys()}:
+            self.same[numbers[name], numbers[other]] = True
         self.asking: dict[str, dict[str, dict[str, list[int]]]] = defaultdict(lambda: defaultdict(dict))
         """Relation -> fact -> form -> its questions."""
         self.hard: dict[str, list[int]] = defaultdict(list)
@@ -318,7 +327,7 @@ class _Batches:
         return sum(map(len, self.asking.values()))
 
     def draw(self) -> tuple[list[int], list[int], list[int], Tensor]:
-        """Keys and queries `[GROUP]`, hard negatives `[GROUP * HARD]`, which queries are of which key's relation."""
+        """Keys and queries `[GROUP]`, hard negatives `[GROUP * HARD]`, which queries may ask what which key does."""
         keys: list[int] = []
         queries: list[int] = []
         hard: list[int] = []
@@ -330,5 +339,5 @@ class _Batches:
                 keys.append(next(iter(facts[one].values()))[0])
                 queries.append(self.random.choice(self.random.choice(list(facts[other].values()))))
                 hard += self.random.choices(near, k=HARD)
-        same = self.relation[keys][:, None] == self.relation[queries]
+        same = self.same[self.relation[keys]][:, self.relation[queries]]
         return keys, queries, hard, same

@@ -126,7 +126,7 @@ def locate(model: PreTrainedModel, config: WiseConfig) -> ValueProjection:
 
 
 def locate_attention(model: PreTrainedModel, projection: ValueProjection, fraction: float) -> nn.Module:
-    """The attention module of the block at `fraction` of the depth: not the first, and not above the edited one.
+    """The attention module of the block at `fraction` of the depth, not above the edited one.
 
     Raises UnsupportedModelError where the architecture is unknown.
     """
@@ -137,7 +137,7 @@ def locate_attention(model: PreTrainedModel, projection: ValueProjection, fracti
             f"model_type {model_type!r} is not in the table of attention layers, in which mode='hybrid' looks for "
             f"subjects ({', '.join(sorted(ATTENTION_OUTPUTS))}); use mode='retrieve'"
         )
-    block = min(max(1, int(fraction * projection.depth)), projection.layer)
+    block = min(int(fraction * projection.depth), projection.layer)
     return model.get_submodule(template.format(i=block).rpartition(".")[0])
 
 

@@ -36,8 +36,9 @@ class WiseConfig:
     layer_fraction: float | None = None
     """Depth of the edited block when `layer` is None, in [0, 1). None takes 0.85, as the paper edits block 27 of 32,
     and 0.7 in `hybrid`, whose answers are read through the blocks above."""
-    subject_fraction: float = 0.2
-    """Depth of the block in whose attention subjects are looked for, in [0, 1); never the first (`hybrid`)."""
+    subject_fraction: float = 0.0
+    """Depth of the block in whose attention subjects are looked for, in [0, 1) (`hybrid`). In the first a name is its
+    tokens; above, it is also what the base knows of it, by which subjects of one kind come near each other."""
     slot: str = "value"
     """What an edit adds (`hybrid`): `value` a constant, `rank-one` one neuron's output, as ROME writes into the weight,
     `low-rank` that of `rank` rectified neurons."""
@@ -88,10 +89,11 @@ class WiseConfig:
     """r: size of an edit key (`retrieve`)."""
     key_floor: float = 0.7
     """Cosine that a token's activation must reach to an edit key for any slot to be asked (`retrieve`)."""
-    relation_floor: float = 0.5
-    """Cosine that a token must reach to an edit's relation key for it to be asked (`hybrid`)."""
-    subject_floor: float = 0.8
-    """Cosine that one of the tokens before must reach to its subject key (`hybrid`)."""
+    relation_floor: float | None = None
+    """Cosine that a token must reach to an edit's relation key for it to be asked (`hybrid`, router untrained). None
+    finds it for the base before the first edit, with questions that ship."""
+    subject_floor: float | None = None
+    """Cosine that one of the tokens before must reach to its subject key, likewise."""
     bos: bool | None = None
     """Put the beginning-of-sequence token before a prompt; None learns from the base whether it expects one."""
     terminator: str | None = None
@@ -218,8 +220,8 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("prefixes", _integer(0), "a whole number from 0"),
     ("key_dim", _integer(1), "a whole number from 1"),
     ("key_floor", lambda v: type(v) in (int, float) and -1 <= v <= 1, "a cosine, -1 to 1"),
-    ("relation_floor", _real(0, 1), "a cosine, above 0 and up to 1"),
-    ("subject_floor", _real(0, 1), "a cosine, above 0 and up to 1"),
+    ("relation_floor", lambda v: v is None or _real(0, 1)(v), "a cosine, above 0 and up to 1, or None"),
+    ("subject_floor", lambda v: v is None or _real(0, 1)(v), "a cosine, above 0 and up to 1, or None"),
     ("bos", lambda v: v is None or isinstance(v, bool), "true, false or None"),
     ("terminator", _text(optional=True), "a text, or None"),
     ("seed", _integer(0), "a whole number from 0"),

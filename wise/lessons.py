@@ -7,7 +7,7 @@ are the ones that are hardest to keep apart.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 from wise.edits import Record
@@ -23,10 +23,13 @@ OTHERS = 4
 def lessons_of(records: Sequence[Record], *, seed: int = 0) -> list[Lesson]:
     """The lessons that records hold; one without a subject holds none."""
     relations = Relations(records)
-    return [lesson for record in records for lesson in _of(record, relations, seed)]
+    alike = {name: relations.alike(name) for name in relations.names}
+    return [lesson for record in records for lesson in _of(record, relations, alike, seed)]
 
 
-def _of(record: Record, relations: Relations, seed: int) -> Iterator[Lesson]:
+def _of(
+    record: Record, relations: Relations, alike: Mapping[str, frozenset[str]], seed: int
+) -> Iterator[Lesson]:
     edit = record.edit
     relation = relations.of(edit)
     if relation is None or edit.subject is None:
@@ -35,9 +38,13 @@ def _of(record: Record, relations: Relations, seed: int) -> Iterator[Lesson]:
     for prompt in record.free_paraphrases[:WORDINGS]:
         wordings.setdefault(prompt, "free")
     for prompt, form in wordings.items():
-        yield Lesson(fact=edit.id, prompt=prompt, subject=edit.subject, relation=relation, form=form)
+        yield Lesson(
+            fact=edit.id, prompt=prompt, subject=edit.subject, relation=relation, alike=alike[relation], form=form
+        )
     for other, prompt in islice(_apart(record, relations, seed), OTHERS):
-        yield Lesson(fact=edit.id, prompt=prompt, subject=edit.subject, relation=other, negative=True)
+        yield Lesson(
+            fact=edit.id, prompt=prompt, subject=edit.subject, relation=other, alike=alike[other], negative=True
+        )
 
 
 def _apart(record: Record, relations: Relations, seed: int) -> Iterator[tuple[str, str]]:

@@ -66,6 +66,11 @@ class WiseModel(nn.Module, Editing, SavedMemory):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
         self.projection: ValueProjection = locate(model, config)
         learned = None if router is None else load_router(router, fingerprint(model, self.projection))
+        if learned is not None and learned.subject_fraction != config.subject_fraction:
+            raise ConfigError(
+                f"subject_fraction={config.subject_fraction}: the router {str(router)!r} was trained with "
+                f"{learned.subject_fraction}; set that, or train one anew"
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.wise_config = config

@@ -6,18 +6,23 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from transformers import PreTrainedModel
 
 from wise.architectures import ValueProjection
 from wise.config import WiseConfig
 from wise.memory.context import ContextReader
+from wise.memory.key_space import HIGHEST
 from wise.memory.state import MemoryState
+from wise.questions import shipped_lessons
 from wise.training.background import Background, measure
 from wise.training.baselines.ground import Ground
+from wise.training.calibration import calibrate
 from wise.training.encoding import Encoder
+from wise.training.evidence import Evidence, observe
 from wise.training.lesson import Lesson
 from wise.training.reach import Reach
-from wise.training.router_training import LearnedSpaces, learn_spaces
+from wise.training.router_training import LEAST, LearnedSpaces, learn_spaces
 from wise.training.sharding import make_sharding
 from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
@@ -27,6 +32,13 @@ from wise.training.writers.masked_dense import MaskedDenseWriter
 from wise.training.writers.value import ValueWriter
 
 logger = logging.getLogger(__name__)
+
+SUBJECTS = 2
+"""Of which each of the questions that ship is asked, for the floors of an untrained router."""
+FALSE_ROUTES = 0.05
+"""Share of unlike questions that each of those floors lets pass."""
+PLAIN = 0.5, 0.8
+"""Floors of relations and subjects where the tokenizer does not know the words of these questions."""
 
 
 def make_trainer(
@@ -43,7 +55,11 @@ def make_trainer(
     reader: what `hybrid` looks for subjects in. state: whose spaces keys are compared in, where it has them.
     """
     spliced = SplicedModel(model, projection)
-    background = _with_spaces(measure(model, spliced, encoder, config, reader), state, reader)
+    background = measure(model, spliced, encoder, config, reader)
+    if state.key_space is not None and (reader is None or state.subject_space is not None):
+        background = replace(background, key_space=state.key_space, subject_space=state.subject_space)
+    elif reader is not None:
+        background = _with_floors(background, spliced, reader, encoder, config)
     return Trainer(
         spliced=spliced,
         encoder=encoder,
@@ -96,19 +112,47 @@ def train_spaces(
         background,
         lessons,
         texts=texts,
+        subject_fraction=config.subject_fraction,
         false_routes=false_routes,
         seed=config.seed,
         progress=progress,
     )
 
 
-def _with_spaces(background: Background, state: MemoryState, reader: ContextReader | None) -> Background:
-    """With the spaces that keys are compared in already, those of a trained router among them."""
-    if state.key_space is not None and (reader is None or state.subject_space is not None):
-        return replace(background, key_space=state.key_space, subject_space=state.subject_space)
-    if reader is not None:
-        logger.warning(
-            "the router is untrained: it compares what the base's own text makes of questions and subjects, and "
-            "reaches fewer wordings; learn_router() or `wise train-router` trains one"
-        )
+def _with_floors(
+    background: Background, spliced: SplicedModel, reader: ContextReader, encoder: Encoder, config: WiseConfig
+) -> Background:
+    """With the floors of the untrained spaces: those that are set, or else found with questions that ship.
+
+    Bases differ in them. No answers are needed, and none of the questions is learned from.
+    """
+    relation, subject = background.key_space, background.subject_space
+    if subject is None:
+        raise RuntimeError("the background was measured for another mode: it has no subject space")
+    asks: tuple[float, ...] = (config.relation_floor or PLAIN[0],)
+    whom: tuple[float, ...] = (config.subject_floor or PLAIN[1],)
+    lessons = [each for each in shipped_lessons(seed=config.seed, subjects=SUBJECTS) if encoder.reads(each.prompt)]
+    if None in (config.relation_floor, config.subject_floor) and len({each.fact for each in lessons}) >= LEAST:
+
+        def read(asked: Sequence[Lesson], surroundings: int) -> Evidence:
+            return observe(spliced, reader, encoder, asked, relation.recent, surroundings)
+
+        every = torch.ones(len(lessons), dtype=torch.bool)
+        found = calibrate(read, lessons, read(lessons, 0), every, (relation, subject), FALSE_ROUTES, config.seed)
+        asks = asks if config.relation_floor is not None else _reachable(found.relation)
+        whom = whom if config.subject_floor is not None else _reachable(found.subject)
+    background = replace(
+        background, key_space=replace(relation, floors=asks), subject_space=replace(subject, floors=whom)
+    )
+    logger.warning(
+        "the router is untrained: it compares what the base's own text makes of questions (floor %.2f) and subjects "
+        "(%.2f), and reaches fewer wordings; learn_router() or `wise train-router` trains one",
+        asks[0],
+        whom[0],
+    )
     return background
+
+
+def _reachable(floors: tuple[float, ...]) -> tuple[float, ...]:
+    """An edit's own question reaches each, however it is rounded."""
+    return tuple(min(floor, HIGHEST) for floor in floors)

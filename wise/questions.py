@@ -23,15 +23,18 @@ OTHERS = 4
 """Questions of other relations about its subject."""
 
 
-def shipped_lessons(*, seed: int = 0) -> list[Lesson]:
-    """About 1,000 facts of 125 relations, with 10,000 questions; other ones of the same stock for another seed."""
+def shipped_lessons(*, seed: int = 0, subjects: int = SUBJECTS) -> list[Lesson]:
+    """125 relations of so many subjects each, ten questions of every such fact: 10,000 in all, or fewer.
+
+    Other ones of the same stock for another seed.
+    """
     stock = _stock()
     found: list[Lesson] = []
-    for kind, subjects in stock["subjects"].items():
+    for kind, names in stock["subjects"].items():
         wordings = {name: about["wordings"] for name, about in stock[kind].items()}
         for name in wordings:
             rng = random.Random(f"{seed} {kind} {name}")
-            for subject in rng.sample(subjects, SUBJECTS):
+            for subject in rng.sample(names, subjects):
                 found += _of(kind, name, subject, wordings, rng)
     return found
 

@@ -11,7 +11,7 @@ which costs prompts; the other error would count a right answer as a false route
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from wise.edits import Edit, Record
@@ -49,7 +49,7 @@ class Asked:
 class Relations:
     """The relations of records and edits, those that share a template taken together."""
 
-    def __init__(self, records: Iterable[Record], edits: Iterable[Edit] = ()) -> None:
+    def __init__(self, records: Sequence[Record], edits: Iterable[Edit] = ()) -> None:
         self._parent: dict[str, str] = {}
         self._prompts: dict[str, dict[str, None]] = defaultdict(dict)
         """Relation -> templates of its records' own prompts."""
@@ -70,6 +70,8 @@ class Relations:
             before, _, behind = template.partition("{}")
             if words(before + behind):  # a subject alone reads like any text
                 self._around[self._root(_key(template))].add((before, behind))
+        self._named = {self._root(f"relation {record.relation}") for record in records if record.relation}
+        """Relations that the data has a name for."""
         about = {relation: frozenset().union(*map(matters_of, found)) for relation, found in self._prompts.items()}
         self._matters: dict[str, frozenset[str]] = about
 
@@ -96,6 +98,15 @@ class Relations:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._prompts))
+
+    def alike(self, relation: str) -> frozenset[str]:
+        """Others that may ask the same: the data names not both, and their prompts are about one matter."""
+        own, named = self._matters[relation], relation in self._named
+        return frozenset(
+            other
+            for other, matters in self._matters.items()
+            if other != relation and not (named and other in self._named) and not own.isdisjoint(matters)
+        )
 
     def templates(self, relation: str) -> tuple[str, ...]:
         """Templates of the own prompts of the records of a relation."""
