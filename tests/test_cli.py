@@ -15,10 +15,12 @@ from typer.testing import CliRunner, Result
 import wise
 from wise.cli.app import app
 from wise.demo import model_path
+from wise.demo.facts import load_facts
 from wise.demo.records import demo_records
 from wise.eval.editors import EDITORS
 from wise.eval.runfile import read_run
 from wise.eval.work import Journal
+from wise.readers import read_records
 
 MEASURES = {"reliability", "generalization", "free_generalization", "locality"}
 PROMISED = {
@@ -335,8 +337,17 @@ def test_own_warnings_reach_stderr(tiny: Path) -> None:
 
 def test_the_demo_edits_the_shipped_model_and_draws_what_it_measured(tmp_path: Path) -> None:
     picture = tmp_path / "routing.png"
-    result = run("demo", "--edits", "6", "--seed", "3", "--picture", picture, "--json")
+    file = tmp_path / "records.jsonl"
+    result = run("demo", "--edits", "6", "--seed", "3", "--picture", picture, "--records", file, "--json")
     assert result.exit_code == 0, result.output
+    read = read_records(file)
+    first, rest = read[:6], read[6:]
+    assert [each.to_dict() for each in first] == [each.to_dict() for each in demo_records(6, seed=3)]
+    assert len(read) == len(load_facts("train"))
+    assert len({record.edit.prompt for record in read}) == len(read)
+    edited = {record.edit.prompt for record in first}
+    assert all(record.neighbours and edited.isdisjoint(record.neighbours) for record in rest)
+    refused(run("demo", "--records", file), "records.jsonl", "is there already")
     figures = last_line(result)
     assert set(figures) >= {*PROMISED, "base_recall", "routing", "seconds"}
     assert figures["edits"] == 6 and figures["base_recall"] >= 0.98 and figures["seconds"] < 60

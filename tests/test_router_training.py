@@ -33,9 +33,10 @@ from wise.training.router_file import load_router, save_router
 from wise.training.router_training import RECENT, TEMPERATURE, LearnedSpaces, info_nce
 
 
-def demo(**settings: object) -> wise.WiseModel:
+def demo(router: Path | None = None, **settings: object) -> wise.WiseModel:
     model = AutoModelForCausalLM.from_pretrained(model_path()).eval()
-    return wise.wrap(model, AutoTokenizer.from_pretrained(model_path()), wise.WiseConfig(mode="hybrid", **settings))
+    config = wise.WiseConfig(mode="hybrid", **settings)
+    return wise.wrap(model, AutoTokenizer.from_pretrained(model_path()), config, router=router)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,23 @@ def learned() -> tuple[wise.WiseModel, LearnedSpaces]:
 
 
 # -- pieces -----------------------------------------------------------------------------------
+
+
+def test_questions_of_relations_that_may_ask_the_same_are_no_negatives_of_each_other() -> None:
+    def of(fact: str, relation: str, *alike: str, negative: bool = False) -> Lesson:
+        return Lesson(
+            fact=fact, prompt=fact, subject=None, relation=relation, alike=frozenset(alike), negative=negative
+        )
+
+    facts = [of("0", "dad", "father", "gone"), of("1", "father", "dad"), of("2", "job")]
+    lessons = [*facts, *(of(each.fact, "else", negative=True) for each in facts)]
+    batches = router_training._Batches(lessons, torch.ones(len(lessons), dtype=torch.bool), seed=0)
+    keys, queries, hard, same = batches.draw()
+    assert {lessons[i].relation for i in hard} == {"else"}
+    for i, key in enumerate(keys):
+        for j, query in enumerate(queries):
+            pair = {lessons[key].relation, lessons[query].relation}
+            assert bool(same[i, j]) == (len(pair) == 1 or pair == {"dad", "father"})
 
 
 def test_info_nce_is_what_it_says() -> None:
@@ -313,6 +331,8 @@ def test_files_that_are_no_router_of_this_base_are_refused(
     save_router(file, spaces, wrapped.fingerprint())
     with pytest.raises(ArtifactError, match="made for another base"):
         wise.wrap(tiny_model("llama"), tiny_tokenizer(), wise.WiseConfig(mode="hybrid"), router=file)
+    with pytest.raises(ConfigError, match="subject_fraction=0.5: the router .* was trained with 0.0"):
+        demo(subject_fraction=0.5, router=file)
     (tmp_path / "cut.safetensors").write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ArtifactError, match="cannot be read as a router"):
         load_router(tmp_path / "cut.safetensors", wrapped.fingerprint())

@@ -423,6 +423,18 @@ def test_relations_that_read_the_same_are_one() -> None:
     assert apart.of(same_name.edit) is None
 
 
+def test_relations_may_ask_the_same_where_their_words_do_and_the_data_names_not_both() -> None:
+    def record(prompt: str, relation: str | None = None) -> Record:
+        return Record(edit=Edit(prompt=prompt.format("Xa"), target="t", subject="Xa"), relation=relation)
+
+    given = [record("Who was the dad of {}?"), record("Who was {}'s father?", "P22"), record("{}'s mother is", "P25")]
+    found = Relations([*given, record("{} works as", "P106")])
+    dad, father, mother = (found.of(each.edit) or "" for each in given)
+    assert found.alike(dad) == {father, mother}
+    assert found.alike(father) == found.alike(mother) == {dad}
+    assert found.alike(found.of_template("{} works as") or "") == set()
+
+
 @pytest.mark.parametrize(
     ("one", "other", "apart"),
     [

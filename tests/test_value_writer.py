@@ -19,6 +19,7 @@ from wise.training.report import FAILED, VERIFIED, Outcome
 from wise.training.trainer import Trainer
 from wise.training.writers import value
 from wise.training.writers.base import SlotTask
+from wise.training.writers.stepping import WITHIN, Stepping
 
 WAYS = ("gradient", "closed-form-steps")
 NEURONS = [{"slot": slot, "writer": how} for slot in ("rank-one", "low-rank") for how in WAYS]
@@ -187,6 +188,30 @@ def test_trying_harder_for_one_edit_never_costs_another(monkeypatch: pytest.Monk
         (VERIFIED, 5, ("0",)),
         (FAILED, 15, ("0", "1", "2")),
     ]
+
+
+@pytest.mark.parametrize(
+    ("kept", "right", "steps"),
+    [(0.999, True, WITHIN), (0.999, False, 40), (0.99, True, 40), (1.0, True, WITHIN), (0.5, True, 3)],
+    ids=["stuck", "stuck and wrong", "falling", "still", "done"],
+)
+def test_an_edit_that_is_right_is_left_where_nothing_more_is_won(kept: float, right: bool, steps: int) -> None:
+    class Told(Stepping):
+        """Of one edit, whose loss is what is left of 0.5 when so much is kept of it in each step."""
+
+        def __init__(self) -> None:
+            self.steps, self.loss = torch.zeros(1, dtype=torch.long), torch.zeros(1)
+            self.max_steps, self.places = 40, ""
+            self.speaks, self.wrong = torch.ones(1, 1, dtype=torch.bool), torch.tensor([[not right]])
+
+        def _look(self, active: torch.Tensor) -> torch.Tensor:
+            self.loss = 0.5 * kept ** self.steps.float()
+            return self.loss
+
+        def _step(self, objective: torch.Tensor, active: torch.Tensor) -> None:
+            self.steps += active
+
+    assert Told().run(None).steps == [steps]
 
 
 def test_a_slot_of_several_edits_is_refused() -> None:

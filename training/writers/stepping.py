@@ -83,7 +83,7 @@ class Stepping:
         for step in range(self.max_steps + 1):
             objective = self._look(active)
             losses.append(self.loss.clone())
-            if step == PATIENCE and self.places == "needed":
+            if step == PATIENCE < self.max_steps and self.places == "needed":
                 self.speaks |= self.wrong
             falls = len(losses) <= WITHIN or losses[0] - self.loss >= STUCK * losses[0]
             unfinished = self.wrong.any(-1).cpu() | ((self.loss > ENOUGH) & falls)
