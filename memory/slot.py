@@ -128,9 +128,20 @@ class EditSlot(Slot):
     gated: Tensor
     """`[m]` bool: a key speaks only where a question ends, as the relation space sees it; not so within an answer, nor
     where the edit's own prompt does not look like a question."""
+    floors: Tensor | None = None
+    """`[m]` float32: cosine of relations that each key asks for, at least. None: the score for all, as it once was."""
+
+    @property
+    def key_floors(self) -> Tensor:
+        """`[m]` the same of every slot."""
+        return torch.full((len(self.places),), self.threshold) if self.floors is None else self.floors
+
+    def _floors(self) -> dict[str, Tensor]:
+        return {} if self.floors is None else {"floors": self.floors}
 
     def check(self, **parts: Tensor) -> Self:
         """The slot itself. Raises ArtifactError where there is not one entry of each part for each place."""
+        parts |= self._floors()
         places = self.places.tolist()
         ordered = self.places.ndim == 1 and places[:1] == [0] and all(a < b for a, b in pairwise(places))
         for name, part in parts.items():
@@ -164,12 +175,8 @@ class ValueSlot(EditSlot):
         return ValueBank(values.new_empty(values.shape).index_copy(0, order, values).to(dtype), places)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
-            "values": self.values,
-            "places": self.places,
-            "gated": self.gated,
-            "features": torch.tensor(self.features),
-        }
+        own = {name: getattr(self, name) for name in ("values", "places", "gated")}
+        return own | self._floors() | {"features": torch.tensor(self.features)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], **fields: Any) -> Self:
@@ -178,7 +185,8 @@ class ValueSlot(EditSlot):
             features = int(tensors["features"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"slot {fields.get('id')}: its tensors do not fit together: {error}") from error
-        slot = cls(values=values, places=places, gated=gated, features=features, **fields)
+        floors = tensors.get("floors")
+        slot = cls(values=values, places=places, gated=gated, floors=floors, features=features, **fields)
         if values.ndim != 2:
             raise ArtifactError(f"slot {slot.id}: values {list(values.shape)}: expected [places, d]")
         return slot.check(values=values, gated=gated)
@@ -217,7 +225,7 @@ class NeuronSlot(EditSlot):
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("keys", "values", "places", "gated")}
+        return {name: getattr(self, name) for name in ("keys", "values", "places", "gated")} | self._floors()
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], **fields: Any) -> Self:
@@ -225,7 +233,7 @@ class NeuronSlot(EditSlot):
             keys, values, places, gated = (tensors[name] for name in ("keys", "values", "places", "gated"))
         except KeyError as error:
             raise ArtifactError(f"slot {fields.get('id')}: its tensors do not fit together: {error}") from error
-        slot = cls(keys=keys, values=values, places=places, gated=gated, **fields)
+        slot = cls(keys=keys, values=values, places=places, gated=gated, floors=tensors.get("floors"), **fields)
         if slot.keys.ndim != 3 or slot.values.ndim != 3 or slot.keys.shape[:2] != slot.values.shape[:2]:
             shapes = f"keys {list(slot.keys.shape)} and values {list(slot.values.shape)}"
             raise ArtifactError(f"slot {slot.id}: {shapes}: expected [places, r, f] and [places, r, d]")

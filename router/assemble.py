@@ -11,7 +11,7 @@ from wise.config import WiseConfig
 from wise.errors import ConfigError
 from wise.memory.context import ContextReader
 from wise.memory.side_memory import Router, SideMemory
-from wise.memory.slot import EditSlot, Slot, make_bank
+from wise.memory.slot import EditSlot, make_bank
 from wise.memory.state import MemoryState
 from wise.router.activation import ActivationRouter, RetrievalRouter
 from wise.router.hybrid import HybridRouter
@@ -65,15 +65,15 @@ def _hybrid(
         reader=reader,
         keys=keys,
         key_slots=slots,
-        thresholds=torch.tensor([slot.threshold for slot in state.slots]),
+        floors=_in_order([s.key_floors for s in state.slots if isinstance(s, EditSlot)], slots),
         subject=state.subject_space,
         relation=state.key_space,
-        gated=_gated(state.slots, slots),
+        gated=_in_order([s.gated for s in state.slots if isinstance(s, EditSlot)], slots),
     )
     return SideMemory(bank.to(device), router.to(device))
 
 
-def _gated(slots: Sequence[Slot], key_slots: Tensor) -> Tensor:
-    """`[keys]` bool, in the order of the keys."""
-    own = torch.cat([slot.gated for slot in slots if isinstance(slot, EditSlot)])
+def _in_order(of_slots: Sequence[Tensor], key_slots: Tensor) -> Tensor:
+    """`[keys]` what each slot has of each of its places, in the order of the keys."""
+    own = torch.cat([*of_slots])
     return own.new_empty(own.shape).index_copy(0, key_slots.argsort(stable=True), own)

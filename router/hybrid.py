@@ -111,14 +111,14 @@ class HybridRouter(Router):
         reader: ContextReader,
         keys: Tensor,
         key_slots: Tensor,
-        thresholds: Tensor,
+        floors: Tensor,
         subject: KeySpace,
         relation: KeySpace,
         gated: Tensor,
     ) -> None:
         """keys `[n, parts s + r]`: a subject key and a unit relation key each; key_slots `[n]`.
 
-        thresholds `[k]`: of each slot, the relation floor of its edit where that is above the space's.
+        floors `[n]`: of each key, its relation floor where that is above the space's.
 
         gated: `[n]` bool: a key counts only as much as a question ends. One that does not is kept above running text.
 
@@ -131,11 +131,12 @@ class HybridRouter(Router):
         self.subject_keys, self.relation_keys = (part.float().contiguous() for part in (keys[:, :size], keys[:, size:]))
         self.relation = Projector(relation)
         self.subject_projection, self.subject_shift = subject.projection, subject.shift
-        floors = thresholds.float()[key_slots].clamp(min=relation.floor(len(thresholds)))
+        edits = int(key_slots.max()) + 1
+        floors = floors.float().clamp(min=relation.floor(edits))
         floors[~gated] = floors[~gated].maximum(_above_text(self.relation_keys[~gated], relation))
         self.relation_floors = floors
         self.gated = gated
-        self.subject_floor = torch.tensor(subject.floor(len(thresholds)))
+        self.subject_floor = torch.tensor(subject.floor(edits))
         self.subject_middles, self.subject_bounds = name_screen(self.subject_keys, self.parts, self.subject_floor)
         self.least_floor = torch.where(gated, self.relation_floors, torch.inf).min()
         self.needed = -math.inf  # of the gate's logit, before its offset: what lies under it is passed over

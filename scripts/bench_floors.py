@@ -20,12 +20,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import wise
 from wise.eval.routing.texts import read_texts
 from wise.lessons import lessons_of
+from wise.memory.slot import EditSlot
 from wise.memory.state import MemoryState
 from wise.reading import read_rows
 
 HEAD = ("floors: relation, subject", "reliability", "generalization", "free wordings", "of them known to the base")
 HEAD += ("neighbours unmoved", "same subject unmoved", "text tokens routed / M")
 AT_ONCE = 64
+ROUNDING = 1e-6
 TEXT_TOKENS = 128
 
 
@@ -115,12 +117,13 @@ def floors_of(state: MemoryState) -> tuple[float, float]:
 
 
 def at(state: MemoryState, relation: float, subject: float) -> MemoryState:
-    """The same with other floors, but for edits whose own lies above the router's."""
+    """The same with other floors, but for keys whose own lies above the router's."""
     assert state.key_space is not None and state.subject_space is not None
-    usual = state.key_space.floor(1)
+    usual = state.key_space.floor(1) + ROUNDING
     slots = tuple(
-        slot if slot.threshold > usual else slot.with_scores(dict.fromkeys(slot.edit_ids, relation))
+        replace(slot, floors=torch.where(slot.key_floors > usual, slot.key_floors, relation))
         for slot in state.slots
+        if isinstance(slot, EditSlot)
     )
     spaces = replace(state.key_space, floors=(relation,)), replace(state.subject_space, floors=(subject,))
     return replace(state, slots=slots, key_space=spaces[0], subject_space=spaces[1])

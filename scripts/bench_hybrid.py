@@ -83,7 +83,8 @@ def multiplied(state: MemoryState, count: int) -> MemoryState:
         subject = (own[:, torch.randperm(size, generator=g)] * signs).view(1, -1)
         name = f"{i:06}"
         edits.append(replace(source, id=name, prompt=f"{name} {source.prompt}", subject=None, paraphrases=()))
-        first = {part: getattr(slot, part)[:1] for part in ("values", "places", "gated")}
+        first = {part: getattr(slot, part)[:1] for part in ("values", "places", "gated", "key_floors")}
+        first["floors"] = first.pop("key_floors")
         slots.append(replace(slot, id=i, edit_ids=(name,), **first))
         keys[name] = torch.cat([subject, relation], dim=1)
     return replace(state, edits=tuple(edits), slots=tuple(slots), keys=keys)

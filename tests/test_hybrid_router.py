@@ -289,7 +289,7 @@ def test_with_nothing_left_it_is_the_base_bit_for_bit_and_unwrap_takes_the_reade
         assert not torch.equal(wrapped(torch.tensor([BATCH[0]])).logits, plain)
         put(wrapped, wrapped.state.without(["e0", "e1", "e2"]))
         assert wrapped.state.slots == () and torch.equal(wrapped(torch.tensor([BATCH[0]])).logits, plain)
-        attention = model.model.layers[1].self_attn
+        attention = model.model.layers[0].self_attn
         assert len(attention._forward_pre_hooks) == 1
         wrapped.unwrap()
     assert not attention._forward_pre_hooks

@@ -27,7 +27,7 @@ def wrapped() -> wise.WiseModel:
 def with_floors(state: MemoryState, floors: tuple[float, float]) -> MemoryState:
     """Every edit asks for so much of a relation and of a subject."""
     assert state.key_space is not None and state.subject_space is not None
-    slots = tuple(replace(slot, scores=(floors[0],)) for slot in state.slots)
+    slots = tuple(replace(slot, scores=(floors[0],), floors=None) for slot in state.slots)
     relation, subject = replace(state.key_space, floors=(floors[0],)), replace(state.subject_space, floors=(floors[1],))
     return replace(state, slots=slots, key_space=relation, subject_space=subject)
 

@@ -103,6 +103,19 @@ def test_a_slot_comes_back_from_its_tensors_to_the_bit(kind: str) -> None:
 
 
 @kinds
+def test_keys_have_floors_of_their_own_and_those_of_an_older_memory_the_score(kind: str) -> None:
+    slot = slots(kind)[0]
+    assert slot.floors is None and slot.key_floors.tolist() == pytest.approx([slot.threshold] * len(slot.places))
+    own = replace(slot, floors=torch.arange(len(slot.places)) / 8)
+    again = SLOT_KINDS[kind].from_tensors(own.tensors(), id=own.id, edit_ids=own.edit_ids, scores=own.scores)
+    assert torch.equal(again.key_floors, own.floors)
+    with pytest.raises(ArtifactError, match="floors .* and places .* do not fit together"):
+        SLOT_KINDS[kind].from_tensors(
+            own.tensors() | {"floors": torch.zeros(len(own.places) + 1)}, id=0, edit_ids=("e0",), scores=own.scores
+        )
+
+
+@kinds
 @pytest.mark.parametrize("places", [[1, 2], [0, 0], [0, 1, 2], [[0, 1]], []])
 def test_places_that_do_not_fit_are_refused(kind: str, places: list[Any]) -> None:
     tensors = slots(kind)[0].tensors() | {"places": torch.tensor(places, dtype=torch.long)}

@@ -133,6 +133,18 @@ def test_a_long_target_is_said_at_every_token_from_the_start() -> None:
     assert one.edit(long).failed == (long.id,)
 
 
+def test_each_key_has_a_floor_of_its_own_and_the_first_is_gated_where_it_still_opens() -> None:
+    writer = wrapped(relation_floor=0.5).trainer.writer
+    near, asks = torch.tensor([[0.6, 0.9], [0.7, 0.3]]), torch.tensor([1.0, 0.2])
+    gated, floors = writer._floors(near, asks, 0.8)
+    assert gated.tolist() == [True, False]
+    assert floors.tolist() == pytest.approx([0.61, 0.91]), "what comes near the second says nothing of the first"
+    gated, floors = writer._floors(near, asks, 0.61)
+    assert gated.tolist() == [False, False] and floors.tolist() == pytest.approx([0.71, 0.91])
+    assert writer._floors(near[:0], asks[:0], 0.8)[1].tolist() == pytest.approx([0.5, 0.5])
+    assert writer._floors(near + 1, asks, 0.8)[1].tolist() == pytest.approx([0.99, 0.99])
+
+
 # -- trying again -----------------------------------------------------------------------------
 
 

@@ -63,10 +63,9 @@ class Reach:
             return set()
         keys = torch.cat([state.keys[slot.edit_ids[0]] for slot in slots])
         size = state.subject_space.parts * len(state.subject_space.projection)
-        counts = torch.tensor([len(slot.places) for slot in slots])
         gated = torch.cat([slot.gated for slot in slots])
         least = state.key_space.floor(len(state.edits))
-        floors = torch.tensor([max(slot.threshold, least) for slot in slots]).repeat_interleave(counts) - LESS
+        floors = torch.cat([slot.key_floors for slot in slots]).clamp(min=least) - LESS
         subjects = keys[:, :size].reshape(len(keys), state.subject_space.parts, -1)
         whom = state.subject_space.floor(len(state.edits))
         if state.subject_space.parts > 1:  # the ends of names alone are looked for, and their beginnings taken as found

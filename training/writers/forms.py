@@ -56,7 +56,9 @@ class Form(ABC):
         the form where there are fewer in the rows."""
 
     @abstractmethod
-    def slot(self, edit: int, places: Tensor, *, id: int, edit_ids: tuple[str, ...], gated: Tensor) -> EditSlot:
+    def slot(
+        self, edit: int, places: Tensor, *, id: int, edit_ids: tuple[str, ...], gated: Tensor, floors: Tensor
+    ) -> EditSlot:
         """An edit's slot as it now is."""
 
     def size(self, edits: Tensor, speaks: Tensor) -> Tensor:
@@ -81,10 +83,12 @@ class Constants(Form):
     def delta(self, edits: Tensor, activation: Tensor) -> Tensor:
         return self.values[edits, : activation.shape[1]] * self.unit
 
-    def slot(self, edit: int, places: Tensor, *, id: int, edit_ids: tuple[str, ...], gated: Tensor) -> EditSlot:
+    def slot(
+        self, edit: int, places: Tensor, *, id: int, edit_ids: tuple[str, ...], gated: Tensor, floors: Tensor
+    ) -> EditSlot:
         values = (self.values.detach()[edit].cpu() * self.unit)[places]
         return ValueSlot(
-            id=id, edit_ids=edit_ids, values=values, places=places, gated=gated, features=self.features
+            id=id, edit_ids=edit_ids, values=values, places=places, gated=gated, floors=floors, features=self.features
         )
 
 
@@ -129,7 +133,9 @@ class Neurons(Form):
         scale = self.unit / self.keys.shape[2]
         return torch.einsum("npr,nprd->npd", active, self.values[edits, :width]) * scale
 
-    def slot(self, edit: int, places: Tensor, *, id: int, edit_ids: tuple[str, ...], gated: Tensor) -> EditSlot:
+    def slot(
+        self, edit: int, places: Tensor, *, id: int, edit_ids: tuple[str, ...], gated: Tensor, floors: Tensor
+    ) -> EditSlot:
         keys = (self.keys[edit] / self.norms[edit]).detach().cpu()[places]
         values = (self.values[edit].detach().cpu() * (self.unit / self.keys.shape[2]))[places]
         used = (keys != 0).any(-1).any(0)
@@ -138,6 +144,7 @@ class Neurons(Form):
             edit_ids=edit_ids,
             places=places,
             gated=gated,
+            floors=floors,
             keys=keys[:, used],
             values=values[:, used].contiguous(),
         )

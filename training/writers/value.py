@@ -106,21 +106,21 @@ class ValueWriter:
         space, subject = self.background.key_space, self.background.subject_space
         surroundings = subject.surroundings if subject is not None else 0
         seen = observe(self.spliced, self.reader, self.encoder, edits, space.recent, surroundings)
-        first, asked = seen.keys(self.background), space.asks(seen.relation) >= space.floor(1) + APART
+        first, asks = seen.keys(self.background), space.asks(seen.relation)
         bare = vectors[:, examples.own.context.shape[1] :]
         written: list[tuple[Slot, list[Written]]] = []
         for i, (task, edit) in enumerate(zip(tasks, edits, strict=True)):
             spoken = fit.speaks[i].nonzero()[:, 0]
             keys = self._keys(first[i], bare[i][spoken[1:].to(bare.device)])
-            gated = torch.zeros(len(spoken), dtype=torch.bool)
-            gated[0] = asked[i]
-            slot = form.slot(i, spoken, id=task.id, edit_ids=(edit.id,), gated=gated)
+            near = self._near(examples.own, vectors[i], i, fit.speaks[i], keys, trying.early)
+            gated, floors = self._floors(*near, float(asks[i]))
+            slot = form.slot(i, spoken, id=task.id, edit_ids=(edit.id,), gated=gated, floors=floors)
             outcome = Written(
                 fitted=fit.fitted[i],
                 steps=searched[i] + fit.steps[i],
                 loss=fit.loss[i],
                 keys=keys,
-                score=self._floor(examples.own, vectors[i], i, fit.speaks[i], keys, gated, trying.early),
+                score=float(floors[0]),
                 tried=self._tried(trying, steps, len(spoken)),
             )
             written.append((slot, [outcome]))
@@ -163,22 +163,37 @@ class ValueWriter:
         subject = first[:, : first.shape[1] - relation.shape[1]].expand(len(relation), -1)
         return torch.cat([first, torch.cat([subject, relation], dim=1)])
 
-    def _floor(
-        self, own: Rows, vectors: Tensor, edit: int, speaks: Tensor, keys: Tensor, gated: Tensor, early: bool
-    ) -> float:
-        """The relation floor above which no token of an edit's own prompt and answer lies at which it has no value.
+    def _near(
+        self, own: Rows, vectors: Tensor, edit: int, speaks: Tensor, keys: Tensor, early: bool
+    ) -> tuple[Tensor, Tensor]:
+        """How near the keys come the tokens of an edit's prompt and answer at which it has no value, `[tokens, keys]`,
+        and how surely a question ends at each.
 
         vectors: `[tokens, f]` of its row; early: leave its prompt out of account.
         """
         width = own.context.shape[1]
         after = (own.labels[edit] != -100) & ~speaks.to(own.labels.device)
-        space = self.background.key_space
-        relation = keys[:, keys.shape[1] - len(space.projection) :]
         before = own.mask[edit, :width].bool() & (not early)
+        space = self.background.key_space
         others = vectors[torch.cat([before, after])]
-        near = (space.keys(others) @ relation.T) * torch.where(gated, space.asks(others)[:, None], 1)
-        reached = float(near.max()) if near.numel() else 0.0
-        return min(max(space.floor(1), reached + APART), HIGHEST)
+        return space.keys(others) @ keys[:, keys.shape[1] - len(space.projection) :].T, space.asks(others)
+
+    def _floors(self, near: Tensor, asks: Tensor, end: float) -> tuple[Tensor, Tensor]:
+        """Which keys are gated, and the floor of each, above which none of these tokens lies.
+
+        The first is gated where its own prompt, at whose end a question ends with probability `end`, still reaches it.
+        """
+        gated = torch.zeros(near.shape[1], dtype=torch.bool)
+        gated[0] = True
+        floors = self._above(near * torch.where(gated, asks[:, None], 1))
+        if end < floors[0] + APART:
+            gated[0], floors = False, self._above(near)
+        return gated, floors
+
+    def _above(self, near: Tensor) -> Tensor:
+        """`[tokens, keys] -> [keys]`"""
+        reached = near.amax(0) if len(near) else near.new_zeros(near.shape[1])
+        return (reached + APART).clamp(min=self.background.key_space.floor(1), max=HIGHEST)
 
     def _unit(self) -> float:
         return float(self.background.scale / self.spliced.projection.out_features**0.5)
