@@ -6,10 +6,10 @@ Starts `wise serve` with the shipped model and a new store, on the loopback inte
 pause, streaming: questions whose facts are edited meanwhile, decoded greedily, and long texts, drawn. In each of
 several rounds nothing is edited for a while, and then a share of the edits comes in, so that both are measured at like
 sizes of the memory and beside like neighbours on the machine. Told at the end: failed requests, the time between two
-tokens of a stream with and without editing, whether each answer is what exactly its version says (where no edit of the
-question is live in it and the answer is not the base's, that version is read from the store and asked), and the memory
-of the processes. With `--kill` the service is killed while edits come in and started again: every acknowledged edit
-must be there, once. The last line is JSON.
+tokens of a stream with and without editing, edits a second and how long each took from post to live, whether each
+answer is what exactly its version says (where no edit of the question is live in it and the answer is not the base's,
+that version is read from the store and asked), and the memory of the processes. With `--kill` the service is killed
+while edits come in and started again: every acknowledged edit must be there, once. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -17,24 +17,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from service_process import Service
 
 from wise.demo.facts import Fact, counterfactual, load_facts, train_prompts
 
 NAME = "wise-demo"
-STARTING = 180.0
-"""Seconds that the service may take to start."""
 BATCH = 20
 """Edits of one request."""
 LONG_TOKENS = 64
@@ -82,70 +79,6 @@ def _quantiles(values: list[float]) -> dict[str, float]:
         name: round(1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))], 1)
         for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
     }
-
-
-class Service:
-    """`wise serve` as a process."""
-
-    def __init__(self, store: Path, log: Path, options: list[str]) -> None:
-        command = [sys.executable, "-m", "wise", "serve", "--store", str(store), "--port", "0", "--json", *options]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self._log = log.open("ab")
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self._log, env=environment, start_new_session=True
-        )
-        end = time.monotonic() + STARTING
-        line = self._process.stdout.readline() if self._process.stdout else b""
-        if not line:
-            raise SystemExit(f"the service did not start; {log} says why")
-        told = json.loads(line)
-        self.url, self.token = told["url"], told["token"]
-        self.port = int(self.url.rsplit(":", 1)[1])
-        while self.ready() != "ready":
-            if time.monotonic() > end:
-                raise SystemExit(f"the service did not become ready; {log} says why")
-            time.sleep(0.2)
-
-    def ready(self) -> str:
-        try:
-            return str(json.loads(urllib.request.urlopen(f"{self.url}/ready").read())["editor"])
-        except OSError:
-            return "no"
-
-    def get(self, path: str) -> Any:
-        request = urllib.request.Request(f"{self.url}{path}", headers={"Authorization": f"Bearer {self.token}"})
-        return json.loads(urllib.request.urlopen(request).read())
-
-    def tickets(self) -> list[dict[str, Any]]:
-        """All edits, in their order."""
-        found: list[dict[str, Any]] = []
-        while True:
-            page = self.get(f"/v1/edits?limit=1000&after={found[-1]['ticket'] if found else 0}")
-            found += page["data"]
-            if not page["has_more"]:
-                return found
-
-    def memory(self) -> dict[str, float]:
-        """Resident MiB of the service, and of its editor."""
-        sizes = {}
-        children = subprocess.run(
-            ["ps", "-ww", "-o", "pid=,rss=,args=", "--ppid", str(self._process.pid)], capture_output=True, text=True
-        ).stdout.splitlines()
-        own = subprocess.run(
-            ["ps", "-ww", "-o", "pid=,rss=,args=", "-p", str(self._process.pid)], capture_output=True, text=True
-        ).stdout.splitlines()
-        for name, lines in (("service", own), ("editor", [line for line in children if "spawn_main" in line])):
-            sizes[name] = round(sum(int(line.split()[1]) for line in lines) / 1024, 1)
-        return sizes
-
-    def kill(self) -> None:
-        """All of it, at once."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def end(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(60)
 
 
 async def _post(service: Service, path: str, body: dict[str, Any], headers: str = "") -> Any:
@@ -303,6 +236,16 @@ def _contradicting(store: Path, doubtful: list[tuple[str, int, str]]) -> list[tu
     return wrong
 
 
+def _waited(store: Path) -> list[float]:
+    """Seconds from post to live of each edit that came to be live."""
+    from wise.memory.store import Store
+
+    with Store.open(store, writer=False) as opened:
+        events = opened.journal.events()
+    at = {(event.ticket, event.kind): datetime.fromisoformat(event.at) for event in events}
+    return [(at[ticket, "live"] - at[ticket, "queued"]).total_seconds() for ticket, kind in at if kind == "live"]
+
+
 def _killed(store: Path, log: Path, facts: list[Fact], options: list[str]) -> dict[str, Any]:
     """Kills the service while edits come in; what it had acknowledged, and what is there afterwards."""
     service = Service(store, log, options)
@@ -377,10 +320,12 @@ def _loaded(
     service.end()
     quiet, during = _summed(heard[::2]), _summed(heard[1::2])
     doubtful = _doubtful(heard, tickets)
-    wrong = _contradicting(store, sorted(set(doubtful)))
+    wrong, waited = _contradicting(store, sorted(set(doubtful))), _waited(store)
     return {
         "clients": arguments.clients,
         "edits": dict(Counter(ticket["status"] for ticket in tickets)),
+        "edits_per_second": round(len(waited) / during.seconds, 2),
+        "seconds_from_post_to_live": {name: round(value / 1000, 1) for name, value in _quantiles(waited).items()},
         "versions": max((ticket["live_in"] or 0 for ticket in tickets), default=0),
         "failed": sum(sum(phase.failures.values()) for phase in heard),
         "quiet": quiet.to_dict(),
