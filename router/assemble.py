@@ -75,5 +75,5 @@ def _hybrid(
 
 def _in_order(of_slots: Sequence[Tensor], key_slots: Tensor) -> Tensor:
     """`[keys]` what each slot has of each of its places, in the order of the keys."""
-    own = torch.cat([*of_slots])
+    own = torch.cat(list(of_slots))
     return own.new_empty(own.shape).index_copy(0, key_slots.argsort(stable=True), own)

@@ -129,18 +129,20 @@ def _with_floors(
     relation, subject = background.key_space, background.subject_space
     if subject is None:
         raise RuntimeError("the background was measured for another mode: it has no subject space")
-    asks: tuple[float, ...] = (config.relation_floor or PLAIN[0],)
-    whom: tuple[float, ...] = (config.subject_floor or PLAIN[1],)
-    lessons = [each for each in shipped_lessons(seed=config.seed, subjects=SUBJECTS) if encoder.reads(each.prompt)]
-    if None in (config.relation_floor, config.subject_floor) and len({each.fact for each in lessons}) >= LEAST:
 
-        def read(asked: Sequence[Lesson], surroundings: int) -> Evidence:
-            return observe(spliced, reader, encoder, asked, relation.recent, surroundings)
+    def read(asked: Sequence[Lesson], surroundings: int) -> Evidence:
+        return observe(spliced, reader, encoder, asked, relation.recent, surroundings)
 
-        every = torch.ones(len(lessons), dtype=torch.bool)
-        found = calibrate(read, lessons, read(lessons, 0), every, (relation, subject), FALSE_ROUTES, config.seed)
-        asks = asks if config.relation_floor is not None else _reachable(found.relation)
-        whom = whom if config.subject_floor is not None else _reachable(found.subject)
+    asks: tuple[float, ...] = (PLAIN[0],)
+    whom: tuple[float, ...] = (PLAIN[1],)
+    if config.relation_floor is None or config.subject_floor is None:
+        lessons = [each for each in shipped_lessons(seed=config.seed, subjects=SUBJECTS) if encoder.reads(each.prompt)]
+        if len({each.fact for each in lessons}) >= LEAST:
+            every = torch.ones(len(lessons), dtype=torch.bool)
+            found = calibrate(read, lessons, read(lessons, 0), every, (relation, subject), FALSE_ROUTES, config.seed)
+            asks, whom = _reachable(found.relation), _reachable(found.subject)
+    asks = asks if config.relation_floor is None else (config.relation_floor,)
+    whom = whom if config.subject_floor is None else (config.subject_floor,)
     background = replace(
         background, key_space=replace(relation, floors=asks), subject_space=replace(subject, floors=whom)
     )
