@@ -122,8 +122,8 @@ def test_attention_that_takes_no_cache_is_refused() -> None:
         ContextReader(nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("layer,fraction,block", [(2, 0.0, 1), (2, 0.7, 2), (1, 0.99, 1), (0, 0.5, 0)])
-def test_subjects_are_looked_for_above_the_first_block_and_not_above_the_edited_one(
+@pytest.mark.parametrize("layer,fraction,block", [(2, 0.0, 0), (2, 0.7, 2), (1, 0.99, 1), (0, 0.5, 0)])
+def test_subjects_are_looked_for_at_a_depth_but_not_above_the_edited_block(
     layer: int, fraction: float, block: int
 ) -> None:
     model = tiny_model("llama")

@@ -188,7 +188,7 @@ def test_the_second_is_who_would_have_been_looked_at_without_the_first(mode: str
 
 
 @pytest.mark.parametrize(
-    ("model_type", "window"), [("llama", 9), ("gpt2", 9), ("opt", 9), ("gemma2", 9), ("mistral", WINDOW)]
+    ("model_type", "window"), [("llama", 9), ("gpt2", 9), ("opt", 9), ("gemma2", WINDOW), ("mistral", WINDOW)]
 )
 def test_both_kinds_of_evidence_are_those_of_the_edit_told_of(model_type: str, window: int) -> None:
     """window: tokens that attention sees in the block that is looked into."""
