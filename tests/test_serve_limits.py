@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,10 +20,10 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
-from serving import NAME, Running, running, until
+from serving import NAME, PATIENCE, Running, running, until
 
 from wise.errors import ConfigError
-from wise.serve import passage
+from wise.serve import body, passage
 from wise.serve.security import Tokens, digest_of, line_of, new_token
 from wise.serve.settings import load
 
@@ -178,6 +182,34 @@ def test_bad_input_is_refused_and_changes_nothing(
             error_of(answer, status)
         assert client.get("/health").status_code == 200
     assert events(served) == before
+
+
+@pytest.mark.parametrize(("path", "status"), [("/v1/edits", 413), ("/v1/nothing", 404)])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_client_that_sends_all_before_it_reads_hears_the_answer(
+    served: Running, path: str, status: int, chunked: bool
+) -> None:
+    before, block = events(served), b"x" * 2**20
+    size = {} if chunked else {"Content-Length": str(30 * len(block))}
+    request = urllib.request.Request(
+        served.url + path,
+        data=(block for _ in range(30)),
+        headers={**JSON, **size, "Authorization": "Bearer admin"},
+    )
+    with pytest.raises(urllib.error.HTTPError) as caught, urllib.request.urlopen(request, timeout=PATIENCE):
+        pass
+    assert caught.value.code == status
+    assert set(json.load(caught.value)) == {"error"}
+    assert events(served) == before
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_long(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "LINGER", 0.2)
+    head = f"POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Length: {10**9}\r\nConnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=PATIENCE) as connection:
+        connection.sendall(head.encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))  # until the service closes
+    assert answer.startswith(b"HTTP/1.1 413 ")
 
 
 def test_without_an_editor_changes_are_refused_and_edits_wait(served: Running) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import time
-from http import HTTPStatus
 from uuid import uuid4
 
 from opentelemetry import trace
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from wise.serve.body import Body
 from wise.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -34,6 +33,7 @@ class Passage:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         request_id = given.decode() if _ID.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        body = Body(scope, receive, self.body_limit)
         begun, status = time.perf_counter(), 500
 
         async def told(message: Message) -> None:
@@ -41,33 +41,19 @@ class Passage:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            if message["type"] == "http.response.body" and body.coming and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await body.drain()
+                message = {"type": "http.response.body"}
             await send(message)
 
         with tracer.start_as_current_span(f"{scope['method']} {scope['path']}") as span:
             span.set_attribute("wise.request_id", request_id)
             try:
-                await self.app(scope, self._limited(scope, receive), told)
+                await self.app(scope, body.receive, told)
             finally:
                 span.set_attribute("http.response.status_code", status)
                 self._note(scope, request_id, status, time.perf_counter() - begun)
-
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        declared = int(length) if length.isdigit() else 0
-        seen = 0
-
-        async def limited() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if max(seen, declared) > self.body_limit:
-                raise HTTPException(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    f"the body is over the {self.body_limit} bytes that are taken; send less at once",
-                )
-            return message
-
-        return limited
 
     def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", UNMATCHED)
