@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from wise.edits import Edit
@@ -47,8 +48,19 @@ class MemoryState:
 
     @cached_property
     def key_owners(self) -> tuple[str, ...]:
-        """The edit that each key belongs to, in the order of `KeyIndex.matrix`."""
-        return tuple(edit_id for edit_id in self.index.edit_ids for _ in range(len(self.keys[edit_id])))
+        """The edit that each key belongs to, in the order of `key_matrix`."""
+        return tuple(edit_id for edit_id in sorted(self.keys) for _ in range(len(self.keys[edit_id])))
+
+    def key_matrix(self) -> tuple[Tensor, Tensor]:
+        """All keys `[n, r]` and the slot of each `[n]` int64, by edit id and position; there is one at least.
+
+        As `index.matrix()` has it, without an index, which would be the keys once more.
+        """
+        slots = {edit_id: slot.id for slot in self.slots for edit_id in slot.edit_ids}
+        return (
+            torch.cat([self.keys[edit_id] for edit_id in sorted(self.keys)]),
+            torch.tensor([slots[edit_id] for edit_id in self.key_owners]),
+        )
 
     @property
     def emptied(self) -> MemoryState:

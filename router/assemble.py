@@ -42,7 +42,7 @@ def assemble(
     elif state.key_space is None:
         raise ConfigError("mode='retrieve' needs a key space and this memory has none")
     else:
-        keys, slots = state.index.matrix()
+        keys, slots = state.key_matrix()
         router = RetrievalRouter(
             thresholds=thresholds,
             keys=keys,
@@ -59,7 +59,7 @@ def _hybrid(
 ) -> SideMemory:
     if reader is None or state.key_space is None or state.subject_space is None:
         raise ConfigError("mode='hybrid' needs spaces of relations and subjects, and this memory has none")
-    keys, slots = state.index.matrix()
+    keys, slots = state.key_matrix()
     bank = make_bank(state.slots, slots, dtype)
     router = HybridRouter(
         reader=reader,

@@ -65,12 +65,12 @@ def nearness(
 
     Raises ConfigError where the keys cannot be compared, since the state has no space for them.
     """
-    keys, key_slots = (part.to(activation.device) for part in state.index.matrix())
     if state.key_space is None:
         raise ConfigError("this memory has no key space, so how near its edits come cannot be said: make them anew")
     own = activation[row]
     if isinstance(memory.router, HybridRouter):
         return _hybrid(memory.router, activation, row)
+    keys, key_slots = (part.to(activation.device) for part in state.key_matrix())
     scores = torch.stack([_slot_scores(memory, own, slot.id) for slot in state.slots], dim=1)
     thresholds = scores.new_tensor([slot.threshold for slot in state.slots])
     evidence = (scores / thresholds)[:, key_slots]

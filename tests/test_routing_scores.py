@@ -105,6 +105,8 @@ def test_keys_are_named_as_the_index_names_them() -> None:
         ),
     )
     assert sorted(set(wrapped.state.key_owners)) == ["a", "m", "z"]
+    for own, indexed in zip(wrapped.state.key_matrix(), wrapped.state.index.matrix(), strict=True):
+        assert torch.equal(own, indexed)
     rows = torch.randint(4, VOCABULARY, (40, 6), generator=generator).tolist()
     seen: list[Tensor] = []
     handle = wrapped.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from wise.edits import Edit
 from wise.errors import ConfigError, did_you_mean
@@ -33,16 +32,11 @@ class Voice:
         held: Sequence[str] = self.state.slots[slot].edit_ids
         if len(held) == 1:
             return held[0]
-        return self._owners[key] if key >= 0 else None
+        return self.state.key_owners[key] if key >= 0 else None
 
     def shared(self, slot: int) -> bool:
         """Whether a slot holds several edits, so that it takes the key to tell which one speaks."""
         return len(self.state.slots[slot].edit_ids) > 1
-
-    @cached_property
-    def _owners(self) -> list[str]:
-        """The edit of each key, in the router's order (`KeyIndex.matrix`)."""
-        return [edit_id for edit_id in self.state.index.edit_ids for _ in self.state.keys[edit_id]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,6 +18,7 @@ from wise.memory.ticket import Ticket, Version
 from wise.model import WiseModel
 from wise.namespaces import edited, forgotten, make_ready, within
 from wise.serve.commands import ENDED, answer_of
+from wise.serve.heap import trim
 from wise.training.report import FAILED
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class Editor:
         )
         if version.number % self._keep == 0:
             self._store.gc(keep=self._keep)
+        trim()
 
     # -- commands ---------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from wise.memory.store import Store
 from wise.memory.ticket import FAILED, LIVE, Event, now
 from wise.model import WiseModel
 from wise.serve.edition import Edition, edition_of
+from wise.serve.heap import trim
 from wise.serve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Follower:
         if self._store.journal.version().number != self.current.version:
             self.current = edition_of(self._model, self._store.read())
             self._measure()
+            trim()
             self._on_version(self.current)
         if events:
             self._count(events)

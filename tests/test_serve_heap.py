@@ -1,0 +1,36 @@
+"""What was freed goes back to the system, and does not without being given back."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wise.serve.heap import trim
+
+BLOCK, BLOCKS = 2**16, 2000
+"""Under what the C library asks the system for by itself."""
+
+
+def resident() -> int:
+    """Bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists() or not hasattr(ctypes.CDLL(None), "malloc_trim"),
+    reason="the C library is not GNU's",
+)
+def test_what_is_freed_is_given_back() -> None:
+    trim()
+    before = resident()
+    blocks = [np.ones(BLOCK, dtype=np.uint8) for _ in range(BLOCKS)]
+    kept = blocks[-1]  # above all others, so that the heap cannot shrink
+    blocks.clear()
+    assert resident() - before > BLOCK * BLOCKS // 2
+    trim()
+    assert resident() - before < BLOCK * BLOCKS // 10
+    assert kept.all()
