@@ -36,7 +36,7 @@ class Kinds:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Nearness:
-    """Of `t` tokens and the `n` keys of a memory, in the order of `KeyIndex.matrix`. Float32, where the tokens are."""
+    """Of `t` tokens and the `n` keys of a memory, in the order of `key_matrix`. Float32, where the tokens are."""
 
     evidence: Tensor
     """`[t, n]` of each key alone; its edit could speak from 1."""

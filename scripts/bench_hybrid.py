@@ -3,16 +3,19 @@
     python scripts/bench_hybrid.py --router router.safetensors --model FOLDER --data edits.jsonl
     python scripts/bench_hybrid.py
 
-Editing. CPU seconds of `WiseModel.edit` per edit: of many given at once, and of one given alone, the median of several.
+A memory of N edits is made of real ones: keys and values of the records given, each repeated with a little noise and
+with a subject of its own, whose parts lie to each other as a real one's. So relation keys gather as they do in use,
+which is what the router's speed rests on.
 
-Serving. A memory of N edits is made of real ones: keys and values of the records given, each repeated with a little
-noise and with a subject of its own, whose parts lie to each other as a real one's. So relation keys gather as they do
-in use, which is what the router's speed rests on. What is read is running text that asks for none of them. Bare and
-wrapped model are two loads of the same one, timed in turn, next to each other; what is told is the median of the
-ratios of the pairs. *Prefill* is one pass over a prompt, *decode* one token against the cache of the tokens before.
-With one thread it is the thread's own CPU time that is told, into which other work on the machine hardly enters.
+Editing. CPU seconds per edit with nothing live and beside up to 10,000 edits: of many given at once, and of one given
+alone, the median of several. *First* is the one that finds the live edits unread, as after they were loaded.
 
-Without `--router` one is trained on the demo's own questions, which ship with wise. A table goes to stdout; its last
+Serving. What is read is running text that asks for none of them. Bare and wrapped model are two loads of the same one,
+timed in turn, next to each other; what is told is the median of the ratios of the pairs. *Prefill* is one pass over a
+prompt, *decode* one token against the cache of the tokens before. With one thread it is the thread's own CPU time that
+is told, into which other work on the machine hardly enters.
+
+Without `--router` one is trained on the demo's own questions, which ship with wise. Two tables go to stdout; the last
 line is one JSON object of the same figures.
 """
 
@@ -42,6 +45,8 @@ from wise.memory.state import MemoryState
 SIZES = (100, 10_000, 100_000)
 BATCH = 64
 LONE = 5
+MOST_EDITED = 10_000
+"""Edits beside which others are made: to read them takes a few milliseconds each."""
 LESSONS = 200
 """Facts that a router is trained on where none is given; none of them is edited."""
 PROMPT_TOKENS, DECODED_TOKENS = 128, 16
@@ -51,19 +56,15 @@ JITTER = 0.05
 Clock = Callable[[], float]
 
 
-def edit_costs(model: WiseModel, records: Sequence[Record], count: int) -> dict[str, float]:
-    """CPU seconds per edit of a batch of so many, and of one alone; the model keeps them."""
-    model.prepare()
-    batch = [record.edit for record in records[:count]]
-    begun = time.process_time()
-    model.edit(batch)
-    at_once = (time.process_time() - begun) / len(batch)
-    alone = []
-    for record in records[count : count + LONE]:
+def edit_costs(model: WiseModel, state: MemoryState, records: Sequence[Record], count: int) -> dict[str, float]:
+    """CPU seconds per edit beside the edits of `state`: of the first, of a batch of so many, and of one alone."""
+    first, *others = [record.edit for record in records]
+    spent = []
+    for edits in ([first], others[:count], *([edit] for edit in others[count:])):
         begun = time.process_time()
-        model.edit(record.edit)
-        alone.append(time.process_time() - begun)
-    return {"batch": at_once, "alone": statistics.median(alone)}
+        model.trainer.edit(state, edits, serve=model.serving)
+        spent.append((time.process_time() - begun) / len(edits))
+    return {"edits": len(state.edits), "first": spent[0], "batch": spent[1], "alone": statistics.median(spent[2:])}
 
 
 def multiplied(state: MemoryState, count: int) -> MemoryState:
@@ -154,21 +155,26 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    count = args.batch + LONE
+    count = 2 * args.batch + 1 + LONE
     records = read_records(args.data, limit=count) if args.data else demo_records(count, seed=0)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     models = [AutoModelForCausalLM.from_pretrained(args.model).eval() for _ in range(2)]
     wrapped = wise.wrap(models[0], tokenizer, WiseConfig(mode="hybrid"), router=args.router)
     if args.router is None:
         wrapped.learn_router(lessons_of(demo_records(count + LESSONS, seed=0)[count:]))
-    costs = edit_costs(wrapped, records, args.batch)
-    print(f"CPU seconds per edit: {costs['batch']:.3f} of {args.batch} at once, {costs['alone']:.3f} alone")
+    wrapped.edit([record.edit for record in records[: args.batch]])
+    states = [wrapped.state.emptied, *(multiplied(wrapped.state, size) for size in args.sizes)]
+    print(f"{'edits':>8} {'first':>9} {f'of {args.batch}':>9} {'alone':>9}   CPU s an edit")
+    costs = [
+        edit_costs(wrapped, state, records[args.batch :], args.batch)
+        for state in states
+        if len(state.edits) <= MOST_EDITED
+    ]
+    for cost in costs:
+        print(f"{cost['edits']:8} {cost['first']:9.3f} {cost['batch']:9.3f} {cost['alone']:9.3f}")
     clock = time.thread_time if args.threads == 1 else time.perf_counter
     texts = running_text(wrapped, args.repeats)
-    rows = [
-        overhead(wrapped, models[1], state, texts, clock)
-        for state in (MemoryState(), *(multiplied(wrapped.state, size) for size in args.sizes))
-    ]
+    rows = [overhead(wrapped, models[1], state, texts, clock) for state in states]
     print(f"bare: {PROMPT_TOKENS} tokens in {rows[0]['bare_prefill_milliseconds']:.1f} ms, then "
           f"{rows[0]['bare_decode_milliseconds']:.2f} ms a token")  # fmt: skip
     print(f"{'edits':>8} {'prefill':>9} {'decode':>9} {'assemble, CPU s':>17}")

@@ -71,6 +71,18 @@ def test_the_earlier_gives_way_where_its_subject_reaches_the_floor_and_its_relat
     assert (found.subject, found.relation) == pytest.approx((0.9, 0.85))
 
 
+def test_what_float32_takes_for_more_or_less_than_it_is_goes_by_its_exact_cosine() -> None:
+    """Relations that come to the floor within the last bits, on either side of it."""
+    half = RELATION_FLOOR + 0.5 * (1 - RELATION_FLOOR)
+    found = []
+    for offset in (-3e-7, -1e-7, 0, 1e-7, 3e-7):
+        state = memory(("a", "x", 1, 1), ("b", "y", 0.9, half + offset))
+        exact = float((state.keys["a"][0].double() * state.keys["b"][0].double())[2:].sum())
+        assert gave_way(state) == ([("a", "b")] if exact >= half else []), offset
+        found.append(exact >= half)
+    assert any(found) and not all(found)
+
+
 def test_what_wants_the_same_or_names_another_subject_or_is_asked_more_stays() -> None:
     near = (("a", "x", 1, 1), ("b", "y", 0.9, 0.85))
     assert gave_way(memory(("a", "x", 1, 1), ("b", "x", 0.9, 0.85))) == []

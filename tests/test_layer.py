@@ -190,3 +190,15 @@ def test_a_memory_without_edits_is_none_and_the_served_one_is_frozen() -> None:
     assert not list(memory.parameters()) and not memory.state_dict()
     tensors = [t for part in memory.children() for t in vars(part).values() if isinstance(t, Tensor)]
     assert len(tensors) == 6 and not any(t.requires_grad for t in tensors)
+
+
+def test_what_was_verified_is_served_as_it_is_and_made_anew_where_the_model_changed() -> None:
+    wrapped = wrap_tiny("llama")
+    with wrapped.serving(wrapped.state):
+        verified = wrapped.layer.memory
+    wrapped._serve(wrapped.state)
+    assert wrapped.layer.memory is verified
+    wrapped.model.to(torch.bfloat16)
+    wrapped._serve(wrapped.state)
+    memory = wrapped.layer.memory
+    assert memory is not None and memory is not verified and memory.bank.weights.dtype == torch.bfloat16

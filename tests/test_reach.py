@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import wise
 from wise.demo import model_path
 from wise.memory.state import MemoryState
+from wise.training import reach
+from wise.training.reach import Reach
 
 LAX, STRICT = (0.05, 0.1), (0.95, 0.99)
 
@@ -48,14 +50,14 @@ def spoken_in(wrapped: wise.WiseModel, state: MemoryState, fresh: set[str]) -> s
 @pytest.mark.parametrize("floors", [LAX, STRICT])
 def test_all_whom_new_edits_speak_in_are_found(wrapped: wise.WiseModel, floors: tuple[float, float]) -> None:
     state = with_floors(wrapped.state, floors)
-    reach = wrapped.trainer.reach
-    assert reach is not None
+    found = wrapped.trainer.reach
+    assert found is not None
     spoken: list[int] = []
     for number in range(3, 10):
         seen = state.without(state.edit_ids[number:])
         fresh = set(seen.edit_ids[-2:])
         there = spoken_in(wrapped, seen, fresh)
-        assert there <= reach.touched(seen, fresh)
+        assert there <= found.touched(seen, fresh)
         spoken.append(len(there))
     assert any(spoken) == (floors == LAX), "neither always nor never"
 
@@ -78,13 +80,32 @@ def test_few_are_asked_again_of_many_unlike_ones(wrapped: wise.WiseModel, monkey
 
 
 def test_an_id_that_another_edit_takes_and_gives_back_is_read_anew(wrapped: wise.WiseModel) -> None:
-    reach, state = wrapped.trainer.reach, wrapped.state
-    assert reach is not None and state.key_space is not None and state.subject_space is not None
+    own, state = wrapped.trainer.reach, wrapped.state
+    assert own is not None and state.key_space is not None and state.subject_space is not None
     first, *others = state.edits
     near = replace(others[-1], id=first.id)  # what the new edit asks itself
     found = []
     for edit in (first, near, first):
         now = with_floors(replace(state, edits=(edit, *others)), (0.9, 0.95))
-        found.append(first.id in reach.touched(now, {others[-1].id}))
-        reach.touched(now, {first.id})  # as the call does that writes it
+        found.append(first.id in own.touched(now, {others[-1].id}))
+        own.touched(now, {first.id})  # as the call does that writes it
     assert found == [False, True, False]
+
+
+def test_what_was_read_before_is_found_as_if_read_now(wrapped: wise.WiseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edits come and go, in blocks that are joined and thinned out."""
+    monkeypatch.setattr(reach, "AT_ONCE", 3)
+    trainer, state = wrapped.trainer, with_floors(wrapped.state, LAX)
+    assert trainer.reach is not None
+    parts = trainer.reach.spliced, trainer.reach.reader, trainer.reach.encoder, trainer.reach.background
+    kept, ids, seen = Reach(*parts), state.edit_ids, []
+    calls = (("0123", "3"), ("01234", "4"), ("024567", "67"), ("02456789", "89"), ("0145689", "1"), ("19", "9"))
+    for live, fresh in calls:
+        now = state.without([i for n, i in enumerate(ids) if str(n) not in live])
+        new = {ids[int(n)] for n in fresh}
+        found = kept.touched(now, new)
+        assert found == Reach(*parts).touched(now, new)
+        texts = [text for block in kept._blocks for text in block.texts]
+        assert len(texts) == len(set(texts)) <= len(now.edits), "nothing of an edit that is gone"
+        seen.append(len(found))
+    assert any(seen)

@@ -21,40 +21,40 @@ from wise.training.report import Conflict
 
 NEARER = 0.5
 """Of the way from the router's floor of relations to 1: so near lie the relations of two edits that ask the same."""
+ROUNDING = 1e-4
+"""More than float32 can mistake a cosine."""
 
 
 def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, ...]:
     """Which edits of `state` give way to a later one that is among `written`, in the order of the stream.
 
     Looked at from the last edit to the first: one that has given way itself takes no other's place. None where keys
-    have no subject part, as in `merge` and `retrieve`. The products are taken in float64, so that what is near a floor
-    does not turn on how many edits there are.
+    have no subject part, as in `merge` and `retrieve`. Few come near in what they ask, and of these alone the keys are
+    compared as a whole: in float64, so that what is near a floor does not turn on how many edits there are.
     """
     relation_space, subject_space = state.key_space, state.subject_space
     later = [place for place, edit in enumerate(state.edits) if edit.id in written]
     if relation_space is None or subject_space is None or not later:
         return ()
     parts, size = subject_space.parts, subject_space.parts * len(subject_space.projection)
-    first = torch.stack([state.keys[edit.id][0] for edit in state.edits]).double()
     floor = relation_space.floor(len(state.edits))
     floors = _relation_floors(state, floor + NEARER * (1 - floor))
+    asked = torch.stack([state.keys[edit.id][0, size:] for edit in state.edits])
     least = subject_space.floor(len(state.edits))
     found: dict[int, Conflict] = {}
     for place in reversed(later):
         if place in found:
             continue
-        each = (first[:place, :size] * first[place, :size]).view(place, parts, size // parts).sum(-1)
-        subject = of_whom(each, parts)[:, 0]
-        relation = first[:place, size:] @ first[place, size:]
-        same = (subject >= least) & (relation >= floors[:place].clamp(min=float(floors[place])))
-        for earlier in same.nonzero()[:, 0].tolist():
-            if earlier not in found and _contradict(state.edits[earlier], state.edits[place]):
-                found[earlier] = Conflict(
-                    gave_way=state.edits[earlier].id,
-                    to=state.edits[place].id,
-                    relation=float(relation[earlier]),
-                    subject=float(subject[earlier]),
-                )
+        near = asked[:place] @ asked[place] >= floors[:place].clamp(min=float(floors[place])) - ROUNDING
+        for earlier in near.nonzero()[:, 0].tolist():
+            one, other = state.edits[earlier], state.edits[place]
+            if earlier in found or not _contradict(one, other):
+                continue
+            product = state.keys[one.id][0].double() * state.keys[other.id][0].double()
+            relation = float(product[size:].sum())
+            subject = float(of_whom(product[:size].view(parts, -1).sum(-1), parts)[0])
+            if subject >= least and relation >= max(floors[earlier], floors[place]):
+                found[earlier] = Conflict(gave_way=one.id, to=other.id, relation=relation, subject=subject)
     return tuple(found[earlier] for earlier in sorted(found))
 
 

@@ -26,7 +26,7 @@ from wise.memory.context import ContextReader
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.layer import SideMemoryLayer, execution_device
 from wise.memory.merging import MERGES
-from wise.memory.side_memory import Route
+from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
 from wise.preparation import make_trainer, train_spaces
 from wise.provenance import Provenance, Text
@@ -77,6 +77,8 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         self.state = self._unedited = MemoryState() if learned is None else _spaces(learned)
         self._served = self.state
         """What is in place: `state`, but within `serving`."""
+        self._latest: tuple[MemoryState, torch.device, torch.dtype, SideMemory | None] | None = None
+        """The memory that was assembled last, of what and where."""
         self._snapshots: WeakSet[MemoryState] = WeakSet()
         self._encoder: Encoder | None = None
         self._trainer: Trainer | None = None
@@ -286,8 +288,12 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         self._serve(state)
 
     def _assembled(self, state: MemoryState) -> Any:
-        device = self.layer.device()
-        return assemble(state, self.wise_config, reader=self.reader, device=device, dtype=self.model.dtype)
+        """What an edit was verified with is what is then served: it is not made twice."""
+        device, dtype = self.layer.device(), self.model.dtype
+        if self._latest is None or self._latest[:3] != (state, device, dtype):
+            memory = assemble(state, self.wise_config, reader=self.reader, device=device, dtype=dtype)
+            self._latest = state, device, dtype, memory
+        return self._latest[3]
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Dropout off, and back as it was afterwards."""
