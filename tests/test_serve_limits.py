@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,6 +113,39 @@ def test_tokens_are_hashed_in_a_private_file(tmp_path: Path) -> None:
         Tokens.read(file)
     with pytest.raises(ConfigError, match="scope"):
         line_of("anna", "king", token)
+
+
+def test_a_token_that_expired_or_was_taken_out_of_the_file_opens_nothing(
+    served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, at = tmp_path / "tokens", datetime.now(UTC)
+    lines = [
+        line_of(name, "editor", name, at + timedelta(hours=hours) if hours else None)
+        for name, hours in (("gone", -1), ("soon", 1), ("ever", 0))
+    ]
+    file.write_text("\n".join(lines))
+    monkeypatch.setattr(served.service, "tokens", Tokens.read(file))
+    before = events(served)
+
+    def asked(token: str) -> Any:
+        with served.client("") as client:
+            return client.get("/v1/models", headers={"Authorization": f"Bearer {token}"})
+
+    for token, code in (("gone", "expired_api_key"), ("never", "invalid_api_key")):
+        assert error_of(asked(token), 401)["code"] == code
+    assert [asked(token).status_code for token in ("soon", "ever")] == [200, 200]
+    file.write_text(lines[1])
+    assert [asked(token).status_code for token in ("soon", "ever")] == [200, 401]
+    for unread in (lines[1] + " tomorrow", "", "anna king " + digest_of("x")):
+        file.write_text(unread)
+        assert [asked(token).status_code for token in ("soon", "ever")] == [200, 401]
+        assert "tokens" in caplog.text
+        caplog.clear()
+    file.write_text("\n".join(lines[1:]))
+    assert asked("ever").status_code == 200
+    file.unlink()
+    assert asked("ever").status_code == 200, "nobody is shut out by an operator's slip"
+    assert events(served) == before
 
 
 def test_settings_come_from_flags_before_the_environment_before_the_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,19 +56,24 @@ def token(
     name: Annotated[str, typer.Argument(help="Whose it is; the journal and the audit name it.")],
     file: Annotated[Path, typer.Option("--file", help="File of hashed tokens; it is appended to.")],
     scope: Annotated[str, typer.Option("--scope", help="reader, editor or admin.")] = "reader",
+    days: Annotated[
+        int | None, typer.Option("--days", min=1, max=36_500, help="Days until it expires. Left out: it does not.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a token for the service, and append its hash to a file. It is shown once and kept nowhere."""
     from wise.serve.security import line_of, new_token
 
     made = new_token()
-    line = line_of(name, scope, made)
+    until = None if days is None else datetime.now(UTC) + timedelta(days=days)
+    line = line_of(name, scope, made, until)
     with file.open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")
     file.chmod(0o600)
-    typer.echo(f"{name} ({scope}): {made}")
+    ends = until and until.isoformat(timespec="seconds")
+    typer.echo(f"{name} ({scope}{f', until {ends}' if ends else ''}): {made}")
     if as_json:
-        show_json({"name": name, "scope": scope, "token": made, "file": str(file)})
+        show_json({"name": name, "scope": scope, "token": made, "file": str(file), "until": ends})
 
 
 def _set(pairs: list[str] | None) -> dict[str, str]:

@@ -34,13 +34,10 @@ def needs(scope: str) -> Callable[[Service, Request, HTTPAuthorizationCredential
         found = None if given is None else service.tokens.holder(given.credentials)
         if found is None:
             what = "no token was given" if given is None else "the token is not known"
-            raise Problem(
-                HTTPStatus.UNAUTHORIZED,
-                f"{what}; send the header 'Authorization: Bearer TOKEN'",
-                type=DENIED,
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+            raise _stranger(f"{what}; send the header 'Authorization: Bearer TOKEN'", "invalid_api_key")
+        if found.expired:
+            when = found.expired.isoformat(timespec="seconds")
+            raise _stranger(f"the token of {found.name} expired at {when}; have a new one made", "expired_api_key")
         if not found.may(scope):
             raise Problem(
                 HTTPStatus.FORBIDDEN,
@@ -52,6 +49,11 @@ def needs(scope: str) -> Callable[[Service, Request, HTTPAuthorizationCredential
         return found
 
     return holder
+
+
+def _stranger(message: str, code: str) -> Problem:
+    headers = {"WWW-Authenticate": "Bearer"}
+    return Problem(HTTPStatus.UNAUTHORIZED, message, type=DENIED, code=code, headers=headers)
 
 
 def watching(service: Served, request: Request, given: Given) -> None:
