@@ -111,6 +111,9 @@ def test_tokens_are_hashed_in_a_private_file(tmp_path: Path) -> None:
     file.write_text("anna editor short\n")
     with pytest.raises(ConfigError, match="tokens:1"):
         Tokens.read(file)
+    file.write_text("# ours\n")
+    with pytest.raises(ConfigError, match="holds none"):
+        Tokens.read(file)
     with pytest.raises(ConfigError, match="scope"):
         line_of("anna", "king", token)
 
@@ -136,7 +139,7 @@ def test_a_token_that_expired_or_was_taken_out_of_the_file_opens_nothing(
     assert [asked(token).status_code for token in ("soon", "ever")] == [200, 200]
     file.write_text(lines[1])
     assert [asked(token).status_code for token in ("soon", "ever")] == [200, 401]
-    for unread in (lines[1] + " tomorrow", "", "anna king " + digest_of("x")):
+    for unread in (lines[1] + " tomorrow", "anna king " + digest_of("x")):
         file.write_text(unread)
         assert [asked(token).status_code for token in ("soon", "ever")] == [200, 401]
         assert "tokens" in caplog.text
@@ -145,6 +148,8 @@ def test_a_token_that_expired_or_was_taken_out_of_the_file_opens_nothing(
     assert asked("ever").status_code == 200
     file.unlink()
     assert asked("ever").status_code == 200, "nobody is shut out by an operator's slip"
+    file.write_text("# none\n")
+    assert asked("ever").status_code == 401, "the last token was taken out"
     assert events(served) == before
 
 

@@ -60,6 +60,8 @@ class Tokens:
         """Raises ConfigError, naming the line, for a file that is none of ours."""
         written = _written(file)
         tokens = cls(_held(file))
+        if not tokens._known:
+            raise ConfigError(f"tokens {file}: holds none; make one with `wise token NAME --file {file}`")
         tokens._file, tokens._written = file, written
         return tokens
 
@@ -74,7 +76,10 @@ class Tokens:
         return found
 
     def _look(self) -> None:
-        """Reads the file again where it has changed; as long as it is none of ours, what it said before holds."""
+        """Reads the file again where it has changed; while it is not there or none of ours, what it said before holds.
+
+        One without any token is ours: the last was taken out.
+        """
         if self._file is None or _written(self._file) == self._written:
             return
         self._written = _written(self._file)
@@ -115,8 +120,6 @@ def _held(file: Path) -> list[tuple[Holder, str]]:
         if until is not None and until.tzinfo is None:
             until = until.replace(tzinfo=UTC)
         known.append((Holder(name=match["name"], scope=match["scope"], until=until), match["digest"]))
-    if not known:
-        raise ConfigError(f"tokens {file}: holds none; make one with `wise token NAME --file {file}`")
     return known
 
 
