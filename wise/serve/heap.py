@@ -1,8 +1,8 @@
 """The memory of this process, given back to the system.
 
 A version that is served takes a few large blocks, which are freed when the last request under it ends. The C library
-keeps such blocks for itself, and what is asked for next seldom fits into them: over a thousand versions a service
-would hold several times what it uses.
+keeps such blocks for itself, and what is asked for next seldom fits into them: under load a service came to hold twice
+what its versions need.
 """
 
 from __future__ import annotations
