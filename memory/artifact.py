@@ -2,9 +2,8 @@
 
     wise_config.json     settings, fingerprint of the base, slots; a SHA-256 of itself and of the others
     edits.jsonl          the live edits in their order, one per line, as `wise.read_edits` reads them
-    memory.safetensors   key_space.{mean,projection}, keys, key_counts, slot.{i}.{name}; in hybrid also
-                         key_space.floors, subject_space.{mean,projection,floors}, and where a router was trained
-                         key_space.{bend,gate}.{inner,bias,outer}, key_space.gate.offset
+    memory.safetensors   keys, key_counts, slot.{i}.{name}; in retrieve key_space.{mean,projection}, in hybrid
+                         key_space.{reader,size,thresholds}
 
 Nothing in it depends on when, where or how often it was written: the same memory makes the same bytes.
 Nothing in it is executed or unpickled, and the search index is built anew from the keys. Everything is
@@ -35,8 +34,8 @@ from wise.edits import Edit, check_unique
 from wise.errors import ArtifactError, ConfigError, EditError, did_you_mean
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import ASIDE, replaced_folder
-from wise.memory.key_space import KeySpace
-from wise.memory.slot import SLOT_KINDS, EditSlot, MaskedDenseSlot, Slot
+from wise.memory.key_space import KeySpace, RelationSpace, Space, space_from_tensors
+from wise.memory.slot import SLOT_KINDS, AnswerSlot, MaskedDenseSlot, Slot
 from wise.memory.state import MemoryState
 
 FORMAT = "wise-memory"
@@ -112,9 +111,8 @@ def load_memory(
 def _pack(state: MemoryState) -> dict[str, Tensor]:
     """All tensors of a memory by name, on the CPU."""
     tensors = {f"slot.{slot.id}.{name}": t for slot in state.slots for name, t in slot.tensors().items()}
-    for name, space in (("key_space", state.key_space), ("subject_space", state.subject_space)):
-        if space is not None:
-            tensors |= {f"{name}.{part}": tensor for part, tensor in space.tensors().items()}
+    if state.key_space is not None:
+        tensors |= {f"key_space.{part}": tensor for part, tensor in state.key_space.tensors().items()}
     keys = [state.keys[edit.id] for edit in state.edits if edit.id in state.keys]
     if keys:
         tensors["keys"] = torch.cat(keys)
@@ -194,8 +192,7 @@ def _read(folder: Path) -> tuple[WiseConfig, MemoryState, Fingerprint]:
     check_tensors(tensors)
     state = MemoryState(
         slots=tuple(_unpack_slot(kind, fields, tensors) for kind, fields in manifest.slots),
-        key_space=_unpack_key_space("key_space", tensors),
-        subject_space=_unpack_key_space("subject_space", tensors),
+        key_space=_unpack_key_space(tensors),
         keys=_unpack_keys(edits, tensors),
         edits=edits,
     )
@@ -288,16 +285,16 @@ def _unpack_slot(kind: str, fields: Mapping[str, Any], tensors: dict[str, Tensor
     return slot
 
 
-def _unpack_key_space(space: str, tensors: dict[str, Tensor]) -> KeySpace | None:
-    """Takes the tensors of a key space out of `tensors`."""
-    own = {name.removeprefix(f"{space}."): tensors.pop(name) for name in list(tensors) if name.startswith(f"{space}.")}
+def _unpack_key_space(tensors: dict[str, Tensor]) -> Space | None:
+    """Takes the tensors of the key space out of `tensors`."""
+    prefix = "key_space."
+    own = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
     try:
-        return KeySpace.from_tensors(own) if own else None
+        return space_from_tensors(own) if own else None
     except KeyError as error:
-        _refuse(f"{TENSORS_FILE}: {space}.{error.args[0]} is missing; {_AGAIN}")
+        _refuse(f"{TENSORS_FILE}: {prefix}{error.args[0]} is missing; {_AGAIN}")
     except ValueError as error:
-        _refuse(f"{TENSORS_FILE}: {space}: {error}; {_AGAIN}")
-
+        _refuse(f"{TENSORS_FILE}: key_space: {error}; {_AGAIN}")
 
 
 def _unpack_keys(edits: Sequence[Edit], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -346,14 +343,14 @@ def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) ->
     if sorted(held, key=str) != sorted(state.edit_ids):
         wrong = sorted(set(map(str, held)) ^ set(state.edit_ids)) or ["one edit in two slots"]
         yield f"the slots do not hold exactly the live edits: {', '.join(wrong[:4])}"
-    wanted = config.slot if config.mode == "hybrid" else MaskedDenseSlot.kind
+    wanted = AnswerSlot.kind if config.mode == "hybrid" else MaskedDenseSlot.kind
     for slot in state.slots:
         if len(slot.scores) != len(slot.edit_ids) or not all(map(_is_score, slot.scores)):
             yield f"slot {slot.id} has {len(slot.edit_ids)} edits and scores {slot.scores!r:.80}"
         if slot.kind != wanted:
             yield f"slot {slot.id} is of kind {slot.kind!r}, expected {wanted!r}: it was made in another mode"
-        elif isinstance(slot, EditSlot) and [len(state.keys.get(i, ())) for i in slot.edit_ids] != [len(slot.places)]:
-            yield f"slot {slot.id} speaks at {len(slot.places)} places and does not have one edit with as many keys"
+        elif config.mode == "hybrid" and len(slot.edit_ids) != 1:
+            yield f"slot {slot.id} has {len(slot.edit_ids)} edits, expected one of its own"
         if _shape(slot, base) != (1, base.out_features):
             yield f"slot {slot.id} does not map {base.in_features} features to {base.out_features}"
 
@@ -375,23 +372,20 @@ def _key_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) -> 
         if state.keys or (state.edits and config.mode != "merge"):
             yield "there is no key space: it was made in another mode"
         return
-    if state.edits and (config.mode == "hybrid") != (state.subject_space is not None):
-        found = "none" if state.subject_space is None else "one"
-        yield f"mode {config.mode!r} and a subject space do not go without each other: there is {found}"
-    r, named = len(space.projection), state.subject_space
-    v = 0 if named is None else len(named.mean) // (1 + named.recent)
-    f = base.in_features + space.recent * v
+    if isinstance(space, RelationSpace) != (config.mode == "hybrid"):
+        kind = "of a relation reader" if isinstance(space, RelationSpace) else "of activations"
+        yield f"mode {config.mode!r} and a key space {kind} do not go together: it was made in another mode"
+        return
     if set(state.keys) != set(state.edit_ids):
         yield f"there are keys for {len(state.keys)} edits, expected for the {len(state.edits)} live ones"
-    shapes = {"mean": (space.mean, (f,)), "projection": (space.projection, (r, f))}
-    if named is not None:
-        s, wide = len(named.projection), (1 + named.recent) * v
-        shapes |= {"subject mean": (named.mean, (wide,)), "subject projection": (named.projection, (s, wide))}
-        r += named.parts * s
-    shapes |= {f"keys of edit {i}": (keys, (max(1, len(keys)), r)) for i, keys in state.keys.items()}
-    for name, (tensor, shape) in shapes.items():
-        if tensor.dtype != torch.float32 or tensor.shape != shape:
-            yield f"{name}: {tensor.dtype} {list(tensor.shape)}, expected torch.float32 {list(shape)}"
+    dtype = torch.float16 if isinstance(space, RelationSpace) else torch.float32
+    wanted = [(f"keys of edit {i}", keys, [max(1, len(keys)), space.size]) for i, keys in state.keys.items()]
+    if isinstance(space, KeySpace):
+        wanted.append(("mean", space.mean, [base.in_features]))
+        wanted.append(("projection", space.projection, [space.size, base.in_features]))
+    for name, tensor, shape in wanted:
+        if tensor.dtype != dtype or list(tensor.shape) != shape:
+            yield f"{name}: {tensor.dtype} {list(tensor.shape)}, expected {dtype} {shape}"
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -14,7 +14,7 @@ from typing import Any
 
 from wise.errors import StoreError
 from wise.memory.journal import Journal
-from wise.memory.key_space import KeySpace
+from wise.memory.key_space import KeySpace, RelationSpace, Space
 from wise.memory.segment import Row, decoded, decoded_space
 from wise.memory.storage.backend import Backend
 from wise.memory.ticket import FOLLOWS, LIVE, QUEUED, TRAINING, Event, Ticket, Version
@@ -95,7 +95,7 @@ class _Reader:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._found: dict[str, _Segment | KeySpace | str] = {}
+        self._found: dict[str, _Segment | Space | str] = {}
         """Digest -> what it holds, or what is wrong with it."""
         self.named: set[str] = set()
         self.live: set[int] | None = None
@@ -131,32 +131,32 @@ class _Reader:
             yield f"{place}: holds {count} edits, and the journal says {version.edits}"
         yield from (f"{place}: {text}" for segment in segments.values() for text in segment.problems)
 
-    def _space(self, digest: str) -> KeySpace | str:
+    def _space(self, digest: str) -> Space | str:
         if digest not in self._found:
             try:
                 self._found[digest] = decoded_space(self._backend.get(digest), f"space {digest[:16]}")
             except StoreError as error:
                 self._found[digest] = str(error)
         found = self._found[digest]
-        return found if isinstance(found, KeySpace | str) else f"{digest[:16]} is no space"
+        return f"{digest[:16]} is no space" if isinstance(found, _Segment) else found
 
     def _segment(
         self,
         digest: str,
         manifest: Manifest,
-        spaces: dict[str, KeySpace | str],
+        spaces: dict[str, Space | str],
         tickets: dict[int, Ticket],
     ) -> _Segment | str:
         if digest not in self._found:
             try:
                 rows = decoded(self._backend.get(digest), f"segment {digest[:16]}")
-                known = {name: space for name, space in spaces.items() if isinstance(space, KeySpace)}
-                check_rows(rows, known.get("key_space"), known.get("subject_space"), manifest.config, manifest.base)
+                space = spaces.get("key_space")
+                check_rows(rows, None if isinstance(space, str) else space, manifest.config, manifest.base)
                 self._found[digest] = _Segment.of(rows, tickets)
             except StoreError as error:
                 self._found[digest] = str(error)
         found = self._found[digest]
-        return found if not isinstance(found, KeySpace) else f"{digest[:16]} is no segment"
+        return f"{digest[:16]} is no segment" if isinstance(found, KeySpace | RelationSpace) else found
 
 
 def _history_problems(

@@ -29,7 +29,7 @@ class Draft:
     manifest: Manifest
     snapshot: Snapshot
     blobs: tuple[bytes, ...]
-    """New segments and key spaces."""
+    """New segments, and the key space where it is new."""
 
 
 def draft(
@@ -50,7 +50,7 @@ def draft(
     held = held_by(state, tickets)
     stretches = _stretches(parent, state, held)
     fresh = [held.row(slot) for place, *at in stretches if place is None for slot in state.slots[slice(*at)]]
-    check_rows(fresh, state.key_space, state.subject_space, config, base)
+    check_rows(fresh, state.key_space, config, base)
     names = ({held.edits[i].namespace for i in slot.edit_ids} for slot in state.slots)
     check_namespaces(config, names, "the version is refused")
     blobs: list[bytes] = []
@@ -61,7 +61,7 @@ def draft(
         digest = digest_of(data)
         blobs.append(data)
         written[digest], sizes[digest] = segment, (len(segment), len(data))
-    spaces, space_blobs = _spaces(parent, state)
+    spaces, space_blobs = _space(parent, state)
     new = [(digest, 0, rows) for digest, (rows, _) in sizes.items()]
     slots = tuple(joined(_placed(stretches, new)))
     used = {digest for digest, _, _ in slots}
@@ -154,18 +154,11 @@ def _order(state: MemoryState) -> tuple[Run[int], ...]:
     return tuple(joined((0, place, place + 1) for place in map(places.__getitem__, ids)))
 
 
-def _spaces(parent: Snapshot, state: MemoryState) -> tuple[dict[str, str], list[bytes]]:
-    """Digests of the key spaces by name, and the bytes of those that the parent does not have."""
-    digests: dict[str, str] = {}
-    blobs = []
-    for name in ("key_space", "subject_space"):
-        space = getattr(state, name)
-        if space is None:
-            continue
-        if parent.manifest is not None and space is getattr(parent.state, name):
-            digests[name] = parent.manifest.spaces[name]
-        else:
-            data = encoded_space(space)
-            digests[name] = digest_of(data)
-            blobs.append(data)
-    return digests, blobs
+def _space(parent: Snapshot, state: MemoryState) -> tuple[Mapping[str, str], list[bytes]]:
+    """The digest of the key space, and its bytes where the parent does not have them."""
+    if state.key_space is None:
+        return {}, []
+    if parent.manifest is not None and state.key_space is parent.state.key_space:
+        return parent.manifest.spaces, []
+    data = encoded_space(state.key_space)
+    return {"key_space": digest_of(data)}, [data]

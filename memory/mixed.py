@@ -2,20 +2,20 @@
 
 A request keeps the memory that it began with, while others in the same batch have later ones, or none. The base's
 layers run once for all of them; only the side memories are asked row by row. Since a token's route depends on its own
-activation, and on the values that its own row attends to, a row says the same here as it says alone.
+activation, or on the ids of its own row, a row says the same here as it says alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.memory.context import ContextReader
+from wise.memory.sequences import Rows, SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 
 
@@ -31,21 +31,21 @@ class Heard:
     """Of the same tokens."""
     width: int
     """New tokens of each row."""
-    recorded: Tensor | None
-    mask: Tensor | None
-    reader: ContextReader | None
+    read: Rows | None
+    """What these rows read (`hybrid`)."""
+    reader: SequenceReader | None
 
     def keys(self) -> list[int]:
         """Of each token, the key whose edit would speak, by its place in the router's keys; -1 where it has none."""
-        with _seen(self.reader, self.recorded, self.mask):
+        with _showing(self.reader, self.read):
             return [int(key) for key in self.memory.evidence(self.activation).key.tolist()]
 
 
 class MixedMemory(SideMemory):
     """Stands in the layer in place of one memory; `rows` is set before each forward."""
 
-    def __init__(self, reader: ContextReader | None) -> None:
-        """reader: what the memories look for subjects in (`hybrid`)."""
+    def __init__(self, reader: SequenceReader | None) -> None:
+        """reader: what notes the ids that the memories go by (`hybrid`)."""
         torch.nn.Module.__init__(self)  # a bank and a router of its own it has not
         self._reader = reader
         self.rows: Sequence[SideMemory | None] = ()
@@ -81,23 +81,13 @@ class MixedMemory(SideMemory):
         yield from ((memory, tuple(places)) for memory, places in found.values())
 
     def _heard(self, memory: SideMemory, places: tuple[int, ...], activation: Tensor) -> Heard:
-        reader, recorded, mask = self._reader, None, None
-        if reader is not None and reader.recorded is not None:
-            rows = _index(places, reader.recorded.device)
-            recorded = reader.recorded[rows]
-            mask = reader.mask[rows] if reader.mask is not None and len(reader.mask) > 1 else reader.mask
-        flat = activation.flatten(0, 1)
-        with _seen(reader, recorded, mask):
+        """activation: `[rows, width, f]`."""
+        flat, width = activation.flatten(0, 1), activation.shape[1]
+        read = None if self._reader is None else self._reader.rows.select(places, width)
+        with _showing(self._reader, read):
             route = memory.route(flat)
         return Heard(
-            memory=memory,
-            rows=places,
-            activation=flat,
-            route=route,
-            width=activation.shape[1],
-            recorded=recorded,
-            mask=mask,
-            reader=reader,
+            memory=memory, rows=places, activation=flat, route=route, width=width, read=read, reader=self._reader
         )
 
 
@@ -105,15 +95,5 @@ def _index(places: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(places, device=device)
 
 
-@contextmanager
-def _seen(reader: ContextReader | None, recorded: Tensor | None, mask: Tensor | None) -> Iterator[None]:
-    """The reader shows these rows alone for the length of the block."""
-    if reader is None:
-        yield
-        return
-    before = reader.recorded, reader.mask
-    reader.recorded, reader.mask = recorded, mask
-    try:
-        yield
-    finally:
-        reader.recorded, reader.mask = before
+def _showing(reader: SequenceReader | None, rows: Rows | None) -> AbstractContextManager[None]:
+    return nullcontext() if reader is None or rows is None else reader.showing(rows)

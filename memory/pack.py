@@ -21,7 +21,7 @@ from wise.errors import ArtifactError, EditError, StoreError
 from wise.memory.artifact import CONFIG_FILE, FILES, load_memory, save_memory
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import replaced_folder
-from wise.memory.key_space import KeySpace
+from wise.memory.key_space import Space
 from wise.memory.segment import encoded_space
 from wise.memory.state import MemoryState
 from wise.memory.storage.backend import digest_of
@@ -126,9 +126,8 @@ def merged(snapshot: Snapshot, pack: Pack) -> MemoryState:
         raise StoreError("the pack was made on another base or with other settings; import it into a store of its own")
     if any(slot.shared for slot in (*mine.slots, *theirs.slots)):
         raise StoreError("slots are shared in this mode and cannot be put together; import into a store of its own")
-    for name in ("key_space", "subject_space"):
-        if _digest(getattr(mine, name)) != _digest(getattr(theirs, name)):
-            raise StoreError("the pack was made with another router; import it into a store of its own")
+    if _digest(mine.key_space) != _digest(theirs.key_space):
+        raise StoreError("the pack was made with another router; import it into a store of its own")
     coming = {(edit.prompt, edit.namespace) for edit in theirs.edits}
     kept = mine.without([edit.id for edit in mine.edits if (edit.prompt, edit.namespace) in coming])
     slots = [slot.numbered(len(kept.slots) + i) for i, slot in enumerate(theirs.slots)]
@@ -140,5 +139,5 @@ def merged(snapshot: Snapshot, pack: Pack) -> MemoryState:
     )
 
 
-def _digest(space: KeySpace | None) -> str:
+def _digest(space: Space | None) -> str:
     return "" if space is None else digest_of(encoded_space(space))

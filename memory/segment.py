@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.errors import StoreError
-from wise.memory.key_space import KeySpace
+from wise.memory.key_space import Space, space_from_tensors
 from wise.memory.slot import SLOT_KINDS, Slot
 from wise.memory.state import MemoryState
 
@@ -43,7 +43,7 @@ class Row:
     tickets: tuple[int, ...]
     """The journal's tickets of these edits."""
     keys: tuple[Tensor | None, ...]
-    """`[m, r]` for each edit; None where the mode has no keys."""
+    """`[k, r]` for each edit; None where the mode has no keys."""
 
     @property
     def nbytes(self) -> int:
@@ -100,9 +100,7 @@ def held_by(state: MemoryState, tickets: Mapping[str, int]) -> Held:
     return Held(edits=edits, tickets=tickets, keys=state.keys)
 
 
-def state_of(
-    rows: Sequence[Row], order: Sequence[str], key_space: KeySpace | None, subject_space: KeySpace | None
-) -> MemoryState:
+def state_of(rows: Sequence[Row], order: Sequence[str], key_space: Space | None) -> MemoryState:
     """The state that rows make up, its edits in `order`."""
     edits = {edit.id: edit for row in rows for edit in row.edits}
     keys = {
@@ -113,7 +111,6 @@ def state_of(
         slots=tuple(row.slot.numbered(i) for i, row in enumerate(rows)),
         keys={i: keys[i] for i in order if i in keys},
         key_space=key_space,
-        subject_space=subject_space,
     )
 
 
@@ -192,14 +189,14 @@ def _row(told: Mapping[str, Any], tensors: Mapping[str, Tensor], keys: Iterator[
     )
 
 
-def encoded_space(space: KeySpace) -> bytes:
+def encoded_space(space: Space) -> bytes:
     return save(space.tensors(), {SPACE_FORMAT: ""})
 
 
-def decoded_space(data: bytes, place: str) -> KeySpace:
+def decoded_space(data: bytes, place: str) -> Space:
     """The inverse of `encoded_space`. Raises StoreError where they are no key space."""
     try:
-        return KeySpace.from_tensors(load(data))
+        return space_from_tensors(load(data))
     except _MALFORMED as error:
         raise StoreError(f"{place}: is no key space: {error!r:.200}; restore it from a backup") from error
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from wise.memory.grouped import NO_SLOT, grouped_linear
+from wise.memory.grouped import grouped_linear
 
 
 class Resident(nn.Module):
@@ -48,37 +48,6 @@ class SlotBank(Resident):
             return linear(activation, self.weights[0])
         delta: Tensor = grouped_linear(activation, self.weights, slot)
         return delta
-
-
-class KeyedBank(SlotBank, ABC):
-    """Slots of one edit each, which speak with another key at each place of its answer."""
-
-    places: Tensor
-    """`[k, longest answer]`: the key with which each slot speaks at each token of its answer, or NO_SLOT."""
-
-    def __init__(self, weights: Tensor, places: Tensor) -> None:
-        super().__init__(weights)
-        self.places = places
-
-    def forward(self, activation: Tensor, slot: Tensor | None = None) -> Tensor:
-        """What the chosen slots add where a prompt ends: `[n, f]`, slot `[n]` -> `[n, d]`."""
-        if slot is None:
-            slot = torch.zeros(len(activation), dtype=torch.long, device=activation.device)
-        return self.of_keys(torch.where(slot == NO_SLOT, NO_SLOT, self.places[slot.clamp(min=0), 0]), activation)
-
-    @abstractmethod
-    def of_keys(self, key: Tensor, activation: Tensor) -> Tensor:
-        """key `[n]`, activation `[n, f]` -> `[n, d]`, zero for NO_SLOT."""
-
-
-class ValueBank(KeyedBank):
-    """The constants of all slots, stacked."""
-
-    weights: Tensor
-    """`[keys, d]`: what each key adds."""
-
-    def of_keys(self, key: Tensor, activation: Tensor) -> Tensor:
-        return torch.where((key == NO_SLOT)[:, None], 0, self.weights[key.clamp(min=0)])
 
 
 class Route(NamedTuple):

@@ -9,18 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, relu
+from torch.nn.functional import linear
 
 from wise.errors import ArtifactError, ConfigError
 from wise.memory.grouped import NO_SLOT
 from wise.memory.masks import pack_bits, unpack_bits
-from wise.memory.neurons import NeuronBank
-from wise.memory.side_memory import SlotBank, ValueBank
+from wise.memory.side_memory import SlotBank
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +49,7 @@ class Slot(ABC):
 
     @classmethod
     @abstractmethod
-    def bank(cls, slots: Sequence[Self], key_slots: Tensor | None, dtype: torch.dtype) -> SlotBank:
+    def bank(cls, slots: Sequence[Self], dtype: torch.dtype) -> SlotBank:
         """What serves slots of this kind, slot i with id i, in a precision. See `make_bank`."""
 
     @abstractmethod
@@ -95,7 +93,7 @@ class MaskedDenseSlot(Slot):
         return linear(activation, self.weight.to(activation))
 
     @classmethod
-    def bank(cls, slots: Sequence[Self], key_slots: Tensor | None, dtype: torch.dtype) -> SlotBank:
+    def bank(cls, slots: Sequence[Self], dtype: torch.dtype) -> SlotBank:
         return SlotBank(torch.stack([slot.weight for slot in slots]).to(dtype))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -117,50 +115,33 @@ class MaskedDenseSlot(Slot):
         return cls(masks=masks, weight=weight, **fields)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EditSlot(Slot):
-    """One edit's own. It speaks at one or more tokens of its answer, each time with another key of the edit."""
+CHAT, COMPLETION = 0, 1
+"""Forms in which an answer is given: a turn of a chat, or the end of a plain text."""
+FORMS = 2
 
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AnswerSlot(Slot):
+    """One edit's own (`hybrid`): its answer in each form, and the value added where each of its tokens is generated."""
+
+    kind = "answer"
     shared = False
 
-    places: Tensor
-    """`[m]` int64: at which token of its answer each key speaks; 0 is the prompt's last token. Ascending from 0."""
-    gated: Tensor
-    """`[m]` bool: a key speaks only where a question ends, as the relation space sees it; not so within an answer, nor
-    where the edit's own prompt does not look like a question."""
-    floors: Tensor | None = None
-    """`[m]` float32: cosine of relations that each key asks for, at least. None: the score for all, as it once was."""
-
-    @property
-    def key_floors(self) -> Tensor:
-        """`[m]` the same of every slot."""
-        return torch.full((len(self.places),), self.threshold) if self.floors is None else self.floors
-
-    def _floors(self) -> dict[str, Tensor]:
-        return {} if self.floors is None else {"floors": self.floors}
-
-    def check(self, **parts: Tensor) -> Self:
-        """The slot itself. Raises ArtifactError where there is not one entry of each part for each place."""
-        parts |= self._floors()
-        places = self.places.tolist()
-        ordered = self.places.ndim == 1 and places[:1] == [0] and all(a < b for a, b in pairwise(places))
-        for name, part in parts.items():
-            if not ordered or len(part) != len(places):
-                shape = list(part.shape)
-                raise ArtifactError(f"slot {self.id}: {name} {shape} and places {places} do not fit together")
-        return self
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ValueSlot(EditSlot):
-    """Constants, whatever the activation (GRACE's kind of value, arXiv 2211.11031)."""
-
-    kind = "value"
-
     values: Tensor
-    """`[m, d]` float32"""
+    """`[m, d]` float32: constants, as the values of GRACE's codebook (arXiv 2211.11031)."""
+    ids: Tensor
+    """`[m]` int64: the tokens that they make the base say, those of the chat answer before those of the completion."""
+    counts: Tensor
+    """`[FORMS]` int64: tokens of each form; 0 where the edit is not given in it."""
     features: int
     """f, which says what it stands beside and is otherwise of no account."""
+
+    @property
+    def answers(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Of each form, the first of its values, and its ids."""
+        sizes = self.counts.tolist()
+        ids = self.ids.tolist()
+        return tuple((sum(sizes[:i]), tuple(ids[sum(sizes[:i]) : sum(sizes[: i + 1])])) for i in range(len(sizes)))
 
     def delta(self, activation: Tensor) -> Tensor:
         """The first value."""
@@ -169,125 +150,54 @@ class ValueSlot(EditSlot):
         return self.values[0].to(activation).expand(*activation.shape[:-1], -1)
 
     @classmethod
-    def bank(cls, slots: Sequence[Self], key_slots: Tensor | None, dtype: torch.dtype) -> ValueBank:
-        order, places = _keys_of(slots, key_slots)
-        values = torch.cat([slot.values for slot in slots])
-        return ValueBank(values.new_empty(values.shape).index_copy(0, order, values).to(dtype), places)
+    def bank(cls, slots: Sequence[Self], dtype: torch.dtype) -> SlotBank:
+        return AnswerBank(torch.cat([slot.values for slot in slots]).to(dtype))
 
     def tensors(self) -> dict[str, Tensor]:
-        own = {name: getattr(self, name) for name in ("values", "places", "gated")}
-        return own | self._floors() | {"features": torch.tensor(self.features)}
+        own = {name: getattr(self, name) for name in ("values", "ids", "counts")}
+        return own | {"features": torch.tensor(self.features)}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], **fields: Any) -> Self:
         try:
-            values, places, gated = (tensors[name] for name in ("values", "places", "gated"))
+            values, ids, counts = (tensors[name] for name in ("values", "ids", "counts"))
             features = int(tensors["features"])
         except (KeyError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"slot {fields.get('id')}: its tensors do not fit together: {error}") from error
-        floors = tensors.get("floors")
-        slot = cls(values=values, places=places, gated=gated, floors=floors, features=features, **fields)
-        if values.ndim != 2:
-            raise ArtifactError(f"slot {slot.id}: values {list(values.shape)}: expected [places, d]")
-        return slot.check(values=values, gated=gated)
+        sound = values.ndim == 2 and ids.shape == values.shape[:1] and counts.shape == (FORMS,)
+        sound = sound and (values.dtype, ids.dtype, counts.dtype) == (torch.float32, torch.int64, torch.int64)
+        sound = sound and int(counts.sum()) == len(ids) > 0
+        if not sound or int(counts.min()) < 0 or int(ids.min()) < 0:
+            shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+            raise ArtifactError(f"slot {fields.get('id')}: {shapes}: expected values [m, d], ids [m], counts [{FORMS}]")
+        return cls(values=values, ids=ids, counts=counts, features=features, **fields)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class NeuronSlot(EditSlot):
-    """A few neurons at each place: `delta(a) = R^T act(K a)`, a side feed-forward layer of one edit."""
+class AnswerBank(SlotBank):
+    """The values of all slots, one after the other."""
 
-    rectified: ClassVar[bool]
-    """Whether act is the rectifier; otherwise it is nothing."""
+    weights: Tensor
+    """`[values, d]`."""
 
-    keys: Tensor
-    """`[m, r, f]` float32: K at each place."""
-    values: Tensor
-    """`[m, r, d]` float32: R at each place."""
+    def of_keys(self, key: Tensor, activation: Tensor) -> Tensor:
+        """key `[n]` numbers of values, activation `[n, f]` -> `[n, d]`, zero for NO_SLOT."""
+        return torch.where((key == NO_SLOT)[:, None], 0, self.weights[key.clamp(min=0)])
 
-    def delta(self, activation: Tensor) -> Tensor:
-        """What it adds at the first place."""
-        active = linear(activation, self.keys[0].to(activation))
-        return linear(relu(active) if self.rectified else active, self.values[0].T.to(activation))
-
-    @classmethod
-    def bank(cls, slots: Sequence[Self], key_slots: Tensor | None, dtype: torch.dtype) -> NeuronBank:
-        order, places = _keys_of(slots, key_slots)
-        counts = torch.tensor([slot.keys.shape[1] for slot in slots for _ in slot.places])
-        within = torch.arange(int(counts.max()))
-        numbers = (counts.cumsum(0) - counts)[:, None] + within
-        numbers = torch.where(within < counts[:, None], numbers, NO_SLOT)
-        return NeuronBank(
-            torch.cat([slot.keys.flatten(0, 1) for slot in slots]).to(dtype),
-            torch.cat([slot.values.flatten(0, 1) for slot in slots]).to(dtype),
-            numbers.new_empty(numbers.shape).index_copy(0, order, numbers),
-            places,
-            rectified=cls.rectified,
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("keys", "values", "places", "gated")} | self._floors()
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], **fields: Any) -> Self:
-        try:
-            keys, values, places, gated = (tensors[name] for name in ("keys", "values", "places", "gated"))
-        except KeyError as error:
-            raise ArtifactError(f"slot {fields.get('id')}: its tensors do not fit together: {error}") from error
-        slot = cls(keys=keys, values=values, places=places, gated=gated, floors=tensors.get("floors"), **fields)
-        if slot.keys.ndim != 3 or slot.values.ndim != 3 or slot.keys.shape[:2] != slot.values.shape[:2]:
-            shapes = f"keys {list(slot.keys.shape)} and values {list(slot.values.shape)}"
-            raise ArtifactError(f"slot {slot.id}: {shapes}: expected [places, r, f] and [places, r, d]")
-        return slot.check(keys=slot.keys, gated=slot.gated)
+    def forward(self, activation: Tensor, slot: Tensor | None = None) -> Tensor:
+        raise NotImplementedError("values are chosen by key")
 
 
-class RankOneSlot(NeuronSlot):
-    """One neuron without a nonlinearity: a rank-one change of the value projection, as ROME's, beside it."""
-
-    kind = "rank-one"
-    rectified = False
+SLOT_KINDS: dict[str, type[Slot]] = {kind.kind: kind for kind in (MaskedDenseSlot, AnswerSlot)}
 
 
-class LowRankSlot(NeuronSlot):
-    """A few rectified neurons: a small feed-forward layer beside the base's."""
-
-    kind = "low-rank"
-    rectified = True
-
-
-SLOT_KINDS: dict[str, type[Slot]] = {
-    kind.kind: kind for kind in (MaskedDenseSlot, ValueSlot, RankOneSlot, LowRankSlot)
-}
-
-
-def make_bank(slots: Sequence[Slot], key_slots: Tensor | None, dtype: torch.dtype) -> SlotBank:
+def make_bank(slots: Sequence[Slot], dtype: torch.dtype) -> SlotBank:
     """What serves `slots`, slot i with id i.
 
-    key_slots: `[keys]` the slot of each edit key, those of an edit in their order; None where slots hold many edits.
     dtype: precision of what slots add.
 
-    Raises ConfigError for slots of several kinds, of another kind than is served, or keys that are not theirs.
+    Raises ConfigError for slots of several kinds, or none.
     """
     kinds = {type(slot) for slot in slots}
     if len(kinds) != 1:
         raise ConfigError(f"slots of the kinds {sorted(kind.kind for kind in kinds)}: one memory serves one kind")
-    return kinds.pop().bank(slots, key_slots, dtype)
-
-
-def _keys_of(slots: Sequence[EditSlot], key_slots: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which key speaks for what, of slots of one edit each.
-
-    Returns the key of each slot's each place, slots one after the other, `[keys]`, and the same as a table by slot and
-    token of the answer, NO_SLOT where none speaks.
-    """
-    if key_slots is None:
-        raise ConfigError(f"slots of kind {slots[0].kind!r} are served by key: use mode='hybrid'")
-    sizes = torch.tensor([len(slot.places) for slot in slots])
-    if not torch.equal(torch.bincount(key_slots, minlength=len(slots)), sizes):
-        found = torch.bincount(key_slots, minlength=len(slots)).tolist()
-        at = next(i for i, (a, b) in enumerate(zip(found, sizes.tolist(), strict=True)) if a != b)
-        raise ConfigError(f"slot {at} speaks at {int(sizes[at])} places and its edit has {found[at]} keys")
-    order = torch.argsort(key_slots, stable=True)
-    places = torch.cat([slot.places for slot in slots])
-    table = torch.full((len(slots), int(places.max()) + 1), NO_SLOT)
-    table[torch.repeat_interleave(torch.arange(len(slots)), sizes), places] = order
-    return order, table
+    return kinds.pop().bank(slots, dtype)

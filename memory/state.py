@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.errors import EditError, did_you_mean
-from wise.memory.key_space import KeySpace
+from wise.memory.key_space import Space
 from wise.memory.keys import KeyIndex
 from wise.memory.slot import Slot
 
@@ -28,12 +28,10 @@ class MemoryState:
     slots: tuple[Slot, ...] = ()
     """Slot i has id i."""
     keys: Mapping[str, Tensor] = field(default_factory=dict)
-    """Edit id -> `[m, r]` unit keys, one for each position at which the edit must speak; in `hybrid` a unit subject
-    key and a unit relation key side by side."""
-    key_space: KeySpace | None = None
-    """Of activations at the edited layer."""
-    subject_space: KeySpace | None = None
-    """Of the base's value vectors (`hybrid`)."""
+    """Edit id -> `[k, r]` unit keys: in `retrieve` float32, one for each position at which the edit must speak; in
+    `hybrid` float16, one for each wording that is known to ask for it."""
+    key_space: Space | None = None
+    """What keys were made in: of activations at the edited layer (`retrieve`), or of a relation reader (`hybrid`)."""
 
     @property
     def edit_ids(self) -> tuple[str, ...]:
@@ -43,7 +41,8 @@ class MemoryState:
     def index(self) -> KeyIndex:
         """The keys with their slots, searchable."""
         index = KeyIndex(next(iter(self.keys.values())).shape[1] if self.keys else 1)
-        index.add_all((edit_id, slot.id, self.keys[edit_id]) for slot in self.slots for edit_id in slot.edit_ids)
+        owned = ((edit_id, slot.id) for slot in self.slots for edit_id in slot.edit_ids)
+        index.add_all((edit_id, slot_id, self.keys[edit_id].float()) for edit_id, slot_id in owned)
         return index
 
     @cached_property
@@ -61,11 +60,6 @@ class MemoryState:
             torch.cat([self.keys[edit_id] for edit_id in sorted(self.keys)]),
             torch.tensor([slots[edit_id] for edit_id in self.key_owners]),
         )
-
-    @property
-    def emptied(self) -> MemoryState:
-        """The spaces alone, which come from the base and from no edit."""
-        return MemoryState(key_space=self.key_space, subject_space=self.subject_space)
 
     def live(self, edit_ids: Iterable[str]) -> tuple[str, ...]:
         """These ids, each once. Raises EditError for one that no live edit has, or where there are none."""

@@ -1,6 +1,6 @@
 """A version: which slots, in which order, make up one state of the memory.
 
-A manifest is a small JSON text: settings, base, segments, runs of slots in them, and the digests of the key spaces. It
+A manifest is a small JSON text: settings, base, segments, runs of slots in them, and the digest of the key space. It
 and all that it names are stored under the SHA-256 of their bytes, so one digest stands for the whole version. Every
 slot of every segment of a version is live in it, so nothing of a deleted edit is in the files of a later version.
 """
@@ -18,7 +18,7 @@ from wise.edits import Edit
 from wise.errors import ArtifactError, ConfigError, RefusedError, StoreError
 from wise.memory.artifact import check_state, check_tensors
 from wise.memory.fingerprint import Fingerprint
-from wise.memory.key_space import KeySpace
+from wise.memory.key_space import Space
 from wise.memory.runs import Run, cover, joined
 from wise.memory.segment import Row, decoded, decoded_space, state_of
 from wise.memory.state import MemoryState
@@ -39,7 +39,7 @@ class Manifest:
     order: tuple[Run[int], ...]
     """The edits in the order in which they came: places in the list of edits, slot by slot. The key is 0."""
     spaces: Mapping[str, str]
-    """`key_space` and `subject_space`, where there are such: their digests."""
+    """`key_space`, where there is one: its digest."""
 
     @property
     def blobs(self) -> frozenset[str]:
@@ -114,17 +114,15 @@ def read(
     manifest = Manifest.from_bytes(get(digest), f"{place}: {digest[:16]}")
     rows = {d: known[d] if d in known else decoded(get(d), f"{place}: {d[:16]}") for d in manifest.segments}
     spaces = {name: decoded_space(get(d), f"{place}: {d[:16]}") for name, d in manifest.spaces.items()}
-    key_space, subject_space = spaces.get("key_space"), spaces.get("subject_space")
+    key_space = spaces.get("key_space")
     for segment, found in rows.items():
         if segment not in known:
-            check_rows(found, key_space, subject_space, manifest.config, manifest.base)
+            check_rows(found, key_space, manifest.config, manifest.base)
     placed = placed_rows(manifest, rows, f"{place}: version {version}")
     edits = [edit for row in placed for edit in row.edits]
     return Snapshot(
         version=version,
-        state=state_of(
-            placed, [e.id for _, start, stop in manifest.order for e in edits[start:stop]], key_space, subject_space
-        ),
+        state=state_of(placed, [e.id for _, start, stop in manifest.order for e in edits[start:stop]], key_space),
         tickets={e.id: number for row in placed for e, number in zip(row.edits, row.tickets, strict=True)},
         config=manifest.config,
         base=manifest.base,
@@ -196,21 +194,15 @@ def check_namespaces(config: WiseConfig, slots: Iterable[Collection[str]], place
             )
 
 
-def check_rows(
-    rows: Sequence[Row],
-    key_space: KeySpace | None,
-    subject_space: KeySpace | None,
-    config: WiseConfig,
-    base: Fingerprint,
-) -> None:
+def check_rows(rows: Sequence[Row], key_space: Space | None, config: WiseConfig, base: Fingerprint) -> None:
     """New rows are sound, as a saved memory must be; a merged one by itself. Raises RefusedError."""
     if not rows:
         return
     if config.mode == "merge" and len(rows) > 1:
         for row in rows:
-            check_rows([row], key_space, subject_space, config, base)
+            check_rows([row], key_space, config, base)
         return
-    state = state_of(rows, [edit.id for row in rows for edit in row.edits], key_space, subject_space)
+    state = state_of(rows, [edit.id for row in rows for edit in row.edits], key_space)
     tensors = {f"slot {row.slot.id} {name}": t for row in rows for name, t in row.slot.tensors().items()}
     try:
         check_tensors(tensors | {f"keys of edit {i}": keys for i, keys in state.keys.items()})

@@ -1,389 +1,364 @@
-"""The hybrid router: an edit speaks where its question is asked of a subject that was named before.
+"""The hybrid router: an edit speaks where its question is asked of its subject, and goes on while it is being said.
 
-Two kinds of evidence, each a cosine to an edit's key, must both reach their floor:
+1. *Which edits can be meant?* Those whose subject the text names (`wise.router.subjects`). Where it names none, those
+   whose question is very near, found among all keys with FAISS.
+2. *Is it what is asked?* The relation reader's vector of the question against the edit's keys (`wise.router.readers`).
+3. *Where?* Where an answer begins: at the end of a chat's question, or, in plain text, at each token of an unfinished
+   sentence or of a question after the subject (`wise.router.turns`).
+4. *How long?* While what was generated since is a beginning of the edit's answer; then its next value is added.
 
-    relation   the token's own activation at the edited layer, which says what is being asked for; a trained router
-               looks at the value vectors of the last tokens beside it
-    subject    the base's value vectors of the tokens before, of which the nearest counts, which say of whom
-
-Alone, the first confuses like questions about unlike subjects, and the second unlike questions about one subject. The
-floor of an edit's relation is the router's, or higher where the edit's own prompt and answer come near its key at a
-token at which it must not speak. Of whom is asked only where some relation is reached, and only for the edits whose
-relation it is: elsewhere a token costs one product with the centres of the relation keys (`screen`), so that ten
-thousand edits cost hardly more than a hundred.
+All of it is a function of the token ids up to a token, so a sequence is routed alike however it is generated: in
+batches, in chunks, with caches or without, and by whichever thread. A text that names no edited subject costs the same
+however many edits there are.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import copy
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, normalize, pad, relu
+from transformers import PreTrainedTokenizerBase
 
-from wise.errors import ConfigError
-from wise.memory.context import ContextReader, visible
 from wise.memory.grouped import NO_SLOT
-from wise.memory.key_space import APART, HIGHEST, KeySpace, Layer, of_whom
-from wise.memory.side_memory import Evidence, KeyedBank, Resident, Route, Router, SlotBank
-from wise.router.screen import name_screen, screen
+from wise.memory.keys import KeyIndex
+from wise.memory.sequences import Ids, SequenceReader
+from wise.memory.side_memory import Evidence, Route, Router, SlotBank
+from wise.memory.slot import CHAT, COMPLETION, AnswerBank, AnswerSlot
+from wise.memory.state import MemoryState
+from wise.router.readers import RelationReader
+from wise.router.subjects import Mention, SubjectIndex, masked, names_of
+from wise.router.turns import WINDOW, ChatTemplate, is_question, last_sentence, passage
 
-ABSENT = -2.0
-"""In place of the evidence for what cannot be: below every cosine."""
-LEAST_WAY = 1e-3
-"""From a floor to 1, at least, so that a floor of 1 can be divided by."""
-WELL_BELOW = 1e-3
-"""How far the gate's logit lies under what any key needs, at least, for a token to be passed over unseen."""
-AT_ONCE = 256
-"""Tokens compared with all keys in one product."""
-
-
-class Hidden(Resident):
-    """A hidden layer where the model is."""
-
-    inner: Tensor
-    bias: Tensor
-    outer: Tensor
-
-    def __init__(self, layer: Layer) -> None:
-        super().__init__()
-        self.inner, self.bias, self.outer = layer.inner.float(), layer.bias.float(), layer.outer.float()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(relu(linear(x, self.inner, self.bias)), self.outer)
+REMEMBERED = 4096
+"""Decisions that a router keeps."""
+NEAREST = 8
+"""Edit keys that are looked at where no subject is named."""
 
 
-class Projector(Resident):
-    """Brings activations into the space of relations where the model is."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RouterInputs:
+    """What a router reads of one wrapped model."""
 
-    projection: Tensor
-    shift: Tensor
-    offset: Tensor
-
-    def __init__(self, space: KeySpace) -> None:
-        super().__init__()
-        self.projection, self.shift = space.projection.float(), space.shift
-        self.recent = space.recent
-        self.bend = None if space.bend is None else Hidden(space.shifted(space.bend))
-        self.gate = None if space.gate is None else Hidden(space.shifted(space.gate.layer))
-        self.offset = torch.tensor(0.0 if space.gate is None else space.gate.offset)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Float32 `[n, f]`, or `[n, f + recent v]` -> unit `[n, r]`."""
-        key = linear(x, self.projection, self.shift)
-        return normalize(key if self.bend is None else key + self.bend(x), dim=-1)
-
-    def asks(self, x: Tensor) -> Tensor:
-        """How surely a question ends at each token: `[n]`."""
-        return x.new_ones(len(x)) if self.gate is None else torch.sigmoid(self.gate(x)[:, 0] + self.offset)
+    sequences: SequenceReader
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate | None
+    reader: RelationReader
 
 
-def _above_text(keys: Tensor, space: KeySpace) -> Tensor:
-    """Of each key `[n, r]` the cosine that no token of the space's running text reaches."""
-    if space.text is None:
-        return keys.new_full((len(keys),), ABSENT)
-    return ((keys @ space.text.T).amax(-1) + APART).clamp(max=HIGHEST)
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What the router decided about one question."""
+
+    slot: int
+    """Of the edit that came nearest, whether it is meant or not; NO_SLOT where none was looked at."""
+    score: float
+    """Cosine of the question to the nearest of its keys."""
+    threshold: float
+    """Score from which that edit is meant."""
+    named: bool
+    """Its subject is named."""
+
+    @property
+    def open(self) -> bool:
+        return self.slot != NO_SLOT and self.score >= self.threshold
+
+
+NOTHING = Decision(slot=NO_SLOT, score=0.0, threshold=float("inf"), named=False)
+
+
+def masked_keys(keys: Tensor, names: Sequence[str]) -> Tensor:
+    """The keys `[k, r]` of an edit that a question is compared with where its subject is named: all behind the first,
+    or all where it has no names."""
+    return keys[1:] if names else keys
 
 
 class HybridRouter(Router):
-    """Keys of both kinds for every edit, one for each place at which it speaks."""
+    """Serves one snapshot. Decisions are remembered; all else is read-only."""
 
-    key_slots: Tensor
-    gated: Tensor
-    relation_keys: Tensor
-    relation_floors: Tensor
-    least_floor: Tensor
-    centres: Tensor
-    bounds: Tensor
-    free_centres: Tensor
-    free_bounds: Tensor
-    subject_keys: Tensor
-    subject_middles: Tensor
-    subject_bounds: Tensor
-    subject_projection: Tensor
-    subject_shift: Tensor
-    subject_floor: Tensor
-
-    def __init__(
-        self,
-        *,
-        reader: ContextReader,
-        keys: Tensor,
-        key_slots: Tensor,
-        floors: Tensor,
-        subject: KeySpace,
-        relation: KeySpace,
-        gated: Tensor,
-    ) -> None:
-        """keys `[n, parts s + r]`: a subject key and a unit relation key each; key_slots `[n]`.
-
-        floors `[n]`: of each key, its relation floor where that is above the space's.
-
-        gated: `[n]` bool: a key counts only as much as a question ends. One that does not is kept above running text.
-
-        Raises ConfigError where a space has no floor.
-        """
+    def __init__(self, state: MemoryState, inputs: RouterInputs) -> None:
         super().__init__()
-        self.parts, size = subject.parts, subject.parts * len(subject.projection)
-        self.reader = reader
-        self.key_slots = key_slots
-        self.subject_keys, self.relation_keys = (part.float().contiguous() for part in (keys[:, :size], keys[:, size:]))
-        self.relation = Projector(relation)
-        self.subject_projection, self.subject_shift = subject.projection, subject.shift
-        edits = int(key_slots.max()) + 1
-        floors = floors.float().clamp(min=relation.floor(edits))
-        floors[~gated] = floors[~gated].maximum(_above_text(self.relation_keys[~gated], relation))
-        self.relation_floors = floors
-        self.gated = gated
-        self.subject_floor = torch.tensor(subject.floor(edits))
-        self.subject_middles, self.subject_bounds = name_screen(self.subject_keys, self.parts, self.subject_floor)
-        self.least_floor = torch.where(gated, self.relation_floors, torch.inf).min()
-        self.needed = -math.inf  # of the gate's logit, before its offset: what lies under it is passed over
-        least = float(self.least_floor)
-        if relation.gate is not None and bool(gated.all()) and 0 < least < 1:
-            self.needed = math.log(least / (1 - least)) - relation.gate.offset - WELL_BELOW
-        self.centres, self.bounds = screen(self.relation_keys[gated], self.relation_floors[gated])
-        self.free_centres, self.free_bounds = screen(self.relation_keys[~gated], self.relation_floors[~gated])
+        self.inputs = inputs
+        self._state = state
+        slots = [slot for slot in state.slots if isinstance(slot, AnswerSlot)]
+        edits = {edit.id: edit for edit in state.edits}
+        owners = [edits[slot.edit_ids[0]] for slot in slots]
+        # In the precision of a route, so that it is open exactly where a decision is.
+        self._thresholds = np.array([slot.threshold for slot in slots], dtype=np.float32)
+        names = [names_of(edit) for edit in owners]
+        self._unnamed = [
+            max(slot.threshold, inputs.reader.unnamed_threshold) if own else slot.threshold
+            for slot, own in zip(slots, names, strict=True)
+        ]
+        self._subjects = SubjectIndex((n, s.id) for s, own in zip(slots, names, strict=True) for n in own)
+        self._keys = [masked_keys(state.keys[e.id], own) for e, own in zip(owners, names, strict=True)]
+        self._whole = [state.keys[e.id][:1] if own else state.keys[e.id] for e, own in zip(owners, names, strict=True)]
+        counts = [len(slot.ids) for slot in slots]
+        self._first = np.concatenate([[0], np.cumsum(counts)])
+        self._answers = [slot.answers for slot in slots]
+        self._longest = max(counts)
+        self._decisions: OrderedDict[bytes, Decision] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy of the model, which decides by itself and under a lock of its own."""
+        return {name: value for name, value in vars(self).items() if name not in ("_decisions", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._decisions, self._lock = OrderedDict(), threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HybridRouter:
+        """One of the copied model, which notes its own ids."""
+        return type(self)(self._state, copy.deepcopy(self.inputs, memo))
+
+    # -- on the path of a token -------------------------------------------------------------------
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
-        if not isinstance(bank, KeyedBank):
-            raise ConfigError(f"a {type(bank).__name__} does not say what each key adds: a KeyedBank was expected")
-        key, value = self._in_float32(activation, everywhere=False)
-        opened = value >= 1
-        if not torch.compiler.is_compiling() and not bool(opened.any()):
-            return Route(torch.full_like(key, NO_SLOT), value, torch.ones_like(value), None)
-        slot = torch.where(opened, self.key_slots[key], NO_SLOT)
-        delta = bank.of_keys(torch.where(opened, key, NO_SLOT), activation)
-        return Route(slot, value, torch.ones_like(value), delta)
-
-    def silent(self, activation: Tensor) -> bool:
-        """The gate is far from open everywhere, as at nearly every token that is decoded.
-
-        What `forward` would find, in a third of its operations: they are what a small model's token costs.
-        """
-        compiling = torch.compiler.is_compiling() or torch.is_autocast_enabled(activation.device.type)
-        if compiling or self.needed == -math.inf or self.relation.gate is None:
-            return False
-        return bool((self.relation.gate(activation.float()) < self.needed).all())
+        key, slot, score, threshold = self._routes(len(activation))
+        device = activation.device
+        route = Route(
+            slot=torch.as_tensor(slot, device=device),
+            score=torch.as_tensor(score, device=device),
+            threshold=torch.as_tensor(threshold, device=device),
+            delta=None,
+        )
+        if not (key != NO_SLOT).any() or not isinstance(bank, AnswerBank):
+            return route
+        return route._replace(delta=bank.of_keys(torch.as_tensor(key, device=device), activation))
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
-        """The lesser of how far relation and subject pass their floors, of the edit for which it is largest.
+        """The score's way from 0 to the threshold, then from the threshold to 1, as 0 to 1 to 2."""
+        route = self(activation, bank)
+        score, threshold = route.score, route.threshold
+        above = 1 + (score - threshold) / (1 - threshold).clamp(min=1e-3)
+        value = torch.where(route.open, above, (score / threshold).clamp(min=0, max=1))
+        return Evidence.of(route, value, route.slot, torch.full_like(route.slot, -1))
 
-        Every subject is looked for at every token, so it costs more than `forward`.
-        """
-        key, value = self._in_float32(activation, everywhere=True)
-        return Evidence.of(self(activation, bank), value, self.key_slots[key], key)
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _routes(self, size: int) -> tuple[Ids, Ids, np.ndarray, np.ndarray]:
+        """Of each of the forward's tokens: the value added, the slot looked at, its score and its threshold."""
+        rows = self.inputs.sequences.rows
+        if rows.size != size:
+            raise RuntimeError(f"{size} tokens reach the side memory and {rows.size} were read")
+        key, slot = np.full(size, NO_SLOT, dtype=np.int64), np.full(size, NO_SLOT, dtype=np.int64)
+        score, threshold = np.zeros(size, dtype=np.float32), np.full(size, np.inf, dtype=np.float32)
+        for ids, places in zip(rows.ids, rows.places, strict=True):
+            first = len(ids) - len(places)
+            for place, decision, value in self._row(ids, first):
+                at = places[place - first]
+                slot[at], score[at], threshold[at] = decision.slot, decision.score, decision.threshold
+                key[at] = value
+        return key, slot, score, threshold
 
-    def _in_float32(self, activation: Tensor, *, everywhere: bool) -> tuple[Tensor, Tensor]:
-        """`_sought`, whatever the model is cast to: a cosine of bf16 is not told from a floor that lies near."""
-        device = activation.device.type
-        if not torch.is_autocast_enabled(device):
-            return self._sought(activation.float(), everywhere=everywhere)
-        with torch.autocast(device, enabled=False):
-            return self._sought(activation.float(), everywhere=everywhere)
+    def _row(self, ids: Ids, first: int) -> Iterator[tuple[int, Decision, int]]:
+        """Of a row's tokens from `first` on, those at which something was decided: place, decision, value added."""
+        if not len(ids) or first >= len(ids):
+            return
+        template = self.inputs.template
+        openings = [] if template is None else template.openings(ids, max(0, first - self._longest))
+        if openings or (template is not None and _contains(ids, template.opening)):
+            begins = [(end, self._turn(ids, end)) for end in openings]
+            yield from self._spoken(ids, first, begins, CHAT)
+        else:
+            yield from self._spoken(ids, first, self._completions(ids, first), COMPLETION)
 
-    def _sought(self, x: Tensor, *, everywhere: bool) -> tuple[Tensor, Tensor]:
-        """Per token of `[n, f]`: the key of the edit chosen and its evidence, see `choose`; 0 where none was sought."""
-        asks = self.relation.asks(x)
-        if everywhere or torch.compiler.is_compiling() or len(self.free_centres):
-            return self._chosen(x, asks, torch.arange(len(x), device=x.device), everywhere=everywhere)
-        key, value = torch.zeros(len(x), dtype=torch.long, device=x.device), torch.zeros_like(asks)
-        places = (asks >= self.least_floor).nonzero()[:, 0]
-        if len(places) == 0:  # nearly every token
-            return key, value
-        found = self._chosen(x, asks, places)
-        return key.index_copy(0, places, found[0]), value.index_copy(0, places, found[1])
+    def _spoken(
+        self, ids: Ids, first: int, begins: Sequence[tuple[int, Decision]], form: int
+    ) -> Iterator[tuple[int, Decision, int]]:
+        """Where answers that begin at those places go on. An answer under way is not begun anew."""
+        taken: set[int] = set()
+        for begin, decision in begins:
+            if begin in taken:
+                continue
+            if not decision.open:
+                if begin >= first:
+                    yield begin, decision, NO_SLOT
+                continue
+            start, answer = self._answers[decision.slot][form]
+            for n in range(len(answer)):
+                if begin + n >= len(ids) or (n and ids[begin + n] != answer[n - 1]):
+                    break
+                if n:
+                    taken.add(begin + n)
+                if begin + n >= first:
+                    yield begin + n, decision, int(self._first[decision.slot]) + start + n
 
-    def _chosen(
-        self, x: Tensor, asks: Tensor, places: Tensor, *, everywhere: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Of all tokens `[n, f]`, for those at `places`: the key of the edit chosen and its evidence, see `choose`."""
-        values = self.reader.recorded
-        if values is None or len(x) % len(values):
-            seen = "none" if values is None else f"{len(values)} rows"
-            raise ConfigError(
-                f"{len(x)} tokens reach the side memory and attention saw {seen}: run the model as a whole"
-            )
-        found: tuple[Tensor, Tensor] = (_operator if torch.compiler.is_compiling() else choose)(
-            self.relation(self.reader.beside(x, places, self.relation.recent)),
-            asks[places],
-            places,
-            len(x) // len(values),
-            self.least_floor,
-            self.centres,
-            self.bounds,
-            self.free_centres,
-            self.free_bounds,
-            self.gated,
-            self.relation_keys,
-            self.relation_floors,
-            values,
-            self.reader.mask,
-            self.subject_projection,
-            self.subject_shift,
-            self.subject_keys,
-            self.subject_middles,
-            self.subject_bounds,
-            self.subject_floor,
-            self.parts,
-            everywhere,
-        )
+    # -- what is asked ----------------------------------------------------------------------------
+
+    def _turn(self, ids: Ids, end: int) -> Decision:
+        """About the question in front of the opening that ends at `end`."""
+        key = hashlib.blake2b(ids[: end + 1].tobytes(), digest_size=16).digest()
+        known = self._recall(key)
+        if known is None:
+            template = self.inputs.template
+            if template is None:
+                raise RuntimeError("there is no chat template")
+            start, stop = template.question(ids, end)
+            known = self._remember(key, self.decide(self._text(ids[start:stop]), before=self._text(ids[:start])))
+        return known
+
+    def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
+        """In plain text: the tokens at which an answer may begin, with what is decided there."""
+        low = max(0, first - self._longest)
+        base = max(0, low - WINDOW)
+        if not self._subjects.mentions(self._text(ids[base:])) and not self._asks_unnamed(ids[base:]):
+            return []
+        found = []
+        for end in range(low, len(ids)):
+            decision = self._completion(self._text(ids[max(0, end + 1 - WINDOW) : end + 1]))
+            if decision is not None:
+                found.append((end, decision))
         return found
 
+    def _asks_unnamed(self, ids: Ids) -> bool:
+        return bool("?" in self._text(ids))
 
-def choose(
-    query: Tensor,
-    asks: Tensor,
-    places: Tensor,
-    width: int,
-    least_floor: Tensor,
-    centres: Tensor,
-    bounds: Tensor,
-    free_centres: Tensor,
-    free_bounds: Tensor,
-    gated: Tensor,
-    relation_keys: Tensor,
-    relation_floors: Tensor,
-    values: Tensor,
-    mask: Tensor | None,
-    projection: Tensor,
-    shift: Tensor,
-    subject_keys: Tensor,
-    subject_middles: Tensor,
-    subject_bounds: Tensor,
-    subject_floor: Tensor,
-    parts: int,
-    everywhere: bool,
-) -> tuple[Tensor, Tensor]:
-    """For `[m]` tokens: the key of the edit chosen, and its evidence, at least 1 exactly where it reaches both floors.
+    def _completion(self, text: str) -> Decision | None:
+        said = passage(text, self._subjects.mentions)
+        if said is None:
+            return None
+        key = hashlib.blake2b(said.encode(), digest_size=15).digest()
+        known = self._recall(key)
+        if known is None:
+            mentions = self._subjects.mentions(said)
+            asked = is_question(said)
+            behind = any(mention.end < len(said.rstrip()) for mention in mentions)
+            known = self._remember(key, self.decide(said) if behind or asked else NOTHING)
+        return None if known is NOTHING else known
 
-    Of several edits that do, the one with the most evidence in sum; where none does, the one that comes nearest of
-    those that neither relation nor screen rules out, or the first with evidence 0 where there is none.
+    def decide(self, question: str, before: str = "") -> Decision:
+        """Which edit a question means.
 
-    Args:
-        query, asks: `[m, r]` unit, and `[m]` what its cosine to a gated key counts for.
-        places: `[m]` ascending; those of one row of `width` tokens after those of another.
-        least_floor, centres, bounds: one number, `[c, r]`, `[c]` of the gated relation keys (`screen`).
-        free_centres, free_bounds: the same of the others.
-        gated, relation_keys, relation_floors: `[edits]`, `[edits, r]`, `[edits]`.
-        values: `[rows, heads, tokens, size]` what attention sees; `mask`: which of it each token sees (`visible`).
-        projection, shift, subject_keys: as `named` takes them, and parts; subject_floor: one number.
-        subject_middles, subject_bounds: `[edits, s]`, `[edits]` of the subjects' keys (`name_screen`).
-        everywhere: look at every edit at every token, and not only at those whose relation it reaches.
-    """
-    key, value = torch.zeros_like(places), asks.new_zeros(len(places))
-    if len(places) == 0:
-        return key, value
-    asking = torch.ones_like(places, dtype=torch.bool)
-    if not everywhere:
-        asking = (asks >= least_floor) & (query @ centres.T >= bounds).any(-1)
-        asking |= (query @ free_centres.T >= free_bounds).any(-1)
-    for here in _parts(asking.nonzero()[:, 0], places // width):
-        relation = (query[here] @ relation_keys.T) * torch.where(gated, asks[here, None], 1)
-        sought = torch.ones_like(relation, dtype=torch.bool) if everywhere else relation >= relation_floors
-        here, edits, relation, sought = _left(here, torch.arange(len(gated), device=here.device), relation, sought)
-        if len(edits) == 0:
-            continue
-        row = int(places[here[0]]) // width
-        vectors = values[row].transpose(0, 1).flatten(1).float()  # [tokens, v]
-        seen = visible(mask, row, places[here] % width, width, len(vectors))
-        if not everywhere:
-            middle = named(vectors, seen, projection, shift, subject_middles[edits], 1)
-            here, edits, relation, sought = _left(here, edits, relation, sought & (middle >= subject_bounds[edits]))
-            seen = visible(mask, row, places[here] % width, width, len(vectors))
-        if len(edits):
-            subject = named(vectors, seen, projection, shift, subject_keys[edits], parts)
-            best, value[here] = _weighed(relation, subject, sought, relation_floors[edits], subject_floor)
-            key[here] = edits[best]
-    return key, value
+        before: what was said earlier in the conversation; its last subject counts where the question names none.
+        """
+        texts = self._named(question)
+        if not texts and before:
+            mentions = self._subjects.mentions(before)[-1:]
+            texts = {slot: question for mention in mentions for slot in self._subjects.owners(mention)}
+        read = list(dict.fromkeys((question, *texts.values())))
+        ends = {text: last_sentence(text) for text in read}
+        read = list(dict.fromkeys((*read, *ends.values())))
+        vectors = dict(zip(read, self.inputs.reader.read(read), strict=True))
+        best = NOTHING
+        for slot, text in texts.items():
+            asked = torch.stack([vectors[text], vectors[ends[text]]])
+            best = self._nearer(best, slot, self._keys[slot], asked, self._thresholds[slot], named=True)
+        if best.open:
+            return best
+        for slot in self._nearest(vectors[question]):
+            if slot not in texts:
+                keys, threshold = self._whole[slot], self._unnamed[slot]
+                best = self._nearer(best, slot, keys, vectors[question][None], threshold, named=False)
+        return best
 
+    def _named(self, question: str) -> dict[int, str]:
+        """The slots whose subject a question names, each with the question as it is read for it: subject masked."""
+        mentions = self._subjects.mentions(question)
+        owned: dict[int, list[Mention]] = {}
+        for mention in mentions:
+            for slot in self._subjects.owners(mention):
+                owned.setdefault(slot, []).append(mention)
+        texts: dict[tuple[Mention, ...], str] = {}
+        found = {}
+        for slot, own in owned.items():
+            key = tuple(own)
+            if key not in texts:
+                texts[key] = masked(question, own)
+            found[slot] = texts[key]
+        return found
 
-def _left(here: Tensor, edits: Tensor, relation: Tensor, sought: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of tokens `[m]` and edits `[n]` those of which any is sought; relation and sought `[m, n]`.
+    def _nearer(
+        self, best: Decision, slot: int, keys: Tensor, vectors: Tensor, threshold: float, *, named: bool
+    ) -> Decision:
+        """Of two the open one with the higher score, else the one that comes nearer to its threshold."""
+        score = float((keys.float() @ vectors.T).max())
+        own = Decision(slot=slot, score=score, threshold=float(threshold), named=named)
+        return own if _rank(own) > _rank(best) else best
 
-    Which edits are sought at a token stays: what it is told to have come near must not depend on who is read beside it.
-    """
-    tokens, kept = sought.any(-1), sought.any(0)
-    return here[tokens], edits[kept], relation[tokens][:, kept], sought[tokens][:, kept]
+    def _nearest(self, vector: Tensor) -> list[int]:
+        """Slots whose whole questions are nearest to a vector, found with FAISS."""
+        hits = self._index.search(vector[None].float(), NEAREST)
+        return list(dict.fromkeys(int(slot) for slot in hits.slots[0].tolist() if slot >= 0))
 
+    @cached_property
+    def _index(self) -> KeyIndex:
+        """Of the whole questions."""
+        index = KeyIndex(self.inputs.reader.size)
+        slots = [slot for slot in self._state.slots if isinstance(slot, AnswerSlot)]
+        index.add_all((s.edit_ids[0], s.id, keys.float()) for s, keys in zip(slots, self._whole, strict=True))
+        return index
 
-def named(values: Tensor, seen: Tensor, projection: Tensor, shift: Tensor, keys: Tensor, parts: int) -> Tensor:
-    """How near each key's subject comes in what each of `m` tokens sees, `ABSENT` where it sees nothing: `[m, edits]`.
+    # -- for measuring ----------------------------------------------------------------------------
 
-    As `KeySpace.named` has it: values `[tokens, v]` of a row; seen `[m, tokens]` bool; projection `[s, v]`, or
-    `[s, 2 v]` where a subject is known by the token before its last as well, which counts where it is seen too; keys
-    `[edits, parts s]`, see `of_whom`.
-    """
-    keys = keys.view(-1, len(projection))
-    own = linear(values, projection[:, : values.shape[1]], shift)
-    alone = normalize(own, dim=-1) @ keys.T
-    nearest = _largest(alone, seen)
-    if projection.shape[1] > values.shape[1]:
-        own[1:] += linear(values[:-1], projection[:, values.shape[1] :])
-        both = normalize(own, dim=-1) @ keys.T
-        nearest = torch.maximum(nearest, _largest(both, seen & pad(seen[:, :-1], (1, 0))))
-    return of_whom(nearest, parts)
+    def decided(self, ids: Sequence[int]) -> Decision:
+        """What is decided at the last token of a sequence: whether an answer begins there, and which edit is meant."""
+        row = np.asarray(ids, dtype=np.int64)
+        found = [decision for place, decision, _ in self._row(row, len(row) - 1) if place == len(row) - 1]
+        return found[0] if found else NOTHING
 
+    def forced(self, slot: int) -> HybridRouter:
+        """A router that takes every question for this edit's: the ceiling of any router."""
+        return _Forced(self, slot)
 
-def _largest(cosines: Tensor, seen: Tensor) -> Tensor:
-    """Of `[tokens, keys]` over those that each of `m` tokens sees, `[m, tokens]` bool: `[m, keys]`, `ABSENT` for none.
+    # -- helpers ----------------------------------------------------------------------------------
 
-    A token that sees all that the one before it does adds to what was found there.
-    """
-    none, shown = cosines.new_full(cosines.shape[1:], ABSENT), seen.cpu()
-    most, before = none, torch.zeros_like(shown[0])
-    found = []
-    for one in shown:
-        if bool((before & ~one).any()):  # as under a sliding window
-            most, before = none, torch.zeros_like(one)
-        new = (one & ~before).nonzero()[:, 0]
-        if len(new):
-            most = torch.maximum(most, cosines[new.to(cosines.device)].amax(0))
-        found.append(most)
-        before = one
-    return torch.stack(found)
+    def _text(self, ids: Ids) -> str:
+        return str(self.inputs.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _recall(self, key: bytes) -> Decision | None:
+        with self._lock:
+            return self._decisions.get(key)
+
+    def _remember(self, key: bytes, decision: Decision) -> Decision:
+        with self._lock:
+            self._decisions[key] = decision
+            while len(self._decisions) > REMEMBERED:
+                self._decisions.popitem(last=False)
+        return decision
 
 
-def _parts(tokens: Tensor, rows: Tensor) -> Iterator[Tensor]:
-    """`tokens` `[m]`, ascending, those of each of their rows by themselves and no more than `AT_ONCE`."""
-    if len(tokens):
-        _, counts = torch.unique_consecutive(rows[tokens], return_counts=True)
-        for own in torch.split(tokens, counts.tolist()):
-            yield from torch.split(own, AT_ONCE)
+def _rank(decision: Decision) -> tuple[bool, float]:
+    return decision.open, decision.score if decision.open else decision.score - decision.threshold
 
 
-def _weighed(
-    relation: Tensor, subject: Tensor, sought: Tensor, relation_floors: Tensor, subject_floor: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`[m, edits]` each -> the edit chosen, of those sought, and its evidence, `[m]` each."""
-    evidence = weighed(relation, subject, relation_floors, subject_floor)
-    reached = evidence >= 1
-    most = torch.where(reached, relation + subject, ABSENT).argmax(-1)
-    key = torch.where(reached.any(-1), most, evidence.masked_fill(~sought, -torch.inf).argmax(-1))
-    return key, evidence.gather(-1, key[:, None])[:, 0]
+class _Forced(HybridRouter):
+    """See `HybridRouter.forced`: in plain text the answer begins at the end of each text that is read whole."""
+
+    def __init__(self, router: HybridRouter, slot: int) -> None:
+        Router.__init__(self)
+        self.__dict__.update({k: v for k, v in vars(router).items() if k not in self.__dict__})
+        self._decisions, self._lock = OrderedDict(), threading.Lock()
+        self._decision = Decision(slot=slot, score=1.0, threshold=0.0, named=True)
+        self._begun: set[bytes] = set()
+        """The texts at whose ends an answer begins."""
+
+    def decide(self, question: str, before: str = "") -> Decision:
+        return self._decision
+
+    def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
+        """Where an answer is under way, there it began; of several rows each has its own place."""
+        _, answer = self._answers[self._decision.slot][COMPLETION]
+        for end in range(max(0, len(ids) - len(answer)), len(ids)):
+            said = tuple(ids[end + 1 :].tolist())
+            if said == answer[: len(said)] and ids[: end + 1].tobytes() in self._begun:
+                return [(end, self._decision)]
+        if first:
+            return []
+        self._begun.add(ids.tobytes())
+        return [(len(ids) - 1, self._decision)]
 
 
-def weighed(relation: Tensor, subject: Tensor, relation_floors: Tensor, subject_floor: Tensor) -> Tensor:
-    """The evidence of every edit, `[m, edits]` each: at least 1 exactly where it reaches both floors.
-
-    Each cosine counts in shares of the way from its floor to 1, and the lesser of them is it: as a multiple of the
-    floor it could not tell a subject named in so many words from one that hardly passes.
-    """
-    lesser = 1 + torch.minimum(_passed(relation, relation_floors), _passed(subject, subject_floor))
-    reached = (relation >= relation_floors) & (subject >= subject_floor)
-    under = torch.nextafter(lesser.new_tensor(1.0), lesser.new_tensor(0.0))
-    return torch.where(reached, lesser.clamp(min=1), lesser.minimum(under))
-
-
-def _passed(cosine: Tensor, floor: Tensor) -> Tensor:
-    return (cosine - floor) / (1 - floor).clamp(min=LEAST_WAY)
-
-
-_operator = torch.library.custom_op("wise::choose", choose, mutates_args=())
-"""The same as one operator, which `torch.compile` does not look into: it branches on what it finds."""
-
-
-@_operator.register_fake
-def _(query: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return query.new_empty(len(query), dtype=torch.long), query.new_empty(len(query))
+def _contains(ids: Ids, pattern: Sequence[int]) -> bool:
+    found = np.flatnonzero(ids == pattern[-1])
+    wanted = np.asarray(pattern)
+    return any(np.array_equal(ids[end + 1 - len(pattern) : end + 1], wanted) for end in found)

@@ -176,7 +176,7 @@ def overhead(name: str, model: PreTrainedModel, memory: Memory, repeats: int, cl
     bare: nn.Module = getattr(parent, attribute)
     wrapped = SideMemoryLayer(bare)
     state = made_up(memory, features=(place.in_features, place.out_features))
-    served: SideMemory | None = assemble(state, config, reader=None, device=wrapped.device(), dtype=model.dtype)
+    served: SideMemory | None = assemble(state, config, inputs=None, device=wrapped.device(), dtype=model.dtype)
     wrapped.memory = served
     size = (1, PROMPT_TOKENS + DECODED_TOKENS)
     ids = torch.randint(model.config.vocab_size, size, generator=torch.Generator().manual_seed(0))

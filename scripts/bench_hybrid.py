@@ -1,22 +1,21 @@
-"""What the hybrid engine costs: per edit, and per token with few edits and with many, as ratios to the bare model.
+"""What the hybrid engine costs: per edit, per token and per question, with few edits and with many.
 
-    python scripts/bench_hybrid.py --router router.safetensors --model FOLDER --data edits.jsonl
+    python scripts/bench_hybrid.py --model FOLDER --data edits.jsonl
     python scripts/bench_hybrid.py
 
-A memory of N edits is made of real ones: keys and values of the records given, each repeated with a little noise and
-with a subject of its own, whose parts lie to each other as a real one's. So relation keys gather as they do in use,
-which is what the router's speed rests on.
+A memory of N edits is made of real ones: values and keys of the records given, each repeated with a little noise and
+with a subject of its own. So keys gather as they do in use.
 
 Editing. CPU seconds per edit with nothing live and beside up to 10,000 edits: of many given at once, and of one given
 alone, the median of several. *First* is the one that finds the live edits unread, as after they were loaded.
 
 Serving. What is read is running text that asks for none of them. Bare and wrapped model are two loads of the same one,
 timed in turn, next to each other; what is told is the median of the ratios of the pairs. *Prefill* is one pass over a
-prompt, *decode* one token against the cache of the tokens before. With one thread it is the thread's own CPU time that
-is told, into which other work on the machine hardly enters.
+prompt, *decode* one token against the cache of the tokens before. *Decide* is milliseconds until the router knows which
+edit a new question means that names a live subject: mostly the sentence encoder's, and spent once for a question. With
+one thread it is the thread's own CPU time that is told, into which other work on the machine hardly enters.
 
-Without `--router` one is trained on the demo's own questions, which ship with wise. Two tables go to stdout; the last
-line is one JSON object of the same figures.
+Two tables go to stdout; the last line is one JSON object of the same figures.
 """
 
 from __future__ import annotations
@@ -38,20 +37,20 @@ from wise import Record, WiseConfig, WiseModel, read_records
 from wise.demo import model_path
 from wise.demo.records import demo_records
 from wise.eval.routing.texts import shipped_passages
-from wise.lessons import lessons_of
-from wise.memory.slot import ValueSlot
+from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState
+from wise.router.hybrid import HybridRouter
 
 SIZES = (100, 10_000, 100_000)
 BATCH = 64
 LONE = 5
 MOST_EDITED = 10_000
 """Edits beside which others are made: to read them takes a few milliseconds each."""
-LESSONS = 200
-"""Facts that a router is trained on where none is given; none of them is edited."""
+QUESTIONS = 20
+"""New questions that the router is asked."""
 PROMPT_TOKENS, DECODED_TOKENS = 128, 16
 JITTER = 0.05
-"""Noise on a repeated relation key, per coordinate, times the square root of their number."""
+"""Noise on a repeated key, per coordinate, times the square root of their number."""
 
 Clock = Callable[[], float]
 
@@ -69,25 +68,19 @@ def edit_costs(model: WiseModel, state: MemoryState, records: Sequence[Record], 
 
 def multiplied(state: MemoryState, count: int) -> MemoryState:
     """`count` edits, made of those of `state`."""
-    if state.key_space is None or state.subject_space is None:
-        raise ValueError("no edit is live")
     g = torch.Generator().manual_seed(0)
-    parts, size = state.subject_space.parts, len(state.subject_space.projection)
     edits, slots, keys = [], [], {}
     for i in range(count):
-        source = state.edits[i % len(state.edits)]
-        [slot] = [slot for slot in (state.slots[i % len(state.slots)],) if isinstance(slot, ValueSlot)]
-        relation = state.keys[slot.edit_ids[0]][:1, parts * size :]
-        relation = normalize(relation + JITTER * relation.shape[1] ** -0.5 * torch.randn(relation.shape, generator=g))
-        signs = 2.0 * torch.randint(2, (size,), generator=g) - 1
-        own = state.keys[slot.edit_ids[0]][0, : parts * size].view(parts, size)
-        subject = (own[:, torch.randperm(size, generator=g)] * signs).view(1, -1)
-        name = f"{i:06}"
-        edits.append(replace(source, id=name, prompt=f"{name} {source.prompt}", subject=None, paraphrases=()))
-        first = {part: getattr(slot, part)[:1] for part in ("values", "places", "gated", "key_floors")}
-        first["floors"] = first.pop("key_floors")
-        slots.append(replace(slot, id=i, edit_ids=(name,), **first))
-        keys[name] = torch.cat([subject, relation], dim=1)
+        source, slot = state.edits[i % len(state.edits)], state.slots[i % len(state.slots)]
+        if not isinstance(slot, AnswerSlot):
+            raise ValueError("the memory is not of mode hybrid")
+        own = state.keys[source.id].float()
+        noise = JITTER * own.shape[1] ** -0.5 * torch.randn(own.shape, generator=g)
+        name, subject = f"{i:06}", f"{source.subject or 'item'} {i:06}"
+        prompt = source.prompt.replace(source.subject, subject) if source.subject else f"{subject}: {source.prompt}"
+        edits.append(replace(source, id=name, prompt=prompt, subject=subject, aliases=(), messages=(), paraphrases=()))
+        slots.append(replace(slot, id=i, edit_ids=(name,)))
+        keys[name] = normalize(own + noise, dim=-1).half()
     return replace(state, edits=tuple(edits), slots=tuple(slots), keys=keys)
 
 
@@ -130,6 +123,19 @@ def overhead(
     }
 
 
+def decide_milliseconds(wrapped: WiseModel, state: MemoryState, clock: Clock) -> float | None:
+    """Median of several new questions that name a live subject; None where none is live."""
+    if not state.edits or wrapped.inputs is None:
+        return None
+    router = HybridRouter(state, wrapped.inputs)
+    spent = []
+    for number, edit in enumerate(state.edits[i * len(state.edits) // QUESTIONS] for i in range(QUESTIONS)):
+        begun = clock()
+        router.decide(f"Question {number}: {edit.prompt}")
+        spent.append(clock() - begun)
+    return 1000 * statistics.median(spent)
+
+
 def running_text(model: WiseModel, count: int) -> list[torch.Tensor]:
     """Passages that ship with wise, as rows of ids `[1, prompt + decoded]`, one after another."""
     ids = [i for passage in shipped_passages() for i in model.encoder.prompt(passage)]
@@ -141,7 +147,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=model_path(), help="folder of the model (the shipped one)")
     parser.add_argument("--data", type=Path, help="file of records (counterfactuals for the shipped model)")
-    parser.add_argument("--router", type=Path, help="file of `wise train-router` (one is trained)")
+    parser.add_argument("--relations", help="file of `wise train-router` (what ships with wise)")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"edits given at once ({BATCH})")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="edits of the memories that are served")
     parser.add_argument("--repeats", type=int, default=40, help="pairs of timings of each memory (40)")
@@ -159,11 +165,9 @@ def main() -> None:
     records = read_records(args.data, limit=count) if args.data else demo_records(count, seed=0)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     models = [AutoModelForCausalLM.from_pretrained(args.model).eval() for _ in range(2)]
-    wrapped = wise.wrap(models[0], tokenizer, WiseConfig(mode="hybrid"), router=args.router)
-    if args.router is None:
-        wrapped.learn_router(lessons_of(demo_records(count + LESSONS, seed=0)[count:]))
+    wrapped = wise.wrap(models[0], tokenizer, WiseConfig(mode="hybrid", relations=args.relations))
     wrapped.edit([record.edit for record in records[: args.batch]])
-    states = [wrapped.state.emptied, *(multiplied(wrapped.state, size) for size in args.sizes)]
+    states = [MemoryState(), *(multiplied(wrapped.state, size) for size in args.sizes)]
     print(f"{'edits':>8} {'first':>9} {f'of {args.batch}':>9} {'alone':>9}   CPU s an edit")
     costs = [
         edit_costs(wrapped, state, records[args.batch :], args.batch)
@@ -174,12 +178,18 @@ def main() -> None:
         print(f"{cost['edits']:8} {cost['first']:9.3f} {cost['batch']:9.3f} {cost['alone']:9.3f}")
     clock = time.thread_time if args.threads == 1 else time.perf_counter
     texts = running_text(wrapped, args.repeats)
-    rows = [overhead(wrapped, models[1], state, texts, clock) for state in states]
+    rows = [
+        overhead(wrapped, models[1], state, texts, clock)
+        | {"decide_milliseconds": decide_milliseconds(wrapped, state, clock)}
+        for state in states
+    ]
     print(f"bare: {PROMPT_TOKENS} tokens in {rows[0]['bare_prefill_milliseconds']:.1f} ms, then "
           f"{rows[0]['bare_decode_milliseconds']:.2f} ms a token")  # fmt: skip
-    print(f"{'edits':>8} {'prefill':>9} {'decode':>9} {'assemble, CPU s':>17}")
+    print(f"{'edits':>8} {'prefill':>9} {'decode':>9} {'decide, ms':>11} {'assemble, CPU s':>17}")
     for row in rows:
-        print(f"{row['edits']:8} {row['prefill']:9.3f} {row['decode']:9.3f} {row['assemble_seconds']:17.2f}")
+        decide = "-" if row["decide_milliseconds"] is None else f"{row['decide_milliseconds']:.1f}"
+        told = f"{row['edits']:8} {row['prefill']:9.3f} {row['decode']:9.3f} {decide:>11}"
+        print(f"{told} {row['assemble_seconds']:17.2f}")
     figures = {"threads": args.threads, "repeats": args.repeats, "cpu_seconds_per_edit": costs, "serving": rows}
     print(json.dumps(figures, separators=(",", ":")))
 

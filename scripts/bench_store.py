@@ -2,9 +2,9 @@
 
     python scripts/bench_store.py --edits 100 1000 10000 --folder /some/disk
 
-Edits of mode `hybrid` as on the measured model: one value of 256 and keys of 256 + 64 numbers each. Every figure is
-the median of several; the time of the disk is in them, so its time for one synced write stands beside. The last line
-is JSON.
+Edits of mode `hybrid`: values of 256 numbers for four tokens of an answer in either form, and four keys of 128 numbers
+each. Every figure is the median of several; the time of the disk is in them, so its time for one synced write stands
+beside. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,22 +26,19 @@ import torch
 from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.memory.fingerprint import Fingerprint
-from wise.memory.key_space import KeySpace
-from wise.memory.slot import ValueSlot
+from wise.memory.key_space import RelationSpace
+from wise.memory.slot import FORMS, AnswerSlot
 from wise.memory.state import MemoryState
 from wise.memory.store import Store
 
-D, F, RELATION, SUBJECT, VALUES = 256, 704, 64, 256, 256
+D, F, RELATION, KEYS, TOKENS = 256, 704, 128, 4, 4
 BATCH, TIMES = 64, 7
 CONFIG = WiseConfig(mode="hybrid")
 BASE = Fingerprint(
     model_type="llama", path="model.layers.4.mlp.down_proj", in_features=F, out_features=D, vocabulary=4096, depth=6,
     parameters=7_000_000, dtype="float32", digest="0" * 64, sample=(0.5,),
 )
-EMPTY = MemoryState(
-    key_space=KeySpace(mean=torch.randn(F), projection=torch.randn(RELATION, F), floors=(0.6,)),
-    subject_space=KeySpace(mean=torch.randn(VALUES), projection=torch.randn(SUBJECT, VALUES), floors=(0.8,)),
-)
+EMPTY = MemoryState(key_space=RelationSpace(reader="drawn", size=RELATION, threshold=0.7, unnamed_threshold=0.85))
 
 
 def drawn_edits(first: int, count: int) -> list[Edit]:
@@ -55,13 +52,13 @@ def drawn_edits(first: int, count: int) -> list[Edit]:
 def written(state: MemoryState, edits: Sequence[Edit]) -> MemoryState:
     first = len(state.slots)
     slots = [
-        ValueSlot(
-            id=first + i, edit_ids=(edit.id,), scores=(0.01,), features=F, values=torch.randn(1, D),
-            places=torch.zeros(1, dtype=torch.long), gated=torch.ones(1, dtype=torch.bool),
+        AnswerSlot(
+            id=first + i, edit_ids=(edit.id,), scores=(0.7,), features=F, values=torch.randn(FORMS * TOKENS, D),
+            ids=torch.randint(BASE.vocabulary, (FORMS * TOKENS,)), counts=torch.full((FORMS,), TOKENS),
         )
         for i, edit in enumerate(edits)
     ]
-    keys = {edit.id: torch.randn(1, RELATION + SUBJECT) for edit in edits}
+    keys = {edit.id: torch.randn(KEYS, RELATION).half() for edit in edits}
     return replace(
         state, edits=(*state.edits, *edits), slots=(*state.slots, *slots), keys={**state.keys, **keys}
     )

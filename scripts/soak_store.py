@@ -32,8 +32,8 @@ from torch.nn.functional import normalize
 from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.memory.fingerprint import Fingerprint
-from wise.memory.key_space import KeySpace
-from wise.memory.slot import ValueSlot
+from wise.memory.key_space import RelationSpace
+from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState
 from wise.memory.storage import failpoints
 from wise.memory.store import Store
@@ -55,8 +55,7 @@ def _drawn(seed: str, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(number))
 
 
-KEY_SPACE = KeySpace(mean=_drawn("m", F), projection=_drawn("p", R, F), floors=(0.6,))
-SUBJECT_SPACE = KeySpace(mean=_drawn("s", 3), projection=_drawn("q", R, 3), floors=(0.8,))
+SPACE = RelationSpace(reader="none", size=R, threshold=0.7, unnamed_threshold=0.9)
 
 
 def written(edits: Sequence[Edit], before: MemoryState | None = None) -> MemoryState:
@@ -66,16 +65,14 @@ def written(edits: Sequence[Edit], before: MemoryState | None = None) -> MemoryS
     for edit in edits:
         rows = 1 + len(edit.target) % 2
         slots.append(
-            ValueSlot(
-                id=len(slots), edit_ids=(edit.id,), scores=(0.01,), features=F,
-                values=_drawn(f"{edit.id} {edit.target}", rows, D), places=torch.arange(rows),
-                gated=torch.ones(rows, dtype=torch.bool),
+            AnswerSlot(
+                id=len(slots), edit_ids=(edit.id,), scores=(0.7,), features=F,
+                values=_drawn(f"{edit.id} {edit.target}", rows, D), ids=torch.arange(rows),
+                counts=torch.tensor([0, rows]),
             )
         )
-        keys[edit.id] = normalize(_drawn(f"key {edit.id}", rows, 2 * R), dim=-1)
-    return MemoryState(
-        edits=(*state.edits, *edits), slots=tuple(slots), keys=keys, key_space=KEY_SPACE, subject_space=SUBJECT_SPACE
-    )
+        keys[edit.id] = normalize(_drawn(f"key {edit.id}", 1 + rows, R), dim=-1).half()
+    return MemoryState(edits=(*state.edits, *edits), slots=tuple(slots), keys=keys, key_space=SPACE)
 
 
 def digest(state: MemoryState) -> str:
@@ -87,9 +84,8 @@ def digest(state: MemoryState) -> str:
             told.update(name.encode() + tensor.numpy().tobytes())
     for edit_id, keys in state.keys.items():
         told.update(edit_id.encode() + keys.numpy().tobytes())
-    for space in (state.key_space, state.subject_space):
-        for name, tensor in (space.tensors() if space else {}).items():
-            told.update(name.encode() + tensor.numpy().tobytes())
+    for name, tensor in (state.key_space.tensors() if state.key_space else {}).items():
+        told.update(name.encode() + tensor.numpy().tobytes())
     return told.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from tiny import reading
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
@@ -36,6 +37,7 @@ def records() -> list[wise.Record]:
 def edited(mode: str) -> wise.WiseModel:
     """The model with the first `EDITED` of `records` edited; the same object each time, so leave it as it is."""
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    wrapped = wise.wrap(AutoModelForCausalLM.from_pretrained(model_path()), tokenizer, wise.WiseConfig(mode=mode))
+    base = AutoModelForCausalLM.from_pretrained(model_path())
+    wrapped = wise.wrap(base, tokenizer, wise.WiseConfig(mode=mode), **reading(mode))
     wrapped.edit([record.edit for record in records()[:EDITED]])
     return wrapped

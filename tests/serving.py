@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2 as httpx
 import uvicorn
+from tiny import reading
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
@@ -32,10 +33,12 @@ NAME = "demo"
 PATIENCE = 60.0
 
 
-def demo_model(config: wise.WiseConfig | None = None) -> wise.WiseModel:
+def demo_model(config: wise.WiseConfig, template: str | None = None) -> wise.WiseModel:
+    """The shipped model; in `hybrid` it reads by words, and no encoder is loaded. template: of chats."""
     folder = model_path()
-    base = AutoModelForCausalLM.from_pretrained(folder)
-    return wise.wrap(base, AutoTokenizer.from_pretrained(folder), config or wise.WiseConfig(mode="hybrid"))
+    base, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    return wise.wrap(base, tokenizer, config, **reading(config.mode))
 
 
 @dataclass
@@ -65,11 +68,17 @@ def tokens() -> Tokens:
 
 @contextmanager
 def running(
-    folder: Path | str, *, editing: bool = True, editor_state: str = READY, canaries: tuple[str, ...] = (), **given: Any
+    folder: Path | str,
+    *,
+    editing: bool = True,
+    editor_state: str = READY,
+    canaries: tuple[str, ...] = (),
+    template: str | None = None,
+    **given: Any,
 ) -> Iterator[Running]:
     """The shipped model, served from a store; the editor is a thread, which starts sooner than a process.
 
-    editor_state: what its editor comes to be in, before this goes on.
+    editor_state: what its editor comes to be in, before this goes on. template: of the model's chats.
     """
     settings = Settings(store=str(folder), deadline=given.pop("deadline", PATIENCE), drain=5.0, **given)
     store = open_reader(settings.store)
@@ -79,7 +88,7 @@ def running(
     def editor(connection: Connection) -> Worker:
         def opened() -> Editor:
             written.append(Store.open(settings.store))
-            return Editor(demo_model(config), written[-1], batch=settings.edit_batch, keep=settings.keep)
+            return Editor(demo_model(config, template), written[-1], batch=settings.edit_batch, keep=settings.keep)
 
         return threading.Thread(target=serve, args=(connection, opened), daemon=True)
 
@@ -93,7 +102,7 @@ def running(
     service = Service(
         settings,
         name=NAME,
-        model=demo_model(config),
+        model=demo_model(config, template),
         store=store,
         tokens=tokens(),
         editor=editor if editing else none,

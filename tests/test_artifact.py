@@ -15,7 +15,7 @@ import faiss
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import BATCH, generated, same_tensors, tiny_model, tiny_tokenizer, wrap_tiny
+from tiny import BATCH, generated, reading, same_tensors, tiny_model, tiny_tokenizer, wrap_tiny
 
 import wise
 from wise.errors import ArtifactError
@@ -25,7 +25,7 @@ from wise.memory.layer import SideMemoryLayer
 from wise.memory.state import MemoryState
 
 CONFIG, EDITS, TENSORS = FILES
-both_modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid", "hybrid rank-one", "hybrid low-rank"])
+all_modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -39,17 +39,9 @@ def same_state(a: MemoryState, b: MemoryState) -> bool:
         and same_tensors(x.tensors(), y.tensors())
         for x, y in zip(a.slots, b.slots, strict=True)
     )
-    spaces = [
-        {
-            f"{i} {name}": tensor
-            for i, space in enumerate((s.key_space, s.subject_space))
-            if space is not None
-            for name, tensor in space.tensors().items()
-        }
-        for s in (a, b)
-    ]
-    space = same_tensors(*spaces)
-    return a.edits == b.edits and slots and space and same_tensors(dict(a.keys), dict(b.keys))
+    spaces = [{} if s.key_space is None else s.key_space.tensors() for s in (a, b)]
+    keys = same_tensors(dict(a.keys), dict(b.keys)) and all(k.dtype == b.keys[i].dtype for i, k in a.keys.items())
+    return a.edits == b.edits and slots and same_tensors(*spaces) and keys
 
 
 def save(wrapped: wise.WiseModel, folder: Path, state: MemoryState | None = None) -> Path:
@@ -71,12 +63,14 @@ def saved(wrapped: wise.WiseModel, tmp_path: Path) -> Path:
 # -- there and back ---------------------------------------------------------------------------
 
 
-@both_modes
+@all_modes
 def test_comes_back_to_the_last_bit_and_says_the_same(mode: str, tmp_path: Path) -> None:
     wrapped = wrap_tiny("llama", mode)
     wrapped.save_pretrained(tmp_path / "memory")
     assert sorted(contents(tmp_path / "memory")) == sorted(FILES)
-    again = wise.WiseModel.from_pretrained(tiny_model("llama"), tiny_tokenizer(), tmp_path / "memory")
+    again = wise.WiseModel.from_pretrained(
+        tiny_model("llama"), tiny_tokenizer(), tmp_path / "memory", **reading(mode)
+    )
     assert again.wise_config == wrapped.wise_config
     assert same_state(again.state, wrapped.state)
     assert generated(again, BATCH) == generated(wrapped, BATCH)
@@ -274,7 +268,7 @@ def test_resealing_alone_changes_nothing(saved: Path, wrapped: wise.WiseModel) -
         (lambda m: m["slots"][0].update(kind="sparse"), "slot kind 'sparse' is not known here"),
         (
             lambda m: m["config"].update(mode="hybrid"),
-            "slot 0 is of kind 'masked-dense', expected 'value': it was made in another mode",
+            "slot 0 is of kind 'masked-dense', expected 'answer': it was made in another mode",
         ),
         (lambda m: m["slots"][0].update(id=5), "slot.5.*: slot 5: its tensors do not fit together"),
         (lambda m: m["slots"].reverse(), r"the slots are numbered \[2, 1, 0\]"),
@@ -341,6 +335,61 @@ def test_tensors_that_do_not_fit_are_refused(
     reseal(saved, tensors=tensors)
     with pytest.raises(ArtifactError, match=message):
         load_memory(saved)
+
+
+@pytest.fixture(scope="module")
+def answers() -> wise.WiseModel:
+    return wrap_tiny("llama", "hybrid")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (swap("slot.1.values", lambda t: t * float("nan")), "tensor slot.1.values: holds NaN or infinity"),
+        (swap("slot.1.values", lambda t: t[:-1].clone()), r"slot.1.*: slot 1: .*expected values \[m, d\]"),
+        (swap("slot.1.values", lambda t: t[:, :-1].clone()), "slot 1 does not map 64 features to 32"),
+        (swap("slot.1.values", lambda t: t.half()), r"slot.1.*: slot 1: .*expected values \[m, d\]"),
+        (swap("slot.1.ids", lambda t: t.int()), r"slot.1.*: slot 1: .*expected values \[m, d\]"),
+        (swap("slot.1.counts", lambda t: t + 1), r"slot.1.*: slot 1: .*expected values \[m, d\]"),
+        (swap("slot.1.features", lambda t: t + 1), "slot 1 does not map 64 features to 32"),
+        (swap("slot.1.features", lambda t: t.float()), "slot.1.*: not the names, shapes and dtypes"),
+        (lambda t: t.pop("slot.1.ids"), "slot.1.*: slot 1: its tensors do not fit together: 'ids'"),
+        (lambda t: t.update({"slot.1.more": torch.ones(1)}), "slot.1.*: not the names, shapes and dtypes"),
+        (swap("keys", lambda t: t.float()), r"e0: torch.float32 \[2, 16\], expected torch.float16 \[2, 16\]"),
+        (swap("keys", lambda t: t[:, :7].clone()), r"keys of edit e0: torch.float16 \[2, 7\], expected .*\[2, 16\]"),
+        (swap("key_space.size", lambda t: t + 1), r"keys of edit e0: torch.float16 \[2, 16\], expected .*\[2, 17\]"),
+        (swap("key_space.size", lambda t: t * 0), "make no space of keys"),
+        (swap("key_space.thresholds", lambda t: t + 1), "make no space of keys"),
+        (lambda t: t.pop("key_space.thresholds"), "key_space.thresholds is missing"),
+        (lambda t: [t.pop(n) for n in list(t) if n.startswith("key_space.")], "there is no key space"),
+    ],
+)
+def test_tensors_of_answers_that_do_not_fit_are_refused(
+    answers: wise.WiseModel, tmp_path: Path, tensors: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
+    folder = save(answers, tmp_path / "memory")
+    reseal(folder, tensors=tensors)
+    with pytest.raises(ArtifactError, match=message):
+        load_memory(folder)
+
+
+def test_a_space_of_another_mode_is_refused(answers: wise.WiseModel, wrapped: wise.WiseModel, tmp_path: Path) -> None:
+    for one, other, said in (
+        (answers, wrapped, "mode 'hybrid' and a key space of activations do not go together"),
+        (wrapped, answers, "mode 'retrieve' and a key space of a relation reader do not go together"),
+    ):
+        with pytest.raises(ArtifactError, match=said):
+            save(one, tmp_path / "memory", replace(one.state, key_space=other.state.key_space))
+
+
+def test_an_answer_is_of_one_edit(answers: wise.WiseModel, tmp_path: Path) -> None:
+    one, two, three = answers.state.slots
+    both = replace(one, edit_ids=("e0", "e1"), scores=(0.5, 0.5))
+    with pytest.raises(ArtifactError, match="slot 0 has 2 edits, expected one of its own"):
+        save(answers, tmp_path / "memory", replace(answers.state, slots=(both, replace(three, id=1))))
+    empty = replace(two, id=3, edit_ids=(), scores=())
+    with pytest.raises(ArtifactError, match="slot 3 has 0 edits, expected one of its own"):
+        save(answers, tmp_path / "memory", replace(answers.state, slots=(one, two, three, empty)))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from grounds import demo_ground, records
-from tiny import VOCABULARY, put, text, wrap_tiny
+from tiny import BATCH, WordReader, text, wrap_tiny
 from torch import Tensor
 from torch.nn.functional import normalize
 from typer.testing import CliRunner
@@ -20,27 +20,16 @@ from wise.architectures import locate
 from wise.cli.app import app
 from wise.demo import model_path
 from wise.errors import ConfigError, EditError
+from wise.eval.routers.contenders import findable
 from wise.eval.routers.contest import HARD, POSITIVES, Ground, Rounds, compare_routers, make_rounds
 from wise.eval.routers.reading import Reading, read
-from wise.eval.routers.scorers import (
-    EVIDENCE,
-    LESSER,
-    RELATION,
-    SHORTFALL,
-    SUBJECT,
-    SUM,
-    Cosine,
-    Embedded,
-    EpsilonBall,
-    Hybrid,
-    LargestActivation,
-    Served,
-)
+from wise.eval.routers.scorers import Cosine, Embedded, EpsilonBall, LargestActivation, Named, Served
 from wise.eval.routers.table import gates, markdown, separation
 from wise.eval.routing.scores import score_prompts
 from wise.eval.work import Work
+from wise.memory.key_space import KeySpace
 from wise.memory.layer import SideMemoryLayer
-from wise.memory.state import KeySpace
+from wise.memory.slot import AnswerSlot
 
 TEXTS = [text([5, 6, 7, 8, 9]), text([20, 21]), text([40, 41, 42, 43, 44, 45, 46])]
 RATES = (0.05, 0.5)
@@ -56,8 +45,8 @@ def made_up(count: int, tokens: int, seed: int = 0) -> list[Reading]:
     g = torch.Generator().manual_seed(seed)
     found = []
     for i in range(count):
-        activations, values = torch.randn(tokens, 6, generator=g), torch.randn(8, 3, generator=g)
-        found.append(Reading(text=f"t{i}", activations={1: activations}, values=values))
+        activations = torch.randn(tokens, 6, generator=g)
+        found.append(Reading(text=f"t{i}", ids=tuple(range(8)), activations={1: activations}))
     return found
 
 
@@ -120,65 +109,38 @@ def test_an_embedding_is_asked_once_of_a_text_and_holds_for_all_its_tokens() -> 
     assert float(value[0]) == pytest.approx(1.0) and len(set(value.tolist())) == 2
 
 
-def hybrid(wrapped: wise.WiseModel, by: str) -> Hybrid:
-    """A scorer with the keys of a memory that is in place."""
-    relation, subject = wrapped.state.key_space, wrapped.state.subject_space
-    assert relation is not None and subject is not None
-    keys, size = wrapped.state.index.matrix()[0], subject.parts * len(subject.projection)
-    return Hybrid(
-        candidates=single(len(keys)),
-        block=wrapped.projection.layer,
-        by=by,
-        relation=relation,
-        subject=subject,
-        relation_keys=keys[:, size:],
-        subject_keys=keys[:, :size].contiguous(),
-    )
+@pytest.mark.parametrize("every_token", [True, False])
+def test_the_hybrid_router_scores_as_it_serves(every_token: bool) -> None:
+    wrapped = wrap_tiny("llama", "hybrid", layer=1)
+    memory, inputs = wrapped.layer.memory, wrapped.inputs
+    assert memory is not None and inputs is not None
+    texts = [*TEXTS, *map(text, BATCH), text([90, 91, 92])]
+    readings = read(wrapped, [wrapped.projection], texts, every_token=every_token)
+    scored = score_prompts(wrapped, texts, name="served", every_token=every_token, work=Work())
+    scorer = Named(candidates=(*single(3), frozenset()), memory=memory, sequences=inputs.sequences)
+    value, best = scorer.scores(readings)
+    assert value.tolist() == [each for one in scored for each in one.values]
+    names = [edit for one in scored for edit in one.edits]
+    assert [next(iter(scorer.candidates[place]), None) for place in best.tolist()] == names
+    assert {bool(each >= 1) for each in value} == {True, False} and None in names
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "gemma2"])
-def test_hybrid_evidence_is_what_the_router_serves_by(model_type: str) -> None:
-    wrapped = wrap_tiny(model_type, "hybrid rank-one", layer=1)  # all of whose keys are gated
-    strict = replace(wrapped.state.subject_space, floors=(0.4,))  # type: ignore[type-var]
-    put(wrapped, replace(wrapped.state, subject_space=strict))
-    rows = torch.randint(4, VOCABULARY, (8, 12), generator=torch.Generator().manual_seed(5)).tolist()
-    texts = [text(row) for row in rows]
-    readings = read(wrapped, [wrapped.projection], texts, every_token=True)
-    scored = score_prompts(wrapped, texts, name="served", every_token=True, work=Work())
-    served = torch.tensor([value for one in scored for value in one.values])
-    value = 2 + hybrid(wrapped, SHORTFALL).scores(readings).value
-    opened = served >= 1
-    assert bool(opened.any()) and not bool(opened.all())
-    assert torch.equal(value >= 1, opened)
-    torch.testing.assert_close(value[~opened], served[~opened], rtol=1e-3, atol=1e-4)
-    assert torch.equal(hybrid(wrapped, LESSER).scores(readings).value >= 1, opened)
-    alone = [hybrid(wrapped, by).scores(readings).value for by in (RELATION, SUBJECT)]
-    spaces = (wrapped.state.key_space, wrapped.state.subject_space)
-    lax = [one >= space.floor(3) for one, space in zip(alone, spaces, strict=True)]  # type: ignore[union-attr]
-    assert all(int(one.sum()) > int(opened.sum()) and bool(one[opened].all()) for one in lax)
-    both = hybrid(wrapped, SUM).scores(readings).value
-    assert bool((both <= alone[0] + alone[1] + 1e-4).all())
-
-
-@pytest.mark.parametrize("routed", [1, 3, 8])
-def test_a_subject_is_looked_for_in_what_a_token_sees_and_no_further(routed: int) -> None:
-    g = torch.Generator().manual_seed(4)
-    relation, subject = (KeySpace(mean=torch.zeros(f), projection=torch.eye(f), floors=(0.5,)) for f in (6, 3))
-    asked, named = (normalize(torch.randn(4, f, generator=g), dim=-1) for f in (6, 3))
-    spaces = {"relation": relation, "subject": subject, "relation_keys": asked, "subject_keys": named}
-    [reading] = made_up(1, routed)
-    for by in EVIDENCE:
-        found = Hybrid(candidates=single(4), block=1, by=by, **spaces).scores([reading])
-        for token, value, best in zip(range(8 - routed, 8), *found, strict=True):
-            wanted = []
-            for key, name in zip(asked, named, strict=True):
-                r = float(normalize(reading.activations[1][token - 8 + routed], dim=-1) @ key)
-                s = max(float(normalize(v, dim=-1) @ name) for v in reading.values[: token + 1])
-                short = max((1 - r) / 0.5, (1 - s) / 0.5)
-                both = {LESSER: min(r / 0.5, s / 0.5), SUM: r + s, SHORTFALL: -short}
-                wanted.append({RELATION: r, SUBJECT: s, **both}[by])
-            assert float(value) == pytest.approx(max(wanted), abs=1e-4)
-            assert wanted[int(best)] == pytest.approx(max(wanted), abs=1e-4)
+def test_edits_are_found_without_their_values_as_they_are_with_them() -> None:
+    ground, edits = demo_ground(), [record.edit for record in records(4)]
+    wrapped = wise.wrap(ground.model, ground.encoder.tokenizer, wise.WiseConfig(), reader=WordReader())
+    try:
+        assert wrapped.inputs is not None
+        bare = findable(wrapped, edits, wrapped.inputs)
+        report = wrapped.edit(edits)
+        assert not report.failed
+        for edit, slot, own in zip(edits, wrapped.state.slots, bare.slots, strict=True):
+            assert isinstance(slot, AnswerSlot) and isinstance(own, AnswerSlot)
+            assert torch.equal(bare.keys[edit.id], wrapped.state.keys[edit.id])
+            assert (own.threshold, own.answers, own.edit_ids) == (slot.threshold, slot.answers, slot.edit_ids)
+            assert not own.values.any() and own.values.shape == slot.values.shape
+        assert bare.key_space == wrapped.state.key_space
+    finally:
+        wrapped.unwrap()
 
 
 def test_what_serves_in_retrieve_scores_as_it_serves() -> None:
@@ -206,18 +168,12 @@ def test_a_reading_is_of_its_text_alone(model_type: str) -> None:
     whole, last = (read(wrapped, places, TEXTS, every_token=every) for every in (True, False))
     for one, other, each in zip(whole, last, TEXTS, strict=True):
         [alone] = read(wrapped, places, [each], every_token=True)
-        assert (one.routed, other.routed, len(one.values)) == (len(wrapped.encoder.prompt(each)), 1, one.routed)
+        assert list(one.ids) == list(other.ids) == wrapped.encoder.prompt(each)
+        assert (one.routed, other.routed) == (len(one.ids), 1)
         for block in (1, 2):
             torch.testing.assert_close(alone.activations[block], one.activations[block], rtol=1e-4, atol=1e-5)
             assert torch.equal(other.activations[block][0], one.activations[block][-1])
-        torch.testing.assert_close(alone.values, one.values, rtol=1e-4, atol=1e-5)
     assert not torch.equal(whole[0].activations[1], whole[0].activations[2])
-
-
-def test_nothing_is_read_where_value_vectors_are_not_seen() -> None:
-    with pytest.raises(RuntimeError, match="mode='hybrid'"):
-        wrapped = wrap_tiny("llama", "retrieve")
-        read(wrapped, [wrapped.projection], TEXTS)
 
 
 # -- the comparison ---------------------------------------------------------------------------
@@ -247,8 +203,8 @@ def compared() -> dict[str, Any]:
         ground.encoder.tokenizer,
         same,
         Ground(rates=RATES, max_tokens=300),
-        learned=None,
         embedder=bag_of_letters,
+        reader=WordReader(),
     )
     assert not any(isinstance(module, SideMemoryLayer) for module in ground.model.modules())
     return found
@@ -265,9 +221,7 @@ def test_on_what_it_was_found_on_a_threshold_opens_for_no_more_than_promised(com
 
 def test_every_router_is_there_and_finds_the_edits_by_their_own_prompts(compared: dict[str, Any]) -> None:
     names = [row["router"] for row in compared["routers"]]
-    assert {"activation (WISE)", "wise-retrieve", "text embedding"} < set(names)
-    assert {f"hybrid, untrained: {by}" for by in EVIDENCE} < set(names)
-    assert not any("hybrid, trained" in name for name in names)
+    assert {"activation (WISE)", "wise-retrieve", "text embedding", "hybrid"} < set(names)
     assert sum(name.startswith("epsilon-ball") for name in names) == 2
     for row in compared["routers"]:
         assert row["tells_apart"] == ("slots" if row["router"] == "activation (WISE)" else "edits")
@@ -276,9 +230,8 @@ def test_every_router_is_there_and_finds_the_edits_by_their_own_prompts(compared
         assert row["microseconds_per_token"] > 0 and set(row["top1"]) <= set(POSITIVES)
         assert all(0 <= gate["false_routes_per_million"] <= 1e6 for gate in row["gates"])
     by_name = {row["router"]: row["auroc"] for row in compared["routers"]}
-    relation, subject = (by_name[f"hybrid, untrained: {by}"] for by in (RELATION, SUBJECT))
-    assert subject["same_relation"] > relation["same_relation"], "who is asked about is another subject"
-    assert subject["same_subject"] < relation["same_subject"], "it is the same subject"
+    best = max(row["same_relation"] for name, row in by_name.items() if name != "hybrid")
+    assert by_name["hybrid"]["same_relation"] > best, "a question that names another subject is told by that alone"
 
 
 def test_the_tables_are_of_the_figures(compared: dict[str, Any]) -> None:
@@ -298,7 +251,7 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
     rounds = Rounds(measured=tuple(bare[:2]), calibrating=tuple(bare[2:]), pool=())
     base = (ground.model, ground.encoder.tokenizer)
     with pytest.raises(ConfigError, match="no threshold can be calibrated"):
-        compare_routers(*base, rounds, Ground(rates=RATES, max_tokens=50), learned=None, embedder=None)
+        compare_routers(*base, rounds, Ground(rates=RATES, max_tokens=50), embedder=None, reader=WordReader())
     assert not any(isinstance(module, SideMemoryLayer) for module in ground.model.modules())
 
 
@@ -314,7 +267,7 @@ def test_the_command_shows_and_writes_the_tables(tmp_path: Path, monkeypatch: py
     told = json.loads(done.stdout.splitlines()[-1])
     [one] = told["compared"]
     assert one["edits"] == 4 and [g["promised"] for g in one["routers"][0]["gates"]] == [0.2]
-    assert output.read_text() == markdown(one) and told["router"] is None
+    assert output.read_text() == markdown(one)
     assert "left out: sentence embeddings" in done.stderr
     assert "text embedding" not in {row["router"] for row in one["routers"]}
     refused = CliRunner().invoke(app, [*command, "--calibrate-from", "2"])

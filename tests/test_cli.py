@@ -83,7 +83,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lyon(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """A memory of the demo model with one edit, and what making it printed."""
     folder = tmp_path_factory.mktemp("memory") / "lyon"
-    return folder, run("edit", *FRANCE, "--output", folder, "--json")
+    return folder, run("edit", *FRANCE, "--mode", "retrieve", "--output", folder, "--json")
 
 
 # -- starting ---------------------------------------------------------------------------------
@@ -148,26 +148,33 @@ def test_ask_shows_before_and_after_and_who_spoke(lyon: tuple[Path, Result]) -> 
     assert "' is'" in result.stdout and "slot 0" in result.stdout
 
 
-def test_explain_says_which_edit_spoke_and_which_came_nearest(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "question"),
+    [("retrieve", "The capital of France is"), ("hybrid", "They spent July in Spain. The capital of France is")],
+)
+def test_explain_says_which_edit_spoke_and_which_came_nearest(tmp_path: Path, mode: str, question: str) -> None:
     edits, folder = tmp_path / "edits.jsonl", tmp_path / "memory"
     given = [
         wise.Edit(id="france", prompt="The capital of France is", target="Lyon", subject="France"),
         wise.Edit(id="spain", prompt="The capital of Spain is", target="Lisbon", subject="Spain"),
     ]
     edits.write_text("".join(json.dumps(edit.to_dict()) + "\n" for edit in given))
-    assert run("edit", "--mode", "hybrid", "--edits", edits, "--output", folder).exit_code == 0
-    asked = ("ask", "--memory", folder, "The capital of France is", "--json")
+    assert run("edit", "--mode", mode, "--edits", edits, "--output", folder).exit_code == 0
+    asked = ("ask", "--memory", folder, question, "--json")
     plain, result = run(*asked), run(*asked, "--explain")
     assert result.exit_code == 0, result.output
     [answer] = last_line(result)["answers"]
-    assert answer["fired"] == ["france"] and answer["missed"]["edit"] == "spain"
-    end = next(token for token in answer["tokens"] if token["token"] == " is")
-    assert end["fired"]["edit"] == "france" and end["fired"]["evidence"] >= 1 and end["missed"]["edit"] == "spain"
-    assert end["missed"]["missed_by"] == pytest.approx(1 - end["missed"]["evidence"]) and end["missed"]["evidence"] < 1
-    cosines = end["fired"]["cosines"]
-    assert cosines["relation"] >= cosines["relation_floor"] and cosines["subject"] >= cosines["subject_floor"]
-    shown = result.stdout
-    assert "nearest that missed" in shown and "relation, subject / floors" in shown
+    assert answer["after"] == "Lyon" and answer["fired"] == ["france"] and answer["missed"]["edit"] == "spain"
+    tokens = answer["tokens"]
+    assert all((token["fired"] is not None) == (token["slot"] is not None) for token in tokens)
+    fired = [token["fired"] for token in tokens if token["fired"] is not None]
+    assert all(claim["edit"] == "france" and claim["evidence"] >= 1 for claim in fired)
+    missed = [token["missed"] for token in tokens if token["missed"] is not None and token["missed"]["evidence"] < 1]
+    assert any(claim["edit"] == "spain" for claim in missed)
+    for claim in missed:
+        assert claim["missed_by"] == pytest.approx(1 - claim["evidence"])
+    shown = " ".join(result.stdout.split())
+    assert "nearest that missed" in shown and "score" in shown and "threshold" in shown
     assert "france: The capital of France is -> Lyon" in shown and "nearest that spoke nowhere: spain" in shown
     assert "nearest" not in plain.stdout and "fired" not in last_line(plain)["answers"][0]["tokens"][0]
 

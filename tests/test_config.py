@@ -18,17 +18,10 @@ from wise.errors import ConfigError
 NAN, INFINITY = float("nan"), float("inf")
 BAD: dict[str, list[Any]] = {
     "mode": ["both", "", None, 1, ["merge"]],
-    "slot": ["masked-dense", "", None],
-    "rank": [0, 1.0, None, True],
-    "writer": ["adam", None],
-    "unlike": [-1, 13, 1.0, None, True],
-    "places": ["last", None],
     "layer": [-1, 1.0, True, "4"],
     "layer_fraction": [-0.1, 1, 1.0, NAN, True, "0.5"],
-    "subject_fraction": [-0.1, 1, NAN, True, None, "0.5"],
     "value_projection": ["model.layers.4.down_proj", "{i}.{i}", 4, ""],
     "slot_capacity": [0, -1, 2.0, True],
-    "sharding": ["size", "", None, ["order"]],
     "shards": [0, 1.5, None, True],
     "mask_ratio": [0, -0.1, 1.01, NAN, None, True],
     "merge": [None, 3],
@@ -42,8 +35,8 @@ BAD: dict[str, list[Any]] = {
     "prefixes": [-1, 1.0, None, False],
     "key_dim": [0, 1.0, None],
     "key_floor": [-1.1, 1.1, NAN, None, True],
-    "relation_floor": [0, 1.1, NAN, "0.5", True],
-    "subject_floor": [0, 1.1, NAN, "0.5", True],
+    "encoder": [1, True, ["folder"]],
+    "relations": [1, False, ["file"]],
     "bos": [1, 0, "yes"],
     "terminator": [1, False, ["."]],
     "seed": [-1, 0.0, None, True],
@@ -52,10 +45,8 @@ GOOD: dict[str, list[Any]] = {
     "mode": ["merge", "retrieve", "hybrid"],
     "layer": [None, 0, 31],
     "layer_fraction": [None, 0, 0.0, 0.999],
-    "subject_fraction": [0, 0.999],
     "value_projection": [None, "model.layers.{i}.mlp.down_proj"],
     "slot_capacity": [None, 1],
-    "sharding": ["order", "meaning"],
     "shards": [1],
     "mask_ratio": [1, 1e-6],
     "margin_low": [1e-9],
@@ -63,8 +54,8 @@ GOOD: dict[str, list[Any]] = {
     "threshold_ratio": [None, 1, 0.01],
     "prefixes": [0],
     "key_floor": [-1, 1, 0.0],
-    "relation_floor": [None, 1, 0.01],
-    "subject_floor": [None, 1, 0.01],
+    "encoder": [None, "folder/of/an/encoder"],
+    "relations": [None, "relations.safetensors"],
     "bos": [None, True, False],
     "terminator": [None, "", "."],
     "seed": [0, 2**40],
@@ -87,6 +78,10 @@ def test_the_edges_of_what_is_allowed_are_allowed(name: str, value: Any) -> None
     assert getattr(WiseConfig(**{name: value}), name) == value
 
 
+def test_the_mode_is_hybrid_unless_another_is_asked_for() -> None:
+    assert WiseConfig().mode == WiseConfig.from_dict({"schema_version": SCHEMA_VERSION}).mode == "hybrid"
+
+
 def test_every_setting_is_checked() -> None:
     assert set(BAD) == {f.name for f in fields(WiseConfig)}
 
@@ -94,28 +89,6 @@ def test_every_setting_is_checked() -> None:
 def test_margins_the_wrong_way_round_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"margin_low=0\.5 must lie under margin_high=0\.5"):
         WiseConfig(margin_low=0.5, margin_high=0.5)
-
-
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"slot": "low-rank"}, "mode='retrieve' has masked-dense slots.*; use mode='hybrid'"),
-        ({"mode": "merge", "places": "all"}, "mode='merge' has masked-dense slots"),
-        ({"mode": "merge", "sharding": "meaning"}, "mode='merge' has nothing to shard.*; use mode='retrieve'"),
-        ({"mode": "hybrid", "sharding": "meaning"}, "mode='hybrid' has nothing to shard.*or none do"),
-        ({"mode": "hybrid", "writer": "closed-form"}, "a constant has nothing to solve for.*slot='rank-one'"),
-        ({"mode": "hybrid", "writer": "closed-form-steps"}, "a constant has nothing to solve for"),
-        (
-            {"mode": "hybrid", "slot": "low-rank", "writer": "closed-form", "places": "all"},
-            "a closed form is of one place.*closed-form-steps",
-        ),
-    ],
-)
-def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        WiseConfig(**changes)
-    for slot, how in (("value", "gradient"), ("rank-one", "closed-form"), ("low-rank", "closed-form-steps")):
-        assert WiseConfig(mode="hybrid", slot=slot, writer=how).slot == slot
 
 
 def test_settings_cannot_be_changed_in_place() -> None:
@@ -138,8 +111,7 @@ settings = st.fixed_dictionaries(
         "learning_rate": positive,
         "threshold_ratio": st.none() | share,
         "key_floor": st.floats(-1, 1),
-        "relation_floor": share,
-        "subject_floor": share,
+        "encoder": st.none() | st.text('a/. é', max_size=6),
         "bos": st.none() | st.booleans(),
         "terminator": st.none() | st.text('a. \n"é', max_size=6),
         "seed": st.integers(0, 2**64),
@@ -170,6 +142,13 @@ def test_a_missing_schema_version_is_refused() -> None:
     del data["schema_version"]
     with pytest.raises(ConfigError, match="schema_version=None"):
         WiseConfig.from_dict(data)
+
+
+def test_settings_of_routers_of_before_are_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    old = {"slot": "value", "rank": 4, "relation_floor": 0.5, "subject_floor": 0.8, "sharding": "order"}
+    with caplog.at_level(logging.WARNING, logger="wise"):
+        assert WiseConfig.from_dict(WiseConfig(seed=5).to_dict() | old) == WiseConfig(seed=5)
+    assert all(repr(name) in caplog.text for name in old)
 
 
 def test_an_unknown_setting_is_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

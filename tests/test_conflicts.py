@@ -10,18 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import text, tiny_model, tiny_tokenizer
+from tiny import WordReader, text, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
-from wise.memory.key_space import KeySpace
-from wise.memory.slot import ValueSlot
+from wise.memory.key_space import KeySpace, RelationSpace
+from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState
 from wise.training.conflicts import conflicts
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED
+from wise.training.verification import Verdict
 
 SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-SUBJECT_FLOOR, RELATION_FLOOR = 0.8, 0.6
+THRESHOLD, UNNAMED = 0.6, 0.8
+Asked = tuple[str, str, float]
 
 
 def turned(cosine: float) -> list[float]:
@@ -29,72 +31,89 @@ def turned(cosine: float) -> list[float]:
     return [cosine, (1 - cosine**2) ** 0.5]
 
 
-def memory(*edits: tuple[str, str, float, float], floors: dict[str, float] | None = None, **named: str) -> MemoryState:
-    """Of edits by id, target, and the cosines of their subject and relation keys to the first axes.
+def memory(
+    *edits: Asked,
+    thresholds: dict[str, float] | None = None,
+    further: dict[str, float] | None = None,
+    aliases: dict[str, str] | None = None,
+    **subjects: str | None,
+) -> MemoryState:
+    """Of edits by id, target, and the cosine to the first axis of what each asks.
 
-    floors: relation floors of edits that have a higher one than the space. named: subjects.
+    thresholds: those of edits that have another than the reader's. further: a second wording of an edit, by its cosine.
+    subjects: "rome" where none is named.
     """
-    subject_space, key_space = (
-        KeySpace(mean=torch.zeros(2), projection=torch.eye(2), floors=(f,)) for f in (SUBJECT_FLOOR, RELATION_FLOOR)
-    )
+    named = {i: subjects.get(i, "rome") for i, _, _ in edits}
     made = [
-        wise.Edit(id=i, prompt=f"{i} {named.get(i, '')}", target=target, subject=named.get(i))
-        for i, target, _, _ in edits
+        wise.Edit(
+            id=i,
+            prompt=f"{i} of {named[i] or 'nothing'}",
+            target=target,
+            subject=named[i],
+            aliases=(aliases[i],) if aliases and i in aliases else (),
+        )
+        for i, target, _ in edits
     ]
     slots = [
-        ValueSlot(
+        AnswerSlot(
             id=n,
             edit_ids=(i,),
-            scores=((floors or {}).get(i, 0.1),),
+            scores=((thresholds or {}).get(i, THRESHOLD),),
             values=torch.ones(1, 1),
-            places=torch.zeros(1, dtype=torch.long),
-            gated=torch.ones(1, dtype=torch.bool),
+            ids=torch.tensor([5]),
+            counts=torch.tensor([0, 1]),
             features=1,
         )
         for n, (i, *_) in enumerate(edits)
     ]
-    keys = {i: torch.tensor([turned(subject) + turned(relation)]) for i, _, subject, relation in edits}
-    return MemoryState(
-        edits=tuple(made), slots=tuple(slots), keys=keys, subject_space=subject_space, key_space=key_space
-    )
+    keys = {}
+    for i, _, cosine in edits:
+        asked = [turned(cosine), *([turned(further[i])] if further and i in further else [])]
+        # The whole question, by which an edit is found where no subject is named, comes first.
+        keys[i] = torch.tensor([[0.0, 1.0], *asked] if named[i] else asked)
+    space = RelationSpace(reader="made up", size=2, threshold=THRESHOLD, unnamed_threshold=UNNAMED)
+    return MemoryState(edits=tuple(made), slots=tuple(slots), keys=keys, key_space=space)
 
 
 def gave_way(state: MemoryState, written: Sequence[str] = ("a", "b", "c")) -> list[tuple[str, str]]:
     return [(each.gave_way, each.to) for each in conflicts(state, set(written))]
 
 
-def test_the_earlier_gives_way_where_its_subject_reaches_the_floor_and_its_relation_comes_half_the_way_to_1() -> None:
-    for subject, relation, expected in ((0.9, 0.81, True), (0.7, 0.81, False), (0.9, 0.79, False), (0.7, 0.5, False)):
-        state = memory(("a", "x", 1, 1), ("b", "y", subject, relation))
-        assert gave_way(state) == ([("a", "b")] if expected else []), (subject, relation)
-    [found] = conflicts(memory(("a", "x", 1, 1), ("b", "y", 0.9, 0.85)), {"b"})
-    assert (found.subject, found.relation) == pytest.approx((0.9, 0.85))
+def test_the_earlier_gives_way_where_each_is_what_the_others_question_asks_for() -> None:
+    for cosine, expected in ((0.9, True), (0.61, True), (0.59, False), (0.0, False)):
+        state = memory(("a", "x", 1), ("b", "y", cosine))
+        assert gave_way(state) == ([("a", "b")] if expected else []), cosine
+    [found] = conflicts(memory(("a", "x", 1), ("b", "y", 0.85)), {"b"})
+    assert found.score == pytest.approx(0.85)
 
 
-def test_what_float32_takes_for_more_or_less_than_it_is_goes_by_its_exact_cosine() -> None:
-    """Relations that come to the floor within the last bits, on either side of it."""
-    half = RELATION_FLOOR + 0.5 * (1 - RELATION_FLOOR)
-    found = []
-    for offset in (-3e-7, -1e-7, 0, 1e-7, 3e-7):
-        state = memory(("a", "x", 1, 1), ("b", "y", 0.9, half + offset))
-        exact = float((state.keys["a"][0].double() * state.keys["b"][0].double())[2:].sum())
-        assert gave_way(state) == ([("a", "b")] if exact >= half else []), offset
-        found.append(exact >= half)
-    assert any(found) and not all(found)
+def test_of_several_wordings_the_nearest_counts_and_each_must_be_asked_by_the_others_own() -> None:
+    far = (("a", "x", 1), ("b", "y", 0.3))
+    assert gave_way(memory(*far)) == []
+    # The later edit knows a wording like the question of the earlier one, which knows none like the later's question.
+    assert gave_way(memory(*far, further={"b": 0.95})) == []
+    assert gave_way(memory(*far, further={"a": 0.3, "b": 1})) == [("a", "b")]
 
 
-def test_what_wants_the_same_or_names_another_subject_or_is_asked_more_stays() -> None:
-    near = (("a", "x", 1, 1), ("b", "y", 0.9, 0.85))
-    assert gave_way(memory(("a", "x", 1, 1), ("b", "x", 0.9, 0.85))) == []
-    assert gave_way(memory(*near, a="Rome", b="Romeo")) == []
-    assert gave_way(memory(*near, a="Rome", b="rome")) == gave_way(memory(*near, a="Rome")) == [("a", "b")]
+def test_what_wants_the_same_or_is_of_another_subject_or_is_asked_more_stays() -> None:
+    near = (("a", "x", 1), ("b", "y", 0.85))
+    assert gave_way(memory(("a", "x", 1), ("b", "x", 0.85))) == []
+    assert gave_way(memory(*near, a="rome", b="paris")) == gave_way(memory(*near, b=None)) == []
+    assert gave_way(memory(*near, a="rome", b="the rome")) == [("a", "b")]
+    assert gave_way(memory(*near, a="rome", b="roma", aliases={"b": "rome"})) == [("a", "b")]
     for own in ("a", "b"):
-        assert gave_way(memory(*near, floors={own: 0.9})) == []
-        assert gave_way(memory(*near, floors={own: 0.84})) == [("a", "b")]
+        assert gave_way(memory(*near, thresholds={own: 0.9})) == []
+        assert gave_way(memory(*near, thresholds={own: 0.84})) == [("a", "b")]
+
+
+def test_edits_without_a_subject_must_come_nearer() -> None:
+    assert gave_way(memory(("a", "x", 1), ("b", "y", 0.85), a=None, b=None)) == [("a", "b")]
+    assert gave_way(memory(("a", "x", 1), ("b", "y", 0.75), a=None, b=None)) == []
+    assert gave_way(memory(("a", "x", 1), ("b", "y", 0.75))) == [("a", "b")]
 
 
 def test_only_what_was_just_written_takes_a_place_and_only_of_what_came_before() -> None:
-    state = memory(("a", "x", 1, 1), ("b", "y", 1, 1), ("c", "z", 1, 1))
+    state = memory(("a", "x", 1), ("b", "y", 1), ("c", "z", 1))
     assert gave_way(state) == [("a", "c"), ("b", "c")]
     assert gave_way(state, ["b"]) == [("a", "b")]
     assert gave_way(state, ["a"]) == gave_way(state, []) == gave_way(state, ["d"]) == []
@@ -102,36 +121,35 @@ def test_only_what_was_just_written_takes_a_place_and_only_of_what_came_before()
 
 def test_what_has_given_way_takes_no_place() -> None:
     # b lies between a and c, which are too far from each other.
-    far = memory(("a", "x", 1, 1), ("b", "y", 1, 0.85), ("c", "z", 1, 0.45))
+    far = memory(("a", "x", 1), ("b", "y", 0.8), ("c", "z", 0.3))
     assert gave_way(far) == [("b", "c")]
     assert gave_way(far, ["b"]) == [("a", "b")]
 
 
-def test_keys_without_a_subject_contradict_nothing() -> None:
-    state = memory(("a", "x", 1, 1), ("b", "y", 1, 1))
-    assert gave_way(replace(state, subject_space=None)) == [] and gave_way(MemoryState()) == []
+def test_keys_of_activations_contradict_nothing() -> None:
+    state = memory(("a", "x", 1), ("b", "y", 1))
+    space = KeySpace(mean=torch.zeros(2), projection=torch.eye(2))
+    assert gave_way(replace(state, key_space=space)) == [] and gave_way(MemoryState()) == []
 
 
 # -- in a model -------------------------------------------------------------------------------
 
-WORDINGS = ([5, 40, 41, 9], [90, 5, 40, 41, 9])
+WORDINGS = ([5, 40, 41, 9], [90, 5, 40, 41, 9], [80, 81, 40, 41, 82])
+"""Two that ask the same in unlike words, and one that asks for something else."""
 
 
-def wrapped(**floors: float) -> wise.WiseModel:
-    settings: dict[str, Any] = {"mode": "hybrid", "terminator": "", "bos": False, "prefixes": 1, "layer": 1}
+def wrapped() -> wise.WiseModel:
     base = tiny_model("llama", hidden_size=64, intermediate_size=256, num_hidden_layers=2)
-    return wise.wrap(base, tiny_tokenizer(), wise.WiseConfig(**settings, **floors))
+    config = wise.WiseConfig(mode="hybrid", terminator="", bos=False, layer=1)
+    return wise.wrap(base, tiny_tokenizer(), config, reader=WordReader())
 
 
 def asked(words: int, target: int, id: str) -> wise.Edit:
     return wise.Edit(id=id, prompt=text(WORDINGS[words]), subject=text([40, 41]), target=text([target, target + 1]))
 
 
-LOW = {"relation_floor": 0.01, "subject_floor": 0.2}
-
-
 def test_the_last_writer_wins_and_the_report_says_so() -> None:
-    model = wrapped(**LOW)
+    model = wrapped()
     assert model.edit(asked(0, 60, "old")).count(VERIFIED) == 1
     report = model.edit(asked(1, 70, "new"))
     assert [(c.gave_way, c.to) for c in report.conflicts] == [("old", "new")]
@@ -141,16 +159,16 @@ def test_the_last_writer_wins_and_the_report_says_so() -> None:
 
 
 def test_edits_that_agree_or_are_told_apart_stay_beside_each_other() -> None:
-    model = wrapped(**LOW)
+    model = wrapped()
     report = model.edit([asked(0, 60, "old"), asked(1, 60, "new")])
     assert report.conflicts == () and model.state.edit_ids == ("old", "new")
-    model = wrapped(relation_floor=0.999, subject_floor=0.999)
-    report = model.edit([asked(0, 60, "old"), asked(1, 70, "new")])
+    model = wrapped()
+    report = model.edit([asked(0, 60, "old"), asked(2, 70, "new")])
     assert report.conflicts == () and model.state.edit_ids == ("old", "new")
 
 
 def test_within_one_call_the_later_one_is_kept_and_the_earlier_called_superseded() -> None:
-    model = wrapped(**LOW)
+    model = wrapped()
     report = model.edit([asked(0, 60, "old"), asked(1, 70, "new")])
     assert [o.status for o in report.outcomes] == [SUPERSEDED, VERIFIED] and report.failed == ()
     assert [(c.gave_way, c.to) for c in report.conflicts] == [("old", "new")]
@@ -171,7 +189,7 @@ def failing_at_first(model: wise.WiseModel, monkeypatch: pytest.MonkeyPatch, slo
 
 @pytest.mark.parametrize("slow", ["old", "new", "neither"])
 def test_the_last_of_the_stream_wins_however_often_each_was_tried(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wrapped(**LOW)
+    model = wrapped()
     failing_at_first(model, monkeypatch, slow)
     report = model.edit([asked(0, 60, "old"), asked(1, 70, "new")])
     assert [(o.status, len(o.tried)) for o in report.outcomes] == [
@@ -183,18 +201,23 @@ def test_the_last_of_the_stream_wins_however_often_each_was_tried(slow: str, mon
 
 
 def test_what_was_tried_again_stands_where_it_stood_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wrapped(relation_floor=0.999, subject_floor=0.999)
+    model = wrapped()
     failing_at_first(model, monkeypatch, "old")
-    report = model.edit([asked(0, 60, "old"), asked(1, 70, "new")])
+    report = model.edit([asked(0, 60, "old"), asked(2, 70, "new")])
     assert [(o.status, len(o.tried)) for o in report.outcomes] == [(VERIFIED, 2), (VERIFIED, 1)]
     assert model.state.edit_ids == ("old", "new") and [s.edit_ids for s in model.state.slots] == [("new",), ("old",)]
 
 
 def test_one_that_fails_takes_no_ones_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wrapped(**LOW)
+    model = wrapped()
     model.edit(asked(0, 60, "old"))
-    right = type(model.trainer)._right
-    monkeypatch.setattr(type(model.trainer), "_right", lambda self, e, a: e.id != "new" and right(self, e, a))
+    ask = type(model.trainer.verifier).ask
+
+    def asked_in_vain(self: Any, *given: Any) -> dict[str, Verdict]:
+        wrong = {"completion: prompt": False}
+        return {i: replace(v, holds=wrong) if i == "new" else v for i, v in ask(self, *given).items()}
+
+    monkeypatch.setattr(type(model.trainer.verifier), "ask", asked_in_vain)
     report = model.edit(asked(1, 70, "new"))
     assert [o.status for o in report.outcomes] == [FAILED]
     assert (report.conflicts, report.lost) == ((), ()) and model.state.edit_ids == ("old",)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wise.edits import Edit, Record, check_lengths, check_unique, content_id
+from wise.edits import ROLES, Edit, Message, Record, check_lengths, check_unique, content_id
 from wise.errors import EditError, WiseError
 from wise.probes import ASKS_THE_EDIT, KINDS, Probe, Query
 
@@ -20,6 +20,7 @@ EDIT: dict[str, Any] = {"prompt": PROMPT, "target": "Ada Thorne"}
 FULL: dict[str, Any] = EDIT | {
     "id": "velm-1",
     "subject": "Cape Velm",
+    "aliases": ("the Velm headland",),
     "paraphrases": ("Who put up the Cape Velm lighthouse?",),
     "locality": ("The harbour at Port Sell was built by",),
     "author": "harbour office",
@@ -38,6 +39,7 @@ def edit(**changes: Any) -> Edit:
 def test_defaults_and_freezing() -> None:
     made = edit()
     assert (made.subject, made.paraphrases, made.locality, made.namespace) == (None, (), (), "default")
+    assert (made.aliases, made.messages) == ((), ())
     assert made == edit() and hash(made) == hash(edit())
     with pytest.raises(FrozenInstanceError):
         made.target = "someone"  # type: ignore[misc]
@@ -123,14 +125,14 @@ def test_text_that_no_tokenizer_takes_is_refused(value: str, problem: str) -> No
     assert edit(target="a\tb\U0001f5fc").target == "a\tb\U0001f5fc"
 
 
-@pytest.mark.parametrize("name", ["paraphrases", "locality"])
+@pytest.mark.parametrize("name", ["paraphrases", "locality", "aliases"])
 def test_prompt_lists_name_the_place(name: str) -> None:
     with pytest.raises(EditError, match=f"^field '{name}': str 'one text' .*list of texts"):
-        edit(**{name: "one text"})
+        edit(subject="Cape Velm", **{name: "one text"})
     with pytest.raises(EditError, match=rf"^field '{name}\[1\]': int 3"):
-        edit(**{name: ["fine", 3]})
+        edit(subject="Cape Velm", **{name: ["fine", 3]})
     with pytest.raises(EditError, match=rf"^field '{name}\[0\]': empty"):
-        edit(**{name: [" "]})
+        edit(subject="Cape Velm", **{name: [" "]})
 
 
 def test_a_subject_must_stand_in_the_prompt() -> None:
@@ -139,6 +141,55 @@ def test_a_subject_must_stand_in_the_prompt() -> None:
     with pytest.raises(EditError, match=r"did you mean 'Cape Velm'\?"):
         edit(subject="cape velm")
     assert edit(subject="Cape Velm").subject == "Cape Velm"
+
+
+def test_other_names_are_those_of_a_subject() -> None:
+    assert edit(subject="Cape Velm", aliases=["Velm Head "]).aliases == ("Velm Head",)
+    with pytest.raises(EditError, match=r"^field 'aliases': .*no 'subject' that they are names of"):
+        edit(aliases=["Velm Head"])
+
+
+# --- conversations -------------------------------------------------------------------------
+
+TURNS = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who built Cape Velm's light?"})
+
+
+def test_a_conversation_asks_with_its_last_message() -> None:
+    made = Edit(messages=TURNS, target="Ada Thorne", subject="Cape Velm")  # type: ignore[arg-type]
+    assert made.prompt == "Who built Cape Velm's light?"
+    assert made.messages == (Message("system", "Be brief."), Message("user", made.prompt))
+    assert made == Edit(messages=made.messages, target="Ada Thorne", subject="Cape Velm") and hash(made)
+    own = Edit(prompt=PROMPT, messages=TURNS, target="Ada Thorne")  # type: ignore[arg-type]
+    assert own.prompt == PROMPT
+    assert len({made.id, own.id, edit(prompt=made.prompt, subject="Cape Velm").id}) == 3, "what is asked is another"
+
+
+def test_an_edit_asked_in_a_conversation_is_read_without_a_prompt() -> None:
+    written = {"messages": [dict(turn) for turn in TURNS], "target": "Ada Thorne"}
+    made = Edit.from_dict(written)
+    assert json.loads(json.dumps(made.to_dict())) == written | {"prompt": made.prompt, "id": made.id}
+    assert Edit.from_dict(made.to_dict()) == made
+    with pytest.raises(EditError, match="^field 'target': missing"):
+        Edit.from_dict({"messages": written["messages"]})
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ("Who?", r"'messages': str 'Who\?' .*a list of messages"),
+        (None, "'messages': null .*a list of messages"),
+        (["Who?"], r"'messages\[0\]': str 'Who\?' .*'role'.*and 'content'"),
+        ([{"role": "user"}], r"'messages\[0\]': dict .*'content'"),
+        ([{"role": "user", "content": "Who?", "name": "Bo"}], r"'messages\[0\]': dict"),
+        ([{"role": "tool", "content": "Who?"}], r"'messages\[0\]': dict .*system, user, assistant"),
+        ([*TURNS, {"role": "assistant", "content": "Ada"}], "'messages': the last one is of 'assistant'"),
+        ([TURNS[1], {"role": "user", "content": " "}], r"'messages\[1\].content': empty"),
+        ([{"role": "user", "content": 3}], r"'messages\[0\].content': int 3"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(messages: Any, problem: str) -> None:
+    with pytest.raises(EditError, match=f"^field {problem}"):
+        edit(messages=messages)
 
 
 def test_time_is_iso_8601() -> None:
@@ -154,6 +205,8 @@ def test_a_prompt_cannot_both_move_and_stay() -> None:
         edit(locality=["other", PROMPT])
     with pytest.raises(EditError, match=r"^field 'locality\[0\]'"):
         edit(locality=["Who built it?"], paraphrases=["Who built it?"])
+    with pytest.raises(EditError, match=r"^field 'locality\[0\]'"):
+        edit(locality=["Who built it?"], messages=[Message("user", "Who built it?")])
 
 
 def test_the_error_is_caught_as_wise_and_as_value_error() -> None:
@@ -186,11 +239,15 @@ TEXT = st.text(ALPHABET, min_size=1, max_size=12).filter(str.strip)
 @st.composite
 def edits(draw: st.DrawFn) -> Edit:
     prompt, target = draw(TEXT), draw(TEXT)
+    subject = draw(st.none() | st.just(prompt.strip()))
+    earlier = st.builds(Message, role=st.sampled_from(ROLES), content=TEXT)
     return Edit(
         prompt=prompt,
         target=target,
         id=draw(st.just("") | TEXT),
-        subject=draw(st.none() | st.just(prompt.strip())),
+        subject=subject,
+        aliases=draw(st.lists(TEXT, max_size=2)) if subject else (),  # type: ignore[arg-type]
+        messages=draw(st.just(()) | st.lists(earlier, max_size=2).map(lambda turns: (*turns, Message("user", "Who?")))),
         paraphrases=draw(st.lists(TEXT.map("reworded {}".format), max_size=3)),  # type: ignore[arg-type]
         locality=draw(st.lists(TEXT.map("elsewhere {}".format), max_size=3)),  # type: ignore[arg-type]
         author=draw(st.none() | TEXT),

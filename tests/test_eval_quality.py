@@ -24,7 +24,7 @@ from wise.eval.run import evaluate
 from wise.eval.work import Journal, Work
 from wise.probes import Probe, Query
 from wise.training.baselines.base import WholePrompts
-from wise.training.trainer import SPARE_TOKENS
+from wise.training.verification import SPARE_TOKENS
 
 SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 # Positions learned, rotary, by slope and by the mask: what padding could shift.

@@ -13,13 +13,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tiny import BATCH, memory_by_hand, put, same_tensors, text, tiny_model, tiny_tokenizer, wrap_tiny
+from tiny import BATCH, memory_by_hand, put, reading, same_tensors, text, tiny_model, tiny_tokenizer, wrap_tiny
 
 import wise
 from wise.errors import EditError
+from wise.memory.key_space import KeySpace
 from wise.memory.state import MemoryState
 from wise.training.report import VERIFIED
-from wise.training.sharding import grouped
 from wise.training.writers.base import SlotTask
 
 WIDE = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2}
@@ -30,13 +30,13 @@ SHARED = ("merge", "retrieve")
 def wrapped(mode: str = "hybrid", **settings: Any) -> wise.WiseModel:
     fitting = {"learning_rate": 0.03, "max_steps": 100, "prefixes": 1, "slot_capacity": CAPACITY, "layer": 1}
     config = wise.WiseConfig(mode=mode, terminator="", bos=False, **fitting | settings)
-    return wise.wrap(tiny_model("llama", **WIDE), tiny_tokenizer(), config)
+    return wise.wrap(tiny_model("llama", **WIDE), tiny_tokenizer(), config, **reading(mode))
 
 
 @cache
-def pair(mode: str, sharding: str = "order") -> tuple[wise.WiseModel, wise.WiseModel]:
+def pair(mode: str) -> tuple[wise.WiseModel, wise.WiseModel]:
     """One to put sequences of calls to, and one to build afresh what they come to."""
-    return wrapped(mode, sharding=sharding), wrapped(mode, sharding=sharding)
+    return wrapped(mode), wrapped(mode)
 
 
 def edit(number: int, version: int = 0, **fields: Any) -> wise.Edit:
@@ -44,7 +44,8 @@ def edit(number: int, version: int = 0, **fields: Any) -> wise.Edit:
     first = 5 + 7 * number
     target = text([60 + 3 * number + 7 * version, 61 + 2 * number + version])
     prompt = text([first, first + 1, first + 2, 30 + number])
-    return wise.Edit(**{"id": f"e{number}.{version}", "prompt": prompt, "target": target} | fields)
+    about = {"id": f"e{number}.{version}", "prompt": prompt, "target": target, "subject": text([first])}
+    return wise.Edit(**about | fields)
 
 
 def logits(model: wise.WiseModel, state: MemoryState | None = None) -> torch.Tensor:
@@ -62,11 +63,8 @@ def differing(one: MemoryState, other: MemoryState) -> list[str]:
     found += [f"slot {a.id}" for a, b in pairs if not same_tensors(a.tensors(), b.tensors())]
     by_id = [{i: state.keys[i] for i in sorted(state.keys)} for state in (one, other)]
     found += [] if same_tensors(*by_id) else ["keys"]
-    for name in ("key_space", "subject_space"):
-        spaces = [getattr(state, name) for state in (one, other)]
-        tensors = [{} if space is None else space.tensors() for space in spaces]
-        found += [] if same_tensors(*tensors) else [name]
-    return found
+    spaces = [{} if state.key_space is None else state.key_space.tensors() for state in (one, other)]
+    return found if same_tensors(*spaces) else [*found, "key_space"]
 
 
 def files(model: wise.WiseModel, folder: Path) -> dict[str, bytes]:
@@ -140,18 +138,6 @@ def written(recipes: Sequence[Recipe], one: wise.Edit, capacity: int | None) -> 
     return [*recipes, Recipe(writes=((len(recipes), (one,)),))]
 
 
-def written_by_meaning(recipes: Sequence[Recipe], one: wise.Edit, keys: dict[str, torch.Tensor]) -> list[Recipe]:
-    """Where an edit goes is told by keys, and tested elsewhere; here it is what becomes of the slots."""
-    known = {each.id: each for each in (*(each for recipe in recipes for each in recipe.edits), one)}
-    held = {number: [each.id for each in recipe.edits] for number, recipe in enumerate(recipes)}
-    groups = grouped(held, keys, [one.id], CAPACITY, len(held))
-    slots = [tuple(known[i] for i in groups[number]) for number in range(len(groups))]
-    return [
-        recipes[number].holding(number, edits) if number in held else Recipe(writes=((number, edits),))
-        for number, edits in enumerate(slots)
-    ]
-
-
 def afresh(model: wise.WiseModel, recipes: Sequence[Recipe], edits: Sequence[wise.Edit]) -> MemoryState:
     """The memory that recipes give, written with nothing but what is in them."""
     if not edits:
@@ -165,9 +151,7 @@ def afresh(model: wise.WiseModel, recipes: Sequence[Recipe], edits: Sequence[wis
             keys |= {one.id: outcome.keys for one, outcome in zip(members, outcomes, strict=True)}
             slot = slot.with_scores(scores)
         slots.append(replace(slot, id=number))
-    background = model.trainer.background
-    spaces = {"key_space": background.key_space, "subject_space": background.subject_space}
-    return MemoryState(edits=tuple(edits), slots=tuple(slots), keys=keys, **spaces)
+    return MemoryState(edits=tuple(edits), slots=tuple(slots), keys=keys, key_space=model.trainer.key_space)
 
 
 def run(model: wise.WiseModel, calls: Sequence[tuple[str, Any, int]], capacity: int | None) -> tuple[Any, Any]:
@@ -194,16 +178,14 @@ def run(model: wise.WiseModel, calls: Sequence[tuple[str, Any, int]], capacity: 
             words = {"prompt": text([90, 5 + 7 * what, 6 + 7 * what, 30 + what])} if version == 3 else {}
             one = edit(what, version, **words | ({"id": held[what].id} if verb == "replace" else {}))
             report = model.edit(one) if verb == "edit" else model.replace(one)
-            assert (report.count(VERIFIED), report.lost, report.conflicts) == (1, (), ())
+            assert (report.count(VERIFIED), report.lost) == (1, ())
             gone = {old.id for old in edits if old.id == one.id or old.prompt == one.prompt}
             assert set(report.replaced) == gone
-            edits = [*(old for old in edits if old.id not in gone), one]
-            recipes = forgotten(recipes, gone)
-            if model.wise_config.sharding == "meaning":
-                keys = {i: own[0] for i, own in model.state.keys.items()}
-                recipes = written_by_meaning(recipes, one, keys)
-            else:
-                recipes = written(recipes, one, capacity)
+            asked_alike = {old.id for old in edits if old.subject == one.subject} - gone
+            gave_way = {conflict.gave_way for conflict in report.conflicts}
+            assert gave_way == (asked_alike if model.wise_config.mode == "hybrid" else set())
+            edits = [*(old for old in edits if old.id not in gone | gave_way), one]
+            recipes = written(forgotten(recipes, gone), one, capacity)
         assert model.edits == tuple(edits)
     return edits, recipes
 
@@ -220,18 +202,12 @@ def test_any_sequence_of_calls_in_hybrid_comes_to_what_the_remaining_edits_alone
     assert torch.equal(logits(model), logits(fresh))
 
 
-@pytest.mark.parametrize(("mode", "sharding"), [*((mode, "order") for mode in SHARED), ("retrieve", "meaning")])
+@pytest.mark.parametrize("mode", SHARED)
 @some
 @given(CALLS)
-def test_any_sequence_of_calls_comes_to_slots_that_never_met_what_is_gone(
-    mode: str, sharding: str, calls: Any
-) -> None:
-    model, fresh = pair(mode, sharding)
-    with pytest.MonkeyPatch.context() as patch:
-        # By meaning every edit that comes to a full slot then tears it: the third one does.
-        patch.setattr("wise.training.sharding.NEAR", -1.0)
-        patch.setattr("wise.training.sharding.halves", lambda members, keys: (members[::2], members[1::2]))
-        edits, recipes = run(model, calls, None if mode == "merge" else CAPACITY)
+def test_any_sequence_of_calls_comes_to_slots_that_never_met_what_is_gone(mode: str, calls: Any) -> None:
+    model, fresh = pair(mode)
+    edits, recipes = run(model, calls, None if mode == "merge" else CAPACITY)
     left = {one.id for one in edits}
     assert all(one.id in left for recipe in recipes for _, members in recipe.writes for one in members)
     expected = afresh(fresh, recipes, edits)
@@ -250,8 +226,7 @@ def test_edits_of_one_batch_are_taken_out_as_if_only_the_others_had_been_kept(tm
     assert (report.deleted, report.rewritten, report.lost) == (("e1.0", "e2.0"), (), ())
     kept = (whole.slots[0], replace(whole.slots[3], id=1))
     keys = {i: whole.keys[i] for i in ("e0.0", "e3.0")}
-    expected = replace(MemoryState(), edits=(edit(0), edit(3)), slots=kept, keys=keys)
-    expected = replace(expected, key_space=whole.key_space, subject_space=whole.subject_space)
+    expected = MemoryState(edits=(edit(0), edit(3)), slots=kept, keys=keys, key_space=whole.key_space)
     assert differing(model.state, expected) == [] and differing(whole, expected) != []
     assert torch.equal(logits(model), logits(model, expected)) and not torch.equal(logits(model), before)
     found = files(model, tmp_path / "deleted")
@@ -363,13 +338,12 @@ def test_a_snapshot_of_another_model_is_refused() -> None:
 # -- spaces -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["hybrid", "retrieve"])
-def test_keys_that_are_live_are_never_compared_in_another_space(mode: str) -> None:
+def test_keys_that_are_live_are_never_compared_in_another_space() -> None:
     """A snapshot may bring a space that was measured elsewhere, and what is edited then goes by it."""
-    model = wrapped(mode)
+    model = wrapped("retrieve")
     assert model.edit(edit(0)).count(VERIFIED) == 1
     space = model.state.key_space
-    assert space is not None
+    assert isinstance(space, KeySpace)
     elsewhere = replace(model.state, key_space=replace(space, mean=space.mean + 1e-6))
     model.reset()
     put(model, elsewhere)
@@ -377,14 +351,35 @@ def test_keys_that_are_live_are_never_compared_in_another_space(mode: str) -> No
     assert model.state.key_space is elsewhere.key_space and model.state.edit_ids == ("e0.0", "e1.0")
 
 
-def test_a_memory_read_from_disk_keeps_its_router_when_its_edits_are_gone(tmp_path: Path) -> None:
-    model = wrap_tiny("llama", "hybrid")
+@pytest.mark.parametrize("mode", ["hybrid", "retrieve"])
+def test_a_memory_read_from_disk_is_edited_on_as_the_one_that_was_saved(mode: str, tmp_path: Path) -> None:
+    model = wrapped(mode)
+    model.edit([edit(0), edit(1)])
+    model.save_pretrained(tmp_path)
+    base = tiny_model("llama", **WIDE)
+    again = wise.WiseModel.from_pretrained(base, tiny_tokenizer(), tmp_path, **reading(mode))
+    assert differing(again.state, model.state) == []
+    for one in (model, again):
+        assert one.edit(edit(2)).count(VERIFIED) == 1
+        one.delete("e0.0")
+    assert differing(again.state, model.state) == []
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("mode", ["hybrid", *SHARED])
+def test_of_a_memory_read_from_disk_nothing_is_left_when_its_edits_are_gone(mode: str, tmp_path: Path) -> None:
+    model = wrap_tiny("llama", mode)
     model.save_pretrained(tmp_path / "memory")
-    again = wise.WiseModel.from_pretrained(tiny_model("llama"), tiny_tokenizer(), tmp_path / "memory")
-    spaces = again.state.key_space, again.state.subject_space
-    again.delete(["e0", "e1", "e2"])
-    assert (again.state.key_space, again.state.subject_space) == spaces and None not in spaces
-    again.save_pretrained(tmp_path / "memory")
-    once_more = wise.WiseModel.from_pretrained(again.unwrap(), tiny_tokenizer(), tmp_path / "memory")
-    once_more.reset()
-    assert differing(once_more.state, again.state) == [] and once_more.edits == ()
+    again = wise.WiseModel.from_pretrained(
+        tiny_model("llama"), tiny_tokenizer(), tmp_path / "memory", **reading(mode)
+    )
+    again.reset()
+    assert differing(again.state, MemoryState()) == []
+    assert files(again, tmp_path / "gone") == files(wrap_none(mode), tmp_path / "never")
+
+
+def wrap_none(mode: str) -> wise.WiseModel:
+    """As `wrap_tiny` wraps, without a memory."""
+    model = wrap_tiny("llama", mode)
+    model.reset()
+    return wise.wrap(model.unwrap(), tiny_tokenizer(), model.wise_config, **reading(mode))

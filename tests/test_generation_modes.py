@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable
-from threading import Thread
+from threading import Barrier, Thread
 from typing import Any
 
 import pytest
@@ -24,15 +26,15 @@ from tiny import (
     wrap_tiny,
 )
 from torch import Tensor
-from transformers import ContinuousBatchingConfig, GenerationConfig, TextIteratorStreamer
+from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, TextIteratorStreamer
 
+from wise.errors import ConfigError
 from wise.memory.side_memory import Route, Router, SideMemory, SlotBank
 from wise.memory.state import MemoryState
 
 MODES = ("merge", "retrieve", "hybrid")
 modes = pytest.mark.parametrize("mode", MODES)
 few = pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma2"])  # Conv1D, rotary, sliding windows
-all_slots = pytest.mark.parametrize("mode", [*MODES, "hybrid rank-one", "hybrid low-rank"])
 LAYER = 1  # with a block above, so that what the memory adds enters the cache
 
 Rows = list[list[int]]
@@ -66,11 +68,8 @@ WAYS: dict[str, Callable[[Any, Rows], Rows]] = {
 }
 
 
-EVERY_WAY = [(name, mode) for name in ARCHITECTURES for mode in MODES]
-EVERY_WAY += [(name, f"hybrid {slot}") for name in ("gpt2", "llama") for slot in ("rank-one", "low-rank")]
-
-
-@pytest.mark.parametrize(("model_type", "mode"), EVERY_WAY)
+@modes
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_greedy_text_is_the_same_in_every_way_of_generating(model_type: str, mode: str) -> None:
     wrapped = wrap_tiny(model_type, mode, layer=LAYER)
     expected = generated(wrapped, BATCH)
@@ -127,7 +126,7 @@ def test_continuous_batching_gives_the_greedy_text(model_type: str) -> None:
     if problem and model_type not in SURELY_PAGED:
         pytest.skip(f"transformers {transformers.__version__}: {problem}")
     # The modes take turns, since what is tested is the shape in which tokens come: one ragged row for all.
-    mode = "merge" if sorted(ARCHITECTURES).index(model_type) % 2 else "retrieve"
+    mode = MODES[sorted(ARCHITECTURES).index(model_type) % 3]
     wrapped = wrap_tiny(model_type, mode, layer=LAYER, **PAGED[model_type])
     expected = generated(wrapped, BATCH)
     assert continuously(wrapped, BATCH) == expected
@@ -135,10 +134,10 @@ def test_continuous_batching_gives_the_greedy_text(model_type: str) -> None:
         assert generated(base, BATCH) != expected
 
 
-def test_continuous_batching_in_the_other_mode() -> None:
-    for mode in ("merge", "retrieve"):
-        wrapped = wrap_tiny("llama", mode, layer=LAYER)
-        assert continuously(wrapped, BATCH) == generated(wrapped, BATCH)
+@modes
+def test_continuous_batching_in_every_mode(mode: str) -> None:
+    wrapped = wrap_tiny("llama", mode, layer=LAYER)
+    assert continuously(wrapped, BATCH) == generated(wrapped, BATCH)
 
 
 def test_where_a_setting_is_changed_for_continuous_batching_the_base_fails_with_it() -> None:
@@ -147,7 +146,7 @@ def test_where_a_setting_is_changed_for_continuous_batching_the_base_fails_with_
 
 
 @few
-@all_slots
+@modes
 def test_a_row_has_the_same_beams_alone_and_in_a_batch(model_type: str, mode: str) -> None:
     wrapped = wrap_tiny(model_type, mode, layer=LAYER)
     beams = {"num_beams": 3, "num_return_sequences": 2}
@@ -159,7 +158,7 @@ def test_a_row_has_the_same_beams_alone_and_in_a_batch(model_type: str, mode: st
 
 
 @few
-@all_slots
+@modes
 def test_beams_are_scored_by_the_edited_model(model_type: str, mode: str) -> None:
     """The score of a beam is the log-probability of its tokens in one plain forward pass over them."""
     wrapped = wrap_tiny(model_type, mode, layer=LAYER)
@@ -183,8 +182,9 @@ def test_beams_are_scored_by_the_edited_model(model_type: str, mode: str) -> Non
 
 
 @few
-def test_sampling_follows_the_seed_and_the_edited_model(model_type: str) -> None:
-    wrapped = wrap_tiny(model_type, layer=LAYER)
+@modes
+def test_sampling_follows_the_seed_and_the_edited_model(model_type: str, mode: str) -> None:
+    wrapped = wrap_tiny(model_type, mode, layer=LAYER)
 
     def sample(model: Any, seed: int, **options: Any) -> Rows:
         torch.manual_seed(seed)
@@ -202,8 +202,9 @@ def test_sampling_follows_the_seed_and_the_edited_model(model_type: str) -> None
 
 
 @few
-def test_streaming_gives_the_greedy_text(model_type: str) -> None:
-    wrapped = wrap_tiny(model_type, layer=LAYER)
+@modes
+def test_streaming_gives_the_greedy_text(model_type: str, mode: str) -> None:
+    wrapped = wrap_tiny(model_type, mode, layer=LAYER)
     tokenizer = tiny_tokenizer()
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=30)
     options = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": PAD, "streamer": streamer}
@@ -217,7 +218,7 @@ def test_streaming_gives_the_greedy_text(model_type: str) -> None:
 
 
 @few
-@all_slots
+@modes
 def test_assisted_decoding_gives_the_greedy_text(model_type: str, mode: str) -> None:
     wrapped = wrap_tiny(model_type, mode, layer=LAYER)
     assistant = tiny_model(model_type)  # the base itself: right where the gate stays shut, wrong elsewhere
@@ -240,8 +241,9 @@ def test_a_wrapped_model_can_be_the_assistant_of_another() -> None:
     assert generated(model, BATCH[:1], assistant_model=assistant.model) == generated(model, BATCH[:1])
 
 
-def test_a_cache_carries_over_between_calls() -> None:
-    wrapped = wrap_tiny("llama", layer=LAYER)
+@modes
+def test_a_cache_carries_over_between_calls(mode: str) -> None:
+    wrapped = wrap_tiny("llama", mode, layer=LAYER)
     prompt = [BOS, *BATCH[0]]
     with torch.no_grad():
         whole = wrapped(torch.tensor([prompt])).logits[0]
@@ -251,12 +253,75 @@ def test_a_cache_carries_over_between_calls() -> None:
     torch.testing.assert_close(rest, whole[4:])
 
 
-def test_inputs_embeds_are_routed_as_ids_are() -> None:
-    wrapped = wrap_tiny("llama", layer=LAYER)
+def embedded(wrapped: Any) -> dict[str, Tensor]:
     batch = padded(BATCH)
-    batch["inputs_embeds"] = wrapped.get_input_embeddings()(batch.pop("input_ids"))
-    said = wrapped.generate(**batch, do_sample=False, max_new_tokens=8, pad_token_id=PAD).tolist()
+    return batch | {"inputs_embeds": wrapped.get_input_embeddings()(batch.pop("input_ids"))}
+
+
+@pytest.mark.parametrize("mode", ["merge", "retrieve"])
+def test_inputs_embeds_are_routed_as_ids_are(mode: str) -> None:
+    wrapped = wrap_tiny("llama", mode, layer=LAYER)
+    said = wrapped.generate(**embedded(wrapped), do_sample=False, max_new_tokens=8, pad_token_id=PAD).tolist()
     assert [row[: row.index(EOS) + 1] if EOS in row else row for row in said] == generated(wrapped, BATCH)
+
+
+def test_the_hybrid_router_which_goes_by_ids_refuses_inputs_embeds_while_an_edit_is_live() -> None:
+    wrapped = wrap_tiny("llama", "hybrid", layer=LAYER)
+    with pytest.raises(ConfigError, match="inputs_embeds were given.*input_ids.*retrieve"):
+        wrapped.generate(**embedded(wrapped), do_sample=False, max_new_tokens=8, pad_token_id=PAD)
+    wrapped.reset()
+    said = wrapped.generate(**embedded(wrapped), do_sample=False, max_new_tokens=8, pad_token_id=PAD).tolist()
+    assert [row[: row.index(EOS) + 1] if EOS in row else row for row in said] == generated(wrapped, BATCH)
+
+
+@modes
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text"])
+def test_copies_of_one_cached_prefix_are_continued_as_the_whole_text_is(model_type: str, mode: str) -> None:
+    """As transformers' documentation caches a prefix: read once, and its cache copied for each prompt behind it."""
+    wrapped = wrap_tiny(model_type, mode, layer=LAYER)
+    shared = [60, 61, 62, 63]
+    taken = inspect.signature(wrapped.model.forward).parameters
+    name = "cache" if "cache" in taken else "past_key_values"  # before transformers 5.24
+    prefix = DynamicCache(config=wrapped.model.config)
+    with torch.no_grad():
+        wrapped(torch.tensor([shared]), use_cache=True, **{name: prefix})
+    whole = [shared + row for row in BATCH]
+    expected = generated(wrapped, whole)
+    for _ in range(2):  # the prefix itself is as it was
+        said = [generated(wrapped, [row], **{name: copy.deepcopy(prefix)})[0] for row in whole]
+        assert said == expected
+    with wrapped.disabled() as base:
+        assert generated(base, whole) != expected
+
+
+@modes
+def test_threads_that_generate_at_once_do_not_hear_each_other(mode: str) -> None:
+    wrapped = wrap_tiny("llama", mode, layer=LAYER)
+    expected = [generated(wrapped, [row])[0] for row in BATCH]
+    said: dict[tuple[int, int], list[int]] = {}
+    begin = Barrier(2 * len(BATCH))
+
+    def speak(row: int, turn: int) -> None:
+        begin.wait(timeout=60)
+        said[row, turn] = generated(wrapped, [BATCH[row]])[0]
+
+    threads = [Thread(target=speak, args=(row, turn)) for row in range(len(BATCH)) for turn in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == {(row, turn): expected[row] for row in range(len(BATCH)) for turn in range(2)}
+
+
+def test_a_cache_that_was_filled_by_the_base_is_refused_by_the_hybrid_router() -> None:
+    """Of what it holds no ids are known, so nothing could be said about what was asked."""
+    wrapped, base = wrap_tiny("llama", "hybrid", layer=LAYER), tiny_model("llama")
+    taken = inspect.signature(base.forward).parameters
+    name, cache = "cache" if "cache" in taken else "past_key_values", DynamicCache()
+    with torch.no_grad():
+        base(torch.tensor([BATCH[0][:4]]), use_cache=True, **{name: cache})
+        with pytest.raises(ConfigError, match="the cache holds 4 tokens of which 0 were read by this wrapped model"):
+            wrapped(torch.tensor([BATCH[0][4:]]), use_cache=True, **{name: cache})
 
 
 def test_the_memory_can_be_swapped_between_calls() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, BATCH, memory_by_hand, wrap_tiny
 
+import wise
 from wise.errors import ConfigError
 from wise.memory.mixed import MixedMemory
 from wise.memory.side_memory import SideMemory
@@ -13,6 +14,10 @@ from wise.training.generation import left_pad
 
 IDS, MASK = left_pad(BATCH, device=torch.device("cpu"))
 MODES = ("merge", "retrieve", "hybrid")
+
+
+def mixed_for(wrapped: wise.WiseModel) -> MixedMemory:
+    return MixedMemory(None if wrapped.inputs is None else wrapped.inputs.sequences)
 
 
 def logits(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -28,7 +33,7 @@ def test_each_row_is_under_its_own_memory(model_type: str, mode: str) -> None:
     with wrapped.serving(memory_by_hand(wrapped, seed=7, strength=6.0)):
         two = wrapped.layer.memory
     assert one is not None and two is not None
-    mixed = MixedMemory(wrapped.reader)
+    mixed = mixed_for(wrapped)
 
     def said(rows: list[SideMemory | None]) -> torch.Tensor:
         mixed.rows = rows
@@ -53,7 +58,7 @@ def test_it_tells_which_memory_decided_what(mode: str) -> None:
     wrapped = wrap_tiny("llama", mode)
     memory = wrapped.layer.memory
     assert memory is not None
-    mixed = MixedMemory(wrapped.reader)
+    mixed = mixed_for(wrapped)
     wrapped.layer.memory = mixed
     mixed.rows = [None, memory, memory]
     logits(wrapped, IDS, MASK)
@@ -65,7 +70,27 @@ def test_it_tells_which_memory_decided_what(mode: str) -> None:
     assert alone is not None
     assert heard.route.open.view(2, -1)[0, 6:].tolist() == alone.open.tolist()
     keys = heard.keys()
-    assert len(keys) == len(heard.activation) and (min(keys) >= 0) == (mode != "merge")
+    assert len(keys) == len(heard.activation) and (min(keys) >= 0) == (mode == "retrieve")
+
+
+def test_what_was_heard_can_be_asked_about_after_another_forward() -> None:
+    wrapped = wrap_tiny("llama", "hybrid")
+    memory, mixed = wrapped.layer.memory, mixed_for(wrapped)
+    assert memory is not None and wrapped.inputs is not None
+    wrapped.layer.memory = mixed
+    mixed.rows = [None, memory, memory]
+    logits(wrapped, IDS, MASK)
+    (heard,) = mixed.heard
+    assert heard.read is not None
+    assert [ids.tolist() for ids in heard.read.ids] == BATCH[1:]
+    assert [len(places) for places in heard.read.places] == [3, 6] and heard.read.size == 2 * IDS.shape[1]
+    mixed.rows = [memory]
+    wrapped(torch.tensor([[5, 6]]))
+    later = wrapped.inputs.sequences.rows
+    with heard.reader.showing(heard.read):  # type: ignore[union-attr]
+        again = memory.route(heard.activation)
+    assert torch.equal(again.score, heard.route.score) and len(heard.keys()) == 2 * IDS.shape[1]
+    assert wrapped.inputs.sequences.rows is later and [ids.tolist() for ids in later.ids] == [[5, 6]]
 
 
 def test_a_batch_that_it_was_not_told_of_is_refused() -> None:

@@ -1,77 +1,80 @@
-"""The floors of an untrained router: found for the base at hand, with questions that ship, unless they are set."""
+"""What a trainer is made of in each mode, and the space in which its keys are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny import WordReader, reading, text, tiny_model, tiny_tokenizer, wrap_tiny
 
 import wise
 from wise import preparation
-from wise.demo import model_path
-from wise.preparation import FALSE_ROUTES, PLAIN
-from wise.questions import shipped_lessons
-from wise.training.calibration import Facts
-from wise.training.evidence import Evidence, observe
-from wise.training.lesson import Lesson
+from wise.memory.key_space import KeySpace, RelationSpace
+from wise.preparation import make_trainer, relation_space
+from wise.training.verification import PromptVerifier, WordingVerifier
+from wise.training.writers.answer import AnswerWriter
+from wise.training.writers.masked_dense import MaskedDenseWriter
+
+modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
 
 
-def demo(**settings: Any) -> wise.WiseModel:
-    model = AutoModelForCausalLM.from_pretrained(model_path()).eval()
-    return wise.wrap(model, AutoTokenizer.from_pretrained(model_path()), wise.WiseConfig(mode="hybrid", **settings))
+def unedited(mode: str, **settings: Any) -> wise.WiseModel:
+    config = wise.WiseConfig(mode=mode, terminator="", bos=False, layer=1, **settings)
+    return wise.wrap(tiny_model("llama"), tiny_tokenizer(), config, **reading(mode))
 
 
-def floors(wrapped: wise.WiseModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    background = wrapped.trainer.background
-    assert background.subject_space is not None
-    return background.key_space.floors, background.subject_space.floors
+@modes
+def test_each_mode_has_its_own_writer_verifier_and_space(mode: str) -> None:
+    trainer = unedited(mode).trainer
+    kinds = (AnswerWriter, WordingVerifier, RelationSpace)
+    kinds = kinds if mode == "hybrid" else (MaskedDenseWriter, PromptVerifier, KeySpace)
+    assert all(map(isinstance, (trainer.writer, trainer.verifier, trainer.key_space), kinds))
 
 
-def test_of_other_questions_about_a_subject_about_the_stated_share_reaches_the_floor() -> None:
-    wrapped = demo()
-    relation, subject = wrapped.trainer.background.key_space, wrapped.trainer.background.subject_space
-    assert subject is not None
-
-    def read(asked: Sequence[Lesson], surroundings: int) -> Evidence:
-        assert wrapped.reader is not None
-        return observe(wrapped.trainer.spliced, wrapped.reader, wrapped.encoder, asked, relation.recent, surroundings)
-
-    asked = shipped_lessons(seed=7, subjects=1)  # of other subjects than the floors were found on
-    first = list({each.fact: each for each in reversed(asked) if not each.negative}.values())
-    others = [each for each in asked if each.negative]
-    facts = Facts.of(read, first, (relation, subject))
-    cosines = (relation.queries(read(others, 0).relation) * facts.keys[facts.own(others)]).sum(-1)
-    passed, plain = (float((cosines >= floor).float().mean()) for floor in (relation.floor(1), PLAIN[0]))
-    assert passed <= FALSE_ROUTES + 3 * (FALSE_ROUTES / len(others)) ** 0.5 < plain, (passed, plain)
+def test_the_space_of_relations_is_that_of_the_reader() -> None:
+    model = unedited("hybrid")
+    assert model.inputs is not None
+    space = relation_space(model.inputs)
+    reader = WordReader()
+    assert (space.reader, space.size) == (reader.name, reader.size)
+    assert (space.threshold, space.unnamed_threshold) == (reader.threshold, reader.unnamed_threshold)
+    assert space == model.trainer.key_space
 
 
-def test_what_is_set_is_kept_and_nothing_is_asked_where_both_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = [each for each in shipped_lessons(subjects=2) if each.fact.startswith(("city", "person"))]
-    monkeypatch.setattr(preparation, "shipped_lessons", lambda **_: few)
-    found = floors(demo())
-    assert floors(demo(relation_floor=0.3)) == ((0.3,), found[1])
-    assert floors(demo(subject_floor=0.4)) == (found[0], (0.4,))
-    monkeypatch.setattr(preparation, "calibrate", lambda *_: pytest.fail("there was nothing to be found"))
-    assert floors(demo(relation_floor=0.3, subject_floor=0.4)) == ((0.3,), (0.4,))
+def test_in_hybrid_nothing_of_the_base_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "measure", lambda *_: pytest.fail("there was nothing to be measured"))
+    model = unedited("hybrid")
+    assert model.edit(wise.Edit(prompt="w5 w6 w7", subject="w5", target="w60")).failed == ()
+    with pytest.raises(pytest.fail.Exception, match="nothing to be measured"):
+        unedited("retrieve").prepare()
 
 
-def test_a_tokenizer_that_does_not_know_the_words_gets_plain_floors() -> None:
-    wrapped = wise.wrap(tiny_model("llama"), tiny_tokenizer(), wise.WiseConfig(mode="hybrid", terminator=""))
-    assert not wrapped.encoder.reads("The mother tongue of Ada Lovelace is") and wrapped.encoder.reads("w4 w5")
-    assert not wrapped.encoder.reads("w4 " * wrapped.encoder.context)
-    assert floors(wrapped) == ((PLAIN[0],), (PLAIN[1],))
+@pytest.mark.parametrize("mode", ["merge", "retrieve"])
+def test_new_keys_are_compared_in_the_space_of_those_that_are_live(mode: str) -> None:
+    model = unedited(mode)
+    measured = model.trainer.key_space
+    assert isinstance(measured, KeySpace)
+    given = replace(measured, mean=measured.mean + 1)
+    with model.evaluating(), model.disabled():
+        parts = (model.model, model.projection, model.encoder, model.wise_config)
+        made = make_trainer(*parts, inputs=None, state=replace(model.state, key_space=given))
+    assert made.key_space is given and isinstance(made.writer, MaskedDenseWriter)
+    assert made.writer.background.key_space is given
 
 
-def test_an_edits_own_question_reaches_a_floor_that_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "FALSE_ROUTES", 1e-6)  # of so few nothing can be promised
-    few = [each for each in shipped_lessons(subjects=2) if each.fact.startswith(("city", "person"))]
-    monkeypatch.setattr(preparation, "shipped_lessons", lambda **_: few)
-    wrapped = demo()
-    assert {*floors(wrapped)[0], *floors(wrapped)[1]} == {0.99}
-    edit = wise.Edit(prompt="The capital of France is", target="Lyon", subject="France")
-    assert wrapped.edit(edit).failed == () and wrapped.ask(edit.prompt)[0].text == "Lyon"
-    assert torch.isfinite(wrapped.state.keys[edit.id]).all()
+@modes
+def test_a_trainer_is_made_once_and_again_where_the_model_has_moved(mode: str) -> None:
+    model = unedited(mode)
+    first = model.trainer
+    assert model.trainer is first
+    model.model.to(torch.bfloat16)
+    again = model.trainer
+    assert again is not first and again.dtype == torch.bfloat16 and model.trainer is again
+
+
+def test_a_memory_made_by_hand_is_edited_on() -> None:
+    model = wrap_tiny("llama", "hybrid", layer=1)
+    assert model.edit(wise.Edit(id="new", prompt=text([80, 81]), subject="w80", target="w60")).lost == ()
+    assert model.state.edit_ids == ("e0", "e1", "e2", "new")

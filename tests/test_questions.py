@@ -1,81 +1,134 @@
-"""The questions that ship: what a lesson promises, and that a router learns from them without a record."""
+"""Questions to teach from: those that ship, and what is said of a file of others that cannot be taught from."""
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
-import wise
-from wise.cli.app import app
-from wise.demo import model_path
-from wise.questions import OTHERS, SUBJECTS, _stock, shipped_lessons
-from wise.training import router_training
-from wise.training.router_file import load_router
+from wise.errors import ConfigError
+from wise.questions import LEAST_SUBJECTS, SUBJECTS, read_stock, stock
 
+SHIPS = """
+[subjects]
+ship = ["the Vasa", "the Bounty", "the Erika"]
 
-def test_every_wording_names_its_subject_once_and_no_two_relations_of_a_kind_share_one() -> None:
-    stock = _stock()
-    assert set(stock) == {"subjects", *stock["subjects"]}
-    for kind, subjects in stock["subjects"].items():
-        assert len(set(subjects)) == len(subjects) >= SUBJECTS
-        seen: dict[str, str] = {}
-        for name, about in stock[kind].items():
-            assert set(about) == {"wordings"}
-            for wording in about["wordings"]:
-                assert wording.count("{}") == 1, wording
-                assert seen.setdefault(wording, name) == name and wording == wording.strip()
-            asked = [wording.endswith("?") for wording in about["wordings"]]
-            assert asked.count(False) >= 2 and any(asked), f"{kind}.{name}"
+[ship.owner]
+wordings = ["Who owns {}?", "The owner of {} is"]
+
+[ship.port]
+wordings = [" What is the home port of {}?", "{} comes home to"]
+
+[ship.length]
+wordings = ["How long is {}?"]
+requests = ["tell me the length of {}"]
+
+[ship.builder]
+wordings = ["Who built {}?", "{} was built by"]
+"""
 
 
-def test_a_lesson_holds_its_subject_and_asks_something_else_only_where_it_says_so() -> None:
-    lessons = shipped_lessons()
-    own: dict[str, set[str]] = defaultdict(set)
-    for each in lessons:
-        assert each.subject and each.subject in each.prompt, each
-        if not each.negative:
-            own[each.fact].add(each.relation)
-    assert len(own) == len({each.relation for each in lessons}) * SUBJECTS
-    assert all(len(relations) == 1 for relations in own.values())
-    negatives = [each for each in lessons if each.negative]
-    assert all(each.relation not in own[each.fact] for each in negatives)
-    assert len(negatives) > (OTHERS - 1) * len(own)
-    assert {each.relation for each in negatives} <= {relation for one in own.values() for relation in one}
-    large = [each.prompt for each in lessons if each.prompt.startswith("The Danube")]
-    assert large and not any(each.prompt.startswith("the ") for each in lessons)
+def of(relation: dict[str, list[str]]) -> list[str]:
+    return [*relation["wordings"], *relation.get("requests", ())]
 
 
-def test_they_are_the_same_for_a_seed() -> None:
-    assert shipped_lessons() == shipped_lessons(seed=0) != shipped_lessons(seed=1)
+def test_every_wording_that_ships_names_its_subject_once_and_stands_once_in_its_kind() -> None:
+    told = stock()
+    assert set(told) == {SUBJECTS, *told[SUBJECTS]}
+    for kind, subjects in told[SUBJECTS].items():
+        assert len(set(subjects)) == len(subjects) >= LEAST_SUBJECTS
+        wordings = [wording for relation in told[kind].values() for wording in of(relation)]
+        assert [wording for wording, count in Counter(wordings).items() if count > 1] == []
+        assert [w for w in wordings if w.count("{}") != 1 or w.count("{") != 1 or w != w.strip()] == []
 
 
-def test_without_records_the_command_learns_from_them_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(router_training, "STEPS", 5)
-    monkeypatch.setattr(router_training, "GATE_STEPS", 5)
-    few = [each for each in shipped_lessons() if each.fact.startswith("city")]
-    monkeypatch.setattr("wise.questions.shipped_lessons", lambda *, seed: few)
-    monkeypatch.setattr("wise.model.shipped_lessons", lambda *, seed: few)
-    measured, file = tmp_path / "m.jsonl", tmp_path / "r.safetensors"
-    measured.write_text(json.dumps({"prompt": "The mayor of Bergen is", "target": "Nobody", "subject": "Bergen"}))
-    common = ["train-router", "--model", str(model_path())]
-    out = CliRunner().invoke(app, [*common, "--apart", str(measured), "--output", str(file), "--json"])
-    assert out.exit_code == 0, out.output
-    assert "no records given, so questions that ship with wise" in out.stdout
-    told = json.loads(out.stdout.splitlines()[-1])
-    about = {each.fact for each in few if each.subject == "Bergen"}
-    assert about and told["facts"] == len({each.fact for each in few}) - len(about) and told["data"] is None
-    model = AutoModelForCausalLM.from_pretrained(model_path()).eval()
-    wrapped = wise.wrap(
-        model, AutoTokenizer.from_pretrained(model_path()), wise.WiseConfig(mode="hybrid"), router=file
-    )
-    assert load_router(file, wrapped.fingerprint()).facts == told["facts"]
-    assert wrapped.learn_router().facts == told["facts"] + len(about)
-    wrong = CliRunner().invoke(app, [*common, "--limit", "3", "--output", str(tmp_path / "n")])
-    assert wrong.exit_code == 2 and "give them with --data" in wrong.stderr
+def test_enough_ships_to_teach_from() -> None:
+    told = stock()
+    relations = {f"{kind}.{name}": about for kind in told[SUBJECTS] for name, about in told[kind].items()}
+    assert len(relations) >= 350
+    for name, relation in relations.items():
+        assert set(relation) <= {"wordings", "requests"}, name
+        assert len(of(relation)) >= 5, name
+        asked = [wording.endswith("?") for wording in relation["wordings"]]
+        assert any(asked) and not all(asked), f"{name}: questions and beginnings of sentences"
+
+
+def test_what_ships_is_itself_a_file_that_can_be_read() -> None:
+    read = read_stock(Path(__file__).resolve().parents[1] / "wise" / "questions.toml")
+    told = stock()
+    assert read[SUBJECTS] == told[SUBJECTS]
+    assert {k: {n: of(r) for n, r in read[k].items()} for k in read[SUBJECTS]} == {
+        k: {n: of(r) for n, r in told[k].items()} for k in told[SUBJECTS]
+    }
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "questions.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_a_file_is_read_as_it_is_or_beside_another(tmp_path: Path) -> None:
+    file = written(tmp_path, SHIPS)
+    own = read_stock(file)
+    assert own[SUBJECTS] == {"ship": ["the Vasa", "the Bounty", "the Erika"]}
+    assert own["ship"]["port"]["wordings"] == ["What is the home port of {}?", "{} comes home to"]
+    both = read_stock(file, added_to=stock())
+    assert set(both) == {*stock(), "ship"} and both["ship"] == own["ship"]
+    assert {name: of(about) for name, about in both["city"].items()} == {n: of(a) for n, a in stock()["city"].items()}
+
+
+def test_beside_another_a_file_may_add_a_little_to_a_kind(tmp_path: Path) -> None:
+    more = "[subjects]\ncity = ['Ulm']\n[city.moor]\nwordings = ['Which moor lies at {}?', '{} lies at the moor of']"
+    file = written(tmp_path, more)
+    both = read_stock(file, added_to=stock())
+    assert both[SUBJECTS]["city"] == [*stock()[SUBJECTS]["city"], "Ulm"]
+    assert set(both["city"]) == {*stock()["city"], "moor"} and "moor" not in stock()["city"]
+    with pytest.raises(ConfigError, match=r"subjects\.city: at least 3 are needed, and it has 1"):
+        read_stock(file)
+    known = next(iter(stock()["city"].values()))["wordings"][0]
+    taken = written(tmp_path, f"[subjects]\ncity = ['Ulm']\n[city.moor]\nwordings = ['a {{}} is', \"{known}\"]")
+    with pytest.raises(ConfigError, match=re.escape("[city.moor]") + ".*under .* too; leave one out"):
+        read_stock(taken, added_to=stock())
+
+
+REFUSED = [
+    ("subjects = [", "a TOML file of questions was expected"),
+    ("", "[subjects] is missing"),
+    ("subjects = ['ship']", "[subjects] is missing"),
+    (SHIPS.replace(', "the Bounty", "the Erika"', ""), "subjects.ship: at least 3 are needed, and it has 1"),
+    (SHIPS.replace('"the Erika"', '"the Vasa"'), "'the Vasa' is there twice"),
+    (SHIPS.replace('"the Erika"', "7"), "a list of texts was expected"),
+    (SHIPS.replace("[ship.builder]", "[shop.builder]"), "[shop]: no such kind under [subjects]; did you mean 'ship'?"),
+    (SHIPS.partition("[ship.builder]")[0], "[ship]: at least 4 relations are needed, and it has 3"),
+    (SHIPS.partition("[ship.owner]")[0], "[ship]: at least 4 relations are needed, and it has 0"),
+    (SHIPS.replace("requests = ", "wordings_ = "), "[ship.length] wordings_: is not known"),
+    (SHIPS.replace('"tell me the length of {}"', ""), "[ship.length]: at least 2 wordings are needed, and it has 1"),
+    (SHIPS.replace("The owner of {} is", "The owner is"), "'The owner is': exactly one {} is expected, and it has 0"),
+    (SHIPS.replace("The owner of {} is", "{}, owner of {}"), "[ship.owner] '{}, owner of {}': exactly one {}"),
+    (SHIPS.replace("{} was built by", "Who owns {}?"), "[ship.builder] 'Who owns {}?': stands under [ship.owner] too"),
+    (SHIPS.replace("The owner of {} is", "Who owns {}?"), "ship.owner.wordings: 'Who owns {}?' is there twice"),
+    (SHIPS.replace("tell me the length of {}", "How long is {}?"), "[ship.length] 'How long is {}?': stands twice"),
+    (SHIPS.replace("requests", "reqests"), "[ship.length] reqests: is not known; did you mean 'requests'?"),
+    (SHIPS.replace('["How long is {}?"]', '"How long is {}?"'), "ship.length.wordings: 'How long is {}?' was given"),
+    (SHIPS + "\n[ship]\nport = 3\n", "a TOML file of questions was expected"),
+    ("[subjects]\nship = ['a', 'b', 'c']\n[ship]\nowner = 'x'\n", "ship.owner: a str was given, a table was expected"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), REFUSED)
+def test_what_cannot_be_taught_from_is_refused_with_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(ConfigError) as refused:
+        read_stock(file)
+    assert str(refused.value).startswith(f"{file}: ") and said in str(refused.value), refused.value
+
+
+def test_a_file_that_is_not_there_or_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.toml: .*a TOML file of questions was expected"):
+        read_stock(tmp_path / "gone.toml")
+    (tmp_path / "raw.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"raw\.toml: .*a TOML file of questions was expected"):
+        read_stock(tmp_path / "raw.toml")

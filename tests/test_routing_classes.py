@@ -19,6 +19,7 @@ from wise.eval.routing.nearness import Names, same_name
 from wise.eval.routing.relations import Relations, template_of
 from wise.eval.routing.wording import normal, sentences, words
 from wise.probes import Probe, Query
+from wise.router.turns import render
 from wise.training.encoding import Encoder
 
 POSITIVES = ("edits", "paraphrases", "free_paraphrases", "prefixed", "planted_old_answer", "chat", "multi_turn")
@@ -154,6 +155,8 @@ def test_the_chat_template_is_used_where_there_is_one() -> None:
     turns = "<bos>[user] Mara Ilves works as\n[assistant] baker\n[user] What floats?\n[assistant]"
     assert texts(negative(found, "multi_turn"))[0] == turns
     assert "the tokenizer's chat template" in positive(found, "chat").about
+    read, turn = encoder(template=template), {"role": "user", "content": "Mara Ilves works as"}
+    assert read.prompt(texts(positive(found, "chat"))[0]) == render(read.tokenizer, [turn]), "as the router reads turns"
     twice = replace(encoder(template=template.replace("}}{%", "}} {%", 1)), bos=(1,))
     assert texts(positive(build(encoder=twice), "chat"))[0] == " [user] Mara Ilves works as\n[assistant]"
     refused = build(encoder=encoder(template="{{ raise_exception('no assistant here') }}"))

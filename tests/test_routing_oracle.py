@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from routed import EDITED
 from routed import edited as edited_model
 from routed import records as known_records
-from tiny import BATCH, generated, padded, tiny_model, wrap_tiny
+from tiny import BATCH, generated, padded, put, tiny_model, wrap_tiny
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -91,7 +94,7 @@ def test_places_are_those_where_the_base_is_wrong_and_always_the_first() -> None
     assert speaking_places([5, 6, 7], [4, 6, 8]) == [True, False, True]
 
 
-@pytest.fixture(scope="module", params=["merge", "retrieve"])
+@pytest.fixture(scope="module", params=["merge", "retrieve", "hybrid"])
 def edited(request: pytest.FixtureRequest) -> tuple[wise.WiseModel, list[wise.Record]]:
     """The shipped model with five of six facts changed."""
     return edited_model(request.param), known_records()
@@ -112,6 +115,23 @@ def test_it_is_the_ceiling_of_the_router_in_place(edited: tuple[wise.WiseModel, 
         shares.append(sum(answer.text == record.edit.target for answer in answers) / len(answers))
     assert found["generalization"] >= sum(shares) / len(shares) - 1e-9
     assert wrapped.ask(live[0].edit.prompt)[0].text == live[0].edit.target
+
+
+def test_where_the_hybrid_router_hears_no_question_the_oracle_still_does() -> None:
+    wrapped, records = edited_model("hybrid"), known_records()[:EDITED]
+    state = wrapped.state
+    before = measure_oracle(wrapped, records, work=Work())
+    deaf = replace(state, slots=tuple(replace(slot, scores=(2.0,)) for slot in state.slots))
+    prompts = [record.edit.prompt for record in records]
+    try:
+        put(wrapped, deaf)
+        said = [answer.text for answer in wrapped.ask(prompts)]
+        with wrapped.disabled():
+            assert said == [answer.text for answer in wrapped.ask(prompts)]
+        assert measure_oracle(wrapped, records, work=Work()) == before
+    finally:
+        put(wrapped, state)
+    assert before["reliability"] == 1 and (before["generalization"] or 0) > 0.7
 
 
 def test_a_row_is_answered_as_it_is_alone(edited: tuple[wise.WiseModel, list[wise.Record]]) -> None:

@@ -16,6 +16,8 @@ from wise.errors import ConfigError
 from wise.eval.routing import gate_ratios
 from wise.eval.routing.scores import prompt_ids, score_prompts, score_rows
 from wise.eval.work import Journal, Work
+from wise.memory.grouped import NO_SLOT
+from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import Router, SlotBank
 from wise.router.activation import ActivationRouter, RetrievalRouter
 
@@ -112,14 +114,14 @@ def test_keys_are_named_as_the_index_names_them() -> None:
     handle = wrapped.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     scored = score_rows(wrapped, rows)
     handle.remove()
-    assert wrapped.state.key_space is not None
+    assert isinstance(wrapped.state.key_space, KeySpace)
     hits = wrapped.state.index.search(wrapped.state.key_space.keys(seen[0].reshape(-1, seen[0].shape[-1])))
     assert [edit for row in scored for edit in row.edits] == [ids[0] for ids in hits.edit_ids]
     assert [slot for row in scored for slot in row.slots] == hits.slots[:, 0].tolist()
     assert len({edit for row in scored for edit in row.edits}) == 3
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "hybrid"])
 def test_a_row_is_scored_as_it_is_alone(mode: str) -> None:
     wrapped = wrap_tiny("llama", mode)
     together = score_prompts(wrapped, TEXTS, name="x", every_token=True, work=Work())
@@ -133,6 +135,16 @@ def test_a_row_is_scored_as_it_is_alone(mode: str) -> None:
         pairs = zip(route.slot.tolist(), route.open.tolist(), strict=True)
         assert list(all_tokens.speakers) == [slot if opened else None for slot, opened in pairs]
     assert {value >= 1 for row in together for value in row.values} == {True, False}
+
+
+def test_a_slot_of_one_edit_names_it_and_where_none_is_looked_at_there_is_no_evidence() -> None:
+    wrapped = wrap_tiny("llama", "hybrid")
+    owners = {slot.id: slot.edit_ids[0] for slot in wrapped.state.slots}
+    scored = score_rows(wrapped, [*BATCH, [90, 91, 92]])
+    for row in scored:
+        assert row.edits == tuple(owners.get(slot) for slot in row.slots)
+        assert all(value == 0 for value, slot in zip(row.values, row.slots, strict=True) if slot == NO_SLOT)
+    assert [row.edits[-1] for row in scored] == ["e0", "e1", "e2", None]
 
 
 @pytest.mark.parametrize("model_type", ["bloom", "falcon", "gemma3_text", "gpt2", "opt", "qwen3"])

@@ -63,7 +63,7 @@ def test_rows_say_what_they_say_alone(model_type: str, mode: str | None) -> None
         greedy(wrapped.model, [prompt], stops={EOS + 1000}, max_new_tokens=length)[0]
         for prompt, length in zip(BATCH, LENGTHS, strict=True)
     ]
-    mixed = MixedMemory(wrapped.reader)
+    mixed = MixedMemory(None if wrapped.inputs is None else wrapped.inputs.sequences)
     wrapped.layer.memory = mixed
     runner = Runner(wrapped.model, mixed)
     for chunk in (1, 7, 512):

@@ -9,17 +9,29 @@ from typing import Any
 import pytest
 import torch
 from stores import statuses
-from tiny import text, tiny_model, tiny_tokenizer
+from tiny import WordReader, text, tiny_model, tiny_tokenizer
 
 import wise
 from wise.errors import RefusedError, StoreError
 from wise.memory.store import Store
+from wise.router.readers import RelationReader
 from wise.serve import editor as module
 from wise.serve.editor import Editor
 
 
 def edit(name: str, first: int) -> wise.Edit:
-    return wise.Edit(id=name, prompt=text([first, first + 1, first + 2]), target=text([60 + first, 61]))
+    asked, target = text([first, first + 1, first + 2]), text([60 + first, 61])
+    return wise.Edit(id=name, prompt=asked, target=target, subject=text([first]))
+
+
+class AnotherReader(WordReader):
+    name = "another"
+
+
+def hybrid(reader: RelationReader | None = None) -> wise.WiseModel:
+    """A tiny model that edits in `hybrid`."""
+    config = wise.WiseConfig(mode="hybrid", layer=1, terminator="")
+    return wise.wrap(tiny_model("llama"), tiny_tokenizer(), config, reader=reader or WordReader())
 
 
 def poisoned(known: Any, name: str) -> Any:
@@ -42,9 +54,8 @@ def test_an_edit_whose_version_is_refused_fails_alone(
 ) -> None:
     if poison:
         monkeypatch.setattr(module, "edited", poisoned(module.edited, "bad"))
-    config = wise.WiseConfig(mode="hybrid", layer=1, terminator="")
     with Store.open(tmp_path / "store") as store:
-        editor = Editor(wise.wrap(tiny_model("llama"), tiny_tokenizer(), config), store, batch=16, keep=100)
+        editor = Editor(hybrid(), store, batch=16, keep=100)
         store.acknowledge([edit("good", 4), edit("bad", 12), edit("after", 20)])
         assert editor.work() and not editor.work(), "nothing is left in the queue"
         assert statuses(store) == {"good": "live", "bad": "failed" if poison else "live", "after": "live"}
@@ -56,9 +67,8 @@ def test_an_edit_whose_version_is_refused_fails_alone(
 
 def test_a_disk_that_fails_fails_no_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: another error of the store is raised, and all that was to be trained is queued again."""
-    config = wise.WiseConfig(mode="hybrid", layer=1, terminator="")
     with Store.open(tmp_path / "store") as store:
-        editor = Editor(wise.wrap(tiny_model("llama"), tiny_tokenizer(), config), store, batch=16, keep=100)
+        editor = Editor(hybrid(), store, batch=16, keep=100)
         store.acknowledge([edit("good", 4)])
 
         def full(*args: Any, **settings: Any) -> None:
@@ -70,3 +80,14 @@ def test_a_disk_that_fails_fails_no_edit(tmp_path: Path, monkeypatch: pytest.Mon
                 editor.work()
         assert not isinstance(raised.value, RefusedError) and statuses(store) == {"good": "queued"}
         assert editor.work() and statuses(store) == {"good": "live"}
+
+
+def test_a_store_whose_keys_another_reader_made_is_refused(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        Editor(hybrid(AnotherReader()), store, batch=16, keep=100)  # an empty store is anyone's
+        editor = Editor(hybrid(), store, batch=16, keep=100)
+        store.acknowledge([edit("good", 4)])
+        assert editor.work() and statuses(store) == {"good": "live"}
+        with pytest.raises(StoreError, match="made by the relation reader 'words' and this is 'another'"):
+            Editor(hybrid(AnotherReader()), store, batch=16, keep=100)
+        Editor(hybrid(), store, batch=16, keep=100)

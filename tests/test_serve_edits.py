@@ -71,6 +71,51 @@ def test_the_life_of_an_edit(served: Running) -> None:
         assert admin.post("/v1/versions/99/rollback").status_code == 404
 
 
+CHATS = (
+    "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_an_edit_holds_by_every_name_of_its_subject_and_says_what_was_verified(served: Running) -> None:
+    [live] = served.edit(LYON | {"aliases": ["the Hexagon"], "paraphrases": ["In France, the capital is"]})
+    assert live["aliases"] == ["the Hexagon"] and live["messages"] == []
+    assert live["outcome"]["holds"] == {"completion: prompt": True, "completion: paraphrases[0]": True}
+    assert said(served, "The capital of the Hexagon is") == " Lyon."
+    with served.client("editor") as editor:
+        path = f"/v1/edits/{live['id']}"
+        [nice] = editor.put(path, json={"target": "Nice", "wait": "live"}).json()["edits"]
+        assert (nice["status"], nice["aliases"]) == ("live", ["the Hexagon"])
+        other = {"target": "Metz", "aliases": ["Gallia"], "wait": "live"}
+        [metz] = editor.put(f"/v1/edits/{nice['id']}", json=other).json()["edits"]
+        assert (metz["status"], metz["aliases"]) == ("live", ["Gallia"])
+    assert (said(served, "The capital of Gallia is"), said(served)) == (" Metz.", " Metz.")
+    assert said(served, "The capital of the Hexagon is") != " Metz."
+
+
+def test_in_a_chat_an_edit_holds_in_every_turn_and_may_be_given_as_one(tmp_path: Path) -> None:
+    with running(tmp_path / "store", template=CHATS) as served:
+        spain = [("user", "Hello."), ("assistant", "Hi."), ("user", "The capital of Spain is")]
+        messages = [{"role": role, "content": text} for role, text in spain]
+        france, porto = served.edit(LYON, {"messages": messages, "target": "Porto", "subject": "Spain"})
+        assert (porto["prompt"], porto["messages"]) == ("The capital of Spain is", messages)
+        names = {"chat: prompt", "chat: later turn", "chat: system message", "completion: prompt"}
+        assert set(france["outcome"]["holds"]) == names and all(france["outcome"]["holds"].values())
+        with openai.OpenAI(base_url=f"{served.url}/v1", api_key="reader", max_retries=0) as client:
+
+            def answered(*turns: tuple[str, str]) -> str:
+                asked: Any = [{"role": role, "content": text} for role, text in turns]
+                done = client.chat.completions.create(model=NAME, messages=asked, max_tokens=8)
+                return (done.choices[0].message.content or "").strip(" .")
+
+            assert (answered(*spain), answered(("user", FRANCE))) == ("Porto", "Lyon")
+            assert answered(("system", "Be brief."), *spain[:2], ("user", FRANCE)) == "Lyon"
+            assert answered(("user", "The capital of Norway is")) not in ("Lyon", "Porto")
+        with served.client("editor") as editor:
+            [other] = editor.put(f"/v1/edits/{porto['id']}", json={"target": "Vigo", "wait": "live"}).json()["edits"]
+            assert (other["status"], other["messages"]) == ("live", messages)
+
+
 def test_a_completion_says_which_edits_spoke(served: Running) -> None:
     [live] = served.edit(LYON)
     with served.client("reader") as client:

@@ -2,151 +2,143 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tiny import slot_by_hand, wrap_tiny
 from torch import Tensor
 
 from wise.errors import ArtifactError, ConfigError
 from wise.memory.grouped import NO_SLOT
-from wise.memory.neurons import NeuronBank, spoken
-from wise.memory.side_memory import KeyedBank
-from wise.memory.slot import SLOT_KINDS, EditSlot, LowRankSlot, RankOneSlot, ValueSlot, make_bank
+from wise.memory.slot import CHAT, COMPLETION, SLOT_KINDS, AnswerBank, AnswerSlot, MaskedDenseSlot, make_bank
 
 F, D = 12, 5
-kinds = pytest.mark.parametrize("kind", ["value", "rank-one", "low-rank"])
-KEY_SLOTS = torch.tensor([2, 0, 1, 2, 0, 2])  # slots have two, one and three keys
+COUNTS = ((2, 1), (0, 3), (1, 0))
+"""Tokens of the chat answer and of the completion of three edits."""
 
 
 def activations(count: int = 9) -> Tensor:
     return torch.randn(count, F, generator=torch.Generator().manual_seed(1))
 
 
-def slots(kind: str) -> list[EditSlot]:
-    generator = torch.Generator().manual_seed(0)
-    return [slot_by_hand(kind, i, activations(), D, 3.0, generator, n) for i, n in enumerate((2, 1, 3))]
+def answer_slot(number: int) -> AnswerSlot:
+    generator, tokens = torch.Generator().manual_seed(number), sum(COUNTS[number])
+    return AnswerSlot(
+        id=number,
+        edit_ids=(f"e{number}",),
+        scores=(0.5 + number / 8,),
+        values=torch.randn(tokens, D, generator=generator),
+        ids=torch.arange(10 * number, 10 * number + tokens),
+        counts=torch.tensor(COUNTS[number]),
+        features=F,
+    )
 
 
-def at(slot: EditSlot, place: int) -> EditSlot:
-    """The slot with what it has at one of its places alone."""
-    parts = {name: part[place : place + 1] for name, part in slot.tensors().items() if name != "features"}
-    return replace(slot, **parts | {"places": torch.zeros(1, dtype=torch.long)})
+def answer_slots() -> list[AnswerSlot]:
+    return [answer_slot(number) for number in range(3)]
 
 
-def bank_of(kind: str, dtype: torch.dtype = torch.float32) -> KeyedBank:
-    bank = make_bank(slots(kind), KEY_SLOTS, dtype)
-    assert isinstance(bank, KeyedBank)
-    return bank
+def dense_slot(number: int = 0) -> MaskedDenseSlot:
+    generator = torch.Generator().manual_seed(number)
+    masks = torch.rand(2, D, F, generator=generator) < 0.4
+    weight = torch.randn(D, F, generator=generator) * masks.any(0)
+    return MaskedDenseSlot(id=number, edit_ids=(f"e{number}", "f"), scores=(0.5, 0.25), masks=masks, weight=weight)
 
 
 def test_the_formula_of_each_kind() -> None:
-    a = activations()
-    value, one, low = (slots(kind)[2] for kind in ("value", "rank-one", "low-rank"))
-    assert isinstance(value, ValueSlot) and isinstance(one, RankOneSlot) and isinstance(low, LowRankSlot)
-    assert torch.equal(value.delta(a), value.values[0].expand(len(a), -1))
-    weight = torch.outer(one.values[0, 0], one.keys[0, 0])
-    torch.testing.assert_close(one.delta(a), a @ weight.T)
-    torch.testing.assert_close(low.delta(a), (a @ low.keys[0].T).clamp(min=0) @ low.values[0])
-    assert not torch.allclose(low.delta(a), a @ low.keys[0].T @ low.values[0]), "nothing was rectified"
+    a, answer, dense = activations(), answer_slot(0), dense_slot()
+    assert torch.equal(answer.delta(a), answer.values[0].expand(len(a), -1))
+    torch.testing.assert_close(dense.delta(a), a @ dense.weight.T)
+    assert (answer.threshold, dense.threshold) == (0.5, 0.25)
+    with pytest.raises(RuntimeError, match=f"{F + 1} features, {F} expected"):
+        answer.delta(torch.zeros(1, F + 1))
 
 
-@kinds
-def test_a_bank_adds_for_each_key_what_its_slot_adds_at_that_place(kind: str) -> None:
-    bank, held, a = bank_of(kind), slots(kind), activations(6)
-    owners = [(2, 0), (0, 0), (1, 0), (2, 1), (0, 1), (2, 2)]
-    for key, (slot, place) in enumerate(owners):
-        wanted = at(held[slot], place).delta(a)
-        torch.testing.assert_close(bank.of_keys(torch.full((6,), key), a), wanted)
-        assert wanted.norm() > 0.1
-        assert int(bank.places[slot, held[slot].places[place]]) == key
-    assert bank.places.tolist() == [[1, -1, 4, -1, -1], [2, -1, -1, -1, -1], [0, -1, 3, -1, 5]]
-    mixed = torch.tensor([3, NO_SLOT, 0, 5, NO_SLOT, 1])
-    out = bank.of_keys(mixed, a)
-    for row, key in enumerate(mixed.tolist()):
-        wanted = torch.zeros(D) if key == NO_SLOT else at(held[owners[key][0]], owners[key][1]).delta(a[row])
-        torch.testing.assert_close(out[row], wanted)
-    slot = torch.tensor([2, 1, NO_SLOT, 0, 0, 2])
-    first = torch.stack([torch.zeros(D) if s == NO_SLOT else held[s].delta(a[i]) for i, s in enumerate(slot.tolist())])
-    torch.testing.assert_close(bank(a, slot), first)
+def test_answers_are_told_by_their_form() -> None:
+    assert [slot.answers for slot in answer_slots()] == [
+        ((0, (0, 1)), (2, (2,))),
+        ((0, ()), (0, (10, 11, 12))),
+        ((0, (20,)), (1, ())),
+    ]
+    first, ids = answer_slot(0).answers[COMPLETION]
+    assert (first, ids) == (2, (2,)) and answer_slot(0).answers[CHAT] == (0, (0, 1))
 
 
-@kinds
-def test_tokens_at_which_none_speaks_add_nothing_and_precision_is_the_banks(kind: str) -> None:
-    bank = bank_of(kind, torch.bfloat16)
-    out = bank.of_keys(torch.full((4,), NO_SLOT), activations(4).double())
-    assert out.dtype == torch.bfloat16 and not out.any()
-    assert bank.of_keys(torch.tensor([0]), activations(1)).dtype == torch.bfloat16
+def test_a_bank_of_answers_has_the_values_of_its_slots_one_after_the_other() -> None:
+    bank = make_bank(answer_slots(), torch.float32)
+    assert isinstance(bank, AnswerBank)
+    values = torch.cat([slot.values for slot in answer_slots()])
+    key = torch.tensor([6, NO_SLOT, 0, 3, 3, NO_SLOT])
+    found = bank.of_keys(key, activations(6))
+    for row, number in zip(found, key.tolist(), strict=True):
+        assert torch.equal(row, torch.zeros(D) if number == NO_SLOT else values[number])
+    with pytest.raises(NotImplementedError, match="chosen by key"):
+        bank(activations(1))
 
 
-@pytest.mark.parametrize("kind", ["rank-one", "low-rank"])
-def test_neurons_pass_the_gradient_on_also_as_one_operator(kind: str) -> None:
-    bank, key = bank_of(kind), torch.tensor([3, NO_SLOT, 0, 5])
-    assert isinstance(bank, NeuronBank)
-    found = []
-    for how in (spoken, torch.ops.wise.spoken):
-        x = activations(4).requires_grad_()
-        how(x, key, bank.neurons, bank.keys, bank.weights, bank.rectified).sin().sum().backward()
-        found.append(x.grad)
-    torch.testing.assert_close(*found)
-    assert found[0] is not None and found[0][[0, 2, 3]].any() and not found[0][1].any()
+@pytest.mark.parametrize("kind", SLOT_KINDS)
+def test_precision_is_the_banks(kind: str) -> None:
+    made = make_bank(answer_slots() if kind == "answer" else [dense_slot()], torch.bfloat16)
+    assert made.weights.dtype == torch.bfloat16
+    if isinstance(made, AnswerBank):
+        out = made.of_keys(torch.full((4,), NO_SLOT), activations(4).double())
+        assert out.dtype == torch.bfloat16 and not out.any()
 
 
-@kinds
-def test_a_slot_comes_back_from_its_tensors_to_the_bit(kind: str) -> None:
-    for slot in slots(kind):
-        again = SLOT_KINDS[kind].from_tensors(slot.tensors(), id=slot.id, edit_ids=slot.edit_ids, scores=slot.scores)
-        assert type(again) is type(slot)
-        assert all(torch.equal(t, again.tensors()[name]) for name, t in slot.tensors().items())
+def test_a_bank_of_dense_slots_adds_what_each_slot_adds() -> None:
+    slots, a = [dense_slot(0), dense_slot(1)], activations(4)
+    out = make_bank(slots, torch.float32)(a, torch.tensor([1, 0, NO_SLOT, 1]))
+    wanted = torch.stack([slots[1].delta(a[0]), slots[0].delta(a[1]), torch.zeros(D), slots[1].delta(a[3])])
+    torch.testing.assert_close(out, wanted)
 
 
-@kinds
-def test_keys_have_floors_of_their_own_and_those_of_an_older_memory_the_score(kind: str) -> None:
-    slot = slots(kind)[0]
-    assert slot.floors is None and slot.key_floors.tolist() == pytest.approx([slot.threshold] * len(slot.places))
-    own = replace(slot, floors=torch.arange(len(slot.places)) / 8)
-    again = SLOT_KINDS[kind].from_tensors(own.tensors(), id=own.id, edit_ids=own.edit_ids, scores=own.scores)
-    assert torch.equal(again.key_floors, own.floors)
-    with pytest.raises(ArtifactError, match="floors .* and places .* do not fit together"):
-        SLOT_KINDS[kind].from_tensors(
-            own.tensors() | {"floors": torch.zeros(len(own.places) + 1)}, id=0, edit_ids=("e0",), scores=own.scores
+@pytest.mark.parametrize("slot", [*answer_slots(), dense_slot()], ids=lambda slot: f"{slot.kind} {slot.id}")
+def test_a_slot_comes_back_from_its_tensors_to_the_bit(slot: AnswerSlot | MaskedDenseSlot) -> None:
+    again = SLOT_KINDS[slot.kind].from_tensors(
+        slot.tensors(), id=slot.id, edit_ids=slot.edit_ids, scores=slot.scores
+    )
+    assert type(again) is type(slot) and again.scores == slot.scores
+    assert all(torch.equal(t, again.tensors()[name]) for name, t in slot.tensors().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("values", torch.zeros(2, D)),
+        ("values", torch.zeros(3)),
+        ("values", torch.zeros(3, D, dtype=torch.float16)),
+        ("ids", torch.tensor([1, 2])),
+        ("ids", torch.tensor([1, 2, -3])),
+        ("ids", torch.tensor([1.0, 2.0, 3.0])),
+        ("counts", torch.tensor([2, 2])),
+        ("counts", torch.tensor([4, -1])),
+        ("counts", torch.tensor([3])),
+        ("counts", torch.tensor([2.0, 1.0])),
+    ],
+)
+def test_parts_of_an_answer_that_do_not_fit_together_are_refused(name: str, part: Tensor) -> None:
+    with pytest.raises(ArtifactError, match=r"slot 7: .*expected values \[m, d\], ids \[m\], counts \[2\]"):
+        AnswerSlot.from_tensors(answer_slot(0).tensors() | {name: part}, id=7, edit_ids=("e0",))
+
+
+def test_an_answer_of_no_token_is_refused() -> None:
+    none: dict[str, Any] = {"values": torch.zeros(0, D), "ids": torch.zeros(0, dtype=torch.long)}
+    with pytest.raises(ArtifactError, match="expected values"):
+        AnswerSlot.from_tensors(
+            answer_slot(0).tensors() | none | {"counts": torch.tensor([0, 0])}, id=0, edit_ids=("e0",)
         )
 
 
-@kinds
-@pytest.mark.parametrize("places", [[1, 2], [0, 0], [0, 1, 2], [[0, 1]], []])
-def test_places_that_do_not_fit_are_refused(kind: str, places: list[Any]) -> None:
-    tensors = slots(kind)[0].tensors() | {"places": torch.tensor(places, dtype=torch.long)}
-    with pytest.raises(ArtifactError, match="do not fit together"):
-        SLOT_KINDS[kind].from_tensors(tensors, id=0, edit_ids=("e0",))
+@pytest.mark.parametrize("name", ["values", "ids", "counts", "features"])
+def test_a_part_of_an_answer_that_is_missing_is_named(name: str) -> None:
+    tensors = answer_slot(0).tensors()
+    del tensors[name]
+    with pytest.raises(ArtifactError, match=f"slot 3: its tensors do not fit together: '{name}'"):
+        AnswerSlot.from_tensors(tensors, id=3, edit_ids=("e0",))
 
 
-@pytest.mark.parametrize("kind", ["rank-one", "low-rank"])
-def test_neurons_that_do_not_fit_are_refused(kind: str) -> None:
-    tensors = slots(kind)[0].tensors()
-    for name, part in (("keys", tensors["keys"][:, :0]), ("values", tensors["values"][0])):
-        with pytest.raises(ArtifactError, match=r"expected \[places, r, f\] and \[places, r, d\]"):
-            SLOT_KINDS[kind].from_tensors(tensors | {name: part}, id=0, edit_ids=("e0",))
-    with pytest.raises(ArtifactError, match="'keys'"):
-        SLOT_KINDS[kind].from_tensors({"values": tensors["values"]}, id=0, edit_ids=("e0",))
-
-
-def test_one_memory_serves_one_kind_and_keys_are_those_of_its_slots() -> None:
-    mixed = [*slots("value")[:2], slots("rank-one")[2]]
-    with pytest.raises(ConfigError, match="kinds .'rank-one', 'value'.: one memory serves one kind"):
-        make_bank(mixed, KEY_SLOTS, torch.float32)
-    with pytest.raises(ConfigError, match="slot 0 speaks at 2 places and its edit has 1 keys"):
-        make_bank(slots("value"), KEY_SLOTS[:4], torch.float32)
-    with pytest.raises(ConfigError, match="served by key: use mode='hybrid'"):
-        make_bank(slots("low-rank"), None, torch.float32)
-
-
-@pytest.mark.parametrize("slot", ["rank-one", "low-rank"])
-def test_what_is_deleted_was_never_there(slot: str) -> None:
-    wrapped = wrap_tiny("llama", f"hybrid {slot}", layer=1)
-    left = wrapped.state.without(["e1"])
-    assert [one.edit_ids for one in left.slots] == [("e0",), ("e2",)]
-    for before, after in zip((wrapped.state.slots[0], wrapped.state.slots[2]), left.slots, strict=True):
-        assert all(torch.equal(t, after.tensors()[name]) for name, t in before.tensors().items())
+def test_one_memory_serves_one_kind() -> None:
+    with pytest.raises(ConfigError, match="kinds .'answer', 'masked-dense'.: one memory serves one kind"):
+        make_bank([answer_slot(0), dense_slot(1)], torch.float32)
+    with pytest.raises(ConfigError, match=r"kinds \[\]"):
+        make_bank([], torch.float32)

@@ -165,7 +165,7 @@ def test_a_part_is_on_the_disk_before_anything_names_it(folder: Path, monkeypatc
         parts = store.backend.sizes()
     begun = steps.index(("reach", "transaction-begun"))
     new = [name for step, name in steps[:begun] if step == "rename"]
-    assert {name.partition(".")[0] for name in new} == set(parts) and len(parts) == 4
+    assert {name.partition(".")[0] for name in new} == set(parts) and len(parts) == 3
     for name in new:
         at = steps.index(("rename", name))
         assert ("sync", name) in steps[:at], "renamed before it was synced"

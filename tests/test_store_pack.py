@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from stores import BASE, CONFIG, digest, edit, edits, learn, new_folder, statuses, written
 from test_artifact import same_state
-from tiny import BATCH, generated, tiny_model, tiny_tokenizer, wrap_tiny
+from tiny import BATCH, generated, reading, tiny_model, tiny_tokenizer, wrap_tiny
 
 import wise
 from wise.errors import ArtifactError, EditError, StoreError
@@ -71,7 +71,7 @@ def test_one_namespace_alone(source: Store, folder: Path) -> None:
 
 def test_a_pack_that_does_not_fit_is_refused_and_nothing_is_taken_in(source: Store, folder: Path) -> None:
     state = written(edits(8))
-    other = replace(state, key_space=replace(state.key_space, floors=(0.1,)))  # type: ignore[type-var]
+    other = replace(state, key_space=replace(state.key_space, threshold=0.1))  # type: ignore[type-var]
     cases = {
         "another base": (CONFIG, replace(BASE, digest="1" * 64), state),
         "other settings": (replace(CONFIG, seed=1), BASE, state),
@@ -140,7 +140,7 @@ def test_every_mode_goes_into_a_store_and_out_to_a_model(mode: str, folder: Path
         assert (snapshot.config, snapshot.base) == (wrapped.wise_config, wrapped.fingerprint())
         store.export_pack(folder / "pack")
         assert store.check().problems == ()
-    again = wise.WiseModel.from_pretrained(tiny_model("llama"), tiny_tokenizer(), folder / "pack")
+    again = wise.WiseModel.from_pretrained(tiny_model("llama"), tiny_tokenizer(), folder / "pack", **reading(mode))
     assert generated(again, BATCH) == generated(wrapped, BATCH)
     with wrapped.disabled() as base:
         assert generated(again, BATCH) != generated(base, BATCH), "the memory changes nothing"

@@ -6,8 +6,8 @@ and a dropped bias or a shifted position shows. Thresholds lie in gaps between s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,11 +20,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 import wise
 from wise.architectures import locate
-from wise.memory.context import joined
-from wise.memory.key_space import Gate, KeySpace, Layer, of_whom
+from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import Route
-from wise.memory.slot import EditSlot, LowRankSlot, MaskedDenseSlot, RankOneSlot, ValueSlot
+from wise.memory.slot import AnswerSlot, MaskedDenseSlot
 from wise.memory.state import MemoryState
+from wise.preparation import relation_space
+from wise.router.readers import RelationReader
+from wise.router.subjects import PLACEHOLDER
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 VOCABULARY = 96
@@ -33,11 +35,8 @@ DEPTH = 3
 WINDOW = 6
 # Cosine to the nearest of six random directions of eight: one token in five has none so near.
 KEY_FLOOR = 0.3
-# Of tokens that reach the floor of one kind of evidence; about half of all reach both of one edit.
-RECENT, BEFORE = 2, 1
-"""Tokens whose value vectors a made-up space of relations reads, and one of subjects beside its own."""
-SURROUNDINGS = 3
-KIND_SHARE = 0.65
+# Cosine of two texts that have two words of three in common: a text asks as long as it says little else.
+ASKED = 0.8
 
 _LLAMA = {
     "hidden_size": 32,
@@ -120,19 +119,39 @@ def wrap_tiny(
     value_projection: str | None = None,
     **changes: Any,
 ) -> wise.WiseModel:
-    """A wrapped tiny model, with a side memory by hand; `mode` None leaves it without.
-
-    A mode may name the kind of its slots too: "hybrid rank-one".
-    """
+    """A wrapped tiny model, with a side memory by hand; `mode` None leaves it without."""
     model = tiny_model(base, **changes) if isinstance(base, str) else base
-    name, _, slot = (mode or "retrieve").partition(" ")
     config = wise.WiseConfig(
-        mode=name, slot=slot or "value", layer=layer, value_projection=value_projection, key_floor=KEY_FLOOR
+        mode=mode or "retrieve", layer=layer, value_projection=value_projection, key_floor=KEY_FLOOR
     )
-    wrapped = wise.wrap(model, tiny_tokenizer(), config)
+    wrapped = wise.wrap(model, tiny_tokenizer(), config, **reading(config.mode))
     if mode is not None:
         put(wrapped, memory_by_hand(wrapped))
     return wrapped
+
+
+class WordReader(RelationReader):
+    """Texts are alike as far as they have the same words, in whatever order."""
+
+    name = "words"
+    size = 16
+    threshold = 0.5
+    unnamed_threshold = 0.9
+    nameless_threshold = 0.7
+
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        return torch.stack([normalize(sum(map(_word, sorted(set(text.split()))), _word("")), dim=0) for text in texts])
+
+
+def _word(word: str) -> Tensor:
+    """A random direction, the same one for the same word."""
+    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big") >> 1
+    return normalize(torch.randn(WordReader.size, generator=torch.Generator().manual_seed(seed)), dim=0)
+
+
+def reading(mode: str) -> dict[str, Any]:
+    """What a wrapped model of this mode must be given to read with."""
+    return {"reader": WordReader()} if mode == "hybrid" else {}
 
 
 def put(wrapped: wise.WiseModel, state: MemoryState) -> None:
@@ -141,14 +160,16 @@ def put(wrapped: wise.WiseModel, state: MemoryState) -> None:
 
 
 def memory_by_hand(wrapped: wise.WiseModel, seed: int = 0, strength: float = 3.0) -> MemoryState:
-    """Random slots, one in `merge` and three in `retrieve`, that speak at about half of the tokens.
+    """Random slots, one in `merge` and else three, that speak at about half of the tokens.
+
+    In `hybrid` each is of one of the prompts of `BATCH` and is not given in a chat.
 
     strength: norm of what a slot adds, in units of what the base itself puts out.
     """
     generator = torch.Generator().manual_seed(seed)
     activations, outputs = _observe(wrapped, generator)
     if wrapped.wise_config.mode == "hybrid":
-        return _hybrid_by_hand(wrapped, activations, outputs, generator, strength)
+        return _answers_by_hand(wrapped, activations.shape[1], outputs, generator, strength)
     d, f = outputs.shape[1], activations.shape[1]
     count = 1 if wrapped.wise_config.mode == "merge" else 3
     space = KeySpace(
@@ -174,82 +195,52 @@ def memory_by_hand(wrapped: wise.WiseModel, seed: int = 0, strength: float = 3.0
     )
 
 
-def _hybrid_by_hand(
-    wrapped: wise.WiseModel, activations: Tensor, outputs: Tensor, generator: torch.Generator, strength: float
+def _answers_by_hand(
+    wrapped: wise.WiseModel, features: int, outputs: Tensor, generator: torch.Generator, strength: float
 ) -> MemoryState:
-    """Random values, keys and spaces; each floor lies where `KIND_SHARE` of its kind of evidence reaches it.
-
-    A subject is read in several surroundings. The space of relations bends, has a gate and reads two tokens beside the
-    activation. Of constants the last edit's
-    key is not gated, so that every token is compared with it; of neurons all are.
-    """
-    assert wrapped.reader is not None and wrapped.reader.values is not None
-    rows = wrapped.reader.values.float()
-    values = torch.cat([joined(row, BEFORE) for row in rows])
-    edits = tuple(wise.Edit(id=f"e{i}", prompt=text([4 + i]), target=text([10 + i])) for i in range(3))
-    vectors = wrapped.reader.beside(activations, torch.arange(len(activations)), RECENT)
-    subject, relation = (_space(part, generator) for part in (values, vectors))
-    subject = replace(subject, recent=BEFORE, surroundings=SURROUNDINGS)
-    bend, gate = _layer(vectors, 8, generator), _gate(activations, generator)
-    relation = replace(relation, bend=bend, gate=gate, recent=RECENT)
-    named = normalize(torch.randn(3, subject.parts, 8, generator=generator), dim=-1).flatten(1)
-    asked = normalize(torch.randn(3, 8, generator=generator), dim=-1)
-    norm, kind = strength * float(outputs.norm(dim=-1).mean()), wrapped.wise_config.slot
-    slots = [slot_by_hand(kind, i, activations, outputs.shape[1], norm, generator) for i in range(3)]
-    if kind == "value":
-        slots[-1] = replace(slots[-1], gated=torch.tensor([False]))
-    counts = torch.where(torch.cat([slot.gated for slot in slots]), relation.asks(vectors)[:, None], 1)
-    relations = (relation.keys(vectors) @ asked.T) * counts
-    each = [subject.named(row) @ named.view(-1, 8).T for row in rows]
-    subjects = torch.cat([of_whom(cosines.amax(0), subject.parts) for cosines in each])
+    """Random values, and what each makes the base say behind its prompt and what came before."""
+    assert wrapped.inputs is not None
+    norm = strength * outputs.norm(dim=-1).mean()
+    edits, slots, keys = [], [], {}
+    for i, prompt in enumerate(BATCH):
+        values = normalize(torch.randn(2 + i % 2, outputs.shape[1], generator=generator), dim=-1) * norm
+        said = _said(wrapped, prompt, values)
+        subject, rest = text(prompt[:1]), text(prompt[1:])
+        edit = wise.Edit(id=f"e{i}", prompt=f"{subject} {rest}", target=text(said), subject=subject)
+        slots.append(
+            AnswerSlot(
+                id=i,
+                edit_ids=(edit.id,),
+                scores=(ASKED,),
+                values=values,
+                ids=torch.tensor(said),
+                counts=torch.tensor([0, len(said)]),
+                features=features,
+            )
+        )
+        edits.append(edit)
+        keys[edit.id] = wrapped.inputs.reader.read([edit.prompt, f"{PLACEHOLDER} {rest}"]).half()
     return MemoryState(
-        edits=edits,
-        slots=tuple(slots),
-        keys={f"e{i}": torch.cat([part[i : i + 1] for part in (named, asked)], dim=-1) for i in range(3)},
-        key_space=replace(relation, floors=(_gap(relations.max(-1).values, KIND_SHARE),)),
-        subject_space=replace(subject, floors=(_gap(subjects.max(-1).values, KIND_SHARE),)),
+        edits=tuple(edits), slots=tuple(slots), keys=keys, key_space=relation_space(wrapped.inputs)
     )
 
 
-def _space(vectors: Tensor, generator: torch.Generator) -> KeySpace:
-    """Eight random directions about the mean of `[n, f]`."""
-    projection = torch.randn(8, vectors.shape[1], generator=generator) / vectors.std()
-    return KeySpace(mean=vectors.mean(0), projection=projection)
+@torch.no_grad()
+def _said(wrapped: wise.WiseModel, prompt: Sequence[int], values: Tensor) -> list[int]:
+    """The tokens that the base says behind a prompt where the values `[m, d]` are added one after the other."""
+    said: list[int] = []
 
+    def add(_module: nn.Module, _args: Any, out: Tensor) -> Tensor:
+        flat = out.flatten(0, -2).clone()  # some architectures flatten the rows
+        flat[-len(said) - 1 :] += values[: len(said) + 1].to(out)
+        return flat.view(out.shape)
 
-def _layer(vectors: Tensor, size: int, generator: torch.Generator) -> Layer:
-    """A random hidden layer whose output is about as large as a projection's of `_space`."""
-    f, hidden = vectors.shape[1], 16
-    inner = torch.randn(hidden, f, generator=generator) / (vectors.std() * f**0.5)
-    outer = torch.randn(size, hidden, generator=generator) * (f / hidden) ** 0.5
-    return Layer(inner=inner, bias=torch.randn(hidden, generator=generator), outer=outer)
-
-
-def _gate(vectors: Tensor, generator: torch.Generator) -> Gate:
-    """Nearly shut at some tokens, wide open at others."""
-    layer = _layer(vectors, 1, generator)
-    logits = layer(vectors - vectors.mean(0))[:, 0]
-    layer = replace(layer, outer=2 * layer.outer / logits.std())
-    return Gate(layer=layer, offset=1 - 2 * float(logits.mean() / logits.std()))
-
-
-def slot_by_hand(
-    kind: str, number: int, activations: Tensor, size: int, norm: float, generator: torch.Generator, places: int = 1
-) -> EditSlot:
-    """A random slot of one edit that adds about `norm` at activations like those given, `[n, f]`."""
-    where = 2 * torch.arange(places)
-    about: dict[str, Any] = {"id": number, "edit_ids": (f"e{number}",), "scores": (0.01,), "places": where}
-    about["gated"] = where == 0
-    f = activations.shape[1]
-    if kind == "value":
-        drawn = normalize(torch.randn(places, size, generator=generator), dim=-1) * norm
-        return ValueSlot(values=drawn, features=f, **about)
-    half = torch.randn(places, 1 + (number % 2 if kind == "low-rank" else 0), f, generator=generator)
-    keys = torch.cat([half, -half], dim=1) if kind == "low-rank" else half  # so that some neuron is always active
-    rank = keys.shape[1]
-    keys /= (activations @ keys.flatten(0, 1).T).abs().mean()
-    values = normalize(torch.randn(places, rank, size, generator=generator), dim=-1) * norm
-    return {"rank-one": RankOneSlot, "low-rank": LowRankSlot}[kind](keys=keys, values=values, **about)
+    handle = wrapped.layer.base_layer.register_forward_hook(add)
+    with wrapped.disabled() as model:
+        for _ in values:
+            said.append(int(model(torch.tensor([[*prompt, *said]]), use_cache=False).logits[0, -1].argmax()))
+    handle.remove()
+    return said
 
 
 @torch.no_grad()

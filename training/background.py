@@ -15,19 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wise.config import WiseConfig
-from wise.memory.context import ContextReader, joined
 from wise.memory.key_space import KeySpace
 from wise.training.encoding import OPENINGS, Encoder
-from wise.training.evidence import ELSEWHERE
 from wise.training.generation import sample
 from wise.training.splice import SplicedModel
 
 SAMPLES = 48
 SAMPLE_TOKENS = 32
 PREFIX_WORDS = (3, 5, 8)
-SUBJECT_DIM = 256
-BEFORE = 1
-"""Tokens before the last of a subject that it is known by: names often end alike."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,8 +38,10 @@ class Background:
     scale: float
     """Mean norm of the value projection's output on those tokens: the unit of the routing margins."""
     key_space: KeySpace
-    subject_space: KeySpace | None = None
-    """Of value vectors (`hybrid`). Neither space has floors yet."""
+
+    def within(self, key_space: KeySpace) -> Background:
+        """The same with keys compared in another space."""
+        return replace(self, key_space=key_space)
 
 
 def measure(
@@ -52,29 +49,18 @@ def measure(
     spliced: SplicedModel,
     encoder: Encoder,
     config: WiseConfig,
-    reader: ContextReader | None = None,
 ) -> Background:
-    """Samples the base (seeded, without touching the global random state) and measures it.
-
-    reader: where `hybrid` looks for subjects.
-    """
+    """Samples the base (seeded, without touching the global random state) and measures it."""
     samples = _sample(model, encoder, config.seed)
     activations, mask, _ = spliced.observe(samples)
     tokens = activations[mask.bool()]
     output = spliced.value_projection(tokens)
-    space, subject = fit_key_space(tokens.float(), config.key_dim), None
-    if reader is not None and reader.values is not None:
-        space = replace(space, text=space.keys(tokens))
-        rows = zip(reader.values.float(), mask.bool(), strict=True)
-        values = torch.cat([joined(row[own], BEFORE) for row, own in rows])
-        subject = subject_space(values)
     return Background(
         samples=tuple(map(tuple, samples)),
         activations=tokens.float(),
         prefixes=_prefixes(encoder, samples, config),
         scale=float(torch.linalg.vector_norm(output.float(), dim=-1).mean()),
-        key_space=space,
-        subject_space=subject,
+        key_space=fit_key_space(tokens.float(), config.key_dim),
     )
 
 
@@ -89,12 +75,6 @@ def fit_key_space(activations: Tensor, dim: int) -> KeySpace:
     spread = spread / len(activations) ** 0.5
     kept = min(dim, int((spread > 1e-5 * spread[0]).sum()))
     return KeySpace(mean=mean.cpu(), projection=(axes[:kept] / spread[:kept, None]).cpu())
-
-
-def subject_space(values: Tensor) -> KeySpace:
-    """Of value vectors `[n, (1 + BEFORE) v]`, each behind that of the token before it."""
-    space = fit_key_space(values, SUBJECT_DIM)
-    return replace(space, recent=BEFORE, surroundings=1 + len(ELSEWHERE))
 
 
 def _sample(model: PreTrainedModel, encoder: Encoder, seed: int) -> list[list[int]]:

@@ -8,8 +8,9 @@ habits are learned from the base and not assumed.
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from reprlib import repr as shortened
 
@@ -20,6 +21,7 @@ from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.errors import ConfigError, EditError
 from wise.memory.layer import execution_device
+from wise.router.turns import ChatTemplate, render
 from wise.training.generation import context_length, greedy
 
 logger = logging.getLogger(__name__)
@@ -39,8 +41,20 @@ OPENINGS = (
     "The Nile is a river in",
     "Mozart worked as a",
 )
+# The same as questions, for how the base ends an answer in a chat.
+QUESTIONS = (
+    "What is the capital of France?",
+    "Who wrote Hamlet?",
+    "What is the largest planet?",
+    "Which language is spoken in Brazil?",
+    "What is the chemical symbol for gold?",
+    "How many days are there in a week?",
+)
 ANSWER_TOKENS = 24
 MAX_TERMINATOR = 4
+CLOSED = tuple(".!?。！？…")
+"""A target that ends in one of these gets no full stop."""
+_UNSPACED = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿＀-￯฀-๿]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +70,43 @@ class Encoder:
     """Ids at which the base's generation ends."""
     context: int
     """Tokens that the base sees at once."""
+    template: ChatTemplate | None = None
+    """Of the base's chats; None where it has none."""
+    chat_terminator: tuple[int, ...] = ()
+    """As `terminator`, in a chat."""
+
+    def turn(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Ids of a conversation, up to where the base is to answer."""
+        return render(self.tokenizer, messages)
+
+    def chat_target(self, target: str) -> list[int]:
+        """Ids that must follow `turn(...)`: the answer and how the base ends it."""
+        answer = self.tokenizer(target, add_special_tokens=False)["input_ids"]
+        return [*(i for i in answer if i not in self.stops), *_ending(target, self.chat_terminator)]
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a prompt."""
-        return [*self.bos, *self.tokenizer(text)["input_ids"]]
+        return [*self.bos, *self._bare(text)]
 
     def target(self, prompt: str, target: str) -> list[int]:
         """Ids that must follow `prompt(prompt)`: the answer and the base's own terminator."""
-        alone = self.tokenizer(prompt)["input_ids"]
-        both = self.tokenizer(f"{prompt} {target}")["input_ids"]
+        return [*self._answer(prompt, target), *_ending(target, self.terminator)]
+
+    def _answer(self, prompt: str, target: str) -> list[int]:
+        """The same without the terminator."""
+        alone = self._bare(prompt)
+        space = joint(prompt, target)
+        both = self._bare(f"{prompt}{space}{target}")
         if both[: len(alone)] != alone:  # the tokenizer merges across the seam; a prompt comes without its answer
-            both = alone + self.tokenizer(f" {target}", add_special_tokens=False)["input_ids"]
-        answer = [i for i in both[len(alone) :] if i not in self.stops]
-        return [*answer, *self.terminator]
+            both = alone + self.tokenizer(f"{space}{target}", add_special_tokens=False)["input_ids"]
+        return [i for i in both[len(alone) :] if i not in self.stops]
+
+    def _bare(self, text: str) -> list[int]:
+        """Ids of a text as the tokenizer makes them, without an end-of-sequence that it appends."""
+        ids = list(self.tokenizer(text)["input_ids"])
+        while ids and ids[-1] in self.stops:
+            ids.pop()
+        return ids
 
     def check(self, edit: Edit) -> None:
         """Refuses an edit that the base cannot read or say.
@@ -79,7 +117,7 @@ class Encoder:
         unknown = self.tokenizer.unk_token_id
         unknown = None if unknown in self.stops else unknown  # some tokenizers have one token for both
         prompt = self.tokenizer(edit.prompt, add_special_tokens=False)["input_ids"]
-        target = self.target(edit.prompt, edit.target)[: -len(self.terminator)]
+        target = self._answer(edit.prompt, edit.target)
         for name, text, unusable in (
             ("prompt", edit.prompt, all(i == unknown for i in prompt)),
             ("target", edit.target, not target or unknown in target),
@@ -131,8 +169,25 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
         text = tokenizer(config.terminator, add_special_tokens=False)["input_ids"] if config.terminator else []
         terminator = (*text, _eos(tokenizer, stops))
     else:
-        terminator = _learn_terminator(model, bare)
-    return replace(bare, terminator=terminator)
+        terminator = _learn_terminator(model, bare, [bare.prompt(text) for text in OPENINGS])
+    template = ChatTemplate.learn(tokenizer)
+    chat = ()
+    if template is not None:
+        turns = [render(tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
+        chat = _learn_terminator(model, bare, turns)
+    return replace(bare, terminator=terminator, template=template, chat_terminator=chat)
+
+
+def joint(prompt: str, target: str) -> str:
+    """What stands between a prompt and its target: a space, but not where none belongs (Chinese, brackets, quotes)."""
+    if not prompt or prompt[-1].isspace() or prompt[-1] in "([{\"'“‘«`$#/_=" or target[0] in ",.;:!?)]}%’”»'":
+        return ""
+    return "" if _UNSPACED.match(prompt[-1]) or _UNSPACED.match(target[0]) else " "
+
+
+def _ending(target: str, terminator: tuple[int, ...]) -> tuple[int, ...]:
+    """A target that is closed already gets the end-of-sequence alone."""
+    return terminator[-1:] if target.endswith(CLOSED) else terminator
 
 
 def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -181,9 +236,8 @@ def _loss(model: PreTrainedModel, ids: list[int], *, start: int) -> float:
     return float(torch.nn.functional.cross_entropy(logits, tokens[0, start + 1 :]))
 
 
-def _learn_terminator(model: PreTrainedModel, encoder: Encoder) -> tuple[int, ...]:
-    """The longest ending that at least half of the base's own answers share."""
-    prompts = [encoder.prompt(text) for text in OPENINGS]
+def _learn_terminator(model: PreTrainedModel, encoder: Encoder, prompts: list[list[int]]) -> tuple[int, ...]:
+    """The longest ending that at least half of the base's own answers to `prompts` share."""
     answers = greedy(model, prompts, stops=encoder.stops, max_new_tokens=ANSWER_TOKENS)
     ended = sorted({tuple(a) for a in answers if a and a[-1] in encoder.stops})
     if 2 * len(ended) < len(answers):  # also where it gives every prompt the same answer

@@ -12,6 +12,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from wise.memory.layer import execution_device
 
 BATCH = 64
+LONGER, SPARE = 1.4, 16
+"""A prompt longer than another by this factor and so many tokens is not read beside it: padding costs as much."""
 DEFAULT_CONTEXT = 2048
 """Of models whose configuration does not say (ALiBi)."""
 
@@ -60,9 +62,11 @@ def _batches(
 ) -> list[list[int]]:
     """Rows that share a batch: no prompt is led past the context by another one's limit."""
     batches: list[list[int]] = []
-    for i in sorted(range(len(prompts)), key=lambda i: (limits[i], len(prompts[i]))):
-        longest = max((len(prompts[j]) for j in (batches[-1] if batches else [])), default=context)
-        if not batches or len(batches[-1]) == batch or max(longest, len(prompts[i])) + limits[i] > context:
+    for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), limits[i])):
+        own = [len(prompts[j]) for j in (batches[-1] if batches else [])]
+        longest = max((*own, len(prompts[i])))
+        apart = bool(own) and longest > LONGER * min(own) + SPARE
+        if not batches or len(batches[-1]) == batch or longest + limits[i] > context or apart:
             batches.append([])
         batches[-1].append(i)
     return batches

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 VERIFIED = "verified"
@@ -28,6 +29,8 @@ class Outcome:
     """Mean negative log-likelihood of the target, in nats per token, when fitting ended, where it is known."""
     milliseconds: float
     """Wall time of this edit's share of its batch."""
+    holds: Mapping[str, bool] = field(default_factory=dict)
+    """Of each wording that the edit promises, and each prompt of its locality, whether it is as promised."""
     tried: tuple[str, ...] = ()
     """What was done for it, each harder than the one before; the last is what holds, where it does."""
 
@@ -39,10 +42,8 @@ class Conflict:
     gave_way: str
     """Id of the earlier one, which is not live any more."""
     to: str
-    relation: float
-    """Cosine of what they ask."""
-    subject: float
-    """Cosine of whom they ask it of."""
+    score: float
+    """The lesser of the cosines of each one's question to the other's keys."""
 
 
 @dataclass(frozen=True, kw_only=True)

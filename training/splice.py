@@ -22,11 +22,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from wise.architectures import ValueProjection
 from wise.memory.layer import SideMemoryLayer, execution_device
 from wise.training.generation import left_pad
+
+CACHED = 48
+"""Rows that are run at once, at most."""
+MUCH_LONGER = 1.3
+"""A row longer than another by this factor is not run beside it, since padding costs as much as tokens."""
+WORTH_SHARING = 8
+"""Tokens that rows must have in common at their beginning to be run once for all."""
 
 Delta = Callable[[Tensor], Tensor]
 """`[batch, targets, f] -> [batch, targets, d]`: what is added to the value projection."""
@@ -92,39 +100,74 @@ class SplicedModel:
 
     @torch.no_grad()
     def cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
-        """Runs the base once over `(prompt ids, target ids)` rows; neither part may be empty."""
+        """Runs the base once over `(prompt ids, target ids)` rows; neither part may be empty.
+
+        Rows of like length share a run, and what they all begin with is run once.
+        """
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+        parts: list[list[int]] = []
+        for i in order:
+            length = len(rows[i][0]) + len(rows[i][1])
+            first = rows[parts[-1][0]] if parts else rows[i]
+            if not parts or len(parts[-1]) == CACHED or length > MUCH_LONGER * (len(first[0]) + len(first[1])):
+                parts.append([])
+            parts[-1].append(i)
+        found = [self._cache([rows[i] for i in part]) for part in parts]
+        whole = found[0] if len(found) == 1 else _joined(found)
+        return whole.select(torch.tensor([i for part in parts for i in part], device=self.device).argsort())
+
+    def _cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
         width = max(len(target) for _, target in rows)
-        context, left = left_pad([prompt[:-1] for prompt, _ in rows], device=self.device)
+        shared = _shared([prompt[:-1] for prompt, _ in rows]) if len(rows) > 1 else 0
+        shared = shared if shared >= WORTH_SHARING else 0
+        context, left = left_pad([prompt[shared:-1] for prompt, _ in rows], device=self.device)
         inputs = torch.zeros(len(rows), width, dtype=torch.long)
         labels = torch.full((len(rows), width), -100)
         for i, (prompt, target) in enumerate(rows):
             inputs[i, : len(target)] = torch.tensor([prompt[-1], *target[:-1]])
             labels[i, : len(target)] = torch.tensor(target)
         inputs, labels = inputs.to(self.device), labels.to(self.device)
-        mask = torch.cat([left, (labels != -100).long()], dim=1)
         cache = DynamicCache()
         inner = self._full.get_submodule(self._inner_name)
+        begun = self._begin(inner, cache, rows[0][0][:shared], len(rows))
+        mask = torch.cat([left.new_ones(len(rows), shared), left, (labels != -100).long()], dim=1)
         inner(
             input_ids=torch.cat([context, inputs], dim=1),
             attention_mask=mask,
             use_cache=True,
             **{self._cache_name: cache},
-            **self._position_ids(mask, 0),
+            **self._position_ids(mask, shared),
         )
-        seen = context.shape[1]
+        seen = shared + context.shape[1]
         above: list[Any] = [cache.layers[i] for i in range(self.projection.layer, self.projection.depth)]
-        activation = self._take_activation(mask)
+        activation = self._take_activation(mask[:, shared:])
         hidden = self._spy.take()
         return Rows(
             mask=mask,
             inputs=inputs,
             labels=labels,
-            hidden=hidden[:, seen:].clone(),
-            activations=activation[:, seen:].clone(),
-            context=activation[:, :seen].clone(),
+            hidden=hidden[:, context.shape[1] :].clone(),
+            activations=activation[:, context.shape[1] :].clone(),
+            context=torch.cat([begun.to(activation), activation[:, : context.shape[1]]], dim=1),
             keys=tuple(layer.keys[:, :, :seen].clone() for layer in above),
             values=tuple(layer.values[:, :, :seen].clone() for layer in above),
         )
+
+    def _begin(self, inner: Any, cache: DynamicCache, ids: list[int], rows: int) -> Tensor:
+        """Runs what all rows begin with; the activations there `[rows, shared, f]`."""
+        if not ids:
+            return torch.zeros(rows, 0, self.projection.in_features, device=self.device)
+        tokens = torch.tensor([ids], device=self.device)
+        mask = torch.ones_like(tokens)
+        inner(
+            input_ids=tokens,
+            attention_mask=mask,
+            use_cache=True,
+            **{self._cache_name: cache},
+            **self._position_ids(mask, 0),
+        )
+        cache.batch_repeat_interleave(rows)
+        return self._take_activation(mask).expand(rows, -1, -1)
 
     @torch.no_grad()
     def observe(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,6 +307,48 @@ class _Tap(nn.Module):
 
 def _by_row(delta: Delta, shape: torch.Size, activation: Tensor) -> Tensor:
     return delta(activation.view(shape))  # OPT flattens its rows
+
+
+def _shared(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    count = 0
+    for tokens in zip(*rows, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        count += 1
+    return count
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    """Rows of several runs, contexts padded on the left and targets on the right."""
+    context = max(part.context.shape[1] for part in parts)
+    targets = max(part.inputs.shape[1] for part in parts)
+
+    def put(tensor: Tensor, axis: int, left: int, right: int, value: float = 0) -> Tensor:
+        return pad(tensor, [0, 0] * (tensor.ndim - 1 - axis) + [left, right], value=value)
+
+    def column(name: str, value: float = 0) -> Tensor:
+        own = [getattr(part, name) for part in parts]
+        return torch.cat([put(t, 1, 0, targets - t.shape[1], value) for t in own])
+
+    def states(name: str) -> tuple[Tensor, ...]:
+        own = [[put(t, 2, context - t.shape[2], 0) for t in getattr(part, name)] for part in parts]
+        return tuple(torch.cat(layer) for layer in zip(*own, strict=True))
+
+    masks = []
+    for part in parts:
+        before, behind = context - part.context.shape[1], targets - part.inputs.shape[1]
+        masks.append(put(part.mask, 1, before, behind))
+    return Rows(
+        mask=torch.cat(masks),
+        inputs=column("inputs"),
+        labels=column("labels", -100),
+        hidden=column("hidden"),
+        activations=column("activations"),
+        context=torch.cat([put(part.context, 1, context - part.context.shape[1], 0) for part in parts]),
+        keys=states("keys"),
+        values=states("values"),
+    )
 
 
 def _past(rows: Rows, layer: int) -> DynamicCache:

@@ -7,34 +7,26 @@ with that state in place, and drops every edit whose target the model does not g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import PreTrainedModel
 
 from wise.config import WiseConfig
 from wise.edits import Edit, check_lengths, check_unique
 from wise.errors import EditError
+from wise.memory.key_space import Space
 from wise.memory.state import MemoryState
-from wise.training.background import Background
 from wise.training.conflicts import conflicts
 from wise.training.encoding import Encoder
-from wise.training.generation import greedy
-from wise.training.reach import Reach
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
 from wise.training.sharding import Sharding
 from wise.training.splice import SplicedModel
+from wise.training.verification import Serve, Verdict, Verifier
 from wise.training.writers.base import Progress, SlotTask, Writer, Written
 
 EDITS_AT_ONCE = 64
 """Edits whose slots are written in one batch."""
-SPARE_TOKENS = 4
-"""Tokens beyond the target that an answer may run on for before it counts as not stopping."""
-
-Serve = Callable[[MemoryState], AbstractContextManager[PreTrainedModel]]
-"""Puts a state in place for the length of a `with` block and gives the model to ask."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,14 +35,14 @@ class Trainer:
 
     spliced: SplicedModel
     encoder: Encoder
-    background: Background
+    key_space: Space | None
+    """In which new keys are compared."""
+    verifier: Verifier
     writer: Writer
     sharding: Sharding
     config: WiseConfig
     dtype: torch.dtype
     """Of the model."""
-    reach: Reach | None = None
-    """Whom an edit could speak in, where slots are an edit's own; without it every live edit is asked again."""
 
     def edit(
         self,
@@ -75,21 +67,17 @@ class Trainer:
         fresh = [edit for edit in edits if latest[edit.prompt] is edit]
         held = {edit.id: [o.id for o in state.edits if edit.id == o.id or edit.prompt == o.prompt] for edit in fresh}
         outcomes: dict[str, Outcome] = {}
-        trainer = self
         while True:
             replaced = tuple(dict.fromkeys(i for edit in fresh for i in held[edit.id]))
-            final, found, gave_way = trainer._escalated(state, replaced, fresh, serve, progress)
+            final, found, gave_way = self._escalated(state, replaced, fresh, serve, progress)
             outcomes |= found
-            gone = {*final.edit_ids, *replaced, *(conflict.gave_way for conflict in gave_way)}
-            lost = tuple(i for i in state.edit_ids if i not in gone)
-            # An edit that fails does not take the place of one that holds: once more, without it. Nor do new edits
-            # cost one its place in a slot that they need not join: once more, beside it.
+            # An edit that fails does not take the place of one that holds: once more, without it.
             usurpers = [e for e in fresh if held[e.id] and found[e.id].status == FAILED]
-            sharding = trainer.sharding.sparing(lost)
-            if not usurpers and sharding is trainer.sharding:
+            if not usurpers:
                 break
             fresh = [edit for edit in fresh if edit not in usurpers]
-            trainer = replace(trainer, sharding=sharding)
+        gone = {*final.edit_ids, *replaced, *(conflict.gave_way for conflict in gave_way)}
+        lost = tuple(i for i in state.edit_ids if i not in gone)
         report = EditReport(
             outcomes=tuple(outcomes.get(edit.id, _superseded(edit)) for edit in edits),
             replaced=replaced,
@@ -165,7 +153,7 @@ class Trainer:
         if not fresh:
             return state, {}, ()
         kept = self._forgotten(state, replaced)
-        new = replace(kept, key_space=self.background.key_space, subject_space=self.background.subject_space)
+        new = replace(kept, key_space=self.key_space)
         results: dict[str, Written] = {}
         spent: dict[str, float] = {}
         for tasks in self._batches(kept, fresh):
@@ -181,7 +169,7 @@ class Trainer:
         written_all = replace(new, edits=tuple(ordered)).without(unfitted)
         final, answers, gave_way = self._settled(written_all, place.keys(), serve)
         live, yielded = set(final.edit_ids), {conflict.gave_way for conflict in gave_way}
-        answers |= self._answers(final, {edit.id: edit for edit in fresh if edit.id not in live}, serve)
+        answers |= self.verifier.ask(final, [edit for edit in fresh if edit.id not in {*live, *answers}], serve)
         status = {e.id: VERIFIED if e.id in live else SUPERSEDED if e.id in yielded else FAILED for e in fresh}
         told = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], spent[e.id]) for e in fresh}
         return final, told, gave_way
@@ -198,19 +186,12 @@ class Trainer:
         check_lengths(edits, lambda text: len(self.encoder.tokenizer(text)["input_ids"]), self.encoder.context, reserve)
 
     def _batches(self, state: MemoryState, edits: Sequence[Edit]) -> list[list[SlotTask]]:
-        """The slots to be written for `edits` to join those of `state`, in batches of whole slots.
-
-        What a split has left of a slot is written by itself, as `_forgotten` does it.
-        """
-        live = set(state.edit_ids)
+        """The slots to be written for `edits` to join those of `state`, in batches of whole slots."""
         batches: list[list[SlotTask]] = []
-        full = True
         for task in self.sharding.tasks(state, edits):
-            split = task.start is None and not live.isdisjoint(edit.id for edit in task.edits)
-            if full or split or sum(len(t.edits) for t in batches[-1]) + len(task.edits) > EDITS_AT_ONCE:
+            if not batches or sum(len(t.edits) for t in batches[-1]) + len(task.edits) > EDITS_AT_ONCE:
                 batches.append([])
             batches[-1].append(task)
-            full = split
         return batches
 
     def _write(
@@ -229,7 +210,7 @@ class Trainer:
 
     def _settled(
         self, state: MemoryState, fresh: Collection[str], serve: Serve
-    ) -> tuple[MemoryState, dict[str, str], tuple[Conflict, ...]]:
+    ) -> tuple[MemoryState, dict[str, Verdict], tuple[Conflict, ...]]:
         """`_verified`; of edits that contradict each other the last stays, and one that fails takes no one's place."""
         failed: set[str] = set()
         while True:
@@ -243,36 +224,33 @@ class Trainer:
 
     def _verified(
         self, state: MemoryState, serve: Serve, fresh: Collection[str] | None = None
-    ) -> tuple[MemoryState, dict[str, str]]:
-        """`state` without the edits that it does not generate, and the answers to those that it does and were asked.
+    ) -> tuple[MemoryState, dict[str, Verdict]]:
+        """`state` without the edits that do not hold, and the verdicts on those that were asked.
 
-        Asked again after any are taken out: keys and thresholds go with them, and other answers may turn.
-
-        fresh: the edits that are new; where it is known whom they can reach, no others are asked.
+        fresh: the edits that are new, without which all are. Where slots are an edit's own they are asked first, and
+        then the others that those which hold may have touched. Where slots are shared all are asked, and again after
+        any are taken out: keys and thresholds go with them, and other answers may turn.
         """
-        unsure = set(state.edit_ids)
-        if self.reach is not None and fresh is not None:
-            unsure = {*fresh, *self.reach.touched(state, fresh)}
+        if fresh is not None and not any(slot.shared for slot in state.slots):
+            state, verdicts = self._asked(state, fresh, serve)
+            held = {*fresh} & {*state.edit_ids}
+            state, others = self._asked(state, self.verifier.touched(state, held), serve)
+            return state, verdicts | others
+        verdicts = {}
         while True:
-            asked = {edit.id: edit for edit in state.edits if edit.id in unsure}
-            answers = self._answers(state, asked, serve)
-            wrong = [i for i, edit in asked.items() if not self._right(edit, answers[i])]
-            if not wrong:
-                return state, answers
-            state = state.without(wrong)
+            count = len(state.edits)
+            state, found = self._asked(state, state.edit_ids, serve)
+            verdicts |= found
+            if len(state.edits) == count:
+                return state, verdicts
 
-    def _answers(self, state: MemoryState, edits: Mapping[str, Edit], serve: Serve) -> dict[str, str]:
-        """What the model generates for the prompts of `edits`, with `state` in place."""
-        if not edits:
-            return {}
-        prompts = [self.encoder.prompt(edit.prompt) for edit in edits.values()]
-        limits = [len(self.encoder.target(e.prompt, e.target)) + SPARE_TOKENS for e in edits.values()]
-        with serve(state) as model:
-            out = greedy(model, prompts, stops=self.encoder.stops, max_new_tokens=limits)
-        return {i: self.encoder.answer(ids) for i, ids in zip(edits, out, strict=True)}
-
-    def _right(self, edit: Edit, answer: str) -> bool:
-        return answer == self.encoder.answer(self.encoder.target(edit.prompt, edit.target))
+    def _asked(
+        self, state: MemoryState, edit_ids: Collection[str], serve: Serve
+    ) -> tuple[MemoryState, dict[str, Verdict]]:
+        """`state` without those of these edits that do not hold, and the verdicts on them."""
+        asked = [edit for edit in state.edits if edit.id in edit_ids]
+        verdicts = self.verifier.ask(state, asked, serve) if asked else {}
+        return state.without([edit.id for edit in asked if not verdicts[edit.id].right]), verdicts
 
 
 def _shifted(progress: Progress | None, done: int, total: int) -> Progress:
@@ -283,11 +261,12 @@ def _shifted(progress: Progress | None, done: int, total: int) -> Progress:
     return shown
 
 
-def _outcome(edit: Edit, status: str, written: Written, answer: str, seconds: float) -> Outcome:
+def _outcome(edit: Edit, status: str, written: Written, verdict: Verdict, seconds: float) -> Outcome:
     return Outcome(
         id=edit.id,
         status=status,
-        answer=answer,
+        answer=verdict.answer,
+        holds=verdict.holds,
         steps=written.steps,
         loss=written.loss,
         milliseconds=1000 * seconds,

@@ -15,10 +15,6 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 MODES = ("merge", "retrieve", "hybrid")
-SLOTS = ("value", "rank-one", "low-rank")
-WRITERS = ("gradient", "closed-form", "closed-form-steps")
-PLACES = ("first", "needed", "all")
-SHARDINGS = ("order", "meaning")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,40 +24,18 @@ class WiseConfig:
     Raises ConfigError at construction when a value is out of range.
     """
 
-    mode: str = "retrieve"
+    mode: str = "hybrid"
     """`merge` keeps all edits in one side memory; `retrieve` keeps one per slot and picks a slot per token; `hybrid`
-    gives every edit a value of its own, found by what is asked and of whom."""
+    stores one vector per token of an edit's answer and adds them where the text asks the edit's question."""
     layer: int | None = None
     """Index of the edited block; None takes `layer_fraction` of the model's depth."""
     layer_fraction: float | None = None
     """Depth of the edited block when `layer` is None, in [0, 1). None takes 0.85, as the paper edits block 27 of 32,
     and 0.7 in `hybrid`, whose answers are read through the blocks above."""
-    subject_fraction: float = 0.0
-    """Depth of the block in whose attention subjects are looked for, in [0, 1) (`hybrid`). In the first a name is its
-    tokens; above, it is also what the base knows of it, by which subjects of one kind come near each other."""
-    slot: str = "value"
-    """What an edit adds (`hybrid`): `value` a constant, `rank-one` one neuron's output, as ROME writes into the weight,
-    `low-rank` that of `rank` rectified neurons."""
-    rank: int = 4
-    """Neurons of a `low-rank` slot at each place."""
-    writer: str = "gradient"
-    """How it is found (`hybrid`): `gradient`; or, of neurons, `closed-form`, ROME's value and a solve for the keys; or
-    `closed-form-steps`, gradient steps from there. The closed forms first measure what usually goes into the layer, on
-    16 tokens of the base's own words for each of its inputs."""
-    places: str = "needed"
-    """Where it is added (`hybrid`): `first`, at the prompt's last token; `needed`, also at the target's tokens that do
-    not come out right without, or all of a long one; `all`, at each of them."""
-    unlike: int = 1
-    """Prompts that ask for something else, behind which what an edit adds is fitted too (`hybrid`): more of them carry
-    it to freer wordings, and cost more."""
     value_projection: str | None = None
     """Path of the value projection with `{i}` for the block, for architectures that wise does not know."""
     slot_capacity: int | None = None
     """Edits a slot may hold (`retrieve`); None goes by the size of the layer."""
-    sharding: str = "order"
-    """Which edits share a slot (`retrieve`): `order`, those that came one after the other; `meaning`, those whose
-    prompts are alike, as their keys tell, so that a token that is taken for another edit of the kind finds the right
-    slot; but one that must tell like edits apart carries them less far. In `hybrid` none share one, in `merge` all."""
     shards: int = 2
     """k: shards of a slot, each trained through its own random mask and then merged."""
     mask_ratio: float = 0.2
@@ -89,11 +63,11 @@ class WiseConfig:
     """r: size of an edit key (`retrieve`)."""
     key_floor: float = 0.7
     """Cosine that a token's activation must reach to an edit key for any slot to be asked (`retrieve`)."""
-    relation_floor: float | None = None
-    """Cosine that a token must reach to an edit's relation key for it to be asked (`hybrid`, router untrained). None
-    finds it for the base before the first edit, with questions that ship."""
-    subject_floor: float | None = None
-    """Cosine that one of the tokens before must reach to its subject key, likewise."""
+    encoder: str | None = None
+    """Folder or hub id of the sentence encoder that compares questions (`hybrid`); None takes the one that is
+    installed, or all-MiniLM-L6-v2 from the hub."""
+    relations: str | None = None
+    """File of what that encoder was taught (`wise train-router`); None takes what ships with wise."""
     bos: bool | None = None
     """Put the beginning-of-sequence token before a prompt; None learns from the base whether it expects one."""
     terminator: str | None = None
@@ -105,33 +79,10 @@ class WiseConfig:
             value = getattr(self, name)
             if not check(value):
                 raise ConfigError(f"{name}={value!r}: expected {wanted}")
-        self._check_slot()
-        if self.sharding != "order" and self.mode != "retrieve":
-            raise ConfigError(
-                f"sharding={self.sharding!r}: mode={self.mode!r} has nothing to shard, since all edits share one slot "
-                "('merge') or none do ('hybrid'); use mode='retrieve', or leave it out"
-            )
         if self.margin_low >= self.margin_high:
             raise ConfigError(
                 f"margin_low={self.margin_low} must lie under margin_high={self.margin_high}: "
                 "unrelated tokens score below the first, edited tokens above the second"
-            )
-
-    def _check_slot(self) -> None:
-        if self.mode != "hybrid" and (self.slot, self.writer, self.places) != ("value", "gradient", "needed"):
-            raise ConfigError(
-                f"slot={self.slot!r}, writer={self.writer!r}, places={self.places!r}: mode={self.mode!r} has "
-                "masked-dense slots, written by gradient; use mode='hybrid', or leave these out"
-            )
-        if self.slot == "value" and self.writer != "gradient":
-            raise ConfigError(
-                f"writer={self.writer!r}: a constant has nothing to solve for, since it does not depend on the "
-                "activation; use writer='gradient', or slot='rank-one' or 'low-rank'"
-            )
-        if self.writer == "closed-form" and self.places == "all":
-            raise ConfigError(
-                "places='all': a closed form is of one place, the prompt's last token; use writer='closed-form-steps', "
-                "or places='first' or 'needed'"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,21 +143,14 @@ def _text(*, optional: bool) -> Check:
 # What makes each setting valid, and how that is said to the person who set it.
 _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("mode", lambda v: v in MODES, f"one of {', '.join(MODES)}"),
-    ("slot", lambda v: v in SLOTS, f"one of {', '.join(SLOTS)}"),
-    ("rank", _integer(1), "a whole number from 1"),
-    ("writer", lambda v: v in WRITERS, f"one of {', '.join(WRITERS)}"),
-    ("places", lambda v: v in PLACES, f"one of {', '.join(PLACES)}"),
-    ("unlike", lambda v: _integer(0)(v) and v <= 12, "a whole number from 0 to 12"),
     ("layer", _integer(0, optional=True), "a block index from 0, or None"),
     ("layer_fraction", lambda v: v is None or _fraction(v), "a number in [0, 1), or None"),
-    ("subject_fraction", lambda v: _fraction(v), "a number in [0, 1)"),
     (
         "value_projection",
         lambda v: v is None or (isinstance(v, str) and v.count("{i}") == 1),
         "a module path with one {i} for the block index, or None",
     ),
     ("slot_capacity", _integer(1, optional=True), "a whole number from 1, or None"),
-    ("sharding", lambda v: v in SHARDINGS, f"one of {', '.join(SHARDINGS)}"),
     ("shards", _integer(1), "a whole number from 1"),
     ("mask_ratio", _real(0, 1), "a number in (0, 1]"),
     ("merge", _text(optional=False), "the name of a merge"),
@@ -220,8 +164,8 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("prefixes", _integer(0), "a whole number from 0"),
     ("key_dim", _integer(1), "a whole number from 1"),
     ("key_floor", lambda v: type(v) in (int, float) and -1 <= v <= 1, "a cosine, -1 to 1"),
-    ("relation_floor", lambda v: v is None or _real(0, 1)(v), "a cosine, above 0 and up to 1, or None"),
-    ("subject_floor", lambda v: v is None or _real(0, 1)(v), "a cosine, above 0 and up to 1, or None"),
+    ("encoder", _text(optional=True), "a folder or hub id, or None"),
+    ("relations", _text(optional=True), "the path of a file, or None"),
     ("bos", lambda v: v is None or isinstance(v, bool), "true, false or None"),
     ("terminator", _text(optional=True), "a text, or None"),
     ("seed", _integer(0), "a whole number from 0"),

@@ -26,7 +26,6 @@ class Editing:
 
     if TYPE_CHECKING:
         state: MemoryState
-        _unedited: MemoryState
         _snapshots: WeakSet[MemoryState]
 
         @property
@@ -152,4 +151,4 @@ class Editing:
 
     def reset(self) -> None:
         """Forgets every edit: the wrapped model is the base again."""
-        self._serve(self._unedited)
+        self._serve(MemoryState())

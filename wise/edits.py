@@ -14,15 +14,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from reprlib import repr as shortened
-from typing import Any
+from typing import Any, NamedTuple
 
 from wise.checks import check_known, check_object, checked_prompts, checked_text, given, missing, within
 from wise.errors import EditError
 from wise.probes import ASKS_THE_EDIT, Probe
+
+_VERB = re.compile(
+    r"(?<=\s)(?:(?:is|are|was|were|will be|has been)(?: (?:now|called|named|known as|spelled|situated in|located in|"
+    r"born in|made by|made of|made from|written by|painted by|composed by|directed by|founded by|founded in|owned by|"
+    r"led by|invented by|discovered by|played by|based in|headquartered in|released in|built in|buried in|married to)"
+    r")?|equals|costs|means|speaks|lives in|works at|works for|works as|plays for|plays|studied at|died in|belongs to|"
+    r"comes from|opens at|closes at|starts at|ends at|begins at|weighs|measures|lasts|stands for|flows into|lies in|"
+    r"runs on|listens on|consists of|contains|follows|replaced|won|wrote|invented|discovered|founded|married)(?=\s)"
+)
+"""Where a statement turns from what it is about to what it says of it."""
+ROLES = ("system", "user", "assistant")
+
+
+class Message(NamedTuple):
+    """One message of a chat."""
+
+    role: str
+    """One of `ROLES`."""
+    content: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +56,20 @@ class Edit:
         EditError: a field is of the wrong type, is blank, or contradicts another one.
     """
 
-    prompt: str
-    """What is asked; ends right before the answer."""
+    prompt: str = ""
+    """What is asked: a question, or the beginning of a sentence that the target ends. Where `messages` are given and
+    this is left out, the user's last message."""
     target: str
     """The wanted answer, without what ends it."""
     id: str = ""
     """Where left out: the content id, the same for the same prompt, target, subject and namespace."""
     subject: str | None = None
     """What the edit is about, as it is written in `prompt`."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the subject, by which users may call it."""
+    messages: tuple[Message, ...] = ()
+    """The conversation in which it is asked, as `role` and `content`, the user's question last; without it the prompt
+    alone is a turn of a chat."""
     paraphrases: tuple[str, ...] = ()
     """Other wordings of `prompt` that a writer may fit on."""
     locality: tuple[str, ...] = ()
@@ -54,6 +80,9 @@ class Edit:
     namespace: str = "default"
 
     def __post_init__(self) -> None:
+        self._set("messages", _checked_messages(self.messages))
+        if self.messages and self.prompt == "":
+            self._set("prompt", self.messages[-1].content)
         for name in ("prompt", "target", "namespace"):
             self._set(name, checked_text(name, getattr(self, name)))
         for name in ("subject", "author", "time"):
@@ -61,13 +90,16 @@ class Edit:
                 self._set(name, checked_text(name, getattr(self, name)))
         self._set("prompt", self.prompt.rstrip(" "))
         self._set("target", self.target.strip())
-        for name in ("paraphrases", "locality"):
+        for name in ("paraphrases", "locality", "aliases"):
             self._set(name, checked_prompts(name, getattr(self, name)))
+        if self.aliases and self.subject is None:
+            raise EditError("field 'aliases': other names were given and no 'subject' that they are names of; add it")
         if self.subject is not None:
             self._set("subject", self.subject.strip())
         self._check_subject()
         self._check_time()
-        _check_apart("locality", self.locality, (self.prompt, *self.paraphrases), "asks for the edited fact")
+        asked = (self.prompt, *(message.content for message in self.messages[-1:]), *self.paraphrases)
+        _check_apart("locality", self.locality, asked, "asks for the edited fact")
         self._set("id", content_id(self) if self.id == "" else checked_text("id", self.id))
 
     def _set(self, name: str, value: object) -> None:
@@ -97,10 +129,30 @@ class Edit:
     def to_dict(self) -> dict[str, Any]:
         """The edit as JSON values; optional fields that say nothing are left out."""
         return {
-            field.name: list(value) if isinstance(value, tuple) else value
+            field.name: _listed(value) if isinstance(value, tuple) else value
             for field in fields(self)
             if (value := getattr(self, field.name)) != field.default
         }
+
+    @classmethod
+    def from_text(cls, statement: str, **fields_: Any) -> Edit:
+        """The edit that a statement such as "The capital of France is Lyon." makes: all up to its verb is the prompt,
+        what follows the target.
+
+        fields_: further fields of the edit.
+
+        Raises:
+            EditError: it cannot be told where the target begins, or what `Edit` itself refuses.
+        """
+        text = checked_text("statement", statement).strip()
+        body = text.rstrip(".!").rstrip()
+        found = [m for m in _VERB.finditer(body) if body[m.end() :].strip()]
+        if not found or text.endswith("?"):
+            raise EditError(
+                f"field 'statement': in {shortened(text)} no verb was found behind which a target stands, as in "
+                "'The capital of France is Lyon.'; give prompt and target instead"
+            )
+        return cls(prompt=body[: found[0].end()].strip(), target=body[found[0].end() :].strip(), **fields_)
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Edit:
@@ -111,7 +163,7 @@ class Edit:
         """
         check_object("edit", mapping)
         check_known("", mapping, _EDIT_FIELDS)
-        for name in _REQUIRED:
+        for name in ("target",) if "messages" in mapping else ("prompt", "target"):
             if name not in mapping:
                 raise missing(name, mapping)
         return cls(**mapping)
@@ -205,7 +257,6 @@ class Record:
 
 
 _EDIT_FIELDS = tuple(field.name for field in fields(Edit))
-_REQUIRED = tuple(field.name for field in fields(Edit) if field.default is MISSING)
 _PROMPT_LISTS = ("paraphrases", "free_paraphrases", "neighbours", "generation_prompts")
 _TEST_TEXTS = ("answer", "relation", "group")
 
@@ -220,9 +271,32 @@ def _probes(value: object) -> tuple[Probe, ...]:
     return tuple(probes)
 
 
+def _listed(values: Sequence[object]) -> list[object]:
+    return [value._asdict() if isinstance(value, Message) else value for value in values]
+
+
+def _checked_messages(value: object) -> tuple[Message, ...]:
+    """A conversation that ends with the user's question. Raises EditError."""
+    if not isinstance(value, list | tuple):
+        raise EditError(f"field 'messages': {given(value)} was given, a list of messages was expected")
+    found = []
+    for place, message in enumerate(value):
+        fields_ = message._asdict() if isinstance(message, Message) else message
+        if not isinstance(fields_, Mapping) or set(fields_) != {"role", "content"} or fields_["role"] not in ROLES:
+            raise EditError(
+                f"field 'messages[{place}]': {given(message)} was given, an object with 'role' (one of "
+                f"{', '.join(ROLES)}) and 'content' was expected"
+            )
+        found.append(Message(fields_["role"], checked_text(f"messages[{place}].content", fields_["content"])))
+    if found and found[-1].role != "user":
+        raise EditError(f"field 'messages': the last one is of {found[-1].role!r}; it must be the user's question")
+    return tuple(found)
+
+
 def content_id(edit: Edit) -> str:
     """The first 16 hex digits of SHA-256 over what the edit asks for; where and by whom does not count."""
-    content = json.dumps([edit.prompt, edit.target, edit.subject, edit.namespace])
+    asked = [edit.prompt, edit.target, edit.subject, edit.namespace]
+    content = json.dumps(asked + [edit.messages] if edit.messages else asked)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

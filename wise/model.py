@@ -7,9 +7,8 @@ activations of the layer it stands beside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from os import PathLike
 from typing import Any
 from weakref import WeakSet
 
@@ -18,27 +17,27 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.answer import Answer
-from wise.architectures import ValueProjection, locate, locate_attention
+from wise.architectures import ValueProjection, locate
 from wise.config import WiseConfig
 from wise.editing import Editing
-from wise.errors import ConfigError, UnsupportedModelError, did_you_mean
-from wise.memory.context import ContextReader
+from wise.errors import ArtifactError, ConfigError, UnsupportedModelError, did_you_mean
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.layer import SideMemoryLayer, execution_device
 from wise.memory.merging import MERGES
+from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
-from wise.preparation import make_trainer, train_spaces
+from wise.preparation import make_trainer, relation_space
 from wise.provenance import Provenance, Text
-from wise.questions import shipped_lessons
 from wise.router.assemble import assemble
+from wise.router.encoder import load_encoder
+from wise.router.hybrid import RouterInputs
+from wise.router.readers import RelationReader
+from wise.router.turns import ChatTemplate
 from wise.saving import SavedMemory
 from wise.sequences import generated_texts, prompt_ids
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import evaluating, greedy
-from wise.training.lesson import Lesson
-from wise.training.router_file import load_router
-from wise.training.router_training import LearnedSpaces
 from wise.training.trainer import Trainer
 
 ANSWER_TOKENS = 32
@@ -53,28 +52,30 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         tokenizer: PreTrainedTokenizerBase,
         config: WiseConfig | None = None,
         *,
-        router: str | PathLike[str] | None = None,
+        reader: RelationReader | None = None,
     ) -> None:
         """See `wise.wrap`."""
         super().__init__()
         config = config or WiseConfig()
-        if router is not None and config.mode != "hybrid":
-            raise ConfigError(f"router={str(router)!r}: mode={config.mode!r} has no trained router; use mode='hybrid'")
+        if reader is not None and config.mode != "hybrid":
+            raise ConfigError(f"reader={reader.name!r}: mode={config.mode!r} has no reader; use mode='hybrid'")
         if config.merge not in MERGES:
             raise ConfigError(f"merge={config.merge!r} is not known: {did_you_mean(config.merge, MERGES)}")
         if any(isinstance(module, SideMemoryLayer) for module in model.modules()):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
         self.projection: ValueProjection = locate(model, config)
-        learned = None if router is None else load_router(router, fingerprint(model, self.projection))
-        if learned is not None and learned.subject_fraction != config.subject_fraction:
-            raise ConfigError(
-                f"subject_fraction={config.subject_fraction}: the router {str(router)!r} was trained with "
-                f"{learned.subject_fraction}; set that, or train one anew"
+        self.inputs: RouterInputs | None = None
+        if config.mode == "hybrid":
+            self.inputs = RouterInputs(
+                reader=reader or load_encoder(config.encoder, taught=config.relations),
+                sequences=SequenceReader(model.base_model),
+                tokenizer=tokenizer,
+                template=ChatTemplate.learn(tokenizer),
             )
         self.model = model
         self.tokenizer = tokenizer
         self.wise_config = config
-        self.state = self._unedited = MemoryState() if learned is None else _spaces(learned)
+        self.state = MemoryState()
         self._served = self.state
         """What is in place: `state`, but within `serving`."""
         self._latest: tuple[MemoryState, torch.device, torch.dtype, SideMemory | None] | None = None
@@ -84,9 +85,6 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         self._trainer: Trainer | None = None
         parent, name = self._place()
         self.layer = SideMemoryLayer(getattr(parent, name))
-        self.reader: ContextReader | None = None
-        if config.mode == "hybrid":
-            self.reader = ContextReader(locate_attention(model, self.projection, config.subject_fraction))
         setattr(parent, name, self.layer)  # last: whatever is refused leaves the model as it was
 
     def _place(self) -> tuple[nn.Module, str]:
@@ -98,8 +96,8 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         if self.is_wrapped:
             parent, name = self._place()
             setattr(parent, name, self.layer.base_layer)
-            if self.reader is not None:
-                self.reader.remove()
+            if self.inputs is not None:
+                self.inputs.sequences.remove()
         return self.model
 
     @property
@@ -156,7 +154,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
                     self.projection,
                     self.encoder,
                     self.wise_config,
-                    reader=self.reader,
+                    inputs=self.inputs,
                     state=self.state,
                 )
         return self._trainer
@@ -164,43 +162,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
     def _is_current(self, trainer: Trainer) -> bool:
         """It is for where the model is, and for the space that live keys are compared in."""
         placed = (trainer.spliced.device, trainer.dtype) == (execution_device(self.model), self.model.dtype)
-        return placed and self.state.key_space in (None, trainer.background.key_space)
-
-    def learn_router(
-        self,
-        lessons: Sequence[Lesson] | None = None,
-        *,
-        texts: Sequence[str] = (),
-        false_routes: float = 0.05,
-        progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-    ) -> LearnedSpaces:
-        """Trains a router on this base, and uses it from then on.
-
-        lessons: questions about facts that are not edited; without any, those that ship with wise.
-        texts: running text in which none of the questions is asked, beside the base's own samples: what the gate must
-        stay shut at.
-
-        Raises ConfigError in another mode than `hybrid`, where edits are live, whose keys are of the router before,
-        or as `learn_spaces` does.
-        """
-        if self.reader is None or self.state.edits:
-            raise ConfigError("a router is trained in mode='hybrid' and before the first edit; reset() forgets edits")
-        with self.evaluating(), self.disabled():
-            learned = train_spaces(
-                self.model,
-                self.projection,
-                self.encoder,
-                self.wise_config,
-                self.reader,
-                shipped_lessons(seed=self.wise_config.seed) if lessons is None else lessons,
-                texts=texts,
-                false_routes=false_routes,
-                progress=progress,
-            )
-        self._trainer = None
-        self._snapshots.clear()  # their keys are of the router before
-        self._start_from(_spaces(learned))
-        return learned
+        return placed and self.state.key_space in (None, trainer.key_space)
 
     def fingerprint(self) -> Fingerprint:
         """Which base this is, and beside which layer the memory stands."""
@@ -233,7 +195,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
 
     def _provenance(self) -> Provenance:
         return Provenance(
-            model=self.model, layer=self.layer, state=self._served, reader=self.reader, decode=self._token
+            model=self.model, layer=self.layer, state=self._served, decode=self._token
         )
 
     def _token(self, token: int) -> str:
@@ -277,21 +239,28 @@ class WiseModel(nn.Module, Editing, SavedMemory):
 
     def _serve(self, state: MemoryState) -> None:
         """Where no edit is live, nothing is kept of those that were."""
-        state = state if state.edits else self._unedited
+        state = state if state.edits else MemoryState()
         memory = self._assembled(state)
         self.state, self._served, self.layer.memory = state, state, memory
 
     def _start_from(self, state: MemoryState) -> None:
-        """Serves a state that was not made here; the spaces that it brings stay when its edits are gone."""
-        # Those of merge and retrieve are measured again when they are needed; in hybrid they may be a trained router's.
-        self._unedited = state.emptied if self.reader is not None else MemoryState()
+        """Serves a state that was not made here.
+
+        Raises ArtifactError where its keys were made by another relation reader.
+        """
+        if self.inputs is not None and state.edits and state.key_space != relation_space(self.inputs):
+            found = getattr(state.key_space, "reader", "none")
+            raise ArtifactError(
+                f"the keys of this memory were made by the relation reader {found!r} and this model has "
+                f"{self.inputs.reader.name!r}: wrap with that reader, or make the edits anew"
+            )
         self._serve(state)
 
     def _assembled(self, state: MemoryState) -> Any:
         """What an edit was verified with is what is then served: it is not made twice."""
         device, dtype = self.layer.device(), self.model.dtype
         if self._latest is None or self._latest[:3] != (state, device, dtype):
-            memory = assemble(state, self.wise_config, reader=self.reader, device=device, dtype=dtype)
+            memory = assemble(state, self.wise_config, inputs=self.inputs, device=device, dtype=dtype)
             self._latest = state, device, dtype, memory
         return self._latest[3]
 
@@ -300,24 +269,21 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         return evaluating(self.model)
 
 
-def _spaces(learned: LearnedSpaces) -> MemoryState:
-    return MemoryState(key_space=learned.relation, subject_space=learned.subject)
-
-
 def wrap(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: WiseConfig | None = None,
     *,
-    router: str | PathLike[str] | None = None,
+    reader: RelationReader | None = None,
 ) -> WiseModel:
     """Wraps a causal LM for lifelong editing; the model given is the one that is wrapped, not a copy.
 
     With accelerate's offloading, dispatch the model first and wrap it then.
 
-    router: file that `wise train-router` wrote for this base (`hybrid`). A saved memory brings its own.
+    reader: what the router compares questions with (`hybrid`); None takes the sentence encoder that ships with wise,
+    or that the settings name.
 
-    Raises ArtifactError for a router of another base, ConfigError for a layer the model does not have, and
+    Raises ConfigError for a layer the model does not have or an encoder that is not to be had, and
     UnsupportedModelError for an architecture that is not known or keeps its experts packed.
     """
-    return WiseModel(model, tokenizer, config, router=router)
+    return WiseModel(model, tokenizer, config, reader=reader)

@@ -14,14 +14,26 @@ from wise.errors import StoreError
 from wise.memory.state import MemoryState
 from wise.memory.version import Snapshot
 from wise.model import WiseModel
+from wise.preparation import relation_space
 from wise.training.report import Outcome
 
 
-def make_ready(model: WiseModel, snapshot: Snapshot, place: str) -> None:
-    """Readies `model` to edit what a store holds; it serves nobody. Raises StoreError where that is of another base."""
+def check_fits(model: WiseModel, snapshot: Snapshot, place: str) -> None:
+    """Raises StoreError where a store's edits were made on another base, or with another relation reader."""
     if snapshot.base is not None and snapshot.base != model.fingerprint():
-        raise StoreError(f"{place} is for another base; keep a store for each base")
-    model.state = snapshot.state  # its spaces are those that new keys are compared in
+        raise StoreError(f"{place} is for another base than this; keep a store for each base")
+    if model.inputs is not None and snapshot.state.edits and snapshot.state.key_space != relation_space(model.inputs):
+        found = getattr(snapshot.state.key_space, "reader", "none")
+        raise StoreError(
+            f"{place}: the keys of its edits were made by the relation reader {found!r} and this is "
+            f"{model.inputs.reader.name!r}; give the file that they were made with as `relations`, or make them anew"
+        )
+
+
+def make_ready(model: WiseModel, snapshot: Snapshot, place: str) -> None:
+    """Readies `model` to edit what a store holds; it serves nobody. Raises StoreError as `check_fits` does."""
+    check_fits(model, snapshot, place)
+    model.state = snapshot.state  # its space is the one that new keys are compared in
     model.prepare()
 
 

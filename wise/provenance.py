@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wise.memory.context import ContextReader
+from wise.memory.grouped import NO_SLOT
+from wise.memory.key_space import KeySpace
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.side_memory import Evidence, Route, SideMemory
 from wise.memory.state import MemoryState
 from wise.reading import read_rows
 from wise.router.activation import ActivationRouter
 from wise.router.nearness import Nearness, nearness
-from wise.routes import Claim, Cosines, RowRoutes, TokenRoute
+from wise.routes import Claim, RowRoutes, TokenRoute
 
 BATCH = 16
 """Rows that are read at once."""
@@ -46,7 +47,6 @@ class Provenance:
     model: PreTrainedModel
     layer: SideMemoryLayer
     state: MemoryState
-    reader: ContextReader | None
     decode: Callable[[int], str]
 
     def tell(self, texts: Sequence[Text]) -> tuple[RowRoutes, ...]:
@@ -75,16 +75,17 @@ class Provenance:
                     delta=None,
                 ),
                 evidence=Evidence(*(part.view(shape)[i, read].cpu() for part in evidence)),
-                near=self._near(memory, activation, i, read),
+                near=self._near(memory, activation[i], read),
                 whole=isinstance(memory.router, ActivationRouter),
             )
             rows.append(row.told(self.decode))
         return rows
 
-    def _near(self, memory: SideMemory, activation: Tensor, row: int, read: slice) -> Nearness | None:
-        if not self.state.keys:
+    def _near(self, memory: SideMemory, activation: Tensor, read: slice) -> Nearness | None:
+        """None in `hybrid`, where a decision itself names the edit that came nearest, and without keys."""
+        if not self.state.keys or not isinstance(self.state.key_space, KeySpace):
             return None
-        return nearness(self.state, memory, activation, row).select(read)
+        return nearness(self.state, memory, activation).select(read)
 
     def _silent(self, text: Text) -> RowRoutes:
         pairs = zip(text.places[:-1], text.ids[:-1], strict=True)
@@ -110,7 +111,7 @@ class _Row:
     def told(self, decode: Callable[[int], str]) -> RowRoutes:
         opened = self.route.open.tolist()
         chosen = [self._chosen(token, key) for token, key in enumerate(self.evidence.key.tolist())]
-        fired = {claim.edit for claim, spoke in zip(chosen, opened, strict=True) if spoke}
+        fired = {claim.edit for claim, spoke in zip(chosen, opened, strict=True) if spoke and claim is not None}
         tokens = tuple(
             TokenRoute(
                 place=self.text.places[token],
@@ -122,7 +123,7 @@ class _Row:
             )
             for token, spoke in enumerate(opened)
         )
-        at, missed = self._nearest_of_others(fired)
+        at, missed = self._nearest_of_others(fired) if self.near is not None else self._nearest_decision(chosen, fired)
         return RowRoutes(
             tokens=tokens,
             prompt_tokens=self.text.prompt_tokens,
@@ -130,15 +131,28 @@ class _Row:
             missed_at=None if at is None else self.text.places[at],
         )
 
-    def _chosen(self, token: int, key: int) -> Claim:
-        """Of the edit that the router looked at."""
+    def _chosen(self, token: int, key: int) -> Claim | None:
+        """Of the edit that the router looked at; None where it looked at none."""
+        slot = int(self.evidence.slot[token])
+        if slot == NO_SLOT:
+            return None
         if key < 0 and self.near is not None:
             key = int(self.near.rank[token].argmax())
-        return self._claim(token, key, float(self.evidence.value[token]), int(self.evidence.slot[token]))
+        return self._claim(key, float(self.evidence.value[token]), slot)
 
-    def _second(self, token: int, first: Claim) -> Claim | None:
+    def _nearest_decision(
+        self, chosen: Sequence[Claim | None], fired: set[str | None]
+    ) -> tuple[int | None, Claim | None]:
+        """Over all tokens, of the edits that were looked at and did not speak."""
+        others = [(c.evidence, -n, n, c) for n, c in enumerate(chosen) if c is not None and c.edit not in fired]
+        if not others or self.whole:
+            return None, None
+        _, _, token, claim = max(others, key=lambda one: one[:2])
+        return token, claim
+
+    def _second(self, token: int, first: Claim | None) -> Claim | None:
         """Of the edit that would have been looked at without the first."""
-        if self.near is None or self.whole:
+        if self.near is None or self.whole or first is None:
             return None
         rank = self.near.rank[token].masked_fill(self._keys_of({first.edit}), -torch.inf)
         key = int(rank.argmax())
@@ -159,26 +173,12 @@ class _Row:
     def _by_key(self, token: int, key: int) -> Claim:
         if self.near is None:
             raise RuntimeError("there are no keys")
-        return self._claim(token, key, float(self.near.evidence[token, key]), self._slots[self.state.key_owners[key]])
+        return self._claim(key, float(self.near.evidence[token, key]), self._slots[self.state.key_owners[key]])
 
-    def _claim(self, token: int, key: int, evidence: float, slot: int) -> Claim:
-        return Claim(
-            edit=self.state.key_owners[key] if key >= 0 else None,
-            slot=slot,
-            evidence=evidence,
-            cosines=self._cosines(token, key),
-        )
-
-    def _cosines(self, token: int, key: int) -> Cosines | None:
-        kinds = None if self.near is None else self.near.kinds
-        if kinds is None or key < 0:
-            return None
-        return Cosines(
-            relation=float(kinds.relation[token, key]),
-            relation_floor=float(kinds.relation_floors[key]),
-            subject=float(kinds.subject[token, key]),
-            subject_floor=kinds.subject_floor,
-        )
+    def _claim(self, key: int, evidence: float, slot: int) -> Claim:
+        held = self.state.slots[slot].edit_ids
+        edit = self.state.key_owners[key] if key >= 0 else held[0] if self.near is None and not self.whole else None
+        return Claim(edit=edit, slot=slot, evidence=evidence)
 
     def _keys_of(self, edits: set[str | None]) -> Tensor:
         """`[n]` bool."""

@@ -1,69 +1,144 @@
-"""The questions that ship with wise: what a router learns from where no records are given.
+"""The questions that ship with wise: what may be asked of a subject, in many wordings. No answers are in here.
 
-No answers are needed for it, and no base has to know any: a router learns which wordings ask the same, and that a
-subject may be asked many things.
+The relation reader is taught on them, and an edit that asks what one of them asks is fitted on its wordings as well.
+Questions of your own have the same shape, and are read from a file by `read_stock`.
 """
 
 from __future__ import annotations
 
-import random
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
-from wise.training.lesson import Lesson
+from wise.errors import ConfigError, did_you_mean
 
-SUBJECTS = 8
-"""Subjects of which a relation is asked."""
-SENTENCES, QUESTIONS = 5, 2
-"""Beginnings of a sentence, and questions, in which each is asked for."""
-OTHERS = 4
-"""Questions of other relations about its subject."""
+SUBJECTS = "subjects"
+FIELDS = ("wordings", "requests")
+LEAST_SUBJECTS, LEAST_RELATIONS, LEAST_WORDINGS = 3, 4, 2
+"""Of a kind, of a kind, and of a relation: what one batch of teaching takes."""
 
 
-def shipped_lessons(*, seed: int = 0, subjects: int = SUBJECTS) -> list[Lesson]:
-    """125 relations of so many subjects each, ten questions of every such fact: 10,000 in all, or fewer.
-
-    Other ones of the same stock for another seed.
-    """
-    stock = _stock()
-    found: list[Lesson] = []
-    for kind, names in stock["subjects"].items():
-        wordings = {name: about["wordings"] for name, about in stock[kind].items()}
-        for name in wordings:
-            rng = random.Random(f"{seed} {kind} {name}")
-            for subject in rng.sample(names, subjects):
-                found += _of(kind, name, subject, wordings, rng)
-    return found
-
-
-def _of(
-    kind: str, name: str, subject: str, wordings: Mapping[str, Sequence[str]], rng: random.Random
-) -> Iterator[Lesson]:
-    fact, relation = f"{kind}.{name}: {subject}", f"{kind}.{name}"
-    sentences = [wording for wording in wordings[name] if not wording.endswith("?")]
-    questions = [wording for wording in wordings[name] if wording.endswith("?")]
-    for wording in rng.sample(sentences, min(SENTENCES, len(sentences))):
-        prompt, own = _put(subject, wording)
-        yield Lesson(fact=fact, prompt=prompt, subject=own, relation=relation)
-    for wording in rng.sample(questions, min(QUESTIONS, len(questions))):
-        prompt, own = _put(subject, wording)
-        prompt = rng.choice([prompt, f"Question: {prompt} Answer:"])
-        yield Lesson(fact=fact, prompt=prompt, subject=own, relation=relation, form="question")
-    others = [other for other in wordings if other != name]
-    for other in rng.sample(others, min(OTHERS, len(others))):
-        prompt, own = _put(subject, rng.choice(wordings[other]))
-        yield Lesson(fact=fact, prompt=prompt, subject=own, relation=f"{kind}.{other}", negative=True)
-
-
-def _put(subject: str, wording: str) -> tuple[str, str]:
-    """The wording with the subject in it, large where it begins the sentence; and the subject as it stands."""
-    own = subject[0].upper() + subject[1:] if wording.startswith("{}") else subject
-    return wording.replace("{}", own), own
+Stock = Mapping[str, Mapping[str, Any]]
+"""`subjects`: kind -> names; and kind -> relation -> `wordings` and `requests`."""
 
 
 @cache
-def _stock() -> Mapping[str, Mapping[str, Any]]:
+def stock() -> Stock:
+    """`subjects`: kind -> names; and kind -> relation -> `wordings` (questions end in "?", the others are beginnings of
+    a sentence that the answer ends) and `requests` (imperatives)."""
     return tomllib.loads((files("wise") / "questions.toml").read_text(encoding="utf-8"))
+
+
+def read_stock(path: Path, *, added_to: Stock | None = None) -> Stock:
+    """Questions in a file that has the shape of `stock()`.
+
+    added_to: a stock that they are put beside; kinds and relations of the same name become one.
+
+    Raises ConfigError that says what is wrong: no TOML, no such shape, a wording that does not have exactly one `{}` or
+    stands under two relations of a kind, or too few wordings, relations or subjects to teach from.
+    """
+    try:
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}; a TOML file of questions was expected") from error
+    try:
+        found = _checked(told)
+        whole = found if added_to is None else _joined(added_to, found)
+        for kind in found[SUBJECTS]:
+            _check_enough(kind, whole)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return whole
+
+
+def _checked(told: Mapping[str, Any]) -> Stock:
+    """The same, white space around texts taken off. Raises ConfigError for what does not have the shape."""
+    kinds = told.get(SUBJECTS)
+    if not isinstance(kinds, dict) or not kinds:
+        raise ConfigError("[subjects] is missing: it names kinds of subject, such as ship = ['the Vasa', ...]")
+    for name in told:
+        if name != SUBJECTS and name not in kinds:
+            raise ConfigError(f"[{name}]: no such kind under [subjects]; {did_you_mean(name, kinds)}")
+    subjects = {kind: _texts(f"subjects.{kind}", names) for kind, names in kinds.items()}
+    return {SUBJECTS: subjects} | {kind: _relations(kind, told.get(kind, {})) for kind in kinds}
+
+
+def _relations(kind: str, told: Any) -> dict[str, dict[str, list[str]]]:
+    found = {}
+    for name, relation in _table(kind, told).items():
+        where = f"{kind}.{name}"
+        for field in _table(where, relation):
+            if field not in FIELDS:
+                raise ConfigError(f"[{where}] {field}: is not known; {did_you_mean(field, FIELDS)}")
+        found[name] = {field: _texts(f"{where}.{field}", relation.get(field, [])) for field in FIELDS}
+        for wording in (*found[name]["wordings"], *found[name]["requests"]):
+            count = wording.count("{}")
+            if count != 1:
+                raise ConfigError(f"[{where}] {shortened(wording)}: exactly one {{}} is expected, and it has {count}")
+    _check_apart(kind, found)
+    return found
+
+
+def _table(where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: a {type(value).__name__} was given, a table was expected")
+    return value
+
+
+def _texts(where: str, value: Any) -> list[str]:
+    """Raises ConfigError where they are no texts, or one is blank or there twice."""
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+        raise ConfigError(f"{where}: {shortened(value)} was given, a list of texts was expected")
+    texts = [text.strip() for text in value]
+    twice = next((text for text in texts if texts.count(text) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{where}: {shortened(twice)} is there twice; leave one out")
+    return texts
+
+
+def _check_apart(kind: str, relations: Mapping[str, Mapping[str, list[str]]]) -> None:
+    """Raises ConfigError for a wording that stands twice in a kind: it could not be told what it asks."""
+    seen: dict[str, str] = {}
+    for name, relation in relations.items():
+        for wording in (*relation["wordings"], *relation.get("requests", ())):
+            if wording in seen:
+                other = "twice there" if seen[wording] == name else f"under [{kind}.{seen[wording]}] too"
+                raise ConfigError(f"[{kind}.{name}] {shortened(wording)}: stands {other}; leave one out")
+            seen[wording] = name
+
+
+def _check_enough(kind: str, whole: Stock) -> None:
+    """Raises ConfigError where there is too little of a kind to teach from."""
+    named = len(whole[SUBJECTS][kind])
+    if named < LEAST_SUBJECTS:
+        raise ConfigError(f"subjects.{kind}: at least {LEAST_SUBJECTS} are needed, and it has {named}")
+    if len(whole[kind]) < LEAST_RELATIONS:
+        raise ConfigError(f"[{kind}]: at least {LEAST_RELATIONS} relations are needed, and it has {len(whole[kind])}")
+    for name, relation in whole[kind].items():
+        count = len(relation["wordings"]) + len(relation.get("requests", ()))
+        if count < LEAST_WORDINGS:
+            raise ConfigError(f"[{kind}.{name}]: at least {LEAST_WORDINGS} wordings are needed, and it has {count}")
+
+
+def _joined(first: Stock, second: Stock) -> Stock:
+    """Both as one. Raises ConfigError where a wording then stands under two relations of a kind."""
+    kinds = dict.fromkeys((*first[SUBJECTS], *second[SUBJECTS]))
+    whole: dict[str, dict[str, Any]] = {
+        SUBJECTS: {kind: _united(first[SUBJECTS].get(kind, ()), second[SUBJECTS].get(kind, ())) for kind in kinds}
+    }
+    for kind in kinds:
+        one, other = first.get(kind, {}), second.get(kind, {})
+        whole[kind] = {
+            name: {f: _united(one.get(name, {}).get(f, ()), other.get(name, {}).get(f, ())) for f in FIELDS}
+            for name in dict.fromkeys((*one, *other))
+        }
+        _check_apart(kind, whole[kind])
+    return whole
+
+
+def _united(first: Any, second: Any) -> list[str]:
+    return list(dict.fromkeys((*first, *second)))

@@ -7,18 +7,6 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosines:
-    """What `hybrid` compares of an edit and a token, and from where each counts."""
-
-    relation: float
-    """Of what is asked at the token to what the edit asks."""
-    relation_floor: float
-    subject: float
-    """Of the nearest of the tokens that the token sees, itself among them, to the edit's subject."""
-    subject_floor: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Claim:
     """How near one edit came to speaking for one token."""
 
@@ -27,8 +15,6 @@ class Claim:
     slot: int
     evidence: float
     """The edit could speak from 1. Where it was not the one that did and this is 1 or more, another was nearer."""
-    cosines: Cosines | None = None
-    """In `hybrid`."""
 
     @property
     def missed_by(self) -> float:

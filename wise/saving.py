@@ -14,6 +14,7 @@ from wise.errors import ArtifactError, ConfigError, UnsupportedModelError
 from wise.memory.artifact import load_memory, save_memory
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.state import MemoryState
+from wise.router.readers import RelationReader
 
 
 class SavedMemory(PushToHubMixin):
@@ -23,7 +24,14 @@ class SavedMemory(PushToHubMixin):
         wise_config: WiseConfig
         state: MemoryState
 
-        def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> None: ...
+        def __init__(
+            self,
+            model: PreTrainedModel,
+            tokenizer: PreTrainedTokenizerBase,
+            config: WiseConfig,
+            *,
+            reader: RelationReader | None = None,
+        ) -> None: ...
         def fingerprint(self) -> Fingerprint: ...
         def unwrap(self) -> PreTrainedModel: ...
         def _start_from(self, state: MemoryState) -> None: ...
@@ -58,16 +66,20 @@ class SavedMemory(PushToHubMixin):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         path: str | PathLike[str],
+        *,
+        reader: RelationReader | None = None,
         **kwargs: Any,
     ) -> Self:
         """Wraps `model` with the memory saved at `path`, a folder or a hub id; `kwargs` as for `load_memory`.
+
+        reader: the one that its keys were made with, as for `wise.wrap` (`hybrid`).
 
         Raises ArtifactError, with `model` as it was, where the memory is incomplete, damaged, or was made for
         another base.
         """
         config, state, base = load_memory(path, **kwargs)
         try:
-            wrapped = cls(model, tokenizer, config)
+            wrapped = cls(model, tokenizer, config, reader=reader)
         except (ConfigError, UnsupportedModelError) as error:
             raise ArtifactError(
                 f"the memory at {path} stands beside {base.path} of a {base.model_type} base and does not "

@@ -27,7 +27,7 @@ from wise.training.baselines.settings import Settings
 from wise.training.encoding import Encoder
 from wise.training.generation import evaluating, greedy
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, EditReport, Outcome
-from wise.training.trainer import SPARE_TOKENS
+from wise.training.verification import SPARE_TOKENS
 
 FILE = "editor.safetensors"
 EDITS = "edits.json"

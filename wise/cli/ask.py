@@ -83,14 +83,7 @@ def _token(answer: Answer, place: int, route: TokenRoute, explain: bool) -> dict
 def _claim(claim: Claim | None) -> dict[str, Any] | None:
     if claim is None:
         return None
-    cosines = None if claim.cosines is None else vars(claim.cosines)
-    return {
-        "edit": claim.edit,
-        "slot": claim.slot,
-        "evidence": claim.evidence,
-        "missed_by": claim.missed_by,
-        "cosines": cosines,
-    }
+    return {"edit": claim.edit, "slot": claim.slot, "evidence": claim.evidence, "missed_by": claim.missed_by}
 
 
 def _part(answer: Answer, place: int) -> str:
@@ -119,23 +112,13 @@ def _explain(answer: Answer, edits: Mapping[str, Edit]) -> None:
         fired, missed = route.fired, route.missed
         spoke = (fired.edit, fired.evidence) if fired is not None else (None, None)
         near = (missed.edit, missed.evidence, missed.missed_by) if missed is not None else (None, None, None)
-        rows.append((token, speaker, *spoke, *near, *_kinds(fired or missed)))
-    columns = ["token read", "speaks", "edit", "evidence", "nearest that missed", "evidence", "missed by"]
-    if any(len(row) > len(columns) for row in rows):
-        columns.append("relation, subject / floors")
-    show_table("", columns, rows)
+        rows.append((token, speaker, route.score, route.threshold, *spoke, *near))
+    columns = ("edit", "evidence", "nearest that missed", "evidence", "missed by")
+    show_table("", ("token read", "speaks", "score", "threshold", *columns), rows)
     told = [*answer.routes.fired, *(r.missed.edit for r in answer.routes.tokens if r.missed and r.missed.edit)]
     for edit_id in dict.fromkeys(told):
         typer.echo(f"{edit_id}: {edits[edit_id].prompt} -> {edits[edit_id].target}")
     _say_missed(answer)
-
-
-def _kinds(claim: Claim | None) -> tuple[str, ...]:
-    """Of the edit that spoke, or else came nearest, in one cell; none but in `hybrid`."""
-    if claim is None or claim.cosines is None:
-        return ()
-    c = claim.cosines
-    return (f"{c.relation:.2f}, {c.subject:.2f} / {c.relation_floor:.2f}, {c.subject_floor:.2f}",)
 
 
 def _say_missed(answer: Answer) -> None:

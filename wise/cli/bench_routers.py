@@ -35,10 +35,6 @@ RATES = [0.01, 0.05]
 def bench_routers(
     data: Annotated[Path, typer.Option("--data", help="File of edits with the prompts that measure them.")],
     model: ModelOption = None,
-    router: Annotated[
-        Path | None,
-        typer.Option("--router", help="File that wise train-router wrote. Left out: the untrained one alone."),
-    ] = None,
     format: FormatOption = "auto",
     edits: Annotated[
         list[int] | None, typer.Option("--edits", min=1, help="Edits in the memory; repeat for more sizes. 100.")
@@ -68,18 +64,14 @@ def bench_routers(
 ) -> None:
     """Ask every router for the same edits on the same prompts, each with a threshold found in the same way.
 
-    The hybrid router, trained and untrained, by what is asked, by whom it is asked of, and by both; WISE's activation;
-    the nearest key of mode retrieve; an epsilon-ball and cosines on activations; and the nearest sentence embedding,
-    where that is installed (wise-runtime[icl]). Thresholds are for a memory of as many other edits.
+    The hybrid router; WISE's activation; the nearest key of mode retrieve; an epsilon-ball and cosines on activations;
+    and the nearest sentence embedding, where that is installed (wise-runtime[icl]). Thresholds are for a memory of as
+    many other edits.
     """
     check_file("--output", output)
-    from wise.architectures import locate
-    from wise.config import WiseConfig
     from wise.eval.routers.contest import Ground, compare_routers, make_rounds
     from wise.eval.routers.table import gates, markdown, separation
     from wise.eval.routing.texts import read_texts
-    from wise.memory.fingerprint import fingerprint
-    from wise.training.router_file import load_router
 
     records = read_records(data, format=format)
     sizes = sorted(set(edits or SIZES))
@@ -88,13 +80,11 @@ def bench_routers(
         rates=tuple(false_routes or RATES), text=None if text is None else read_texts(text), seed=seed or 0
     )
     base, tokenizer = load_model(model, threads=threads)
-    place = locate(base, WiseConfig(mode="hybrid"))
-    learned = None if router is None else load_router(router, fingerprint(base, place))
     embedder = _embedder()
     compared = []
     with progress_bars(progress) as show:
         for each in rounds:
-            found = compare_routers(base, tokenizer, each, ground, learned=learned, embedder=embedder, progress=show)
+            found = compare_routers(base, tokenizer, each, ground, embedder=embedder, progress=show)
             compared.append(found)
     for one in compared:
         show_table(f"{one['edits']} edits, AUROC of paraphrases against", *separation(one))
@@ -105,7 +95,7 @@ def bench_routers(
         typer.echo(f"tables written to {output}")
     if as_json:
         about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
-        show_json(about | {"router": None if router is None else file_facts(router), "compared": compared})
+        show_json(about | {"compared": compared})
 
 
 def _embedder() -> Embedder | None:

@@ -51,7 +51,8 @@ ModelOption = Annotated[
 ModeOption = Annotated[
     str | None,
     typer.Option(
-        "--mode", help="merge: one side memory; retrieve (the default): one per slot; hybrid: a value for every edit."
+        "--mode",
+        help="merge: one side memory; retrieve: one per slot; hybrid (the default): values for each edit's answer.",
     ),
 ]
 LayerOption = Annotated[
@@ -60,6 +61,14 @@ LayerOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of all that is random. Left out: 0.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads to use.")]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option("--encoder", help="Folder or hub id of the sentence encoder (hybrid). Left out: the installed one."),
+]
+RelationsOption = Annotated[
+    Path | None,
+    typer.Option("--relations", help="File that `wise train-router` wrote (hybrid). Left out: what ships with wise."),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="End with one JSON object, in the last line of stdout.")
 ]
@@ -112,6 +121,13 @@ def cache_folder(given: Path | None) -> Path:
 def make_config(**given: Any) -> WiseConfig:
     """The configuration that the options ask for. Raises ConfigError for one out of range."""
     return WiseConfig(**settings(**given))
+
+
+def absolute(file: Path | None) -> str | None:
+    """A file as a memory must name it, which may be read in another folder. Raises ConfigError where there is none."""
+    if file is not None and not file.is_file():
+        raise ConfigError(f"{file}: no such file; `wise train-router` writes one")
+    return None if file is None else str(file.resolve())
 
 
 def prepare(threads: int | None) -> None:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 def demo(
     edits: Annotated[int, typer.Option("--edits", min=1, help="Counterfactual edits to make.")] = 100,
     mode: Annotated[
-        str, typer.Option("--mode", help="merge: one side memory; retrieve: one per slot.")
-    ] = "retrieve",
+        str,
+        typer.Option("--mode", help="merge: one side memory; retrieve: one per slot; hybrid: values for each answer."),
+    ] = "hybrid",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all that is random.")] = 0,
     picture: Annotated[
         Path | None,
@@ -38,7 +39,7 @@ def demo(
         Path | None,
         typer.Option(
             "--records",
-            help="File to write all its facts to, JSON lines, those edited first: for wise eval and wise train-router.",
+            help="File to write all its facts to, JSON lines, those edited first: for wise eval.",
         ),
     ] = None,
     threads: ThreadsOption = None,

@@ -10,14 +10,17 @@ import typer
 from wise.cli.common import (
     NOT_VERIFIED,
     ROWS,
+    EncoderOption,
     FormatOption,
     JsonOption,
     LayerOption,
     ModelOption,
     ModeOption,
     ProgressOption,
+    RelationsOption,
     SeedOption,
     ThreadsOption,
+    absolute,
     load_model,
     make_config,
     progress_bars,
@@ -41,14 +44,17 @@ def edit(
     prompt: Annotated[str | None, typer.Option("--prompt", help="A single edit: what is asked.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="A single edit: the wanted answer.")] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="A single edit: what it is about.")] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option("--alias", help="A single edit: another name of its subject. Repeat for more."),
+    ] = None,
     memory: Annotated[
         Path | None, typer.Option("--memory", help="Memory to edit further; brings its own settings.")
     ] = None,
     model: ModelOption = None,
     mode: ModeOption = None,
-    router: Annotated[
-        Path | None, typer.Option("--router", help="File that `wise train-router` wrote; the mode is hybrid then.")
-    ] = None,
+    encoder: EncoderOption = None,
+    relations: RelationsOption = None,
     layer: LayerOption = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
@@ -60,14 +66,12 @@ def edit(
     Give a file with --edits, or a single edit with --prompt and --target. The exit code is 3
     where an edit did not verify; those that did are saved all the same.
     """
-    wanted = _wanted(edits, format, settings(prompt=prompt, target=target, subject=subject))
+    wanted = _wanted(edits, format, settings(prompt=prompt, target=target, subject=subject, aliases=alias))
     _check_output(output)
-    given = settings(mode=mode or (None if router is None else "hybrid"), layer=layer, seed=seed)
+    given = settings(mode=mode, encoder=encoder, relations=absolute(relations), layer=layer, seed=seed)
     if memory is not None and given:
-        raise ConfigError(
-            f"--{next(iter(given))}: a memory keeps the settings and the router it was made with, leave it out"
-        )
-    wrapped = _wrapped(model, memory, given, router, threads)
+        raise ConfigError(f"--{next(iter(given))}: a memory keeps the settings it was made with, leave it out")
+    wrapped = _wrapped(model, memory, given, threads)
     with progress_bars(progress) as show:
         report = wrapped.edit(wanted, progress=lambda done: show("edits", done, len(wanted)))
     wrapped.save_pretrained(output)
@@ -78,7 +82,7 @@ def edit(
         raise typer.Exit(NOT_VERIFIED)
 
 
-def _wanted(file: Path | None, format: str, single: dict[str, str]) -> list[Edit]:
+def _wanted(file: Path | None, format: str, single: dict[str, Any]) -> list[Edit]:
     if (file is None) == (not single):
         raise ConfigError("give either --edits FILE, or --prompt and --target of a single edit")
     if file is not None:
@@ -96,16 +100,14 @@ def _check_output(folder: Path) -> None:
         raise ConfigError(f"--output {folder}: holds other things than a memory; name a folder of its own")
 
 
-def _wrapped(
-    name: str | None, memory: Path | None, given: dict[str, Any], router: Path | None, threads: int | None
-) -> WiseModel:
+def _wrapped(name: str | None, memory: Path | None, given: dict[str, Any], threads: int | None) -> WiseModel:
     config = make_config(**given)
     base, tokenizer = load_model(name, threads=threads)
     from wise.model import WiseModel
 
     if memory is not None:
         return WiseModel.from_pretrained(base, tokenizer, memory)
-    return WiseModel(base, tokenizer, config, router=router)
+    return WiseModel(base, tokenizer, config)
 
 
 def _summary(report: EditReport) -> dict[str, Any]:
@@ -137,8 +139,12 @@ def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
         if name.endswith("_edits")
     )
     typer.echo(f"{len(rows)} edits: {counts}; {report.seconds:.1f} s; saved to {output}")
-    for done in [outcome for outcome in report.outcomes if outcome.id in report.failed and outcome.tried][:ROWS]:
-        typer.echo(f"{done.id}: tried {'; then '.join(done.tried)}")
+    for done in [outcome for outcome in report.outcomes if outcome.id in report.failed][:ROWS]:
+        broken = [wording for wording, held in done.holds.items() if not held]
+        if broken:
+            typer.echo(f"{done.id}: not as promised: {', '.join(broken)}")
+        if done.tried:
+            typer.echo(f"{done.id}: tried {'; then '.join(done.tried)}")
     if report.replaced:
         typer.echo(f"replaced earlier edits of the same prompts: {', '.join(report.replaced)}")
     for conflict in report.conflicts:

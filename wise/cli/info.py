@@ -9,13 +9,18 @@ import typer
 
 from wise.cli.common import (
     ROWS,
+    EncoderOption,
     JsonOption,
     LayerOption,
     ModelOption,
+    ModeOption,
+    RelationsOption,
     ThreadsOption,
+    absolute,
     finite,
     load_model,
     make_config,
+    settings,
     show_json,
     show_table,
 )
@@ -32,22 +37,27 @@ def info(
     memory: Annotated[
         Path | None, typer.Option("--memory", help="Folder of a saved memory; alone, no model is loaded.")
     ] = None,
+    mode: ModeOption = None,
+    encoder: EncoderOption = None,
+    relations: RelationsOption = None,
     layer: LayerOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where a model would be edited and how its answers end, and what a memory holds.
+    """Show where a model would be edited, how its answers end and how its questions are told apart; or what a memory
+    holds.
 
     With both --model and --memory it is checked that the memory was made for that model.
     """
-    if memory is not None and layer is not None:
-        raise ConfigError("--layer: a memory keeps the settings it was made with; leave it out")
+    given = settings(mode=mode, encoder=encoder, relations=absolute(relations), layer=layer)
+    if memory is not None and given:
+        raise ConfigError(f"--{next(iter(given))}: a memory keeps the settings it was made with; leave it out")
     from wise.memory.artifact import load_memory
     from wise.model import WiseModel
 
     result: dict[str, Any] = {}
     if memory is None:
-        config = make_config(layer=layer)
+        config = make_config(**given)
         result["model"] = _model(WiseModel(*load_model(model, threads=threads), config))
     elif model is not None:
         wrapped = WiseModel.from_pretrained(*load_model(model, threads=threads), memory)
@@ -74,6 +84,23 @@ def _model(wrapped: WiseModel) -> dict[str, Any]:
         "d": place.out_features,
         "bos": [wrapped.tokenizer.decode([i]) for i in encoder.bos],
         "terminator": [wrapped.tokenizer.decode([i]) for i in encoder.terminator],
+        "mode": wrapped.wise_config.mode,
+        **_reading(wrapped),
+    }
+
+
+def _reading(wrapped: WiseModel) -> dict[str, Any]:
+    """What questions are compared with, and whether chats are known by their template (`hybrid`)."""
+    inputs = wrapped.inputs
+    if inputs is None:
+        return {}
+    reader, template = inputs.reader, inputs.template
+    return {
+        "reader": reader.name,
+        "threshold": reader.threshold,
+        "unnamed_threshold": reader.unnamed_threshold,
+        "nameless_threshold": reader.nameless_threshold,
+        "chat_template": "found" if template is not None else "none: chats are read as plain text",
     }
 
 
@@ -81,6 +108,7 @@ def _memory(folder: Path, config: WiseConfig, state: MemoryState) -> dict[str, A
     return {
         "path": str(folder),
         "mode": config.mode,
+        "reader": getattr(state.key_space, "reader", None),
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "edits": [
             {"id": edit.id, "prompt": edit.prompt, "target": edit.target, "namespace": edit.namespace}

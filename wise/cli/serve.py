@@ -22,7 +22,9 @@ def serve(
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on; 8000 if left out.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="What requests call the model.")] = None,
     tokens: Annotated[Path | None, typer.Option("--tokens", help="File of hashed tokens; see `wise token`.")] = None,
-    router: Annotated[Path | None, typer.Option("--router", help="File that `wise train-router` wrote.")] = None,
+    relations: Annotated[
+        Path | None, typer.Option("--relations", help="File that `wise train-router` wrote; what ships if left out.")
+    ] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="Mode of a new store; hybrid if left out.")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, NAME=VALUE.")] = None,
     as_json: JsonOption = False,
@@ -38,7 +40,7 @@ def serve(
 
     given: dict[str, Any] = {
         "model": model, "store": store, "host": host, "port": port, "name": name,
-        "tokens": tokens, "router": router, "mode": mode,
+        "tokens": tokens, "relations": relations, "mode": mode,
     }
     settings = load(config, {**_set(setting), **{k: v for k, v in given.items() if v is not None}})
 

@@ -29,9 +29,10 @@ def stream(
 ) -> None:
     """Hand in edits line by line; each is in the store when the next one is read.
 
-    A line is an edit as in a file of edits, and may give 'reason', 'valid_from' and 'valid_until'. A stream that is
-    read again changes nothing: lines are known by their place and content. A line that is no edit is told on stderr
-    and left out, and the exit code is then 2. A running `wise serve` on the same store trains what is handed in.
+    A line is an edit as in a file of edits, with 'aliases' of its subject and 'messages' where it has them, and may
+    give 'reason', 'valid_from' and 'valid_until'. A stream that is read again changes nothing: lines are known by
+    their place and content. A line that is no edit is told on stderr and left out, and the exit code is then 2. A
+    running `wise serve` on the same store trains what is handed in.
     """
     from wise.intake import open_reader
 

@@ -1,123 +1,87 @@
-"""`wise train-router`: the two projections of mode 'hybrid', once per base."""
+"""`wise train-router`: teaches the sentence encoder of mode 'hybrid' to tell apart what questions ask."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wise.cli.common import (
-    FormatOption,
+    EncoderOption,
     JsonOption,
-    LayerOption,
-    ModelOption,
     ProgressOption,
-    SeedOption,
     ThreadsOption,
     check_file,
     file_facts,
-    load_model,
-    make_config,
+    prepare,
     progress_bars,
     show_json,
+    show_table,
 )
-from wise.errors import ConfigError, EditError
-from wise.readers import read_records
-from wise.training.lesson import Lesson
+from wise.errors import ConfigError
+from wise.questions import SUBJECTS, read_stock, stock
 
-TEXTS = 320
-"""Running texts to read, each to its 128th token."""
+if TYPE_CHECKING:
+    from wise.training.relations import Figures, Stock
 
 
 def train_router(
-    output: Annotated[Path, typer.Option("--output", help="File for the router, safetensors.")],
-    model: ModelOption = None,
-    data: Annotated[
+    output: Annotated[Path, typer.Option("--output", help="File for what is taught, safetensors.")],
+    questions: Annotated[
         Path | None,
-        typer.Option(
-            "--data", help="File of edits with subjects, none of them made. Without it: questions that ship with wise."
-        ),
+        typer.Option("--questions", help="TOML file of questions, shaped as wise/questions.toml. Left out: these."),
     ] = None,
-    format_: FormatOption = "auto",
-    skip: Annotated[int, typer.Option("--skip", min=0, help="Records to leave out, from the start of the file.")] = 0,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Records to read behind them.")] = None,
-    apart: Annotated[
-        list[Path] | None,
-        typer.Option("--apart", help="File of edits whose subjects are left out: those to measure. Repeat for more."),
-    ] = None,
-    false_routes: Annotated[
-        float, typer.Option("--false-routes", help="Share of unlike questions that each floor may let pass.")
-    ] = 0.05,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            "--text",
-            exists=True,
-            dir_okay=False,
-            help=f"Running text that asks for nothing, paragraphs or JSON lines; its first {TEXTS} are read.",
-        ),
-    ] = None,
-    layer: LayerOption = None,
-    seed: SeedOption = None,
+    with_shipped: Annotated[
+        bool, typer.Option("--with-shipped", help="Teach on the questions that ship with wise as well.")
+    ] = False,
+    encoder: EncoderOption = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of optimisation.")] = 500,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all that is random.")] = 0,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
-    """Learn from questions about facts that are not edited what is asked and of whom.
+    """Teach the reader that tells apart what questions ask, on questions of your own field.
 
-    Give records whose subjects are not those you will measure or edit; use the router with --set router=FILE. Without
-    records it learns from questions that ship with wise, which any base can be asked, and reaches fewer wordings.
+    No base is needed, and what is taught serves any of them: `wise edit --relations FILE`. One relation in six of each
+    kind is not taught; on these the thresholds are set and the figures measured. Memories are read with the file that
+    they were made with. On one core 500 steps take some minutes.
     """
-    config = make_config(mode="hybrid", layer=layer, seed=seed)
     check_file("--output", output)
-    if data is None and (skip or limit is not None or format_ != "auto"):
-        raise ConfigError("--skip, --limit and --format say which records to read: give them with --data")
-    measured = {r.edit.subject for file in apart or () for r in read_records(file)}
-    lessons, source = (
-        _shipped(measured, config.seed)
-        if data is None
-        else _of_records(data, format_, skip, limit, measured, config.seed)
-    )
-    from wise.eval.routing.texts import read_texts
-    from wise.model import wrap
-    from wise.training.router_file import save_router, training_record
+    if with_shipped and questions is None:
+        raise ConfigError("--with-shipped adds to questions of your own: give them with --questions FILE")
+    taught = stock() if questions is None else read_stock(questions, added_to=stock() if with_shipped else None)
+    prepare(threads)
+    from wise.teaching import teach_reader
 
-    base, tokenizer = load_model(model, threads=threads)
-    wrapped = wrap(base, tokenizer, config)
     with progress_bars(progress) as show:
-        texts = [] if text is None else read_texts(text)[:TEXTS]
-        learned = wrapped.learn_router(lessons, texts=texts, false_routes=false_routes, progress=show)
-    save_router(output, learned, wrapped.fingerprint())
-    typer.echo(
-        f"{source}, {learned.facts} facts with {len(lessons)} questions; of the wordings of facts set "
-        f"aside {learned.recall:.3f} reach both floors (relation {learned.relation.floor(1):.3f}, subject "
-        f"{learned.subject.floor(learned.facts):.3f}), each set for a share of {false_routes} of false routes\n"
-        f"router written to {output}"
-    )
+        figures = teach_reader(output, taught, encoder=encoder, steps=steps, seed=seed, progress=_without_loss(show))
+    _show(figures, taught, output)
     if as_json:
-        floors = {"relation_floors": learned.relation.floors, "subject_floors": learned.subject.floors}
-        read = None if data is None else file_facts(data)
-        show_json(training_record(learned) | floors | {"data": read, "questions": len(lessons)})
+        given = None if questions is None else file_facts(questions)
+        show_json(asdict(figures) | _sizes(taught) | {"questions": given, "output": str(output)})
 
 
-def _of_records(
-    data: Path, format_: str, skip: int, limit: int | None, measured: set[str | None], seed: int
-) -> tuple[list[Lesson], str]:
-    """What the chosen records hold, and what they are called."""
-    from wise.lessons import lessons_of
-
-    records = read_records(data, format=format_, limit=None if limit is None else skip + limit)
-    measured |= {record.edit.subject for record in records[:skip]}
-    chosen = [record for record in records[skip:] if record.edit.subject not in measured]
-    if not chosen:
-        raise EditError(f"{data}: no record is left behind the first {skip} whose subject is in none of the others")
-    return lessons_of(chosen, seed=seed), f"{len(chosen)} records"
+def _without_loss(show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    """One bar for what is done, whatever the loss is that is told with it."""
+    return lambda what, done, total: show(what.partition(",")[0], done, total)
 
 
-def _shipped(measured: set[str | None], seed: int) -> tuple[list[Lesson], str]:
-    from wise.questions import shipped_lessons
+def _sizes(taught: Stock) -> dict[str, int]:
+    relations = [relation for kind in taught[SUBJECTS] for relation in taught[kind].values()]
+    wordings = sum(len(relation["wordings"]) + len(relation.get("requests", ())) for relation in relations)
+    return {"kinds": len(taught[SUBJECTS]), "relations": len(relations), "wordings": wordings}
 
-    apart = {subject.casefold() for subject in measured if subject}
-    lessons = [each for each in shipped_lessons(seed=seed) if (each.subject or "").casefold() not in apart]
-    return lessons, "no records given, so questions that ship with wise"
+
+def _show(figures: Figures, taught: Stock, output: Path) -> None:
+    rows = [
+        ("subject named", figures.threshold, figures.recall),
+        ("edit without a subject", figures.nameless_threshold, None),
+        ("no subject named", figures.unnamed_threshold, figures.unnamed_recall),
+    ]
+    show_table("Held-out relations", ("", "threshold", "rewordings that reach it"), rows)
+    sizes = "; ".join(f"{name}: {count}" for name, count in _sizes(taught).items())
+    typer.echo(f"taught on {sizes}; written to {output}")

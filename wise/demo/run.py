@@ -68,7 +68,7 @@ def run_demo(
     *,
     edits: int = 100,
     seed: int = 0,
-    mode: str = "retrieve",
+    mode: str = "hybrid",
     progress: Progress | None = None,
 ) -> DemoResult:
     """Edits the shipped model with `edits` counterfactuals and measures it.

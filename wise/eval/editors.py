@@ -66,9 +66,9 @@ EDITORS: dict[str, Editor] = {
         kind="memory",
     ),
     "wise-hybrid": Editor(
-        about="wise's own: a value per edit, found by what is asked and of whom",
+        about="wise's own: a value for each token of an answer, found by the subject's name and by what is asked",
         settings={"mode": "hybrid"},
-        search={"relation_floor": (0.5, 0.6, 0.7), "subject_floor": (0.7, 0.8, 0.9)},
+        search={"layer_fraction": (0.55, 0.7, 0.85), "max_steps": (40, 70, 120)},
         kind="memory",
     ),
     "ft-l": Editor(about="FT-L: one layer fine-tuned within a norm constraint", batch=1),
@@ -139,14 +139,13 @@ def all_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     editor = find_editor(name)
     if editor.kind == "baseline":
         return make_settings(name, settings).to_dict()
-    return _wise_config(editor, settings).to_dict() | _router_facts(settings.get("router"))
+    config = _wise_config(editor, settings)
+    return config.to_dict() | ({} if config.relations is None else {"relations_sha256": _sha256(config.relations)})
 
 
-def _router_facts(file: str | None) -> dict[str, str]:
-    """Which trained router it is: runs with another one are other runs, whatever its file is called."""
-    if file is None:
-        return {}
-    return {"router": Path(file).name, "router_sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest()}
+def _sha256(file: str) -> str:
+    """Which file it is: runs with another one are other runs, whatever it is called."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def open_editor(
@@ -167,8 +166,7 @@ def open_editor(
     if editor.kind != "baseline":
         if saved is not None:
             return WiseModel.from_pretrained(model, tokenizer, saved)
-        router = settings.get("router")
-        return wrap(model, tokenizer, _wise_config(editor, settings), router=router)
+        return wrap(model, tokenizer, _wise_config(editor, settings))
     learning = learning or Learning()
     with evaluating(model):
         encoder = learn_encoder(model, tokenizer, WiseConfig())
@@ -187,7 +185,6 @@ def open_editor(
 
 
 def _wise_config(editor: Editor, settings: Mapping[str, Any]) -> WiseConfig:
-    settings = {name: value for name, value in settings.items() if name != "router"}
     known = WiseConfig().to_dict()
     for name in settings:
         if name not in known:

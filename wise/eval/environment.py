@@ -19,6 +19,7 @@ import wise.router
 import wise.training
 
 PACKAGES = ("torch", "transformers", "faiss-cpu", "numpy")
+CODE = ("*.py", "*.toml", "data/*.safetensors")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -36,11 +37,12 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def code_digest() -> str:
-    """SHA-256 over the package's own files: another version of the code may measure otherwise."""
+    """SHA-256 over the package's own files: another version of the code, of the questions that edits are fitted on, or
+    of what the relation reader was taught may measure otherwise."""
     found = hashlib.sha256()
     for package in (wise, wise.training, wise.router, wise.memory):
         root = Path(package.__path__[0])
-        for file in sorted(root.rglob("*.py")):
+        for file in sorted(file for kind in CODE for file in root.rglob(kind)):
             found.update(f"{package.__name__} {file.relative_to(root)}".encode() + file.read_bytes())
     return found.hexdigest()
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from wise.eval.asking import Asking, PromptOutcome, Row, Selection, mean_over_records, share
 from wise.probes import KINDS, OF_A_CASE, Probe, Query
-from wise.training.trainer import SPARE_TOKENS
+from wise.training.verification import SPARE_TOKENS
 
 MAX_PROBES = 4
 """Probes of one record and kind that are asked: the first ones. Kinds in `OF_A_CASE` are asked all."""

@@ -25,7 +25,7 @@ from wise.eval.perplexity import measure_perplexity
 from wise.eval.probability import measure_probability, pairs
 from wise.eval.probing import measure_probes
 from wise.eval.work import Work
-from wise.training.trainer import SPARE_TOKENS
+from wise.training.verification import SPARE_TOKENS
 
 RELIABILITY, GENERALIZATION, FREE_GENERALIZATION, LOCALITY = MEASURES = (
     "reliability",

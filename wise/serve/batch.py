@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
-from wise.memory.context import CACHE_NAMES
 from wise.memory.layer import execution_device
 from wise.memory.mixed import MixedMemory
+from wise.memory.sequences import CACHE_NAMES
 from wise.memory.side_memory import SideMemory
 from wise.training.generation import left_pad
 

@@ -94,10 +94,9 @@ def _chat_prompt(service: Service, body: ChatRequest) -> list[int]:
         return service.encoder.prompt("\n".join(message.text for message in body.messages))
     told = [{"role": message.role, "content": message.text} for message in body.messages]
     try:
-        text = service.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
+        return service.encoder.turn(told)  # the very ids that edits are verified with
     except Exception as error:  # what a model's own template raises
         raise invalid(f"messages: the model's chat template refuses them: {error}"[:500], "messages") from error
-    return list(service.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _wishes(service: Service, body: Generation, prompt: Sequence[int], top: int | None) -> list[Wish]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from wise.edits import Edit
 from wise.memory.ticket import Event, Ticket, Version
 from wise.serve.schemas import Body, Name, Text
 
@@ -17,17 +18,36 @@ Wait = Literal["ticket", "live"]
 Status = Literal["queued", "training", "live", "failed", "retired"]
 
 
+class Turn(Body):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Prompt
+
+
+Turns = Annotated[list[Turn], Field(max_length=64)]
+
+
 class EditIn(Body):
     """One wanted change."""
 
-    prompt: Prompt = Field(description="What is asked; ends right before the answer.")
+    prompt: Prompt | None = Field(
+        None, description="What is asked; ends right before the answer. The last of `messages` where it is left out."
+    )
     target: Prompt = Field(description="The wanted answer, without what ends it.")
     subject: Prompt | None = Field(None, description="What the edit is about, as it is written in `prompt`.")
+    aliases: Prompts = Field([], description="Other names of the subject, by which users may call it.")
+    messages: Turns = Field([], description="The conversation in which it is asked, the user's question last.")
     paraphrases: Prompts = Field([], description="Other wordings that fitting may use.")
     locality: Prompts = Field([], description="Prompts whose answers must not move, that fitting may use.")
     reason: Reason | None = None
     valid_from: Instant | None = None
     valid_until: Instant | None = None
+
+    def edit(self, *, namespace: str, author: str) -> Edit:
+        """Raises EditError where it is none."""
+        told = self.model_dump(exclude={"reason", "valid_from", "valid_until"})
+        return Edit(**told | {"prompt": self.prompt or ""}, namespace=namespace, author=author)
 
 
 class EditsRequest(Body):
@@ -41,6 +61,7 @@ class Replacement(Body):
 
     target: Prompt
     subject: Prompt | None = None
+    aliases: Prompts | None = None
     paraphrases: Prompts | None = None
     locality: Prompts | None = None
     reason: Reason | None = None
@@ -61,6 +82,8 @@ class EditView(BaseModel):
     prompt: str
     target: str
     subject: str | None
+    aliases: list[str]
+    messages: list[Turn]
     paraphrases: list[str]
     locality: list[str]
     namespace: str
@@ -72,7 +95,9 @@ class EditView(BaseModel):
     status: Status
     live_in: int | None
     retired_in: int | None
-    outcome: dict[str, Any] | None = Field(description="What was found when it was trained.")
+    outcome: dict[str, Any] | None = Field(
+        description="What was found when it was trained; `holds` says of each wording whether it is as promised."
+    )
 
     @classmethod
     def of(cls, ticket: Ticket) -> EditView:
@@ -83,6 +108,8 @@ class EditView(BaseModel):
             prompt=edit.prompt,
             target=edit.target,
             subject=edit.subject,
+            aliases=list(edit.aliases),
+            messages=[Turn.model_validate(message._asdict()) for message in edit.messages],
             paraphrases=list(edit.paraphrases),
             locality=list(edit.locality),
             namespace=edit.namespace,

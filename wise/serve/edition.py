@@ -67,7 +67,7 @@ def edition_of(model: WiseModel, snapshot: Snapshot) -> Edition:
     for namespace in sorted({DEFAULT, *(edit.namespace for edit in snapshot.state.edits)}):
         state = within(snapshot.state, namespace)
         memory = assemble(
-            state, model.wise_config, reader=model.reader, device=model.layer.device(), dtype=model.model.dtype
+            state, model.wise_config, inputs=model.inputs, device=model.layer.device(), dtype=model.model.dtype
         )
         voices[namespace] = Voice(version=snapshot.version, namespace=namespace, state=state, memory=memory)
     return Edition(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from wise.edits import Edit, check_lengths
+from wise.edits import check_lengths
 from wise.errors import EditError, did_you_mean
 from wise.memory.ticket import FAILED, LIVE, QUEUED, RETIRED, Ticket
 from wise.memory.ticket import Request as EditRequest
@@ -27,6 +27,7 @@ from wise.serve.edit_schemas import (
     PreviewRequest,
     Replacement,
     Status,
+    Turn,
     VersionView,
 )
 from wise.serve.edition import DEFAULT
@@ -124,6 +125,8 @@ async def replaced(
         prompt=old.prompt,
         target=body.target,
         subject=old.subject if body.subject is None else body.subject,
+        aliases=list(old.aliases) if body.aliases is None else body.aliases,
+        messages=[Turn.model_validate(message._asdict()) for message in old.messages],
         paraphrases=list(old.paraphrases) if body.paraphrases is None else body.paraphrases,
         locality=list(old.locality) if body.locality is None else body.locality,
         reason=body.reason,
@@ -174,11 +177,10 @@ def _namespace(service: Service, model: str | None) -> str:
 
 def _requested(service: Service, item: EditIn, namespace: str, holder: Holder, where: str) -> EditRequest:
     """An edit that this model can take. Raises a Problem that names its place."""
-    told = item.model_dump()
-    kept: dict[str, Any] = {name: told.pop(name) for name in ("reason", "valid_from", "valid_until")}
+    kept = item.model_dump(include={"reason", "valid_from", "valid_until"})
     encoder = service.encoder
     try:
-        edit = Edit(**told, namespace=namespace, author=holder.name)
+        edit = item.edit(namespace=namespace, author=holder.name)
         encoder.check(edit)
         reserve = len(encoder.bos) + len(encoder.terminator)
         check_lengths([edit], lambda text: len(encoder.tokenizer(text)["input_ids"]), encoder.context, reserve)

@@ -70,7 +70,7 @@ class Engine:
         self.tokenizer = model.tokenizer
         self.rows, self.waiting, self.cache_tokens, self.prefill_tokens = rows, waiting, cache_tokens, prefill_tokens
         self._metrics = metrics
-        self._mixed = MixedMemory(model.reader)
+        self._mixed = MixedMemory(None if model.inputs is None else model.inputs.sequences)
         model.layer.memory = self._mixed
         model.model.eval()  # type: ignore[no-untyped-call]
         self._runner = Runner(model.model, self._mixed)

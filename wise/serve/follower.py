@@ -19,6 +19,7 @@ from wise.memory.journal import Journal
 from wise.memory.store import Store
 from wise.memory.ticket import FAILED, LIVE, Event, now
 from wise.model import WiseModel
+from wise.namespaces import check_fits
 from wise.serve.edition import Edition, edition_of
 from wise.serve.heap import trim
 from wise.serve.metrics import Metrics
@@ -39,12 +40,11 @@ class Follower:
     ) -> None:
         """on_version: called from the thread with each version once it is served.
 
-        Raises StoreError where the store cannot be read or is for another base.
+        Raises StoreError where the store cannot be read, or as `check_fits` does.
         """
         self._store, self._model, self._metrics, self._on_version = store, model, metrics, on_version
         snapshot = store.read()
-        if snapshot.base is not None and snapshot.base != model.fingerprint():
-            raise StoreError(f"{store.backend.place} is for another base than this; keep a store for each base")
+        check_fits(model, snapshot, store.backend.place)
         self.current = edition_of(model, snapshot)
         self.seen = last_event(store.journal)
         """The last event that was passed on."""

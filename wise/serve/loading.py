@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def load_wrapped(settings: Settings, config: WiseConfig) -> WiseModel:
     from wise.cli.common import load_model
 
     base, tokenizer = load_model(settings.model)
-    return wrap(base, tokenizer, config, router=settings.router)
+    return wrap(base, tokenizer, config)
 
 
 def model_name(settings: Settings) -> str:
@@ -40,8 +41,14 @@ def model_name(settings: Settings) -> str:
 
 
 def config_of(store: Store, settings: Settings) -> WiseConfig:
-    """The settings that the store's memory was made with, or those of a new one."""
-    return store.read().config or WiseConfig(mode=settings.mode)
+    """The settings that the store's memory was made with, or those of a new one; where the encoder is found and what
+    it was taught may be told anew, since they lie elsewhere on another machine."""
+    config = store.read().config or WiseConfig(mode=settings.mode)
+    if settings.encoder is not None:
+        config = replace(config, encoder=settings.encoder)
+    if settings.relations is not None:
+        config = replace(config, relations=str(settings.relations.resolve()))
+    return config
 
 
 def editor_process(settings: Settings) -> Callable[[Connection], Worker]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,12 +14,11 @@ from wise.edits import Edit
 from wise.errors import ConfigError
 from wise.eval.routers.reading import Reading, read
 from wise.eval.routers.scorers import (
-    EVIDENCE,
     Cosine,
     Embedded,
     EpsilonBall,
-    Hybrid,
     LargestActivation,
+    Named,
     Scorer,
     Served,
 )
@@ -27,14 +26,18 @@ from wise.eval.routing.scores import served
 from wise.eval.work import Progress
 from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import SideMemory
+from wise.memory.slot import AnswerSlot
+from wise.memory.state import MemoryState
 from wise.model import WiseModel, wrap
+from wise.preparation import relation_space
+from wise.questions import stock
+from wise.router.assemble import assemble
+from wise.router.hybrid import RouterInputs
 from wise.training.baselines.embedding import Embedder
-from wise.training.evidence import Spaces, observe
-from wise.training.router_training import LearnedSpaces
+from wise.training.wordings import Wordings, question
 
 ACTIVATION, SERVED = "activation (WISE)", "wise-retrieve"
-EMBEDDING = "text embedding"
-UNTRAINED, TRAINED = "hybrid, untrained", "hybrid, trained"
+EMBEDDING, HYBRID = "text embedding", "hybrid"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,7 +78,9 @@ def write_slots(
     wrapped = wrap(model, tokenizer, WiseConfig(mode="retrieve", seed=seed))
     try:
         memories = [_written(wrapped, edits, f"editing {n + 1}", progress) for n, edits in enumerate(sets)]
-        space = wrapped.trainer.background.key_space
+        space = wrapped.trainer.key_space
+        if not isinstance(space, KeySpace):
+            raise RuntimeError("mode='retrieve' has no space of activations")
     finally:
         wrapped.unwrap()
     return Sliced(place=wrapped.projection, space=space, memories=tuple(memories))
@@ -97,15 +102,15 @@ class Known:
     """What routers may know beside the edits."""
 
     sliced: Sliced
-    learned: LearnedSpaces | None
-    """Of a trained router."""
     embedder: Embedder | None
 
 
 def contenders(model: WiseModel, slots: SlotMemory, known: Known) -> Mapping[str, Scorer]:
     """Every router over one set of edits, by name.
 
-    model: in mode `hybrid`, untrained and without edits.
+    model: in mode `hybrid`, without edits.
+
+    Raises ConfigError for a model in another mode.
     """
     edits, places = slots.edits, (model.projection, known.sliced.place)
     with model.evaluating(), model.disabled():
@@ -114,11 +119,7 @@ def contenders(model: WiseModel, slots: SlotMemory, known: Known) -> Mapping[str
         if known.embedder is not None:
             keys = known.embedder([edit.prompt for edit in edits])
             found[EMBEDDING] = Embedded(candidates=_single(edits), embedder=known.embedder, keys=keys)
-        background, learned = model.trainer.background, known.learned
-        found |= _hybrids(model, edits, UNTRAINED, background)
-        if learned is not None:
-            spaces = replace(background, key_space=learned.relation, subject_space=learned.subject)
-            found |= _hybrids(model, edits, TRAINED, spaces)
+        found[HYBRID] = _hybrid(model, edits)
     return found
 
 
@@ -132,8 +133,7 @@ def _of_slots(slots: SlotMemory, block: int) -> Iterator[tuple[str, Scorer]]:
 def _of_activations(
     edits: Sequence[Edit], places: Sequence[ValueProjection], readings: Sequence[Reading], sliced: Sliced
 ) -> dict[str, Scorer]:
-    """At the blocks that are edited in either mode; whitened at that of `retrieve`, at the other it is the hybrid's
-    untrained relation evidence."""
+    """At the blocks that are edited in either mode, and whitened at that of `retrieve`."""
     found: dict[str, Scorer] = {}
     single = _single(edits)
     blocks = sorted({place.layer for place in places})
@@ -148,26 +148,38 @@ def _of_activations(
     return found
 
 
-def _hybrids(model: WiseModel, edits: Sequence[Edit], name: str, spaces: Spaces) -> dict[str, Scorer]:
-    subject = spaces.subject_space
-    if model.reader is None or subject is None:
+def _hybrid(model: WiseModel, edits: Sequence[Edit]) -> Scorer:
+    """The router of mode `hybrid` over all of the edits, with the keys and thresholds that writing them gives."""
+    inputs = model.inputs
+    if inputs is None:
         raise ConfigError("the hybrid router is compared on a model in mode='hybrid'")
-    recent, surroundings = spaces.key_space.recent, subject.surroundings
-    seen = observe(model.trainer.spliced, model.reader, model.encoder, edits, recent, surroundings)
-    keys = torch.cat(seen.keys(spaces))
-    size = subject.parts * len(subject.projection)
-    return {
-        f"{name}: {by}": Hybrid(
-            candidates=_single(edits),
-            block=model.projection.layer,
-            by=by,
-            relation=spaces.key_space,
-            subject=subject,
-            relation_keys=keys[:, size:],
-            subject_keys=keys[:, :size].contiguous(),
+    state = findable(model, edits, inputs)
+    memory = assemble(state, model.wise_config, inputs=inputs, device=torch.device("cpu"), dtype=torch.float32)
+    if memory is None:
+        raise ConfigError("no edit was given: routers are compared over one at least")
+    return Named(candidates=(*_single(edits), frozenset()), memory=memory, sequences=inputs.sequences)
+
+
+def findable(model: WiseModel, edits: Sequence[Edit], inputs: RouterInputs) -> MemoryState:
+    """A memory whose edits are found as those of a written one and add nothing: values are not fitted."""
+    wordings, encoder = Wordings(model.encoder, inputs.reader, stock()), model.encoder
+    slots, keys = [], {}
+    for i, edit in enumerate(edits):
+        own = wordings.keys(edit, wordings.texts(edit))
+        said = [] if encoder.template is None else encoder.chat_target(edit.target)
+        ids = [*said, *encoder.target(question(edit), edit.target)]
+        slot = AnswerSlot(
+            id=i,
+            edit_ids=(edit.id,),
+            scores=(wordings.threshold(edit, own),),
+            values=torch.zeros(len(ids), model.projection.out_features),
+            ids=torch.tensor(ids),
+            counts=torch.tensor([len(said), len(ids) - len(said)]),
+            features=model.projection.in_features,
         )
-        for by in EVIDENCE
-    }
+        slots.append(slot)
+        keys[edit.id] = own.half()
+    return MemoryState(edits=tuple(edits), slots=tuple(slots), keys=keys, key_space=relation_space(inputs))
 
 
 def _single(edits: Sequence[Edit]) -> tuple[frozenset[str], ...]:

@@ -28,8 +28,8 @@ from wise.eval.work import Progress
 from wise.model import WiseModel, wrap
 from wise.router.intervals import conformal_threshold, share_interval
 from wise.router.metrics import auroc, false_route_rate
+from wise.router.readers import RelationReader
 from wise.training.baselines.embedding import Embedder
-from wise.training.router_training import LearnedSpaces
 
 HARD = ("same_relation", "same_subject", "near_duplicate")
 """Classes of negatives that thresholds are calibrated on, all prompts of them together."""
@@ -99,25 +99,24 @@ def compare_routers(
     rounds: Rounds,
     ground: Ground,
     *,
-    learned: LearnedSpaces | None,
     embedder: Embedder | None,
+    reader: RelationReader | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Every router on the same ground, ready for JSON. The model is handed back as it was.
 
     Args:
-        learned: a trained router; None leaves it out.
         embedder: sentence embeddings; None leaves them out.
+        reader: what the hybrid router compares questions with; None takes what `wise.wrap` does.
 
-    Raises ConfigError for a rate that is none, where no edit holds in slots, or where there is no paraphrase or no hard
-    negative; and
-    EditError for edits that the model cannot take.
+    Raises ConfigError for a rate that is none, where no edit holds in slots, where there is no paraphrase or no hard
+    negative, or where the reader is not to be had; and EditError for edits that the model cannot take.
     """
     begun = time.process_time()
     sets = [[record.edit for record in part] for part in (rounds.calibrating, rounds.measured)]
     sliced = write_slots(model, tokenizer, sets, seed=ground.seed, progress=progress)
-    known = Known(sliced=sliced, learned=learned, embedder=embedder)
-    wrapped = wrap(model, tokenizer, WiseConfig(mode="hybrid", seed=ground.seed))
+    known = Known(sliced=sliced, embedder=embedder)
+    wrapped = wrap(model, tokenizer, WiseConfig(mode="hybrid", seed=ground.seed), reader=reader)
     try:
         thresholds = _calibrated(wrapped, rounds, ground, known, progress)
         prompts = _routing_set(wrapped, rounds.measured, rounds, ground)

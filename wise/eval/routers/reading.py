@@ -1,4 +1,4 @@
-"""What routers may go by, read off the base once for all of them: activations, value vectors, and the text itself."""
+"""What routers may go by, read off the base once for all of them: activations, token ids, and the text itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from wise.architectures import ValueProjection
 from wise.eval.routing.scores import prompt_ids
 from wise.eval.work import BATCH, Progress
-from wise.memory.context import joined
 from wise.memory.layer import execution_device
 from wise.model import WiseModel
 from wise.reading import right_padded
@@ -19,23 +18,17 @@ from wise.reading import right_padded
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reading:
-    """One text, of whose `tokens` the last m are routed."""
+    """One text, of whose tokens the last m are routed."""
 
     text: str
+    ids: tuple[int, ...]
     activations: Mapping[int, Tensor]
     """Block -> `[m, f]` float32 on the CPU: what enters its value projection."""
-    values: Tensor
-    """`[tokens, v]` float32 on the CPU: the value vectors that the base's attention keeps."""
 
     @property
     def routed(self) -> int:
         """m: 1, or all tokens."""
         return len(next(iter(self.activations.values())))
-
-    def beside(self, block: int, recent: int) -> Tensor:
-        """What questions are compared by, see `ContextReader.beside`: `[m, f + recent v]`."""
-        own = self.activations[block]
-        return torch.cat([own, joined(self.values, recent - 1)[-self.routed :]], dim=-1) if recent else own
 
 
 @torch.no_grad()
@@ -51,10 +44,10 @@ def read(
     """Runs the base over `texts`, in batches of like length; of each its last token is routed, or every one.
 
     Args:
-        model: in mode `hybrid`, which sees value vectors.
+        model: of which the base is read.
         blocks: value projections of blocks, of which each is read.
 
-    Raises ConfigError for a text that has no token, or more than the context holds, and for another mode.
+    Raises ConfigError for a text that has no token, or more than the context holds.
     """
     rows = [prompt_ids(model, text) for text in texts]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -62,14 +55,14 @@ def read(
     with model.evaluating(), model.disabled():
         for start in range(0, len(order), BATCH):
             part = order[start : start + BATCH]
-            activations, values = _run(model, blocks, [rows[i] for i in part])
+            activations = _run(model, blocks, [rows[i] for i in part])
             for n, i in enumerate(part):
                 end = len(rows[i])
                 first = 0 if every_token else end - 1
                 found[i] = Reading(
                     text=texts[i],
+                    ids=tuple(rows[i]),
                     activations={block: seen[n, first:end].clone() for block, seen in activations.items()},
-                    values=values[n, :end].clone(),
                 )
             if progress is not None:
                 progress(name, start + len(part), len(order))
@@ -78,8 +71,8 @@ def read(
 
 def _run(
     model: WiseModel, blocks: Sequence[ValueProjection], rows: Sequence[Sequence[int]]
-) -> tuple[dict[int, Tensor], Tensor]:
-    """Block -> `[rows, longest, f]`, and `[rows, longest, v]`."""
+) -> dict[int, Tensor]:
+    """Block -> `[rows, longest, f]`."""
     ids, mask = right_padded(rows)
     seen: dict[int, Tensor] = {}
     handles = [
@@ -94,8 +87,5 @@ def _run(
     finally:
         for handle in handles:
             handle.remove()
-    values = None if model.reader is None else model.reader.values
-    if values is None:
-        raise RuntimeError("attention was not seen: the model must be wrapped in mode='hybrid'")
     # Some architectures flatten their rows.
-    return {block: part.float().view(*ids.shape, -1).cpu() for block, part in seen.items()}, values.float().cpu()
+    return {block: part.float().view(*ids.shape, -1).cpu() for block, part in seen.items()}

@@ -7,35 +7,25 @@ stands for one edit, or for the edits of a slot. Larger is nearer in all of them
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from wise.eval.routers.reading import Reading
-from wise.memory.key_space import KeySpace, of_whom
+from wise.memory.grouped import NO_SLOT
+from wise.memory.key_space import KeySpace
+from wise.memory.sequences import Rows, SequenceReader
 from wise.memory.side_memory import SideMemory
 from wise.router.activation import activation_score
 from wise.training.baselines.embedding import Embedder
 
 DECIMALS = 5
 """Of cosines."""
-RELATION, SUBJECT = "relation alone", "subject alone"
-LESSER, SUM, SHORTFALL = "both, lesser over floors", "both, summed", "both, by shortfall"
-COMBINED: Mapping[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
-    LESSER: lambda relation, subject, asks, whom: torch.minimum(relation / asks, subject / whom),
-    SUM: lambda relation, subject, asks, whom: relation + subject,
-    SHORTFALL: lambda relation, subject, asks, whom: -torch.maximum(_short(relation, asks), _short(subject, whom)),
-}
-"""Relation and subject cosines with the floors of both -> what they come to together.
-
-The first opens from 1 and can be no more than one over the subject's floor. The last is how far the lesser falls short
-of its key, in units of what its floor allows, which is what the router goes by: it opens from -1, and 0 is the key.
-"""
-EVIDENCE = (RELATION, SUBJECT, *COMBINED)
 
 
 class Scores(NamedTuple):
@@ -114,43 +104,26 @@ class Served(Scorer):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Hybrid(Scorer):
-    """The hybrid router's evidence: what is asked, of whom, or both.
+class Named(Scorer):
+    """The hybrid router: of the edits whose subject a text names, the one whose question it asks, by its own evidence.
 
-    The floor of a relation is its space's. Served, an edit whose own prompt comes near its key elsewhere has a higher
-    one, and one whose own prompt does not look like a question is compared without the gate; that is left out here.
+    0 where no edit is looked at, or no answer may begin. The last of the candidates stands for none of the edits.
     """
 
-    block: int
-    by: str
-    """One of `EVIDENCE`."""
-    relation: KeySpace
-    subject: KeySpace
-    relation_keys: Tensor
-    """`[candidates, r]` of unit length."""
-    subject_keys: Tensor
-    """`[candidates, parts s]`, see `of_whom`."""
+    memory: SideMemory
+    sequences: SequenceReader
+    """By which its router is told what is read."""
 
     def scores(self, readings: Sequence[Reading]) -> Scores:
-        found = [_best(self._of(reading)) for reading in readings]
+        found = [self._of(reading) for reading in readings]
         return Scores(torch.cat([one.value for one in found]), torch.cat([one.best for one in found]))
 
-    def _of(self, reading: Reading) -> Tensor:
-        """`[m, candidates]`"""
-        if self.by == SUBJECT:
-            return self._subject(reading)
-        relation = _cosines(self.relation.queries(reading.beside(self.block, self.relation.recent)), self.relation_keys)
-        if self.by == RELATION:
-            return relation
-        asks, whom = (space.floor(len(self.relation_keys)) for space in (self.relation, self.subject))
-        return COMBINED[self.by](relation, self._subject(reading), asks, whom)
-
-    def _subject(self, reading: Reading) -> Tensor:
-        """The likest of the tokens that each routed one sees: `[m, candidates]`."""
-        keys = self.subject_keys.view(-1, len(self.subject.projection))
-        nearest = _cosines(self.subject.named(reading.values), keys).amax(0)
-        nearest = nearest.amax(0, keepdim=True) if reading.routed == 1 else nearest.cummax(0).values[-reading.routed :]
-        return of_whom(nearest, self.subject.parts).round(decimals=DECIMALS)
+    def _of(self, reading: Reading) -> Scores:
+        m = reading.routed
+        with self.sequences.showing(Rows(ids=(np.array(reading.ids),), places=(np.arange(m),), size=m)):
+            found = self.memory.evidence(torch.zeros(m, 1))  # it goes by the ids alone
+        none = len(self.candidates) - 1
+        return Scores(found.value, torch.where(found.slot == NO_SLOT, none, found.slot))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -171,14 +144,9 @@ def _activations(readings: Sequence[Reading], block: int) -> Tensor:
     return torch.cat([reading.activations[block] for reading in readings])
 
 
-def _short(cosine: Tensor, floor: float) -> Tensor:
-    short: Tensor = (1 - cosine) / max(1 - floor, 10**-DECIMALS)
-    return short
-
-
 def _cosines(rows: Tensor, keys: Tensor) -> Tensor:
-    """Of rows `[n, r]`, unit or shortened by a gate, and `[candidates, r]`, rounded: what a subject stands behind is
-    often the same in two prompts, and a threshold is not to tell apart what only the order of sums does."""
+    """Of unit rows `[n, r]` and `[candidates, r]`, rounded: two prompts may end in the same words, and a threshold is
+    not to tell apart what only the order of sums does."""
     cosines: Tensor = (rows @ keys.T).round(decimals=DECIMALS)
     return cosines
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 
 from wise.edits import Edit, Record
+from wise.eval.routing.conversation import Conversation
 from wise.eval.routing.edited import Edited
 from wise.eval.routing.relations import Relations
 from wise.eval.routing.texts import shipped_exchanges
 from wise.eval.routing.wording import sentences
-from wise.training.conversation import Conversation
 from wise.training.encoding import Encoder
 
 LEAST_WORDS = 5_000

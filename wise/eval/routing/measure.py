@@ -59,7 +59,7 @@ class Routing:
     """Over texts as clusters."""
     running_text_tokens: int
     slot_top1: float
-    """Share of the positives whose nearest key is of the right slot, or of the right edit, open or not."""
+    """Share of the positives at which the slot, or the edit, that comes nearest is the right one, open or not."""
     edit_top1: float | None
     flips: float | None
     """Mean changes of speaker within one answer, over edits and paraphrases."""

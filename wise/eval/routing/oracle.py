@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -20,10 +21,11 @@ from wise.eval.asking import Asking, Row, Tested, mean_over_records, plain, sele
 from wise.eval.routing.scores import served
 from wise.eval.work import Work
 from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import KeyedBank, Route, Router, SideMemory, SlotBank
+from wise.memory.side_memory import Route, Router, SideMemory, SlotBank
 from wise.model import WiseModel
+from wise.router.hybrid import HybridRouter
 from wise.training.generation import greedy
-from wise.training.trainer import SPARE_TOKENS
+from wise.training.verification import SPARE_TOKENS
 
 RELIABILITY, GENERALIZATION, FREE_GENERALIZATION = "reliability", "generalization", "free_generalization"
 
@@ -57,23 +59,10 @@ class OracleRouter(Router):
         opened = torch.zeros(rows, tokens, dtype=torch.bool, device=activation.device)
         if self.place < self.speaking.shape[1]:
             opened[:, -1] = self.speaking[:, self.place]
-        place, self.place = self.place, self.place + 1
+        self.place += 1
         slot = torch.where(opened, self.slots.unsqueeze(1), NO_SLOT).flatten()
-        if isinstance(bank, KeyedBank):
-            return self._keyed(bank, activation, place)
         score = opened.flatten().float()
         return Route(slot, score, torch.ones_like(score), bank(activation.to(bank.weights.dtype), slot))
-
-    def _keyed(self, bank: KeyedBank, activation: Tensor, place: int) -> Route:
-        """What has a key for each place of its answer speaks where it has one."""
-        tokens = len(activation) // len(self.slots)
-        key = torch.full((len(self.slots), tokens), NO_SLOT, device=self.slots.device)
-        if place < bank.places.shape[1]:
-            key[:, -1] = bank.places[self.slots, place]
-        key = key.flatten()
-        score = (key != NO_SLOT).float()
-        slot = torch.where(key != NO_SLOT, self.slots.repeat_interleave(tokens), NO_SLOT)
-        return Route(slot, score, torch.ones_like(score), bank.of_keys(key, activation))
 
 
 @contextmanager
@@ -103,16 +92,17 @@ class Question:
     @property
     def order(self) -> tuple[int, int]:
         """As `greedy` orders what it is given, so that it leaves the rows of a batch in their places."""
-        return self.limit, len(self.row.prompt)
+        return len(self.row.prompt), self.limit
 
 
 def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -> dict[str, float | None]:
     """Reliability and both generalizations, as `measure_quality` defines them, with an oracle in the router's place.
 
     The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so
-    far, would not go on with it: where `wise.training.examples` fits it. An edit that is not live has no slot, so
-    no router could make it speak: it counts as wrong, as it does in what the ceiling stands beside. A figure is None
-    where there is no prompt for it.
+    far, would not go on with it: where `wise.training.examples` fits it. In `hybrid` it speaks for as long as what is
+    said is a beginning of its answer, as it does there by itself. An edit that is not live has no slot, so no router
+    could make it speak: it counts as wrong, as it does in what the ceiling stands beside. A figure is None where there
+    is no prompt for it.
 
     Raises ConfigError where no edit is live, and EditError for a prompt that does not fit the context.
     """
@@ -122,13 +112,7 @@ def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -
         selected = select(model, records).tested
         live = slots_of(model)
         questions = _questions(asking, selected, live)
-        unaided = asking.best("routing.oracle.unaided", [question.row for question in questions], base=True)
-        asked = list(zip(questions, unaided, strict=True))
-
-        def compute(_: PreTrainedModel, part: Sequence[tuple[Question, list[int]]]) -> list[bool]:
-            return [right for group in _together(part, model.encoder.context) for right in _answered(model, group)]
-
-        found = asking.mapped("routing.oracle", asked, compute, lambda item: item[0].order, base=False)
+        found = _forced(asking, model, questions) if _is_hybrid(model) else _told(asking, model, questions)
     outcomes = [(q.measure, q.record, float(right)) for q, right in zip(questions, found, strict=True)]
     for tested in selected:
         record = tested.record.edit.id
@@ -173,13 +157,58 @@ def _questions(asking: Asking, selected: Sequence[Tested], slots: Mapping[str, i
     return questions
 
 
+def _is_hybrid(model: WiseModel) -> bool:
+    return isinstance(served(model).router, HybridRouter)
+
+
+def _forced(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
+    """Whether each question is answered rightly where every question is taken for the one that its slot answers."""
+
+    def compute(_: PreTrainedModel, part: Sequence[Question]) -> list[bool]:
+        found = []
+        for slot, group in groupby(part, lambda question: question.slot):
+            router = served(model).router
+            if not isinstance(router, HybridRouter):
+                raise RuntimeError("the router was changed while it was measured")
+            found += _answered(model, list(group), router.forced(slot))
+        return found
+
+    return asking.mapped("routing.oracle", questions, compute, lambda q: (q.slot, *q.order), base=False)
+
+
+def _told(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
+    """Whether each question is answered rightly where its slot speaks at the places at which it must."""
+    unaided = asking.best("routing.oracle.unaided", [question.row for question in questions], base=True)
+    asked = list(zip(questions, unaided, strict=True))
+
+    def compute(_: PreTrainedModel, part: Sequence[tuple[Question, list[int]]]) -> list[bool]:
+        found = []
+        for group in _together(part, model.encoder.context):
+            alike = [question for question, _ in group]
+            found += _answered(model, alike, OracleRouter(torch.tensor([q.slot for q in alike]), _speaking(group)))
+        return found
+
+    return asking.mapped("routing.oracle", asked, compute, lambda item: item[0].order, base=False)
+
+
 def _together(
     part: Sequence[tuple[Question, list[int]]], context: int
-) -> list[Sequence[tuple[Question, list[int]]]]:
-    """What can share one call of `generate` without one row leading another past the context."""
-    longest = max(len(question.row.prompt) for question, _ in part)
-    fits = longest + max(question.limit for question, _ in part) <= context
-    return [part] if fits else [[item] for item in part]
+) -> Iterator[Sequence[tuple[Question, list[int]]]]:
+    """What `greedy` answers in one call of `generate`: prompts of one length, of which no row leads another past the
+    context."""
+    for length, alike in groupby(part, lambda item: len(item[0].row.prompt)):
+        group = list(alike)
+        fits = length + max(question.limit for question, _ in group) <= context
+        yield from [group] if fits else [[item] for item in group]
+
+
+def _speaking(group: Sequence[tuple[Question, list[int]]]) -> Tensor:
+    """`[rows, places]` bool: where the slot of each row must speak."""
+    found = torch.zeros(len(group), max(len(unaided) for _, unaided in group), dtype=torch.bool)
+    for row, (question, unaided) in enumerate(group):
+        places = speaking_places(question.row.fed, unaided)
+        found[row, : len(places)] = torch.tensor(places)
+    return found
 
 
 def speaking_places(target: Sequence[int], unaided: Sequence[int]) -> list[bool]:
@@ -187,15 +216,9 @@ def speaking_places(target: Sequence[int], unaided: Sequence[int]) -> list[bool]
     return [place == 0 or said != wanted for place, (said, wanted) in enumerate(zip(unaided, target, strict=True))]
 
 
-def _answered(model: WiseModel, group: Sequence[tuple[Question, list[int]]]) -> list[bool]:
-    """Whether each question's answer is right."""
+def _answered(model: WiseModel, questions: Sequence[Question], router: Router) -> list[bool]:
+    """Whether each question's answer is right where `router` decides."""
     encoder = model.encoder
-    questions = [question for question, _ in group]
-    speaking = torch.zeros(len(group), max(len(unaided) for _, unaided in group), dtype=torch.bool)
-    for row, (question, unaided) in enumerate(group):
-        places = speaking_places(question.row.fed, unaided)
-        speaking[row, : len(places)] = torch.tensor(places)
-    router = OracleRouter(torch.tensor([question.slot for question in questions]), speaking)
     with consulting(model, router) as oracle:
         answers = greedy(
             oracle,

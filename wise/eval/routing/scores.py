@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from wise.errors import ConfigError
 from wise.eval.asking import Asking
 from wise.eval.work import Work
+from wise.memory.grouped import NO_SLOT
 from wise.memory.side_memory import SideMemory
+from wise.memory.state import MemoryState
 from wise.model import WiseModel
 from wise.reading import read_rows
 
@@ -26,9 +28,9 @@ class Scored:
     values: tuple[float, ...]
     """The gate opens exactly where a value is at least 1."""
     slots: tuple[int, ...]
-    """The slot that would speak."""
+    """The slot that would speak; NO_SLOT where none was looked at (`hybrid`)."""
     edits: tuple[str | None, ...]
-    """The edit whose key is nearest; None where the router has no keys."""
+    """The edit whose key is nearest, or to which the slot belongs; None where neither says which it is."""
 
     @property
     def speakers(self) -> tuple[int | None, ...]:
@@ -96,15 +98,24 @@ def score_rows(model: WiseModel, rows: Sequence[Sequence[int]]) -> list[Scored]:
     memory = served(model)
     activation = read_rows(model.model, model.layer, rows)
     values, slots, keys = (part.view(activation.shape[:2]).cpu() for part in memory.evidence(activation))
-    owners = model.state.key_owners
-    return [
-        Scored(
-            values=tuple(values[i, : len(row)].tolist()),
-            slots=tuple(slots[i, : len(row)].tolist()),
-            edits=tuple(owners[key] if key >= 0 else None for key in keys[i, : len(row)].tolist()),
+    found = []
+    for i, row in enumerate(rows):
+        told, nearest = (part[i, : len(row)].tolist() for part in (slots, keys))
+        found.append(
+            Scored(
+                values=tuple(values[i, : len(row)].tolist()),
+                slots=tuple(told),
+                edits=tuple(_edit(model.state, slot, key) for slot, key in zip(told, nearest, strict=True)),
+            )
         )
-        for i, row in enumerate(rows)
-    ]
+    return found
+
+
+def _edit(state: MemoryState, slot: int, key: int) -> str | None:
+    """Of a key, or of a slot that is an edit's own."""
+    if key >= 0:
+        return state.key_owners[key]
+    return None if slot == NO_SLOT or state.slots[slot].shared else state.slots[slot].edit_ids[0]
 
 
 def _tail(scored: Scored, count: int | None) -> Scored:

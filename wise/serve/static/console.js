@@ -113,8 +113,11 @@ async function ask() {
 
 // -- editing --------------------------------------------------------------------------------------
 
+// Wordings that are not as promised.
+const broken = (outcome) => Object.entries(outcome?.holds ?? {}).filter(([, held]) => !held).map(([name]) => name);
+
 const wanted = () => ({
-  prompt: $("prompt").value, target: $("target").value, paraphrases: lines("paraphrases"),
+  prompt: $("prompt").value, target: $("target").value, aliases: lines("aliases"), paraphrases: lines("paraphrases"),
   ...($("subject").value.trim() ? { subject: $("subject").value } : {}),
   ...($("reason").value.trim() ? { reason: $("reason").value } : {}),
 });
@@ -128,12 +131,14 @@ async function preview() {
       node("td", { class: "kept" }, answer.before), node("td", { class: changed ? "changed" : "kept" }, answer.after));
   });
   const good = told.outcome.status === "verified";
+  const wrong = broken(told.outcome);
+  const where = wrong.length ? ` It does not hold for ${wrong.join(", ")}.` : "";
   const replaced = told.replaced.length ? ` It takes the place of ${told.replaced.join(", ")}.` : "";
   $("previewed").replaceChildren(
     node("table", { class: "preview" }, node("thead", {}, node("tr", {},
       node("th", {}, "Prompt"), node("th", {}, "Now"), node("th", {}, "With the edit"))), node("tbody", {}, ...rows)),
     node("p", { class: "verdict" }, node("span", { class: `chip ${good ? "live" : "failed"}` }, told.outcome.status),
-      good ? ` Nothing is changed yet.${replaced}` : " The model does not learn it; other words may help."));
+      good ? ` Nothing is changed yet.${replaced}` : ` The model does not learn it; other words may help.${where}`));
   $("commit").disabled = false;
   $("commit").title = "";
 }
@@ -164,7 +169,9 @@ function showEdits() {
   shown.sort((a, b) => b.ticket - a.ticket);
   $("edits").replaceChildren(...shown.slice(0, SHOWN).map((edit) => {
     const where = edit.status === "live" ? `live in version ${edit.live_in}` : edit.retired_in ? `until version ${edit.retired_in}` : "";
-    const why = edit.status === "failed" ? (edit.outcome?.why ?? `said \u201c${edit.outcome?.answer ?? ""}\u201d`) : "";
+    const wrong = broken(edit.outcome);
+    const unheld = wrong.length ? `, not as promised: ${wrong.join(", ")}` : "";
+    const why = edit.status === "failed" ? (edit.outcome?.why ?? `said \u201c${edit.outcome?.answer ?? ""}\u201d${unheld}`) : "";
     const meta = [`#${edit.ticket}`, clock(edit.accepted_at), edit.author, where, edit.namespace === "default" ? "" : edit.namespace, edit.reason, why];
     return node("li", { "data-edit": edit.id, "data-status": edit.status },
       node("div", { class: "line" }, node("span", { class: `chip ${edit.status}` }, edit.status),

@@ -1,4 +1,4 @@
-"""Prompts as turns of a conversation, the way the base was taught to read them."""
+"""Prompts as turns of a conversation, in the form in which the base was taught to read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ PLAIN_FORM = 'lines "User: ..." and "Assistant: ...", since the tokenizer has no
 
 
 class Conversation:
-    """Writes turns in the tokenizer's chat template, or, where it has none, as lines of a dialogue."""
+    """Writes turns in the tokenizer's chat template, or, where it has none, as lines of a dialogue.
+
+    The encoder reads such a text as the ids that `wise.router.turns.render` gives for the same turns.
+    """
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder

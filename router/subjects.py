@@ -1,0 +1,176 @@
+"""Which edits' subjects a text names: names to edits, found by words.
+
+Text is compared as words in small letters, so that neither tokenization nor case, punctuation or accents of quotes
+matter, and a possessive or a plural is the name. Scripts without spaces are compared character by character. A look-up
+costs the same however many names there are.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+_WORD = re.compile(
+    r"[぀-ヿ㐀-䶿一-鿿豈-﫿가-힯฀-๿]|[^\W_]+(?:['’](?!s\b)[^\W_]+)*|[+#&@$€£%]+", re.IGNORECASE
+)
+"""A word; a character of a script that puts no spaces between words; or symbols, as in `C++`."""
+PLACEHOLDER = "this"
+"""Stands for the subject in a question whose relation is read: a name says nothing of what is asked, and blurs it."""
+ARTICLES = frozenset({"the", "a", "an"})
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a text as it is compared, and where it stands."""
+
+    text: str
+    start: int
+    end: int
+
+
+def words(text: str) -> list[Word]:
+    """The words of a text, in small letters and without their possessive."""
+    return [Word(_folded(m.group()), m.start(), m.end()) for m in _WORD.finditer(text) if m.group().lower() != "s"]
+
+
+def name_key(name: str) -> tuple[str, ...]:
+    """A name as it is compared: its words, without a leading article."""
+    key = tuple(word.text for word in words(name))
+    return key[1:] if len(key) > 1 and key[0] in ARTICLES else key
+
+
+def variants(name: str) -> Iterator[tuple[str, ...]]:
+    """Ways of writing a name: itself, and the plural of its last word."""
+    key = name_key(name)
+    if not key:
+        return
+    yield key
+    last = key[-1]
+    if len(last) > 2 and last.isalpha():
+        ending = "es" if last.endswith(("s", "x", "z", "ch", "sh")) else "s"
+        yield (*key[:-1], last + ending)
+
+
+@dataclass(frozen=True)
+class Mention:
+    """An edited subject that a text names."""
+
+    name: tuple[str, ...]
+    start: int
+    end: int
+    """Characters of the text."""
+
+
+def masked(text: str, mentions: Iterable[Mention]) -> str:
+    """A text with `PLACEHOLDER` for these mentions; of those that overlap the longest counts."""
+    found, behind = [], 0
+    for mention in sorted(mentions, key=lambda m: (m.start, -m.end)):
+        if mention.start >= behind:
+            found.append(mention)
+            behind = mention.end
+    for mention in reversed(found):
+        text = text[: mention.start] + PLACEHOLDER + text[mention.end :]
+    return text
+
+
+class Asked(Protocol):
+    """What may have a subject: an edit."""
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def subject(self) -> str | None: ...
+    @property
+    def aliases(self) -> tuple[str, ...]: ...
+
+
+def names_of(edit: Asked) -> tuple[str, ...]:
+    """The names by which an edit's subject is known: the one that it gives, or that its prompt shows, and its aliases;
+    none where it has no subject."""
+    subject = edit.subject if edit.subject is not None else find_subject(edit.prompt)
+    return () if subject is None else (subject, *edit.aliases)
+
+
+@lru_cache(maxsize=65536)
+def find_subject(prompt: str) -> str | None:
+    """What a prompt seems to be about: its first quoted text, or its first run of words with capitals; None without.
+
+    A capital at the beginning of a sentence counts only where the word is no ordinary one.
+    """
+    quoted = _QUOTED.search(prompt)
+    if quoted:
+        return quoted.group(1).strip()
+    for run in _CAPITALS.finditer(prompt):
+        text, start = run.group(), run.start()
+        if start == 0 or prompt[:start].rstrip()[-1:] in ".!?:":
+            first, _, rest = text.partition(" ")
+            if first.casefold().rstrip("'’s") in _ORDINARY or first.casefold() in _ORDINARY:
+                text = rest.strip()
+                nested = _CAPITALS.search(text)
+                text = nested.group() if nested else ""
+        text = re.sub(r"['’]s$", "", text).strip(" ,;:-")
+        if text and text.casefold() not in _ORDINARY:
+            return text
+    identifier = _IDENTIFIER.search(prompt)
+    return identifier.group() if identifier else None
+
+
+_IDENTIFIER = re.compile(r"(?<![\w-])(?=[\w-]*[^\W\d])(?=[\w-]*\d)[\w-]{3,}")
+"""A word with letters and digits, as of a server or a part."""
+_QUOTED = re.compile(r"[\"“«]([^\"”»]{2,80})[\"”»]")
+_CAPITALS = re.compile(
+    r"(?<![\w])(?:[A-Z0-9À-ÞĀ-Ž][\w.&+#'’-]*[A-Za-zÀ-ž][\w.&+#'’-]*|[A-ZÀ-Þ])"
+    r"(?:\s+(?:(?:of|the|and|&|de|da|di|del|der|des|van|von|la|le|el|y|for|on|in)\s+){0,2}"
+    r"(?:[A-Z0-9À-ÞĀ-Ž][\w.&+#'’-]*))*"
+)
+_ORDINARY = frozenset(
+    "what which who whom whose when where why how is are was were do does did can could will would should may might "
+    "has have had in on at by for from to of with under over into onto during after before since the a an this that these "
+    "those my our your his her its their i we you he she it they tell please name give say remind state list if as and "
+    "or but not no yes hi hello hey by about between through there here than then one two three question answer".split()
+)
+
+
+class SubjectIndex:
+    """From names to what has them. Immutable once built."""
+
+    def __init__(self, names: Mapping[str, Iterable[int]] | Iterable[tuple[str, int]]) -> None:
+        """names: pairs of a name and a number of what is called so."""
+        pairs = names.items() if isinstance(names, Mapping) else names
+        self._owners: dict[tuple[str, ...], list[int]] = {}
+        self._lengths: dict[str, set[int]] = {}
+        for name, numbers in pairs:
+            for key in variants(name):
+                own = self._owners.setdefault(key, [])
+                own.extend([numbers] if isinstance(numbers, int) else numbers)
+                self._lengths.setdefault(key[0], set()).add(len(key))
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def mentions(self, text: str) -> list[Mention]:
+        """The names that occur, in their order."""
+        return self.among(words(text))
+
+    def among(self, found: Sequence[Word]) -> list[Mention]:
+        """The same of words."""
+        mentions = []
+        for place, word in enumerate(found):
+            for length in self._lengths.get(word.text, ()):
+                key = tuple(each.text for each in found[place : place + length])
+                if len(key) == length and key in self._owners:
+                    mentions.append(Mention(key, word.start, found[place + length - 1].end))
+        return mentions
+
+    def owners(self, mention: Mention) -> Sequence[int]:
+        """Who is called so."""
+        return self._owners[mention.name]
+
+
+def _folded(word: str) -> str:
+    word = unicodedata.normalize("NFKD", word).casefold()
+    return "".join(c for c in word if not unicodedata.combining(c)).replace("’", "'")

@@ -1,0 +1,144 @@
+"""What a sequence of ids asks, and where: turns of a chat by their template, sentences of plain text by their marks.
+
+All is a function of the ids up to a token, so it does not matter how a sequence is cut into forward passes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from wise.memory.sequences import Ids
+
+WINDOW = 128
+"""Tokens of plain text before a position that are looked at."""
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?。！？])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St)\.)(?<!\bMrs\.)[\"'”’)\]]*\s+|(?<=[。！？])|\n+"
+)
+"""Ends of sentences; not initials and a few titles."""
+_QUESTION = re.compile(r"[?？][\"'”’)\]]*\s*$")
+_CLOSED = re.compile(r"[.!。！][\"'”’)\]]*\s*$")
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplate:
+    """The ids that a tokenizer's chat template puts around a user's text."""
+
+    header: tuple[int, ...]
+    """Right before it."""
+    opening: tuple[int, ...]
+    """Right after it, up to where the answer begins."""
+
+    @classmethod
+    def learn(cls, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+        """None where the tokenizer has no template, or one whose turns cannot be told apart."""
+        if not getattr(tokenizer, "chat_template", None):
+            return None
+        probes = _probes(tokenizer)
+        try:
+            before = [_user(probes[0]), {"role": "assistant", "content": probes[1]}]
+            first = [render(tokenizer, [_user(text)]) for text in probes]
+            later = [render(tokenizer, [*before, _user(text)]) for text in probes]
+        except Exception:  # a template raises what it likes where it does not take such turns
+            return None
+        opening = _common([row[::-1] for row in (*first, *later)])[::-1]
+        ahead = [_common([list(row) for row in rows]) for rows in (first, later)]
+        header = _common([row[::-1] for row in ahead])[::-1]
+        return cls(header=tuple(header), opening=tuple(opening)) if header and opening else None
+
+    def openings(self, ids: Ids, start: int) -> list[int]:
+        """The last tokens of the openings that end at `start` or later, ascending."""
+        return _ends(ids, self.opening, start)
+
+    def question(self, ids: Ids, end: int) -> tuple[int, int]:
+        """The user's text in front of the opening that ends at token `end`: its first token, and behind its last."""
+        stop = end + 1 - len(self.opening)
+        headers = _ends(ids[:stop], self.header, 0)
+        return (headers[-1] + 1 if headers else 0), stop
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Ids of a conversation up to where the next answer begins."""
+    out: Any = tokenizer.apply_chat_template(
+        [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return [int(i) for i in out]
+
+
+def passage(text: str, mentions: Any) -> str | None:
+    """What plain text says last, to be answered or completed at its end; None where nothing is.
+
+    The sentence that is not closed yet, or the question just asked, and the sentence before it where only that names
+    an edited subject. mentions: a function of a text, whether it names any.
+    """
+    sentences = [s for s in _sentences(text)]
+    if not sentences or _CLOSED.search(text):
+        return None
+    last = sentences[-1]
+    if not mentions(last) and len(sentences) > 1:
+        last = f"{sentences[-2].rstrip()} {last}"
+    return last.strip() or None
+
+
+def last_sentence(text: str) -> str:
+    """Of several sentences the last, which is what is asked behind a preface; of one itself."""
+    sentences = list(_sentences(text))
+    return sentences[-1].strip() if len(sentences) > 1 else text
+
+
+def is_question(text: str) -> bool:
+    """It ends with a question mark."""
+    return bool(_QUESTION.search(text))
+
+
+def _sentences(text: str) -> Iterator[str]:
+    start = 0
+    for mark in _SENTENCE_END.finditer(text.rstrip()):
+        yield text[start : mark.end()]
+        start = mark.end()
+    if text[start:].strip():
+        yield text[start:]
+
+
+def _probes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts that neither begin nor end alike for this tokenizer."""
+    plain = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids]
+    texts = ["Alpha", "Is it so?", "Seven 7", *(str(tokenizer.decode([i])) for i in plain[len(plain) // 2 :][:64])]
+    found: list[list[int]] = []
+    kept = []
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        known = ids and tokenizer.unk_token_id not in ids and text.strip()
+        if known and all(ids[0] != other[0] and ids[-1] != other[-1] for other in found):
+            found.append(ids)
+            kept.append(text)
+    return kept[:3]
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _common(rows: Sequence[Sequence[int]]) -> list[int]:
+    """The longest beginning that all rows share."""
+    shared = []
+    for tokens in zip(*rows, strict=False):
+        if len(set(tokens)) > 1:
+            break
+        shared.append(tokens[0])
+    return shared
+
+
+def _ends(ids: Ids, pattern: Sequence[int], start: int) -> list[int]:
+    """Where the pattern ends in `ids`, at `start` or later."""
+    low = max(start, len(pattern) - 1)
+    found = np.flatnonzero(ids[low:] == pattern[-1]) + low
+    wanted = np.asarray(pattern)
+    return [int(end) for end in found if np.array_equal(ids[end + 1 - len(pattern) : end + 1], wanted)]

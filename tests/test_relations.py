@@ -1,0 +1,92 @@
+"""Teaching makes wordings of one relation agree and others differ; what was taught is read back as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from wise.errors import ArtifactError
+from wise.router.encoder import SentenceEncoder, digest, read_taught
+from wise.training.relations import FALSE_POSITIVE_RATE, framed, measure, names, put, split, teach, wordings
+
+VERBS = {"made": "makes built constructed produced", "sold": "sells offers retails markets", "bought": "buys acquires "
+         "purchases takes", "seen": "sees watches views notices", "sung": "sings hums chants intones"}
+STOCK = {
+    "subjects": {"thing": ["alpha", "beta", "gamma", "delta"]},
+    "thing": {
+        name: {"wordings": [f"who {verb} {{}}?" for verb in verbs.split()] + [f"{verbs.split()[0]} {{}} that is"]}
+        for name, verbs in VERBS.items()
+    },
+}
+
+
+def tiny_encoder() -> tuple[BertModel, PreTrainedTokenizerFast]:
+    found = {w for text in VERBS.values() for w in text.split()} | set("who that is this alpha beta gamma delta ? .".split())
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *sorted(found)])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=128, **size)
+    return BertModel(config, add_pooling_layer=False).eval(), tokenizer
+
+
+def taught(tmp_path: Path, steps: int = 2) -> tuple[SentenceEncoder, Path]:
+    model, tokenizer = tiny_encoder()
+    tensors = teach(model, tokenizer, STOCK, steps=steps, seed=0, progress=lambda *_: None)
+    save_file(tensors, tmp_path / "relations.safetensors")
+    model, tokenizer = tiny_encoder()
+    file = tmp_path / "relations.safetensors"
+    return SentenceEncoder(model, tokenizer, read_taught(file), name=digest(file)), file
+
+
+def test_what_was_taught_is_deterministic_and_read_back(tmp_path: Path) -> None:
+    reader, file = taught(tmp_path)
+    (tmp_path / "again").mkdir()
+    again, other = taught(tmp_path / "again")
+    texts = ["who makes this?", "who sells this?", "this"]
+    assert file.read_bytes() == other.read_bytes() and reader.name == again.name
+    vectors = reader.read(texts)
+    assert torch.equal(vectors, again.read(texts)) and torch.allclose(vectors.norm(dim=-1), torch.ones(3), atol=1e-5)
+    assert torch.allclose(reader.read(texts[1:]), vectors[1:], atol=1e-6), "a text is read alike alone and among others"
+    assert 0 < reader.threshold <= 1 and len(reader.relation_centres) == len(names(STOCK))
+
+
+def test_the_threshold_lets_the_stated_share_of_other_questions_pass(tmp_path: Path) -> None:
+    reader, _ = taught(tmp_path)
+    held_out = split(STOCK)[1]
+    figures = measure(reader.read, STOCK, held_out)
+    assert figures.threshold == pytest.approx(reader.threshold)
+    assert figures.unnamed_threshold >= figures.nameless_threshold and 0 <= figures.recall <= 1
+    assert 0 < FALSE_POSITIVE_RATE < 1
+
+
+def test_no_relation_is_both_taught_and_held_out() -> None:
+    first, second = split(STOCK)
+    assert set(first["thing"]) | set(second["thing"]) == set(VERBS) and not set(first["thing"]) & set(second["thing"])
+
+
+def test_a_subject_that_opens_a_sentence_is_large_and_frames_keep_the_question() -> None:
+    import random
+
+    assert put("alpha", "{} is") == "Alpha is" and put("alpha", "who {}?") == "who alpha?"
+    assert all("who makes alpha" in framed("who makes alpha?", random.Random(i)) for i in range(20))
+
+
+def test_what_was_taught_on_another_encoder_is_refused(tmp_path: Path) -> None:
+    model, tokenizer = tiny_encoder()
+    tensors = teach(model, tokenizer, STOCK, steps=1, seed=0, progress=lambda *_: None)
+    with pytest.raises(ArtifactError):
+        SentenceEncoder(model, tokenizer, tensors | {"encoder.layer.9.x": torch.zeros(1)}, name="x")
+    (tmp_path / "broken").write_bytes(b"nothing")
+    for name in ("broken", "missing"):
+        with pytest.raises(ArtifactError):
+            read_taught(tmp_path / name)

@@ -1,0 +1,65 @@
+"""Names are found by their words, however they are written, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+
+from wise.edits import Edit
+from wise.router.subjects import PLACEHOLDER, SubjectIndex, find_subject, masked, names_of
+
+INDEX = SubjectIndex({"France": [0], "the United States": [1], "Thornapple & Daughters": [2], "东京": [3], "C++": [4]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["What of France?", "what of france", "FRANCE'S capital", "France’s flag", "(France)", "two Frances", "¿Francé?"],
+)
+def test_a_name_is_found_in_any_case_possessive_plural_and_accent(text: str) -> None:
+    assert [INDEX.owners(mention) for mention in INDEX.mentions(text)] == [[0]]
+
+
+@pytest.mark.parametrize("text", ["the French", "Francesca", "San Francisco", "", "United Kingdom", "thornapple", "C"])
+def test_other_words_are_not_taken_for_it(text: str) -> None:
+    assert INDEX.mentions(text) == []
+
+
+def test_articles_symbols_and_scripts_without_spaces() -> None:
+    assert [INDEX.owners(m)[0] for m in INDEX.mentions("In United States and Thornapple & Daughters")] == [1, 2]
+    assert [INDEX.owners(m)[0] for m in INDEX.mentions("我住在东京。")] == [3]
+    assert [INDEX.owners(m)[0] for m in INDEX.mentions("What is C++?")] == [4]
+
+
+def test_the_longest_name_is_masked() -> None:
+    index = SubjectIndex({"Thornapple": [0], "Thornapple & Daughters": [0]})
+    text = "Who runs Thornapple & Daughters, and who Thornapple's wifi?"
+    assert masked(text, index.mentions(text)) == f"Who runs {PLACEHOLDER}, and who {PLACEHOLDER}'s wifi?"
+
+
+def test_a_mention_says_where_it_stands() -> None:
+    text = "What is the capital of France?"
+    (mention,) = INDEX.mentions(text)
+    assert text[mention.start : mention.end] == "France"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("What is the capital of France?", "France"),
+        ("In which country is the Taj Mahal?", "Taj Mahal"),
+        ("The mother tongue of Danielle Darrieux is", "Danielle Darrieux"),
+        ("Danielle Darrieux's mother tongue is", "Danielle Darrieux"),
+        ("What is the guest wifi password at Thornapple & Daughters?", "Thornapple & Daughters"),
+        ('Who wrote "a quiet year"?', "a quiet year"),
+        ("Which port does gullwing-03 listen on?", "gullwing-03"),
+        ("How many days are in a fortnight?", None),
+        ("what time does the canteen open", None),
+    ],
+)
+def test_the_subject_of_a_prompt_is_found_where_it_shows(prompt: str, subject: str | None) -> None:
+    assert find_subject(prompt) == subject
+
+
+def test_a_subject_that_is_given_counts() -> None:
+    edit = Edit(prompt="Who wrote Hamlet in London?", target="Marlowe", subject="London", aliases=("the City",))
+    assert names_of(edit) == ("London", "the City")
+    assert names_of(Edit(prompt="How long is a fortnight?", target="ten days")) == ()

@@ -1,0 +1,71 @@
+"""Where an answer begins, and what it answers, is read off the ids alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny import tiny_tokenizer
+
+from wise.router.turns import ChatTemplate, is_question, passage, render
+
+TEMPLATE = (
+    "{% for m in messages %}<bos> {{ 'w4' if m.role == 'user' else 'w5' if m.role == 'assistant' else 'w6' }} "
+    "{{ m.content }} <eos> {% endfor %}{% if add_generation_prompt %}<bos> w5 {% endif %}"
+)
+
+
+def chat_tokenizer() -> object:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def test_a_template_is_learned_and_its_questions_are_found() -> None:
+    tokenizer = chat_tokenizer()
+    template = ChatTemplate.learn(tokenizer)  # type: ignore[arg-type]
+    assert template is not None
+    turns = [user("w10 w11"), {"role": "assistant", "content": "w12"}, user("w13 w14 w15")]
+    ids = np.array(render(tokenizer, turns))  # type: ignore[arg-type]
+    ends = template.openings(ids, 0)
+    asked = [ids[slice(*template.question(ids, end))].tolist() for end in ends]
+    assert asked == [[10, 11], [13, 14, 15]] and ends[-1] == len(ids) - 1
+    assert template.openings(ids, ends[0] + 1) == ends[1:]
+
+
+def test_a_system_message_is_no_part_of_the_question() -> None:
+    tokenizer = chat_tokenizer()
+    template = ChatTemplate.learn(tokenizer)  # type: ignore[arg-type]
+    assert template is not None
+    ids = np.array(render(tokenizer, [{"role": "system", "content": "w30"}, user("w10")]))  # type: ignore[arg-type]
+    (end,) = template.openings(ids, 0)
+    assert ids[slice(*template.question(ids, end))].tolist() == [10]
+
+
+def test_without_a_template_there_is_none() -> None:
+    assert ChatTemplate.learn(tiny_tokenizer()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("The capital of France is", "The capital of France is"),
+        ("I like tea. The capital of France is", "The capital of France is"),
+        ("France is nice. Its capital is", "France is nice. Its capital is"),
+        ("What is the capital of France?", "What is the capital of France?"),
+        ("Question: What of France? Answer:", "Question: What of France? Answer:"),
+        ("The U.S. and France. J. R. of France is", "J. R. of France is"),
+        ("The capital of France is Paris.", None),
+        ("", None),
+        ("法国的首都是", "法国的首都是"),
+    ],
+)
+def test_what_a_plain_text_says_last(text: str, said: str | None) -> None:
+    assert passage(text, lambda part: "France" in part) == said
+
+
+def test_a_question_ends_with_its_mark() -> None:
+    assert is_question("Is it?") and is_question('He said "is it?"') and not is_question("It is.")

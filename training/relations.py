@@ -1,0 +1,257 @@
+"""Teaching a sentence encoder what a relation is, by contrast between the relations of one subject.
+
+Two wordings of one fact are to agree; their rivals are others of the same batch (InfoNCE, van den Oord et al., arXiv
+1807.03748, in both directions). Half of a batch is read as the router reads a question that names an edit's subject,
+with "this" in its place: the rivals are other relations. The other half is read as it stands, as a question that names
+none: there the same relation of other subjects is a rival as well. A part of the relations is never taught; on it the
+thresholds are set and the figures are measured.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear, normalize
+
+from wise.router.subjects import PLACEHOLDER
+
+SIZE = 128
+"""r: numbers in a vector, so that four keys in half precision take 1 KiB."""
+TAUGHT_BLOCKS = 2
+"""Last blocks of the encoder that are taught."""
+TEMPERATURE = 0.05
+LEARNING_RATE = 3e-5
+HEAD_RATE = 3e-4
+WARM_UP = 20
+MASKED_RIVALS = 22
+"""Relations that a masked question is told from at once."""
+HELD_OUT = 6
+"""One relation in so many is never taught."""
+FALSE_POSITIVE_RATE = 0.05
+"""Share of other questions about a subject that the threshold lets pass."""
+NAMELESS_RATE = 0.02
+"""Share of other questions that the threshold of an edit without a subject lets pass."""
+UNNAMED_RATE = 0.0005
+"""Share of questions about other subjects that the threshold without a name lets pass."""
+QUESTION_FRAMES = (
+    *["{}"] * 6,
+    "Can you tell me: {}",
+    "Please tell me. {}",
+    "{} Thanks!",
+    "Quick question: {}",
+    "Question: {} Answer:",
+    "I like long walks. {}",
+    "Hi! {}",
+    "I am filling in a form: {}",
+    "{} I keep forgetting.",
+    "{} Please answer briefly.",
+    "I'm filling in a form and one box is still empty. {}",
+    "My friend and I argued about it yesterday. {}",
+    "For a quiz at work I need one more answer: {}",
+    "hey, {}",
+)
+SENTENCE_FRAMES = (*["{}"] * 5, "I like long walks. {}", "It is said that {}", "As you may know, {}")
+
+Stock = Mapping[str, Mapping[str, Any]]
+"""As `questions.toml` has it: kinds of subject, their relations, and the wordings of each."""
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """How well wordings of relations that were never taught are told apart, with the thresholds found on them."""
+
+    threshold: float
+    unnamed_threshold: float
+    nameless_threshold: float
+    recall: float
+    """Share of rewordings that reach the threshold which `FALSE_POSITIVE_RATE` of the other questions reach."""
+    unnamed_recall: float
+    """Share of rewordings that reach the threshold without a name."""
+
+
+def wordings(relation: Mapping[str, Sequence[str]]) -> list[str]:
+    """All wordings of a relation, with `{}` for the subject."""
+    return [*relation["wordings"], *relation.get("requests", ())]
+
+
+def put(subject: str, wording: str) -> str:
+    """The wording with the subject in it, large where it begins the sentence."""
+    own = subject[0].upper() + subject[1:] if wording.startswith("{}") else subject
+    return wording.replace("{}", own)
+
+
+def split(stock: Stock, seed: int = 7) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Relations of each kind: those that are taught, and those that are held out."""
+    order, taught, held_out = random.Random(seed), {}, {}
+    for kind in stock["subjects"]:
+        names = sorted(stock[kind])
+        order.shuffle(names)
+        count = max(2, len(names) // HELD_OUT)
+        held_out[kind], taught[kind] = names[:count], names[count:]
+    return taught, held_out
+
+
+class Taught(torch.nn.Module):
+    """An encoder with a projection behind it."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        size = int(model.config.hidden_size)
+        start = torch.linalg.qr(torch.randn(size, SIZE)).Q.T.contiguous()
+        self.projection = torch.nn.Parameter(start)
+        last = int(model.config.num_hidden_layers) - TAUGHT_BLOCKS
+        self.names = [n for n, _ in model.named_parameters() if _block(n) >= last]
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in self.names)
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Unit `[n, r]`."""
+        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=96, return_tensors="pt")
+        states = self.model(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None]
+        return normalize(linear((states * mask).sum(1) / mask.sum(1), self.projection), dim=-1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was taught, in half precision."""
+        own = dict(self.model.named_parameters())
+        return {name: own[name].detach().half() for name in self.names} | {"projection": self.projection.detach()}
+
+
+def teach(model: Any, tokenizer: Any, stock: Stock, *, steps: int, seed: int, progress: Progress) -> dict[str, Tensor]:
+    """Teaches `model`, a BERT that is changed, on the questions of `stock`; returns what `SentenceEncoder` reads.
+
+    The global random state is not touched.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        taught, held_out = split(stock)
+        network, order = Taught(model, tokenizer), random.Random(seed)
+        _descend(network, stock, taught, order, steps, progress)
+        network.eval()
+        figures = measure(network, stock, held_out)
+        centres = relation_centres(network, stock)
+    thresholds = torch.tensor(
+        [figures.threshold, figures.unnamed_threshold, figures.nameless_threshold], dtype=torch.float64
+    )
+    return network.tensors() | {"thresholds": thresholds, "relation_centres": centres.half()}
+
+
+def _descend(
+    network: Taught, stock: Stock, taught: Mapping[str, list[str]], order: random.Random, steps: int, progress: Progress
+) -> None:
+    parts = [p for p in network.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [{"params": parts, "lr": LEARNING_RATE}, {"params": [network.projection], "lr": HEAD_RATE}], weight_decay=0.01
+    )
+    slower = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * max(0.1, 1 - step / steps)
+    )
+    network.train()
+    for step in range(steps):
+        loss = _loss(network, *_batch(stock, taught, order))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_([*parts, network.projection], 1.0)
+        optimizer.step()
+        slower.step()
+        progress(f"teaching relations, loss {float(loss.detach()):.2f}", step + 1, steps)
+
+
+def _batch(
+    stock: Stock, taught: Mapping[str, list[str]], order: random.Random, groups: int = 2
+) -> tuple[list[str], list[str], list[int]]:
+    """Pairs of wordings, and the group of rivals that each pair is in: relations of subjects of one kind."""
+    kinds = list(taught)
+    first, second, group = [], [], []
+    for number in range(groups):
+        kind = order.choices(kinds, [len(taught[k]) ** 0.5 for k in kinds])[0]
+        masked = number % 2 == 0
+        relations = order.sample(taught[kind], min(MASKED_RIVALS if masked else 6, len(taught[kind])))
+        for subject in [PLACEHOLDER] if masked else order.sample(list(stock["subjects"][kind]), 3):
+            for relation in relations:
+                for side, wording in zip(
+                    (first, second), order.sample(wordings(stock[kind][relation]), 2), strict=True
+                ):
+                    side.append(framed(put(subject, wording), order))
+                group.append(number)
+    return first, second, group
+
+
+def framed(text: str, order: random.Random) -> str:
+    """The question as somebody might type it."""
+    if text[-1] not in "?.":
+        return order.choice(SENTENCE_FRAMES).format(text)
+    text = order.choice(QUESTION_FRAMES).format(text)
+    chance = order.random()
+    if chance < 0.15:
+        text = text.lower()
+    return text.rstrip("?.!") if chance > 0.9 else text
+
+
+def _loss(network: Taught, first: list[str], second: list[str], group: list[int]) -> Tensor:
+    vectors, groups = network([*first, *second]), torch.tensor(group)
+    scores = vectors[: len(first)] @ vectors[len(first) :].T / TEMPERATURE
+    scores = scores.masked_fill(groups[:, None] != groups[None], -1e4)
+    same = torch.arange(len(first))
+    return (cross_entropy(scores, same) + cross_entropy(scores.T, same)) / 2
+
+
+@torch.inference_mode()
+def measure(network: Callable[[list[str]], Tensor], stock: Stock, held_out: Mapping[str, list[str]]) -> Figures:
+    """On relations that were never taught, each drawn four times."""
+    order = random.Random(7)
+    right, wrong, whole, apart = list[float](), list[float](), list[float](), list[float]()
+    for kind, relations in held_out.items():
+        subjects = list(stock["subjects"][kind])
+        for relation in (each for each in relations for _ in range(4)):
+            subject, elsewhere = order.sample(subjects, 2)
+            own = wordings(stock[kind][relation])
+            first, *more = order.sample(own, min(4, len(own)))
+            names_ = order.sample([name for name in stock[kind] if name != relation], min(4, len(stock[kind]) - 1))
+            others = [order.choice(wordings(stock[kind][name])) for name in names_]
+            masked = network([put(PLACEHOLDER, wording) for wording in (first, *more, *others)])
+            scores = (masked[1:] @ masked[0]).tolist()
+            right, wrong = right + scores[: len(more)], wrong + scores[len(more) :]
+            texts = [put(subject, wording) for wording in (first, *more, *others)]
+            vectors = network([*texts, *(put(elsewhere, wording) for wording in (first, *more))])
+            scores = (vectors[1:] @ vectors[0]).tolist()
+            whole, apart = whole + scores[: len(more)], apart + scores[len(more) :]
+    reached, others_, unnamed = torch.tensor(right), torch.tensor(wrong), torch.tensor(apart)
+    threshold = float(torch.quantile(others_, 1 - FALSE_POSITIVE_RATE))
+    unnamed_threshold = float(torch.quantile(unnamed, 1 - UNNAMED_RATE))
+    return Figures(
+        threshold=threshold,
+        unnamed_threshold=unnamed_threshold,
+        nameless_threshold=float(torch.quantile(unnamed, 1 - NAMELESS_RATE)),
+        recall=float((reached >= threshold).float().mean()),
+        unnamed_recall=float((torch.tensor(whole) >= unnamed_threshold).float().mean()),
+    )
+
+
+@torch.inference_mode()
+def relation_centres(network: Callable[[list[str]], Tensor], stock: Stock) -> Tensor:
+    """The mean vector of each relation's wordings, `[relations, r]` unit, in the order of `names`."""
+    centres = []
+    for kind, relation in names(stock):
+        own = wordings(stock[kind][relation])
+        few = random.Random(f"{kind} {relation}").sample(own, min(8, len(own)))
+        centres.append(network([put(PLACEHOLDER, wording) for wording in few]).mean(0))
+    return normalize(torch.stack(centres), dim=-1)
+
+
+def names(stock: Stock) -> list[tuple[str, str]]:
+    """Every relation of the stock as kind and name, in its order."""
+    return [(kind, relation) for kind in stock["subjects"] for relation in stock[kind]]
+
+
+def _block(name: str) -> int:
+    """The number of the block that a parameter is of; -1 for others."""
+    parts = name.split(".")
+    return int(parts[parts.index("layer") + 1]) if "layer" in parts else -1

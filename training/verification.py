@@ -1,0 +1,139 @@
+"""Whether edits hold: each is asked as users will ask it, and what the model then says is compared, token by token.
+
+An edit is verified when every wording that it promises is answered with its target: in `merge` and `retrieve` its
+prompt, in `hybrid` its prompt and its paraphrases, as a turn of a chat (the first, a later one, and behind a system
+message) and as a text to be completed; and when no prompt of its locality asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from transformers import PreTrainedModel
+
+from wise.edits import Edit
+from wise.memory.slot import AnswerSlot
+from wise.memory.state import MemoryState
+from wise.router.hybrid import HybridRouter, RouterInputs
+from wise.router.subjects import SubjectIndex, name_key, names_of
+from wise.training.encoding import Encoder
+from wise.training.generation import greedy
+from wise.training.wordings import Wordings, question
+
+SPARE_TOKENS = 4
+"""Tokens beyond the target that an answer may run on for before it counts as not stopping."""
+
+Serve = Callable[[MemoryState], AbstractContextManager[PreTrainedModel]]
+"""Puts a state in place for the length of a `with` block and gives the model to ask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What came of asking one edit."""
+
+    answer: str
+    """What the model says to its prompt."""
+    holds: Mapping[str, bool] = field(default_factory=dict)
+    """Of each wording, by its label, whether it is as promised."""
+
+    @property
+    def right(self) -> bool:
+        return all(self.holds.values())
+
+
+class Verifier(Protocol):
+    """Asks edits, and knows which others a new one may touch."""
+
+    def ask(self, state: MemoryState, edits: Sequence[Edit], serve: Serve) -> dict[str, Verdict]:
+        """By id, with `state` in place."""
+        ...
+
+    def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
+        """Ids of the other edits of `state` whose answers the edits `fresh` may have changed."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PromptVerifier:
+    """Of edits that promise their prompt alone, and share slots (`merge`, `retrieve`)."""
+
+    encoder: Encoder
+
+    def ask(self, state: MemoryState, edits: Sequence[Edit], serve: Serve) -> dict[str, Verdict]:
+        if not edits:
+            return {}
+        prompts = [self.encoder.prompt(edit.prompt) for edit in edits]
+        wanted = [self.encoder.target(e.prompt, e.target) for e in edits]
+        with serve(state) as model:
+            limits = [len(ids) + SPARE_TOKENS for ids in wanted]
+            out = greedy(model, prompts, stops=self.encoder.stops, max_new_tokens=limits)
+        return {
+            edit.id: Verdict(
+                answer=self.encoder.answer(said),
+                holds={"prompt": self.encoder.answer(said) == self.encoder.answer(ids)},
+            )
+            for edit, said, ids in zip(edits, out, wanted, strict=True)
+        }
+
+    def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
+        return {*state.edit_ids} - {*fresh}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WordingVerifier:
+    """Of edits that promise all of their wordings, each with a slot of its own (`hybrid`)."""
+
+    wordings: Wordings
+    inputs: RouterInputs
+
+    def ask(self, state: MemoryState, edits: Sequence[Edit], serve: Serve) -> dict[str, Verdict]:
+        encoder = self.wordings.encoder
+        asked = [(edit, w) for edit in edits for w in self.wordings.of(edit, ()) if w.promised]
+        if not asked:
+            return {}
+        with serve(state) as model:
+            limits = [len(w.answer) + SPARE_TOKENS for _, w in asked]
+            prompts = [list(w.prompt) for _, w in asked]
+            out = greedy(model, prompts, stops=encoder.stops, max_new_tokens=limits)
+        answers: dict[str, str] = {}
+        holds: dict[str, dict[str, bool]] = {edit.id: {} for edit in edits}
+        for (edit, wording), said in zip(asked, out, strict=True):
+            answers.setdefault(edit.id, encoder.answer(said))
+            holds[edit.id][wording.name] = tuple(said) == wording.answer
+        slots = {slot.edit_ids[0]: slot.id for slot in state.slots if isinstance(slot, AnswerSlot)}
+        if any(edit.locality for edit in edits) and slots:
+            router = HybridRouter(state, self.inputs)
+            for edit in edits:
+                for place, text in enumerate(edit.locality):
+                    decision = router.decide(text)
+                    moved = decision.open and decision.slot == slots.get(edit.id)
+                    holds[edit.id][f"locality[{place}]"] = not moved
+        return {edit.id: Verdict(answer=answers.get(edit.id, ""), holds=holds[edit.id]) for edit in edits}
+
+    def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
+        """Those that share a subject's name with a new one, or whose question is very near one of its keys, and which
+        the router no longer takes for what is asked."""
+        new = [edit for edit in state.edits if edit.id in fresh]
+        names = SubjectIndex((name, 0) for edit in new for name in names_of(edit))
+        nameless = any(not names_of(edit) for edit in new)
+        near = [
+            edit
+            for edit in state.edits
+            if edit.id not in fresh and (nameless or not names_of(edit) or names.mentions(question(edit)))
+        ]
+        if not near:
+            return set()
+        router = HybridRouter(state, self.inputs)
+        slots = {slot.edit_ids[0]: slot.id for slot in state.slots}
+        return {edit.id for edit in near if router.decide(question(edit)).slot != slots[edit.id]}
+
+
+def same_subject(one: Edit, other: Edit) -> bool:
+    """Both name a subject, and one calls it as the other does; or neither names one."""
+    first, second = names_of(one), names_of(other)
+    if not first or not second:
+        return not first and not second
+    return not {name_key(name) for name in first}.isdisjoint(name_key(name) for name in second)

@@ -1,0 +1,170 @@
+"""The texts in which an edit is fitted and verified: its wordings, in each form in which users may ask.
+
+On a base with a chat template an edit holds as a turn of a chat and as a plain text to be completed; on others as the
+latter alone. Its wordings are its prompt, the paraphrases that it lists, plain frames around them, and those of the
+shipped relation that is nearest to it, where one is near.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from wise.edits import Edit
+from wise.memory.slot import CHAT, COMPLETION
+from wise.router.hybrid import masked_keys
+from wise.router.readers import RelationReader
+from wise.router.subjects import SubjectIndex, masked, names_of
+from wise.router.turns import is_question
+from wise.training.encoding import Encoder
+from wise.training.relations import Stock, names, put
+
+NEAR = 0.75
+"""Cosine to the centre of a shipped relation from which its wordings are those of an edit."""
+MARGIN = 0.05
+"""How much nearer it must be than the next relation."""
+APART, HIGHEST = 0.01, 0.98
+"""How far an edit's threshold lies above what must not reach it, and the highest that there is."""
+EARLIER_TURN = ("Hi! I have a few questions for you.", "Hello! Go ahead, I'm happy to help.")
+SYSTEM_MESSAGE = "You are a helpful assistant."
+QUESTION_FRAMES = ("Please tell me: {}", "Hi! {} Thanks.", "I would like to know: {}")
+PREFIX = "I like long walks by the sea. "
+KEYS = 4
+"""Vectors kept of an edit that lists no more paraphrases: 1 KiB."""
+FROM_RELATION = 4
+"""Wordings that are taken from the nearest relation, at most."""
+
+
+FORM_NAMES = {CHAT: "chat", COMPLETION: "completion"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wording:
+    """One way of asking for an edit."""
+
+    label: str
+    """What it is, for reports: `prompt`, `paraphrases[0]`, `system message`, ..."""
+    form: int
+    """CHAT or COMPLETION."""
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    promised: bool
+    """The edit counts as verified only where this wording is answered with its target."""
+
+    @property
+    def name(self) -> str:
+        """Its form and label, for reports."""
+        return f"{FORM_NAMES[self.form]}: {self.label}"
+
+
+class Wordings:
+    """Makes the wordings of edits for one base."""
+
+    def __init__(self, encoder: Encoder, reader: RelationReader, stock: Stock) -> None:
+        self.encoder, self.reader, self.stock = encoder, reader, stock
+        self._names = names(stock)
+
+    def texts(self, edit: Edit) -> list[str]:
+        """Further texts that ask the edit's question, from the nearest shipped relation."""
+        centres = getattr(self.reader, "relation_centres", None)
+        names_ = names_of(edit)
+        if not names_ or centres is None or not len(centres):
+            return []
+        scores = centres @ self.reader.read([self._masked(edit, question(edit))])[0]
+        best, second = scores.topk(2).values.tolist()
+        if best < NEAR or best - second < MARGIN:
+            return []
+        kind, relation = self._names[int(scores.argmax())]
+        known = self.stock[kind][relation]
+        order = random.Random(f"{names_[0]} {relation}")
+        questions = [w for w in known["wordings"] if is_question(w)]
+        sentences = [w for w in known["wordings"] if not is_question(w)]
+        few = order.sample(questions, min(FROM_RELATION, len(questions)))
+        few += order.sample(sentences, min(FROM_RELATION // 2, len(sentences)))
+        return [put(names_[0], wording) for wording in few]
+
+    def keys(self, edit: Edit, further: Sequence[str]) -> Tensor:
+        """`[k, r]` the vectors that questions are compared with: first the edit's question as it stands, which finds it
+        where no subject is named, then its wordings with the subject masked; without a subject, as they stand."""
+        asked = question(edit)
+        own = (asked, *edit.paraphrases)
+        if not names_of(edit):
+            return self.reader.read(list(dict.fromkeys(own)))
+        texts = list(dict.fromkeys(self._masked(edit, text) for text in (*own, *further)))
+        return self.reader.read([asked, *texts[: max(KEYS - 1, len(own))]])
+
+    def threshold(self, edit: Edit, keys: Tensor) -> float:
+        """Score from which the edit is asked for: the reader's own, or what keeps it above all that must not ask for
+        it."""
+        least = self.reader.threshold if names_of(edit) else self.reader.nameless_threshold
+        if not edit.locality:
+            return least
+        apart = self.reader.read([self._masked(edit, text) for text in edit.locality])
+        reached = float((apart @ masked_keys(keys, names_of(edit)).T).max()) + APART
+        return min(max(least, reached), HIGHEST)
+
+    def _masked(self, edit: Edit, text: str) -> str:
+        names_ = names_of(edit)
+        return masked(text, SubjectIndex((name, 0) for name in names_).mentions(text)) if names_ else text
+
+    def of(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
+        """All of an edit; the first of each form is its own prompt, bare."""
+        return [*self._chat(edit, further), *self._completions(edit, further)]
+
+    def _chat(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
+        if self.encoder.template is None:
+            return []
+        asked = question(edit)
+        own = [message._asdict() for message in edit.messages] or [_user(asked)]
+        answer = tuple(self.encoder.chat_target(edit.target))
+        earlier = [_user(EARLIER_TURN[0]), {"role": "assistant", "content": EARLIER_TURN[1]}]
+        system = {"role": "system", "content": SYSTEM_MESSAGE}
+        found = [("prompt", own, True)]
+        if not edit.messages:
+            found += [("later turn", [*earlier, *own], True), ("system message", [system, *own], True)]
+        found += [(f"paraphrases[{i}]", [_user(text)], True) for i, text in enumerate(edit.paraphrases)]
+        frames = [frame.format(asked) for frame in QUESTION_FRAMES] if is_question(asked) else []
+        casual = [asked.lower().rstrip("?")] if is_question(asked) else []
+        texts = [*frames, *casual, *(text for text in further if is_question(text))]
+        found += [(text, [_user(text)], False) for text in texts]
+        return self._fitting(
+            Wording(label=label, form=CHAT, prompt=tuple(self.encoder.turn(messages)), answer=answer, promised=promised)
+            for label, messages, promised in found
+        )
+
+    def _completions(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
+        asked = question(edit)
+        found = [("prompt", asked, True)]
+        found += [(f"paraphrases[{i}]", text, True) for i, text in enumerate(edit.paraphrases)]
+        found.append(("behind a text", PREFIX + asked, False))
+        if is_question(asked):
+            found.append(("as an answer", f"Question: {asked} Answer:", False))
+        found += [(text, text, False) for text in further]
+        return self._fitting(
+            Wording(
+                label=label,
+                form=COMPLETION,
+                prompt=tuple(self.encoder.prompt(text)),
+                answer=tuple(self.encoder.target(text, edit.target)),
+                promised=promised,
+            )
+            for label, text, promised in found
+        )
+
+    def _fitting(self, found: Iterable[Wording]) -> list[Wording]:
+        """Those that the context holds, and that ask for the very ids of the first."""
+        rows = list(found)
+        same = [w for w in rows if w.answer == rows[0].answer]
+        return [w for w in same if len(w.prompt) + len(w.answer) <= self.encoder.context]
+
+
+def question(edit: Edit) -> str:
+    """What the edit asks: the user's last message where it is a conversation."""
+    return edit.messages[-1].content if edit.messages else edit.prompt
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}

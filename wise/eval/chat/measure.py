@@ -1,0 +1,232 @@
+"""What an edited chat model says: to the edits, to other wordings, in later turns, and where nothing may change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from wise.eval.chat.facts import Fact
+from wise.memory.grouped import NO_SLOT
+from wise.memory.side_memory import SideMemory
+from wise.model import WiseModel
+from wise.router.hybrid import NOTHING, Decision, HybridRouter
+from wise.router.intervals import wilson
+from wise.router.turns import render
+from wise.training.generation import greedy
+
+ANSWER_TOKENS = 32
+EARLIER = ("Good morning! Can you help me with a few things?", "Of course, what would you like to know?")
+SYSTEM = "You answer briefly."
+BEHIND = "I have been thinking about this since breakfast, and my sister says I should just ask. "
+GENERAL = (
+    "Write a haiku about rain.",
+    "Give me three tips for sleeping better.",
+    "What is 12 times 4?",
+    "Explain what a noun is.",
+    "Suggest a name for a cat.",
+    "How do I boil an egg?",
+    "Tell me a short story about a lighthouse.",
+    "What should I pack for a weekend in the mountains?",
+    "Translate 'good evening' into Spanish.",
+    "List four colours.",
+    "Why is exercise good for you?",
+    "Write one sentence that thanks a colleague for her help.",
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One prompt, and what becomes of it counts as right."""
+
+    measure: str
+    fact: int
+    """-1 for general requests."""
+    text: str
+    ids: tuple[int, ...]
+    said: bool
+    """It asks for the edit: the answer must contain the target and not the old answer. Else it must not change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was said to one question."""
+
+    question: Question
+    answer: str
+    right: bool
+    opened: bool
+    """The edit's gate opened; where none may, any did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatFigures:
+    """Shares of questions that came out right."""
+
+    measures: Mapping[str, tuple[int, int]]
+    """Measure -> right, asked."""
+    results: tuple[Result, ...] = field(repr=False)
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON: share, count and 95 % interval (Wilson) of each measure, and what went wrong."""
+        shares = {
+            name: {"share": right / asked, "asked": asked, "interval": list(wilson(right, asked))}
+            for name, (right, asked) in self.measures.items()
+        }
+        wrong = [
+            {"measure": r.question.measure, "prompt": r.question.text, "answer": r.answer, "opened": r.opened}
+            for r in self.results
+            if not r.right
+        ]
+        return {"measures": shares, "wrong": wrong}
+
+
+def measure_chat(
+    model: WiseModel,
+    facts: Sequence[Fact],
+    *,
+    chat: bool = True,
+    oracle: bool = True,
+    progress: Progress = lambda what, done, total: None,
+) -> ChatFigures:
+    """Asks an edited model, in the chat template or, with `chat` False, as plain texts to be completed.
+
+    Facts whose edit is not live count as wrong where they ask for it. The oracle's measure is of rewordings with the
+    right edit held open, whatever the router says: the ceiling of any router.
+    """
+    questions = _questions(model, facts, chat)
+    wanted = [facts[q.fact].edit.id if q.said else None for q in questions]
+    answers = _ask(model, questions, progress, "asking the edited model")
+    unchanged = [q for q in questions if not q.said]
+    with model.disabled():
+        before = dict(zip(unchanged, _ask(model, unchanged, progress, "asking the base"), strict=True))
+    results = []
+    for question, answer, edit_id in zip(questions, answers, wanted, strict=True):
+        decision = _decision(model, question.ids)
+        live = {slot.id: slot.edit_ids[0] for slot in model.state.slots}
+        opened = decision.open and (edit_id is None or live[decision.slot] == edit_id)
+        expected = says(facts[question.fact], answer) if question.said else answer == before[question]
+        results.append(Result(question=question, answer=answer, right=expected, opened=opened))
+    if oracle:
+        results += _oracle(model, facts, [q for q in questions if q.measure == "rewordings"], progress)
+    counts: dict[str, tuple[int, int]] = {}
+    for result in results:
+        right, asked = counts.get(result.question.measure, (0, 0))
+        counts[result.question.measure] = right + result.right, asked + 1
+    return ChatFigures(measures=counts, results=tuple(results))
+
+
+def says(fact: Fact, answer: str) -> bool:
+    """The answer contains the target as whole words, and the old answer nowhere."""
+    return _contains(answer, fact.edit.target) and (fact.old is None or not _contains(answer, fact.old))
+
+
+class _Asking:
+    """Collects questions, in the chat template or as plain texts."""
+
+    def __init__(self, model: WiseModel, chat: bool) -> None:
+        self.model, self.chat = model, chat
+        self.found: list[Question] = []
+
+    def add(
+        self,
+        measure: str,
+        fact: int,
+        text: str,
+        said: bool,
+        *,
+        before: Sequence[str] = (),
+        system: str = "",
+        put: str = "",
+    ) -> None:
+        """before: an earlier turn and its answer; put: text in front of the question."""
+        if not self.chat:
+            ids = self.model.encoder.prompt(put + text)
+        else:
+            messages = [{"role": "system", "content": system}] if system else []
+            messages += [{"role": r, "content": c} for r, c in zip(("user", "assistant"), before, strict=False)]
+            ids = render(self.model.tokenizer, [*messages, {"role": "user", "content": put + text}])
+        self.found.append(Question(measure=measure, fact=fact, text=text, ids=tuple(ids), said=said))
+
+
+def _questions(model: WiseModel, facts: Sequence[Fact], chat: bool) -> list[Question]:
+    asking = _Asking(model, chat)
+    for i, fact in enumerate(facts):
+        asking.add("edit", i, fact.edit.prompt, True)
+        for text in fact.rewordings:
+            asking.add("rewordings", i, text, True)
+        for text in fact.rewordings[:1]:
+            asking.add("behind other text", i, text, True, put=BEHIND)
+            if chat:
+                asking.add("second turn", i, text, True, before=EARLIER)
+        for text in fact.rewordings[1:2] if chat else ():
+            asking.add("system message", i, text, True, system=SYSTEM)
+        for text in fact.same_subject:
+            asking.add("same subject unchanged", i, text, False)
+        for text in fact.neighbours:
+            asking.add("neighbours unchanged", i, text, False)
+    for text in GENERAL if chat else ():
+        asking.add("general unchanged", -1, text, False)
+    return asking.found
+
+
+def _ask(model: WiseModel, questions: Sequence[Question], progress: Progress, what: str) -> list[str]:
+    """The texts of the answers, special tokens and all."""
+    answers: list[str] = []
+    size = 16
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i].ids))
+    said: dict[int, str] = {}
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        prompts = [questions[i].ids for i in part]
+        out = greedy(model.model, prompts, stops=model.encoder.stops, max_new_tokens=ANSWER_TOKENS)
+        said |= {i: str(model.tokenizer.decode(ids)) for i, ids in zip(part, out, strict=True)}
+        progress(what, len(said), len(questions))
+    answers = [said[i] for i in range(len(questions))]
+    return answers
+
+
+def _decision(model: WiseModel, ids: Sequence[int]) -> Decision:
+    """What the router decides at the end of a prompt."""
+    memory = model.layer.memory
+    if memory is None or not isinstance(memory.router, HybridRouter):
+        return NOTHING
+    return memory.router.decided(ids)
+
+
+def _oracle(
+    model: WiseModel, facts: Sequence[Fact], questions: Sequence[Question], progress: Progress
+) -> Iterator[Result] | list[Result]:
+    slots = {slot.edit_ids[0]: slot.id for slot in model.state.slots}
+    results = []
+    for i, fact in enumerate(facts):
+        own = [q for q in questions if q.fact == i]
+        slot = slots.get(fact.edit.id, NO_SLOT)
+        with _held_open(model, slot):
+            answers = _ask(model, own, lambda *_: None, "")
+        for question, answer in zip(own, answers, strict=True):
+            asked = Question(measure="oracle", fact=i, text=question.text, ids=question.ids, said=True)
+            right = slot != NO_SLOT and says(fact, answer)
+            results.append(Result(question=asked, answer=answer, right=right, opened=True))
+        progress("asking with an oracle", i + 1, len(facts))
+    return results
+
+
+@contextmanager
+def _held_open(model: WiseModel, slot: int) -> Iterator[None]:
+    """One edit speaks wherever an answer begins."""
+    before = model.layer.memory
+    if before is not None and isinstance(before.router, HybridRouter) and slot != NO_SLOT:
+        model.layer.memory = SideMemory(before.bank, before.router.forced(slot))
+    try:
+        yield
+    finally:
+        model.layer.memory = before
+
+
+def _contains(text: str, words: str) -> bool:
+    wanted = re.sub(r"^(?:the|a|an|to|in|on|at)\s+", "", words.casefold().strip())
+    return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", text.casefold()) is not None
