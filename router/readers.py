@@ -10,7 +10,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 from typing import Self
 
 import torch
@@ -40,10 +39,6 @@ class RelationReader(ABC):
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Itself: a copied model reads with the same reader."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RelationReader:
-        """Itself: it is not changed by reading, and large."""
         return self
 
     def read(self, texts: Sequence[str]) -> Tensor:

@@ -128,10 +128,11 @@ _CAPITALS = re.compile(
     r"(?:[A-Z0-9À-ÞĀ-Ž][\w.&+#'’-]*))*"
 )
 _ORDINARY = frozenset(
-    "what which who whom whose when where why how is are was were do does did can could will would should may might "
-    "has have had in on at by for from to of with under over into onto during after before since the a an this that these "
-    "those my our your his her its their i we you he she it they tell please name give say remind state list if as and "
-    "or but not no yes hi hello hey by about between through there here than then one two three question answer".split()
+    "what which who whom whose when where why how is are was were do does did can could will would should "
+    "may might has have had in on at by for from to of with under over into onto during after before "
+    "since the a an this that these those my our your his her its their i we you he she it they tell "
+    "please name give say remind state list if as and or but not no yes hi hello hey by about between "
+    "through there here than then one two three question answer".split()
 )
 
 

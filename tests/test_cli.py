@@ -21,6 +21,7 @@ from wise.eval.editors import EDITORS
 from wise.eval.runfile import read_run
 from wise.eval.work import Journal
 from wise.readers import read_records
+from wise.router.encoder import load_encoder
 
 MEASURES = {"reliability", "generalization", "free_generalization", "locality"}
 PROMISED = {
@@ -148,11 +149,8 @@ def test_ask_shows_before_and_after_and_who_spoke(lyon: tuple[Path, Result]) -> 
     assert "' is'" in result.stdout and "slot 0" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("mode", "question"),
-    [("retrieve", "The capital of France is"), ("hybrid", "They spent July in Spain. The capital of France is")],
-)
-def test_explain_says_which_edit_spoke_and_which_came_nearest(tmp_path: Path, mode: str, question: str) -> None:
+@pytest.mark.parametrize("mode", ["retrieve", "hybrid"])
+def test_explain_says_which_edit_spoke_and_which_came_nearest(tmp_path: Path, mode: str) -> None:
     edits, folder = tmp_path / "edits.jsonl", tmp_path / "memory"
     given = [
         wise.Edit(id="france", prompt="The capital of France is", target="Lyon", subject="France"),
@@ -160,21 +158,22 @@ def test_explain_says_which_edit_spoke_and_which_came_nearest(tmp_path: Path, mo
     ]
     edits.write_text("".join(json.dumps(edit.to_dict()) + "\n" for edit in given))
     assert run("edit", "--mode", mode, "--edits", edits, "--output", folder).exit_code == 0
-    asked = ("ask", "--memory", folder, question, "--json")
+    asked = ("ask", "--memory", folder, "The capital of France is", "The population of Spain is", "--json")
     plain, result = run(*asked), run(*asked, "--explain")
     assert result.exit_code == 0, result.output
-    [answer] = last_line(result)["answers"]
-    assert answer["after"] == "Lyon" and answer["fired"] == ["france"] and answer["missed"]["edit"] == "spain"
-    tokens = answer["tokens"]
+    france, spain = last_line(result)["answers"]
+    assert france["after"] == "Lyon" and france["fired"] == ["france"]
+    assert spain["after"] == spain["before"] and spain["fired"] == []
+    tokens = [*france["tokens"], *spain["tokens"]]
     assert all((token["fired"] is not None) == (token["slot"] is not None) for token in tokens)
-    fired = [token["fired"] for token in tokens if token["fired"] is not None]
-    assert all(claim["edit"] == "france" and claim["evidence"] >= 1 for claim in fired)
-    missed = [token["missed"] for token in tokens if token["missed"] is not None and token["missed"]["evidence"] < 1]
-    assert any(claim["edit"] == "spain" for claim in missed)
-    for claim in missed:
-        assert claim["missed_by"] == pytest.approx(1 - claim["evidence"])
+    end = next(token for token in france["tokens"] if token["token"] == " is")
+    assert end["fired"]["edit"] == "france" and end["fired"]["evidence"] >= 1 and end["fired"]["missed_by"] == 0
+    # Beside an edit that speaks `retrieve` names the one that comes next; `hybrid` looks at those alone that are named.
+    told = {"retrieve": france, "hybrid": spain}[mode]
+    near = next(token for token in told["tokens"] if token["token"] == " is")["missed"]
+    assert told["missed"]["edit"] == near["edit"] == "spain" and near["missed_by"] == pytest.approx(1 - near["evidence"]) and near["evidence"] < 1
     shown = " ".join(result.stdout.split())
-    assert "nearest that missed" in shown and "score" in shown and "threshold" in shown
+    assert "score" in shown and "threshold" in shown and "nearest that missed" in shown
     assert "france: The capital of France is -> Lyon" in shown and "nearest that spoke nowhere: spain" in shown
     assert "nearest" not in plain.stdout and "fired" not in last_line(plain)["answers"][0]["tokens"][0]
 
@@ -185,10 +184,43 @@ def test_info_of_a_memory_and_of_a_model(lyon: tuple[Path, Result], tiny: Path) 
     assert [edit["target"] for edit in memory["edits"]] == ["Lyon"]
     assert memory["slots"][0]["edits"] == 1 and memory["slots"][0]["threshold"] > 0
     assert memory["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
-    model = last_line(run("info", "--json"))["model"]
+    assert memory["mode"] == "retrieve" and memory["reader"] is None
+    model = last_line(run("info", "--mode", "retrieve", "--json"))["model"]
     assert model["value_projection"].startswith("model.layers.5.") and model["terminator"][0] == "."
+    assert model["mode"] == "retrieve" and "reader" not in model
     assert last_line(run("info", "--model", tiny, "--layer", "0", "--json"))["model"]["layer"] == 0
     refused(run("info", "--model", tiny, "--memory", folder), "another base")
+    refused(run("info", "--memory", folder, "--mode", "hybrid"), "--mode", "leave it out")
+
+
+def test_info_says_what_questions_are_compared_with(tmp_path: Path) -> None:
+    result = run("info", "--json")
+    model, reader = last_line(result)["model"], load_encoder()
+    assert (model["mode"], model["reader"], model["threshold"]) == ("hybrid", reader.name, reader.threshold)
+    assert model["unnamed_threshold"] == reader.unnamed_threshold
+    assert model["chat_template"] == "none: chats are read as plain text"
+    assert reader.name in result.stdout and "chat_template" in result.stdout
+    tokenizer = tiny_tokenizer()
+    turns = "{% for message in messages %}w4 {{ message.content }} w5 {% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}w6{% endif %}"
+    tiny_model("llama").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert last_line(run("info", "--model", tmp_path, "--json"))["model"]["chat_template"] == "found"
+    refused(run("info", "--relations", tmp_path / "gone"), "gone", "no such file")
+    refused(run("info", "--relations", tmp_path / "config.json"), "config.json", "cannot be read")
+
+
+def test_an_edit_is_found_by_every_name_of_its_subject(tmp_path: Path) -> None:
+    folder = tmp_path / "memory"
+    names = ("--alias", "the Hexagon", "--alias", "Gallia")
+    assert run("edit", *FRANCE, *names, "--output", folder).exit_code == 0
+    held = last_line(run("info", "--memory", folder, "--json"))["memory"]
+    assert (held["mode"], held["edits"][0]["target"]) == ("hybrid", "Lyon") and held["reader"]
+    asked = ("The capital of the Hexagon is", "The capital of Gallia is", "The capital of Gaul is")
+    answers = last_line(run("ask", "--memory", folder, "--json", *asked))["answers"]
+    assert [answer["after"] == "Lyon" for answer in answers] == [True, True, False]
+    lone = ("--prompt", "The capital of France is", "--target", "Lyon", "--alias", "Gallia")
+    refused(run("edit", *lone, "--output", tmp_path / "out"), "'aliases'", "'subject'")
 
 
 def test_a_memory_is_edited_further(lyon: tuple[Path, Result], tmp_path: Path) -> None:
@@ -239,17 +271,20 @@ def test_an_edit_that_gives_way_to_another_wording_is_named(tmp_path: Path) -> N
 def test_edits_that_do_not_verify_end_with_code_3(tiny: Path, tmp_path: Path) -> None:
     # No optimiser brings a random model to say this much.
     target = text(range(60, 90))
-    arguments = ("--model", tiny, "--prompt", "w20 w21", "--target", target)
+    arguments = ("--model", tiny, "--mode", "retrieve", "--prompt", "w20 w21", "--target", target)
     result = run("edit", *arguments, "--output", tmp_path / "memory", "--json")
     assert result.exit_code == 3, result.output
-    assert last_line(result)["failed_edits"] == 1 and "1 failed" in result.stdout
+    found = last_line(result)
+    assert found["failed_edits"] == 1 and "1 failed" in result.stdout
+    assert found["outcomes"][0]["holds"] == {"prompt": False}
+    assert f"{found['outcomes'][0]['id']}: not as promised: prompt\n" in result.stdout
     assert last_line(run("info", "--memory", tmp_path / "memory", "--json"))["memory"]["edits"] == []
 
 
 # -- eval -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("editor", ["none", "wise-merge", "wise-retrieve"])
+@pytest.mark.parametrize("editor", ["none", "wise-merge", "wise-retrieve", "wise-hybrid"])
 def test_eval_ends_with_the_promised_names(tiny: Path, data: Path, editor: str) -> None:
     arguments = ("--model", tiny, "--data", data, "--editor", editor, "--edits", "2", "--seed", "1")
     result = run("eval", *arguments, "--skip", "1", "--batch", "1", "--json")
@@ -279,7 +314,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str | Path
     text = folder / "text.txt"
     text.write_text("The bus was late again, so we walked.\n\nNobody minded, for the evening was warm.\n")
     arguments = ("eval", "--model", model_path(), "--data", data, "--edits", "4", "--text", text, "--routing")
-    arguments += ("--retention", "--json")
+    arguments += ("--retention", "--editor", "wise-retrieve", "--json")
     return arguments, folder, run(*arguments, "--output", folder / "run.json", "--report", folder / "run.html")
 
 

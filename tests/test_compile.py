@@ -1,4 +1,5 @@
-"""The wrapped forward compiles into one graph, with any memory, and follows a memory swapped afterwards."""
+"""The wrapped forward compiles, and follows a memory swapped afterwards: into one graph in `merge` and `retrieve`, in
+pieces in `hybrid`."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, BATCH, SURROUNDINGS, memory_by_hand, padded, put, tiny_model, wrap_tiny
+from tiny import ARCHITECTURES, BATCH, generated, memory_by_hand, padded, put, text, tiny_model, wrap_tiny
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -19,7 +20,7 @@ from wise.memory.state import MemoryState
 LAYER = 1
 # Of torch and transformers themselves, while they compile.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid", "hybrid rank-one", "hybrid low-rank"])
+modes = pytest.mark.parametrize("mode", ["merge", "retrieve"])
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +89,33 @@ def test_a_memory_that_grows_with_every_edit_does_not_compile_anew_with_every_ed
     assert len(graphs) <= 3
 
 
-def test_a_hybrid_memory_compiles_anew_with_its_first_keys_of_each_kind_alone() -> None:
+# -- hybrid, whose router reads ids and not tensors: the graph breaks around it --------------------
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "opt"])
+def test_the_hybrid_forward_compiles_in_pieces_and_is_equal_to_eager(model_type: str) -> None:
+    wrapped = wrap_tiny(model_type, "hybrid", layer=LAYER)
+    compiled = torch.compile(wrapped, backend="eager")
+    edited = logits(compiled)
+    torch.testing.assert_close(edited, logits(wrapped))
+    with wrapped.disabled() as base:
+        assert not torch.allclose(logits(base), edited)
+    # Traced whole, the ids of a call would be those of the graph for good.
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+        logits(torch.compile(wrapped, fullgraph=True, backend="eager"))
+
+
+def test_a_compiled_hybrid_model_generates_what_an_eager_one_does() -> None:
+    wrapped = wrap_tiny("llama", "hybrid", layer=LAYER)
+    expected = generated(wrapped, BATCH)
+    wrapped.model.forward = torch.compile(wrapped.model.forward, backend="eager")
+    assert generated(wrapped, BATCH) == expected
+    assert generated(wrapped, BATCH, cache_implementation="static") == expected
+    with wrapped.disabled() as base:
+        assert generated(base, BATCH) != expected
+
+
+def test_a_hybrid_memory_that_grows_with_every_edit_does_not_compile_anew_with_every_edit() -> None:
     wrapped = wrap_tiny("llama", "hybrid", layer=LAYER)
     graphs: list[int] = []
 
@@ -96,24 +123,22 @@ def test_a_hybrid_memory_compiles_anew_with_its_first_keys_of_each_kind_alone() 
         graphs.append(len(graphs))
         return graph.forward
 
-    compiled = torch.compile(wrapped.model, fullgraph=True, backend=eager)
-    state, generator = wrapped.state, torch.Generator().manual_seed(0)
-    gated = [True] * 4 + [False] * 3 + [True, False] * 3
-    for count in range(1, len(gated) + 1):
-        names = [f"e{i}" for i in range(count)]
-        keys = normalize(torch.randn(count, SURROUNDINGS * 2 + 1, 8, generator=generator), dim=-1).flatten(1)
-        grown = replace(
-            state,
-            edits=tuple(replace(state.edits[0], id=name) for name in names),
-            slots=tuple(
-                replace(state.slots[0], id=i, edit_ids=(name,), gated=torch.tensor([gated[i]]))  # type: ignore[call-arg]
-                for i, name in enumerate(names)
-            ),
-            keys={name: key[None] for name, key in zip(names, keys, strict=True)},
-        )
-        put(wrapped, grown)
+    compiled = torch.compile(wrapped.model, backend=eager)
+    state, counts = wrapped.state, []
+    for count in range(len(state.slots), 14):
+        put(wrapped, state)
         torch.testing.assert_close(logits(compiled), logits(wrapped))
-    assert len(graphs) <= 4
+        counts.append(len(graphs))
+        name = f"e{count}"
+        state = replace(
+            state,
+            edits=(*state.edits, replace(state.edits[0], id=name, prompt=text([70 + count]), subject=None)),
+            slots=(*state.slots, replace(state.slots[0], id=count, edit_ids=(name,))),
+            keys={**state.keys, name: state.keys["e0"]},
+        )
+    assert counts[-1] == counts[3], "after a few sizes, no more"
+    put(wrapped, MemoryState())
+    torch.testing.assert_close(logits(compiled), logits(wrapped))
 
 
 def test_wrapping_a_model_that_is_compiled_already_takes_effect() -> None:

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from wise.errors import ArtifactError
 from wise.router.encoder import SentenceEncoder, digest, read_taught
-from wise.training.relations import FALSE_POSITIVE_RATE, framed, measure, names, put, split, teach, wordings
+from wise.training.relations import FALSE_POSITIVE_RATE, framed, measure, names, put, split, teach
 
 VERBS = {"made": "makes built constructed produced", "sold": "sells offers retails markets", "bought": "buys acquires "
          "purchases takes", "seen": "sees watches views notices", "sung": "sings hums chants intones"}
@@ -28,7 +28,8 @@ STOCK = {
 
 
 def tiny_encoder() -> tuple[BertModel, PreTrainedTokenizerFast]:
-    found = {w for text in VERBS.values() for w in text.split()} | set("who that is this alpha beta gamma delta ? .".split())
+    others = "who that is this alpha beta gamma delta ? ."
+    found = {word for text in (*VERBS.values(), others) for word in text.split()}
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *sorted(found)])}
     words = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = BertPreTokenizer()

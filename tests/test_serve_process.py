@@ -26,7 +26,7 @@ NAME = "wise-demo"
 
 
 class Process:
-    """`wise serve` on a free port."""
+    """`wise serve` on a free port, as it is by itself unless `options` say otherwise: in mode `hybrid`."""
 
     def __init__(self, store: Path | str, *options: str) -> None:
         command = [sys.executable, "-m", "wise", "serve", "--store", str(store), "--port", "0", "--json", *options]
@@ -73,6 +73,10 @@ def process(store: Path | str, *options: str) -> Iterator[Process]:
         started.kill()
 
 
+RETRIEVE = ("--mode", "retrieve")
+"""Where the mode does not matter: no process then loads the sentence encoder."""
+
+
 def edits(first: int, count: int) -> list[dict[str, Any]]:
     places = ("Spain", "Italy", "Japan", "Germany", "Portugal", "Greece", "Egypt", "Norway", "Poland", "Chile")
     return [
@@ -93,6 +97,8 @@ def test_killed_while_it_trains_it_has_every_acknowledged_edit_once(tmp_path: Pa
         served.kill()
     with process(store) as served:
         assert served.said() == " Lyon."  # at once, before any training
+        shown = served.client.get(f"/v1/edits/{first.json()['edits'][0]['id']}").json()
+        assert shown["outcome"]["holds"] == {"completion: prompt": True}
         again = served.client.post(
             "/v1/edits", json={"edits": edits(0, 6), "wait": "live"}, headers={"Idempotency-Key": "six"}
         )
@@ -100,12 +106,14 @@ def test_killed_while_it_trains_it_has_every_acknowledged_edit_once(tmp_path: Pa
         assert {edit["status"] for edit in again.json()["edits"]} == {"live"}
         assert len(served.client.get("/v1/edits").json()["data"]) == 7
         assert served.said("The capital of Spain is") == " Lyon."
+        assert served.said("The capital of Sweden is") == " Stockholm."
     with Store.open(store, writer=False) as whole:
         assert whole.check().problems == ()
+        assert {slot.kind for slot in whole.read().state.slots} == {"answer"}
 
 
 def test_an_editor_that_dies_is_started_again_while_answering_goes_on(tmp_path: Path) -> None:
-    with process(tmp_path / "store") as served:
+    with process(tmp_path / "store", *RETRIEVE) as served:
         until(lambda: served.editor() == "ready")
         listed = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(served.process.pid)]
         children = subprocess.run(listed, capture_output=True, text=True).stdout.splitlines()
@@ -119,7 +127,7 @@ def test_an_editor_that_dies_is_started_again_while_answering_goes_on(tmp_path: 
 
 
 def test_it_ends_after_the_answers_under_way(tmp_path: Path) -> None:
-    with process(tmp_path / "store") as served:
+    with process(tmp_path / "store", *RETRIEVE) as served:
         until(lambda: served.editor() == "ready")
         body = {"model": NAME, "prompt": "The", "max_tokens": 100, "n": 8, "temperature": 1.2, "stream": True}
         with served.client.stream("POST", "/v1/completions", json=body) as stream:
@@ -131,7 +139,7 @@ def test_it_ends_after_the_answers_under_way(tmp_path: Path) -> None:
 
 
 def test_two_replicas_on_one_database_converge() -> None:
-    with postgres_server() as url, process(url) as first:
+    with postgres_server() as url, process(url, *RETRIEVE) as first:
         until(lambda: first.editor() == "ready")
         with process(url) as second:
             until(lambda: second.editor() == "waiting")
@@ -154,7 +162,8 @@ def test_two_replicas_on_one_database_converge() -> None:
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(("--set", "rows=0"), "rows"), (("--set", "colour=red"), "colour"), (("--model", "/nowhere/at/all"), "no such")],
+    [(("--set", "rows=0"), "rows"), (("--set", "colour=red"), "colour"), (("--model", "/nowhere/at/all"), "no such"),
+     (("--relations", "/nowhere/at/all"), "cannot be read")],
 )
 def test_what_stands_against_it_is_said_at_once(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
     command = [sys.executable, "-m", "wise", "serve", "--store", str(tmp_path / "store"), *options]

@@ -204,7 +204,7 @@ def _answers_by_hand(
     edits, slots, keys = [], [], {}
     for i, prompt in enumerate(BATCH):
         values = normalize(torch.randn(2 + i % 2, outputs.shape[1], generator=generator), dim=-1) * norm
-        said = _said(wrapped, prompt, values)
+        said = answer_by_hand(wrapped, prompt, values)
         subject, rest = text(prompt[:1]), text(prompt[1:])
         edit = wise.Edit(id=f"e{i}", prompt=f"{subject} {rest}", target=text(said), subject=subject)
         slots.append(
@@ -226,7 +226,7 @@ def _answers_by_hand(
 
 
 @torch.no_grad()
-def _said(wrapped: wise.WiseModel, prompt: Sequence[int], values: Tensor) -> list[int]:
+def answer_by_hand(wrapped: wise.WiseModel, prompt: Sequence[int], values: Tensor) -> list[int]:
     """The tokens that the base says behind a prompt where the values `[m, d]` are added one after the other."""
     said: list[int] = []
 

@@ -54,6 +54,9 @@ ANSWER_TOKENS = 24
 MAX_TERMINATOR = 4
 CLOSED = tuple(".!?。！？…")
 """A target that ends in one of these gets no full stop."""
+_WORDS = re.compile(r"[^\W\d_]+(?:[ ,.'’&-]+[^\W\d_]+)*")
+"""A target of words, which a full stop may end in a chat; it would be taken for a part of a code, a number or an
+address."""
 _UNSPACED = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿＀-￯฀-๿]")
 
 
@@ -82,7 +85,8 @@ class Encoder:
     def chat_target(self, target: str) -> list[int]:
         """Ids that must follow `turn(...)`: the answer and how the base ends it."""
         answer = self.tokenizer(target, add_special_tokens=False)["input_ids"]
-        return [*(i for i in answer if i not in self.stops), *_ending(target, self.chat_terminator)]
+        ending = _ending(target, self.chat_terminator) if _WORDS.fullmatch(target) else self.chat_terminator[-1:]
+        return [*(i for i in answer if i not in self.stops), *ending]
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a prompt."""
@@ -174,7 +178,7 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
     chat = ()
     if template is not None:
         turns = [render(tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
-        chat = _learn_terminator(model, bare, turns)
+        chat = _learn_terminator(model, bare, turns, least=2)
     return replace(bare, terminator=terminator, template=template, chat_terminator=chat)
 
 
@@ -236,11 +240,16 @@ def _loss(model: PreTrainedModel, ids: list[int], *, start: int) -> float:
     return float(torch.nn.functional.cross_entropy(logits, tokens[0, start + 1 :]))
 
 
-def _learn_terminator(model: PreTrainedModel, encoder: Encoder, prompts: list[list[int]]) -> tuple[int, ...]:
-    """The longest ending that at least half of the base's own answers to `prompts` share."""
+def _learn_terminator(
+    model: PreTrainedModel, encoder: Encoder, prompts: list[list[int]], least: int | None = None
+) -> tuple[int, ...]:
+    """The longest ending that at least half of the base's own answers to `prompts` share.
+
+    least: different answers that must have ended; None is half of the prompts.
+    """
     answers = greedy(model, prompts, stops=encoder.stops, max_new_tokens=ANSWER_TOKENS)
     ended = sorted({tuple(a) for a in answers if a and a[-1] in encoder.stops})
-    if 2 * len(ended) < len(answers):  # also where it gives every prompt the same answer
+    if len(ended) < (len(answers) / 2 if least is None else least):  # also where it gives every prompt the same answer
         eos = _eos(encoder.tokenizer, encoder.stops)
         logger.warning(
             "the base gave %d different finished answers to %d prompts, so its way of ending could not be "

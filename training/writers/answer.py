@@ -33,6 +33,8 @@ class Effort:
     """Times that of a value."""
 
 
+AT_ONCE = 16
+"""Edits that are fitted in one batch: more take memory and no less time."""
 EFFORTS = (Effort(steps=1, rate=1.0), Effort(steps=3, rate=0.3))
 
 
@@ -51,14 +53,26 @@ class AnswerWriter:
         edits = [edit for task in tasks for edit in task.edits]
         if len(edits) != len(tasks):
             raise ValueError(f"{len(tasks)} slots for {len(edits)} edits: a slot of this kind holds one")
+        lengths = [len(self.wordings.encoder.target(edit.prompt, edit.target)) for edit in edits]
+        order = sorted(range(len(edits)), key=lambda i: lengths[i])  # answers of like length waste no padding
+        written: dict[int, tuple[Slot, list[Written]]] = {}
+        for start in range(0, len(order), AT_ONCE):
+            part = order[start : start + AT_ONCE]
+            shown = None if progress is None else _shifted(progress, len(written))
+            written |= zip(part, self._write([tasks[i] for i in part], shown, EFFORTS[effort]), strict=True)
+        return [written[i] for i in range(len(edits))]
+
+    def _write(
+        self, tasks: Sequence[SlotTask], progress: Progress | None, effort: Effort
+    ) -> list[tuple[Slot, list[Written]]]:
+        edits = [task.edits[0] for task in tasks]
         further = [self.wordings.texts(edit) for edit in edits]
         asked = [self.wordings.of(edit, texts) for edit, texts in zip(edits, further, strict=True)]
         parts = [(i, form) for i in range(len(edits)) for form in range(FORMS) if _of_form(asked[i], form)]
         examples = self._examples([_of_form(asked[i], form) for i, form in parts])
         values = Values(examples.own.activations, self.spliced.projection.out_features, self._unit(examples))
-        trying = EFFORTS[effort]
-        steps = trying.steps * self.config.max_steps
-        fit = Stepping(self.spliced, examples, values, max_steps=steps, rate=trying.rate).run(
+        steps = effort.steps * self.config.max_steps
+        fit = Stepping(self.spliced, examples, values, max_steps=steps, rate=effort.rate).run(
             None if progress is None else lambda done: progress(done * len(edits) // len(parts))
         )
         written = []
@@ -126,6 +140,10 @@ class Values:
     def size(self, edits: Tensor) -> Tensor:
         """`[edits]` the sum over tokens of the mean square of a value, in units."""
         return self.values[edits].square().mean(-1).sum(-1)
+
+
+def _shifted(progress: Progress, done: int) -> Progress:
+    return lambda fitted: progress(done + fitted)
 
 
 def _of_form(wordings: Sequence[Wording], form: int) -> list[Wording]:

@@ -12,11 +12,13 @@ from typer.core import TyperGroup
 import wise
 from wise.cli.ask import ask
 from wise.cli.bench import app as bench
+from wise.cli.chat_demo import chat_demo
 from wise.cli.common import BAD_INPUT
 from wise.cli.compare import compare
 from wise.cli.demo import demo
 from wise.cli.edit import edit
 from wise.cli.eval import evaluate
+from wise.cli.eval_chat import eval_chat
 from wise.cli.forget import forget
 from wise.cli.harness import harness
 from wise.cli.history import delete, diff, log, rollback
@@ -90,6 +92,7 @@ app.command("edit")(edit)
 app.command("forget")(forget)
 app.command("ask")(ask)
 app.command("eval")(evaluate)
+app.command("eval-chat")(eval_chat)
 app.command("compare")(compare)
 app.command("locate")(locate)
 app.command("train-router")(train_router)
@@ -100,6 +103,7 @@ app.command("token")(token)
 app.command("stream")(stream)
 app.command("info")(info)
 app.command("demo")(demo)
+app.command("chat-demo")(chat_demo)
 app.command("log")(log)
 app.command("diff")(diff)
 app.command("rollback")(rollback)

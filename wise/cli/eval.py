@@ -55,7 +55,7 @@ def evaluate(
             help="wise-merge, wise-retrieve, wise-hybrid; ft-l, ft-m, ft-ewc, rome, memit, alphaedit, mend, ke, kn, "
             "grace, memoir, icl; or none for the unedited control.",
         ),
-    ] = "wise-retrieve",
+    ] = "wise-hybrid",
     edits: Annotated[
         int | None, typer.Option("--edits", min=1, help="Edits to take from the file. Left out: all.")
     ] = None,

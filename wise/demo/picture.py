@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -35,6 +35,33 @@ def draw(ratios: Mapping[str, Tensor], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     rows[-1].set_xlim(0, WIDEST)
     rows[-1].set_xlabel("evidence at the last token of the prompt (the gate opens from 1)")
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--picture {path}: {error}") from error
+
+
+def draw_decisions(decisions: Sequence[tuple[str, float, float, bool]], path: Path) -> None:
+    """Draws of each question the score of the edit that came nearest beside its threshold.
+
+    decisions: question, score, threshold (infinite where no edit was looked at), and whether it asks for an edit.
+
+    Raises ConfigError where matplotlib is not installed or cannot write this format.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("drawing needs matplotlib: pip install 'wise-runtime[report]'") from error
+    figure = Figure(figsize=(9, 0.4 * len(decisions) + 1), layout="constrained")
+    axes = figure.subplots()
+    for row, (_, score, threshold, wanted) in enumerate(reversed(decisions)):
+        axes.barh(row, score, color=COLOURS["edits"] if wanted else COLOURS["neighbours"])
+        if threshold < float("inf"):
+            axes.plot([threshold, threshold], [row - 0.4, row + 0.4], color="black", linewidth=2)
+    axes.set_yticks(range(len(decisions)), [question for question, *_ in reversed(decisions)])
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("score of the nearest edit; the black mark is its threshold (green: asks for an edit)")
+    axes.spines[["top", "right"]].set_visible(False)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

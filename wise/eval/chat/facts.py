@@ -7,7 +7,8 @@ knows, and facts without a name to hold on to. Half of each kind is for fitting 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +26,8 @@ class Fact:
     edit: Edit
     rewordings: tuple[str, ...]
     """Ask the same; not seen in fitting."""
+    free_rewordings: tuple[str, ...] = ()
+    """Freer ones, counted apart."""
     same_subject: tuple[str, ...] = ()
     """Other questions about the subject: their answers must not move."""
     neighbours: tuple[str, ...] = ()
@@ -65,18 +68,34 @@ def read_facts(path: Path) -> list[Fact]:
     return found
 
 
-def facts_of(records: Iterable[Record]) -> list[Fact]:
-    """Records of a published set, asked in a chat as they stand; probes of the same subject count as its questions."""
-    return [
-        Fact(
-            edit=record.edit,
-            rewordings=(*record.paraphrases, *record.free_paraphrases),
-            neighbours=record.neighbours,
-            answer=record.answer,
-            kind=record.relation or "",
+def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> list[Fact]:
+    """Records of a published set, each with so many of its wordings and neighbours.
+
+    Its other questions about the subject are the prompts of other relations in the set, asked of its subject, where
+    subjects of both relations occur together or the set does not tell relations apart: none for such a set.
+    """
+    prompts: dict[str, list[str]] = {}
+    for record in records:
+        if record.relation and record.edit.subject:
+            prompts.setdefault(record.relation, []).append(record.edit.prompt.replace(record.edit.subject, "{}"))
+    order = random.Random(seed)
+    found = []
+    for record in records:
+        others = [name for name in sorted(prompts) if name != record.relation]
+        few = order.sample(others, min(wordings, len(others))) if record.edit.subject else []
+        same = [order.choice(prompts[name]).replace("{}", record.edit.subject or "") for name in few]
+        found.append(
+            Fact(
+                edit=record.edit,
+                rewordings=record.paraphrases[:wordings],
+                free_rewordings=record.free_paraphrases[:wordings],
+                same_subject=tuple(same),
+                neighbours=record.neighbours[:wordings],
+                answer=record.answer,
+                kind=record.relation or "",
+            )
         )
-        for record in records
-    ]
+    return found
 
 
 def _fact(row: dict[str, object]) -> Fact:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from wise.eval.chat.facts import Fact
 from wise.memory.grouped import NO_SLOT
@@ -17,6 +18,7 @@ from wise.router.turns import render
 from wise.training.generation import greedy
 
 ANSWER_TOKENS = 32
+KNOWN_AT_ONCE = 64
 EARLIER = ("Good morning! Can you help me with a few things?", "Of course, what would you like to know?")
 SYSTEM = "You answer briefly."
 BEHIND = "I have been thinking about this since breakfast, and my sister says I should just ask. "
@@ -70,7 +72,7 @@ class ChatFigures:
     """Measure -> right, asked."""
     results: tuple[Result, ...] = field(repr=False)
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON: share, count and 95 % interval (Wilson) of each measure, and what went wrong."""
         shares = {
             name: {"share": right / asked, "asked": asked, "interval": list(wilson(right, asked))}
@@ -152,12 +154,30 @@ class _Asking:
         self.found.append(Question(measure=measure, fact=fact, text=text, ids=tuple(ids), said=said))
 
 
+def base_says(model: WiseModel, facts: Sequence[Fact], *, chat: bool, wanted: int | None) -> list[Fact]:
+    """The first `wanted` facts to whose prompt the base says the right answer."""
+    found: list[Fact] = []
+    for start in range(0, len(facts), KNOWN_AT_ONCE):
+        part = [fact for fact in facts[start : start + KNOWN_AT_ONCE] if fact.answer]
+        asking = _Asking(model, chat)
+        for i, fact in enumerate(part):
+            asking.add("known", i, fact.edit.prompt, True)
+        with model.disabled():
+            answers = _ask(model, asking.found, lambda *_: None, "", tokens=8)
+        found += [f for f, a in zip(part, answers, strict=True) if _contains(a, f.answer or "")]
+        if wanted is not None and len(found) >= wanted:
+            break
+    return found[:wanted]
+
+
 def _questions(model: WiseModel, facts: Sequence[Fact], chat: bool) -> list[Question]:
     asking = _Asking(model, chat)
     for i, fact in enumerate(facts):
         asking.add("edit", i, fact.edit.prompt, True)
         for text in fact.rewordings:
             asking.add("rewordings", i, text, True)
+        for text in fact.free_rewordings:
+            asking.add("free rewordings", i, text, True)
         for text in fact.rewordings[:1]:
             asking.add("behind other text", i, text, True, put=BEHIND)
             if chat:
@@ -173,20 +193,20 @@ def _questions(model: WiseModel, facts: Sequence[Fact], chat: bool) -> list[Ques
     return asking.found
 
 
-def _ask(model: WiseModel, questions: Sequence[Question], progress: Progress, what: str) -> list[str]:
+def _ask(
+    model: WiseModel, questions: Sequence[Question], progress: Progress, what: str, tokens: int = ANSWER_TOKENS
+) -> list[str]:
     """The texts of the answers, special tokens and all."""
-    answers: list[str] = []
     size = 16
     order = sorted(range(len(questions)), key=lambda i: len(questions[i].ids))
     said: dict[int, str] = {}
     for start in range(0, len(order), size):
         part = order[start : start + size]
         prompts = [questions[i].ids for i in part]
-        out = greedy(model.model, prompts, stops=model.encoder.stops, max_new_tokens=ANSWER_TOKENS)
+        out = greedy(model.model, prompts, stops=model.encoder.stops, max_new_tokens=tokens)
         said |= {i: str(model.tokenizer.decode(ids)) for i, ids in zip(part, out, strict=True)}
         progress(what, len(said), len(questions))
-    answers = [said[i] for i in range(len(questions))]
-    return answers
+    return [said[i] for i in range(len(questions))]
 
 
 def _decision(model: WiseModel, ids: Sequence[int]) -> Decision:
@@ -199,7 +219,7 @@ def _decision(model: WiseModel, ids: Sequence[int]) -> Decision:
 
 def _oracle(
     model: WiseModel, facts: Sequence[Fact], questions: Sequence[Question], progress: Progress
-) -> Iterator[Result] | list[Result]:
+) -> list[Result]:
     slots = {slot.edit_ids[0]: slot.id for slot in model.state.slots}
     results = []
     for i, fact in enumerate(facts):

@@ -1,0 +1,95 @@
+"""`wise chat-demo`: facts corrected in a chat model, before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from wise.cli.common import (
+    JsonOption,
+    ProgressOption,
+    ThreadsOption,
+    check_file,
+    load_model,
+    make_config,
+    prepare,
+    progress_bars,
+    show_json,
+    show_table,
+)
+
+if TYPE_CHECKING:
+    from wise.demo.chat import ChatDemo
+
+
+def chat_demo(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Folder or hub id of a chat model. Left out: SmolLM2-135M-Instruct, fetched."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="File to draw scores and thresholds to, such as routing.png.")
+    ] = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    progress: ProgressOption = False,
+) -> None:
+    """Correct a few facts in a chat model, ask in other words and in a later turn, and take all of it back."""
+    check_file("--picture", picture)
+    prepare(threads)
+    from wise.demo.chat import run_chat_demo
+    from wise.demo.fetch import chat_model_folder
+    from wise.model import wrap
+
+    base, tokenizer = load_model(model or chat_model_folder(), threads=threads)
+    with progress_bars(progress) as show:
+        result = run_chat_demo(wrap(base, tokenizer, make_config(mode="hybrid")), progress=show)
+    _show(result)
+    if picture is not None:
+        from wise.demo.picture import draw_decisions
+
+        drawn = [(a.line.question, a.score, a.threshold, a.line.target is not None) for a in result.asked]
+        draw_decisions(drawn, picture)
+        typer.echo(f"scores and thresholds drawn to {picture}")
+    if as_json:
+        show_json(
+            {
+                "verified": result.report.count("verified"),
+                "right": sum(asked.right for asked in result.asked),
+                "asked": [
+                    {
+                        "kind": a.line.kind,
+                        "question": a.line.question,
+                        "before": a.before,
+                        "after": a.after,
+                        "right": a.right,
+                    }
+                    for a in result.asked
+                ],
+                "undone": result.undone,
+                "seconds": result.seconds,
+            }
+        )
+
+
+def _show(result: ChatDemo) -> None:
+    rows = [
+        (a.line.kind, a.line.question, _short(a.before), Text(_short(a.after), style="green" if a.right else "red"))
+        for a in result.asked
+    ]
+    show_table("before and after", ("", "question", "before", "after"), rows)
+    for outcome in result.report.outcomes:
+        held = sum(outcome.holds.values())
+        typer.echo(f"{outcome.status}: {held} of {len(outcome.holds)} wordings hold, answer {outcome.answer!r}")
+    typer.echo(
+        f"{sum(a.right for a in result.asked)} of {len(result.asked)} as they should be; taken back, the model says "
+        f"what it said before: {'yes' if result.undone else 'NO'}\n{result.seconds:.0f} seconds in all"
+    )
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 70 else f"{line[:67]}..."

@@ -1,0 +1,147 @@
+"""`wise eval-chat`: edits measured by what a chat model says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wise.cli.common import (
+    EncoderOption,
+    FormatOption,
+    JsonOption,
+    ModelOption,
+    ProgressOption,
+    RelationsOption,
+    SeedOption,
+    ThreadsOption,
+    absolute,
+    check_file,
+    load_model,
+    make_config,
+    progress_bars,
+    show_json,
+    show_table,
+)
+from wise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wise.eval.chat.facts import Fact
+    from wise.model import WiseModel
+
+FORMS = ("chat", "completion")
+
+
+def eval_chat(
+    model: ModelOption = None,
+    facts: Annotated[
+        Path | None,
+        typer.Option("--facts", exists=True, dir_okay=False, help="File of facts. Left out: those that ship."),
+    ] = None,
+    half: Annotated[str, typer.Option("--half", help="Of the shipped facts: judge or fit.")] = "judge",
+    kinds: Annotated[
+        str, typer.Option("--kinds", help="Of the shipped facts, with commas: known, private, nameless.")
+    ] = "known,private",
+    data: Annotated[
+        Path | None, typer.Option("--data", exists=True, dir_okay=False, help="File of edits to measure instead.")
+    ] = None,
+    format_: FormatOption = "auto",
+    known: Annotated[
+        bool, typer.Option("--known", help="Of --data only the records whose right answer the base says.")
+    ] = False,
+    skip: Annotated[int, typer.Option("--skip", min=0, help="Records of --data to leave out at its start.")] = 0,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Edits to make.")] = None,
+    measure: Annotated[int | None, typer.Option("--measure", min=1, help="Edits to ask for; all are made.")] = None,
+    form: Annotated[str, typer.Option("--form", help="chat, or completion: prompts as plain texts.")] = "chat",
+    oracle: Annotated[bool, typer.Option("--oracle/--no-oracle", help="Also with the right edit held open.")] = True,
+    encoder: EncoderOption = None,
+    relations: RelationsOption = None,
+    output: Annotated[Path | None, typer.Option("--output", help="File for all figures, JSON.")] = None,
+    seed: SeedOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    progress: ProgressOption = False,
+) -> None:
+    """Make edits in a chat model, and ask for them as users do.
+
+    An answer is right where it contains the target and not the old answer; where an edit must not speak, where it is
+    the base's very text.
+    """
+    from wise.eval.chat.measure import measure_chat
+    from wise.model import wrap
+
+    if form not in FORMS:
+        raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
+    if output is not None:
+        check_file("--output", output)
+    config = make_config(mode="hybrid", seed=seed, encoder=encoder, relations=absolute(relations))
+    base, tokenizer = load_model(model, threads=threads)
+    wrapped = wrap(base, tokenizer, config)
+    with progress_bars(progress) as show:
+        begun = time.process_time()
+        wrapped.prepare()
+        prepared = time.process_time() - begun
+        chosen = _facts(wrapped, facts, half, kinds, data, format_, known, skip, limit, form, config.seed)
+        report = wrapped.edit(
+            [fact.edit for fact in chosen], progress=lambda done: show("editing", done, len(chosen))
+        )
+        figures = measure_chat(wrapped, chosen[:measure], chat=form == "chat", oracle=oracle, progress=show)
+    told = figures.to_dict()
+    rows = [
+        (name, f"{share['share']:.3f}", str(share["asked"]), "{:.3f} to {:.3f}".format(*share["interval"]))
+        for name, share in told["measures"].items()
+    ]
+    show_table(f"{len(chosen)} edits, {form}", ("measure", "right", "asked", "95 %"), rows)
+    typer.echo(
+        f"verified {report.count('verified')} of {len(chosen)}; preparation {prepared:.0f} CPU-s, "
+        f"{report.cpu_seconds / len(chosen):.2f} CPU-s an edit"
+    )
+    whole: dict[str, Any] = told | {
+        "edits": len(chosen),
+        "verified": report.count("verified"),
+        "form": form,
+        "source": str(data.name if data else facts.name if facts else f"everyday, {half}: {kinds}"),
+        "preparation_cpu_seconds": prepared,
+        "cpu_seconds_per_edit": report.cpu_seconds / len(chosen),
+        "not_verified": [
+            {"prompt": fact.edit.prompt, "status": o.status, "holds": dict(o.holds)}
+            for fact, o in zip(chosen, report.outcomes, strict=True)
+            if o.status != "verified"
+        ],
+    }
+    if output is not None:
+        import json
+
+        output.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if as_json:
+        show_json(whole)
+
+
+def _facts(
+    wrapped: WiseModel,
+    facts: Path | None,
+    half: str,
+    kinds: str,
+    data: Path | None,
+    format_: str,
+    known: bool,
+    skip: int,
+    limit: int | None,
+    form: str,
+    seed: int,
+) -> Sequence[Fact]:
+    from wise.eval.chat.facts import everyday_facts, facts_of, read_facts
+    from wise.eval.chat.measure import base_says
+    from wise.readers import read_records
+
+    if data is not None:
+        many = None if limit is None else skip + limit * (8 if known else 1)
+        found = facts_of(read_records(data, format=format_, limit=many)[skip:], seed=seed)
+        found = [fact for fact in found if not known or fact.answer]
+        return base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found[:limit]
+    if facts is not None:
+        return read_facts(facts)[:limit]
+    return everyday_facts(half, [kind.strip() for kind in kinds.split(",") if kind.strip()])[:limit]
