@@ -14,7 +14,6 @@ however many edits there are.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import threading
 from collections import OrderedDict
@@ -35,7 +34,7 @@ from wise.memory.side_memory import Evidence, Route, Router, SlotBank
 from wise.memory.slot import CHAT, COMPLETION, AnswerBank, AnswerSlot
 from wise.memory.state import MemoryState
 from wise.router.readers import RelationReader
-from wise.router.subjects import Mention, SubjectIndex, masked, names_of
+from wise.router.subjects import Mention, SubjectIndex, masked, names_of, words
 from wise.router.turns import WINDOW, ChatTemplate, is_question, last_sentence, passage
 
 REMEMBERED = 4096
@@ -101,6 +100,8 @@ class HybridRouter(Router):
         self._subjects = SubjectIndex((n, s.id) for s, own in zip(slots, names, strict=True) for n in own)
         self._keys = [masked_keys(state.keys[e.id], own) for e, own in zip(owners, names, strict=True)]
         self._whole = [state.keys[e.id][:1] if own else state.keys[e.id] for e, own in zip(owners, names, strict=True)]
+        unmarked = (_unmarked_end(edit.prompt, own) for edit, own in zip(owners, names, strict=True))
+        self._last_words = frozenset(filter(None, unmarked))
         counts = [len(slot.ids) for slot in slots]
         self._first = np.concatenate([[0], np.cumsum(counts)])
         self._answers = [slot.answers for slot in slots]
@@ -113,12 +114,8 @@ class HybridRouter(Router):
         return {name: value for name, value in vars(self).items() if name not in ("_decisions", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._decisions, self._lock = OrderedDict(), threading.Lock()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> HybridRouter:
-        """One of the copied model, which notes its own ids."""
-        return type(self)(self._state, copy.deepcopy(self.inputs, memo))
 
     # -- on the path of a token -------------------------------------------------------------------
 
@@ -209,8 +206,10 @@ class HybridRouter(Router):
     def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
         """In plain text: the tokens at which an answer may begin, with what is decided there."""
         low = max(0, first - self._longest)
-        base = max(0, low - WINDOW)
-        if not self._subjects.mentions(self._text(ids[base:])) and not self._asks_unnamed(ids[base:]):
+        text = self._text(ids[max(0, low - WINDOW) :])
+        found_words = words(text)
+        marked = "?" in text or "？" in text or any(word.text in self._last_words for word in found_words)
+        if not marked and not self._subjects.among(found_words):
             return []
         found = []
         for end in range(low, len(ids)):
@@ -219,9 +218,6 @@ class HybridRouter(Router):
                 found.append((end, decision))
         return found
 
-    def _asks_unnamed(self, ids: Ids) -> bool:
-        return bool("?" in self._text(ids))
-
     def _completion(self, text: str) -> Decision | None:
         said = passage(text, self._subjects.mentions)
         if said is None:
@@ -229,11 +225,17 @@ class HybridRouter(Router):
         key = hashlib.blake2b(said.encode(), digest_size=15).digest()
         known = self._recall(key)
         if known is None:
-            mentions = self._subjects.mentions(said)
-            asked = is_question(said)
-            behind = any(mention.end < len(said.rstrip()) for mention in mentions)
-            known = self._remember(key, self.decide(said) if behind or asked else NOTHING)
+            begins = is_question(said) or self._goes_on(said) or self._ends_a_prompt(said)
+            known = self._remember(key, self.decide(said) if begins else NOTHING)
         return None if known is NOTHING else known
+
+    def _ends_a_prompt(self, said: str) -> bool:
+        found = words(said)
+        return bool(found) and found[-1].text in self._last_words
+
+    def _goes_on(self, said: str) -> bool:
+        """It goes on behind a subject that it names."""
+        return any(mention.end < len(said.rstrip()) for mention in self._subjects.mentions(said))
 
     def decide(self, question: str, before: str = "") -> Decision:
         """Which edit a question means.
@@ -324,6 +326,15 @@ class HybridRouter(Router):
             while len(self._decisions) > REMEMBERED:
                 self._decisions.popitem(last=False)
         return decision
+
+
+def _unmarked_end(prompt: str, names: Sequence[str]) -> str | None:
+    """The last word of a prompt at whose end nothing else shows that an answer begins: no question mark, and no
+    subject before it."""
+    end = prompt.rstrip().casefold()
+    if is_question(prompt) or (names and not end.endswith(tuple(name.casefold() for name in names))):
+        return None
+    return next((word.text for word in reversed(words(prompt))), None)
 
 
 def _rank(decision: Decision) -> tuple[bool, float]:

@@ -100,6 +100,7 @@ def test_the_hybrid_forward_compiles_in_pieces_and_is_equal_to_eager(model_type:
     torch.testing.assert_close(edited, logits(wrapped))
     with wrapped.disabled() as base:
         assert not torch.allclose(logits(base), edited)
+    torch.compiler.reset()
     # Traced whole, the ids of a call would be those of the graph for good.
     with pytest.raises(torch._dynamo.exc.TorchDynamoException):
         logits(torch.compile(wrapped, fullgraph=True, backend="eager"))

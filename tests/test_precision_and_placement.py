@@ -30,7 +30,7 @@ from wise.reading import read_rows
 from wise.training.splice import SplicedModel
 
 LAYER = 1
-modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid", "hybrid rank-one", "hybrid low-rank"])
+modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
 ROWS = [([5, 6, 7, 8], [9, 10, 2]), ([60, 61], [62])]
 
 

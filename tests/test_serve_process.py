@@ -106,7 +106,7 @@ def test_killed_while_it_trains_it_has_every_acknowledged_edit_once(tmp_path: Pa
         assert {edit["status"] for edit in again.json()["edits"]} == {"live"}
         assert len(served.client.get("/v1/edits").json()["data"]) == 7
         assert served.said("The capital of Spain is") == " Lyon."
-        assert served.said("The capital of Sweden is") == " Stockholm."
+        assert served.said("The capital of Norway is") == " Oslo."
     with Store.open(store, writer=False) as whole:
         assert whole.check().problems == ()
         assert {slot.kind for slot in whole.read().state.slots} == {"answer"}
@@ -141,7 +141,7 @@ def test_it_ends_after_the_answers_under_way(tmp_path: Path) -> None:
 def test_two_replicas_on_one_database_converge() -> None:
     with postgres_server() as url, process(url, *RETRIEVE) as first:
         until(lambda: first.editor() == "ready")
-        with process(url) as second:
+        with process(url, *RETRIEVE) as second:
             until(lambda: second.editor() == "waiting")
             taken = second.client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})  # the first one trains it
             assert taken.json()["edits"][0]["status"] == "live"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from postgres import emptied, postgres_server
-from serving import NAME, Running, running
+from serving import NAME, Running, running, until
 from stores import end, new_folder, waiting
 
 from wise.errors import EditError, StoreError
@@ -78,6 +78,20 @@ def test_what_a_replica_is_asked_for_the_writer_does(place: str, monkeypatch: py
             assert (told.status_code, told.json()["error"]["message"]) == (400, "field 'prompt': no")
         assert [v.kind for v in writer.service.store.journal.versions()] == ["commit", "delete", "rollback"]
         assert left(reader) == 0
+
+
+def test_a_replica_that_was_started_in_another_mode_says_so_and_is_not_ready(
+    place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(place) as writer, running(place, editor_state=WAITING, mode="retrieve") as other:
+        writer.edit(LYON)
+        until(lambda: other.service.follower.trouble)
+        assert "is of mode 'hybrid' and this serves 'retrieve': start it anew" in other.service.follower.trouble
+        with other.client("") as client:
+            assert client.get("/ready").status_code == 503
+        assert (said(writer), said(other)) == (" Lyon.", " Paris.") and "serves 'retrieve'" in caplog.text
+    with running(place, editing=False, mode="retrieve") as again:
+        assert said(again) == " Lyon."  # what the store was made with counts
 
 
 def test_what_no_writer_takes_up_is_taken_back(place: str, monkeypatch: pytest.MonkeyPatch) -> None:

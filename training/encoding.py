@@ -175,7 +175,7 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
     else:
         terminator = _learn_terminator(model, bare, [bare.prompt(text) for text in OPENINGS])
     template = ChatTemplate.learn(tokenizer)
-    chat = ()
+    chat: tuple[int, ...] = ()
     if template is not None:
         turns = [render(tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
         chat = _learn_terminator(model, bare, turns, least=2)

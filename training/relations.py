@@ -169,7 +169,7 @@ def _batch(
 ) -> tuple[list[str], list[str], list[int]]:
     """Pairs of wordings, and the group of rivals that each pair is in: relations of subjects of one kind."""
     kinds = list(taught)
-    first, second, group = [], [], []
+    first, second, group = list[str](), list[str](), list[int]()
     for number in range(groups):
         kind = order.choices(kinds, [len(taught[k]) ** 0.5 for k in kinds])[0]
         masked = number % 2 == 0

@@ -125,22 +125,6 @@ def locate(model: PreTrainedModel, config: WiseConfig) -> ValueProjection:
     )
 
 
-def locate_attention(model: PreTrainedModel, projection: ValueProjection, fraction: float) -> nn.Module:
-    """The attention module of the block at `fraction` of the depth, not above the edited one.
-
-    Raises UnsupportedModelError where the architecture is unknown.
-    """
-    model_type = str(model.config.model_type)
-    template = ATTENTION_OUTPUTS.get(model_type)
-    if template is None:
-        raise UnsupportedModelError(
-            f"model_type {model_type!r} is not in the table of attention layers, in which mode='hybrid' looks for "
-            f"subjects ({', '.join(sorted(ATTENTION_OUTPUTS))}); use mode='retrieve'"
-        )
-    block = min(int(fraction * projection.depth), projection.layer)
-    return model.get_submodule(template.format(i=block).rpartition(".")[0])
-
-
 def _choose_layer(config: WiseConfig, depth: int) -> int:
     if config.layer is None:
         default = LAYER_FRACTION[config.mode]

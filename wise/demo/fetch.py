@@ -13,6 +13,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -68,7 +69,7 @@ def _from_package(folder: Path) -> None:
             read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         except ImportError as error:
             raise ConfigError(f"reading the model needs gguf: pip install 'wise-runtime[demo]' ({error})") from error
-        config = read.config
+        config: Any = read.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # the weights are dequantised; saving refuses while it stands
         model = LlamaForCausalLM(config)

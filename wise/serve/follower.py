@@ -19,7 +19,7 @@ from wise.memory.journal import Journal
 from wise.memory.store import Store
 from wise.memory.ticket import FAILED, LIVE, Event, now
 from wise.model import WiseModel
-from wise.namespaces import check_fits
+from wise.namespaces import check_fits, check_settings
 from wise.serve.edition import Edition, edition_of
 from wise.serve.heap import trim
 from wise.serve.metrics import Metrics
@@ -85,7 +85,9 @@ class Follower:
     def _look(self) -> None:
         events = self._store.journal.events(since=self.seen)  # before the version: it is at least as new
         if self._store.journal.version().number != self.current.version:
-            self.current = edition_of(self._model, self._store.read())
+            snapshot = self._store.read()
+            check_settings(self._model, snapshot, self._store.backend.place)  # it may have been empty at the start
+            self.current = edition_of(self._model, snapshot)
             self._measure()
             trim()
             self._on_version(self.current)
