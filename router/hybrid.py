@@ -282,7 +282,8 @@ class HybridRouter(Router):
         self, best: Decision, slot: int, keys: Tensor, vectors: Tensor, threshold: float, *, named: bool
     ) -> Decision:
         """Of two the open one with the higher score, else the one that comes nearer to its threshold."""
-        score = float((keys.float() @ vectors.T).max())
+        with torch.autocast("cpu", enabled=False):
+            score = float((keys.float() @ vectors.T).max())
         own = Decision(slot=slot, score=score, threshold=float(threshold), named=named)
         return own if _rank(own) > _rank(best) else best
 

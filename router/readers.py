@@ -42,12 +42,13 @@ class RelationReader(ABC):
         return self
 
     def read(self, texts: Sequence[str]) -> Tensor:
-        """`[n, r]` float32 unit vectors on the CPU."""
+        """`[n, r]` float32 unit vectors on the CPU, under autocast too."""
         with self._lock:
             new = [text for text in dict.fromkeys(texts) if text not in self._known]
             known = {text: self._known[text] for text in texts if text in self._known}
         if new:
-            known |= zip(new, self._encode(new), strict=True)
+            with torch.autocast("cpu", enabled=False):
+                known |= zip(new, self._encode(new), strict=True)
         with self._lock:
             for text in dict.fromkeys(texts):
                 self._known[text] = known[text]

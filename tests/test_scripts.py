@@ -104,10 +104,13 @@ def test_it_is_installed_again_when_what_it_was_made_from_changes(checkout: Path
 
 
 def test_the_demo_draws_its_picture_and_passes_options_on(checkout: Path) -> None:
-    *install, demo = calls(checkout, "scripts/demo", "--edits", "20")
+    *install, demo = calls(checkout, "scripts/demo", "--small", "--edits", "20")
     assert install[-1].endswith("-e .[encoder,report]")
     assert demo == "-m wise demo --picture out/routing.png --edits 20"
     assert (checkout / "out").is_dir()
+    *install, demo = calls(checkout, "scripts/demo", "--threads", "2")
+    assert install[-1].endswith("-e .[demo,encoder,report]")
+    assert demo == "-m wise chat-demo --picture out/routing.png --threads 2"
 
 
 def test_an_installation_that_failed_is_not_taken_for_one(checkout: Path) -> None:

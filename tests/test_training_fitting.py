@@ -13,12 +13,16 @@ from torch import Tensor
 
 import wise
 from wise.memory.masks import random_masks
+from wise.training.background import Background
 from wise.training.examples import Examples, prepare
 from wise.training.fitting import MARGIN_KEPT, QUIET, Fit, _Fitting, fit
 from wise.training.trainer import Trainer
 from wise.training.writers.base import SlotTask
+from wise.training.writers.masked_dense import MaskedDenseWriter
 
-CONFIG = wise.WiseConfig(learning_rate=0.03, max_steps=60, terminator="", bos=False, prefixes=2, layer=1)
+CONFIG = wise.WiseConfig(
+    mode="retrieve", learning_rate=0.03, max_steps=60, terminator="", bos=False, prefixes=2, layer=1
+)
 
 
 def edit(number: int, **fields: Any) -> wise.Edit:
@@ -34,6 +38,7 @@ class Bench:
     """A base that has been measured, and what it takes to fit edits on it."""
 
     trainer: Trainer
+    background: Background
     config: wise.WiseConfig
 
     def examples(self, *slots: Sequence[wise.Edit]) -> Examples:
@@ -41,7 +46,7 @@ class Bench:
             [SlotTask(id=i, edits=tuple(edits)) for i, edits in enumerate(slots)],
             spliced=self.trainer.spliced,
             encoder=self.trainer.encoder,
-            background=self.trainer.background,
+            background=self.background,
             seed=0,
         )
 
@@ -56,7 +61,7 @@ class Bench:
             "start": torch.zeros(mask.shape),
             "mask": mask,
             "group": examples.slot,
-            "scale": self.trainer.background.scale,
+            "scale": self.background.scale,
             "config": self.config,
         } | changes
 
@@ -69,7 +74,9 @@ class Bench:
 
 def bench(config: wise.WiseConfig) -> Bench:
     model = tiny_model("llama", hidden_size=64, intermediate_size=256, num_hidden_layers=2)
-    return Bench(trainer=wise.wrap(model, tiny_tokenizer(), config).trainer, config=config)
+    trainer = wise.wrap(model, tiny_tokenizer(), config).trainer
+    assert isinstance(trainer.writer, MaskedDenseWriter)
+    return Bench(trainer=trainer, background=trainer.writer.background, config=config)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +124,7 @@ def test_what_is_fitted_is_what_greedy_decodes(base: Bench) -> None:
 def test_fitted_edits_reach_the_margin_and_silent_tokens_stay_under_them(base: Bench) -> None:
     examples = base.examples([edit(i) for i in range(4)])
     done = base.fit(examples, base.masks(1))
-    scale = base.trainer.background.scale
+    scale = base.background.scale
     spoken = examples.bare.activations[examples.speaking] @ done.weights[0].T
     silent = examples.silent[0] @ done.weights[0].T
     lowest = float(spoken.norm(dim=-1).min()) / scale
@@ -215,4 +222,4 @@ def test_silent_tokens_are_a_slots_own(base: Bench) -> None:
     assert torch.allclose(both.silent[0], alone.silent[0], atol=1e-5)
     without = base.examples([edit(0)])
     assert len(alone.silent[0]) == len(without.silent[0]) + 3
-    assert len(without.silent[0]) > len(base.trainer.background.activations)
+    assert len(without.silent[0]) > len(base.background.activations)

@@ -36,7 +36,8 @@ class TokenRoute:
     fired: Claim | None
     """The edit that spoke; None where the base spoke alone."""
     missed: Claim | None
-    """Of the others the one that came nearest; None where there is no other, or in `merge` where the memory spoke."""
+    """Of the others the one that came nearest; None where there is no other, in `merge` and `hybrid` where one spoke,
+    and in `hybrid` where no answer can begin or no edit could be meant."""
 
     @property
     def slot(self) -> int | None:
@@ -55,7 +56,8 @@ class RowRoutes:
     prompt_tokens: int
     """How many of them are the prompt."""
     missed: Claim | None
-    """Of the edits that spoke nowhere in the row the one that came nearest, where it did; None where there is none."""
+    """Of the edits that spoke nowhere in the row the one that came nearest, where it did; None where there is none, or
+    in `hybrid` none was looked at."""
     missed_at: int | None
     """The place of that token."""
 

@@ -65,8 +65,8 @@ def bench_routers(
     """Ask every router for the same edits on the same prompts, each with a threshold found in the same way.
 
     The hybrid router; WISE's activation; the nearest key of mode retrieve; an epsilon-ball and cosines on activations;
-    and the nearest sentence embedding, where that is installed (wise-runtime[encoder]). Thresholds are for a memory of as
-    many other edits.
+    and the nearest sentence embedding, where that is installed (wise-runtime[encoder]). Thresholds are for a memory of
+    as many other edits.
     """
     check_file("--output", output)
     from wise.eval.routers.contest import Ground, compare_routers, make_rounds

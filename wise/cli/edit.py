@@ -41,6 +41,9 @@ def edit(
     output: Annotated[Path, typer.Option("--output", help="Folder to save the memory to.")],
     edits: Annotated[Path | None, typer.Option("--edits", help="File of edits.")] = None,
     format: FormatOption = "auto",
+    statement: Annotated[
+        str | None, typer.Option("--statement", help="A single edit as one sentence: 'The capital of France is Lyon.'")
+    ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="A single edit: what is asked.")] = None,
     target: Annotated[str | None, typer.Option("--target", help="A single edit: the wanted answer.")] = None,
     subject: Annotated[str | None, typer.Option("--subject", help="A single edit: what it is about.")] = None,
@@ -63,10 +66,11 @@ def edit(
 ) -> None:
     """Edit a model: every edit is verified by generation, and what verified is saved.
 
-    Give a file with --edits, or a single edit with --prompt and --target. The exit code is 3
+    Give a file with --edits, or a single edit with --statement, or with --prompt and --target. The exit code is 3
     where an edit did not verify; those that did are saved all the same.
     """
-    wanted = _wanted(edits, format, settings(prompt=prompt, target=target, subject=subject, aliases=alias))
+    single = settings(prompt=prompt, target=target, subject=subject, aliases=alias)
+    wanted = _wanted(edits, format, statement, single)
     _check_output(output)
     given = settings(mode=mode, encoder=encoder, relations=absolute(relations), layer=layer, seed=seed)
     if memory is not None and given:
@@ -82,12 +86,14 @@ def edit(
         raise typer.Exit(NOT_VERIFIED)
 
 
-def _wanted(file: Path | None, format: str, single: dict[str, Any]) -> list[Edit]:
-    if (file is None) == (not single):
-        raise ConfigError("give either --edits FILE, or --prompt and --target of a single edit")
+def _wanted(file: Path | None, format: str, statement: str | None, single: dict[str, Any]) -> list[Edit]:
+    if (file is None) == (statement is None and not single):
+        raise ConfigError("give either --edits FILE, or --statement, or --prompt and --target of a single edit")
+    if statement is not None and single.keys() & {"prompt", "target"}:
+        raise ConfigError("--statement says what is asked and what is answered: leave --prompt and --target out")
     if file is not None:
         return read_edits(file, format=format)
-    return [Edit.from_dict(single)]
+    return [Edit.from_dict(single) if statement is None else Edit.from_text(statement, **single)]
 
 
 def _check_output(folder: Path) -> None:
