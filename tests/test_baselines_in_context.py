@@ -20,7 +20,7 @@ from wise.training.baselines.embedding import PACKAGE, MiniLM
 from wise.training.baselines.in_context import ANSWER_ROOM, InContext, InContextSettings
 
 ARCHITECTURES = ("llama", "gpt2", "opt")
-needs_model = pytest.mark.skipif(find_spec(PACKAGE) is None, reason="needs the embedding model: wise-runtime[icl]")
+needs_model = pytest.mark.skipif(find_spec(PACKAGE) is None, reason="needs the embedding model: wise-runtime[encoder]")
 
 
 class Bag:
@@ -178,7 +178,7 @@ def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
 def test_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, PACKAGE, None)
     editor = InContext(tiny_ground(), InContextSettings())
-    with pytest.raises(ConfigError, match=r"pip install 'wise-runtime\[icl\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'wise-runtime\[encoder\]'"):
         editor.edit(tiny_edits(1))
     assert editor.edits == ()
 

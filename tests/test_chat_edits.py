@@ -1,4 +1,4 @@
-"""An edit of a base with a chat template holds in chats and in plain texts, and its report says so wording by wording."""
+"""An edit of a base with a chat template holds in chats and in plain texts; its report says so, wording by wording."""
 
 from __future__ import annotations
 

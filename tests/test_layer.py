@@ -184,7 +184,7 @@ def test_a_slot_says_itself_what_the_served_memory_adds() -> None:
 
 
 def test_a_memory_without_edits_is_none_and_the_served_one_is_frozen() -> None:
-    assert assemble(MemoryState(), WiseConfig(), reader=None, device=torch.device("cpu"), dtype=torch.float32) is None
+    assert assemble(MemoryState(), WiseConfig(), inputs=None, device=torch.device("cpu"), dtype=torch.float32) is None
     memory = wrap_tiny("llama").layer.memory
     assert memory is not None
     assert not list(memory.parameters()) and not memory.state_dict()

@@ -119,7 +119,8 @@ class Editing:
     def rollback(self, snapshot: MemoryState) -> None:
         """Serves a snapshot of this model again, bit for bit.
 
-        Raises EditError, with nothing changed, for anything but a snapshot that this very model gave, or where the model was unwrapped.
+        Raises EditError, with nothing changed, for anything but a snapshot that this very model gave, or where the
+        model was unwrapped.
         """
         self._check_wrapped()
         if not isinstance(snapshot, MemoryState) or snapshot not in self._snapshots:
