@@ -99,3 +99,20 @@ def test_threads_say_what_one_says_alone_while_another_edits() -> None:
 def test_bad_messages_are_refused(messages: object) -> None:
     with pytest.raises(wise.EditError):
         wise.Edit(messages=messages, target="w70")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answers", "ending"),
+    [
+        ([[7, 8, 2], [9, 10, 2], [5], [6], [6], [6]], (2,)),  # two answers that have nothing but their end in common
+        ([[7, 11, 2], [9, 11, 2], [5], [6], [6], [6]], (11, 2)),
+        ([[7, 11, 2], [7, 11, 2], [5], [6], [6], [6]], (2,)),  # one answer, twice
+    ],
+)
+def test_how_chat_answers_end_is_what_different_answers_share(
+    answers: list[list[int]], ending: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wise.training.encoding.greedy", lambda *_, **__: answers)
+    model = chat_model()
+    assert model.encoder.chat_terminator == ending
+    assert model.encoder.chat_target("w70")[1:] == list(ending[-1:]), "a code gets no full stop"

@@ -261,7 +261,7 @@ def _learn_terminator(
     longest = ended[0][-1:]
     for length in range(2, MAX_TERMINATOR + 1):
         ending, count = Counter(answer[-length:] for answer in ended).most_common(1)[0]
-        if 2 * count < len(ended):
+        if 2 * count < len(ended) or count < 2:  # what one answer alone ends with is that answer
             break
         longest = ending
     return longest
