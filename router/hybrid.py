@@ -18,7 +18,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from wise.edits import Edit
 from wise.memory.grouped import NO_SLOT
 from wise.memory.keys import KeyIndex
 from wise.memory.sequences import Ids, SequenceReader
@@ -35,12 +36,14 @@ from wise.memory.slot import CHAT, COMPLETION, AnswerBank, AnswerSlot
 from wise.memory.state import MemoryState
 from wise.router.readers import RelationReader
 from wise.router.subjects import Mention, SubjectIndex, masked, names_of, words
-from wise.router.turns import WINDOW, ChatTemplate, is_question, last_sentence, passage
+from wise.router.turns import WINDOW, ChatTemplate, expects, is_question, last_sentence, last_word, passage, refers_back
 
 REMEMBERED = 4096
 """Decisions that a router keeps."""
 NEAREST = 8
 """Edit keys that are looked at where no subject is named."""
+UNEXPECTED = 0.1
+"""By how much the threshold is higher in a sentence at a place where it is not clear that an answer is expected."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,8 +103,9 @@ class HybridRouter(Router):
         self._subjects = SubjectIndex((n, s.id) for s, own in zip(slots, names, strict=True) for n in own)
         self._keys = [masked_keys(state.keys[e.id], own) for e, own in zip(owners, names, strict=True)]
         self._whole = [state.keys[e.id][:1] if own else state.keys[e.id] for e, own in zip(owners, names, strict=True)]
-        unmarked = (_unmarked_end(edit.prompt, own) for edit, own in zip(owners, names, strict=True))
-        self._last_words = frozenset(filter(None, unmarked))
+        ends = [(own, text) for edit, own in zip(owners, names, strict=True) for text in _completed_texts(edit)]
+        self._ends = frozenset(last_word(text) for _, text in ends)
+        self._unmarked_ends = frozenset(last_word(text) for own, text in ends if not own or _ends_with(text, own))
         counts = [len(slot.ids) for slot in slots]
         self._first = np.concatenate([[0], np.cumsum(counts)])
         self._answers = [slot.answers for slot in slots]
@@ -208,7 +212,7 @@ class HybridRouter(Router):
         low = max(0, first - self._longest)
         text = self._text(ids[max(0, low - WINDOW) :])
         found_words = words(text)
-        marked = "?" in text or "？" in text or any(word.text in self._last_words for word in found_words)
+        marked = "?" in text or "？" in text or any(word.text in self._unmarked_ends for word in found_words)
         if not marked and not self._subjects.among(found_words):
             return []
         found = []
@@ -219,23 +223,32 @@ class HybridRouter(Router):
         return found
 
     def _completion(self, text: str) -> Decision | None:
+        """What is decided at the end of plain text; None where no answer may begin there."""
         said = passage(text, self._subjects.mentions)
         if said is None:
             return None
         key = hashlib.blake2b(said.encode(), digest_size=15).digest()
         known = self._recall(key)
         if known is None:
-            begins = is_question(said) or self._goes_on(said) or self._ends_a_prompt(said)
-            known = self._remember(key, self.decide(said) if begins else NOTHING)
+            known = self._remember(key, self._completed(said))
         return None if known is NOTHING else known
 
-    def _ends_a_prompt(self, said: str) -> bool:
-        found = words(said)
-        return bool(found) and found[-1].text in self._last_words
+    def _completed(self, said: str) -> Decision:
+        """The same of a passage that is not remembered. Where it is not clear that an answer is expected, what is said
+        must come nearer to the edit's question."""
+        if is_question(said) or self._ends_a_prompt(said):
+            return self.decide(said)
+        mentions = self._subjects.mentions(said)
+        if not mentions or max(mention.end for mention in mentions) >= len(said):
+            return NOTHING
+        expected = expects(said, self._ends)
+        if expected is False:
+            return NOTHING
+        decision = self.decide(said)
+        return decision if expected else replace(decision, threshold=decision.threshold + UNEXPECTED)
 
-    def _goes_on(self, said: str) -> bool:
-        """It goes on behind a subject that it names."""
-        return any(mention.end < len(said.rstrip()) for mention in self._subjects.mentions(said))
+    def _ends_a_prompt(self, said: str) -> bool:
+        return last_word(said) in self._unmarked_ends
 
     def decide(self, question: str, before: str = "") -> Decision:
         """Which edit a question means.
@@ -243,12 +256,11 @@ class HybridRouter(Router):
         before: what was said earlier in the conversation; its last subject counts where the question names none.
         """
         texts = self._named(question)
-        if not texts and before:
+        if not texts and before and refers_back(question):
             mentions = self._subjects.mentions(before)[-1:]
             texts = {slot: question for mention in mentions for slot in self._subjects.owners(mention)}
-        read = list(dict.fromkeys((question, *texts.values())))
-        ends = {text: last_sentence(text) for text in read}
-        read = list(dict.fromkeys((*read, *ends.values())))
+        ends = {text: last_sentence(text) for text in texts.values()}
+        read = list(dict.fromkeys((question, *ends, *ends.values())))
         vectors = dict(zip(read, self.inputs.reader.read(read), strict=True))
         best = NOTHING
         for slot, text in texts.items():
@@ -329,13 +341,13 @@ class HybridRouter(Router):
         return decision
 
 
-def _unmarked_end(prompt: str, names: Sequence[str]) -> str | None:
-    """The last word of a prompt at whose end nothing else shows that an answer begins: no question mark, and no
-    subject before it."""
-    end = prompt.rstrip().casefold()
-    if is_question(prompt) or (names and not end.endswith(tuple(name.casefold() for name in names))):
-        return None
-    return next((word.text for word in reversed(words(prompt))), None)
+def _completed_texts(edit: Edit) -> list[str]:
+    """Its own texts that are no questions: sentences, at whose end its answer begins."""
+    return [text for text in (edit.prompt, *edit.paraphrases) if not is_question(text)]
+
+
+def _ends_with(text: str, names: Sequence[str]) -> bool:
+    return text.rstrip().casefold().endswith(tuple(name.casefold() for name in names))
 
 
 def _rank(decision: Decision) -> tuple[bool, float]:

@@ -6,7 +6,7 @@ All is a function of the ids up to a token, so it does not matter how a sequence
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from wise.memory.sequences import Ids
+from wise.router.subjects import find_subject, words
 
 WINDOW = 128
 """Tokens of plain text before a position that are looked at."""
@@ -23,6 +24,20 @@ _SENTENCE_END = re.compile(
 """Ends of sentences; not initials and a few titles."""
 _QUESTION = re.compile(r"[?？][\"'”’)\]]*\s*$")
 _CLOSED = re.compile(r"[.!。！][\"'”’)\]]*\s*$")
+
+_UNFINISHED = re.compile(
+    r"(?:[,;(–—-]|\b(?:and|or|but|who|whose|which|that|because|while|also|not))\s*$", re.IGNORECASE
+)
+"""Ends of a text behind which no answer begins."""
+LEADING = frozenset(
+    "is are was were be been of in by to called as on at from with for a an the named than under after since until "
+    "into within about".split()
+)
+"""Words behind which a sentence's answer is expected."""
+
+REFERRING = frozenset("it its he him his she her hers they them their theirs there this that these those".split())
+SHORT = 4
+"""Words of a question that needs none of these to be about what was named before: "And the capital?"."""
 
 Message = Mapping[str, str]
 
@@ -75,16 +90,38 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
 def passage(text: str, mentions: Any) -> str | None:
     """What plain text says last, to be answered or completed at its end; None where nothing is.
 
-    The sentence that is not closed yet, or the question just asked, and the sentence before it where only that names
-    an edited subject. mentions: a function of a text, whether it names any.
+    The sentence that is not closed yet, or the question just asked, and the sentence before it where that names an
+    edited subject and the last refers back. mentions: a function of a text, whether it names any.
     """
     sentences = [s for s in _sentences(text)]
     if not sentences or _CLOSED.search(text):
         return None
     last = sentences[-1]
-    if not mentions(last) and len(sentences) > 1:
+    if len(sentences) > 1 and not mentions(last) and refers_back(last):
         last = f"{sentences[-2].rstrip()} {last}"
     return last.strip() or None
+
+
+def expects(text: str, ends: Collection[str]) -> bool | None:
+    """Whether an answer is expected at the end of an unfinished sentence; None where that is not clear.
+
+    ends: last words of sentences that are known to be completed there, beside `LEADING`.
+    """
+    if _UNFINISHED.search(text):
+        return False
+    last = last_word(text)
+    return True if last in LEADING or last in ends else None
+
+
+def last_word(text: str) -> str:
+    """In small letters; nothing where there is no word."""
+    return next((word.text for word in reversed(words(text))), "")
+
+
+def refers_back(text: str) -> bool:
+    """It may be about what was named before: it names nothing, and says "it", or is very short."""
+    found = [word.text for word in words(text)]
+    return find_subject(text) is None and (len(found) <= SHORT or not REFERRING.isdisjoint(found))
 
 
 def last_sentence(text: str) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny import tiny_tokenizer
 
-from wise.router.turns import ChatTemplate, is_question, passage, render
+from wise.router.turns import ChatTemplate, expects, is_question, passage, refers_back, render
 
 TEMPLATE = (
     "{% for m in messages %}<bos> {{ 'w4' if m.role == 'user' else 'w5' if m.role == 'assistant' else 'w6' }} "
@@ -55,6 +55,7 @@ def test_without_a_template_there_is_none() -> None:
         ("The capital of France is", "The capital of France is"),
         ("I like tea. The capital of France is", "The capital of France is"),
         ("France is nice. Its capital is", "France is nice. Its capital is"),
+        ("France is nice. The capital of Spain is", "The capital of Spain is"),  # names another subject
         ("What is the capital of France?", "What is the capital of France?"),
         ("Question: What of France? Answer:", "Question: What of France? Answer:"),
         ("The U.S. and France. J. R. of France is", "J. R. of France is"),
@@ -69,3 +70,33 @@ def test_what_a_plain_text_says_last(text: str, said: str | None) -> None:
 
 def test_a_question_ends_with_its_mark() -> None:
     assert is_question("Is it?") and is_question('He said "is it?"') and not is_question("It is.")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The capital of Spain is", True),
+        ("Spain lies in", True),
+        ("Everybody in Spain speaks", True),  # a word at which some edit's prompt ends
+        ("I lived in Spain,", False),
+        ("I lived in Spain and", False),
+        ("In Spain the capital", None),
+        ("", None),
+    ],
+)
+def test_whether_a_sentence_expects_its_answer(text: str, expected: bool | None) -> None:
+    assert expects(text, {"speaks"}) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "back"),
+    [
+        ("What is its capital?", True),
+        ("And the capital?", True),
+        ("Which language do most people there speak?", True),
+        ("What is the capital of France?", False),  # another subject, whether it is edited or not
+        ("Which of all languages do most people speak?", False),
+    ],
+)
+def test_whether_a_question_is_about_what_was_named_before(text: str, back: bool) -> None:
+    assert refers_back(text) is back

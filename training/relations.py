@@ -38,6 +38,7 @@ NAMELESS_RATE = 0.02
 """Share of other questions that the threshold of an edit without a subject lets pass."""
 UNNAMED_RATE = 0.0005
 """Share of questions about other subjects that the threshold without a name lets pass."""
+MEASURING = "measuring held-out relations"
 QUESTION_FRAMES = (
     *["{}"] * 6,
     "Can you tell me: {}",
@@ -118,16 +119,28 @@ class Taught(torch.nn.Module):
         mask = batch["attention_mask"][..., None]
         return normalize(linear((states * mask).sum(1) / mask.sum(1), self.projection), dim=-1)
 
+    @torch.no_grad()
+    def halve(self) -> None:
+        """Rounds what was taught to half precision, as it is kept."""
+        for name, parameter in self.model.named_parameters():
+            if name in self.names:
+                parameter.copy_(parameter.half())
+
     def tensors(self) -> dict[str, Tensor]:
         """What was taught, in half precision."""
         own = dict(self.model.named_parameters())
         return {name: own[name].detach().half() for name in self.names} | {"projection": self.projection.detach()}
 
 
-def teach(model: Any, tokenizer: Any, stock: Stock, *, steps: int, seed: int, progress: Progress) -> dict[str, Tensor]:
-    """Teaches `model`, a BERT that is changed, on the questions of `stock`; returns what `SentenceEncoder` reads.
+def teach(
+    model: Any, tokenizer: Any, stock: Stock, *, known: Stock, steps: int, seed: int, progress: Progress
+) -> tuple[dict[str, Tensor], Figures]:
+    """Teaches `model`, a BERT that is changed, on the questions of `stock`.
 
-    The global random state is not touched.
+    known: relations whose wordings edits are fitted on, whichever were taught.
+
+    Returns what `SentenceEncoder` reads, and the figures on the relations that were not taught. The global random state
+    is not touched.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -135,12 +148,15 @@ def teach(model: Any, tokenizer: Any, stock: Stock, *, steps: int, seed: int, pr
         network, order = Taught(model, tokenizer), random.Random(seed)
         _descend(network, stock, taught, order, steps, progress)
         network.eval()
+        network.halve()
+        progress(MEASURING, 0, 1)
         figures = measure(network, stock, held_out)
-        centres = relation_centres(network, stock)
+        centres = relation_centres(network, known)
+        progress(MEASURING, 1, 1)
     thresholds = torch.tensor(
         [figures.threshold, figures.unnamed_threshold, figures.nameless_threshold], dtype=torch.float64
     )
-    return network.tensors() | {"thresholds": thresholds, "relation_centres": centres.half()}
+    return network.tensors() | {"thresholds": thresholds, "relation_centres": centres.half()}, figures
 
 
 def _descend(

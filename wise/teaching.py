@@ -7,11 +7,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from wise.questions import stock as shipped
-from wise.router.encoder import SentenceEncoder, load_base
-from wise.training.relations import Figures, Progress, Stock, measure, relation_centres, split, teach
+from wise.router.encoder import load_base
+from wise.training.relations import Figures, Progress, Stock, teach
 
 FORMAT = {"format": "wise-relations"}
-MEASURING = "measuring held-out relations"
 
 
 def teach_reader(
@@ -22,18 +21,6 @@ def teach_reader(
     Raises ConfigError where the encoder is not to be had.
     """
     model, tokenizer = load_base(encoder)
-
-    def shown(what: str, done: int, total: int) -> None:
-        progress(what, done, total)
-        if done == total:  # the thresholds are looked for next
-            progress(MEASURING, 0, 2)
-
-    tensors = teach(model, tokenizer, stock, steps=steps, seed=seed, progress=shown)
-    progress(MEASURING, 1, 2)
-    reader = SentenceEncoder(model, tokenizer, tensors, name=file.name)
-    if stock != shipped():  # an edit is fitted on the wordings of the shipped relation that is nearest, whoever reads
-        tensors["relation_centres"] = relation_centres(reader.read, shipped()).half()
+    tensors, figures = teach(model, tokenizer, stock, known=shipped(), steps=steps, seed=seed, progress=progress)
     save_file(tensors, file, metadata=FORMAT)
-    figures = measure(reader.read, stock, split(stock)[1])
-    progress(MEASURING, 2, 2)
     return figures
