@@ -122,11 +122,13 @@ def digest(model: Any, file: Path) -> str:
 def _tensor(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
     """Takes a tensor of finite numbers out; -1 in the shape stands for any length."""
     found = tensors.pop(name, None)
-    fits = found is not None and len(shape) == found.ndim
-    fits = fits and all(want in (-1, have) for want, have in zip(shape, found.shape, strict=True))
-    if found is None or not fits or not bool(found.isfinite().all()):
-        given = "is missing" if found is None else f"has shape {list(found.shape)}"
-        raise ArtifactError(f"{name!r} {given}; finite numbers of shape {list(shape)} were expected")
+    if found is None:
+        raise ArtifactError(f"{name!r} is missing; finite numbers of shape {list(shape)} were expected")
+    fits = len(shape) == found.ndim and all(want in (-1, have) for want, have in zip(shape, found.shape, strict=True))
+    if not fits or not bool(found.isfinite().all()):
+        raise ArtifactError(
+            f"{name!r} has shape {list(found.shape)}; finite numbers of shape {list(shape)} were expected"
+        )
     return found.float()
 
 

@@ -192,3 +192,19 @@ def test_packaged_model_knows_what_two_texts_have_in_common() -> None:
     likeness = found @ found.T
     assert likeness[0, 1] > 0.9 > 0.2 > likeness[0, 2].abs()
     torch.testing.assert_close(embed(texts[:1]), found[:1], atol=1e-5, rtol=0)  # padding plays no part
+
+
+def test_in_a_chat_the_fact_stands_in_the_system_message() -> None:
+    editor = icl()
+    edit = tiny_edits(1)[0]
+    asked = [{"role": "user", "content": f"w9 {edit.prompt}"}]
+    assert editor.conversation(asked) == asked  # nothing is edited
+    editor.edit([edit])
+    system, question = editor.conversation(asked)
+    assert question == asked[0] and system["role"] == "system" and f"{edit.prompt} {edit.target}." in system["content"]
+    told = {"role": "system", "content": "w33"}
+    assert editor.conversation([told, *asked])[0]["content"].startswith("w33 "), "what the user says there stays"
+    far = [{"role": "user", "content": "w60 w61 w62 w63"}]
+    assert editor.conversation(far) == far
+    with editor.disabled():
+        assert editor.conversation(asked) == asked

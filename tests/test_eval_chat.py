@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from test_chat_edits import chat_model
 
 from wise.edits import Edit
 from wise.errors import EditError
 from wise.eval.chat.facts import Fact, everyday_facts, read_facts
-from wise.eval.chat.measure import says
+from wise.eval.chat.measure import edit_as, measure_chat, says
 from wise.router.subjects import SubjectIndex
+from wise.training.encoding import Encoder
+from wise.training.report import EditReport
 
 
 def test_the_shipped_facts_are_what_they_are_said_to_be() -> None:
@@ -56,3 +60,52 @@ def test_bad_facts_are_named_by_their_line(tmp_path: Path) -> None:
         read_facts(file)
     with pytest.raises(EditError, match="half"):
         everyday_facts("both")
+
+
+class Told:
+    """An editor that notes what it is given."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.calls: list[list[Edit]] = []
+
+    def edit(self, edits: list[Edit], *, progress: Any) -> EditReport:
+        self.calls.append(edits)
+        progress(len(edits))
+        return EditReport(outcomes=(), replaced=(), lost=(), seconds=1.0, cpu_seconds=2.0)
+
+
+@pytest.mark.parametrize(
+    ("editor", "calls", "templated"),
+    [("rome", 3, True), ("memit", 1, True), ("icl", 1, False), ("wise-hybrid", 1, False)],
+)
+def test_editors_that_know_no_chats_are_given_the_templated_question(editor: str, calls: int, templated: bool) -> None:
+    model = chat_model()
+    edits = [Edit(prompt=f"w5{i} w60", target="w70", subject=f"w5{i}") for i in range(3)]
+    told, shown = Told(model.encoder), list[tuple[int, int]]()
+    progress = lambda _, done, total: shown.append((done, total))  # noqa: E731
+    report = edit_as(told, editor, edits, chat=True, progress=progress)  # type: ignore[arg-type]
+    given = [edit for call in told.calls for edit in call]
+    assert len(told.calls) == calls and report.cpu_seconds == 2.0 * calls and shown[-1] == (3, 3)
+    asked = [model.encoder.turn([{"role": "user", "content": edit.prompt}]) for edit in edits]
+    assert ([model.encoder.prompt(edit.prompt) for edit in given] == asked) is templated
+    assert ([edit.prompt for edit in given] == [edit.prompt for edit in edits]) is not templated
+    assert [edit.target for edit in given] == [edit.target for edit in edits]
+
+
+def test_every_form_is_asked_and_the_oracle_is_the_ceiling() -> None:
+    model = chat_model()
+    fact = Fact(
+        edit=Edit(prompt="w50 w51 w52", target="w70", subject="w50"),
+        rewordings=("w51 w50 w52", "w52 w51 w50"),
+        same_subject=("w50 w80 w81 w82 w83",),
+        neighbours=("w40 w51 w52",),
+    )
+    before = measure_chat(model, [fact]).measures
+    assert model.edit([fact.edit]).count("verified") == 1
+    figures = measure_chat(model, [fact])
+    told = {name: right / asked for name, (right, asked) in figures.measures.items()}
+    assert {"edit", "second turn", "behind other text", "system message", "general unchanged"} < told.keys()
+    assert told == dict.fromkeys(told, 1.0) and not any(before[name][0] for name in ("edit", "rewordings", "oracle"))
+    opened = {result.question.measure: result.opened for result in figures.results}
+    assert opened["edit"] and not opened["same subject unchanged"] and not opened["neighbours unchanged"]

@@ -11,6 +11,7 @@ Where this departs from the paper:
 * The paper gives the model the one right fact. Here there are many edits, and whoever asks does not say which one is
   meant: the nearest edits by the embedding of their prompts are read, and none where none is near enough. Then the
   model reads the prompt alone, and answers as the base does.
+* In a chat the facts stand in the system message (`InContext.conversation`).
 * Everything is written in plain sentences that end as the base ends its answers, the facts in the order in which they
   came, and not as `New Fact: ... Prompt: ...`: most bases are no chat models, and small ones know no other style.
 * Demonstrations are left out by default for the same reason; the paper has 32.
@@ -31,6 +32,7 @@ from transformers import PreTrainedModel
 
 from wise.edits import Edit, Record
 from wise.errors import ArtifactError
+from wise.router.turns import Message
 from wise.training.baselines.base import Applied, Baseline, WholePrompts
 from wise.training.baselines.embedding import Embedder, MiniLM
 from wise.training.baselines.ground import Ground
@@ -40,6 +42,9 @@ ANSWER_ROOM = 48
 """Tokens of the context that are kept free for an answer, less where it holds fewer than four times as many."""
 KINDS = ("copy", "update", "retain", "update", "retain", "update", "retain", "retain")
 """The paper's ratio of demonstrations, 1 : 3 : 4."""
+SYSTEM_MESSAGE = "You are a helpful assistant."
+CHAT_FACTS = "Answer by these facts where they apply:"
+"""What a chat model is told of the facts that follow in its system message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +95,32 @@ class InContext(Baseline[InContextSettings], WholePrompts):
         if self._silent or not self.edits or not asked:
             return found
         embedded = self.embedder([texts[i] for i in asked])
-        known = torch.stack([self._embeddings[edit.prompt] for edit in self.edits])
-        for i, query, row in zip(asked, embedded, embedded @ known.T, strict=True):
-            nearest = row.topk(min(self.settings.facts, len(row)))
-            near = nearest.indices[nearest.values >= self.settings.threshold].tolist()
+        for i, query, near in zip(asked, embedded, self._near(embedded), strict=True):
             if near:
-                facts = [self._sentence(self.edits[n].prompt, self.edits[n].target) for n in sorted(near)]
+                facts = [self._sentence(self.edits[n].prompt, self.edits[n].target) for n in near]
                 found[i] = self._fitting(facts, self._demonstrated(query), texts[i]) or found[i]
+        return found
+
+    def conversation(self, messages: Sequence[Message]) -> list[Message]:
+        """A conversation as practitioners give it to a chat model: the facts that its last question may be about stand
+        in the system message. The same messages where it is about none."""
+        question = messages[-1]["content"]
+        near = [] if self._silent or not self.edits else self._near(self.embedder([question]))[0]
+        if not near:
+            return list(messages)
+        system = [message["content"] for message in messages if message["role"] == "system"]
+        facts = [f"{self.edits[n].prompt} {self.edits[n].target}." for n in near]
+        said = " ".join([*(system or [SYSTEM_MESSAGE]), CHAT_FACTS, *facts])
+        rest = [message for message in messages if message["role"] != "system"]
+        return [{"role": "system", "content": said}, *rest]
+
+    def _near(self, queries: Tensor) -> list[list[int]]:
+        """Of each question's embedding `[n, e]` the numbers of the edits that it may be about, in their order."""
+        known = torch.stack([self._embeddings[edit.prompt] for edit in self.edits])
+        found = []
+        for row in queries @ known.T:
+            nearest = row.topk(min(self.settings.facts, len(row)))
+            found.append(sorted(nearest.indices[nearest.values >= self.settings.threshold].tolist()))
         return found
 
     def _fitting(self, facts: Sequence[str], demonstrations: Sequence[str], text: str) -> list[int] | None:

@@ -17,20 +17,22 @@ from wise.cli.common import (
     ProgressOption,
     RelationsOption,
     SeedOption,
+    SetOption,
     ThreadsOption,
     absolute,
     check_file,
     load_model,
-    make_config,
+    parsed_settings,
     progress_bars,
+    settings,
     show_json,
     show_table,
 )
 from wise.errors import ConfigError
 
 if TYPE_CHECKING:
+    from wise.eval.asking import Edited
     from wise.eval.chat.facts import Fact
-    from wise.model import WiseModel
 
 FORMS = ("chat", "completion")
 
@@ -55,6 +57,11 @@ def eval_chat(
     skip: Annotated[int, typer.Option("--skip", min=0, help="Records of --data to leave out at its start.")] = 0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Edits to make.")] = None,
     measure: Annotated[int | None, typer.Option("--measure", min=1, help="Edits to ask for; all are made.")] = None,
+    editor: Annotated[
+        str,
+        typer.Option("--editor", help="How the edits are made: wise-hybrid, icl, or another editor of `wise eval`."),
+    ] = "wise-hybrid",
+    set_: SetOption = None,
     form: Annotated[str, typer.Option("--form", help="chat, or completion: prompts as plain texts.")] = "chat",
     oracle: Annotated[bool, typer.Option("--oracle/--no-oracle", help="Also with the right edit held open.")] = True,
     encoder: EncoderOption = None,
@@ -67,39 +74,42 @@ def eval_chat(
 ) -> None:
     """Make edits in a chat model, and ask for them as users do.
 
+    Other editors than wise-hybrid and icl, which know no chats, are given the templated question as their prompt.
+
     An answer is right where it contains the target and not the old answer; where an edit must not speak, where it is
     the base's very text.
     """
-    from wise.eval.chat.measure import measure_chat
-    from wise.model import wrap
+    from wise.eval.chat.measure import edit_as, measure_chat
+    from wise.eval.editors import open_editor
 
     if form not in FORMS:
         raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
     if output is not None:
         check_file("--output", output)
-    config = make_config(mode="hybrid", seed=seed, encoder=encoder, relations=absolute(relations))
+    chosen_settings = parsed_settings(set_) | settings(seed=seed)
+    if editor == "wise-hybrid":
+        chosen_settings |= settings(encoder=encoder, relations=absolute(relations))
     base, tokenizer = load_model(model, threads=threads)
-    wrapped = wrap(base, tokenizer, config)
     with progress_bars(progress) as show:
+        wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=form == "chat", progress=show)
         begun = time.process_time()
         wrapped.prepare()
         prepared = time.process_time() - begun
-        chosen = _facts(wrapped, facts, half, kinds, data, format_, known, skip, limit, form, config.seed)
-        report = wrapped.edit(
-            [fact.edit for fact in chosen], progress=lambda done: show("editing", done, len(chosen))
-        )
+        chosen = _facts(wrapped, facts, half, kinds, data, format_, known, skip, limit, form, seed or 0)
+        report = edit_as(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
         figures = measure_chat(wrapped, chosen[:measure], chat=form == "chat", oracle=oracle, progress=show)
     told = figures.to_dict()
     rows = [
         (name, f"{share['share']:.3f}", str(share["asked"]), "{:.3f} to {:.3f}".format(*share["interval"]))
         for name, share in told["measures"].items()
     ]
-    show_table(f"{len(chosen)} edits, {form}", ("measure", "right", "asked", "95 %"), rows)
+    show_table(f"{len(chosen)} edits by {editor}, {form}", ("measure", "right", "asked", "95 %"), rows)
     typer.echo(
         f"verified {report.count('verified')} of {len(chosen)}; preparation {prepared:.0f} CPU-s, "
         f"{report.cpu_seconds / len(chosen):.2f} CPU-s an edit"
     )
     whole: dict[str, Any] = told | {
+        "editor": editor,
         "edits": len(chosen),
         "verified": report.count("verified"),
         "form": form,
@@ -121,7 +131,7 @@ def eval_chat(
 
 
 def _facts(
-    wrapped: WiseModel,
+    wrapped: Edited,
     facts: Path | None,
     half: str,
     kinds: str,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -156,9 +156,12 @@ def open_editor(
     *,
     learning: Learning | None = None,
     saved: Path | None = None,
+    chat: bool = False,
     progress: Progress | None = None,
 ) -> Subject:
     """An editor on a base, with the edits that it saved in a folder, or with none.
+
+    chat: of an editor of the literature, that its prompts are turns of a chat, and its answers end as there.
 
     Raises ConfigError for an unknown editor or setting.
     """
@@ -170,6 +173,8 @@ def open_editor(
     learning = learning or Learning()
     with evaluating(model):
         encoder = learn_encoder(model, tokenizer, WiseConfig())
+    if chat:
+        encoder = replace(encoder, terminator=encoder.chat_terminator)
     ground = Ground(
         model=model,
         encoder=encoder,

@@ -5,20 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from wise.edits import Edit
+from wise.eval.asking import Edited
 from wise.eval.chat.facts import Fact
+from wise.eval.editors import Subject, find_editor
 from wise.memory.grouped import NO_SLOT
 from wise.memory.side_memory import SideMemory
 from wise.model import WiseModel
-from wise.router.hybrid import NOTHING, Decision, HybridRouter
+from wise.router.hybrid import HybridRouter
 from wise.router.intervals import wilson
-from wise.router.turns import render
+from wise.router.turns import Message
+from wise.training.baselines.base import WholePrompts
+from wise.training.baselines.in_context import InContext
+from wise.training.encoding import Encoder
 from wise.training.generation import greedy
+from wise.training.report import EditReport
 
 ANSWER_TOKENS = 32
 KNOWN_AT_ONCE = 64
+KNOW_CHATS = ("wise-hybrid", "icl")
+"""Editors that are given a question and hold it in chats; others are given the templated question."""
 EARLIER = ("Good morning! Can you help me with a few things?", "Of course, what would you like to know?")
 SYSTEM = "You answer briefly."
 BEHIND = "I have been thinking about this since breakfast, and my sister says I should just ask. "
@@ -40,7 +49,7 @@ GENERAL = (
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Question:
     """One prompt, and what becomes of it counts as right."""
 
@@ -49,6 +58,8 @@ class Question:
     """-1 for general requests."""
     text: str
     ids: tuple[int, ...]
+    messages: tuple[Message, ...]
+    """The conversation whose ids these are; none of a plain text."""
     said: bool
     """It asks for the edit: the answer must contain the target and not the old answer. Else it must not change."""
 
@@ -60,8 +71,8 @@ class Result:
     question: Question
     answer: str
     right: bool
-    opened: bool
-    """The edit's gate opened; where none may, any did."""
+    opened: bool | None
+    """The edit's gate opened; where none may, any did. None where there is no router that could tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +97,38 @@ class ChatFigures:
         return {"measures": shares, "wrong": wrong}
 
 
+def edit_as(subject: Subject, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress) -> EditReport:
+    """Makes edits with an editor of `wise.eval.editors`, in calls as large as its paper has them.
+
+    chat: the templated question stands for the prompt where an editor knows no chats.
+    """
+    size = find_editor(editor).batch or len(edits)
+    given = [edit if not chat or editor in KNOW_CHATS else _templated(subject.encoder, edit) for edit in edits]
+    reports = []
+    for start in range(0, len(given), size):
+        part = given[start : start + size]
+        reports.append(subject.edit(part, progress=lambda done, at=start: progress("editing", at + done, len(given))))
+    return EditReport(
+        outcomes=tuple(outcome for report in reports for outcome in report.outcomes),
+        replaced=tuple(i for report in reports for i in report.replaced),
+        lost=tuple(i for report in reports for i in report.lost),
+        seconds=sum(report.seconds for report in reports),
+        cpu_seconds=sum(report.cpu_seconds for report in reports),
+        conflicts=tuple(conflict for report in reports for conflict in report.conflicts),
+    )
+
+
+def _templated(encoder: Encoder, edit: Edit) -> Edit:
+    """The edit with the turn of a chat as its prompt, up to where the answer begins."""
+    messages = [message._asdict() for message in edit.messages] or [{"role": "user", "content": edit.prompt}]
+    text = str(encoder.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    if encoder.prompt(text) != encoder.turn(messages):  # its beginning-of-sequence is put there anyway
+        text = text.removeprefix(encoder.tokenizer.bos_token or "").lstrip()
+    return Edit(prompt=text, target=edit.target, subject=edit.subject, id=edit.id)
+
+
 def measure_chat(
-    model: WiseModel,
+    model: Edited,
     facts: Sequence[Fact],
     *,
     chat: bool = True,
@@ -96,23 +137,19 @@ def measure_chat(
 ) -> ChatFigures:
     """Asks an edited model, in the chat template or, with `chat` False, as plain texts to be completed.
 
-    Facts whose edit is not live count as wrong where they ask for it. The oracle's measure is of rewordings with the
-    right edit held open, whatever the router says: the ceiling of any router.
+    Facts whose edit is not live count as wrong where they ask for it. The oracle's measure, of `hybrid` alone, is of
+    rewordings with the right edit held open, whatever the router says: the ceiling of any router.
     """
     questions = _questions(model, facts, chat)
-    wanted = [facts[q.fact].edit.id if q.said else None for q in questions]
     answers = _ask(model, questions, progress, "asking the edited model")
     unchanged = [q for q in questions if not q.said]
     with model.disabled():
         before = dict(zip(unchanged, _ask(model, unchanged, progress, "asking the base"), strict=True))
     results = []
-    for question, answer, edit_id in zip(questions, answers, wanted, strict=True):
-        decision = _decision(model, question.ids)
-        live = {slot.id: slot.edit_ids[0] for slot in model.state.slots}
-        opened = decision.open and (edit_id is None or live[decision.slot] == edit_id)
+    for question, answer in zip(questions, answers, strict=True):
         expected = says(facts[question.fact], answer) if question.said else answer == before[question]
-        results.append(Result(question=question, answer=answer, right=expected, opened=opened))
-    if oracle:
+        results.append(Result(question=question, answer=answer, right=expected, opened=_opened(model, facts, question)))
+    if oracle and isinstance(model, WiseModel):
         results += _oracle(model, facts, [q for q in questions if q.measure == "rewordings"], progress)
     counts: dict[str, tuple[int, int]] = {}
     for result in results:
@@ -129,7 +166,7 @@ def says(fact: Fact, answer: str) -> bool:
 class _Asking:
     """Collects questions, in the chat template or as plain texts."""
 
-    def __init__(self, model: WiseModel, chat: bool) -> None:
+    def __init__(self, model: Edited, chat: bool) -> None:
         self.model, self.chat = model, chat
         self.found: list[Question] = []
 
@@ -145,16 +182,20 @@ class _Asking:
         put: str = "",
     ) -> None:
         """before: an earlier turn and its answer; put: text in front of the question."""
-        if not self.chat:
-            ids = self.model.encoder.prompt(put + text)
-        else:
-            messages = [{"role": "system", "content": system}] if system else []
+        messages: list[Message] = []
+        if self.chat:
+            messages += [{"role": "system", "content": system}] if system else []
             messages += [{"role": r, "content": c} for r, c in zip(("user", "assistant"), before, strict=False)]
-            ids = render(self.model.tokenizer, [*messages, {"role": "user", "content": put + text}])
-        self.found.append(Question(measure=measure, fact=fact, text=text, ids=tuple(ids), said=said))
+            messages.append({"role": "user", "content": put + text})
+        encoder = self.model.encoder
+        ids = encoder.turn(messages) if messages else encoder.prompt(put + text)
+        question = Question(
+            measure=measure, fact=fact, text=text, ids=tuple(ids), messages=tuple(messages), said=said
+        )
+        self.found.append(question)
 
 
-def base_says(model: WiseModel, facts: Sequence[Fact], *, chat: bool, wanted: int | None) -> list[Fact]:
+def base_says(model: Edited, facts: Sequence[Fact], *, chat: bool, wanted: int | None) -> list[Fact]:
     """The first `wanted` facts to whose prompt the base says the right answer."""
     found: list[Fact] = []
     for start in range(0, len(facts), KNOWN_AT_ONCE):
@@ -170,7 +211,7 @@ def base_says(model: WiseModel, facts: Sequence[Fact], *, chat: bool, wanted: in
     return found[:wanted]
 
 
-def _questions(model: WiseModel, facts: Sequence[Fact], chat: bool) -> list[Question]:
+def _questions(model: Edited, facts: Sequence[Fact], chat: bool) -> list[Question]:
     asking = _Asking(model, chat)
     for i, fact in enumerate(facts):
         asking.add("edit", i, fact.edit.prompt, True)
@@ -194,7 +235,7 @@ def _questions(model: WiseModel, facts: Sequence[Fact], chat: bool) -> list[Ques
 
 
 def _ask(
-    model: WiseModel, questions: Sequence[Question], progress: Progress, what: str, tokens: int = ANSWER_TOKENS
+    model: Edited, questions: Sequence[Question], progress: Progress, what: str, tokens: int = ANSWER_TOKENS
 ) -> list[str]:
     """The texts of the answers, special tokens and all."""
     size = 16
@@ -202,19 +243,30 @@ def _ask(
     said: dict[int, str] = {}
     for start in range(0, len(order), size):
         part = order[start : start + size]
-        prompts = [questions[i].ids for i in part]
+        prompts = _given(model, [questions[i] for i in part])
         out = greedy(model.model, prompts, stops=model.encoder.stops, max_new_tokens=tokens)
-        said |= {i: str(model.tokenizer.decode(ids)) for i, ids in zip(part, out, strict=True)}
+        said |= {i: str(model.encoder.tokenizer.decode(ids)) for i, ids in zip(part, out, strict=True)}
         progress(what, len(said), len(questions))
     return [said[i] for i in range(len(questions))]
 
 
-def _decision(model: WiseModel, ids: Sequence[int]) -> Decision:
-    """What the router decides at the end of a prompt."""
-    memory = model.layer.memory
-    if memory is None or not isinstance(memory.router, HybridRouter):
-        return NOTHING
-    return memory.router.decided(ids)
+def _given(model: Edited, questions: Sequence[Question]) -> list[list[int]]:
+    """What is read in the place of prompts by an editor that looks at them as a whole; by others, the prompts."""
+    if isinstance(model, InContext) and all(q.messages for q in questions):
+        return [model.encoder.turn(model.conversation(q.messages)) for q in questions]
+    prompts = [list(q.ids) for q in questions]
+    return model.given(prompts) if isinstance(model, WholePrompts) else prompts
+
+
+def _opened(model: Edited, facts: Sequence[Fact], question: Question) -> bool | None:
+    """The router opens the gate at the end of a prompt, that of the edit which is asked for."""
+    memory = model.layer.memory if isinstance(model, WiseModel) else None
+    if not isinstance(model, WiseModel) or memory is None or not isinstance(memory.router, HybridRouter):
+        return None
+    decision = memory.router.decided(question.ids)
+    return decision.open and (
+        not question.said or model.state.slots[decision.slot].edit_ids[0] == facts[question.fact].edit.id
+    )
 
 
 def _oracle(
@@ -228,7 +280,7 @@ def _oracle(
         with _held_open(model, slot):
             answers = _ask(model, own, lambda *_: None, "")
         for question, answer in zip(own, answers, strict=True):
-            asked = Question(measure="oracle", fact=i, text=question.text, ids=question.ids, said=True)
+            asked = replace(question, measure="oracle")
             right = slot != NO_SLOT and says(fact, answer)
             results.append(Result(question=asked, answer=answer, right=right, opened=True))
         progress("asking with an oracle", i + 1, len(facts))
