@@ -22,10 +22,10 @@ from wise.router.subjects import PLACEHOLDER
 
 SIZE = 128
 """r: numbers in a vector, so that four keys in half precision take 1 KiB."""
-TAUGHT_BLOCKS = 2
+TAUGHT_BLOCKS = 4
 """Last blocks of the encoder that are taught."""
 TEMPERATURE = 0.05
-LEARNING_RATE = 3e-5
+LEARNING_RATE = 5e-5
 HEAD_RATE = 3e-4
 WARM_UP = 20
 MASKED_RIVALS = 22

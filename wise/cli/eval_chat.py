@@ -67,6 +67,9 @@ def eval_chat(
     encoder: EncoderOption = None,
     relations: RelationsOption = None,
     output: Annotated[Path | None, typer.Option("--output", help="File for all figures, JSON.")] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Folder to keep the edits in, before they are asked for.")
+    ] = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -97,6 +100,8 @@ def eval_chat(
         prepared = time.process_time() - begun
         chosen = _facts(wrapped, facts, half, kinds, data, format_, known, skip, limit, form, seed or 0)
         report = edit_as(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
+        if save is not None:
+            wrapped.save_pretrained(save)
         figures = measure_chat(wrapped, chosen[:measure], chat=form == "chat", oracle=oracle, progress=show)
     told = figures.to_dict()
     rows = [
