@@ -320,6 +320,10 @@ class HybridRouter(Router):
         found = [decision for place, decision, _ in self._row(row, len(row) - 1) if place == len(row) - 1]
         return found[0] if found else NOTHING
 
+    def spoken(self, ids: Sequence[int]) -> list[int]:
+        """The places of a sequence at which an edit speaks."""
+        return [place for place, _, value in self._row(np.asarray(ids, dtype=np.int64), 0) if value != NO_SLOT]
+
     def forced(self, slot: int) -> HybridRouter:
         """A router that takes every question for this edit's: the ceiling of any router."""
         return _Forced(self, slot)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from threading import Thread
+from typing import Any
 
 import pytest
 from test_turns import TEMPLATE
-from tiny import WordReader, tiny_model, tiny_tokenizer
+from tiny import EOS, reading, tiny_model, tiny_tokenizer
 
 import wise
+from wise.edits import Message
 from wise.memory.slot import CHAT, COMPLETION
 from wise.router.turns import render
 from wise.training.generation import greedy
 
 
-def chat_model() -> wise.WiseModel:
+def chat_model(template: str | None = TEMPLATE, mode: Any = "hybrid") -> wise.WiseModel:
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    config = wise.WiseConfig(layer=1, terminator="w9")
-    return wise.wrap(tiny_model("llama"), tokenizer, config, reader=WordReader())
+    tokenizer.chat_template = template
+    config = wise.WiseConfig(mode=mode, layer=1, terminator="w9")
+    return wise.wrap(tiny_model("llama"), tokenizer, config, **reading(mode))
 
 
 EDITS = [
@@ -42,7 +46,7 @@ def test_an_edit_holds_in_every_form_that_it_promises() -> None:
     assert {"chat: prompt", "chat: later turn", "chat: system message", "completion: prompt"} <= first
     assert {"chat: paraphrases[0]", "completion: paraphrases[0]"} <= second
     assert answer(model, "w50 w51 w52")[:2] == [70, 71] == answer(model, "w50 w51 w52", system="w33")[:2]
-    assert model.ask("w50 w51 w52")[0].text.startswith("w70 w71")
+    assert [model.ask("w50 w51 w52", chat=chat)[0].text for chat in (None, True, False)] == ["w70 w71"] * 3
     slot = model.state.slots[0]
     assert [len(ids) for _, ids in slot.answers] == slot.counts.tolist() and {CHAT, COMPLETION} == {0, 1}
 
@@ -116,3 +120,103 @@ def test_how_chat_answers_end_is_what_different_answers_share(
     model = chat_model()
     assert model.encoder.chat_terminator == ending
     assert model.encoder.chat_target("w70")[1:] == list(ending[-1:]), "a code gets no full stop"
+
+
+# -- asking ---------------------------------------------------------------------------------------
+
+TURNS = [
+    {"role": "user", "content": "w33"},
+    {"role": "assistant", "content": "w34"},
+    {"role": "user", "content": "w50 w51 w52"},
+]
+PLAIN = ("<bos>", "w50", "w51", "w52")
+
+
+def read(answer: wise.Answer) -> tuple[str, ...]:
+    """The tokens of its prompt."""
+    return answer.tokens[: answer.prompt_tokens]
+
+
+def rendered(model: wise.WiseModel, messages: list[dict[str, str]]) -> tuple[str, ...]:
+    return tuple(model.tokenizer.convert_ids_to_tokens(render(model.tokenizer, messages)))
+
+
+def test_a_text_is_asked_as_a_turn_of_a_chat_unless_plain_text_is_asked_for() -> None:
+    model = chat_model()
+    turn = rendered(model, TURNS[-1:])
+    asked = {chat: model.ask("w50 w51 w52", chat=chat)[0] for chat in (None, True, False)}
+    assert read(asked[None]) == read(asked[True]) == turn and read(asked[False]) == PLAIN != turn
+    assert {answer.prompt for answer in asked.values()} == {"w50 w51 w52"}
+    without = chat_model(None)
+    assert read(without.ask("w50 w51 w52")[0]) == read(without.ask("w50 w51 w52", chat=False)[0]) == PLAIN
+
+
+def test_a_conversation_is_asked_as_it_is() -> None:
+    model = chat_model()
+    whole = rendered(model, TURNS)
+    messages = tuple(Message(**message) for message in TURNS)
+    for prompts in (TURNS, [TURNS], messages, [messages]):
+        (answer,) = model.ask(prompts)  # type: ignore[arg-type]
+        assert (read(answer), answer.prompt) == (whole, "w50 w51 w52")
+    text, conversation = model.ask(["w50 w51 w52", TURNS])  # type: ignore[list-item]
+    assert read(text) == rendered(model, TURNS[-1:]) != read(conversation) == whole
+
+
+@pytest.mark.parametrize("mode", ["merge", "retrieve"])
+def test_modes_whose_edits_promise_no_chat_ask_plain_text_unless_a_chat_is_asked_for(mode: str) -> None:
+    model = chat_model(mode=mode)
+    assert read(model.ask("w50 w51 w52")[0]) == PLAIN
+    assert read(model.ask("w50 w51 w52", chat=True)[0]) == rendered(model, TURNS[-1:])
+    assert read(model.ask(TURNS)[0]) == rendered(model, TURNS)
+    edit = wise.Edit(messages=TURNS, target="w70")
+    assert model.encoder.own_prompt(edit) == "w50 w51 w52", "as it is verified"
+    assert chat_model().encoder.own_prompt(edit) == edit.messages
+
+
+def test_an_answer_is_shown_without_what_ends_it_in_its_form() -> None:
+    encoder = replace(chat_model().encoder, terminator=(9, EOS), chat_terminator=(11, EOS))
+    in_chat, plain = [70, 11, EOS], [70, 9, EOS]
+    assert encoder.answer(in_chat, chat=True) == encoder.answer(plain) == "w70"
+    assert (encoder.answer(in_chat), encoder.answer(plain, chat=True)) == ("w70 w11", "w70 w9")
+
+
+def test_so_is_the_answer_that_an_edit_was_verified_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wise.training.encoding._WORDS", re.compile(".*"))  # so that its answer gets the full stop
+    model = chat_model()
+    model._encoder = replace(model.encoder, chat_terminator=(11, EOS))
+    (outcome,) = model.edit(EDITS[0]).outcomes
+    (answer,) = model.ask("w50 w51 w52")
+    assert (outcome.status, outcome.answer, answer.text) == ("verified", "w70 w71", "w70 w71")
+    assert answer.tokens[answer.prompt_tokens :] == ("w70", "w71", "w11", "<eos>")
+
+
+@pytest.mark.parametrize("asked", [{"prompts": "w50 w51 w52", "chat": True}, {"prompts": TURNS}])
+def test_a_base_without_a_template_asks_no_chat(asked: dict[str, Any]) -> None:
+    with pytest.raises(wise.ConfigError, match="no chat template .* ask plain texts"):
+        chat_model(None).ask(**asked)
+    assert chat_model().ask(**asked)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "said"),
+    [
+        (TURNS[:2], wise.EditError, "the user's question"),
+        ([], wise.EditError, "empty conversation"),
+        ([*TURNS, "w4"], wise.EditError, r"messages\[3\]"),
+        ([{"role": "user"}], wise.EditError, r"messages\[0\]"),
+        (5, wise.EditError, "int 5 was given"),
+    ],
+)
+def test_a_conversation_that_is_none_is_refused(prompt: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        chat_model().ask([prompt])
+
+
+def test_a_conversation_is_no_plain_text_and_its_template_may_refuse_it() -> None:
+    with pytest.raises(wise.ConfigError, match="chat=False"):
+        chat_model().ask(TURNS, chat=False)
+    refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}{% endif %}{% endfor %}"
+    model = chat_model(refusing + TEMPLATE)
+    assert model.ask(TURNS)
+    with pytest.raises(wise.ConfigError, match="refuses messages of system, user .none"):
+        model.ask([{"role": "system", "content": "w33"}, *TURNS[-1:]])

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import text, tiny_model, tiny_tokenizer
+from test_turns import TEMPLATE
+from tiny import WordReader, text, tiny_model, tiny_tokenizer
 from typer.testing import CliRunner, Result
 
 import wise
@@ -147,6 +148,30 @@ def test_ask_shows_before_and_after_and_who_spoke(lyon: tuple[Path, Result]) -> 
     assert asked[-1]["slot"] == 0 and asked[1]["slot"] is None
     assert all(token["slot"] is None for token in other["tokens"])
     assert "' is'" in result.stdout and "slot 0" in result.stdout
+
+
+def test_ask_asks_in_a_chat_where_the_model_has_one_unless_told_otherwise(
+    lyon: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wise.model.load_encoder", lambda *_, **__: WordReader())
+    base, memory, tokenizer = tmp_path / "base", tmp_path / "memory", tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tiny_model("llama").save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    model = wise.wrap(tiny_model("llama"), tokenizer, wise.WiseConfig(layer=1, terminator="w9"))
+    assert not model.edit(wise.Edit(prompt="w50 w51 w52", target="w70 w71", subject="w50")).failed
+    model.save_pretrained(memory)
+
+    def asked(*options: str) -> tuple[str, list[str]]:
+        """The answer, and the tokens of the prompt."""
+        command = ("ask", "--memory", memory, "--model", base, "--json", *options, "w50 w51 w52")
+        [answer] = last_line(run(*command))["answers"]
+        return answer["after"], [token["token"] for token in answer["tokens"] if token["part"] == "prompt"]
+
+    turn = ["<bos>", "w4", "w50", "w51", "w52", "<eos>", "<bos>", "w5"]
+    assert asked() == asked("--chat") == ("w70 w71", turn)
+    assert asked("--plain") == ("w70 w71", ["<bos>", "w50", "w51", "w52"])
+    refused(run("ask", "--memory", lyon[0], "--chat", "The capital of France is"), "no chat template", "plain")
 
 
 @pytest.mark.parametrize("mode", ["retrieve", "hybrid"])

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import WordReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.demo import model_path
 from wise.demo.records import demo_records
 from wise.errors import ConfigError, EditError
+from wise.eval.editors import all_settings
 from wise.eval.run import Evaluation, Scope, evaluate, measured_records, stops
 from wise.eval.runfile import KEYS
 from wise.eval.work import Journal, sole_user
@@ -39,8 +41,8 @@ def scope() -> Scope:
     )
 
 
-def run(base: tuple[Any, Any], scope: Scope, **options: Any) -> Evaluation:
-    return evaluate(*base, demo_records(EDITS, seed=0), editor="wise-retrieve", scope=scope, **options)
+def run(base: tuple[Any, Any], scope: Scope, *, editor: str = "wise-retrieve", **options: Any) -> Evaluation:
+    return evaluate(*base, demo_records(EDITS, seed=0), editor=editor, scope=scope, **options)
 
 
 def figures(result: Evaluation) -> dict[str, Any]:
@@ -89,6 +91,29 @@ def test_an_interrupted_run_goes_on_to_the_same_figures(
     assert list(Journal(tmp_path / "journal.jsonl").parts) == parts
 
 
+def test_an_interrupted_run_of_hybrid_goes_on_to_the_same_figures(
+    base: tuple[Any, Any], scope: Scope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wise.model.load_encoder", lambda *_, **__: WordReader())
+    expected = run(base, scope, editor="wise-hybrid")
+    assert expected.failed == () and expected.quality.generated["reliability"] == 1
+    routing = expected.routing
+    assert routing is not None and routing.oracle["reliability"] == routing.positives["edits"]["opened"] == 1
+    assert routing.edit_top1 == routing.slot_top1 > 0.9
+    assert routing.classes["same_relation"]["opened"] == 0 and routing.false_routes_per_million == 0
+    keep = Journal.add
+
+    def interrupt(journal: Journal, name: str, value: Any, seconds: float) -> None:
+        if name.startswith("routing.oracle"):
+            raise Interrupted
+        keep(journal, name, value, seconds)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Journal, "add", interrupt)
+        run(base, scope, editor="wise-hybrid", folder=tmp_path)
+    assert figures(run(base, scope, editor="wise-hybrid", folder=tmp_path)) == figures(expected)
+
+
 def test_a_finished_run_is_told_again_without_asking_the_model(
     base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path], tmp_path: Path
 ) -> None:
@@ -97,6 +122,16 @@ def test_a_finished_run_is_told_again_without_asking_the_model(
     before = (again / "journal.jsonl").read_bytes()
     assert figures(run(base, scope, folder=again)) == figures(whole[0])
     assert (again / "journal.jsonl").read_bytes() == before
+
+
+def test_runs_with_readers_that_were_taught_otherwise_are_other_runs(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("one", "same", "other")]
+    for file, content in zip(files, (b"a", b"a", b"b"), strict=True):
+        file.write_bytes(content)
+    one, same, other = (all_settings("wise-hybrid", {"relations": str(file)})["relations_sha256"] for file in files)
+    assert one == same != other and "relations_sha256" not in all_settings("wise-hybrid", {})
+    with pytest.raises(ConfigError, match="setting 'router' is not known"):
+        all_settings("wise-hybrid", {"router": str(files[0])})
 
 
 def test_one_memory_is_kept_and_it_is_the_last(whole: tuple[Evaluation, Path]) -> None:

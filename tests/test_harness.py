@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from tiny import memory_by_hand, put, text, tiny_model, tiny_tokenizer
+from tiny import WordReader, memory_by_hand, put, reading, text, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
@@ -92,12 +92,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-@pytest.fixture(scope="module")
-def model() -> wise.WiseModel:
+@pytest.fixture(scope="module", params=["retrieve", "hybrid"])
+def model(request: pytest.FixtureRequest) -> wise.WiseModel:
     """The shipped model with four facts of ten edited."""
     base = AutoModelForCausalLM.from_pretrained(model_path())
-    wrapped = wise.wrap(base, AutoTokenizer.from_pretrained(model_path()))
-    edits = [wise.Edit(prompt=train_prompts(fact)[0], target=counterfactual(fact, seed=0)) for fact in EDITED]
+    config = wise.WiseConfig(mode=request.param)
+    wrapped = wise.wrap(base, AutoTokenizer.from_pretrained(model_path()), config, **reading(config.mode))
+    edits = [
+        wise.Edit(
+            prompt=train_prompts(fact)[0],
+            target=counterfactual(fact, seed=0),
+            subject=fact.subject,
+            locality=[train_prompts(kept)[0] for kept in KEPT if kept.subject == fact.subject],  # type: ignore[arg-type]
+        )
+        for fact in EDITED
+    ]
     assert not wrapped.edit(edits).failed
     return wrapped
 
@@ -162,7 +171,8 @@ def test_a_limit_takes_the_first_documents(model: wise.WiseModel, folder: Path) 
 
 def hand_made(bos: bool) -> wise.WiseModel:
     """A tiny model with a memory, whose tokenizer puts no beginning-of-sequence."""
-    wrapped = wise.wrap(tiny_model("llama"), tiny_tokenizer(), wise.WiseConfig(bos=bos, terminator="", key_floor=0.3))
+    config = wise.WiseConfig(mode="retrieve", bos=bos, terminator="", key_floor=0.3)
+    wrapped = wise.wrap(tiny_model("llama"), tiny_tokenizer(), config)
     put(wrapped, memory_by_hand(wrapped))
     return wrapped
 
@@ -317,7 +327,10 @@ def run(*arguments: str | Path) -> Result:
 
 
 @needs_the_harness
-def test_the_command_shows_both_and_ends_with_json(model: wise.WiseModel, folder: Path, tmp_path: Path) -> None:
+def test_the_command_shows_both_and_ends_with_json(
+    model: wise.WiseModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wise.model.load_encoder", lambda *_, **__: WordReader())
     model.save_pretrained(tmp_path / "memory")
     arguments = ("--memory", tmp_path / "memory", "--include-path", folder, "--tasks", "edited_facts, other_facts")
     result = run(*arguments, "--limit", "3", "--json")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from stores import statuses
+from test_chat_edits import TURNS, chat_model
 from tiny import WordReader, text, tiny_model, tiny_tokenizer
 
 import wise
@@ -91,3 +92,25 @@ def test_a_store_whose_keys_another_reader_made_is_refused(tmp_path: Path) -> No
         with pytest.raises(StoreError, match="made by the relation reader 'words' and this is 'another'"):
             Editor(hybrid(AnotherReader()), store, batch=16, keep=100)
         Editor(hybrid(), store, batch=16, keep=100)
+
+
+def test_a_preview_asks_an_edit_as_it_is_given_and_the_rest_as_users_do(tmp_path: Path) -> None:
+    model, base, plain = chat_model(), chat_model(), chat_model(None)
+    given = {"target": "w70", "subject": "w50"}
+    with Store.open(tmp_path / "chat") as store, Store.open(tmp_path / "plain") as other:
+        editor = Editor(model, store, batch=16, keep=100)
+        conversation = editor.preview(given | {"messages": TURNS}, ["w33", "w50 w51 w52"])["answers"]
+        turn = editor.preview(given | {"prompt": "w50 w51 w52"}, ["w33", "w50 w51 w52"])["answers"]
+        text_alone = Editor(plain, other, batch=16, keep=100).preview(given | {"messages": TURNS}, ["w33"])["answers"]
+
+    def said(*prompts: Any, **form: Any) -> list[str]:
+        return [answer.text for answer in base.ask(list(prompts), **form)]
+
+    asked = ["w50 w51 w52", "w33", "w50 w51 w52"]
+    assert [answer["prompt"] for answer in conversation] == [answer["prompt"] for answer in turn] == asked
+    assert [answer["before"] for answer in conversation] == said(TURNS, *asked[1:])
+    assert [answer["before"] for answer in turn] == said(*asked)
+    assert [answer["before"] for answer in text_alone] == said(*asked[:2], chat=False), "there is no chat to ask in"
+    assert len({*said(TURNS), *said(asked[0]), *said(asked[0], chat=False)}) == 3, "the forms are answered alike"
+    assert conversation[0]["after"] == turn[0]["after"] == text_alone[0]["after"] == "w70"
+    assert model.state.edits == (), "nothing was changed"

@@ -116,6 +116,62 @@ def test_in_a_chat_an_edit_holds_in_every_turn_and_may_be_given_as_one(tmp_path:
             assert (other["status"], other["messages"]) == ("live", messages)
 
 
+PORTO = {
+    "messages": [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "The capital of Spain is"},
+    ],
+    "target": "Porto",
+    "subject": "Spain",
+}
+
+
+def test_questions_and_previews_are_asked_as_users_ask(tmp_path: Path) -> None:
+    with running(tmp_path / "store", template=CHATS) as served, served.client("editor") as client:
+
+        def asked(prompt: Any, **more: Any) -> tuple[str, dict[str, Any]]:
+            """The prompt as the model read it, and what was answered."""
+            told = client.post("/v1/ask", json={"prompts": [prompt], **more})
+            assert told.status_code == 200, told.text
+            [answer] = told.json()["answers"]
+            return "".join(r["token"] for r in answer["routes"] if r["part"] == "prompt"), answer
+
+        def previewed(edit: dict[str, Any], *prompts: str) -> dict[str, Any]:
+            told = client.post("/v1/edits/preview", json={"edit": edit, "prompts": prompts})
+            assert told.status_code == 200, told.text
+            return told.json()  # type: ignore[no-any-return]
+
+        turn, plain = f"<user> {FRANCE}\n<assistant>", asked(FRANCE, chat=False)
+        assert asked(FRANCE)[0].endswith(turn) and asked(FRANCE, chat=True)[0].endswith(turn)
+        assert plain[0].endswith(FRANCE) and "<user>" not in plain[0]
+        whole, conversation = asked(PORTO["messages"])
+        assert whole.endswith("<user> Hello.\n<assistant> Hi.\n<user> The capital of Spain is\n<assistant>")
+        assert conversation["prompt"] == "The capital of Spain is"
+
+        shown = previewed(PORTO, FRANCE)
+        assert (shown["outcome"]["status"], shown["outcome"]["answer"]) == ("verified", "Porto")
+        own = {"prompt": "The capital of Spain is", "before": conversation["before"], "after": "Porto"}
+        assert shown["answers"][0] == own
+        assert own["before"] != "Madrid", "it is answered as plain text: this shows nothing"
+        assert shown["answers"][1]["before"] == shown["answers"][1]["after"] == asked(FRANCE)[1]["before"]
+        assert shown["answers"][1]["before"] != plain[1]["before"] == "Paris"
+
+        served.edit(LYON)
+        assert {asked(FRANCE, chat=chat)[1]["after"] for chat in (None, True, False)} == {"Lyon"}
+        for prompt, more, said in (
+            (PORTO["messages"], {"chat": False}, "prompts.0: chat=False"),
+            ([{"role": "king", "content": FRANCE}], {}, "prompts.0.conversation.0.role: Input should be 'system'"),
+            (PORTO["messages"][:2], {}, "prompts.0: field 'messages': the last one is of 'assistant'"),
+            ([{"role": "user", "content": "word " * 3000}], {}, "prompts: "),
+        ):
+            refused = client.post("/v1/ask", json={"prompts": [prompt], **more})
+            assert (refused.status_code, said in refused.text) == (400, True), refused.text
+        long = PORTO | {"messages": [{"role": "user", "content": "word " * 3000}, *PORTO["messages"][1:]]}
+        refused = client.post("/v1/edits/preview", json={"edit": long})
+        assert refused.status_code == 400 and "edit: 'The capital of Spain is' does not fit" in refused.text
+
+
 def test_a_completion_says_which_edits_spoke(served: Running) -> None:
     [live] = served.edit(LYON)
     with served.client("reader") as client:

@@ -209,6 +209,10 @@ BAD: list[tuple[str, str, dict[str, Any], int]] = [
     ("POST", "/v1/edits", {"content": HALF_EDIT, "headers": JSON}, 400),
     ("POST", "/v1/chat/completions", {"json": {"model": NAME, "messages": []}}, 400),
     ("POST", "/v1/ask", {"json": {"prompts": ["x"], "max_tokens": 10**9}}, 400),
+    ("POST", "/v1/ask", {"json": {"prompts": ["x"], "chat": False}}, 200),
+    ("POST", "/v1/ask", {"json": {"prompts": ["x"], "chat": True}}, 400),
+    ("POST", "/v1/ask", {"json": {"prompts": [[{"role": "user", "content": FRANCE}]]}}, 400),
+    ("POST", "/v1/ask", {"json": {"prompts": [[]]}}, 400),
 ]
 
 

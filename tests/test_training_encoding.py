@@ -15,7 +15,7 @@ from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.errors import ConfigError, EditError
 from wise.training import encoding
-from wise.training.encoding import MAX_TERMINATOR, OPENINGS, Encoder, learn_encoder
+from wise.training.encoding import MAX_TERMINATOR, OPENINGS, Encoder, joint, learn_encoder
 
 STOP, COMMA = 50, 51
 TOKENIZER = tiny_tokenizer()
@@ -186,6 +186,42 @@ def test_a_target_follows_its_prompt_and_ends_as_the_base_ends() -> None:
     closed = encoder(terminator=(STOP, EOS), bos=(BOS,))
     assert closed.prompt("w4 w5") == [BOS, 4, 5]
     assert closed.target("w4 w5", "w6 w7") == [6, 7, STOP, EOS]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "target", "between"),
+    [
+        ("The capital is", "Lyon", " "),
+        ("Answer:\n", "Lyon", ""),
+        ("She said: “", "Yes", ""),
+        ("It costs $", "40", ""),
+        ("She came", ", and left", ""),
+        ("首都は", "東京", ""),
+        ("The city is called", "東京", ""),
+        ("", "Lyon", ""),
+    ],
+)
+def test_a_space_stands_before_a_target_where_one_belongs(prompt: str, target: str, between: str) -> None:
+    assert joint(prompt, target) == between
+
+
+@pytest.mark.parametrize(
+    ("target", "ending"),
+    [("Ada Thorne", [STOP, EOS]), ("Ada Thorne.", [EOS]), ("Who?", [EOS]), ("w60 w61", [EOS]), ("a@b.org", [EOS])],
+)
+def test_in_a_chat_words_end_as_the_bases_answers_do_and_codes_and_closed_sentences_with_the_stop_alone(
+    target: str, ending: list[int]
+) -> None:
+    chat = encoder(chat_terminator=(STOP, EOS))
+    said = TOKENIZER(target, add_special_tokens=False)["input_ids"]
+    assert chat.chat_target(target) == [*said, *ending]
+    assert chat.chat_target(f"{target} <eos>")[-2:] != [EOS, EOS], "it ends once"
+
+
+def test_a_closed_target_gets_no_full_stop_behind_a_prompt_either() -> None:
+    closed = encoder(terminator=(STOP, EOS))
+    assert closed.target("w4", "Ada Thorne.")[-2:] != [STOP, EOS] and closed.target("w4", "Ada.")[-1] == EOS
+    assert closed.target("w4", "Ada Thorne")[-2:] == [STOP, EOS]
 
 
 class Merging:

@@ -12,6 +12,7 @@ from tiny import (
     ARCHITECTURES,
     BATCH,
     DEPTH,
+    WordReader,
     generated,
     padded,
     put,
@@ -158,7 +159,7 @@ def test_wrapping_twice_is_refused_and_changes_nothing() -> None:
     with pytest.raises(wise.UnsupportedModelError, match="unwrap"):
         wise.wrap(wrapped.model, tiny_tokenizer())
     assert all(map(torch.equal, before, outputs(wrapped)))
-    again = wise.wrap(wrapped.unwrap(), tiny_tokenizer())
+    again = wise.wrap(wrapped.unwrap(), tiny_tokenizer(), reader=WordReader())
     assert sum(isinstance(module, SideMemoryLayer) for module in again.model.modules()) == 1
 
 
@@ -169,10 +170,28 @@ def test_a_refused_configuration_leaves_the_model_alone() -> None:
         {"layer": DEPTH},
         {"merge": "no such merge"},
         {"value_projection": "model.layers.{i}.nothing"},
+        {"encoder": "./no/such/encoder"},
     ):
         with pytest.raises(wise.WiseError):
             wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(**settings))
-    assert modules == list(model.named_modules())
+    with pytest.raises(wise.ConfigError, match="reader='words': mode='merge' has no reader"):
+        wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(mode="merge"), reader=WordReader())
+    assert modules == list(model.named_modules()) and hooks(model) == 0
+
+
+def hooks(model: Any) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt"])
+def test_in_hybrid_the_ids_are_noted_until_it_is_unwrapped(model_type: str) -> None:
+    model = tiny_model(model_type)
+    before, own = outputs(model), hooks(model)  # transformers' own, by which it collects hidden states
+    wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(mode="hybrid"), reader=WordReader())
+    assert all(map(torch.equal, before, outputs(wrapped))) and hooks(model) == own + 2
+    assert wrapped.inputs is not None
+    assert [ids.tolist() for ids in wrapped.inputs.sequences.rows.ids] == BATCH
+    assert all(map(torch.equal, before, outputs(wrapped.unwrap()))) and hooks(model) == own
 
 
 @modes

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.config import WiseConfig
-from wise.edits import Edit
+from wise.edits import Conversation, Edit, Message, checked_messages
 from wise.errors import ConfigError, EditError
 from wise.memory.layer import execution_device
 from wise.router.turns import ChatTemplate, render
@@ -61,6 +61,18 @@ _UNSPACED = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿＀-￯฀-๿]")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a user asks, as the base reads it."""
+
+    text: str
+    """The text as it was given; of a conversation, its last message."""
+    ids: tuple[int, ...]
+    """Up to where the answer begins."""
+    chat: bool
+    """It is asked as a turn of a chat, and answered as one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Encoder:
     """Encodes prompts and targets for one base model."""
 
@@ -77,6 +89,51 @@ class Encoder:
     """Of the base's chats; None where it has none."""
     chat_terminator: tuple[int, ...] = ()
     """As `terminator`, in a chat."""
+    in_chat: bool = False
+    """A text is asked as a turn of a chat where nothing else is said: the base has a template, and edits hold in its
+    chats (`hybrid`)."""
+
+    def question(self, prompt: str | Conversation, *, chat: bool | None = None) -> Question:
+        """What a user asks by a text, or by a conversation that ends with the user's question.
+
+        chat: whether a text is asked as a turn of a chat or as plain text; None goes by `in_chat`. A conversation is
+        always a chat.
+
+        Raises ConfigError where a chat is asked for and the base has none, or its template refuses the conversation, or
+        a conversation is to be plain text. Raises EditError for a conversation that is not one.
+        """
+        if isinstance(prompt, str):
+            if not (self.in_chat if chat is None else chat):
+                return Question(text=prompt, ids=tuple(self.prompt(prompt)), chat=False)
+            return self._asked([Message("user", prompt)], "chat=True was given")
+        messages = checked_messages(prompt)
+        if not messages:
+            raise EditError("field 'messages': an empty conversation was given; it must end with the user's question")
+        if chat is False:
+            raise ConfigError(
+                "chat=False was given with a conversation, which is always a chat; leave chat out, or ask a text"
+            )
+        return self._asked(messages, "a conversation was given")
+
+    def own_prompt(self, edit: Edit) -> str | Conversation:
+        """What asks an edit in the form in which it was given: its conversation, or else its prompt."""
+        return edit.messages if edit.messages and self.in_chat else edit.prompt
+
+    def _asked(self, messages: Sequence[Message], what: str) -> Question:
+        """what: was given that makes it a chat."""
+        if self.template is None:
+            raise ConfigError(
+                f"{what}, and this model has no chat template that can be used; ask plain texts, or set "
+                "tokenizer.chat_template before the model is wrapped"
+            )
+        try:
+            ids = self.turn([message._asdict() for message in messages])
+        except Exception as error:  # a template raises what it likes
+            roles = ", ".join(message.role for message in messages)
+            raise ConfigError(
+                f"the chat template of this model refuses messages of {roles} ({error}); give those that it takes"
+            ) from error
+        return Question(text=messages[-1].content, ids=tuple(ids), chat=True)
 
     def turn(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Ids of a conversation, up to where the base is to answer."""
@@ -141,8 +198,10 @@ class Encoder:
         """Length of an edit's prompt and target."""
         return len(self.prompt(edit.prompt)) + len(self.target(edit.prompt, edit.target))
 
-    def answer(self, ids: Sequence[int]) -> str:
+    def answer(self, ids: Sequence[int], *, chat: bool = False) -> str:
         """Generated ids as an answer: without its terminator where it ended so, else all of it, marked as unended.
+
+        chat: it answers a turn of a chat.
 
         >>> # [" Paris", ".", EOS] -> "Paris"; [" Paris", ",", " which"] -> "Paris, which ..."
         """
@@ -150,7 +209,7 @@ class Encoder:
         if end is None:
             return f"{self.text(ids)} ..."
         body = tuple(ids[:end])
-        closing = self.terminator[:-1]
+        closing = (self.chat_terminator if chat else self.terminator)[:-1]
         if closing and body[-len(closing) :] == closing:
             body = body[: -len(closing)]
         return self.text(body)
@@ -179,7 +238,13 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
     if template is not None:
         turns = [render(tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
         chat = _learn_terminator(model, bare, turns, least=2)
-    return replace(bare, terminator=terminator, template=template, chat_terminator=chat)
+    return replace(
+        bare,
+        terminator=terminator,
+        template=template,
+        chat_terminator=chat,
+        in_chat=template is not None and config.mode == "hybrid",
+    )
 
 
 def joint(prompt: str, target: str) -> str:

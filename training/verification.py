@@ -15,7 +15,7 @@ from typing import Protocol
 from transformers import PreTrainedModel
 
 from wise.edits import Edit
-from wise.memory.slot import AnswerSlot
+from wise.memory.slot import CHAT, AnswerSlot
 from wise.memory.state import MemoryState
 from wise.router.hybrid import HybridRouter, RouterInputs
 from wise.router.subjects import SubjectIndex, name_key, names_of
@@ -101,7 +101,7 @@ class WordingVerifier:
         answers: dict[str, str] = {}
         holds: dict[str, dict[str, bool]] = {edit.id: {} for edit in edits}
         for (edit, wording), said in zip(asked, out, strict=True):
-            answers.setdefault(edit.id, encoder.answer(said))
+            answers.setdefault(edit.id, encoder.answer(said, chat=wording.form == CHAT))
             holds[edit.id][wording.name] = tuple(said) == wording.answer
         slots = {slot.edit_ids[0]: slot.id for slot in state.slots if isinstance(slot, AnswerSlot)}
         if any(edit.locality for edit in edits) and slots:

@@ -12,7 +12,9 @@ class Answer:
     """A greedy answer, with the route of every token that led to it."""
 
     prompt: str
+    """What was asked; of a conversation, the user's last message."""
     text: str
+    """What was said, without how the base ends its answers."""
     tokens: tuple[str, ...]
     """Prompt and answer, token by token."""
     prompt_tokens: int

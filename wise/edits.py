@@ -45,6 +45,10 @@ class Message(NamedTuple):
     content: str
 
 
+Conversation = Sequence[Message | Mapping[str, str]]
+"""Messages, as `Message` or as mappings of its fields."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Edit:
     """One wanted change: asked `prompt`, the model is to answer `target`.
@@ -80,7 +84,7 @@ class Edit:
     namespace: str = "default"
 
     def __post_init__(self) -> None:
-        self._set("messages", _checked_messages(self.messages))
+        self._set("messages", checked_messages(self.messages))
         if self.messages and self.prompt == "":
             self._set("prompt", self.messages[-1].content)
         for name in ("prompt", "target", "namespace"):
@@ -275,8 +279,8 @@ def _listed(values: Sequence[object]) -> list[object]:
     return [value._asdict() if isinstance(value, Message) else value for value in values]
 
 
-def _checked_messages(value: object) -> tuple[Message, ...]:
-    """A conversation that ends with the user's question. Raises EditError."""
+def checked_messages(value: object) -> tuple[Message, ...]:
+    """A conversation that ends with the user's question, or an empty one. Raises EditError."""
     if not isinstance(value, list | tuple):
         raise EditError(f"field 'messages': {given(value)} was given, a list of messages was expected")
     found = []

@@ -7,7 +7,7 @@ activations of the layer it stands beside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -20,6 +20,7 @@ from wise.answer import Answer
 from wise.architectures import ValueProjection, locate
 from wise.config import WiseConfig
 from wise.editing import Editing
+from wise.edits import Conversation, Message
 from wise.errors import ArtifactError, ConfigError, UnsupportedModelError, did_you_mean
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.layer import SideMemoryLayer, execution_device
@@ -170,10 +171,25 @@ class WiseModel(nn.Module, Editing, SavedMemory):
 
     # -- asking -------------------------------------------------------------------------------
 
-    def ask(self, prompts: str | Sequence[str], *, max_new_tokens: int = ANSWER_TOKENS) -> list[Answer]:
-        """Greedy answers to the model's own stop, with the route of every token that was read."""
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        ids = [self.encoder.prompt(text) for text in texts]
+    def ask(
+        self,
+        prompts: str | Conversation | Sequence[str | Conversation],
+        *,
+        chat: bool | None = None,
+        max_new_tokens: int = ANSWER_TOKENS,
+    ) -> list[Answer]:
+        """Greedy answers to the model's own stop, with the route of every token that was read.
+
+        prompts: texts, or conversations (`role` and `content` of each message, the user's question last), or one of
+        them.
+        chat: whether texts are asked as turns of a chat. None does so in `hybrid` where the base has a chat template,
+        as users of a chat model ask; else texts are asked as they stand, to be completed.
+
+        Raises ConfigError, before anything is asked, where a chat is asked for and the base has none, and EditError for
+        a conversation that is not one.
+        """
+        questions = [self.encoder.question(prompt, chat=chat) for prompt in _several(prompts)]
+        ids = [question.ids for question in questions]
         with self.evaluating():
             out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
             rows = [(*prompt, *new) for prompt, new in zip(ids, out, strict=True)]
@@ -184,13 +200,13 @@ class WiseModel(nn.Module, Editing, SavedMemory):
             routes = self._provenance().tell(read)
         return [
             Answer(
-                prompt=text,
-                text=self.encoder.answer(row[told.prompt_tokens :]),
+                prompt=question.text,
+                text=self.encoder.answer(row[told.prompt_tokens :], chat=question.chat),
                 tokens=tuple(map(self._token, row)),
                 prompt_tokens=told.prompt_tokens,
                 routes=told,
             )
-            for text, row, told in zip(texts, rows, routes, strict=True)
+            for question, row, told in zip(questions, rows, routes, strict=True)
         ]
 
     def _provenance(self) -> Provenance:
@@ -220,6 +236,11 @@ class WiseModel(nn.Module, Editing, SavedMemory):
             handle.remove()
         route: Route = memory.route(seen[0])
         return route
+
+    @property
+    def served(self) -> MemoryState:
+        """What speaks: `state`, but within `serving` what is served there."""
+        return self._served
 
     @contextmanager
     def disabled(self) -> Iterator[PreTrainedModel]:
@@ -267,6 +288,14 @@ class WiseModel(nn.Module, Editing, SavedMemory):
     def evaluating(self) -> AbstractContextManager[None]:
         """Dropout off, and back as it was afterwards."""
         return evaluating(self.model)
+
+
+def _several(prompts: str | Iterable[Any]) -> list[Any]:
+    """A text or a conversation by itself is one prompt."""
+    if isinstance(prompts, str):
+        return [prompts]
+    given = list(prompts)
+    return [given] if any(isinstance(one, Message | Mapping) for one in given) else given
 
 
 def wrap(

@@ -28,11 +28,21 @@ if TYPE_CHECKING:
 
 
 def ask(
-    prompts: Annotated[list[str], typer.Argument(help="What to ask; a prompt ends right before the answer.")],
+    prompts: Annotated[
+        list[str], typer.Argument(help="What to ask; a text to be completed ends right before the answer.")
+    ],
     memory: Annotated[Path, typer.Option("--memory", help="Folder of a saved memory.")],
     explain: Annotated[
         bool, typer.Option("--explain", help="Say which edit spoke at every token, and which came nearest.")
     ] = False,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--plain",
+            help="Ask as a turn of a chat, or as plain text to be completed. Left out: as a chat in hybrid where the "
+            "model has a chat template, else as plain text.",
+        ),
+    ] = None,
     model: ModelOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Tokens that an answer may have.")
@@ -47,8 +57,8 @@ def ask(
 
     wrapped = WiseModel.from_pretrained(base, tokenizer, memory)
     with wrapped.disabled():
-        before = wrapped.ask(prompts, max_new_tokens=max_new_tokens)
-    after = wrapped.ask(prompts, max_new_tokens=max_new_tokens)
+        before = wrapped.ask(prompts, chat=chat, max_new_tokens=max_new_tokens)
+    after = wrapped.ask(prompts, chat=chat, max_new_tokens=max_new_tokens)
     edits = {edit.id: edit for edit in wrapped.edits}
     for base_answer, answer in zip(before, after, strict=True):
         typer.echo(f"prompt: {answer.prompt}\nbefore: {base_answer.text}\nafter:  {answer.text}")

@@ -29,6 +29,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from wise import cache
 from wise.config import WiseConfig
 from wise.errors import ConfigError
 
@@ -113,9 +114,9 @@ def parsed_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
     return found
 
 
-def cache_folder(given: Path | None) -> Path:
-    """Where to keep what takes long to compute."""
-    return given or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wise"
+def cache_folder(given: Path | None) -> Path | None:
+    """Where to keep what takes long to compute; None where nothing is to be kept."""
+    return given or cache.cache_folder()
 
 
 def make_config(**given: Any) -> WiseConfig:

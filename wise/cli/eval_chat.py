@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,7 @@ from wise.errors import ConfigError
 if TYPE_CHECKING:
     from wise.eval.asking import Edited
     from wise.eval.chat.facts import Fact
+    from wise.eval.editors import Subject
 
 FORMS = ("chat", "completion")
 
@@ -57,6 +59,15 @@ def eval_chat(
     skip: Annotated[int, typer.Option("--skip", min=0, help="Records of --data to leave out at its start.")] = 0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Edits to make.")] = None,
     measure: Annotated[int | None, typer.Option("--measure", min=1, help="Edits to ask for; all are made.")] = None,
+    beside: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--beside",
+            min=1,
+            help="Measure once more with so many further records of --data in the router, which are not written but "
+            "say another edit's answer. Repeat for more.",
+        ),
+    ] = None,
     editor: Annotated[
         str,
         typer.Option("--editor", help="How the edits are made: wise-hybrid, icl, or another editor of `wise eval`."),
@@ -87,6 +98,8 @@ def eval_chat(
 
     if form not in FORMS:
         raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
+    if beside and (data is None or editor != "wise-hybrid"):
+        raise ConfigError("--beside takes further records of --data, for the editor wise-hybrid: give --data FILE")
     if output is not None:
         check_file("--output", output)
     chosen_settings = parsed_settings(set_) | settings(seed=seed)
@@ -102,20 +115,21 @@ def eval_chat(
         report = edit_as(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
         if save is not None:
             wrapped.save_pretrained(save)
-        figures = measure_chat(wrapped, chosen[:measure], chat=form == "chat", oracle=oracle, progress=show)
-    told = figures.to_dict()
-    rows = [
-        (name, f"{share['share']:.3f}", str(share["asked"]), "{:.3f} to {:.3f}".format(*share["interval"]))
-        for name, share in told["measures"].items()
-    ]
-    show_table(f"{len(chosen)} edits by {editor}, {form}", ("measure", "right", "asked", "95 %"), rows)
+        measured = {}
+        for count in (0, *(beside or ())):
+            with _beside(wrapped, data, format_, skip, count, show):
+                asked = chosen[:measure]
+                figures = measure_chat(wrapped, asked, chat=form == "chat", oracle=oracle and not count, progress=show)
+            measured[count] = figures.to_dict()
+            _show(f"{len(chosen)} edits by {editor}, {form}" + (f", beside {count}" if count else ""), measured[count])
     typer.echo(
         f"verified {report.count('verified')} of {len(chosen)}; preparation {prepared:.0f} CPU-s, "
         f"{report.cpu_seconds / len(chosen):.2f} CPU-s an edit"
     )
-    whole: dict[str, Any] = told | {
+    whole: dict[str, Any] = measured[0] | {
         "editor": editor,
         "edits": len(chosen),
+        "beside": {str(count): found for count, found in measured.items() if count},
         "verified": report.count("verified"),
         "form": form,
         "source": str(data.name if data else facts.name if facts else f"everyday, {half}: {kinds}"),
@@ -133,6 +147,35 @@ def eval_chat(
         output.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if as_json:
         show_json(whole)
+
+
+def _show(title: str, told: Mapping[str, Any]) -> None:
+    rows = [
+        (name, f"{share['share']:.3f}", str(share["asked"]), "{:.3f} to {:.3f}".format(*share["interval"]))
+        for name, share in told["measures"].items()
+    ]
+    show_table(title, ("measure", "right", "asked", "95 %"), rows)
+
+
+@contextmanager
+def _beside(
+    subject: Subject, data: Path | None, format_: str, skip: int, count: int, show: Callable[[str, int, int], None]
+) -> Iterator[None]:
+    """So many further records of the file stand beside the edits for the length of a `with` block."""
+    from wise.eval.chat.stand_ins import beside
+    from wise.model import WiseModel
+    from wise.readers import read_records
+
+    if not count or data is None or not isinstance(subject, WiseModel) or subject.inputs is None:
+        yield
+        return
+    live = {edit.prompt for edit in subject.edits}
+    further = [r.edit for r in read_records(data, format=format_)[skip:] if r.edit.prompt not in live][:count]
+    if len(further) < count:
+        raise ConfigError(f"--beside {count}: the file has {len(further)} further records")
+    state = beside(subject.state, further, encoder=subject.encoder, inputs=subject.inputs, progress=show)
+    with subject.serving(state):
+        yield
 
 
 def _facts(
@@ -153,7 +196,7 @@ def _facts(
     from wise.readers import read_records
 
     if data is not None:
-        many = None if limit is None else skip + limit * (8 if known else 1)
+        many = None if limit is None else skip + limit * (16 if known else 1)
         found = facts_of(read_records(data, format=format_, limit=many)[skip:], seed=seed)
         found = [fact for fact in found if not known or fact.answer]
         return base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found[:limit]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from wise.errors import ConfigError, EditError
 from wise.serve.access import Reader, Served
 from wise.serve.completions import room_for
 from wise.serve.problems import invalid
 from wise.serve.row import Wish
 from wise.serve.schemas import AskAnswer, Asked, AskRequest
+from wise.serve.service import Service
 from wise.serve.told import gathered, spoken_edits, token_routes
+from wise.training.encoding import Question
 
 router = APIRouter(prefix="/v1", tags=["answers"])
 
@@ -22,20 +25,32 @@ async def ask(body: AskRequest, request: Request, service: Served, _: Reader) ->
         raise invalid(f"prompts: {len(body.prompts)} were given and {limit} are taken at once", "prompts")
     voice = service.voice(body.model)
     base = service.follower.current.base
+    questions = _questions(service, body)
     wishes = []
-    for text in body.prompts:
-        prompt = tuple(service.encoder.prompt(text))
-        room = room_for(service, prompt, body.max_tokens, "prompts")
-        wishes += [Wish(prompt=prompt, voice=own, max_new_tokens=room, trace=True) for own in (base, voice)]
+    for question in questions:
+        room = room_for(service, question.ids, body.max_tokens, "prompts")
+        wishes += [Wish(prompt=question.ids, voice=own, max_new_tokens=room, trace=True) for own in (base, voice)]
     rows = await gathered(service, request, wishes, None)
     answers = [
         Asked(
-            prompt=text,
-            before=service.encoder.answer(before.tokens),
-            after=service.encoder.answer(after.tokens),
+            prompt=question.text,
+            before=service.encoder.answer(before.tokens, chat=question.chat),
+            after=service.encoder.answer(after.tokens, chat=question.chat),
             edits=spoken_edits(service, after),
             routes=token_routes(service, after),
         )
-        for text, before, after in zip(body.prompts, rows[::2], rows[1::2], strict=True)
+        for question, before, after in zip(questions, rows[::2], rows[1::2], strict=True)
     ]
     return AskAnswer(version=voice.version, namespace=voice.namespace or "", answers=answers)
+
+
+def _questions(service: Service, body: AskRequest) -> list[Question]:
+    """Raises a Problem that names the place of a prompt that cannot be asked so."""
+    found = []
+    for place, prompt in enumerate(body.prompts):
+        given = prompt if isinstance(prompt, str) else [turn.model_dump() for turn in prompt]
+        try:
+            found.append(service.encoder.question(given, chat=body.chat))
+        except (ConfigError, EditError) as error:
+            raise invalid(f"prompts.{place}: {error}"[:500], f"prompts.{place}") from error
+    return found

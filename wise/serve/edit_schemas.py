@@ -8,9 +8,8 @@ from pydantic import BaseModel, Field, StringConstraints
 
 from wise.edits import Edit
 from wise.memory.ticket import Event, Ticket, Version
-from wise.serve.schemas import Body, Name, Text
+from wise.serve.schemas import LONGEST_CONVERSATION, Body, Name, Prompt, Text, Turn
 
-Prompt = Annotated[Text, StringConstraints(min_length=1)]
 Prompts = Annotated[list[Prompt], Field(max_length=64)]
 Reason = Annotated[Text, StringConstraints(min_length=1, max_length=2_000)]
 Instant = Annotated[Text, Field(description="ISO 8601; UTC where it names no zone.", max_length=64)]
@@ -18,14 +17,7 @@ Wait = Literal["ticket", "live"]
 Status = Literal["queued", "training", "live", "failed", "retired"]
 
 
-class Turn(Body):
-    """One message of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: Prompt
-
-
-Turns = Annotated[list[Turn], Field(max_length=64)]
+Turns = Annotated[list[Turn], Field(max_length=LONGEST_CONVERSATION)]
 
 
 class EditIn(Body):
@@ -71,7 +63,11 @@ class Replacement(Body):
 class PreviewRequest(Body):
     edit: EditIn
     model: Name | None = None
-    prompts: Prompts = Field([], description="Asked beside the edit's own prompt and paraphrases.")
+    prompts: Prompts = Field(
+        [],
+        description="Asked beside the edit's own prompt and paraphrases. Each is asked as a turn of a chat in `hybrid` "
+        "where the model has a chat template, else as plain text; the edit's own prompt in its `messages`, if any.",
+    )
 
 
 class EditView(BaseModel):

@@ -119,19 +119,19 @@ class Editor:
         return _told(self._store.rollback(version, author=author, reason=reason))
 
     def preview(self, edit: dict[str, Any], prompts: list[str]) -> dict[str, Any]:
-        """What an edit would make of prompts, without making it."""
+        """What an edit would make of its own prompt and of others, without making it."""
         wanted = Edit.from_dict(edit)
         before = within(self._store.read().state, wanted.namespace)
-        asked = [wanted.prompt, *prompts]
+        asked = [self._model.encoder.own_prompt(wanted), *prompts]
         with self._model.evaluating():
             after, report = self._model.trainer.edit(before, [wanted], serve=self._model.serving)
         answers = {}
         for name, state in (("before", before), ("after", after)):
             with self._model.serving(state):
-                answers[name] = [answer.text for answer in self._model.ask(asked)]
+                answers[name] = self._model.ask(asked)
         told = [
-            {"prompt": prompt, "before": old, "after": new}
-            for prompt, old, new in zip(asked, answers["before"], answers["after"], strict=True)
+            {"prompt": old.prompt, "before": old.text, "after": new.text}
+            for old, new in zip(answers["before"], answers["after"], strict=True)
         ]
         return {"outcome": asdict(report.outcomes[0]), "replaced": list(report.replaced), "answers": told}
 

@@ -27,13 +27,12 @@ from wise.serve.edit_schemas import (
     PreviewRequest,
     Replacement,
     Status,
-    Turn,
     VersionView,
 )
 from wise.serve.edition import DEFAULT
 from wise.serve.logs import audited
 from wise.serve.problems import conflict, invalid, missing, unavailable
-from wise.serve.schemas import Text
+from wise.serve.schemas import Text, Turn
 from wise.serve.security import Holder
 from wise.serve.service import Service
 
@@ -85,10 +84,11 @@ def listed(
 async def preview(body: PreviewRequest, service: Served, holder: Editor) -> PreviewAnswer:
     """What an edit would make of its prompt, its paraphrases and further prompts. Nothing is changed."""
     wanted = _requested(service, body.edit, _namespace(service, body.model), holder, "edit").edit
-    asked = [*wanted.paraphrases, *body.prompts]
-    for prompt in asked:
-        if len(service.encoder.prompt(prompt)) >= service.encoder.context:
-            raise invalid(f"prompts: {prompt!r:.60} does not fit the context of {service.encoder.context}", "prompts")
+    encoder, asked = service.encoder, [*wanted.paraphrases, *body.prompts]
+    for param, prompt in (("edit", encoder.own_prompt(wanted)), *(("prompts", prompt) for prompt in asked)):
+        question = encoder.question(prompt)
+        if len(question.ids) >= encoder.context:
+            raise invalid(f"{param}: {question.text!r:.60} does not fit the context of {encoder.context}", param)
     told = await run_in_threadpool(service.command, "preview", edit=wanted.to_dict(), prompts=asked)
     return PreviewAnswer(**told)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 
 def _whole(text: str) -> str:
@@ -22,6 +22,9 @@ Text = Annotated[str, AfterValidator(_whole)]
 Name = Annotated[Text, StringConstraints(max_length=256)]
 Stop = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0)]
+Prompt = Annotated[Text, StringConstraints(min_length=1)]
+LONGEST_CONVERSATION = 64
+"""Messages."""
 
 
 class Body(BaseModel):
@@ -102,11 +105,36 @@ class ChatRequest(Generation):
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
 
+class Turn(Body):
+    """One message of a conversation that ends with the user's question."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Prompt
+
+
+def _kind(prompt: object) -> Literal["text", "conversation"]:
+    return "text" if isinstance(prompt, str) else "conversation"
+
+
+Question = Annotated[
+    Annotated[Prompt, Tag("text")]
+    | Annotated[list[Turn], Field(min_length=1, max_length=LONGEST_CONVERSATION), Tag("conversation")],
+    Discriminator(_kind),  # so that what is wrong with a conversation is said, and not that it is no text
+]
+
+
 class AskRequest(Body):
     """Greedy answers without and with the edits."""
 
     model: Name | None = Field(None, description="As in completions; the default namespace if left out.")
-    prompts: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1)]
+    prompts: Annotated[list[Question], Field(min_length=1)] = Field(
+        description="Texts, or conversations with the user's question last."
+    )
+    chat: bool | None = Field(
+        None,
+        description="Whether texts are asked as turns of a chat. Left out: in `hybrid` where the model has a chat "
+        "template, else as plain text.",
+    )
     max_tokens: int = Field(32, ge=1)
 
 

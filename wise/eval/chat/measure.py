@@ -265,14 +265,14 @@ def _opened(model: Edited, facts: Sequence[Fact], question: Question) -> bool | 
         return None
     decision = memory.router.decided(question.ids)
     return decision.open and (
-        not question.said or model.state.slots[decision.slot].edit_ids[0] == facts[question.fact].edit.id
+        not question.said or model.served.slots[decision.slot].edit_ids[0] == facts[question.fact].edit.id
     )
 
 
 def _oracle(
     model: WiseModel, facts: Sequence[Fact], questions: Sequence[Question], progress: Progress
 ) -> list[Result]:
-    slots = {slot.edit_ids[0]: slot.id for slot in model.state.slots}
+    slots = {slot.edit_ids[0]: slot.id for slot in model.served.slots}
     results = []
     for i, fact in enumerate(facts):
         own = [q for q in questions if q.fact == i]

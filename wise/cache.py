@@ -1,0 +1,69 @@
+"""What was learned of a base once, kept on disk so that no other process measures it again.
+
+The folder is `wise` in the user's folder of caches, or what WISE_CACHE names; an empty WISE_CACHE keeps nothing. What
+cannot be read or written there is measured anew, and nothing fails for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "WISE_CACHE"
+
+
+def cache_folder() -> Path | None:
+    """Where things are kept; None where nothing is."""
+    named = os.environ.get(VARIABLE)
+    if named is not None:
+        return Path(named) if named else None
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wise"
+
+
+def recalled(kind: str, about: Mapping[str, Any]) -> Any:
+    """What was kept of this kind about the very same thing, as JSON gives it; None where nothing was."""
+    file = _file(kind, about)
+    if file is None:
+        return None
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept["found"] if isinstance(kept, dict) and kept.get("about") == dict(about) else None
+
+
+def keep(kind: str, about: Mapping[str, Any], found: Any) -> None:
+    """Keeps what was found, JSON like `about`. Whoever reads at the same time reads all of it or nothing."""
+    file = _file(kind, about)
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f"{file.stem}-")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+                json.dump({"about": dict(about), "found": found}, out)
+            os.replace(name, file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        logger.warning("%s: could not be kept (%s); it is measured anew next time", file, error)
+
+
+def _file(kind: str, about: Mapping[str, Any]) -> Path | None:
+    folder = cache_folder()
+    if folder is None:
+        return None
+    name = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:20]
+    return folder / f"{kind}-{name}.json"
