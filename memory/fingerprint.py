@@ -9,6 +9,7 @@ closely as bfloat16 can tell, and a warning is given.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.architectures import ValueProjection
 from wise.errors import ArtifactError
@@ -127,9 +128,26 @@ def fingerprint(model: PreTrainedModel, projection: ValueProjection) -> Fingerpr
         depth=projection.depth,
         parameters=sum(size for _, size in taken),
         dtype=str(model.dtype).removeprefix("torch."),
-        digest=hashlib.sha256(entries.numpy().astype("<f4").tobytes()).hexdigest(),
+        digest=_digest(entries),
         sample=tuple(_sample(entries, KEPT).tolist()),
     )
+
+
+@torch.no_grad()
+def weights_digest(model: PreTrainedModel) -> str:
+    """SHA-256 of entries sampled from every parameter of a base, wrapped or not."""
+    return _digest(torch.cat([_sample(parameter, ENTRIES) for parameter in _parameters(model)]))
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what decides how a text is cut into tokens, and a conversation written."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    return hashlib.sha256(json.dumps([rules, getattr(tokenizer, "chat_template", None)]).encode()).hexdigest()
+
+
+def _digest(entries: Tensor) -> str:
+    return hashlib.sha256(entries.numpy().astype("<f4").tobytes()).hexdigest()
 
 
 def _parameters(model: PreTrainedModel) -> Iterator[nn.Parameter]:

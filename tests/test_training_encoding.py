@@ -291,3 +291,26 @@ def test_what_the_tokenizer_does_not_know_is_refused(prompt: str, target: str, f
 
 def test_a_prompt_that_it_knows_in_part_is_taken() -> None:
     encoder().check(Edit(prompt="jaźń w20", target="w40"))
+
+
+def test_what_was_learned_of_a_base_is_kept_on_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("WISE_CACHE", str(tmp_path))
+    asked: list[int] = []
+
+    def says(model: Any, prompts: Sequence[Any], **_: Any) -> list[list[int]]:
+        asked.append(len(prompts))
+        return [[60 + i, STOP, EOS] for i, _ in enumerate(prompts)]
+
+    monkeypatch.setattr(encoding, "greedy", says)
+    first = learned()
+    again = learn_encoder(tiny_model("llama"), tiny_tokenizer(), WiseConfig(bos=False))
+    assert first.terminator == again.terminator == (STOP, EOS) and len(asked) == 1
+    other = tiny_model("llama")
+    with torch.no_grad():
+        other.get_output_embeddings().weight.add_(1e-3)
+    learn_encoder(other, tiny_tokenizer(), WiseConfig(bos=False))
+    learned(bos=None)
+    assert len(asked) == 3, "another base, or another setting, is asked for itself"
+    monkeypatch.setenv("WISE_CACHE", "")
+    learned()
+    assert len(asked) == 4

@@ -11,15 +11,17 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from reprlib import repr as shortened
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wise.cache import cache_folder, keep, recalled
 from wise.config import WiseConfig
 from wise.edits import Conversation, Edit, Message, checked_messages
 from wise.errors import ConfigError, EditError
+from wise.memory.fingerprint import tokenizer_digest, weights_digest
 from wise.memory.layer import execution_device
 from wise.router.turns import ChatTemplate, render
 from wise.training.generation import context_length, greedy
@@ -219,32 +221,81 @@ class Encoder:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Habits:
+    """How a base begins and ends texts, as ids."""
+
+    bos: tuple[int, ...]
+    terminator: tuple[int, ...]
+    chat_terminator: tuple[int, ...]
+    """Empty where there are no chats."""
+
+
 def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> Encoder:
-    """Learns from the base what `config` leaves open.
+    """Learns from the base what `config` leaves open, once: it is kept on disk (`wise.cache`).
 
     Raises ConfigError when the model has no end-of-sequence at all.
     """
     stops = _stops(model, tokenizer)
+    template = ChatTemplate.learn(tokenizer)
+    habits = _habits(model, tokenizer, config, stops, template)
+    return Encoder(
+        tokenizer=tokenizer,
+        bos=habits.bos,
+        terminator=habits.terminator,
+        stops=stops,
+        context=context_length(model),
+        template=template,
+        chat_terminator=habits.chat_terminator,
+        in_chat=template is not None and config.mode == "hybrid",
+    )
+
+
+def _habits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: WiseConfig,
+    stops: frozenset[int],
+    template: ChatTemplate | None,
+) -> Habits:
+    if cache_folder() is None:
+        return _learn_habits(model, tokenizer, config, stops, template)
+    about = {
+        "weights": weights_digest(model),
+        "dtype": str(model.dtype),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "stops": sorted(stops),
+        "bos": config.bos,
+        "terminator": config.terminator,
+        "asked": [*OPENINGS, *QUESTIONS, ANSWER_TOKENS, MAX_TERMINATOR],
+    }
+    known = recalled("habits", about)
+    if known is not None:
+        return Habits(**{name: tuple(ids) for name, ids in known.items()})
+    habits = _learn_habits(model, tokenizer, config, stops, template)
+    keep("habits", about, {name: list(ids) for name, ids in vars(habits).items()})
+    return habits
+
+
+def _learn_habits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: WiseConfig,
+    stops: frozenset[int],
+    template: ChatTemplate | None,
+) -> Habits:
     bos = _learn_bos(model, tokenizer, config)
-    context = context_length(model)
-    bare = Encoder(tokenizer=tokenizer, bos=bos, terminator=(), stops=stops, context=context)
+    bare = Encoder(tokenizer=tokenizer, bos=bos, terminator=(), stops=stops, context=context_length(model))
     if config.terminator is not None:
         text = tokenizer(config.terminator, add_special_tokens=False)["input_ids"] if config.terminator else []
         terminator = (*text, _eos(tokenizer, stops))
     else:
         terminator = _learn_terminator(model, bare, [bare.prompt(text) for text in OPENINGS])
-    template = ChatTemplate.learn(tokenizer)
     chat: tuple[int, ...] = ()
     if template is not None:
         turns = [render(tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
         chat = _learn_terminator(model, bare, turns, least=2)
-    return replace(
-        bare,
-        terminator=terminator,
-        template=template,
-        chat_terminator=chat,
-        in_chat=template is not None and config.mode == "hybrid",
-    )
+    return Habits(bos=bos, terminator=terminator, chat_terminator=chat)
 
 
 def joint(prompt: str, target: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 from importlib.metadata import version
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 import wise
 import wise.memory
@@ -45,13 +43,6 @@ def code_digest() -> str:
         for file in sorted(file for kind in CODE for file in root.rglob(kind)):
             found.update(f"{package.__name__} {file.relative_to(root)}".encode() + file.read_bytes())
     return found.hexdigest()
-
-
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over what decides how a text is cut into tokens, and a conversation written."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
-    return hashlib.sha256(json.dumps([rules, tokenizer.chat_template]).encode()).hexdigest()
 
 
 def _processor() -> str:

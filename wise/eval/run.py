@@ -23,14 +23,14 @@ from wise.config import WiseConfig
 from wise.edits import Record
 from wise.errors import ConfigError
 from wise.eval.editors import Learning, Subject, all_settings, find_editor, open_editor
-from wise.eval.environment import code_digest, environment, tokenizer_digest
+from wise.eval.environment import code_digest, environment
 from wise.eval.quality import Quality, measure_quality
 from wise.eval.routing.classes import build_routing_set
 from wise.eval.routing.measure import Routing, measure_routing
 from wise.eval.runfile import SCHEMA
 from wise.eval.stream import Stream
 from wise.eval.work import Journal, Progress, Work, sole_user
-from wise.memory.fingerprint import fingerprint
+from wise.memory.fingerprint import fingerprint, tokenizer_digest
 from wise.memory.layer import execution_device
 from wise.model import WiseModel
 
