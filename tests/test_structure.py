@@ -17,7 +17,7 @@ import wise
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"wise": "wise", "wise.router": "router", "wise.memory": "memory", "wise.training": "training"}
-VOCABULARY = {"wise.errors", "wise.checks", "wise.cache", "wise.config", "wise.probes", "wise.edits", "wise.architectures"}
+VOCABULARY = {f"wise.{name}" for name in "architectures cache checks config edits errors probes".split()}
 """What any room may import."""
 BELOW = {
     "wise.memory": ("wise.memory",),
