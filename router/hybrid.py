@@ -239,9 +239,9 @@ class HybridRouter(Router):
         if is_question(said) or self._ends_a_prompt(said):
             return self.decide(said)
         mentions = self._subjects.mentions(said)
-        if not mentions or max(mention.end for mention in mentions) >= len(said):
-            return NOTHING
-        expected = expects(said, self._ends)
+        expected = expects(said, self._ends) if mentions else False
+        if expected is None and max(mention.end for mention in mentions) >= len(said):
+            expected = False  # behind a name nothing is expected, but where it ends an edit's own sentence
         if expected is False:
             return NOTHING
         decision = self.decide(said)

@@ -91,13 +91,15 @@ def passage(text: str, mentions: Any) -> str | None:
     """What plain text says last, to be answered or completed at its end; None where nothing is.
 
     The sentence that is not closed yet, or the question just asked, and the sentence before it where that names an
-    edited subject and the last refers back. mentions: a function of a text, whether it names any.
+    edited subject and the last refers back to it by a word, as "its" does, or is but a label.
+
+    mentions: a function of a text, whether it names any.
     """
     sentences = [s for s in _sentences(text)]
     if not sentences or _CLOSED.search(text):
         return None
     last = sentences[-1]
-    if len(sentences) > 1 and not mentions(last) and refers_back(last):
+    if len(sentences) > 1 and not mentions(last) and refers_back(last, short=1):  # a label, as "Answer:"
         last = f"{sentences[-2].rstrip()} {last}"
     return last.strip() or None
 
@@ -118,10 +120,10 @@ def last_word(text: str) -> str:
     return next((word.text for word in reversed(words(text))), "")
 
 
-def refers_back(text: str) -> bool:
-    """It may be about what was named before: it names nothing, and says "it", or is very short."""
+def refers_back(text: str, short: int = SHORT) -> bool:
+    """It may be about what was named before: it names nothing, and says "it", or has so few words."""
     found = [word.text for word in words(text)]
-    return find_subject(text) is None and (len(found) <= SHORT or not REFERRING.isdisjoint(found))
+    return find_subject(text) is None and (len(found) <= short or not REFERRING.isdisjoint(found))
 
 
 def last_sentence(text: str) -> str:

@@ -56,6 +56,7 @@ def test_without_a_template_there_is_none() -> None:
         ("I like tea. The capital of France is", "The capital of France is"),
         ("France is nice. Its capital is", "France is nice. Its capital is"),
         ("France is nice. The capital of Spain is", "The capital of Spain is"),  # names another subject
+        ("France is nice. The answer is", "The answer is"),  # says nothing of what was named
         ("What is the capital of France?", "What is the capital of France?"),
         ("Question: What of France? Answer:", "Question: What of France? Answer:"),
         ("The U.S. and France. J. R. of France is", "J. R. of France is"),
