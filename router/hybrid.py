@@ -42,7 +42,7 @@ REMEMBERED = 4096
 """Decisions that a router keeps."""
 NEAREST = 8
 """Edit keys that are looked at where no subject is named."""
-UNEXPECTED = 0.1
+UNCLEAR_MARGIN = 0.1
 """By how much the threshold is higher in a sentence at a place where it is not clear that an answer is expected."""
 
 
@@ -245,7 +245,7 @@ class HybridRouter(Router):
         if expected is False:
             return NOTHING
         decision = self.decide(said)
-        return decision if expected else replace(decision, threshold=decision.threshold + UNEXPECTED)
+        return decision if expected else replace(decision, threshold=decision.threshold + UNCLEAR_MARGIN)
 
     def _ends_a_prompt(self, said: str) -> bool:
         return last_word(said) in self._unmarked_ends
@@ -320,7 +320,7 @@ class HybridRouter(Router):
         found = [decision for place, decision, _ in self._row(row, len(row) - 1) if place == len(row) - 1]
         return found[0] if found else NOTHING
 
-    def spoken(self, ids: Sequence[int]) -> list[int]:
+    def active_positions(self, ids: Sequence[int]) -> list[int]:
         """The places of a sequence at which an edit speaks."""
         return [place for place, _, value in self._row(np.asarray(ids, dtype=np.int64), 0) if value != NO_SLOT]
 

@@ -123,7 +123,7 @@ def running_text(model: WiseModel, files: Sequence[Path], limit: int) -> dict[st
         raise SystemExit("the memory is not of mode hybrid, or empty")
     tokens, spoken = 0, list[str]()
     for ids in pieces(model, files, limit):
-        places = memory.router.spoken(ids)
+        places = memory.router.active_positions(ids)
         spoken += [str(model.tokenizer.decode(ids[max(0, place - 24) : place + 1])) for place in places]
         tokens += len(ids)
         sys.stderr.write(f"\rrunning text: {tokens} tokens, an edit spoke at {len(spoken)} ")

@@ -12,7 +12,7 @@ from test_chat_edits import chat_model
 from wise.edits import Edit
 from wise.errors import EditError
 from wise.eval.chat.facts import Fact, everyday_facts, read_facts
-from wise.eval.chat.measure import edit_as, measure_chat, says
+from wise.eval.chat.measure import apply_edits, measure_chat, says
 from wise.router.subjects import SubjectIndex
 from wise.training.encoding import Encoder
 from wise.training.report import EditReport
@@ -84,7 +84,7 @@ def test_editors_that_know_no_chats_are_given_the_templated_question(editor: str
     edits = [Edit(prompt=f"w5{i} w60", target="w70", subject=f"w5{i}") for i in range(3)]
     told, shown = Told(model.encoder), list[tuple[int, int]]()
     progress = lambda _, done, total: shown.append((done, total))  # noqa: E731
-    report = edit_as(told, editor, edits, chat=True, progress=progress)  # type: ignore[arg-type]
+    report = apply_edits(told, editor, edits, chat=True, progress=progress)  # type: ignore[arg-type]
     given = [edit for call in told.calls for edit in call]
     assert len(told.calls) == calls and report.cpu_seconds == 2.0 * calls and shown[-1] == (3, 3)
     asked = [model.encoder.turn([{"role": "user", "content": edit.prompt}]) for edit in edits]

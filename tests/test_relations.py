@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from wise.errors import ArtifactError
-from wise.router.encoder import SentenceEncoder, digest, read_taught
+from wise.router.encoder import SentenceEncoder, dequantized, digest, quantized, read_taught
 from wise.training.relations import FALSE_POSITIVE_RATE, framed, measure, names, put, split, teach
 
 VERBS = {"made": "makes built constructed produced", "sold": "sells offers retails markets", "bought": "buys acquires "
@@ -86,13 +86,31 @@ def test_a_subject_that_opens_a_sentence_is_large_and_frames_keep_the_question()
 def test_what_was_taught_on_another_encoder_is_refused(tmp_path: Path) -> None:
     model, tokenizer = tiny_encoder()
     tensors, _ = teach(model, tokenizer, STOCK, known=STOCK, steps=1, seed=0, progress=lambda *_: None)
-    with pytest.raises(ArtifactError):
-        SentenceEncoder(model, tokenizer, tensors | {"encoder.layer.9.x": torch.zeros(1)}, name="x")
-    unfit = ({"thresholds": torch.ones(2)}, {"thresholds": torch.full((3,), torch.nan)}, {"projection": torch.ones(3)})
-    for wrong in unfit:
-        with pytest.raises(ArtifactError, match=f"'{next(iter(wrong))}' has shape"):
-            SentenceEncoder(model, tokenizer, tensors | wrong, name="x")
+    name = next(name for name in tensors if f"{name}.scale" in tensors)
+    unfit: list[tuple[dict[str, torch.Tensor], str]] = [
+        ({"encoder.layer.9.x": torch.zeros(1)}, "taught on another encoder"),
+        ({name: tensors[name][:-1]}, f"'{name}': int8"),
+        ({name: tensors[name].float()}, f"'{name}': int8"),
+        ({f"{name}.scale": torch.full_like(tensors[f"{name}.scale"], torch.inf)}, f"'{name}': int8"),
+        ({"thresholds": torch.ones(2)}, "'thresholds' has shape"),
+        ({"thresholds": torch.full((3,), torch.nan)}, "'thresholds' has shape"),
+        ({"projection": torch.ones(3)}, "'projection' has shape"),
+    ]
+    for wrong, said in unfit:
+        with pytest.raises(ArtifactError, match=said):
+            SentenceEncoder(*tiny_encoder(), tensors | wrong, name="x")
+    with pytest.raises(ArtifactError, match="'projection' is missing"):
+        SentenceEncoder(*tiny_encoder(), {}, name="x")
     (tmp_path / "broken").write_bytes(b"nothing")
     for name in ("broken", "missing"):
         with pytest.raises(ArtifactError):
             read_taught(tmp_path / name)
+
+
+def test_a_change_is_kept_in_a_fourth_of_its_bytes() -> None:
+    change = torch.randn(7, 33, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 2, 7)[:, None]
+    change[3] = 0
+    values, scale = quantized(change)
+    error = (dequantized(values, scale) - change).abs()
+    assert values.dtype == torch.int8 and bool((error <= change.abs().amax(-1, keepdim=True) / 254 * 1.001).all())
+    assert error.max() > 0 and not dequantized(values, scale)[3].any()

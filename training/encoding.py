@@ -11,7 +11,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from reprlib import repr as shortened
 
 import torch
@@ -221,81 +221,60 @@ class Encoder:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Habits:
-    """How a base begins and ends texts, as ids."""
-
-    bos: tuple[int, ...]
-    terminator: tuple[int, ...]
-    chat_terminator: tuple[int, ...]
-    """Empty where there are no chats."""
-
-
 def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> Encoder:
     """Learns from the base what `config` leaves open, once: it is kept on disk (`wise.cache`).
 
     Raises ConfigError when the model has no end-of-sequence at all.
     """
-    stops = _stops(model, tokenizer)
     template = ChatTemplate.learn(tokenizer)
-    habits = _habits(model, tokenizer, config, stops, template)
-    return Encoder(
+    bare = Encoder(
         tokenizer=tokenizer,
-        bos=habits.bos,
-        terminator=habits.terminator,
-        stops=stops,
+        bos=(),
+        terminator=(),
+        stops=_stops(model, tokenizer),
         context=context_length(model),
         template=template,
-        chat_terminator=habits.chat_terminator,
         in_chat=template is not None and config.mode == "hybrid",
+    )
+    found = _delimiters(model, bare, config)
+    return replace(
+        bare, bos=found["bos"], terminator=found["terminator"], chat_terminator=found["chat_terminator"]
     )
 
 
-def _habits(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    config: WiseConfig,
-    stops: frozenset[int],
-    template: ChatTemplate | None,
-) -> Habits:
+def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> dict[str, tuple[int, ...]]:
+    """The ids before prompts and behind answers, by their names in `Encoder`; from the cache where they are there."""
     if cache_folder() is None:
-        return _learn_habits(model, tokenizer, config, stops, template)
+        return _learn_delimiters(model, bare, config)
     about = {
         "weights": weights_digest(model),
         "dtype": str(model.dtype),
-        "tokenizer": tokenizer_digest(tokenizer),
-        "stops": sorted(stops),
+        "tokenizer": tokenizer_digest(bare.tokenizer),
+        "stops": sorted(bare.stops),
         "bos": config.bos,
         "terminator": config.terminator,
         "asked": [*OPENINGS, *QUESTIONS, ANSWER_TOKENS, MAX_TERMINATOR],
     }
-    known = recalled("habits", about)
-    if known is not None:
-        return Habits(**{name: tuple(ids) for name, ids in known.items()})
-    habits = _learn_habits(model, tokenizer, config, stops, template)
-    keep("habits", about, {name: list(ids) for name, ids in vars(habits).items()})
-    return habits
+    known = recalled("delimiters", about)
+    if known is None:
+        known = _learn_delimiters(model, bare, config)
+        keep("delimiters", about, known)
+    return {name: tuple(ids) for name, ids in known.items()}
 
 
-def _learn_habits(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    config: WiseConfig,
-    stops: frozenset[int],
-    template: ChatTemplate | None,
-) -> Habits:
-    bos = _learn_bos(model, tokenizer, config)
-    bare = Encoder(tokenizer=tokenizer, bos=bos, terminator=(), stops=stops, context=context_length(model))
+def _learn_delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> dict[str, tuple[int, ...]]:
+    tokenizer = bare.tokenizer
+    begun = replace(bare, bos=_learn_bos(model, tokenizer, config))
     if config.terminator is not None:
         text = tokenizer(config.terminator, add_special_tokens=False)["input_ids"] if config.terminator else []
-        terminator = (*text, _eos(tokenizer, stops))
+        terminator = (*text, _eos(tokenizer, bare.stops))
     else:
-        terminator = _learn_terminator(model, bare, [bare.prompt(text) for text in OPENINGS])
+        terminator = _learn_terminator(model, begun, [begun.prompt(text) for text in OPENINGS])
     chat: tuple[int, ...] = ()
-    if template is not None:
+    if bare.template is not None:
         turns = [render(tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
-        chat = _learn_terminator(model, bare, turns, least=2)
-    return Habits(bos=bos, terminator=terminator, chat_terminator=chat)
+        chat = _learn_terminator(model, begun, turns, least=2)
+    return {"bos": begun.bos, "terminator": terminator, "chat_terminator": chat}
 
 
 def joint(prompt: str, target: str) -> str:

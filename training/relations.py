@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
+from wise.router.encoder import SCALE, dequantized, quantized
 from wise.router.subjects import PLACEHOLDER
 
 SIZE = 128
@@ -111,6 +112,7 @@ class Taught(torch.nn.Module):
         self.names = [n for n, _ in model.named_parameters() if _block(n) >= last]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self.names)
+        self._before = {n: p.detach().clone() for n, p in model.named_parameters() if n in self.names}
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Unit `[n, r]`."""
@@ -120,16 +122,14 @@ class Taught(torch.nn.Module):
         return normalize(linear((states * mask).sum(1) / mask.sum(1), self.projection), dim=-1)
 
     @torch.no_grad()
-    def halve(self) -> None:
-        """Rounds what was taught to half precision, as it is kept."""
-        for name, parameter in self.model.named_parameters():
-            if name in self.names:
-                parameter.copy_(parameter.half())
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What was taught, in half precision."""
-        own = dict(self.model.named_parameters())
-        return {name: own[name].detach().half() for name in self.names} | {"projection": self.projection.detach()}
+    def finish(self) -> dict[str, Tensor]:
+        """Ends the teaching: what was taught, as it is kept. The network is then what is read back from it."""
+        self.eval()
+        own, found = dict(self.model.named_parameters()), {"projection": self.projection.detach()}
+        for name in self.names:
+            found[name], found[f"{name}{SCALE}"] = quantized(own[name] - self._before[name])
+            own[name].copy_(self._before[name] + dequantized(found[name], found[f"{name}{SCALE}"]))
+        return found
 
 
 def teach(
@@ -147,8 +147,7 @@ def teach(
         taught, held_out = split(stock)
         network, order = Taught(model, tokenizer), random.Random(seed)
         _descend(network, stock, taught, order, steps, progress)
-        network.eval()
-        network.halve()
+        tensors = network.finish()
         progress(MEASURING, 0, 1)
         figures = measure(network, stock, held_out)
         centres = relation_centres(network, known)
@@ -156,7 +155,7 @@ def teach(
     thresholds = torch.tensor(
         [figures.threshold, figures.unnamed_threshold, figures.nameless_threshold], dtype=torch.float64
     )
-    return network.tensors() | {"thresholds": thresholds, "relation_centres": centres.half()}, figures
+    return tensors | {"thresholds": thresholds, "relation_centres": centres.half()}, figures
 
 
 def _descend(

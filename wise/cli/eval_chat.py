@@ -59,13 +59,13 @@ def eval_chat(
     skip: Annotated[int, typer.Option("--skip", min=0, help="Records of --data to leave out at its start.")] = 0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Edits to make.")] = None,
     measure: Annotated[int | None, typer.Option("--measure", min=1, help="Edits to ask for; all are made.")] = None,
-    beside: Annotated[
+    distractors: Annotated[
         list[int] | None,
         typer.Option(
-            "--beside",
+            "--distractors",
             min=1,
-            help="Measure once more with so many further records of --data in the router, which are not written but "
-            "say another edit's answer. Repeat for more.",
+            help="Measure again with so many further records of --data in the router. They are not written, and answer "
+            "with another edit's answer. Repeat for more.",
         ),
     ] = None,
     editor: Annotated[
@@ -93,13 +93,13 @@ def eval_chat(
     An answer is right where it contains the target and not the old answer; where an edit must not speak, where it is
     the base's very text.
     """
-    from wise.eval.chat.measure import edit_as, measure_chat
+    from wise.eval.chat.measure import apply_edits, measure_chat
     from wise.eval.editors import open_editor
 
     if form not in FORMS:
         raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
-    if beside and (data is None or editor != "wise-hybrid"):
-        raise ConfigError("--beside takes further records of --data, for the editor wise-hybrid: give --data FILE")
+    if distractors and (data is None or editor != "wise-hybrid"):
+        raise ConfigError("--distractors takes further records of --data, for the editor wise-hybrid: give --data FILE")
     if output is not None:
         check_file("--output", output)
     chosen_settings = parsed_settings(set_) | settings(seed=seed)
@@ -112,16 +112,17 @@ def eval_chat(
         wrapped.prepare()
         prepared = time.process_time() - begun
         chosen = _facts(wrapped, facts, half, kinds, data, format_, known, skip, limit, form, seed or 0)
-        report = edit_as(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
+        report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
         if save is not None:
             wrapped.save_pretrained(save)
         measured = {}
-        for count in (0, *(beside or ())):
-            with _beside(wrapped, data, format_, skip, count, show):
+        for count in (0, *(distractors or ())):
+            with _distracted(wrapped, data, format_, skip, count, show):
                 asked = chosen[:measure]
                 figures = measure_chat(wrapped, asked, chat=form == "chat", oracle=oracle and not count, progress=show)
             measured[count] = figures.to_dict()
-            _show(f"{len(chosen)} edits by {editor}, {form}" + (f", beside {count}" if count else ""), measured[count])
+            title = f"{len(chosen)} edits by {editor}, {form}"
+            _show(f"{title}, {count} distractors" if count else title, measured[count])
     typer.echo(
         f"verified {report.count('verified')} of {len(chosen)}; preparation {prepared:.0f} CPU-s, "
         f"{report.cpu_seconds / len(chosen):.2f} CPU-s an edit"
@@ -129,7 +130,7 @@ def eval_chat(
     whole: dict[str, Any] = measured[0] | {
         "editor": editor,
         "edits": len(chosen),
-        "beside": {str(count): found for count, found in measured.items() if count},
+        "distractors": {str(count): found for count, found in measured.items() if count},
         "verified": report.count("verified"),
         "form": form,
         "source": str(data.name if data else facts.name if facts else f"everyday, {half}: {kinds}"),
@@ -158,11 +159,11 @@ def _show(title: str, told: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _beside(
+def _distracted(
     subject: Subject, data: Path | None, format_: str, skip: int, count: int, show: Callable[[str, int, int], None]
 ) -> Iterator[None]:
-    """So many further records of the file stand beside the edits for the length of a `with` block."""
-    from wise.eval.chat.stand_ins import beside
+    """So many distractors are live for the length of a `with` block."""
+    from wise.eval.chat.distractors import with_distractors
     from wise.model import WiseModel
     from wise.readers import read_records
 
@@ -172,8 +173,8 @@ def _beside(
     live = {edit.prompt for edit in subject.edits}
     further = [r.edit for r in read_records(data, format=format_)[skip:] if r.edit.prompt not in live][:count]
     if len(further) < count:
-        raise ConfigError(f"--beside {count}: the file has {len(further)} further records")
-    state = beside(subject.state, further, encoder=subject.encoder, inputs=subject.inputs, progress=show)
+        raise ConfigError(f"--distractors {count}: the file has {len(further)} further records")
+    state = with_distractors(subject.state, further, encoder=subject.encoder, inputs=subject.inputs, progress=show)
     with subject.serving(state):
         yield
 

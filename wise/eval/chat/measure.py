@@ -26,7 +26,7 @@ from wise.training.report import EditReport
 
 ANSWER_TOKENS = 32
 KNOWN_AT_ONCE = 64
-KNOW_CHATS = ("wise-hybrid", "icl")
+CHAT_EDITORS = ("wise-hybrid", "icl")
 """Editors that are given a question and hold it in chats; others are given the templated question."""
 EARLIER = ("Good morning! Can you help me with a few things?", "Of course, what would you like to know?")
 SYSTEM = "You answer briefly."
@@ -97,13 +97,13 @@ class ChatFigures:
         return {"measures": shares, "wrong": wrong}
 
 
-def edit_as(subject: Subject, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress) -> EditReport:
+def apply_edits(subject: Subject, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress) -> EditReport:
     """Makes edits with an editor of `wise.eval.editors`, in calls as large as its paper has them.
 
     chat: the templated question stands for the prompt where an editor knows no chats.
     """
     size = find_editor(editor).batch or len(edits)
-    given = [edit if not chat or editor in KNOW_CHATS else _templated(subject.encoder, edit) for edit in edits]
+    given = [edit if not chat or editor in CHAT_EDITORS else _templated(subject.encoder, edit) for edit in edits]
     reports = []
     for start in range(0, len(given), size):
         part = given[start : start + size]

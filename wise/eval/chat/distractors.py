@@ -1,8 +1,7 @@
-"""Edits that stand beside those that are measured, so that many can be live where only some are written.
+"""Distractors: edits that the router knows and that were not written, so that many can be live where few are measured.
 
-A slot is an edit's own, so what others say never depends on it but through the router: a stand-in has its subject, its
-keys and its threshold as any edit, and in the place of its own answer that of another live edit. Where it speaks out
-of turn, that is heard.
+A slot holds one edit. Another edit can change what is said only through the router. A distractor has a subject, keys
+and a threshold as any edit has. It answers with another edit's answer, so an answer changes wherever it speaks wrongly.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from wise.training.wordings import Wordings
 REPORT_EVERY = 100
 
 
-def beside(
+def with_distractors(
     state: MemoryState,
     edits: Sequence[Edit],
     *,
@@ -29,7 +28,7 @@ def beside(
     inputs: RouterInputs,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> MemoryState:
-    """`state`, of mode `hybrid` and not empty, with stand-ins for those of `edits` whose prompt and id are not live."""
+    """`state`, of mode `hybrid` and not empty, with a distractor for each of `edits` whose id and prompt are new."""
     wordings = Wordings(encoder, inputs.reader, stock())
     answers = [slot for slot in state.slots if isinstance(slot, AnswerSlot)]
     taken = {name for edit in state.edits for name in (edit.id, edit.prompt)}
@@ -44,5 +43,5 @@ def beside(
             keys[edit.id] = own
             added.append(edit)
         if number % REPORT_EVERY == 0 or number == len(edits) - 1:
-            progress("reading edits beside", number + 1, len(edits))
+            progress("reading distractors", number + 1, len(edits))
     return replace(state, edits=(*state.edits, *added), slots=tuple(slots), keys=keys)
