@@ -3,8 +3,8 @@
 1. *Which edits can be meant?* Those whose subject the text names (`wise.router.subjects`). Where it names none, those
    whose question is very near, found among all keys with FAISS.
 2. *Is it what is asked?* The relation reader's vector of the question against the edit's keys (`wise.router.readers`).
-3. *Where?* Where an answer begins: at the end of a chat's question, or, in plain text, at each token of an unfinished
-   sentence or of a question after the subject (`wise.router.turns`).
+3. *Where?* Where an answer begins: at the end of a chat's question, or, in plain text, at the end of a question and
+   where an unfinished sentence that names the subject expects its answer (`wise.router.turns`).
 4. *How long?* While what was generated since is a beginning of the edit's answer; then its next value is added.
 
 All of it is a function of the token ids up to a token, so a sequence is routed alike however it is generated: in

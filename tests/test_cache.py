@@ -48,3 +48,14 @@ def test_an_empty_name_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.delenv("WISE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "wise"
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("WISE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    keep("ending", ABOUT, 1)
+    assert cache_folder() is None and recalled("ending", ABOUT) is None

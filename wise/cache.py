@@ -26,7 +26,10 @@ def cache_folder() -> Path | None:
     named = os.environ.get(VARIABLE)
     if named is not None:
         return Path(named) if named else None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wise"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wise"
+    except RuntimeError:  # whoever runs this has no home
+        return None
 
 
 def recalled(kind: str, about: Mapping[str, Any]) -> Any:
@@ -38,7 +41,7 @@ def recalled(kind: str, about: Mapping[str, Any]) -> Any:
         kept = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return kept["found"] if isinstance(kept, dict) and kept.get("about") == dict(about) else None
+    return kept.get("found") if isinstance(kept, dict) and kept.get("about") == dict(about) else None
 
 
 def keep(kind: str, about: Mapping[str, Any], found: Any) -> None:
