@@ -408,6 +408,8 @@ def test_progress_stays_off_stdout(tiny: Path, data: Path) -> None:
     quiet, shown = run(*arguments), run(*arguments, "--progress")
     assert "locality" not in quiet.stderr and "locality" in shown.stderr
     assert quiet.stdout == shown.stdout
+    lines = [line for line in shown.stderr.splitlines() if line.startswith("locality")]
+    assert lines == list(dict.fromkeys(lines)) and "\x1b" not in shown.stderr  # made to be read in a file
 
 
 def test_own_warnings_reach_stderr(tiny: Path) -> None:

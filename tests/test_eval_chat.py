@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from test_chat_edits import chat_model
 
-from wise.edits import Edit
+from wise.edits import Edit, Record
 from wise.errors import EditError
-from wise.eval.chat.facts import Fact, everyday_facts, read_facts
+from wise.eval.chat.facts import Fact, everyday_facts, facts_of, read_facts
 from wise.eval.chat.measure import apply_edits, measure_chat, says
 from wise.router.subjects import SubjectIndex
 from wise.training.encoding import Encoder
@@ -60,6 +60,13 @@ def test_bad_facts_are_named_by_their_line(tmp_path: Path) -> None:
         read_facts(file)
     with pytest.raises(EditError, match="half"):
         everyday_facts("both")
+
+
+def test_a_records_neighbour_that_names_the_subject_asks_about_the_subject() -> None:
+    edit = Edit(prompt="Which family does the wren belong to?", target="owls", subject="the wren")
+    about, other = "The rank of the wren is", "Which family does the robin belong to?"
+    [fact] = facts_of([Record(edit=edit, neighbours=(about, other))])
+    assert fact.same_subject == (about,) and fact.neighbours == (other,)
 
 
 class Told:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,8 @@ ROWS = 20
 """Rows of a table before the rest is only counted."""
 PLAIN_WIDTH = 120
 """Columns of a table where stdout is no terminal."""
+SECONDS_A_LINE = 10.0
+"""Between two lines of progress about one thing, where stderr is no terminal."""
 SLOT_STYLES = ("green", "cyan", "magenta", "yellow", "blue", "red")
 
 MODEL_HELP = "Folder or hub id of a causal LM."
@@ -74,7 +77,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="End with one JSON object, in the last line of stdout.")
 ]
 ProgressOption = Annotated[
-    bool, typer.Option("--progress", help="Show progress on stderr even where it is no terminal.")
+    bool, typer.Option("--progress", help="Report progress on stderr, in lines, even where it is no terminal.")
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -184,10 +187,13 @@ def _is_path(name: str) -> bool:
 def progress_bars(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr for each thing that is being done, with the time it still takes.
 
-    None where stderr is no terminal, unless `wanted`. Yields what to call with a name, how much of it is done,
+    Where stderr is no terminal, lines if `wanted` and else nothing. Yields what to call with a name, how much of it is done,
     and of how much.
     """
-    console = Console(stderr=True, force_terminal=wanted or None)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(console) if wanted else lambda name, done, total: None
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -197,7 +203,7 @@ def progress_bars(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn(),
     )
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
 
         def show(name: str, done: int, total: int) -> None:
             if name not in tasks:
@@ -205,6 +211,23 @@ def progress_bars(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
             progress.update(tasks[name], completed=done, total=total, visible=done < total)
 
         yield show
+
+
+def _lines(console: Console) -> Callable[[str, int, int], None]:
+    """Progress for a file: a line where a thing begins and ends, and one in `SECONDS_A_LINE` between."""
+    begun: dict[str, float] = {}
+    told: dict[str, float] = {}
+
+    def show(name: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and name in told and now - told[name] < SECONDS_A_LINE:
+            return
+        told[name] = now
+        spent = now - begun.setdefault(name, now)
+        left = f", {spent * (total - done) / done:.0f} s left" if done and done < total else ""
+        console.print(f"{name}: {done} of {total} after {spent:.0f} s{left}", markup=False, highlight=False, soft_wrap=True)
+
+    return show
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -71,8 +71,8 @@ def read_facts(path: Path) -> list[Fact]:
 def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> list[Fact]:
     """Records of a published set, each with so many of its wordings and neighbours.
 
-    Its other questions about the subject are the prompts of other relations in the set, asked of its subject, where
-    subjects of both relations occur together or the set does not tell relations apart: none for such a set.
+    Its other questions about the subject are those neighbours that name it, and, where the set tells relations apart,
+    prompts of other relations asked of it.
     """
     prompts: dict[str, list[str]] = {}
     for record in records:
@@ -84,13 +84,15 @@ def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> 
         others = [name for name in sorted(prompts) if name != record.relation]
         few = order.sample(others, min(wordings, len(others))) if record.edit.subject else []
         same = [order.choice(prompts[name]).replace("{}", record.edit.subject or "") for name in few]
+        named = [text for text in record.neighbours if record.edit.subject and record.edit.subject in text]
+        apart = [text for text in record.neighbours if text not in named]
         found.append(
             Fact(
                 edit=record.edit,
                 rewordings=record.paraphrases[:wordings],
                 free_rewordings=record.free_paraphrases[:wordings],
-                same_subject=tuple(same),
-                neighbours=record.neighbours[:wordings],
+                same_subject=(*same, *named[:wordings]),
+                neighbours=tuple(apart[:wordings]),
                 answer=record.answer,
                 kind=record.relation or "",
             )
