@@ -187,8 +187,8 @@ def _is_path(name: str) -> bool:
 def progress_bars(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr for each thing that is being done, with the time it still takes.
 
-    Where stderr is no terminal, lines if `wanted` and else nothing. Yields what to call with a name, how much of it is done,
-    and of how much.
+    Where stderr is no terminal, lines if `wanted` and else nothing. Yields what to call with a name, how much of
+    it is done, and of how much.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -225,7 +225,8 @@ def _lines(console: Console) -> Callable[[str, int, int], None]:
         told[name] = now
         spent = now - begun.setdefault(name, now)
         left = f", {spent * (total - done) / done:.0f} s left" if done and done < total else ""
-        console.print(f"{name}: {done} of {total} after {spent:.0f} s{left}", markup=False, highlight=False, soft_wrap=True)
+        line = f"{name}: {done} of {total} after {spent:.0f} s{left}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     return show
 
