@@ -32,8 +32,11 @@ class RelationReader(ABC):
     """The same where none is named."""
     nameless_threshold: float
     """The same of edits that have no subject, unless an edit has its own."""
+    relation_centres: Tensor
+    """`[n, r]` unit vectors, one of each relation of the questions that ship, or none."""
 
     def __init__(self) -> None:
+        self.relation_centres = torch.zeros(0, 0)
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 

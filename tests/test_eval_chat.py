@@ -69,6 +69,19 @@ def test_a_records_neighbour_that_names_the_subject_asks_about_the_subject() -> 
     assert fact.same_subject == (about,) and fact.neighbours == (other,)
 
 
+def test_a_wording_of_two_relations_is_no_other_question() -> None:
+    """The same prompt cannot both have to change and have to stay."""
+    place = Edit(prompt="Bree is located in", target="Gondor", subject="Bree")
+    realm = Edit(prompt="The country of Moria is", target="Rohan", subject="Moria")
+    found = facts_of(
+        [
+            Record(edit=place, relation="place"),
+            Record(edit=realm, relation="country", paraphrases=("Moria is located in",)),
+        ]
+    )
+    assert found[1].same_subject == () and found[0].same_subject == ("The country of Bree is",)
+
+
 class Told:
     """An editor that notes what it is given."""
 

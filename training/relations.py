@@ -31,6 +31,11 @@ HEAD_RATE = 3e-4
 WARM_UP = 20
 MASKED_RIVALS = 22
 """Relations that a masked question is told from at once."""
+ANSWERED = 0.5
+"""Share of masked wordings that are read with an answer on one side, as an edit is."""
+READ_AT_ONCE = 32
+"""Texts of one batch of the encoder."""
+MAX_TOKENS = 96
 HELD_OUT = 6
 """One relation in so many is never taught."""
 FALSE_POSITIVE_RATE = 0.05
@@ -88,6 +93,12 @@ def put(subject: str, wording: str) -> str:
     return wording.replace("{}", own)
 
 
+def stated(text: str, answer: str) -> str:
+    """A wording and its answer as one statement. The answer often tells what a short wording asks for: "She is from",
+    with a city or with a country."""
+    return f"{text} {answer.rstrip('.')}."
+
+
 def split(stock: Stock, seed: int = 7) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Relations of each kind: those that are taught, and those that are held out."""
     order, taught, held_out = random.Random(seed), {}, {}
@@ -115,8 +126,15 @@ class Taught(torch.nn.Module):
         self._before = {n: p.detach().clone() for n, p in model.named_parameters() if n in self.names}
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Unit `[n, r]`."""
-        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=96, return_tensors="pt")
+        """Unit `[n, r]`. Texts of like length are read together: padding costs as much as text."""
+        ids = self.tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        parts = [order[start : start + READ_AT_ONCE] for start in range(0, len(order), READ_AT_ONCE)]
+        vectors = torch.cat([self._read([ids[i] for i in part]) for part in parts])
+        return vectors[torch.tensor(order).argsort()]
+
+    def _read(self, ids: list[list[int]]) -> Tensor:
+        batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
         states = self.model(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None]
         return normalize(linear((states * mask).sum(1) / mask.sum(1), self.projection), dim=-1)
@@ -195,6 +213,9 @@ def _batch(
                     (first, second), order.sample(wordings(stock[kind][relation]), 2), strict=True
                 ):
                     side.append(framed(put(subject, wording), order))
+                answers = stock[kind][relation].get("answers")
+                if masked and answers and order.random() < ANSWERED:
+                    second[-1] = stated(second[-1], order.choice(answers))
                 group.append(number)
     return first, second, group
 
@@ -231,8 +252,10 @@ def measure(network: Callable[[list[str]], Tensor], stock: Stock, held_out: Mapp
             first, *more = order.sample(own, min(4, len(own)))
             names_ = order.sample([name for name in stock[kind] if name != relation], min(4, len(stock[kind]) - 1))
             others = [order.choice(wordings(stock[kind][name])) for name in names_]
-            masked = network([put(PLACEHOLDER, wording) for wording in (first, *more, *others)])
-            scores = (masked[1:] @ masked[0]).tolist()
+            asked = put(PLACEHOLDER, first)
+            keys = [asked, *(stated(asked, answer) for answer in stock[kind][relation].get("answers", ())[:1])]
+            masked = network([put(PLACEHOLDER, wording) for wording in (*more, *others)])
+            scores = (masked @ network(keys).T).amax(-1).tolist()
             right, wrong = right + scores[: len(more)], wrong + scores[len(more) :]
             texts = [put(subject, wording) for wording in (first, *more, *others)]
             vectors = network([*texts, *(put(elsewhere, wording) for wording in (first, *more))])

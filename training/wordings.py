@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from wise.edits import Edit
@@ -20,20 +21,18 @@ from wise.router.readers import RelationReader
 from wise.router.subjects import SubjectIndex, masked, names_of
 from wise.router.turns import is_question
 from wise.training.encoding import Encoder
-from wise.training.relations import Stock, names, put
+from wise.training.relations import Stock, names, put, stated
 
-NEAR = 0.75
-"""Cosine to the centre of a shipped relation from which its wordings are those of an edit."""
-MARGIN = 0.05
-"""How much nearer it must be than the next relation."""
+SAYS = (1 / 3, 2 / 3)
+"""What an edit's question, and the question with the answer, have to say in which relation it is of."""
+NEAR = 0.5
+"""Mean cosine to the centre of a shipped relation from which its wordings are those of an edit."""
 APART, HIGHEST = 0.01, 0.98
 """How far an edit's threshold lies above what must not reach it, and the highest that there is."""
 EARLIER_TURN = ("Hi! I have a few questions for you.", "Hello! Go ahead, I'm happy to help.")
 SYSTEM_MESSAGE = "You are a helpful assistant."
 QUESTION_FRAMES = ("Please tell me: {}", "Hi! {} Thanks.", "I would like to know: {}")
 PREFIX = "I like long walks by the sea. "
-KEYS = 4
-"""Vectors kept of an edit that lists no more paraphrases: 1 KiB."""
 FROM_RELATION = 4
 """Wordings that are taken from the nearest relation, at most."""
 
@@ -69,32 +68,44 @@ class Wordings:
 
     def texts(self, edit: Edit) -> list[str]:
         """Further texts that ask the edit's question, from the nearest shipped relation."""
-        centres = getattr(self.reader, "relation_centres", None)
-        names_ = names_of(edit)
-        if not names_ or centres is None or not len(centres):
+        nearest = self._nearest_relation(edit)
+        if nearest is None:
             return []
-        scores = centres @ self.reader.read([self._masked(edit, question(edit))])[0]
-        best, second = scores.topk(2).values.tolist()
-        if best < NEAR or best - second < MARGIN:
-            return []
-        kind, relation = self._names[int(scores.argmax())]
+        kind, relation = self._names[nearest]
+        name = names_of(edit)[0]
         known = self.stock[kind][relation]
-        order = random.Random(f"{names_[0]} {relation}")
+        order = random.Random(f"{name} {relation}")
         questions = [w for w in known["wordings"] if is_question(w)]
         sentences = [w for w in known["wordings"] if not is_question(w)]
         few = order.sample(questions, min(FROM_RELATION, len(questions)))
         few += order.sample(sentences, min(FROM_RELATION // 2, len(sentences)))
-        return [put(names_[0], wording) for wording in few]
+        return [put(name, wording) for wording in few]
 
-    def keys(self, edit: Edit, further: Sequence[str]) -> Tensor:
+    def keys(self, edit: Edit) -> Tensor:
         """`[k, r]` the vectors that questions are compared with: first the edit's question as it stands, which finds it
-        where no subject is named, then its wordings with the subject masked; without a subject, as they stand."""
+        where no subject is named, then with the subject masked the question, the question and its new answer as one
+        statement, its paraphrases, and the centre of the nearest shipped relation; without a subject, its question and
+        paraphrases as they stand."""
         asked = question(edit)
-        own = (asked, *edit.paraphrases)
+        own = list(dict.fromkeys((asked, *edit.paraphrases)))
         if not names_of(edit):
-            return self.reader.read(list(dict.fromkeys(own)))
-        texts = list(dict.fromkeys(self._masked(edit, text) for text in (*own, *further)))
-        return self.reader.read([asked, *texts[: max(KEYS - 1, len(own))]])
+            return self.reader.read(own)
+        first, *more = (self._masked(edit, text) for text in own)
+        keys = self.reader.read([asked, first, stated(first, edit.target), *more])
+        nearest = self._nearest_relation(edit)
+        return keys if nearest is None else torch.cat([keys, self.reader.relation_centres[nearest][None]])
+
+    def _nearest_relation(self, edit: Edit) -> int | None:
+        """Of the shipped relations the one that the edit's question and its answer are nearest to; None where none is
+        near."""
+        centres = self.reader.relation_centres
+        if not names_of(edit) or not len(centres):
+            return None
+        asked = self._masked(edit, question(edit))
+        vectors = self.reader.read([asked, stated(asked, edit.target)])
+        scores = centres @ (vectors.T @ torch.tensor(SAYS))
+        best = int(scores.argmax())
+        return best if float(scores[best]) >= NEAR else None
 
     def threshold(self, edit: Edit, keys: Tensor) -> float:
         """Score from which the edit is asked for: the reader's own, or what keeps it above all that must not ask for

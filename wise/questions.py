@@ -1,4 +1,5 @@
-"""The questions that ship with wise: what may be asked of a subject, in many wordings. No answers are in here.
+"""The questions that ship with wise: what may be asked of a subject, in many wordings. What is true is not in here: the
+answers are of the right kind and of no subject.
 
 The relation reader is taught on them, and an edit that asks what one of them asks is fitted on its wordings as well.
 Questions of your own have the same shape, and are read from a file by `read_stock`.
@@ -17,19 +18,19 @@ from typing import Any
 from wise.errors import ConfigError, did_you_mean
 
 SUBJECTS = "subjects"
-FIELDS = ("wordings", "requests")
+FIELDS = ("wordings", "requests", "answers")
 LEAST_SUBJECTS, LEAST_RELATIONS, LEAST_WORDINGS = 3, 4, 2
 """Of a kind, of a kind, and of a relation: what one batch of teaching takes."""
 
 
 Stock = Mapping[str, Mapping[str, Any]]
-"""`subjects`: kind -> names; and kind -> relation -> `wordings` and `requests`."""
+"""`subjects`: kind -> names; and kind -> relation -> `wordings`, `requests` and `answers`."""
 
 
 @cache
 def stock() -> Stock:
     """`subjects`: kind -> names; and kind -> relation -> `wordings` (questions end in "?", the others are beginnings of
-    a sentence that the answer ends) and `requests` (imperatives)."""
+    a sentence that the answer ends), `requests` (imperatives) and `answers` (of the right kind)."""
     return tomllib.loads((files("wise") / "questions.toml").read_text(encoding="utf-8"))
 
 

@@ -79,7 +79,7 @@ class AnswerWriter:
         for i, (edit, task) in enumerate(zip(edits, tasks, strict=True)):
             own = {form: n for n, (edit_of, form) in enumerate(parts) if edit_of == i}
             slot = self._slot(edit, task, own, asked[i], values)
-            keys = self.wordings.keys(edit, further[i])
+            keys = self.wordings.keys(edit)
             outcome = Written(
                 fitted=all(fit.fitted[n] for n in own.values()),
                 steps=max(fit.steps[n] for n in own.values()),

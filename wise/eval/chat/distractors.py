@@ -36,7 +36,7 @@ def with_distractors(
     for number, edit in enumerate(edits):
         if not {edit.id, edit.prompt} & taken:
             taken |= {edit.id, edit.prompt}
-            own = wordings.keys(edit, wordings.texts(edit)).half()
+            own = wordings.keys(edit).half()
             answer = answers[len(added) % len(answers)]
             threshold = wordings.threshold(edit, own.float())
             slots.append(replace(answer, id=len(slots), edit_ids=(edit.id,), scores=(threshold,)))

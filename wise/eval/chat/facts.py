@@ -72,32 +72,40 @@ def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> 
     """Records of a published set, each with so many of its wordings and neighbours.
 
     Its other questions about the subject are those neighbours that name it, and, where the set tells relations apart,
-    prompts of other relations asked of it.
+    prompts of other relations asked of it, which are no wordings of its own relation as well ("X is located in").
     """
     prompts: dict[str, list[str]] = {}
+    own: dict[str, set[str]] = {}
     for record in records:
         if record.relation and record.edit.subject:
-            prompts.setdefault(record.relation, []).append(record.edit.prompt.replace(record.edit.subject, "{}"))
+            prompts.setdefault(record.relation, []).append(_wording(record.edit.prompt, record))
+            asked = (record.edit.prompt, *record.paraphrases)
+            own.setdefault(record.relation, set()).update(_flat(_wording(text, record)) for text in asked)
     order = random.Random(seed)
     found = []
     for record in records:
         others = [name for name in sorted(prompts) if name != record.relation]
         few = order.sample(others, min(wordings, len(others))) if record.edit.subject else []
-        same = [order.choice(prompts[name]).replace("{}", record.edit.subject or "") for name in few]
+        same = [[text for text in prompts[name] if _flat(text) not in own[record.relation or ""]] for name in few]
+        asked = [order.choice(texts).replace("{}", record.edit.subject or "") for texts in same if texts]
         named = [text for text in record.neighbours if record.edit.subject and record.edit.subject in text]
-        apart = [text for text in record.neighbours if text not in named]
         found.append(
             Fact(
                 edit=record.edit,
                 rewordings=record.paraphrases[:wordings],
                 free_rewordings=record.free_paraphrases[:wordings],
-                same_subject=(*same, *named[:wordings]),
-                neighbours=tuple(apart[:wordings]),
+                same_subject=(*asked, *named[:wordings]),
+                neighbours=tuple(text for text in record.neighbours if text not in named)[:wordings],
                 answer=record.answer,
                 kind=record.relation or "",
             )
         )
     return found
+
+
+def _wording(text: str, record: Record) -> str:
+    """The text with `{}` for the subject."""
+    return text.replace(record.edit.subject, "{}") if record.edit.subject else text
 
 
 def _fact(row: dict[str, object]) -> Fact:

@@ -165,7 +165,7 @@ def findable(model: WiseModel, edits: Sequence[Edit], inputs: RouterInputs) -> M
     wordings, encoder = Wordings(model.encoder, inputs.reader, stock()), model.encoder
     slots, keys = [], {}
     for i, edit in enumerate(edits):
-        own = wordings.keys(edit, wordings.texts(edit))
+        own = wordings.keys(edit)
         said = [] if encoder.template is None else encoder.chat_target(edit.target)
         ids = [*said, *encoder.target(question(edit), edit.target)]
         slot = AnswerSlot(
