@@ -35,7 +35,7 @@ class SentenceEncoder(RelationReader):
     """Reads the text of a question."""
 
     def __init__(self, model: Any, tokenizer: Any, taught: dict[str, Tensor], *, name: str) -> None:
-        """taught: `projection` `[r, d]`, `thresholds` `[3]`, and what is added to parameters of the model, which is
+        """taught: `projection` `[r, d]`, `thresholds` `[4]`, and what is added to parameters of the model, which is
         changed: `NAME` int8 with `NAME.scale`, as `quantized` makes them.
 
         Raises ArtifactError where these are not what it takes.
@@ -46,8 +46,8 @@ class SentenceEncoder(RelationReader):
         self._busy = threading.Lock()
         own = dict(taught)
         self._projection = _tensor(own, "projection", (-1, int(model.config.hidden_size)))
-        thresholds = _tensor(own, "thresholds", (3,))
-        self.threshold, self.unnamed_threshold, self.nameless_threshold = thresholds.tolist()
+        thresholds = _tensor(own, "thresholds", (4,)).tolist()
+        self.threshold, self.sentence_threshold, self.unnamed_threshold, self.nameless_threshold = thresholds
         self.relation_centres = own.pop("relation_centres", torch.zeros(0, len(self._projection))).float()
         self.size = len(self._projection)
         parameters = dict(model.named_parameters())

@@ -42,6 +42,8 @@ REMEMBERED = 4096
 """Decisions that a router keeps."""
 NEAREST = 8
 """Edit keys that are looked at where no subject is named."""
+HIGHEST = 0.98
+"""Threshold that an edit's own question still reaches, whose key is kept in half precision."""
 UNCLEAR_MARGIN = 0.1
 """By how much the threshold is higher in a sentence at a place where it is not clear that an answer is expected."""
 
@@ -83,6 +85,11 @@ def masked_keys(keys: Tensor, names: Sequence[str]) -> Tensor:
     return keys[1:] if names else keys
 
 
+def own_keys(keys: Tensor, edit: Edit) -> Tensor:
+    """Of these the ones of its own texts: its question, this with the answer, and its paraphrases."""
+    return masked_keys(keys, names_of(edit))[: 2 + len(edit.paraphrases)]
+
+
 class HybridRouter(Router):
     """Serves one snapshot. Decisions are remembered; all else is read-only."""
 
@@ -95,6 +102,7 @@ class HybridRouter(Router):
         owners = [edits[slot.edit_ids[0]] for slot in slots]
         # In the precision of a route, so that it is open exactly where a decision is.
         self._thresholds = np.array([slot.threshold for slot in slots], dtype=np.float32)
+        self._sentence_margin = max(0.0, inputs.reader.sentence_threshold - inputs.reader.threshold)
         names = [names_of(edit) for edit in owners]
         self._unnamed = [
             max(slot.threshold, inputs.reader.unnamed_threshold) if own else slot.threshold
@@ -234,8 +242,8 @@ class HybridRouter(Router):
         return None if known is NOTHING else known
 
     def _completed(self, said: str) -> Decision:
-        """The same of a passage that is not remembered. Where it is not clear that an answer is expected, what is said
-        must come nearer to the edit's question."""
+        """The same of a passage that is not remembered. An unfinished sentence must come nearer to the edit's question
+        than a question, and nearer yet where it is not clear that an answer is expected."""
         if is_question(said) or self._ends_a_prompt(said):
             return self.decide(said)
         mentions = self._subjects.mentions(said)
@@ -245,7 +253,8 @@ class HybridRouter(Router):
         if expected is False:
             return NOTHING
         decision = self.decide(said)
-        return decision if expected else replace(decision, threshold=decision.threshold + UNCLEAR_MARGIN)
+        margin = self._sentence_margin if expected else self._sentence_margin + UNCLEAR_MARGIN
+        return replace(decision, threshold=max(decision.threshold, min(decision.threshold + margin, HIGHEST)))
 
     def _ends_a_prompt(self, said: str) -> bool:
         return last_word(said) in self._unmarked_ends

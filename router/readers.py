@@ -27,7 +27,9 @@ class RelationReader(ABC):
     size: int
     """r: numbers in a vector."""
     threshold: float
-    """Cosine from which two texts that name one subject ask the same, unless an edit has its own."""
+    """Cosine from which two questions that name one subject ask the same, unless an edit has its own."""
+    sentence_threshold: float
+    """The same of an unfinished sentence that names it."""
     unnamed_threshold: float
     """The same where none is named."""
     nameless_threshold: float

@@ -23,6 +23,8 @@ _SENTENCE_END = re.compile(
 )
 """Ends of sentences; not initials and a few titles."""
 _QUESTION = re.compile(r"[?？][\"'”’)\]]*\s*$")
+_LABEL = re.compile(r"^\W*\w+(?:\s+\w+)?\s*[:：]\s*$")
+"""What stands before an answer and asks nothing itself: "Answer:"."""
 _CLOSED = re.compile(r"[.!。！][\"'”’)\]]*\s*$")
 
 _UNFINISHED = re.compile(
@@ -99,7 +101,7 @@ def passage(text: str, mentions: Any) -> str | None:
     if not sentences or _CLOSED.search(text):
         return None
     last = sentences[-1]
-    if len(sentences) > 1 and not mentions(last) and refers_back(last, short=1):  # a label, as "Answer:"
+    if len(sentences) > 1 and not mentions(last) and (_LABEL.search(last) or refers_back(last, short=0)):
         last = f"{sentences[-2].rstrip()} {last}"
     return last.strip() or None
 

@@ -14,14 +14,27 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from wise.errors import ArtifactError
 from wise.router.encoder import SentenceEncoder, dequantized, digest, quantized, read_taught
-from wise.training.relations import FALSE_POSITIVE_RATE, framed, measure, names, put, split, teach
+from wise.training.relations import (
+    FALSE_POSITIVE_RATE,
+    framed,
+    measure,
+    names,
+    nearest_relation,
+    put,
+    split,
+    stated,
+    teach,
+)
 
 VERBS = {"made": "makes built constructed produced", "sold": "sells offers retails markets", "bought": "buys acquires "
          "purchases takes", "seen": "sees watches views notices", "sung": "sings hums chants intones"}
 STOCK = {
     "subjects": {"thing": ["alpha", "beta", "gamma", "delta"]},
     "thing": {
-        name: {"wordings": [f"who {verb} {{}}?" for verb in verbs.split()] + [f"{verbs.split()[0]} {{}} that is"]}
+        name: {
+            "wordings": [f"who {verb} {{}}?" for verb in verbs.split()] + [f"{verbs.split()[0]} {{}} that is"],
+            "answers": ["alpha", "beta."],
+        }
         for name, verbs in VERBS.items()
     },
 }
@@ -65,7 +78,7 @@ def test_what_was_taught_is_deterministic_and_read_back(tmp_path: Path) -> None:
 def test_the_threshold_lets_the_stated_share_of_other_questions_pass(tmp_path: Path) -> None:
     reader, _ = taught(tmp_path)
     held_out = split(STOCK)[1]
-    figures = measure(reader.read, STOCK, held_out)
+    figures = measure(reader.read, STOCK, held_out, reader.relation_centres)
     assert figures.threshold == pytest.approx(reader.threshold)
     assert figures.unnamed_threshold >= figures.nameless_threshold and 0 <= figures.recall <= 1
     assert 0 < FALSE_POSITIVE_RATE < 1
@@ -83,6 +96,15 @@ def test_a_subject_that_opens_a_sentence_is_large_and_frames_keep_the_question()
     assert all("who makes alpha" in framed("who makes alpha?", random.Random(i)) for i in range(20))
 
 
+def test_an_answer_tells_the_relation_where_the_question_does_not() -> None:
+    assert stated("this is from", "Spain.") == "this is from Spain."
+    city, country = torch.eye(2)
+    vague = (city + country) / 2 + 0.01 * country
+    centres = torch.stack([city, country])
+    assert nearest_relation(vague[None], centres) == 1
+    assert nearest_relation(torch.stack([vague, city]), centres) == 0
+
+
 def test_what_was_taught_on_another_encoder_is_refused(tmp_path: Path) -> None:
     model, tokenizer = tiny_encoder()
     tensors, _ = teach(model, tokenizer, STOCK, known=STOCK, steps=1, seed=0, progress=lambda *_: None)
@@ -93,7 +115,7 @@ def test_what_was_taught_on_another_encoder_is_refused(tmp_path: Path) -> None:
         ({name: tensors[name].float()}, f"'{name}': int8"),
         ({f"{name}.scale": torch.full_like(tensors[f"{name}.scale"], torch.inf)}, f"'{name}': int8"),
         ({"thresholds": torch.ones(2)}, "'thresholds' has shape"),
-        ({"thresholds": torch.full((3,), torch.nan)}, "'thresholds' has shape"),
+        ({"thresholds": torch.full((4,), torch.nan)}, "'thresholds' has shape"),
         ({"projection": torch.ones(3)}, "'projection' has shape"),
     ]
     for wrong, said in unfit:

@@ -28,7 +28,15 @@ from wise.router.encoder import load_base, load_encoder
 from wise.teaching import teach_reader
 from wise.training.relations import MEASURING, measure, split
 
-FIGURES = {"threshold", "unnamed_threshold", "nameless_threshold", "recall", "unnamed_recall"}
+FIGURES = {
+    "threshold",
+    "sentence_threshold",
+    "unnamed_threshold",
+    "nameless_threshold",
+    "recall",
+    "sentence_recall",
+    "unnamed_recall",
+}
 
 
 def run(*arguments: str | Path) -> Result:
@@ -82,11 +90,11 @@ def test_what_it_says_are_the_figures_of_the_file_that_it_wrote(
     assert told["questions"]["name"] == "ships.toml"
     reader = load_encoder(str(encoder), taught=file)
     own = read_stock(questions)
-    found = measure(reader.read, own, split(own)[1])
+    found = measure(reader.read, own, split(own)[1], reader.relation_centres)
     for name in FIGURES:
         assert getattr(found, name) == pytest.approx(told[name], abs=1e-4)
     assert reader.threshold == pytest.approx(told["threshold"], abs=0.01)
-    for name in ("threshold", "unnamed_threshold", "nameless_threshold"):
+    for name in ("threshold", "sentence_threshold", "unnamed_threshold", "nameless_threshold"):
         assert 0 < getattr(reader, name) <= 1
 
 
@@ -152,7 +160,15 @@ def test_which_questions_are_taught_is_for_the_user_to_say(
 def module_figures() -> Any:
     from wise.training.relations import Figures
 
-    return Figures(threshold=0.7, unnamed_threshold=0.9, nameless_threshold=0.8, recall=0.9, unnamed_recall=0.5)
+    return Figures(
+        threshold=0.7,
+        sentence_threshold=0.75,
+        unnamed_threshold=0.9,
+        nameless_threshold=0.8,
+        recall=0.9,
+        sentence_recall=0.8,
+        unnamed_recall=0.5,
+    )
 
 
 def test_progress_moves_to_the_end_of_what_is_done(encoder: Path, questions: Path, tmp_path: Path) -> None:

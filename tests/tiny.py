@@ -135,7 +135,7 @@ class WordReader(RelationReader):
 
     name = "words"
     size = 16
-    threshold = 0.5
+    threshold = sentence_threshold = 0.5
     unnamed_threshold = 0.9
     nameless_threshold = 0.7
 

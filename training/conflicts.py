@@ -1,7 +1,8 @@
 """Edits that contradict each other in other words: the last one that was written stays (`hybrid`).
 
 Two edits ask the same where they are about one subject and each is what the other's question asks for, as the router
-takes it: a question worded in a third way might then be answered by either. Two of one prompt are no conflict; the
+takes it: a question worded in a third way might then be answered by either. The relation that they are nearest to does
+not count: two edits that no shipped relation fits may share it. Two of one prompt are no conflict; the
 later simply replaces the earlier.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Collection
 from wise.edits import Edit
 from wise.memory.key_space import RelationSpace
 from wise.memory.state import MemoryState
-from wise.router.hybrid import masked_keys
+from wise.router.hybrid import own_keys
 from wise.router.subjects import SubjectIndex, names_of
 from wise.training.report import Conflict
 from wise.training.verification import same_subject
@@ -38,7 +39,7 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
             one = state.edits[earlier]
             if earlier >= place or earlier in found or one.target == other.target or not same_subject(one, other):
                 continue
-            first, second = (masked_keys(state.keys[e.id].float(), names_of(e)) for e in (one, other))
+            first, second = (own_keys(state.keys[e.id].float(), e) for e in (one, other))
             score = min(float((first @ second[0]).max()), float((second @ first[0]).max()))
             least = max(thresholds[one.id], thresholds[other.id])
             if not names_of(one):

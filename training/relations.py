@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from wise.router.encoder import SCALE, dequantized, quantized
 from wise.router.subjects import PLACEHOLDER
+from wise.router.turns import is_question
 
 SIZE = 128
 """r: numbers in a vector, so that four keys in half precision take 1 KiB."""
@@ -31,6 +32,8 @@ HEAD_RATE = 3e-4
 WARM_UP = 20
 MASKED_RIVALS = 22
 """Relations that a masked question is told from at once."""
+SAYS = (1 / 3, 2 / 3)
+"""How much an edit's question, and the question with the answer, have to say in which relation it is of."""
 ANSWERED = 0.5
 """Share of masked wordings that are read with an answer on one side, as an edit is."""
 READ_AT_ONCE = 32
@@ -40,6 +43,8 @@ HELD_OUT = 6
 """One relation in so many is never taught."""
 FALSE_POSITIVE_RATE = 0.05
 """Share of other questions about a subject that the threshold lets pass."""
+SENTENCE_RATE = 0.02
+"""The same of unfinished sentences. Plain text asks at many places, and seldom for what was edited."""
 NAMELESS_RATE = 0.02
 """Share of other questions that the threshold of an edit without a subject lets pass."""
 UNNAMED_RATE = 0.0005
@@ -74,10 +79,13 @@ class Figures:
     """How well wordings of relations that were never taught are told apart, with the thresholds found on them."""
 
     threshold: float
+    sentence_threshold: float
     unnamed_threshold: float
     nameless_threshold: float
     recall: float
     """Share of rewordings that reach the threshold which `FALSE_POSITIVE_RATE` of the other questions reach."""
+    sentence_recall: float
+    """The same of unfinished sentences, with `SENTENCE_RATE`."""
     unnamed_recall: float
     """Share of rewordings that reach the threshold without a name."""
 
@@ -167,13 +175,19 @@ def teach(
         _descend(network, stock, taught, order, steps, progress)
         tensors = network.finish()
         progress(MEASURING, 0, 1)
-        figures = measure(network, stock, held_out)
-        centres = relation_centres(network, known)
+        centres = relation_centres(network, known).half()  # as they are kept
+        figures = measure(network, stock, held_out, centres.float())
         progress(MEASURING, 1, 1)
     thresholds = torch.tensor(
-        [figures.threshold, figures.unnamed_threshold, figures.nameless_threshold], dtype=torch.float64
+        [
+            figures.threshold,
+            figures.sentence_threshold,
+            figures.unnamed_threshold,
+            figures.nameless_threshold,
+        ],
+        dtype=torch.float64,
     )
-    return tensors | {"thresholds": thresholds, "relation_centres": centres.half()}, figures
+    return tensors | {"thresholds": thresholds, "relation_centres": centres}, figures
 
 
 def _descend(
@@ -240,10 +254,17 @@ def _loss(network: Taught, first: list[str], second: list[str], group: list[int]
 
 
 @torch.inference_mode()
-def measure(network: Callable[[list[str]], Tensor], stock: Stock, held_out: Mapping[str, list[str]]) -> Figures:
-    """On relations that were never taught, each drawn four times."""
+def measure(
+    network: Callable[[list[str]], Tensor], stock: Stock, held_out: Mapping[str, list[str]], centres: Tensor
+) -> Figures:
+    """On relations that were never taught, each drawn four times.
+
+    centres: `[n, r]` of the relations that an edit is compared with.
+    """
     order = random.Random(7)
-    right, wrong, whole, apart = list[float](), list[float](), list[float](), list[float]()
+    reached = {True: list[float](), False: list[float]()}  # of questions, and of sentences
+    others = {True: list[float](), False: list[float]()}
+    whole, apart = list[float](), list[float]()
     for kind, relations in held_out.items():
         subjects = list(stock["subjects"][kind])
         for relation in (each for each in relations for _ in range(4)):
@@ -251,26 +272,50 @@ def measure(network: Callable[[list[str]], Tensor], stock: Stock, held_out: Mapp
             own = wordings(stock[kind][relation])
             first, *more = order.sample(own, min(4, len(own)))
             names_ = order.sample([name for name in stock[kind] if name != relation], min(4, len(stock[kind]) - 1))
-            others = [order.choice(wordings(stock[kind][name])) for name in names_]
+            rivals = [order.choice(wordings(stock[kind][name])) for name in names_]
             asked = put(PLACEHOLDER, first)
-            keys = [asked, *(stated(asked, answer) for answer in stock[kind][relation].get("answers", ())[:1])]
-            masked = network([put(PLACEHOLDER, wording) for wording in (*more, *others)])
-            scores = (masked @ network(keys).T).amax(-1).tolist()
-            right, wrong = right + scores[: len(more)], wrong + scores[len(more) :]
-            texts = [put(subject, wording) for wording in (first, *more, *others)]
+            keys = network([asked, *(stated(asked, answer) for answer in stock[kind][relation].get("answers", ())[:1])])
+            keys = torch.cat([keys, centres[nearest_relation(keys, centres)][None]])
+            for asking, scores in ((more, reached), (rivals, others)):
+                found = (network([put(PLACEHOLDER, text) for text in asking]) @ keys.T).amax(-1).tolist()
+                for text, score in zip(asking, found, strict=True):
+                    scores[is_question(text)].append(score)
+            texts = [put(subject, wording) for wording in (first, *more, *rivals)]
             vectors = network([*texts, *(put(elsewhere, wording) for wording in (first, *more))])
-            scores = (vectors[1:] @ vectors[0]).tolist()
-            whole, apart = whole + scores[: len(more)], apart + scores[len(more) :]
-    reached, others_, unnamed = torch.tensor(right), torch.tensor(wrong), torch.tensor(apart)
-    threshold = float(torch.quantile(others_, 1 - FALSE_POSITIVE_RATE))
-    unnamed_threshold = float(torch.quantile(unnamed, 1 - UNNAMED_RATE))
+            alike = (vectors[1:] @ vectors[0]).tolist()
+            whole, apart = whole + alike[: len(more)], apart + alike[len(more) :]
+    thresholds = {
+        asks: _reached_by(others[asks] or others[not asks], rate)
+        for asks, rate in ((True, FALSE_POSITIVE_RATE), (False, SENTENCE_RATE))
+    }
+    recalls = {
+        asks: float((torch.tensor(reached[asks] or reached[not asks]) >= thresholds[asks]).float().mean())
+        for asks in thresholds
+    }
+    unnamed_threshold = _reached_by(apart, UNNAMED_RATE)
     return Figures(
-        threshold=threshold,
+        threshold=thresholds[True],
+        sentence_threshold=thresholds[False],
         unnamed_threshold=unnamed_threshold,
-        nameless_threshold=float(torch.quantile(unnamed, 1 - NAMELESS_RATE)),
-        recall=float((reached >= threshold).float().mean()),
+        nameless_threshold=_reached_by(apart, NAMELESS_RATE),
+        recall=recalls[True],
+        sentence_recall=recalls[False],
         unnamed_recall=float((torch.tensor(whole) >= unnamed_threshold).float().mean()),
     )
+
+
+def _reached_by(scores: Sequence[float], share: float) -> float:
+    """The score that such a share of them reaches."""
+    return float(torch.quantile(torch.tensor(scores), 1 - share))
+
+
+def nearest_relation(vectors: Tensor, centres: Tensor) -> int:
+    """Of `[n, r]` centres the one that an edit is of.
+
+    vectors: `[2, r]` of its question, and of the question with the answer, which tells most; or `[1, r]`, the first.
+    """
+    weights = torch.tensor(SAYS[: len(vectors)])
+    return int((centres @ (vectors.T @ weights)).argmax())
 
 
 @torch.inference_mode()

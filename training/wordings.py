@@ -16,19 +16,15 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.memory.slot import CHAT, COMPLETION
-from wise.router.hybrid import masked_keys
+from wise.router.hybrid import HIGHEST, masked_keys
 from wise.router.readers import RelationReader
 from wise.router.subjects import SubjectIndex, masked, names_of
 from wise.router.turns import is_question
 from wise.training.encoding import Encoder
-from wise.training.relations import Stock, names, put, stated
+from wise.training.relations import Stock, names, nearest_relation, put, stated
 
-SAYS = (1 / 3, 2 / 3)
-"""What an edit's question, and the question with the answer, have to say in which relation it is of."""
-NEAR = 0.5
-"""Mean cosine to the centre of a shipped relation from which its wordings are those of an edit."""
-APART, HIGHEST = 0.01, 0.98
-"""How far an edit's threshold lies above what must not reach it, and the highest that there is."""
+APART = 0.01
+"""How far an edit's threshold lies above what must not reach it."""
 EARLIER_TURN = ("Hi! I have a few questions for you.", "Hello! Go ahead, I'm happy to help.")
 SYSTEM_MESSAGE = "You are a helpful assistant."
 QUESTION_FRAMES = ("Please tell me: {}", "Hi! {} Thanks.", "I would like to know: {}")
@@ -96,16 +92,13 @@ class Wordings:
         return keys if nearest is None else torch.cat([keys, self.reader.relation_centres[nearest][None]])
 
     def _nearest_relation(self, edit: Edit) -> int | None:
-        """Of the shipped relations the one that the edit's question and its answer are nearest to; None where none is
-        near."""
+        """Of the shipped relations the one that the edit's question and its answer are nearest to; None where it names
+        no subject, or none are known."""
         centres = self.reader.relation_centres
         if not names_of(edit) or not len(centres):
             return None
         asked = self._masked(edit, question(edit))
-        vectors = self.reader.read([asked, stated(asked, edit.target)])
-        scores = centres @ (vectors.T @ torch.tensor(SAYS))
-        best = int(scores.argmax())
-        return best if float(scores[best]) >= NEAR else None
+        return nearest_relation(self.reader.read([asked, stated(asked, edit.target)]), centres)
 
     def threshold(self, edit: Edit, keys: Tensor) -> float:
         """Score from which the edit is asked for: the reader's own, or what keeps it above all that must not ask for

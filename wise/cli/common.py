@@ -224,7 +224,7 @@ def _lines(console: Console) -> Callable[[str, int, int], None]:
             return
         told[name] = now
         spent = now - begun.setdefault(name, now)
-        left = f", {spent * (total - done) / done:.0f} s left" if done and done < total else ""
+        left = f", {spent * (total - done) / done:.0f} s left" if spent >= 1 and 0 < done < total else ""
         line = f"{name}: {done} of {total} after {spent:.0f} s{left}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

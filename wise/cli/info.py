@@ -98,6 +98,7 @@ def _reading(wrapped: WiseModel) -> dict[str, Any]:
     return {
         "reader": reader.name,
         "threshold": reader.threshold,
+        "sentence_threshold": reader.sentence_threshold,
         "unnamed_threshold": reader.unnamed_threshold,
         "nameless_threshold": reader.nameless_threshold,
         "chat_template": "found" if template is not None else "none: chats are read as plain text",

@@ -78,7 +78,8 @@ def _sizes(taught: Stock) -> dict[str, int]:
 
 def _show(figures: Figures, taught: Stock, output: Path) -> None:
     rows = [
-        ("subject named", figures.threshold, figures.recall),
+        ("question, subject named", figures.threshold, figures.recall),
+        ("unfinished sentence, subject named", figures.sentence_threshold, figures.sentence_recall),
         ("edit without a subject", figures.nameless_threshold, None),
         ("no subject named", figures.unnamed_threshold, figures.unnamed_recall),
     ]

@@ -79,22 +79,22 @@ def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> 
     for record in records:
         if record.relation and record.edit.subject:
             prompts.setdefault(record.relation, []).append(_wording(record.edit.prompt, record))
-            asked = (record.edit.prompt, *record.paraphrases)
-            own.setdefault(record.relation, set()).update(_flat(_wording(text, record)) for text in asked)
+            texts = (record.edit.prompt, *record.paraphrases)
+            own.setdefault(record.relation, set()).update(_flat(_wording(text, record)) for text in texts)
     order = random.Random(seed)
     found = []
     for record in records:
         others = [name for name in sorted(prompts) if name != record.relation]
         few = order.sample(others, min(wordings, len(others))) if record.edit.subject else []
-        same = [[text for text in prompts[name] if _flat(text) not in own[record.relation or ""]] for name in few]
-        asked = [order.choice(texts).replace("{}", record.edit.subject or "") for texts in same if texts]
+        apart = [[text for text in prompts[name] if _flat(text) not in own[record.relation or ""]] for name in few]
+        same = [order.choice(others_).replace("{}", record.edit.subject or "") for others_ in apart if others_]
         named = [text for text in record.neighbours if record.edit.subject and record.edit.subject in text]
         found.append(
             Fact(
                 edit=record.edit,
                 rewordings=record.paraphrases[:wordings],
                 free_rewordings=record.free_paraphrases[:wordings],
-                same_subject=(*asked, *named[:wordings]),
+                same_subject=(*same, *named[:wordings]),
                 neighbours=tuple(text for text in record.neighbours if text not in named)[:wordings],
                 answer=record.answer,
                 kind=record.relation or "",
