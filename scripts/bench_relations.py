@@ -1,0 +1,146 @@
+"""How well questions about one subject are told apart: by which reader, and by what an edit keeps of its question.
+
+    python scripts/bench_relations.py
+    python scripts/bench_relations.py --data counterfact.jsonl.xz --skip 3000 --limit 1200 --facts 150
+
+No model is edited and none generates. Of each fact, the edit's keys are compared with its rewordings, which should
+open, and with other questions about the subject, which should not. Left out, the facts are the fitting half of those
+that ship.
+
+Readers: *published*, the sentence encoder as it is downloaded, and *taught*, as it ships. Keys: the edit's question,
+also the question with the answer, and also the nearest relation of the questions that ship.
+
+*Recall* is the share of rewordings that open, and of freer ones, where 5 % of the other questions do. *Others* is the
+share of other questions that open where 85 % of the rewordings do. The curve is of the last row.
+
+Two tables go to stdout as Markdown; the last line is one JSON object of the same figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wise.eval.chat.facts import Fact, everyday_facts, facts_of
+from wise.questions import stock
+from wise.readers import read_records
+from wise.router.encoder import SentenceEncoder, load_base, load_encoder
+from wise.router.subjects import SubjectIndex, masked, names_of
+from wise.router.turns import last_sentence
+from wise.training.relations import nearest_relation, relation_centres, stated
+
+OTHERS_PASS, REWORDINGS_PASS = 0.05, 0.85
+CURVE = [n / 20 for n in range(7, 16)]
+KEYS = ("question", "+ answer", "+ relation")
+CLASSES = ("rewordings", "free_rewordings", "same_subject")
+
+
+def published(encoder: str | None) -> SentenceEncoder:
+    model, tokenizer = load_base(encoder)
+    size = int(model.config.hidden_size)
+    nothing = {"projection": torch.eye(size), "thresholds": torch.zeros(4)}
+    reader = SentenceEncoder(model, tokenizer, nothing, name="published")
+    reader.relation_centres = relation_centres(reader.read, stock())
+    return reader
+
+
+def keys(reader: SentenceEncoder, fact: Fact, kinds: int) -> Tensor:
+    """`[kinds, r]` the first of `KEYS`."""
+    asked = without_name(fact, fact.edit.prompt)
+    own = reader.read([asked, stated(asked, fact.edit.target)])
+    centre = reader.relation_centres[nearest_relation(own, reader.relation_centres)]
+    return torch.cat([own, centre[None]])[:kinds]
+
+
+def without_name(fact: Fact, text: str) -> str:
+    names = SubjectIndex((name, 0) for name in names_of(fact.edit))
+    return masked(text, names.mentions(text))
+
+
+def scores(reader: SentenceEncoder, facts: Sequence[Fact], kinds: int) -> dict[str, Tensor]:
+    """Of each class of texts, the cosine to the nearest key, as the router takes it."""
+    found: dict[str, list[float]] = {name: [] for name in CLASSES}
+    for fact in facts:
+        own = keys(reader, fact, kinds)
+        for name in CLASSES:
+            for text in map(without_name, [fact] * len(getattr(fact, name)), getattr(fact, name)):
+                found[name].append(float((own @ reader.read([text, last_sentence(text)]).T).max()))
+    return {name: torch.tensor(values) for name, values in found.items()}
+
+
+def share(values: Tensor, threshold: Tensor | float) -> float | None:
+    return float((values >= threshold).float().mean()) if len(values) else None
+
+
+def figures(found: dict[str, Tensor]) -> dict[str, float | None]:
+    asked, other = found["rewordings"], found["same_subject"]
+    threshold = torch.quantile(other, 1 - OTHERS_PASS)
+    return {
+        "auroc": float((asked[:, None] > other[None]).float().mean()),
+        "recall": share(asked, threshold),
+        "free_recall": share(found["free_rewordings"], threshold),
+        "others": share(other, torch.quantile(asked, 1 - REWORDINGS_PASS)),
+    }
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
+    for row in rows:
+        print(f"| {' | '.join('-' if v is None else f'{v:.3f}' if isinstance(v, float) else str(v) for v in row)} |")
+    print()
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="records of edits; left out: the facts that ship")
+    parser.add_argument("--half", default="fit", help="of the facts that ship: fit or judge (fit)")
+    parser.add_argument("--skip", type=int, default=0, help="records to leave out at the start")
+    parser.add_argument("--limit", type=int, help="records to read")
+    parser.add_argument("--facts", type=int, default=150, help="of these, facts to ask for (150)")
+    parser.add_argument("--encoder", help="folder or hub id of the encoder; left out: the installed one")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
+    return parser.parse_args()
+
+
+def chosen(args: argparse.Namespace) -> list[Fact]:
+    if args.data is None:
+        return everyday_facts(args.half, ["known", "private"])
+    limit = None if args.limit is None else args.skip + args.limit
+    records = list(islice(read_records(args.data, format="auto", limit=limit), args.skip, None))
+    return random.Random(0).sample(facts_of(records), min(args.facts, len(records)))
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    facts = chosen(args)
+    readers: dict[str, Callable[[], SentenceEncoder]] = {
+        "published": lambda: published(args.encoder),
+        "taught": lambda: load_encoder(args.encoder),
+    }
+    rows, told, found = [], dict[str, Any](), dict[str, Tensor]()
+    for name, load in readers.items():
+        reader = load()
+        for kinds, title in enumerate(KEYS, start=1):
+            sys.stderr.write(f"\r{name}, {title}: {len(facts)} facts ")
+            found = scores(reader, facts, kinds)
+            told[f"{name}, {title}"] = own = figures(found)
+            rows.append((name, title, *own.values()))
+    sys.stderr.write("\n")
+    table(("reader", "keys", "AUROC", "recall", "recall, freer", "others"), rows)
+    curve = [(at, *(share(found[name], at) for name in CLASSES)) for at in CURVE]
+    table(("threshold", "rewordings open", "freer ones", "other questions"), curve)
+    print(json.dumps({"facts": len(facts), "readers": told, "curve": curve}))
+
+
+if __name__ == "__main__":
+    main()
