@@ -31,6 +31,9 @@ class Outcome:
     """Wall time of this edit's share of its batch."""
     holds: Mapping[str, bool] = field(default_factory=dict)
     """Of each wording that the edit promises, and each prompt of its locality, whether it is as promised."""
+    also_answers: tuple[str, ...] = ()
+    """Other questions about its subject, of those that ship with wise, that the router takes for the edit's (`hybrid`).
+    What is asked so is listed as `locality` to keep it out."""
     tried: tuple[str, ...] = ()
     """What was done for it, each harder than the one before; the last is what holds, where it does."""
 

@@ -270,6 +270,7 @@ def _outcome(edit: Edit, status: str, written: Written, verdict: Verdict, second
         steps=written.steps,
         loss=written.loss,
         milliseconds=1000 * seconds,
+        also_answers=written.also_answers,
         tried=(written.tried,) if written.tried else (),
     )
 

@@ -110,6 +110,18 @@ class Wordings:
         reached = float((apart @ masked_keys(keys, names_of(edit)).T).max()) + APART
         return min(max(least, reached), HIGHEST)
 
+    def also_answers(self, edit: Edit, keys: Tensor, threshold: float) -> tuple[str, ...]:
+        """Of the other relations of its subject's kind, a question of each that is as near to the keys as it has to be;
+        the nearest first."""
+        own = self._nearest_relation(edit)
+        if own is None:
+            return ()
+        scores = (self.reader.relation_centres @ masked_keys(keys, names_of(edit)).T).amax(-1).tolist()
+        kind = self._names[own][0]
+        found = [i for i, (k, _) in enumerate(self._names) if k == kind and i != own and scores[i] >= threshold]
+        wordings = [self.stock[kind][self._names[i][1]]["wordings"] for i in sorted(found, key=lambda i: -scores[i])]
+        return tuple(put(names_of(edit)[0], next(filter(is_question, own_), own_[0])) for own_ in wordings)
+
     def _masked(self, edit: Edit, text: str) -> str:
         names_ = names_of(edit)
         return masked(text, SubjectIndex((name, 0) for name in names_).mentions(text)) if names_ else text

@@ -40,6 +40,8 @@ class Written:
     """`[m, r]` the edit's keys, float32 on the CPU."""
     score: float
     """A routing score that it reaches, as it will be served, wherever it must speak and a little around it."""
+    also_answers: tuple[str, ...] = ()
+    """Other questions about its subject that are taken for the edit's."""
     tried: str = ""
     """What was done for it, for a report of edits that do not hold."""
 
