@@ -7,6 +7,7 @@ their rows. Once the dead are too many, `compacted` gives a table of the living 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,9 @@ class KeyTable:
         self._vectors = np.empty((0, dim), dtype=np.float32)
         self._alive = np.empty(0, dtype=np.bool_)
         self._owners: list[str] = []
+        self._written = [0]
+        """Rows of the arrays that are in use, by this table or by one that shares them."""
+        self._shared = False
 
     @property
     def vectors(self) -> NDArray[np.float32]:
@@ -64,7 +68,9 @@ class KeyTable:
     ) -> NDArray[np.int64]:
         """Take the keys `[n, r]` of new edits, `sizes[i]` of edit i. Returns their rows `[n]`."""
         first, end = self.rows, self.rows + len(keys)
-        self._make_room(end)
+        if end > len(self._vectors) or self._written[0] != first:
+            self._move(end)
+        self._written[0] = end
         self._vectors[first:end] = keys
         self._alive[first:end] = True
         row = first
@@ -78,6 +84,8 @@ class KeyTable:
 
     def drop(self, edit_id: str) -> NDArray[np.int64]:
         """Forget the keys of an edit that is here. Returns the rows that die of it."""
+        if self._shared:
+            self._move(self.rows)
         entry = self.entries.pop(edit_id)
         gone = np.arange(entry.first, entry.first + entry.size)
         self._vectors[gone] = 0
@@ -93,6 +101,14 @@ class KeyTable:
         before = sizes.cumsum() - sizes
         return np.repeat(firsts - before, sizes) + np.arange(self.living)
 
+    def copy(self) -> KeyTable:
+        """The same keys in a table of its own. Rows are shared: one that changes them takes copies first, and the first
+        of the two to append does so behind them. Not to be used by several threads at once."""
+        self._shared = True
+        table = copy(self)
+        table.entries, table._owners = dict(self.entries), list(self._owners)
+        return table
+
     def compacted(self) -> KeyTable:
         """The same keys without a dead row, by edit id and position."""
         table = KeyTable(self._vectors.shape[1])
@@ -105,16 +121,15 @@ class KeyTable:
         )
         return table
 
-    def _make_room(self, rows: int) -> None:
-        """Let `rows` rows fit, and half as many again, so that adding one by one stays linear."""
-        if rows <= len(self._vectors):
-            return
+    def _move(self, rows: int) -> None:
+        """To arrays of its own for `rows` rows, and half as many again, so that adding one by one stays linear."""
         room = rows * 3 // 2  # what is not written to takes no memory yet
         vectors = np.empty((room, self._vectors.shape[1]), dtype=np.float32)
         vectors[: self.rows] = self.vectors
         alive = np.empty(room, dtype=np.bool_)
         alive[: self.rows] = self.alive
         self._vectors, self._alive = vectors, alive
+        self._written, self._shared = [self.rows], False
 
 
 def norms(vectors: NDArray[np.float32]) -> NDArray[np.float64]:

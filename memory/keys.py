@@ -81,6 +81,12 @@ class KeyIndex:
             return self._cache.kind
         return due
 
+    def copy(self) -> KeyIndex:
+        """The same keys in an index of their own, as of `KeyTable.copy`; what an approximate search goes by is left."""
+        other = KeyIndex(self.dim, sizes=self.sizes)
+        other._table = self._table.copy()
+        return other
+
     def add(self, edit_id: str, slot: int, keys: Tensor) -> None:
         """Add the keys `[n, r]` of one edit. They are copied.
 
@@ -102,7 +108,24 @@ class KeyIndex:
                 raise EditError(f"edit {edit_id!r} already has keys: remove it first or choose another id")
             ids.add(edit_id)
         if edits:
-            self._append(edits, _joined(edits))
+            found, slots, parts = zip(*edits, strict=True)
+            self._append(found, slots, [each.shape[0] for each in parts], _joined(edits))
+
+    def add_rows(self, edit_ids: Sequence[str], sizes: Sequence[int], keys: Tensor) -> None:
+        """Add many edits at once, all of slot 0: the i-th has the next `sizes[i]` of the keys `[n, r]`.
+
+        Raises EditError, and adds none, if one of them cannot be added; ConfigError if sizes and keys do not fit.
+        """
+        if len(edit_ids) != len(sizes) or min(sizes, default=1) < 1 or sum(sizes) != len(keys):
+            raise ConfigError(f"{len(edit_ids)} edits, {len(sizes)} sizes of sum {sum(sizes)} and {len(keys)} keys")
+        known = self._table.entries.keys() & {*edit_ids}
+        if known or len({*edit_ids}) < len(edit_ids):
+            raise EditError(f"edit {min(known, default='')!r} already has keys: remove it first or choose another id")
+        if edit_ids:
+            self._check(edit_ids[0], 0, keys)
+            rows = keys.detach().cpu().numpy()
+            _check_usable(edit_ids, sizes, rows)
+            self._append(edit_ids, [0] * len(sizes), sizes, rows)
 
     def replace(self, edit_id: str, slot: int, keys: Tensor) -> None:
         """Put the keys `[n, r]` in the place of those that the edit has.
@@ -113,7 +136,7 @@ class KeyIndex:
         self._check(edit_id, slot, keys)
         joined = _joined([(edit_id, slot, keys)])
         self._drop(edit_id)
-        self._append([(edit_id, slot, keys)], joined)
+        self._append([edit_id], [slot], [keys.shape[0]], joined)
 
     def remove(self, edit_id: str) -> None:
         """Forget all keys of one edit. Raises EditError if it has none."""
@@ -140,6 +163,15 @@ class KeyIndex:
                 slots[row, rank] = self._table.entries[edit_id].slot
                 edit_ids[row][rank] = edit_id
         return KeyHits(scores=scores, slots=slots, edit_ids=edit_ids)
+
+    def within(self, queries: Tensor, least: float) -> set[str]:
+        """The edits with a key whose inner product, as float32 rounds it, with one of `queries` `[m, r]` is `least` or
+        more. All keys are compared. Raises ConfigError as `search` does, or where there are no queries."""
+        vectors, table = self._checked(queries, 1), self._table
+        if not len(vectors):
+            raise ConfigError("there are no queries")
+        near = ((table.vectors @ vectors.T).max(axis=1) >= least) & table.alive
+        return {table.owner(row)[0] for row in np.flatnonzero(near).tolist()}
 
     def recall(self, queries: Tensor, k: int = 1) -> float:
         """The share of the true `k` nearest keys of `queries` `[m, r]` that a search finds; 1 where it is exact.
@@ -200,9 +232,10 @@ class KeyIndex:
 
     # -- what changes -------------------------------------------------------------------------
 
-    def _append(self, edits: Sequence[tuple[str, int, Tensor]], keys: NDArray[np.float32]) -> None:
-        ids, slots, tensors = zip(*edits, strict=True)
-        rows = self._table.append(ids, slots, [each.shape[0] for each in tensors], keys)
+    def _append(
+        self, edit_ids: Sequence[str], slots: Sequence[int], sizes: Sequence[int], keys: NDArray[np.float32]
+    ) -> None:
+        rows = self._table.append(edit_ids, slots, sizes, keys)
         if self._cache is not None:
             if self._cache.serves(len(self), self.sizes.kind(len(self))):
                 self._cache.add(keys, rows)
@@ -338,9 +371,13 @@ def _joined(edits: Sequence[tuple[str, int, Tensor]]) -> NDArray[np.float32]:
     """A copy of all their keys `[n, r]`. Raises EditError, with the edit, where one is not finite."""
     with torch.no_grad():
         keys: NDArray[np.float32] = torch.cat([each if each.is_cpu else each.cpu() for _, _, each in edits]).numpy()
+    _check_usable([edit_id for edit_id, _, _ in edits], [each.shape[0] for _, _, each in edits], keys)
+    return keys
+
+
+def _check_usable(edit_ids: Sequence[str], sizes: Sequence[int], keys: NDArray[np.float32]) -> None:
+    """Raises EditError, with the edit, where one of the keys `[n, r]` is not finite."""
     usable = norms(keys) <= _LONGEST
     if not usable.all():
-        ends = np.cumsum([each.shape[0] for _, _, each in edits])
-        edit_id = edits[int(np.searchsorted(ends, usable.argmin(), side="right"))][0]
+        edit_id = edit_ids[int(np.searchsorted(np.cumsum(sizes), usable.argmin(), side="right"))]
         raise EditError(f"keys of edit {edit_id!r}: {_NOT_FINITE}")
-    return keys

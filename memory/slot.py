@@ -43,6 +43,11 @@ class Slot(ABC):
         """
         return min(self.scores, default=float("inf"))
 
+    @property
+    @abstractmethod
+    def maps(self) -> tuple[int, int]:
+        """f and d: from how many features to how many."""
+
     @abstractmethod
     def delta(self, activation: Tensor) -> Tensor:
         """What the slot adds: `[..., f] -> [..., d]`."""
@@ -60,6 +65,12 @@ class Slot(ABC):
     @abstractmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], **fields: Any) -> Self:
         """The inverse of `tensors`. Raises ArtifactError where they do not fit together."""
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self] | None:
+        """Slots of these fields from the columns of their group (`columns.py`), all at once; None where each must be
+        looked at by itself, to be made or refused."""
+        return None
 
     def with_scores(self, scores: Mapping[str, float]) -> Self:
         """The same slot holding exactly the edits that `scores` names, of those it was written for."""
@@ -88,6 +99,10 @@ class MaskedDenseSlot(Slot):
     """`[k, d, f]` bool: the entries that each shard may change."""
     weight: Tensor
     """`[d, f]` float32: the merged change W' - W, zero outside the masks."""
+
+    @property
+    def maps(self) -> tuple[int, int]:
+        return self.weight.shape[1], self.weight.shape[0]
 
     def delta(self, activation: Tensor) -> Tensor:
         return linear(activation, self.weight.to(activation))
@@ -143,6 +158,10 @@ class AnswerSlot(Slot):
         ids = self.ids.tolist()
         return tuple((sum(sizes[:i]), tuple(ids[sum(sizes[:i]) : sum(sizes[: i + 1])])) for i in range(len(sizes)))
 
+    @property
+    def maps(self) -> tuple[int, int]:
+        return self.features, self.values.shape[1]
+
     def delta(self, activation: Tensor) -> Tensor:
         """The first value."""
         if activation.shape[-1] != self.features:
@@ -151,7 +170,7 @@ class AnswerSlot(Slot):
 
     @classmethod
     def bank(cls, slots: Sequence[Self], dtype: torch.dtype) -> SlotBank:
-        return AnswerBank(torch.cat([slot.values for slot in slots]).to(dtype))
+        return AnswerBank(slots, dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         own = {name: getattr(self, name) for name in ("values", "ids", "counts")}
@@ -166,25 +185,70 @@ class AnswerSlot(Slot):
             raise ArtifactError(f"slot {fields.get('id')}: its tensors do not fit together: {error}") from error
         sound = values.ndim == 2 and ids.shape == values.shape[:1] and counts.shape == (FORMS,)
         sound = sound and (values.dtype, ids.dtype, counts.dtype) == (torch.float32, torch.int64, torch.int64)
-        sound = sound and int(counts.sum()) == len(ids) > 0
-        if not sound or int(counts.min()) < 0 or int(ids.min()) < 0:
+        if sound:  # asked of every slot of a memory: a list of a few numbers is summed sooner than a tensor
+            sizes = counts.tolist()
+            sound = sum(sizes) == len(ids) > 0 <= min(*sizes, *ids.tolist())
+        if not sound:
             shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
             raise ArtifactError(f"slot {fields.get('id')}: {shapes}: expected values [m, d], ids [m], counts [{FORMS}]")
         return cls(values=values, ids=ids, counts=counts, features=features, **fields)
 
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self] | None:
+        """Of views: their values stay one block of memory, which is kept as long as one of them is."""
+        if not _are_answers(columns, len(fields)):
+            return None
+        rows = columns["values/rows"].tolist()
+        parts = zip(
+            torch.split(columns["values"], rows),
+            torch.split(columns["ids"], rows),
+            columns["counts"].view(-1, FORMS).unbind(),
+            columns["features"].tolist(),
+            fields,
+            strict=True,
+        )
+        return [cls(values=v, ids=i, counts=c, features=f, **own) for v, i, c, f, own in parts]
+
+
+def _are_answers(columns: Mapping[str, Tensor], count: int) -> bool:
+    """Whether they are the columns of so many answers, as `AnswerSlot.from_tensors` would look at each."""
+    names = ("counts", "counts/rows", "features", "ids", "ids/rows", "values", "values/rows")
+    if tuple(sorted(columns)) != names or not count:
+        return False
+    counts, pairs, features, ids, lengths, values, rows = (columns[name] for name in names)
+    numbers = (counts, pairs, features, ids, lengths, rows)
+    if values.dtype != torch.float32 or any((each.dtype, each.ndim) != (torch.int64, 1) for each in numbers):
+        return False
+    fit = values.ndim == 2 and len(counts) == FORMS * count and len(rows) == len(pairs) == len(features) == count
+    if not fit or not bool((pairs == FORMS).all()) or not torch.equal(rows, lengths):
+        return False
+    sound = torch.equal(counts.view(count, FORMS).sum(1), rows) and int(rows.sum()) == len(ids) == len(values)
+    return sound and int(rows.min()) > 0 <= int(torch.minimum(counts.min(), ids.min()))
+
 
 class AnswerBank(SlotBank):
-    """The values of all slots, one after the other."""
+    """The values of slots of one edit each. They stay where the slots hold them, and those that are chosen are brought
+    to the device: so a bank of many edits is made at once and takes no memory of its own."""
 
     weights: Tensor
-    """`[values, d]`."""
+    """`[0, d]`: where, and in which precision, what is chosen is given."""
 
-    def of_keys(self, key: Tensor, activation: Tensor) -> Tensor:
-        """key `[n]` numbers of values, activation `[n, f]` -> `[n, d]`, zero for NO_SLOT."""
-        return torch.where((key == NO_SLOT)[:, None], 0, self.weights[key.clamp(min=0)])
+    def __init__(self, slots: Sequence[AnswerSlot], dtype: torch.dtype) -> None:
+        super().__init__(torch.empty(0, slots[0].values.shape[1], dtype=dtype))
+        self.slots = slots
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def chosen(self, slot: Sequence[int], value: Sequence[int]) -> Tensor:
+        """`[n, d]`, zero for NO_SLOT. slot, value: of each of `n` tokens a slot, and which of its values."""
+        out = self.weights.new_zeros(len(slot), self.weights.shape[1])
+        at = [place for place, number in enumerate(slot) if number != NO_SLOT]
+        if at:
+            values = torch.stack([self.slots[slot[place]].values[value[place]] for place in at])
+            out[torch.tensor(at, device=out.device)] = values.to(out)
+        return out
 
     def forward(self, activation: Tensor, slot: Tensor | None = None) -> Tensor:
-        raise NotImplementedError("values are chosen by key")
+        raise NotImplementedError("a slot has several values: which one is chosen must be said")
 
 
 SLOT_KINDS: dict[str, type[Slot]] = {kind.kind: kind for kind in (MaskedDenseSlot, AnswerSlot)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -33,9 +34,14 @@ class MemoryState:
     key_space: Space | None = None
     """What keys were made in: of activations at the edited layer (`retrieve`), or of a relation reader (`hybrid`)."""
 
-    @property
+    @cached_property
     def edit_ids(self) -> tuple[str, ...]:
         return tuple(edit.id for edit in self.edits)
+
+    @cached_property
+    def _filled(self) -> bool:
+        """No slot is without an edit."""
+        return all(map(attrgetter("edit_ids"), self.slots))
 
     @cached_property
     def index(self) -> KeyIndex:
@@ -66,7 +72,7 @@ class MemoryState:
         wanted = tuple(dict.fromkeys(edit_ids))
         if not wanted:
             raise EditError("no edit was named: give the id of at least one that is live")
-        live = set(self.edit_ids)
+        live = {*self.edit_ids}
         for edit_id in wanted:
             if edit_id not in live:
                 hint = did_you_mean(str(edit_id), live) if live else "no edit is"
@@ -75,7 +81,10 @@ class MemoryState:
 
     def sharing(self, edit_ids: Collection[str]) -> tuple[str, ...]:
         """The other edits of those slots that bear traces of these ones, in their order."""
-        touched = (slot for slot in self.slots if slot.shared and not set(edit_ids).isdisjoint(slot.edit_ids))
+        if not edit_ids:
+            return ()
+        gone = {*edit_ids}
+        touched = (slot for slot in self.slots if slot.shared and not gone.isdisjoint(slot.edit_ids))
         return tuple(edit_id for slot in touched for edit_id in slot.edit_ids if edit_id not in edit_ids)
 
     def without(self, edit_ids: Collection[str]) -> MemoryState:
@@ -84,7 +93,7 @@ class MemoryState:
         A slot that they share with others stays as it was written, and with it their trace (`sharing`). What does not
         change is the very same object, so that it is not looked at again.
         """
-        if not edit_ids and all(slot.edit_ids for slot in self.slots):
+        if not edit_ids and self._filled:
             return self
         kept = [slot for slot in (slot.without(edit_ids) for slot in self.slots) if slot.edit_ids]
         return replace(

@@ -19,7 +19,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,15 +26,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from wise.edits import Edit
 from wise.memory.grouped import NO_SLOT
-from wise.memory.keys import KeyIndex
 from wise.memory.sequences import Ids, SequenceReader
 from wise.memory.side_memory import Evidence, Route, Router, SlotBank
 from wise.memory.slot import CHAT, COMPLETION, AnswerBank, AnswerSlot
 from wise.memory.state import MemoryState
+from wise.router.catalog import catalog_of, masked_keys, whole_keys
 from wise.router.readers import RelationReader
-from wise.router.subjects import Mention, SubjectIndex, masked, names_of, words
+from wise.router.subjects import Mention, masked, names_of, words
 from wise.router.turns import WINDOW, ChatTemplate, expects, is_question, last_sentence, last_word, passage, refers_back
 
 REMEMBERED = 4096
@@ -79,17 +77,6 @@ class Decision:
 NOTHING = Decision(slot=NO_SLOT, score=0.0, threshold=float("inf"), named=False)
 
 
-def masked_keys(keys: Tensor, names: Sequence[str]) -> Tensor:
-    """The keys `[k, r]` of an edit that a question is compared with where its subject is named: all behind the first,
-    or all where it has no names."""
-    return keys[1:] if names else keys
-
-
-def own_keys(keys: Tensor, edit: Edit) -> Tensor:
-    """Of these the ones of its own texts: its question, this with the answer, and its paraphrases."""
-    return masked_keys(keys, names_of(edit))[: 2 + len(edit.paraphrases)]
-
-
 class HybridRouter(Router):
     """Serves one snapshot. Decisions are remembered; all else is read-only."""
 
@@ -97,27 +84,8 @@ class HybridRouter(Router):
         super().__init__()
         self.inputs = inputs
         self._state = state
-        slots = [slot for slot in state.slots if isinstance(slot, AnswerSlot)]
-        edits = {edit.id: edit for edit in state.edits}
-        owners = [edits[slot.edit_ids[0]] for slot in slots]
-        # In the precision of a route, so that it is open exactly where a decision is.
-        self._thresholds = np.array([slot.threshold for slot in slots], dtype=np.float32)
+        self._catalog = catalog_of(state)
         self._sentence_margin = max(0.0, inputs.reader.sentence_threshold - inputs.reader.threshold)
-        names = [names_of(edit) for edit in owners]
-        self._unnamed = [
-            max(slot.threshold, inputs.reader.unnamed_threshold) if own else slot.threshold
-            for slot, own in zip(slots, names, strict=True)
-        ]
-        self._subjects = SubjectIndex((n, s.id) for s, own in zip(slots, names, strict=True) for n in own)
-        self._keys = [masked_keys(state.keys[e.id], own) for e, own in zip(owners, names, strict=True)]
-        self._whole = [state.keys[e.id][:1] if own else state.keys[e.id] for e, own in zip(owners, names, strict=True)]
-        ends = [(own, text) for edit, own in zip(owners, names, strict=True) for text in _completed_texts(edit)]
-        self._ends = frozenset(last_word(text) for _, text in ends)
-        self._unmarked_ends = frozenset(last_word(text) for own, text in ends if not own or _ends_with(text, own))
-        counts = [len(slot.ids) for slot in slots]
-        self._first = np.concatenate([[0], np.cumsum(counts)])
-        self._answers = [slot.answers for slot in slots]
-        self._longest = max(counts)
         self._decisions: OrderedDict[bytes, Decision] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -132,7 +100,7 @@ class HybridRouter(Router):
     # -- on the path of a token -------------------------------------------------------------------
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
-        key, slot, score, threshold = self._routes(len(activation))
+        value, slot, score, threshold = self._routes(len(activation))
         device = activation.device
         route = Route(
             slot=torch.as_tensor(slot, device=device),
@@ -140,9 +108,10 @@ class HybridRouter(Router):
             threshold=torch.as_tensor(threshold, device=device),
             delta=None,
         )
-        if not (key != NO_SLOT).any() or not isinstance(bank, AnswerBank):
+        spoken = value != NO_SLOT
+        if not spoken.any() or not isinstance(bank, AnswerBank):
             return route
-        return route._replace(delta=bank.of_keys(torch.as_tensor(key, device=device), activation))
+        return route._replace(delta=bank.chosen(np.where(spoken, slot, NO_SLOT).tolist(), value.tolist()))
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
         """The score's way from 0 to the threshold, then from the threshold to 1, as 0 to 1 to 2."""
@@ -154,26 +123,27 @@ class HybridRouter(Router):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _routes(self, size: int) -> tuple[Ids, Ids, np.ndarray, np.ndarray]:
-        """Of each of the forward's tokens: the value added, the slot looked at, its score and its threshold."""
+        """Of each of the forward's tokens: which of its slot's values is added, the slot looked at, its score and its
+        threshold."""
         rows = self.inputs.sequences.rows
         if rows.size != size:
             raise RuntimeError(f"{size} tokens reach the side memory and {rows.size} were read")
-        key, slot = np.full(size, NO_SLOT, dtype=np.int64), np.full(size, NO_SLOT, dtype=np.int64)
+        value, slot = np.full(size, NO_SLOT, dtype=np.int64), np.full(size, NO_SLOT, dtype=np.int64)
         score, threshold = np.zeros(size, dtype=np.float32), np.full(size, np.inf, dtype=np.float32)
         for ids, places in zip(rows.ids, rows.places, strict=True):
             first = len(ids) - len(places)
-            for place, decision, value in self._row(ids, first):
+            for place, decision, added in self._row(ids, first):
                 at = places[place - first]
                 slot[at], score[at], threshold[at] = decision.slot, decision.score, decision.threshold
-                key[at] = value
-        return key, slot, score, threshold
+                value[at] = added
+        return value, slot, score, threshold
 
     def _row(self, ids: Ids, first: int) -> Iterator[tuple[int, Decision, int]]:
         """Of a row's tokens from `first` on, those at which something was decided: place, decision, value added."""
         if not len(ids) or first >= len(ids):
             return
         template = self.inputs.template
-        openings = [] if template is None else template.openings(ids, max(0, first - self._longest))
+        openings = [] if template is None else template.openings(ids, max(0, first - self._catalog.longest))
         if openings or (template is not None and _contains(ids, template.opening)):
             begins = [(end, self._turn(ids, end)) for end in openings]
             yield from self._spoken(ids, first, begins, CHAT)
@@ -192,14 +162,14 @@ class HybridRouter(Router):
                 if begin >= first:
                     yield begin, decision, NO_SLOT
                 continue
-            start, answer = self._answers[decision.slot][form]
+            start, answer = self._answers(decision.slot)[form]
             for n in range(len(answer)):
                 if begin + n >= len(ids) or (n and ids[begin + n] != answer[n - 1]):
                     break
                 if n:
                     taken.add(begin + n)
                 if begin + n >= first:
-                    yield begin + n, decision, int(self._first[decision.slot]) + start + n
+                    yield begin + n, decision, start + n
 
     # -- what is asked ----------------------------------------------------------------------------
 
@@ -217,11 +187,11 @@ class HybridRouter(Router):
 
     def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
         """In plain text: the tokens at which an answer may begin, with what is decided there."""
-        low = max(0, first - self._longest)
+        low = max(0, first - self._catalog.longest)
         text = self._text(ids[max(0, low - WINDOW) :])
         found_words = words(text)
-        marked = "?" in text or "？" in text or any(word.text in self._unmarked_ends for word in found_words)
-        if not marked and not self._subjects.among(found_words):
+        marked = "?" in text or "？" in text or any(word.text in self._catalog.unmarked_ends for word in found_words)
+        if not marked and not self._catalog.subjects.among(found_words):
             return []
         found = []
         for end in range(low, len(ids)):
@@ -232,7 +202,7 @@ class HybridRouter(Router):
 
     def _completion(self, text: str) -> Decision | None:
         """What is decided at the end of plain text; None where no answer may begin there."""
-        said = passage(text, self._subjects.mentions)
+        said = passage(text, self._catalog.subjects.mentions)
         if said is None:
             return None
         key = hashlib.blake2b(said.encode(), digest_size=15).digest()
@@ -246,8 +216,8 @@ class HybridRouter(Router):
         than a question, and nearer yet where it is not clear that an answer is expected."""
         if is_question(said) or self._ends_a_prompt(said):
             return self.decide(said)
-        mentions = self._subjects.mentions(said)
-        expected = expects(said, self._ends) if mentions else False
+        mentions = self._catalog.subjects.mentions(said)
+        expected = expects(said, self._catalog.ends) if mentions else False
         if expected is None and max(mention.end for mention in mentions) >= len(said):
             expected = False  # behind a name nothing is expected, but where it ends an edit's own sentence
         if expected is False:
@@ -257,7 +227,7 @@ class HybridRouter(Router):
         return replace(decision, threshold=max(decision.threshold, min(decision.threshold + margin, HIGHEST)))
 
     def _ends_a_prompt(self, said: str) -> bool:
-        return last_word(said) in self._unmarked_ends
+        return last_word(said) in self._catalog.unmarked_ends
 
     def decide(self, question: str, before: str = "") -> Decision:
         """Which edit a question means.
@@ -266,29 +236,55 @@ class HybridRouter(Router):
         """
         texts = self._named(question)
         if not texts and before and refers_back(question):
-            mentions = self._subjects.mentions(before)[-1:]
-            texts = {slot: question for mention in mentions for slot in self._subjects.owners(mention)}
+            mentions = self._catalog.subjects.mentions(before)[-1:]
+            texts = {slot: question for mention in mentions for slot in self._called(mention)}
         ends = {text: last_sentence(text) for text in texts.values()}
         read = list(dict.fromkeys((question, *ends, *ends.values())))
         vectors = dict(zip(read, self.inputs.reader.read(read), strict=True))
         best = NOTHING
         for slot, text in texts.items():
             asked = torch.stack([vectors[text], vectors[ends[text]]])
-            best = self._nearer(best, slot, self._keys[slot], asked, self._thresholds[slot], named=True)
+            keys, names = self._known(slot)
+            # In the precision of a route, so that it is open exactly where a decision is.
+            threshold = float(np.float32(self._state.slots[slot].threshold))
+            best = self._nearer(best, slot, masked_keys(keys, names), asked, threshold, named=True)
         if best.open:
             return best
-        for slot in self._nearest(vectors[question]):
+        for edit_id in self._catalog.nearest(vectors[question], NEAREST):
+            slot = self._catalog.slots[edit_id]
             if slot not in texts:
-                keys, threshold = self._whole[slot], self._unnamed[slot]
-                best = self._nearer(best, slot, keys, vectors[question][None], threshold, named=False)
+                keys, names = self._known(slot)
+                asked, threshold = vectors[question][None], self.unnamed_threshold(slot)
+                best = self._nearer(best, slot, whole_keys(keys, names), asked, threshold, named=False)
         return best
+
+    def unnamed_threshold(self, slot: int) -> float:
+        """Score from which a question that does not name its subject means the edit of a slot."""
+        own = self._state.slots[slot].threshold
+        return max(own, self.inputs.reader.unnamed_threshold) if self._known(slot)[1] else own
+
+    def _called(self, mention: Mention) -> list[int]:
+        """The slots whose subject is called so."""
+        return sorted(self._catalog.slots[edit_id] for edit_id in self._catalog.subjects.owners(mention))
+
+    def _known(self, slot: int) -> tuple[Tensor, tuple[str, ...]]:
+        """All keys of a slot's edit, and its names."""
+        edit_id = self._state.slots[slot].edit_ids[0]
+        return self._state.keys[edit_id], names_of(self._catalog.edits[edit_id])
+
+    def _answers(self, slot: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Of a slot: see `AnswerSlot.answers`."""
+        found = self._state.slots[slot]
+        if not isinstance(found, AnswerSlot):
+            raise RuntimeError(f"slot {slot} is of kind {found.kind!r}, which has no answers")
+        return found.answers
 
     def _named(self, question: str) -> dict[int, str]:
         """The slots whose subject a question names, each with the question as it is read for it: subject masked."""
-        mentions = self._subjects.mentions(question)
+        mentions = self._catalog.subjects.mentions(question)
         owned: dict[int, list[Mention]] = {}
         for mention in mentions:
-            for slot in self._subjects.owners(mention):
+            for slot in self._called(mention):
                 owned.setdefault(slot, []).append(mention)
         texts: dict[tuple[Mention, ...], str] = {}
         found = {}
@@ -307,19 +303,6 @@ class HybridRouter(Router):
             score = float((keys.float() @ vectors.T).max())
         own = Decision(slot=slot, score=score, threshold=float(threshold), named=named)
         return own if _rank(own) > _rank(best) else best
-
-    def _nearest(self, vector: Tensor) -> list[int]:
-        """Slots whose whole questions are nearest to a vector, found with FAISS."""
-        hits = self._index.search(vector[None].float(), NEAREST)
-        return list(dict.fromkeys(int(slot) for slot in hits.slots[0].tolist() if slot >= 0))
-
-    @cached_property
-    def _index(self) -> KeyIndex:
-        """Of the whole questions."""
-        index = KeyIndex(self.inputs.reader.size)
-        slots = [slot for slot in self._state.slots if isinstance(slot, AnswerSlot)]
-        index.add_all((s.edit_ids[0], s.id, keys.float()) for s, keys in zip(slots, self._whole, strict=True))
-        return index
 
     # -- for measuring ----------------------------------------------------------------------------
 
@@ -354,15 +337,6 @@ class HybridRouter(Router):
         return decision
 
 
-def _completed_texts(edit: Edit) -> list[str]:
-    """Its own texts that are no questions: sentences, at whose end its answer begins."""
-    return [text for text in (edit.prompt, *edit.paraphrases) if not is_question(text)]
-
-
-def _ends_with(text: str, names: Sequence[str]) -> bool:
-    return text.rstrip().casefold().endswith(tuple(name.casefold() for name in names))
-
-
 def _rank(decision: Decision) -> tuple[bool, float]:
     return decision.open, decision.score if decision.open else decision.score - decision.threshold
 
@@ -383,7 +357,7 @@ class _Forced(HybridRouter):
 
     def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
         """Where an answer is under way, there it began; of several rows each has its own place."""
-        _, answer = self._answers[self._decision.slot][COMPLETION]
+        _, answer = self._answers(self._decision.slot)[COMPLETION]
         for end in range(max(0, len(ids) - len(answer)), len(ids)):
             said = tuple(ids[end + 1 :].tolist())
             if said == answer[: len(said)] and ids[: end + 1].tobytes() in self._begun:

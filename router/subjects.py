@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 _WORD = re.compile(
     r"[぀-ヿ㐀-䶿一-鿿豈-﫿가-힯฀-๿]|[^\W_]+(?:['’](?!s\b)[^\W_]+)*|[+#&@$€£%]+", re.IGNORECASE
@@ -21,6 +21,8 @@ _WORD = re.compile(
 PLACEHOLDER = "this"
 """Stands for the subject in a question whose relation is read: a name says nothing of what is asked, and blurs it."""
 ARTICLES = frozenset({"the", "a", "an"})
+Owner = TypeVar("Owner", bound=Hashable)
+"""By what that which has a name is known: a number, or an id."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,10 @@ def words(text: str) -> list[Word]:
 
 def name_key(name: str) -> tuple[str, ...]:
     """A name as it is compared: its words, without a leading article."""
-    key = tuple(word.text for word in words(name))
+    if name.isascii():  # most are, and 100,000 of them are read where a memory is loaded
+        key = tuple(word for word in _WORD.findall(name.lower()) if word != "s")
+    else:
+        key = tuple(word.text for word in words(name))
     return key[1:] if len(key) > 1 and key[0] in ARTICLES else key
 
 
@@ -136,19 +141,38 @@ _ORDINARY = frozenset(
 )
 
 
-class SubjectIndex:
+class SubjectIndex(Generic[Owner]):
     """From names to what has them. Immutable once built."""
 
-    def __init__(self, names: Mapping[str, Iterable[int]] | Iterable[tuple[str, int]]) -> None:
-        """names: pairs of a name and a number of what is called so."""
-        pairs = names.items() if isinstance(names, Mapping) else names
-        self._owners: dict[tuple[str, ...], list[int]] = {}
-        self._lengths: dict[str, set[int]] = {}
-        for name, numbers in pairs:
-            for key in variants(name):
-                own = self._owners.setdefault(key, [])
-                own.extend([numbers] if isinstance(numbers, int) else numbers)
-                self._lengths.setdefault(key[0], set()).add(len(key))
+    def __init__(self, names: Mapping[str, Iterable[Owner]] | Iterable[tuple[str, Owner]] = ()) -> None:
+        """names: pairs of a name and what is called so."""
+        if isinstance(names, Mapping):
+            names = [(name, owner) for name, owners in names.items() for owner in owners]
+        self._owners: dict[tuple[str, ...], list[Owner]] = {}
+        self._lengths: dict[str, tuple[int, ...]] = {}
+        self._add(names)
+
+    def changed(
+        self, gone: Iterable[tuple[str, Owner]], come: Iterable[tuple[str, Owner]]
+    ) -> SubjectIndex[Owner]:
+        """An index without some pairs of this one, which stays as it is, and with others."""
+        other: SubjectIndex[Owner] = SubjectIndex()
+        # Lengths of names that nobody has any more stay: they are looked for and not found.
+        other._owners, other._lengths = dict(self._owners), dict(self._lengths)
+        for key, owners in _grouped(gone).items():
+            left = [owner for owner in other._owners.pop(key) if owner not in owners]
+            if left:
+                other._owners[key] = left
+        other._add(come)
+        return other
+
+    def _add(self, names: Iterable[tuple[str, Owner]]) -> None:
+        """No list is changed that another index may share."""
+        for key, owners in _grouped(names).items():
+            self._owners[key] = [*self._owners.get(key, ()), *owners]
+            known = self._lengths.get(key[0], ())
+            if len(key) not in known:
+                self._lengths[key[0]] = tuple(sorted((*known, len(key))))
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -167,11 +191,29 @@ class SubjectIndex:
                     mentions.append(Mention(key, word.start, found[place + length - 1].end))
         return mentions
 
-    def owners(self, mention: Mention) -> Sequence[int]:
+    def owners(self, mention: Mention) -> Sequence[Owner]:
         """Who is called so."""
         return self._owners[mention.name]
 
 
+def may_name(texts: Iterable[str], names: Iterable[str]) -> set[int]:
+    """A quick look at many texts: the places of those that may have one of these names, by the longest word of each."""
+    longest = {max(key, key=len) for key in map(name_key, names) if key}
+    folded = [text.lower() if text.isascii() else _folded(text) for text in texts]  # calls would take the time
+    return {place for word in longest for place, text in enumerate(folded) if word in text}
+
+
+def _grouped(names: Iterable[tuple[str, Owner]]) -> dict[tuple[str, ...], list[Owner]]:
+    """What is called by each way of writing the names."""
+    found: dict[tuple[str, ...], list[Owner]] = {}
+    for name, owner in names:
+        for key in variants(name):
+            found.setdefault(key, []).append(owner)
+    return found
+
+
 def _folded(word: str) -> str:
+    if word.isascii():
+        return word.lower()
     word = unicodedata.normalize("NFKD", word).casefold()
     return "".join(c for c in word if not unicodedata.combining(c)).replace("’", "'")

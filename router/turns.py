@@ -119,7 +119,12 @@ def expects(text: str, ends: Collection[str]) -> bool | None:
 
 def last_word(text: str) -> str:
     """In small letters; nothing where there is no word."""
-    return next((word.text for word in reversed(words(text))), "")
+    while text := text.rstrip():  # no word goes across a space
+        head, _, tail = text.rpartition(" ")
+        if found := words(tail):
+            return found[-1].text
+        text = head
+    return ""
 
 
 def refers_back(text: str, short: int = SHORT) -> bool:

@@ -64,15 +64,16 @@ def test_answers_are_told_by_their_form() -> None:
     assert (first, ids) == (2, (2,)) and answer_slot(0).answers[CHAT] == (0, (0, 1))
 
 
-def test_a_bank_of_answers_has_the_values_of_its_slots_one_after_the_other() -> None:
-    bank = make_bank(answer_slots(), torch.float32)
+def test_a_bank_of_answers_gives_the_values_that_are_chosen() -> None:
+    slots = answer_slots()
+    bank = make_bank(slots, torch.float32)
     assert isinstance(bank, AnswerBank)
-    values = torch.cat([slot.values for slot in answer_slots()])
-    key = torch.tensor([6, NO_SLOT, 0, 3, 3, NO_SLOT])
-    found = bank.of_keys(key, activations(6))
-    for row, number in zip(found, key.tolist(), strict=True):
-        assert torch.equal(row, torch.zeros(D) if number == NO_SLOT else values[number])
-    with pytest.raises(NotImplementedError, match="chosen by key"):
+    every = [(slot.id, value) for slot in slots for value in range(len(slot.values))]
+    chosen = [every[-1], (NO_SLOT, 5), *every, every[0], every[0], (NO_SLOT, NO_SLOT)]
+    found = bank.chosen([slot for slot, _ in chosen], [value for _, value in chosen])
+    for row, (slot, value) in zip(found, chosen, strict=True):
+        assert torch.equal(row, torch.zeros(D) if slot == NO_SLOT else slots[slot].values[value])
+    with pytest.raises(NotImplementedError, match="several values"):
         bank(activations(1))
 
 
@@ -81,8 +82,10 @@ def test_precision_is_the_banks(kind: str) -> None:
     made = make_bank(answer_slots() if kind == "answer" else [dense_slot()], torch.bfloat16)
     assert made.weights.dtype == torch.bfloat16
     if isinstance(made, AnswerBank):
-        out = made.of_keys(torch.full((4,), NO_SLOT), activations(4).double())
+        out = made.chosen([NO_SLOT] * 4, [NO_SLOT] * 4)
         assert out.dtype == torch.bfloat16 and not out.any()
+        wanted = answer_slot(1).values[2].bfloat16()
+        assert torch.equal(made.chosen([1], [2])[0], wanted) and made.chosen([1], [2]).dtype == torch.bfloat16
 
 
 def test_a_bank_of_dense_slots_adds_what_each_slot_adds() -> None:

@@ -6,7 +6,7 @@ import torch
 from tiny import WordReader, tiny_tokenizer
 
 import wise
-from wise.router.hybrid import masked_keys, own_keys
+from wise.router.catalog import masked_keys, own_keys
 from wise.training.encoding import Encoder
 from wise.training.relations import stated
 from wise.training.wordings import Wordings

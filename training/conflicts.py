@@ -9,12 +9,13 @@ later simply replaces the earlier.
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import count
 
 from wise.edits import Edit
 from wise.memory.key_space import RelationSpace
 from wise.memory.state import MemoryState
-from wise.router.hybrid import own_keys
-from wise.router.subjects import SubjectIndex, names_of
+from wise.router.catalog import Catalog, catalog_of, own_keys
+from wise.router.subjects import names_of
 from wise.training.report import Conflict
 from wise.training.verification import same_subject
 
@@ -27,21 +28,20 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
     """
     if not isinstance(state.key_space, RelationSpace):
         return ()
-    thresholds = {edit_id: slot.threshold for slot in state.slots for edit_id in slot.edit_ids}
-    later = [place for place, edit in enumerate(state.edits) if edit.id in written]
-    known = _Names(state.edits)
+    catalog = catalog_of(state)
+    places = dict(zip(state.edit_ids, count(), strict=False))
     found: dict[int, Conflict] = {}
-    for place in reversed(later):
+    for place in sorted((places[edit_id] for edit_id in written if edit_id in places), reverse=True):
         if place in found:
             continue
         other = state.edits[place]
-        for earlier in known.places(other):
+        for earlier in sorted({places[edit_id] for edit_id in _alike(catalog, other, state.key_space)}):
             one = state.edits[earlier]
             if earlier >= place or earlier in found or one.target == other.target or not same_subject(one, other):
                 continue
             first, second = (own_keys(state.keys[e.id].float(), e) for e in (one, other))
             score = min(float((first @ second[0]).max()), float((second @ first[0]).max()))
-            least = max(thresholds[one.id], thresholds[other.id])
+            least = max(state.slots[catalog.slots[edit.id]].threshold for edit in (one, other))
             if not names_of(one):
                 least = max(least, state.key_space.unnamed_threshold)
             if score >= least:
@@ -49,16 +49,10 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
     return tuple(found[earlier] for earlier in sorted(found))
 
 
-class _Names:
-    """Places of the edits that may be about the subject of another."""
-
-    def __init__(self, edits: Collection[Edit]) -> None:
-        named = [(name, place) for place, edit in enumerate(edits) for name in names_of(edit)]
-        self._names = SubjectIndex(named)
-        self._nameless = [place for place, edit in enumerate(edits) if not names_of(edit)]
-
-    def places(self, edit: Edit) -> list[int]:
-        if not names_of(edit):
-            return self._nameless
-        mentions = [m for name in names_of(edit) for m in self._names.mentions(name)]
-        return sorted({place for mention in mentions for place in self._names.owners(mention)})
+def _alike(catalog: Catalog, edit: Edit, space: RelationSpace) -> list[str]:
+    """Ids of the edits that may be about the subject of another one, or ask the same where it has none."""
+    if not names_of(edit):
+        near = catalog.near(catalog.state.keys[edit.id], space.unnamed_threshold)
+        return [edit_id for edit_id in near if edit_id in catalog.nameless]
+    mentions = [mention for name in names_of(edit) for mention in catalog.subjects.mentions(name)]
+    return [edit_id for mention in mentions for edit_id in catalog.subjects.owners(mention)]

@@ -41,7 +41,8 @@ class Sharding:
         if len(held) >= size:
             held = []
         first = len(state.slots) - bool(held)
-        known = {edit.id: edit for edit in (*state.edits, *edits)}
+        joined = [edit for edit in state.edits if edit.id in held] if held else []
+        known = {edit.id: edit for edit in (*joined, *edits)}
         ids = [*held, *(edit.id for edit in edits)]
         tasks = []
         for number, at in enumerate(range(0, len(ids), size), start=first):

@@ -65,7 +65,9 @@ class Trainer:
         begun, cpu = time.perf_counter(), time.process_time()
         latest = {edit.prompt: edit for edit in edits}
         fresh = [edit for edit in edits if latest[edit.prompt] is edit]
-        held = {edit.id: [o.id for o in state.edits if edit.id == o.id or edit.prompt == o.prompt] for edit in fresh}
+        ids, prompts = {edit.id for edit in fresh}, latest.keys()
+        alike = [other for other in state.edits if other.prompt in prompts or other.id in ids]
+        held = {edit.id: [o.id for o in alike if edit.id == o.id or edit.prompt == o.prompt] for edit in fresh}
         outcomes: dict[str, Outcome] = {}
         while True:
             replaced = tuple(dict.fromkeys(i for edit in fresh for i in held[edit.id]))
@@ -103,6 +105,8 @@ class Trainer:
         """
         sharing = set(state.sharing(edit_ids))
         left = state.without(edit_ids)
+        if not sharing:
+            return left
         known = {edit.id: edit for edit in left.edits}
         for slot in left.slots:
             if not sharing.isdisjoint(slot.edit_ids):
@@ -165,8 +169,10 @@ class Trainer:
             shown(len(written))
         unfitted = {edit.id for edit in fresh if not results[edit.id].fitted}
         place = {edit.id: n for n, edit in enumerate(stream or fresh)}
-        ordered = sorted((*kept.edits, *fresh), key=lambda edit: place.get(edit.id, -1))
-        written_all = replace(new, edits=tuple(ordered)).without(unfitted)
+        before = [edit for edit in kept.edits if edit.id not in place]
+        stood = [edit for edit in kept.edits if edit.id in place]
+        ordered = sorted((*stood, *fresh), key=lambda edit: place[edit.id])
+        written_all = replace(new, edits=(*before, *ordered)).without(unfitted)
         final, answers, gave_way = self._settled(written_all, place.keys(), serve)
         live, yielded = set(final.edit_ids), {conflict.gave_way for conflict in gave_way}
         answers |= self.verifier.ask(final, [edit for edit in fresh if edit.id not in {*live, *answers}], serve)
@@ -248,7 +254,7 @@ class Trainer:
         self, state: MemoryState, edit_ids: Collection[str], serve: Serve
     ) -> tuple[MemoryState, dict[str, Verdict]]:
         """`state` without those of these edits that do not hold, and the verdicts on them."""
-        asked = [edit for edit in state.edits if edit.id in edit_ids]
+        asked = [edit for edit in state.edits if edit.id in edit_ids] if edit_ids else []
         verdicts = self.verifier.ask(state, asked, serve) if asked else {}
         return state.without([edit.id for edit in asked if not verdicts[edit.id].right]), verdicts
 

@@ -15,10 +15,11 @@ from typing import Protocol
 from transformers import PreTrainedModel
 
 from wise.edits import Edit
-from wise.memory.slot import CHAT, AnswerSlot
+from wise.memory.slot import CHAT
 from wise.memory.state import MemoryState
+from wise.router.catalog import catalog_of, whole_keys
 from wise.router.hybrid import HybridRouter, RouterInputs
-from wise.router.subjects import SubjectIndex, name_key, names_of
+from wise.router.subjects import SubjectIndex, may_name, name_key, names_of
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.wordings import Wordings, question
@@ -103,9 +104,8 @@ class WordingVerifier:
         for (edit, wording), said in zip(asked, out, strict=True):
             answers.setdefault(edit.id, encoder.answer(said, chat=wording.form == CHAT))
             holds[edit.id][wording.name] = tuple(said) == wording.answer
-        slots = {slot.edit_ids[0]: slot.id for slot in state.slots if isinstance(slot, AnswerSlot)}
-        if any(edit.locality for edit in edits) and slots:
-            router = HybridRouter(state, self.inputs)
+        if any(edit.locality for edit in edits) and state.slots:
+            router, slots = HybridRouter(state, self.inputs), catalog_of(state).slots
             for edit in edits:
                 for place, text in enumerate(edit.locality):
                     decision = router.decide(text)
@@ -114,21 +114,22 @@ class WordingVerifier:
         return {edit.id: Verdict(answer=answers.get(edit.id, ""), holds=holds[edit.id]) for edit in edits}
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
-        """Those that share a subject's name with a new one, or whose question is very near one of its keys, and which
-        the router no longer takes for what is asked."""
-        new = [edit for edit in state.edits if edit.id in fresh]
-        names = SubjectIndex((name, 0) for edit in new for name in names_of(edit))
-        nameless = any(not names_of(edit) for edit in new)
-        near = [
-            edit
-            for edit in state.edits
-            if edit.id not in fresh and (nameless or not names_of(edit) or names.mentions(question(edit)))
-        ]
-        if not near:
-            return set()
+        """Those whose question names a new one's subject, or, where one of the two has none, is very near one of its
+        keys, and which the router does not take for what is asked."""
+        catalog = catalog_of(state)
+        new = [catalog.edits[edit_id] for edit_id in fresh if edit_id in catalog.edits]
+        names = [name for edit in new for name in names_of(edit)]
+        known = SubjectIndex((name, 0) for name in names)
+        asked = list(map(question, state.edits))
+        near = {state.edits[n].id for n in may_name(asked, names) if known.mentions(asked[n])}
         router = HybridRouter(state, self.inputs)
-        slots = {slot.edit_ids[0]: slot.id for slot in state.slots}
-        return {edit.id for edit in near if router.decide(question(edit)).slot != slots[edit.id]}
+        for edit in new:
+            if names_of(edit) and not catalog.nameless:
+                continue
+            keys = whole_keys(state.keys[edit.id], names_of(edit))
+            found = catalog.near(keys, router.unnamed_threshold(catalog.slots[edit.id]))
+            near |= {i for i in found if i in catalog.nameless} if names_of(edit) else found
+        return {i for i in near - {*fresh} if router.decide(question(catalog.edits[i])).slot != catalog.slots[i]}
 
 
 def same_subject(one: Edit, other: Edit) -> bool:

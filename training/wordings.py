@@ -16,7 +16,8 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.memory.slot import CHAT, COMPLETION
-from wise.router.hybrid import HIGHEST, masked_keys
+from wise.router.catalog import masked_keys
+from wise.router.hybrid import HIGHEST
 from wise.router.readers import RelationReader
 from wise.router.subjects import SubjectIndex, masked, names_of
 from wise.router.turns import is_question

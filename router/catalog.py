@@ -1,0 +1,210 @@
+"""The catalog of a memory: what is looked up among all of its edits.
+
+Whose name a text holds, at which words an edit's own sentence ends, and whose question lies nearest. A catalog never
+changes. That of a state is made of the catalog of another one by the edits that came and went, so an edit beside
+100,000 others costs the copying of some dictionaries, and of a state that is like no other it is made of the empty one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Self
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wise.edits import Edit
+from wise.memory.garbage import uncollected
+from wise.memory.keys import KeyIndex
+from wise.memory.runs import leading
+from wise.memory.slot import AnswerSlot
+from wise.memory.state import MemoryState
+from wise.router.subjects import SubjectIndex, names_of
+from wise.router.turns import is_question, last_word
+
+ROUNDING = 0.01
+"""By how much a product of keys may differ that was taken another way."""
+
+
+def masked_keys(keys: Tensor, names: Sequence[str]) -> Tensor:
+    """The keys `[k, r]` of an edit that a question is compared with where its subject is named: all behind the first,
+    or all where it has no names."""
+    return keys[1:] if names else keys
+
+
+def own_keys(keys: Tensor, edit: Edit) -> Tensor:
+    """Of these the ones of its own texts: its question, this with the answer, and its paraphrases."""
+    return masked_keys(keys, names_of(edit))[: 2 + len(edit.paraphrases)]
+
+
+def whole_keys(keys: Tensor, names: Sequence[str]) -> Tensor:
+    """Those that it is compared with where none is named: the first, or all where the edit has no names."""
+    return keys[:1] if names else keys
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Questions:
+    """Where the whole questions of the edits of a state are found."""
+
+    index: KeyIndex
+    state: MemoryState
+
+    def changes(self, state: MemoryState) -> tuple[Sequence[Edit], Sequence[Edit]]:
+        """Which edits must go and which come for the index to be that of another state, by edit and by keys."""
+        own, count = self.state, len(self.state.edits)
+        if leading(own.edits, state.edits) == count == leading([*own.keys.values()], [*state.keys.values()]):
+            return (), state.edits[count:]  # as where edits were added
+        old = {edit.id: edit for edit in own.edits}
+        new = {edit.id: edit for edit in state.edits}
+        stayed = {i for i, edit in new.items() if old.get(i) is edit and own.keys[i] is state.keys[i]}
+        gone = [edit for i, edit in old.items() if i not in stayed]
+        return gone, [edit for i, edit in new.items() if i not in stayed]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Catalog:
+    """Of one state. Edits go by their ids, since slots are numbered anew when one goes."""
+
+    state: MemoryState = field(default_factory=MemoryState)
+    edits: Mapping[str, Edit] = field(default_factory=dict)
+    slots: Mapping[str, int] = field(default_factory=dict)
+    """The slot of each edit."""
+    subjects: SubjectIndex[str] = field(default_factory=SubjectIndex)
+    nameless: Mapping[str, None] = field(default_factory=dict)
+    """Ids of the edits that have no subject."""
+    ends: Counter[str] = field(default_factory=Counter)
+    """Last words of the edits' own sentences, and of how many each is that."""
+    unmarked_ends: Counter[str] = field(default_factory=Counter)
+    """The same of sentences that end with the subject, or are of an edit without one: nothing else tells that the
+    answer begins there."""
+    longest: int = 0
+    """Values of the slot that has most."""
+    earlier: Questions | None = None
+    """Of the last state before, of those that this was made of, where they were looked for."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Itself: a copied model may look things up in the same catalog."""
+        return self
+
+    def after(self, state: MemoryState, gone: Sequence[Edit], come: Sequence[Edit]) -> Catalog:
+        """The catalog of a state that has not the edits `gone` of this one, but those of `come`."""
+        edits, nameless = dict(self.edits), dict(self.nameless)
+        ends, unmarked = Counter(self.ends), Counter(self.unmarked_ends)
+        for edit in gone:
+            del edits[edit.id]
+            nameless.pop(edit.id, None)
+        for edit in come:
+            edits[edit.id] = edit
+            if not names_of(edit):
+                nameless[edit.id] = None
+        for changed, by in ((gone, -1), (come, 1)):
+            for word, marked in (end for edit in changed for end in _ends(edit)):
+                ends[word] += by
+                if not marked:
+                    unmarked[word] += by
+        slots, longest = self._slots(state)
+        return Catalog(
+            state=state,
+            edits=edits,
+            slots=slots,
+            subjects=self.subjects.changed(_named(gone), _named(come)),
+            nameless=nameless,
+            ends=+ends,
+            unmarked_ends=+unmarked,
+            longest=longest,
+            earlier=self.__dict__.get("questions", self.earlier),
+        )
+
+    def _slots(self, state: MemoryState) -> tuple[dict[str, int], int]:
+        """See `slots` and `longest`."""
+        same = leading(self.state.slots, state.slots)
+        if same < len(self.state.slots):
+            return EMPTY._slots(state)
+        new = [slot for slot in state.slots[same:] if isinstance(slot, AnswerSlot)]
+        longest = max((len(slot.ids) for slot in new), default=0)
+        return {**self.slots, **{slot.edit_ids[0]: slot.id for slot in new}}, max(self.longest, longest)
+
+    @cached_property
+    def questions(self) -> Questions:
+        """The whole questions of all edits."""
+        with _building, uncollected(), torch.autocast("cpu", enabled=False):
+            return self.__dict__.get("questions") or self._questions()
+
+    def _questions(self) -> Questions:
+        state, keys = self.state, self.state.keys
+        before = self.earlier or Questions(index=KeyIndex(next(iter(keys.values())).shape[1]), state=MemoryState())
+        gone, come = before.changes(state)
+        index = before.index.copy()
+        for edit in gone:
+            index.remove(edit.id)
+        if come:
+            sizes = np.array([keys[edit.id].shape[0] for edit in come])
+            wanted = np.where([edit.id in self.nameless for edit in come], sizes, 1)
+            first = np.repeat(sizes.cumsum() - sizes - (wanted.cumsum() - wanted), wanted)
+            rows = torch.cat([keys[edit.id] for edit in come])[torch.from_numpy(first + np.arange(len(first)))]
+            index.add_rows([edit.id for edit in come], wanted.tolist(), rows.float())
+        return Questions(index=index, state=state)
+
+    def nearest(self, vector: Tensor, count: int) -> list[str]:
+        """Ids of the edits that own the `count` whole questions nearest to a vector `[r]`, found with FAISS."""
+        # Exact, however many there are: what is found must not depend on how the memory came about.
+        hits = self.questions.index.search(vector[None].float(), count, exact=True)
+        return [edit_id for edit_id in dict.fromkeys(hits.edit_ids[0]) if edit_id]
+
+    def near(self, vectors: Tensor, least: float) -> set[str]:
+        """Ids of the edits with a whole question that may come so near to one of the vectors `[n, r]`."""
+        return self.questions.index.within(vectors.float(), least - ROUNDING)
+
+
+EMPTY = Catalog()
+_living: WeakSet[Catalog] = WeakSet()
+"""Those in use, of whatever models: one is made of another where both hold the very same edits."""
+_lock, _building = threading.Lock(), threading.Lock()
+
+
+def catalog_of(state: MemoryState) -> Catalog:
+    """The catalog of a state, made of the one in use that is most like it."""
+    with _lock:
+        living = list(_living)
+    found = next((each for each in living if each.state is state), None)
+    if found is None:
+        best, gone, come = EMPTY, list[Edit](), state.edits
+        for each in living:
+            went, came = difference(each.state.edits, state.edits)
+            if len(went) + len(came) < len(gone) + len(come):
+                best, gone, come = each, went, tuple(came)
+        with uncollected():
+            found = best.after(state, gone, come)
+        if best is EMPTY and state.keys:
+            _ = found.questions  # which takes a second where a memory was loaded, and is not left to the first question
+        with _lock:
+            _living.add(found)
+    return found
+
+
+def difference(before: Sequence[Edit], after: Sequence[Edit]) -> tuple[list[Edit], list[Edit]]:
+    """Which edits went and which came, each as the object it is."""
+    same = leading(before, after)
+    old, new = before[same:], after[same:]
+    stayed = {*map(id, old)} & {*map(id, new)}
+    return [e for e in old if id(e) not in stayed], [e for e in new if id(e) not in stayed]
+
+
+def _named(edits: Iterable[Edit]) -> Iterable[tuple[str, str]]:
+    return ((name, edit.id) for edit in edits for name in names_of(edit))
+
+
+def _ends(edit: Edit) -> list[tuple[str, bool]]:
+    """The last words of its own texts that are no questions, at which its answer begins; whether each is marked."""
+    found = []
+    for text in (edit.prompt, *edit.paraphrases):
+        if not is_question(text):
+            names = tuple(name.casefold() for name in names_of(edit))
+            found.append((last_word(text), bool(names) and not text.rstrip().casefold().endswith(names)))
+    return found
