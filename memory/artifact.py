@@ -1,9 +1,13 @@
 """A memory on disk: a folder of JSON and safetensors, there as a whole or not at all.
 
-    wise_config.json     settings, fingerprint of the base, slots; a SHA-256 of itself and of the others
+    wise_config.json     settings, fingerprint of the base, kinds of slots; a SHA-256 of itself and of the others
     edits.jsonl          the live edits in their order, one per line, as `wise.read_edits` reads them
-    memory.safetensors   keys, key_counts, slot.{i}.{name}; in retrieve key_space.{mean,projection}, in hybrid
-                         key_space.{reader,size,thresholds}
+    memory.safetensors   keys and key_counts, by edit; slots.group and slots.held (how many edits), by slot; slots.edits
+                         (their lines) and slots.scores, by slot and edit; the columns of the slots (`columns.py`); in
+                         retrieve key_space.{mean,projection}, in hybrid key_space.{reader,size,thresholds}
+
+So a memory of 100,000 edits is some ten tensors. Version 1 had slot.{i}.{name} instead, which takes a safetensors
+reader seconds, and told of each slot in wise_config.json; it is read still.
 
 Nothing in it depends on when, where or how often it was written: the same memory makes the same bytes.
 Nothing in it is executed or unpickled, and the search index is built anew from the keys. Everything is
@@ -18,6 +22,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,14 +37,16 @@ from wise import __version__
 from wise.config import WiseConfig
 from wise.edits import Edit, check_unique
 from wise.errors import ArtifactError, ConfigError, EditError, did_you_mean
+from wise.memory.columns import apart, by_group, columns_of, is_column
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import ASIDE, replaced_folder
+from wise.memory.garbage import uncollected
 from wise.memory.key_space import KeySpace, RelationSpace, Space, space_from_tensors
 from wise.memory.slot import SLOT_KINDS, AnswerSlot, MaskedDenseSlot, Slot
 from wise.memory.state import MemoryState
 
 FORMAT = "wise-memory"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CONFIG_FILE = "wise_config.json"
 EDITS_FILE = "edits.jsonl"
 TENSORS_FILE = "memory.safetensors"
@@ -60,7 +67,7 @@ def save_memory(
     else; OSError, likewise, where the disk does not take it.
     """
     check_state(config, state, base)
-    tensors = _pack(state)
+    kinds, tensors = _pack(state)
     check_tensors(tensors)
     with replaced_folder(Path(folder), ours=FILES) as new:
         lines = [json.dumps(edit.to_dict(), ensure_ascii=False) + "\n" for edit in state.edits]
@@ -74,7 +81,7 @@ def save_memory(
             "wise_version": __version__,
             "config": config.to_dict(),
             "base": base.to_dict(),
-            "slots": [_describe(slot) for slot in state.slots],
+            "kinds": kinds,
             "files": {name: _measure(new / name) for name in (EDITS_FILE, TENSORS_FILE)},
         }
         text = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1, ensure_ascii=False)
@@ -100,7 +107,8 @@ def load_memory(
         folder = _download(path, revision=revision, token=token, cache_dir=cache_dir)
     _check_folder(folder)
     try:
-        return _read(folder)
+        with uncollected():
+            return _read(folder)
     except ArtifactError as error:
         raise ArtifactError(f"the memory in {folder} is refused: {error}") from error
 
@@ -108,20 +116,26 @@ def load_memory(
 # -- writing ----------------------------------------------------------------------------------
 
 
-def _pack(state: MemoryState) -> dict[str, Tensor]:
-    """All tensors of a memory by name, on the CPU."""
-    tensors = {f"slot.{slot.id}.{name}": t for slot in state.slots for name, t in slot.tensors().items()}
+@uncollected()
+def _pack(state: MemoryState) -> tuple[list[str], dict[str, Tensor]]:
+    """The kind of each group of slots, and all tensors of a memory by name, on the CPU."""
+    groups, tensors = columns_of(state.slots)
+    places = {edit.id: place for place, edit in enumerate(state.edits)}
+    if state.slots:
+        tensors["slots.group"] = torch.tensor(groups)
+        tensors["slots.held"] = torch.tensor([len(slot.edit_ids) for slot in state.slots])
+        held = [places[edit_id] for slot in state.slots for edit_id in slot.edit_ids]
+        tensors["slots.edits"] = torch.tensor(held, dtype=torch.int64)
+        scores = [score for slot in state.slots for score in slot.scores]
+        tensors["slots.scores"] = torch.tensor(scores, dtype=torch.float64)
     if state.key_space is not None:
         tensors |= {f"key_space.{part}": tensor for part, tensor in state.key_space.tensors().items()}
     keys = [state.keys[edit.id] for edit in state.edits if edit.id in state.keys]
     if keys:
         tensors["keys"] = torch.cat(keys)
         tensors["key_counts"] = torch.tensor([len(rows) for rows in keys])
-    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-
-
-def _describe(slot: Slot) -> dict[str, Any]:
-    return {"id": slot.id, "kind": slot.kind, "scores": dict(zip(slot.edit_ids, slot.scores, strict=True))}
+    kinds = dict(zip(groups, (slot.kind for slot in state.slots), strict=True))
+    return list(kinds.values()), {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
 
 
 def _measure(file: Path) -> dict[str, Any]:
@@ -178,8 +192,10 @@ class _Manifest:
 
     config: WiseConfig
     base: Fingerprint
-    slots: list[tuple[str, dict[str, Any]]]
-    """Kind and fields of each."""
+    kinds: list[str]
+    """Of each group of slots."""
+    slots: list[tuple[str, dict[str, Any]]] | None
+    """Of version 1: kind and fields of each slot."""
     files: dict[str, dict[str, Any]]
 
 
@@ -190,8 +206,12 @@ def _read(folder: Path) -> tuple[WiseConfig, MemoryState, Fingerprint]:
     edits = _read_edits(folder / EDITS_FILE)
     tensors = _read_tensors(folder / TENSORS_FILE)
     check_tensors(tensors)
+    if manifest.slots is None:
+        slots = _unpack_slots(manifest.kinds, edits, tensors)
+    else:
+        slots = _slots_1(manifest.slots, tensors)
     state = MemoryState(
-        slots=tuple(_unpack_slot(kind, fields, tensors) for kind, fields in manifest.slots),
+        slots=slots,
         key_space=_unpack_key_space(tensors),
         keys=_unpack_keys(edits, tensors),
         edits=edits,
@@ -223,7 +243,8 @@ def _read_manifest(file: Path) -> _Manifest:
         return _Manifest(
             config=WiseConfig.from_dict(data["config"]),
             base=Fingerprint.from_dict(data["base"]),
-            slots=[_slot_fields(**slot) for slot in data["slots"]],
+            kinds=[] if version == 1 else list(map(str, data["kinds"])),
+            slots=[_slot_fields(**slot) for slot in data["slots"]] if version == 1 else None,
             files={name: dict(data["files"][name]) for name in (EDITS_FILE, TENSORS_FILE)},
         )
     except (ConfigError, ArtifactError) as error:
@@ -233,7 +254,7 @@ def _read_manifest(file: Path) -> _Manifest:
 
 
 def _slot_fields(*, kind: str, id: int, scores: dict[str, float]) -> tuple[str, dict[str, Any]]:
-    """Takes apart what `_describe` wrote."""
+    """Of version 1: takes apart what was told of a slot."""
     return str(kind), {"id": id, "edit_ids": tuple(scores), "scores": tuple(scores.values())}
 
 
@@ -251,7 +272,7 @@ def _read_edits(file: Path) -> tuple[Edit, ...]:
     edits = []
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         try:
-            edits.append(Edit.from_dict(json.loads(line)))
+            edits.append(Edit.from_dict(json.loads(line.decode())))
         except (ValueError, RecursionError) as error:  # EditError too
             _refuse(f"{file.name}, line {number}: {error}; {_AGAIN}")
     return tuple(edits)
@@ -268,20 +289,76 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         _refuse(f"{file.name}: is not a safetensors file ({error}); {_AGAIN}")
 
 
-def _unpack_slot(kind: str, fields: Mapping[str, Any], tensors: dict[str, Tensor]) -> Slot:
-    """Takes the tensors of one slot out of `tensors`."""
+def _unpack_slots(kinds: Sequence[str], edits: Sequence[Edit], tensors: dict[str, Tensor]) -> tuple[Slot, ...]:
+    """Takes the columns of all slots out of `tensors`."""
+    columns = {name: tensors.pop(name) for name in list(tensors) if is_column(name)}
+    told = {name: tensors.pop(f"slots.{name}", None) for name in ("group", "held", "edits", "scores")}
+    if not columns and all(tensor is None for tensor in told.values()):
+        return ()
+    numbers = {name: [] if tensor is None or tensor.ndim != 1 else tensor.tolist() for name, tensor in told.items()}
+    group, held, places, scores = numbers.values()
+    dtypes = [None if tensor is None else tensor.dtype for tensor in told.values()]
+    if (
+        dtypes != [torch.int64, torch.int64, torch.int64, torch.float64]
+        or len(group) != len(held)
+        or not sum(held) == len(places) == len(scores)
+        or {*group} != {*range(len(kinds))}
+        or not all(0 <= place < len(edits) for place in places)
+        or min(held, default=0) < 0
+    ):
+        shapes = {name: None if tensor is None else list(tensor.shape) for name, tensor in told.items()}
+        _refuse(f"{TENSORS_FILE}: slots {shapes} do not fit the {len(edits)} edits and {kinds}; {_AGAIN}")
+    ids, ends = [edit.id for edit in edits], list(accumulate(held))
+    fields: list[list[dict[str, Any]]] = [[] for _ in kinds]
+    for number, (kind, size, stop) in enumerate(zip(group, held, ends, strict=True)):
+        own = slice(stop - size, stop)
+        edit_ids = tuple(ids[place] for place in places[own])
+        fields[kind].append({"id": number, "edit_ids": edit_ids, "scores": tuple(scores[own])})
+    try:
+        found = by_group(columns)
+        slots = [iter(_group(kind, found.pop(n, {}), fields[n])) for n, kind in enumerate(kinds)]
+    except (ValueError, RuntimeError) as error:
+        _refuse(f"{TENSORS_FILE}: the columns of {len(group)} slots do not fit together: {error}; {_AGAIN}")
+    if found:
+        _refuse(f"{TENSORS_FILE}: tensors that belong to nothing: of groups {sorted(found)}; {_AGAIN}")
+    return tuple(next(slots[number]) for number in group)
+
+
+def _group(kind: str, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> Sequence[Slot]:
+    """The slots of one group."""
+    made = SLOT_KINDS[kind].from_columns(columns, fields) if kind in SLOT_KINDS else None
+    if made is None:
+        parts = apart(columns, len(fields))
+        made = [_slot(kind, own, **each) for own, each in zip(parts, fields, strict=True)]
+    return made
+
+
+def _slots_1(told: Sequence[tuple[str, dict[str, Any]]], tensors: dict[str, Tensor]) -> tuple[Slot, ...]:
+    """The same of version 1."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name in [name for name in tensors if name.startswith("slot.")]:
+        slot, _, part = name.removeprefix("slot.").partition(".")
+        parts.setdefault(slot, {})[part] = tensors[name]
+    slots = []
+    for kind, fields in told:
+        own = parts.get(str(fields["id"]), {})
+        slots.append(_slot(kind, own, **fields))
+        for part in own:
+            del tensors[f"slot.{fields['id']}.{part}"]
+    return tuple(slots)
+
+
+def _slot(kind: str, tensors: Mapping[str, Tensor], **fields: Any) -> Slot:
     if kind not in SLOT_KINDS:
         _refuse(f"{CONFIG_FILE}: slot kind {kind!r} is not known here: {did_you_mean(kind, SLOT_KINDS)}")
-    prefix = f"slot.{fields['id']}."
-    own = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
     try:
-        slot = SLOT_KINDS[kind].from_tensors(own, **fields)
+        slot = SLOT_KINDS[kind].from_tensors(tensors, **fields)
     except (ArtifactError, TypeError) as error:
-        _refuse(f"{TENSORS_FILE}: {prefix}*: {error}; {_AGAIN}")
+        _refuse(f"{TENSORS_FILE}: slot.{fields['id']}.*: {error}; {_AGAIN}")
     # What a reader lets pass by broadcasting, or leaves unread, shows when the slot is taken apart again.
     again = {name: (t.shape, t.dtype) for name, t in slot.tensors().items()}
-    if again != {name: (t.shape, t.dtype) for name, t in own.items()}:
-        _refuse(f"{TENSORS_FILE}: {prefix}*: not the names, shapes and dtypes of a {kind} slot; {_AGAIN}")
+    if again != {name: (t.shape, t.dtype) for name, t in tensors.items()}:
+        _refuse(f"{TENSORS_FILE}: slot.{fields['id']}.*: not the names, shapes and dtypes of a {kind} slot; {_AGAIN}")
     return slot
 
 
@@ -318,7 +395,8 @@ def _unpack_keys(edits: Sequence[Edit], tensors: dict[str, Tensor]) -> dict[str,
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        # NaN and infinity show in the extremes, which takes no second tensor of the size.
+        if tensor.is_floating_point() and tensor.numel() and not all(e.isfinite() for e in tensor.aminmax()):
             _refuse(
                 f"tensor {name}: holds NaN or infinity: editing diverged; take an older save, or edit anew"
             )
@@ -340,8 +418,8 @@ def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) ->
     if [slot.id for slot in state.slots] != list(range(len(state.slots))):
         yield f"the slots are numbered {[slot.id for slot in state.slots]}, expected 0, 1, 2, ..."
     held = [edit_id for slot in state.slots for edit_id in slot.edit_ids]
-    if sorted(held, key=str) != sorted(state.edit_ids):
-        wrong = sorted(set(map(str, held)) ^ set(state.edit_ids)) or ["one edit in two slots"]
+    if len(held) != len(state.edits) or {*held} != {*state.edit_ids}:
+        wrong = sorted({*map(str, held)} ^ {*state.edit_ids}) or ["one edit in two slots"]
         yield f"the slots do not hold exactly the live edits: {', '.join(wrong[:4])}"
     wanted = AnswerSlot.kind if config.mode == "hybrid" else MaskedDenseSlot.kind
     for slot in state.slots:
@@ -351,19 +429,12 @@ def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) ->
             yield f"slot {slot.id} is of kind {slot.kind!r}, expected {wanted!r}: it was made in another mode"
         elif config.mode == "hybrid" and len(slot.edit_ids) != 1:
             yield f"slot {slot.id} has {len(slot.edit_ids)} edits, expected one of its own"
-        if _shape(slot, base) != (1, base.out_features):
+        if slot.maps != (base.in_features, base.out_features):
             yield f"slot {slot.id} does not map {base.in_features} features to {base.out_features}"
 
 
 def _is_score(score: object) -> bool:
     return type(score) is float and math.isfinite(score)
-
-
-def _shape(slot: Slot, base: Fingerprint) -> tuple[int, ...] | None:
-    try:
-        return tuple(slot.delta(torch.zeros(1, base.in_features)).shape)
-    except RuntimeError:
-        return None
 
 
 def _key_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) -> Iterator[str]:
@@ -379,13 +450,15 @@ def _key_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) -> 
     if set(state.keys) != set(state.edit_ids):
         yield f"there are keys for {len(state.keys)} edits, expected for the {len(state.edits)} live ones"
     dtype = torch.float16 if isinstance(space, RelationSpace) else torch.float32
-    wanted = [(f"keys of edit {i}", keys, [max(1, len(keys)), space.size]) for i, keys in state.keys.items()]
-    if isinstance(space, KeySpace):
-        wanted.append(("mean", space.mean, [base.in_features]))
-        wanted.append(("projection", space.projection, [space.size, base.in_features]))
-    for name, tensor, shape in wanted:
-        if tensor.dtype != dtype or list(tensor.shape) != shape:
-            yield f"{name}: {tensor.dtype} {list(tensor.shape)}, expected {dtype} {shape}"
+    for i, keys in state.keys.items():
+        shape = (max(1, len(keys)), space.size)
+        if keys.dtype != dtype or keys.shape != shape:
+            yield f"keys of edit {i}: {keys.dtype} {list(keys.shape)}, expected {dtype} {list(shape)}"
+    parts = {"mean": (base.in_features,), "projection": (space.size, base.in_features)}
+    for name, shape_ in parts.items() if isinstance(space, KeySpace) else ():
+        tensor = getattr(space, name)
+        if tensor.dtype != dtype or tensor.shape != shape_:
+            yield f"{name}: {tensor.dtype} {list(tensor.shape)}, expected {dtype} {list(shape_)}"
 
 
 def _refuse(reason: str) -> NoReturn:

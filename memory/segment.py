@@ -1,16 +1,15 @@
 """A segment: some slots of a memory, with their edits and keys, as one block of bytes that is never changed.
 
-Safetensors. Slots of one kind whose tensors are of one width are a group; what those of a group have by the same name
-stands there as one tensor, row upon row, with the number of rows of each beside it. What is not a tensor stands in one
-JSON text in the metadata. Versions share segments, so a commit writes the slots that are new, and no others.
+Safetensors: the columns of the slots (`columns.py`), and the keys in a column of their own. What is not a tensor stands
+in one JSON text in the metadata. Versions share segments, so a commit writes the slots that are new, and no others.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.errors import StoreError
+from wise.memory.columns import ROWS, apart, by_group, columns_of, is_column, unstacked
 from wise.memory.key_space import Space, space_from_tensors
 from wise.memory.slot import SLOT_KINDS, Slot
 from wise.memory.state import MemoryState
@@ -29,7 +29,6 @@ SPACE_FORMAT = "wise-space"
 FULL = 256 * 1024
 """Bytes of tensors from which a segment takes no more slots: about a hundred edits of one value each."""
 
-_ROWS = "/rows"
 _MALFORMED = (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
 """What reading bytes of another kind may raise; errors of edits and slots are among them."""
 
@@ -133,30 +132,22 @@ def filled(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 def encoded(rows: Sequence[Row]) -> bytes:
     """The same bytes for the same rows."""
-    tensors: dict[str, Tensor] = {}
-    told = []
-    groups: dict[Any, list[dict[str, Tensor]]] = {}
-    for row in rows:
-        own = row.slot.tensors()
-        alike = (row.slot.kind, *((name, t.dtype, t.ndim, t.shape[1:]) for name, t in own.items()))
-        groups.setdefault(alike, []).append(own)
-        told.append(
-            {
-                "kind": row.slot.kind,
-                "group": list(groups).index(alike),
-                "scores": list(row.slot.scores),
-                "edits": [edit.to_dict() for edit in row.edits],
-                "tickets": list(row.tickets),
-            }
-        )
-    for number, parts in enumerate(groups.values()):
-        for name in parts[0]:
-            tensors |= _stacked(f"{number}/{name}", [part[name] for part in parts])
+    groups, tensors = columns_of([row.slot for row in rows])
+    told = [
+        {
+            "kind": row.slot.kind,
+            "group": group,
+            "scores": list(row.slot.scores),
+            "edits": [edit.to_dict() for edit in row.edits],
+            "tickets": list(row.tickets),
+        }
+        for row, group in zip(rows, groups, strict=True)
+    ]
     keys = [key for row in rows for key in row.keys]
     held = [key for key in keys if key is not None]
     if held:
         tensors["keys"] = torch.cat(held)
-        tensors["keys" + _ROWS] = torch.tensor([0 if key is None else len(key) for key in keys])
+        tensors["keys" + ROWS] = torch.tensor([0 if key is None else len(key) for key in keys])
     metadata = {FORMAT: json.dumps(told, ensure_ascii=False)}  # one entry: safetensors writes several in any order
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
 
@@ -166,22 +157,25 @@ def decoded(data: bytes, place: str) -> list[Row]:
     try:
         told = json.loads(_metadata(data)[FORMAT])
         tensors = load(data)
-        slots = {
-            group: iter([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
-            for group, columns in _columns(tensors).items()
-        }
-        keys = iter(_unstacked(tensors, "keys")) if "keys" in tensors else None
-        return [_row(row, next(slots[str(row["group"])]), keys) for row in told]
+        columns = {name: tensor for name, tensor in tensors.items() if is_column(name) and name != "keys" + ROWS}
+        held = Counter(row["group"] for row in told)
+        slots = {number: iter(apart(group, held[number])) for number, group in by_group(columns).items()}
+        keys = iter(unstacked(tensors, "keys")) if "keys" in tensors else None
+        return [_row(row, next(slots[row["group"]]), keys) for row in told]
     except (*_MALFORMED, StopIteration) as error:
         raise StoreError(f"{place}: is no segment of ours: {error!r:.200}; restore it from a backup") from error
 
 
 def _row(told: Mapping[str, Any], tensors: Mapping[str, Tensor], keys: Iterator[Tensor] | None) -> Row:
+    """Of copies, so that a slot that stays does not keep the whole segment in memory."""
     edits = tuple(Edit.from_dict(edit) for edit in told["edits"])
-    own = [None if keys is None else next(keys) for _ in edits]
+    own = [None if keys is None else next(keys).clone() for _ in edits]
     return Row(
         slot=SLOT_KINDS[told["kind"]].from_tensors(
-            tensors, id=0, edit_ids=tuple(edit.id for edit in edits), scores=tuple(told["scores"])
+            {name: tensor.clone() for name, tensor in tensors.items()},
+            id=0,
+            edit_ids=tuple(edit.id for edit in edits),
+            scores=tuple(told["scores"]),
         ),
         edits=edits,
         tickets=tuple(told["tickets"]),
@@ -199,27 +193,6 @@ def decoded_space(data: bytes, place: str) -> Space:
         return space_from_tensors(load(data))
     except _MALFORMED as error:
         raise StoreError(f"{place}: is no key space: {error!r:.200}; restore it from a backup") from error
-
-
-def _stacked(name: str, parts: Sequence[Tensor]) -> dict[str, Tensor]:
-    """One tensor of many: numbers side by side, others row upon row with their counts."""
-    if not parts[0].ndim:
-        return {name: torch.stack(list(parts))}
-    return {name: torch.cat(list(parts)), name + _ROWS: torch.tensor([len(part) for part in parts])}
-
-
-def _unstacked(tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
-    """Copies, so that a slot that stays does not keep the whole segment in memory."""
-    rows = tensors.get(name + _ROWS)
-    parts = tensors[name].unbind() if rows is None else torch.split(tensors[name], rows.tolist())
-    return [part.clone() for part in parts]
-
-
-def _columns(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, list[Tensor]]]:
-    """Group -> name -> the tensors of its slots, in their order."""
-    names = [name for name in tensors if "/" in name and not name.endswith(_ROWS)]
-    by_group = groupby(sorted(names), lambda name: name.partition("/")[0])
-    return {group: {n.partition("/")[2]: _unstacked(tensors, n) for n in own} for group, own in by_group}
 
 
 def _metadata(data: bytes) -> dict[str, str]:

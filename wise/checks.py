@@ -26,7 +26,7 @@ def checked_text(name: str, value: object) -> str:
     if "\0" in value:
         raise EditError(f"field {name!r}: {shortened(value)} holds a NUL character; take it out")
     try:
-        value.encode()
+        value.isascii() or value.encode()
     except UnicodeEncodeError:
         problem = "holds half a surrogate pair; take it out"
         raise EditError(f"field {name!r}: {shortened(value)} {problem}") from None
