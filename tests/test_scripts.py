@@ -279,6 +279,18 @@ def test_the_bench_of_the_hybrid_engine_serves_memories_of_every_size(
     assert [int(line.split()[0]) for line in table[-3:]] == [0, 2, 300]
 
 
+def test_the_bench_of_many_edits_ends_with_its_figures_as_json(
+    bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench("--sizes", "0", "30", script="bench_scale.py")
+    head, *table, last = capsys.readouterr().out.splitlines()
+    none, some = json.loads(last)
+    assert head.split() == list(none) == list(some) and len(table) == 2
+    assert (none["edits"], some["edits"], some["bytes"]) == (0, 30, 1024)
+    assert all(row[name] > 0 for row in (none, some) for name in ("save", "load", "first", "edit", "unnamed"))
+    assert some["verified"] == none["verified"] > 0 and some["delete"] > 0
+
+
 def test_the_bench_refuses_what_it_cannot_measure(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
