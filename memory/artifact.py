@@ -328,8 +328,10 @@ def _group(kind: str, columns: Mapping[str, Tensor], fields: Sequence[Mapping[st
     """The slots of one group."""
     made = SLOT_KINDS[kind].from_columns(columns, fields) if kind in SLOT_KINDS else None
     if made is None:
-        parts = apart(columns, len(fields))
-        made = [_slot(kind, own, **each) for own, each in zip(parts, fields, strict=True)]
+        made = []
+        for own, each in zip(apart(columns, len(fields)), fields, strict=True):
+            # Of copies, for the reason given at `_unpack_key_space`.
+            made.append(_slot(kind, {name: tensor.clone() for name, tensor in own.items()}, **each))
     return made
 
 
@@ -363,9 +365,10 @@ def _slot(kind: str, tensors: Mapping[str, Tensor], **fields: Any) -> Slot:
 
 
 def _unpack_key_space(tensors: dict[str, Tensor]) -> Space | None:
-    """Takes the tensors of the key space out of `tensors`."""
+    """Takes the tensors of the key space out of `tensors`. They are copied, since they are multiplied with: a tensor of
+    a file begins anywhere in memory, and the last bits of a product depend on that."""
     prefix = "key_space."
-    own = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+    own = {name.removeprefix(prefix): tensors.pop(name).clone() for name in list(tensors) if name.startswith(prefix)}
     try:
         return space_from_tensors(own) if own else None
     except KeyError as error:
