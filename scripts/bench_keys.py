@@ -3,7 +3,7 @@
     python scripts/bench_keys.py
     python scripts/bench_keys.py --sizes 1000 10000
 
-The keys are made up as those of mode `hybrid` are: a unit subject key of 256 dimensions and a unit relation key of 64
+The keys are made up: a unit subject key of 256 dimensions and a unit relation key of 64
 side by side, scaled to length 1. Relations lie in 400 clusters; subjects are all distinct and point anywhere, which is
 as hard as keys can be to search. Three classes of queries: *edit*, an edit asked again in other words (cosine 0.8 to
 its subject, 0.85 to its relation); *neighbour*, the relation of some edits asked of a subject that no edit has;

@@ -72,7 +72,8 @@ def scores(reader: SentenceEncoder, facts: Sequence[Fact], kinds: int) -> dict[s
     for fact in facts:
         own = keys(reader, fact, kinds)
         for name in CLASSES:
-            for text in map(without_name, [fact] * len(getattr(fact, name)), getattr(fact, name)):
+            for given in getattr(fact, name):
+                text = without_name(fact, given)
                 found[name].append(float((own @ reader.read([text, last_sentence(text)]).T).max()))
     return {name: torch.tensor(values) for name, values in found.items()}
 
