@@ -156,13 +156,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=500, help="pairs, texts and questions to take (500)")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="tokens of running text for the router")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (1)")
+    parser.add_argument("--device", default="cpu", help="device of the model (cpu)")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    base = AutoModelForCausalLM.from_pretrained(args.model)
+    base = AutoModelForCausalLM.from_pretrained(args.model).to(args.device)
     base.train(False)
     model = WiseModel.from_pretrained(base, AutoTokenizer.from_pretrained(args.model), args.memory)
     figures: dict[str, Any] = {"edits": len(model.edits)}

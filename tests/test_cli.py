@@ -459,6 +459,8 @@ def test_what_is_not_there_is_named(tiny: Path, data: Path, tmp_path: Path) -> N
     refused(run("info", "--model", tmp_path), str(tmp_path))
     refused(run("info", "--memory", gone), str(gone))
     refused(run("ask", "--memory", gone, "--model", tiny, "w4"), str(gone))
+    refused(run("eval-chat", "--model", tiny, "--device", "nowhere"), "--device nowhere")
+    refused(run("train-router", "--output", tmp_path / "taught", "--device", "nowhere"), "--device nowhere")
 
 
 def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_path: Path) -> None:

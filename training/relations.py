@@ -1,10 +1,11 @@
 """Teaching a sentence encoder what a relation is, by contrast between the relations of one subject.
 
 Two wordings of one fact are to agree; their rivals are others of the same batch (InfoNCE, van den Oord et al., arXiv
-1807.03748, in both directions). Half of a batch is read as the router reads a question that names an edit's subject,
-with "this" in its place: the rivals are other relations. The other half is read as it stands, as a question that names
-none: there the same relation of other subjects is a rival as well. A part of the relations is never taught; on it the
-thresholds are set and the figures are measured.
+1807.03748, in both directions). A batch has three groups of rivals. Two are read as the router reads a question that
+names an edit's subject, with "this" in its place: relations of one kind of subject, which are near to one another, and
+relations of any kind, which may have one wording in common. The third is read as it stands, as a question that names
+no edited subject: there the same relation of other subjects is a rival as well. A part of the relations is never
+taught; on it the thresholds are set and the figures are measured.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ TEMPERATURE = 0.05
 LEARNING_RATE = 5e-5
 HEAD_RATE = 3e-4
 WARM_UP = 20
-MASKED_RIVALS = 22
-"""Relations that a masked question is told from at once."""
+KIND_RIVALS = 22
+"""Relations of one kind of subject that a masked question is told from at once."""
+ANY_RIVALS = 64
+"""The same of any kind."""
 SAYS = (1 / 3, 2 / 3)
 """How much an edit's question, and the question with the answer, have to say in which relation it is of."""
-ANSWERED = 0.5
+ANSWERED = 0.8
 """Share of masked wordings that are read with an answer on one side, as an edit is."""
 READ_AT_ONCE = 32
 """Texts of one batch of the encoder."""
@@ -125,7 +128,7 @@ class Taught(torch.nn.Module):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         size = int(model.config.hidden_size)
-        start = torch.linalg.qr(torch.randn(size, SIZE)).Q.T.contiguous()
+        start = torch.linalg.qr(torch.randn(size, SIZE)).Q.T.contiguous().to(model.device)
         self.projection = torch.nn.Parameter(start)
         last = int(model.config.num_hidden_layers) - TAUGHT_BLOCKS
         self.names = [n for n, _ in model.named_parameters() if _block(n) >= last]
@@ -142,7 +145,7 @@ class Taught(torch.nn.Module):
         return vectors[torch.tensor(order).argsort()]
 
     def _read(self, ids: list[list[int]]) -> Tensor:
-        batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
+        batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.projection.device)
         states = self.model(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None]
         return normalize(linear((states * mask).sum(1) / mask.sum(1), self.projection), dim=-1)
@@ -161,7 +164,7 @@ class Taught(torch.nn.Module):
 def teach(
     model: Any, tokenizer: Any, stock: Stock, *, known: Stock, steps: int, seed: int, progress: Progress
 ) -> tuple[dict[str, Tensor], Figures]:
-    """Teaches `model`, a BERT that is changed, on the questions of `stock`.
+    """Teaches `model`, a BERT that is changed, on its device, on the questions of `stock`.
 
     known: relations whose wordings edits are fitted on, whichever were taught.
 
@@ -187,7 +190,8 @@ def teach(
         ],
         dtype=torch.float64,
     )
-    return tensors | {"thresholds": thresholds, "relation_centres": centres}, figures
+    found = tensors | {"thresholds": thresholds, "relation_centres": centres}
+    return {name: tensor.cpu() for name, tensor in found.items()}, figures
 
 
 def _descend(
@@ -212,26 +216,37 @@ def _descend(
 
 
 def _batch(
-    stock: Stock, taught: Mapping[str, list[str]], order: random.Random, groups: int = 2
+    stock: Stock, taught: Mapping[str, list[str]], order: random.Random
 ) -> tuple[list[str], list[str], list[int]]:
-    """Pairs of wordings, and the group of rivals that each pair is in: relations of subjects of one kind."""
+    """Pairs of wordings, and the group of rivals that each pair is in."""
     kinds = list(taught)
+    near, unmasked = order.choices(kinds, [len(taught[kind]) ** 0.5 for kind in kinds], k=2)
+    any_kind = [(kind, relation) for kind in kinds for relation in taught[kind]]
+    groups = (
+        [(PLACEHOLDER, near, name) for name in _few(order, taught[near], KIND_RIVALS)],
+        [(PLACEHOLDER, kind, name) for kind, name in _few(order, any_kind, ANY_RIVALS)],
+        [
+            (subject, unmasked, name)
+            for subject in order.sample(list(stock["subjects"][unmasked]), 3)
+            for name in _few(order, taught[unmasked], 6)
+        ],
+    )
     first, second, group = list[str](), list[str](), list[int]()
-    for number in range(groups):
-        kind = order.choices(kinds, [len(taught[k]) ** 0.5 for k in kinds])[0]
-        masked = number % 2 == 0
-        relations = order.sample(taught[kind], min(MASKED_RIVALS if masked else 6, len(taught[kind])))
-        for subject in [PLACEHOLDER] if masked else order.sample(list(stock["subjects"][kind]), 3):
-            for relation in relations:
-                for side, wording in zip(
-                    (first, second), order.sample(wordings(stock[kind][relation]), 2), strict=True
-                ):
-                    side.append(framed(put(subject, wording), order))
-                answers = stock[kind][relation].get("answers")
-                if masked and answers and order.random() < ANSWERED:
-                    second[-1] = stated(second[-1], order.choice(answers))
-                group.append(number)
+    for number, rivals in enumerate(groups):
+        for subject, kind, name in rivals:
+            one, other = (framed(put(subject, text), order) for text in order.sample(wordings(stock[kind][name]), 2))
+            answers = stock[kind][name].get("answers")
+            if subject == PLACEHOLDER and answers and order.random() < ANSWERED:
+                other = stated(other, order.choice(answers))
+            first.append(one)
+            second.append(other)
+            group.append(number)
     return first, second, group
+
+
+def _few(order: random.Random, given: Sequence[Any], count: int) -> list[Any]:
+    """So many of them, or all where they are fewer."""
+    return order.sample(given, min(count, len(given)))
 
 
 def framed(text: str, order: random.Random) -> str:
@@ -246,10 +261,11 @@ def framed(text: str, order: random.Random) -> str:
 
 
 def _loss(network: Taught, first: list[str], second: list[str], group: list[int]) -> Tensor:
-    vectors, groups = network([*first, *second]), torch.tensor(group)
+    vectors = network([*first, *second])
+    groups = torch.tensor(group, device=vectors.device)
     scores = vectors[: len(first)] @ vectors[len(first) :].T / TEMPERATURE
     scores = scores.masked_fill(groups[:, None] != groups[None], -1e4)
-    same = torch.arange(len(first))
+    same = torch.arange(len(first), device=vectors.device)
     return (cross_entropy(scores, same) + cross_entropy(scores.T, same)) / 2
 
 
@@ -314,7 +330,7 @@ def nearest_relation(vectors: Tensor, centres: Tensor) -> int:
 
     vectors: `[2, r]` of its question, and of the question with the answer, which tells most; or `[1, r]`, the first.
     """
-    weights = torch.tensor(SAYS[: len(vectors)])
+    weights = torch.tensor(SAYS[: len(vectors)], device=vectors.device)
     return int((centres @ (vectors.T @ weights)).argmax())
 
 

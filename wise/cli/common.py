@@ -65,6 +65,9 @@ LayerOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of all that is random. Left out: 0.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads to use.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Device that the model runs on, such as cuda. Left out: the CPU.")
+]
 EncoderOption = Annotated[
     str | None,
     typer.Option("--encoder", help="Folder or hub id of the sentence encoder (hybrid). Left out: the installed one."),
@@ -73,9 +76,7 @@ RelationsOption = Annotated[
     Path | None,
     typer.Option("--relations", help="File that `wise train-router` wrote (hybrid). Left out: what ships with wise."),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="End with one JSON object, in the last line of stdout.")
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object, in the last line of stdout.")]
 ProgressOption = Annotated[
     bool, typer.Option("--progress", help="Report progress on stderr, in lines, even where it is no terminal.")
 ]
@@ -145,12 +146,23 @@ def prepare(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def check_device(name: str | None) -> None:
+    """Raises ConfigError where torch cannot put a tensor there."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"--device {name}: {reason} (expected a device of torch's, such as cpu or cuda)") from error
+
+
 def load_model(
-    name: str | None, *, threads: int | None = None
+    name: str | None, *, threads: int | None = None, device: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM and its tokenizer; None is the demo model.
 
-    Raises ConfigError where there is none.
+    Raises ConfigError where there is none, or no such device.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -158,6 +170,7 @@ def load_model(
     from wise.demo import model_path
 
     prepare(threads)
+    check_device(device)
     source = str(model_path()) if name is None else name
     if _is_path(source) and not Path(source).is_dir():
         raise ConfigError(f"--model {source}: no such folder; give one that holds a causal LM, or a hub id")
@@ -167,10 +180,9 @@ def load_model(
     except (OSError, ValueError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(
-            f"--model {source}: {reason} (expected a causal LM with safetensors weights, in a folder or on "
-            "the hub)"
+            f"--model {source}: {reason} (expected a causal LM with safetensors weights, in a folder or on the hub)"
         ) from error
-    return model, tokenizer
+    return model if device is None else model.to(device), tokenizer  # type: ignore[arg-type]
 
 
 def model_name(given: str | None) -> str:
@@ -233,9 +245,7 @@ def _lines(console: Console) -> Callable[[str, int, int], None]:
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table on stdout. A cell is shown as it is: None as a dash, a Text in its style, floats in short."""
-    table = Table(
-        title=title, title_justify="left", show_edge=False, pad_edge=False, show_header=any(columns)
-    )
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wise.cli.common import (
+    DeviceOption,
     EncoderOption,
     FormatOption,
     JsonOption,
@@ -83,6 +84,7 @@ def eval_chat(
     ] = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -105,7 +107,7 @@ def eval_chat(
     chosen_settings = parsed_settings(set_) | settings(seed=seed)
     if editor == "wise-hybrid":
         chosen_settings |= settings(encoder=encoder, relations=absolute(relations))
-    base, tokenizer = load_model(model, threads=threads)
+    base, tokenizer = load_model(model, threads=threads, device=device)
     with progress_bars(progress) as show:
         wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=form == "chat", progress=show)
         begun = time.process_time()
