@@ -12,9 +12,10 @@ from test_chat_edits import chat_model
 from wise.edits import Edit, Record
 from wise.errors import EditError
 from wise.eval.chat.facts import Fact, everyday_facts, facts_of, read_facts
-from wise.eval.chat.measure import apply_edits, measure_chat, says
+from wise.eval.chat.measure import ANSWER_TOKENS, SAME_SUBJECT, UNRELATED, apply_edits, measure_chat, says
 from wise.router.subjects import SubjectIndex
 from wise.training.encoding import Encoder
+from wise.training.generation import greedy
 from wise.training.report import EditReport
 
 
@@ -129,3 +130,19 @@ def test_every_form_is_asked_and_the_oracle_is_the_ceiling() -> None:
     assert told == dict.fromkeys(told, 1.0) and not any(before[name][0] for name in ("edit", "rewordings", "oracle"))
     opened = {result.question.measure: result.opened for result in figures.results}
     assert opened["edit"] and not opened["same subject unchanged"] and not opened["neighbours unchanged"]
+
+
+def test_a_question_to_which_the_base_says_what_was_edited_is_counted_apart() -> None:
+    model = chat_model()
+    asked = "w50 w80 w81 w82 w83"
+    [said] = greedy(
+        model.model,
+        [model.encoder.turn([{"role": "user", "content": asked}])],
+        stops=model.encoder.stops,
+        max_new_tokens=ANSWER_TOKENS,
+    )
+    edit = Edit(prompt="w50 w51 w52", target="w70", subject="w50")
+    word = next(word for word in str(model.encoder.tokenizer.decode(said)).split() if word.startswith("w"))
+    for answer, apart in ((word, True), ("w9999", False)):
+        measures = measure_chat(model, [Fact(edit=edit, rewordings=(), same_subject=(asked,), answer=answer)]).measures
+        assert measures[SAME_SUBJECT] == (1, 1) and (UNRELATED not in measures) is apart

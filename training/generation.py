@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -33,16 +33,18 @@ def greedy(
     stops: Collection[int],
     max_new_tokens: int | Sequence[int],
     batch: int = BATCH,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
     """The greedy continuation of each prompt, up to and including its first stop.
 
     `max_new_tokens` may differ per prompt, and ends at the model's context. Prompts of like length share a batch,
-    left-padded.
+    left-padded. `progress` is called with the number of prompts that are done.
     """
     context = context_length(model)
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     limits = [max(1, min(n, context - len(p))) for n, p in zip(limits, prompts, strict=True)]
     answers: list[list[int]] = [[] for _ in prompts]
+    done = 0
     for rows in _batches(prompts, limits, context, batch):
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
@@ -54,6 +56,8 @@ def greedy(
         for i, row in zip(rows, out, strict=True):
             end = next((n + 1 for n, token in enumerate(row) if token in stops), len(row))
             answers[i] = row[: min(end, limits[i])]
+        done += len(rows)
+        progress(done)
     return answers
 
 

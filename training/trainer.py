@@ -22,7 +22,7 @@ from wise.training.encoding import Encoder
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
 from wise.training.sharding import Sharding
 from wise.training.splice import SplicedModel
-from wise.training.verification import Serve, Verdict, Verifier
+from wise.training.verification import Serve, Share, Verdict, Verifier
 from wise.training.writers.base import Progress, SlotTask, Writer, Written
 
 EDITS_AT_ONCE = 64
@@ -162,7 +162,7 @@ class Trainer:
         spent: dict[str, float] = {}
         for tasks in self._batches(kept, fresh):
             started = time.perf_counter()
-            shown = _shifted(progress, min(len(fresh), len(results)), len(fresh))
+            shown = _first_half(progress, len(results), len(fresh))
             new, written = self._write(new, tasks, shown, effort)
             results |= written
             spent |= dict.fromkeys(written, (time.perf_counter() - started) / len(written))
@@ -173,7 +173,9 @@ class Trainer:
         stood = [edit for edit in kept.edits if edit.id in place]
         ordered = sorted((*stood, *fresh), key=lambda edit: place[edit.id])
         written_all = replace(new, edits=(*before, *ordered)).without(unfitted)
-        final, answers, gave_way = self._settled(written_all, place.keys(), serve)
+        asked = _second_half(progress, len(fresh))
+        final, answers, gave_way = self._settled(written_all, place.keys(), serve, asked)
+        asked(1.0)
         live, yielded = set(final.edit_ids), {conflict.gave_way for conflict in gave_way}
         answers |= self.verifier.ask(final, [edit for edit in fresh if edit.id not in {*live, *answers}], serve)
         status = {e.id: VERIFIED if e.id in live else SUPERSEDED if e.id in yielded else FAILED for e in fresh}
@@ -215,21 +217,27 @@ class Trainer:
         return replace(state, slots=tuple(slots), keys=keys), results
 
     def _settled(
-        self, state: MemoryState, fresh: Collection[str], serve: Serve
+        self, state: MemoryState, fresh: Collection[str], serve: Serve, progress: Share
     ) -> tuple[MemoryState, dict[str, Verdict], tuple[Conflict, ...]]:
         """`_verified`; of edits that contradict each other the last stays, and one that fails takes no one's place."""
         failed: set[str] = set()
         while True:
             standing = state.without(failed)
             found = conflicts(standing, fresh)
-            final, answers = self._verified(standing.without({each.gave_way for each in found}), serve, fresh)
+            final, answers = self._verified(
+                standing.without({each.gave_way for each in found}), serve, fresh, progress
+            )
             fell = {each.to for each in found} - set(final.edit_ids)
             if not fell:
                 return final, answers, found
             failed |= fell
 
     def _verified(
-        self, state: MemoryState, serve: Serve, fresh: Collection[str] | None = None
+        self,
+        state: MemoryState,
+        serve: Serve,
+        fresh: Collection[str] | None = None,
+        progress: Share = lambda share: None,
     ) -> tuple[MemoryState, dict[str, Verdict]]:
         """`state` without the edits that do not hold, and the verdicts on those that were asked.
 
@@ -238,31 +246,43 @@ class Trainer:
         any are taken out: keys and thresholds go with them, and other answers may turn.
         """
         if fresh is not None and not any(slot.shared for slot in state.slots):
-            state, verdicts = self._asked(state, fresh, serve)
+            state, verdicts = self._asked(state, fresh, serve, progress)
             held = {*fresh} & {*state.edit_ids}
             state, others = self._asked(state, self.verifier.touched(state, held), serve)
             return state, verdicts | others
         verdicts = {}
         while True:
             count = len(state.edits)
-            state, found = self._asked(state, state.edit_ids, serve)
+            state, found = self._asked(state, state.edit_ids, serve, progress)
             verdicts |= found
             if len(state.edits) == count:
                 return state, verdicts
 
     def _asked(
-        self, state: MemoryState, edit_ids: Collection[str], serve: Serve
+        self, state: MemoryState, edit_ids: Collection[str], serve: Serve, progress: Share = lambda share: None
     ) -> tuple[MemoryState, dict[str, Verdict]]:
         """`state` without those of these edits that do not hold, and the verdicts on them."""
         asked = [edit for edit in state.edits if edit.id in edit_ids] if edit_ids else []
-        verdicts = self.verifier.ask(state, asked, serve) if asked else {}
+        verdicts = self.verifier.ask(state, asked, serve, progress) if asked else {}
         return state.without([edit.id for edit in asked if not verdicts[edit.id].right]), verdicts
 
 
-def _shifted(progress: Progress | None, done: int, total: int) -> Progress:
+def _first_half(progress: Progress | None, before: int, total: int) -> Progress:
+    """Tells how many edits are through while they are fitted, which is half of the work."""
+
     def shown(fitted: int) -> None:
         if progress is not None:
-            progress(min(done + fitted, total))
+            progress(min(before + fitted, total) // 2)
+
+    return shown
+
+
+def _second_half(progress: Progress | None, total: int) -> Share:
+    """The same while they are asked."""
+
+    def shown(share: float) -> None:
+        if progress is not None:
+            progress(total // 2 + int(share * (total - total // 2)))
 
     return shown
 

@@ -27,6 +27,8 @@ from wise.training.wordings import Wordings, question
 SPARE_TOKENS = 4
 """Tokens beyond the target that an answer may run on for before it counts as not stopping."""
 
+Share = Callable[[float], None]
+"""Told which share of something is done."""
 Serve = Callable[[MemoryState], AbstractContextManager[PreTrainedModel]]
 """Puts a state in place for the length of a `with` block and gives the model to ask."""
 
@@ -48,7 +50,9 @@ class Verdict:
 class Verifier(Protocol):
     """Asks edits, and knows which others a new one may touch."""
 
-    def ask(self, state: MemoryState, edits: Sequence[Edit], serve: Serve) -> dict[str, Verdict]:
+    def ask(
+        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
+    ) -> dict[str, Verdict]:
         """By id, with `state` in place."""
         ...
 
@@ -63,14 +67,18 @@ class PromptVerifier:
 
     encoder: Encoder
 
-    def ask(self, state: MemoryState, edits: Sequence[Edit], serve: Serve) -> dict[str, Verdict]:
+    def ask(
+        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
+    ) -> dict[str, Verdict]:
         if not edits:
             return {}
         prompts = [self.encoder.prompt(edit.prompt) for edit in edits]
         wanted = [self.encoder.target(e.prompt, e.target) for e in edits]
         with serve(state) as model:
             limits = [len(ids) + SPARE_TOKENS for ids in wanted]
-            out = greedy(model, prompts, stops=self.encoder.stops, max_new_tokens=limits)
+            out = greedy(
+                model, prompts, stops=self.encoder.stops, max_new_tokens=limits, progress=_shares(progress, prompts)
+            )
         return {
             edit.id: Verdict(
                 answer=self.encoder.answer(said),
@@ -90,7 +98,9 @@ class WordingVerifier:
     wordings: Wordings
     inputs: RouterInputs
 
-    def ask(self, state: MemoryState, edits: Sequence[Edit], serve: Serve) -> dict[str, Verdict]:
+    def ask(
+        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
+    ) -> dict[str, Verdict]:
         encoder = self.wordings.encoder
         asked = [(edit, w) for edit in edits for w in self.wordings.of(edit, ()) if w.promised]
         if not asked:
@@ -98,7 +108,9 @@ class WordingVerifier:
         with serve(state) as model:
             limits = [len(w.answer) + SPARE_TOKENS for _, w in asked]
             prompts = [list(w.prompt) for _, w in asked]
-            out = greedy(model, prompts, stops=encoder.stops, max_new_tokens=limits)
+            out = greedy(
+                model, prompts, stops=encoder.stops, max_new_tokens=limits, progress=_shares(progress, prompts)
+            )
         answers: dict[str, str] = {}
         holds: dict[str, dict[str, bool]] = {edit.id: {} for edit in edits}
         for (edit, wording), said in zip(asked, out, strict=True):
@@ -130,6 +142,10 @@ class WordingVerifier:
             found = catalog.near(keys, router.unnamed_threshold(catalog.slots[edit.id]))
             near |= {i for i in found if i in catalog.nameless} if names_of(edit) else found
         return {i for i in near - {*fresh} if router.decide(question(catalog.edits[i])).slot != catalog.slots[i]}
+
+
+def _shares(progress: Share, prompts: Sequence[object]) -> Callable[[int], None]:
+    return lambda done: progress(done / len(prompts))
 
 
 def same_subject(one: Edit, other: Edit) -> bool:

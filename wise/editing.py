@@ -47,7 +47,7 @@ class Editing:
         """Writes edits into the side memory, and keeps those that the model then generates by itself.
 
         A later edit of the same prompt takes the place of an earlier one. `progress` is called with the number
-        of edits that are through.
+        of edits that are through: half of them once all are written, all once they were asked.
 
         Raises EditError, with nothing changed, where an edit is not usable (`wise.Edit`), ids repeat, an edit
         does not fit the model's context, or the model was unwrapped.

@@ -31,6 +31,9 @@ CHAT_EDITORS = ("wise-hybrid", "icl")
 EARLIER = ("Good morning! Can you help me with a few things?", "Of course, what would you like to know?")
 SYSTEM = "You answer briefly."
 BEHIND = "I have been thinking about this since breakfast, and my sister says I should just ask. "
+SAME_SUBJECT = "same subject unchanged"
+UNRELATED = "unrelated unchanged"
+"""Of these, questions to which the base does not say what was edited, such as another wording of the edit's own."""
 GENERAL = (
     "Write a haiku about rain.",
     "Give me three tips for sleeping better.",
@@ -149,6 +152,12 @@ def measure_chat(
     for question, answer in zip(questions, answers, strict=True):
         expected = says(facts[question.fact], answer) if question.said else answer == before[question]
         results.append(Result(question=question, answer=answer, right=expected, opened=_opened(model, facts, question)))
+    results += [
+        replace(result, question=replace(result.question, measure=UNRELATED))
+        for result in results
+        if result.question.measure == SAME_SUBJECT
+        and not _states(facts[result.question.fact], before[result.question])
+    ]
     if oracle and isinstance(model, WiseModel):
         results += _oracle(model, facts, [q for q in questions if q.measure == "rewordings"], progress)
     counts: dict[str, tuple[int, int]] = {}
@@ -161,6 +170,11 @@ def measure_chat(
 def says(fact: Fact, answer: str) -> bool:
     """The answer contains the target as whole words, and the old answer nowhere."""
     return _contains(answer, fact.edit.target) and (fact.old is None or not _contains(answer, fact.old))
+
+
+def _states(fact: Fact, answer: str) -> bool:
+    """The answer says what was right before the edit."""
+    return fact.old is not None and _contains(answer, fact.old)
 
 
 class _Asking:
@@ -226,7 +240,7 @@ def _questions(model: Edited, facts: Sequence[Fact], chat: bool) -> list[Questio
         for text in fact.rewordings[1:2] if chat else ():
             asking.add("system message", i, text, True, system=SYSTEM)
         for text in fact.same_subject:
-            asking.add("same subject unchanged", i, text, False)
+            asking.add(SAME_SUBJECT, i, text, False)
         for text in fact.neighbours:
             asking.add("neighbours unchanged", i, text, False)
     for text in GENERAL if chat else ():
