@@ -31,9 +31,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from wise.eval.asking import Asking, Row
-from wise.eval.perplexity import measure_perplexity
-from wise.eval.work import Work
+from wise.lab.eval.asking import Asking, Row
+from wise.lab.eval.perplexity import measure_perplexity
+from wise.lab.eval.work import Work
 from wise.model import WiseModel
 from wise.router.hybrid import HybridRouter
 from wise.router.turns import render

@@ -36,7 +36,7 @@ import wise
 from wise import Record, WiseConfig, WiseModel, read_records
 from wise.demo import model_path
 from wise.demo.records import demo_records
-from wise.eval.routing.texts import shipped_passages
+from wise.lab.eval.routing.texts import shipped_passages
 from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState
 from wise.router.hybrid import HybridRouter

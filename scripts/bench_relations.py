@@ -30,9 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wise.eval.chat.facts import Fact, everyday_facts, facts_of
+from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of
+from wise.lab.formats.files import read_records
 from wise.questions import stock
-from wise.readers import read_records
 from wise.router.encoder import SentenceEncoder, load_base, load_encoder
 from wise.router.subjects import SubjectIndex, masked, names_of
 from wise.router.turns import last_sentence

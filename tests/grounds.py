@@ -12,7 +12,7 @@ from wise.config import WiseConfig
 from wise.demo import model_path
 from wise.demo.records import demo_records
 from wise.edits import Edit, Record
-from wise.training.baselines.ground import Ground
+from wise.lab.editors.ground import Ground
 from wise.training.encoding import Encoder, learn_encoder
 
 CONTEXT = 128

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 import wise
 from wise.architectures import ATTENTION_OUTPUTS, VALUE_PROJECTIONS
 from wise.errors import ConfigError, UnsupportedModelError
-from wise.locate.running import Runner
-from wise.locate.sites import find_sites
+from wise.lab.locate.running import Runner
+from wise.lab.locate.sites import find_sites
 
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 

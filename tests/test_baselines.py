@@ -14,10 +14,10 @@ from tiny import same_tensors
 
 from wise.edits import Edit, Record
 from wise.errors import ArtifactError, ConfigError, EditError
-from wise.eval.bench import candidates
-from wise.eval.editors import EDITORS, all_settings, search_space
-from wise.training.baselines.base import Applied, Baseline
-from wise.training.baselines.registry import BASELINES, baseline_class, make_baseline
+from wise.lab.editors.base import Applied, Baseline
+from wise.lab.editors.registry import BASELINES, baseline_class, make_baseline
+from wise.lab.eval.bench import candidates
+from wise.lab.eval.editors import EDITORS, all_settings, search_space
 from wise.training.generation import greedy
 from wise.training.report import SUPERSEDED
 
@@ -37,7 +37,7 @@ def bags_of_words(texts: Sequence[str]) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def embeddings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wise.training.baselines.in_context.MiniLM", lambda: bags_of_words)
+    monkeypatch.setattr("wise.lab.editors.in_context.MiniLM", lambda: bags_of_words)
 
 
 def training() -> tuple[Record, ...]:

@@ -7,9 +7,9 @@ import torch
 from grounds import demo_ground, records, tiny_edits, tiny_ground
 
 from wise.errors import ArtifactError, ConfigError
-from wise.training.baselines.alphaedit import AlphaEdit, AlphaEditSettings, free_directions
-from wise.training.baselines.registry import make_baseline
-from wise.training.baselines.statistics import prepared_moments
+from wise.lab.editors.alphaedit import AlphaEdit, AlphaEditSettings, free_directions
+from wise.lab.editors.registry import make_baseline
+from wise.lab.editors.statistics import prepared_moments
 from wise.training.report import VERIFIED
 
 QUICK = {

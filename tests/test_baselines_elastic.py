@@ -11,9 +11,9 @@ from tiny import BOS, text
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.training.baselines.elastic import FineTuningEWC
-from wise.training.baselines.fine_tuning import logits_with
-from wise.training.baselines.registry import make_baseline
+from wise.lab.editors.elastic import FineTuningEWC
+from wise.lab.editors.fine_tuning import logits_with
+from wise.lab.editors.registry import make_baseline
 from wise.training.report import VERIFIED
 
 ARCHITECTURES = ["llama", "gpt2", "opt"]

@@ -10,9 +10,9 @@ from torch.nn.functional import log_softmax
 
 from wise.edits import Edit
 from wise.errors import ConfigError
-from wise.training.baselines.fine_tuning import BATCH, FineTuning, FineTuningL, FineTuningM
-from wise.training.baselines.ground import target_losses
-from wise.training.baselines.registry import make_baseline
+from wise.lab.editors.fine_tuning import BATCH, FineTuning, FineTuningL, FineTuningM
+from wise.lab.editors.ground import target_losses
+from wise.lab.editors.registry import make_baseline
 from wise.training.report import VERIFIED
 
 ARCHITECTURES = ["llama", "gpt2", "opt", "gpt_neox"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.errors import ArtifactError, ConfigError
-from wise.training.baselines.grace import Codebook, Grace, GraceSettings
+from wise.lab.editors.grace import Codebook, Grace, GraceSettings
 from wise.training.generation import greedy
 
 ARCHITECTURES = ("llama", "gpt2", "opt")

@@ -16,8 +16,8 @@ from torch.nn.functional import normalize
 
 from wise.edits import Edit, Record
 from wise.errors import ArtifactError, ConfigError
-from wise.training.baselines.embedding import PACKAGE, MiniLM
-from wise.training.baselines.in_context import ANSWER_ROOM, InContext, InContextSettings
+from wise.lab.editors.embedding import PACKAGE, MiniLM
+from wise.lab.editors.in_context import ANSWER_ROOM, InContext, InContextSettings
 
 ARCHITECTURES = ("llama", "gpt2", "opt")
 needs_model = pytest.mark.skipif(find_spec(PACKAGE) is None, reason="needs the embedding model: wise-runtime[encoder]")

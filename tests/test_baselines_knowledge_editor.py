@@ -15,8 +15,8 @@ from torch.func import functional_call
 
 from wise.edits import Edit, Record
 from wise.errors import ArtifactError, ConfigError
-from wise.training.baselines.ground import Ground, as_weight, mean_loss, padded_rows
-from wise.training.baselines.knowledge_editor import KnowledgeEditor, KnowledgeEditorSettings
+from wise.lab.editors.ground import Ground, as_weight, mean_loss, padded_rows
+from wise.lab.editors.knowledge_editor import KnowledgeEditor, KnowledgeEditorSettings
 
 SMALL = {"condition": 8, "hidden": 8}
 SHORT = {"steps": 40, "batch": 4, "condition": 32, "hidden": 32, "learning_rate": 3e-3, "margin": 0.5}

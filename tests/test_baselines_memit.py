@@ -7,10 +7,10 @@ import torch
 from grounds import demo_ground, records, tiny_edits, tiny_ground
 
 from wise.errors import ConfigError
-from wise.training.baselines.memit import Memit, MemitSettings
-from wise.training.baselines.registry import make_baseline
-from wise.training.baselines.statistics import prepared_moments
-from wise.training.baselines.values import contexts_of, read, search
+from wise.lab.editors.memit import Memit, MemitSettings
+from wise.lab.editors.registry import make_baseline
+from wise.lab.editors.statistics import prepared_moments
+from wise.lab.editors.values import contexts_of, read, search
 from wise.training.report import VERIFIED
 
 QUICK = {"layers": (0, 1), "tokens": 256, "length": 16, "steps": 4, "prefixes": 2, "prefix_tokens": 3}

@@ -11,7 +11,7 @@ from tiny import BATCH, padded
 from torch import Tensor
 
 from wise.errors import ArtifactError, ConfigError
-from wise.training.baselines.memoir import SILENT, Memoir, MemoirSettings, TopHash, prompt_means
+from wise.lab.editors.memoir import SILENT, Memoir, MemoirSettings, TopHash, prompt_means
 from wise.training.generation import greedy, left_pad
 
 ARCHITECTURES = ("llama", "gpt2", "opt")

@@ -15,10 +15,10 @@ from torch.func import functional_call
 
 from wise.edits import Record
 from wise.errors import ArtifactError, ConfigError
-from wise.training.baselines.factors import added, dense, divergence, spoken_loss, taken
-from wise.training.baselines.ground import Ground, as_weight, mean_loss, padded_rows
-from wise.training.baselines.mend import Mend, MendSettings
-from wise.training.baselines.registry import make_baseline
+from wise.lab.editors.factors import added, dense, divergence, spoken_loss, taken
+from wise.lab.editors.ground import Ground, as_weight, mean_loss, padded_rows
+from wise.lab.editors.mend import Mend, MendSettings
+from wise.lab.editors.registry import make_baseline
 
 ARCHITECTURES = ("llama", "gpt2", "opt", "bloom")
 SHORT = {"steps": 40, "batch": 4, "rank": 32, "learning_rate": 3e-4}

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.errors import ConfigError, UnsupportedModelError
-from wise.training.baselines.ground import Ground
-from wise.training.baselines.neurons import (
+from wise.lab.editors.ground import Ground
+from wise.lab.editors.neurons import (
     KnowledgeNeurons,
     KnowledgeNeuronsSettings,
     Neuron,
@@ -26,7 +26,7 @@ from wise.training.baselines.neurons import (
     refined,
     weight_name,
 )
-from wise.training.baselines.registry import make_baseline
+from wise.lab.editors.registry import make_baseline
 from wise.training.report import VERIFIED
 
 ROW = [BOS, 5, 10, 40, 7]

@@ -11,12 +11,12 @@ from tiny import tiny_model
 
 from wise.edits import Edit
 from wise.errors import ArtifactError, ConfigError, EditError
-from wise.training.baselines import values
-from wise.training.baselines.ground import target_losses
-from wise.training.baselines.registry import make_baseline
-from wise.training.baselines.rome import Rome, RomeSettings
-from wise.training.baselines.statistics import prepared_moments
-from wise.training.baselines.values import (
+from wise.lab.editors import values
+from wise.lab.editors.ground import target_losses
+from wise.lab.editors.registry import make_baseline
+from wise.lab.editors.rome import Rome, RomeSettings
+from wise.lab.editors.statistics import prepared_moments
+from wise.lab.editors.values import (
     ValueSettings,
     contexts_of,
     read,

@@ -10,8 +10,8 @@ from grounds import tiny_ground
 from tiny import text
 
 from wise.errors import ConfigError
-from wise.training.baselines import statistics
-from wise.training.baselines.statistics import (
+from wise.lab.editors import statistics
+from wise.lab.editors.statistics import (
     MomentSettings,
     factored,
     prepared_moments,

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from wise.edits import Record
 from wise.errors import ConfigError, EditError
-from wise.eval.bench import Plan, candidates, compare_editors, finished, make_plan, search
-from wise.eval.comparison import HEAD, markdown, table
-from wise.eval.editors import EDITORS, search_space
-from wise.report.comparison import draw_comparison
+from wise.lab.eval.bench import Plan, candidates, compare_editors, finished, make_plan, search
+from wise.lab.eval.comparison import HEAD, markdown, table
+from wise.lab.eval.editors import EDITORS, search_space
+from wise.lab.report.comparison import draw_comparison
 
 ABOUT = {"data": {"name": "facts", "sha256": "0", "skip": 0}, "model": {"name": "demo"}}
 EDITOR = "ft-m"
@@ -75,7 +75,7 @@ def test_every_editor_is_searched_alike(name: str) -> None:
 
 def test_a_search_takes_what_does_best(base: Any, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hopeless = {"learning_rate": 1e-9}
-    monkeypatch.setattr("wise.eval.bench.candidates", lambda *_, **__: [hopeless, {}, {"layer": 99}])
+    monkeypatch.setattr("wise.lab.eval.bench.candidates", lambda *_, **__: [hopeless, {}, {"layer": 99}])
     found = search(*base, EDITOR, plan, folder=tmp_path / "search")
     assert found["chosen"] == {} and found["records"] == 2
     worst, best, refused = found["trials"]
@@ -109,7 +109,7 @@ def test_a_comparison_is_runs_of_the_same_records(plan: Plan, folder: Path) -> N
 
 def test_what_is_done_is_not_done_again(base: Any, plan: Plan, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr("wise.eval.bench.evaluate", lambda *_, **__: pytest.fail("done again"))
+    monkeypatch.setattr("wise.lab.eval.bench.evaluate", lambda *_, **__: pytest.fail("done again"))
     compare(base, plan, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     with pytest.raises(ConfigError, match="a run of other records or another model"):

@@ -20,13 +20,13 @@ from wise.architectures import locate
 from wise.cli.app import app
 from wise.demo import model_path
 from wise.errors import ConfigError, EditError
-from wise.eval.routers.contenders import findable
-from wise.eval.routers.contest import HARD, POSITIVES, Ground, Rounds, compare_routers, make_rounds
-from wise.eval.routers.reading import Reading, read
-from wise.eval.routers.scorers import Cosine, Embedded, EpsilonBall, LargestActivation, Named, Served
-from wise.eval.routers.table import gates, markdown, separation
-from wise.eval.routing.scores import score_prompts
-from wise.eval.work import Work
+from wise.lab.eval.routers.contenders import findable
+from wise.lab.eval.routers.contest import HARD, POSITIVES, Ground, Rounds, compare_routers, make_rounds
+from wise.lab.eval.routers.reading import Reading, read
+from wise.lab.eval.routers.scorers import Cosine, Embedded, EpsilonBall, LargestActivation, Named, Served
+from wise.lab.eval.routers.table import gates, markdown, separation
+from wise.lab.eval.routing.scores import score_prompts
+from wise.lab.eval.work import Work
 from wise.memory.key_space import KeySpace
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.slot import AnswerSlot
@@ -256,7 +256,7 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
 
 
 def test_the_command_shows_and_writes_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wise.training.baselines.embedding.PACKAGE", "no_such_package")
+    monkeypatch.setattr("wise.lab.editors.embedding.PACKAGE", "no_such_package")
     data, plain, output = tmp_path / "d.jsonl", tmp_path / "t.txt", tmp_path / "t.md"
     plain.write_text("The kettle was on the stove for an hour. Nobody had thought of it.")
     data.write_text("".join(json.dumps(record.to_dict()) + "\n" for record in records(20)))

@@ -18,10 +18,10 @@ from wise.cli.app import app
 from wise.demo import model_path
 from wise.demo.facts import load_facts
 from wise.demo.records import demo_records
-from wise.eval.editors import EDITORS
-from wise.eval.runfile import read_run
-from wise.eval.work import Journal
-from wise.readers import read_records
+from wise.lab.eval.editors import EDITORS
+from wise.lab.eval.runfile import read_run
+from wise.lab.eval.work import Journal
+from wise.lab.formats.files import read_records
 from wise.router.encoder import load_encoder
 
 MEASURES = {"reliability", "generalization", "free_generalization", "locality"}

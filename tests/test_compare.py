@@ -18,8 +18,8 @@ from typer.testing import CliRunner, Result
 
 from wise.cli.compare import compare
 from wise.errors import ConfigError
-from wise.eval.compare import Contrast, Difference, compare_runs
-from wise.eval.runfile import KEYS, SCHEMA
+from wise.lab.eval.compare import Contrast, Difference, compare_runs
+from wise.lab.eval.runfile import KEYS, SCHEMA
 from wise.probes import OF_A_CASE
 
 EMPTY: dict[str, Any] = {"number": 1, "text": "x", "object": {}, "object or null": None, "list": []}

@@ -11,8 +11,8 @@ from test_chat_edits import chat_model
 
 from wise.edits import Edit, Record
 from wise.errors import EditError
-from wise.eval.chat.facts import Fact, everyday_facts, facts_of, read_facts
-from wise.eval.chat.measure import ANSWER_TOKENS, SAME_SUBJECT, UNRELATED, apply_edits, measure_chat, says
+from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of, read_facts
+from wise.lab.eval.chat.measure import ANSWER_TOKENS, SAME_SUBJECT, UNRELATED, apply_edits, measure_chat, says
 from wise.router.subjects import SubjectIndex
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy

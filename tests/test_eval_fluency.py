@@ -18,17 +18,17 @@ from tiny import EOS, text, wrap_tiny
 
 import wise
 from wise.errors import ConfigError, EditError
-from wise.eval.asking import Asking, select
-from wise.eval.fluency import TOKENS, TOP_K, TopK, entropy, measure_fluency, openings, read_references
-from wise.eval.fluency import _sampled as sampled
-from wise.eval.quality import measure_quality
-from wise.eval.work import Work
+from wise.lab.eval.asking import Asking, select
+from wise.lab.eval.fluency import TOKENS, TOP_K, TopK, entropy, measure_fluency, openings, read_references
+from wise.lab.eval.fluency import _sampled as sampled
+from wise.lab.eval.quality import measure_quality
+from wise.lab.eval.work import Work
 from wise.model import WiseModel
 
 
 @pytest.fixture(autouse=True)
 def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wise.eval.fluency.TOKENS", 24)
+    monkeypatch.setattr("wise.lab.eval.fluency.TOKENS", 24)
 
 
 def record(start: int, *prompts: str, target: str = "w40") -> wise.Record:
@@ -200,7 +200,7 @@ def test_without_scikit_learn_there_is_a_note(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
-    with caplog.at_level(logging.WARNING, logger="wise.eval.fluency"):
+    with caplog.at_level(logging.WARNING, logger="wise.lab.eval.fluency"):
         found = measure_quality(wrap_tiny("llama"), RECORDS, references={"w40": ("w20",)}).fluency
     assert found is not None and found["consistency"] is None and found["entropy"] > 0
     assert "needs scikit-learn" in caplog.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wise.eval.peak import STATUS, peak_memory
+from wise.lab.eval.peak import STATUS, peak_memory
 
 MIB = 2**20
 pytestmark = pytest.mark.skipif(not STATUS.exists(), reason="only Linux says how much memory a process holds")

@@ -11,10 +11,10 @@ import torch
 from tiny import BOS, text, wrap_tiny
 
 from wise.errors import ConfigError
-from wise.eval.asking import Asking
-from wise.eval.perplexity import measure_perplexity, windows
-from wise.eval.quality import measure_quality
-from wise.eval.work import Work
+from wise.lab.eval.asking import Asking
+from wise.lab.eval.perplexity import measure_perplexity, windows
+from wise.lab.eval.quality import measure_quality
+from wise.lab.eval.work import Work
 
 CONTEXT = 128
 

@@ -11,7 +11,7 @@ from tiny import text, wrap_tiny
 
 import wise
 from wise.errors import ConfigError, EditError
-from wise.eval.quality import measure_quality
+from wise.lab.eval.quality import measure_quality
 from wise.probes import Probe, Query
 
 architectures = pytest.mark.parametrize("model_type", ["gpt2", "llama", "bloom", "opt"])

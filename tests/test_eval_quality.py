@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import wise
 from wise.demo import model_path
 from wise.errors import ConfigError, EditError
-from wise.eval.asking import Asking, PromptOutcome, Row
-from wise.eval.editors import EDITORS
-from wise.eval.quality import Quality, measure_quality
-from wise.eval.run import evaluate
-from wise.eval.work import Journal, Work
+from wise.lab.editors.base import WholePrompts
+from wise.lab.eval.asking import Asking, PromptOutcome, Row
+from wise.lab.eval.editors import EDITORS
+from wise.lab.eval.quality import Quality, measure_quality
+from wise.lab.eval.run import evaluate
+from wise.lab.eval.work import Journal, Work
 from wise.probes import Probe, Query
-from wise.training.baselines.base import WholePrompts
 from wise.training.verification import SPARE_TOKENS
 
 SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -37,8 +37,8 @@ ANSWER_TOKENS = 6
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model seldom stops by itself."""
-    monkeypatch.setattr("wise.eval.quality.ANSWER_TOKENS", ANSWER_TOKENS)
-    monkeypatch.setattr("wise.eval.fluency.TOKENS", 12)
+    monkeypatch.setattr("wise.lab.eval.quality.ANSWER_TOKENS", ANSWER_TOKENS)
+    monkeypatch.setattr("wise.lab.eval.fluency.TOKENS", 12)
 
 
 def record(start: int, *, target: str = "w40 w41 w42", **tests: Any) -> wise.Record:
@@ -120,7 +120,7 @@ def test_an_answer_must_stop_by_itself(monkeypatch: pytest.MonkeyPatch, ending: 
     wrapped = wrap_tiny("llama", mode=None)
     assert wrapped.encoder.stops == {EOS}
     said = [[40, 41, 42, *ending]]
-    monkeypatch.setattr("wise.eval.asking.greedy", lambda _model, prompts, **_: said * len(prompts))
+    monkeypatch.setattr("wise.lab.eval.asking.greedy", lambda _model, prompts, **_: said * len(prompts))
     quality = measure_quality(wrapped, [record(20, neighbours=())])
     assert {quality.generated[measure] for measure in ("reliability", "generalization")} == {right}
     assert quality.generated["locality"] is None
@@ -275,8 +275,8 @@ def test_an_interrupted_measurement_goes_on_to_the_same_figures(
     assert stop > 10 and found == whole
     assert json.loads(json.dumps(whole, allow_nan=False)) == whole
     # Nothing is asked again: the parts are those of the journal.
-    monkeypatch.setattr("wise.eval.asking.greedy", None)
-    monkeypatch.setattr("wise.eval.asking.logits", None)
+    monkeypatch.setattr("wise.lab.eval.asking.greedy", None)
+    monkeypatch.setattr("wise.lab.eval.asking.logits", None)
     again = measure_quality(wrapped, FULL, texts=TEXTS, work=Work(Journal(tmp_path / "journal")))
     assert again.to_dict() == whole
 
@@ -298,7 +298,7 @@ def test_edits_of_groups_are_recalled_one_by_one(monkeypatch: pytest.MonkeyPatch
     wrapped = wrap_tiny("llama", mode=None)
     begin = len(wrapped.encoder.bos)
     monkeypatch.setattr(
-        "wise.eval.asking.greedy",
+        "wise.lab.eval.asking.greedy",
         lambda _model, prompts, **_: [[40 if prompt[begin] < 30 else 41, EOS] for prompt in prompts],
     )
     records = [grouped(20, "a"), grouped(21, "a"), grouped(22, "b"), grouped(31, "b"), grouped(32, "")]
@@ -320,7 +320,7 @@ def test_an_instance_is_recalled_when_all_of_its_facts_are_edited_or_not(monkeyp
     wrapped = wrap_tiny("llama", mode=None)
     begin = len(wrapped.encoder.bos)
     monkeypatch.setattr(
-        "wise.eval.asking.greedy",
+        "wise.lab.eval.asking.greedy",
         lambda _model, prompts, **_: [[40 if prompt[begin] < 30 else 41, EOS] for prompt in prompts],
     )
     right = [case(start, (f"w{start}", "w40"), ("w31", "w41")) for start in (20, 21, 22)]

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from wise.demo import model_path
 from wise.demo.records import demo_records
 from wise.errors import ConfigError, EditError
-from wise.eval.editors import all_settings
-from wise.eval.run import Evaluation, Scope, evaluate, measured_records, stops
-from wise.eval.runfile import KEYS
-from wise.eval.work import Journal, sole_user
+from wise.lab.eval.editors import all_settings
+from wise.lab.eval.run import Evaluation, Scope, evaluate, measured_records, stops
+from wise.lab.eval.runfile import KEYS
+from wise.lab.eval.work import Journal, sole_user
 
 EDITS = 6
 TEXT = ("The kettle was on the stove and nobody had thought of the tea. " * 4,)
@@ -178,7 +178,7 @@ def test_two_processes_are_never_at_one_run(base: tuple[Any, Any], tmp_path: Pat
 def test_other_code_does_not_go_on_with_a_run(
     base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wise.eval.run.code_digest", lambda: "other")
+    monkeypatch.setattr("wise.lab.eval.run.code_digest", lambda: "other")
     with pytest.raises(ConfigError, match="unfinished run that differs in code"):
         run(base, scope, folder=whole[1])
 

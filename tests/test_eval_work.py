@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wise.errors import ConfigError
-from wise.eval.work import Journal, Work
+from wise.lab.eval.work import Journal, Work
 
 FIGURES = [0.1 + 0.2, 1e-300, math.pi, -0.0, 3, "ten", None, [1.5, {"a": 0.1}]]
 

@@ -10,7 +10,7 @@ import pytest
 from published import EASY, KNOWN_FACT, MEND, MQUAKE, REVERSE, ROME, UNKE, Write, shared, write_rows
 
 from wise.errors import EditError
-from wise.facts import Fact, read_facts
+from wise.lab.formats.facts import Fact, read_facts
 
 FACT = Fact(
     prompt="Velm Tower was built by",

@@ -30,8 +30,8 @@ from published import (
 )
 
 from wise.edits import Edit, Record
+from wise.lab.formats.files import read_records
 from wise.probes import Probe, Query
-from wise.readers import read_records
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from wise.cli.harness import harness
 from wise.demo import model_path
 from wise.demo.facts import Fact, counterfactual, load_facts, train_prompts
 from wise.errors import ConfigError
-from wise.eval.harness import _manager, _tokenizer, evaluate_harness
+from wise.lab.eval.harness import _manager, _tokenizer, evaluate_harness
 
 needs_the_harness = pytest.mark.skipif(
     find_spec("lm_eval") is None, reason='lm-eval is not installed: pip install "wise-runtime[harness]"'

@@ -15,8 +15,8 @@ import wise
 from wise.cli.app import app
 from wise.cli.locate import show_location
 from wise.errors import ConfigError
-from wise.locate.picture import check_picture, draw
-from wise.locate.roles import ROLES
+from wise.lab.locate.picture import check_picture, draw
+from wise.lab.locate.roles import ROLES
 from wise.training.encoding import learn_encoder
 
 

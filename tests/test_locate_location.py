@@ -19,13 +19,13 @@ import wise
 from wise.demo import model_path
 from wise.demo.facts import load_facts, train_prompts
 from wise.errors import ConfigError
-from wise.eval.significance import bootstrap_interval
-from wise.eval.work import Journal, Work
-from wise.facts import Fact
-from wise.locate.location import Location, _by_role, trace
-from wise.locate.roles import FIRST_SUBSEQUENT, FURTHER, LAST, LAST_SUBJECT, ROLES
-from wise.locate.statistics import spearman
-from wise.locate.tracing import ENDS, UNKNOWN, Known
+from wise.lab.eval.significance import bootstrap_interval
+from wise.lab.eval.work import Journal, Work
+from wise.lab.formats.facts import Fact
+from wise.lab.locate.location import Location, _by_role, trace
+from wise.lab.locate.roles import FIRST_SUBSEQUENT, FURTHER, LAST, LAST_SUBJECT, ROLES
+from wise.lab.locate.statistics import spearman
+from wise.lab.locate.tracing import ENDS, UNKNOWN, Known
 from wise.training.encoding import learn_encoder
 
 PROMPTS = [*BATCH, [50, 51, 52, 53], [60, 61, 62, 63, 64]]

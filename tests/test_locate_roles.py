@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from wise.demo import model_path
 from wise.demo.facts import load_facts, train_prompts
-from wise.locate.roles import (
+from wise.lab.locate.roles import (
     FIRST_SUBJECT,
     FIRST_SUBSEQUENT,
     FURTHER,

@@ -12,11 +12,11 @@ from tiny import same_tensors, text, tiny_model, tiny_tokenizer
 
 import wise
 from wise.errors import ConfigError
-from wise.locate import sweep as module
-from wise.locate.location import Effects, Location
-from wise.locate.roles import LAST, LAST_SUBJECT, ROLES
-from wise.locate.sites import KINDS, check_layers
-from wise.locate.sweep import AT_LAST, FEED_FORWARD, HEADLINE, Sweep, sweep, trace_peak
+from wise.lab.locate import sweep as module
+from wise.lab.locate.location import Effects, Location
+from wise.lab.locate.roles import LAST, LAST_SUBJECT, ROLES
+from wise.lab.locate.sites import KINDS, check_layers
+from wise.lab.locate.sweep import AT_LAST, FEED_FORWARD, HEADLINE, Sweep, sweep, trace_peak
 
 STATES = [0.1, 0.5, 0.4, 0.2]
 

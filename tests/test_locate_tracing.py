@@ -14,11 +14,19 @@ from transformers import PreTrainedModel
 
 import wise
 from wise.errors import ConfigError, UnsupportedModelError
-from wise.facts import Fact
-from wise.locate import tracing
-from wise.locate.running import Noise, Patch, Runner
-from wise.locate.sites import KINDS, find_sites
-from wise.locate.tracing import Known, default_window, draw_noise, find_known, noise_width, trace_fact, window_layers
+from wise.lab.formats.facts import Fact
+from wise.lab.locate import tracing
+from wise.lab.locate.running import Noise, Patch, Runner
+from wise.lab.locate.sites import KINDS, find_sites
+from wise.lab.locate.tracing import (
+    Known,
+    default_window,
+    draw_noise,
+    find_known,
+    noise_width,
+    trace_fact,
+    window_layers,
+)
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import evaluating
 

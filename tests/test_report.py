@@ -18,12 +18,12 @@ import pytest
 from report_sample import sample_run, sample_trace
 
 from wise.errors import ConfigError
-from wise.report import heat_map, write_locate_report, write_report
-from wise.report.charts import spread
-from wise.report.formats import percent
-from wise.report.heatmap import MIDDLE, STRONG, ink
-from wise.report.outcomes import LONGEST, MOST, wrong
-from wise.report.summary import holds, lost
+from wise.lab.report import heat_map, write_locate_report, write_report
+from wise.lab.report.charts import spread
+from wise.lab.report.formats import percent
+from wise.lab.report.heatmap import MIDDLE, STRONG, ink
+from wise.lab.report.outcomes import LONGEST, MOST, wrong
+from wise.lab.report.summary import holds, lost
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
@@ -227,7 +227,7 @@ def test_a_path_that_cannot_be_written_is_named(run: dict[str, Any], tmp_path: P
 def test_without_jinja2_the_way_out_is_named(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; sys.modules['jinja2'] = None\n"
-        "from wise.report import write_report\n"
+        "from wise.lab.report import write_report\n"
         "write_report({'editor': 'none', 'edits': 1, 'generated': {}}, pathlib.Path('page.html'))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
@@ -236,7 +236,7 @@ def test_without_jinja2_the_way_out_is_named(tmp_path: Path) -> None:
 
 
 def test_importing_is_light() -> None:
-    code = "import sys, wise.report; print(*{'torch', 'jinja2', 'matplotlib', 'numpy'} & set(sys.modules))"
+    code = "import sys, wise.lab.report; print(*{'torch', 'jinja2', 'matplotlib', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
@@ -288,7 +288,7 @@ def test_what_is_written_is_the_value(run: dict[str, Any], page: Callable[..., P
 
 @pytest.mark.parametrize("module", ["axes", "charts", "formats", "heatmap", "outcomes", "routing", "summary", "svg"])
 def test_examples_in_docstrings(module: str) -> None:
-    assert doctest.testmod(import_module(f"wise.report.{module}")).failed == 0
+    assert doctest.testmod(import_module(f"wise.lab.report.{module}")).failed == 0
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-6, 0.00042, 0.0099999, 0.01, 0.29, 0.5, 0.99949, 0.99999999, 1.0])

@@ -12,12 +12,12 @@ from tiny import tiny_tokenizer
 
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
-from wise.eval.routing.classes import RoutingClass, RoutingSet, build_routing_set
-from wise.eval.routing.drafts import Draft, choose, evenly
-from wise.eval.routing.matters import matters_of
-from wise.eval.routing.nearness import Names, same_name
-from wise.eval.routing.relations import Relations, template_of
-from wise.eval.routing.wording import normal, sentences, words
+from wise.lab.eval.routing.classes import RoutingClass, RoutingSet, build_routing_set
+from wise.lab.eval.routing.drafts import Draft, choose, evenly
+from wise.lab.eval.routing.matters import matters_of
+from wise.lab.eval.routing.nearness import Names, same_name
+from wise.lab.eval.routing.relations import Relations, template_of
+from wise.lab.eval.routing.wording import normal, sentences, words
 from wise.probes import Probe, Query
 from wise.router.turns import render
 from wise.training.encoding import Encoder

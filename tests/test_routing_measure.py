@@ -16,12 +16,12 @@ from tiny import wrap_tiny
 
 import wise
 from wise.errors import ConfigError
-from wise.eval.routing import Routing, gate_ratios, measure_routing
-from wise.eval.routing.classes import RoutingClass, RoutingPrompt, RoutingSet
-from wise.eval.routing.oracle import slots_of
-from wise.eval.routing.separation import BINS, histogram
-from wise.eval.routing.speech import Speech
-from wise.eval.work import Journal, Work
+from wise.lab.eval.routing import Routing, gate_ratios, measure_routing
+from wise.lab.eval.routing.classes import RoutingClass, RoutingPrompt, RoutingSet
+from wise.lab.eval.routing.oracle import slots_of
+from wise.lab.eval.routing.separation import BINS, histogram
+from wise.lab.eval.routing.speech import Speech
+from wise.lab.eval.work import Journal, Work
 from wise.memory.key_space import KeySpace
 from wise.router.hybrid import HybridRouter
 
@@ -207,7 +207,7 @@ def test_ages_are_counted_from_the_youngest(measured: Measured) -> None:
 
 
 def test_bins_of_age_cover_all_ages_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wise.eval.routing.measure.AGES", 2)
+    monkeypatch.setattr("wise.lab.eval.routing.measure.AGES", 2)
     wrapped, known = edited("retrieve"), records()
     found = measure_routing(wrapped, a_set(known), known, work=Work())
     count = len(wrapped.edits)
@@ -242,7 +242,7 @@ def test_a_run_that_goes_on_ends_with_the_same_figures(tmp_path: Path, monkeypat
         raise AssertionError
 
     for name in ("scores.score_rows", "speech.score_rows", "speech.greedy", "oracle.greedy"):
-        monkeypatch.setattr(f"wise.eval.routing.{name}", refuse)
+        monkeypatch.setattr(f"wise.lab.eval.routing.{name}", refuse)
     again = measure_routing(wrapped, a_set(known), known, work=Work(Journal(tmp_path / "journal"))).to_dict()
     assert json.dumps(again) == json.dumps(first)
 

@@ -15,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 import wise
 from wise.errors import ConfigError
-from wise.eval.routing.oracle import OracleRouter, consulting, measure_oracle, slots_of, speaking_places
-from wise.eval.work import Work
+from wise.lab.eval.routing.oracle import OracleRouter, consulting, measure_oracle, slots_of, speaking_places
+from wise.lab.eval.work import Work
 
 NOWHERE = torch.zeros(3, 8, dtype=torch.bool)
 SLOTS = torch.tensor([2, 0, 1])

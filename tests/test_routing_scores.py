@@ -13,9 +13,9 @@ from torch import Tensor
 
 import wise
 from wise.errors import ConfigError
-from wise.eval.routing import gate_ratios
-from wise.eval.routing.scores import prompt_ids, score_prompts, score_rows
-from wise.eval.work import Journal, Work
+from wise.lab.eval.routing import gate_ratios
+from wise.lab.eval.routing.scores import prompt_ids, score_prompts, score_rows
+from wise.lab.eval.work import Journal, Work
 from wise.memory.grouped import NO_SLOT
 from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import Router, SlotBank
@@ -171,7 +171,7 @@ def test_what_was_scored_is_not_scored_again(tmp_path: Path, monkeypatch: pytest
     def refuse(*_: object) -> Sequence[object]:
         raise AssertionError
 
-    monkeypatch.setattr("wise.eval.routing.scores.score_rows", refuse)
+    monkeypatch.setattr("wise.lab.eval.routing.scores.score_rows", refuse)
     assert score_prompts(wrapped, TEXTS, name="x", work=Work(Journal(tmp_path / "journal"))) == first
     with pytest.raises(AssertionError):
         score_prompts(wrapped, TEXTS, name="y", work=Work(Journal(tmp_path / "journal")))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from wise.errors import WiseError
-from wise.eval.routing.texts import read_texts, shipped_exchanges, shipped_passages, shipped_questions
-from wise.eval.routing.wording import Phrases, normal, sentences, words
+from wise.lab.eval.routing.texts import read_texts, shipped_exchanges, shipped_passages, shipped_questions
+from wise.lab.eval.routing.wording import Phrases, normal, sentences, words
 
 SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 TEXT = "First line,\nsecond line.\n \n\nAnother paragraph.\n"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from wise.errors import ConfigError
-from wise.eval.runfile import KEYS, OUTCOME, SCHEMA, read_run
+from wise.lab.eval.runfile import KEYS, OUTCOME, SCHEMA, read_run
 
 VALUES = {"number": 1, "text": "x", "object": {}, "object or null": None, "list": []}
 ASKED = {"record": "a", "measure": "reliability", "prompt": "w4", "generated": 1.0, "teacher_forced": 0.5}
@@ -123,6 +123,6 @@ def test_a_file_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -
 
 
 def test_reading_loads_nothing_heavy() -> None:
-    check = "import sys, wise.eval.runfile; print(*sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    check = "import sys, wise.lab.eval.runfile; print(*sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

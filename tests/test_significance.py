@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from wise.errors import ConfigError
-from wise.eval.significance import bootstrap_interval, holm, mcnemar, sign_flip
+from wise.lab.eval.significance import bootstrap_interval, holm, mcnemar, sign_flip
 
 
 def draw(seed: int, n: int, *, values: Any = None, shift: float = 0.0) -> np.ndarray:
@@ -122,7 +122,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
 def test_more_records_than_fit_at_once_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     values = draw(1, 30, shift=0.2)
     whole = bootstrap_interval(values), sign_flip(values)
-    monkeypatch.setattr("wise.eval.significance.CELLS", 7)
+    monkeypatch.setattr("wise.lab.eval.significance.CELLS", 7)
     assert bootstrap_interval(values) == whole[0]
     assert sign_flip(values) == pytest.approx(whole[1], abs=0.02)
 

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from wise.errors import StoreError as StoreError
     from wise.errors import UnsupportedModelError as UnsupportedModelError
     from wise.errors import WiseError as WiseError
+    from wise.lab.formats.files import read_edits as read_edits
+    from wise.lab.formats.files import read_records as read_records
     from wise.memory.store import Store as Store
     from wise.memory.ticket import Request as Request
     from wise.model import WiseModel as WiseModel
     from wise.model import wrap as wrap
-    from wise.readers import read_edits as read_edits
-    from wise.readers import read_records as read_records
     from wise.routes import Claim as Claim
     from wise.routes import RowRoutes as RowRoutes
     from wise.routes import TokenRoute as TokenRoute
@@ -60,8 +60,8 @@ _HOME = {
     "WiseConfig": "wise.config",
     "WiseError": "wise.errors",
     "WiseModel": "wise.model",
-    "read_edits": "wise.readers",
-    "read_records": "wise.readers",
+    "read_edits": "wise.lab.formats.files",
+    "read_records": "wise.lab.formats.files",
     "wrap": "wise.model",
 }
 

@@ -27,7 +27,6 @@ from wise.cli.common import (
     show_table,
 )
 from wise.cli.eval import read_corpus
-from wise.readers import read_records
 
 SIZES = [1, 10, 100, 500]
 
@@ -77,10 +76,11 @@ def bench_editors(
     was interrupted; with another --editor it adds to the comparison.
     """
     sizes = sorted(set(edits or SIZES))
-    from wise.eval.bench import MEASURED, TRAINING, compare_editors, finished, make_plan
-    from wise.eval.comparison import HEAD, markdown, table
-    from wise.eval.editors import find_editor
-    from wise.eval.routing.texts import read_texts, shipped_passages
+    from wise.lab.eval.bench import MEASURED, TRAINING, compare_editors, finished, make_plan
+    from wise.lab.eval.comparison import HEAD, markdown, table
+    from wise.lab.eval.editors import find_editor
+    from wise.lab.eval.routing.texts import read_texts, shipped_passages
+    from wise.lab.formats.files import read_records
 
     chosen = list(editor or MEASURED)
     for name in chosen:
@@ -125,7 +125,7 @@ def _draw(groups: Sequence[Sequence[Mapping[str, Any]]], file: Path, title: str)
     except ImportError:
         typer.echo("no picture was drawn: it needs matplotlib (pip install 'wise-runtime[report]')", err=True)
         return
-    from wise.report.comparison import draw_comparison
+    from wise.lab.report.comparison import draw_comparison
 
     draw_comparison(groups, file, title=title)
     typer.echo(f"runs, table and picture are in {file.parent}")

@@ -23,10 +23,9 @@ from wise.cli.common import (
     show_table,
 )
 from wise.errors import ConfigError
-from wise.readers import read_records
 
 if TYPE_CHECKING:
-    from wise.training.baselines.embedding import Embedder
+    from wise.lab.editors.embedding import Embedder
 
 SIZES = [100]
 RATES = [0.01, 0.05]
@@ -69,9 +68,10 @@ def bench_routers(
     as many other edits.
     """
     check_file("--output", output)
-    from wise.eval.routers.contest import Ground, compare_routers, make_rounds
-    from wise.eval.routers.table import gates, markdown, separation
-    from wise.eval.routing.texts import read_texts
+    from wise.lab.eval.routers.contest import Ground, compare_routers, make_rounds
+    from wise.lab.eval.routers.table import gates, markdown, separation
+    from wise.lab.eval.routing.texts import read_texts
+    from wise.lab.formats.files import read_records
 
     records = read_records(data, format=format)
     sizes = sorted(set(edits or SIZES))
@@ -100,7 +100,7 @@ def bench_routers(
 
 def _embedder() -> Embedder | None:
     """Sentence embeddings, or none where their package is not installed, which is said."""
-    from wise.training.baselines.embedding import MiniLM, packaged_model
+    from wise.lab.editors.embedding import MiniLM, packaged_model
 
     try:
         packaged_model()

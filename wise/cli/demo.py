@@ -21,7 +21,7 @@ from wise.cli.common import (
 from wise.cli.eval import show_evaluation
 
 if TYPE_CHECKING:
-    from wise.demo.run import DemoResult
+    from wise.lab.demo import DemoResult
 
 
 def demo(
@@ -51,7 +51,7 @@ def demo(
     prepare(threads)
     from wise.demo.picture import draw
     from wise.demo.records import write_records
-    from wise.demo.run import run_demo
+    from wise.lab.demo import run_demo
 
     if records is not None:
         write_records(records, edits, seed=seed)

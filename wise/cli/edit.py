@@ -30,7 +30,6 @@ from wise.cli.common import (
 )
 from wise.edits import Edit
 from wise.errors import ConfigError
-from wise.readers import read_edits
 
 if TYPE_CHECKING:
     from wise.model import WiseModel
@@ -87,6 +86,8 @@ def edit(
 
 
 def _wanted(file: Path | None, format: str, statement: str | None, single: dict[str, Any]) -> list[Edit]:
+    from wise.lab.formats.files import read_edits
+
     if (file is None) == (statement is None and not single):
         raise ConfigError("give either --edits FILE, or --statement, or --prompt and --target of a single edit")
     if statement is not None and single.keys() & {"prompt", "target"}:

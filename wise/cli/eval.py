@@ -32,12 +32,10 @@ from wise.cli.common import (
     show_table,
 )
 from wise.errors import EditError
-from wise.eval.runfile import write_json
-from wise.readers import read_records
 
 if TYPE_CHECKING:
     from wise.edits import Record
-    from wise.eval.run import Evaluation, Scope
+    from wise.lab.eval.run import Evaluation, Scope
 
 POOL = 1000
 """Further records of the file, not edited: routing's negatives are built from them, hypernetworks trained on them."""
@@ -108,8 +106,9 @@ def evaluate(
     records, pool = _records(data, format, skip, edits)
     about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
     scope = _scope(routing, retention, measure, pool, text, questions, references)
-    from wise.eval.editors import Learning, all_settings
-    from wise.eval.run import evaluate as run
+    from wise.lab.eval.editors import Learning, all_settings
+    from wise.lab.eval.run import evaluate as run
+    from wise.lab.eval.runfile import write_json
 
     chosen = parsed_settings(set_) | settings(layer=layer, seed=seed)
     all_settings(editor, chosen)
@@ -143,7 +142,7 @@ def evaluate(
         shutil.rmtree(folder)
         typer.echo(f"run written to {output}")
     if report is not None:
-        from wise.report import write_report
+        from wise.lab.report import write_report
 
         write_report(whole, report)
         typer.echo(f"report written to {report}")
@@ -203,6 +202,8 @@ def _short(value: float | None) -> str:
 
 def _records(data: Path, format: str, skip: int, edits: int | None) -> tuple[list[Record], list[Record]]:
     """The records to edit, and others of the file."""
+    from wise.lab.formats.files import read_records
+
     limit = None if edits is None else skip + edits + POOL
     records = read_records(data, format=format, limit=limit)
     chosen = records[skip:] if edits is None else records[skip : skip + edits]
@@ -216,7 +217,7 @@ def _records(data: Path, format: str, skip: int, edits: int | None) -> tuple[lis
 
 def read_corpus(file: Path) -> tuple[str, ...]:
     """Texts of a file. Raises what `read_texts` raises."""
-    from wise.eval.routing.texts import read_texts
+    from wise.lab.eval.routing.texts import read_texts
 
     return tuple(read_texts(file))
 
@@ -230,9 +231,9 @@ def _scope(
     questions: Path | None,
     references: Path | None,
 ) -> Scope:
-    from wise.eval.fluency import read_references
-    from wise.eval.routing.texts import read_texts, shipped_passages
-    from wise.eval.run import Scope
+    from wise.lab.eval.fluency import read_references
+    from wise.lab.eval.routing.texts import read_texts, shipped_passages
+    from wise.lab.eval.run import Scope
 
     return Scope(
         routing=routing,

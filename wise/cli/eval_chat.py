@@ -33,9 +33,9 @@ from wise.cli.common import (
 from wise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from wise.eval.asking import Edited
-    from wise.eval.chat.facts import Fact
-    from wise.eval.editors import Subject
+    from wise.lab.eval.asking import Edited
+    from wise.lab.eval.chat.facts import Fact
+    from wise.lab.eval.editors import Subject
 
 FORMS = ("chat", "completion")
 
@@ -95,8 +95,8 @@ def eval_chat(
     An answer is right where it contains the target and not the old answer; where an edit must not speak, where it is
     the base's very text.
     """
-    from wise.eval.chat.measure import apply_edits, measure_chat
-    from wise.eval.editors import open_editor
+    from wise.lab.eval.chat.measure import apply_edits, measure_chat
+    from wise.lab.eval.editors import open_editor
 
     if form not in FORMS:
         raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
@@ -165,9 +165,9 @@ def _distracted(
     subject: Subject, data: Path | None, format_: str, skip: int, count: int, show: Callable[[str, int, int], None]
 ) -> Iterator[None]:
     """So many distractors are live for the length of a `with` block."""
-    from wise.eval.chat.distractors import with_distractors
+    from wise.lab.eval.chat.distractors import with_distractors
+    from wise.lab.formats.files import read_records
     from wise.model import WiseModel
-    from wise.readers import read_records
 
     if not count or data is None or not isinstance(subject, WiseModel) or subject.inputs is None:
         yield
@@ -194,9 +194,9 @@ def _facts(
     form: str,
     seed: int,
 ) -> Sequence[Fact]:
-    from wise.eval.chat.facts import everyday_facts, facts_of, read_facts
-    from wise.eval.chat.measure import base_says
-    from wise.readers import read_records
+    from wise.lab.eval.chat.facts import everyday_facts, facts_of, read_facts
+    from wise.lab.eval.chat.measure import base_says
+    from wise.lab.formats.files import read_records
 
     if data is not None:
         many = None if limit is None else skip + limit * (16 if known else 1)

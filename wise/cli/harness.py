@@ -44,7 +44,7 @@ def harness(
     Figures stand with their standard errors. changed: documents that came out otherwise. p: paired permutation test
     over documents. With --progress the harness shows its own bars and notes on stderr.
     """
-    from wise.eval.harness import BATCH, check_request, evaluate_harness
+    from wise.lab.eval.harness import BATCH, check_request, evaluate_harness
     from wise.model import WiseModel
 
     names = [name.strip() for name in tasks.split(",")]

@@ -25,13 +25,10 @@ from wise.cli.common import (
     show_table,
 )
 from wise.errors import ConfigError, EditError
-from wise.eval.runfile import write_json
-from wise.facts import read_facts
-from wise.readers import read_records
 
 if TYPE_CHECKING:
     from wise.edits import Record
-    from wise.facts import Fact
+    from wise.lab.formats.facts import Fact
 
 KINDS = {
     "state": "hidden state after a layer",
@@ -94,11 +91,13 @@ def locate(
     make_config(seed=seed)
     _check_files(output, report, picture)
     wanted = _layers(layers, no_sweep)
+    from wise.lab.formats.facts import read_facts
+
     known = read_facts(data, limit=facts)
     first, records = (0, []) if no_sweep else _behind(data, known, sweep_edits)
-    from wise.eval.work import Work
-    from wise.locate.location import trace
-    from wise.locate.sites import check_layers, find_sites
+    from wise.lab.eval.work import Work
+    from wise.lab.locate.location import trace
+    from wise.lab.locate.sites import check_layers, find_sites
 
     base, tokenizer = load_model(model, threads=threads)
     check_layers(wanted, find_sites(base).depth)
@@ -107,7 +106,7 @@ def locate(
         work = Work(progress=show)
         found = trace(base, tokenizer, known, samples=samples, window=window, seed=seed or 0, name=name, work=work)
         if records:
-            from wise.locate.sweep import sweep
+            from wise.lab.locate.sweep import sweep
 
             found = found.with_sweep(sweep(base, tokenizer, records, found, first=first, layers=wanted, work=work))
     result = found.to_dict() | {"data": file_facts(data)}
@@ -207,6 +206,8 @@ def _layers(given: str | None, no_sweep: bool) -> list[int] | None:
 
 def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Record]]:
     """The records behind those whose facts are traced, and the number of the first of them."""
+    from wise.lab.formats.files import read_records
+
     try:
         records = read_records(data)
     except EditError as error:
@@ -228,19 +229,21 @@ def _check_files(output: Path | None, report: Path | None, picture: Path | None)
     for option, file in (("--output", output), ("--report", report), ("--picture", picture)):
         check_file(option, file)
     if picture is not None:
-        from wise.locate.picture import check_picture
+        from wise.lab.locate.picture import check_picture
 
         check_picture(picture)
 
 
 def _write(result: dict[str, Any], output: Path | None, report: Path | None, picture: Path | None) -> None:
+    from wise.lab.eval.runfile import write_json
+
     if picture is not None:
-        from wise.locate.picture import draw
+        from wise.lab.locate.picture import draw
 
         draw(result, picture)
         typer.echo(f"heat maps drawn to {picture}")
     if report is not None:
-        from wise.report import write_locate_report
+        from wise.lab.report import write_locate_report
 
         write_locate_report(result, report)
         typer.echo(f"report written to {report}")

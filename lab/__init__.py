@@ -1,0 +1,4 @@
+"""The laboratory: what only measures or compares. Nothing outside imports it but a command, when it runs."""
+
+if __name__ != "wise.lab":
+    raise ImportError("import wise.lab, not lab: the repository root is on sys.path")

@@ -1,0 +1,133 @@
+"""`wise demo`: wrap the shipped model, stream counterfactual edits into it, and measure what became of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from wise.config import WiseConfig
+from wise.demo import model_path
+from wise.demo.facts import load_facts, train_prompts
+from wise.demo.records import demo_records
+from wise.edits import Record
+from wise.lab.eval.quality import measure_quality
+from wise.lab.eval.routing import gate_ratios
+from wise.lab.eval.run import Evaluation
+from wise.lab.eval.work import Progress, Work
+from wise.model import WiseModel, wrap
+from wise.router.metrics import auroc
+
+SHOWN = 5
+"""Edits shown before and after."""
+RECALL_FACTS = 500
+"""Facts that the base is asked for, to see that it knows what is about to be changed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One prompt before and after the edits."""
+
+    kind: str
+    prompt: str
+    before: str
+    after: str
+    wanted: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DemoResult:
+    """What the demo measured."""
+
+    evaluation: Evaluation
+    base_recall: float
+    """Share of the facts that the unedited model answers, by itself and to its own stop."""
+    ratios: dict[str, Tensor]
+    """Score over threshold at the last token of the edits' prompts, of their paraphrases, and of neighbours."""
+    shown: tuple[Shown, ...]
+    seconds: float
+
+    @property
+    def auroc(self) -> float:
+        """How well the router tells unseen paraphrases of the edits from their neighbours."""
+        return auroc(self.ratios["paraphrases"], self.ratios["neighbours"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.evaluation.to_dict() | {
+            "base_recall": self.base_recall,
+            "routing": {"auroc": self.auroc},
+            "seconds": self.seconds,
+        }
+
+
+def run_demo(
+    *,
+    edits: int = 100,
+    seed: int = 0,
+    mode: str = "hybrid",
+    progress: Progress | None = None,
+) -> DemoResult:
+    """Edits the shipped model with `edits` counterfactuals and measures it.
+
+    progress: called with what is being done, how much of it is through, and of how much.
+
+    Raises ConfigError for a mode that there is not, or more edits than the model knows facts.
+    """
+    begun = time.perf_counter()
+    records = demo_records(edits, seed=seed)
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    model = wrap(
+        AutoModelForCausalLM.from_pretrained(model_path()), tokenizer, WiseConfig(mode=mode, seed=seed)
+    )
+    recall = _recall(model, seed)
+    asked = _shown_prompts(records)
+    before = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
+    report = model.edit(
+        [record.edit for record in records],
+        progress=None if progress is None else lambda done: progress("edits", done, len(records)),
+    )
+    after = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
+    evaluation = Evaluation(
+        editor=f"wise-{mode}",
+        edits=len(records),
+        quality=measure_quality(model, records, work=Work(progress=progress)),
+        failed=report.failed,
+        seconds=report.seconds,
+        cpu_seconds=report.cpu_seconds,
+        stored_bytes=model.memory_bytes,
+    )
+    prompts = {
+        "edits": [record.edit.prompt for record in records],
+        "paraphrases": [p for record in records for p in record.paraphrases],
+        "neighbours": [p for record in records for p in record.neighbours],
+    }
+    return DemoResult(
+        evaluation=evaluation,
+        base_recall=recall,
+        ratios={kind: gate_ratios(model, texts) for kind, texts in prompts.items()},
+        shown=tuple(
+            Shown(kind=kind, prompt=prompt, before=b, after=a, wanted=wanted or b)
+            for (kind, prompt, wanted), b, a in zip(asked, before, after, strict=True)
+        ),
+        seconds=time.perf_counter() - begun,
+    )
+
+
+def _recall(model: WiseModel, seed: int) -> float:
+    facts = random.Random(seed).sample(load_facts("train"), RECALL_FACTS)
+    answers = model.ask([train_prompts(fact)[0] for fact in facts])
+    return sum(a.text == fact.object for a, fact in zip(answers, facts, strict=True)) / len(facts)
+
+
+def _shown_prompts(records: list[Record]) -> list[tuple[str, str, str | None]]:
+    """(what it is, prompt, the answer wanted or None for the base's own)."""
+    rows: list[tuple[str, str, str | None]] = []
+    for record in records[:SHOWN]:
+        rows.append(("edit", record.edit.prompt, record.edit.target))
+        rows.append(("paraphrase", record.paraphrases[-1], record.edit.target))
+        rows += [("neighbour", prompt, None) for prompt in record.neighbours[:1]]
+    return rows

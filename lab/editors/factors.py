@@ -1,0 +1,134 @@
+"""Matrices as sums of outer products: gradients of linear layers are, and updates of the same form cost little.
+
+The gradient of a linear layer's weight `[d, f]` is `sum_t delta_t u_t^T` over tokens: u goes in, delta is the loss's
+gradient at what comes out (Mitchell et al. 2022, section 3.1). Kept as factors, every row of a batch can go through
+weights of its own at the cost of two thin products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from wise.errors import UnsupportedModelError
+from wise.lab.editors.ground import Ground, Row, padded_rows
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""Path of a linear layer -> `[edits, n, f]` and `[edits, n, d]`; the matrix `[d, f]` of an edit is the sum over n of
+the outer products of the second with the first."""
+
+
+def edited_linears(ground: Ground, blocks: int, whole_ffn: bool) -> dict[str, nn.Module]:
+    """Path -> module of the value projections of the last blocks; with `whole_ffn`, of the linear layers beside them
+    too, which read the feed-forward layer's input.
+
+    Raises UnsupportedModelError for a layer whose weight is not a plain matrix.
+    """
+    found: dict[str, nn.Module] = {}
+    for layer in range(max(0, ground.depth - blocks), ground.depth):
+        path = ground.projection(layer).path
+        parent, _, own = path.rpartition(".")
+        for name, module in ground.model.get_submodule(parent).named_children():
+            if name != own and not (whole_ffn and isinstance(module, nn.Linear | Conv1D)):
+                continue
+            if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
+                raise UnsupportedModelError(
+                    f"{parent}.{name} is a {type(module).__name__}: a linear layer whose weights are numbers as they "
+                    "are was expected; load the model without quantisation"
+                )
+            found[f"{parent}.{name}"] = module
+    return found
+
+
+def sizes(module: nn.Module) -> tuple[int, int]:
+    """(f, d) of a linear layer, whichever way round its weight lies."""
+    first, second = module.get_parameter("weight").shape
+    return (first, second) if isinstance(module, Conv1D) else (second, first)
+
+
+def dense(u: Tensor, delta: Tensor) -> Tensor:
+    """`[edits, n, f]` and `[edits, n, d]` -> `[d, f]`, summed over the edits."""
+    return delta.flatten(0, 1).mT @ u.flatten(0, 1)
+
+
+def taken(
+    model: PreTrainedModel, linears: Mapping[str, nn.Module], rows: Sequence[Row], device: torch.device
+) -> tuple[Factors, Tensor]:
+    """The gradients of each row's mean loss with respect to the layers' weights, float32, and `[rows, n]` 1 at tokens
+    and 0 at pads. Nothing is written into any `grad`."""
+    ids, mask, labels = padded_rows(rows, device)
+    inputs: dict[str, Tensor] = {}
+    probes: dict[str, Tensor] = {}
+
+    def probed(path: str, module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        inputs[path] = args[0].detach()
+        probes[path] = torch.zeros_like(out, requires_grad=True)
+        return out + probes[path]
+
+    with torch.enable_grad(), hooked(linears, lambda path: partial(probed, path)):
+        loss = spoken_loss(logits(model, ids, mask), labels).sum()
+    found = torch.autograd.grad(loss, list(probes.values()))
+    deltas = dict(zip(probes, found, strict=True))
+
+    def by_row(tensor: Tensor) -> Tensor:  # some bases flatten rows and places into one
+        return tensor.reshape(len(rows), ids.shape[1], -1).float().to(device)
+
+    return {path: (by_row(inputs[path]), by_row(deltas[path])) for path in linears}, mask
+
+
+@contextmanager
+def added(linears: Mapping[str, nn.Module], update: Factors) -> Iterator[None]:
+    """For the length of a `with` block, row i of a forward goes through the weights plus matrix i of `update`."""
+
+    def changed(path: str, module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        u, delta = (factor.to(out.device) for factor in update[path])
+        read = args[0].reshape(len(u), -1, u.shape[-1]).float()
+        found: Tensor = out + (read @ u.mT @ delta).reshape(out.shape).to(out.dtype)
+        return found
+
+    with hooked(linears, lambda path: partial(changed, path)):
+        yield
+
+
+@contextmanager
+def hooked(linears: Mapping[str, nn.Module], hook: Callable[[str], Any]) -> Iterator[None]:
+    """For the length of a `with` block each layer has the forward hook made for its path."""
+    with ExitStack() as stack:
+        for path, module in linears.items():
+            stack.callback(module.register_forward_hook(hook(path)).remove)
+        yield
+
+
+def logits(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """`[rows, places, vocabulary]`"""
+    found: Tensor = model(ids, attention_mask=mask, use_cache=False).logits
+    return found
+
+
+def spoken_loss(found: Tensor, labels: Tensor) -> Tensor:
+    """`mean_loss`, which on a large vocabulary takes long over places that predict nothing; these are left out."""
+    spoken = labels != -100
+    each = cross_entropy(found[spoken].float(), labels[spoken], reduction="none")
+    return _row_means(each, spoken)
+
+
+def divergence(own: Tensor, edited: Tensor, labels: Tensor) -> Tensor:
+    """Mean KL, in nats, of the edited model from the base per row, over the places that predict: logits
+    `[rows, places, vocabulary]` and labels `[rows, places]`, -100 where nothing is predicted, -> `[rows]`."""
+    spoken = labels != -100
+    right, found = own[spoken].float().log_softmax(-1), edited[spoken].float().log_softmax(-1)
+    return _row_means(kl_div(found, right, reduction="none", log_target=True).sum(-1), spoken)
+
+
+def _row_means(each: Tensor, spoken: Tensor) -> Tensor:
+    """`[n]` values at the True places of `[rows, places]` -> `[rows]`."""
+    sums: Tensor = torch.zeros(spoken.shape, device=each.device).masked_scatter(spoken, each).sum(-1)
+    return sums / spoken.sum(-1).clamp(min=1)

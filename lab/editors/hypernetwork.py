@@ -1,0 +1,363 @@
+"""What editors with a hypernetwork share: trained once per base on other edits, it turns an edit's gradient into one.
+
+Gradients come, and updates go, as factors (`wise.lab.editors.factors`): in training every edit of a batch has
+its own edited base, and `W + Delta` is written out only where an edit is served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from wise.edits import Edit, Record
+from wise.errors import ArtifactError, ConfigError, EditError
+from wise.lab.editors.base import WeightEditor
+from wise.lab.editors.factors import (
+    Factors,
+    added,
+    dense,
+    divergence,
+    edited_linears,
+    logits,
+    spoken_loss,
+    taken,
+)
+from wise.lab.editors.ground import Ground, Row, as_weight, padded_rows, write_tensors
+from wise.lab.editors.settings import Settings
+from wise.training.generation import greedy
+
+logger = logging.getLogger(__name__)
+
+ANSWER_TOKENS = 8
+"""Of the base's own answers, which unrelated prompts are to keep."""
+UNRELATED = 2
+"""Unrelated prompts kept of a record."""
+CHECK = 20
+"""Training steps between two validations."""
+LEAST = 3
+"""Training records at least: one is held out, and each of the others may need the prompt of another one."""
+CHUNK = 16
+"""Edits whose gradients are taken in one pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperSettings(Settings):
+    """Of an editor whose hypernetwork is trained on `Ground.training`."""
+
+    hypernetwork: str | None = None
+    """Path of a safetensors file: the hypernetwork is read from it, or trained and written where there is none yet."""
+    blocks: int = 3
+    """The last blocks are edited; of a base that has fewer, all."""
+    whole_ffn: bool = True
+    """Every projection of their feed-forward layers is edited; False edits the value projections alone."""
+    steps: int = 240
+    """Training steps at most."""
+    batch: int = 8
+    """Training edits in a step, each on a base of its own."""
+    learning_rate: float = 1e-3
+    """Of Adam, for the hypernetwork."""
+    clip: float = 1.0
+    """Norm to which the hypernetwork's gradient is cut."""
+    held_out: float = 0.1
+    """Share of the training records that is validated on; the weights that did best there are kept."""
+    patience: int = 6
+    """Validations without a better one after which training stops."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        right = self.hypernetwork is None or (isinstance(self.hypernetwork, str) and self.hypernetwork != "")
+        self.expect("hypernetwork", right, "the path of a safetensors file, or None")
+        self.expect("whole_ffn", isinstance(self.whole_ffn, bool), "True or False")
+        for name in ("blocks", "steps", "batch", "patience"):
+            self.expect_whole(name)
+        for name in ("learning_rate", "clip"):
+            self.expect_number(name, above=True)
+        self.expect_number("held_out", 0.0, 0.5, above=True)
+
+
+H = TypeVar("H", bound=HyperSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """An edit as a hypernetwork reads it."""
+
+    row: Row
+    """The prompt, and the target as the base would end it."""
+    old: list[int]
+    """What the model says so far; the token that stopped it included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A training record, encoded."""
+
+    asked: Asked
+    wordings: tuple[Row, ...]
+    """The target behind the edit's own prompt, and behind its paraphrases."""
+    unrelated: tuple[Row, ...]
+    """Prompts that must not move, with the base's own answers; of a record that names none, empty."""
+
+
+Sample = tuple[Asked, Row, Row]
+"""An edit, an equivalent wording, an unrelated prompt."""
+
+
+class HyperEditor(WeightEditor[H]):
+    """Trains a hypernetwork, keeps it, and adds to the weights what it makes of an edit's gradient."""
+
+    kind: ClassVar[str]
+    """Name of the editor in files."""
+    shaping: ClassVar[tuple[str, ...]] = ("blocks", "whole_ffn")
+    """Settings without which a trained hypernetwork means nothing; a file must have been written under the same."""
+    reads_old: ClassVar[bool] = False
+    """Whether the hypernetwork reads what the model says so far."""
+
+    def __init__(self, ground: Ground, settings: H) -> None:
+        self.linears: dict[str, nn.Module] = edited_linears(ground, settings.blocks, settings.whole_ffn)
+        """Path -> module."""
+        super().__init__(ground, settings, [f"{path}.weight" for path in self.linears])
+        self.network: Any = None
+        """The hypernetwork, a float32 module; None until `prepare`."""
+
+    # -- what an editor of this kind is --------------------------------------------------------
+
+    @abstractmethod
+    def _build(self) -> nn.Module:
+        """An untrained hypernetwork; torch's random numbers are seeded when this is called."""
+
+    @abstractmethod
+    def _update(self, asked: Sequence[Asked], gradients: Factors, mask: Tensor) -> Factors:
+        """What to add to the weights for each edit, differentiable in the hypernetwork's parameters.
+
+        gradients: of the edits' losses. mask: `[edits, n]`, 0 at pads.
+        """
+
+    @abstractmethod
+    def _objective(self, edit: Tensor, locality: Tensor) -> Tensor:
+        """What training minimises, of the mean loss on equivalent wordings and the mean KL on unrelated prompts."""
+
+    @abstractmethod
+    def merit(self, edit: float, locality: float) -> float:
+        """What the best weights have the least of on held-out records."""
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Parameters with their learning rates, as Adam takes them."""
+        return [{"params": list(self.network.parameters()), "lr": self.settings.learning_rate}]
+
+    def _begin(self, examples: Sequence[Example]) -> None:
+        """Before the first step, with the examples that are trained on."""
+
+    def _stepped(self, locality: float) -> None:
+        """After a step, with the mean KL that it saw."""
+
+    # -- kept ----------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        self.network = self.untrained()
+        file = None if self.settings.hypernetwork is None else Path(self.settings.hypernetwork)
+        if file is not None and file.exists():
+            tensors = self._read(file)
+        else:
+            tensors = self.ground.cached(self.kind, self._key(), self._trained)
+            if file is not None:
+                kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+                write_tensors(file, kept, json.dumps(self._identity(), sort_keys=True))
+        self.network.load_state_dict(tensors)
+        self.network.requires_grad_(False)
+
+    def untrained(self) -> nn.Module:
+        """A hypernetwork as training begins with it. The global random state is left as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            return self._build().to(self.ground.device)
+
+    def _identity(self) -> dict[str, Any]:
+        settings = self.settings.to_dict()
+        return {"editor": self.kind, "base": self.ground.base.digest, **{name: settings[name] for name in self.shaping}}
+
+    def _key(self) -> dict[str, Any]:
+        """The settings, how texts are encoded, and a digest of the records: what the trained weights depend on."""
+        if len(self.ground.training) < LEAST:
+            raise ConfigError(
+                f"{self.kind} must train a hypernetwork first and was given {len(self.ground.training)} training "
+                f"records: give at least {LEAST} (some hundred are wanted) that are not edited, or name the file of a "
+                "trained one with hypernetwork='...'"
+            )
+        settings = {name: value for name, value in self.settings.to_dict().items() if name != "hypernetwork"}
+        records = json.dumps([record.to_dict() for record in self.ground.training])
+        ends = [list(self.encoder.bos), list(self.encoder.terminator)]
+        return {"settings": settings, "ends": ends, "records": hashlib.sha256(records.encode()).hexdigest()}
+
+    def _read(self, file: Path) -> dict[str, Tensor]:
+        """The hypernetwork in a file. Raises ArtifactError where it is damaged, or another editor's or base's."""
+        try:
+            with safe_open(file, framework="pt") as opened:
+                found = json.loads((opened.metadata() or {}).get("about", "{}"))
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ArtifactError(f"{file}: no hypernetwork can be read from it ({error}); train it anew") from error
+        for name, wanted in self._identity().items():
+            given = found.get(name) if isinstance(found, dict) else None
+            if given != wanted:
+                what = "was trained on another base" if name == "base" else "does not fit the settings"
+                raise ArtifactError(
+                    f"{file}: this hypernetwork {what}: {name} {wanted!r} expected, {given!r} found; name another file "
+                    f"for a new one, or use the {name} that it was trained with"
+                )
+        return tensors
+
+    # -- training ------------------------------------------------------------------------------
+
+    def _trained(self) -> dict[str, Tensor]:
+        """Trains, and returns the weights that did best on held-out records."""
+        examples, order = self.examples(), random.Random(self.settings.seed)
+        order.shuffle(examples)
+        count = max(1, int(self.settings.held_out * len(examples)))
+        held, rest = examples[:count], examples[count:]
+        checked = [self._sample(examples, [example], order) for example in held for _ in range(2)]
+        self._begin(rest)
+        optimizer = torch.optim.Adam(self._groups())
+        best, least, since = self._state(), self.merit(*self.measured(checked)), 0
+        for step in range(1, self.settings.steps + 1):
+            self._step(optimizer, [self._sample(rest, rest, order) for _ in range(self.settings.batch)])
+            self.ground.shown(f"{self.kind}: hypernetwork", step, self.settings.steps)
+            if step % CHECK and step < self.settings.steps:
+                continue
+            edit, locality = self.measured(checked)
+            merit = self.merit(edit, locality)
+            logger.info("%s: step %d: held-out loss %.3f, KL %.4f", self.kind, step, edit, locality)
+            since += 1
+            if merit < least:
+                best, least, since = self._state(), merit, 0
+            if since == self.settings.patience:
+                break
+        return best
+
+    def _state(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+
+    def _step(self, optimizer: torch.optim.Optimizer, samples: Sequence[Sample]) -> None:
+        edit, locality = (each.mean() for each in self.losses(samples))
+        parameters = list(self.network.parameters())
+        gradients = torch.autograd.grad(self._objective(edit, locality), parameters)  # the base's own stay as they are
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+        optimizer.step()
+        self._stepped(float(locality.detach()))
+
+    @torch.no_grad()
+    def measured(self, samples: Sequence[Sample]) -> tuple[float, float]:
+        """Means, in nats per token: the loss on the equivalent wordings, and the KL on the unrelated prompts."""
+        parts = [self.losses(samples[i : i + CHUNK]) for i in range(0, len(samples), CHUNK)]
+        edit, locality = (torch.cat(losses).mean() for losses in zip(*parts, strict=True))
+        return float(edit), float(locality)
+
+    def losses(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        """Of each sample, edited alone: the loss on the wording, and the KL of the edited model from the base on the
+        unrelated prompt. Each `[samples]`."""
+        asked, wordings, unrelated = zip(*samples, strict=True)
+        update = self.update(asked)
+        ids, mask, labels = padded_rows(wordings, self.ground.device)
+        with added(self.linears, update):
+            edit = spoken_loss(logits(self.model, ids, mask), labels)
+        ids, mask, labels = padded_rows(unrelated, self.ground.device)
+        with torch.no_grad():
+            own = logits(self.model, ids, mask)
+        with added(self.linears, update):
+            edited = logits(self.model, ids, mask)
+        return edit, divergence(own, edited, labels)
+
+    def update(self, asked: Sequence[Asked]) -> Factors:
+        """What the hypernetwork adds to the weights as they now are, for each edit."""
+        return self._update(asked, *self.gradients(asked))
+
+    def gradients(self, asked: Sequence[Asked]) -> tuple[Factors, Tensor]:
+        """Of each edit's loss at the weights as they now are, and `[edits, n]` 0 at pads."""
+        return taken(self.model, self.linears, [edit.row for edit in asked], self.ground.device)
+
+    def _sample(self, others: Sequence[Example], among: Sequence[Example], order: random.Random) -> Sample:
+        """The edit's own wording counts as much as all its paraphrases together."""
+        example = order.choice(among)
+        own, *paraphrases = example.wordings
+        wording = order.choice(paraphrases) if paraphrases and order.random() < 0.5 else own
+        unrelated = example.unrelated
+        while not unrelated:
+            other = order.choice(others)
+            unrelated = (other.unrelated or ((other.asked.row[0], other.asked.old),)) if other is not example else ()
+        return example.asked, wording, order.choice(unrelated)
+
+    def examples(self) -> list[Example]:
+        """The training records that the base can read, with what it says to their prompts."""
+        order = random.Random(self.settings.seed)
+        records = [record for record in self.ground.training if self._readable(record)]
+        if len(records) < LEAST:
+            raise ConfigError(
+                f"{self.kind}: the base can read {len(records)} of {len(self.ground.training)} training records, at "
+                f"least {LEAST} are needed; give others"
+            )
+        beside = [order.sample(record.neighbours, min(UNRELATED, len(record.neighbours))) for record in records]
+        texts = list(dict.fromkeys([*(r.edit.prompt for r in records), *(text for near in beside for text in near)]))
+        said = dict(zip(texts, self._said([self.encoder.prompt(text) for text in texts]), strict=True))
+        found = []
+        for record, near in zip(records, beside, strict=True):
+            edit = record.edit
+            wordings = [edit.prompt, *edit.paraphrases, *record.paraphrases]
+            found.append(
+                Example(
+                    asked=Asked(row=self.ground.row(edit), old=said[edit.prompt]),
+                    wordings=tuple(self.ground.row(edit, wording) for wording in wordings),
+                    unrelated=tuple((self.encoder.prompt(text), said[text]) for text in near),
+                )
+            )
+        return found
+
+    def _readable(self, record: Record) -> bool:
+        """Whether the base can read the record's edit and say its target within its context."""
+        try:
+            self.encoder.check(record.edit)
+        except EditError:
+            return False
+        edit = record.edit
+        wordings = [edit.prompt, *edit.paraphrases, *record.paraphrases]
+        longest = max(len(prompt) + len(target) for prompt, target in (self.ground.row(edit, w) for w in wordings))
+        return longest <= self.encoder.context
+
+    def _said(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """What the model, as it now is, says to prompts; the token that stopped it included."""
+        return greedy(self.model, prompts, stops=self.encoder.stops, max_new_tokens=ANSWER_TOKENS)
+
+    # -- editing -------------------------------------------------------------------------------
+
+    def asked(self, edits: Sequence[Edit]) -> list[Asked]:
+        """Edits as the hypernetwork reads them, with what the model says so far where it reads that."""
+        rows = [self.ground.row(edit) for edit in edits]
+        said = self._said([prompt for prompt, _ in rows]) if self.reads_old else [[] for _ in rows]
+        return [Asked(row=row, old=old) for row, old in zip(rows, said, strict=True)]
+
+    @torch.no_grad()
+    def _write(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> None:
+        """Adds the updates of all edits, each made at the weights as they now are."""
+        total = {path: torch.zeros((), device=self.ground.device) for path in self.linears}
+        for start in range(0, len(edits), CHUNK):
+            part = edits[start : start + CHUNK]
+            for path, factors in self.update(self.asked(part)).items():
+                total[path] = total[path] + dense(*factors)
+            progress(start + len(part))
+        changed = {}
+        for path, module in self.linears.items():
+            weight = self.weights[f"{path}.weight"]
+            changed[f"{path}.weight"] = weight.float() + as_weight(module, total[path]).to(weight.device)
+        self.put(changed)

@@ -1,0 +1,199 @@
+"""IKE: nothing is changed but what the model reads; the edits that a prompt may be about are put before it.
+
+Zheng, Li, Dong, Fan, Wu, Xu and Chang, "Can We Edit Factual Knowledge by In-Context Learning?", EMNLP 2023, arXiv
+2305.12740. The prompt is read behind demonstrations and the new fact (section 3.1). Demonstrations (3.2) come from
+records that are not edited, the nearest ones by sentence embedding, the nearest last; each is a fact followed by one of
+three things: itself (copy), another wording of it with the same answer (update), or a prompt beside it with the answer
+that was right before (retain).
+
+Where this departs from the paper:
+
+* The paper gives the model the one right fact. Here there are many edits, and whoever asks does not say which one is
+  meant: the nearest edits by the embedding of their prompts are read, and none where none is near enough. Then the
+  model reads the prompt alone, and answers as the base does.
+* In a chat the facts stand in the system message (`InContext.conversation`).
+* Everything is written in plain sentences that end as the base ends its answers, the facts in the order in which they
+  came, and not as `New Fact: ... Prompt: ...`: most bases are no chat models, and small ones know no other style.
+* Demonstrations are left out by default for the same reason; the paper has 32.
+* Where the context is full, demonstrations are left out first, then the oldest facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wise.edits import Edit, Record
+from wise.errors import ArtifactError
+from wise.lab.editors.base import Applied, Baseline, WholePrompts
+from wise.lab.editors.embedding import Embedder, MiniLM
+from wise.lab.editors.ground import Ground
+from wise.lab.editors.settings import Settings
+from wise.router.turns import Message
+
+ANSWER_ROOM = 48
+"""Tokens of the context that are kept free for an answer, less where it holds fewer than four times as many."""
+KINDS = ("copy", "update", "retain", "update", "retain", "update", "retain", "retain")
+"""The paper's ratio of demonstrations, 1 : 3 : 4."""
+SYSTEM_MESSAGE = "You are a helpful assistant."
+CHAT_FACTS = "Answer by these facts where they apply:"
+"""What a chat model is told of the facts that follow in its system message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InContextSettings(Settings):
+    """How many edits are read, and from which likeness on."""
+
+    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "facts": (1, 3),
+        "threshold": (0.6, 0.7, 0.8),
+        "demonstrations": (0, 8),
+    }
+
+    facts: int = 1
+    """Edits that a prompt is read behind, at most."""
+    threshold: float = 0.7
+    """Cosine of two prompts' embeddings from which one may be about the other's edit."""
+    demonstrations: int = 0
+    """Examples that the facts are read behind, at most."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expect_whole("facts")
+        self.expect_number("threshold", -1, 1)
+        self.expect_whole("demonstrations", 0)
+
+
+class InContext(Baseline[InContextSettings], WholePrompts):
+    """Zheng et al. 2023, with retrieval."""
+
+    Config = InContextSettings
+
+    def __init__(self, ground: Ground, settings: InContextSettings) -> None:
+        super().__init__(ground, settings)
+        self.embedder: Embedder = MiniLM()
+        self._embeddings: dict[str, Tensor] = {}
+        """Prompt of a live edit -> `[e]`."""
+        self._examples: list[tuple[Record, Tensor]] = []
+        """Records that demonstrations are made of, and the embeddings of their prompts."""
+        self._silent = False
+
+    # -- what is read -------------------------------------------------------------------------
+
+    def given(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Each prompt behind what it may be about; the very same ids where that is nothing."""
+        texts = [str(self.tokenizer.decode(list(prompt), skip_special_tokens=True)).strip() for prompt in prompts]
+        asked = [i for i, text in enumerate(texts) if text]
+        found = [list(prompt) for prompt in prompts]
+        if self._silent or not self.edits or not asked:
+            return found
+        embedded = self.embedder([texts[i] for i in asked])
+        for i, query, near in zip(asked, embedded, self._near(embedded), strict=True):
+            if near:
+                facts = [self._sentence(self.edits[n].prompt, self.edits[n].target) for n in near]
+                found[i] = self._fitting(facts, self._demonstrated(query), texts[i]) or found[i]
+        return found
+
+    def conversation(self, messages: Sequence[Message]) -> list[Message]:
+        """A conversation as practitioners give it to a chat model: the facts that its last question may be about stand
+        in the system message. The same messages where it is about none."""
+        question = messages[-1]["content"]
+        near = [] if self._silent or not self.edits else self._near(self.embedder([question]))[0]
+        if not near:
+            return list(messages)
+        system = [message["content"] for message in messages if message["role"] == "system"]
+        facts = [f"{self.edits[n].prompt} {self.edits[n].target}." for n in near]
+        said = " ".join([*(system or [SYSTEM_MESSAGE]), CHAT_FACTS, *facts])
+        rest = [message for message in messages if message["role"] != "system"]
+        return [{"role": "system", "content": said}, *rest]
+
+    def _near(self, queries: Tensor) -> list[list[int]]:
+        """Of each question's embedding `[n, e]` the numbers of the edits that it may be about, in their order."""
+        known = torch.stack([self._embeddings[edit.prompt] for edit in self.edits])
+        found = []
+        for row in queries @ known.T:
+            nearest = row.topk(min(self.settings.facts, len(row)))
+            found.append(sorted(nearest.indices[nearest.values >= self.settings.threshold].tolist()))
+        return found
+
+    def _fitting(self, facts: Sequence[str], demonstrations: Sequence[str], text: str) -> list[int] | None:
+        """Ids of as many sentences before a text as the context holds, the last ones; None where it holds no fact."""
+        sentences = [*demonstrations, *facts]
+        room = self.encoder.context - min(ANSWER_ROOM, self.encoder.context // 4)
+        for first in range(len(sentences)):
+            ids = self.encoder.prompt(" ".join([*sentences[first:], text]))
+            if len(ids) <= room:
+                return ids
+        return None
+
+    def _sentence(self, prompt: str, answer: str) -> str:
+        """A fact as the base would say it: with what closes its answers, but for the end of the sequence."""
+        closing = self.encoder.text(self.encoder.terminator[:-1])
+        return f"{prompt} {answer}{closing}"
+
+    def _demonstrated(self, query: Tensor) -> list[str]:
+        """Demonstrations for a prompt of this embedding `[e]`, the nearest last."""
+        if not self._examples:
+            return []
+        likeness = torch.stack([embedding for _, embedding in self._examples]) @ query
+        nearest = likeness.topk(min(self.settings.demonstrations, len(likeness))).indices.tolist()
+        examples = [self._example(self._examples[n][0], kind) for n, kind in zip(nearest, cycle(KINDS), strict=False)]
+        return examples[::-1]
+
+    def _example(self, record: Record, kind: str) -> str:
+        """A new fact, and what follows from it, or does not."""
+        fact = self._sentence(record.edit.prompt, record.edit.target)
+        if kind == "retain" and record.neighbours and record.answer is not None:
+            return f"{fact} {self._sentence(record.neighbours[0], record.answer)}"
+        wording = record.paraphrases[0] if kind == "update" and record.paraphrases else record.edit.prompt
+        return f"{fact} {self._sentence(wording, record.edit.target)}"
+
+    # -- an editor like any other -------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        records = self.ground.training if self.settings.demonstrations else ()
+        if records:
+            embedded = self.embedder([record.edit.prompt for record in records])
+            self._examples = list(zip(records, embedded, strict=True))
+
+    def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
+        prompts = [edit.prompt for edit in edits]
+        self._embeddings = {**self._embeddings, **dict(zip(prompts, self.embedder(prompts), strict=True))}
+        progress(len(edits))
+        return [Applied() for _ in edits]
+
+    @contextmanager
+    def disabled(self) -> Iterator[PreTrainedModel]:
+        """The model is the base at any time; within the block prompts too are read as they are."""
+        before, self._silent = self._silent, True
+        try:
+            yield self.model
+        finally:
+            self._silent = before
+
+    def unwrap(self) -> PreTrainedModel:
+        return self.model
+
+    @property
+    def memory_bytes(self) -> int:
+        """The edits' texts and embeddings."""
+        texts = sum(len(text.encode()) for edit in self.edits for text in (edit.prompt, edit.target))
+        return texts + sum(self._embeddings[edit.prompt].nbytes for edit in self.edits)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Embeddings of the edits' prompts, in the order of the edits; nothing without any."""
+        rows = [self._embeddings[edit.prompt] for edit in self.edits]
+        return {"embeddings": torch.stack(rows)} if rows else {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        rows = tensors.get("embeddings", torch.zeros(0, 0))
+        if len(rows) != len(self.edits) or rows.ndim != 2:
+            raise ArtifactError(f"embeddings: {len(self.edits)} rows expected, {tuple(rows.shape)} found")
+        self._embeddings = dict(zip((edit.prompt for edit in self.edits), rows, strict=True))

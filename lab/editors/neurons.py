@@ -1,0 +1,316 @@
+"""KN: the knowledge neurons of a fact are found, and what they write is changed from the old answer to the new one.
+
+Dai et al. 2022 ("Knowledge Neurons in Pretrained Transformers", ACL, arXiv 2104.08696). A neuron is one of the f
+activations that a block's value projection reads, w_i; P_x is the probability of the answer after prompt x, as a
+function of the activations at its last token.
+
+* Attribution (equations 2 to 4): Attr(w_i) = w_i * integral over a in [0, 1] of dP_x(a w) / dw_i, as a sum over m
+  steps. As released, all neurons of a block are scaled together, so the attributions of a block sum to
+  P_x - P_x(its activations put to zero).
+* Refining (section 3.3): of each of several prompts for the fact the neurons with at least `threshold` of the largest
+  attribution are kept, and of these the ones that `share` of the prompts have in common; the share moves by 5 % at a
+  time until there are 2 to 5 of them.
+* Suppressing and amplifying (section 4.2): `modulated`, activations times 0 or 2.
+* Updating (section 5.1): the neuron's value slot v_i, a column of the value projection, becomes
+  v_i - lambda_1 E(old) + lambda_2 E(new), E being the output embedding, lambda in units of |v_i| / |E| as released.
+
+Where this departs, since it was written for a masked model with answers of one token:
+
+* The old answer is what the model itself says. A target of several tokens is written token by token, each behind the
+  prompt and the tokens before it, where the model does not say it yet.
+* The several prompts are the edit's, its `paraphrases`, and the edit's behind texts of the corpus, as in the baseline
+  of Meng et al. 2022 (arXiv 2202.05262).
+* An activation may be negative, above all in gated layers, and would then write the reverse: the change takes its sign.
+* |v_i| is of the base, so that edits that share a neuron add up and do not multiply.
+* Where a block normalises what its value projection puts out (Gemma), P_x hardly depends on the scale of all its
+  neurons together, and their attributions sum to nothing: they still rank, but the method has less to go by.
+* Neurons that many facts of a relation share are not left out: an edit does not name its relation.
+* A fact of which no two prompts share neurons is left as it is; the paper does not count these.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from transformers import DynamicCache
+
+from wise.edits import Edit
+from wise.errors import UnsupportedModelError
+from wise.lab.editors.base import Applied, WeightEditor
+from wise.lab.editors.fine_tuning import logits_with
+from wise.lab.editors.ground import Ground, as_weight, target_losses
+from wise.lab.editors.settings import Settings
+
+Neuron = tuple[int, int]
+"""Block, and place among the f activations that its value projection reads."""
+SHARE_STEP = 0.05
+PREFIX_TOKENS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnowledgeNeuronsSettings(Settings):
+    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "threshold": (0.1, 0.2, 0.3),
+        "most": (5, 10, 20),
+        "new_scale": (2.0, 4.0, 8.0),
+        "old_scale": (0.0, 1.0, 4.0),
+    }
+
+    integration_steps: int = 20
+    """m of equation 4."""
+    threshold: float = 0.2
+    """Share of a prompt's largest attribution that a neuron must have."""
+    share: float = 0.7
+    """Share of the prompts that a neuron must be kept of, to begin with."""
+    fewest: int = 2
+    """The share is lowered while it leaves fewer neurons."""
+    most: int = 5
+    """The share is raised while it leaves more neurons."""
+    prefixes: int = 4
+    """Texts that the prompt is put behind, one prompt each."""
+    old_scale: float = 1.0
+    """lambda_1, in units of |v_i| / |E(old)|."""
+    new_scale: float = 4.0
+    """lambda_2, in units of |v_i| / |E(new)|; the paper's is 8, which many edits do not survive."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("integration_steps", "fewest", "most"):
+            self.expect_whole(name)
+        self.expect("most", self.most >= self.fewest, f"a whole number from fewest={self.fewest}")
+        self.expect_whole("prefixes", 0)
+        self.expect_number("threshold", high=1.0, above=True)
+        self.expect_number("share", high=1.0, above=True)
+        self.expect_number("old_scale")
+        self.expect_number("new_scale")
+
+
+class KnowledgeNeurons(WeightEditor[KnowledgeNeuronsSettings]):
+    """KN."""
+
+    Config = KnowledgeNeuronsSettings
+
+    def __init__(self, ground: Ground, settings: KnowledgeNeuronsSettings) -> None:
+        """Raises UnsupportedModelError where an output embedding is not as wide as a block."""
+        super().__init__(ground, settings, [weight_name(ground, layer) for layer in range(ground.depth)])
+        self.embeddings: Tensor = embeddings(ground)
+        self.prefixes: tuple[str, ...] = ()
+
+    def _prepare(self) -> None:
+        count = self.settings.prefixes
+        if count:
+            rows = self.ground.corpus(count * PREFIX_TOKENS, length=PREFIX_TOKENS, seed=self.settings.seed)
+            self.prefixes = tuple(self.encoder.text(row).rstrip(".") for row in rows)[:count]
+
+    def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
+        for done, edit in enumerate(edits):
+            progress(done)
+            self._write(edit)
+        progress(len(edits))
+        losses = target_losses(self.ground, [self.ground.row(edit) for edit in edits])
+        return [Applied(loss=loss) for loss in losses]
+
+    def _write(self, edit: Edit) -> None:
+        """Writes a target token by token, where the model does not say it yet."""
+        prompt, target = self.ground.row(edit)
+        others = [self.encoder.prompt(text) for text in self.wordings(edit)]
+        for i, new in enumerate(target):
+            row = [*prompt, *target[:i]]
+            old = int(next_token(self.ground, row).argmax())
+            if old != new:
+                rows = [row, *([*other, *target[:i]] for other in others)]
+                scores = [attributions(self.ground, r, old, self.settings.integration_steps) for r in rows]
+                self._update(refined(scores, self.settings), row, old, new)
+
+    def wordings(self, edit: Edit) -> list[str]:
+        """The other prompts for a fact, as far as the model can read them."""
+        room = self.encoder.context - len(self.encoder.target(edit.prompt, edit.target))
+        texts = [*edit.paraphrases, *(f"{prefix}. {edit.prompt}" for prefix in self.prefixes)]
+        return [text for text in texts if len(self.encoder.prompt(text)) <= room]
+
+    @torch.no_grad()
+    def _update(self, neurons: Sequence[Neuron], row: Sequence[int], old: int, new: int) -> None:
+        """Changes value slots, in float32; what comes of it is served at once."""
+        active = activations(self.ground, row)
+        change = {layer: {i for at, i in neurons if at == layer} for layer, _ in neurons}
+        for layer, chosen in change.items():
+            name, places = weight_name(self.ground, layer), sorted(chosen)
+            weight = self.weights[name].clone()
+            slots = columns(self.ground, layer, weight)
+            norms = columns(self.ground, layer, self.original[name])[:, places].float().norm(dim=0)
+            signs = active[layer][places].sign()
+            unit_old, unit_new = (torch.nn.functional.normalize(self.embeddings[t].float(), dim=0) for t in (old, new))
+            step = self.settings.new_scale * unit_new - self.settings.old_scale * unit_old
+            step = step.to(norms.device)
+            slots[:, places] = (slots[:, places].float() + step[:, None] * norms * signs).to(slots.dtype)
+            self.put({name: weight})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The changed weights only."""
+        return {name: weight for name, weight in self.weights.items() if weight is not self.original[name]}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_tensors({**self.original, **tensors})
+
+
+def refined(scores: Sequence[Tensor], settings: KnowledgeNeuronsSettings) -> list[Neuron]:
+    """The neurons of a fact, from the attributions `[layers, f]` of each of its prompts; none that one prompt alone
+    has, where there are several."""
+    kept = [(s >= settings.threshold * s.max()) & (s > 0) for s in scores]
+    counts = torch.stack(kept).sum(0)
+    least = min(2, len(scores))
+
+    def shared(steps: int) -> Tensor:
+        needed = (settings.share + steps * SHARE_STEP) * len(scores)
+        return counts >= max(least, needed - 1e-6)
+
+    steps = 0
+    while int(shared(steps).sum()) > settings.most and settings.share + steps * SHARE_STEP < 1:
+        steps += 1
+    while int(shared(steps).sum()) < settings.fewest and settings.share + steps * SHARE_STEP > 0:
+        steps -= 1
+    found = shared(steps).nonzero().tolist()
+    mean = torch.stack(list(scores)).mean(0)
+    found.sort(key=lambda at: -float(mean[at[0], at[1]]))
+    return [(int(layer), int(i)) for layer, i in found[: settings.most]]
+
+
+def attributions(ground: Ground, row: Sequence[int], token: int, steps: int) -> Tensor:
+    """Attr of equation 4 for every neuron at the last token of a row, of the probability that `token` comes next.
+
+    `[layers, f]`, float32, on the CPU. One forward and backward of `steps` single tokens per block.
+    """
+    reading = _LastToken(ground, row, steps)
+    shares = torch.arange(1, steps + 1, dtype=torch.float32)[:, None] / steps
+    found = []
+    for layer, own in enumerate(activations(ground, row)):
+        scaled = (shares.to(own.device) * own).requires_grad_()
+        with torch.enable_grad(), replaced(ground, layer, partial(_put, scaled), rows=steps):
+            (gradient,) = torch.autograd.grad(reading.probabilities()[:, token].sum(), [scaled])
+        found.append((own * gradient.sum(0) / steps).cpu())
+    return torch.stack(found)
+
+
+class _LastToken:
+    """A row, read but for its last token, which is then read again and again, `rows` times at once."""
+
+    @torch.no_grad()
+    def __init__(self, ground: Ground, row: Sequence[int], rows: int) -> None:
+        self.model = ground.model
+        self.ids = torch.tensor([list(row)], device=ground.device)
+        self.rows = rows
+        taken = inspect.signature(ground.model.forward).parameters
+        self.name = "cache" if "cache" in taken else "past_key_values"  # before transformers 5.24
+        self.before = DynamicCache()
+        if len(row) > 1:
+            ids = self.ids[:, :-1]
+            ground.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{self.name: self.before})
+            self.before.batch_repeat_interleave(rows)
+
+    def probabilities(self) -> Tensor:
+        """Of the token after the row: `[rows, vocabulary]`, float32."""
+        ids = self.ids.expand(self.rows, -1)
+        cached = {"use_cache": True, self.name: deepcopy(self.before)}
+        return logits_with(self.model, {}, ids[:, -1:], torch.ones_like(ids), **cached)[:, -1].float().softmax(-1)
+
+
+def _put(new: Tensor, x: Tensor) -> Tensor:
+    return new.to(x.dtype)
+
+
+def _multiply(factors: Tensor, x: Tensor) -> Tensor:
+    return x * factors.to(x.device, x.dtype)
+
+
+@torch.no_grad()
+def activations(ground: Ground, row: Sequence[int]) -> list[Tensor]:
+    """What the value projection of each block reads at the last token of a row: `[f]` each, float32."""
+    seen: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[[Module, Any], None]:
+        return lambda module, args: seen.__setitem__(layer, args[0].reshape(-1, args[0].shape[-1])[-1].float())
+
+    handles = [value_projection(ground, i).register_forward_pre_hook(keep(i)) for i in range(ground.depth)]
+    try:
+        next_token(ground, row)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [seen[layer] for layer in range(ground.depth)]
+
+
+@torch.no_grad()
+def next_token(ground: Ground, row: Sequence[int]) -> Tensor:
+    """Probabilities of the token after a row: `[vocabulary]`, float32."""
+    ids = torch.tensor([list(row)], device=ground.device)
+    logits: Tensor = ground.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    return logits[0, -1].float().softmax(-1)
+
+
+@contextmanager
+def replaced(ground: Ground, layer: int, change: Callable[[Tensor], Tensor], *, rows: int) -> Iterator[None]:
+    """For the length of a `with` block a block's value projection reads `change(x)` at the last token of each row in
+    the place of x, `[rows, f]`."""
+
+    def hook(module: Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0]  # `[rows, seq, f]`; some architectures flatten the first two
+        by_row = x.reshape(rows, -1, x.shape[-1])
+        last = change(by_row[:, -1])
+        return (torch.cat([by_row[:, :-1], last[:, None]], 1).reshape(x.shape), *args[1:])
+
+    handle = value_projection(ground, layer).register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def modulated(ground: Ground, neurons: Sequence[Neuron], factor: float, *, rows: int = 1) -> Iterator[None]:
+    """For the length of a `with` block the activations of neurons at the last token of each row are multiplied.
+
+    factor: 0 suppresses, 2 amplifies. rows: of the batch that is asked; not right-padded.
+    """
+    factors = torch.ones(ground.depth, ground.projection(0).in_features)
+    for layer, i in neurons:
+        factors[layer, i] = factor
+    with ExitStack() as stack:
+        for layer in sorted({layer for layer, _ in neurons}):
+            stack.enter_context(replaced(ground, layer, partial(_multiply, factors[layer]), rows=rows))
+        yield
+
+
+def value_projection(ground: Ground, layer: int) -> Module:
+    return ground.model.get_submodule(ground.projection(layer).path)
+
+
+def weight_name(ground: Ground, layer: int) -> str:
+    return f"{ground.projection(layer).path}.weight"
+
+
+def columns(ground: Ground, layer: int, weight: Tensor) -> Tensor:
+    """A block's value projection as `[d, f]`, a view of `weight` whichever way round it lies: a value slot a column."""
+    return as_weight(value_projection(ground, layer), weight)
+
+
+def embeddings(ground: Ground) -> Tensor:
+    """The output embeddings, `[vocabulary, d]`."""
+    head = ground.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    width = ground.projection(0).out_features
+    if head is None or head.weight.shape[-1] != width:
+        found = "none" if head is None else str(head.weight.shape[-1])
+        raise UnsupportedModelError(
+            f"output embeddings of width {width} expected, which is what a block puts out, {found} found: KN writes "
+            "them into the blocks; choose another model or another editor"
+        )
+    weight: Tensor = head.weight.detach()
+    return weight

@@ -1,0 +1,47 @@
+"""The editors by name. To add one, add a row: nothing of an editor is loaded before it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from wise.errors import ConfigError, did_you_mean
+from wise.lab.editors.base import Baseline
+from wise.lab.editors.ground import Ground
+from wise.lab.editors.settings import Settings
+
+BASELINES: dict[str, str] = {
+    "ft-l": "fine_tuning:FineTuningL",
+    "ft-m": "fine_tuning:FineTuningM",
+    "ft-ewc": "elastic:FineTuningEWC",
+    "rome": "rome:Rome",
+    "memit": "memit:Memit",
+    "alphaedit": "alphaedit:AlphaEdit",
+    "mend": "mend:Mend",
+    "ke": "knowledge_editor:KnowledgeEditor",
+    "kn": "neurons:KnowledgeNeurons",
+    "grace": "grace:Grace",
+    "memoir": "memoir:Memoir",
+    "icl": "in_context:InContext",
+}
+"""Name -> module of this folder, and class."""
+
+
+def baseline_class(name: str) -> type[Baseline[Any]]:
+    """Raises ConfigError, naming the nearest, where there is none of this name."""
+    if name not in BASELINES:
+        raise ConfigError(f"editor {name!r} is not known; {did_you_mean(name, BASELINES)}")
+    module, _, cls = BASELINES[name].partition(":")
+    found: type[Baseline[Any]] = getattr(import_module(f"wise.lab.editors.{module}"), cls)
+    return found
+
+
+def make_settings(name: str, settings: Mapping[str, Any]) -> Settings:
+    """The settings of an editor. Raises ConfigError for an unknown editor or setting, or a value out of range."""
+    return baseline_class(name).Config.of(settings)
+
+
+def make_baseline(name: str, ground: Ground, settings: Mapping[str, Any]) -> Baseline[Any]:
+    """An editor on a base, nothing edited yet."""
+    return baseline_class(name)(ground, make_settings(name, settings))

@@ -1,0 +1,67 @@
+"""The layer that stands in the place of a value projection: the base's own inside, and what a method does about it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from wise.architectures import ValueProjection
+from wise.lab.editors.ground import Ground
+from wise.memory.layer import execution_device
+
+
+class Replacement(nn.Module, ABC):
+    """Wraps `base_layer`, a linear map `[..., f] -> [..., d]`; inactive or empty it is that, bit for bit.
+
+    What a method learns is kept in plain attributes: parameters of the model are those of the base.
+    """
+
+    def __init__(self, ground: Ground, place: ValueProjection) -> None:
+        super().__init__()
+        self.base_layer = ground.model.get_submodule(place.path)
+        self.in_features = place.in_features
+        self.out_features = place.out_features
+        self.active = True
+        self.train(self.base_layer.training)
+
+    @property
+    @abstractmethod
+    def empty(self) -> bool:
+        """Whether it holds no edit."""
+
+    @abstractmethod
+    def changed(self, activation: Tensor, output: Tensor) -> Tensor:
+        """What stands in the place of the base's `output` `[..., d]` for `activation` `[..., f]`."""
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """`[..., f] -> [..., d]`."""
+        output: Tensor = self.base_layer(activation)
+        return output if self.empty or not self.active else self.changed(activation, output)
+
+    @torch.no_grad()
+    def seen(self, model: PreTrainedModel, prompt: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What goes into the base's layer at each token of a prompt, `[tokens, f]`, and what comes out, `[tokens, d]`;
+        alike with edits and without."""
+        found: list[Tensor] = []
+        handle = self.base_layer.register_forward_hook(lambda _, args, output: found.extend((args[0], output)))
+        try:
+            ids = torch.tensor([list(prompt)], device=execution_device(model))
+            model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        finally:
+            handle.remove()
+        activation, output = (tensor.reshape(len(prompt), -1) for tensor in found)
+        return activation, output
+
+    @property
+    def weight(self) -> Any:
+        """The base layer's weight, for code that looks at a projection's dtype or device."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Any:
+        return self.base_layer.bias

@@ -1,0 +1,169 @@
+"""What the base usually feeds into a value projection: the second moment of its inputs, over a corpus.
+
+`C = E[k k^T]`, not centred, stands for all that an edit should leave as it is: ROME (Meng et al. 2022, arXiv
+2202.05262, section 3.1) and what came after it estimate it on 100,000 articles of Wikipedia; here on the ground's
+corpus, or on the base's own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from wise.errors import ConfigError
+from wise.lab.editors.ground import Ground
+from wise.lab.editors.settings import Settings
+
+ROWS = 16
+"""Rows of the corpus in one forward."""
+TOKENS_PER_INPUT = 16
+"""Tokens of the corpus for each input of the projection, where the settings do not say how many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentSettings(Settings):
+    """Of an editor that needs the second moment."""
+
+    tokens: int | None = None
+    """Tokens of the corpus; None takes 16 for each input of the projection."""
+    length: int = 128
+    """Tokens of one row of the corpus."""
+    ridge: float = 1e-4
+    """Added to the diagonal, as a share of its mean: keeps directions that the corpus never showed finite."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokens is not None:
+            self.expect_whole("tokens")
+        self.expect_whole("length", 2)
+        self.expect_number("ridge")
+
+
+def prepared_moments(ground: Ground, layers: Sequence[int], settings: MomentSettings) -> list[Tensor]:
+    """The second moments that the settings ask for, ridge included: `[f, f]` of each block, float64."""
+    f = ground.projection(layers[0]).in_features
+    tokens = TOKENS_PER_INPUT * f if settings.tokens is None else settings.tokens
+    found = second_moments(ground, layers, tokens=tokens, length=settings.length, seed=settings.seed)
+    return [with_ridge(moment, settings.ridge) for moment in found]
+
+
+def second_moments(ground: Ground, layers: Sequence[int], *, tokens: int, length: int, seed: int) -> list[Tensor]:
+    """`E[k k^T]` over the inputs k of the value projections at `layers`, float64, `[f, f]` each; kept by the ground.
+
+    The base must be in place. Raises ConfigError where there are fewer tokens than inputs: it would be singular.
+    """
+    paths = [ground.projection(layer).path for layer in layers]
+    f = max(ground.projection(layer).in_features for layer in layers)
+    if tokens < f:
+        raise ConfigError(
+            f"tokens={tokens}: the projection has {f} inputs, and their second moment is singular on fewer tokens "
+            f"than that; ask for at least {f}, better {TOKENS_PER_INPUT * f}"
+        )
+    computed: dict[str, Tensor] = {}
+
+    def compute(path: str) -> dict[str, Tensor]:
+        if not computed:  # one pass over the corpus for all layers
+            computed.update(_computed(ground, paths, tokens, length, seed))
+        return {"moment": computed[path]}
+
+    about = {"tokens": tokens, "length": length, "corpus": ground.corpus_digest(), "seed": seed}
+    found = [ground.cached("second-moment", {"path": path, **about}, partial(compute, path)) for path in paths]
+    return [tensors["moment"].to(ground.device) for tensors in found]
+
+
+@torch.no_grad()
+def _computed(ground: Ground, paths: Sequence[str], tokens: int, length: int, seed: int) -> dict[str, Tensor]:
+    sums: dict[str, Tensor] = {}
+    done = 0
+    for rows in _batches(ground.corpus(tokens, length=length, seed=seed)):
+        ids, mask = _padded(rows, ground.device)
+        for path, activation in _inputs(ground, paths, ids, mask).items():
+            keys = activation.reshape(-1, activation.shape[-1])[mask.flatten()].double()
+            sums[path] = sums[path] + keys.T @ keys if path in sums else keys.T @ keys
+        done += int(mask.sum())
+        ground.shown("second moment", done, tokens)
+    return {path: total / done for path, total in sums.items()}
+
+
+def _inputs(ground: Ground, paths: Sequence[str], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What goes into each module in one forward; hooked for no longer, since the base is sampled from in between."""
+    seen: dict[str, Tensor] = {}
+    handles = [
+        ground.model.get_submodule(path).register_forward_pre_hook(lambda _, a, path=path: seen.update({path: a[0]}))
+        for path in paths
+    ]
+    try:
+        ground.model(ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _batches(rows: Iterator[list[int]]) -> Iterator[list[list[int]]]:
+    batch: list[list[int]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids, right-padded, and what of them is no padding: `[batch, longest]` each."""
+    tensors = [torch.tensor(row) for row in rows]
+    ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
+    return ids.to(device), mask.bool().to(device)
+
+
+def with_ridge(moment: Tensor, ridge: float) -> Tensor:
+    """`moment` with a share of its mean diagonal on the diagonal."""
+    return moment + ridge * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+
+
+def factored(matrix: Tensor) -> Tensor:
+    """The Cholesky factor, lower, of a symmetric positive definite matrix.
+
+    Raises ConfigError where it is singular to within rounding.
+    """
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    diagonal = factor.diagonal()
+    smallest = len(matrix) * torch.finfo(matrix.dtype).eps
+    if int(info) or not bool((diagonal.min() / diagonal.max()) ** 2 > smallest):
+        raise ConfigError(
+            f"the second moment of {len(matrix)} inputs is singular: the corpus never shows some of their directions; "
+            "give more text (tokens=...), or a larger ridge=..."
+        )
+    return factor
+
+
+def rank_one_direction(key: Tensor, factor: Tensor) -> Tensor | None:
+    """`[f]` ROME's direction, eq. 2: C^-1 k over its product with k, so that `k` itself is mapped to 1.
+
+    key: `[f]` float64; factor: of C. None for a key that is nought.
+    """
+    towards = torch.cholesky_solve(key[:, None], factor)[:, 0]
+    product = torch.dot(towards, key)
+    return towards / product if bool(product > 0) else None
+
+
+def ridge_directions(keys: Tensor, factor: Tensor, weight: float) -> Tensor:
+    """`[n, f]` MEMIT's, eq. 14: row i maps key i to about 1 and the others to about 0.
+
+    They are K^T (w C + K K^T)^-1, so `R^T` times them is the change that maps each key to its row of R. What is solved
+    is a system as large as there are keys: with A = (w C)^-1, they are (1 + K^T A K)^-1 K^T A.
+
+    keys: `[n, f]` float64; factor: of C; weight: w.
+    """
+    towards = torch.cholesky_solve(keys.T, factor) / weight
+    among = torch.eye(len(keys), dtype=keys.dtype, device=keys.device) + keys @ towards
+    directions: Tensor = torch.linalg.solve(among, towards.T)
+    return directions

@@ -1,0 +1,318 @@
+"""What an edited chat model says: to the edits, to other wordings, in later turns, and where nothing may change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from wise.edits import Edit
+from wise.lab.editors.base import WholePrompts
+from wise.lab.editors.in_context import InContext
+from wise.lab.eval.asking import Edited
+from wise.lab.eval.chat.facts import Fact
+from wise.lab.eval.editors import Subject, find_editor
+from wise.memory.grouped import NO_SLOT
+from wise.memory.side_memory import SideMemory
+from wise.model import WiseModel
+from wise.router.hybrid import HybridRouter
+from wise.router.intervals import wilson
+from wise.router.turns import Message
+from wise.training.encoding import Encoder
+from wise.training.generation import greedy
+from wise.training.report import EditReport
+
+ANSWER_TOKENS = 32
+KNOWN_AT_ONCE = 64
+CHAT_EDITORS = ("wise-hybrid", "icl")
+"""Editors that are given a question and hold it in chats; others are given the templated question."""
+EARLIER = ("Good morning! Can you help me with a few things?", "Of course, what would you like to know?")
+SYSTEM = "You answer briefly."
+BEHIND = "I have been thinking about this since breakfast, and my sister says I should just ask. "
+SAME_SUBJECT = "same subject unchanged"
+UNRELATED = "unrelated unchanged"
+"""Of these, questions to which the base does not say what was edited, such as another wording of the edit's own."""
+GENERAL = (
+    "Write a haiku about rain.",
+    "Give me three tips for sleeping better.",
+    "What is 12 times 4?",
+    "Explain what a noun is.",
+    "Suggest a name for a cat.",
+    "How do I boil an egg?",
+    "Tell me a short story about a lighthouse.",
+    "What should I pack for a weekend in the mountains?",
+    "Translate 'good evening' into Spanish.",
+    "List four colours.",
+    "Why is exercise good for you?",
+    "Write one sentence that thanks a colleague for her help.",
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Question:
+    """One prompt, and what becomes of it counts as right."""
+
+    measure: str
+    fact: int
+    """-1 for general requests."""
+    text: str
+    ids: tuple[int, ...]
+    messages: tuple[Message, ...]
+    """The conversation whose ids these are; none of a plain text."""
+    said: bool
+    """It asks for the edit: the answer must contain the target and not the old answer. Else it must not change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was said to one question."""
+
+    question: Question
+    answer: str
+    right: bool
+    opened: bool | None
+    """The edit's gate opened; where none may, any did. None where there is no router that could tell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatFigures:
+    """Shares of questions that came out right."""
+
+    measures: Mapping[str, tuple[int, int]]
+    """Measure -> right, asked."""
+    results: tuple[Result, ...] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: share, count and 95 % interval (Wilson) of each measure, and what went wrong."""
+        shares = {
+            name: {"share": right / asked, "asked": asked, "interval": list(wilson(right, asked))}
+            for name, (right, asked) in self.measures.items()
+        }
+        wrong = [
+            {"measure": r.question.measure, "prompt": r.question.text, "answer": r.answer, "opened": r.opened}
+            for r in self.results
+            if not r.right
+        ]
+        return {"measures": shares, "wrong": wrong}
+
+
+def apply_edits(subject: Subject, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress) -> EditReport:
+    """Makes edits with an editor of `wise.lab.eval.editors`, in calls as large as its paper has them.
+
+    chat: the templated question stands for the prompt where an editor knows no chats.
+    """
+    size = find_editor(editor).batch or len(edits)
+    given = [edit if not chat or editor in CHAT_EDITORS else _templated(subject.encoder, edit) for edit in edits]
+    reports = []
+    for start in range(0, len(given), size):
+        part = given[start : start + size]
+        reports.append(subject.edit(part, progress=lambda done, at=start: progress("editing", at + done, len(given))))
+    return EditReport(
+        outcomes=tuple(outcome for report in reports for outcome in report.outcomes),
+        replaced=tuple(i for report in reports for i in report.replaced),
+        lost=tuple(i for report in reports for i in report.lost),
+        seconds=sum(report.seconds for report in reports),
+        cpu_seconds=sum(report.cpu_seconds for report in reports),
+        conflicts=tuple(conflict for report in reports for conflict in report.conflicts),
+    )
+
+
+def _templated(encoder: Encoder, edit: Edit) -> Edit:
+    """The edit with the turn of a chat as its prompt, up to where the answer begins."""
+    messages = [message._asdict() for message in edit.messages] or [{"role": "user", "content": edit.prompt}]
+    text = str(encoder.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    if encoder.prompt(text) != encoder.turn(messages):  # its beginning-of-sequence is put there anyway
+        text = text.removeprefix(encoder.tokenizer.bos_token or "").lstrip()
+    return Edit(prompt=text, target=edit.target, subject=edit.subject, id=edit.id)
+
+
+def measure_chat(
+    model: Edited,
+    facts: Sequence[Fact],
+    *,
+    chat: bool = True,
+    oracle: bool = True,
+    progress: Progress = lambda what, done, total: None,
+) -> ChatFigures:
+    """Asks an edited model, in the chat template or, with `chat` False, as plain texts to be completed.
+
+    Facts whose edit is not live count as wrong where they ask for it. The oracle's measure, of `hybrid` alone, is of
+    rewordings with the right edit held open, whatever the router says: the ceiling of any router.
+    """
+    questions = _questions(model, facts, chat)
+    answers = _ask(model, questions, progress, "asking the edited model")
+    unchanged = [q for q in questions if not q.said]
+    with model.disabled():
+        before = dict(zip(unchanged, _ask(model, unchanged, progress, "asking the base"), strict=True))
+    results = []
+    for question, answer in zip(questions, answers, strict=True):
+        expected = says(facts[question.fact], answer) if question.said else answer == before[question]
+        results.append(Result(question=question, answer=answer, right=expected, opened=_opened(model, facts, question)))
+    results += [
+        replace(result, question=replace(result.question, measure=UNRELATED))
+        for result in results
+        if result.question.measure == SAME_SUBJECT
+        and not _states(facts[result.question.fact], before[result.question])
+    ]
+    if oracle and isinstance(model, WiseModel):
+        results += _oracle(model, facts, [q for q in questions if q.measure == "rewordings"], progress)
+    counts: dict[str, tuple[int, int]] = {}
+    for result in results:
+        right, asked = counts.get(result.question.measure, (0, 0))
+        counts[result.question.measure] = right + result.right, asked + 1
+    return ChatFigures(measures=counts, results=tuple(results))
+
+
+def says(fact: Fact, answer: str) -> bool:
+    """The answer contains the target as whole words, and the old answer nowhere."""
+    return _contains(answer, fact.edit.target) and (fact.old is None or not _contains(answer, fact.old))
+
+
+def _states(fact: Fact, answer: str) -> bool:
+    """The answer says what was right before the edit."""
+    return fact.old is not None and _contains(answer, fact.old)
+
+
+class _Asking:
+    """Collects questions, in the chat template or as plain texts."""
+
+    def __init__(self, model: Edited, chat: bool) -> None:
+        self.model, self.chat = model, chat
+        self.found: list[Question] = []
+
+    def add(
+        self,
+        measure: str,
+        fact: int,
+        text: str,
+        said: bool,
+        *,
+        before: Sequence[str] = (),
+        system: str = "",
+        put: str = "",
+    ) -> None:
+        """before: an earlier turn and its answer; put: text in front of the question."""
+        messages: list[Message] = []
+        if self.chat:
+            messages += [{"role": "system", "content": system}] if system else []
+            messages += [{"role": r, "content": c} for r, c in zip(("user", "assistant"), before, strict=False)]
+            messages.append({"role": "user", "content": put + text})
+        encoder = self.model.encoder
+        ids = encoder.turn(messages) if messages else encoder.prompt(put + text)
+        question = Question(
+            measure=measure, fact=fact, text=text, ids=tuple(ids), messages=tuple(messages), said=said
+        )
+        self.found.append(question)
+
+
+def base_says(model: Edited, facts: Sequence[Fact], *, chat: bool, wanted: int | None) -> list[Fact]:
+    """The first `wanted` facts to whose prompt the base says the right answer."""
+    found: list[Fact] = []
+    for start in range(0, len(facts), KNOWN_AT_ONCE):
+        part = [fact for fact in facts[start : start + KNOWN_AT_ONCE] if fact.answer]
+        asking = _Asking(model, chat)
+        for i, fact in enumerate(part):
+            asking.add("known", i, fact.edit.prompt, True)
+        with model.disabled():
+            answers = _ask(model, asking.found, lambda *_: None, "", tokens=8)
+        found += [f for f, a in zip(part, answers, strict=True) if _contains(a, f.answer or "")]
+        if wanted is not None and len(found) >= wanted:
+            break
+    return found[:wanted]
+
+
+def _questions(model: Edited, facts: Sequence[Fact], chat: bool) -> list[Question]:
+    asking = _Asking(model, chat)
+    for i, fact in enumerate(facts):
+        asking.add("edit", i, fact.edit.prompt, True)
+        for text in fact.rewordings:
+            asking.add("rewordings", i, text, True)
+        for text in fact.free_rewordings:
+            asking.add("free rewordings", i, text, True)
+        for text in fact.rewordings[:1]:
+            asking.add("behind other text", i, text, True, put=BEHIND)
+            if chat:
+                asking.add("second turn", i, text, True, before=EARLIER)
+        for text in fact.rewordings[1:2] if chat else ():
+            asking.add("system message", i, text, True, system=SYSTEM)
+        for text in fact.same_subject:
+            asking.add(SAME_SUBJECT, i, text, False)
+        for text in fact.neighbours:
+            asking.add("neighbours unchanged", i, text, False)
+    for text in GENERAL if chat else ():
+        asking.add("general unchanged", -1, text, False)
+    return asking.found
+
+
+def _ask(
+    model: Edited, questions: Sequence[Question], progress: Progress, what: str, tokens: int = ANSWER_TOKENS
+) -> list[str]:
+    """The texts of the answers, special tokens and all."""
+    size = 16
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i].ids))
+    said: dict[int, str] = {}
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        prompts = _given(model, [questions[i] for i in part])
+        out = greedy(model.model, prompts, stops=model.encoder.stops, max_new_tokens=tokens)
+        said |= {i: str(model.encoder.tokenizer.decode(ids)) for i, ids in zip(part, out, strict=True)}
+        progress(what, len(said), len(questions))
+    return [said[i] for i in range(len(questions))]
+
+
+def _given(model: Edited, questions: Sequence[Question]) -> list[list[int]]:
+    """What is read in the place of prompts by an editor that looks at them as a whole; by others, the prompts."""
+    if isinstance(model, InContext) and all(q.messages for q in questions):
+        return [model.encoder.turn(model.conversation(q.messages)) for q in questions]
+    prompts = [list(q.ids) for q in questions]
+    return model.given(prompts) if isinstance(model, WholePrompts) else prompts
+
+
+def _opened(model: Edited, facts: Sequence[Fact], question: Question) -> bool | None:
+    """The router opens the gate at the end of a prompt, that of the edit which is asked for."""
+    memory = model.layer.memory if isinstance(model, WiseModel) else None
+    if not isinstance(model, WiseModel) or memory is None or not isinstance(memory.router, HybridRouter):
+        return None
+    decision = memory.router.decided(question.ids)
+    return decision.open and (
+        not question.said or model.served.slots[decision.slot].edit_ids[0] == facts[question.fact].edit.id
+    )
+
+
+def _oracle(
+    model: WiseModel, facts: Sequence[Fact], questions: Sequence[Question], progress: Progress
+) -> list[Result]:
+    slots = {slot.edit_ids[0]: slot.id for slot in model.served.slots}
+    results = []
+    for i, fact in enumerate(facts):
+        own = [q for q in questions if q.fact == i]
+        slot = slots.get(fact.edit.id, NO_SLOT)
+        with _held_open(model, slot):
+            answers = _ask(model, own, lambda *_: None, "")
+        for question, answer in zip(own, answers, strict=True):
+            asked = replace(question, measure="oracle")
+            right = slot != NO_SLOT and says(fact, answer)
+            results.append(Result(question=asked, answer=answer, right=right, opened=True))
+        progress("asking with an oracle", i + 1, len(facts))
+    return results
+
+
+@contextmanager
+def _held_open(model: WiseModel, slot: int) -> Iterator[None]:
+    """One edit speaks wherever an answer begins."""
+    before = model.layer.memory
+    if before is not None and isinstance(before.router, HybridRouter) and slot != NO_SLOT:
+        model.layer.memory = SideMemory(before.bank, before.router.forced(slot))
+    try:
+        yield
+    finally:
+        model.layer.memory = before
+
+
+def _contains(text: str, words: str) -> bool:
+    wanted = re.sub(r"^(?:the|a|an|to|in|on|at)\s+", "", words.casefold().strip())
+    return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", text.casefold()) is not None

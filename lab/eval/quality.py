@@ -1,0 +1,274 @@
+"""How well edits hold, and what else they did: every figure of one edited model on one set of records.
+
+Generated is what counts: the model decodes greedily to its own stop and its answer must be the target.
+Teacher-forced feeds the gold tokens in and is measured beside it, because that is what papers report; it says
+little about what a model will say.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from wise.edits import Record
+from wise.errors import EditError
+from wise.lab.eval.asking import Asking, Edited, PromptOutcome, Row, Selection, mean_over_records, plain, select, share
+from wise.lab.eval.fluency import measure_fluency, openings
+from wise.lab.eval.perplexity import measure_perplexity
+from wise.lab.eval.probability import measure_probability, pairs
+from wise.lab.eval.probing import measure_probes
+from wise.lab.eval.work import Work
+from wise.training.verification import SPARE_TOKENS
+
+RELIABILITY, GENERALIZATION, FREE_GENERALIZATION, LOCALITY = MEASURES = (
+    "reliability",
+    "generalization",
+    "free_generalization",
+    "locality",
+)
+"""The edit's prompt gives the target; unseen paraphrases do; freer wordings do; what is beside it says what the base
+says."""
+GOLD = "locality.gold"
+ANSWER_TOKENS = 32
+"""Tokens that an answer to a neighbour may have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """A figure is the mean over records of the mean over a record's prompts, None where nothing was asked for it."""
+
+    outcomes: tuple[PromptOutcome, ...]
+    """Those of `MEASURES`, locality last, and then those of probes."""
+    counterfact: Mapping[str, Any] | None = None
+    """See `wise.lab.eval.probability.measure_probability`."""
+    probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Kind -> figures, see `wise.lab.eval.probing.ProbeFindings`."""
+    instances: Mapping[str, Any] = field(default_factory=lambda: {"edit_wise": None, "instance_wise": None, "n": 0})
+    """MQuAKE's (Zhong et al. 2023). `edit_wise`: over records that belong to one of `n` groups, the share of edits that
+    are recalled. `instance_wise`: over probes of `single_hops`, the share of cases of which all single facts are,
+    unedited ones too; None without such probes."""
+    fluency: Mapping[str, Any] | None = None
+    """See `wise.lab.eval.fluency.measure_fluency`."""
+    perplexity: Mapping[str, Any] | None = None
+    """See `wise.lab.eval.perplexity.measure_perplexity`."""
+
+    @property
+    def generated(self) -> dict[str, float | None]:
+        """Measure -> figure in [0, 1]."""
+        return {measure: self._mean(measure, lambda outcome: outcome.generated) for measure in MEASURES}
+
+    @property
+    def teacher_forced(self) -> dict[str, float | None]:
+        """As `generated`."""
+        return {measure: self._mean(measure, lambda outcome: outcome.teacher_forced) for measure in MEASURES}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Measure -> prompts asked for it."""
+        return {measure: sum(o.measure == measure for o in self.outcomes) for measure in MEASURES}
+
+    @property
+    def locality(self) -> dict[str, float | None]:
+        """The three things that go by this name, which must never share a column: unchanged from the base; right by
+        the known answer; and, of CounterFact, the true answer likelier than the new one."""
+        gold = self.probes.get(GOLD, {})
+        neighbourhood = self.counterfact["neighbourhood"] if self.counterfact is not None else {}
+        return {
+            "unchanged": self.generated[LOCALITY],
+            "unchanged_teacher_forced": self.teacher_forced[LOCALITY],
+            "gold_generated": gold.get("generated"),
+            "gold_teacher_forced": gold.get("teacher_forced"),
+            "neighbourhood_score": neighbourhood.get("score"),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, and the outcomes they are made of, ready for JSON."""
+        return {
+            "generated": self.generated,
+            "teacher_forced": self.teacher_forced,
+            "counts": self.counts,
+            "locality": self.locality,
+            "counterfact": self.counterfact,
+            "probes": {kind: dict(figures) for kind, figures in self.probes.items()},
+            "instances": dict(self.instances),
+            "fluency": self.fluency,
+            "perplexity": self.perplexity,
+            "outcomes": [asdict(outcome) for outcome in self.outcomes],
+        }
+
+    def _mean(self, measure: str, value: Callable[[PromptOutcome], float]) -> float | None:
+        return mean_over_records((o.record, value(o)) for o in self.outcomes if o.measure == measure)
+
+
+@torch.no_grad()
+def measure_quality(
+    model: Edited,
+    records: Sequence[Record],
+    *,
+    base: PreTrainedModel | None = None,
+    texts: Sequence[str] | None = None,
+    references: Mapping[str, Sequence[str]] | None = None,
+    seed: int = 0,
+    work: Work | None = None,
+) -> Quality:
+    """Measures the edits of `records` on the model as it now is, edited or not.
+
+    Generalization asks no paraphrase that a live or measured edit was or may have been fitted on. Locality asks no
+    neighbour that asks for an edited fact, whose answer is meant to change. Where two records share a prompt the
+    later edit is the wanted one, and only it is measured.
+
+    Args:
+        base: the unedited model, where it is not the one inside `model`.
+        texts: running text for perplexity.
+        references: target -> texts about it, for consistency.
+        seed: of the sampled text.
+        work: keeps what is finished, and says how far it is.
+
+    Raises EditError, before anything is asked, for a prompt of an edit, paraphrase or neighbour that does not fit
+    the model's context; ConfigError where the model gives NaN.
+    """
+    selection = select(model, records)
+    asking = Asking(model, work or Work(), base)
+    about, beside = _questions(asking, selection)
+    compared = pairs(asking, selection.tested)
+    with model.evaluating(), _evaluating(base):
+        edits = _ask_about(asking, about)
+        outcomes = (*edits, *_ask_beside(asking, beside))
+        probes = measure_probes(asking, selection)
+        return Quality(
+            outcomes=(*outcomes, *probes.outcomes),
+            counterfact=measure_probability(asking, compared),
+            probes=probes.figures,
+            instances=_instances(records, edits, probes.figures),
+            fluency=measure_fluency(asking, openings(asking, selection.tested), references=references, seed=seed),
+            perplexity=measure_perplexity(asking, texts or ()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    record: Record
+    measure: str
+    prompt: str
+    ids: list[int]
+    """The prompt."""
+    limit: int
+    """Tokens that the answer may have."""
+    gold: list[int]
+    """The target without what ends it; empty for locality."""
+
+
+def _questions(asking: Asking, selection: Selection) -> tuple[list[_Question], list[_Question]]:
+    """Prompts that must give the target, and prompts that must give what the base gives."""
+    about, beside = [], []
+    for tested in selection.tested:
+        _check(asking, tested.record)
+        prompts = {
+            RELIABILITY: (tested.record.edit.prompt,),
+            GENERALIZATION: tested.paraphrases,
+            FREE_GENERALIZATION: tested.free_paraphrases,
+        }
+        about += [_question(asking, tested.record, measure, p) for measure, asked in prompts.items() for p in asked]
+        beside += [_question(asking, tested.record, LOCALITY, p) for p in tested.neighbours]
+    return about, beside
+
+
+def _check(asking: Asking, record: Record) -> None:
+    try:
+        asking.encoder.check(record.edit)
+    except EditError as error:
+        raise EditError(f"{record.source or record.edit.id}: {error}") from None
+
+
+def _question(asking: Asking, record: Record, measure: str, prompt: str) -> _Question:
+    encoder = asking.encoder
+    ids = encoder.prompt(prompt)
+    if measure == LOCALITY:
+        least, limit, gold = 1, ANSWER_TOKENS, []
+    else:
+        whole = encoder.target(prompt, record.edit.target)
+        least, limit, gold = len(whole), len(whole) + SPARE_TOKENS, whole[: -len(encoder.terminator)]
+    room = asking.room(record, measure, prompt, ids, least)
+    return _Question(record=record, measure=measure, prompt=prompt, ids=ids, limit=min(limit, room), gold=gold)
+
+
+def _ask_about(asking: Asking, questions: Sequence[_Question]) -> list[PromptOutcome]:
+    """Prompts that must give the target."""
+    encoder = asking.encoder
+    best = asking.best("about", [Row(prompt=q.ids, fed=q.gold) for q in questions])
+    answers = _answers(asking, "about", questions)
+    outcomes = []
+    for question, answer, tokens in zip(questions, answers, best, strict=True):
+        target, said = question.record.edit.target, encoder.answer(answer)
+        right = answer[-1] in encoder.stops and plain(said) == plain(target)
+        outcomes.append(_outcome(question, target, said, right, share(tokens, question.gold)))
+    return outcomes
+
+
+def _ask_beside(asking: Asking, questions: Sequence[_Question]) -> list[PromptOutcome]:
+    """Prompts that must give what the base gives."""
+    encoder = asking.encoder
+    before = _answers(asking, LOCALITY, questions, base=True)
+    rows = [Row(prompt=q.ids, fed=answer) for q, answer in zip(questions, before, strict=True)]
+    before_best = asking.best(LOCALITY, rows, base=True)
+    after_best = asking.best(LOCALITY, rows)
+    after = _answers(asking, LOCALITY, questions)
+    return [
+        _outcome(question, encoder.answer(b), encoder.answer(a), a == b, share(a_best, b_best))
+        for question, b, a, b_best, a_best in zip(questions, before, after, before_best, after_best, strict=True)
+    ]
+
+
+def _answers(asking: Asking, name: str, questions: Sequence[_Question], *, base: bool = False) -> list[list[int]]:
+    return asking.answers(name, [q.ids for q in questions], [q.limit for q in questions], base=base)
+
+
+def _outcome(question: _Question, expected: str, answer: str, right: bool, agreement: float) -> PromptOutcome:
+    return PromptOutcome(
+        record=question.record.edit.id,
+        measure=question.measure,
+        prompt=question.prompt,
+        expected=expected,
+        answer=answer,
+        generated=float(right),
+        teacher_forced=agreement,
+    )
+
+
+def _instances(
+    records: Sequence[Record], outcomes: Sequence[PromptOutcome], probes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Of an edit that a later one of its prompt took the place of, nothing is wanted, unless both say the same."""
+    recalled = {o.prompt: (o.expected, o.generated) for o in outcomes if o.measure == RELIABILITY}
+    groups: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        wanted, right = recalled[record.edit.prompt]
+        if record.group and record.edit.target == wanted:
+            groups[record.group].append(right)
+    edits = [right for group in groups.values() for right in group]
+    return {
+        "edit_wise": fmean(edits) if edits else None,
+        "instance_wise": probes.get("single_hops", {}).get("generated"),
+        "n": len(groups),
+    }
+
+
+@contextmanager
+def _evaluating(base: PreTrainedModel | None) -> Iterator[None]:
+    """Dropout off in the base, where it is another model."""
+    if base is None:
+        yield
+        return
+    training = base.training
+    base.eval()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        base.train(training)

@@ -1,0 +1,271 @@
+"""What the router does, beside what the model answers: whom it lets speak, how surely, and at what cost.
+
+Every figure is made of the evidence at tokens (`wise.memory.side_memory.Evidence`), so it says what any threshold
+would give, except `opened`, false routes and flips, which are those of the thresholds in place.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from wise.edits import Record
+from wise.errors import ConfigError
+from wise.lab.eval.asking import select
+from wise.lab.eval.routing.classes import PER_CLASS, RoutingClass, RoutingPrompt, RoutingSet
+from wise.lab.eval.routing.drafts import evenly
+from wise.lab.eval.routing.oracle import measure_oracle, slots_of
+from wise.lab.eval.routing.scores import score_prompts, served
+from wise.lab.eval.routing.separation import BINS, ScoredClass, negative_figures, positive_figures
+from wise.lab.eval.routing.speech import Speech, listen
+from wise.lab.eval.work import Work
+from wise.model import WiseModel
+from wise.router.intervals import share_interval
+from wise.router.metrics import false_route_rate
+
+EDITS, PARAPHRASES, NEIGHBOURS, RUNNING_TEXT = "edits", "paraphrases", "neighbours", "running_text"
+ANSWER_TOKENS = 32
+"""Tokens that an answer may have whose changes of speaker are counted."""
+AGES = 10
+"""Bins of age, at most."""
+SHOWN = {EDITS: 4, PARAPHRASES: 4, NEIGHBOURS: 4}
+"""Rows of the heat map by class; one of every other class."""
+SHOWN_PROMPT, SHOWN_ANSWER = 48, 12
+"""Tokens of a row of the heat map: the last ones of the prompt, and the first ones of the answer."""
+ROW_KINDS = {EDITS: "edit", PARAPHRASES: "paraphrase", NEIGHBOURS: "neighbour"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Routing:
+    """What `measure_routing` found. A figure that nothing was asked for is None."""
+
+    classes: Mapping[str, Mapping[str, Any]]
+    """Class of negatives -> its figures (`separation.negative_figures`)."""
+    positives: Mapping[str, Mapping[str, Any]]
+    """Class of positives -> its figures (`separation.positive_figures`)."""
+    skipped: Mapping[str, str]
+    """Class -> why there are no figures of it."""
+    scored_against: str
+    """The class of positives that negatives are measured against."""
+    live_edits: int
+    not_live: int
+    """Records whose edit is not live, and so cannot be routed to; no positive of theirs counts."""
+    false_routes_per_million: float | None
+    """Tokens of running text at which a gate opens."""
+    false_routes_per_million_ci: tuple[float, float] | None
+    """Over texts as clusters."""
+    running_text_tokens: int
+    slot_top1: float
+    """Share of the positives at which the slot, or the edit, that comes nearest is the right one, open or not."""
+    edit_top1: float | None
+    flips: float | None
+    """Mean changes of speaker within one answer, over edits and paraphrases."""
+    flips_by: Mapping[str, float | None]
+    by_age: Sequence[Mapping[str, Any]]
+    """From young to old: how often gates open on the prompts of edits with so many live edits made after them."""
+    oracle: Mapping[str, float | None]
+    heatmap: Sequence[Mapping[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON, and the edges of the histograms."""
+        found = asdict(self) | {"bins": list(BINS)}
+        if self.false_routes_per_million_ci is not None:
+            found["false_routes_per_million_ci"] = list(self.false_routes_per_million_ci)
+        return found
+
+
+def measure_routing(
+    model: WiseModel, routing_set: RoutingSet, records: Sequence[Record], *, work: Work, seed: int = 0
+) -> Routing:
+    """Measures the router in place on the classes of `routing_set`, and on the edits of `records`.
+
+    Raises ConfigError where no edit is live, or no positive asks for one that is.
+    """
+    served(model)
+    slots = slots_of(model)
+    skipped = dict(routing_set.skipped)
+    positives = _scored(model, routing_set.positives, "positives", slots, skipped, work)
+    scored_against = next((name for name in (PARAPHRASES, EDITS) if name in positives), None)
+    if scored_against is None:
+        raise ConfigError(
+            f"none of the routing set's edits and paraphrases asks for one of the {len(slots)} live edits: build the "
+            "set from the records that the model was edited with"
+        )
+    negatives = _scored(model, routing_set.negatives, "negatives", None, skipped, work)
+    against, edits = positives[scored_against], positives.get(EDITS)
+    keys = model.wise_config.mode != "merge"
+    figures = {name: positive_figures(each, slots, keys=keys, seed=seed) for name, each in positives.items()}
+    flips, flips_by = _flips(model, records, slots, work)
+    return Routing(
+        classes={name: negative_figures(each, against, edits, seed=seed) for name, each in negatives.items()},
+        positives=figures,
+        skipped=skipped,
+        scored_against=scored_against,
+        live_edits=sum(record.edit.id in slots for record in records),
+        not_live=sum(record.edit.id not in slots for record in records),
+        slot_top1=figures[scored_against]["slot_top1"],
+        edit_top1=figures[scored_against]["edit_top1"],
+        flips=flips,
+        flips_by=flips_by,
+        by_age=_by_age(model, positives),
+        oracle=measure_oracle(model, records, work=work),
+        heatmap=_heatmap(model, records, routing_set, slots, seed, work),
+        **_false_routes(negatives.get(RUNNING_TEXT), seed),
+    )
+
+
+def _scored(
+    model: WiseModel,
+    classes: Sequence[RoutingClass],
+    side: str,
+    live: Mapping[str, int] | None,
+    skipped: dict[str, str],
+    work: Work,
+) -> dict[str, ScoredClass]:
+    """The evidence on each class that has prompts; of positives those count that ask for an edit in `live`."""
+    found = {}
+    for each in classes:
+        prompts = [prompt for prompt in each.prompts if live is None or prompt.record in live]
+        if not prompts:
+            skipped[f"{side}.{each.name}"] = f"none of its {len(each.prompts)} prompts asks for a live edit"
+            continue
+        scored = score_prompts(
+            model,
+            [prompt.text for prompt in prompts],
+            name=f"routing.scores.{side}.{each.name}",
+            every_token=each.unit == "token",
+            work=work,
+        )
+        found[each.name] = ScoredClass.of(each, prompts, scored)
+    return found
+
+
+def _false_routes(text: ScoredClass | None, seed: int) -> dict[str, Any]:
+    if text is None:
+        return {"false_routes_per_million": None, "false_routes_per_million_ci": None, "running_text_tokens": 0}
+    low, high = share_interval(text.opened, text.clusters, seed=seed)
+    return {
+        "false_routes_per_million": false_route_rate(text.values, 1.0),
+        "false_routes_per_million_ci": (1e6 * low, 1e6 * high),
+        "running_text_tokens": text.values.numel(),
+    }
+
+
+def _flips(
+    model: WiseModel, records: Sequence[Record], live: Mapping[str, int], work: Work
+) -> tuple[float | None, dict[str, float | None]]:
+    """Mean changes of speaker over edits and paraphrases together, and by kind of prompt."""
+    tested = select(model, records).tested
+    held = [each for each in tested if each.record.edit.id in live]
+    prompts = {
+        EDITS: [each.record.edit.prompt for each in held],
+        PARAPHRASES: [prompt for each in held for prompt in each.paraphrases],
+        NEIGHBOURS: [prompt for each in tested for prompt in each.neighbours],
+    }
+    counts = {
+        kind: [
+            speech.flips
+            for speech in listen(model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", work=work)
+        ]
+        for kind, texts in prompts.items()
+    }
+    return _mean(counts[EDITS] + counts[PARAPHRASES]), {kind: _mean(found) for kind, found in counts.items()}
+
+
+def _some(texts: Sequence[str]) -> list[str]:
+    """As many as a class of prompts has at most, evenly over all."""
+    return [texts[place] for place in sorted(evenly(range(len(texts)))[:PER_CLASS])]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _by_age(model: WiseModel, positives: Mapping[str, ScoredClass]) -> list[dict[str, Any]]:
+    """How often gates open, by the number of live edits made after the one asked for.
+
+    Edits are live because their own prompts are routed, so their share tells whether one was lost, and little else.
+    """
+    age = {edit.id: place for place, edit in enumerate(reversed(model.edits))}
+    width = -(-len(age) // AGES)
+    opened: dict[str, dict[int, list[float]]] = {EDITS: {}, PARAPHRASES: {}}
+    for kind, bins in opened.items():
+        scored = positives.get(kind)
+        for prompt, opens in zip(scored.prompts, scored.opened.tolist(), strict=True) if scored else ():
+            bins.setdefault(age[str(prompt.record)] // width, []).append(float(opens))
+    return [
+        {
+            "from": number * width,
+            "to": min((number + 1) * width, len(age)) - 1,
+            "edits": min((number + 1) * width, len(age)) - number * width,
+            "scored": len(opened[EDITS].get(number, ())),
+            "opened": _mean(opened[EDITS].get(number, ())),
+            "paraphrases_opened": _mean(opened[PARAPHRASES].get(number, ())),
+        }
+        for number in range(-(-len(age) // width))
+    ]
+
+
+def _heatmap(
+    model: WiseModel,
+    records: Sequence[Record],
+    routing_set: RoutingSet,
+    live: Mapping[str, int],
+    seed: int,
+    work: Work,
+) -> list[dict[str, Any]]:
+    """A few prompts of each class with their greedy answers, token by token; running text without an answer."""
+    chosen = _chosen(model, records, routing_set, live, random.Random(seed))
+    found = []
+    for name, answer, part in (
+        ("routing.heatmap", SHOWN_ANSWER, [c for c in chosen if c[0] != RUNNING_TEXT]),
+        ("routing.heatmap.text", 0, [c for c in chosen if c[0] == RUNNING_TEXT]),
+    ):
+        speeches = listen(model, [prompt.text for _, prompt in part], tokens=answer, name=name, work=work)
+        found += [_row(model, kind, prompt, each) for (kind, prompt), each in zip(part, speeches, strict=True)]
+    return found
+
+
+def _chosen(
+    model: WiseModel,
+    records: Sequence[Record],
+    routing_set: RoutingSet,
+    live: Mapping[str, int],
+    order: random.Random,
+) -> list[tuple[str, RoutingPrompt]]:
+    """(kind of row, prompt)."""
+    neighbours = [
+        RoutingPrompt(text=prompt, record=each.record.edit.id)
+        for each in select(model, records).tested
+        for prompt in each.neighbours
+    ]
+    classes = [
+        *((each.name, [p for p in each.prompts if p.record in live]) for each in routing_set.positives),
+        (NEIGHBOURS, neighbours),
+        *((each.name, list(each.prompts)) for each in routing_set.negatives),
+    ]
+    rows = []
+    for name, prompts in classes:
+        room = SHOWN_ANSWER if name != RUNNING_TEXT else 0
+        fits = [p for p in prompts if len(model.encoder.prompt(p.text)) + room <= model.encoder.context]
+        taken = order.sample(fits, min(SHOWN.get(name, 1), len(fits)))
+        rows += [(ROW_KINDS.get(name, name), prompt) for prompt in taken]
+    return rows
+
+
+def _row(model: WiseModel, kind: str, prompt: RoutingPrompt, speech: Speech) -> dict[str, Any]:
+    encoder, read = model.encoder, speech.prompt_tokens
+    # The beginning of a text, the end of a prompt: what comes before it is context.
+    shown = slice(0, SHOWN_PROMPT) if kind == RUNNING_TEXT else slice(max(0, read - SHOWN_PROMPT), None)
+    return {
+        "kind": kind,
+        "record": prompt.record,
+        "prompt_tokens": min(read, SHOWN_PROMPT),
+        "tokens": [str(encoder.tokenizer.decode([i])) for i in speech.ids[shown]],
+        "evidence": list(speech.values[shown]),
+        "slots": list(speech.speakers[shown]),
+        "text": encoder.answer(speech.ids[read:]) if len(speech.ids) > read else "",
+    }

@@ -1,0 +1,232 @@
+"""The ceiling that a router is measured by: how many answers are right when the right slot speaks where it should.
+
+What is still wrong then is not the router's fault but what the slots hold. No strict bound: the slot speaks where
+fitting meant it to and nowhere else, and a gate that also opens elsewhere can help; in crowded slots it sometimes does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wise.edits import Record
+from wise.errors import ConfigError
+from wise.lab.eval.asking import Asking, Row, Tested, mean_over_records, plain, select
+from wise.lab.eval.routing.scores import served
+from wise.lab.eval.work import Work
+from wise.memory.grouped import NO_SLOT
+from wise.memory.side_memory import Route, Router, SideMemory, SlotBank
+from wise.model import WiseModel
+from wise.router.hybrid import HybridRouter
+from wise.training.generation import greedy
+from wise.training.verification import SPARE_TOKENS
+
+RELIABILITY, GENERALIZATION, FREE_GENERALIZATION = "reliability", "generalization", "free_generalization"
+
+
+class OracleRouter(Router):
+    """Opens where it was told to, whatever the activation: for measuring only.
+
+    It counts forwards, so it serves one call of `generate` on one left-padded batch, whose prompts are read in one
+    forward and whose answers token by token. The last token of a prompt is place 0 of its answer.
+    """
+
+    slots: Tensor
+    speaking: Tensor
+
+    def __init__(self, slots: Tensor, speaking: Tensor) -> None:
+        """slots `[rows]`; speaking `[rows, places]` bool: where each row's slot opens; nowhere behind that."""
+        super().__init__()
+        self.slots = slots
+        self.speaking = speaking
+        self.place = 0
+
+    def forward(self, activation: Tensor, bank: SlotBank) -> Route:
+        """Raises ConfigError where the forwards are not those of one generation from a cache."""
+        rows = len(self.slots)
+        tokens, rest = divmod(len(activation), rows)
+        if rest or (self.place and tokens != 1):
+            raise ConfigError(
+                f"{len(activation)} tokens in forward {self.place} of {rows} rows: the oracle follows one greedy "
+                "generation with a cache, all prompts in the first forward and one token a row in each further one"
+            )
+        opened = torch.zeros(rows, tokens, dtype=torch.bool, device=activation.device)
+        if self.place < self.speaking.shape[1]:
+            opened[:, -1] = self.speaking[:, self.place]
+        self.place += 1
+        slot = torch.where(opened, self.slots.unsqueeze(1), NO_SLOT).flatten()
+        score = opened.flatten().float()
+        return Route(slot, score, torch.ones_like(score), bank(activation.to(bank.weights.dtype), slot))
+
+
+@contextmanager
+def consulting(model: WiseModel, router: Router) -> Iterator[PreTrainedModel]:
+    """`router` decides over the slots in place, for the length of a `with` block; yields the model to ask."""
+    before = served(model)
+    model.layer.memory = SideMemory(before.bank, router.to(before.bank.weights.device))
+    try:
+        yield model.model
+    finally:
+        model.layer.memory = before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A prompt, the answer wanted, and the slot that holds it."""
+
+    record: str
+    measure: str
+    row: Row
+    """The prompt, and the target with what ends it."""
+    target: str
+    slot: int
+    limit: int
+    """Tokens that the answer may have."""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """As `greedy` orders what it is given, so that it leaves the rows of a batch in their places."""
+        return len(self.row.prompt), self.limit
+
+
+def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -> dict[str, float | None]:
+    """Reliability and both generalizations, as `measure_quality` defines them, with an oracle in the router's place.
+
+    The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so
+    far, would not go on with it: where `wise.training.examples` fits it. In `hybrid` it speaks for as long as what is
+    said is a beginning of its answer, as it does there by itself. An edit that is not live has no slot, so no router
+    could make it speak: it counts as wrong, as it does in what the ceiling stands beside. A figure is None where there
+    is no prompt for it.
+
+    Raises ConfigError where no edit is live, and EditError for a prompt that does not fit the context.
+    """
+    asking = Asking(model, work)
+    served(model)
+    with model.evaluating():
+        selected = select(model, records).tested
+        live = slots_of(model)
+        questions = _questions(asking, selected, live)
+        found = _forced(asking, model, questions) if _is_hybrid(model) else _told(asking, model, questions)
+    outcomes = [(q.measure, q.record, float(right)) for q, right in zip(questions, found, strict=True)]
+    for tested in selected:
+        record = tested.record.edit.id
+        outcomes += [(measure, record, 0.0) for measure, _ in _prompts(tested) if record not in live]
+    return {
+        measure: mean_over_records((record, right) for each, record, right in outcomes if each == measure)
+        for measure in (RELIABILITY, GENERALIZATION, FREE_GENERALIZATION)
+    }
+
+
+def slots_of(model: WiseModel) -> dict[str, int]:
+    """Live edit -> the slot that holds it."""
+    return {edit_id: slot.id for slot in model.state.slots for edit_id in slot.edit_ids}
+
+
+def _prompts(tested: Tested) -> list[tuple[str, str]]:
+    """(measure, prompt)"""
+    asked = [(GENERALIZATION, prompt) for prompt in tested.paraphrases]
+    asked += [(FREE_GENERALIZATION, prompt) for prompt in tested.free_paraphrases]
+    return [(RELIABILITY, tested.record.edit.prompt), *asked]
+
+
+def _questions(asking: Asking, selected: Sequence[Tested], slots: Mapping[str, int]) -> list[Question]:
+    questions = []
+    for tested in selected:
+        edit = tested.record.edit
+        if edit.id not in slots:
+            continue
+        for measure, prompt in _prompts(tested):
+            ids, target = asking.encoder.prompt(prompt), asking.encoder.target(prompt, edit.target)
+            room = asking.room(tested.record, measure, prompt, ids, len(target))
+            questions.append(
+                Question(
+                    record=edit.id,
+                    measure=measure,
+                    row=Row(prompt=ids, fed=target),
+                    target=edit.target,
+                    slot=slots[edit.id],
+                    limit=min(len(target) + SPARE_TOKENS, room),
+                )
+            )
+    return questions
+
+
+def _is_hybrid(model: WiseModel) -> bool:
+    return isinstance(served(model).router, HybridRouter)
+
+
+def _forced(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
+    """Whether each question is answered rightly where every question is taken for the one that its slot answers."""
+
+    def compute(_: PreTrainedModel, part: Sequence[Question]) -> list[bool]:
+        found = []
+        for slot, group in groupby(part, lambda question: question.slot):
+            router = served(model).router
+            if not isinstance(router, HybridRouter):
+                raise RuntimeError("the router was changed while it was measured")
+            found += _answered(model, list(group), router.forced(slot))
+        return found
+
+    return asking.mapped("routing.oracle", questions, compute, lambda q: (q.slot, *q.order), base=False)
+
+
+def _told(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
+    """Whether each question is answered rightly where its slot speaks at the places at which it must."""
+    unaided = asking.best("routing.oracle.unaided", [question.row for question in questions], base=True)
+    asked = list(zip(questions, unaided, strict=True))
+
+    def compute(_: PreTrainedModel, part: Sequence[tuple[Question, list[int]]]) -> list[bool]:
+        found = []
+        for group in _together(part, model.encoder.context):
+            alike = [question for question, _ in group]
+            found += _answered(model, alike, OracleRouter(torch.tensor([q.slot for q in alike]), _speaking(group)))
+        return found
+
+    return asking.mapped("routing.oracle", asked, compute, lambda item: item[0].order, base=False)
+
+
+def _together(
+    part: Sequence[tuple[Question, list[int]]], context: int
+) -> Iterator[Sequence[tuple[Question, list[int]]]]:
+    """What `greedy` answers in one call of `generate`: prompts of one length, of which no row leads another past the
+    context."""
+    for length, alike in groupby(part, lambda item: len(item[0].row.prompt)):
+        group = list(alike)
+        fits = length + max(question.limit for question, _ in group) <= context
+        yield from [group] if fits else [[item] for item in group]
+
+
+def _speaking(group: Sequence[tuple[Question, list[int]]]) -> Tensor:
+    """`[rows, places]` bool: where the slot of each row must speak."""
+    found = torch.zeros(len(group), max(len(unaided) for _, unaided in group), dtype=torch.bool)
+    for row, (question, unaided) in enumerate(group):
+        places = speaking_places(question.row.fed, unaided)
+        found[row, : len(places)] = torch.tensor(places)
+    return found
+
+
+def speaking_places(target: Sequence[int], unaided: Sequence[int]) -> list[bool]:
+    """Where the right slot must speak: first, and wherever the base says something else than the target's token."""
+    return [place == 0 or said != wanted for place, (said, wanted) in enumerate(zip(unaided, target, strict=True))]
+
+
+def _answered(model: WiseModel, questions: Sequence[Question], router: Router) -> list[bool]:
+    """Whether each question's answer is right where `router` decides."""
+    encoder = model.encoder
+    with consulting(model, router) as oracle:
+        answers = greedy(
+            oracle,
+            [question.row.prompt for question in questions],
+            stops=encoder.stops,
+            max_new_tokens=[question.limit for question in questions],
+        )
+    return [
+        answer[-1] in encoder.stops and plain(encoder.answer(answer)) == plain(question.target)
+        for question, answer in zip(questions, answers, strict=True)
+    ]

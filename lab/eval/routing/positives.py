@@ -1,0 +1,122 @@
+"""Forms in which an edit is asked for: at each of these prompts the memory must speak."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+from wise.edits import Record
+from wise.lab.eval.asking import MAX_PROMPTS
+from wise.lab.eval.routing.drafts import Draft, Source
+from wise.lab.eval.routing.material import Material
+from wise.lab.eval.routing.wording import normal
+
+Form = Callable[[Record], Iterable[str]]
+
+
+def positive_drafts(material: Material) -> list[Draft]:
+    """All positive classes, in the order of the report."""
+    return [
+        Draft(
+            name="edits",
+            about="The edited prompt itself.",
+            sources=_sources(material, lambda record: [record.edit.prompt]),
+            why_empty="no edited prompt fits the context",
+        ),
+        Draft(
+            name="paraphrases",
+            about="Other wordings of the edited prompt from the data, none of which an edit may have been fitted on.",
+            sources=_wordings(material, lambda record: record.paraphrases),
+            why_empty="the records have no paraphrases that fitting has not seen",
+        ),
+        Draft(
+            name="free_paraphrases",
+            about="Freer rewordings from the data, none of which an edit may have been fitted on.",
+            sources=_wordings(material, lambda record: record.free_paraphrases),
+            why_empty="the records have no free paraphrases that fitting has not seen",
+        ),
+        _prefixed(material),
+        Draft(
+            name="planted_old_answer",
+            about="The edited prompt answered with the old answer, and then the edited prompt again.",
+            sources=_sources(material, lambda record: planted(record, record.edit.prompt)),
+            why_empty="no record has an old answer that differs from its target",
+        ),
+        Draft(
+            name="chat",
+            about=f"The edited prompt as a user's turn: {material.conversation.about}.",
+            sources=_sources(material, lambda record: [material.conversation.text(record.edit.prompt)]),
+            why_empty="no edited prompt fits the context in this form",
+        ),
+        _multi_turn(material),
+    ]
+
+
+def planted(record: Record, then: str) -> Iterator[str]:
+    """The old fact as a statement, and `then` behind it; nothing where no old fact is known."""
+    if record.answer is None or normal(record.answer) == normal(record.edit.target):
+        return
+    yield f"{record.edit.prompt} {record.answer.rstrip('.')}. {then}"
+
+
+def _sources(material: Material, form: Form) -> list[Source]:
+    return [(record.edit.id, form(record)) for record in material.records]
+
+
+def _wordings(material: Material, form: Form) -> list[Source]:
+    """Wordings that were not fitted on and that ask for one edit only."""
+    seen = {
+        normal(text)
+        for edit in (*material.live, *(record.edit for record in material.records))
+        for text in (edit.prompt, *edit.paraphrases, *edit.locality)
+    }
+    uses = Counter(
+        text
+        for record in material.records
+        for text in {normal(text) for text in (*record.paraphrases, *record.free_paraphrases)}
+    )
+    return [
+        (
+            record.edit.id,
+            [text for text in form(record) if normal(text) not in seen and uses[normal(text)] == 1][:MAX_PROMPTS],
+        )
+        for record in material.records
+    ]
+
+
+def _prefixed(material: Material) -> Draft:
+    openings = material.sentences()
+
+    def form(record: Record) -> Iterator[str]:
+        rng = material.rng("prefixed", record)
+        start = rng.randrange(len(openings))
+        for count in rng.choice([(1,), (2, 1)]):  # the second where the first does not fit
+            yield " ".join([*openings[start : start + count], record.edit.prompt])
+
+    return Draft(
+        name="prefixed",
+        about="The edited prompt behind one or two sentences of running text that names no edited subject.",
+        sources=_first_that_fits(material, form) if openings else (),
+        why_empty="there is no sentence of running text that names no edited subject, or none fits the context",
+    )
+
+
+def _multi_turn(material: Material) -> Draft:
+    exchanges, talk = material.exchanges, material.conversation
+
+    def form(record: Record) -> Iterator[str]:
+        rng = material.rng("multi_turn", record)
+        for exchange in rng.sample(exchanges, min(3, len(exchanges))):
+            yield talk.text(*exchange, record.edit.prompt)
+
+    return Draft(
+        name="multi_turn",
+        about=f"A turn with an unrelated question and its answer, then the edited prompt: {talk.about}.",
+        sources=_first_that_fits(material, form) if exchanges else (),
+        why_empty="no edited prompt fits the context behind another turn",
+    )
+
+
+def _first_that_fits(material: Material, form: Form) -> list[Source]:
+    return [(record.edit.id, islice(filter(material.fits, form(record)), 1)) for record in material.records]

@@ -1,0 +1,149 @@
+"""What is asked about a subject, and which questions may ask the same.
+
+A record's relation is what its data calls it, or else its template: the prompt with the subject cut out. Neither is
+enough to tell that two questions ask different things. Several relations read the same ("{} is located in" is country,
+region and continent), and one relation has many wordings ("Who was the dad of {}?", "Who was {}'s father?"). So two
+relations count as one where they share a template, of a prompt or of a paraphrase, and two questions count as apart
+only where their relations differ and none of their words are about the same matter. That leaves out more than it must,
+which costs prompts; the other error would count a right answer as a false route.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from wise.edits import Edit, Record
+from wise.lab.eval.routing.matters import matters_of
+from wise.lab.eval.routing.wording import normal, sentences, words
+
+
+def template_of(prompt: str, subject: str | None) -> str | None:
+    """`prompt` with its subject cut out as `{}`; None where it does not hold one.
+
+    Sentences before the last one with the subject are left out: CounterFact's paraphrases begin with unrelated text.
+    """
+    if subject is None or subject not in prompt:
+        return None
+    parts = sentences(prompt.replace(subject, "{}"))
+    last = max((place for place, part in enumerate(parts) if "{}" in part), default=None)
+    return None if last is None else " ".join(parts[last:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a question asks about its subject."""
+
+    relation: str | None
+    """Name of the class of relations that read the same; None where it is not known."""
+    matters: frozenset[str]
+
+    def apart(self, other: Asked) -> bool:
+        """The two surely ask different things."""
+        known = bool(self.matters) and bool(other.matters)
+        same = self.relation is not None and self.relation == other.relation
+        return known and not same and self.matters.isdisjoint(other.matters)
+
+
+class Relations:
+    """The relations of records and edits, those that share a template taken together."""
+
+    def __init__(self, records: Sequence[Record], edits: Iterable[Edit] = ()) -> None:
+        self._parent: dict[str, str] = {}
+        self._prompts: dict[str, dict[str, None]] = defaultdict(dict)
+        """Relation -> templates of its records' own prompts."""
+        self._around: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        """Relation -> what stands before and behind the subject in its templates, of prompts and of paraphrases."""
+        own: list[str] = []
+        every: list[str] = []
+        for edit, paraphrases, name in (
+            *((record.edit, record.paraphrases, record.relation) for record in records),
+            *((edit, (), None) for edit in edits),
+        ):
+            templates = self._read(edit, paraphrases, name)
+            own += templates[:1]
+            every += templates
+        for template in dict.fromkeys(own):
+            self._prompts[self._root(_key(template))][template] = None
+        for template in dict.fromkeys(every):
+            before, _, behind = template.partition("{}")
+            if words(before + behind):  # a subject alone reads like any text
+                self._around[self._root(_key(template))].add((before, behind))
+        self._named = {self._root(f"relation {record.relation}") for record in records if record.relation}
+        """Relations that the data has a name for."""
+        about = {relation: frozenset().union(*map(matters_of, found)) for relation, found in self._prompts.items()}
+        self._matters: dict[str, frozenset[str]] = about
+
+    def _read(self, edit: Edit, paraphrases: Iterable[str], name: str | None) -> list[str]:
+        """Joins the templates of an edit, its own first, and returns them."""
+        own = template_of(edit.prompt, edit.subject)
+        if own is None:
+            return []
+        wordings = (template_of(text, edit.subject) for text in (*edit.paraphrases, *paraphrases))
+        templates = [own, *(wording for wording in wordings if wording is not None)]
+        for node in [*map(_key, templates), *([f"relation {name}"] if name else [])]:
+            self._join(_key(own), node)
+        return templates
+
+    def _root(self, node: str) -> str:
+        while self._parent.setdefault(node, node) != node:
+            self._parent[node] = node = self._parent[self._parent[node]]
+        return node
+
+    def _join(self, one: str, other: str) -> None:
+        first, second = sorted((self._root(one), self._root(other)))
+        self._parent[second] = first
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._prompts))
+
+    def alike(self, relation: str) -> frozenset[str]:
+        """Others that may ask the same: the data names not both, and their prompts are about one matter."""
+        own, named = self._matters[relation], relation in self._named
+        return frozenset(
+            other
+            for other, matters in self._matters.items()
+            if other != relation and not (named and other in self._named) and not own.isdisjoint(matters)
+        )
+
+    def templates(self, relation: str) -> tuple[str, ...]:
+        """Templates of the own prompts of the records of a relation."""
+        return tuple(self._prompts[relation])
+
+    def of_template(self, template: str | None) -> str | None:
+        """The relation that a template belongs to; None where no record has it."""
+        key = None if template is None else _key(template)
+        return None if key is None or key not in self._parent else self._root(key)
+
+    def of(self, edit: Edit) -> str | None:
+        """The relation of an edit; None where it has no subject."""
+        return self.of_template(template_of(edit.prompt, edit.subject))
+
+    def asked(self, edit: Edit, wordings: Iterable[str] = ()) -> Asked:
+        """What an edit asks, by its own prompt, further wordings of it and the prompts of its relation."""
+        texts = (edit.prompt, *edit.paraphrases, *wordings)
+        templates = [template_of(text, edit.subject) or text for text in texts]
+        known = self.asked_by(templates[0])
+        return Asked(relation=known.relation, matters=known.matters.union(*map(matters_of, templates[1:])))
+
+    def subject_in(self, text: str, relation: str | None) -> str | None:
+        """The subject of `text` where it reads like a template of `relation`; of several readings the shortest."""
+        found = [
+            text[len(before) : len(text) - len(behind)].strip()
+            for before, behind in self._around.get(relation or "", ())
+            if text.startswith(before) and text.endswith(behind) and len(text) > len(before) + len(behind)
+        ]
+        return min((subject for subject in found if subject), key=lambda subject: (len(subject), subject), default=None)
+
+    def asked_by(self, template: str) -> Asked:
+        """What a template asks, by its own words and the prompts of its relation."""
+        relation = self.of_template(template)
+        known = self._matters.get(relation, frozenset()) if relation is not None else frozenset()
+        return Asked(relation=relation, matters=matters_of(template) | known)
+
+
+def _key(template: str) -> str:
+    """A template as it is compared; `{}` stays, and so do marks inside, which tell wordings apart."""
+    return normal(template)

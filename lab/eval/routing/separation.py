@@ -1,0 +1,140 @@
+"""How well evidence tells classes of prompts apart, and how often gates open on them: the figures of one class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wise.lab.eval.routing.classes import RoutingClass, RoutingPrompt
+from wise.lab.eval.routing.scores import Scored
+from wise.router.intervals import bootstrap, calibrate, share_interval
+from wise.router.metrics import FIGURES, roc_curve
+
+PROMISED = (0.1, 0.01, 0.001)
+"""False-positive rates for which calibration is tried."""
+WIDEST, STEPS = 2.0, 40
+BINS = tuple(round(WIDEST * i / STEPS, 10) for i in range(STEPS + 1))
+"""Edges of the histograms. The first bin takes what lies under it as well, the last what lies over it."""
+
+
+LEAST = {"tpr_at_fpr_0.01": 100, "tpr_at_fpr_0.001": 1000}
+"""Negatives under which none of them may be let through at that rate."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredClass:
+    """A class of prompts and the router's evidence on them."""
+
+    about: RoutingClass
+    prompts: tuple[RoutingPrompt, ...]
+    """Those that count."""
+    scored: tuple[Scored, ...]
+    """One for each prompt."""
+    values: Tensor
+    """`[n]` float64, what is measured: one of each prompt, or one of each token."""
+    clusters: tuple[Hashable, ...]
+    """`[n]`: what is of one record, or of one prompt without a record, is resampled together."""
+
+    @classmethod
+    def of(cls, about: RoutingClass, prompts: Sequence[RoutingPrompt], scored: Sequence[Scored]) -> ScoredClass:
+        names: list[Hashable] = [
+            ("record", prompt.record) if prompt.record is not None else ("text", prompt.cluster or place)
+            for place, prompt in enumerate(prompts)
+        ]
+        return cls(
+            about=about,
+            prompts=tuple(prompts),
+            scored=tuple(scored),
+            values=torch.tensor([value for each in scored for value in each.values], dtype=torch.float64),
+            clusters=tuple(name for name, each in zip(names, scored, strict=True) for _ in each.values),
+        )
+
+    @property
+    def opened(self) -> Tensor:
+        """`[n]` bool: the gate opens, at the threshold that is in place."""
+        return self.values >= 1
+
+
+def negative_figures(
+    negative: ScoredClass, positive: ScoredClass, edits: ScoredClass | None, *, seed: int
+) -> dict[str, Any]:
+    """The figures of a class of negatives against `positive`, and beside them those against the edits' own prompts.
+
+    An interval is None where the sample cannot tell how sure it is: no resample gave another figure, or a rate is
+    asked for that so few negatives cannot show. A true-positive rate at such a rate is that at no false route at all.
+    """
+    found = _common(negative, seed)
+    intervals = bootstrap(
+        positive.values,
+        negative.values,
+        positive_clusters=positive.clusters,
+        negative_clusters=negative.clusters,
+        seed=seed,
+    )
+    for name, figure in FIGURES.items():
+        found[name] = figure(positive.values, negative.values)
+        low, high = intervals[name]
+        told = low < high and negative.values.numel() >= LEAST.get(name, 1)
+        found[f"{name}_ci"] = [low, high] if told else None
+    found["calibration"] = _calibration(negative, seed)
+    found["against_edits"] = (
+        None if edits is None else {name: f(edits.values, negative.values) for name, f in FIGURES.items()}
+    )
+    found["roc"] = [list(point) for point in roc_curve(positive.values, negative.values)]
+    return found
+
+
+def positive_figures(positive: ScoredClass, slots: Mapping[str, int], *, keys: bool, seed: int) -> dict[str, Any]:
+    """The figures of a class of positives.
+
+    slots: edit -> its slot. keys: whether the router has keys, so that an edit can be nearest.
+    """
+    pairs = [(prompt.record, scored) for prompt, scored in zip(positive.prompts, positive.scored, strict=True)]
+    slot_hits = [scored.slots[-1] == slots[record] for record, scored in pairs if record is not None]
+    edit_hits = [scored.edits[-1] == record for record, scored in pairs]
+    return _common(positive, seed) | {
+        "slot_top1": sum(slot_hits) / len(slot_hits),
+        "edit_top1": sum(edit_hits) / len(edit_hits) if keys else None,
+    }
+
+
+def histogram(values: Tensor) -> list[int]:
+    """How many of `values` `[n]` lie in each bin of `BINS`; an edge belongs to the bin that it opens."""
+    inner = torch.tensor(BINS[1:-1], dtype=torch.float64)
+    counts = torch.bincount(torch.bucketize(values, inner, right=True), minlength=STEPS)
+    return [int(count) for count in counts]
+
+
+def _common(scored: ScoredClass, seed: int) -> dict[str, Any]:
+    return {
+        "about": scored.about.about,
+        "unit": scored.about.unit,
+        "n": scored.values.numel(),
+        "opened": float(scored.opened.double().mean()),
+        "opened_ci": list(share_interval(scored.opened, scored.clusters, seed=seed)),
+        "histogram": histogram(scored.values),
+    }
+
+
+def _calibration(negative: ScoredClass, seed: int) -> dict[str, Any]:
+    """By promised rate; empty for a class of one cluster, which cannot be split.
+
+    A threshold of None opens for nothing: the class is too small for that promise.
+    """
+    if len(set(negative.clusters)) < 2:
+        return {}
+    found = {}
+    for rate in PROMISED:
+        calibration = calibrate(negative.values, rate, clusters=negative.clusters, seed=seed)
+        found[str(rate)] = {
+            "promised": rate,
+            "threshold": calibration.threshold if math.isfinite(calibration.threshold) else None,
+            "realised": calibration.realised if math.isfinite(calibration.threshold) else None,
+            "ci": list(calibration.interval) if math.isfinite(calibration.threshold) else None,
+        }
+    return found

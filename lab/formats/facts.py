@@ -1,0 +1,119 @@
+"""Facts that a model may know already: what is asked about a subject, and the right answer.
+
+They are what causal tracing looks for in a model (Meng et al., 2022, "Locating and Editing Factual
+Associations in GPT"): a prompt that names its subject, whose answer the unedited model gives.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, fields
+from os import PathLike
+from pathlib import Path
+
+from wise.checks import checked_text
+from wise.edits import Record
+from wise.errors import EditError
+from wise.lab.formats import Row, holds_facts
+from wise.lab.formats.fields import optional_text, text
+from wise.lab.formats.files import Reading, check_limit
+from wise.rows import rows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """One fact. Spaces after the prompt and white space around the answer are taken off.
+
+    Raises EditError where a text is blank or of the wrong type, or the prompt does not name the subject.
+    """
+
+    prompt: str
+    """What is asked; ends right before the answer."""
+    subject: str
+    """As it is written in `prompt`."""
+    answer: str
+    """The right one, of the world and not of an edit."""
+    relation: str | None = None
+    """Name of what is asked about the subject, such as a Wikidata property."""
+    source: str = ""
+    """Where it was read, such as `facts.jsonl:12`."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                checked_text(field.name, value)
+        object.__setattr__(self, "prompt", self.prompt.rstrip(" "))
+        for name in ("subject", "answer"):
+            object.__setattr__(self, name, getattr(self, name).strip())
+        if self.subject not in self.prompt:
+            raise EditError(f"field 'subject': {self.subject!r} does not occur in the prompt {self.prompt!r}")
+
+
+def read_facts(path: str | PathLike[str], *, limit: int | None = None) -> list[Fact]:
+    """Read ROME's known facts, or the facts that the edits of any file of `wise.lab.formats.files` replace.
+
+    An edit without a subject or without the answer that was right before holds no fact; how many were left
+    out is told to the log. A fact that several edits replace is read once.
+
+    Args:
+        path: as for `wise.lab.formats.files.read_records`.
+        limit: read no more than this many facts.
+
+    Raises:
+        EditError: the first problem in the file, or no fact is left.
+    """
+    path = Path(path)
+    check_limit(limit)
+    reading = Reading(path)
+    found: dict[tuple[str, str], Fact] = {}
+    without = 0
+    with closing(rows(path)) as lines:
+        for line, row in lines:
+            if reading.layout is None and holds_facts(row):
+                facts = [_known(path, line, row)]
+            else:
+                records = reading.add(line, row)
+                facts = list(_replaced(records))
+                without += len(records) - len(facts)
+            for fact in facts:
+                found.setdefault((fact.prompt, fact.answer), fact)
+            if limit is not None and len(found) >= limit:
+                break
+    if without:
+        logger.warning("%s: %d edits name no subject or no old answer, and hold no fact", path, without)
+    if not found:
+        raise EditError(
+            f"{path}: holds no fact; give known facts (prompt, subject, attribute), or edits with a subject "
+            "and the answer that was right before"
+        )
+    return list(found.values())[:limit]
+
+
+def _known(path: Path, line: int, row: Row) -> Fact:
+    try:
+        return Fact(
+            prompt=text(row, "prompt"),
+            subject=text(row, "subject"),
+            answer=text(row, "attribute"),
+            relation=optional_text(row, "relation_id"),
+            source=f"{path.name}:{line}",
+        )
+    except EditError as error:
+        raise EditError(f"{path}:{line}: {error}") from None
+
+
+def _replaced(records: list[Record]) -> Iterator[Fact]:
+    for record in records:
+        if record.edit.subject is not None and record.answer is not None:
+            yield Fact(
+                prompt=record.edit.prompt,
+                subject=record.edit.subject,
+                answer=record.answer,
+                relation=record.relation,
+                source=record.source,
+            )

@@ -1,0 +1,260 @@
+"""A layout whose fields map one by one onto a `Record`: the kind of row, and how one is read by it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from wise.checks import checked_text, missing
+from wise.edits import Edit, Record
+from wise.errors import EditError
+from wise.lab.formats.fields import (
+    Note,
+    Row,
+    cleaned,
+    has,
+    number,
+    objects,
+    optional_text,
+    probe,
+    prompts,
+    query,
+    single,
+    text,
+    texts,
+    texts_of,
+)
+from wise.probes import Probe, Query
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Where probes of one kind stand."""
+
+    kind: str
+    prompt: str
+    """Path of one prompt or of a list of them."""
+    answers: tuple[str, ...]
+    """The first that holds any counts; all of it, lists of aliases and all, is right. Where prompts and answers
+    are two lists side by side, each prompt has the answer of its place."""
+    shared: bool = False
+    """The answers hold for every prompt, also where they are a list: that is the names of one thing."""
+    within: str = ""
+    """Objects in which both paths begin, each of them one probe or several; else the record itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """One published layout. A path names a field; dots go into objects, lists are gone through."""
+
+    format: str
+    prompt: str
+    target: str
+    subject: str = "subject"
+    id: tuple[str, ...] = ()
+    """Where the set's own record number stands; the first that is there counts. Tells no form apart."""
+    answer: tuple[str, ...] = ()
+    relation: str = ""
+    paraphrases: tuple[str, ...] = ()
+    free_paraphrases: tuple[str, ...] = ()
+    generation_prompts: str = ""
+    neighbours: tuple[str, ...] = ()
+    """The first that holds any counts."""
+    asked: tuple[Asked, ...] = ()
+    """Of those of locality with a gold answer, only what is a neighbour too is asked."""
+    aliases: tuple[str, ...] = ()
+    """Other names of the subject: in its place they make probes whose answer is the target."""
+    continuation: str = ""
+    """Text of another origin that goes on from the prompt, whether or not it repeats it: a probe of kind `ood`."""
+    unread: tuple[str, ...] = ()
+    """Further fields by which the form is told from others."""
+    neighbour_mark: str = ""
+    """Where neighbours begin with this, it is this form."""
+    template: bool = False
+    """The prompt has `{}` where the subject goes."""
+    paraphrase_names_subject: bool = False
+    """A wording without the subject is a failed one."""
+    blank_target_skipped: bool = False
+    """A record with an empty target asks for no edit."""
+    strict: bool = False
+    """The project's own format: read by `Record.from_dict`, nothing stepped over."""
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The names a record of this form may have, outermost level."""
+        paths = [self.prompt, self.target, self.subject, self.relation, self.generation_prompts, self.continuation]
+        paths += [*self.answer, *self.paraphrases, *self.free_paraphrases, *self.neighbours, *self.aliases]
+        for ask in self.asked:
+            paths += [ask.within] if ask.within else [ask.prompt, *ask.answers]
+        return frozenset(path.partition(".")[0] for path in (*paths, *self.unread)) - {""}
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return self.prompt, self.target
+
+    def marked(self, row: Row) -> bool:
+        """A neighbour begins with the form's mark."""
+        if not self.neighbour_mark:
+            return False
+        try:
+            found = [text for path in self.neighbours for _, text in texts(row, path)]
+        except EditError:
+            return False
+        return any(text.startswith(self.neighbour_mark) for text in found)
+
+    def read(self, row: Row, place: int, note: Note) -> list[Record]:
+        """As `Layout.read`."""
+        if self.strict:
+            return [Record.from_dict(row)]
+        target = single(row, self.target)
+        if self.blank_target_skipped and isinstance(target, str) and not target.strip():
+            note(f"field {self.target!r}: empty, so no edit is asked for; the record was skipped")
+            return []
+        prompt, subject = _prompt_and_subject(self, row, note)
+        edit = Edit(prompt=prompt, target=text(row, self.target), subject=subject, id=_identity(self, row))
+        paraphrases = _paraphrases(self, row, edit, note)
+        free = prompts(row, self.free_paraphrases, {edit.prompt, *paraphrases}, note)
+        neighbours: tuple[str, ...] = ()
+        for path in self.neighbours:
+            neighbours = neighbours or prompts(row, (path,), {edit.prompt, *paraphrases, *free}, note)
+        answers = [text for path in self.answer for _, text in texts(row, path) if text.strip()]
+        record = Record(
+            edit=edit,
+            paraphrases=paraphrases,
+            free_paraphrases=free,
+            neighbours=neighbours,
+            probes=tuple(_probes(self, row, edit, frozenset(neighbours), note)),
+            generation_prompts=_generation_prompts(self, row, note),
+            answer=answers[0] if answers else None,
+            relation=optional_text(row, self.relation) if self.relation else None,
+        )
+        return [record]
+
+
+def _prompt_and_subject(form: Form, row: Row, note: Note) -> tuple[str, str | None]:
+    prompt = text(row, form.prompt)
+    given_subject = single(row, form.subject)
+    subject = None if given_subject is None else checked_text(form.subject, given_subject).strip()
+    if form.template and "{}" in prompt:
+        if subject is None:
+            raise missing(form.subject, row)
+        prompt = prompt.replace("{}", subject)
+    if subject is not None and subject not in prompt:
+        note(f"field {form.subject!r}: does not occur in the prompt; dropped")
+        subject = None
+    return prompt, subject
+
+
+def _identity(form: Form, row: Row) -> str:
+    for name in form.id:
+        own = number(row, name)
+        if own is not None:
+            return f"{form.format}-{own}"
+    return ""
+
+
+def _paraphrases(form: Form, row: Row, edit: Edit, note: Note) -> tuple[str, ...]:
+    paths = [path for path in form.paraphrases if path != "rephrase_prompt" or _is_paraphrase(row)]
+    wordings = prompts(row, paths, {edit.prompt}, note)
+    if not form.paraphrase_names_subject or edit.subject is None:
+        return wordings
+    for wording in wordings:
+        if edit.subject not in wording:
+            note("a paraphrase does not name the subject; left out")
+    return tuple(wording for wording in wordings if edit.subject in wording)
+
+
+def _is_paraphrase(row: Row) -> bool:
+    """EasyEdit's CounterFact often has a generation prompt for its `rephrase_prompt`."""
+    if row.get("rephrase_kind") is not None:
+        return bool(row["rephrase_kind"] == "paraphrase")
+    generation = {text for _, text in texts(row, "generation_prompts")}
+    return not any(text in generation for _, text in texts(row, "rephrase_prompt"))
+
+
+def _generation_prompts(form: Form, row: Row, note: Note) -> tuple[str, ...]:
+    if not form.generation_prompts:
+        return ()
+    paths = [form.generation_prompts]
+    if row.get("rephrase_kind") == "generation":
+        paths.append("rephrase_prompt")
+    return prompts(row, paths, (), note)
+
+
+def _probes(form: Form, row: Row, edit: Edit, neighbours: Collection[str], note: Note) -> Iterator[Probe]:
+    seen: set[tuple[str, Query]] = set()
+    for ask in form.asked:
+        within = ((f"{name}.", part) for name, part in objects(row, ask.within)) if ask.within else [("", row)]
+        for prefix, part in within:
+            for name, prompt, answers in _questions(ask, part, prefix):
+                prompt = cleaned(prompt)
+                if ask.kind == "locality.gold" and prompt not in neighbours:
+                    continue
+                if ask.kind == "locality.distracting":
+                    answers = _without(edit.target, answers)
+                right = [answer for group in answers for answer in group]
+                if not prompt or not right:
+                    note(f"field {ask.within or ask.prompt!r}: a question without a right answer; not asked")
+                    continue
+                asked = query(name, prompt, right)
+                if (ask.kind, asked) not in seen:
+                    seen.add((ask.kind, asked))
+                    yield from probe(ask.kind, (asked,), edit, note)
+    yield from _aliased(form, row, edit, note)
+    yield from _continued(form, row, edit)
+
+
+def _questions(ask: Asked, part: Row, prefix: str) -> Iterator[tuple[str, str, list[list[str]]]]:
+    """Each prompt with its name and its right answers, those that stand in one list together."""
+    asked = list(texts(part, ask.prompt, prefix))
+    path = next((path for path in ask.answers if has(part, path)), ask.answers[0])
+    name, value = prefix + path, single(part, path, prefix)
+    if ask.shared or not (isinstance(value, list) and isinstance(part.get(ask.prompt), list)):
+        answers = _groups(name, value)
+        yield from ((prompt_name, prompt, answers) for prompt_name, prompt in asked)
+        return
+    if len(value) != len(asked):
+        raise EditError(
+            f"field {name!r}: a list of {len(value)} was given, one answer for each of the {len(asked)} prompts "
+            f"of {prefix + ask.prompt!r} was expected"
+        )
+    for place, (prompt_name, prompt) in enumerate(asked):
+        yield prompt_name, prompt, _groups(f"{name}[{place}]", value[place])
+
+
+def _groups(name: str, value: object) -> list[list[str]]:
+    """The texts in `value`; the names of one thing, which stand in one inner list, in one list."""
+    found = enumerate(value) if isinstance(value, list) else [("", value)]
+    groups = []
+    for place, group in found:
+        at = f"{name}[{place}]" if isinstance(value, list) else name
+        groups.append([text for _, text in texts_of(at, group) if text.strip()])
+    return [group for group in groups if group]
+
+
+def _without(target: str, answers: list[list[str]]) -> list[list[str]]:
+    """Without the answer that the question rules out: sets of true facts list it among the right ones."""
+    ruled_out = target.casefold()
+    return [group for group in answers if ruled_out not in (text.strip().casefold() for text in group)]
+
+
+def _aliased(form: Form, row: Row, edit: Edit, note: Note) -> Iterator[Probe]:
+    """The prompt under other names of its subject."""
+    if edit.subject is None:
+        return
+    for path in form.aliases:
+        for alias in prompts(row, (path,), {edit.subject}, note):
+            prompt = edit.prompt.replace(edit.subject, alias.strip())
+            yield Probe(kind="portability.subject_aliasing", queries=(query(path, prompt, (edit.target,)),))
+
+
+def _continued(form: Form, row: Row, edit: Edit) -> Iterator[Probe]:
+    if not form.continuation:
+        return
+    answer = optional_text(row, form.continuation)
+    if answer is None:
+        return
+    rest = answer.removeprefix(edit.prompt)
+    if rest.strip() and not rest[0].isalnum():
+        answer = rest.strip()
+    yield Probe(kind="ood", queries=(query(form.continuation, edit.prompt, (answer,)),))

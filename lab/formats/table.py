@@ -1,0 +1,154 @@
+"""The table of layouts whose fields map one by one onto a record."""
+
+from __future__ import annotations
+
+from wise.lab.formats.form import Asked, Form
+
+_NEIGHBOUR = Asked(kind="locality.gold", prompt="locality_prompt", answers=("locality_ground_truth",))
+_KNOWEDIT = tuple(
+    Asked(kind=kind, within=within, prompt="prompt", answers=("ground_truth",))
+    for kind, within in (
+        ("locality.gold", "locality.Relation_Specificity"),
+        ("locality.distracting", "locality.Forgetfulness"),
+        ("portability.reasoning", "portability.Reasoning"),
+        ("portability.subject_aliasing", "portability.Subject_Aliasing"),
+        ("portability.logical_generalization", "portability.Logical_Generalization"),
+    )
+)
+
+FORMS: tuple[Form, ...] = (
+    Form(
+        format="wise",
+        prompt="prompt",
+        target="target",
+        unread=("id", "paraphrases", "locality", "author", "time", "namespace", "test"),
+        strict=True,
+    ),
+    # The sets of hallucinated and of recent text used with WISE. `locality_ground_truth` is running
+    # text, cut after a number of characters and often in the middle of a word: no answer to ask for.
+    Form(
+        format="hallucination",
+        prompt="prompt",
+        target="target_new",
+        neighbours=("locality_prompt",),
+        unread=("locality_ground_truth",),
+    ),
+    Form(
+        format="temporal",
+        prompt="prompt",
+        target="target_new",
+        neighbours=("locality_prompt",),
+        continuation="ood_rephrase",
+        unread=("locality_ground_truth",),
+    ),
+    # zsRE as EasyEdit writes it, which WikiBigEdit follows.
+    Form(
+        format="zsre",
+        prompt="prompt",
+        target="target_new",
+        answer=("ground_truth", "target_true"),
+        paraphrases=("rephrase_prompt",),
+        neighbours=("locality_prompt",),
+        asked=(_NEIGHBOUR,),
+        aliases=("subject_rephrase",),
+        id=("case_id",),
+        neighbour_mark="nq question: ",
+    ),
+    # zsRE as MEND published it; `answers` is the truth, `alt` what the edit makes of it.
+    Form(
+        format="zsre",
+        prompt="src",
+        target="alt",
+        answer=("answers",),
+        paraphrases=("rephrase",),
+        neighbours=("loc",),
+        asked=(
+            Asked(kind="locality.gold", prompt="loc", answers=("loc_ans",)),
+            Asked(
+                kind="portability.reasoning",
+                within="portability",
+                prompt="New Question",
+                answers=("New Answer",),
+            ),
+        ),
+        unread=("pred", "cond"),
+        blank_target_skipped=True,
+    ),
+    # CounterFact as ROME published it. Neighbours are of the same relation and have the same true object.
+    Form(
+        format="counterfact",
+        prompt="requested_rewrite.prompt",
+        target="requested_rewrite.target_new.str",
+        subject="requested_rewrite.subject",
+        id=("case_id",),
+        answer=("requested_rewrite.target_true.str",),
+        relation="requested_rewrite.relation_id",
+        paraphrases=("paraphrase_prompts",),
+        generation_prompts="generation_prompts",
+        neighbours=("neighborhood_prompts",),
+        asked=(
+            Asked(
+                kind="locality.gold",
+                prompt="neighborhood_prompts",
+                answers=("requested_rewrite.target_true.str",),
+                shared=True,
+            ),
+        ),
+        unread=("case_id", "pararel_idx", "attribute_prompts"),
+        template=True,
+    ),
+    # CounterFact as EasyEdit writes it, plain or enriched.
+    Form(
+        format="counterfact",
+        prompt="prompt",
+        target="target_new",
+        id=("cf_case_id", "case_id"),
+        answer=("target_true", "ground_truth"),
+        relation="relation_id",
+        paraphrases=("template_paraphrases", "paraphrase_prompts_real", "rephrase_prompt"),
+        free_paraphrases=("llm_cloze_paraphrases",),
+        generation_prompts="generation_prompts",
+        neighbours=("neighborhood_prompts", "locality_prompt"),
+        asked=(
+            Asked(
+                kind="locality.gold",
+                prompt="neighborhood_prompts",
+                answers=("target_true", "ground_truth"),
+                shared=True,
+            ),
+            _NEIGHBOUR,
+        ),
+        aliases=("subject_rephrase", "subject_rephrases"),
+        unread=("case_id", "template"),
+        paraphrase_names_subject=True,
+    ),
+    Form(
+        format="knowedit",
+        prompt="prompt",
+        target="target_new",
+        answer=("ground_truth",),
+        paraphrases=("rephrase_prompt", "rephrase"),
+        neighbours=("locality.Relation_Specificity.prompt",),
+        asked=_KNOWEDIT,
+        unread=("cond",),
+    ),
+    # KnowEdit's WikiBio: the target is the sentence that goes on from the text.
+    Form(
+        format="knowedit",
+        prompt="text",
+        target="labels",
+        subject="concept",
+        neighbours=("locality.Relation_Specificity.prompt",),
+        asked=_KNOWEDIT,
+    ),
+    # QAEdit: its `id` counts within each `source`, so it names no record.
+    Form(
+        format="qaedit",
+        prompt="prompt",
+        target="target",
+        paraphrases=("rephrase",),
+        neighbours=("locality.loc",),
+        asked=(Asked(kind="locality.gold", within="locality", prompt="loc", answers=("loc_ans",)),),
+        unread=("id", "source"),
+    ),
+)

@@ -1,0 +1,65 @@
+"""UnKE (Deng et al., 2024): a question whose new answer is a whole text, and questions on parts of that text.
+
+The questions on parts, and their answers, are lists; some published files hold them as text that
+spells a Python list, which is read as the literal it is. The answers are free text, several words and up to a
+sentence long, which hardly any model repeats to the letter: of a probe `unstructured` only token accuracy,
+`teacher_forced`, is usable; the share of answers that are the same, `generated`, is low for every editor.
+"""
+
+from __future__ import annotations
+
+from ast import literal_eval
+
+from wise.checks import given, missing
+from wise.edits import Edit, Record
+from wise.errors import EditError
+from wise.lab.formats.fields import Note, Row, number, prompts, query, text, texts_of
+from wise.lab.formats.layout import Structure
+from wise.probes import Probe
+
+
+def _read(row: Row, place: int, note: Note) -> list[Record]:
+    own = number(row, "id")
+    edit = Edit(id="" if own is None else f"unke-{own}", prompt=text(row, "question"), target=text(row, "answer"))
+    paraphrases = prompts(row, ("para_question",), {edit.prompt}, note)
+    return [Record(edit=edit, paraphrases=paraphrases, probes=_parts(row, note))]
+
+
+def _parts(row: Row, note: Note) -> tuple[Probe, ...]:
+    questions, answers = _listed(row, "sub_question"), _listed(row, "sub_answer")
+    if len(questions) != len(answers):
+        raise EditError(
+            f"field 'sub_answer': a list of {len(answers)} was given, one for each of the {len(questions)} of "
+            "'sub_question' was expected"
+        )
+    probes = []
+    for (name, question), (_, answer) in zip(questions, answers, strict=True):
+        if question.strip() and answer.strip():
+            probes.append(Probe(kind="unstructured", queries=(query(name, question, (answer,)),)))
+        else:
+            note("field 'sub_question': an empty question or answer; left out")
+    return tuple(probes)
+
+
+def _listed(row: Row, name: str) -> list[tuple[str, str]]:
+    value = row.get(name)
+    if value is None:
+        raise missing(name, row)
+    if isinstance(value, str):
+        try:
+            value = literal_eval(value.strip())
+        except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
+            raise EditError(
+                f"field {name!r}: {given(value)} was given, which spells no list; give a list of texts"
+            ) from None
+    if not isinstance(value, list):
+        raise EditError(f"field {name!r}: {given(value)} was given, a list of texts was expected")
+    return list(texts_of(name, value))
+
+
+UNKE = Structure(
+    format="unke",
+    required=("question", "answer", "sub_question", "sub_answer"),
+    optional=("id", "para_question"),
+    build=_read,
+)

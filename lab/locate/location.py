@@ -1,0 +1,246 @@
+"""What a model's traces say together: effects by the role of a token and by layer, averaged over facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wise.architectures import locate
+from wise.config import WiseConfig
+from wise.errors import ConfigError
+from wise.lab.eval.environment import environment
+from wise.lab.eval.significance import bootstrap_interval
+from wise.lab.eval.work import Work
+from wise.lab.locate.roles import ROLES, token_roles
+from wise.lab.locate.running import Runner
+from wise.lab.locate.sites import KINDS, find_sites
+from wise.lab.locate.tracing import (
+    SAMPLES,
+    SEVERED,
+    SKIPPED,
+    Known,
+    default_window,
+    draw_noise,
+    find_known,
+    noise_width,
+    trace_fact,
+)
+from wise.memory.fingerprint import fingerprint
+from wise.training.encoding import Encoder, learn_encoder
+from wise.training.generation import evaluating
+
+if TYPE_CHECKING:
+    from wise.lab.formats.facts import Fact
+    from wise.lab.locate.sweep import Sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effects:
+    """One kind of effect. A role that no fact has is None throughout."""
+
+    mean: list[list[float | None]]
+    """Per role, per layer: the mean over facts of the mean over a fact's tokens of that role."""
+    ci: list[list[list[float] | None]]
+    """The same: 95% bootstrap interval over facts."""
+    n: list[int]
+    """Per role: facts that have it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "ci": self.ci, "n": self.n}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where a model keeps facts, as far as causal tracing tells, and where editing them works."""
+
+    model: Mapping[str, Any]
+    facts: int
+    """Facts traced."""
+    skipped: Mapping[str, int]
+    """Why facts were left out -> how many."""
+    noise: float
+    """Standard deviation of the noise."""
+    samples: int
+    window: int
+    layers: int
+    effects: Mapping[str, Effects]
+    low_score: float
+    """Mean probability of the answer's first token with noise."""
+    high_score: float
+    """The same, clean."""
+    severed: Mapping[str, list[float]]
+    """Curve -> mean effect per layer of the state at the subject's last token."""
+    severed_ci: Mapping[str, list[list[float]]]
+    seed: int
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Sweep | None = None
+
+    def effect(self, kind: str, role: str) -> list[float | None]:
+        """The mean effect of `kind` at tokens of `role`, per layer."""
+        return self.effects[kind].mean[ROLES.index(role)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        return {
+            "model": dict(self.model),
+            "facts": self.facts,
+            "skipped": dict(self.skipped),
+            "noise": self.noise,
+            "samples": self.samples,
+            "window": self.window,
+            "roles": list(ROLES),
+            "layers": self.layers,
+            "effects": {kind: effects.to_dict() for kind, effects in self.effects.items()},
+            "low_score": self.low_score,
+            "high_score": self.high_score,
+            "severed": dict(self.severed),
+            "severed_ci": dict(self.severed_ci),
+            "sweep": [],
+            "sweep_records": None,
+            "recommendation": None,
+            "seed": self.seed,
+            "environment": dict(self.environment),
+            **({} if self.sweep is None else self.sweep.to_dict()),
+        }
+
+    def with_sweep(self, sweep: Sweep) -> Location:
+        """The same, with what editing at the layers gave."""
+        return replace(self, sweep=sweep)
+
+
+def trace(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    *,
+    samples: int = SAMPLES,
+    window: int | None = None,
+    seed: int = 0,
+    name: str = "",
+    work: Work | None = None,
+) -> Location:
+    """Traces facts through a causal LM that is not wrapped; it is handed back as it was.
+
+    Args:
+        samples: draws of noise per fact.
+        window: layers whose feed-forward, or attention, outputs are restored together; None takes 10 of 48.
+        name: what the model is called in the result.
+        work: keeps finished facts and says how far it is.
+
+    Raises ConfigError for a number out of range, or where no fact can be traced, and UnsupportedModelError for a
+    model whose blocks are not known or whose probabilities are no numbers.
+    """
+    work = work or Work()
+    sites = find_sites(model)
+    window = default_window(sites.depth) if window is None else window
+    _check(facts, samples, window, sites.depth)
+    runner = Runner(model, sites)
+    with evaluating(model), torch.no_grad():
+        found = _find(runner, _encoder(model, tokenizer), facts, work)
+        known = [fact for fact in found if isinstance(fact, Known)]
+        skipped = {why: found.count(why) for why in SKIPPED}
+        if not known:
+            raise ConfigError(f"none of {len(facts)} facts can be traced: {_counted(skipped)}; give facts it knows")
+        width = noise_width(runner, known)
+
+        def compute(chunk: Sequence[Known]) -> list[Any]:
+            drawn = [(fact, draw_noise(runner, fact, width=width, samples=samples, seed=seed)) for fact in chunk]
+            return [trace_fact(runner, fact, noise, window=window).to_dict() for fact, noise in drawn]
+
+        traces = work.map("trace", known, compute, batch=1)
+    return Location(
+        model={"name": name, **_about(model)},
+        facts=len(known),
+        skipped={why: count for why, count in skipped.items() if count},
+        noise=width,
+        samples=samples,
+        window=window,
+        layers=sites.depth,
+        seed=seed,
+        environment=environment(runner.device),
+        **_averages(known, traces, seed),
+    )
+
+
+def _check(facts: Sequence[Fact], samples: int, window: int, depth: int) -> None:
+    if not facts:
+        raise ConfigError("no fact was given: expected at least one")
+    if samples < 1:
+        raise ConfigError(f"samples={samples}: expected a whole number from 1")
+    if not 1 <= window <= depth:
+        raise ConfigError(f"window={window}: this model has {depth} layers; expected a whole number from 1 to that")
+
+
+def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """How the base begins its texts; how it ends them does not matter here, and is not learned."""
+    return learn_encoder(model, tokenizer, WiseConfig(terminator=""))
+
+
+def _find(runner: Runner, encoder: Encoder, facts: Sequence[Fact], work: Work) -> list[Known | str]:
+    """Not kept in the journal: it is quick, and decides what the parts that are kept mean."""
+    found: list[Known | str] = []
+    for fact in facts:
+        found += find_known(runner, encoder, [fact])
+        if work.progress is not None:
+            work.progress("facts", len(found), len(facts))
+    return found
+
+
+def _about(model: PreTrainedModel) -> dict[str, Any]:
+    base = fingerprint(model, locate(model, WiseConfig()))
+    return {
+        "type": base.model_type,
+        "parameters": base.parameters,
+        "depth": base.depth,
+        "dtype": base.dtype,
+        "fingerprint": base.digest,
+    }
+
+
+def _counted(skipped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {why}" for why, count in skipped.items() if count)
+
+
+def _averages(known: Sequence[Known], traces: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """The fields of `Location` that are means over facts."""
+    severed = {name: [trace["severed"][name] for trace in traces] for name in SEVERED}
+    return {
+        "effects": {kind: _by_role(known, [t["effects"][kind] for t in traces], seed) for kind in KINDS},
+        "low_score": fmean(trace["low"] for trace in traces),
+        "high_score": fmean(trace["high"] for trace in traces),
+        "severed": {name: _columns(rows, fmean) for name, rows in severed.items()},
+        "severed_ci": {name: _intervals(rows, seed) for name, rows in severed.items()},
+    }
+
+
+def _by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed: int) -> Effects:
+    """effects: per fact, per token from the subject's first on, per layer."""
+    layers = len(effects[0][0])
+    mean: list[list[float | None]] = []
+    ci: list[list[list[float] | None]] = []
+    n = []
+    for role in ROLES:
+        rows = []
+        for fact, table in zip(known, effects, strict=True):
+            roles = token_roles(len(fact.ids), fact.span)[fact.span[0] :]
+            held = [row for row, its in zip(table, roles, strict=True) if its == role]
+            if held:
+                rows.append(_columns(held, fmean))
+        mean.append([*_columns(rows, fmean)] if rows else [None] * layers)
+        ci.append([*_intervals(rows, seed)] if rows else [None] * layers)
+        n.append(len(rows))
+    return Effects(mean=mean, ci=ci, n=n)
+
+
+def _intervals(rows: Sequence[Sequence[float]], seed: int) -> list[list[float]]:
+    """Per column its 95% interval, low and high: all columns from the same draws of rows."""
+    return [[*bootstrap_interval(column, seed=seed)] for column in zip(*rows, strict=True)]
+
+
+def _columns(rows: Sequence[Sequence[float]], of: Callable[[Sequence[float]], float]) -> list[float]:
+    return [of(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,210 @@
+"""A model run with noise on some tokens, and with parts of one run put into another.
+
+Everything is done by hooks, or by a block's `forward` set aside, for the length of one `with` block; the model
+is the very same afterwards, whatever happened. All rows of a run are the same prompt, so nothing is padded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from wise.errors import UnsupportedModelError
+from wise.lab.locate.sites import KINDS, STATE, Sites
+from wise.memory.layer import execution_device
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Noise:
+    """What is added to the input embeddings of some tokens."""
+
+    start: int
+    """The first of these tokens."""
+    values: Tensor
+    """`[rows, tokens, e]`"""
+
+    def select(self, rows: Tensor) -> Noise:
+        """The noise of the given rows, in the given order."""
+        return Noise(start=self.start, values=self.values[rows])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """What a run gave."""
+
+    logits: Tensor
+    """`[rows, vocabulary]` float32, behind the last token."""
+    outputs: dict[str, list[Tensor]]
+    """Kind -> per layer `[rows, tokens, d]`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Patch:
+    """Values put in the place of what a module gives; row, token and value of the same number belong together."""
+
+    kind: str
+    layer: int
+    rows: Tensor
+    """`[n]`"""
+    tokens: Tensor
+    """`[n]`"""
+    values: Tensor
+    """`[n, d]`"""
+
+
+class Runner:
+    """Runs one model. Use it within `evaluating(model)`."""
+
+    def __init__(self, model: PreTrainedModel, sites: Sites) -> None:
+        self.model = model
+        self.sites = sites
+        self.device = execution_device(model)
+        self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._widths: list[int | None] = [None] * sites.depth
+
+    def logits(self, ids: Sequence[int], *, last: int) -> Tensor:
+        """Logits `[last, vocabulary]` float32 behind each of the last tokens of a prompt; nothing else is kept."""
+        return self._forward(ids, 1, None, last)[0]
+
+    def record(self, ids: Sequence[int], noise: Noise | None = None) -> Run:
+        """Runs a prompt, once per row of `noise` or once without, and keeps what every place gave.
+
+        Raises UnsupportedModelError where a place is never reached, or more than once.
+        """
+        rows = 1 if noise is None else len(noise.values)
+        seen: dict[tuple[str, int], list[Taken]] = {}
+        with ExitStack() as stack:
+            for kind in KINDS:
+                for layer in range(self.sites.depth):
+                    taken = seen.setdefault((kind, layer), [])
+                    stack.enter_context(_hooked(self.sites.module(kind, layer), _taker(taken)))
+            logits = self._forward(ids, rows, noise)[:, -1]
+        for (kind, layer), taken in seen.items():
+            if len(taken) != 1:
+                raise UnsupportedModelError(
+                    f"{kind} of layer {layer} was computed {len(taken)} times in one forward, once was expected; "
+                    "tracing cannot follow this model"
+                )
+        self._widths = [seen[STATE, i][0][1] for i in self._layers]
+        outputs = {kind: [seen[kind, i][0][0].view(rows, len(ids), -1) for i in self._layers] for kind in KINDS}
+        return Run(logits=logits, outputs=outputs)
+
+    def patched(
+        self,
+        ids: Sequence[int],
+        noise: Noise,
+        *,
+        patches: Sequence[Patch] = (),
+        start: int = 0,
+        entering: Tensor | None = None,
+    ) -> Tensor:
+        """Logits `[rows, vocabulary]` behind the last token of a run with noise and with `patches` put in.
+
+        The blocks below `start` are not run: `entering` `[rows, tokens, d]` is what enters block `start`, or, where
+        that is the number of blocks, what leaves the last. A run must have been recorded before.
+        """
+        rows = len(noise.values)
+        by_place: dict[tuple[str, int], list[Patch]] = {}
+        for patch in patches:
+            by_place.setdefault((patch.kind, patch.layer), []).append(patch)
+        with ExitStack() as stack:
+            if entering is not None:
+                for block, width in zip(self.sites.blocks[:start], self._widths, strict=False):
+                    stack.enter_context(_replaced(block, entering, width))
+            for (kind, layer), here in by_place.items():
+                stack.enter_context(_hooked(self.sites.module(kind, layer), _putter(here, rows, len(ids))))
+            return self._forward(ids, rows, noise)[:, -1]
+
+    @property
+    def _layers(self) -> range:
+        return range(self.sites.depth)
+
+    @torch.no_grad()
+    def _forward(self, ids: Sequence[int], rows: int, noise: Noise | None, last: int = 1) -> Tensor:
+        """Logits `[rows, last, vocabulary]` float32, behind the last tokens."""
+        tokens = torch.tensor([list(ids)], device=self.device).expand(rows, -1)
+        only = {"logits_to_keep": last} if self._last_only else {}
+        with ExitStack() as stack:
+            if noise is not None:
+                stack.enter_context(_hooked(self.sites.embedding, _noiser(noise)))
+            logits: Tensor = self.model(input_ids=tokens, use_cache=False, **only).logits
+        return logits[:, -last:].float()
+
+
+Hook = Callable[[nn.Module, Any, Any], Any]
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Hook) -> Iterator[None]:
+    handle: RemovableHandle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _replaced(block: nn.Module, states: Tensor, width: int | None) -> Iterator[None]:
+    """A block that hands `states` on, in the form of its own output: a tensor, or a tuple of `width`."""
+    own = block.__dict__.get("forward")
+
+    def forward(*_: Any, **__: Any) -> Any:
+        return states if width is None else (states, *[None] * (width - 1))
+
+    block.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del block.__dict__["forward"]
+        else:
+            block.__dict__["forward"] = own
+
+
+def _first(output: Any) -> Tensor:
+    """The hidden state that a module gives: its output, or the first part of it."""
+    state: Tensor = output[0] if isinstance(output, tuple) else output
+    return state
+
+
+Taken = tuple[Tensor, int | None]
+"""A module's hidden state, and of how many its output is where it is a tuple."""
+
+
+def _taker(taken: list[Taken]) -> Hook:
+    """A copy is taken: Falcon adds what attention gives into the feed-forward output, in place."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        state = _first(output).clone(memory_format=torch.contiguous_format)
+        taken.append((state, len(output) if isinstance(output, tuple) else None))
+
+    return hook
+
+
+def _noiser(noise: Noise) -> Hook:
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        noisy = output.clone()
+        noisy[:, noise.start : noise.start + noise.values.shape[1]] += noise.values.to(noisy)
+        return noisy
+
+    return hook
+
+
+def _putter(patches: Sequence[Patch], rows: int, tokens: int) -> Hook:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        given = _first(output)
+        changed = given.reshape(rows, tokens, -1).clone()  # OPT's feed-forward layer runs on rows put end to end
+        for patch in patches:
+            changed[patch.rows, patch.tokens] = patch.values.to(changed)
+        changed = changed.reshape(given.shape)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    return hook

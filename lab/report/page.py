@@ -1,0 +1,111 @@
+"""One run, or one trace, written as one HTML file: text from templates beside this file, charts from this package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wise.checks import given
+from wise.errors import ConfigError
+from wise.lab.report import locating, outcomes, retention, routing, summary
+from wise.lab.report.formats import FORMS, figure, interval, plain
+from wise.lab.report.heatmap import ink
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+NEEDED = ("editor", "edits", "generated")
+TRACED = ("roles", "layers", "effects")
+
+
+def write_report(run: Mapping[str, Any], path: Path) -> None:
+    """Writes the page of one run, as `wise.lab.eval.runfile.read_run` reads it. The same run gives the same bytes.
+
+    What was not measured (null or missing) is left out or said to be so.
+
+    Raises ConfigError, before anything is written, where jinja2 is not installed, the run has none of the keys that
+    every run has, or holds NaN; and where `path` cannot be written.
+    """
+    _check(run, NEEDED, "a run")
+    routed = run.get("routing")
+    _write(
+        "run.html",
+        path,
+        run=run,
+        holds=summary.holds(run),
+        lost=summary.lost(run),
+        wrong=outcomes.wrong(run.get("outcomes") or []),
+        retention=retention.chart(run.get("retention") or []),
+        panels=routing.panels(routed) if routed else [],
+        roc=routing.roc(routed) if routed else None,
+        by_age=routing.by_age(routed) if routed else None,
+        rows=routing.routed(routed) if routed else [],
+    )
+
+
+def write_locate_report(result: Mapping[str, Any], path: Path) -> None:
+    """Writes the page of a causal trace, as `wise locate --output` writes it.
+
+    Raises ConfigError as `write_report` does.
+    """
+    _check(result, TRACED, "a causal trace")
+    _write(
+        "locate.html",
+        path,
+        result=result,
+        maps=locating.maps(result),
+        severed=locating.severed(result),
+        swept=locating.swept(result),
+    )
+
+
+def _write(template: str, path: Path, **values: Any) -> None:
+    page = _templates().get_template(template).render(values)
+    try:
+        Path(path).write_text(page, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give a file that can be written") from error
+
+
+@cache
+def _templates() -> Environment:
+    """Every value is escaped where it is put in: prompts and answers come from anywhere."""
+    try:
+        from jinja2 import ChainableUndefined, Environment, FunctionLoader
+    except ImportError as error:
+        raise ConfigError("a report needs jinja2: pip install 'wise-runtime[report]'") from error
+    folder = files("wise.lab.report").joinpath("templates")
+    environment = Environment(
+        loader=FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=ChainableUndefined,  # what a run lacks reads like what it has as null
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(figure=figure, interval=interval, ink=ink, levels=routing.LEVELS)
+    environment.filters.update({**FORMS, "plain": plain})
+    return environment
+
+
+def _check(value: Mapping[str, Any], needed: tuple[str, ...], what: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{given(value)} was given, {what} was expected")
+    absent = [name for name in needed if value.get(name) is None]
+    if absent:
+        raise ConfigError(f"not {what}: it has no {', '.join(absent)}; give the file that wise wrote")
+    _check_finite(value, "")
+
+
+def _check_finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: {value} was found, a finite number or null was expected; measure again")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_finite(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            _check_finite(inner, f"{where}[{place}]")
