@@ -6,7 +6,7 @@ All is a function of the ids up to a token, so it does not matter how a sequence
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from wise.memory.sequences import Ids
-from wise.router.subjects import find_subject, words
+from wise.router.subjects import Mention, find_subject, words
 
 WINDOW = 128
 """Tokens of plain text before a position that are looked at."""
@@ -89,15 +89,15 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
     return [int(i) for i in out]
 
 
-def passage(text: str, mentions: Any) -> str | None:
+def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | None:
     """What plain text says last, to be answered or completed at its end; None where nothing is.
 
     The sentence that is not closed yet, or the question just asked, and the sentence before it where that names an
     edited subject and the last refers back to it by a word, as "its" does, or is but a label.
 
-    mentions: a function of a text, whether it names any.
+    mentions: of a text, the edited subjects that it names. A mark right behind one may be a part of its name.
     """
-    sentences = [s for s in _sentences(text)]
+    sentences = list(_sentences(text, {mention.end for mention in mentions(text)}))
     if not sentences or _CLOSED.search(text):
         return None
     last = sentences[-1]
@@ -144,9 +144,12 @@ def is_question(text: str) -> bool:
     return bool(_QUESTION.search(text))
 
 
-def _sentences(text: str) -> Iterator[str]:
+def _sentences(text: str, names: Collection[int] = ()) -> Iterator[str]:
+    """names: where names end. Behind a name's own mark a sentence goes on with a small letter."""
     start = 0
     for mark in _SENTENCE_END.finditer(text.rstrip()):
+        if mark.start() - 1 in names and text[mark.end()].islower():
+            continue
         yield text[start : mark.end()]
         start = mark.end()
     if text[start:].strip():

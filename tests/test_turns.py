@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny import tiny_tokenizer
 
+from wise.router.subjects import SubjectIndex
 from wise.router.turns import ChatTemplate, expects, is_question, passage, refers_back, render
 
 TEMPLATE = (
@@ -63,13 +64,16 @@ def test_without_a_template_there_is_none() -> None:
         ("It is in France. Answer:", "It is in France. Answer:"),
         ("It is in France.\n\nThe", "The"),
         ("It is in France. There it", "It is in France. There it"),
+        ("Who directed Viva France! in the end?", "Who directed Viva France! in the end?"),  # the name's own mark
+        ("Viva France! Who said so?", "Who said so?"),
+        ("It is great! in the end", "in the end"),
         ("The capital of France is Paris.", None),
         ("", None),
         ("法国的首都是", "法国的首都是"),
     ],
 )
 def test_what_a_plain_text_says_last(text: str, said: str | None) -> None:
-    assert passage(text, lambda part: "France" in part) == said
+    assert passage(text, SubjectIndex([("France", 0)]).mentions) == said
 
 
 def test_a_question_ends_with_its_mark() -> None:
