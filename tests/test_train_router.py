@@ -152,7 +152,7 @@ def test_which_questions_are_taught_is_for_the_user_to_say(
     assert run("--output", tmp_path / "b", "--questions", questions, "--steps", "7", "--seed", "2").exit_code == 0
     assert run("--output", tmp_path / "c", "--questions", questions, "--with-shipped").exit_code == 0
     shipped, own, both = given
-    assert (shipped["stock"], shipped["steps"], shipped["seed"], shipped["encoder"]) == (stock(), 250, 0, None)
+    assert (shipped["stock"], shipped["steps"], shipped["seed"], shipped["encoder"]) == (stock(), 225, 0, None)
     assert (own["stock"], own["steps"], own["seed"]) == (read_stock(questions), 7, 2)
     assert set(both["stock"]) == {*stock(), "ship"}
 

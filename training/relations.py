@@ -29,7 +29,9 @@ TAUGHT_BLOCKS = 4
 """Last blocks of the encoder that are taught."""
 TEMPERATURE = 0.05
 LEARNING_RATE = 5e-5
+"""Of `USUAL_STEPS`; fewer are larger ones."""
 HEAD_RATE = 3e-4
+USUAL_STEPS = 1000
 WARM_UP = 20
 KIND_RIVALS = 22
 """Relations of one kind of subject that a masked question is told from at once."""
@@ -198,8 +200,9 @@ def _descend(
     network: Taught, stock: Stock, taught: Mapping[str, list[str]], order: random.Random, steps: int, progress: Progress
 ) -> None:
     parts = [p for p in network.model.parameters() if p.requires_grad]
+    rate = LEARNING_RATE * (USUAL_STEPS / steps) ** 0.4
     optimizer = torch.optim.AdamW(
-        [{"params": parts, "lr": LEARNING_RATE}, {"params": [network.projection], "lr": HEAD_RATE}], weight_decay=0.01
+        [{"params": parts, "lr": rate}, {"params": [network.projection], "lr": HEAD_RATE}], weight_decay=0.01
     )
     slower = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * max(0.1, 1 - step / steps)

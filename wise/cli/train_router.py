@@ -40,7 +40,7 @@ def train_router(
         bool, typer.Option("--with-shipped", help="Teach on the questions that ship with wise as well.")
     ] = False,
     encoder: EncoderOption = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of optimisation.")] = 250,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of optimisation.")] = 225,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all that is random.")] = 0,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
@@ -51,7 +51,7 @@ def train_router(
 
     No base is needed, and what is taught serves any of them: `wise edit --relations FILE`. One relation in six of each
     kind is not taught; on these the thresholds are set and the figures measured. Memories are read with the file that
-    they were made with. On one core 250 steps take some ten minutes; what
+    they were made with. On one core 225 steps take some ten minutes; what
     ships was taught in 1,000, on a GPU.
     """
     check_file("--output", output)
