@@ -1,6 +1,6 @@
 """The truth about a memory: its edits, slots and keys, and the space in which keys are compared.
 
-Everything that serves (the stacked weights, the resident key matrix, the FAISS index) is derived from this.
+Everything that serves (the stacked weights, the resident key matrix, the router's catalog) is derived from this.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor
 from wise.edits import Edit
 from wise.errors import EditError, did_you_mean
 from wise.memory.key_space import Space
-from wise.memory.keys import KeyIndex
 from wise.memory.slot import Slot
 
 
@@ -44,23 +43,12 @@ class MemoryState:
         return all(map(attrgetter("edit_ids"), self.slots))
 
     @cached_property
-    def index(self) -> KeyIndex:
-        """The keys with their slots, searchable."""
-        index = KeyIndex(next(iter(self.keys.values())).shape[1] if self.keys else 1)
-        owned = ((edit_id, slot.id) for slot in self.slots for edit_id in slot.edit_ids)
-        index.add_all((edit_id, slot_id, self.keys[edit_id].float()) for edit_id, slot_id in owned)
-        return index
-
-    @cached_property
     def key_owners(self) -> tuple[str, ...]:
         """The edit that each key belongs to, in the order of `key_matrix`."""
         return tuple(edit_id for edit_id in sorted(self.keys) for _ in range(len(self.keys[edit_id])))
 
     def key_matrix(self) -> tuple[Tensor, Tensor]:
-        """All keys `[n, r]` and the slot of each `[n]` int64, by edit id and position; there is one at least.
-
-        As `index.matrix()` has it, without an index, which would be the keys once more.
-        """
+        """All keys `[n, r]` and the slot of each `[n]` int64, by edit id and position; there is one at least."""
         slots = {edit_id: slot.id for slot in self.slots for edit_id in slot.edit_ids}
         return (
             torch.cat([self.keys[edit_id] for edit_id in sorted(self.keys)]),

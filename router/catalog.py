@@ -153,8 +153,7 @@ class Catalog:
 
     def nearest(self, vector: Tensor, count: int) -> list[str]:
         """Ids of the edits that own the `count` whole questions nearest to a vector `[r]`, found with FAISS."""
-        # Exact, however many there are: what is found must not depend on how the memory came about.
-        hits = self.questions.index.search(vector[None].float(), count, exact=True)
+        hits = self.questions.index.search(vector[None].float(), count)
         return [edit_id for edit_id in dict.fromkeys(hits.edit_ids[0]) if edit_id]
 
     def near(self, vectors: Tensor, least: float) -> set[str]:
