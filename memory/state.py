@@ -5,10 +5,11 @@ Everything that serves (the stacked weights, the resident key matrix, the router
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import attrgetter
+from itertools import compress, count
+from operator import attrgetter, is_not
 
 import torch
 from torch import Tensor
@@ -90,3 +91,8 @@ class MemoryState:
             slots=tuple(slot.numbered(i) for i, slot in enumerate(kept)),
             keys={i: keys for i, keys in self.keys.items() if i not in edit_ids},
         )
+
+
+def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many items, from the first on, are the very same objects in both."""
+    return next(compress(count(), map(is_not, one, other)), min(len(one), len(other)))

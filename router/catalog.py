@@ -22,9 +22,8 @@ from torch import Tensor
 from wise.edits import Edit
 from wise.memory.garbage import uncollected
 from wise.memory.keys import KeyIndex
-from wise.memory.runs import leading
 from wise.memory.slot import AnswerSlot
-from wise.memory.state import MemoryState
+from wise.memory.state import MemoryState, common_prefix
 from wise.router.subjects import SubjectIndex, names_of
 from wise.router.turns import is_question, last_word
 
@@ -58,7 +57,8 @@ class Questions:
     def changes(self, state: MemoryState) -> tuple[Sequence[Edit], Sequence[Edit]]:
         """Which edits must go and which come for the index to be that of another state, by edit and by keys."""
         own, count = self.state, len(self.state.edits)
-        if leading(own.edits, state.edits) == count == leading([*own.keys.values()], [*state.keys.values()]):
+        keys = common_prefix([*own.keys.values()], [*state.keys.values()])
+        if common_prefix(own.edits, state.edits) == count == keys:
             return (), state.edits[count:]  # as where edits were added
         old = {edit.id: edit for edit in own.edits}
         new = {edit.id: edit for edit in state.edits}
@@ -123,7 +123,7 @@ class Catalog:
 
     def _slots(self, state: MemoryState) -> tuple[dict[str, int], int]:
         """See `slots` and `longest`."""
-        same = leading(self.state.slots, state.slots)
+        same = common_prefix(self.state.slots, state.slots)
         if same < len(self.state.slots):
             return EMPTY._slots(state)
         new = [slot for slot in state.slots[same:] if isinstance(slot, AnswerSlot)]
@@ -189,7 +189,7 @@ def catalog_of(state: MemoryState) -> Catalog:
 
 def difference(before: Sequence[Edit], after: Sequence[Edit]) -> tuple[list[Edit], list[Edit]]:
     """Which edits went and which came, each as the object it is."""
-    same = leading(before, after)
+    same = common_prefix(before, after)
     old, new = before[same:], after[same:]
     stayed = {*map(id, old)} & {*map(id, new)}
     return [e for e in old if id(e) not in stayed], [e for e in new if id(e) not in stayed]

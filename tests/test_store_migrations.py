@@ -13,13 +13,14 @@ import pytest
 from stores import digest, edits, in_a_process, learn, new_folder, statuses
 
 from wise.errors import StoreError
-from wise.memory.storage import failpoints, migrations
-from wise.memory.storage.migrations import MIGRATIONS, Migration
-from wise.memory.store import Store
+from wise.memory.store import failpoints
+from wise.memory.store.backends import migrations
+from wise.memory.store.backends.migrations import MIGRATIONS, Migration
+from wise.memory.store.store import Store
 
 JOURNAL = "journal.sqlite3"
 EARLIER = range(len(MIGRATIONS))
-RELEASED = {1: ("journal", "b699d48b45c5"), 2: ("chain", "612978852bbd"), 3: ("errands", "7bb422ce0924")}
+RELEASED = {1: ("journal", "?"), 2: ("commands", "?")}
 
 
 def steps(connection: sqlite3.Connection, count: int) -> None:
@@ -64,7 +65,7 @@ def folder() -> Iterator[Path]:
             learn(store, edits(3))
             store.delete(["e1"])
             store.rollback(1)
-            store.acknowledge(edits(4))
+            store.enqueue(edits(4))
         yield parent / "store"
 
 

@@ -14,15 +14,15 @@ from typing import Any
 
 from wise.edits import Edit, check_unique
 from wise.errors import EditError, StoreError
-from wise.memory.storage.backend import Backend, Execute
-from wise.memory.ticket import (
+from wise.memory.store.backends.base import Backend, Execute
+from wise.memory.store.edit_request import (
     FOLLOWS,
     LIVE,
     QUEUED,
     RETIRED,
     TRAINING,
+    EditRequest,
     Event,
-    Request,
     Ticket,
     Version,
     now,
@@ -106,8 +106,8 @@ class Journal:
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def acknowledge(self, requests: Sequence[Request], key: str | None) -> tuple[Ticket, ...]:
-        """See `Store.acknowledge`."""
+    def enqueue(self, requests: Sequence[EditRequest], key: str | None) -> tuple[Ticket, ...]:
+        """See `Store.enqueue`."""
         check_unique([request.edit for request in requests])
         with self._backend.transaction() as execute:
             earlier = () if key is None else _tickets(execute, f"SELECT {_TICKET} WHERE key = ? ORDER BY number", key)
@@ -119,7 +119,7 @@ class Journal:
             pen = _Pen(execute)
             return tuple(self._accept(execute, pen, request, key) for request in requests)
 
-    def _accept(self, execute: Execute, pen: _Pen, request: Request, key: str | None) -> Ticket:
+    def _accept(self, execute: Execute, pen: _Pen, request: EditRequest, key: str | None) -> Ticket:
         edit = request.edit
         under_way = execute(
             # spelled out as the index spells it, or SQLite would not use it
@@ -151,8 +151,8 @@ class Journal:
         pen.note(QUEUED, ticket=ticket.number, author=edit.author, detail={"content": ticket.content})
         return ticket
 
-    def begin(self, limit: int) -> tuple[Ticket, ...]:
-        """See `Store.begin`."""
+    def claim(self, limit: int) -> tuple[Ticket, ...]:
+        """See `Store.claim`."""
         due = f"SELECT {_TICKET} WHERE status = ? AND COALESCE(valid_from, '') <= ? ORDER BY number LIMIT ?"
         with self._backend.transaction() as execute:
             pen = _Pen(execute)
@@ -161,10 +161,10 @@ class Journal:
             )
             for (number,) in late:
                 _move(execute, pen, Move(ticket=number, to=RETIRED, detail={"why": "expired"}))
-            begun = [ticket.number for ticket in _tickets(execute, due, QUEUED, pen.at, limit)]
-            for number in begun:
+            claimed = [ticket.number for ticket in _tickets(execute, due, QUEUED, pen.at, limit)]
+            for number in claimed:
                 _move(execute, pen, Move(ticket=number, to=TRAINING))
-            return tuple(_ticket_of(execute, number) for number in begun)
+            return tuple(_ticket_of(execute, number) for number in claimed)
 
     def expired(self) -> tuple[Ticket, ...]:
         """Live tickets whose time is over."""

@@ -25,7 +25,7 @@ FOLLOWS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class EditRequest:
     """An edit that is handed in, and what the journal is to keep beside it.
 
     Raises EditError for a blank reason, or times that are none or end before they begin.
@@ -74,8 +74,8 @@ class Ticket:
         return {**vars(self), "edit": self.edit.to_dict()}
 
     @property
-    def request(self) -> Request:
-        return Request(
+    def request(self) -> EditRequest:
+        return EditRequest(
             edit=self.edit, reason=self.reason, valid_from=self.valid_from, valid_until=self.valid_until
         )
 

@@ -25,10 +25,10 @@ from typing import Any
 
 from wise.errors import StoreError
 from wise.memory.folder import synced
-from wise.memory.storage.backend import Backend, Execute, digest_of, lost, verified
-from wise.memory.storage.failpoints import reach
-from wise.memory.storage.locks import Holds, claimed, free
-from wise.memory.storage.migrations import create, opening
+from wise.memory.store.backends.base import Backend, Execute, digest_of, lost, verified
+from wise.memory.store.backends.migrations import create, opening
+from wise.memory.store.failpoints import reach
+from wise.memory.store.locks import Holds, claimed, free
 
 JOURNAL_FILE = "journal.sqlite3"
 BLOBS = "blobs"
@@ -37,7 +37,7 @@ PATIENCE = 30.0
 """Seconds to wait for another process to end its transaction."""
 
 
-class FolderBackend(Backend):
+class SqliteBackend(Backend):
     """See the head of this file."""
 
     def __init__(self, folder: Path, *, writer: bool) -> None:

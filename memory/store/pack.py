@@ -22,11 +22,11 @@ from wise.memory.artifact import CONFIG_FILE, FILES, load_memory, save_memory
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import replaced_folder
 from wise.memory.key_space import Space
-from wise.memory.segment import encoded_space
 from wise.memory.state import MemoryState
-from wise.memory.storage.backend import digest_of
-from wise.memory.ticket import Request, Ticket, digest_of_json
-from wise.memory.version import Snapshot
+from wise.memory.store.backends.base import digest_of
+from wise.memory.store.edit_request import EditRequest, Ticket, digest_of_json
+from wise.memory.store.segments import encode_space
+from wise.memory.store.versions import Snapshot
 
 TICKETS_FILE = "tickets.json"
 FORMAT = "wise-tickets"
@@ -42,7 +42,7 @@ class Pack:
     config: WiseConfig
     base: Fingerprint
     state: MemoryState
-    requests: tuple[Request, ...]
+    requests: tuple[EditRequest, ...]
     """One for each edit of the state, in its order."""
     verified: Mapping[str, Mapping[str, Any]]
     """By edit id."""
@@ -94,7 +94,7 @@ def read_pack(folder: Path) -> Pack:
     told = _told(folder / TICKETS_FILE, memory) if (folder / TICKETS_FILE).is_file() else {}
     try:
         requests = tuple(
-            Request(edit=edit, **{n: v for n, v in told.get(edit.id, {}).items() if n != "verified"})
+            EditRequest(edit=edit, **{n: v for n, v in told.get(edit.id, {}).items() if n != "verified"})
             for edit in state.edits
         )
     except (EditError, TypeError) as error:
@@ -140,4 +140,4 @@ def merged(snapshot: Snapshot, pack: Pack) -> MemoryState:
 
 
 def _digest(space: Space | None) -> str:
-    return "" if space is None else digest_of(encoded_space(space))
+    return "" if space is None else digest_of(encode_space(space))

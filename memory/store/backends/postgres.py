@@ -15,9 +15,9 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from wise.errors import ConfigError, StoreError
-from wise.memory.storage.backend import Backend, Execute, digest_of, lost, verified
-from wise.memory.storage.failpoints import reach
-from wise.memory.storage.migrations import opening
+from wise.memory.store.backends.base import Backend, Execute, digest_of, lost, verified
+from wise.memory.store.backends.migrations import opening
+from wise.memory.store.failpoints import reach
 
 if TYPE_CHECKING:
     import psycopg
