@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from wise.edits import Edit
-from wise.memory.garbage import uncollected
 from wise.memory.keys import KeyIndex
 from wise.memory.slot import AnswerSlot
-from wise.memory.state import MemoryState, common_prefix
+from wise.memory.state import MemoryState, common_prefix, gc_paused
 from wise.router.subjects import SubjectIndex, names_of
 from wise.router.turns import is_question, last_word
 
@@ -133,7 +132,7 @@ class Catalog:
     @cached_property
     def questions(self) -> Questions:
         """The whole questions of all edits."""
-        with _building, uncollected(), torch.autocast("cpu", enabled=False):
+        with _building, gc_paused(), torch.autocast("cpu", enabled=False):
             return self.__dict__.get("questions") or self._questions()
 
     def _questions(self) -> Questions:
@@ -178,7 +177,7 @@ def catalog_of(state: MemoryState) -> Catalog:
             went, came = difference(each.state.edits, state.edits)
             if len(went) + len(came) < len(gone) + len(come):
                 best, gone, come = each, went, tuple(came)
-        with uncollected():
+        with gc_paused():
             found = best.after(state, gone, come)
         if best is EMPTY and state.keys:
             _ = found.questions  # which takes a second where a memory was loaded, and is not left to the first question

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from wise.config import WiseConfig
-from wise.memory.grouped import NO_SLOT, grouped_linear
 from wise.memory.layer import SideMemoryLayer, execution_device
-from wise.memory.side_memory import SideMemory, SlotBank
+from wise.memory.side_memory import NO_SLOT, SideMemory, SlotBank, grouped_linear
 from wise.memory.state import MemoryState
 from wise.router.activation import ActivationRouter, RetrievalRouter, activation_score
 from wise.router.assemble import assemble

@@ -16,8 +16,7 @@ from transformers import DynamicCache
 
 import wise
 from wise.errors import ConfigError
-from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import Route
+from wise.memory.side_memory import NO_SLOT, Route
 from wise.memory.state import MemoryState
 from wise.reading import read_rows
 from wise.router.hybrid import HybridRouter

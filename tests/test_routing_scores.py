@@ -16,8 +16,7 @@ from wise.errors import ConfigError
 from wise.lab.eval.routing import gate_ratios
 from wise.lab.eval.routing.scores import prompt_ids, score_prompts, score_rows
 from wise.lab.eval.work import Journal, Work
-from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import Router, SlotBank
+from wise.memory.side_memory import NO_SLOT, Router, SlotBank
 from wise.router.activation import ActivationRouter, RetrievalRouter
 
 TEXTS = [text(row) for row in BATCH]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wise.errors import ArtifactError, ConfigError
-from wise.memory.grouped import NO_SLOT
+from wise.memory.side_memory import NO_SLOT
 from wise.memory.slot import CHAT, COMPLETION, SLOT_KINDS, AnswerBank, AnswerSlot, MaskedDenseSlot, make_bank
 
 F, D = 12, 5

@@ -1,6 +1,6 @@
 """Segments: some slots of a memory, with their edits and keys, as one block of bytes that never changes.
 
-A segment is a safetensors file: the columns of the slots (`columns.py`), a column of keys, and one JSON text in the
+A segment is a safetensors file: the columns of the slots (`columns_of`), a column of keys, and one JSON text in the
 metadata for the rest. Versions share segments, so a commit writes only the slots that are new.
 """
 
@@ -19,9 +19,8 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.errors import StoreError
-from wise.memory.columns import ROWS, apart, by_group, columns_of, is_column, unstacked
 from wise.memory.key_space import Space, space_from_tensors
-from wise.memory.slot import SLOT_KINDS, Slot
+from wise.memory.slot import ROWS, SLOT_KINDS, Slot, by_group, columns_of, is_column, split_column, split_group
 from wise.memory.state import MemoryState
 
 FORMAT = "wise-segment"
@@ -162,8 +161,8 @@ def decode_segment(data: bytes, place: str) -> list[StoredSlot]:
         tensors = load(data)
         columns = {name: tensor for name, tensor in tensors.items() if is_column(name) and name != "keys" + ROWS}
         sizes = Counter(own["group"] for own in fields)
-        slots = {number: iter(apart(group, sizes[number])) for number, group in by_group(columns).items()}
-        keys = iter(unstacked(tensors, "keys")) if "keys" in tensors else None
+        slots = {number: iter(split_group(group, sizes[number])) for number, group in by_group(columns).items()}
+        keys = iter(split_column(tensors, "keys")) if "keys" in tensors else None
         return [_stored(own, next(slots[own["group"]]), keys) for own in fields]
     except (*_MALFORMED, StopIteration) as error:
         raise StoreError(f"{place}: is no segment of ours: {error!r:.200}; restore it from a backup") from error
