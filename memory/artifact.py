@@ -286,12 +286,12 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 def _unpack_slots(kinds: Sequence[str], edits: Sequence[Edit], tensors: dict[str, Tensor]) -> tuple[Slot, ...]:
     """Takes the columns of all slots out of `tensors`."""
     columns = {name: tensors.pop(name) for name in list(tensors) if is_column(name)}
-    told = {name: tensors.pop(f"slots.{name}", None) for name in ("group", "held", "edits", "scores")}
-    if not columns and all(tensor is None for tensor in told.values()):
+    indices = {name: tensors.pop(f"slots.{name}", None) for name in ("group", "held", "edits", "scores")}
+    if not columns and all(tensor is None for tensor in indices.values()):
         return ()
-    numbers = {name: [] if tensor is None or tensor.ndim != 1 else tensor.tolist() for name, tensor in told.items()}
+    numbers = {name: [] if tensor is None or tensor.ndim != 1 else tensor.tolist() for name, tensor in indices.items()}
     group, held, places, scores = numbers.values()
-    dtypes = [None if tensor is None else tensor.dtype for tensor in told.values()]
+    dtypes = [None if tensor is None else tensor.dtype for tensor in indices.values()]
     if (
         dtypes != [torch.int64, torch.int64, torch.int64, torch.float64]
         or len(group) != len(held)
@@ -300,7 +300,7 @@ def _unpack_slots(kinds: Sequence[str], edits: Sequence[Edit], tensors: dict[str
         or not all(0 <= place < len(edits) for place in places)
         or min(held, default=0) < 0
     ):
-        shapes = {name: None if tensor is None else list(tensor.shape) for name, tensor in told.items()}
+        shapes = {name: None if tensor is None else list(tensor.shape) for name, tensor in indices.items()}
         _refuse(f"{TENSORS_FILE}: slots {shapes} do not fit the {len(edits)} edits and {kinds}; {_AGAIN}")
     ids, ends = [edit.id for edit in edits], list(accumulate(held))
     fields: list[list[dict[str, Any]]] = [[] for _ in kinds]

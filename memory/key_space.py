@@ -73,8 +73,8 @@ def space_from_tensors(tensors: Mapping[str, Tensor]) -> Space:
     space = _relations(tensors) if "reader" in tensors else _activations(tensors)
     again = {name: (t.dtype, t.shape) for name, t in space.tensors().items()} if space is not None else None
     if space is None or again != {name: (t.dtype, t.shape) for name, t in tensors.items()}:
-        told = {name: f"{t.dtype} {list(t.shape)}" for name, t in tensors.items()}
-        raise ValueError(f"{told} make no space of keys")
+        found = {name: f"{t.dtype} {list(t.shape)}" for name, t in tensors.items()}
+        raise ValueError(f"{found} make no space of keys")
     return space
 
 

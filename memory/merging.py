@@ -3,7 +3,7 @@
 A shard's delta is zero outside its own random mask, so most entries belong to one shard or to none.
 How an entry with a single owner comes out is what tells the methods apart: the disjoint mean (`ties`,
 `sign`) averages only over shards that have something to say and hands it through unchanged, while
-`linear` scales it by its lambda, 1/k unless told otherwise: every edit is diluted by the number of shards.
+`linear` scales it by its lambda, 1/k by default: every edit is diluted by the number of shards.
 
 Each method is a way to thin out every shard, then a way to combine what is left:
 

@@ -1,4 +1,4 @@
-"""The truth about a memory: its edits, slots and keys, and the space in which keys are compared.
+"""The state of a memory: its edits, slots and keys, and the space in which keys are compared.
 
 Everything that serves (the stacked weights, the resident key matrix, the router's catalog) is derived from this.
 """

@@ -1,7 +1,7 @@
-"""Whether a store is whole: everything that can be reached is verified, and nothing is changed.
+"""The check of a store: it verifies everything that can be reached, and changes nothing.
 
-It is what `wise check` runs, and the oracle of the tests: files against their digests, manifests against the files
-they name, segments against the rules of a memory, versions against the journal, and every ticket against its events.
+`wise check` runs it, and tests use it as their oracle: files against their digests, manifests against the files they
+name, segments against the rules of a memory, versions against the journal, and every ticket against its events.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Findings:
     """That can be read."""
     blobs: int
     unneeded: int
-    """Files that nothing names: what was cut off leaves them, and `gc` removes them."""
+    """Files that nothing names: interrupted commits leave them, and `gc` removes them."""
     bytes: int
 
 
@@ -65,7 +65,7 @@ def check(backend: Backend, journal: Journal) -> Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class _Segment:
-    """What the check of a version asks of a segment, which many versions share."""
+    """What the check of a version needs to know of a segment, which many versions share."""
 
     ids: tuple[str, ...]
     """Of its edits."""
@@ -227,7 +227,7 @@ def _version_problems(events: Sequence[Event], versions: Sequence[Version]) -> I
     }
     collected = {event.version for event in events if event.kind == "collected"}
     for version in versions:
-        told = made.pop(version.number, {})
-        if {**told, "collected": version.number in collected} != version.to_dict():
+        expected = made.pop(version.number, {})
+        if {**expected, "collected": version.number in collected} != version.to_dict():
             yield f"version {version.number} is not what its events say"
     yield from (f"version {number} is missing" for number in made)

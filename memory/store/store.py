@@ -46,7 +46,7 @@ from wise.memory.store.versions import Difference, Snapshot, difference, read
 
 EDITS_AT_ONCE = 64
 KEPT_VERSIONS = 100
-"""Versions that `gc` keeps, unless it is told otherwise."""
+"""Versions that `gc` keeps by default."""
 
 
 class Store:

@@ -1,1 +1,1 @@
-"""Where a store keeps its rows and its bytes: a folder with SQLite, or PostgreSQL."""
+"""The backends of a store, which keep its rows and bytes: a folder with SQLite, or PostgreSQL."""
