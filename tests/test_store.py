@@ -13,9 +13,9 @@ from stores import BASE, CONFIG, digest, edit, edits, end, learn, new_folder, st
 
 import wise
 from wise.errors import EditError, StoreError
-from wise.memory import journal as journal_module
 from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
+from wise.memory.store import journal as journal_module
 from wise.memory.store.edit_request import EditRequest
 from wise.memory.store.segments import EditTable, StoredSlot
 from wise.memory.store.store import Store

@@ -100,7 +100,7 @@ class MaskedDenseWriter:
 
     def _merge(self, deltas: Tensor) -> Tensor:
         config = self.config
-        return merge(deltas, method=config.merge, density=config.merge_density, seed=config.seed)
+        return merge(deltas, method=config.merge, density=config.merge_density)
 
     def _collect(
         self, tasks: Sequence[SlotTask], examples: Examples, masks: Tensor, shards: Fit, served: Fit
