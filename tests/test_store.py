@@ -16,7 +16,7 @@ from wise.errors import EditError, StoreError
 from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
 from wise.memory.store import journal as journal_module
-from wise.memory.store.edit_request import EditRequest
+from wise.memory.store.edit_request import EditRequest, Ticket
 from wise.memory.store.segments import EditTable, StoredSlot
 from wise.memory.store.store import Store
 from wise.memory.store.versions import read
@@ -131,7 +131,7 @@ def test_edits_wait_for_their_time_and_are_named_when_it_is_over(
     assert [ticket.edit.id for ticket in store.claim()] == ["e1"]
 
 
-def learn_and_list(store: Store) -> tuple[wise.memory.store.edit_request.Ticket, ...]:  # type: ignore[name-defined]
+def learn_and_list(store: Store) -> tuple[Ticket, ...]:
     learn(store, [])
     return store.journal.tickets(status="live")
 
