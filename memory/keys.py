@@ -11,9 +11,8 @@ threads at once; nothing may be added or removed meanwhile.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,16 +33,6 @@ _AT_ONCE = 2**22
 _HINTED = 1000
 """Edits among which a similar id is looked for; among more it takes seconds, and the list is no help."""
 _NOT_FINITE = "NaN, infinity or a length beyond float32: they cannot be compared"
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeyHits:
-    """The nearest keys of `m` queries, best first. Where an index has fewer than `k`: -inf and ""."""
-
-    scores: Tensor
-    """`[m, k]` float32 inner products."""
-    edit_ids: list[list[str]]
-    """`[m][k]`."""
 
 
 class KeyIndex:
@@ -74,11 +63,6 @@ class KeyIndex:
         """Number of keys."""
         return self._living
 
-    @property
-    def edit_ids(self) -> tuple[str, ...]:
-        """The edits that have keys here, sorted."""
-        return tuple(sorted(self._entries))
-
     def copy(self) -> KeyIndex:
         """The same keys in an index of its own.
 
@@ -93,13 +77,11 @@ class KeyIndex:
     def add_rows(self, edit_ids: Sequence[str], sizes: Sequence[int], keys: Tensor) -> None:
         """Add many edits at once: the i-th has the next `sizes[i]` of the keys `[n, r]`, which are copied.
 
-        Raises EditError, and adds none, if an id is empty, given twice or here already, or keys are not finite float32
+        Raises EditError, and adds none, if an id is given twice or has keys already, or keys are not finite float32
         vectors of size r; ConfigError if sizes and keys do not fit.
         """
         if len(edit_ids) != len(sizes) or min(sizes, default=1) < 1 or sum(sizes) != len(keys):
             raise ConfigError(f"{len(edit_ids)} edits, {len(sizes)} sizes of sum {sum(sizes)} and {len(keys)} keys")
-        if not all(edit_ids):
-            raise EditError("edit id '': expected a text of at least one character")
         counts = Counter(edit_ids)
         known = self._entries.keys() & counts.keys() or {i for i, count in counts.items() if count > 1}
         if known:
@@ -161,39 +143,20 @@ class KeyIndex:
 
     # -- search -------------------------------------------------------------------------------
 
-    def search(self, queries: Tensor, k: int = 1) -> KeyHits:
-        """The `k` keys with the largest inner product for each of `queries` `[m, r]`.
+    def search(self, queries: Tensor, k: int = 1) -> list[list[tuple[float, str]]]:
+        """Float32 inner product and edit of the `k` keys nearest to each of `queries` `[m, r]`, best first.
 
-        Raises ConfigError if the queries are not finite float32 vectors of size r, or `k` is under 1.
+        Fewer where the index has fewer. Raises ConfigError if the queries are not finite float32 vectors of size r, or
+        `k` is under 1.
+
+        FAISS scores in float32 and breaks ties by its own storage order, so its search is widened until its worst
+        candidate trails the last wanted one by more than rounding can explain.
         """
         vectors = self._checked(queries)
         if type(k) is not int or k < 1:
             raise ConfigError(f"k={k!r}: expected a whole number from 1")
-        scores = torch.full((len(vectors), k), -torch.inf)
-        edit_ids = [[""] * k for _ in vectors]
-        for row, ranked in self._nearest(vectors, min(k, len(self))):
-            for rank, (negated, edit_id) in enumerate(ranked):
-                scores[row, rank], edit_ids[row][rank] = -negated, edit_id
-        return KeyHits(scores=scores, edit_ids=edit_ids)
-
-    def within(self, queries: Tensor, least: float) -> set[str]:
-        """The edits with a key whose float32 inner product with one of `queries` `[m, r]` is `least` or more.
-
-        Raises ConfigError as `search` does, or where there are no queries.
-        """
-        vectors, used = self._checked(queries), len(self._owners)
-        if not len(vectors):
-            raise ConfigError("there are no queries")
-        near = ((self._vectors[:used] @ vectors.T).max(axis=1) >= least) & self._alive[:used]
-        return {self._owners[row] for row in np.flatnonzero(near).tolist()}
-
-    def _nearest(self, vectors: NDArray[np.float32], wanted: int) -> Iterator[tuple[int, list[tuple[float, str]]]]:
-        """For each row of `vectors`, in no order: the negated score and the edit of the best `wanted` keys.
-
-        FAISS scores in float32 and breaks ties by its own storage order, so a search is widened until its worst
-        candidate trails the last wanted one by more than rounding can explain.
-        """
-        used = len(self._owners)
+        used, wanted = len(self._owners), min(k, len(self))
+        found: list[list[tuple[float, str]]] = [[] for _ in vectors]
         slack = self._rounding(vectors)
         pending, width = np.arange(len(vectors) if wanted else 0), wanted + _SPARE
         while pending.size:
@@ -212,8 +175,21 @@ class KeyIndex:
                 exact = products.sum(axis=2).astype(np.float32)
                 for query, its_scores, its_rows, living in zip(pending[at], exact, rows[at], alive[at], strict=True):
                     owners = [self._owners[row] for row in its_rows[living].tolist()]
-                    yield int(query), sorted(zip((-its_scores[living]).tolist(), owners, strict=True))[:wanted]
+                    ranked = sorted(zip((-its_scores[living]).tolist(), owners, strict=True))[:wanted]
+                    found[query] = [(-negated, owner) for negated, owner in ranked]
             pending, width = pending[~settled], 2 * width
+        return found
+
+    def within(self, queries: Tensor, least: float) -> set[str]:
+        """The edits with a key whose float32 inner product with one of `queries` `[m, r]` is `least` or more.
+
+        Raises ConfigError as `search` does, or where there are no queries.
+        """
+        vectors, used = self._checked(queries), len(self._owners)
+        if not len(vectors):
+            raise ConfigError("there are no queries")
+        near = ((self._vectors[:used] @ vectors.T).max(axis=1) >= least) & self._alive[:used]
+        return {self._owners[row] for row in np.flatnonzero(near).tolist()}
 
     def _rounding(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         """`[m]` bound on how far rounding can shift the difference of two scores.

@@ -152,8 +152,8 @@ class Catalog:
 
     def nearest(self, vector: Tensor, count: int) -> list[str]:
         """Ids of the edits that own the `count` whole questions nearest to a vector `[r]`, found with FAISS."""
-        hits = self.questions.index.search(vector[None].float(), count)
-        return [edit_id for edit_id in dict.fromkeys(hits.edit_ids[0]) if edit_id]
+        (found,) = self.questions.index.search(vector[None].float(), count)
+        return list(dict.fromkeys(edit_id for _, edit_id in found))
 
     def near(self, vectors: Tensor, least: float) -> set[str]:
         """Ids of the edits with a whole question that may come so near to one of the vectors `[n, r]`."""

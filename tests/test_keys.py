@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from wise.errors import ConfigError, EditError
-from wise.memory.keys import KeyHits, KeyIndex, _flat
+from wise.memory.keys import KeyIndex, _flat
 
 DIM = 3
 IDS = ("a", "b", "c", "d", "e", "f")
@@ -63,17 +63,16 @@ def random_keys(count: int, dim: int = 16) -> dict[str, Tensor]:
 
 def brute_force(keys: Mapping[str, Tensor], queries: Tensor, k: int) -> Ranking:
     owned = [(edit_id, key) for edit_id in sorted(keys) for key in keys[edit_id]]
-    missing = [(-torch.inf, "")] * max(0, k - len(owned))
     if not owned:
-        return [missing for _ in queries]
+        return [[] for _ in queries]
     scores = (queries.double() @ torch.stack([key for _, key in owned]).double().T).float()
     best = scores.sort(dim=1, descending=True, stable=True)  # stable: ties stay in order of edit id
     rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    return [[(s, owned[i][0]) for s, i in zip(values[:k], at[:k], strict=True)] + missing for values, at in rows]
+    return [[(s, owned[i][0]) for s, i in zip(values[:k], at[:k], strict=True)] for values, at in rows]
 
 
-def ranking(hits: KeyHits) -> Ranking:
-    return [list(zip(*row, strict=True)) for row in zip(hits.scores.tolist(), hits.edit_ids, strict=True)]
+def edits_of(hits: Ranking) -> list[list[str]]:
+    return [[edit_id for _, edit_id in of_query] for of_query in hits]
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -103,10 +102,10 @@ def test_searches_are_brute_force_after_any_history(
         else:
             alive[edit_id] = coarse(generator, count)
             index.add_rows([edit_id], [count], alive[edit_id])
-        assert ranking(index.search(queries, k)) == brute_force(alive, queries, k)
+        assert index.search(queries, k) == brute_force(alive, queries, k)
     for each, keys in (*left, (index, alive)):
-        assert ranking(each.search(queries, k)) == brute_force(keys, queries, k)
-        assert each.edit_ids == tuple(sorted(keys)) and len(each) == sum(map(len, keys.values()))
+        assert each.search(queries, k) == brute_force(keys, queries, k)
+        assert {*each._entries} == {*keys} and len(each) == sum(map(len, keys.values()))
         for least in (-1.0, 0.0, 1.0, 2.0):
             near = {edit_id for edit_id, own in keys.items() if bool((own @ queries.T >= least).any())}
             assert each.within(queries, least) == near
@@ -115,14 +114,14 @@ def test_searches_are_brute_force_after_any_history(
 def test_searches_are_brute_force_on_real_valued_keys() -> None:
     keys = random_keys(200)
     queries = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
-    assert ranking(index_of(keys, 16).search(queries, 7)) == brute_force(keys, queries, 7)
+    assert index_of(keys, 16).search(queries, 7) == brute_force(keys, queries, 7)
 
 
 def test_a_crowd_of_equal_keys_goes_to_the_first_ids() -> None:
     """More ties than one FAISS search looks at, added last to first."""
     key = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
     index = index_of({f"{edit:03}": key for edit in reversed(range(300))}, 8)
-    assert index.search(key.repeat(40, 1), 3).edit_ids == [["000", "001", "002"]] * 40
+    assert edits_of(index.search(key.repeat(40, 1), 3)) == [["000", "001", "002"]] * 40
     # Negative control: FAISS alone, which numbers keys as they came, does not give the last three added.
     assert _flat(key.numpy(), index._vectors[:300], 3)[1].tolist() != [[299, 298, 297]]
 
@@ -137,8 +136,7 @@ def test_scores_closer_than_rounding_are_ranked_exactly() -> None:
         keys[f"{edit:03}"] = torch.cat([torch.tensor([edit * 2**-40]), key])[None]
     index, query = index_of(keys, 65), torch.ones(1, 65)
     hits = index.search(query, 3)
-    assert hits.edit_ids == [["199", "198", "197"]]
-    assert hits.scores.tolist() == [[199 * 2**-40, 198 * 2**-40, 197 * 2**-40]]
+    assert hits == [[(199 * 2**-40, "199"), (198 * 2**-40, "198"), (197 * 2**-40, "197")]]
     # Negative control: FAISS alone does not have the best key, numbered 199, even among its first 11.
     assert 199 not in _flat(query.numpy(), index._vectors[:200], 11)[1]
 
@@ -146,15 +144,15 @@ def test_scores_closer_than_rounding_are_ranked_exactly() -> None:
 def test_a_query_is_answered_alone_as_in_a_batch() -> None:
     index = index_of(random_keys(150, dim=48), 48)
     queries = torch.randn(70, 48, generator=torch.Generator().manual_seed(2))
-    together = ranking(index.search(queries, 4))
-    assert together == [ranking(index.search(query[None], 4))[0] for query in queries]
+    together = index.search(queries, 4)
+    assert together == [index.search(query[None], 4)[0] for query in queries]
 
 
 def test_searches_may_run_side_by_side() -> None:
     keys, queries = one_each(clustered(600, 1)), clustered(64, 2)
     index = index_of(keys, 10)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda i: ranking(index.search(queries[i : i + 1], 5))[0], range(64)))
+        found = list(pool.map(lambda i: index.search(queries[i : i + 1], 5)[0], range(64)))
     assert found == brute_force(keys, queries, 5)
 
 
@@ -163,12 +161,12 @@ def test_the_dead_are_passed_over() -> None:
     keys = one_each(clustered(600, 1))
     query = keys["00000"]
     index = index_of({edit_id: key - 2 * query for edit_id, key in keys.items()}, 10)
-    nearest = index.search(query, 100).edit_ids[0]
+    (nearest,) = edits_of(index.search(query, 100))
     for edit_id in nearest:
         index.remove(edit_id)
     assert len(index._owners) == 600, "too few are dead for compacting"
     left = {edit_id: key - 2 * query for edit_id, key in keys.items() if edit_id not in nearest}
-    assert ranking(index.search(query, 5)) == brute_force(left, query, 5)
+    assert index.search(query, 5) == brute_force(left, query, 5)
     # Negative control: FAISS alone proposes the dead, whose inner product is 0.
     assert _flat(query.numpy(), index._vectors[:600], 20)[0].tolist() == [[0.0] * 20]
 
@@ -187,12 +185,12 @@ def test_many_removals_compact_the_rows() -> None:
     for i in range(190):
         index.remove(f"{i:05}")
         assert len(index._owners) <= len(index) * 4 / 3 + 1
-    assert index.search(keys["00195"]).edit_ids == [["00195"]]
+    assert edits_of(index.search(keys["00195"])) == [["00195"]]
     for _ in range(300):
         index.remove("00195")
         index.add_rows(["00195"], [1], keys["00000"])
     assert len(index._owners) < 30
-    assert index.search(keys["00000"]).edit_ids == [["00195"]]
+    assert edits_of(index.search(keys["00000"])) == [["00195"]]
 
 
 def test_one_more_edit_moves_no_other() -> None:
@@ -209,15 +207,14 @@ def test_one_more_edit_moves_no_other() -> None:
     assert index._vectors.__array_interface__["data"][0] not in arrays
 
 
-def test_what_is_missing_is_marked() -> None:
+def test_an_index_of_few_keys_finds_fewer() -> None:
     index = KeyIndex(DIM)
-    empty = index.search(torch.ones(2, DIM), 2)
-    assert ranking(empty) == [[(-torch.inf, "")] * 2] * 2
+    assert index.search(torch.ones(2, DIM), 2) == [[], []]
     index.add_rows(["a"], [1], torch.ones(1, DIM))
-    assert ranking(index.search(torch.ones(1, DIM), 2)) == [[(3.0, "a"), (-torch.inf, "")]]
-    assert index.search(torch.ones(0, DIM), 2).scores.shape == (0, 2)
+    assert index.search(torch.ones(1, DIM), 2) == [[(3.0, "a")]]
+    assert index.search(torch.ones(0, DIM), 2) == []
     index.remove("a")
-    assert ranking(index.search(torch.ones(1, DIM))) == [[(-torch.inf, "")]]
+    assert index.search(torch.ones(1, DIM)) == [[]]
 
 
 def test_keys_are_copied_in() -> None:
@@ -225,14 +222,12 @@ def test_keys_are_copied_in() -> None:
     index = index_of({"a": keys})
     with torch.no_grad():
         keys.fill_(5)
-    hits = index.search(torch.ones(1, DIM))
-    assert hits.scores.dtype == torch.float32 and hits.scores.tolist() == [[3.0]]
+    assert index.search(torch.ones(1, DIM)) == [[(3.0, "a")]]
 
 
 @pytest.mark.parametrize(
     ("edit_ids", "sizes", "keys", "message"),
     [
-        (["b", ""], [1, 1], torch.ones(2, DIM), "edit id ''"),
         (["b", "a"], [1, 1], torch.ones(2, DIM), "'a' already has keys"),
         (["b", "c", "b"], [1, 1, 1], torch.ones(3, DIM), "'b' already has keys"),
         (["b"], [1], torch.ones(1, DIM + 1), r"'b': shape \[1, 4\], expected \[n, 3\]"),
@@ -249,8 +244,8 @@ def test_bad_keys_are_refused_by_name_and_change_nothing(
     index = index_of({"a": torch.ones(2, DIM)})
     with pytest.raises(EditError, match=message):
         index.add_rows(edit_ids, sizes, keys)
-    assert index.edit_ids == ("a",) and len(index) == 2
-    assert ranking(index.search(torch.ones(1, DIM), 3)) == [[(3.0, "a"), (3.0, "a"), (-torch.inf, "")]]
+    assert {*index._entries} == {"a"} and len(index) == 2
+    assert index.search(torch.ones(1, DIM), 3) == [[(3.0, "a"), (3.0, "a")]]
 
 
 @pytest.mark.parametrize("sizes", [[1], [2, 0], [1, 2]])

@@ -277,10 +277,9 @@ def nearest_keys(state: MemoryState, vectors: Tensor) -> tuple[Tensor, Tensor, l
     assert isinstance(state.key_space, KeySpace)
     index = KeyIndex(state.key_space.size)
     index.add_rows([*state.keys], [len(own) for own in state.keys.values()], torch.cat([*state.keys.values()]))
-    hits = index.search(state.key_space.keys(vectors))
-    ids = [own for (own,) in hits.edit_ids]
+    scores, ids = zip(*(hit for (hit,) in index.search(state.key_space.keys(vectors))), strict=True)
     slots = {edit_id: slot.id for slot in state.slots for edit_id in slot.edit_ids}
-    return hits.scores[:, 0], torch.tensor([slots[own] for own in ids]), ids
+    return torch.tensor(scores), torch.tensor([slots[own] for own in ids]), list(ids)
 
 
 def padded(rows: Sequence[Sequence[int]], extra: int = 0) -> dict[str, Tensor]:
