@@ -1,4 +1,4 @@
-"""A memory on disk: a folder of JSON and safetensors, there as a whole or not at all.
+"""A memory on disk: a folder of JSON and safetensors, written as a whole or not at all.
 
     wise_config.json     settings, fingerprint of the base, kinds of slots; a SHA-256 of itself and of the others
     edits.jsonl          the live edits in their order, one per line, as `wise.read_edits` reads them
@@ -8,9 +8,8 @@
 
 So a memory of 100,000 edits is about ten tensors.
 
-Nothing in it depends on when, where or how often it was written: the same memory makes the same bytes.
-Nothing in it is executed or unpickled, and the search index is built anew from the keys. Everything is
-checked before anything is used.
+The same memory always gives the same bytes. Nothing in the files is executed or unpickled, and the search index is
+built again from the keys. Everything is checked before anything is used.
 """
 
 from __future__ import annotations

@@ -45,10 +45,10 @@ class KeySpace:
 
 @dataclass(frozen=True, kw_only=True)
 class RelationSpace:
-    """What a relation reader made keys with, and from where two of them ask the same."""
+    """The relation reader that made the keys, and its thresholds for the same question."""
 
     reader: str
-    """Name of what was taught: keys of one reader mean nothing to another."""
+    """Name of the trained reader: keys of different readers cannot be compared."""
     size: int
     """r: numbers in a key."""
     threshold: float

@@ -60,16 +60,16 @@ class Route(NamedTuple):
     threshold: Tensor
     """`[n]` float32."""
     delta: Tensor | None
-    """`[n, d]` what the slot would add; None where no gate is open and a router saw it in time."""
+    """`[n, d]` what the slot would add; None if no gate is open and the router skipped computing it."""
 
     @property
     def open(self) -> Tensor:
-        """`[n]` bool: the side memory speaks."""
+        """`[n]` bool: the side memory is added."""
         return self.score >= self.threshold
 
 
 class Evidence(NamedTuple):
-    """How near each token's gate is to opening, for measuring: one number that means the same in every router."""
+    """How near each token's gate is to opening, for measuring: one number with the same meaning in every router."""
 
     value: Tensor
     """`[n]` float32, finite; the gate opens exactly where it is at least 1."""
@@ -99,7 +99,7 @@ class Router(Resident, ABC):
         """activation: `[n, f]`."""
 
     def silent(self, activation: Tensor) -> bool:
-        """No gate opens at any token of `[..., f]`, and that is cheaper to see than a route."""
+        """Whether no gate opens at any token of `[..., f]`, if that is cheaper to find out than a route."""
         return False
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:

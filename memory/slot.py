@@ -1,7 +1,7 @@
-"""A slot: one shard of the side memory, the edits it holds and what it adds for them.
+"""Slots: the parts of a side memory, each with the edits that it holds and what it adds for them.
 
-To add a kind of slot, subclass `Slot` and register it in `SLOT_KINDS`; a writer makes it, the bank that its kind makes
-serves it.
+To add a kind of slot, subclass `Slot` and register it in `SLOT_KINDS`. A writer makes slots, and the bank of their kind
+serves them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Slot(ABC):
 
     kind: ClassVar[str]
     shared: ClassVar[bool] = True
-    """Whether what it adds bears traces of edits that it no longer holds, or held none of."""
+    """Whether what it adds keeps traces of edits that it no longer holds."""
 
     id: int
     edit_ids: tuple[str, ...]
@@ -46,10 +46,6 @@ class Slot(ABC):
     @abstractmethod
     def maps(self) -> tuple[int, int]:
         """f and d: from how many features to how many."""
-
-    @abstractmethod
-    def delta(self, activation: Tensor) -> Tensor:
-        """What the slot adds: `[..., f] -> [..., d]`."""
 
     @classmethod
     @abstractmethod
@@ -104,6 +100,7 @@ class MaskedDenseSlot(Slot):
         return self.weight.shape[1], self.weight.shape[0]
 
     def delta(self, activation: Tensor) -> Tensor:
+        """What the slot adds: `[..., f] -> [..., d]`."""
         return linear(activation, self.weight.to(activation))
 
     @classmethod
@@ -136,7 +133,7 @@ FORMS = 2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnswerSlot(Slot):
-    """One edit's own (`hybrid`): its answer in each form, and the value added where each of its tokens is generated."""
+    """The slot of one edit (`hybrid`): its answer in each form, and the value to add where each token is generated."""
 
     kind = "answer"
     shared = False
@@ -148,7 +145,7 @@ class AnswerSlot(Slot):
     counts: Tensor
     """`[FORMS]` int64: tokens of each form; 0 where the edit is not given in it."""
     features: int
-    """f, which says what it stands beside and is otherwise of no account."""
+    """f of the base; nothing is computed from it."""
 
     @property
     def answers(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -160,12 +157,6 @@ class AnswerSlot(Slot):
     @property
     def maps(self) -> tuple[int, int]:
         return self.features, self.values.shape[1]
-
-    def delta(self, activation: Tensor) -> Tensor:
-        """The first value."""
-        if activation.shape[-1] != self.features:
-            raise RuntimeError(f"an activation of {activation.shape[-1]} features, {self.features} expected")
-        return self.values[0].to(activation).expand(*activation.shape[:-1], -1)
 
     @classmethod
     def bank(cls, slots: Sequence[Self], dtype: torch.dtype) -> SlotBank:
