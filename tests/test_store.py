@@ -196,8 +196,8 @@ def test_a_state_that_does_not_follow_is_refused_and_nothing_changes(store: Stor
     state = written(edits(2), store.read().state)
     altered = replace(edit(2), target="there")
     wrong = {
-        "'e3' was neither live nor begun": written(edits(3), state),
-        "'e2' is not the one that was acknowledged": written([altered], store.read().state),
+        "'e3' was neither live nor claimed": written(edits(3), state),
+        "'e2' is not the one that was enqueued": written([altered], store.read().state),
         "not in exactly one slot": replace(state, slots=state.slots[:1]),
         "numbered": replace(state, slots=state.slots[::-1]),
         "the version is refused": replace(state, keys={**state.keys, "e2": state.keys["e2"].double()}),

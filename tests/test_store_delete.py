@@ -128,7 +128,7 @@ def test_a_store_does_not_keep_a_trace_for_want_of_a_model(folder: Path) -> None
             store.delete(["e0"])
         with pytest.raises(StoreError, match="edit 'e0' was to be forgotten and is still in the state"):
             store.delete(["e0"], forget=lambda state, edit_ids: state)
-        with pytest.raises(StoreError, match="edit 'e9' was neither live nor begun"):
+        with pytest.raises(StoreError, match="edit 'e9' was neither live nor claimed"):
             store.delete(["e0"], forget=lambda state, edit_ids: MemoryState(edits=(edit(9),)))
         assert store.log() == events
         assert store.delete(["e0", "e1"]).edits == 0  # of nobody else's slot

@@ -217,7 +217,7 @@ def check_edits(state: MemoryState, parent: Snapshot, mine: Mapping[str, Ticket]
         if known is None:
             raise StoreError(f"edit {edit.id!r} was neither live nor claimed; enqueue it, claim it, then commit it")
         if known != edit:
-            raise StoreError(f"edit {edit.id!r} is not the one that was acknowledged; give a changed edit a new id")
+            raise StoreError(f"edit {edit.id!r} is not the one that was enqueued; give a changed edit a new id")
 
 
 def same_slots(before: Manifest | None, after: Manifest) -> bool:

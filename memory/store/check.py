@@ -194,7 +194,7 @@ def _life_problems(ticket: Ticket, life: Sequence[Event]) -> Iterator[str]:
     """A ticket is what its events made of it."""
     name = f"ticket {ticket.number}"
     if not life or life[0].kind != QUEUED or life[0].detail.get("content") != ticket.content:
-        yield f"{name} is not what was acknowledged"
+        yield f"{name} is not what was enqueued"
         return
     for before, after in pairwise(life):
         if after.kind not in FOLLOWS.get(before.kind, ()):
