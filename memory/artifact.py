@@ -1,17 +1,15 @@
-"""A memory on disk: a folder of JSON and safetensors, there as a whole or not at all.
+"""A memory on disk: a folder of JSON and safetensors, written as a whole or not at all.
 
     wise_config.json     settings, fingerprint of the base, kinds of slots; a SHA-256 of itself and of the others
     edits.jsonl          the live edits in their order, one per line, as `wise.read_edits` reads them
     memory.safetensors   keys and key_counts, by edit; slots.group and slots.held (how many edits), by slot; slots.edits
-                         (their lines) and slots.scores, by slot and edit; the columns of the slots (`columns.py`); in
+                         (their lines) and slots.scores, by slot and edit; the columns of the slots (`columns_of`); in
                          retrieve key_space.{mean,projection}, in hybrid key_space.{reader,size,thresholds}
 
-So a memory of 100,000 edits is some ten tensors. Version 1 had slot.{i}.{name} instead, which takes a safetensors
-reader seconds, and told of each slot in wise_config.json; it is read still.
+So a memory of 100,000 edits is about ten tensors.
 
-Nothing in it depends on when, where or how often it was written: the same memory makes the same bytes.
-Nothing in it is executed or unpickled, and the search index is built anew from the keys. Everything is
-checked before anything is used.
+The same memory always gives the same bytes. Nothing in the files is executed or unpickled, and the search index is
+built again from the keys. Everything is checked before anything is used.
 """
 
 from __future__ import annotations
@@ -37,13 +35,20 @@ from wise import __version__
 from wise.config import WiseConfig
 from wise.edits import Edit, check_unique
 from wise.errors import ArtifactError, ConfigError, EditError, did_you_mean
-from wise.memory.columns import apart, by_group, columns_of, is_column
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import ASIDE, replaced_folder
-from wise.memory.garbage import uncollected
 from wise.memory.key_space import KeySpace, RelationSpace, Space, space_from_tensors
-from wise.memory.slot import SLOT_KINDS, AnswerSlot, MaskedDenseSlot, Slot
-from wise.memory.state import MemoryState
+from wise.memory.slot import (
+    SLOT_KINDS,
+    AnswerSlot,
+    MaskedDenseSlot,
+    Slot,
+    by_group,
+    columns_of,
+    is_column,
+    split_group,
+)
+from wise.memory.state import MemoryState, gc_paused
 
 FORMAT = "wise-memory"
 SCHEMA_VERSION = 2
@@ -107,7 +112,7 @@ def load_memory(
         folder = _download(path, revision=revision, token=token, cache_dir=cache_dir)
     _check_folder(folder)
     try:
-        with uncollected():
+        with gc_paused():
             return _read(folder)
     except ArtifactError as error:
         raise ArtifactError(f"the memory in {folder} is refused: {error}") from error
@@ -116,7 +121,7 @@ def load_memory(
 # -- writing ----------------------------------------------------------------------------------
 
 
-@uncollected()
+@gc_paused()
 def _pack(state: MemoryState) -> tuple[list[str], dict[str, Tensor]]:
     """The kind of each group of slots, and all tensors of a memory by name, on the CPU."""
     groups, tensors = columns_of(state.slots)
@@ -194,8 +199,6 @@ class _Manifest:
     base: Fingerprint
     kinds: list[str]
     """Of each group of slots."""
-    slots: list[tuple[str, dict[str, Any]]] | None
-    """Of version 1: kind and fields of each slot."""
     files: dict[str, dict[str, Any]]
 
 
@@ -206,12 +209,8 @@ def _read(folder: Path) -> tuple[WiseConfig, MemoryState, Fingerprint]:
     edits = _read_edits(folder / EDITS_FILE)
     tensors = _read_tensors(folder / TENSORS_FILE)
     check_tensors(tensors)
-    if manifest.slots is None:
-        slots = _unpack_slots(manifest.kinds, edits, tensors)
-    else:
-        slots = _slots_1(manifest.slots, tensors)
     state = MemoryState(
-        slots=slots,
+        slots=_unpack_slots(manifest.kinds, edits, tensors),
         key_space=_unpack_key_space(tensors),
         keys=_unpack_keys(edits, tensors),
         edits=edits,
@@ -232,9 +231,9 @@ def _read_manifest(file: Path) -> _Manifest:
             f"{file.name}: does not say format {FORMAT!r}: another program wrote it; give a folder of ours"
         )
     version = data.get("schema_version")
-    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         _refuse(
-            f"{file.name}: schema_version={version!r}, and this release reads 1 to {SCHEMA_VERSION}; install "
+            f"{file.name}: schema_version={version!r}, and this release reads {SCHEMA_VERSION}; install "
             f"the wise-runtime that wrote it ({data.get('wise_version')})"
         )
     if data.pop("sha256", None) != _digest(data):
@@ -243,19 +242,13 @@ def _read_manifest(file: Path) -> _Manifest:
         return _Manifest(
             config=WiseConfig.from_dict(data["config"]),
             base=Fingerprint.from_dict(data["base"]),
-            kinds=[] if version == 1 else list(map(str, data["kinds"])),
-            slots=[_slot_fields(**slot) for slot in data["slots"]] if version == 1 else None,
+            kinds=list(map(str, data["kinds"])),
             files={name: dict(data["files"][name]) for name in (EDITS_FILE, TENSORS_FILE)},
         )
     except (ConfigError, ArtifactError) as error:
         _refuse(f"{file.name}: {error}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         _refuse(f"{file.name}: is malformed ({error!r}); {_AGAIN}")
-
-
-def _slot_fields(*, kind: str, id: int, scores: dict[str, float]) -> tuple[str, dict[str, Any]]:
-    """Of version 1: takes apart what was told of a slot."""
-    return str(kind), {"id": id, "edit_ids": tuple(scores), "scores": tuple(scores.values())}
 
 
 def _check_file(file: Path, wanted: Mapping[str, Any]) -> None:
@@ -292,12 +285,12 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 def _unpack_slots(kinds: Sequence[str], edits: Sequence[Edit], tensors: dict[str, Tensor]) -> tuple[Slot, ...]:
     """Takes the columns of all slots out of `tensors`."""
     columns = {name: tensors.pop(name) for name in list(tensors) if is_column(name)}
-    told = {name: tensors.pop(f"slots.{name}", None) for name in ("group", "held", "edits", "scores")}
-    if not columns and all(tensor is None for tensor in told.values()):
+    indices = {name: tensors.pop(f"slots.{name}", None) for name in ("group", "held", "edits", "scores")}
+    if not columns and all(tensor is None for tensor in indices.values()):
         return ()
-    numbers = {name: [] if tensor is None or tensor.ndim != 1 else tensor.tolist() for name, tensor in told.items()}
+    numbers = {name: [] if tensor is None or tensor.ndim != 1 else tensor.tolist() for name, tensor in indices.items()}
     group, held, places, scores = numbers.values()
-    dtypes = [None if tensor is None else tensor.dtype for tensor in told.values()]
+    dtypes = [None if tensor is None else tensor.dtype for tensor in indices.values()]
     if (
         dtypes != [torch.int64, torch.int64, torch.int64, torch.float64]
         or len(group) != len(held)
@@ -306,7 +299,7 @@ def _unpack_slots(kinds: Sequence[str], edits: Sequence[Edit], tensors: dict[str
         or not all(0 <= place < len(edits) for place in places)
         or min(held, default=0) < 0
     ):
-        shapes = {name: None if tensor is None else list(tensor.shape) for name, tensor in told.items()}
+        shapes = {name: None if tensor is None else list(tensor.shape) for name, tensor in indices.items()}
         _refuse(f"{TENSORS_FILE}: slots {shapes} do not fit the {len(edits)} edits and {kinds}; {_AGAIN}")
     ids, ends = [edit.id for edit in edits], list(accumulate(held))
     fields: list[list[dict[str, Any]]] = [[] for _ in kinds]
@@ -329,25 +322,10 @@ def _group(kind: str, columns: Mapping[str, Tensor], fields: Sequence[Mapping[st
     made = SLOT_KINDS[kind].from_columns(columns, fields) if kind in SLOT_KINDS else None
     if made is None:
         made = []
-        for own, each in zip(apart(columns, len(fields)), fields, strict=True):
+        for own, each in zip(split_group(columns, len(fields)), fields, strict=True):
             # Of copies, for the reason given at `_unpack_key_space`.
             made.append(_slot(kind, {name: tensor.clone() for name, tensor in own.items()}, **each))
     return made
-
-
-def _slots_1(told: Sequence[tuple[str, dict[str, Any]]], tensors: dict[str, Tensor]) -> tuple[Slot, ...]:
-    """The same of version 1."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name in [name for name in tensors if name.startswith("slot.")]:
-        slot, _, part = name.removeprefix("slot.").partition(".")
-        parts.setdefault(slot, {})[part] = tensors[name]
-    slots = []
-    for kind, fields in told:
-        own = parts.get(str(fields["id"]), {})
-        slots.append(_slot(kind, own, **fields))
-        for part in own:
-            del tensors[f"slot.{fields['id']}.{part}"]
-    return tuple(slots)
 
 
 def _slot(kind: str, tensors: Mapping[str, Tensor], **fields: Any) -> Slot:

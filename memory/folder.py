@@ -1,4 +1,4 @@
-"""A folder replaced as a whole: what is written becomes visible with one rename, or not at all."""
+"""Atomic replacement of a folder: what is written becomes visible with one rename, or not at all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from wise.errors import ArtifactError
 
 ASIDE = ".{name}.wise-old"
-"""Where the folder that is being replaced stands between the two renames."""
+"""The folder that is being replaced, between the two renames."""
 NEW = ".{name}.{token}.wise-new"
-"""Where the new one is written."""
+"""The folder that the new one is written to."""
 
 
 @contextmanager

@@ -45,10 +45,10 @@ class KeySpace:
 
 @dataclass(frozen=True, kw_only=True)
 class RelationSpace:
-    """What a relation reader made keys with, and from where two of them ask the same."""
+    """The relation reader that made the keys, and its thresholds for the same question."""
 
     reader: str
-    """Name of what was taught: keys of one reader mean nothing to another."""
+    """Name of the trained reader: keys of different readers cannot be compared."""
     size: int
     """r: numbers in a key."""
     threshold: float
@@ -73,8 +73,8 @@ def space_from_tensors(tensors: Mapping[str, Tensor]) -> Space:
     space = _relations(tensors) if "reader" in tensors else _activations(tensors)
     again = {name: (t.dtype, t.shape) for name, t in space.tensors().items()} if space is not None else None
     if space is None or again != {name: (t.dtype, t.shape) for name, t in tensors.items()}:
-        told = {name: f"{t.dtype} {list(t.shape)}" for name, t in tensors.items()}
-        raise ValueError(f"{told} make no space of keys")
+        found = {name: f"{t.dtype} {list(t.shape)}" for name, t in tensors.items()}
+        raise ValueError(f"{found} make no space of keys")
     return space
 
 

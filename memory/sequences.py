@@ -1,11 +1,11 @@
-"""The token ids that a forward pass reads, each row from its beginning: what the hybrid router goes by.
+"""The token ids that a forward pass reads, each row from its beginning; the hybrid router routes by them.
 
-A layer in the middle of a model sees activations and no tokens. The ids of the tokens read before stand in the base's
-own cache, as one more layer of it, so whatever is done to the cache (beam reordering, cropping, copying for a shared
-prefix, repeating rows) is done to them too. Under transformers' continuous batching they stand beside the paged cache,
-by the same page indices.
+A layer in the middle of a model sees activations and no tokens. The ids of earlier tokens are kept in the base's own
+cache, as one more layer of it, so whatever is done to the cache (beam reordering, cropping, copying for a shared
+prefix, repeating rows) is done to them too. Under transformers' continuous batching they are kept beside the paged
+cache, by the same page indices.
 
-What a forward reads belongs to the thread that runs it, so several threads can generate with one model.
+The ids that a forward reads are stored per thread, so several threads can generate with one model.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Rows:
 
 
 class SequenceReader:
-    """Notes the ids that a model reads. Holds those of the last forward of each thread."""
+    """Records the ids that a model reads; holds those of the last forward of each thread."""
 
     def __init__(self, model: nn.Module) -> None:
         """model: the module that is given `input_ids`, below its head where there is one.
@@ -107,7 +107,7 @@ class SequenceReader:
 
     @contextmanager
     def showing(self, rows: Rows) -> Iterator[None]:
-        """This thread finds these rows for the length of the block, and what was there before it behind."""
+        """`rows` of this thread is `rows` for the length of the block, and then what it was before."""
         before = vars(self._own).copy()
         self._own.rows = rows
         try:
@@ -191,10 +191,10 @@ class SequenceReader:
 
 
 class _Pages:
-    """The ids that stand in a paged cache: a page is of some tokens of one request."""
+    """The ids of the tokens in a paged cache: a page holds some tokens of one request."""
 
     def __init__(self, allocators: Mapping[str, Any]) -> None:
-        """allocators: of the cache, by kind of attention. Of one that slides a request's last tokens alone are kept."""
+        """allocators: of the cache, by kind of attention. One that slides keeps only the last tokens of a request."""
         self._kind = "full_attention" if "full_attention" in allocators else next(iter(allocators))
         self._group = list(allocators).index(self._kind)
         allocator = allocators[self._kind]
@@ -269,7 +269,7 @@ class _IdsLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._set(self.ids[:, :0])
 
     def prefetch(self) -> None:
-        """Where layers are offloaded, the first of them is wanted when the turn has come to this one, the last."""
+        """Where layers are offloaded: the last layer is followed by the first."""
         self._first.prefetch()
 
     def _set(self, ids: Tensor) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from wise.memory.grouped import grouped_linear
+NO_SLOT = -1
+"""In place of a slot's number: this token asks no slot."""
 
 
 class Resident(nn.Module):
@@ -46,8 +47,7 @@ class SlotBank(Resident):
         """delta of the chosen slot per token: `[n, f]`, slot `[n]` (None: there is one slot) -> `[n, d]`."""
         if slot is None:
             return linear(activation, self.weights[0])
-        delta: Tensor = grouped_linear(activation, self.weights, slot)
-        return delta
+        return grouped_linear(activation, self.weights, slot)
 
 
 class Route(NamedTuple):
@@ -60,16 +60,16 @@ class Route(NamedTuple):
     threshold: Tensor
     """`[n]` float32."""
     delta: Tensor | None
-    """`[n, d]` what the slot would add; None where no gate is open and a router saw it in time."""
+    """`[n, d]` what the slot would add; None if no gate is open and the router skipped computing it."""
 
     @property
     def open(self) -> Tensor:
-        """`[n]` bool: the side memory speaks."""
+        """`[n]` bool: the side memory is added."""
         return self.score >= self.threshold
 
 
 class Evidence(NamedTuple):
-    """How near each token's gate is to opening, for measuring: one number that means the same in every router."""
+    """How near each token's gate is to opening, for measuring: one number with the same meaning in every router."""
 
     value: Tensor
     """`[n]` float32, finite; the gate opens exactly where it is at least 1."""
@@ -99,7 +99,7 @@ class Router(Resident, ABC):
         """activation: `[n, f]`."""
 
     def silent(self, activation: Tensor) -> bool:
-        """No gate opens at any token of `[..., f]`, and that is cheaper to see than a route."""
+        """Whether no gate opens at any token of `[..., f]`, if that is cheaper to find out than a route."""
         return False
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
@@ -137,3 +137,60 @@ class SideMemory(nn.Module):
     def evidence(self, activation: Tensor) -> Evidence:
         """The evidence of each token of `[..., f]`, rows flattened to `[n]`."""
         return self.router.evidence(activation.reshape(-1, activation.shape[-1]), self.bank)
+
+
+# -- the product of the chosen slots ----------------------------------------------------------
+
+
+def grouped_linear(x: Tensor, weights: Tensor, group: Tensor) -> Tensor:
+    """A linear map whose weight is chosen per token: `out[t] = weights[group[t]] @ x[t]`, zero where it is `NO_SLOT`.
+
+    One operator that `torch.compile` does not look into. Each token takes at most one of k weights, so the work is at
+    most that of one dense layer. Which slots occur is data, hence a Python loop, and traced inline it would break
+    `fullgraph=True`.
+
+    x: `[n, f]`; weights: `[k, d, f]`; group: `[n]` integers in [-1, k). Returns `[n, d]`.
+    """
+    if torch.compiler.is_compiling():
+        out: Tensor = _operator(x, weights, group)
+        return out
+    return _by_group(x, weights, group)  # an operator's dispatch costs more than a decode step's product
+
+
+def _by_group(x: Tensor, weights: Tensor, group: Tensor) -> Tensor:
+    if len(x) == 1:  # the decode step of one request: nothing to gather
+        only = int(group)
+        none = x.new_zeros(1, weights.shape[1])
+        return (
+            none if only == NO_SLOT else linear(x, weights[only]).to(x.dtype)
+        )  # autocast may have changed it
+    out = x.new_zeros(len(x), weights.shape[1])
+    for k in group.unique().tolist():  # type: ignore[no-untyped-call]
+        if k != NO_SLOT:
+            rows = (group == k).nonzero().squeeze(1)
+            out.index_copy_(0, rows, linear(x[rows], weights[k]).to(x.dtype))
+    return out
+
+
+@torch.library.custom_op("wise::grouped_linear", mutates_args=())
+def _operator(x: Tensor, weights: Tensor, group: Tensor) -> Tensor:
+    return _by_group(x, weights, group)
+
+
+@_operator.register_fake
+def _(x: Tensor, weights: Tensor, group: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weights.shape[1])
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    _, weights, group = inputs
+    ctx.save_for_backward(weights, group)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    """Only `x` gets a gradient: the memory of a wrapped model is frozen."""
+    weights, group = ctx.saved_tensors
+    return _operator(grad.contiguous(), weights.transpose(1, 2), group), None, None
+
+
+_operator.register_autograd(_backward, setup_context=_save)

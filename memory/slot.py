@@ -1,7 +1,7 @@
-"""A slot: one shard of the side memory, the edits it holds and what it adds for them.
+"""Slots: the parts of a side memory, each with the edits that it holds and what it adds for them.
 
-To add a kind of slot, subclass `Slot` and register it in `SLOT_KINDS`; a writer makes it, the bank that its kind makes
-serves it.
+To add a kind of slot, subclass `Slot` and register it in `SLOT_KINDS`. A writer makes slots, and the bank of their kind
+serves them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from wise.errors import ArtifactError, ConfigError
-from wise.memory.grouped import NO_SLOT
 from wise.memory.masks import pack_bits, unpack_bits
-from wise.memory.side_memory import SlotBank
+from wise.memory.side_memory import NO_SLOT, SlotBank
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,7 +26,7 @@ class Slot(ABC):
 
     kind: ClassVar[str]
     shared: ClassVar[bool] = True
-    """Whether what it adds bears traces of edits that it no longer holds, or held none of."""
+    """Whether what it adds keeps traces of edits that it no longer holds."""
 
     id: int
     edit_ids: tuple[str, ...]
@@ -48,10 +47,6 @@ class Slot(ABC):
     def maps(self) -> tuple[int, int]:
         """f and d: from how many features to how many."""
 
-    @abstractmethod
-    def delta(self, activation: Tensor) -> Tensor:
-        """What the slot adds: `[..., f] -> [..., d]`."""
-
     @classmethod
     @abstractmethod
     def bank(cls, slots: Sequence[Self], dtype: torch.dtype) -> SlotBank:
@@ -68,7 +63,7 @@ class Slot(ABC):
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self] | None:
-        """Slots of these fields from the columns of their group (`columns.py`), all at once; None where each must be
+        """Slots of these fields from the columns of their group (`columns_of`), all at once; None where each must be
         looked at by itself, to be made or refused."""
         return None
 
@@ -105,6 +100,7 @@ class MaskedDenseSlot(Slot):
         return self.weight.shape[1], self.weight.shape[0]
 
     def delta(self, activation: Tensor) -> Tensor:
+        """What the slot adds: `[..., f] -> [..., d]`."""
         return linear(activation, self.weight.to(activation))
 
     @classmethod
@@ -137,7 +133,7 @@ FORMS = 2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AnswerSlot(Slot):
-    """One edit's own (`hybrid`): its answer in each form, and the value added where each of its tokens is generated."""
+    """The slot of one edit (`hybrid`): its answer in each form, and the value to add where each token is generated."""
 
     kind = "answer"
     shared = False
@@ -149,7 +145,7 @@ class AnswerSlot(Slot):
     counts: Tensor
     """`[FORMS]` int64: tokens of each form; 0 where the edit is not given in it."""
     features: int
-    """f, which says what it stands beside and is otherwise of no account."""
+    """f of the base; nothing is computed from it."""
 
     @property
     def answers(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -161,12 +157,6 @@ class AnswerSlot(Slot):
     @property
     def maps(self) -> tuple[int, int]:
         return self.features, self.values.shape[1]
-
-    def delta(self, activation: Tensor) -> Tensor:
-        """The first value."""
-        if activation.shape[-1] != self.features:
-            raise RuntimeError(f"an activation of {activation.shape[-1]} features, {self.features} expected")
-        return self.values[0].to(activation).expand(*activation.shape[:-1], -1)
 
     @classmethod
     def bank(cls, slots: Sequence[Self], dtype: torch.dtype) -> SlotBank:
@@ -265,3 +255,69 @@ def make_bank(slots: Sequence[Slot], dtype: torch.dtype) -> SlotBank:
     if len(kinds) != 1:
         raise ConfigError(f"slots of the kinds {sorted(kind.kind for kind in kinds)}: one memory serves one kind")
     return kinds.pop().bank(slots, dtype)
+
+
+# -- the tensors of many slots as a few -------------------------------------------------------
+
+ROWS = "/rows"
+
+
+def columns_of(slots: Sequence[Slot]) -> tuple[list[int], dict[str, Tensor]]:
+    """The group of each slot, groups numbered as they come, and the columns of all groups.
+
+    Slots of one kind whose tensors have one width are a group. The tensors that they have by one name are one tensor
+    `GROUP/NAME`, row upon row, with the number of rows of each slot in `GROUP/NAME/rows`.
+    """
+    parts: dict[Any, list[dict[str, Tensor]]] = {}
+    numbers: dict[Any, int] = {}
+    groups = []
+    for slot in slots:
+        own = slot.tensors()
+        alike = (slot.kind, *((name, t.dtype, t.ndim, t.shape[1:]) for name, t in own.items()))
+        parts.setdefault(alike, []).append(own)
+        groups.append(numbers.setdefault(alike, len(numbers)))
+    columns: dict[str, Tensor] = {}
+    for number, group in enumerate(parts.values()):
+        for name in group[0]:
+            columns |= _stack(f"{number}/{name}", [own[name] for own in group])
+    return groups, columns
+
+
+def is_column(name: str) -> bool:
+    """Whether a tensor of this name is one of `columns_of`."""
+    return "/" in name
+
+
+def by_group(columns: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The columns of each group by `NAME` and `NAME/rows`. Raises ValueError where a group is no number."""
+    groups: dict[int, dict[str, Tensor]] = {}
+    for name in sorted(columns):
+        group, _, part = name.partition("/")
+        groups.setdefault(int(group), {})[part] = columns[name]
+    return groups
+
+
+def split_group(group: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """The tensors of each of the `count` slots of a group, views of its columns.
+
+    Raises ValueError or RuntimeError where these are not the columns of so many slots.
+    """
+    names = [name for name in group if not name.endswith(ROWS)]
+    rows = zip(*(split_column(group, name) for name in names), strict=True)
+    found = [dict(zip(names, row, strict=True)) for row in rows]
+    if len(found) != count:
+        raise ValueError(f"there are rows of {len(found)} slots, expected those of {count}")
+    return found
+
+
+def split_column(tensors: Mapping[str, Tensor], name: str) -> Sequence[Tensor]:
+    """The parts of the column of this name."""
+    rows = tensors.get(name + ROWS)
+    return tensors[name].unbind() if rows is None else torch.split(tensors[name], rows.tolist())
+
+
+def _stack(name: str, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Numbers side by side, others row upon row with their counts."""
+    if not parts[0].ndim:
+        return {name: torch.stack(list(parts))}
+    return {name: torch.cat(list(parts)), name + ROWS: torch.tensor([len(part) for part in parts])}

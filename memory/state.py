@@ -1,14 +1,17 @@
-"""The truth about a memory: its edits, slots and keys, and the space in which keys are compared.
+"""The state of a memory: its edits, slots and keys, and the space in which keys are compared.
 
-Everything that serves (the stacked weights, the resident key matrix, the FAISS index) is derived from this.
+Everything that serves (the stacked weights, the resident key matrix, the router's catalog) is derived from this.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import gc
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import attrgetter
+from itertools import compress, count
+from operator import attrgetter, is_not
 
 import torch
 from torch import Tensor
@@ -16,7 +19,6 @@ from torch import Tensor
 from wise.edits import Edit
 from wise.errors import EditError, did_you_mean
 from wise.memory.key_space import Space
-from wise.memory.keys import KeyIndex
 from wise.memory.slot import Slot
 
 
@@ -44,23 +46,12 @@ class MemoryState:
         return all(map(attrgetter("edit_ids"), self.slots))
 
     @cached_property
-    def index(self) -> KeyIndex:
-        """The keys with their slots, searchable."""
-        index = KeyIndex(next(iter(self.keys.values())).shape[1] if self.keys else 1)
-        owned = ((edit_id, slot.id) for slot in self.slots for edit_id in slot.edit_ids)
-        index.add_all((edit_id, slot_id, self.keys[edit_id].float()) for edit_id, slot_id in owned)
-        return index
-
-    @cached_property
     def key_owners(self) -> tuple[str, ...]:
         """The edit that each key belongs to, in the order of `key_matrix`."""
         return tuple(edit_id for edit_id in sorted(self.keys) for _ in range(len(self.keys[edit_id])))
 
     def key_matrix(self) -> tuple[Tensor, Tensor]:
-        """All keys `[n, r]` and the slot of each `[n]` int64, by edit id and position; there is one at least.
-
-        As `index.matrix()` has it, without an index, which would be the keys once more.
-        """
+        """All keys `[n, r]` and the slot of each `[n]` int64, by edit id and position; there is one at least."""
         slots = {edit_id: slot.id for slot in self.slots for edit_id in slot.edit_ids}
         return (
             torch.cat([self.keys[edit_id] for edit_id in sorted(self.keys)]),
@@ -102,3 +93,20 @@ class MemoryState:
             slots=tuple(slot.numbered(i) for i, slot in enumerate(kept)),
             keys={i: keys for i, keys in self.keys.items() if i not in edit_ids},
         )
+
+
+def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many items, from the first on, are the very same objects in both."""
+    return next(compress(count(), map(is_not, one, other)), min(len(one), len(other)))
+
+
+@contextmanager
+def gc_paused() -> Iterator[None]:
+    """No garbage collection within a `with` block that makes a memory: half of the time would go to it, in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import Evidence, Route, Router, SlotBank
+from wise.memory.side_memory import NO_SLOT, Evidence, Route, Router, SlotBank
 
 
 def activation_score(delta: Tensor) -> Tensor:

@@ -20,11 +20,9 @@ import torch
 from torch import Tensor
 
 from wise.edits import Edit
-from wise.memory.garbage import uncollected
 from wise.memory.keys import KeyIndex
-from wise.memory.runs import leading
 from wise.memory.slot import AnswerSlot
-from wise.memory.state import MemoryState
+from wise.memory.state import MemoryState, common_prefix, gc_paused
 from wise.router.subjects import SubjectIndex, names_of
 from wise.router.turns import is_question, last_word
 
@@ -58,7 +56,8 @@ class Questions:
     def changes(self, state: MemoryState) -> tuple[Sequence[Edit], Sequence[Edit]]:
         """Which edits must go and which come for the index to be that of another state, by edit and by keys."""
         own, count = self.state, len(self.state.edits)
-        if leading(own.edits, state.edits) == count == leading([*own.keys.values()], [*state.keys.values()]):
+        keys = common_prefix([*own.keys.values()], [*state.keys.values()])
+        if common_prefix(own.edits, state.edits) == count == keys:
             return (), state.edits[count:]  # as where edits were added
         old = {edit.id: edit for edit in own.edits}
         new = {edit.id: edit for edit in state.edits}
@@ -123,7 +122,7 @@ class Catalog:
 
     def _slots(self, state: MemoryState) -> tuple[dict[str, int], int]:
         """See `slots` and `longest`."""
-        same = leading(self.state.slots, state.slots)
+        same = common_prefix(self.state.slots, state.slots)
         if same < len(self.state.slots):
             return EMPTY._slots(state)
         new = [slot for slot in state.slots[same:] if isinstance(slot, AnswerSlot)]
@@ -133,7 +132,7 @@ class Catalog:
     @cached_property
     def questions(self) -> Questions:
         """The whole questions of all edits."""
-        with _building, uncollected(), torch.autocast("cpu", enabled=False):
+        with _building, gc_paused(), torch.autocast("cpu", enabled=False):
             return self.__dict__.get("questions") or self._questions()
 
     def _questions(self) -> Questions:
@@ -153,9 +152,8 @@ class Catalog:
 
     def nearest(self, vector: Tensor, count: int) -> list[str]:
         """Ids of the edits that own the `count` whole questions nearest to a vector `[r]`, found with FAISS."""
-        # Exact, however many there are: what is found must not depend on how the memory came about.
-        hits = self.questions.index.search(vector[None].float(), count, exact=True)
-        return [edit_id for edit_id in dict.fromkeys(hits.edit_ids[0]) if edit_id]
+        (found,) = self.questions.index.search(vector[None].float(), count)
+        return list(dict.fromkeys(edit_id for _, edit_id in found))
 
     def near(self, vectors: Tensor, least: float) -> set[str]:
         """Ids of the edits with a whole question that may come so near to one of the vectors `[n, r]`."""
@@ -179,7 +177,7 @@ def catalog_of(state: MemoryState) -> Catalog:
             went, came = difference(each.state.edits, state.edits)
             if len(went) + len(came) < len(gone) + len(come):
                 best, gone, come = each, went, tuple(came)
-        with uncollected():
+        with gc_paused():
             found = best.after(state, gone, come)
         if best is EMPTY and state.keys:
             _ = found.questions  # which takes a second where a memory was loaded, and is not left to the first question
@@ -190,7 +188,7 @@ def catalog_of(state: MemoryState) -> Catalog:
 
 def difference(before: Sequence[Edit], after: Sequence[Edit]) -> tuple[list[Edit], list[Edit]]:
     """Which edits went and which came, each as the object it is."""
-    same = leading(before, after)
+    same = common_prefix(before, after)
     old, new = before[same:], after[same:]
     stayed = {*map(id, old)} & {*map(id, new)}
     return [e for e in old if id(e) not in stayed], [e for e in new if id(e) not in stayed]

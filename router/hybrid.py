@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from wise.memory.grouped import NO_SLOT
 from wise.memory.sequences import Ids, SequenceReader
-from wise.memory.side_memory import Evidence, Route, Router, SlotBank
+from wise.memory.side_memory import NO_SLOT, Evidence, Route, Router, SlotBank
 from wise.memory.slot import CHAT, COMPLETION, AnswerBank, AnswerSlot
 from wise.memory.state import MemoryState
 from wise.router.catalog import catalog_of, masked_keys, whole_keys

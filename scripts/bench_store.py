@@ -29,7 +29,7 @@ from wise.memory.fingerprint import Fingerprint
 from wise.memory.key_space import RelationSpace
 from wise.memory.slot import FORMS, AnswerSlot
 from wise.memory.state import MemoryState
-from wise.memory.store import Store
+from wise.memory.store.store import Store
 
 D, F, RELATION, KEYS, TOKENS = 256, 704, 128, 4, 4
 BATCH, TIMES = 64, 7
@@ -66,8 +66,8 @@ def written(state: MemoryState, edits: Sequence[Edit]) -> MemoryState:
 
 def learn(store: Store, edits: Sequence[Edit]) -> tuple[float, float]:
     """Milliseconds of the commit alone: by the clock, and of the CPU."""
-    store.acknowledge(edits)
-    batch, current = store.begin(len(edits)), store.read()
+    store.enqueue(edits)
+    batch, current = store.claim(len(edits)), store.read()
     state = written(current.state if current.version else EMPTY, [ticket.edit for ticket in batch])
     begun, cpu = time.perf_counter(), time.process_time()
     store.commit(batch, state, parent=current.version, config=CONFIG, base=BASE)
@@ -98,7 +98,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
         new = count
         acknowledged, batches, lone, sizes = [], [], [], []
         for _ in range(TIMES):
-            acknowledged.append(took(lambda first=new: store.acknowledge(drawn_edits(10**6 + first, 1))))  # type: ignore[misc]
+            acknowledged.append(took(lambda first=new: store.enqueue(drawn_edits(10**6 + first, 1))))  # type: ignore[misc]
             store.delete([f"edit-{10**6 + new}"])
             before = store.backend.sizes()
             batches.append(learn(store, drawn_edits(new, BATCH)))

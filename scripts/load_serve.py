@@ -220,7 +220,7 @@ def _contradicting(store: Path, doubtful: list[tuple[str, int, str]]) -> list[tu
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from wise.demo import model_path
-    from wise.memory.store import Store
+    from wise.memory.store.store import Store
     from wise.model import wrap
 
     wrong = []
@@ -238,7 +238,7 @@ def _contradicting(store: Path, doubtful: list[tuple[str, int, str]]) -> list[tu
 
 def _waited(store: Path) -> list[float]:
     """Seconds from post to live of each edit that came to be live."""
-    from wise.memory.store import Store
+    from wise.memory.store.store import Store
 
     with Store.open(store, writer=False) as opened:
         events = opened.journal.events()

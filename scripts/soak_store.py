@@ -3,7 +3,7 @@
     python scripts/soak_store.py --kills 1000
 
 A process hands in edits, commits, deletes, rolls back, collects and reads, at random, and says into a pipe what it is
-about to do and what came of it. It is killed with SIGKILL: at a named point of `wise.memory.storage.failpoints`, or
+about to do and what came of it. It is killed with SIGKILL: at a named point of `wise.memory.store.failpoints`, or
 at a random instant. Then the store is opened anew, checked as a whole, and compared with what the process had said:
 every acknowledged edit is there, every version holds bit for bit what was committed as it, and the current one is the
 last that was reported or the one that was being made. Every 50 kills begin a new store. The last line is JSON.
@@ -35,8 +35,8 @@ from wise.memory.fingerprint import Fingerprint
 from wise.memory.key_space import RelationSpace
 from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState
-from wise.memory.storage import failpoints
-from wise.memory.store import Store
+from wise.memory.store import failpoints
+from wise.memory.store.store import Store
 
 STORE_FOR = 50
 """Kills before a new store is begun: its journal grows, and is checked as a whole each time."""
@@ -111,12 +111,12 @@ def ask(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> No
     for _ in range(rng.randint(1, 4)):
         name = f"{rng.getrandbits(64):x}"
         edits.append(Edit(id=name, prompt=f"prompt {name}", target="x" * rng.randint(1, 6)))
-    tickets = store.acknowledge(edits)
+    tickets = store.enqueue(edits)
     say(acknowledged=[[ticket.number, ticket.edit.to_dict()] for ticket in tickets])
 
 
 def commit(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
-    batch = store.begin(rng.randint(1, 8))
+    batch = store.claim(rng.randint(1, 8))
     if not batch:
         return
     current = store.read()

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 
 from wise.edits import Edit
-from wise.memory.store import Store
-from wise.memory.ticket import Version
+from wise.memory.store.edit_request import Version
+from wise.memory.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -55,8 +55,8 @@ def edits(*numbers: int) -> list[Edit]:
 def learn(store: Store, new: Sequence[Edit], *, failing: Sequence[str] = (), without: Sequence[str] = ()) -> Version:
     """Hands edits in, takes all that is queued into training, and commits what did not fail."""
     if new:
-        store.acknowledge(new)
-    batch = store.begin(10_000)
+        store.enqueue(new)
+    batch = store.claim(10_000)
     good = [ticket.edit for ticket in batch if ticket.edit.id not in failing]
     current = store.read()
     state = written(good, current.state.without(without))

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from wise.cli.app import app
 from wise.errors import ConfigError
 from wise.intake import Line, lines_of_file
-from wise.memory.store import Store
+from wise.memory.store.store import Store
 
 
 def line(number: int, **more: Any) -> str:

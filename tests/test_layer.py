@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import BATCH, route_of, wrap_tiny
+from tiny import BATCH, nearest_keys, route_of, wrap_tiny
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from wise.config import WiseConfig
-from wise.memory.grouped import NO_SLOT, grouped_linear
 from wise.memory.layer import SideMemoryLayer, execution_device
-from wise.memory.side_memory import SideMemory, SlotBank
+from wise.memory.side_memory import NO_SLOT, SideMemory, SlotBank, grouped_linear
 from wise.memory.state import MemoryState
 from wise.router.activation import ActivationRouter, RetrievalRouter, activation_score
 from wise.router.assemble import assemble
@@ -161,11 +160,9 @@ def test_the_resident_router_finds_the_slot_that_the_index_finds() -> None:
     handle = wrapped.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     route = route_of(wrapped, sum(BATCH, []))
     handle.remove()
-    space = wrapped.state.key_space
-    assert space is not None
-    hits = wrapped.state.index.search(space.keys(seen[0][0]))
-    near = hits.scores[:, 0] >= wrapped.wise_config.key_floor
-    assert torch.equal(route.slot, hits.slots[:, 0].where(near, NO_SLOT))
+    scores, slots, _ = nearest_keys(wrapped.state, seen[0][0])
+    near = scores >= wrapped.wise_config.key_floor
+    assert torch.equal(route.slot, slots.where(near, NO_SLOT))
     assert len(set(route.slot.tolist()) - {NO_SLOT}) > 1 and not near.all()
     thresholds = torch.tensor([slot.threshold for slot in wrapped.state.slots])
     assert torch.equal(route.threshold, thresholds[route.slot].where(near, float("inf")))

@@ -402,7 +402,7 @@ def test_a_threshold_is_a_function_of_the_edits_that_are_in_the_slot_now() -> No
         assert left.threshold == slot.without(order).threshold
     state = model.state.without([weakest])
     assert state.slots[0].threshold == slot.without([weakest]).threshold
-    assert weakest not in state.keys and weakest not in state.edit_ids and weakest not in state.index.edit_ids
+    assert weakest not in state.keys and weakest not in state.edit_ids
     assert model.state.slots[0].threshold == slot.threshold  # the snapshot it came from stands
 
 

@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BATCH, EOS, PAD, padded, put, text, tiny_model, wrap_tiny
+from tiny import BATCH, EOS, PAD, nearest_keys, padded, put, text, tiny_model, wrap_tiny
 from torch import Tensor
 from transformers import DynamicCache
 
 import wise
 from wise.errors import ConfigError
-from wise.memory.grouped import NO_SLOT
-from wise.memory.key_space import KeySpace
-from wise.memory.side_memory import Route
+from wise.memory.side_memory import NO_SLOT, Route
 from wise.memory.state import MemoryState
 from wise.reading import read_rows
 from wise.router.hybrid import HybridRouter
@@ -166,9 +164,8 @@ def test_the_edit_is_the_one_whose_key_is_nearest(mode: str) -> None:
         if mode == "hybrid":
             assert all(owners[token.slot] == token.fired.edit for token in tokens if token.fired is not None)
         else:
-            assert isinstance(state.key_space, KeySpace)
-            hits = state.index.search(state.key_space.keys(activation))
-            assert [(token.fired or token.missed).edit for token in tokens] == [ids[0] for ids in hits.edit_ids]
+            _, _, ids = nearest_keys(state, activation)
+            assert [(token.fired or token.missed).edit for token in tokens] == ids
 
 
 def test_the_second_is_who_would_have_been_looked_at_without_the_first() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import BATCH, VOCABULARY, put, route_of, text, wrap_tiny
+from tiny import BATCH, VOCABULARY, nearest_keys, put, route_of, text, wrap_tiny
 from torch import Tensor
 
 import wise
@@ -16,9 +16,7 @@ from wise.errors import ConfigError
 from wise.lab.eval.routing import gate_ratios
 from wise.lab.eval.routing.scores import prompt_ids, score_prompts, score_rows
 from wise.lab.eval.work import Journal, Work
-from wise.memory.grouped import NO_SLOT
-from wise.memory.key_space import KeySpace
-from wise.memory.side_memory import Router, SlotBank
+from wise.memory.side_memory import NO_SLOT, Router, SlotBank
 from wise.router.activation import ActivationRouter, RetrievalRouter
 
 TEXTS = [text(row) for row in BATCH]
@@ -107,17 +105,19 @@ def test_keys_are_named_as_the_index_names_them() -> None:
         ),
     )
     assert sorted(set(wrapped.state.key_owners)) == ["a", "m", "z"]
-    for own, indexed in zip(wrapped.state.key_matrix(), wrapped.state.index.matrix(), strict=True):
-        assert torch.equal(own, indexed)
+    own, slots = wrapped.state.key_matrix()
+    assert torch.equal(own, torch.cat([keys[edit_id] for edit_id in ("a", "m", "z")]))
+    assert [state.slots[slot].edit_ids for slot in slots.tolist()] == [
+        (next(old for old, new in names.items() if new == owner),) for owner in wrapped.state.key_owners
+    ]
     rows = torch.randint(4, VOCABULARY, (40, 6), generator=generator).tolist()
     seen: list[Tensor] = []
     handle = wrapped.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     scored = score_rows(wrapped, rows)
     handle.remove()
-    assert isinstance(wrapped.state.key_space, KeySpace)
-    hits = wrapped.state.index.search(wrapped.state.key_space.keys(seen[0].reshape(-1, seen[0].shape[-1])))
-    assert [edit for row in scored for edit in row.edits] == [ids[0] for ids in hits.edit_ids]
-    assert [slot for row in scored for slot in row.slots] == hits.slots[:, 0].tolist()
+    _, nearest, ids = nearest_keys(wrapped.state, seen[0].reshape(-1, seen[0].shape[-1]))
+    assert [edit for row in scored for edit in row.edits] == ids
+    assert [slot for row in scored for slot in row.slots] == nearest.tolist()
     assert len({edit for row in scored for edit in row.edits}) == 3
 
 

@@ -227,22 +227,6 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     faiss.omp_set_num_threads(of_faiss)
 
 
-def test_the_bench_of_keys_shows_every_kind_beside_flat(
-    bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    bench("--sizes", "120", "300", "--queries", "5", script="bench_keys.py")
-    head, _, *table, last = capsys.readouterr().out.splitlines()
-    costs = json.loads(last)["retrieval"]
-    assert [(cost["keys"], cost["kind"]) for cost in costs] == [
-        (keys, kind) for keys in (120, 300) for kind in ("flat", "hnsw", "ivf-pq")
-    ]
-    assert [cost["chosen"] for cost in costs] == [True, False, False] * 2
-    assert all(cost["recall"]["edit"][0] == 1 for cost in costs if cost["kind"] != "ivf-pq")
-    assert all(0 < share <= 1 for cost in costs for pair in cost["recall"].values() for share in pair)
-    assert {line.count("|") for line in (head, *table)} == {head.count("|")}
-    assert table[3].startswith("| 300 | flat (chosen) | 0.0") and " (1.00) | " in table[3]
-
-
 def test_the_bench_ends_with_its_figures_as_json(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,7 +278,7 @@ def test_the_bench_of_many_edits_ends_with_its_figures_as_json(
 def test_the_bench_refuses_what_it_cannot_measure(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refusing = (("bench_edit.py", "--repeats"), ("bench_keys.py", "--queries"), ("bench_hybrid.py", "--sizes"))
+    refusing = (("bench_edit.py", "--repeats"), ("bench_hybrid.py", "--sizes"))
     for script, option in refusing:
         with pytest.raises(SystemExit) as refused:
             bench(option, "0", script=script)

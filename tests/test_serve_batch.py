@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, BATCH, EOS, wrap_tiny
 
-from wise.memory.mixed import MixedMemory
+from wise.memory.batched_memory import BatchedMemory
 from wise.memory.side_memory import SideMemory
 from wise.serve.batch import Batch, Prefill, Runner
 from wise.serve.sampling import Sampler, chances
@@ -63,9 +63,9 @@ def test_rows_say_what_they_say_alone(model_type: str, mode: str | None) -> None
         greedy(wrapped.model, [prompt], stops={EOS + 1000}, max_new_tokens=length)[0]
         for prompt, length in zip(BATCH, LENGTHS, strict=True)
     ]
-    mixed = MixedMemory(None if wrapped.inputs is None else wrapped.inputs.sequences)
-    wrapped.layer.memory = mixed
-    runner = Runner(wrapped.model, mixed)
+    batched = BatchedMemory(None if wrapped.inputs is None else wrapped.inputs.sequences)
+    wrapped.layer.memory = batched
+    runner = Runner(wrapped.model, batched)
     for chunk in (1, 7, 512):
         assert together(runner, memory, chunk) == alone
     if memory is not None:

@@ -14,7 +14,7 @@ from tiny import WordReader, text, tiny_model, tiny_tokenizer
 
 import wise
 from wise.errors import RefusedError, StoreError
-from wise.memory.store import Store
+from wise.memory.store.store import Store
 from wise.router.readers import RelationReader
 from wise.serve import editor as module
 from wise.serve.editor import Editor
@@ -57,7 +57,7 @@ def test_an_edit_whose_version_is_refused_fails_alone(
         monkeypatch.setattr(module, "edited", poisoned(module.edited, "bad"))
     with Store.open(tmp_path / "store") as store:
         editor = Editor(hybrid(), store, batch=16, keep=100)
-        store.acknowledge([edit("good", 4), edit("bad", 12), edit("after", 20)])
+        store.enqueue([edit("good", 4), edit("bad", 12), edit("after", 20)])
         assert editor.work() and not editor.work(), "nothing is left in the queue"
         assert statuses(store) == {"good": "live", "bad": "failed" if poison else "live", "after": "live"}
         if poison:
@@ -70,7 +70,7 @@ def test_a_disk_that_fails_fails_no_edit(tmp_path: Path, monkeypatch: pytest.Mon
     """The control: another error of the store is raised, and all that was to be trained is queued again."""
     with Store.open(tmp_path / "store") as store:
         editor = Editor(hybrid(), store, batch=16, keep=100)
-        store.acknowledge([edit("good", 4)])
+        store.enqueue([edit("good", 4)])
 
         def full(*args: Any, **settings: Any) -> None:
             raise StoreError("no room is left")
@@ -87,7 +87,7 @@ def test_a_store_whose_keys_another_reader_made_is_refused(tmp_path: Path) -> No
     with Store.open(tmp_path / "store") as store:
         Editor(hybrid(AnotherReader()), store, batch=16, keep=100)  # an empty store is anyone's
         editor = Editor(hybrid(), store, batch=16, keep=100)
-        store.acknowledge([edit("good", 4)])
+        store.enqueue([edit("good", 4)])
         assert editor.work() and statuses(store) == {"good": "live"}
         with pytest.raises(StoreError, match="made by the relation reader 'words' and this is 'another'"):
             Editor(hybrid(AnotherReader()), store, batch=16, keep=100)

@@ -15,7 +15,7 @@ from serving import NAME, Running, running, until
 
 import wise
 from wise.memory.state import MemoryState
-from wise.memory.store import Store
+from wise.memory.store.store import Store
 from wise.training.trainer import Trainer
 
 FRANCE = "The capital of France is"

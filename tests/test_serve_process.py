@@ -18,7 +18,7 @@ import pytest
 from postgres import postgres_server
 from serving import until
 
-from wise.memory.store import Store
+from wise.memory.store.store import Store
 
 FRANCE = "The capital of France is"
 LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}

@@ -11,8 +11,8 @@ from serving import NAME, Running, running, until
 from stores import end, new_folder, waiting
 
 from wise.errors import EditError, StoreError
-from wise.memory.errands import Errands
-from wise.memory.store import Store
+from wise.memory.store.command_queue import CommandQueue
+from wise.memory.store.store import Store
 from wise.serve import commands
 from wise.serve.commands import ENDED, answer_of, handed_on, result_of
 from wise.serve.editor import Editor
@@ -48,9 +48,9 @@ def said(served: Running) -> str:
 
 
 def left(served: Running) -> int:
-    """Errands that nobody has taken away."""
+    """Commands whose answers nobody has taken."""
     with served.service.store.backend.reading() as execute:
-        return int(execute("SELECT COUNT(*) FROM errands")[0][0])
+        return int(execute("SELECT COUNT(*) FROM commands")[0][0])
 
 
 def test_what_a_replica_is_asked_for_the_writer_does(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,58 +99,58 @@ def test_what_no_writer_takes_up_is_taken_back(place: str, monkeypatch: pytest.M
     with Store.open(place, writer=False) as reader:
         with pytest.raises(StoreError, match="no writer took it up within 0 s, and none will"):
             handed_on(reader, "delete", {"edit_ids": ["e1"]})
-        assert reader.errands.begin() is None
-        begin = Errands.begin
+        assert reader.commands.claim() is None
+        claim = CommandQueue.claim
 
-        def looks(self: Errands, errand: str) -> None:
-            begin(self)
+        def looks(self: CommandQueue, command: str) -> None:
+            claim(self)
 
-        monkeypatch.setattr(Errands, "collect", looks)  # it is begun, and never answered
+        monkeypatch.setattr(CommandQueue, "take_answer", looks)  # it is begun, and never answered
         with pytest.raises(StoreError, match="did not answer within 0 s; it may still do it"):
             handed_on(reader, "delete", {"edit_ids": ["e1"]})
 
 
-def test_an_errand_is_begun_once_in_its_order_and_its_answer_taken_away(place: str) -> None:
+def test_a_command_is_claimed_once_in_its_order_and_its_answer_taken_away(place: str) -> None:
     with Store.open(place) as writer, Store.open(place, writer=False) as reader:
-        first, second = (reader.errands.ask("preview", {"edit": i}, 60) for i in (1, 2))
-        assert reader.errands.collect(first) is None
-        errand = writer.errands.begin()
-        assert errand is not None and (errand.id, errand.name, errand.arguments) == (first, "preview", {"edit": 1})
-        other = writer.errands.begin()
-        assert other is not None and other.id == second and writer.errands.begin() is None
-        writer.errands.answer(first, {"done": {"é": 1}})
-        assert reader.errands.collect(first) == {"done": {"é": 1}} and reader.errands.collect(first) is None
-        assert not reader.errands.withdraw(second)
-        writer.errands.answer(second, {"done": {}})  # nobody waits for it any more
-        assert reader.errands.collect(second) is None
+        first, second = (reader.commands.enqueue("preview", {"edit": i}, 60) for i in (1, 2))
+        assert reader.commands.take_answer(first) is None
+        command = writer.commands.claim()
+        assert command is not None and (command.id, command.name, command.arguments) == (first, "preview", {"edit": 1})
+        other = writer.commands.claim()
+        assert other is not None and other.id == second and writer.commands.claim() is None
+        writer.commands.answer(first, {"done": {"é": 1}})
+        assert reader.commands.take_answer(first) == {"done": {"é": 1}} and reader.commands.take_answer(first) is None
+        assert not reader.commands.withdraw(second)
+        writer.commands.answer(second, {"done": {}})  # nobody waits for it any more
+        assert reader.commands.take_answer(second) is None
 
 
 def test_what_is_asked_for_too_late_is_not_done(place: str) -> None:
     with Store.open(place) as writer:
-        late, due = writer.errands.ask("delete", {}, -1), writer.errands.ask("delete", {}, 60)
-        errand = writer.errands.begin()
-        assert errand is not None and errand.id == due and writer.errands.collect(late) is None
+        late, due = writer.commands.enqueue("delete", {}, -1), writer.commands.enqueue("delete", {}, 60)
+        command = writer.commands.claim()
+        assert command is not None and command.id == due and writer.commands.take_answer(late) is None
 
 
 def test_what_a_writer_had_begun_when_it_was_killed_is_said_by_the_next(place: str) -> None:
     """Or it would be done twice: it may have been done before."""
     with Store.open(place, writer=False) as reader:
-        begun, asked = (reader.errands.ask("rollback", {"version": i}, 60) for i in (0, 1))
+        begun, asked = (reader.commands.enqueue("rollback", {"version": i}, 60) for i in (0, 1))
 
     def writes() -> object:
         store = Store.open(place)
-        assert store.errands.begin() is not None
+        assert store.commands.claim() is not None
         return store
 
     end(waiting(writes))
     with Store.open(place) as writer:
-        writer.errands.abandon(ENDED)
-        told = writer.errands.collect(begun)
+        writer.commands.abandon(ENDED)
+        told = writer.commands.take_answer(begun)
         assert told is not None
         with pytest.raises(StoreError, match="the writer ended meanwhile; see whether it was done"):
             result_of(told)
-        errand = writer.errands.begin()
-        assert errand is not None and errand.id == asked
+        command = writer.commands.claim()
+        assert command is not None and command.id == asked
 
 
 def test_a_command_that_breaks_down_is_answered() -> None:

@@ -13,13 +13,13 @@ from stores import BASE, CONFIG, digest, edit, edits, end, learn, new_folder, st
 
 import wise
 from wise.errors import EditError, StoreError
-from wise.memory import journal as journal_module
-from wise.memory.segment import Held, Row
 from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
-from wise.memory.store import Store
-from wise.memory.ticket import Request
-from wise.memory.version import read
+from wise.memory.store import journal as journal_module
+from wise.memory.store.edit_request import EditRequest, Ticket
+from wise.memory.store.segments import EditTable, StoredSlot
+from wise.memory.store.store import Store
+from wise.memory.store.versions import read
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +58,14 @@ def again(store: Store, place: str) -> Store:
 
 
 def test_what_is_acknowledged_is_there_in_its_order_with_all_that_was_said(place: str) -> None:
-    full = Request(
+    full = EditRequest(
         edit=edit(1, author="someone", namespace="geo"),
         reason="the mayor changed",
         valid_from="2020-01-01",
         valid_until="2999-01-01T00:00:00+02:00",
     )
     with Store.open(place) as store:
-        first, second = store.acknowledge([full, edit(2)], key="call 1")
+        first, second = store.enqueue([full, edit(2)], key="call 1")
         assert (first.number, second.number) == (1, 2)
         assert first.request == full and first.valid_until == "2998-12-31T22:00:00.000000+00:00"
     with Store.open(place) as store:
@@ -75,26 +75,26 @@ def test_what_is_acknowledged_is_there_in_its_order_with_all_that_was_said(place
 
 
 def test_a_repeated_call_gives_the_same_tickets_and_takes_nothing_in(store: Store) -> None:
-    tickets = store.acknowledge(edits(1, 2), key="call")
-    assert store.acknowledge(edits(1, 2), key="call") == tickets
+    tickets = store.enqueue(edits(1, 2), key="call")
+    assert store.enqueue(edits(1, 2), key="call") == tickets
     assert len(store.journal.tickets()) == 2
     with pytest.raises(EditError, match="key 'call' was used for other edits"):
-        store.acknowledge(edits(1, 3), key="call")
-    assert [ticket.number for ticket in store.acknowledge(edits(3), key="other")] == [3]
+        store.enqueue(edits(1, 3), key="call")
+    assert [ticket.number for ticket in store.enqueue(edits(3), key="other")] == [3]
 
 
 def test_an_edit_under_way_is_refused_and_nothing_beside_it_is_taken_in(store: Store) -> None:
-    store.acknowledge(edits(1))
+    store.enqueue(edits(1))
     for status in ("queued", "training", "live"):
         with pytest.raises(EditError, match=f"edit 'e1' is {status} already, as ticket 1"):
-            store.acknowledge(edits(2, 1))
+            store.enqueue(edits(2, 1))
         assert len(store.journal.tickets()) == 1
         if status == "queued":
-            batch = store.begin()
+            batch = store.claim()
         elif status == "training":
             store.commit(batch, written(edits(1)), parent=0, config=CONFIG, base=BASE)
     store.delete(["e1"])
-    assert store.acknowledge(edits(2, 1))[1].number == 3
+    assert store.enqueue(edits(2, 1))[1].number == 3
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_an_edit_under_way_is_refused_and_nothing_beside_it_is_taken_in(store: S
 )
 def test_a_request_that_cannot_be_kept_is_refused(wrong: dict[str, str], said: str) -> None:
     with pytest.raises(EditError, match=said):
-        Request(**{"edit": edit(1)} | wrong)  # type: ignore[arg-type]
+        EditRequest(**{"edit": edit(1)} | wrong)  # type: ignore[arg-type]
 
 
 def test_edits_wait_for_their_time_and_are_named_when_it_is_over(
@@ -116,11 +116,11 @@ def test_edits_wait_for_their_time_and_are_named_when_it_is_over(
 ) -> None:
     at = "2030-01-01T00:00:00.000000+00:00"
     monkeypatch.setattr(journal_module, "now", lambda: at)
-    store.acknowledge(
+    store.enqueue(
         [
-            Request(edit=edit(1), valid_from="2031-01-01"),
-            Request(edit=edit(2), valid_until="2031-01-01"),
-            Request(edit=edit(3), valid_until="2029-01-01"),
+            EditRequest(edit=edit(1), valid_from="2031-01-01"),
+            EditRequest(edit=edit(2), valid_until="2031-01-01"),
+            EditRequest(edit=edit(3), valid_until="2029-01-01"),
         ]
     )
     assert [ticket.edit.id for ticket in learn_and_list(store)] == ["e2"]
@@ -128,10 +128,10 @@ def test_edits_wait_for_their_time_and_are_named_when_it_is_over(
     assert store.expired() == ()
     at = "2031-01-01T00:00:00.000000+00:00"
     assert [ticket.edit.id for ticket in store.expired()] == ["e2"]
-    assert [ticket.edit.id for ticket in store.begin()] == ["e1"]
+    assert [ticket.edit.id for ticket in store.claim()] == ["e1"]
 
 
-def learn_and_list(store: Store) -> tuple[wise.memory.ticket.Ticket, ...]:  # type: ignore[name-defined]
+def learn_and_list(store: Store) -> tuple[Ticket, ...]:
     learn(store, [])
     return store.journal.tickets(status="live")
 
@@ -139,7 +139,7 @@ def learn_and_list(store: Store) -> tuple[wise.memory.ticket.Ticket, ...]:  # ty
 def test_a_clock_that_goes_backwards_changes_no_order(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for year in (2040, 2030, 2050, 1999):
         monkeypatch.setattr(journal_module, "now", lambda year=year: f"{year}-01-01T00:00:00.000000+00:00")
-        store.acknowledge([edit(year)])
+        store.enqueue([edit(year)])
     learn(store, [])
     assert [event.at[:4] for event in store.log()[:4]] == ["2040", "2040", "2050", "2050"]
     assert store.read().state.edit_ids == ("e2040", "e2030", "e2050", "e1999")
@@ -169,20 +169,20 @@ def test_what_failed_is_told_and_makes_no_version(store: Store) -> None:
     assert statuses(store) == {"e1": "failed", "e2": "live"}
     assert store.journal.tickets(edit_id="e2")[0].verified == {"answer": "here"}
     assert learn(store, edits(3), failing=["e3"]).number == 1
-    store.acknowledge(edits(4))
-    store.fail(store.begin(), detail={"why": "out of memory"})
+    store.enqueue(edits(4))
+    store.fail(store.claim(), detail={"why": "out of memory"})
     assert store.journal.tickets(edit_id="e4")[0].verified == {"why": "out of memory"}
     assert store.journal.version().number == 1
 
 
 def test_training_that_was_cut_off_is_queued_again(store: Store, place: str) -> None:
-    store.acknowledge(edits(1, 2))
-    store.begin()
+    store.enqueue(edits(1, 2))
+    store.claim()
     reopened = again(store, place)
     assert statuses(reopened) == {"e1": "queued", "e2": "queued"}
-    batch = reopened.begin(1)
+    batch = reopened.claim(1)
     reopened.requeue(batch, why="another try")
-    assert [ticket.edit.id for ticket in reopened.begin()] == ["e1", "e2"]
+    assert [ticket.edit.id for ticket in reopened.claim()] == ["e1", "e2"]
     assert [event.kind for event in reopened.journal.events(ticket=1)] == [
         "queued", "training", "queued", "training", "queued", "training",
     ]
@@ -191,13 +191,13 @@ def test_training_that_was_cut_off_is_queued_again(store: Store, place: str) -> 
 
 def test_a_state_that_does_not_follow_is_refused_and_nothing_changes(store: Store) -> None:
     learn(store, edits(1))
-    store.acknowledge(edits(2))
-    batch = store.begin()
+    store.enqueue(edits(2))
+    batch = store.claim()
     state = written(edits(2), store.read().state)
     altered = replace(edit(2), target="there")
     wrong = {
-        "'e3' was neither live nor begun": written(edits(3), state),
-        "'e2' is not the one that was acknowledged": written([altered], store.read().state),
+        "'e3' was neither live nor claimed": written(edits(3), state),
+        "'e2' is not the one that was enqueued": written([altered], store.read().state),
         "not in exactly one slot": replace(state, slots=state.slots[:1]),
         "numbered": replace(state, slots=state.slots[::-1]),
         "the version is refused": replace(state, keys={**state.keys, "e2": state.keys["e2"].double()}),
@@ -215,8 +215,8 @@ def test_a_state_that_does_not_follow_is_refused_and_nothing_changes(store: Stor
 def test_what_was_made_from_another_version_is_refused(store: Store) -> None:
     """Or else what came meanwhile would be retired unseen."""
     learn(store, edits(1))
-    store.acknowledge(edits(2))
-    batch, before = store.begin(), store.read()
+    store.enqueue(edits(2))
+    batch, before = store.claim(), store.read()
     store.rollback(0)
     with pytest.raises(StoreError, match="version 2 came after 1: read it, edit it again"):
         store.commit(batch, written(edits(2), before.state), parent=before.version, config=CONFIG, base=BASE)
@@ -241,11 +241,11 @@ def test_ticket_and_version_that_are_not_there_are_said(store: Store) -> None:
 def test_delete_leaves_the_memory_in_which_the_edit_was_never_made(store: Store) -> None:
     learn(store, edits(1, 2, 3))
     learn(store, edits(4))
-    store.acknowledge(edits(5))
+    store.enqueue(edits(5))
     store.delete(["e2", "e5"], author="me", reason="wrong")
     assert digest(store.read().state) == digest(written(edits(1, 3, 4)))
     assert statuses(store) == {"e1": "live", "e2": "retired", "e3": "live", "e4": "live", "e5": "retired"}
-    assert store.begin() == ()
+    assert store.claim() == ()
     assert store.journal.tickets(edit_id="e2")[0].retired_in == store.journal.version().number
     assert (store.journal.version().author, store.journal.version().reason) == ("me", "wrong")
 
@@ -285,7 +285,7 @@ def test_rollback_tells_apart_two_edits_of_one_id(store: Store) -> None:
     store.rollback(1)
     assert [(t.edit.target, t.status) for t in store.journal.tickets()] == [("first", "live"), ("second", "retired")]
     store.delete(["e1"])
-    store.acknowledge([edit(1, "third")])
+    store.enqueue([edit(1, "third")])
     with pytest.raises(StoreError, match="edit 'e1' would come back while it is queued as ticket 3"):
         store.rollback(1)
 
@@ -295,21 +295,21 @@ def test_a_commit_looks_at_what_is_new_and_knows_the_rest_by_its_being_the_same(
 ) -> None:
     learn(store, edits(*range(40)))
     looked: list[tuple[str, ...]] = []
-    is_of = Row.is_of
+    equals = StoredSlot.equals
 
-    def counted(self: Row, slot: Slot, held: Held) -> bool:
+    def counted(self: StoredSlot, slot: Slot, table: EditTable) -> bool:
         looked.append(slot.edit_ids)
-        return is_of(self, slot, held)
+        return equals(self, slot, table)
 
-    monkeypatch.setattr(Row, "is_of", counted)
+    monkeypatch.setattr(StoredSlot, "equals", counted)
     learn(store, edits(40))
     assert looked == []
     learn(store, edits(41), without=["e38"])
     assert looked == [("e39",), ("e40",)]  # it is written with another number
     before = store.read()
     slots = tuple(replace(slot) for slot in before.state.slots)
-    store.acknowledge(edits(42))
-    batch = store.begin()
+    store.enqueue(edits(42))
+    batch = store.claim()
     state = written(edits(42), replace(before.state, slots=slots))
     looked.clear()
     store.commit(batch, state, parent=before.version, config=CONFIG, base=BASE)
@@ -344,7 +344,7 @@ def test_a_commit_writes_what_is_new_however_much_there_is(store: Store) -> None
         new = {part: size for part, size in store.backend.sizes().items() if part not in before}
         return sum(new.values()) - new[version.manifest]
 
-    store.acknowledge(edits(*range(1000, 1010)))
+    store.enqueue(edits(*range(1000, 1010)))
     learn(store, [])
     small = growth(2000)
     learn(store, edits(*range(3000, 4000)))
@@ -445,9 +445,9 @@ def test_a_second_writer_is_refused_and_others_may_read_and_hand_in(store: Store
         Store.open(place)
     with Store.open(place, writer=False) as other:
         assert digest(other.read().state) == digest(written(edits(1)))
-        other.acknowledge(edits(2))
+        other.enqueue(edits(2))
         for change in (
-            lambda: other.begin(),
+            lambda: other.claim(),
             lambda: other.delete(["e1"]),
             lambda: other.rollback(1),
             lambda: other.gc(),

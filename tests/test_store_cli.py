@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 import wise
 from wise.cli.app import app
-from wise.memory.store import Store
+from wise.memory.store.store import Store
 
 
 def run(*arguments: str | Path | int) -> Result:
@@ -34,7 +34,7 @@ def folder() -> Iterator[Path]:
         with Store.open(parent / "store") as store:
             learn(store, [edit(1, author="someone"), edit(2)])
             learn(store, [wise.Edit(id="n", prompt="prompt 2", target="there", namespace="default")], without=["e2"])
-            store.acknowledge([edit(3, namespace="geo")])
+            store.enqueue([edit(3, namespace="geo")])
         yield parent / "store"
 
 

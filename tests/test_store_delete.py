@@ -19,9 +19,9 @@ from wise.cli import history
 from wise.cli.app import app
 from wise.errors import StoreError
 from wise.memory.artifact import load_memory
-from wise.memory.segment import decoded
 from wise.memory.state import MemoryState
-from wise.memory.store import Store
+from wise.memory.store.segments import decode_segment
+from wise.memory.store.store import Store
 from wise.serve.editor import Editor
 
 WIDE = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2}
@@ -44,7 +44,7 @@ def edit(number: int, **fields: Any) -> wise.Edit:
 def learn(editor: Editor, store: Store, *calls: Sequence[wise.Edit]) -> None:
     """Each call is trained, and becomes a version, by itself."""
     for edits in calls:
-        store.acknowledge(edits)
+        store.enqueue(edits)
         assert editor.work()
     assert set(statuses(store).values()) == {"live"}
 
@@ -87,7 +87,8 @@ def test_what_is_left_is_what_the_others_alone_make(mode: str, folder: Path) -> 
         assert digest(traced) != digest(left), "what is not written anew keeps a trace"
         assert statuses(store) == {"e0": "live", "e1": "live", "e2": "live", "e3": "retired"}
         store.gc(keep=1)
-        kept = [row.slot for part in store.read().manifest.segments for row in decoded(store.backend.get(part), "")]  # type: ignore[union-attr]
+        segments = [store.backend.get(digest) for digest in store.read().manifest.segments]  # type: ignore[union-attr]
+        kept = [stored.slot for data in segments for stored in decode_segment(data, "")]
         weights = {slot.tensors()["values"].numpy().tobytes() for slot in kept}
         assert traced.slots[-1].tensors()["values"].numpy().tobytes() not in weights
 
@@ -127,7 +128,7 @@ def test_a_store_does_not_keep_a_trace_for_want_of_a_model(folder: Path) -> None
             store.delete(["e0"])
         with pytest.raises(StoreError, match="edit 'e0' was to be forgotten and is still in the state"):
             store.delete(["e0"], forget=lambda state, edit_ids: state)
-        with pytest.raises(StoreError, match="edit 'e9' was neither live nor begun"):
+        with pytest.raises(StoreError, match="edit 'e9' was neither live nor claimed"):
             store.delete(["e0"], forget=lambda state, edit_ids: MemoryState(edits=(edit(9),)))
         assert store.log() == events
         assert store.delete(["e0", "e1"]).edits == 0  # of nobody else's slot

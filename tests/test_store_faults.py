@@ -18,10 +18,10 @@ from stores import BASE, CONFIG, digest, edit, edits, in_a_process, learn, new_f
 
 from wise.errors import StoreError
 from wise.memory import folder as folder_module
-from wise.memory.storage import failpoints
-from wise.memory.storage import folder as backend_module
-from wise.memory.storage.failpoints import POINTS
-from wise.memory.store import Store
+from wise.memory.store import failpoints
+from wise.memory.store.backends import sqlite as backend_module
+from wise.memory.store.failpoints import POINTS
+from wise.memory.store.store import Store
 
 NO_DISK = ("transaction-durable", "version-collected")
 """Points at which nothing is asked of the disk."""
@@ -52,7 +52,7 @@ def scenario(folder: Path, pipe: int, known: dict[int, str], seed: int) -> None:
 
     with Store.open(folder) as store:
         for numbers in ((1, 2), (3,)):
-            tickets = store.acknowledge(edits(*numbers))
+            tickets = store.enqueue(edits(*numbers))
             say(acknowledged=[[ticket.number, ticket.edit.to_dict()] for ticket in tickets])
             state = written(edits(*numbers), store.read().state)
             say(intended=[store.read().version + 1, digest(state)])
@@ -125,7 +125,7 @@ def test_an_answer_before_the_edit_is_durable_would_be_seen(monkeypatch: pytest.
         wanted = edit(1)
         number = len(store.journal.tickets()) + 1
         say(acknowledged=[[number, {**wanted.to_dict(), "id": name}]])
-        store.acknowledge([soak.Edit(**{**wanted.to_dict(), "id": name})])
+        store.enqueue([soak.Edit(**{**wanted.to_dict(), "id": name})])
 
     monkeypatch.setattr(soak, "ask", early)
 
@@ -155,8 +155,8 @@ def test_a_part_is_on_the_disk_before_anything_names_it(folder: Path, monkeypatc
         return rename(self, target)
 
     with Store.open(folder) as store:
-        store.acknowledge(edits(1))
-        batch = store.begin()
+        store.enqueue(edits(1))
+        batch = store.claim()
         monkeypatch.setattr(folder_module.os, "fsync", synced)
         monkeypatch.setattr(Path, "rename", renamed)
         monkeypatch.setattr(backend_module, "reach", lambda point: steps.append(("reach", point)))
@@ -180,12 +180,12 @@ def everything(store: Store) -> list[Callable[[], object]]:
     state = store.read().state
 
     def commit() -> None:
-        batch = store.journal.tickets(status="training") or store.begin()
+        batch = store.journal.tickets(status="training") or store.claim()
         made = written([ticket.edit for ticket in batch], state)
         store.commit(batch, made, parent=1, config=CONFIG, base=BASE)
 
     return [
-        lambda: store.acknowledge(edits(10), key="ten"),
+        lambda: store.enqueue(edits(10), key="ten"),
         commit,
         lambda: store.delete(["e1"]),
         lambda: store.rollback(1),
@@ -222,12 +222,12 @@ def test_an_error_of_the_disk_anywhere_changes_nothing_and_can_be_tried_again(
 def test_a_limit_on_the_size_of_files_is_told_and_nothing_is_lost(folder: Path) -> None:
     with Store.open(folder) as store:
         learn(store, edits(*range(30)))
-        store.acknowledge(edits(100), key="k")
+        store.enqueue(edits(100), key="k")
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
         with Store.open(folder, writer=False) as store, pytest.raises(StoreError, match="nothing was changed"):
-            store.acknowledge(edits(*range(200, 260)))
+            store.enqueue(edits(*range(200, 260)))
 
     assert in_a_process(work) == 0
     with Store.open(folder) as store:
@@ -257,7 +257,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
             taken = 0
             with pytest.raises(StoreError, match="nothing was changed"):
                 for number in range(10_000):
-                    store.acknowledge(edits(number))
+                    store.enqueue(edits(number))
                     taken += 1
             assert len(store.journal.tickets()) == taken > 20
             assert store.check().problems == ()
@@ -277,7 +277,7 @@ def test_a_read_only_disk_can_be_read_and_says_what_it_is(tmp_path: Path) -> Non
             assert digest(pinned.state) == digest(written(edits(1)))
             assert store.check().problems == ()
             with pytest.raises(StoreError, match="nothing was changed: attempt to write a readonly database"):
-                store.acknowledge(edits(2))
+                store.enqueue(edits(2))
 
 
 # -- damaged files ------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def whole() -> Iterator[tuple[Path, dict[int, str]]]:
         with Store.open(parent / "store") as store:
             learn(store, [edit(i, author="someone", namespace="n") for i in range(3)])
             learn(store, edits(3), without=["e1"])
-            store.acknowledge(edits(4))
+            store.enqueue(edits(4))
             store.rollback(1, author="me", reason="it was better")
             digests = {number: digest(store.read(number).state) for number in (1, 2, 3)}
         yield parent / "store", digests

@@ -21,7 +21,7 @@ from stores import BASE, CONFIG, IN_MEMORY, digest, edit, written
 
 from wise.edits import Edit
 from wise.errors import EditError, StoreError
-from wise.memory.store import Store
+from wise.memory.store.store import Store
 
 NAMES = st.integers(min_value=0, max_value=30)
 TARGETS = st.sampled_from(["here", "there", "nowhere"])
@@ -64,13 +64,13 @@ class Machine(RuleBasedStateMachine):
     # -- what is done -----------------------------------------------------------------------------
 
     @rule(new=st.dictionaries(NAMES, TARGETS, min_size=2, max_size=5))
-    def acknowledge(self, new: dict[int, str]) -> None:
+    def enqueue(self, new: dict[int, str]) -> None:
         given = [edit(name, target) for name, target in new.items()]
         if {item.id for item in given} & self.under_way():
             with pytest.raises(EditError, match="already"):
-                self.store.acknowledge(given)
+                self.store.enqueue(given)
             return
-        got = self.store.acknowledge(given)
+        got = self.store.enqueue(given)
         assert [ticket.number for ticket in got] == list(range(len(self.tickets) + 1, len(self.tickets) + 1 + len(got)))
         self.tickets += [{"edit": item, "status": "queued"} for item in given]
 
@@ -78,7 +78,7 @@ class Machine(RuleBasedStateMachine):
     @rule(limit=st.sampled_from([5, 2, 1]))
     def begin(self, limit: int) -> None:
         wanted = self.numbers("queued")[:limit]
-        assert [ticket.number for ticket in self.store.begin(limit)] == wanted
+        assert [ticket.number for ticket in self.store.claim(limit)] == wanted
         self.move(wanted, "training")
 
     @rule(data=st.data())

@@ -15,10 +15,10 @@ from tiny import BATCH, generated, reading, tiny_model, tiny_tokenizer, wrap_tin
 import wise
 from wise.errors import ArtifactError, EditError, StoreError
 from wise.memory.artifact import load_memory, save_memory
-from wise.memory.pack import TICKETS_FILE
-from wise.memory.storage import failpoints
-from wise.memory.store import Store
-from wise.memory.ticket import Request
+from wise.memory.store import failpoints
+from wise.memory.store.edit_request import EditRequest
+from wise.memory.store.pack import TICKETS_FILE
+from wise.memory.store.store import Store
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def source(folder: Path) -> Iterator[Store]:
     with Store.open(folder / "source") as store:
-        store.acknowledge([Request(edit=edit(1, author="a"), reason="because", valid_until="2999-01-01"), edit(2)])
+        store.enqueue([EditRequest(edit=edit(1, author="a"), reason="because", valid_until="2999-01-01"), edit(2)])
         learn(store, [])
         learn(store, [edit(3, namespace="geo")])
         yield store

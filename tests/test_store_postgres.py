@@ -12,8 +12,8 @@ from postgres import Server, emptied, postgres
 from stores import digest, edit, edits, learn, soak, statuses, written
 
 from wise.errors import ConfigError, StoreError
-from wise.memory.storage.failpoints import POINTS
-from wise.memory.store import Store
+from wise.memory.store.failpoints import POINTS
+from wise.memory.store.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,12 @@ def url(server: Server) -> str:
 def test_a_server_that_is_killed_has_lost_nothing_that_was_acknowledged(server: Server, url: str) -> None:
     store = Store.open(url)
     learn(store, edits(1, 2))
-    store.acknowledge(edits(3))
+    store.enqueue(edits(3))
     server.kill()
     with pytest.raises(StoreError, match="lost the connection; open it again"):
-        store.acknowledge(edits(4), key="four")
+        store.enqueue(edits(4), key="four")
     with pytest.raises(StoreError):
-        store.begin()
+        store.claim()
     store.close()
     with pytest.raises(StoreError, match="cannot be opened"):
         Store.open(url)
@@ -45,15 +45,15 @@ def test_a_server_that_is_killed_has_lost_nothing_that_was_acknowledged(server: 
         assert statuses(store) == {"e1": "live", "e2": "live", "e3": "queued"}
         assert digest(store.read().state) == digest(written(edits(1, 2)))
         assert store.check().problems == ()
-        store.acknowledge(edits(4), key="four")
+        store.enqueue(edits(4), key="four")
 
 
 def test_a_writer_that_lost_its_session_writes_no_more(url: str) -> None:
     import psycopg
 
     first = Store.open(url)
-    first.acknowledge(edits(1))
-    batch = first.begin()
+    first.enqueue(edits(1))
+    batch = first.claim()
     with psycopg.connect(url, autocommit=True) as other:
         other.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7165001")
     with Store.open(url) as second:
@@ -61,7 +61,7 @@ def test_a_writer_that_lost_its_session_writes_no_more(url: str) -> None:
         with pytest.raises(StoreError, match="lost the connection"):
             first.fail(batch, detail={"why": "late"})
         with pytest.raises(StoreError):
-            first.acknowledge(edits(2))
+            first.enqueue(edits(2))
         learn(second, [])
         assert statuses(second) == {"e1": "live"}
     first.close()
@@ -86,7 +86,7 @@ def test_replicas_hand_in_at_once_and_no_event_is_passed_over(url: str) -> None:
 
     def hand_in(place: int) -> None:
         for number in range(20):
-            replicas[place].acknowledge([edit(100 * place + number)])
+            replicas[place].enqueue([edit(100 * place + number)])
 
     def poll() -> None:
         while not done.is_set():
@@ -130,8 +130,7 @@ def test_a_journal_of_the_first_schema_keeps_all_it_says(url: str) -> None:
         learn(store, edits(1, 2))
         events = store.log()
     with psycopg.connect(url, autocommit=True) as old:
-        old.execute("ALTER TABLE wise.events DROP COLUMN digest")
-        old.execute("DROP TABLE wise.errands")
+        old.execute("DROP TABLE wise.commands")
         old.execute("DELETE FROM wise.migrations WHERE number > 1")
     with pytest.raises(StoreError, match="has schema 1"):
         Store.open(url, writer=False)

@@ -118,6 +118,13 @@ def test_an_import_upwards_would_be_seen(room: str, line: str) -> None:
     assert misplaced(room, imported(tree), only_the_version(tree))
 
 
+def test_a_memory_does_not_know_its_store() -> None:
+    for path in (ROOT / "memory").glob("*.py"):
+        assert not {name for name in imported(ast.parse(path.read_text())) if name.startswith("wise.memory.store")}
+    store = (ROOT / "memory" / "store" / "pack.py").read_text()  # negative control
+    assert {name for name in imported(ast.parse(store)) if name.startswith("wise.memory.store")}
+
+
 def test_every_package_ships() -> None:
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert tools["package-dir"] == ROOMS
@@ -209,7 +216,7 @@ def test_a_room_cannot_be_imported_by_its_folder(folder: str) -> None:
     )
 
 
-@pytest.mark.parametrize("room", ["wise.router", "wise.memory", "wise.training", "wise.training.writers"])
+@pytest.mark.parametrize("room", ["wise.router", "wise.memory", "wise.memory.store", "wise.training", "wise.training.writers"])
 def test_a_room_can_be_imported_by_its_name(room: str) -> None:
     assert import_module(room).__name__ == room
 

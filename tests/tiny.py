@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 import wise
 from wise.architectures import locate
 from wise.memory.key_space import KeySpace
+from wise.memory.keys import KeyIndex
 from wise.memory.side_memory import Route
 from wise.memory.slot import AnswerSlot, MaskedDenseSlot
 from wise.memory.state import MemoryState
@@ -269,6 +270,16 @@ def route_of(wrapped: wise.WiseModel, ids: Sequence[int]) -> Route:
     route = wrapped.route(torch.tensor([list(ids)]))
     assert route is not None
     return route
+
+
+def nearest_keys(state: MemoryState, vectors: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+    """Of each of `vectors` `[n, f]` by the index of keys: score and slot of the nearest key, and the edit it is of."""
+    assert isinstance(state.key_space, KeySpace)
+    index = KeyIndex(state.key_space.size)
+    index.add_rows([*state.keys], [len(own) for own in state.keys.values()], torch.cat([*state.keys.values()]))
+    scores, ids = zip(*(hit for (hit,) in index.search(state.key_space.keys(vectors))), strict=True)
+    slots = {edit_id: slot.id for slot in state.slots for edit_id in slot.edit_ids}
+    return torch.tensor(scores), torch.tensor([slots[own] for own in ids]), list(ids)
 
 
 def padded(rows: Sequence[Sequence[int]], extra: int = 0) -> dict[str, Tensor]:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from wise.errors import WiseError as WiseError
     from wise.lab.formats.files import read_edits as read_edits
     from wise.lab.formats.files import read_records as read_records
-    from wise.memory.store import Store as Store
-    from wise.memory.ticket import Request as Request
+    from wise.memory.store.edit_request import EditRequest as EditRequest
+    from wise.memory.store.store import Store as Store
     from wise.model import WiseModel as WiseModel
     from wise.model import wrap as wrap
     from wise.routes import Claim as Claim
@@ -49,11 +49,11 @@ _HOME = {
     "Edit": "wise.edits",
     "EditError": "wise.errors",
     "EditReport": "wise.training.report",
+    "EditRequest": "wise.memory.store.edit_request",
     "Outcome": "wise.training.report",
     "Record": "wise.edits",
-    "Request": "wise.memory.ticket",
     "RowRoutes": "wise.routes",
-    "Store": "wise.memory.store",
+    "Store": "wise.memory.store.store",
     "StoreError": "wise.errors",
     "TokenRoute": "wise.routes",
     "UnsupportedModelError": "wise.errors",

@@ -43,7 +43,7 @@ class WiseConfig:
     merge: str = "ties"
     """How shards become one memory: see `wise.memory.merging.MERGES`."""
     merge_density: float = 1.0
-    """Share of a shard's own entries that a trimming merge keeps."""
+    """Share of a shard's own entries that `ties` keeps."""
     margin_low: float = 0.25
     """alpha: routing score that unrelated tokens stay under, in units of the base's mean output norm."""
     margin_high: float = 1.0

@@ -49,7 +49,7 @@ class RefusedError(StoreError):
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A sentence naming the nearest known words, or all of them where none is near.
 
-    >>> did_you_mean("tie", ["ties", "slerp"])
+    >>> did_you_mean("tie", ["ties", "linear"])
     "did you mean 'ties'?"
     """
     known = sorted(known)

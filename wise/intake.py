@@ -19,8 +19,8 @@ from urllib.request import urlopen
 
 from wise.edits import Record
 from wise.errors import ConfigError, EditError, StoreError
-from wise.memory.store import Store
-from wise.memory.ticket import LIVE, QUEUED, TRAINING, Request
+from wise.memory.store.edit_request import LIVE, QUEUED, TRAINING, EditRequest
+from wise.memory.store.store import Store
 
 LONGEST_LINE = 1_048_576
 """Bytes."""
@@ -112,7 +112,7 @@ def hand_in(store: Store, name: str, line: Line, known: int) -> str:
     request = _request(line)
     key = line.key(name)
     try:
-        [ticket] = store.acknowledge([request], key=key)
+        [ticket] = store.enqueue([request], key=key)
     except EditError:
         under_way = [t for t in store.journal.tickets(edit_id=request.edit.id) if t.status in (QUEUED, TRAINING, LIVE)]
         if not under_way or under_way[-1].edit != request.edit:
@@ -121,7 +121,7 @@ def hand_in(store: Store, name: str, line: Line, known: int) -> str:
     return "taken" if ticket.number > known else "known"
 
 
-def _request(line: Line) -> Request:
+def _request(line: Line) -> EditRequest:
     try:
         told = json.loads(line.data)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -129,7 +129,7 @@ def _request(line: Line) -> Request:
     if not isinstance(told, dict):
         raise EditError(f"is a {type(told).__name__}: an object with 'prompt' and 'target' was expected")
     kept: dict[str, Any] = {name: told.pop(name) for name in _REQUEST_FIELDS if name in told}
-    return Request(edit=Record.from_dict(told).edit, **kept)
+    return EditRequest(edit=Record.from_dict(told).edit, **kept)
 
 
 def _whole_lines(stream: IO[bytes], place: int, *, at_end: bool) -> Iterator[Line]:

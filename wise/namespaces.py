@@ -12,7 +12,7 @@ from dataclasses import replace
 from wise.edits import Edit
 from wise.errors import StoreError
 from wise.memory.state import MemoryState
-from wise.memory.version import Snapshot
+from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
 from wise.preparation import relation_space
 from wise.training.report import Outcome

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wise.memory.grouped import NO_SLOT
 from wise.memory.key_space import KeySpace
 from wise.memory.layer import SideMemoryLayer
-from wise.memory.side_memory import Evidence, Route, SideMemory
+from wise.memory.side_memory import NO_SLOT, Evidence, Route, SideMemory
 from wise.memory.state import MemoryState
 from wise.reading import read_rows
 from wise.router.activation import ActivationRouter

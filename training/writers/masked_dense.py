@@ -100,7 +100,7 @@ class MaskedDenseWriter:
 
     def _merge(self, deltas: Tensor) -> Tensor:
         config = self.config
-        return merge(deltas, method=config.merge, density=config.merge_density, seed=config.seed)
+        return merge(deltas, method=config.merge, density=config.merge_density)
 
     def _collect(
         self, tasks: Sequence[SlotTask], examples: Examples, masks: Tensor, shards: Fit, served: Fit
@@ -129,7 +129,7 @@ class MaskedDenseWriter:
             written.append((slot, outcomes))
         return written
 
-    def _sure_score(self, slot: Slot, anchors: Tensor) -> float:
+    def _sure_score(self, slot: MaskedDenseSlot, anchors: Tensor) -> float:
         score = float(activation_score(slot.delta(anchors.cpu().to(self.dtype))).min())
         ratio = self.config.threshold_ratio or THRESHOLD_RATIO[self.config.mode]
         return score * min(ratio, 1 - ROUNDING.get(self.dtype, 1e-2))

@@ -22,8 +22,8 @@ from wise.cli.common import (
 if TYPE_CHECKING:
     from wise.edits import Edit
     from wise.memory.state import MemoryState
-    from wise.memory.store import Store
-    from wise.memory.ticket import Event, Ticket, Version
+    from wise.memory.store.edit_request import Event, Ticket, Version
+    from wise.memory.store.store import Store
 
 STORE_HELP = "Folder of a store, or its postgresql:// URL."
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help=STORE_HELP)]
@@ -34,7 +34,7 @@ ReasonOption = Annotated[str | None, typer.Option("--reason", help="Why, for the
 @contextmanager
 def opened(place: str, *, writer: bool) -> Iterator[Store]:
     """A store that is there already; to be its writer must not make one where a name was mistyped."""
-    from wise.memory.store import Store
+    from wise.memory.store.store import Store
 
     with Store.open(place, writer=False) as store:
         if not writer:

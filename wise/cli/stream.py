@@ -15,7 +15,7 @@ from wise.errors import EditError
 
 if TYPE_CHECKING:
     from wise.intake import Line
-    from wise.memory.store import Store
+    from wise.memory.store.store import Store
 
 
 def stream(

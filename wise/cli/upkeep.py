@@ -70,8 +70,8 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Take the edits of a knowledge pack into a store, which is made where there is none, as one new version."""
-    from wise.memory.pack import read_pack
-    from wise.memory.store import Store
+    from wise.memory.store.pack import read_pack
+    from wise.memory.store.store import Store
 
     read_pack(pack)  # what is refused makes no store
     with Store.open(store) as found:

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
+from wise.memory.batched_memory import BatchedMemory
 from wise.memory.layer import execution_device
-from wise.memory.mixed import MixedMemory
 from wise.memory.sequences import CACHE_NAMES
 from wise.memory.side_memory import SideMemory
 from wise.training.generation import left_pad
@@ -37,18 +37,18 @@ M = TypeVar("M", bound=Member)
 class Runner:
     """The model with a memory for each row, and how its forward is called."""
 
-    def __init__(self, model: PreTrainedModel, mixed: MixedMemory) -> None:
-        """mixed: it stands in the model's layer already."""
+    def __init__(self, model: PreTrainedModel, memory: BatchedMemory) -> None:
+        """memory: it stands in the model's layer already."""
         taken = inspect.signature(model.forward).parameters
         self.model: Any = model
-        self.mixed = mixed
+        self.memory = memory
         self.device = execution_device(model)
         self.cache_name = next(name for name in CACHE_NAMES if name in taken)
         self.positions = "position_ids" in taken
 
     def run(self, memories: Sequence[SideMemory | None], ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
         """New ids `[rows, n]` behind the cache, mask `[rows, all]` -> logits after the last `[rows, vocabulary]`."""
-        self.mixed.rows = memories
+        self.memory.rows = memories
         places = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]} if self.positions else {}
         out = self.model(
             input_ids=ids,

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from wise.errors import ConfigError, EditError, StoreError, WiseError
-from wise.memory.store import Store
+from wise.memory.store.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +52,13 @@ def handed_on(store: Store, name: str, arguments: Mapping[str, Any]) -> dict[str
 
     Raises what the writer raised, or StoreError where none takes it up or it takes too long.
     """
-    errand = store.errands.ask(name, arguments, PATIENCE)
+    command = store.commands.enqueue(name, arguments, PATIENCE)
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        answer = store.errands.collect(errand)
+        answer = store.commands.take_answer(command)
         if answer is not None:
             return result_of(answer)
         time.sleep(LOOK)
-    if store.errands.withdraw(errand):
+    if store.commands.withdraw(command):
         raise StoreError(f"no writer took it up within {PATIENCE:.0f} s, and none will; see that a replica can write")
     raise StoreError(f"the writer did not answer within {PATIENCE:.0f} s; it may still do it")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StringConstraints
 
 from wise.edits import Edit
-from wise.memory.ticket import Event, Ticket, Version
+from wise.memory.store.edit_request import Event, Ticket, Version
 from wise.serve.schemas import LONGEST_CONVERSATION, Body, Name, Prompt, Text, Turn
 
 Prompts = Annotated[list[Prompt], Field(max_length=64)]

@@ -9,7 +9,7 @@ from wise.edits import Edit
 from wise.errors import ConfigError, did_you_mean
 from wise.memory.side_memory import SideMemory
 from wise.memory.state import MemoryState
-from wise.memory.version import Snapshot
+from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
 from wise.namespaces import within
 from wise.router.assemble import assemble

@@ -13,8 +13,8 @@ from typing import Any
 
 from wise.edits import Edit
 from wise.errors import EditError, RefusedError, StoreError, WiseError
-from wise.memory.store import Store
-from wise.memory.ticket import Ticket, Version
+from wise.memory.store.edit_request import Ticket, Version
+from wise.memory.store.store import Store
 from wise.model import WiseModel
 from wise.namespaces import edited, forgotten, make_ready, within
 from wise.serve.commands import ENDED, answer_of
@@ -33,7 +33,7 @@ class Editor:
         Raises StoreError where the store is of another base or other settings.
         """
         make_ready(model, store.read(), store.backend.place)
-        store.errands.abandon(ENDED)
+        store.commands.abandon(ENDED)
         self._model, self._store, self._batch, self._keep = model, store, batch, keep
 
     def work(self) -> bool:
@@ -43,14 +43,14 @@ class Editor:
 
         Raises StoreError, with all of it queued again where that can be noted, where the disk does not take it.
         """
-        errand = self._store.errands.begin()
-        if errand is not None:
-            self._store.errands.answer(errand.id, answer_of(self, errand.name, errand.arguments))
+        command = self._store.commands.claim()
+        if command is not None:
+            self._store.commands.answer(command.id, answer_of(self, command.name, command.arguments))
             return True
         over = self._store.expired()
         if over:
             self._deleted([ticket.edit.id for ticket in over], author=None, reason="its time is over")
-        tickets = self._store.begin(self._batch)
+        tickets = self._store.claim(self._batch)
         if not tickets:
             return bool(over)
         try:

@@ -12,8 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from wise.edits import check_lengths
 from wise.errors import EditError, did_you_mean
-from wise.memory.ticket import FAILED, LIVE, QUEUED, RETIRED, Ticket
-from wise.memory.ticket import Request as EditRequest
+from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, EditRequest, Ticket
 from wise.serve.access import Editor, Reader, Served
 from wise.serve.edit_schemas import (
     EditHistory,
@@ -202,13 +201,13 @@ async def _take(
         raise unavailable("the service is about to end; ask another replica, or try again")
     named = None if key is None else f"{holder.name}:{key}"
 
-    def acknowledge() -> tuple[Ticket, ...]:
+    def enqueue() -> tuple[Ticket, ...]:
         try:
-            return service.store.acknowledge(wanted, key=named)
+            return service.store.enqueue(wanted, key=named)
         except EditError as error:  # each by itself is fine: it goes against what is there
             raise conflict(str(error)) from error
 
-    tickets = await run_in_threadpool(acknowledge)
+    tickets = await run_in_threadpool(enqueue)
     ids = [ticket.edit.id for ticket in tickets]
     audited("edit", by=holder.name, request=request.state.request_id, edits=ids, tickets=[t.number for t in tickets])
     if wait:

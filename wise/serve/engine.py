@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from wise.errors import WiseError
-from wise.memory.mixed import Heard, MixedMemory
+from wise.memory.batched_memory import BatchedMemory, RoutingRecord
 from wise.model import WiseModel
 from wise.serve.batch import Batch, Prefill, Runner
 from wise.serve.metrics import Metrics
@@ -70,10 +70,10 @@ class Engine:
         self.tokenizer = model.tokenizer
         self.rows, self.waiting, self.cache_tokens, self.prefill_tokens = rows, waiting, cache_tokens, prefill_tokens
         self._metrics = metrics
-        self._mixed = MixedMemory(None if model.inputs is None else model.inputs.sequences)
-        model.layer.memory = self._mixed
+        self._memory = BatchedMemory(None if model.inputs is None else model.inputs.sequences)
+        model.layer.memory = self._memory
         model.model.eval()  # type: ignore[no-untyped-call]
-        self._runner = Runner(model.model, self._mixed)
+        self._runner = Runner(model.model, self._memory)
         self._batch: Batch[Row] = Batch(self._runner)
         self._prefill: Prefill[Row] | None = None
         self._inbox = _Inbox()
@@ -222,13 +222,13 @@ class Engine:
 
     def _listen(self, members: Sequence[Row], firsts: Sequence[int], count: int) -> None:
         """Notes who spoke at the `count` tokens just read; firsts: the place of the first in each row, pads below 0."""
-        for heard in self._mixed.heard:
-            told = [members[i].wish.trace for i in heard.rows]
-            opened = heard.route.open.view(len(heard.rows), count)
+        for record in self._memory.records:
+            told = [members[i].wish.trace for i in record.rows]
+            opened = record.route.open.view(len(record.rows), count)
             if not any(told) and not bool(opened.any()):
                 continue
-            spoken = _spoken(heard, [members[i] for i in heard.rows], [firsts[i] for i in heard.rows])
-            for i, route in zip(heard.rows, spoken, strict=True):
+            spoken = _spoken(record, [members[i] for i in record.rows], [firsts[i] for i in record.rows])
+            for i, route in zip(record.rows, spoken, strict=True):
                 members[i].note(route)
                 self._metrics.routed.inc(sum(one.open and one.place >= 0 for one in route))
 
@@ -261,16 +261,16 @@ def _hand_over(pieces: Sequence[tuple[Job, Piece | Exception]]) -> None:
         job.pieces.put_nowait(piece)
 
 
-def _spoken(heard: Heard, rows: Sequence[Row], firsts: Sequence[int]) -> list[list[Spoken]]:
+def _spoken(record: RoutingRecord, rows: Sequence[Row], firsts: Sequence[int]) -> list[list[Spoken]]:
     """The routes of each row's new tokens."""
-    slots, opened = heard.route.slot.tolist(), heard.route.open.tolist()
-    scores, thresholds = heard.route.score.tolist(), heard.route.threshold.tolist()
+    slots, opened = record.route.slot.tolist(), record.route.open.tolist()
+    scores, thresholds = record.route.score.tolist(), record.route.threshold.tolist()
     voice = rows[0].wish.voice  # the same for all: it is whose memory this is
     shared = any(o and voice.shared(s) for o, s in zip(opened, slots, strict=True))
-    keys = heard.keys() if shared else [-1] * len(slots)
+    keys = record.keys() if shared else [-1] * len(slots)
     told = [
         Spoken(
-            place=firsts[i // heard.width] + i % heard.width,
+            place=firsts[i // record.width] + i % record.width,
             edit=voice.edit_of(slots[i], keys[i]) if opened[i] else None,
             slot=slots[i],
             score=scores[i],
@@ -279,4 +279,4 @@ def _spoken(heard: Heard, rows: Sequence[Row], firsts: Sequence[int]) -> list[li
         )
         for i in range(len(slots))
     ]
-    return [told[i : i + heard.width] for i in range(0, len(told), heard.width)]
+    return [told[i : i + record.width] for i in range(0, len(told), record.width)]

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from wise.memory.ticket import Event
+from wise.memory.store.edit_request import Event
 from wise.serve.access import Reader, Served
 from wise.serve.edit_schemas import EventView
 from wise.serve.service import Service

@@ -15,9 +15,9 @@ from contextlib import suppress
 from datetime import datetime
 
 from wise.errors import StoreError
-from wise.memory.journal import Journal
-from wise.memory.store import Store
-from wise.memory.ticket import FAILED, LIVE, Event, now
+from wise.memory.store.edit_request import FAILED, LIVE, Event, now
+from wise.memory.store.journal import Journal
+from wise.memory.store.store import Store
 from wise.model import WiseModel
 from wise.namespaces import check_fits, check_settings
 from wise.serve.edition import Edition, edition_of

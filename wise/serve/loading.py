@@ -16,7 +16,7 @@ from typing import Any
 
 from wise.config import WiseConfig
 from wise.errors import ConfigError
-from wise.memory.store import Store
+from wise.memory.store.store import Store
 from wise.model import WiseModel, wrap
 from wise.serve.editor import Editor
 from wise.serve.link import Worker, serve

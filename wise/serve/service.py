@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from wise.errors import ConfigError, WiseError, did_you_mean
-from wise.memory.store import Store
+from wise.memory.store.store import Store
 from wise.model import WiseModel
 from wise.serve.commands import handed_on
 from wise.serve.edition import DEFAULT, Edition, Voice

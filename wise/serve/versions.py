@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 
 from wise.edits import Edit
-from wise.memory.ticket import Version
+from wise.memory.store.edit_request import Version
 from wise.serve.access import Admin, Reader, Served
 from wise.serve.edit_schemas import DiffAnswer, EditShort, RollbackRequest, VersionList, VersionView
 from wise.serve.edits import served_from

@@ -14,8 +14,7 @@ from wise.lab.editors.in_context import InContext
 from wise.lab.eval.asking import Edited
 from wise.lab.eval.chat.facts import Fact
 from wise.lab.eval.editors import Subject, find_editor
-from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import SideMemory
+from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.model import WiseModel
 from wise.router.hybrid import HybridRouter
 from wise.router.intervals import wilson

@@ -18,10 +18,9 @@ from torch.nn.functional import linear, normalize
 
 from wise.lab.editors.embedding import Embedder
 from wise.lab.eval.routers.reading import Reading
-from wise.memory.grouped import NO_SLOT
 from wise.memory.key_space import KeySpace
 from wise.memory.sequences import Rows, SequenceReader
-from wise.memory.side_memory import SideMemory
+from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.router.activation import activation_score
 
 DECIMALS = 5

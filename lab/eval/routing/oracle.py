@@ -20,8 +20,7 @@ from wise.errors import ConfigError
 from wise.lab.eval.asking import Asking, Row, Tested, mean_over_records, plain, select
 from wise.lab.eval.routing.scores import served
 from wise.lab.eval.work import Work
-from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import Route, Router, SideMemory, SlotBank
+from wise.memory.side_memory import NO_SLOT, Route, Router, SideMemory, SlotBank
 from wise.model import WiseModel
 from wise.router.hybrid import HybridRouter
 from wise.training.generation import greedy

@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 from wise.errors import ConfigError
 from wise.lab.eval.asking import Asking
 from wise.lab.eval.work import Work
-from wise.memory.grouped import NO_SLOT
-from wise.memory.side_memory import SideMemory
+from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.memory.state import MemoryState
 from wise.model import WiseModel
 from wise.reading import read_rows

@@ -8,7 +8,7 @@ from tiny import ARCHITECTURES, BATCH, memory_by_hand, wrap_tiny
 
 import wise
 from wise.errors import ConfigError
-from wise.memory.mixed import MixedMemory
+from wise.memory.batched_memory import BatchedMemory
 from wise.memory.side_memory import SideMemory
 from wise.training.generation import left_pad
 
@@ -16,8 +16,8 @@ IDS, MASK = left_pad(BATCH, device=torch.device("cpu"))
 MODES = ("merge", "retrieve", "hybrid")
 
 
-def mixed_for(wrapped: wise.WiseModel) -> MixedMemory:
-    return MixedMemory(None if wrapped.inputs is None else wrapped.inputs.sequences)
+def batched_for(wrapped: wise.WiseModel) -> BatchedMemory:
+    return BatchedMemory(None if wrapped.inputs is None else wrapped.inputs.sequences)
 
 
 def logits(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -33,11 +33,11 @@ def test_each_row_is_under_its_own_memory(model_type: str, mode: str) -> None:
     with wrapped.serving(memory_by_hand(wrapped, seed=7, strength=6.0)):
         two = wrapped.layer.memory
     assert one is not None and two is not None
-    mixed = mixed_for(wrapped)
+    batched = batched_for(wrapped)
 
     def said(rows: list[SideMemory | None]) -> torch.Tensor:
-        mixed.rows = rows
-        wrapped.layer.memory = mixed
+        batched.rows = rows
+        wrapped.layer.memory = batched
         return logits(wrapped, IDS, MASK)
 
     def whole(memory: SideMemory | None) -> torch.Tensor:
@@ -58,47 +58,47 @@ def test_it_tells_which_memory_decided_what(mode: str) -> None:
     wrapped = wrap_tiny("llama", mode)
     memory = wrapped.layer.memory
     assert memory is not None
-    mixed = mixed_for(wrapped)
-    wrapped.layer.memory = mixed
-    mixed.rows = [None, memory, memory]
+    batched = batched_for(wrapped)
+    wrapped.layer.memory = batched
+    batched.rows = [None, memory, memory]
     logits(wrapped, IDS, MASK)
-    (heard,) = mixed.heard
-    assert (heard.rows, heard.width, len(heard.activation)) == ((1, 2), IDS.shape[1], 2 * IDS.shape[1])
-    assert heard.route.open.any() and not heard.route.open.all()
+    (record,) = batched.records
+    assert (record.rows, record.width, len(record.activation)) == ((1, 2), IDS.shape[1], 2 * IDS.shape[1])
+    assert record.route.open.any() and not record.route.open.all()
     wrapped.layer.memory = memory
     alone = wrapped.route(IDS[1:2, 6:])
     assert alone is not None
-    assert heard.route.open.view(2, -1)[0, 6:].tolist() == alone.open.tolist()
-    keys = heard.keys()
-    assert len(keys) == len(heard.activation) and (min(keys) >= 0) == (mode == "retrieve")
+    assert record.route.open.view(2, -1)[0, 6:].tolist() == alone.open.tolist()
+    keys = record.keys()
+    assert len(keys) == len(record.activation) and (min(keys) >= 0) == (mode == "retrieve")
 
 
 def test_what_was_heard_can_be_asked_about_after_another_forward() -> None:
     wrapped = wrap_tiny("llama", "hybrid")
-    memory, mixed = wrapped.layer.memory, mixed_for(wrapped)
+    memory, batched = wrapped.layer.memory, batched_for(wrapped)
     assert memory is not None and wrapped.inputs is not None
-    wrapped.layer.memory = mixed
-    mixed.rows = [None, memory, memory]
+    wrapped.layer.memory = batched
+    batched.rows = [None, memory, memory]
     logits(wrapped, IDS, MASK)
-    (heard,) = mixed.heard
-    assert heard.read is not None
-    assert [ids.tolist() for ids in heard.read.ids] == BATCH[1:]
-    assert [len(places) for places in heard.read.places] == [3, 6] and heard.read.size == 2 * IDS.shape[1]
-    mixed.rows = [memory]
+    (record,) = batched.records
+    assert record.read is not None
+    assert [ids.tolist() for ids in record.read.ids] == BATCH[1:]
+    assert [len(places) for places in record.read.places] == [3, 6] and record.read.size == 2 * IDS.shape[1]
+    batched.rows = [memory]
     wrapped(torch.tensor([[5, 6]]))
     later = wrapped.inputs.sequences.rows
-    with heard.reader.showing(heard.read):  # type: ignore[union-attr]
-        again = memory.route(heard.activation)
-    assert torch.equal(again.score, heard.route.score) and len(heard.keys()) == 2 * IDS.shape[1]
+    with record.reader.showing(record.read):  # type: ignore[union-attr]
+        again = memory.route(record.activation)
+    assert torch.equal(again.score, record.route.score) and len(record.keys()) == 2 * IDS.shape[1]
     assert wrapped.inputs.sequences.rows is later and [ids.tolist() for ids in later.ids] == [[5, 6]]
 
 
 def test_a_batch_that_it_was_not_told_of_is_refused() -> None:
     wrapped = wrap_tiny("llama", None)
-    mixed = MixedMemory(None)
-    wrapped.layer.memory = mixed
+    batched = BatchedMemory(None)
+    wrapped.layer.memory = batched
     with pytest.raises(ConfigError, match="0 memories"):
         logits(wrapped, IDS, MASK)
-    mixed.rows = [None] * 5
+    batched.rows = [None] * 5
     with pytest.raises(ConfigError, match="5 memories"):
         logits(wrapped, IDS, MASK)

@@ -1,8 +1,9 @@
-"""A version: which slots, in which order, make up one state of the memory.
+"""Versions: which slots, in which order, make up one state of the memory.
 
-A manifest is a small JSON text: settings, base, segments, runs of slots in them, and the digest of the key space. It
+A manifest is a small JSON text: settings, base, segments, ranges of slots in them, and the digest of the key space. It
 and all that it names are stored under the SHA-256 of their bytes, so one digest stands for the whole version. Every
-slot of every segment of a version is live in it, so nothing of a deleted edit is in the files of a later version.
+slot of every segment of a version is live in it, so nothing of a deleted edit is in the files of a later version. A
+version of 10,000 slots is about a hundred ranges, and checks go over ranges instead of slots.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 from wise.config import WiseConfig
 from wise.edits import Edit
@@ -19,12 +21,16 @@ from wise.errors import ArtifactError, ConfigError, RefusedError, StoreError
 from wise.memory.artifact import check_state, check_tensors
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.key_space import Space
-from wise.memory.runs import Run, cover, joined
-from wise.memory.segment import Row, decoded, decoded_space, state_of
 from wise.memory.state import MemoryState
+from wise.memory.store.segments import StoredSlot, decode_segment, decode_space, state_of
 
 FORMAT = "wise-version"
 SCHEMA_VERSION = 1
+
+Key = TypeVar("Key")
+Range = tuple[Key, int, int]
+"""Key, first place, and the place after the last."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -34,9 +40,9 @@ class Manifest:
     base: Fingerprint
     segments: Mapping[str, tuple[int, int]]
     """Digest -> slots and bytes, in the order in which they were written."""
-    slots: tuple[Run[str], ...]
-    """Where each slot stands: segment and rows."""
-    order: tuple[Run[int], ...]
+    slots: tuple[Range[str], ...]
+    """Where each slot is: segment and places."""
+    order: tuple[Range[int], ...]
     """The edits in the order in which they came: places in the list of edits, slot by slot. The key is 0."""
     spaces: Mapping[str, str]
     """`key_space`, where there is one: its digest."""
@@ -53,8 +59,8 @@ class Manifest:
             "schema_version": SCHEMA_VERSION,
             "config": self.config.to_dict(),
             "base": self.base.to_dict(),
-            "segments": [[digest, *told] for digest, told in self.segments.items()],
-            "slots": [(numbers[segment], *rows) for segment, *rows in self.slots],
+            "segments": [[digest, *size] for digest, size in self.segments.items()],
+            "slots": [(numbers[segment], *places) for segment, *places in self.slots],
             "order": self.order,
             "spaces": self.spaces,
         }
@@ -64,17 +70,17 @@ class Manifest:
     def from_bytes(cls, data: bytes, place: str) -> Manifest:
         """The inverse of `to_bytes`. Raises StoreError, naming `place`, where they are no manifest we can read."""
         try:
-            told = json.loads(data)
-            if (told["format"], told["schema_version"]) != (FORMAT, SCHEMA_VERSION):
-                raise ValueError(f"{told['format']!r} of schema {told['schema_version']!r}")
-            digests = [digest for digest, _, _ in told["segments"]]
+            fields = json.loads(data)
+            if (fields["format"], fields["schema_version"]) != (FORMAT, SCHEMA_VERSION):
+                raise ValueError(f"{fields['format']!r} of schema {fields['schema_version']!r}")
+            digests = [digest for digest, _, _ in fields["segments"]]
             return cls(
-                config=WiseConfig.from_dict(told["config"]),
-                base=Fingerprint.from_dict(told["base"]),
-                segments={digest: (rows, size) for digest, rows, size in told["segments"]},
-                slots=tuple(joined((digests[i], int(first), int(behind)) for i, first, behind in told["slots"])),
-                order=tuple(joined((int(key), int(first), int(behind)) for key, first, behind in told["order"])),
-                spaces=dict(told["spaces"]),
+                config=WiseConfig.from_dict(fields["config"]),
+                base=Fingerprint.from_dict(fields["base"]),
+                segments={digest: (slots, size) for digest, slots, size in fields["segments"]},
+                slots=tuple(join_ranges((digests[i], int(first), int(behind)) for i, first, behind in fields["slots"])),
+                order=tuple(join_ranges((int(key), int(first), int(behind)) for key, first, behind in fields["order"])),
+                spaces=dict(fields["spaces"]),
             )
         except (ArtifactError, ConfigError, LookupError, TypeError, ValueError) as error:
             raise StoreError(
@@ -95,8 +101,8 @@ class Snapshot:
     base: Fingerprint | None = None
     """The base it was made for; None before the first version."""
     manifest: Manifest | None = None
-    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
-    """Of each segment: what the next version shares with it."""
+    segments: Mapping[str, Sequence[StoredSlot]] = field(default_factory=dict)
+    """By digest: what the next version shares with it."""
 
     @cached_property
     def edits(self) -> Mapping[str, Edit]:
@@ -105,29 +111,29 @@ class Snapshot:
 
 
 def read(
-    version: int, digest: str, get: Callable[[str], bytes], place: str, known: Mapping[str, Sequence[Row]]
+    version: int, digest: str, get: Callable[[str], bytes], place: str, known: Mapping[str, Sequence[StoredSlot]]
 ) -> Snapshot:
     """The version whose manifest has this digest; segments that are `known` are not read again.
 
     Raises StoreError where anything it names is missing, damaged or does not fit together.
     """
     manifest = Manifest.from_bytes(get(digest), f"{place}: {digest[:16]}")
-    rows = {d: known[d] if d in known else decoded(get(d), f"{place}: {d[:16]}") for d in manifest.segments}
-    spaces = {name: decoded_space(get(d), f"{place}: {d[:16]}") for name, d in manifest.spaces.items()}
+    segments = {d: known[d] if d in known else decode_segment(get(d), f"{place}: {d[:16]}") for d in manifest.segments}
+    spaces = {name: decode_space(get(d), f"{place}: {d[:16]}") for name, d in manifest.spaces.items()}
     key_space = spaces.get("key_space")
-    for segment, found in rows.items():
+    for segment, found in segments.items():
         if segment not in known:
-            check_rows(found, key_space, manifest.config, manifest.base)
-    placed = placed_rows(manifest, rows, f"{place}: version {version}")
-    edits = [edit for row in placed for edit in row.edits]
+            check_slots(found, key_space, manifest.config, manifest.base)
+    slots = slots_in_order(manifest, segments, f"{place}: version {version}")
+    edits = [edit for stored in slots for edit in stored.edits]
     return Snapshot(
         version=version,
-        state=state_of(placed, [e.id for _, start, stop in manifest.order for e in edits[start:stop]], key_space),
-        tickets={e.id: number for row in placed for e, number in zip(row.edits, row.tickets, strict=True)},
+        state=state_of(slots, [e.id for _, start, stop in manifest.order for e in edits[start:stop]], key_space),
+        tickets={e.id: number for stored in slots for e, number in zip(stored.edits, stored.tickets, strict=True)},
         config=manifest.config,
         base=manifest.base,
         manifest=manifest,
-        rows=rows,
+        segments=segments,
     )
 
 
@@ -158,23 +164,23 @@ def difference(before: Snapshot, after: Snapshot) -> Difference:
     return Difference(added=tuple(added), removed=tuple(gone.values()), changed=tuple(changed))
 
 
-def placed_rows(manifest: Manifest, rows: Mapping[str, Sequence[Row]], place: str) -> list[Row]:
-    """The rows of a version in its order. Raises StoreError where they are not exactly those of its segments."""
-    ids = {digest: [edit.id for row in found for edit in row.edits] for digest, found in rows.items()}
-    check_places(manifest, {digest: len(found) for digest, found in rows.items()}, ids, place)
-    placed = [row for digest, start, stop in manifest.slots for row in rows[digest][start:stop]]
-    check_namespaces(manifest.config, ({edit.namespace for edit in row.edits} for row in placed), place)
-    return placed
+def slots_in_order(manifest: Manifest, segments: Mapping[str, Sequence[StoredSlot]], place: str) -> list[StoredSlot]:
+    """The slots of a version in its order. Raises StoreError where they are not exactly those of its segments."""
+    ids = {digest: [edit.id for stored in found for edit in stored.edits] for digest, found in segments.items()}
+    check_places(manifest, {digest: len(found) for digest, found in segments.items()}, ids, place)
+    slots = [stored for digest, start, stop in manifest.slots for stored in segments[digest][start:stop]]
+    check_namespaces(manifest.config, ({edit.namespace for edit in stored.edits} for stored in slots), place)
+    return slots
 
 
 def check_places(
-    manifest: Manifest, rows: Mapping[str, int], ids: Mapping[str, Collection[str]], place: str
+    manifest: Manifest, sizes: Mapping[str, int], ids: Mapping[str, Collection[str]], place: str
 ) -> None:
-    """A version holds every row of its segments once, and every edit, in some order.
+    """A version holds every slot of its segments once, and every edit, in some order.
 
-    rows, ids: of each segment, how many it holds, and the ids of their edits. Raises StoreError.
+    sizes, ids: of each segment, the number of slots, and the ids of their edits. Raises StoreError.
     """
-    if rows != {digest: count for digest, (count, _) in manifest.segments.items()} or not cover(manifest.slots, rows):
+    if sizes != {digest: count for digest, (count, _) in manifest.segments.items()} or not cover(manifest.slots, sizes):
         raise StoreError(f"{place}: its slots are not those of its segments; roll back to a whole version")
     count = sum(map(len, ids.values()))
     if len(set().union(*ids.values())) != count or not cover(manifest.order, {0: count}):
@@ -194,18 +200,54 @@ def check_namespaces(config: WiseConfig, slots: Iterable[Collection[str]], place
             )
 
 
-def check_rows(rows: Sequence[Row], key_space: Space | None, config: WiseConfig, base: Fingerprint) -> None:
-    """New rows are sound, as a saved memory must be; a merged one by itself. Raises RefusedError."""
-    if not rows:
+def check_slots(slots: Sequence[StoredSlot], key_space: Space | None, config: WiseConfig, base: Fingerprint) -> None:
+    """New slots are sound, as a saved memory must be; a merged one by itself. Raises RefusedError."""
+    if not slots:
         return
-    if config.mode == "merge" and len(rows) > 1:
-        for row in rows:
-            check_rows([row], key_space, config, base)
+    if config.mode == "merge" and len(slots) > 1:
+        for stored in slots:
+            check_slots([stored], key_space, config, base)
         return
-    state = state_of(rows, [edit.id for row in rows for edit in row.edits], key_space)
-    tensors = {f"slot {row.slot.id} {name}": t for row in rows for name, t in row.slot.tensors().items()}
+    state = state_of(slots, [edit.id for stored in slots for edit in stored.edits], key_space)
+    tensors = {f"slot {one.slot.id} {name}": t for one in slots for name, t in one.slot.tensors().items()}
     try:
         check_tensors(tensors | {f"keys of edit {i}": keys for i, keys in state.keys.items()})
         check_state(config, state, base)
     except ArtifactError as error:
         raise RefusedError(f"the version is refused: {error}") from error
+
+
+# -- ranges of places -------------------------------------------------------------------------
+
+
+def join_ranges(ranges: Iterable[Range[Key]]) -> list[Range[Key]]:
+    """The same places in as few ranges as possible, so that equal places give equal ranges."""
+    found: list[Range[Key]] = []
+    for key, start, stop in ranges:
+        if found and found[-1][0] == key and found[-1][2] == start:
+            found[-1] = (key, found[-1][1], stop)
+        elif start < stop:
+            found.append((key, start, stop))
+    return found
+
+
+def cut_ranges(ranges: Iterable[Range[Key]], start: int, stop: int) -> list[Range[Key]]:
+    """The places from `start` to before `stop` of the sequence."""
+    found = []
+    at = 0
+    for key, first, behind in ranges:
+        low, high = max(start - at, 0), min(stop - at, behind - first)
+        if low < high:
+            found.append((key, first + low, first + high))
+        at += behind - first
+    return found
+
+
+def cover(ranges: Iterable[Range[Key]], sizes: Mapping[Key, int]) -> bool:
+    """Whether every place from 0 to before its key's size is there exactly once, and no other."""
+    reached: dict[Key, int] = {}
+    for key, start, stop in sorted(ranges, key=lambda one: one[1]):
+        if reached.get(key, 0) != start or stop <= start:
+            return False
+        reached[key] = stop
+    return reached == {key: size for key, size in sizes.items() if size}

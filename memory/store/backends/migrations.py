@@ -1,19 +1,17 @@
-"""The tables of a journal, and how an older journal becomes one of today: numbered steps, forwards only.
+"""The tables of a journal, made in numbered steps that also bring an older journal up to date.
 
-A step that was released is never changed; what must change comes as a further step. Statements are of the kind that
-SQLite and PostgreSQL both understand. The steps taken are noted in the journal itself.
+A released step is never changed; a change is a further step. Statements are of the kind that SQLite and PostgreSQL both
+understand. The journal itself records the steps that were taken.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from wise.errors import StoreError
-from wise.memory.storage.backend import Backend, Execute
-from wise.memory.ticket import Event
+from wise.memory.store.backends.base import Backend, Execute
 
 _STEPS_TAKEN = "CREATE TABLE IF NOT EXISTS migrations (number BIGINT PRIMARY KEY, name TEXT NOT NULL)"
 
@@ -34,7 +32,7 @@ def _journal(execute: Execute) -> None:
     )
     execute(
         "CREATE TABLE events (number BIGINT PRIMARY KEY, at TEXT NOT NULL, kind TEXT NOT NULL, ticket BIGINT, "
-        "version BIGINT, author TEXT, detail TEXT NOT NULL)"
+        "version BIGINT, author TEXT, detail TEXT NOT NULL, digest TEXT NOT NULL)"
     )
     execute(
         "CREATE TABLE versions (number BIGINT PRIMARY KEY, manifest TEXT NOT NULL, parent BIGINT NOT NULL, "
@@ -50,29 +48,17 @@ def _journal(execute: Execute) -> None:
     )
 
 
-def _chain(execute: Execute) -> None:
-    """Every event carries a digest over itself and the one before."""
-    execute("ALTER TABLE events ADD COLUMN digest TEXT NOT NULL DEFAULT ''")
-    names = ("number", "at", "kind", "ticket", "version", "author", "detail")
-    digest = ""
-    for row in execute(f"SELECT {', '.join(names)} FROM events ORDER BY number"):
-        fields = dict(zip(names, row, strict=True))
-        digest = Event(**{**fields, "detail": json.loads(fields["detail"])}).linked(digest)
-        execute("UPDATE events SET digest = ? WHERE number = ?", digest, fields["number"])
-
-
-def _errands(execute: Execute) -> None:
-    """What one process has another do (`wise.memory.errands`)."""
+def _commands(execute: Execute) -> None:
+    """The queue of `wise.memory.store.command_queue`."""
     execute(
-        "CREATE TABLE errands (id TEXT PRIMARY KEY, number BIGINT NOT NULL, name TEXT NOT NULL, "
+        "CREATE TABLE commands (id TEXT PRIMARY KEY, number BIGINT NOT NULL, name TEXT NOT NULL, "
         "arguments TEXT NOT NULL, until TEXT NOT NULL, status TEXT NOT NULL, answer TEXT)"
     )
 
 
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(name="journal", apply=_journal),
-    Migration(name="chain", apply=_chain),
-    Migration(name="errands", apply=_errands),
+    Migration(name="commands", apply=_commands),
 )
 """Step i makes schema i + 1 of schema i."""
 

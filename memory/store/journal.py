@@ -1,8 +1,8 @@
 """The journal of a store: who asked for which edit, what became of it, and in which version.
 
-Tickets are numbered in the order in which they were acknowledged, events in the order in which they happened. Both
-are counted under the one lock that every transaction takes, so there are no gaps, a number is never seen before a
-smaller one, and no clock is trusted: a time is noted, but never one before the last.
+Tickets are numbered in the order in which they were enqueued, events in the order in which they happened. Both are
+counted under the one lock that every transaction takes, so there are no gaps, and a number is never seen before a
+smaller one. No clock is trusted: a time is recorded, but never one before the last.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 from wise.edits import Edit, check_unique
 from wise.errors import EditError, StoreError
-from wise.memory.storage.backend import Backend, Execute
-from wise.memory.ticket import (
+from wise.memory.store.backends.base import Backend, Execute
+from wise.memory.store.edit_request import (
     FOLLOWS,
     LIVE,
     QUEUED,
     RETIRED,
     TRAINING,
+    EditRequest,
     Event,
-    Request,
     Ticket,
     Version,
     now,
@@ -57,7 +57,7 @@ class Journal:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    # -- asking -----------------------------------------------------------------------------------
+    # -- reading ----------------------------------------------------------------------------------
 
     def tickets(
         self,
@@ -106,8 +106,8 @@ class Journal:
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def acknowledge(self, requests: Sequence[Request], key: str | None) -> tuple[Ticket, ...]:
-        """See `Store.acknowledge`."""
+    def enqueue(self, requests: Sequence[EditRequest], key: str | None) -> tuple[Ticket, ...]:
+        """See `Store.enqueue`."""
         check_unique([request.edit for request in requests])
         with self._backend.transaction() as execute:
             earlier = () if key is None else _tickets(execute, f"SELECT {_TICKET} WHERE key = ? ORDER BY number", key)
@@ -116,10 +116,10 @@ class Journal:
                     first = earlier[0].number
                     raise EditError(f"key {key!r} was used for other edits, from ticket {first} on; use another key")
                 return earlier
-            pen = _Pen(execute)
-            return tuple(self._accept(execute, pen, request, key) for request in requests)
+            events = _EventWriter(execute)
+            return tuple(self._accept(execute, events, request, key) for request in requests)
 
-    def _accept(self, execute: Execute, pen: _Pen, request: Request, key: str | None) -> Ticket:
+    def _accept(self, execute: Execute, events: _EventWriter, request: EditRequest, key: str | None) -> Ticket:
         edit = request.edit
         under_way = execute(
             # spelled out as the index spells it, or SQLite would not use it
@@ -135,7 +135,7 @@ class Journal:
         ticket = Ticket(
             number=last + 1,
             key=key,
-            accepted_at=pen.at,
+            accepted_at=events.at,
             status=QUEUED,
             live_in=None,
             retired_in=None,
@@ -148,23 +148,23 @@ class Journal:
             ticket.number, edit.id, edit.namespace, json.dumps(edit.to_dict()), ticket.reason, ticket.valid_from,
             ticket.valid_until, key, ticket.accepted_at, QUEUED,
         )
-        pen.note(QUEUED, ticket=ticket.number, author=edit.author, detail={"content": ticket.content})
+        events.write(QUEUED, ticket=ticket.number, author=edit.author, detail={"content": ticket.content})
         return ticket
 
-    def begin(self, limit: int) -> tuple[Ticket, ...]:
-        """See `Store.begin`."""
+    def claim(self, limit: int) -> tuple[Ticket, ...]:
+        """See `Store.claim`."""
         due = f"SELECT {_TICKET} WHERE status = ? AND COALESCE(valid_from, '') <= ? ORDER BY number LIMIT ?"
         with self._backend.transaction() as execute:
-            pen = _Pen(execute)
+            events = _EventWriter(execute)
             late = execute(
-                "SELECT number FROM tickets WHERE status = ? AND valid_until <= ? ORDER BY number", QUEUED, pen.at
+                "SELECT number FROM tickets WHERE status = ? AND valid_until <= ? ORDER BY number", QUEUED, events.at
             )
             for (number,) in late:
-                _move(execute, pen, Move(ticket=number, to=RETIRED, detail={"why": "expired"}))
-            begun = [ticket.number for ticket in _tickets(execute, due, QUEUED, pen.at, limit)]
-            for number in begun:
-                _move(execute, pen, Move(ticket=number, to=TRAINING))
-            return tuple(_ticket_of(execute, number) for number in begun)
+                _move(execute, events, Move(ticket=number, to=RETIRED, detail={"why": "expired"}))
+            claimed = [ticket.number for ticket in _tickets(execute, due, QUEUED, events.at, limit)]
+            for number in claimed:
+                _move(execute, events, Move(ticket=number, to=TRAINING))
+            return tuple(_ticket_of(execute, number) for number in claimed)
 
     def expired(self) -> tuple[Ticket, ...]:
         """Live tickets whose time is over."""
@@ -175,9 +175,9 @@ class Journal:
     def move(self, moves: Sequence[Move], *, author: str | None = None) -> None:
         """Tickets take another status while the memory stays what it is."""
         with self._backend.transaction() as execute:
-            pen = _Pen(execute)
+            events = _EventWriter(execute)
             for move in moves:
-                _move(execute, pen, move, author=author)
+                _move(execute, events, move, author=author)
 
     def add_version(
         self,
@@ -197,35 +197,35 @@ class Journal:
                 raise StoreError(
                     f"{self._backend.place}: version {current.number} came between; read it, then edit it again"
                 )
-            pen = _Pen(execute)
+            events = _EventWriter(execute)
             number = parent + 1
             execute(
                 "INSERT INTO versions (number, manifest, parent, kind, at, author, reason, edits, collected) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
-                number, manifest, parent, kind, pen.at, author, reason, edits,
+                number, manifest, parent, kind, events.at, author, reason, edits,
             )
             detail = {"kind": kind, "manifest": manifest, "parent": parent, "reason": reason, "edits": edits}
-            pen.note("version", version=number, author=author, detail=detail)
+            events.write("version", version=number, author=author, detail=detail)
             for move in sorted(moves, key=lambda move: move.to != RETIRED):
-                _move(execute, pen, move, version=number, author=author)
+                _move(execute, events, move, version=number, author=author)
             return _current(execute)
 
     def collect(self, version: int) -> None:
-        """Notes that a version can no longer be read."""
+        """Records that a version can no longer be read."""
         with self._backend.transaction() as execute:
             execute("UPDATE versions SET collected = 1 WHERE number = ?", version)
-            _Pen(execute).note("collected", version=version)
+            _EventWriter(execute).write("collected", version=version)
 
 
-class _Pen:
-    """Adds events, within one transaction."""
+class _EventWriter:
+    """Adds events within one transaction."""
 
     def __init__(self, execute: Execute) -> None:
         self._execute = execute
         self._last = _last_event(execute)
         self.at = max(now(), self._last.at)
 
-    def note(
+    def write(
         self,
         kind: str,
         *,
@@ -253,7 +253,7 @@ class _Pen:
 
 
 def _move(
-    execute: Execute, pen: _Pen, move: Move, *, version: int | None = None, author: str | None = None
+    execute: Execute, events: _EventWriter, move: Move, *, version: int | None = None, author: str | None = None
 ) -> None:
     ticket = _ticket_of(execute, move.ticket)
     following = FOLLOWS.get(ticket.status, ())
@@ -271,7 +271,7 @@ def _move(
         changed["verified"] = json.dumps(move.detail)
     columns = ", ".join(f"{name} = ?" for name in changed)
     execute(f"UPDATE tickets SET {columns} WHERE number = ?", *changed.values(), ticket.number)
-    pen.note(move.to, ticket=ticket.number, version=version, author=author, detail=move.detail)
+    events.write(move.to, ticket=ticket.number, version=version, author=author, detail=move.detail)
 
 
 def _limit(limit: int | None) -> str:

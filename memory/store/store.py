@@ -1,18 +1,18 @@
-"""The durable store: corrections are acknowledged, trained, committed as versions, read, undone and audited.
+"""The durable store of edits: they are enqueued, trained, committed as versions, read, rolled back and audited.
 
     store = Store.open("corrections")              # a folder, or postgresql://...
-    store.acknowledge([edit])                      # durable from here on
-    batch = store.begin()                          # queued -> training
+    store.enqueue([edit])                          # durable from here on
+    batch = store.claim()                          # queued -> training
     report = model.edit([ticket.edit for ticket in batch])
     store.commit(batch, model.state, parent=0, config=..., base=..., outcomes=...)   # training -> live | failed
 
-A commit stores what is new (`wise.memory.version`), each part durable before anything names it, and then makes the
-version current in one transaction of the journal, which also moves the tickets. So whenever the process dies, the
-store is at the version before or at the version after, and every acknowledged ticket is there. Training that was cut
-off is queued again when the writer opens the store.
+A commit first makes each new part durable (`wise.memory.store.versions`) and then makes the version current in one
+transaction of the journal, which also moves the tickets. So whenever the process dies, the store is at the version
+before or at the version after, and every enqueued edit is there. Training that was interrupted is queued again when the
+writer opens the store.
 
-One process is the writer. Any others may read, pin versions and hand in edits. A version that is pinned is not
-collected; a snapshot that was read is in memory and changes no more.
+One process is the writer. Any others may read, pin versions and enqueue edits. A pinned version is not collected; a
+snapshot that was read is in memory and does not change.
 """
 
 from __future__ import annotations
@@ -30,24 +30,23 @@ from wise.checks import checked_text
 from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.errors import EditError, StoreError, did_you_mean
-from wise.memory.checker import Findings, check
-from wise.memory.collector import Collection, collect
-from wise.memory.draft import Draft, draft
-from wise.memory.errands import Errands
 from wise.memory.fingerprint import Fingerprint
-from wise.memory.journal import Journal, Move
-from wise.memory.pack import merged, read_pack, write_pack
 from wise.memory.state import MemoryState
-from wise.memory.storage.backend import Backend
-from wise.memory.storage.folder import FolderBackend
-from wise.memory.storage.postgres import PostgresBackend
-from wise.memory.succession import Forget, check_edits, same_slots, without
-from wise.memory.ticket import FAILED, LIVE, QUEUED, RETIRED, TRAINING, Event, Request, Ticket, Version
-from wise.memory.version import Difference, Snapshot, difference, read
+from wise.memory.store.backends.base import Backend
+from wise.memory.store.backends.postgres import PostgresBackend
+from wise.memory.store.backends.sqlite import SqliteBackend
+from wise.memory.store.changes import Changeset, Forget, changeset, check_edits, same_slots, without
+from wise.memory.store.check import Findings, check
+from wise.memory.store.command_queue import CommandQueue
+from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, TRAINING, EditRequest, Event, Ticket, Version
+from wise.memory.store.gc import GcReport, collect
+from wise.memory.store.journal import Journal, Move
+from wise.memory.store.pack import merged, read_pack, write_pack
+from wise.memory.store.versions import Difference, Snapshot, difference, read
 
 EDITS_AT_ONCE = 64
 KEPT_VERSIONS = 100
-"""Versions that `gc` keeps, unless it is told otherwise."""
+"""Versions that `gc` keeps by default."""
 
 
 class Store:
@@ -57,7 +56,7 @@ class Store:
         """Use `Store.open`."""
         self.backend = backend
         self.journal = Journal(backend)
-        self.errands = Errands(backend)
+        self.commands = CommandQueue(backend)
         self._latest = Snapshot(version=0)
         self._writing = RLock()
         if backend.writer:
@@ -67,17 +66,17 @@ class Store:
     def open(cls, place: str | PathLike[str], *, writer: bool = True) -> Self:
         """Opens the store in a folder, which is made where there is none, or at a `postgresql://` URL.
 
-        writer: be the one process that trains, commits and collects. Others may read and hand in edits.
+        writer: be the one process that trains, commits and collects. Others may read and enqueue edits.
 
         Raises StoreError where another process is the writer, or there is no store of ours that this release reads.
         """
         text = fspath(place)
         if text.startswith(("postgresql://", "postgres://")):
             return cls(PostgresBackend(text, writer=writer))
-        return cls(FolderBackend(Path(text).absolute(), writer=writer))
+        return cls(SqliteBackend(Path(text).absolute(), writer=writer))
 
     def close(self) -> None:
-        """Gives its locks back; what was acknowledged or committed is durable without it."""
+        """Releases its locks; what was enqueued or committed is durable without it."""
         self.backend.close()
 
     def __enter__(self) -> Self:
@@ -90,29 +89,29 @@ class Store:
 
     # -- edits come in ----------------------------------------------------------------------------
 
-    def acknowledge(self, requests: Sequence[Edit | Request], *, key: str | None = None) -> tuple[Ticket, ...]:
-        """Takes edits in; when this returns they survive whatever happens to the process or its power.
+    def enqueue(self, requests: Sequence[Edit | EditRequest], *, key: str | None = None) -> tuple[Ticket, ...]:
+        """Queues edits durably: when this returns, they survive the end of the process and a power cut.
 
-        key: names the call, so that one repeated after a lost answer gives the same tickets and takes nothing in twice.
+        key: names the call, so that repeating it after a lost answer returns the same tickets and queues nothing twice.
 
-        Raises EditError, with nothing taken in, for an edit that is under way already or a key used for others.
+        Raises EditError, with nothing queued, for an edit that is under way already or a key used for others.
         """
-        wanted = [item if isinstance(item, Request) else Request(edit=item) for item in requests]
+        wanted = [item if isinstance(item, EditRequest) else EditRequest(edit=item) for item in requests]
         if not wanted:
-            raise EditError("acknowledge() was given no edits: expected at least one")
-        return self.journal.acknowledge(wanted, None if key is None else checked_text("key", key))
+            raise EditError("enqueue() was given no edits: expected at least one")
+        return self.journal.enqueue(wanted, None if key is None else checked_text("key", key))
 
-    def begin(self, limit: int = EDITS_AT_ONCE) -> tuple[Ticket, ...]:
+    def claim(self, limit: int = EDITS_AT_ONCE) -> tuple[Ticket, ...]:
         """The oldest queued tickets that are due, now in training. Queued ones whose time is over are retired."""
         with self._changing():
-            return self.journal.begin(limit)
+            return self.journal.claim(limit)
 
     def expired(self) -> tuple[Ticket, ...]:
         """Live tickets whose `valid_until` has come; `delete` ends them."""
         return self.journal.expired()
 
     def requeue(self, tickets: Sequence[Ticket], *, why: str) -> None:
-        """Training that came to nothing is to be tried again."""
+        """Queues tickets again whose training came to nothing."""
         self._check_writer()
         self.journal.move([Move(ticket=ticket.number, to=QUEUED, detail={"why": why}) for ticket in tickets])
 
@@ -122,7 +121,7 @@ class Store:
             self.requeue(cut_off, why=why)
 
     def fail(self, tickets: Sequence[Ticket], *, detail: Mapping[str, Any]) -> None:
-        """Training that came to nothing is given up."""
+        """Gives up tickets whose training came to nothing."""
         self._check_writer()
         self.journal.move([Move(ticket=ticket.number, to=FAILED, detail=detail) for ticket in tickets])
 
@@ -157,10 +156,10 @@ class Store:
             mine = {ticket.edit.id: ticket for ticket in tickets}
             check_edits(state, before, mine)
             numbers = {**before.tickets, **{i: ticket.number for i, ticket in mine.items()}}
-            new = draft(before, state, numbers, config=config, base=base)
-            live, told = new.snapshot.tickets.keys(), outcomes or {}
+            new = changeset(before, state, numbers, config=config, base=base)
+            live, verified = new.snapshot.tickets.keys(), outcomes or {}
             moves = [
-                Move(ticket=ticket.number, to=LIVE if i in live else FAILED, detail=told.get(i, {}))
+                Move(ticket=ticket.number, to=LIVE if i in live else FAILED, detail=verified.get(i, {}))
                 for i, ticket in mine.items()
             ]
             gone = before.tickets.keys() - live
@@ -202,7 +201,7 @@ class Store:
             state = without(parent, live, forget)
             lost = parent.tickets.keys() - {*state.edit_ids, *live}
             moves += [Move(ticket=known[i], to=RETIRED, detail={"why": "lost"}) for i in parent.tickets if i in lost]
-            return self._put(self._draft_of(parent, state), moves, kind="delete", author=author, reason=reason)
+            return self._put(self._changeset_of(parent, state), moves, kind="delete", author=author, reason=reason)
 
     def rollback(self, version: int, *, author: str | None = None, reason: str | None = None) -> Version:
         """Makes the memory of an earlier version current again, bit for bit, as a new version.
@@ -214,7 +213,7 @@ class Store:
             current = self.journal.version()
             target = self.read(version)
             if version == 0 and current.number:
-                target = self._draft_of(self.read(), MemoryState()).snapshot
+                target = self._changeset_of(self.read(), MemoryState()).snapshot
             if target.manifest is None:
                 raise StoreError("nothing was committed yet, so there is nothing to roll back")
             held = {ticket.number for ticket in self.journal.tickets(status=LIVE)}  # the current one may be damaged
@@ -223,7 +222,7 @@ class Store:
             moves = [Move(ticket=number, to=RETIRED) for number in sorted(held - wanted)]
             moves += [Move(ticket=number, to=LIVE) for number in sorted(wanted - held)]
             snapshot = replace(target, version=current.number + 1)
-            new = Draft(manifest=target.manifest, snapshot=snapshot, blobs=())
+            new = Changeset(manifest=target.manifest, snapshot=snapshot, blobs=())
             return self._put(new, moves, kind="rollback", author=author, reason=reason or f"back to version {version}")
 
     def read(self, version: int | None = None) -> Snapshot:
@@ -237,46 +236,46 @@ class Store:
     @contextmanager
     def pin(self, version: int | None = None) -> Iterator[Snapshot]:
         """The same, and the version is not collected for the length of the block, by any process."""
-        with self._held(version) as told:
+        with self._held(version) as found:
             latest = self._latest
-            if told.number == latest.version:
+            if found.number == latest.version:
                 yield latest
                 return
-            if told.number == 0:
+            if found.number == 0:
                 yield Snapshot(version=0)
                 return
-            snapshot = read(told.number, told.manifest, self.backend.get, self.backend.place, latest.rows)
-            if told.number > latest.version:
+            snapshot = read(found.number, found.manifest, self.backend.get, self.backend.place, latest.segments)
+            if found.number > latest.version:
                 self._latest = snapshot
             yield snapshot
 
     @contextmanager
     def _held(self, number: int | None) -> Iterator[Version]:
-        told = self.journal.version(number)
-        if told.number == 0:
-            yield told
+        found = self.journal.version(number)
+        if found.number == 0:
+            yield found
             return
-        if told.collected:
-            raise StoreError(f"version {told.number} was collected by `wise gc`; `wise log` names those that are left")
+        if found.collected:
+            raise StoreError(f"version {found.number} was collected by `wise gc`; `wise log` names those that are left")
         try:
-            self.backend.hold(told.manifest)
+            self.backend.hold(found.manifest)
         except StoreError:
             again = self.journal.version(number)  # what was current may have been collected just now
-            if again == told:
+            if again == found:
                 raise
             with self._held(number) as later:
                 yield later
             return
         try:
-            yield told
+            yield found
         finally:
-            self.backend.release(told.manifest)
+            self.backend.release(found.manifest)
 
     def diff(self, before: int, after: int) -> Difference:
         """What turns version `before` into version `after`."""
         return difference(self.read(before), self.read(after))
 
-    def gc(self, *, keep: int = KEPT_VERSIONS) -> Collection:
+    def gc(self, *, keep: int = KEPT_VERSIONS) -> GcReport:
         """Collects all but the newest `keep` versions, and removes every file that no version left needs.
 
         Pinned versions stay. The journal keeps all that it says of the others. Raises StoreError, with nothing
@@ -316,7 +315,7 @@ class Store:
             pack = read_pack(Path(folder))
             current = self.read()
             state = merged(current, pack)
-            tickets = self.journal.acknowledge(pack.requests, f"pack {pack.digest}")
+            tickets = self.journal.enqueue(pack.requests, f"pack {pack.digest}")
             done = {ticket.status for ticket in tickets} - {QUEUED, TRAINING}
             if done:
                 raise StoreError(f"the pack was imported before, and its edits are {', '.join(sorted(done))} by now")
@@ -336,9 +335,9 @@ class Store:
     # -- within -----------------------------------------------------------------------------------
 
     def _put(
-        self, new: Draft, moves: Sequence[Move], *, kind: str, author: str | None, reason: str | None
+        self, new: Changeset, moves: Sequence[Move], *, kind: str, author: str | None, reason: str | None
     ) -> Version:
-        """Stores a draft, then makes it current."""
+        """Stores a changeset, then makes it current."""
         for data in (*new.blobs, new.manifest.to_bytes()):
             digest = self.backend.put(data)
         version = self.journal.add_version(
@@ -353,11 +352,11 @@ class Store:
         self._latest = new.snapshot
         return version
 
-    def _draft_of(self, parent: Snapshot, state: MemoryState) -> Draft:
+    def _changeset_of(self, parent: Snapshot, state: MemoryState) -> Changeset:
         """A version of edits that were live before."""
         if parent.config is None or parent.base is None:
             raise StoreError("nothing was committed yet: commit a version first")
-        return draft(parent, state, parent.tickets, config=parent.config, base=parent.base)
+        return changeset(parent, state, parent.tickets, config=parent.config, base=parent.base)
 
     def _check_return(self, target: Snapshot, returning: set[int]) -> None:
         """Edits that come back are not under way anew."""

@@ -1,7 +1,7 @@
 """A store in a PostgreSQL database, for replicas on several machines: everything in its schema `wise`.
 
-Rows in the tables of every journal, bytes in a table of their own. The writer, transactions and holds are advisory
-locks, which the server gives back when a session ends, however it ends. The writer's lock and its transactions are of
+Rows are in the tables of the journal, bytes in a table of their own. The writer, transactions and holds are advisory
+locks, which the server releases when a session ends, however it ends. The writer's lock and its transactions belong to
 one session: when that is lost nothing can be written any more, so there are never two writers.
 """
 
@@ -15,9 +15,9 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from wise.errors import ConfigError, StoreError
-from wise.memory.storage.backend import Backend, Execute, digest_of, lost, verified
-from wise.memory.storage.failpoints import reach
-from wise.memory.storage.migrations import opening
+from wise.memory.store.backends.base import Backend, Execute, digest_of, missing_blob, verified_blob
+from wise.memory.store.backends.migrations import opening
+from wise.memory.store.failpoints import reach
 
 if TYPE_CHECKING:
     import psycopg
@@ -52,7 +52,7 @@ class PostgresBackend(Backend):
         self._guard = RLock()
         self._connection: psycopg.Connection[Any] | None = None
         self.place = "the database"
-        with opening(self), self._told("cannot be opened"):
+        with opening(self), self._store_errors("cannot be opened"):
             self._connection = psycopg.connect(url, autocommit=True)
             info = self._connection.info
             self.place = f"the database {info.dbname} at {info.host}:{info.port}"
@@ -91,7 +91,7 @@ class PostgresBackend(Backend):
 
     @contextmanager
     def transaction(self) -> Iterator[Execute]:
-        with self._guard, self._told("could not be written, and nothing was changed"):
+        with self._guard, self._store_errors("could not be written, and nothing was changed"):
             with self._open.transaction():
                 self._one("SELECT pg_advisory_xact_lock(%s)", _TRANSACTION)
                 reach("transaction-begun")
@@ -101,7 +101,7 @@ class PostgresBackend(Backend):
 
     @contextmanager
     def reading(self) -> Iterator[Execute]:
-        with self._guard, self._told("could not be read"), self._open.transaction():
+        with self._guard, self._store_errors("could not be read"), self._open.transaction():
             self._open.execute(b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             yield self._execute
 
@@ -117,7 +117,7 @@ class PostgresBackend(Backend):
 
     def put(self, data: bytes) -> str:
         digest = digest_of(data)
-        with self._guard, self._told("could not be written, and nothing was changed"):
+        with self._guard, self._store_errors("could not be written, and nothing was changed"):
             reach("blob-written")
             self._open.execute(
                 b"INSERT INTO wise.blobs (digest, data) VALUES (%s, %s) "
@@ -128,18 +128,18 @@ class PostgresBackend(Backend):
         return digest
 
     def get(self, digest: str) -> bytes:
-        with self._guard, self._told("could not be read"):
+        with self._guard, self._store_errors("could not be read"):
             data = self._one("SELECT data FROM wise.blobs WHERE digest = %s", digest)
         if data is None:
-            raise lost(digest, self.place)
-        return verified(bytes(data), digest, self.place)
+            raise missing_blob(digest, self.place)
+        return verified_blob(bytes(data), digest, self.place)
 
     def sizes(self) -> dict[str, int]:
-        with self._guard, self._told("could not be read"):
+        with self._guard, self._store_errors("could not be read"):
             return dict(self._open.execute(b"SELECT digest, length(data) FROM wise.blobs").fetchall())
 
     def remove(self, digests: Iterable[str]) -> None:
-        with self._guard, self._told("could not be tidied up"):
+        with self._guard, self._store_errors("could not be tidied up"):
             for digest in digests:
                 self._open.execute(b"DELETE FROM wise.blobs WHERE digest = %s", (digest,))
                 reach("blob-removed")
@@ -147,21 +147,21 @@ class PostgresBackend(Backend):
     # -- locks ----------------------------------------------------------------------------------
 
     def hold(self, digest: str) -> None:
-        with self._guard, self._told("could not be read"):
+        with self._guard, self._store_errors("could not be read"):
             self._one("SELECT pg_advisory_lock_shared(%s)", _number(digest))
             if not self._one("SELECT count(*) FROM wise.blobs WHERE digest = %s", digest):
                 self.release(digest)
-                raise lost(digest, self.place)
+                raise missing_blob(digest, self.place)
 
     def release(self, digest: str) -> None:
         with self._guard:
             if self._connection is not None and not self._connection.closed:  # a session that ended holds nothing
-                with self._told("could not be read"):
+                with self._store_errors("could not be read"):
                     self._one("SELECT pg_advisory_unlock_shared(%s)", _number(digest))
 
     @contextmanager
     def unheld(self, digest: str) -> Iterator[bool]:
-        with self._guard, self._told("could not be tidied up"):
+        with self._guard, self._store_errors("could not be tidied up"):
             unheld = not self._mine(digest) and self._one("SELECT pg_try_advisory_lock(%s)", _number(digest))
             try:
                 yield bool(unheld)
@@ -194,8 +194,8 @@ class PostgresBackend(Backend):
             self._connection = None
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Says what the server said as a StoreError."""
+    def _store_errors(self, what: str) -> Iterator[None]:
+        """Raises the errors of the server as StoreError."""
         try:
             yield
         except (self._error, OSError) as error:

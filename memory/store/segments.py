@@ -1,7 +1,7 @@
-"""A segment: some slots of a memory, with their edits and keys, as one block of bytes that is never changed.
+"""Segments: some slots of a memory, with their edits and keys, as one block of bytes that never changes.
 
-Safetensors: the columns of the slots (`columns.py`), and the keys in a column of their own. What is not a tensor stands
-in one JSON text in the metadata. Versions share segments, so a commit writes the slots that are new, and no others.
+A segment is a safetensors file: the columns of the slots (`columns_of`), a column of keys, and one JSON text in the
+metadata for the rest. Versions share segments, so a commit writes only the slots that are new.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.errors import StoreError
-from wise.memory.columns import ROWS, apart, by_group, columns_of, is_column, unstacked
 from wise.memory.key_space import Space, space_from_tensors
-from wise.memory.slot import SLOT_KINDS, Slot
+from wise.memory.slot import ROWS, SLOT_KINDS, Slot, by_group, columns_of, is_column, split_column, split_group
 from wise.memory.state import MemoryState
 
 FORMAT = "wise-segment"
@@ -34,7 +33,7 @@ _MALFORMED = (SafetensorError, AttributeError, LookupError, TypeError, ValueErro
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Row:
+class StoredSlot:
     """One slot, and what a version keeps with it."""
 
     slot: Slot
@@ -50,32 +49,32 @@ class Row:
         tensors = (*self.slot.tensors().values(), *(keys for keys in self.keys if keys is not None))
         return sum(tensor.nbytes for tensor in tensors)
 
-    def is_of(self, slot: Slot, held: Held) -> bool:
-        """Whether it is the row of `slot` to the last bit, whatever the slot's number."""
+    def equals(self, slot: Slot, table: EditTable) -> bool:
+        """Whether it is what `table` stores of `slot`, to the last bit and whatever the slot's number."""
         if self.slot is not slot and not _same_slot(self.slot, slot):
             return False
-        for edit, ticket, key in zip(self.edits, self.tickets, self.keys, strict=True):  # asked of every slot: no calls
-            known = held.edits[edit.id]
+        for edit, ticket, key in zip(self.edits, self.tickets, self.keys, strict=True):  # for every slot: no calls
+            known = table.edits[edit.id]
             if known is not edit and known != edit:
                 return False
-            if held.tickets[edit.id] != ticket:
+            if table.tickets[edit.id] != ticket:
                 return False
-            own = held.keys.get(edit.id)
+            own = table.keys.get(edit.id)
             if own is not key and not _same(own, key):
                 return False
         return True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Held:
+class EditTable:
     """What a state holds for each of its edits, by id."""
 
     edits: Mapping[str, Edit]
     tickets: Mapping[str, int]
     keys: Mapping[str, Tensor]
 
-    def row(self, slot: Slot) -> Row:
-        return Row(
+    def stored(self, slot: Slot) -> StoredSlot:
+        return StoredSlot(
             slot=slot,
             edits=tuple(self.edits[i] for i in slot.edit_ids),
             tickets=tuple(self.tickets[i] for i in slot.edit_ids),
@@ -83,7 +82,7 @@ class Held:
         )
 
 
-def held_by(state: MemoryState, tickets: Mapping[str, int]) -> Held:
+def edit_table(state: MemoryState, tickets: Mapping[str, int]) -> EditTable:
     """Raises StoreError where an edit has no ticket or is not in exactly one slot, or slots are misnumbered."""
     edits = {edit.id: edit for edit in state.edits}
     in_slots = [edit_id for slot in state.slots for edit_id in slot.edit_ids]
@@ -91,23 +90,26 @@ def held_by(state: MemoryState, tickets: Mapping[str, int]) -> Held:
     if wrong or len(in_slots) != len(edits):
         raise StoreError(
             f"edit {min(wrong, default=in_slots[:1])!r} is not in exactly one slot with a ticket of its own: "
-            "acknowledge edits first, then begin, then commit what became of them"
+            "enqueue edits first, then claim them, then commit what became of them"
         )
     numbers = [slot.id for slot in state.slots]
     if numbers != list(range(len(numbers))):
         raise StoreError(f"the slots are numbered {numbers[:8]}, expected 0, 1, 2, ...")
-    return Held(edits=edits, tickets=tickets, keys=state.keys)
+    return EditTable(edits=edits, tickets=tickets, keys=state.keys)
 
 
-def state_of(rows: Sequence[Row], order: Sequence[str], key_space: Space | None) -> MemoryState:
-    """The state that rows make up, its edits in `order`."""
-    edits = {edit.id: edit for row in rows for edit in row.edits}
+def state_of(slots: Sequence[StoredSlot], order: Sequence[str], key_space: Space | None) -> MemoryState:
+    """The state of these slots, its edits in `order`."""
+    edits = {edit.id: edit for stored in slots for edit in stored.edits}
     keys = {
-        edit.id: key for row in rows for edit, key in zip(row.edits, row.keys, strict=True) if key is not None
+        edit.id: key
+        for stored in slots
+        for edit, key in zip(stored.edits, stored.keys, strict=True)
+        if key is not None
     }
     return MemoryState(
         edits=tuple(edits[i] for i in order),
-        slots=tuple(row.slot.numbered(i) for i, row in enumerate(rows)),
+        slots=tuple(stored.slot.numbered(i) for i, stored in enumerate(slots)),
         keys={i: keys[i] for i in order if i in keys},
         key_space=key_space,
     )
@@ -116,13 +118,13 @@ def state_of(rows: Sequence[Row], order: Sequence[str], key_space: Space | None)
 # -- bytes --------------------------------------------------------------------------------------
 
 
-def filled(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Rows in their order, as many together as one segment takes."""
-    segment: list[Row] = []
+def split_into_segments(slots: Sequence[StoredSlot]) -> Iterator[list[StoredSlot]]:
+    """Slots in their order, as many together as one segment takes."""
+    segment: list[StoredSlot] = []
     size = 0
-    for row in rows:
-        segment.append(row)
-        size += row.nbytes
+    for stored in slots:
+        segment.append(stored)
+        size += stored.nbytes
         if size >= FULL:
             yield segment
             segment, size = [], 0
@@ -130,65 +132,65 @@ def filled(rows: Sequence[Row]) -> Iterator[list[Row]]:
         yield segment
 
 
-def encoded(rows: Sequence[Row]) -> bytes:
-    """The same bytes for the same rows."""
-    groups, tensors = columns_of([row.slot for row in rows])
-    told = [
+def encode_segment(slots: Sequence[StoredSlot]) -> bytes:
+    """The same bytes for the same slots."""
+    groups, tensors = columns_of([stored.slot for stored in slots])
+    fields = [
         {
-            "kind": row.slot.kind,
+            "kind": stored.slot.kind,
             "group": group,
-            "scores": list(row.slot.scores),
-            "edits": [edit.to_dict() for edit in row.edits],
-            "tickets": list(row.tickets),
+            "scores": list(stored.slot.scores),
+            "edits": [edit.to_dict() for edit in stored.edits],
+            "tickets": list(stored.tickets),
         }
-        for row, group in zip(rows, groups, strict=True)
+        for stored, group in zip(slots, groups, strict=True)
     ]
-    keys = [key for row in rows for key in row.keys]
-    held = [key for key in keys if key is not None]
-    if held:
-        tensors["keys"] = torch.cat(held)
+    keys = [key for stored in slots for key in stored.keys]
+    present = [key for key in keys if key is not None]
+    if present:
+        tensors["keys"] = torch.cat(present)
         tensors["keys" + ROWS] = torch.tensor([0 if key is None else len(key) for key in keys])
-    metadata = {FORMAT: json.dumps(told, ensure_ascii=False)}  # one entry: safetensors writes several in any order
+    metadata = {FORMAT: json.dumps(fields, ensure_ascii=False)}  # one entry: safetensors writes several in any order
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
 
 
-def decoded(data: bytes, place: str) -> list[Row]:
-    """The inverse of `encoded`. Raises StoreError, naming `place`, where they are no segment."""
+def decode_segment(data: bytes, place: str) -> list[StoredSlot]:
+    """The inverse of `encode_segment`. Raises StoreError, naming `place`, where they are no segment."""
     try:
-        told = json.loads(_metadata(data)[FORMAT])
+        fields = json.loads(_metadata(data)[FORMAT])
         tensors = load(data)
         columns = {name: tensor for name, tensor in tensors.items() if is_column(name) and name != "keys" + ROWS}
-        held = Counter(row["group"] for row in told)
-        slots = {number: iter(apart(group, held[number])) for number, group in by_group(columns).items()}
-        keys = iter(unstacked(tensors, "keys")) if "keys" in tensors else None
-        return [_row(row, next(slots[row["group"]]), keys) for row in told]
+        sizes = Counter(own["group"] for own in fields)
+        slots = {number: iter(split_group(group, sizes[number])) for number, group in by_group(columns).items()}
+        keys = iter(split_column(tensors, "keys")) if "keys" in tensors else None
+        return [_stored(own, next(slots[own["group"]]), keys) for own in fields]
     except (*_MALFORMED, StopIteration) as error:
         raise StoreError(f"{place}: is no segment of ours: {error!r:.200}; restore it from a backup") from error
 
 
-def _row(told: Mapping[str, Any], tensors: Mapping[str, Tensor], keys: Iterator[Tensor] | None) -> Row:
+def _stored(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], keys: Iterator[Tensor] | None) -> StoredSlot:
     """Of copies, so that a slot that stays does not keep the whole segment in memory."""
-    edits = tuple(Edit.from_dict(edit) for edit in told["edits"])
+    edits = tuple(Edit.from_dict(edit) for edit in fields["edits"])
     own = [None if keys is None else next(keys).clone() for _ in edits]
-    return Row(
-        slot=SLOT_KINDS[told["kind"]].from_tensors(
+    return StoredSlot(
+        slot=SLOT_KINDS[fields["kind"]].from_tensors(
             {name: tensor.clone() for name, tensor in tensors.items()},
             id=0,
             edit_ids=tuple(edit.id for edit in edits),
-            scores=tuple(told["scores"]),
+            scores=tuple(fields["scores"]),
         ),
         edits=edits,
-        tickets=tuple(told["tickets"]),
+        tickets=tuple(fields["tickets"]),
         keys=tuple(None if key is None or not len(key) else key for key in own),
     )
 
 
-def encoded_space(space: Space) -> bytes:
+def encode_space(space: Space) -> bytes:
     return save(space.tensors(), {SPACE_FORMAT: ""})
 
 
-def decoded_space(data: bytes, place: str) -> Space:
-    """The inverse of `encoded_space`. Raises StoreError where they are no key space."""
+def decode_space(data: bytes, place: str) -> Space:
+    """The inverse of `encode_space`. Raises StoreError where they are no key space."""
     try:
         return space_from_tensors(load(data))
     except _MALFORMED as error:

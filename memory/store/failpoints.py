@@ -1,4 +1,4 @@
-"""Named places at which a test lets the process die or the disk fail; in use they do nothing.
+"""Fail points: named places at which a test kills the process or fails the disk. Otherwise they do nothing.
 
     WISE_FAILPOINT=blob-renamed:kill:2      SIGKILL at the second passage of `blob-renamed`
     WISE_FAILPOINT=blob-written:ENOSPC:1    OSError of that number at the first passage of `blob-written`
@@ -30,7 +30,7 @@ passages: Counter[str] = Counter()
 
 
 def reach(point: str) -> None:
-    """Says that `point` is reached. Raises OSError, or does not return, where a test armed it."""
+    """Called where `point` is reached. Raises OSError, or does not return, if a test armed it."""
     armed = os.environ.get(VARIABLE)
     if armed and armed.startswith(f"{point}:"):
         _fail(armed)

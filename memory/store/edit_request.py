@@ -1,4 +1,4 @@
-"""What a journal speaks of: a request for an edit, its ticket, the events of its life, and the versions of a memory."""
+"""The records of a journal: edit requests, their tickets, the events of a ticket's life, and versions of the memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FOLLOWS: Mapping[str, tuple[str, ...]] = {
     FAILED: (),
     RETIRED: (LIVE,),
 }
-"""Which status may follow which. Training that was cut off is queued again; a rollback brings back what was retired."""
+"""Which status may follow which. Interrupted training is queued again; a rollback brings back what was retired."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """An edit that is handed in, and what the journal is to keep beside it.
+class EditRequest:
+    """An edit to enqueue, and what the journal keeps beside it.
 
     Raises EditError for a blank reason, or times that are none or end before they begin.
     """
@@ -51,16 +51,16 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Ticket:
-    """An acknowledged request, as it stands now."""
+    """An enqueued request and its current status."""
 
     number: int
-    """Counted from 1, in the order in which requests were acknowledged."""
+    """Counted from 1, in the order in which requests were enqueued."""
     edit: Edit
     reason: str | None
     valid_from: str | None
     valid_until: str | None
     key: str | None
-    """Idempotency key of the call that handed it in."""
+    """Idempotency key of the call that enqueued it."""
     accepted_at: str
     status: str
     live_in: int | None
@@ -74,8 +74,8 @@ class Ticket:
         return {**vars(self), "edit": self.edit.to_dict()}
 
     @property
-    def request(self) -> Request:
-        return Request(
+    def request(self) -> EditRequest:
+        return EditRequest(
             edit=self.edit, reason=self.reason, valid_from=self.valid_from, valid_until=self.valid_until
         )
 
@@ -101,7 +101,7 @@ class Event:
     author: str | None
     detail: Mapping[str, Any]
     digest: str = ""
-    """SHA-256 over the event and the digest before it: what was noted cannot be changed without all that came after."""
+    """SHA-256 over the event and the digest before it: no event can be changed without changing all later ones."""
 
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))

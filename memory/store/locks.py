@@ -1,4 +1,4 @@
-"""Locks on files that the kernel gives back when their holder ends, however it ends (POSIX `flock`)."""
+"""Locks on files that the kernel releases when their holder ends, however it ends (POSIX `flock`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from threading import Lock
 
 
-def claimed(file: Path) -> int | None:
-    """The handle of `file`, locked for this process alone; None where another has it. Closing it gives it back."""
+def exclusive_lock(file: Path) -> int | None:
+    """The handle of `file`, locked for this process alone; None where another has it. Closing it releases the lock."""
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -21,8 +21,8 @@ def claimed(file: Path) -> int | None:
     return handle
 
 
-class Holds:
-    """Shared locks on files, counted. A file that is held this way is not `free`."""
+class SharedLocks:
+    """Shared locks on files, counted. A file that is held this way is not `unlocked`."""
 
     def __init__(self) -> None:
         self._handles: dict[Path, tuple[int, int]] = {}
@@ -62,7 +62,7 @@ class Holds:
 
 
 @contextmanager
-def free(file: Path) -> Iterator[bool]:
+def unlocked(file: Path) -> Iterator[bool]:
     """Whether nobody holds `file`; where so, nobody can for the length of the block. One that is gone is free."""
     try:
         handle = os.open(file, os.O_RDONLY)

@@ -1,7 +1,7 @@
-"""Whether a store is whole: everything that can be reached is verified, and nothing is changed.
+"""The check of a store: it verifies everything that can be reached, and changes nothing.
 
-It is what `wise check` runs, and the oracle of the tests: files against their digests, manifests against the files
-they name, segments against the rules of a memory, versions against the journal, and every ticket against its events.
+`wise check` runs it, and tests use it as their oracle: files against their digests, manifests against the files they
+name, segments against the rules of a memory, versions against the journal, and every ticket against its events.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from itertools import pairwise
 from typing import Any
 
 from wise.errors import StoreError
-from wise.memory.journal import Journal
 from wise.memory.key_space import KeySpace, RelationSpace, Space
-from wise.memory.segment import Row, decoded, decoded_space
-from wise.memory.storage.backend import Backend
-from wise.memory.ticket import FOLLOWS, LIVE, QUEUED, TRAINING, Event, Ticket, Version
-from wise.memory.version import Manifest, check_namespaces, check_places, check_rows
+from wise.memory.store.backends.base import Backend
+from wise.memory.store.edit_request import FOLLOWS, LIVE, QUEUED, TRAINING, Event, Ticket, Version
+from wise.memory.store.journal import Journal
+from wise.memory.store.segments import StoredSlot, decode_segment, decode_space
+from wise.memory.store.versions import Manifest, check_namespaces, check_places, check_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Findings:
     """That can be read."""
     blobs: int
     unneeded: int
-    """Files that nothing names: what was cut off leaves them, and `gc` removes them."""
+    """Files that nothing names: interrupted commits leave them, and `gc` removes them."""
     bytes: int
 
 
@@ -65,23 +65,23 @@ def check(backend: Backend, journal: Journal) -> Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class _Segment:
-    """What the check of a version asks of a segment, which many versions share."""
+    """What the check of a version needs to know of a segment, which many versions share."""
 
     ids: tuple[str, ...]
     """Of its edits."""
     tickets: tuple[int, ...]
     """Of its edits."""
     namespaces: tuple[frozenset[str], ...]
-    """Of the edits of each row."""
+    """Of the edits of each slot."""
     problems: tuple[str, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], tickets: Mapping[int, Ticket]) -> _Segment:
-        held = [pair for row in rows for pair in zip(row.tickets, row.edits, strict=True)]
+    def of(cls, slots: Sequence[StoredSlot], tickets: Mapping[int, Ticket]) -> _Segment:
+        held = [pair for stored in slots for pair in zip(stored.tickets, stored.edits, strict=True)]
         return cls(
             ids=tuple(edit.id for _, edit in held),
             tickets=tuple(number for number, _ in held),
-            namespaces=tuple(frozenset(edit.namespace for edit in row.edits) for row in rows),
+            namespaces=tuple(frozenset(edit.namespace for edit in stored.edits) for stored in slots),
             problems=tuple(
                 f"edit {edit.id!r} is not that of ticket {number}"
                 for number, edit in held
@@ -118,9 +118,9 @@ class _Reader:
         if wrong:
             return
         segments = {digest: segment for digest, segment in found.items() if isinstance(segment, _Segment)}
-        rows = {digest: len(segment.namespaces) for digest, segment in segments.items()}
+        sizes = {digest: len(segment.namespaces) for digest, segment in segments.items()}
         try:
-            check_places(manifest, rows, {digest: segment.ids for digest, segment in segments.items()}, place)
+            check_places(manifest, sizes, {digest: segment.ids for digest, segment in segments.items()}, place)
             check_namespaces(manifest.config, (names for one in segments.values() for names in one.namespaces), place)
         except StoreError as error:
             yield str(error)
@@ -134,7 +134,7 @@ class _Reader:
     def _space(self, digest: str) -> Space | str:
         if digest not in self._found:
             try:
-                self._found[digest] = decoded_space(self._backend.get(digest), f"space {digest[:16]}")
+                self._found[digest] = decode_space(self._backend.get(digest), f"space {digest[:16]}")
             except StoreError as error:
                 self._found[digest] = str(error)
         found = self._found[digest]
@@ -149,10 +149,10 @@ class _Reader:
     ) -> _Segment | str:
         if digest not in self._found:
             try:
-                rows = decoded(self._backend.get(digest), f"segment {digest[:16]}")
+                slots = decode_segment(self._backend.get(digest), f"segment {digest[:16]}")
                 space = spaces.get("key_space")
-                check_rows(rows, None if isinstance(space, str) else space, manifest.config, manifest.base)
-                self._found[digest] = _Segment.of(rows, tickets)
+                check_slots(slots, None if isinstance(space, str) else space, manifest.config, manifest.base)
+                self._found[digest] = _Segment.of(slots, tickets)
             except StoreError as error:
                 self._found[digest] = str(error)
         found = self._found[digest]
@@ -194,7 +194,7 @@ def _life_problems(ticket: Ticket, life: Sequence[Event]) -> Iterator[str]:
     """A ticket is what its events made of it."""
     name = f"ticket {ticket.number}"
     if not life or life[0].kind != QUEUED or life[0].detail.get("content") != ticket.content:
-        yield f"{name} is not what was acknowledged"
+        yield f"{name} is not what was enqueued"
         return
     for before, after in pairwise(life):
         if after.kind not in FOLLOWS.get(before.kind, ()):
@@ -227,7 +227,7 @@ def _version_problems(events: Sequence[Event], versions: Sequence[Version]) -> I
     }
     collected = {event.version for event in events if event.kind == "collected"}
     for version in versions:
-        told = made.pop(version.number, {})
-        if {**told, "collected": version.number in collected} != version.to_dict():
+        expected = made.pop(version.number, {})
+        if {**expected, "collected": version.number in collected} != version.to_dict():
             yield f"version {version.number} is not what its events say"
     yield from (f"version {number} is missing" for number in made)

@@ -11,8 +11,8 @@ from test_artifact import same_tensors
 
 from wise.errors import StoreError
 from wise.memory.key_space import KeySpace, RelationSpace, Space
-from wise.memory.segment import Row, decoded, decoded_space, encoded, encoded_space
 from wise.memory.slot import SLOT_KINDS, AnswerSlot, MaskedDenseSlot, Slot
+from wise.memory.store.segments import StoredSlot, decode_segment, decode_space, encode_segment, encode_space
 
 
 def slots() -> list[Slot]:
@@ -36,9 +36,9 @@ def answer(values: torch.Tensor, chat: int, **fields: Any) -> AnswerSlot:
     return AnswerSlot(values=values, ids=torch.arange(len(values)) + 7, counts=counts, features=6, **fields)
 
 
-def rows(*, keyed: bool, dtype: torch.dtype = torch.float32) -> list[Row]:
+def rows(*, keyed: bool, dtype: torch.dtype = torch.float32) -> list[StoredSlot]:
     return [
-        Row(
+        StoredSlot(
             slot=slot,
             edits=tuple(edit(slot.id) for _ in slot.edit_ids),
             tickets=tuple(slot.id + 1 for _ in slot.edit_ids),
@@ -53,9 +53,9 @@ def rows(*, keyed: bool, dtype: torch.dtype = torch.float32) -> list[Row]:
 def test_what_goes_in_comes_out(keyed: bool, dtype: torch.dtype) -> None:
     given = rows(keyed=keyed, dtype=dtype)
     assert {row.slot.kind for row in given} == set(SLOT_KINDS), "a kind is not tried"
-    data = encoded(given)
-    found = decoded(data, "here")
-    assert encoded(found) == data
+    data = encode_segment(given)
+    found = decode_segment(data, "here")
+    assert encode_segment(found) == data
     for a, b in zip(given, found, strict=True):
         assert (type(a.slot), a.slot.scores, a.edits, a.tickets) == (type(b.slot), b.slot.scores, b.edits, b.tickets)
         assert same_tensors(
@@ -67,10 +67,10 @@ def test_what_goes_in_comes_out(keyed: bool, dtype: torch.dtype) -> None:
 
 
 def test_what_is_no_segment_is_refused() -> None:
-    data = encoded(rows(keyed=True))
+    data = encode_segment(rows(keyed=True))
     for wrong in (b"", data[: len(data) // 2], b"{}" * 40, data.replace(b'"answer', b'"unsure')):
         with pytest.raises(StoreError, match="here: is no segment of ours"):
-            decoded(wrong, "here")
+            decode_segment(wrong, "here")
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ def test_what_is_no_segment_is_refused() -> None:
     ids=["activations", "relations"],
 )
 def test_spaces_go_in_and_come_out(space: Space) -> None:
-    data = encoded_space(space)
-    again = decoded_space(data, "here")
+    data = encode_space(space)
+    again = decode_space(data, "here")
     assert type(again) is type(space) and same_tensors(again.tensors(), space.tensors())
-    assert encoded_space(again) == data
-    for wrong in (b"", data[:-1], encoded(rows(keyed=True))):
+    assert encode_space(again) == data
+    for wrong in (b"", data[:-1], encode_segment(rows(keyed=True))):
         with pytest.raises(StoreError, match="here: is no key space"):
-            decoded_space(wrong, "here")
+            decode_space(wrong, "here")

@@ -1,20 +1,20 @@
-"""Collecting versions that nobody needs any more, and the files that only they needed."""
+"""Garbage collection: versions that nobody needs any more, and the files that only they needed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from wise.errors import StoreError
-from wise.memory.journal import Journal
-from wise.memory.storage.backend import Backend
-from wise.memory.storage.failpoints import reach
-from wise.memory.ticket import Version
-from wise.memory.version import Manifest
+from wise.memory.store.backends.base import Backend
+from wise.memory.store.edit_request import Version
+from wise.memory.store.failpoints import reach
+from wise.memory.store.journal import Journal
+from wise.memory.store.versions import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collection:
-    """What was collected."""
+class GcReport:
+    """What a collection removed."""
 
     versions: tuple[int, ...]
     pinned: tuple[int, ...]
@@ -24,7 +24,7 @@ class Collection:
     bytes: int
 
 
-def collect(backend: Backend, journal: Journal, keep: int) -> Collection:
+def collect(backend: Backend, journal: Journal, keep: int) -> GcReport:
     """See `Store.gc`. A version is noted as collected before anything of it is removed."""
     if keep < 1:
         raise StoreError(f"keep={keep}: expected a whole number from 1; the current version always stays")
@@ -49,7 +49,7 @@ def collect(backend: Backend, journal: Journal, keep: int) -> Collection:
     sizes = backend.sizes()
     unneeded = sorted(set(sizes) - needed)
     backend.remove(unneeded)
-    return Collection(
+    return GcReport(
         versions=tuple(version.number for version in gone),
         pinned=tuple(version.number for version in pinned),
         blobs=len(unneeded) + len({version.manifest for version in gone}),

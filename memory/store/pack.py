@@ -22,11 +22,11 @@ from wise.memory.artifact import CONFIG_FILE, FILES, load_memory, save_memory
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import replaced_folder
 from wise.memory.key_space import Space
-from wise.memory.segment import encoded_space
 from wise.memory.state import MemoryState
-from wise.memory.storage.backend import digest_of
-from wise.memory.ticket import Request, Ticket, digest_of_json
-from wise.memory.version import Snapshot
+from wise.memory.store.backends.base import digest_of
+from wise.memory.store.edit_request import EditRequest, Ticket, digest_of_json
+from wise.memory.store.segments import encode_space
+from wise.memory.store.versions import Snapshot
 
 TICKETS_FILE = "tickets.json"
 FORMAT = "wise-tickets"
@@ -42,7 +42,7 @@ class Pack:
     config: WiseConfig
     base: Fingerprint
     state: MemoryState
-    requests: tuple[Request, ...]
+    requests: tuple[EditRequest, ...]
     """One for each edit of the state, in its order."""
     verified: Mapping[str, Mapping[str, Any]]
     """By edit id."""
@@ -65,7 +65,7 @@ def write_pack(folder: Path, snapshot: Snapshot, tickets: Sequence[Ticket], name
     if snapshot.config.mode == "merge" and len(state.slots) > 1:
         names = ", ".join(sorted({edit.namespace for edit in state.edits}))
         raise StoreError(f"a merged memory is of one namespace; export one of {names} by itself")
-    told = {
+    fields = {
         ticket.edit.id: {
             "reason": ticket.reason,
             "valid_from": ticket.valid_from,
@@ -80,7 +80,7 @@ def write_pack(folder: Path, snapshot: Snapshot, tickets: Sequence[Ticket], name
             "format": FORMAT,
             "schema_version": SCHEMA_VERSION,
             "memory": digest_of((new / CONFIG_FILE).read_bytes()),
-            "tickets": {edit.id: told[edit.id] for edit in state.edits},
+            "tickets": {edit.id: fields[edit.id] for edit in state.edits},
         }
         text = json.dumps(data | {"sha256": digest_of_json(data)}, indent=1, ensure_ascii=False)
         (new / TICKETS_FILE).write_bytes(text.encode())
@@ -91,19 +91,19 @@ def read_pack(folder: Path) -> Pack:
     """Raises ArtifactError where there is no pack, or it is damaged."""
     config, state, base = load_memory(folder)
     memory = digest_of((folder / CONFIG_FILE).read_bytes())
-    told = _told(folder / TICKETS_FILE, memory) if (folder / TICKETS_FILE).is_file() else {}
+    fields = _read_tickets(folder / TICKETS_FILE, memory) if (folder / TICKETS_FILE).is_file() else {}
     try:
         requests = tuple(
-            Request(edit=edit, **{n: v for n, v in told.get(edit.id, {}).items() if n != "verified"})
+            EditRequest(edit=edit, **{n: v for n, v in fields.get(edit.id, {}).items() if n != "verified"})
             for edit in state.edits
         )
     except (EditError, TypeError) as error:
         raise ArtifactError(f"{folder / TICKETS_FILE} is refused: {error}") from error
-    verified = {edit_id: ticket["verified"] for edit_id, ticket in told.items() if ticket.get("verified")}
+    verified = {edit_id: ticket["verified"] for edit_id, ticket in fields.items() if ticket.get("verified")}
     return Pack(digest=memory, config=config, base=base, state=state, requests=requests, verified=verified)
 
 
-def _told(file: Path, memory: str) -> dict[str, Any]:
+def _read_tickets(file: Path, memory: str) -> dict[str, Any]:
     try:
         data = json.loads(file.read_bytes())
         whole = data.pop("sha256") == digest_of_json(data) and data["format"] == FORMAT and data["memory"] == memory
@@ -140,4 +140,4 @@ def merged(snapshot: Snapshot, pack: Pack) -> MemoryState:
 
 
 def _digest(space: Space | None) -> str:
-    return "" if space is None else digest_of(encoded_space(space))
+    return "" if space is None else digest_of(encode_space(space))

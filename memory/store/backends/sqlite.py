@@ -4,11 +4,11 @@
     blobs/SHA256      segments, key spaces and manifests, each under the SHA-256 of its bytes
     writer.lock       held by the one writer, and says who that is
 
-Bytes: written beside their place, synced, renamed, folder synced; only then does a transaction name them. A name in
-`blobs` is therefore whole or rotten, and never half written. Rows: SQLite with `synchronous=FULL` and a rollback
-journal, since a write-ahead log can be corrupted by SQLite before 3.51.3; the journal persists, since one that is
-deleted may come back after a power cut and undo the last commit. Only local disks of POSIX systems: the locks of
-network file systems cannot be relied on.
+Bytes are written to a temporary name, synced and renamed, and the folder is synced; only then does a transaction name
+them, so a file in `blobs` is never half written. Rows are in SQLite with `synchronous=FULL` and a rollback journal,
+since SQLite before 3.51.3 can corrupt a write-ahead log; the journal file persists, since a deleted one may come back
+after a power cut and undo the last commit. The folder must be on a local disk of a POSIX system: the locks of network
+file systems are not reliable.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import secrets
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
 from wise.errors import StoreError
 from wise.memory.folder import synced
-from wise.memory.storage.backend import Backend, Execute, digest_of, lost, verified
-from wise.memory.storage.failpoints import reach
-from wise.memory.storage.locks import Holds, claimed, free
-from wise.memory.storage.migrations import create, opening
+from wise.memory.store.backends.base import Backend, Execute, digest_of, missing_blob, verified_blob
+from wise.memory.store.backends.migrations import create, opening
+from wise.memory.store.failpoints import reach
+from wise.memory.store.locks import SharedLocks, exclusive_lock, unlocked
 
 JOURNAL_FILE = "journal.sqlite3"
 BLOBS = "blobs"
@@ -37,7 +37,7 @@ PATIENCE = 30.0
 """Seconds to wait for another process to end its transaction."""
 
 
-class FolderBackend(Backend):
+class SqliteBackend(Backend):
     """See the head of this file."""
 
     def __init__(self, folder: Path, *, writer: bool) -> None:
@@ -48,10 +48,10 @@ class FolderBackend(Backend):
         self.place, self.writer = str(folder), writer
         self._folder, self._blobs = folder, folder / BLOBS
         self._guard = RLock()
-        self._holds = Holds()
+        self._holds = SharedLocks()
         self._writer_handle: int | None = None
         self._connection: sqlite3.Connection | None = None
-        with opening(self), self._told("cannot be opened"):
+        with opening(self), self._store_errors("cannot be opened"):
             self._check_folder()
             if writer:
                 self._claim()
@@ -68,7 +68,7 @@ class FolderBackend(Backend):
     def _claim(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / LOCK_FILE
-        self._writer_handle = claimed(file)
+        self._writer_handle = exclusive_lock(file)
         if self._writer_handle is None:
             raise StoreError(
                 f"{self.place} has a writer already ({file.read_text().strip() or 'it does not say who'}); end it, or "
@@ -93,7 +93,7 @@ class FolderBackend(Backend):
 
     @contextmanager
     def transaction(self) -> Iterator[Execute]:
-        with self._guard, self._told("could not be written, and nothing was changed"):
+        with self._guard, self._store_errors("could not be written, and nothing was changed"):
             connection = self._open
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -109,7 +109,7 @@ class FolderBackend(Backend):
 
     @contextmanager
     def reading(self) -> Iterator[Execute]:
-        with self._guard, self._told("could not be read"):
+        with self._guard, self._store_errors("could not be read"):
             connection = self._open
             connection.execute("BEGIN")
             try:
@@ -145,7 +145,7 @@ class FolderBackend(Backend):
     def put(self, data: bytes) -> str:
         digest = digest_of(data)
         path = self._blobs / digest
-        with self._told("could not be written, and nothing was changed"):
+        with self._store_errors("could not be written, and nothing was changed"):
             if not (path.is_file() and digest_of(path.read_bytes()) == digest):
                 self._write(path, data)
             synced(self._blobs)
@@ -168,19 +168,19 @@ class FolderBackend(Backend):
         reach("blob-renamed")
 
     def get(self, digest: str) -> bytes:
-        with self._told("could not be read"):
+        with self._store_errors("could not be read"):
             try:
                 data = (self._blobs / digest).read_bytes()
             except FileNotFoundError:
-                raise lost(digest, self.place) from None
-        return verified(data, digest, self.place)
+                raise missing_blob(digest, self.place) from None
+        return verified_blob(data, digest, self.place)
 
     def sizes(self) -> dict[str, int]:
-        with self._told("could not be read"):
+        with self._store_errors("could not be read"):
             return {file.name: file.stat().st_size for file in self._blobs.iterdir()}
 
     def remove(self, digests: Iterable[str]) -> None:
-        with self._told("could not be tidied up"):
+        with self._store_errors("could not be tidied up"):
             for digest in digests:
                 (self._blobs / digest).unlink(missing_ok=True)
                 reach("blob-removed")
@@ -189,17 +189,15 @@ class FolderBackend(Backend):
     # -- locks ----------------------------------------------------------------------------------
 
     def hold(self, digest: str) -> None:
-        with self._told("could not be read"):
+        with self._store_errors("could not be read"):
             if not self._holds.hold(self._blobs / digest):
-                raise lost(digest, self.place)
+                raise missing_blob(digest, self.place)
 
     def release(self, digest: str) -> None:
         self._holds.release(self._blobs / digest)
 
-    @contextmanager
-    def unheld(self, digest: str) -> Iterator[bool]:
-        with free(self._blobs / digest) as unheld:
-            yield unheld
+    def unheld(self, digest: str) -> AbstractContextManager[bool]:
+        return unlocked(self._blobs / digest)
 
     def close(self) -> None:
         with self._guard:
@@ -212,8 +210,8 @@ class FolderBackend(Backend):
                 self._writer_handle = None
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Says what the disk or the database said as a StoreError."""
+    def _store_errors(self, what: str) -> Iterator[None]:
+        """Raises the errors of the disk or the database as StoreError."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:

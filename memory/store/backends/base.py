@@ -1,4 +1,4 @@
-"""What a store asks of the place where it is kept: rows in transactions, bytes under their SHA-256, and two locks."""
+"""The interface of a storage backend: rows in transactions, bytes under their SHA-256, and two kinds of lock."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Backend(ABC):
 
     @abstractmethod
     def transaction(self) -> AbstractContextManager[Execute]:
-        """All that the block writes is durable when it ends, or nothing of it is. One block at a time, anywhere."""
+        """What the block writes is durable when it ends, or nothing of it is. One block at a time, anywhere."""
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Execute]:
@@ -47,7 +47,7 @@ class Backend(ABC):
 
     @abstractmethod
     def remove(self, digests: Iterable[str]) -> None:
-        """Forgets bytes, and what a write that was cut off left behind."""
+        """Removes bytes, and what an interrupted write left behind."""
 
     @abstractmethod
     def hold(self, digest: str) -> None:
@@ -67,14 +67,14 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Gives all locks back."""
+        """Releases all locks."""
 
 
 def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def verified(data: bytes, digest: str, place: str) -> bytes:
+def verified_blob(data: bytes, digest: str, place: str) -> bytes:
     """Raises StoreError where `data` are not the bytes that were stored."""
     if digest_of(data) != digest:
         raise StoreError(
@@ -84,7 +84,7 @@ def verified(data: bytes, digest: str, place: str) -> bytes:
     return data
 
 
-def lost(digest: str, place: str) -> StoreError:
+def missing_blob(digest: str, place: str) -> StoreError:
     return StoreError(
         f"{place}: {digest[:16]} is missing; `wise check` says which versions need it: roll back to a whole one, or "
         "restore it from a backup"

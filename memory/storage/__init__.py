@@ -1,1 +1,0 @@
-"""Where a store keeps its rows and its bytes: a folder with SQLite, or PostgreSQL."""

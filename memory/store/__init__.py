@@ -1,0 +1,1 @@
+"""The durable store of edits: its journal, the versions it keeps, and where both are stored."""

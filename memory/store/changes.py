@@ -1,0 +1,227 @@
+"""Changesets: what a commit must write to make a state the next version, and which states it may make so.
+
+A segment that lost a slot is written again without it, so that nothing of a deleted edit is in the files of a later
+version, and small segments are taken up into the new one. What is not touched is shared. A state may follow a version
+if its edits are known and unaltered, and if no trace of a deleted edit is left in it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from operator import eq, is_
+
+from wise.config import WiseConfig
+from wise.errors import StoreError
+from wise.memory.fingerprint import Fingerprint
+from wise.memory.state import MemoryState, common_prefix
+from wise.memory.store.backends.base import digest_of
+from wise.memory.store.edit_request import Ticket
+from wise.memory.store.segments import (
+    FULL,
+    EditTable,
+    StoredSlot,
+    edit_table,
+    encode_segment,
+    encode_space,
+    split_into_segments,
+)
+from wise.memory.store.versions import (
+    Manifest,
+    Range,
+    Snapshot,
+    check_namespaces,
+    check_slots,
+    cut_ranges,
+    join_ranges,
+)
+
+Forget = Callable[[MemoryState, Collection[str]], MemoryState]
+"""A state without edits of these ids, and without any trace of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changeset:
+    """A version that is not committed yet: what must be stored before the journal may name it."""
+
+    manifest: Manifest
+    snapshot: Snapshot
+    blobs: tuple[bytes, ...]
+    """New segments, and the key space where it is new."""
+
+
+def changeset(
+    parent: Snapshot, state: MemoryState, tickets: Mapping[str, int], *, config: WiseConfig, base: Fingerprint
+) -> Changeset:
+    """What makes `state` the version after `parent`. Pure: the same arguments give the same bytes.
+
+    Slots that are the very same objects as in the parent are recognised in one fast pass; only the others are compared
+    one by one.
+
+    Raises StoreError where the state contradicts itself or its edits have no tickets, or was made on another base.
+    """
+    if parent.base is not None and parent.base != base:
+        raise StoreError(
+            f"the store is for the base {parent.base.model_type} {parent.base.digest[:12]} and this state for "
+            f"{base.model_type} {base.digest[:12]}: keep a store for each base"
+        )
+    table = edit_table(state, tickets)
+    ranges = _ranges(parent, state, table)
+    fresh = [table.stored(slot) for segment, *at in ranges if segment is None for slot in state.slots[slice(*at)]]
+    check_slots(fresh, state.key_space, config, base)
+    names = ({table.edits[i].namespace for i in slot.edit_ids} for slot in state.slots)
+    check_namespaces(config, names, "the version is refused")
+    blobs: list[bytes] = []
+    written: dict[str, list[StoredSlot]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    for segment in split_into_segments(fresh):
+        data = encode_segment(segment)
+        digest = digest_of(data)
+        blobs.append(data)
+        written[digest], sizes[digest] = segment, (len(segment), len(data))
+    spaces, space_blobs = _space(parent, state)
+    new = [(digest, 0, size) for digest, (size, _) in sizes.items()]
+    slots = tuple(join_ranges(_placed(ranges, new)))
+    used = {digest for digest, _, _ in slots}
+    shared = {d: size for d, size in (parent.manifest.segments if parent.manifest else {}).items() if d in used}
+    manifest = Manifest(
+        config=config, base=base, segments=shared | sizes, slots=slots, order=_order(state), spaces=spaces
+    )
+    snapshot = Snapshot(
+        version=parent.version + 1,
+        state=state,
+        tickets=dict(zip(table.edits, map(tickets.__getitem__, table.edits), strict=True)),
+        config=config,
+        base=base,
+        manifest=manifest,
+        segments={digest: parent.segments[digest] for digest in shared} | written,
+    )
+    return Changeset(manifest=manifest, snapshot=snapshot, blobs=(*blobs, *space_blobs))
+
+
+def _ranges(parent: Snapshot, state: MemoryState, table: EditTable) -> list[Range[str | None]]:
+    """All slots in their order: the segment and places where they are already, or None and the slots to write."""
+    if parent.manifest is None:
+        return [(None, 0, len(state.slots))]
+    same = _untouched(parent, state, table)
+    found: list[Range[str | None]] = [*cut_ranges(parent.manifest.slots, 0, same)]
+    stored = {
+        own.slot.edit_ids: (digest, start + i, own)
+        for digest, start, stop in cut_ranges(parent.manifest.slots, same, len(parent.state.slots))
+        for i, own in enumerate(parent.segments[digest][start:stop])
+        if own.edits
+    }
+    for i, slot in enumerate(state.slots[same:], start=same):
+        digest, place, own = stored.get(slot.edit_ids, ("", 0, None))
+        known = own is not None and own.equals(slot, table)
+        found.append((digest, place, place + 1) if known else (None, i, i + 1))
+    rewritten = _rewritten(parent.manifest, found)
+    at = 0
+    for number, (segment, start, stop) in enumerate(found):
+        if segment in rewritten:
+            found[number] = (None, at, at + stop - start)
+        at += stop - start
+    return join_ranges(found)
+
+
+def _untouched(parent: Snapshot, state: MemoryState, table: EditTable) -> int:
+    """How many slots, from the first, are the parent's very own, with the same edits, tickets and keys."""
+    same = common_prefix(parent.state.slots, state.slots)
+    ids = [edit_id for slot in state.slots[:same] for edit_id in slot.edit_ids]
+    alike = (
+        all(map(is_, map(table.edits.get, ids), map(parent.edits.get, ids)))
+        and all(map(is_, map(table.keys.get, ids), map(parent.state.keys.get, ids)))
+        and all(map(eq, map(table.tickets.get, ids), map(parent.tickets.get, ids)))
+    )
+    return same if alike else 0
+
+
+def _rewritten(manifest: Manifest, ranges: Sequence[Range[str | None]]) -> set[str | None]:
+    """Segments to write again: those that lost a slot, and the last ones as long as they are small."""
+    left: Counter[str | None] = Counter()
+    for digest, start, stop in ranges:
+        left[digest] += stop - start
+    found: set[str | None] = {digest for digest, (slots, _) in manifest.segments.items() if left[digest] != slots}
+    fresh = left[None] + sum(left[digest] for digest in found)
+    for digest, (slots, size) in reversed(list(manifest.segments.items())):
+        if digest not in found:
+            if size >= FULL or slots > fresh:  # so a slot is written again each time its segment doubles, at the most
+                break
+            found.add(digest)
+            fresh += slots
+    return found
+
+
+def _placed(ranges: Sequence[Range[str | None]], new: Sequence[Range[str]]) -> Iterator[Range[str]]:
+    """Where each slot is: those that were written are in the `new` segments one after the other."""
+    at = 0
+    for digest, start, stop in ranges:
+        if digest is None:
+            yield from cut_ranges(new, at, at + stop - start)
+            at += stop - start
+        else:
+            yield digest, start, stop
+
+
+def _order(state: MemoryState) -> tuple[Range[int], ...]:
+    in_slots = [edit_id for slot in state.slots for edit_id in slot.edit_ids]
+    ids = [edit.id for edit in state.edits]
+    if ids == in_slots:
+        return ((0, 0, len(ids)),) if ids else ()
+    places = dict(zip(in_slots, count(), strict=False))
+    return tuple(join_ranges((0, place, place + 1) for place in map(places.__getitem__, ids)))
+
+
+def _space(parent: Snapshot, state: MemoryState) -> tuple[Mapping[str, str], list[bytes]]:
+    """The digest of the key space, and its bytes where the parent does not have them."""
+    if state.key_space is None:
+        return {}, []
+    if parent.manifest is not None and state.key_space is parent.state.key_space:
+        return parent.manifest.spaces, []
+    data = encode_space(state.key_space)
+    return {"key_space": digest_of(data)}, [data]
+
+
+# -- what may be committed --------------------------------------------------------------------
+
+
+def without(parent: Snapshot, edit_ids: Collection[str], forget: Forget | None) -> MemoryState:
+    """The state of a version with no trace of these live edits; `forget` is asked where they share slots with others.
+
+    Raises StoreError where that is not given, or gives anything else.
+    """
+    if not parent.state.sharing(edit_ids):
+        return parent.state.without(edit_ids)
+    if forget is None:
+        raise StoreError(
+            f"edit {next(iter(edit_ids))!r} shares a slot with others, which must be written anew without it: give "
+            "delete() what does that (`forget`); `wise delete` and the service do"
+        )
+    state = forget(parent.state, edit_ids)
+    check_edits(state, parent, {})
+    if left := {*edit_ids} & {*state.edit_ids}:
+        raise StoreError(f"edit {min(left)!r} was to be forgotten and is still in the state")
+    return state
+
+
+def check_edits(state: MemoryState, parent: Snapshot, mine: Mapping[str, Ticket]) -> None:
+    """Every edit of a state is one that was live, or one of these tickets, unaltered. Raises StoreError."""
+    for edit in state.edits[common_prefix(state.edits, parent.state.edits) :]:
+        known = parent.edits.get(edit.id)
+        if known is edit:
+            continue
+        if edit.id in mine:
+            known = mine[edit.id].edit
+        if known is None:
+            raise StoreError(f"edit {edit.id!r} was neither live nor claimed; enqueue it, claim it, then commit it")
+        if known != edit:
+            raise StoreError(f"edit {edit.id!r} is not the one that was enqueued; give a changed edit a new id")
+
+
+def same_slots(before: Manifest | None, after: Manifest) -> bool:
+    """Whether a version would hold what its parent holds."""
+    if before is None:
+        return not after.slots
+    return (before.slots, before.order, before.config) == (after.slots, after.order, after.config)

@@ -1,0 +1,105 @@
+"""The command queue: commands that another process gives to the writer of a store, and the writer's answers.
+
+Each step (enqueue, claim, answer, take the answer) is one transaction, so one writer claims a command, once. Commands
+that a writer had claimed when it ended are answered by the next writer, which says just that. The queue is not part of
+the history: an answer is removed when it is taken, and a command that nobody claims is removed when its time is over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from wise.memory.store.backends.base import Backend, Execute
+from wise.memory.store.edit_request import now
+
+QUEUED, CLAIMED, ANSWERED = "queued", "claimed", "answered"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command that the writer has claimed."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+    """JSON values."""
+
+
+class CommandQueue:
+    """The queue of one store. Every method raises StoreError where the store cannot be read or written."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    # -- for any process --------------------------------------------------------------------------
+
+    def enqueue(self, name: str, arguments: Mapping[str, Any], seconds: float) -> str:
+        """Queues a command that must be claimed within so many seconds. Returns its id."""
+        command = uuid4().hex
+        with self._backend.transaction() as execute:
+            _remove_late(execute)
+            [(last,)] = execute("SELECT COALESCE(MAX(number), 0) FROM commands")
+            execute(
+                "INSERT INTO commands (id, number, name, arguments, until, status) VALUES (?, ?, ?, ?, ?, ?)",
+                command, last + 1, name, json.dumps(arguments), now(after=seconds), QUEUED,
+            )
+        return command
+
+    def take_answer(self, command: str) -> dict[str, Any] | None:
+        """The answer, which is removed; None where there is none yet."""
+        if not self._any("id = ? AND status = ?", command, ANSWERED):
+            return None
+        with self._backend.transaction() as execute:
+            rows = execute("SELECT answer FROM commands WHERE id = ?", command)
+            execute("DELETE FROM commands WHERE id = ?", command)
+        return next((dict(json.loads(answer)) for (answer,) in rows), None)
+
+    def withdraw(self, command: str) -> bool:
+        """Removes a command, with its answer if there is one. Returns whether no writer had claimed it."""
+        with self._backend.transaction() as execute:
+            claimed = execute("SELECT id FROM commands WHERE id = ? AND status <> ?", command, QUEUED)
+            execute("DELETE FROM commands WHERE id = ?", command)
+        return not claimed
+
+    # -- for the writer ---------------------------------------------------------------------------
+
+    def claim(self) -> Command | None:
+        """The oldest queued command whose time is not over, now claimed; None where there is none."""
+        if not self._any("status = ?", QUEUED):
+            return None
+        with self._backend.transaction() as execute:
+            _remove_late(execute)
+            rows = execute("SELECT id, name, arguments FROM commands WHERE status = ? ORDER BY number LIMIT 1", QUEUED)
+            for command, _, _ in rows:
+                execute("UPDATE commands SET status = ? WHERE id = ?", CLAIMED, command)
+        return next((Command(id=i, name=name, arguments=json.loads(given)) for i, name, given in rows), None)
+
+    def answer(self, command: str, answer: Mapping[str, Any]) -> None:
+        """Answers a claimed command. Does nothing where it was withdrawn."""
+        with self._backend.transaction() as execute:
+            execute(
+                "UPDATE commands SET status = ?, answer = ? WHERE id = ? AND status = ?",
+                ANSWERED, json.dumps(answer), command, CLAIMED,
+            )
+
+    def abandon(self, answer: Mapping[str, Any]) -> None:
+        """Answers all claimed commands: the writer that claimed them has ended."""
+        if self._any("status = ?", CLAIMED):
+            with self._backend.transaction() as execute:
+                execute(
+                    "UPDATE commands SET status = ?, answer = ? WHERE status = ?", ANSWERED, json.dumps(answer), CLAIMED
+                )
+
+    def _any(self, condition: str, *values: str) -> bool:
+        """Called often, and so without a transaction that writes."""
+        with self._backend.reading() as execute:
+            return bool(execute(f"SELECT id FROM commands WHERE {condition} LIMIT 1", *values))
+
+
+def _remove_late(execute: Execute) -> None:
+    """Claimed commands stay: their writer, or the next one, answers them."""
+    execute("DELETE FROM commands WHERE until < ? AND status <> ?", now(), CLAIMED)
