@@ -26,10 +26,9 @@ from threading import RLock
 from types import TracebackType
 from typing import Any, Self
 
-from wise.checks import checked_text
 from wise.config import WiseConfig
 from wise.edits import Edit
-from wise.errors import EditError, StoreError, did_you_mean
+from wise.errors import EditError, StoreError, checked_text, did_you_mean
 from wise.memory.checker import Findings, check
 from wise.memory.collector import Collection, collect
 from wise.memory.draft import Draft, draft

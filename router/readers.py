@@ -1,6 +1,6 @@
 """Readers of relations: what a question asks, as a unit vector that is alike for wordings of one relation.
 
-A reader is taught by contrast to tell apart the relations of one subject (`wise.training.relations`), so that "Where
+A reader is taught by contrast to tell apart the relations of one subject (`wise.training.router`), so that "Where
 was she born?" and "Where did she die?" lie apart although nearly all of their words agree.
 """
 
@@ -14,6 +14,8 @@ from typing import Self
 
 import torch
 from torch import Tensor
+
+from wise.memory.key_space import RelationSpace
 
 REMEMBERED = 8192
 """Texts whose vectors a reader keeps."""
@@ -41,6 +43,13 @@ class RelationReader(ABC):
         self.relation_centres = torch.zeros(0, 0)
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def key_space(self) -> RelationSpace:
+        """The space of the keys that this reader makes."""
+        return RelationSpace(
+            reader=self.name, size=self.size, threshold=self.threshold, unnamed_threshold=self.unnamed_threshold
+        )
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Itself: a copied model reads with the same reader."""

@@ -32,11 +32,12 @@ from torch import Tensor
 
 from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of
 from wise.lab.formats.files import read_records
-from wise.questions import stock
 from wise.router.encoder import SentenceEncoder, load_base, load_encoder
 from wise.router.subjects import SubjectIndex, masked, names_of
 from wise.router.turns import last_sentence
-from wise.training.relations import nearest_relation, relation_centres, stated
+from wise.training.router.builtin_questions import builtin_questions
+from wise.training.router.calibration import nearest_relation, relation_centres
+from wise.training.router.examples import stated
 
 OTHERS_PASS, REWORDINGS_PASS = 0.05, 0.85
 CURVE = [n / 20 for n in range(7, 16)]
@@ -49,7 +50,7 @@ def published(encoder: str | None) -> SentenceEncoder:
     size = int(model.config.hidden_size)
     nothing = {"projection": torch.eye(size), "thresholds": torch.zeros(4)}
     reader = SentenceEncoder(model, tokenizer, nothing, name="published")
-    reader.relation_centres = relation_centres(reader.read, stock())
+    reader.relation_centres = relation_centres(reader.read, builtin_questions())
     return reader
 
 

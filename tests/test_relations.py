@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from wise.errors import ArtifactError
 from wise.router.encoder import SentenceEncoder, dequantized, digest, quantized, read_taught
-from wise.training.relations import (
+from wise.training.router import (
     FALSE_POSITIVE_RATE,
     framed,
     measure,

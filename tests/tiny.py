@@ -24,7 +24,6 @@ from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import Route
 from wise.memory.slot import AnswerSlot, MaskedDenseSlot
 from wise.memory.state import MemoryState
-from wise.preparation import relation_space
 from wise.router.readers import RelationReader
 from wise.router.subjects import PLACEHOLDER
 
@@ -221,7 +220,7 @@ def _answers_by_hand(
         edits.append(edit)
         keys[edit.id] = wrapped.inputs.reader.read([edit.prompt, f"{PLACEHOLDER} {rest}"]).half()
     return MemoryState(
-        edits=tuple(edits), slots=tuple(slots), keys=keys, key_space=relation_space(wrapped.inputs)
+        edits=tuple(edits), slots=tuple(slots), keys=keys, key_space=wrapped.inputs.reader.key_space
     )
 
 

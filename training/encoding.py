@@ -17,13 +17,13 @@ from reprlib import repr as shortened
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wise.cache import cache_folder, keep, recalled
 from wise.config import WiseConfig
 from wise.edits import Conversation, Edit, Message, checked_messages
 from wise.errors import ConfigError, EditError
 from wise.memory.fingerprint import tokenizer_digest, weights_digest
 from wise.memory.layer import execution_device
 from wise.router.turns import ChatTemplate, render
+from wise.training.cache import cache_folder, read_cached, write_cached
 from wise.training.generation import context_length, greedy
 
 logger = logging.getLogger(__name__)
@@ -255,10 +255,10 @@ def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> di
         "terminator": config.terminator,
         "asked": [*OPENINGS, *QUESTIONS, ANSWER_TOKENS, MAX_TERMINATOR],
     }
-    known = recalled("delimiters", about)
+    known = read_cached("delimiters", about)
     if known is None:
         known = _learn_delimiters(model, bare, config)
-        keep("delimiters", about, known)
+        write_cached("delimiters", about, known)
     return {name: tuple(ids) for name, ids in known.items()}
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from wise.memory.layer import execution_device
@@ -136,10 +137,30 @@ def _continued(
 
 def left_pad(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and attention mask `[batch, longest]`; pads are 0 and masked."""
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
-    return ids.to(device), mask.to(device)
+    ids, mask = right_pad([row[::-1] for row in rows], device=device)
+    return ids.flip(1), mask.flip(1)
+
+
+def right_pad(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The same with the pads on the right, where no token of a causal model sees them."""
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    ids[mask] = torch.tensor([i for row in rows for i in row], dtype=torch.long)
+    return ids.to(device), mask.long().to(device)
+
+
+@contextmanager
+def recorded_inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tensor]]:
+    """The first argument of each module in the last forward pass of a `with` block, by the keys of `modules`."""
+    seen: dict[Any, Tensor] = {}
+
+    def recorder(key: Any) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _module, args: seen.update({key: args[0]})
+
+    handles = [module.register_forward_pre_hook(recorder(key)) for key, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

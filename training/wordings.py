@@ -22,7 +22,9 @@ from wise.router.readers import RelationReader
 from wise.router.subjects import SubjectIndex, masked, names_of
 from wise.router.turns import is_question
 from wise.training.encoding import Encoder
-from wise.training.relations import Stock, names, nearest_relation, put, stated
+from wise.training.router.builtin_questions import QuestionSet
+from wise.training.router.calibration import nearest_relation
+from wise.training.router.examples import names, put, stated
 
 APART = 0.01
 """How far an edit's threshold lies above what must not reach it."""
@@ -59,9 +61,9 @@ class Wording:
 class Wordings:
     """Makes the wordings of edits for one base."""
 
-    def __init__(self, encoder: Encoder, reader: RelationReader, stock: Stock) -> None:
-        self.encoder, self.reader, self.stock = encoder, reader, stock
-        self._names = names(stock)
+    def __init__(self, encoder: Encoder, reader: RelationReader, questions: QuestionSet) -> None:
+        self.encoder, self.reader, self.questions = encoder, reader, questions
+        self._names = names(questions)
 
     def texts(self, edit: Edit) -> list[str]:
         """Further texts that ask the edit's question, from the nearest shipped relation."""
@@ -70,7 +72,7 @@ class Wordings:
             return []
         kind, relation = self._names[nearest]
         name = names_of(edit)[0]
-        known = self.stock[kind][relation]
+        known = self.questions[kind][relation]
         order = random.Random(f"{name} {relation}")
         questions = [w for w in known["wordings"] if is_question(w)]
         sentences = [w for w in known["wordings"] if not is_question(w)]
@@ -120,7 +122,8 @@ class Wordings:
         scores = (self.reader.relation_centres @ masked_keys(keys, names_of(edit)).T).amax(-1).tolist()
         kind = self._names[own][0]
         found = [i for i, (k, _) in enumerate(self._names) if k == kind and i != own and scores[i] >= threshold]
-        wordings = [self.stock[kind][self._names[i][1]]["wordings"] for i in sorted(found, key=lambda i: -scores[i])]
+        found.sort(key=lambda i: -scores[i])
+        wordings = [self.questions[kind][self._names[i][1]]["wordings"] for i in found]
         return tuple(put(names_of(edit)[0], next(filter(is_question, own_), own_[0])) for own_ in wordings)
 
     def _masked(self, edit: Edit, text: str) -> str:

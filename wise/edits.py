@@ -21,8 +21,7 @@ from datetime import datetime
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
-from wise.checks import check_known, check_object, checked_prompts, checked_text, given, missing, within
-from wise.errors import EditError
+from wise.errors import EditError, check_known, check_object, checked_prompts, checked_text, given, missing, within
 from wise.probes import ASKS_THE_EDIT, Probe
 
 _VERB = re.compile(

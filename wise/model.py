@@ -1,50 +1,52 @@
-"""`wise.wrap`: a Hugging Face causal LM with a side memory that can be edited while it lives.
+"""`wise.wrap`: a Hugging Face causal LM with a side memory that can be edited while it is in use.
 
-The wrapped model is the user's own, with one module replaced; `unwrap` puts the very same module back. Whatever
-transformers can do with the model it can do with the wrapped one, because the side memory sees nothing but the
-activations of the layer it stands beside.
+The wrapped model is the user's own, with one module replaced; `unwrap` puts the same module back. Everything that
+transformers can do with the model it can do with the wrapped one. An edit builds a new `MemoryState` beside the one
+that is served and swaps it in once all is verified: whatever is refused or fails leaves the model as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import PushToHubMixin
 
-from wise.answer import Answer
 from wise.architectures import ValueProjection, locate
 from wise.config import WiseConfig
-from wise.editing import Editing
-from wise.edits import Conversation, Message
-from wise.errors import ArtifactError, ConfigError, UnsupportedModelError, did_you_mean
+from wise.edits import Conversation, Edit, Message
+from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError, did_you_mean
+from wise.explain import Answer, GeneratedIds, Provenance, generated_ids, prompt_ids
+from wise.memory.artifact import load_memory, save_memory
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.layer import SideMemoryLayer, execution_device
 from wise.memory.merging import MERGES
 from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
-from wise.preparation import make_trainer, relation_space
-from wise.provenance import Provenance, Text
 from wise.router.assemble import assemble
 from wise.router.encoder import load_encoder
 from wise.router.hybrid import RouterInputs
 from wise.router.readers import RelationReader
 from wise.router.turns import ChatTemplate
-from wise.saving import SavedMemory
-from wise.sequences import generated_texts, prompt_ids
+from wise.training.build_trainer import build_trainer
 from wise.training.encoding import Encoder, learn_encoder
-from wise.training.generation import evaluating, greedy
+from wise.training.generation import evaluating, greedy, recorded_inputs
+from wise.training.report import DeleteReport, EditReport
 from wise.training.trainer import Trainer
 
 ANSWER_TOKENS = 32
 
 
-class WiseModel(nn.Module, Editing, SavedMemory):
+class WiseModel(nn.Module, PushToHubMixin):
     """A causal LM with a side memory. Everything not defined here is the wrapped model's own."""
 
     def __init__(
@@ -125,7 +127,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         if ids is None:
             return output
         with self.evaluating():
-            return output, self._provenance().tell(generated_texts(self.model, ids, kwargs, output))
+            return output, self._provenance().explain(generated_ids(self.model, ids, kwargs, output))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -150,7 +152,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         """Made at the first edit, since it measures the base, and again when the model has moved."""
         if self._trainer is None or not self._is_current(self._trainer):
             with self.evaluating(), self.disabled():
-                self._trainer = make_trainer(
+                self._trainer = build_trainer(
                     self.model,
                     self.projection,
                     self.encoder,
@@ -168,6 +170,125 @@ class WiseModel(nn.Module, Editing, SavedMemory):
     def fingerprint(self) -> Fingerprint:
         """Which base this is, and beside which layer the memory stands."""
         return fingerprint(self.model, self.projection)
+
+    # -- editing -----------------------------------------------------------------------------
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The live edits, in the order in which they came."""
+        return self.state.edits
+
+    def edit(
+        self, edits: Edit | Sequence[Edit], *, progress: Callable[[int], None] | None = None
+    ) -> EditReport:
+        """Writes edits into the side memory, and keeps those that the model then generates by itself.
+
+        A later edit of the same prompt takes the place of an earlier one. `progress` is called with the number
+        of edits that are through: half of them once all are written, all once they were asked.
+
+        Raises EditError, with nothing changed, where an edit is not usable (`wise.Edit`), ids repeat, an edit
+        does not fit the model's context, or the model was unwrapped.
+        """
+        self._check_wrapped()
+        edits = list(edits) if isinstance(edits, Iterable) else [edits]
+        for edit in edits:
+            if not isinstance(edit, Edit):
+                raise EditError(f"edit() takes wise.Edit records, not {type(edit).__name__}: {edit!r:.80}")
+        if not edits:
+            raise EditError("edit() was given no edits: expected one wise.Edit or a list of them")
+        with self.evaluating():
+            state, report = self.trainer.edit(self.state, edits, serve=self.serving, progress=progress)
+        self._serve(state)
+        return report
+
+    def replace(self, edit: Edit) -> EditReport:
+        """Writes an edit in the place of the live one that has its id, and of the one that has its prompt.
+
+        Of the old one nothing is left, as after `delete`. It stays where the new one does not verify.
+
+        Raises EditError, with nothing changed, where there is none to replace, or as `edit` does.
+        """
+        self._check_wrapped()
+        if not isinstance(edit, Edit):
+            raise EditError(f"replace() takes one wise.Edit, not {type(edit).__name__}: {edit!r:.80}")
+        if not any(edit.id == other.id or edit.prompt == other.prompt for other in self.edits):
+            raise EditError(
+                f"field 'id': no live edit has the id {edit.id!r} or the prompt {edit.prompt!r:.80}; make a new one "
+                "with edit()"
+            )
+        with self.evaluating():
+            state, report = self.trainer.edit(self.state, [edit], serve=self.serving, replacing=True)
+        self._serve(state)
+        return report
+
+    def delete(self, edit_ids: str | Iterable[str]) -> DeleteReport:
+        """Takes edits out, so that every tensor and every output is what it would be without them.
+
+        In `hybrid` an edit has its slot to itself, which goes with it: nothing is computed and nothing else moves. In
+        `merge` and `retrieve` edits share the weights of a slot; what is left in it is written anew, from nothing,
+        which takes as long as editing did, and an edit that does not verify then is reported as lost. What a deleted
+        edit had replaced does not come back: that is `rollback`.
+
+        Raises EditError, with nothing changed, for an id that is not live, or where the model was unwrapped.
+        """
+        self._check_wrapped()
+        begun, cpu = time.perf_counter(), time.process_time()
+        deleted = self.state.live([edit_ids] if isinstance(edit_ids, str) else edit_ids)
+        sharing = self.state.sharing(deleted)
+        state, lost = self.state.without(deleted), tuple[str, ...]()
+        if sharing:
+            with self.evaluating():
+                state, lost = self.trainer.delete(self.state, deleted, serve=self.serving)
+        self._serve(state)
+        return DeleteReport(
+            deleted=deleted,
+            rewritten=tuple(i for i in sharing if i not in lost),
+            lost=lost,
+            seconds=time.perf_counter() - begun,
+            cpu_seconds=time.process_time() - cpu,
+        )
+
+    def snapshot(self) -> MemoryState:
+        """All that is edited, as it is now, for `rollback`. It is immutable and costs nothing to take."""
+        self._snapshots.add(self.state)
+        return self.state
+
+    def rollback(self, snapshot: MemoryState) -> None:
+        """Serves a snapshot of this model again, bit for bit.
+
+        Raises EditError, with nothing changed, for anything but a snapshot that this very model gave, or where the
+        model was unwrapped.
+        """
+        self._check_wrapped()
+        if not isinstance(snapshot, MemoryState) or snapshot not in self._snapshots:
+            raise EditError(
+                f"rollback() was given a {type(snapshot).__name__} that is no snapshot of this model: give what its "
+                "own snapshot() returned; a memory of another model or process is saved and read with save_pretrained "
+                "and from_pretrained"
+            )
+        self._serve(snapshot)
+
+    def _check_wrapped(self) -> None:
+        if not self.is_wrapped:
+            raise EditError("this model was unwrapped, so nothing would be served: wrap it again, then edit it")
+
+    def prepare(self) -> None:
+        """Measures the base, which takes seconds and which the first edit would do otherwise."""
+        _ = self.trainer
+
+    def validate(self, edits: Sequence[Edit]) -> None:
+        """Raises EditError for edits that `edit` would refuse, and changes nothing."""
+        self.trainer.validate(self.state, edits)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of slots and keys, as `save_pretrained` writes them."""
+        slots = (tensor for slot in self.state.slots for tensor in slot.tensors().values())
+        return sum(tensor.nbytes for tensors in (slots, self.state.keys.values()) for tensor in tensors)
+
+    def reset(self) -> None:
+        """Forgets every edit: the wrapped model is the base again."""
+        self._serve(MemoryState())
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -194,10 +315,10 @@ class WiseModel(nn.Module, Editing, SavedMemory):
             out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
             rows = [(*prompt, *new) for prompt, new in zip(ids, out, strict=True)]
             read = [
-                Text(ids=row, places=tuple(range(len(row))), prompt_tokens=len(prompt))
+                GeneratedIds(ids=row, columns=tuple(range(len(row))), prompt_tokens=len(prompt))
                 for row, prompt in zip(rows, ids, strict=True)
             ]
-            routes = self._provenance().tell(read)
+            routes = self._provenance().explain(read)
         return [
             Answer(
                 prompt=question.text,
@@ -210,9 +331,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         ]
 
     def _provenance(self) -> Provenance:
-        return Provenance(
-            model=self.model, layer=self.layer, state=self._served, decode=self._token
-        )
+        return Provenance(model=self.model, layer=self.layer, state=self._served, decode=self._token)
 
     def _token(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))
@@ -226,14 +345,10 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         memory = self.layer.memory
         if memory is None:
             return None
-        seen: list[Tensor] = []
-        handle = self.layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-        try:
-            device = execution_device(self.model)
-            mask = attention_mask.to(device) if attention_mask is not None else None
+        device = execution_device(self.model)
+        mask = attention_mask.to(device) if attention_mask is not None else None
+        with recorded_inputs({0: self.layer}) as seen:
             self.model(input_ids.to(device), attention_mask=mask, use_cache=False)
-        finally:
-            handle.remove()
         route: Route = memory.route(seen[0])
         return route
 
@@ -269,7 +384,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
 
         Raises ArtifactError where its keys were made by another relation reader.
         """
-        if self.inputs is not None and state.edits and state.key_space != relation_space(self.inputs):
+        if self.inputs is not None and state.edits and state.key_space != self.inputs.reader.key_space:
             found = getattr(state.key_space, "reader", "none")
             raise ArtifactError(
                 f"the keys of this memory were made by the relation reader {found!r} and this model has "
@@ -288,6 +403,65 @@ class WiseModel(nn.Module, Editing, SavedMemory):
     def evaluating(self) -> AbstractContextManager[None]:
         """Dropout off, and back as it was afterwards."""
         return evaluating(self.model)
+
+    # -- on disk and on the hub --------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the settings and the memory, never the base, to a folder; whole or not at all.
+
+        With `push_to_hub` the memory goes to the hub as well, to `repo_id` or else a repository of the
+        folder's name; `kwargs` are those of `push_to_hub`, which is transformers' own.
+
+        Raises ArtifactError, with nothing written, where the folder holds anything but a memory.
+        """
+        save_memory(
+            save_directory,
+            config=self.wise_config,
+            state=self.state,
+            base=self.fingerprint(),
+        )
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(save_directory).resolve().name, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        path: str | PathLike[str],
+        *,
+        reader: RelationReader | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Wraps `model` with the memory saved at `path`, a folder or a hub id; `kwargs` as for `load_memory`.
+
+        reader: the one that its keys were made with, as for `wise.wrap` (`hybrid`).
+
+        Raises ArtifactError, with `model` as it was, where the memory is incomplete, damaged, or was made for
+        another base.
+        """
+        config, state, base = load_memory(path, **kwargs)
+        try:
+            wrapped = cls(model, tokenizer, config, reader=reader)
+        except (ConfigError, UnsupportedModelError) as error:
+            raise ArtifactError(
+                f"the memory at {path} stands beside {base.path} of a {base.model_type} base and does not "
+                f"fit this model: {error}"
+            ) from error
+        try:
+            base.check(wrapped.fingerprint())
+            wrapped._start_from(state)
+        except BaseException:
+            wrapped.unwrap()
+            raise
+        return wrapped
 
 
 def _several(prompts: str | Iterable[Any]) -> list[Any]:

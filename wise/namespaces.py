@@ -14,7 +14,6 @@ from wise.errors import StoreError
 from wise.memory.state import MemoryState
 from wise.memory.version import Snapshot
 from wise.model import WiseModel
-from wise.preparation import relation_space
 from wise.training.report import Outcome
 
 
@@ -30,7 +29,7 @@ def check_settings(model: WiseModel, snapshot: Snapshot, place: str) -> None:
     mode = model.wise_config.mode
     if snapshot.config is not None and snapshot.config.mode != mode:
         raise StoreError(f"{place} is of mode {snapshot.config.mode!r} and this serves {mode!r}: start it anew")
-    if model.inputs is not None and snapshot.state.edits and snapshot.state.key_space != relation_space(model.inputs):
+    if model.inputs is not None and snapshot.state.edits and snapshot.state.key_space != model.inputs.reader.key_space:
         found = getattr(snapshot.state.key_space, "reader", "none")
         raise StoreError(
             f"{place}: the keys of its edits were made by the relation reader {found!r} and this is "

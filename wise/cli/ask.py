@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from wise.checks import checked_text
 from wise.cli.common import (
     SLOT_STYLES,
     JsonOption,
@@ -20,11 +19,11 @@ from wise.cli.common import (
     show_json,
     show_table,
 )
+from wise.errors import checked_text
 
 if TYPE_CHECKING:
-    from wise.answer import Answer
     from wise.edits import Edit
-    from wise.routes import Claim, TokenRoute
+    from wise.explain import Answer, Claim, TokenRoute
 
 
 def ask(

@@ -30,9 +30,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from wise import cache
 from wise.config import WiseConfig
 from wise.errors import ConfigError
+from wise.training import cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

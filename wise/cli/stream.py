@@ -14,7 +14,7 @@ from wise.cli.common import BAD_INPUT, JsonOption, show_json
 from wise.errors import EditError
 
 if TYPE_CHECKING:
-    from wise.intake import Line
+    from wise.ingest import Line
     from wise.memory.store import Store
 
 
@@ -34,7 +34,7 @@ def stream(
     their place and content. A line that is no edit is told on stderr and left out, and the exit code is then 2. A
     running `wise serve` on the same store trains what is handed in.
     """
-    from wise.intake import open_reader
+    from wise.ingest import open_reader
 
     called = name or _name_of(source)
     counts: Counter[str] = Counter()
@@ -49,7 +49,7 @@ def stream(
 
 
 def _take_all(store: Store, name: str, source: str, follow: bool, counts: Counter[str]) -> None:
-    from wise.intake import hand_in
+    from wise.ingest import hand_in
 
     tickets = store.journal.tickets()
     known = tickets[-1].number if tickets else 0
@@ -65,7 +65,7 @@ def _take_all(store: Store, name: str, source: str, follow: bool, counts: Counte
 
 
 def _lines(store: Store, name: str, source: str, follow: bool) -> Iterator[Line]:
-    from wise.intake import lines_of_file, lines_of_stream, lines_of_url, taken_in
+    from wise.ingest import lines_of_file, lines_of_stream, lines_of_url, taken_in
 
     if source == "-":
         return lines_of_stream(sys.stdin.buffer)

@@ -1,4 +1,4 @@
-"""What is measured of a base before its first edit, and the trainer that is made of it."""
+"""Building a trainer: the base is measured, and each mode gets its writer, verifier and key space."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from transformers import PreTrainedModel
 
 from wise.architectures import ValueProjection
 from wise.config import WiseConfig
-from wise.memory.key_space import KeySpace, RelationSpace
+from wise.memory.key_space import KeySpace
 from wise.memory.state import MemoryState
-from wise.questions import stock
 from wise.router.hybrid import RouterInputs
 from wise.training.background import measure
 from wise.training.encoding import Encoder
+from wise.training.router.builtin_questions import builtin_questions
 from wise.training.sharding import Sharding
 from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
@@ -21,7 +21,7 @@ from wise.training.writers.answer import AnswerWriter
 from wise.training.writers.masked_dense import MaskedDenseWriter
 
 
-def make_trainer(
+def build_trainer(
     model: PreTrainedModel,
     projection: ValueProjection,
     encoder: Encoder,
@@ -55,25 +55,14 @@ def make_trainer(
 def _hybrid(
     model: PreTrainedModel, spliced: SplicedModel, encoder: Encoder, config: WiseConfig, inputs: RouterInputs
 ) -> Trainer:
-    wordings = Wordings(encoder, inputs.reader, stock())
+    wordings = Wordings(encoder, inputs.reader, builtin_questions())
     return Trainer(
         spliced=spliced,
         encoder=encoder,
-        key_space=relation_space(inputs),
+        key_space=inputs.reader.key_space,
         verifier=WordingVerifier(wordings=wordings, inputs=inputs),
         writer=AnswerWriter(spliced, wordings, config),
         sharding=Sharding.of(config, spliced.projection.in_features),
         config=config,
         dtype=model.dtype,
-    )
-
-
-def relation_space(inputs: RouterInputs) -> RelationSpace:
-    """The space of the keys that the reader makes."""
-    reader = inputs.reader
-    return RelationSpace(
-        reader=reader.name,
-        size=reader.size,
-        threshold=reader.threshold,
-        unnamed_threshold=reader.unnamed_threshold,
     )
