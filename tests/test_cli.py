@@ -110,7 +110,7 @@ def test_help_of_eval_names_every_editor() -> None:
 
 def test_help_names_every_command_and_the_exit_codes() -> None:
     shown = " ".join(run("--help").stdout.split())
-    named = ("edit", "forget", "delete", "ask", "eval", "compare", "locate", "info", "demo")
+    named = ("edit", "forget", "store", "ask", "eval", "compare", "locate", "info", "demo")
     assert all(f" {name} " in shown for name in named)
     assert all(f"{code} " in shown.partition("Exit codes:")[2] for code in range(4))
 
