@@ -256,7 +256,7 @@ class Store:
             yield told
             return
         if told.collected:
-            raise StoreError(f"version {told.number} was collected by `wise store gc`; `wise store log` names those that are left")
+            raise StoreError(f"version {told.number} was collected by `gc`; `wise store log` names those that are left")
         try:
             self.backend.hold(told.manifest)
         except StoreError:

@@ -40,7 +40,7 @@ REMEMBERED = 4096
 """Decisions that a router keeps."""
 NEAREST = 8
 """Edit keys that are looked at where no subject is named."""
-HIGHEST = 0.98
+MAX_THRESHOLD = 0.98
 """Threshold that an edit's own question still reaches, whose key is kept in half precision."""
 UNCLEAR_MARGIN = 0.1
 """By how much the threshold is higher in a sentence at a place where it is not clear that an answer is expected."""
@@ -224,7 +224,7 @@ class HybridRouter(Router):
             return NOTHING
         decision = self.decide(said)
         margin = self._sentence_margin if expected else self._sentence_margin + UNCLEAR_MARGIN
-        return replace(decision, threshold=max(decision.threshold, min(decision.threshold + margin, HIGHEST)))
+        return replace(decision, threshold=max(decision.threshold, min(decision.threshold + margin, MAX_THRESHOLD)))
 
     def _ends_a_prompt(self, said: str) -> bool:
         return last_word(said) in self._catalog.unmarked_ends

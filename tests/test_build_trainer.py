@@ -61,7 +61,7 @@ def test_new_keys_are_compared_in_the_space_of_those_that_are_live(mode: str) ->
         parts = (model.model, model.projection, model.encoder, model.wise_config)
         made = build_trainer(*parts, inputs=None, state=replace(model.state, key_space=given))
     assert made.key_space is given and isinstance(made.writer, MaskedDenseWriter)
-    assert made.writer.background.key_space is given
+    assert made.writer.statistics.key_space is given
 
 
 @modes
@@ -76,5 +76,5 @@ def test_a_trainer_is_made_once_and_again_where_the_model_has_moved(mode: str) -
 
 def test_a_memory_made_by_hand_is_edited_on() -> None:
     model = wrap_tiny("llama", "hybrid", layer=1)
-    assert model.edit(wise.Edit(id="new", prompt=text([80, 81]), subject="w80", target="w60")).lost == ()
+    assert model.edit(wise.Edit(id="new", prompt=text([80, 81]), subject="w80", target="w60")).dropped == ()
     assert model.state.edit_ids == ("e0", "e1", "e2", "new")

@@ -33,7 +33,7 @@ DEPTH = 3
 # Shorter than the texts of the tests, so that a window that moves with padding or caches shows.
 WINDOW = 6
 # Cosine to the nearest of six random directions of eight: one token in five has none so near.
-KEY_FLOOR = 0.3
+KEY_THRESHOLD = 0.3
 # Cosine of two texts that have two words of three in common: a text asks as long as it says little else.
 ASKED = 0.8
 
@@ -121,7 +121,7 @@ def wrap_tiny(
     """A wrapped tiny model, with a side memory by hand; `mode` None leaves it without."""
     model = tiny_model(base, **changes) if isinstance(base, str) else base
     config = wise.WiseConfig(
-        mode=mode or "retrieve", layer=layer, value_projection=value_projection, key_floor=KEY_FLOOR
+        mode=mode or "retrieve", layer=layer, value_projection=value_projection, key_threshold=KEY_THRESHOLD
     )
     wrapped = wise.wrap(model, tiny_tokenizer(), config, **reading(config.mode))
     if mode is not None:

@@ -9,7 +9,6 @@ from wise.config import WiseConfig
 from wise.memory.key_space import KeySpace
 from wise.memory.state import MemoryState
 from wise.router.hybrid import RouterInputs
-from wise.training.background import measure
 from wise.training.encoding import Encoder
 from wise.training.router.builtin_questions import builtin_questions
 from wise.training.sharding import Sharding
@@ -19,6 +18,7 @@ from wise.training.verification import PromptVerifier, WordingVerifier
 from wise.training.wordings import Wordings
 from wise.training.writers.answer import AnswerWriter
 from wise.training.writers.masked_dense import MaskedDenseWriter
+from wise.training.writers.masked_dense_statistics import measure
 
 
 def build_trainer(
@@ -38,14 +38,14 @@ def build_trainer(
     spliced = SplicedModel(model, projection)
     if inputs is not None:
         return _hybrid(model, spliced, encoder, config, inputs)
-    background = measure(model, spliced, encoder, config)
-    space = state.key_space if isinstance(state.key_space, KeySpace) else background.key_space
+    statistics = measure(model, spliced, encoder, config)
+    space = state.key_space if isinstance(state.key_space, KeySpace) else statistics.key_space
     return Trainer(
         spliced=spliced,
         encoder=encoder,
         key_space=space,
         verifier=PromptVerifier(encoder=encoder),
-        writer=MaskedDenseWriter(spliced, encoder, background.within(space), config, model.dtype),
+        writer=MaskedDenseWriter(spliced, encoder, statistics.within(space), config, model.dtype),
         sharding=Sharding.of(config, projection.in_features),
         config=config,
         dtype=model.dtype,

@@ -45,7 +45,7 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
             if not names_of(one):
                 least = max(least, state.key_space.unnamed_threshold)
             if score >= least:
-                found[earlier] = Conflict(gave_way=one.id, to=other.id, score=score)
+                found[earlier] = Conflict(superseded=one.id, by=other.id, score=score)
     return tuple(found[earlier] for earlier in sorted(found))
 
 

@@ -42,9 +42,9 @@ class Outcome:
 class Conflict:
     """Two edits that ask the same of the same subject in unlike words, and want unlike answers (`hybrid`)."""
 
-    gave_way: str
+    superseded: str
     """Id of the earlier one, which is not live any more."""
-    to: str
+    by: str
     score: float
     """The lesser of the cosines of each one's question to the other's keys."""
 
@@ -56,7 +56,7 @@ class EditReport:
     outcomes: tuple[Outcome, ...]
     replaced: tuple[str, ...]
     """Ids of live edits that newer ones of the same prompt took the place of."""
-    lost: tuple[str, ...]
+    dropped: tuple[str, ...]
     """Ids of edits that were live and no longer generate their target; they are not live any more."""
     seconds: float
     cpu_seconds: float
@@ -82,7 +82,7 @@ class DeleteReport:
     deleted: tuple[str, ...]
     rewritten: tuple[str, ...]
     """Ids of edits that had shared a slot's weights with a deleted one, and were written anew without it."""
-    lost: tuple[str, ...]
+    dropped: tuple[str, ...]
     """Ids of edits that no longer generate their target after that; they are not live any more."""
     seconds: float
     cpu_seconds: float

@@ -71,22 +71,22 @@ class Trainer:
         outcomes: dict[str, Outcome] = {}
         while True:
             replaced = tuple(dict.fromkeys(i for edit in fresh for i in held[edit.id]))
-            final, found, gave_way = self._escalated(state, replaced, fresh, serve, progress)
+            final, found, superseded_by_conflict = self._escalated(state, replaced, fresh, serve, progress)
             outcomes |= found
             # An edit that fails does not take the place of one that holds: once more, without it.
             usurpers = [e for e in fresh if held[e.id] and found[e.id].status == FAILED]
             if not usurpers:
                 break
             fresh = [edit for edit in fresh if edit not in usurpers]
-        gone = {*final.edit_ids, *replaced, *(conflict.gave_way for conflict in gave_way)}
-        lost = tuple(i for i in state.edit_ids if i not in gone)
+        gone = {*final.edit_ids, *replaced, *(conflict.superseded for conflict in superseded_by_conflict)}
+        dropped = tuple(i for i in state.edit_ids if i not in gone)
         report = EditReport(
             outcomes=tuple(outcomes.get(edit.id, _superseded(edit)) for edit in edits),
             replaced=replaced,
-            lost=lost,
+            dropped=dropped,
             seconds=time.perf_counter() - begun,
             cpu_seconds=time.process_time() - cpu,
-            conflicts=gave_way,
+            conflicts=superseded_by_conflict,
         )
         return final, report
 
@@ -124,19 +124,19 @@ class Trainer:
         progress: Progress | None,
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
         """`_attempt`, and once more with each greater effort for the edits that fail, as long as no other is lost."""
-        final, outcomes, gave_way = self._attempt(state, replaced, fresh, serve, progress)
+        final, outcomes, superseded_by_conflict = self._attempt(state, replaced, fresh, serve, progress)
         for effort in range(1, self.writer.efforts):
             failed = [edit for edit in fresh if outcomes[edit.id].status == FAILED]
             if not failed:
                 break
             tried, found, yielded = self._attempt(final, (), failed, serve, None, effort, fresh)
-            stood = {conflict.gave_way for conflict in yielded} & outcomes.keys() - found.keys()
-            taken = {*final.edit_ids} <= {*tried.edit_ids, *(conflict.gave_way for conflict in yielded)}
+            stood = {conflict.superseded for conflict in yielded} & outcomes.keys() - found.keys()
+            taken = {*final.edit_ids} <= {*tried.edit_ids, *(conflict.superseded for conflict in yielded)}
             if taken:
-                final, gave_way = tried, (*gave_way, *yielded)
+                final, superseded_by_conflict = tried, (*superseded_by_conflict, *yielded)
                 outcomes |= {i: replace(outcomes[i], status=SUPERSEDED) for i in stood}
             outcomes |= {i: _retried(outcomes[i], outcome, taken) for i, outcome in found.items()}
-        return final, outcomes, gave_way
+        return final, outcomes, superseded_by_conflict
 
     def _attempt(
         self,
@@ -174,13 +174,13 @@ class Trainer:
         ordered = sorted((*stood, *fresh), key=lambda edit: place[edit.id])
         written_all = replace(new, edits=(*before, *ordered)).without(unfitted)
         asked = _second_half(progress, len(fresh))
-        final, answers, gave_way = self._settled(written_all, place.keys(), serve, asked)
+        final, answers, superseded_by_conflict = self._settled(written_all, place.keys(), serve, asked)
         asked(1.0)
-        live, yielded = set(final.edit_ids), {conflict.gave_way for conflict in gave_way}
+        live, yielded = set(final.edit_ids), {conflict.superseded for conflict in superseded_by_conflict}
         answers |= self.verifier.ask(final, [edit for edit in fresh if edit.id not in {*live, *answers}], serve)
         status = {e.id: VERIFIED if e.id in live else SUPERSEDED if e.id in yielded else FAILED for e in fresh}
         told = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], spent[e.id]) for e in fresh}
-        return final, told, gave_way
+        return final, told, superseded_by_conflict
 
     def validate(self, state: MemoryState, edits: Sequence[Edit]) -> None:
         """Raises EditError for edits that cannot be applied to `state`, as `edit` does."""
@@ -225,9 +225,9 @@ class Trainer:
             standing = state.without(failed)
             found = conflicts(standing, fresh)
             final, answers = self._verified(
-                standing.without({each.gave_way for each in found}), serve, fresh, progress
+                standing.without({each.superseded for each in found}), serve, fresh, progress
             )
-            fell = {each.to for each in found} - set(final.edit_ids)
+            fell = {each.by for each in found} - set(final.edit_ids)
             if not fell:
                 return final, answers, found
             failed |= fell

@@ -17,7 +17,7 @@ from torch import Tensor
 from wise.edits import Edit
 from wise.memory.slot import CHAT, COMPLETION
 from wise.router.catalog import masked_keys
-from wise.router.hybrid import HIGHEST
+from wise.router.hybrid import MAX_THRESHOLD
 from wise.router.readers import RelationReader
 from wise.router.subjects import SubjectIndex, masked, names_of
 from wise.router.turns import is_question
@@ -26,7 +26,7 @@ from wise.training.router.builtin_questions import QuestionSet
 from wise.training.router.calibration import nearest_relation
 from wise.training.router.examples import names, put, stated
 
-APART = 0.01
+MARGIN = 0.01
 """How far an edit's threshold lies above what must not reach it."""
 EARLIER_TURN = ("Hi! I have a few questions for you.", "Hello! Go ahead, I'm happy to help.")
 SYSTEM_MESSAGE = "You are a helpful assistant."
@@ -110,8 +110,8 @@ class Wordings:
         if not edit.locality:
             return least
         apart = self.reader.read([self._masked(edit, text) for text in edit.locality])
-        reached = float((apart @ masked_keys(keys, names_of(edit)).T).max()) + APART
-        return min(max(least, reached), HIGHEST)
+        reached = float((apart @ masked_keys(keys, names_of(edit)).T).max()) + MARGIN
+        return min(max(least, reached), MAX_THRESHOLD)
 
     def also_answers(self, edit: Edit, keys: Tensor, threshold: float) -> tuple[str, ...]:
         """Of the other relations of its subject's kind, a question of each that is as near to the keys as it has to be;

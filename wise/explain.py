@@ -23,7 +23,7 @@ from wise.memory.layer import SideMemoryLayer, execution_device
 from wise.memory.side_memory import Evidence, Route, SideMemory
 from wise.memory.state import MemoryState
 from wise.router.activation import ActivationRouter
-from wise.router.diagnostics import Nearness, nearness
+from wise.router.diagnostics import KeyDiagnostics, key_diagnostics
 from wise.training.generation import recorded_inputs, right_pad
 
 BATCH = 16
@@ -169,11 +169,11 @@ class Provenance:
             rows.append(row.routes(self.decode))
         return rows
 
-    def _near(self, memory: SideMemory, activation: Tensor, read: slice) -> Nearness | None:
+    def _near(self, memory: SideMemory, activation: Tensor, read: slice) -> KeyDiagnostics | None:
         """None in `hybrid`, where a decision itself names the edit that came nearest, and without keys."""
         if not self.state.keys or not isinstance(self.state.key_space, KeySpace):
             return None
-        return nearness(self.state, memory, activation).select(read)
+        return key_diagnostics(self.state, memory, activation).select(read)
 
     def _silent(self, text: GeneratedIds) -> RowRoutes:
         pairs = zip(text.columns[:-1], text.ids[:-1], strict=True)
@@ -192,7 +192,7 @@ class _RowRouter:
     state: MemoryState
     route: Route
     evidence: Evidence
-    near: Nearness | None
+    near: KeyDiagnostics | None
     whole: bool
     """The memory speaks as a whole (`merge`), so no edit is preferred to another."""
 

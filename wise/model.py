@@ -23,12 +23,11 @@ from transformers.utils.hub import PushToHubMixin
 from wise.architectures import ValueProjection, locate
 from wise.config import WiseConfig
 from wise.edits import Conversation, Edit, Message
-from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError, did_you_mean
+from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError
 from wise.explain import Answer, GeneratedIds, Provenance, generated_ids, prompt_ids
 from wise.memory.artifact import load_memory, save_memory
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.layer import SideMemoryLayer, execution_device
-from wise.memory.merging import MERGES
 from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
@@ -62,8 +61,6 @@ class WiseModel(nn.Module, PushToHubMixin):
         config = config or WiseConfig()
         if reader is not None and config.mode != "hybrid":
             raise ConfigError(f"reader={reader.name!r}: mode={config.mode!r} has no reader; use mode='hybrid'")
-        if config.merge not in MERGES:
-            raise ConfigError(f"merge={config.merge!r} is not known: {did_you_mean(config.merge, MERGES)}")
         if any(isinstance(module, SideMemoryLayer) for module in model.modules()):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
         self.projection: ValueProjection = locate(model, config)
@@ -235,15 +232,15 @@ class WiseModel(nn.Module, PushToHubMixin):
         begun, cpu = time.perf_counter(), time.process_time()
         deleted = self.state.live([edit_ids] if isinstance(edit_ids, str) else edit_ids)
         sharing = self.state.sharing(deleted)
-        state, lost = self.state.without(deleted), tuple[str, ...]()
+        state, dropped = self.state.without(deleted), tuple[str, ...]()
         if sharing:
             with self.evaluating():
-                state, lost = self.trainer.delete(self.state, deleted, serve=self.serving)
+                state, dropped = self.trainer.delete(self.state, deleted, serve=self.serving)
         self._serve(state)
         return DeleteReport(
             deleted=deleted,
-            rewritten=tuple(i for i in sharing if i not in lost),
-            lost=lost,
+            rewritten=tuple(i for i in sharing if i not in dropped),
+            dropped=dropped,
             seconds=time.perf_counter() - begun,
             cpu_seconds=time.process_time() - cpu,
         )

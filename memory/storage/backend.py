@@ -86,6 +86,6 @@ def verified(data: bytes, digest: str, place: str) -> bytes:
 
 def lost(digest: str, place: str) -> StoreError:
     return StoreError(
-        f"{place}: {digest[:16]} is missing; `wise store check` says which versions need it: roll back to a whole one, or "
-        "restore it from a backup"
+        f"{place}: {digest[:16]} is missing; `wise store check` says which versions need it: roll back to a whole one, "
+        "or restore it from a backup"
     )

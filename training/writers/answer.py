@@ -19,8 +19,8 @@ from wise.edits import Edit
 from wise.memory.slot import FORMS, AnswerSlot, Slot
 from wise.training.splice import SplicedModel
 from wise.training.wordings import Wording, Wordings
+from wise.training.writers.answer_fitting import Examples, Stepping
 from wise.training.writers.base import Progress, SlotTask, Written
-from wise.training.writers.stepping import Examples, Stepping
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ StoreArgument = Annotated[
 AuthorOption = Annotated[str | None, typer.Option("--author", help="Who does it, for the journal.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Why, for the journal.")]
 
-app = typer.Typer(name="store", no_args_is_help=True, help="Look into a store of edits, undo, clean up, export, import.")
+app = typer.Typer(name="store", no_args_is_help=True, help="The journal of a store; undo, clean up, export, import.")
 
 
 @contextmanager
@@ -165,11 +165,11 @@ def delete(
 
         before = found.read().state.edit_ids
         made = found.delete(edits, forget=forget, author=author, reason=reason)
-        lost = sorted({*before} - {*found.read().state.edit_ids, *edits})
-    if lost:
-        typer.echo(f"no longer answered as edited, and dropped: {', '.join(lost)}")
+        dropped = sorted({*before} - {*found.read().state.edit_ids, *edits})
+    if dropped:
+        typer.echo(f"no longer answered as edited, and dropped: {', '.join(dropped)}")
     _show_version(made, as_json)
-    if lost:
+    if dropped:
         raise typer.Exit(NOT_VERIFIED)
 
 

@@ -14,11 +14,11 @@ from wise.lab.editors.in_context import InContext
 from wise.lab.eval.asking import Edited
 from wise.lab.eval.chat.facts import Fact
 from wise.lab.eval.editors import Subject, find_editor
+from wise.lab.eval.routing.intervals import wilson
 from wise.memory.grouped import NO_SLOT
 from wise.memory.side_memory import SideMemory
 from wise.model import WiseModel
 from wise.router.hybrid import HybridRouter
-from wise.router.intervals import wilson
 from wise.router.turns import Message
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
@@ -114,7 +114,7 @@ def apply_edits(subject: Subject, editor: str, edits: Sequence[Edit], *, chat: b
     return EditReport(
         outcomes=tuple(outcome for report in reports for outcome in report.outcomes),
         replaced=tuple(i for report in reports for i in report.replaced),
-        lost=tuple(i for report in reports for i in report.lost),
+        lost=tuple(i for report in reports for i in report.dropped),
         seconds=sum(report.seconds for report in reports),
         cpu_seconds=sum(report.cpu_seconds for report in reports),
         conflicts=tuple(conflict for report in reports for conflict in report.conflicts),

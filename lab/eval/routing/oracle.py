@@ -99,10 +99,10 @@ def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -
     """Reliability and both generalizations, as `measure_quality` defines them, with an oracle in the router's place.
 
     The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so
-    far, would not go on with it: where `wise.training.examples` fits it. In `hybrid` it speaks for as long as what is
-    said is a beginning of its answer, as it does there by itself. An edit that is not live has no slot, so no router
-    could make it speak: it counts as wrong, as it does in what the ceiling stands beside. A figure is None where there
-    is no prompt for it.
+    far, would not go on with it: where it was fitted (`masked_dense_examples`). In `hybrid` it speaks for as long as
+    what is said is a beginning of its answer, as it does there by itself. An edit that is not live has no slot, so no
+    router could make it speak: it counts as wrong, as it does in what the ceiling stands beside. A figure is None
+    where there is no prompt for it.
 
     Raises ConfigError where no edit is live, and EditError for a prompt that does not fit the context.
     """

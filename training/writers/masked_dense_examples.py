@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from wise.edits import Edit
-from wise.training.background import Background
 from wise.training.encoding import Encoder
 from wise.training.splice import Rows, SplicedModel
 from wise.training.writers.base import SlotTask
+from wise.training.writers.masked_dense_statistics import BaseStatistics
 
 BATCH = 64
 SWAPS = 4
@@ -38,7 +38,7 @@ class Examples:
     """Rows of `varied` that belong to each edit."""
     slot: Tensor
     """`[edits]` which of the tasks each edit belongs to."""
-    silent: tuple[Tensor, ...]
+    negatives: tuple[Tensor, ...]
     """Per task `[n, f]` float32: activations on which its slot may not speak."""
 
 
@@ -47,7 +47,7 @@ def prepare(
     *,
     spliced: SplicedModel,
     encoder: Encoder,
-    background: Background,
+    statistics: BaseStatistics,
     seed: int,
 ) -> Examples:
     """Runs the base once over everything that fitting these slots will look at.
@@ -60,19 +60,19 @@ def prepare(
     bare = spliced.cache([_row(encoder, edit.prompt, edit.target) for edit in edits])
     unaided = _unaided(spliced, bare)
     speaking = _speaking(unaided, bare)
-    variations = [[] if edit.id in held else _variations(edit, background, encoder) for edit in edits]
+    variations = [[] if edit.id in held else _variations(edit, statistics, encoder) for edit in edits]
     flat = [row for ours in variations for row in ours]
     varied = spliced.cache(flat) if flat else None
     numbers = iter(range(len(flat)))
-    silent = []
+    negatives = []
     for i, task in enumerate(tasks):
         own = (slot == i).nonzero().squeeze(1)
         rows = bare.select(own)
         plain = rows.activations[(rows.labels != -100).cpu() & ~speaking[own]]
         locality = [encoder.prompt(prompt) for edit in task.edits for prompt in edit.locality]
         swapped = _swapped(task.edits, unaided[own, 0].tolist(), spliced, encoder, seed)
-        tokens = [background.activations, _context_tokens(rows), plain, *_observed(spliced, locality), *swapped]
-        silent.append(torch.cat([part.float() for part in tokens]))
+        tokens = [statistics.activations, _context_tokens(rows), plain, *_observed(spliced, locality), *swapped]
+        negatives.append(torch.cat([part.float() for part in tokens]))
     return Examples(
         bare=bare,
         speaking=speaking,
@@ -80,13 +80,13 @@ def prepare(
         varied_speaking=_speaking(_unaided(spliced, varied), varied) if varied is not None else None,
         varied_of=tuple(tuple(next(numbers) for _ in ours) for ours in variations),
         slot=slot,
-        silent=tuple(silent),
+        negatives=tuple(negatives),
     )
 
 
-def _variations(edit: Edit, background: Background, encoder: Encoder) -> list[tuple[list[int], list[int]]]:
+def _variations(edit: Edit, statistics: BaseStatistics, encoder: Encoder) -> list[tuple[list[int], list[int]]]:
     """Rows of an edit behind each prefix and in each of its other wordings, those that fit the context."""
-    texts = [*(f"{prefix} {edit.prompt}" for prefix in background.prefixes), *edit.paraphrases]
+    texts = [*(f"{prefix} {edit.prompt}" for prefix in statistics.prefixes), *edit.paraphrases]
     rows = [_row(encoder, text, edit.target) for text in texts]
     return [(prompt, target) for prompt, target in rows if len(prompt) + len(target) <= encoder.context]
 

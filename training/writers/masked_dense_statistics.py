@@ -23,10 +23,12 @@ from wise.training.splice import SplicedModel
 SAMPLES = 48
 SAMPLE_TOKENS = 32
 PREFIX_WORDS = (3, 5, 8)
+KEY_SIZE = 256
+"""r: numbers in an edit key, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Background:
+class BaseStatistics:
     """Measured once per base and seed."""
 
     samples: tuple[tuple[int, ...], ...]
@@ -39,7 +41,7 @@ class Background:
     """Mean norm of the value projection's output on those tokens: the unit of the routing margins."""
     key_space: KeySpace
 
-    def within(self, key_space: KeySpace) -> Background:
+    def within(self, key_space: KeySpace) -> BaseStatistics:
         """The same with keys compared in another space."""
         return replace(self, key_space=key_space)
 
@@ -49,18 +51,18 @@ def measure(
     spliced: SplicedModel,
     encoder: Encoder,
     config: WiseConfig,
-) -> Background:
+) -> BaseStatistics:
     """Samples the base (seeded, without touching the global random state) and measures it."""
     samples = _sample(model, encoder, config.seed)
     activations, mask, _ = spliced.observe(samples)
     tokens = activations[mask.bool()]
     output = spliced.value_projection(tokens)
-    return Background(
+    return BaseStatistics(
         samples=tuple(map(tuple, samples)),
         activations=tokens.float(),
         prefixes=_prefixes(encoder, samples, config),
         scale=float(torch.linalg.vector_norm(output.float(), dim=-1).mean()),
-        key_space=fit_key_space(tokens.float(), config.key_dim),
+        key_space=fit_key_space(tokens.float(), KEY_SIZE),
     )
 
 
