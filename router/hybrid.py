@@ -144,7 +144,7 @@ class HybridRouter(Router):
             return
         template = self.inputs.template
         openings = [] if template is None else template.openings(ids, max(0, first - self._catalog.longest))
-        if openings or (template is not None and _contains(ids, template.opening)):
+        if openings or (template is not None and template.openings(ids, 0)):
             begins = [(end, self._turn(ids, end)) for end in openings]
             yield from self._spoken(ids, first, begins, CHAT)
         else:
@@ -316,10 +316,6 @@ class HybridRouter(Router):
         """The places of a sequence at which an edit speaks."""
         return [place for place, _, value in self._row(np.asarray(ids, dtype=np.int64), 0) if value != NO_SLOT]
 
-    def forced(self, slot: int) -> HybridRouter:
-        """A router that takes every question for this edit's: the ceiling of any router."""
-        return _Forced(self, slot)
-
     # -- helpers ----------------------------------------------------------------------------------
 
     def _text(self, ids: Ids) -> str:
@@ -339,36 +335,3 @@ class HybridRouter(Router):
 
 def _rank(decision: Decision) -> tuple[bool, float]:
     return decision.open, decision.score if decision.open else decision.score - decision.threshold
-
-
-class _Forced(HybridRouter):
-    """See `HybridRouter.forced`: in plain text the answer begins at the end of each text that is read whole."""
-
-    def __init__(self, router: HybridRouter, slot: int) -> None:
-        Router.__init__(self)
-        self.__dict__.update({k: v for k, v in vars(router).items() if k not in self.__dict__})
-        self._decisions, self._lock = OrderedDict(), threading.Lock()
-        self._decision = Decision(slot=slot, score=1.0, threshold=0.0, named=True)
-        self._begun: set[bytes] = set()
-        """The texts at whose ends an answer begins."""
-
-    def decide(self, question: str, before: str = "") -> Decision:
-        return self._decision
-
-    def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
-        """Where an answer is under way, there it began; of several rows each has its own place."""
-        _, answer = self._answers(self._decision.slot)[COMPLETION]
-        for end in range(max(0, len(ids) - len(answer)), len(ids)):
-            said = tuple(ids[end + 1 :].tolist())
-            if said == answer[: len(said)] and ids[: end + 1].tobytes() in self._begun:
-                return [(end, self._decision)]
-        if first:
-            return []
-        self._begun.add(ids.tobytes())
-        return [(len(ids) - 1, self._decision)]
-
-
-def _contains(ids: Ids, pattern: Sequence[int]) -> bool:
-    found = np.flatnonzero(ids == pattern[-1])
-    wanted = np.asarray(pattern)
-    return any(np.array_equal(ids[end + 1 - len(pattern) : end + 1], wanted) for end in found)

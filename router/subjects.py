@@ -82,7 +82,12 @@ def masked(text: str, mentions: Iterable[Mention]) -> str:
     return text
 
 
-class Asked(Protocol):
+def without_names(text: str, names: Iterable[str]) -> str:
+    """A text with `PLACEHOLDER` for whatever it calls by one of these names."""
+    return masked(text, SubjectIndex((name, 0) for name in names).mentions(text))
+
+
+class HasSubject(Protocol):
     """What may have a subject: an edit."""
 
     @property
@@ -93,7 +98,7 @@ class Asked(Protocol):
     def aliases(self) -> tuple[str, ...]: ...
 
 
-def names_of(edit: Asked) -> tuple[str, ...]:
+def names_of(edit: HasSubject) -> tuple[str, ...]:
     """The names by which an edit's subject is known: the one that it gives, or that its prompt shows, and its aliases;
     none where it has no subject."""
     subject = edit.subject if edit.subject is not None else find_subject(edit.prompt)

@@ -222,7 +222,7 @@ class Encoder:
 
 
 def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> Encoder:
-    """Learns from the base what `config` leaves open, once: it is kept on disk (`wise.cache`).
+    """Learns from the base what `config` leaves open, once: it is kept on disk (`wise.training.cache`).
 
     Raises ConfigError when the model has no end-of-sequence at all.
     """

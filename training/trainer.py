@@ -55,8 +55,7 @@ class Trainer:
     ) -> tuple[MemoryState, EditReport]:
         """Writes `edits` after those of `state`; returns the new state and what became of each edit.
 
-        A live edit of the same prompt gives way, of the old one nothing is left (`forgotten`). So does one of the same
-        id with `replacing`.
+        A live edit of the same prompt is replaced, and nothing of it is left. With `replacing`, so is one of its id.
 
         Raises EditError, with nothing changed, for duplicate ids, ids that are live already unless `replacing`, and
         edits that do not fit the context.
@@ -74,10 +73,10 @@ class Trainer:
             final, found, superseded_by_conflict = self._escalated(state, replaced, fresh, serve, progress)
             outcomes |= found
             # An edit that fails does not take the place of one that holds: once more, without it.
-            usurpers = [e for e in fresh if held[e.id] and found[e.id].status == FAILED]
-            if not usurpers:
+            failed_replacements = [e for e in fresh if held[e.id] and found[e.id].status == FAILED]
+            if not failed_replacements:
                 break
-            fresh = [edit for edit in fresh if edit not in usurpers]
+            fresh = [edit for edit in fresh if edit not in failed_replacements]
         gone = {*final.edit_ids, *replaced, *(conflict.superseded for conflict in superseded_by_conflict)}
         dropped = tuple(i for i in state.edit_ids if i not in gone)
         report = EditReport(
@@ -129,11 +128,11 @@ class Trainer:
             failed = [edit for edit in fresh if outcomes[edit.id].status == FAILED]
             if not failed:
                 break
-            tried, found, yielded = self._attempt(final, (), failed, serve, None, effort, fresh)
+            retried, found, yielded = self._attempt(final, (), failed, serve, None, effort, fresh)
             stood = {conflict.superseded for conflict in yielded} & outcomes.keys() - found.keys()
-            taken = {*final.edit_ids} <= {*tried.edit_ids, *(conflict.superseded for conflict in yielded)}
+            taken = {*final.edit_ids} <= {*retried.edit_ids, *(conflict.superseded for conflict in yielded)}
             if taken:
-                final, superseded_by_conflict = tried, (*superseded_by_conflict, *yielded)
+                final, superseded_by_conflict = retried, (*superseded_by_conflict, *yielded)
                 outcomes |= {i: replace(outcomes[i], status=SUPERSEDED) for i in stood}
             outcomes |= {i: _retried(outcomes[i], outcome, taken) for i, outcome in found.items()}
         return final, outcomes, superseded_by_conflict
@@ -179,8 +178,8 @@ class Trainer:
         live, yielded = set(final.edit_ids), {conflict.superseded for conflict in superseded_by_conflict}
         answers |= self.verifier.ask(final, [edit for edit in fresh if edit.id not in {*live, *answers}], serve)
         status = {e.id: VERIFIED if e.id in live else SUPERSEDED if e.id in yielded else FAILED for e in fresh}
-        told = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], spent[e.id]) for e in fresh}
-        return final, told, superseded_by_conflict
+        outcomes = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], spent[e.id]) for e in fresh}
+        return final, outcomes, superseded_by_conflict
 
     def validate(self, state: MemoryState, edits: Sequence[Edit]) -> None:
         """Raises EditError for edits that cannot be applied to `state`, as `edit` does."""

@@ -19,7 +19,7 @@ from wise.memory.slot import CHAT, COMPLETION
 from wise.router.catalog import masked_keys
 from wise.router.hybrid import MAX_THRESHOLD
 from wise.router.readers import RelationReader
-from wise.router.subjects import SubjectIndex, masked, names_of
+from wise.router.subjects import names_of, without_names
 from wise.router.turns import is_question
 from wise.training.encoding import Encoder
 from wise.training.router.builtin_questions import QuestionSet
@@ -127,8 +127,7 @@ class Wordings:
         return tuple(put(names_of(edit)[0], next(filter(is_question, own_), own_[0])) for own_ in wordings)
 
     def _masked(self, edit: Edit, text: str) -> str:
-        names_ = names_of(edit)
-        return masked(text, SubjectIndex((name, 0) for name in names_).mentions(text)) if names_ else text
+        return without_names(text, names_of(edit))
 
     def of(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
         """All of an edit; the first of each form is its own prompt, bare."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -67,9 +66,6 @@ class WiseConfig:
         """The settings with `schema_version`, ready for JSON."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}
 
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True)
-
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> WiseConfig:
         """The inverse of `to_dict`. Unknown settings are dropped with a warning.
@@ -86,16 +82,6 @@ class WiseConfig:
         for name in sorted(set(data) - known - {"schema_version"}):
             logger.warning("setting %r is not known and was ignored (%s)", name, did_you_mean(name, known))
         return cls(**{name: data[name] for name in known & set(data)})
-
-    @classmethod
-    def from_json(cls, text: str) -> WiseConfig:
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"the configuration is not JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"the configuration is a {type(data).__name__}: expected a JSON object")
-        return cls.from_dict(data)
 
 
 Check = Callable[[Any], bool]

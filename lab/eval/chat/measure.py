@@ -15,6 +15,7 @@ from wise.lab.eval.asking import Edited
 from wise.lab.eval.chat.facts import Fact
 from wise.lab.eval.editors import Subject, find_editor
 from wise.lab.eval.routing.intervals import wilson
+from wise.lab.eval.routing.oracle import ForcedRouter
 from wise.memory.grouped import NO_SLOT
 from wise.memory.side_memory import SideMemory
 from wise.model import WiseModel
@@ -306,7 +307,7 @@ def _held_open(model: WiseModel, slot: int) -> Iterator[None]:
     """One edit speaks wherever an answer begins."""
     before = model.layer.memory
     if before is not None and isinstance(before.router, HybridRouter) and slot != NO_SLOT:
-        model.layer.memory = SideMemory(before.bank, before.router.forced(slot))
+        model.layer.memory = SideMemory(before.bank, ForcedRouter(before.router, slot))
     try:
         yield
     finally:

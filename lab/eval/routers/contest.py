@@ -1,7 +1,8 @@
 """The comparison: one set of edits, one set of prompts, every router, and thresholds that are found alike for all.
 
-Thresholds are split conformal (`conformal_threshold`): each router, over a memory of other edits and as many, scores the negatives that are hard for that memory, and its threshold is the least that at most the stated
-share of them reaches. What it is measured on has no record in common with that.
+Thresholds are split conformal (`conformal_threshold`): each router, over a memory of other edits and as many, scores
+the negatives that are hard for that memory, and its threshold is the least that at most the stated share of them
+reaches. What it is measured on has no record in common with that.
 """
 
 from __future__ import annotations
