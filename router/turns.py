@@ -1,6 +1,7 @@
-"""What a sequence of ids asks, and where: turns of a chat by their template, sentences of plain text by their marks.
+"""Where questions stand in a sequence of ids: the turns of a chat, by its template; the sentences of plain text.
 
-All is a function of the ids up to a token, so it does not matter how a sequence is cut into forward passes.
+Every function here depends on the ids up to a token alone, so it does not matter how a sequence is cut into forward
+passes.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from wise.memory.sequences import Ids
 from wise.router.subjects import find_subject, words
 
 WINDOW = 128
-"""Tokens of plain text before a position that are looked at."""
+"""Tokens of plain text that are read before a position."""
 _SENTENCE_END = re.compile(
     r"(?<=[.!?。！？])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St)\.)(?<!\bMrs\.)[\"'”’)\]]*\s+|(?<=[。！？])|\n+"
 )
 """Ends of sentences; not initials and a few titles."""
 _QUESTION = re.compile(r"[?？][\"'”’)\]]*\s*$")
 _LABEL = re.compile(r"^\W*\w+(?:\s+\w+)?\s*[:：]\s*$")
-"""What stands before an answer and asks nothing itself: "Answer:"."""
+"""A label before an answer, such as "Answer:"."""
 _CLOSED = re.compile(r"[.!。！][\"'”’)\]]*\s*$")
 
 _UNFINISHED = re.compile(
     r"(?:[,;(–—-]|\b(?:and|or|but|who|whose|which|that|because|while|also|not))\s*$", re.IGNORECASE
 )
-"""Ends of a text behind which no answer begins."""
+"""Ends of a text after which no answer begins."""
 LEADING = frozenset(
     "is are was were be been of in by to called as on at from with for a an the named than under after since until "
     "into within about".split()
 )
-"""Words behind which a sentence's answer is expected."""
+"""Words after which a sentence expects its answer."""
 
 REFERRING = frozenset("it its he him his she her hers they them their theirs there this that these those".split())
 SHORT = 4
-"""Words of a question that needs none of these to be about what was named before: "And the capital?"."""
+"""A question of so few words may refer to an earlier subject without any of these: "And the capital?"."""
 
 Message = Mapping[str, str]
 
@@ -49,13 +50,13 @@ class ChatTemplate:
     """The ids that a tokenizer's chat template puts around a user's text."""
 
     header: tuple[int, ...]
-    """Right before it."""
+    """Before the text."""
     opening: tuple[int, ...]
-    """Right after it, up to where the answer begins."""
+    """After the text, up to where the answer begins."""
 
     @classmethod
     def learn(cls, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
-        """None where the tokenizer has no template, or one whose turns cannot be told apart."""
+        """None if the tokenizer has no template, or one that shows no fixed ids around a turn."""
         if not getattr(tokenizer, "chat_template", None):
             return None
         probes = _probes(tokenizer)
@@ -75,7 +76,7 @@ class ChatTemplate:
         return _ends(ids, self.opening, start)
 
     def question(self, ids: Ids, end: int) -> tuple[int, int]:
-        """The user's text in front of the opening that ends at token `end`: its first token, and behind its last."""
+        """The user's text before the opening that ends at `end`: the first token, and the one after the last."""
         stop = end + 1 - len(self.opening)
         headers = _ends(ids[:stop], self.header, 0)
         return (headers[-1] + 1 if headers else 0), stop
@@ -90,12 +91,12 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
 
 
 def passage(text: str, mentions: Any) -> str | None:
-    """What plain text says last, to be answered or completed at its end; None where nothing is.
+    """The passage at the end of plain text that may be answered or completed there; None without one.
 
-    The sentence that is not closed yet, or the question just asked, and the sentence before it where that names an
-    edited subject and the last refers back to it by a word, as "its" does, or is but a label.
+    It is the unfinished last sentence, or the question just asked. The sentence before it is included if the last one
+    names no edited subject and refers back by a word such as "its", or is only a label.
 
-    mentions: a function of a text, whether it names any.
+    mentions: the edited subjects that a text names.
     """
     sentences = [s for s in _sentences(text)]
     if not sentences or _CLOSED.search(text):
@@ -107,9 +108,9 @@ def passage(text: str, mentions: Any) -> str | None:
 
 
 def expects(text: str, ends: Collection[str]) -> bool | None:
-    """Whether an answer is expected at the end of an unfinished sentence; None where that is not clear.
+    """Whether an unfinished sentence expects an answer at its end; None if that is not clear.
 
-    ends: last words of sentences that are known to be completed there, beside `LEADING`.
+    ends: last words of the edits' own sentences, which expect one as `LEADING` do.
     """
     if _UNFINISHED.search(text):
         return False
@@ -118,7 +119,7 @@ def expects(text: str, ends: Collection[str]) -> bool | None:
 
 
 def last_word(text: str) -> str:
-    """In small letters; nothing where there is no word."""
+    """In lower case; empty if there is no word."""
     while text := text.rstrip():  # no word goes across a space
         head, _, tail = text.rpartition(" ")
         if found := words(tail):
@@ -128,19 +129,19 @@ def last_word(text: str) -> str:
 
 
 def refers_back(text: str, short: int = SHORT) -> bool:
-    """It may be about what was named before: it names nothing, and says "it", or has so few words."""
+    """The text may be about an earlier subject: it names none, and has a word such as "it" or very few words."""
     found = [word.text for word in words(text)]
     return find_subject(text) is None and (len(found) <= short or not REFERRING.isdisjoint(found))
 
 
 def last_sentence(text: str) -> str:
-    """Of several sentences the last, which is what is asked behind a preface; of one itself."""
+    """The last of several sentences, which is the question after a preface; a single sentence is returned as it is."""
     sentences = list(_sentences(text))
     return sentences[-1].strip() if len(sentences) > 1 else text
 
 
 def is_question(text: str) -> bool:
-    """It ends with a question mark."""
+    """Whether a text ends with a question mark."""
     return bool(_QUESTION.search(text))
 
 
