@@ -95,7 +95,7 @@ class Wordings:
         return keys if nearest is None else torch.cat([keys, self.reader.relation_centres[nearest][None]])
 
     def _nearest_relation(self, edit: Edit) -> int | None:
-        """The relation nearest to the edit's question and answer; None without a subject, or if no relation is known."""
+        """The relation nearest to the edit's question and answer; None without a subject, or without relations."""
         centres = self.reader.relation_centres
         if not names_of(edit) or not len(centres):
             return None
@@ -103,7 +103,7 @@ class Wordings:
         return nearest_relation(self.reader.read([asked, stated(asked, edit.target)]), centres)
 
     def threshold(self, edit: Edit, keys: Tensor) -> float:
-        """Score from which a question asks for the edit: the reader's, or one that its locality prompts do not reach."""
+        """Score from which a question asks for the edit: the reader's, or what its locality prompts do not reach."""
         least = self.reader.threshold if names_of(edit) else self.reader.nameless_threshold
         if not edit.locality:
             return least

@@ -1,4 +1,4 @@
-"""The interface of a writer: slots in, slots out, and what happened to each edit."""
+"""The interface of a writer, which fits the slots of edits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wise.edits import Edit
 from wise.memory.slot import Slot
 
 Progress = Callable[[int], None]
-"""Called with the number of edits that are through."""
+"""Called with the number of edits that are done."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,15 +23,15 @@ class SlotTask:
     edits: tuple[Edit, ...]
     """All edits the slot is to hold: those it held before, then the new ones."""
     start: Slot | None = None
-    """What it was before."""
+    """The slot as it was before."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Written:
-    """What fitting did for one edit."""
+    """The result of fitting one edit."""
 
     fitted: bool
-    """The target is what the base decodes with the slot speaking where it must, and the score is high enough."""
+    """With the slot active, the base decodes the target, and the score is high enough."""
     steps: int
     """Optimisation steps in which this edit was worked on."""
     loss: float
@@ -39,24 +39,24 @@ class Written:
     keys: Tensor
     """`[m, r]` the edit's keys, float32 on the CPU."""
     score: float
-    """A routing score that it reaches, as it will be served, wherever it must speak and a little around it."""
+    """A routing score that the edit reaches at every token where it must be active, with a margin for rounding."""
     also_answers: tuple[str, ...] = ()
-    """Other questions about its subject that are taken for the edit's."""
+    """Other questions about its subject that the edit would answer."""
     tried: str = ""
-    """What was done for it, for a report of edits that do not hold."""
+    """The attempt that was made, for reports."""
 
 
 class Writer(Protocol):
     """Writes slots that own separate parameters; many are written in one batch."""
 
     efforts: int
-    """Ways of trying that it has, one harder than the other."""
+    """Number of efforts, each greater than the one before."""
 
     def write(
         self, tasks: Sequence[SlotTask], progress: Progress | None = None, effort: int = 0
     ) -> list[tuple[Slot, list[Written]]]:
-        """One new slot per task, and what happened to each of its edits, in the order of the tasks.
+        """One new slot per task with the result of each of its edits, in the order of the tasks.
 
-        effort: from 0, for edits that did not hold with less.
+        effort: counted from 0; a greater one takes longer, for edits that failed with less.
         """
         ...

@@ -1,8 +1,8 @@
-"""What a slot is trained on: rows where its edits must speak, and tokens on which it must keep silent.
+"""Training examples of a slot: rows where its edits must be active, and tokens where it must not (`merge`, `retrieve`).
 
-An edit speaks at the last token of its prompt, and then only where the base, given the target so far, would not
-go on with it by itself. A position at which the base needs no help is a plain one ("after a city name: a full
-stop"); opening the gate there would open it everywhere. Those positions count among the silent ones.
+An edit is active at the last token of its prompt, and at later tokens of its target only where the base would not
+continue with the target by itself. Where the base needs no help ("after a city name: a full stop") an open gate would
+open everywhere else too, so these tokens are negatives.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wise.training.writers.masked_dense_statistics import BaseStatistics
 
 BATCH = 64
 SWAPS = 4
-"""Prompts of each edit with another edit's subject put in, as tokens to keep silent on."""
+"""Prompts of each edit with another edit's subject, whose tokens are negatives."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +39,7 @@ class Examples:
     slot: Tensor
     """`[edits]` which of the tasks each edit belongs to."""
     negatives: tuple[Tensor, ...]
-    """Per task `[n, f]` float32: activations on which its slot may not speak."""
+    """Per task `[n, f]` float32: activations on which its slot must not be active."""
 
 
 def prepare(
@@ -52,7 +52,7 @@ def prepare(
 ) -> Examples:
     """Runs the base once over everything that fitting these slots will look at.
 
-    What a slot keeps silent on comes from its own edits and the base, so it does not depend on the other tasks.
+    The negatives of a slot come from its own edits and the base, so they do not depend on the other tasks.
     """
     edits = [edit for task in tasks for edit in task.edits]
     slot = torch.tensor([i for i, task in enumerate(tasks) for _ in task.edits])
@@ -127,11 +127,11 @@ def _observed(spliced: SplicedModel, prompts: list[list[int]]) -> list[Tensor]:
 def _swapped(
     edits: Sequence[Edit], answers: list[int], spliced: SplicedModel, encoder: Encoder, seed: int
 ) -> list[Tensor]:
-    """Activations at the end of the edits' prompts with each other's subjects put in: like questions, to be left alone.
+    """Activations at the end of the edits' prompts with one another's subjects: similar questions that are not edited.
 
-    Where such a prompt asks for a fact that is itself edited it is not a question to keep silent on. It is left
-    out when it is an edit's prompt, and when the base answers it as it answers the other subject's own prompt
-    (`answers`, the base's next token after each), which is then likely the same question in other words.
+    A prompt that asks for an edited fact is no negative. It is left out if it is an edit's prompt, and if the base
+    answers it as it answers the other subject's own prompt (`answers`, the base's next token after each), since it is
+    then likely the same question in other words.
     """
     order = random.Random(seed)
     subjects = [(edit.subject, answer) for edit, answer in zip(edits, answers, strict=True) if edit.subject]

@@ -1,8 +1,8 @@
-"""Gradient fitting of many independent weights at once, each edit until it is fitted, each group until it is quiet.
+"""Gradient fitting of masked weights (`merge`, `retrieve`): many at once, until edits fit and negatives are quiet.
 
-A group is one weight `[d, f]` behind one mask: a shard, or a merged slot. The side memory acts at few, known
-positions whose activations are cached, so routing scores cost a small product; the upper blocks are run only for
-edits that do not come out right yet. The objective (WISE, arXiv 2405.14768, equations 3 to 8) is
+A group is one weight `[d, f]` behind one mask: a shard, or a merged slot. The side memory acts at few, known positions
+whose activations are cached, so a routing score costs a small product. The upper blocks are run only for edits that are
+not answered right yet. The objective (WISE, arXiv 2405.14768, equations 3 to 8) is
 
     L = L_edit + L_a
     L_edit = -log p_{W'}(y | x)

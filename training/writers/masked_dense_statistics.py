@@ -1,8 +1,7 @@
-"""What the base's own text looks like at the edited layer: the measure of 'unrelated', and the source of prefixes.
+"""Statistics of the base's own text at the edited layer (`merge`, `retrieve`).
 
-No corpus is asked for: the base speaks for itself. Its samples give the activations that the gate must stay
-shut on, the random prefixes that edits are also trained behind, the scale that routing margins are stated in
-and the space in which edit keys are compared.
+No corpus is needed: texts are sampled from the base. They give the activations on which the gate must stay closed, the
+random prefixes that edits are also trained behind, the unit of the routing margins, and the space of edit keys.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class BaseStatistics:
     key_space: KeySpace
 
     def within(self, key_space: KeySpace) -> BaseStatistics:
-        """The same with keys compared in another space."""
+        """The same statistics with another space of keys."""
         return replace(self, key_space=key_space)
 
 
