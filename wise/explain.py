@@ -32,17 +32,17 @@ BATCH = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """How near one edit came to speaking for one token."""
+    """How close one edit came to being active at one token."""
 
     edit: str | None
-    """Its id. In `merge`, where the memory speaks as a whole, the edit with the nearest key; None without keys."""
+    """Its id. In `merge`, where the memory is active as a whole, the edit with the nearest key; None without keys."""
     slot: int
     evidence: float
-    """The edit could speak from 1. Where it was not the one that did and this is 1 or more, another was nearer."""
+    """The edit may be active from 1. If this is 1 or more and the edit was not active, another one was closer."""
 
     @property
     def missed_by(self) -> float:
-        """What was wanting of the evidence; 0 for an edit that spoke, or to which another was preferred."""
+        """What the evidence lacks to 1; 0 for an edit that was active, or to which another was preferred."""
         return max(0.0, 1.0 - self.evidence)
 
 
@@ -51,75 +51,75 @@ class TokenRoute:
     """One token that the model has read."""
 
     place: int
-    """Column of the sequence in which it stands, pads counted."""
+    """Column of the sequence, pads counted."""
     token: str
     score: float
-    """As the router took it; the gate opens where it reaches the threshold."""
+    """The router's score; the gate opens where it reaches the threshold."""
     threshold: float
-    """Infinite where no edit is near, or live."""
+    """Infinite if no edit is close, or none is live."""
     fired: Claim | None
-    """The edit that spoke; None where the base spoke alone."""
+    """The edit that was active; None if the base answered alone."""
     missed: Claim | None
-    """Of the others the one that came nearest; None where there is no other, in `merge` and `hybrid` where one spoke,
-    and in `hybrid` where no answer can begin or no edit could be meant."""
+    """The closest of the other edits. None if there is no other; in `merge` and `hybrid` also where one was active, and
+    in `hybrid` where no answer can begin or no edit is a candidate."""
 
     @property
     def slot(self) -> int | None:
-        """The slot that spoke, or None for the base."""
+        """The slot that was active, or None for the base."""
         return None if self.fired is None else self.fired.slot
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowRoutes:
-    """A prompt and what was generated after it, token by token.
+    """The routes of a prompt and of the text generated after it.
 
-    All that the model has read, so all but the last token, which was generated and never read.
+    The last token has no route: it was generated and never read.
     """
 
     tokens: tuple[TokenRoute, ...]
     prompt_tokens: int
     """How many of them are the prompt."""
     missed: Claim | None
-    """Of the edits that spoke nowhere in the row the one that came nearest, where it did; None where there is none, or
-    in `hybrid` none was looked at."""
+    """The closest of the edits that were active nowhere in the row; None if there is none, or in `hybrid` if none was
+    compared."""
     missed_at: int | None
-    """The place of that token."""
+    """The `place` of the token where it was closest."""
 
     @property
     def fired(self) -> tuple[str, ...]:
-        """The edits that spoke, in the order in which they first did."""
+        """The edits that were active, in the order in which they first were."""
         claims = (token.fired for token in self.tokens if token.fired is not None)
         return tuple(dict.fromkeys(claim.edit for claim in claims if claim.edit is not None))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON but for infinite thresholds."""
+        """The fields as JSON values; thresholds may be infinite."""
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A greedy answer, with the route of every token that led to it."""
+    """A greedy answer, with the route of every token that was read."""
 
     prompt: str
-    """What was asked; of a conversation, the user's last message."""
+    """The prompt; of a conversation, the user's last message."""
     text: str
-    """What was said, without how the base ends its answers."""
+    """The answer, without the base's terminator."""
     tokens: tuple[str, ...]
     """Prompt and answer, token by token."""
     prompt_tokens: int
     """How many of them are the prompt."""
     routes: RowRoutes
-    """Of all of them but the last, which was never read."""
+    """The routes of all tokens but the last, which was never read."""
 
     @property
     def slots(self) -> tuple[int | None, ...]:
-        """Per token that was read: the slot that spoke, or None for the base."""
+        """Per token that was read: the slot that was active, or None for the base."""
         return tuple(token.slot for token in self.routes.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedIds:
-    """A prompt and what was generated after it."""
+    """The token ids of a prompt and of the text generated after it."""
 
     ids: tuple[int, ...]
     """Without pads."""
@@ -130,7 +130,7 @@ class GeneratedIds:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Provenance:
-    """Tells routes of one wrapped model, with the memory that is in place."""
+    """Finds the routes of texts that one wrapped model has read, with the memory in place."""
 
     model: PreTrainedModel
     layer: SideMemoryLayer
@@ -170,7 +170,7 @@ class Provenance:
         return rows
 
     def _near(self, memory: SideMemory, activation: Tensor, read: slice) -> KeyDiagnostics | None:
-        """None in `hybrid`, where a decision itself names the edit that came nearest, and without keys."""
+        """None without keys, and in `hybrid`, whose decisions name the closest edit themselves."""
         if not self.state.keys or not isinstance(self.state.key_space, KeySpace):
             return None
         return key_diagnostics(self.state, memory, activation).select(read)
@@ -186,7 +186,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _RowRouter:
-    """What is known of the `t` tokens of one text that were read."""
+    """Makes the routes of one text from what the router says about its `t` tokens."""
 
     text: GeneratedIds
     state: MemoryState
@@ -194,7 +194,7 @@ class _RowRouter:
     evidence: Evidence
     near: KeyDiagnostics | None
     whole: bool
-    """The memory speaks as a whole (`merge`), so no edit is preferred to another."""
+    """The memory is active as a whole (`merge`), so no edit is preferred to another."""
 
     def routes(self, decode: Callable[[int], str]) -> RowRoutes:
         opened = self.route.open.tolist()
@@ -220,7 +220,7 @@ class _RowRouter:
         )
 
     def _chosen(self, token: int, key: int) -> Claim | None:
-        """Of the edit that the router looked at; None where it looked at none."""
+        """The edit that the router compared; None if it compared none."""
         slot = int(self.evidence.slot[token])
         if slot == NO_SLOT:
             return None
@@ -231,7 +231,7 @@ class _RowRouter:
     def _nearest_decision(
         self, chosen: Sequence[Claim | None], fired: set[str | None]
     ) -> tuple[int | None, Claim | None]:
-        """Over all tokens, of the edits that were looked at and did not speak."""
+        """Over all tokens, the closest of the edits that were compared and not active."""
         others = [(c.evidence, -n, n, c) for n, c in enumerate(chosen) if c is not None and c.edit not in fired]
         if not others or self.whole:
             return None, None
@@ -239,7 +239,7 @@ class _RowRouter:
         return token, claim
 
     def _second(self, token: int, first: Claim | None) -> Claim | None:
-        """Of the edit that would have been looked at without the first."""
+        """The edit that the router would have compared without the first."""
         if self.near is None or self.whole or first is None:
             return None
         rank = self.near.rank[token].masked_fill(self._keys_of({first.edit}), -torch.inf)
@@ -247,7 +247,7 @@ class _RowRouter:
         return self._by_key(token, key) if rank[key] > -torch.inf else None
 
     def _nearest_of_others(self, fired: set[str | None]) -> tuple[int | None, Claim | None]:
-        """Over all tokens, of the edits that did not speak."""
+        """Over all tokens, the closest of the edits that were not active."""
         if self.near is None or not len(self.near.evidence) or (self.whole and fired):
             return None, None
         near = self.near.evidence.masked_fill(self._keys_of(fired), -torch.inf)
@@ -279,12 +279,11 @@ class _RowRouter:
 
 @torch.no_grad()
 def read_rows(model: PreTrainedModel, layer: SideMemoryLayer, rows: Sequence[Sequence[int]]) -> Tensor:
-    """What enters `layer`, which stands in `model`, at every token of rows of ids: `[rows, longest, f]`.
+    """The activation that enters `layer`, a module of `model`, at every token of rows of ids: `[rows, longest, f]`.
 
-    Pads stand on the right, so no row sees another's length; what enters there is meaningless. The memory in place
-    speaks as it would in generation, and what the reader of `hybrid` saw is of this forward afterwards.
+    Pads are on the right, and the activations there are meaningless. The memory in place acts as in generation.
 
-    Raises ConfigError where a model gives NaN.
+    Raises ConfigError if the model gives NaN.
     """
     ids, mask = right_pad(rows, device=execution_device(model))
     with recorded_inputs({0: layer}) as seen:
@@ -330,7 +329,7 @@ def generated_ids(model: PreTrainedModel, ids: Tensor, given: Mapping[str, Any],
 
 
 def _ended(new: list[int], stops: set[int], pads: set[int]) -> list[int]:
-    """A row up to its stop; without one, where a row may end otherwise, without the pads behind it."""
+    """A row up to its stop. A row without a stop loses its trailing pads, if rows may end in another way."""
     end = next((place + 1 for place, token in enumerate(new) if token in stops), None)
     if end is None:
         end = len(new)
@@ -340,7 +339,7 @@ def _ended(new: list[int], stops: set[int], pads: set[int]) -> list[int]:
 
 
 def _mask(ids: Tensor, given: Tensor | None, stops: set[int], pad: set[int]) -> Tensor:
-    """`[batch, seq]` bool: what is no pad. Where none is given, as transformers itself guesses it."""
+    """`[batch, seq]` bool: the tokens that are no pads. Without a given mask, as transformers guesses it."""
     if given is not None:
         return given.bool().cpu()
     if pad and not pad & stops and bool(torch.isin(ids.cpu(), torch.tensor(sorted(pad))).any()):

@@ -46,7 +46,7 @@ ANSWER_TOKENS = 32
 
 
 class WiseModel(nn.Module, PushToHubMixin):
-    """A causal LM with a side memory. Everything not defined here is the wrapped model's own."""
+    """A causal LM with a side memory. Every attribute that is not defined here is the wrapped model's."""
 
     def __init__(
         self,
@@ -77,15 +77,15 @@ class WiseModel(nn.Module, PushToHubMixin):
         self.wise_config = config
         self.state = MemoryState()
         self._served = self.state
-        """What is in place: `state`, but within `serving`."""
+        """The state that is served: `state`, except within `serving`."""
         self._latest: tuple[MemoryState, torch.device, torch.dtype, SideMemory | None] | None = None
-        """The memory that was assembled last, of what and where."""
+        """The memory that was assembled last, with its state, device and dtype."""
         self._snapshots: WeakSet[MemoryState] = WeakSet()
         self._encoder: Encoder | None = None
         self._trainer: Trainer | None = None
         parent, name = self._place()
         self.layer = SideMemoryLayer(getattr(parent, name))
-        setattr(parent, name, self.layer)  # last: whatever is refused leaves the model as it was
+        setattr(parent, name, self.layer)  # last, so that a refusal leaves the model as it was
 
     def _place(self) -> tuple[nn.Module, str]:
         path, _, name = self.projection.path.rpartition(".")
@@ -114,8 +114,8 @@ class WiseModel(nn.Module, PushToHubMixin):
     def generate(self, *args: Any, return_routes: bool = False, **kwargs: Any) -> Any:
         """`model.generate`, every option of it.
 
-        With `return_routes` its output and, for each sequence that it returns, which edits spoke at which tokens and
-        which came nearest: `(output, tuple of RowRoutes)`. The sequences are read once more for it.
+        With `return_routes` it returns `(output, tuple of RowRoutes)`: for each sequence, the edits that were active at
+        each token and the closest other edits. The sequences are read once more for it.
 
         Raises ConfigError, before anything is generated, for `return_routes` without the prompts' ids.
         """
@@ -138,7 +138,7 @@ class WiseModel(nn.Module, PushToHubMixin):
 
     @property
     def encoder(self) -> Encoder:
-        """How prompts and targets become ids for this base; learned from it at first use."""
+        """Maps prompts and targets to ids for this base; learned from the base at first use."""
         if self._encoder is None:
             with self.evaluating(), self.disabled():
                 self._encoder = learn_encoder(self.model, self.tokenizer, self.wise_config)
@@ -146,7 +146,7 @@ class WiseModel(nn.Module, PushToHubMixin):
 
     @property
     def trainer(self) -> Trainer:
-        """Made at the first edit, since it measures the base, and again when the model has moved."""
+        """Built at the first edit, since it measures the base, and again when the model was moved or cast."""
         if self._trainer is None or not self._is_current(self._trainer):
             with self.evaluating(), self.disabled():
                 self._trainer = build_trainer(
@@ -160,12 +160,12 @@ class WiseModel(nn.Module, PushToHubMixin):
         return self._trainer
 
     def _is_current(self, trainer: Trainer) -> bool:
-        """It is for where the model is, and for the space that live keys are compared in."""
+        """Whether a trainer fits the model's device and dtype, and the space of the live keys."""
         placed = (trainer.spliced.device, trainer.dtype) == (execution_device(self.model), self.model.dtype)
         return placed and self.state.key_space in (None, trainer.key_space)
 
     def fingerprint(self) -> Fingerprint:
-        """Which base this is, and beside which layer the memory stands."""
+        """Identifies the base and the layer of the side memory."""
         return fingerprint(self.model, self.projection)
 
     # -- editing -----------------------------------------------------------------------------
@@ -178,10 +178,10 @@ class WiseModel(nn.Module, PushToHubMixin):
     def edit(
         self, edits: Edit | Sequence[Edit], *, progress: Callable[[int], None] | None = None
     ) -> EditReport:
-        """Writes edits into the side memory, and keeps those that the model then generates by itself.
+        """Writes edits into the side memory, and keeps those whose target the model then generates.
 
-        A later edit of the same prompt takes the place of an earlier one. `progress` is called with the number
-        of edits that are through: half of them once all are written, all once they were asked.
+        A later edit of the same prompt replaces an earlier one. `progress` is called with the number of edits that are
+        done: half of them once all are written, all once they are verified.
 
         Raises EditError, with nothing changed, where an edit is not usable (`wise.Edit`), ids repeat, an edit
         does not fit the model's context, or the model was unwrapped.
@@ -199,9 +199,9 @@ class WiseModel(nn.Module, PushToHubMixin):
         return report
 
     def replace(self, edit: Edit) -> EditReport:
-        """Writes an edit in the place of the live one that has its id, and of the one that has its prompt.
+        """Replaces the live edits that have the id or the prompt of a new one.
 
-        Of the old one nothing is left, as after `delete`. It stays where the new one does not verify.
+        Nothing is left of the old edit, as after `delete`. The old edit stays if the new one does not verify.
 
         Raises EditError, with nothing changed, where there is none to replace, or as `edit` does.
         """
@@ -219,12 +219,12 @@ class WiseModel(nn.Module, PushToHubMixin):
         return report
 
     def delete(self, edit_ids: str | Iterable[str]) -> DeleteReport:
-        """Takes edits out, so that every tensor and every output is what it would be without them.
+        """Deletes edits, so that every tensor and every output is as it would be without them.
 
-        In `hybrid` an edit has its slot to itself, which goes with it: nothing is computed and nothing else moves. In
-        `merge` and `retrieve` edits share the weights of a slot; what is left in it is written anew, from nothing,
-        which takes as long as editing did, and an edit that does not verify then is reported as lost. What a deleted
-        edit had replaced does not come back: that is `rollback`.
+        In `hybrid` an edit has a slot of its own, which is removed: nothing is computed and nothing else changes. In
+        `merge` and `retrieve` edits share the weights of a slot. The other edits of the slot are written anew, from
+        zero, which takes as long as editing did; an edit that does not verify then is reported as dropped. An edit that
+        a deleted one had replaced does not come back: use `rollback` for that.
 
         Raises EditError, with nothing changed, for an id that is not live, or where the model was unwrapped.
         """
@@ -246,7 +246,7 @@ class WiseModel(nn.Module, PushToHubMixin):
         )
 
     def snapshot(self) -> MemoryState:
-        """All that is edited, as it is now, for `rollback`. It is immutable and costs nothing to take."""
+        """The current state, for `rollback`. It is immutable and costs nothing."""
         self._snapshots.add(self.state)
         return self.state
 
@@ -270,7 +270,7 @@ class WiseModel(nn.Module, PushToHubMixin):
             raise EditError("this model was unwrapped, so nothing would be served: wrap it again, then edit it")
 
     def prepare(self) -> None:
-        """Measures the base, which takes seconds and which the first edit would do otherwise."""
+        """Measures the base, which takes seconds; otherwise the first edit does it."""
         _ = self.trainer
 
     def validate(self, edits: Sequence[Edit]) -> None:
@@ -284,7 +284,7 @@ class WiseModel(nn.Module, PushToHubMixin):
         return sum(tensor.nbytes for tensors in (slots, self.state.keys.values()) for tensor in tensors)
 
     def reset(self) -> None:
-        """Forgets every edit: the wrapped model is the base again."""
+        """Removes every edit."""
         self._serve(MemoryState())
 
     # -- asking -------------------------------------------------------------------------------
@@ -296,15 +296,15 @@ class WiseModel(nn.Module, PushToHubMixin):
         chat: bool | None = None,
         max_new_tokens: int = ANSWER_TOKENS,
     ) -> list[Answer]:
-        """Greedy answers to the model's own stop, with the route of every token that was read.
+        """Greedy answers up to the model's own stop, with the route of every token that was read.
 
         prompts: texts, or conversations (`role` and `content` of each message, the user's question last), or one of
         them.
-        chat: whether texts are asked as turns of a chat. None does so in `hybrid` where the base has a chat template,
-        as users of a chat model ask; else texts are asked as they stand, to be completed.
+        chat: whether texts are asked as turns of a chat; False asks them as plain text to be completed. None asks a
+        chat in `hybrid` if the base has a chat template, else plain text.
 
-        Raises ConfigError, before anything is asked, where a chat is asked for and the base has none, and EditError for
-        a conversation that is not one.
+        Raises ConfigError, before anything is asked, if a chat is wanted and the base has no template, and EditError
+        for an invalid conversation.
         """
         questions = [self.encoder.question(prompt, chat=chat) for prompt in _several(prompts)]
         ids = [question.ids for question in questions]
@@ -335,10 +335,7 @@ class WiseModel(nn.Module, PushToHubMixin):
 
     @torch.no_grad()
     def route(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route | None:
-        """The route of every token of `[batch, seq]` ids, rows flattened; None while nothing is edited.
-
-        A route depends on the token's activation alone, so it is the one taken in generation too.
-        """
+        """The route of every token of `[batch, seq]` ids, rows flattened; None without edits."""
         memory = self.layer.memory
         if memory is None:
             return None
@@ -351,18 +348,18 @@ class WiseModel(nn.Module, PushToHubMixin):
 
     @property
     def served(self) -> MemoryState:
-        """What speaks: `state`, but within `serving` what is served there."""
+        """The state that is served: `state`, except within `serving`."""
         return self._served
 
     @contextmanager
     def disabled(self) -> Iterator[PreTrainedModel]:
-        """The base speaks alone for the length of a `with` block."""
+        """The base answers alone within a `with` block."""
         with self.serving(MemoryState()) as model:
             yield model
 
     @contextmanager
     def serving(self, state: MemoryState) -> Iterator[PreTrainedModel]:
-        """`state` is in place for the length of a `with` block; yields the model to ask."""
+        """`state` is served within a `with` block; yields the model to ask."""
         before = self.layer.memory, self._served
         self.layer.memory, self._served = self._assembled(state), state
         try:
@@ -371,7 +368,7 @@ class WiseModel(nn.Module, PushToHubMixin):
             self.layer.memory, self._served = before
 
     def _serve(self, state: MemoryState) -> None:
-        """Where no edit is live, nothing is kept of those that were."""
+        """Serves a state; one without edits keeps nothing else."""
         state = state if state.edits else MemoryState()
         memory = self._assembled(state)
         self.state, self._served, self.layer.memory = state, state, memory
@@ -390,7 +387,7 @@ class WiseModel(nn.Module, PushToHubMixin):
         self._serve(state)
 
     def _assembled(self, state: MemoryState) -> Any:
-        """What an edit was verified with is what is then served: it is not made twice."""
+        """The memory of a state. The one that an edit was verified with is served afterwards, not built again."""
         device, dtype = self.layer.device(), self.model.dtype
         if self._latest is None or self._latest[:3] != (state, device, dtype):
             memory = assemble(state, self.wise_config, inputs=self.inputs, device=device, dtype=dtype)
@@ -462,7 +459,7 @@ class WiseModel(nn.Module, PushToHubMixin):
 
 
 def _several(prompts: str | Iterable[Any]) -> list[Any]:
-    """A text or a conversation by itself is one prompt."""
+    """A list of prompts; a single text or conversation is a list of one."""
     if isinstance(prompts, str):
         return [prompts]
     given = list(prompts)
@@ -476,14 +473,13 @@ def wrap(
     *,
     reader: RelationReader | None = None,
 ) -> WiseModel:
-    """Wraps a causal LM for lifelong editing; the model given is the one that is wrapped, not a copy.
+    """Wraps a causal LM for lifelong editing. The model itself is wrapped, not a copy.
 
     With accelerate's offloading, dispatch the model first and wrap it then.
 
-    reader: what the router compares questions with (`hybrid`); None takes the sentence encoder that ships with wise,
-    or that the settings name.
+    reader: compares questions (`hybrid`); None takes the sentence encoder of the settings, or the one that ships.
 
-    Raises ConfigError for a layer the model does not have or an encoder that is not to be had, and
-    UnsupportedModelError for an architecture that is not known or keeps its experts packed.
+    Raises ConfigError for a layer that the model does not have or an encoder that cannot be loaded, and
+    UnsupportedModelError for an unknown architecture or packed experts.
     """
     return WiseModel(model, tokenizer, config, reader=reader)

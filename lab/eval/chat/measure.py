@@ -115,7 +115,7 @@ def apply_edits(subject: Subject, editor: str, edits: Sequence[Edit], *, chat: b
     return EditReport(
         outcomes=tuple(outcome for report in reports for outcome in report.outcomes),
         replaced=tuple(i for report in reports for i in report.replaced),
-        lost=tuple(i for report in reports for i in report.dropped),
+        dropped=tuple(i for report in reports for i in report.dropped),
         seconds=sum(report.seconds for report in reports),
         cpu_seconds=sum(report.cpu_seconds for report in reports),
         conflicts=tuple(conflict for report in reports for conflict in report.conflicts),
