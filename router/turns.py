@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,9 @@ class ChatTemplate:
             later = [render(tokenizer, [*before, _user(text)]) for text in probes]
         except Exception:  # a template raises what it likes where it does not take such turns
             return None
-        opening = _common([row[::-1] for row in (*first, *later)])[::-1]
-        ahead = [_common([list(row) for row in rows]) for rows in (first, later)]
-        header = _common([row[::-1] for row in ahead])[::-1]
+        opening = commonprefix([row[::-1] for row in (*first, *later)])[::-1]
+        ahead = [commonprefix(rows) for rows in (first, later)]
+        header = commonprefix([row[::-1] for row in ahead])[::-1]
         return cls(header=tuple(header), opening=tuple(opening)) if header and opening else None
 
     def openings(self, ids: Ids, start: int) -> list[int]:
@@ -171,16 +172,6 @@ def _probes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def _user(text: str) -> Message:
     return {"role": "user", "content": text}
-
-
-def _common(rows: Sequence[Sequence[int]]) -> list[int]:
-    """The longest beginning that all rows share."""
-    shared = []
-    for tokens in zip(*rows, strict=False):
-        if len(set(tokens)) > 1:
-            break
-        shared.append(tokens[0])
-    return shared
 
 
 def _ends(ids: Ids, pattern: Sequence[int], start: int) -> list[int]:

@@ -17,6 +17,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os.path import commonprefix
 from types import MethodType
 from typing import Any
 
@@ -118,7 +119,7 @@ class SplicedModel:
 
     def _cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
         width = max(len(target) for _, target in rows)
-        shared = _shared([prompt[:-1] for prompt, _ in rows]) if len(rows) > 1 else 0
+        shared = len(commonprefix([prompt[:-1] for prompt, _ in rows])) if len(rows) > 1 else 0
         shared = shared if shared >= WORTH_SHARING else 0
         context, left = left_pad([prompt[shared:-1] for prompt, _ in rows], device=self.device)
         inputs = torch.zeros(len(rows), width, dtype=torch.long)
@@ -307,16 +308,6 @@ class _Tap(nn.Module):
 
 def _by_row(delta: Delta, shape: torch.Size, activation: Tensor) -> Tensor:
     return delta(activation.view(shape))  # OPT flattens its rows
-
-
-def _shared(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
-    count = 0
-    for tokens in zip(*rows, strict=False):
-        if len(set(tokens)) > 1:
-            break
-        count += 1
-    return count
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
