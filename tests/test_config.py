@@ -135,3 +135,9 @@ def test_an_unknown_setting_is_dropped_with_a_warning(caplog: pytest.LogCaptureF
 def test_a_bad_value_that_was_saved_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="prefixes=-1"):
         WiseConfig.from_dict(WiseConfig().to_dict() | {"prefixes": -1})
+
+
+def test_config_errors_are_caught_as_wise_errors_and_as_value_errors() -> None:
+    for kind in (wise.WiseError, ValueError):
+        with pytest.raises(kind):
+            wise.WiseConfig(prefixes=-1)

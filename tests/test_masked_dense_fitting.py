@@ -220,7 +220,7 @@ def test_silent_tokens_are_a_slots_own(base: Bench) -> None:
     """Each slot keeps silent on the base's text, its own contexts and its own locality prompts."""
     near = edit(0, locality=(text([80, 81, 82]),))
     both, alone = base.examples([near], [edit(1)]), base.examples([near])
-    assert torch.allclose(both.silent[0], alone.silent[0], atol=1e-5)
+    assert torch.allclose(both.negatives[0], alone.negatives[0], atol=1e-5)
     without = base.examples([edit(0)])
-    assert len(alone.silent[0]) == len(without.negatives[0]) + 3
+    assert len(alone.negatives[0]) == len(without.negatives[0]) + 3
     assert len(without.negatives[0]) > len(base.statistics.activations)
