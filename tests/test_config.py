@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import wise
 from wise.config import SCHEMA_VERSION, WiseConfig
 from wise.errors import ConfigError
 
