@@ -68,8 +68,8 @@ class ChatTemplate:
         except Exception:  # a template raises what it likes where it does not take such turns
             return None
         opening = commonprefix([row[::-1] for row in (*first, *later)])[::-1]
-        ahead = [commonprefix(rows) for rows in (first, later)]
-        header = commonprefix([row[::-1] for row in ahead])[::-1]
+        ahead = [list(commonprefix(rows))[::-1] for rows in (first, later)]
+        header = commonprefix(ahead)[::-1]
         return cls(header=tuple(header), opening=tuple(opening)) if header and opening else None
 
     def openings(self, ids: Ids, start: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Greedy generation to the model's own stop: the truth that edits are verified and measured by."""
+"""Generation with the base: greedy up to the model's own stop, or sampled; padding, and the inputs of modules."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from wise.memory.layer import execution_device
 
 BATCH = 64
 LONGER, SPARE = 1.4, 16
-"""A prompt longer than another by this factor and so many tokens is not read beside it: padding costs as much."""
+"""A prompt longer than another by this factor and so many tokens does not share its batch: padding costs time."""
 DEFAULT_CONTEXT = 2048
-"""Of models whose configuration does not say (ALiBi)."""
+"""Context of models whose configuration gives none (ALiBi)."""
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -65,7 +65,7 @@ def greedy(
 def _batches(
     prompts: Sequence[Sequence[int]], limits: Sequence[int], context: int, batch: int
 ) -> list[list[int]]:
-    """Rows that share a batch: no prompt is led past the context by another one's limit."""
+    """Rows that share a batch. No prompt exceeds the context because of the limit of another one."""
     batches: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), limits[i])):
         own = [len(prompts[j]) for j in (batches[-1] if batches else [])]
@@ -102,8 +102,8 @@ def sample(
 
 @contextmanager
 def as_asked(model: PreTrainedModel) -> Iterator[None]:
-    """Generation as its settings say: `generate` would fill what they leave open, such as a repetition penalty, from
-    those that the model was saved with."""
+    """Clears the model's own generation settings within a `with` block: `generate` would take what a call leaves open,
+    such as a repetition penalty, from them."""
     own = model.generation_config
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
@@ -114,7 +114,7 @@ def as_asked(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off, and back as it was afterwards."""
+    """Evaluation mode within a `with` block; each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # type: ignore[no-untyped-call]
     try:

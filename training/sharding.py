@@ -1,4 +1,4 @@
-"""Which edits share a slot: the last slot is filled, then the next one is opened."""
+"""Sharding: which edits share a slot. The last slot is filled, then a new one is opened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wise.memory.state import MemoryState
 from wise.training.writers.base import SlotTask
 
 FEATURES_PER_EDIT = 44
-"""Input features of the value projection per edit of a slot, where `slot_capacity` is left open.
+"""Input features of the value projection per edit of a slot, if `slot_capacity` is None.
 
 An unrelated token scores about sqrt(edits / features) of what an edited one does, so a slot that holds more than a
 small share of its features cannot keep silent.
