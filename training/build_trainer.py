@@ -11,12 +11,12 @@ from wise.memory.state import MemoryState
 from wise.router.hybrid import RouterInputs
 from wise.training.encoding import Encoder
 from wise.training.router.builtin_questions import builtin_questions
-from wise.training.sharding import Sharding
 from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
 from wise.training.verification import PromptVerifier, WordingVerifier
 from wise.training.wordings import Wordings
 from wise.training.writers.answer import AnswerWriter
+from wise.training.writers.base import Sharding
 from wise.training.writers.masked_dense import MaskedDenseWriter
 from wise.training.writers.masked_dense_statistics import measure
 

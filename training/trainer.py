@@ -20,10 +20,9 @@ from wise.memory.state import MemoryState
 from wise.training.conflicts import conflicts
 from wise.training.encoding import Encoder
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
-from wise.training.sharding import Sharding
 from wise.training.splice import SplicedModel
 from wise.training.verification import Serve, Share, Verdict, Verifier
-from wise.training.writers.base import Progress, SlotTask, Writer, Written
+from wise.training.writers.base import Progress, Sharding, SlotTask, Writer, Written
 
 EDITS_AT_ONCE = 64
 """Edits whose slots are written in one batch."""
