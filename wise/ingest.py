@@ -122,13 +122,13 @@ def ingest_line(store: Store, name: str, line: Line, known: int) -> str:
 
 def _request(line: Line) -> Request:
     try:
-        told = json.loads(line.data)
+        fields = json.loads(line.data)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise EditError(f"is not JSON: {error}") from error
-    if not isinstance(told, dict):
-        raise EditError(f"is a {type(told).__name__}: an object with 'prompt' and 'target' was expected")
-    kept: dict[str, Any] = {name: told.pop(name) for name in _REQUEST_FIELDS if name in told}
-    return Request(edit=Record.from_dict(told).edit, **kept)
+    if not isinstance(fields, dict):
+        raise EditError(f"is a {type(fields).__name__}: an object with 'prompt' and 'target' was expected")
+    kept: dict[str, Any] = {name: fields.pop(name) for name in _REQUEST_FIELDS if name in fields}
+    return Request(edit=Record.from_dict(fields).edit, **kept)
 
 
 def _whole_lines(stream: IO[bytes], place: int, *, at_end: bool) -> Iterator[Line]:

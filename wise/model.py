@@ -319,12 +319,12 @@ class WiseModel(nn.Module, PushToHubMixin):
         return [
             Answer(
                 prompt=question.text,
-                text=self.encoder.answer(row[told.prompt_tokens :], chat=question.chat),
+                text=self.encoder.answer(row[row_routes.prompt_tokens :], chat=question.chat),
                 tokens=tuple(map(self._token, row)),
-                prompt_tokens=told.prompt_tokens,
-                routes=told,
+                prompt_tokens=row_routes.prompt_tokens,
+                routes=row_routes,
             )
-            for question, row, told in zip(questions, rows, routes, strict=True)
+            for question, row, row_routes in zip(questions, rows, routes, strict=True)
         ]
 
     def _provenance(self) -> Provenance:

@@ -41,11 +41,11 @@ def read_questions(path: Path, *, added_to: QuestionSet | None = None) -> Questi
     stands under two relations of a kind, or too few wordings, relations or subjects to teach from.
     """
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}; a TOML file of questions was expected") from error
     try:
-        found = _checked(told)
+        found = _checked(content)
         whole = found if added_to is None else _joined(added_to, found)
         for kind in found[SUBJECTS]:
             _check_enough(kind, whole)
@@ -54,21 +54,21 @@ def read_questions(path: Path, *, added_to: QuestionSet | None = None) -> Questi
     return whole
 
 
-def _checked(told: Mapping[str, Any]) -> QuestionSet:
+def _checked(content: Mapping[str, Any]) -> QuestionSet:
     """The same, white space around texts taken off. Raises ConfigError for what does not have the shape."""
-    kinds = told.get(SUBJECTS)
+    kinds = content.get(SUBJECTS)
     if not isinstance(kinds, dict) or not kinds:
         raise ConfigError("[subjects] is missing: it names kinds of subject, such as ship = ['the Vasa', ...]")
-    for name in told:
+    for name in content:
         if name != SUBJECTS and name not in kinds:
             raise ConfigError(f"[{name}]: no such kind under [subjects]; {did_you_mean(name, kinds)}")
     subjects = {kind: _texts(f"subjects.{kind}", names) for kind, names in kinds.items()}
-    return {SUBJECTS: subjects} | {kind: _relations(kind, told.get(kind, {})) for kind in kinds}
+    return {SUBJECTS: subjects} | {kind: _relations(kind, content.get(kind, {})) for kind in kinds}
 
 
-def _relations(kind: str, told: Any) -> dict[str, dict[str, list[str]]]:
+def _relations(kind: str, content: Any) -> dict[str, dict[str, list[str]]]:
     found = {}
-    for name, relation in _table(kind, told).items():
+    for name, relation in _table(kind, content).items():
         where = f"{kind}.{name}"
         for field in _table(where, relation):
             if field not in FIELDS:
@@ -100,7 +100,7 @@ def _texts(where: str, value: Any) -> list[str]:
 
 
 def _check_apart(kind: str, relations: Mapping[str, Mapping[str, list[str]]]) -> None:
-    """Raises ConfigError for a wording that stands twice in a kind: it could not be told what it asks."""
+    """Raises ConfigError for a wording that stands twice in a kind: its relation would not be clear."""
     seen: dict[str, str] = {}
     for name, relation in relations.items():
         for wording in (*relation["wordings"], *relation.get("requests", ())):

@@ -74,8 +74,8 @@ def log(
         _show_events(shown, tickets)
     typer.echo(f"version {current}; {', '.join(f'{n} {status}' for status, n in counts.items()) or 'no edits'}")
     if as_json:
-        told = [event.to_dict() for event in shown] if not versions else [version.to_dict() for version in made]
-        show_json({"current": current, "counts": counts, "versions" if versions else "events": told})
+        listed = [event.to_dict() for event in shown] if not versions else [version.to_dict() for version in made]
+        show_json({"current": current, "counts": counts, "versions" if versions else "events": listed})
 
 
 def _show_events(events: list[Event], tickets: dict[int, Ticket]) -> None:

@@ -31,7 +31,7 @@ def stream(
 
     A line is an edit as in a file of edits, with 'aliases' of its subject and 'messages' where it has them, and may
     give 'reason', 'valid_from' and 'valid_until'. A stream that is read again changes nothing: lines are known by
-    their place and content. A line that is no edit is told on stderr and left out, and the exit code is then 2. A
+    their place and content. A line that is no edit is reported on stderr and left out, and the exit code is then 2. A
     running `wise serve` on the same store trains what is handed in.
     """
     from wise.ingest import open_reader

@@ -75,7 +75,7 @@ def train_router(
 
 
 def _without_loss(show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-    """One bar for what is done, whatever the loss is that is told with it."""
+    """One bar for what is done, without the loss in its name."""
     return lambda what, done, total: show(what.partition(",")[0], done, total)
 
 
