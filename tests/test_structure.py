@@ -134,6 +134,13 @@ def test_every_folder_of_code_is_a_package() -> None:
     assert not [path for path in FILES if not (path.parent / "__init__.py").is_file()]
 
 
+def test_what_a_user_touches_is_a_few_files_and_one_class() -> None:
+    named = "__init__ __main__ architectures config edits errors explain ingest model namespaces probes"
+    assert {path.stem for path in (ROOT / "wise").glob("*.py")} == set(named.split())
+    mixins = [base for base in wise.WiseModel.__mro__[1:] if base.__module__.partition(".")[0] == "wise"]
+    assert mixins == []
+
+
 # -- the public surface -----------------------------------------------------------------------
 
 

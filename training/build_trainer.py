@@ -6,17 +6,17 @@ from transformers import PreTrainedModel
 
 from wise.architectures import ValueProjection
 from wise.config import WiseConfig
-from wise.memory.key_space import KeySpace
+from wise.memory.key_space import KeySpace, Space
 from wise.memory.state import MemoryState
 from wise.router.hybrid import RouterInputs
 from wise.training.encoding import Encoder
 from wise.training.router.builtin_questions import builtin_questions
 from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
-from wise.training.verification import PromptVerifier, WordingVerifier
+from wise.training.verification import PromptVerifier, Verifier, WordingVerifier
 from wise.training.wordings import Wordings
 from wise.training.writers.answer import AnswerWriter
-from wise.training.writers.base import Sharding
+from wise.training.writers.base import Sharding, Writer
 from wise.training.writers.masked_dense import MaskedDenseWriter
 from wise.training.writers.masked_dense_statistics import measure
 
@@ -36,33 +36,25 @@ def build_trainer(
     it has one.
     """
     spliced = SplicedModel(model, projection)
+    verifier: Verifier
+    writer: Writer
+    space: Space
     if inputs is not None:
-        return _hybrid(model, spliced, encoder, config, inputs)
-    statistics = measure(model, spliced, encoder, config)
-    space = state.key_space if isinstance(state.key_space, KeySpace) else statistics.key_space
+        wordings = Wordings(encoder, inputs.reader, builtin_questions())
+        space, verifier = inputs.reader.key_space, WordingVerifier(wordings=wordings, inputs=inputs)
+        writer = AnswerWriter(spliced, wordings, config)
+    else:
+        statistics = measure(model, spliced, encoder, config)
+        own = state.key_space if isinstance(state.key_space, KeySpace) else statistics.key_space
+        space, verifier = own, PromptVerifier(encoder=encoder)
+        writer = MaskedDenseWriter(spliced, encoder, statistics.within(own), config, model.dtype)
     return Trainer(
         spliced=spliced,
         encoder=encoder,
         key_space=space,
-        verifier=PromptVerifier(encoder=encoder),
-        writer=MaskedDenseWriter(spliced, encoder, statistics.within(space), config, model.dtype),
+        verifier=verifier,
+        writer=writer,
         sharding=Sharding.of(config, projection.in_features),
-        config=config,
-        dtype=model.dtype,
-    )
-
-
-def _hybrid(
-    model: PreTrainedModel, spliced: SplicedModel, encoder: Encoder, config: WiseConfig, inputs: RouterInputs
-) -> Trainer:
-    wordings = Wordings(encoder, inputs.reader, builtin_questions())
-    return Trainer(
-        spliced=spliced,
-        encoder=encoder,
-        key_space=inputs.reader.key_space,
-        verifier=WordingVerifier(wordings=wordings, inputs=inputs),
-        writer=AnswerWriter(spliced, wordings, config),
-        sharding=Sharding.of(config, spliced.projection.in_features),
         config=config,
         dtype=model.dtype,
     )
