@@ -17,10 +17,10 @@ from wise.demo.records import demo_records
 from wise.edits import Record
 from wise.lab.eval.quality import measure_quality
 from wise.lab.eval.routing import gate_ratios
+from wise.lab.eval.routing.metrics import auroc
 from wise.lab.eval.run import Evaluation
 from wise.lab.eval.work import Progress, Work
 from wise.model import WiseModel, wrap
-from wise.router.metrics import auroc
 
 SHOWN = 5
 """Edits shown before and after."""

@@ -21,12 +21,12 @@ def activation_score(delta: Tensor) -> Tensor:
     return score
 
 
-def closeness(cosine: Tensor, floor: float) -> Tensor:
-    """A cosine as a multiple of the floor that it must reach: at least 1 exactly where it does.
+def closeness(cosine: Tensor, threshold: float) -> Tensor:
+    """A cosine as a multiple of its threshold: at least 1 exactly where it reaches it.
 
-    A floor of 0 or less is no scale to measure by; there the distance to the floor, moved to 1, stands for it.
+    A threshold of 0 or less is no scale to measure by; there the distance to it, moved to 1, is taken.
     """
-    return cosine / floor if floor > 0 else 1 + cosine - floor
+    return cosine / threshold if threshold > 0 else 1 + cosine - threshold
 
 
 class ActivationRouter(Router):
@@ -67,14 +67,14 @@ class RetrievalRouter(Router):
         key_slots: Tensor,
         projection: Tensor,
         mean: Tensor,
-        floor: float,
+        key_threshold: float,
     ) -> None:
         """thresholds `[k]`; keys `[n, r]`, unit length; key_slots `[n]`; projection `[r, f]`; mean `[f]`.
 
-        floor: cosine under which the nearest key is none.
+        key_threshold: cosine under which the nearest key is none.
         """
         super().__init__()
-        self.floor = floor
+        self.key_threshold = key_threshold
         self.thresholds = thresholds.float()
         self.keys = keys.float()
         self.key_slots = key_slots
@@ -83,16 +83,16 @@ class RetrievalRouter(Router):
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         product, key, length = self._nearest(activation)
-        near = product >= self.floor * length
+        near = product >= self.key_threshold * length
         slot = torch.where(near, self.key_slots[key], NO_SLOT)
         delta = bank(activation.to(bank.weights.dtype), slot)
         threshold = torch.where(near, self.thresholds[slot], float("inf"))
         return Route(slot, activation_score(delta), threshold, delta)
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
-        """The smaller of two multiples: cosine to the nearest key over the floor, its slot's D over the threshold.
+        """The smaller of two multiples: cosine to the nearest key over its threshold, its slot's D over the threshold.
 
-        The slot is the nearest key's, and D is taken of it, also where that key is further than the floor.
+        The slot is the nearest key's, and D is taken of it, also where that key is further than that threshold.
         """
         route: Route = self(activation, bank)
         product, key, length = self._nearest(activation)
@@ -100,7 +100,7 @@ class RetrievalRouter(Router):
         near = route.slot != NO_SLOT
         further = bank(activation.to(bank.weights.dtype), torch.where(near, NO_SLOT, slot))
         score = torch.where(near, route.score, activation_score(further))
-        value = torch.minimum(closeness(product / length, self.floor), score / self.thresholds[slot])
+        value = torch.minimum(closeness(product / length, self.key_threshold), score / self.thresholds[slot])
         return Evidence.of(route, value, slot, key)
 
     def _nearest(self, activation: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -48,6 +48,6 @@ def assemble(
             key_slots=slots,
             projection=state.key_space.projection,
             mean=state.key_space.mean,
-            floor=config.key_floor,
+            key_threshold=config.key_threshold,
         )
     return SideMemory(bank.to(device), router.to(device))

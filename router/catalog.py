@@ -1,8 +1,8 @@
-"""The catalog of a memory: what is looked up among all of its edits.
+"""The catalog of a state: look-ups over all of its edits.
 
-Whose name a text holds, at which words an edit's own sentence ends, and whose question lies nearest. A catalog never
-changes. That of a state is made of the catalog of another one by the edits that came and went, so an edit beside
-100,000 others costs the copying of some dictionaries, and of a state that is like no other it is made of the empty one.
+It finds edits by the names in a text and by the nearest question, and knows the words at which the edits' own sentences
+end. A catalog is immutable. The catalog of a new state is derived from that of the most similar state in use, by the
+edits that were added and removed, so one more edit beside 100,000 costs the copying of some dictionaries.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from wise.router.subjects import SubjectIndex, names_of
 from wise.router.turns import is_question, last_word
 
 ROUNDING = 0.01
-"""By how much a product of keys may differ that was taken another way."""
+"""Rounding error of a product of keys that is computed in another order."""
 
 
 def masked_keys(keys: Tensor, names: Sequence[str]) -> Tensor:
-    """The keys `[k, r]` of an edit that a question is compared with where its subject is named: all behind the first,
-    or all where it has no names."""
+    """The keys `[k, r]` that a question which names the subject is compared with: all but the first, or all if the edit
+    has no names."""
     return keys[1:] if names else keys
 
 
 def own_keys(keys: Tensor, edit: Edit) -> Tensor:
-    """Of these the ones of its own texts: its question, this with the answer, and its paraphrases."""
+    """Those of the edit's own texts: its question, its question with the answer, and its paraphrases."""
     return masked_keys(keys, names_of(edit))[: 2 + len(edit.paraphrases)]
 
 
 def whole_keys(keys: Tensor, names: Sequence[str]) -> Tensor:
-    """Those that it is compared with where none is named: the first, or all where the edit has no names."""
+    """The keys that a question which names no subject is compared with: the first, or all if the edit has no names."""
     return keys[:1] if names else keys
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Questions:
-    """Where the whole questions of the edits of a state are found."""
+    """The index of the whole questions of a state's edits."""
 
     index: KeyIndex
     state: MemoryState
 
     def changes(self, state: MemoryState) -> tuple[Sequence[Edit], Sequence[Edit]]:
-        """Which edits must go and which come for the index to be that of another state, by edit and by keys."""
+        """The edits to remove and to add so that the index is that of another state."""
         own, count = self.state, len(self.state.edits)
         keys = common_prefix([*own.keys.values()], [*state.keys.values()])
         if common_prefix(own.edits, state.edits) == count == keys:
@@ -68,7 +68,7 @@ class Questions:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Catalog:
-    """Of one state. Edits go by their ids, since slots are numbered anew when one goes."""
+    """Of one state. Edits are known by their ids, since slots are renumbered when one is removed."""
 
     state: MemoryState = field(default_factory=MemoryState)
     edits: Mapping[str, Edit] = field(default_factory=dict)
@@ -78,21 +78,21 @@ class Catalog:
     nameless: Mapping[str, None] = field(default_factory=dict)
     """Ids of the edits that have no subject."""
     ends: Counter[str] = field(default_factory=Counter)
-    """Last words of the edits' own sentences, and of how many each is that."""
+    """Last words of the edits' own sentences, counted."""
     unmarked_ends: Counter[str] = field(default_factory=Counter)
-    """The same of sentences that end with the subject, or are of an edit without one: nothing else tells that the
+    """The same for sentences that end with the subject or belong to an edit without one: nothing else shows that an
     answer begins there."""
     longest: int = 0
-    """Values of the slot that has most."""
+    """The most values that a slot has."""
     earlier: Questions | None = None
-    """Of the last state before, of those that this was made of, where they were looked for."""
+    """The latest index among the catalogs that this one was derived from."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Itself: a copied model may look things up in the same catalog."""
+        """Itself: it is immutable."""
         return self
 
     def after(self, state: MemoryState, gone: Sequence[Edit], come: Sequence[Edit]) -> Catalog:
-        """The catalog of a state that has not the edits `gone` of this one, but those of `come`."""
+        """The catalog of a state that has the edits of this one without `gone` and with `come`."""
         edits, nameless = dict(self.edits), dict(self.nameless)
         ends, unmarked = Counter(self.ends), Counter(self.unmarked_ends)
         for edit in gone:
@@ -156,18 +156,18 @@ class Catalog:
         return list(dict.fromkeys(edit_id for _, edit_id in found))
 
     def near(self, vectors: Tensor, least: float) -> set[str]:
-        """Ids of the edits with a whole question that may come so near to one of the vectors `[n, r]`."""
+        """Ids of the edits with a whole question whose cosine to one of the vectors `[n, r]` may reach `least`."""
         return self.questions.index.within(vectors.float(), least - ROUNDING)
 
 
 EMPTY = Catalog()
 _living: WeakSet[Catalog] = WeakSet()
-"""Those in use, of whatever models: one is made of another where both hold the very same edits."""
+"""The catalogs in use, of all models."""
 _lock, _building = threading.Lock(), threading.Lock()
 
 
 def catalog_of(state: MemoryState) -> Catalog:
-    """The catalog of a state, made of the one in use that is most like it."""
+    """The catalog of a state, derived from the most similar one in use."""
     with _lock:
         living = list(_living)
     found = next((each for each in living if each.state is state), None)
@@ -187,7 +187,7 @@ def catalog_of(state: MemoryState) -> Catalog:
 
 
 def difference(before: Sequence[Edit], after: Sequence[Edit]) -> tuple[list[Edit], list[Edit]]:
-    """Which edits went and which came, each as the object it is."""
+    """The edits that were removed and added, compared by identity."""
     same = common_prefix(before, after)
     old, new = before[same:], after[same:]
     stayed = {*map(id, old)} & {*map(id, new)}
@@ -199,7 +199,7 @@ def _named(edits: Iterable[Edit]) -> Iterable[tuple[str, str]]:
 
 
 def _ends(edit: Edit) -> list[tuple[str, bool]]:
-    """The last words of its own texts that are no questions, at which its answer begins; whether each is marked."""
+    """The last word of each of the edit's sentences, and whether the sentence names the subject before its end."""
     found = []
     for text in (edit.prompt, *edit.paraphrases):
         if not is_question(text):

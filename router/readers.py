@@ -1,7 +1,7 @@
-"""Readers of relations: what a question asks, as a unit vector that is alike for wordings of one relation.
+"""Relation readers: they map a question to a unit vector, so that two wordings of one question are close.
 
-A reader is taught by contrast to tell apart the relations of one subject (`wise.training.relations`), so that "Where
-was she born?" and "Where did she die?" lie apart although nearly all of their words agree.
+A reader is trained by contrast to tell apart the relations of one subject (`wise.training.router`): "Where was she
+born?" and "Where did she die?" are far apart although most of their words are the same.
 """
 
 from __future__ import annotations
@@ -15,32 +15,42 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from wise.memory.key_space import RelationSpace
+
 REMEMBERED = 8192
-"""Texts whose vectors a reader keeps."""
+"""Texts whose vectors a reader caches."""
 
 
 class RelationReader(ABC):
-    """Reads texts. Safe to use from several threads; what was read lately is not read again."""
+    """Maps texts to vectors, and caches them. Safe to use from several threads."""
 
     name: str
-    """What tells this reader from others: keys made by one mean nothing to another."""
+    """Identifies this reader: keys made by another one cannot be compared with its vectors."""
     size: int
     """r: numbers in a vector."""
     threshold: float
-    """Cosine from which two questions that name one subject ask the same, unless an edit has its own."""
+    """Cosine from which a question asks for an edit whose subject it names, unless the edit has its own threshold. A
+    higher one misses more rewordings and leaves more other questions alone; so for those below."""
     sentence_threshold: float
-    """The same of an unfinished sentence that names it."""
+    """The same for an unfinished sentence that names the subject."""
     unnamed_threshold: float
-    """The same where none is named."""
+    """The same for a question that names no subject."""
     nameless_threshold: float
-    """The same of edits that have no subject, unless an edit has its own."""
+    """The same for an edit without a subject, unless the edit has its own threshold."""
     relation_centres: Tensor
-    """`[n, r]` unit vectors, one of each relation of the questions that ship, or none."""
+    """`[n, r]` unit vectors, one for each relation of the questions that ship, or none."""
 
     def __init__(self) -> None:
         self.relation_centres = torch.zeros(0, 0)
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
+
+    @property
+    def key_space(self) -> RelationSpace:
+        """The space of the keys that this reader makes."""
+        return RelationSpace(
+            reader=self.name, size=self.size, threshold=self.threshold, unnamed_threshold=self.unnamed_threshold
+        )
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Itself: a copied model reads with the same reader."""

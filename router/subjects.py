@@ -1,8 +1,8 @@
-"""Which edits' subjects a text names: names to edits, found by words.
+"""Subjects: an index that finds the edits whose subject a text names.
 
-Text is compared as words in small letters, so that neither tokenization nor case, punctuation or accents of quotes
-matter, and a possessive or a plural is the name. Scripts without spaces are compared character by character. A look-up
-costs the same however many names there are.
+Texts are compared as words in lower case, so tokenization, case, punctuation and the form of quotes do not matter, and
+a possessive or a plural counts as the name. Scripts without spaces are compared character by character. The cost of a
+look-up does not depend on the number of names.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _WORD = re.compile(
 )
 """A word; a character of a script that puts no spaces between words; or symbols, as in `C++`."""
 PLACEHOLDER = "this"
-"""Stands for the subject in a question whose relation is read: a name says nothing of what is asked, and blurs it."""
+"""Replaces the subject in a question before its relation is read, since a name says nothing about the relation."""
 ARTICLES = frozenset({"the", "a", "an"})
 Owner = TypeVar("Owner", bound=Hashable)
-"""By what that which has a name is known: a number, or an id."""
+"""What a name belongs to: a number, or an id."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a text as it is compared, and where it stands."""
+    """A normalised word of a text and its characters."""
 
     text: str
     start: int
@@ -35,12 +35,12 @@ class Word:
 
 
 def words(text: str) -> list[Word]:
-    """The words of a text, in small letters and without their possessive."""
+    """The words of a text, in lower case and without a possessive."""
     return [Word(_folded(m.group()), m.start(), m.end()) for m in _WORD.finditer(text) if m.group().lower() != "s"]
 
 
 def name_key(name: str) -> tuple[str, ...]:
-    """A name as it is compared: its words, without a leading article."""
+    """The normalised words of a name, without a leading article."""
     if name.isascii():  # most are, and 100,000 of them are read where a memory is loaded
         key = tuple(word for word in _WORD.findall(name.lower()) if word != "s")
     else:
@@ -71,7 +71,7 @@ class Mention:
 
 
 def masked(text: str, mentions: Iterable[Mention]) -> str:
-    """A text with `PLACEHOLDER` for these mentions; of those that overlap the longest counts."""
+    """A text with `PLACEHOLDER` for these mentions; of overlapping ones the longest is replaced."""
     found, behind = [], 0
     for mention in sorted(mentions, key=lambda m: (m.start, -m.end)):
         if mention.start >= behind:
@@ -82,8 +82,13 @@ def masked(text: str, mentions: Iterable[Mention]) -> str:
     return text
 
 
-class Asked(Protocol):
-    """What may have a subject: an edit."""
+def without_names(text: str, names: Iterable[str]) -> str:
+    """A text with `PLACEHOLDER` for each of these names."""
+    return masked(text, SubjectIndex((name, 0) for name in names).mentions(text))
+
+
+class HasSubject(Protocol):
+    """Anything with a prompt and a subject, such as an edit."""
 
     @property
     def prompt(self) -> str: ...
@@ -93,18 +98,18 @@ class Asked(Protocol):
     def aliases(self) -> tuple[str, ...]: ...
 
 
-def names_of(edit: Asked) -> tuple[str, ...]:
-    """The names by which an edit's subject is known: the one that it gives, or that its prompt shows, and its aliases;
-    none where it has no subject."""
+def names_of(edit: HasSubject) -> tuple[str, ...]:
+    """The names of an edit's subject: its `subject`, or else the one found in its prompt, and its aliases; none without
+    a subject."""
     subject = edit.subject if edit.subject is not None else find_subject(edit.prompt)
     return () if subject is None else (subject, *edit.aliases)
 
 
 @lru_cache(maxsize=65536)
 def find_subject(prompt: str) -> str | None:
-    """What a prompt seems to be about: its first quoted text, or its first run of words with capitals; None without.
+    """The likely subject of a prompt: its first quoted text, or else its first run of capitalised words.
 
-    A capital at the beginning of a sentence counts only where the word is no ordinary one.
+    A capital at the beginning of a sentence counts only if the word is not a common one.
     """
     quoted = _QUOTED.search(prompt)
     if quoted:
@@ -142,10 +147,10 @@ _ORDINARY = frozenset(
 
 
 class SubjectIndex(Generic[Owner]):
-    """From names to what has them. Immutable once built."""
+    """Maps names to their owners. Immutable once built."""
 
     def __init__(self, names: Mapping[str, Iterable[Owner]] | Iterable[tuple[str, Owner]] = ()) -> None:
-        """names: pairs of a name and what is called so."""
+        """names: pairs of a name and its owner, or the owners of each name."""
         if isinstance(names, Mapping):
             names = [(name, owner) for name, owners in names.items() for owner in owners]
         self._owners: dict[tuple[str, ...], list[Owner]] = {}
@@ -155,9 +160,9 @@ class SubjectIndex(Generic[Owner]):
     def changed(
         self, gone: Iterable[tuple[str, Owner]], come: Iterable[tuple[str, Owner]]
     ) -> SubjectIndex[Owner]:
-        """An index without some pairs of this one, which stays as it is, and with others."""
+        """A new index without the pairs `gone` and with the pairs `come`."""
         other: SubjectIndex[Owner] = SubjectIndex()
-        # Lengths of names that nobody has any more stay: they are looked for and not found.
+        # Lengths of names without owners stay; a look-up of them finds nothing.
         other._owners, other._lengths = dict(self._owners), dict(self._lengths)
         for key, owners in _grouped(gone).items():
             left = [owner for owner in other._owners.pop(key) if owner not in owners]
@@ -167,7 +172,7 @@ class SubjectIndex(Generic[Owner]):
         return other
 
     def _add(self, names: Iterable[tuple[str, Owner]]) -> None:
-        """No list is changed that another index may share."""
+        """Never changes a list, since another index may share it."""
         for key, owners in _grouped(names).items():
             self._owners[key] = [*self._owners.get(key, ()), *owners]
             known = self._lengths.get(key[0], ())
@@ -178,11 +183,11 @@ class SubjectIndex(Generic[Owner]):
         return len(self._owners)
 
     def mentions(self, text: str) -> list[Mention]:
-        """The names that occur, in their order."""
+        """The names that occur in a text, in their order."""
         return self.among(words(text))
 
     def among(self, found: Sequence[Word]) -> list[Mention]:
-        """The same of words."""
+        """The same for words."""
         mentions = []
         for place, word in enumerate(found):
             for length in self._lengths.get(word.text, ()):
@@ -192,19 +197,19 @@ class SubjectIndex(Generic[Owner]):
         return mentions
 
     def owners(self, mention: Mention) -> Sequence[Owner]:
-        """Who is called so."""
+        """The owners of a mentioned name."""
         return self._owners[mention.name]
 
 
 def may_name(texts: Iterable[str], names: Iterable[str]) -> set[int]:
-    """A quick look at many texts: the places of those that may have one of these names, by the longest word of each."""
+    """A quick prefilter: the places of the texts that contain the longest word of one of these names."""
     longest = {max(key, key=len) for key in map(name_key, names) if key}
     folded = [text.lower() if text.isascii() else _folded(text) for text in texts]  # calls would take the time
     return {place for word in longest for place, text in enumerate(folded) if word in text}
 
 
 def _grouped(names: Iterable[tuple[str, Owner]]) -> dict[tuple[str, ...], list[Owner]]:
-    """What is called by each way of writing the names."""
+    """The owners of each way of writing the names."""
     found: dict[tuple[str, ...], list[Owner]] = {}
     for name, owner in names:
         for key in variants(name):

@@ -1,6 +1,7 @@
-"""What a sequence of ids asks, and where: turns of a chat by their template, sentences of plain text by their marks.
+"""Where questions stand in a sequence of ids: the turns of a chat, by its template; the sentences of plain text.
 
-All is a function of the ids up to a token, so it does not matter how a sequence is cut into forward passes.
+Every function here depends on the ids up to a token alone, so it does not matter how a sequence is cut into forward
+passes.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -17,29 +19,29 @@ from wise.memory.sequences import Ids
 from wise.router.subjects import Mention, find_subject, words
 
 WINDOW = 128
-"""Tokens of plain text before a position that are looked at."""
+"""Tokens of plain text that are read before a position."""
 _SENTENCE_END = re.compile(
     r"(?<=[.!?。！？])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St)\.)(?<!\bMrs\.)[\"'”’)\]]*\s+|(?<=[。！？])|\n+"
 )
 """Ends of sentences; not initials and a few titles."""
 _QUESTION = re.compile(r"[?？][\"'”’)\]]*\s*$")
 _LABEL = re.compile(r"^\W*\w+(?:\s+\w+)?\s*[:：]\s*$")
-"""What stands before an answer and asks nothing itself: "Answer:"."""
+"""A label before an answer, such as "Answer:"."""
 _CLOSED = re.compile(r"[.!。！][\"'”’)\]]*\s*$")
 
 _UNFINISHED = re.compile(
     r"(?:[,;(–—-]|\b(?:and|or|but|who|whose|which|that|because|while|also|not))\s*$", re.IGNORECASE
 )
-"""Ends of a text behind which no answer begins."""
+"""Ends of a text after which no answer begins."""
 LEADING = frozenset(
     "is are was were be been of in by to called as on at from with for a an the named than under after since until "
     "into within about".split()
 )
-"""Words behind which a sentence's answer is expected."""
+"""Words after which a sentence expects its answer."""
 
 REFERRING = frozenset("it its he him his she her hers they them their theirs there this that these those".split())
 SHORT = 4
-"""Words of a question that needs none of these to be about what was named before: "And the capital?"."""
+"""A question of so few words may refer to an earlier subject without any of these: "And the capital?"."""
 
 Message = Mapping[str, str]
 
@@ -49,13 +51,13 @@ class ChatTemplate:
     """The ids that a tokenizer's chat template puts around a user's text."""
 
     header: tuple[int, ...]
-    """Right before it."""
+    """Before the text."""
     opening: tuple[int, ...]
-    """Right after it, up to where the answer begins."""
+    """After the text, up to where the answer begins."""
 
     @classmethod
     def learn(cls, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
-        """None where the tokenizer has no template, or one whose turns cannot be told apart."""
+        """None if the tokenizer has no template, or one that shows no fixed ids around a turn."""
         if not getattr(tokenizer, "chat_template", None):
             return None
         probes = _probes(tokenizer)
@@ -65,9 +67,9 @@ class ChatTemplate:
             later = [render(tokenizer, [*before, _user(text)]) for text in probes]
         except Exception:  # a template raises what it likes where it does not take such turns
             return None
-        opening = _common([row[::-1] for row in (*first, *later)])[::-1]
-        ahead = [_common([list(row) for row in rows]) for rows in (first, later)]
-        header = _common([row[::-1] for row in ahead])[::-1]
+        opening = commonprefix([row[::-1] for row in (*first, *later)])[::-1]
+        ahead = [list(commonprefix(rows))[::-1] for rows in (first, later)]
+        header = commonprefix(ahead)[::-1]
         return cls(header=tuple(header), opening=tuple(opening)) if header and opening else None
 
     def openings(self, ids: Ids, start: int) -> list[int]:
@@ -75,7 +77,7 @@ class ChatTemplate:
         return _ends(ids, self.opening, start)
 
     def question(self, ids: Ids, end: int) -> tuple[int, int]:
-        """The user's text in front of the opening that ends at token `end`: its first token, and behind its last."""
+        """The user's text before the opening that ends at `end`: the first token, and the one after the last."""
         stop = end + 1 - len(self.opening)
         headers = _ends(ids[:stop], self.header, 0)
         return (headers[-1] + 1 if headers else 0), stop
@@ -92,10 +94,10 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> l
 def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | None:
     """What plain text says last, to be answered or completed at its end; None where nothing is.
 
-    The sentence that is not closed yet, or the question just asked, and the sentence before it where that names an
-    edited subject and the last refers back to it by a word, as "its" does, or is but a label.
+    It is the unfinished last sentence, or the question just asked. The sentence before it is included if the last one
+    names no edited subject and refers back by a word such as "its", or is only a label.
 
-    mentions: of a text, the edited subjects that it names. A mark right behind one may be a part of its name.
+    mentions: the edited subjects that a text names. A mark right behind one may be part of its name.
     """
     sentences = list(_sentences(text, {mention.end for mention in mentions(text)}))
     if not sentences or _CLOSED.search(text):
@@ -107,9 +109,9 @@ def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | No
 
 
 def expects(text: str, ends: Collection[str]) -> bool | None:
-    """Whether an answer is expected at the end of an unfinished sentence; None where that is not clear.
+    """Whether an unfinished sentence expects an answer at its end; None if that is not clear.
 
-    ends: last words of sentences that are known to be completed there, beside `LEADING`.
+    ends: last words of the edits' own sentences, which expect one as `LEADING` do.
     """
     if _UNFINISHED.search(text):
         return False
@@ -118,7 +120,7 @@ def expects(text: str, ends: Collection[str]) -> bool | None:
 
 
 def last_word(text: str) -> str:
-    """In small letters; nothing where there is no word."""
+    """In lower case; empty if there is no word."""
     while text := text.rstrip():  # no word goes across a space
         head, _, tail = text.rpartition(" ")
         if found := words(tail):
@@ -128,19 +130,19 @@ def last_word(text: str) -> str:
 
 
 def refers_back(text: str, short: int = SHORT) -> bool:
-    """It may be about what was named before: it names nothing, and says "it", or has so few words."""
+    """The text may be about an earlier subject: it names none, and has a word such as "it" or very few words."""
     found = [word.text for word in words(text)]
     return find_subject(text) is None and (len(found) <= short or not REFERRING.isdisjoint(found))
 
 
 def last_sentence(text: str) -> str:
-    """Of several sentences the last, which is what is asked behind a preface; of one itself."""
+    """The last of several sentences, which is the question after a preface; a single sentence is returned as it is."""
     sentences = list(_sentences(text))
     return sentences[-1].strip() if len(sentences) > 1 else text
 
 
 def is_question(text: str) -> bool:
-    """It ends with a question mark."""
+    """Whether a text ends with a question mark."""
     return bool(_QUESTION.search(text))
 
 
@@ -173,16 +175,6 @@ def _probes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def _user(text: str) -> Message:
     return {"role": "user", "content": text}
-
-
-def _common(rows: Sequence[Sequence[int]]) -> list[int]:
-    """The longest beginning that all rows share."""
-    shared = []
-    for tokens in zip(*rows, strict=False):
-        if len(set(tokens)) > 1:
-            break
-        shared.append(tokens[0])
-    return shared
 
 
 def _ends(ids: Ids, pattern: Sequence[int], start: int) -> list[int]:

@@ -48,6 +48,7 @@ from wise.memory.side_memory import SideMemory
 from wise.memory.slot import MaskedDenseSlot
 from wise.memory.state import MemoryState
 from wise.router.assemble import assemble
+from wise.training.writers.masked_dense_statistics import KEY_SIZE
 
 RELEASED_CPU_SECONDS = 2.6
 """Per edit, of the released WISE implementation: one thread, 12 rows per edit, 70 steps, a model of 2.9 million
@@ -132,7 +133,7 @@ def edit_cost(folder: Path, edits: Sequence[Edit], mode: str) -> EditCost:
 def made_up(memory: Memory, *, features: tuple[int, int]) -> MemoryState:
     """A state of random weights and keys, for a value projection of `features` `(f, d)`."""
     f, d = features
-    r = min(WiseConfig().key_dim, f)
+    r = min(KEY_SIZE, f)
     random = torch.Generator().manual_seed(0)
     edits = tuple(Edit(prompt=f"prompt {i}", target="target", id=f"{i:04}") for i in range(memory.edits))
     slots = []
@@ -168,8 +169,8 @@ def serve_once(model: PreTrainedModel, ids: torch.Tensor, clock: Clock) -> tuple
 
 def overhead(name: str, model: PreTrainedModel, memory: Memory, repeats: int, clock: Clock) -> Overhead:
     """Times `model` bare and with `memory`, in turn, `repeats` times; leaves it bare."""
-    floor = ALWAYS_NEAR if memory.all_asked else NEVER_NEAR
-    config = WiseConfig(mode=memory.mode, key_floor=floor)
+    threshold = ALWAYS_NEAR if memory.all_asked else NEVER_NEAR
+    config = WiseConfig(mode=memory.mode, key_threshold=threshold)
     place = locate(model, config)
     path, _, attribute = place.path.rpartition(".")
     parent = model.get_submodule(path)

@@ -32,11 +32,12 @@ from torch import Tensor
 
 from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of
 from wise.lab.formats.files import read_records
-from wise.questions import stock
 from wise.router.encoder import SentenceEncoder, load_base, load_encoder
-from wise.router.subjects import SubjectIndex, masked, names_of
+from wise.router.subjects import names_of, without_names
 from wise.router.turns import last_sentence
-from wise.training.relations import nearest_relation, relation_centres, stated
+from wise.training.router.builtin_questions import builtin_questions
+from wise.training.router.calibration import nearest_relation, relation_centres
+from wise.training.router.examples import stated
 
 OTHERS_PASS, REWORDINGS_PASS = 0.05, 0.85
 CURVE = [n / 20 for n in range(7, 16)]
@@ -49,21 +50,16 @@ def published(encoder: str | None) -> SentenceEncoder:
     size = int(model.config.hidden_size)
     nothing = {"projection": torch.eye(size), "thresholds": torch.zeros(4)}
     reader = SentenceEncoder(model, tokenizer, nothing, name="published")
-    reader.relation_centres = relation_centres(reader.read, stock())
+    reader.relation_centres = relation_centres(reader.read, builtin_questions())
     return reader
 
 
 def keys(reader: SentenceEncoder, fact: Fact, kinds: int) -> Tensor:
     """`[kinds, r]` the first of `KEYS`."""
-    asked = without_name(fact, fact.edit.prompt)
+    asked = without_names(fact.edit.prompt, names_of(fact.edit))
     own = reader.read([asked, stated(asked, fact.edit.target)])
     centre = reader.relation_centres[nearest_relation(own, reader.relation_centres)]
     return torch.cat([own, centre[None]])[:kinds]
-
-
-def without_name(fact: Fact, text: str) -> str:
-    names = SubjectIndex((name, 0) for name in names_of(fact.edit))
-    return masked(text, names.mentions(text))
 
 
 def scores(reader: SentenceEncoder, facts: Sequence[Fact], kinds: int) -> dict[str, Tensor]:
@@ -73,7 +69,7 @@ def scores(reader: SentenceEncoder, facts: Sequence[Fact], kinds: int) -> dict[s
         own = keys(reader, fact, kinds)
         for name in CLASSES:
             for given in getattr(fact, name):
-                text = without_name(fact, given)
+                text = without_names(given, names_of(fact.edit))
                 found[name].append(float((own @ reader.read([text, last_sentence(text)]).T).max()))
     return {name: torch.tensor(values) for name, values in found.items()}
 

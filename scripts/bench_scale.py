@@ -34,7 +34,6 @@ from wise.demo import model_path
 from wise.memory.artifact import save_memory
 from wise.memory.slot import FORMS, AnswerSlot
 from wise.memory.state import MemoryState
-from wise.preparation import relation_space
 
 SIZES = (0, 1000, 10_000, 100_000)
 WIDTH, LAYERS = 576, 2
@@ -99,7 +98,7 @@ def drawn(model: WiseModel, count: int) -> MemoryState:
         edits=tuple(edits),
         slots=tuple(slots),
         keys=dict(zip((edit.id for edit in edits), keys, strict=True)),
-        key_space=relation_space(model.inputs),
+        key_space=model.inputs.reader.key_space,
     )
 
 

@@ -112,7 +112,7 @@ def sample_run(*, edits: int = 100, seed: int = 0) -> dict[str, Any]:
             "parameters": 6900000,
             "fingerprint": "ab" * 16,
         },
-        "config": {"mode": "retrieve", "layer": 5, "key_floor": 0.7, "terminator": None},
+        "config": {"mode": "retrieve", "layer": 5, "key_threshold": 0.7, "terminator": None},
         "environment": {
             "wise": "0.1.0",
             "python": "3.12.1",

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
 from wise.demo import model_path
-from wise.intake import open_reader
+from wise.ingest import open_reader
 from wise.memory.store.store import Store
 from wise.serve.app import build_app
 from wise.serve.editor import Editor

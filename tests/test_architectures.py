@@ -80,9 +80,10 @@ def test_what_a_block_adds_is_what_its_attention_and_its_feed_forward_give(model
     assert torch.allclose(after, before + feed_forward + attended, atol=1e-4)
 
 
-@pytest.mark.parametrize(("fraction", "layer"), [(0.0, 0), (0.34, 1), (0.5, 1), (0.85, 2), (0.999, 2)])
-def test_the_layer_is_a_fraction_of_the_depth(fraction: float, layer: int) -> None:
-    assert located(tiny_model("llama"), layer_fraction=fraction).layer == layer
+@pytest.mark.parametrize(("mode", "layer"), [("merge", 27), ("retrieve", 27), ("hybrid", 22)])
+def test_the_layer_is_a_fraction_of_the_depth(mode: str, layer: int) -> None:
+    model = tiny_model("llama", num_hidden_layers=32)
+    assert located(model, mode=mode).layer == layer
 
 
 def test_the_layer_can_be_named_and_must_be_there() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wise.cache import cache_folder, keep, recalled
+from wise.training.cache import cache_folder, read_cached, write_cached
 
 ABOUT = {"base": "abc", "terminator": None}
 
@@ -18,33 +18,33 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_kept_is_recalled_about_the_same_thing_alone(folder: Path) -> None:
-    assert recalled("ending", ABOUT) is None
-    keep("ending", ABOUT, {"ids": [1, 2]})
-    assert recalled("ending", dict(reversed(ABOUT.items()))) == {"ids": [1, 2]}
-    assert recalled("ending", ABOUT | {"terminator": "."}) is None and recalled("other", ABOUT) is None
+    assert read_cached("ending", ABOUT) is None
+    write_cached("ending", ABOUT, {"ids": [1, 2]})
+    assert read_cached("ending", dict(reversed(ABOUT.items()))) == {"ids": [1, 2]}
+    assert read_cached("ending", ABOUT | {"terminator": "."}) is None and read_cached("other", ABOUT) is None
     assert [file.suffix for file in folder.iterdir()] == [".json"], "no half-written file is left"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"about": {"base": "other"}, "found": 1}', b"\xff"])
 def test_a_damaged_file_is_as_none(folder: Path, content: bytes) -> None:
-    keep("ending", ABOUT, 1)
+    write_cached("ending", ABOUT, 1)
     (file,) = folder.iterdir()
     file.write_bytes(content)
-    assert recalled("ending", ABOUT) is None
-    keep("ending", ABOUT, 2)
-    assert recalled("ending", ABOUT) == 2
+    assert read_cached("ending", ABOUT) is None
+    write_cached("ending", ABOUT, 2)
+    assert read_cached("ending", ABOUT) == 2
 
 
 def test_where_nothing_can_be_written_nothing_fails(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder.write_text("a file stands where the folder should")
-    keep("ending", ABOUT, 1)
-    assert recalled("ending", ABOUT) is None and "could not be kept" in caplog.text
+    write_cached("ending", ABOUT, 1)
+    assert read_cached("ending", ABOUT) is None and "could not be kept" in caplog.text
 
 
 def test_an_empty_name_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WISE_CACHE", "")
-    keep("ending", ABOUT, 1)
-    assert cache_folder() is None and recalled("ending", ABOUT) is None
+    write_cached("ending", ABOUT, 1)
+    assert cache_folder() is None and read_cached("ending", ABOUT) is None
     monkeypatch.delenv("WISE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "wise"
@@ -57,5 +57,5 @@ def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("WISE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    keep("ending", ABOUT, 1)
-    assert cache_folder() is None and recalled("ending", ABOUT) is None
+    write_cached("ending", ABOUT, 1)
+    assert cache_folder() is None and read_cached("ending", ABOUT) is None

@@ -110,7 +110,7 @@ def test_help_of_eval_names_every_editor() -> None:
 
 def test_help_names_every_command_and_the_exit_codes() -> None:
     shown = " ".join(run("--help").stdout.split())
-    named = ("edit", "forget", "delete", "ask", "eval", "compare", "locate", "info", "demo")
+    named = ("edit", "forget", "store", "ask", "eval", "compare", "locate", "info", "demo")
     assert all(f" {name} " in shown for name in named)
     assert all(f"{code} " in shown.partition("Exit codes:")[2] for code in range(4))
 
@@ -287,7 +287,8 @@ def test_an_edit_is_taken_out_of_a_memory_on_disk(tmp_path: Path) -> None:
         result = run("forget", folder, "--id", "france", *elsewhere, "--output", tmp_path / "left", "--json")
         assert result.exit_code == 0, result.output
         found = last_line(result)
-        assert (found["deleted"], found["rewritten"], found["lost"], found["edits"]) == (["france"], rewritten, [], 1)
+        assert (found["deleted"], found["rewritten"]) == (["france"], rewritten)
+        assert (found["dropped"], found["edits"]) == ([], 1)
         assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
         asked = ("The capital of France is", "The capital of Spain is")
         answers = last_line(run("ask", "--memory", tmp_path / "left", "--json", *asked))["answers"]
@@ -302,7 +303,7 @@ def test_an_edit_that_gives_way_to_another_wording_is_named(tmp_path: Path) -> N
     result = run("edit", *other, "--memory", tmp_path / "memory", "--output", tmp_path / "memory", "--json")
     assert result.exit_code == 0, result.output
     [conflict] = last_line(result)["conflicts"]
-    assert f"{conflict['gave_way']} gave way to {conflict['to']}" in result.stdout
+    assert f"{conflict['superseded']} superseded by {conflict['by']}" in result.stdout
     assert len(last_line(run("info", "--memory", tmp_path / "memory", "--json"))["memory"]["edits"]) == 1
 
 

@@ -75,61 +75,61 @@ def memory(
     return MemoryState(edits=tuple(made), slots=tuple(slots), keys=keys, key_space=space)
 
 
-def gave_way(state: MemoryState, written: Sequence[str] = ("a", "b", "c")) -> list[tuple[str, str]]:
-    return [(each.gave_way, each.to) for each in conflicts(state, set(written))]
+def superseded(state: MemoryState, written: Sequence[str] = ("a", "b", "c")) -> list[tuple[str, str]]:
+    return [(each.superseded, each.by) for each in conflicts(state, set(written))]
 
 
 def test_the_earlier_gives_way_where_each_is_what_the_others_question_asks_for() -> None:
     for cosine, expected in ((0.9, True), (0.61, True), (0.59, False), (0.0, False)):
         state = memory(("a", "x", 1), ("b", "y", cosine))
-        assert gave_way(state) == ([("a", "b")] if expected else []), cosine
+        assert superseded(state) == ([("a", "b")] if expected else []), cosine
     [found] = conflicts(memory(("a", "x", 1), ("b", "y", 0.85)), {"b"})
     assert found.score == pytest.approx(0.85)
 
 
 def test_of_several_wordings_the_nearest_counts_and_each_must_be_asked_by_the_others_own() -> None:
     far = (("a", "x", 1), ("b", "y", 0.3))
-    assert gave_way(memory(*far)) == []
+    assert superseded(memory(*far)) == []
     # The later edit knows a wording like the question of the earlier one, which knows none like the later's question.
-    assert gave_way(memory(*far, further={"b": 0.95})) == []
-    assert gave_way(memory(*far, further={"a": 0.3, "b": 1})) == [("a", "b")]
+    assert superseded(memory(*far, further={"b": 0.95})) == []
+    assert superseded(memory(*far, further={"a": 0.3, "b": 1})) == [("a", "b")]
 
 
 def test_what_wants_the_same_or_is_of_another_subject_or_is_asked_more_stays() -> None:
     near = (("a", "x", 1), ("b", "y", 0.85))
-    assert gave_way(memory(("a", "x", 1), ("b", "x", 0.85))) == []
-    assert gave_way(memory(*near, a="rome", b="paris")) == gave_way(memory(*near, b=None)) == []
-    assert gave_way(memory(*near, a="rome", b="the rome")) == [("a", "b")]
-    assert gave_way(memory(*near, a="rome", b="roma", aliases={"b": "rome"})) == [("a", "b")]
+    assert superseded(memory(("a", "x", 1), ("b", "x", 0.85))) == []
+    assert superseded(memory(*near, a="rome", b="paris")) == superseded(memory(*near, b=None)) == []
+    assert superseded(memory(*near, a="rome", b="the rome")) == [("a", "b")]
+    assert superseded(memory(*near, a="rome", b="roma", aliases={"b": "rome"})) == [("a", "b")]
     for own in ("a", "b"):
-        assert gave_way(memory(*near, thresholds={own: 0.9})) == []
-        assert gave_way(memory(*near, thresholds={own: 0.84})) == [("a", "b")]
+        assert superseded(memory(*near, thresholds={own: 0.9})) == []
+        assert superseded(memory(*near, thresholds={own: 0.84})) == [("a", "b")]
 
 
 def test_edits_without_a_subject_must_come_nearer() -> None:
-    assert gave_way(memory(("a", "x", 1), ("b", "y", 0.85), a=None, b=None)) == [("a", "b")]
-    assert gave_way(memory(("a", "x", 1), ("b", "y", 0.75), a=None, b=None)) == []
-    assert gave_way(memory(("a", "x", 1), ("b", "y", 0.75))) == [("a", "b")]
+    assert superseded(memory(("a", "x", 1), ("b", "y", 0.85), a=None, b=None)) == [("a", "b")]
+    assert superseded(memory(("a", "x", 1), ("b", "y", 0.75), a=None, b=None)) == []
+    assert superseded(memory(("a", "x", 1), ("b", "y", 0.75))) == [("a", "b")]
 
 
 def test_only_what_was_just_written_takes_a_place_and_only_of_what_came_before() -> None:
     state = memory(("a", "x", 1), ("b", "y", 1), ("c", "z", 1))
-    assert gave_way(state) == [("a", "c"), ("b", "c")]
-    assert gave_way(state, ["b"]) == [("a", "b")]
-    assert gave_way(state, ["a"]) == gave_way(state, []) == gave_way(state, ["d"]) == []
+    assert superseded(state) == [("a", "c"), ("b", "c")]
+    assert superseded(state, ["b"]) == [("a", "b")]
+    assert superseded(state, ["a"]) == superseded(state, []) == superseded(state, ["d"]) == []
 
 
 def test_what_has_given_way_takes_no_place() -> None:
     # b lies between a and c, which are too far from each other.
     far = memory(("a", "x", 1), ("b", "y", 0.8), ("c", "z", 0.3))
-    assert gave_way(far) == [("b", "c")]
-    assert gave_way(far, ["b"]) == [("a", "b")]
+    assert superseded(far) == [("b", "c")]
+    assert superseded(far, ["b"]) == [("a", "b")]
 
 
 def test_keys_of_activations_contradict_nothing() -> None:
     state = memory(("a", "x", 1), ("b", "y", 1))
     space = KeySpace(mean=torch.zeros(2), projection=torch.eye(2))
-    assert gave_way(replace(state, key_space=space)) == [] and gave_way(MemoryState()) == []
+    assert superseded(replace(state, key_space=space)) == [] and superseded(MemoryState()) == []
 
 
 # -- in a model -------------------------------------------------------------------------------
@@ -152,10 +152,10 @@ def test_the_last_writer_wins_and_the_report_says_so() -> None:
     model = wrapped()
     assert model.edit(asked(0, 60, "old")).count(VERIFIED) == 1
     report = model.edit(asked(1, 70, "new"))
-    assert [(c.gave_way, c.to) for c in report.conflicts] == [("old", "new")]
-    assert (report.replaced, report.lost, report.count(VERIFIED)) == ((), (), 1)
+    assert [(c.superseded, c.by) for c in report.conflicts] == [("old", "new")]
+    assert (report.replaced, report.dropped, report.count(VERIFIED)) == ((), (), 1)
     assert model.state.edit_ids == ("new",) and "old" not in model.state.keys
-    assert report.to_dict()["conflicts"][0]["gave_way"] == "old"
+    assert report.to_dict()["conflicts"][0]["superseded"] == "old"
 
 
 def test_edits_that_agree_or_are_told_apart_stay_beside_each_other() -> None:
@@ -171,7 +171,7 @@ def test_within_one_call_the_later_one_is_kept_and_the_earlier_called_superseded
     model = wrapped()
     report = model.edit([asked(0, 60, "old"), asked(1, 70, "new")])
     assert [o.status for o in report.outcomes] == [SUPERSEDED, VERIFIED] and report.failed == ()
-    assert [(c.gave_way, c.to) for c in report.conflicts] == [("old", "new")]
+    assert [(c.superseded, c.by) for c in report.conflicts] == [("old", "new")]
     assert model.state.edit_ids == ("new",)
 
 
@@ -196,7 +196,7 @@ def test_the_last_of_the_stream_wins_however_often_each_was_tried(slow: str, mon
         (SUPERSEDED, 1 + (slow == "old")),
         (VERIFIED, 1 + (slow == "new")),
     ]
-    assert [(c.gave_way, c.to) for c in report.conflicts] == [("old", "new")] and report.lost == ()
+    assert [(c.superseded, c.by) for c in report.conflicts] == [("old", "new")] and report.dropped == ()
     assert model.state.edit_ids == ("new",)
 
 
@@ -220,7 +220,7 @@ def test_one_that_fails_takes_no_ones_place(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(type(model.trainer.verifier), "ask", asked_in_vain)
     report = model.edit(asked(1, 70, "new"))
     assert [o.status for o in report.outcomes] == [FAILED]
-    assert (report.conflicts, report.lost) == ((), ()) and model.state.edit_ids == ("old",)
+    assert (report.conflicts, report.dropped) == ((), ()) and model.state.edit_ids == ("old",)
 
 
 def test_a_fact_that_is_edited_in_other_words_is_edited_anew() -> None:
@@ -234,7 +234,7 @@ def test_a_fact_that_is_edited_in_other_words_is_edited_anew() -> None:
     prompt = next(p for p in first.paraphrases if (first.edit.subject or "") in p)
     newer = wise.Edit(id="newer", prompt=prompt, subject=first.edit.subject, target=str(first.answer))
     report = model.edit(newer)
-    assert [(c.gave_way, c.to) for c in report.conflicts] == [(first.edit.id, "newer")]
+    assert [(c.superseded, c.by) for c in report.conflicts] == [(first.edit.id, "newer")]
     assert model.state.edit_ids == (*(other.edit.id for other in others), "newer")
     asked_both_ways = [answer.text for answer in model.ask([first.edit.prompt, prompt])]
     assert asked_both_ways == [first.answer, first.answer]

@@ -93,7 +93,7 @@ class Told:
     def edit(self, edits: list[Edit], *, progress: Any) -> EditReport:
         self.calls.append(edits)
         progress(len(edits))
-        return EditReport(outcomes=(), replaced=(), lost=(), seconds=1.0, cpu_seconds=2.0)
+        return EditReport(outcomes=(), replaced=(), dropped=(), seconds=1.0, cpu_seconds=2.0)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def run(model: wise.WiseModel, calls: Sequence[tuple[str, Any, int]], capacity: 
             model.rollback(state)
         elif verb == "delete" and what & set(held):
             gone = {held[number].id for number in what & set(held)}
-            assert model.delete(gone).lost == ()
+            assert model.delete(gone).dropped == ()
             edits, recipes = [one for one in edits if one.id not in gone], forgotten(recipes, gone)
         elif (verb == "edit" and edit(what, version).id not in model.state.edit_ids) or (
             verb == "replace" and what in held
@@ -178,13 +178,13 @@ def run(model: wise.WiseModel, calls: Sequence[tuple[str, Any, int]], capacity: 
             words = {"prompt": text([90, 5 + 7 * what, 6 + 7 * what, 30 + what])} if version == 3 else {}
             one = edit(what, version, **words | ({"id": held[what].id} if verb == "replace" else {}))
             report = model.edit(one) if verb == "edit" else model.replace(one)
-            assert (report.count(VERIFIED), report.lost) == (1, ())
+            assert (report.count(VERIFIED), report.dropped) == (1, ())
             gone = {old.id for old in edits if old.id == one.id or old.prompt == one.prompt}
             assert set(report.replaced) == gone
             asked_alike = {old.id for old in edits if old.subject == one.subject} - gone
-            gave_way = {conflict.gave_way for conflict in report.conflicts}
-            assert gave_way == (asked_alike if model.wise_config.mode == "hybrid" else set())
-            edits = [*(old for old in edits if old.id not in gone | gave_way), one]
+            superseded = {conflict.superseded for conflict in report.conflicts}
+            assert superseded == (asked_alike if model.wise_config.mode == "hybrid" else set())
+            edits = [*(old for old in edits if old.id not in gone | superseded), one]
             recipes = written(forgotten(recipes, gone), one, capacity)
         assert model.edits == tuple(edits)
     return edits, recipes
@@ -223,7 +223,7 @@ def test_edits_of_one_batch_are_taken_out_as_if_only_the_others_had_been_kept(tm
     assert model.edit([edit(i) for i in range(4)]).count(VERIFIED) == 4
     whole, before = model.snapshot(), logits(model)
     report = model.delete(["e1.0", "e2.0"])
-    assert (report.deleted, report.rewritten, report.lost) == (("e1.0", "e2.0"), (), ())
+    assert (report.deleted, report.rewritten, report.dropped) == (("e1.0", "e2.0"), (), ())
     kept = (whole.slots[0], replace(whole.slots[3], id=1))
     keys = {i: whole.keys[i] for i in ("e0.0", "e3.0")}
     expected = MemoryState(edits=(edit(0), edit(3)), slots=kept, keys=keys, key_space=whole.key_space)
@@ -269,7 +269,7 @@ def test_an_edit_that_cannot_be_written_without_the_deleted_one_is_lost_and_said
     model.edit([edit(0), edit(1)])
     unable(model)
     report = model.delete("e0.0")
-    assert (report.deleted, report.rewritten, report.lost) == (("e0.0",), (), ("e1.0",))
+    assert (report.deleted, report.rewritten, report.dropped) == (("e0.0",), (), ("e1.0",))
     assert model.edits == () and model.state.slots == ()
 
 
@@ -279,7 +279,7 @@ def test_a_replacement_that_fails_leaves_the_old_one_as_it_was() -> None:
     state, newer = model.snapshot(), edit(5, id="e0.0")
     unable(model)
     report = model.replace(newer)
-    assert report.failed == ("e0.0",) and report.replaced == () and report.lost == ()
+    assert report.failed == ("e0.0",) and report.replaced == () and report.dropped == ()
     assert differing(model.state, state) == []
     unable(model, steps=100)
     report = model.replace(newer)

@@ -171,7 +171,7 @@ def test_a_limit_takes_the_first_documents(model: wise.WiseModel, folder: Path) 
 
 def hand_made(bos: bool) -> wise.WiseModel:
     """A tiny model with a memory, whose tokenizer puts no beginning-of-sequence."""
-    config = wise.WiseConfig(mode="retrieve", bos=bos, terminator="", key_floor=0.3)
+    config = wise.WiseConfig(mode="retrieve", bos=bos, terminator="", key_threshold=0.3)
     wrapped = wise.wrap(tiny_model("llama"), tiny_tokenizer(), config)
     put(wrapped, memory_by_hand(wrapped))
     return wrapped

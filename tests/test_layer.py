@@ -18,7 +18,7 @@ from wise.router.activation import ActivationRouter, RetrievalRouter, activation
 from wise.router.assemble import assemble
 
 D, F, R, SLOTS = 5, 7, 4, 3
-FLOOR = 0.5
+KEY_THRESHOLD = 0.5
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 grouped = pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def retrieved(thresholds: tuple[float, ...] = (4.0, 2.0, 1e9)) -> SideMemory:
         key_slots=torch.arange(SLOTS).repeat(2),
         projection=random(R, F, seed=2),
         mean=random(F, seed=3),
-        floor=FLOOR,
+        key_threshold=KEY_THRESHOLD,
     )
     return SideMemory(SlotBank(random(SLOTS, D, F)), router)
 
@@ -65,7 +65,7 @@ def test_a_token_gets_the_delta_of_its_slot_where_its_score_reaches_the_threshol
             )
             slot = int(cosines.argmax()) % SLOTS
             threshold = (
-                float(memory.router.thresholds[slot]) if float(cosines.max()) >= FLOOR else float("inf")
+                float(memory.router.thresholds[slot]) if float(cosines.max()) >= KEY_THRESHOLD else float("inf")
             )
         delta = memory.bank.weights[slot] @ token
         if float(delta.norm()) >= threshold:
@@ -161,7 +161,7 @@ def test_the_resident_router_finds_the_slot_that_the_index_finds() -> None:
     route = route_of(wrapped, sum(BATCH, []))
     handle.remove()
     scores, slots, _ = nearest_keys(wrapped.state, seen[0][0])
-    near = scores >= wrapped.wise_config.key_floor
+    near = scores >= wrapped.wise_config.key_threshold
     assert torch.equal(route.slot, slots.where(near, NO_SLOT))
     assert len(set(route.slot.tolist()) - {NO_SLOT}) > 1 and not near.all()
     thresholds = torch.tensor([slot.threshold for slot in wrapped.state.slots])

@@ -153,14 +153,14 @@ def test_after_every_call_each_live_edit_is_generated_however_crowded(
 ) -> None:
     """In a base this narrow many edits fail, and failures are taken out after the model was asked."""
     settings = {"learning_rate": 0.03, "max_steps": 40, "terminator": "", "bos": False, "prefixes": 0}
-    config = wise.WiseConfig(mode=mode, slot_capacity=2, layer=1, key_floor=0.3, **settings)
+    config = wise.WiseConfig(mode=mode, slot_capacity=2, layer=1, key_threshold=0.3, **settings)
     model = wise.wrap(tiny_model(model_type, seed=seed), tiny_tokenizer(), config, **reading(mode))
     lived: set[str] = set()
     for edits in ([edit(i) for i in range(4)], [edit(i) for i in range(4, 8)]):
         report = model.edit(edits)
         assert says(model, model.edits) == targets(model.edits)
         live = set(ids_of(model.edits))
-        assert lived - live == set(report.lost)
+        assert lived - live == set(report.dropped)
         lived = live
 
 
@@ -177,7 +177,7 @@ def test_slots_fill_in_the_order_of_the_stream_and_the_last_is_opened_again() ->
     assert [slot.edit_ids for slot in slots] == [("e0", "e1"), ("e2", "e3"), ("e4",)]
     assert [slot.id for slot in slots] == [0, 1, 2]
     assert same_tensors(slots[0].tensors(), full.tensors()) and slots[0].scores == full.scores
-    assert report.lost == () and [o.id for o in report.outcomes] == ["e3", "e4"]
+    assert report.dropped == () and [o.id for o in report.outcomes] == ["e3", "e4"]
     assert ids_of(model.edits) == ["e0", "e1", "e2", "e3", "e4"]
     assert says(model, model.edits) == targets(model.edits)
 
@@ -211,7 +211,7 @@ def test_a_live_edit_that_the_next_call_breaks_is_lost_and_said_so(monkeypatch: 
 
     monkeypatch.setattr(type(model.trainer.verifier), "ask", asked)
     report = model.edit(edit(2))
-    assert report.lost == ("e0",) and [o.id for o in report.outcomes] == ["e2"]
+    assert report.dropped == ("e0",) and [o.id for o in report.outcomes] == ["e2"]
     assert ids_of(model.edits) == ["e1", "e2"] and "e0" not in model.state.keys
     assert model.state.slots[0].edit_ids == ("e1", "e2")
 
@@ -225,7 +225,7 @@ def test_a_later_edit_of_the_same_prompt_takes_the_place_of_the_earlier(mode: st
     model.edit([edit(0), edit(1)])
     newer = edit(0, id="newer", target=text([80, 81]))
     report = model.edit(newer)
-    assert report.replaced == ("e0",) and report.lost == ()
+    assert report.replaced == ("e0",) and report.dropped == ()
     assert ids_of(model.edits) == ["e1", "newer"]
     assert says(model, [newer, edit(1)]) == targets([newer, edit(1)])
     assert "e0" not in model.state.keys

@@ -14,17 +14,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from wise.errors import ArtifactError
 from wise.router.encoder import SentenceEncoder, dequantized, digest, quantized, read_taught
-from wise.training.relations import (
-    FALSE_POSITIVE_RATE,
-    framed,
-    measure,
-    names,
-    nearest_relation,
-    put,
-    split,
-    stated,
-    teach,
-)
+from wise.training.router.calibration import FALSE_POSITIVE_RATE, measure, nearest_relation
+from wise.training.router.encoder_training import train_encoder
+from wise.training.router.examples import framed, names, put, split, stated
 
 VERBS = {"made": "makes built constructed produced", "sold": "sells offers retails markets", "bought": "buys acquires "
          "purchases takes", "seen": "sees watches views notices", "sung": "sings hums chants intones"}
@@ -55,7 +47,7 @@ def tiny_encoder() -> tuple[BertModel, PreTrainedTokenizerFast]:
 
 def taught(tmp_path: Path, steps: int = 2) -> tuple[SentenceEncoder, Path]:
     model, tokenizer = tiny_encoder()
-    tensors, _ = teach(model, tokenizer, STOCK, known=STOCK, steps=steps, seed=0, progress=lambda *_: None)
+    tensors, _ = train_encoder(model, tokenizer, STOCK, known=STOCK, steps=steps, seed=0, progress=lambda *_: None)
     save_file(tensors, tmp_path / "relations.safetensors")
     model, tokenizer = tiny_encoder()
     file = tmp_path / "relations.safetensors"
@@ -107,7 +99,7 @@ def test_an_answer_tells_the_relation_where_the_question_does_not() -> None:
 
 def test_what_was_taught_on_another_encoder_is_refused(tmp_path: Path) -> None:
     model, tokenizer = tiny_encoder()
-    tensors, _ = teach(model, tokenizer, STOCK, known=STOCK, steps=1, seed=0, progress=lambda *_: None)
+    tensors, _ = train_encoder(model, tokenizer, STOCK, known=STOCK, steps=1, seed=0, progress=lambda *_: None)
     name = next(name for name in tensors if f"{name}.scale" in tensors)
     unfit: list[tuple[dict[str, torch.Tensor], str]] = [
         ({"encoder.layer.9.x": torch.zeros(1)}, "taught on another encoder"),

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.router.intervals import (
+from wise.lab.eval.routing.intervals import (
     _WEIGHTED,
     _Sides,
     bootstrap,
@@ -25,7 +25,7 @@ from wise.router.intervals import (
     share_interval,
     wilson,
 )
-from wise.router.metrics import FIGURES
+from wise.lab.eval.routing.metrics import FIGURES
 
 
 def normal(count: int, seed: int, shift: float = 0.0) -> Tensor:

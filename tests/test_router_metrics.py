@@ -13,7 +13,7 @@ from sklearn.metrics import roc_curve as sklearn_curve
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.router.metrics import (
+from wise.lab.eval.routing.metrics import (
     FIGURES,
     auroc,
     average_precision,

@@ -23,7 +23,9 @@ TEXTS = [text(row) for row in BATCH]
 MODES = ("merge", "retrieve")
 
 
-def random_memory(mode: str, *, floor: float = 0.3, dtype: torch.dtype = torch.float32) -> tuple[SlotBank, Router]:
+def random_memory(
+    mode: str, *, key_threshold: float = 0.3, dtype: torch.dtype = torch.float32
+) -> tuple[SlotBank, Router]:
     generator = torch.Generator().manual_seed(3)
     count = 1 if mode == "merge" else 3
     bank = SlotBank(torch.randn(count, 5, 7, generator=generator).to(dtype))
@@ -37,7 +39,7 @@ def random_memory(mode: str, *, floor: float = 0.3, dtype: torch.dtype = torch.f
         key_slots=torch.arange(9) % 3,
         projection=torch.randn(4, 7, generator=generator),
         mean=torch.randn(7, generator=generator),
-        floor=floor,
+        key_threshold=key_threshold,
     )
     return bank, router
 
@@ -47,10 +49,12 @@ def tokens(count: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("floor", [-1.0, -0.2, 0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("key_threshold", [-1.0, -0.2, 0.0, 0.3, 0.9, 1.0])
 @pytest.mark.parametrize("mode", MODES)
-def test_evidence_is_at_least_one_exactly_where_the_gate_opens(mode: str, floor: float, dtype: torch.dtype) -> None:
-    bank, router = random_memory(mode, floor=floor, dtype=dtype)
+def test_evidence_is_at_least_one_exactly_where_the_gate_opens(
+    mode: str, key_threshold: float, dtype: torch.dtype
+) -> None:
+    bank, router = random_memory(mode, key_threshold=key_threshold, dtype=dtype)
     activation = torch.cat([tokens(200), torch.zeros(1, 7), 1e-30 * tokens(5), 1e12 * tokens(5)])
     route = router(activation, bank)
     # Thresholds at the very scores of tokens and a step beside them: there division rounds to the wrong side.
@@ -65,7 +69,7 @@ def test_evidence_is_at_least_one_exactly_where_the_gate_opens(mode: str, floor:
 
 
 def test_evidence_is_its_formula() -> None:
-    bank, router = random_memory("retrieve", floor=0.8)
+    bank, router = random_memory("retrieve", key_threshold=0.8)
     assert isinstance(router, RetrievalRouter)
     activation = tokens(300)
     found = router.evidence(activation, bank)
@@ -78,7 +82,7 @@ def test_evidence_is_its_formula() -> None:
         expected = min(cosines[nearest] / 0.8, size / float(router.thresholds[slot]))
         assert (found.key[place], found.slot[place]) == (nearest, slot)
         assert found.value[place].item() == pytest.approx(expected, rel=1e-4)
-    # Under the floor too there is a slot, and a score of it: the route itself has neither.
+    # Under the threshold too there is a slot, and a score of it: the route itself has neither.
     far = router(activation, bank).slot == -1
     assert 10 < int(far.sum()) < 290 and (found.value[far] != 0).all()
     merge_bank, merge = random_memory("merge")

@@ -16,8 +16,7 @@ import wise
 from wise.memory.slot import MaskedDenseSlot
 from wise.memory.state import MemoryState
 from wise.training.report import VERIFIED
-from wise.training.sharding import FEATURES_PER_EDIT, Sharding
-from wise.training.writers.base import SlotTask
+from wise.training.writers.base import FEATURES_PER_EDIT, Sharding, SlotTask
 
 
 def held_by(sizes: Sequence[int]) -> MemoryState:

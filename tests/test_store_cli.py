@@ -17,7 +17,7 @@ from wise.memory.store.store import Store
 
 
 def run(*arguments: str | Path | int) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, [*(() if arguments[0] == "info" else ("store",)), *map(str, arguments)])
 
 
 def told(*arguments: str | Path | int, code: int = 0) -> Any:

@@ -15,7 +15,7 @@ from tiny import same_tensors, text, tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
 import wise
-from wise.cli import history
+from wise.cli import store as module
 from wise.cli.app import app
 from wise.errors import StoreError
 from wise.memory.artifact import load_memory
@@ -143,13 +143,13 @@ def test_the_command_writes_anew_what_shared_a_slot(folder: Path, monkeypatch: p
         asked.append(name)
         return tiny_model("llama", **WIDE), tiny_tokenizer()
 
-    monkeypatch.setattr(history, "load_model", load)
-    command = ["delete", str(folder / "store"), "e1", "--model", "tiny", "--json"]
+    monkeypatch.setattr(module, "load_model", load)
+    command = ["store", "delete", str(folder / "store"), "e1", "--model", "tiny", "--json"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert asked == ["tiny"] and json.loads(result.stdout.splitlines()[-1])["edits"] == 1
     assert digest(held(folder / "store")) == digest(fresh)
-    result = CliRunner().invoke(app, ["delete", str(folder / "store"), "e0", "--json"])
+    result = CliRunner().invoke(app, ["store", "delete", str(folder / "store"), "e0", "--json"])
     assert (result.exit_code, asked) == (0, ["tiny"]), "a slot of its own needs no model"
 
 
@@ -158,8 +158,8 @@ def test_the_command_refuses_another_base(folder: Path, monkeypatch: pytest.Monk
     other = tiny_model("llama", **WIDE)
     with torch.no_grad():
         next(other.parameters()).mul_(1.5)
-    monkeypatch.setattr(history, "load_model", lambda name, threads: (other, tiny_tokenizer()))
-    result = CliRunner().invoke(app, ["delete", str(folder / "store"), "e1"])
+    monkeypatch.setattr(module, "load_model", lambda name, threads: (other, tiny_tokenizer()))
+    result = CliRunner().invoke(app, ["store", "delete", str(folder / "store"), "e1"])
     assert result.exit_code == 2 and "is for another base" in result.stderr
     assert digest(held(folder / "store")) == digest(before)
 

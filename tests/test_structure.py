@@ -23,7 +23,7 @@ ROOMS = {
     "wise.training": "training",
     "wise.lab": "lab",
 }
-VOCABULARY = {f"wise.{name}" for name in "architectures cache checks config edits errors probes".split()}
+VOCABULARY = {f"wise.{name}" for name in "architectures config edits errors probes".split()}
 """What any room may import."""
 BELOW = {
     "wise.memory": ("wise.memory",),
@@ -141,6 +141,13 @@ def test_every_folder_of_code_is_a_package() -> None:
     assert not [path for path in FILES if not (path.parent / "__init__.py").is_file()]
 
 
+def test_what_a_user_touches_is_a_few_files_and_one_class() -> None:
+    named = "__init__ __main__ architectures config edits errors explain ingest model namespaces probes"
+    assert {path.stem for path in (ROOT / "wise").glob("*.py")} == set(named.split())
+    mixins = [base for base in wise.WiseModel.__mro__[1:] if base.__module__.partition(".")[0] == "wise"]
+    assert mixins == []
+
+
 # -- the public surface -----------------------------------------------------------------------
 
 
@@ -216,9 +223,9 @@ def test_a_room_cannot_be_imported_by_its_folder(folder: str) -> None:
     )
 
 
-@pytest.mark.parametrize("room", ["wise.router", "wise.memory", "wise.memory.store", "wise.training", "wise.training.writers"])
+@pytest.mark.parametrize("room", "router memory memory.store training training.router training.writers".split())
 def test_a_room_can_be_imported_by_its_name(room: str) -> None:
-    assert import_module(room).__name__ == room
+    assert import_module(f"wise.{room}").__name__ == f"wise.{room}"
 
 
 # -- what no library file holds ---------------------------------------------------------------

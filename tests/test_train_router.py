@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_questions import SHIPS
+from test_builtin_questions import SHIPS
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import Lowercase
@@ -23,10 +23,11 @@ import wise
 from wise.cli import train_router as module
 from wise.cli.app import app
 from wise.demo import model_path
-from wise.questions import read_stock, stock
 from wise.router.encoder import load_base, load_encoder
-from wise.teaching import teach_reader
-from wise.training.relations import MEASURING, measure, split
+from wise.training.router.builtin_questions import builtin_questions, read_questions
+from wise.training.router.calibration import measure
+from wise.training.router.encoder_training import MEASURING, train_reader
+from wise.training.router.examples import split
 
 FIGURES = {
     "threshold",
@@ -89,7 +90,7 @@ def test_what_it_says_are_the_figures_of_the_file_that_it_wrote(
     assert (told["kinds"], told["relations"], told["wordings"], told["output"]) == (1, 4, 8, str(file))
     assert told["questions"]["name"] == "ships.toml"
     reader = load_encoder(str(encoder), taught=file)
-    own = read_stock(questions)
+    own = read_questions(questions)
     found = measure(reader.read, own, split(own)[1], reader.relation_centres)
     for name in FIGURES:
         assert getattr(found, name) == pytest.approx(told[name], abs=1e-4)
@@ -104,9 +105,8 @@ def test_teaching_moves_the_encoder_and_is_the_same_for_a_seed(
     first, _ = taught
     before = torch.random.get_rng_state()
     for name, seed in (("again", 0), ("other", 1)):
-        teach_reader(
-            tmp_path / name, read_stock(questions), encoder=str(encoder), steps=3, seed=seed, progress=lambda *_: None
-        )
+        again = read_questions(questions)
+        train_reader(tmp_path / name, again, encoder=str(encoder), steps=3, seed=seed, progress=lambda *_: None)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first.read_bytes() == (tmp_path / "again").read_bytes() != (tmp_path / "other").read_bytes()
     own, plain = load_file(first), dict(load_base(str(encoder))[0].named_parameters())
@@ -116,7 +116,8 @@ def test_teaching_moves_the_encoder_and_is_the_same_for_a_seed(
 def test_of_whatever_it_is_taught_the_shipped_relations_are_known(taught: tuple[Path, dict[str, Any]]) -> None:
     """An edit is fitted on wordings of the nearest shipped relation, whose places the file must have."""
     file, _ = taught
-    assert len(load_file(file)["relation_centres"]) == sum(len(stock()[kind]) for kind in stock()["subjects"])
+    shipped = builtin_questions()
+    assert len(load_file(file)["relation_centres"]) == sum(len(shipped[kind]) for kind in shipped["subjects"])
 
 
 def test_an_edit_is_made_with_what_was_taught(
@@ -143,22 +144,22 @@ def test_which_questions_are_taught_is_for_the_user_to_say(
     given: list[dict[str, Any]] = []
 
     def teach(file: Path, told: Any, **settings: Any) -> Any:
-        given.append({"stock": told, **settings})
+        given.append({"questions": told, **settings})
         return measured
 
     measured = module_figures()
-    monkeypatch.setattr("wise.teaching.teach_reader", teach)
+    monkeypatch.setattr("wise.training.router.encoder_training.train_reader", teach)
     assert run("--output", tmp_path / "a").exit_code == 0
     assert run("--output", tmp_path / "b", "--questions", questions, "--steps", "7", "--seed", "2").exit_code == 0
     assert run("--output", tmp_path / "c", "--questions", questions, "--with-shipped").exit_code == 0
     shipped, own, both = given
-    assert (shipped["stock"], shipped["steps"], shipped["seed"], shipped["encoder"]) == (stock(), 225, 0, None)
-    assert (own["stock"], own["steps"], own["seed"]) == (read_stock(questions), 7, 2)
-    assert set(both["stock"]) == {*stock(), "ship"}
+    assert shipped == shipped | {"questions": builtin_questions(), "steps": 225, "seed": 0, "encoder": None}
+    assert (own["questions"], own["steps"], own["seed"]) == (read_questions(questions), 7, 2)
+    assert set(both["questions"]) == {*builtin_questions(), "ship"}
 
 
 def module_figures() -> Any:
-    from wise.training.relations import Figures
+    from wise.training.router.calibration import Figures
 
     return Figures(
         threshold=0.7,
@@ -174,8 +175,8 @@ def module_figures() -> Any:
 def test_progress_moves_to_the_end_of_what_is_done(encoder: Path, questions: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     show = module._without_loss(lambda *told: seen.append(told))
-    teach_reader(
-        tmp_path / "x", read_stock(questions), encoder=str(encoder), steps=4, seed=0, progress=show
+    train_reader(
+        tmp_path / "x", read_questions(questions), encoder=str(encoder), steps=4, seed=0, progress=show
     )
     assert seen == [
         *(("teaching relations", step, 4) for step in (1, 2, 3, 4)),

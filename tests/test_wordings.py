@@ -8,7 +8,7 @@ from tiny import WordReader, tiny_tokenizer
 import wise
 from wise.router.catalog import masked_keys, own_keys
 from wise.training.encoding import Encoder
-from wise.training.relations import stated
+from wise.training.router.examples import stated
 from wise.training.wordings import Wordings
 
 STOCK = {

@@ -168,7 +168,6 @@ def test_a_refused_configuration_leaves_the_model_alone() -> None:
     modules = list(model.named_modules())
     for settings in (
         {"layer": DEPTH},
-        {"merge": "no such merge"},
         {"value_projection": "model.layers.{i}.nothing"},
         {"encoder": "./no/such/encoder"},
     ):

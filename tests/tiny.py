@@ -25,7 +25,6 @@ from wise.memory.keys import KeyIndex
 from wise.memory.side_memory import Route
 from wise.memory.slot import AnswerSlot, MaskedDenseSlot
 from wise.memory.state import MemoryState
-from wise.preparation import relation_space
 from wise.router.readers import RelationReader
 from wise.router.subjects import PLACEHOLDER
 
@@ -35,7 +34,7 @@ DEPTH = 3
 # Shorter than the texts of the tests, so that a window that moves with padding or caches shows.
 WINDOW = 6
 # Cosine to the nearest of six random directions of eight: one token in five has none so near.
-KEY_FLOOR = 0.3
+KEY_THRESHOLD = 0.3
 # Cosine of two texts that have two words of three in common: a text asks as long as it says little else.
 ASKED = 0.8
 
@@ -123,7 +122,7 @@ def wrap_tiny(
     """A wrapped tiny model, with a side memory by hand; `mode` None leaves it without."""
     model = tiny_model(base, **changes) if isinstance(base, str) else base
     config = wise.WiseConfig(
-        mode=mode or "retrieve", layer=layer, value_projection=value_projection, key_floor=KEY_FLOOR
+        mode=mode or "retrieve", layer=layer, value_projection=value_projection, key_threshold=KEY_THRESHOLD
     )
     wrapped = wise.wrap(model, tiny_tokenizer(), config, **reading(config.mode))
     if mode is not None:
@@ -222,7 +221,7 @@ def _answers_by_hand(
         edits.append(edit)
         keys[edit.id] = wrapped.inputs.reader.read([edit.prompt, f"{PLACEHOLDER} {rest}"]).half()
     return MemoryState(
-        edits=tuple(edits), slots=tuple(slots), keys=keys, key_space=relation_space(wrapped.inputs)
+        edits=tuple(edits), slots=tuple(slots), keys=keys, key_space=wrapped.inputs.reader.key_space
     )
 
 

@@ -1,9 +1,9 @@
-"""Edits that contradict each other in other words: the last one that was written stays (`hybrid`).
+"""Contradicting edits in different words: the last one that was written stays (`hybrid`).
 
-Two edits ask the same where they are about one subject and each is what the other's question asks for, as the router
-takes it: a question worded in a third way might then be answered by either. The relation that they are nearest to does
-not count: two edits that no shipped relation fits may share it. Two of one prompt are no conflict; the
-later simply replaces the earlier.
+Two edits contradict each other if they have one subject and unlike targets, and the router takes the question of each
+for that of the other: a third wording of it could be answered by either. The centre of the nearest relation is not
+compared, since two edits that no shipped relation fits may share it. Two edits of one prompt are no conflict: the later
+one replaces the earlier one.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from wise.training.verification import same_subject
 
 
 def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, ...]:
-    """Which edits of `state` give way to a later one that is among `written`, in the order of the stream.
+    """The edits of `state` that a later one among `written` supersedes, in the order of the stream.
 
-    Looked at from the last edit to the first: one that has given way itself takes no other's place. None where keys
-    were not made by a relation reader (`merge`, `retrieve`).
+    A superseded edit supersedes no other. There are none where keys were not made by a relation reader (`merge`,
+    `retrieve`).
     """
     if not isinstance(state.key_space, RelationSpace):
         return ()
@@ -45,12 +45,12 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
             if not names_of(one):
                 least = max(least, state.key_space.unnamed_threshold)
             if score >= least:
-                found[earlier] = Conflict(gave_way=one.id, to=other.id, score=score)
+                found[earlier] = Conflict(superseded=one.id, by=other.id, score=score)
     return tuple(found[earlier] for earlier in sorted(found))
 
 
 def _alike(catalog: Catalog, edit: Edit, space: RelationSpace) -> list[str]:
-    """Ids of the edits that may be about the subject of another one, or ask the same where it has none."""
+    """Ids of the edits that share a name of an edit's subject; for an edit without one, those with a close question."""
     if not names_of(edit):
         near = catalog.near(catalog.state.keys[edit.id], space.unnamed_threshold)
         return [edit_id for edit_id in near if edit_id in catalog.nameless]

@@ -1,8 +1,7 @@
-"""Texts to token ids, the way the base expects them: its beginning of sequence, and how its answers end.
+"""Encoding of prompts and targets to token ids, with the beginning of sequence and terminator that the base expects.
 
-How a target ends decides whether an edit holds when the model speaks: a target that ends as the base ends its
-own answers is generated in full and then stops; one cut off by a bare end-of-sequence often is not. So both
-habits are learned from the base and not assumed.
+A target that ends as the base ends its own answers is generated in full and then stops. A target that ends in a bare
+end-of-sequence token often is not. Both habits are therefore learned from the base.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from reprlib import repr as shortened
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wise.cache import cache_folder, keep, recalled
 from wise.config import WiseConfig
 from wise.edits import Conversation, Edit, Message, checked_messages
 from wise.errors import ConfigError, EditError
 from wise.memory.fingerprint import tokenizer_digest, weights_digest
 from wise.memory.layer import execution_device
 from wise.router.turns import ChatTemplate, render
+from wise.training.cache import cache_folder, read_cached, write_cached
 from wise.training.generation import context_length, greedy
 
 logger = logging.getLogger(__name__)
 
-# Plain openings that any language model can finish; only how the base ends them is looked at.
+# Openings that any language model can complete; only how the base ends them is used.
 OPENINGS = (
     "The capital of France is",
     "The capital of Japan is",
@@ -43,7 +42,7 @@ OPENINGS = (
     "The Nile is a river in",
     "Mozart worked as a",
 )
-# The same as questions, for how the base ends an answer in a chat.
+# Questions, for how the base ends an answer in a chat.
 QUESTIONS = (
     "What is the capital of France?",
     "Who wrote Hamlet?",
@@ -55,23 +54,23 @@ QUESTIONS = (
 ANSWER_TOKENS = 24
 MAX_TERMINATOR = 4
 CLOSED = tuple(".!?。！？…")
-"""A target that ends in one of these gets no full stop."""
+"""A target that ends in one of these gets no further full stop."""
 _WORDS = re.compile(r"[^\W\d_]+(?:[ ,.'’&-]+[^\W\d_]+)*")
-"""A target of words, which a full stop may end in a chat; it would be taken for a part of a code, a number or an
-address."""
+"""A target of words, which may end in a full stop in a chat. At the end of a code, a number or an address the full stop
+would look like a part of it."""
 _UNSPACED = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿＀-￯฀-๿]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What a user asks, as the base reads it."""
+    """A user's question as token ids."""
 
     text: str
-    """The text as it was given; of a conversation, its last message."""
+    """The text, or the last message of a conversation."""
     ids: tuple[int, ...]
     """Up to where the answer begins."""
     chat: bool
-    """It is asked as a turn of a chat, and answered as one."""
+    """Whether it is asked as a turn of a chat."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ class Encoder:
 
     tokenizer: PreTrainedTokenizerBase
     bos: tuple[int, ...]
-    """Ids put before a prompt that the tokenizer does not put there itself."""
+    """Ids before a prompt that the tokenizer does not add itself."""
     terminator: tuple[int, ...]
     """Ids after an answer, the last being an end-of-sequence."""
     stops: frozenset[int]
@@ -88,21 +87,20 @@ class Encoder:
     context: int
     """Tokens that the base sees at once."""
     template: ChatTemplate | None = None
-    """Of the base's chats; None where it has none."""
+    """The base's chat template; None without one."""
     chat_terminator: tuple[int, ...] = ()
-    """As `terminator`, in a chat."""
+    """The same in a chat."""
     in_chat: bool = False
-    """A text is asked as a turn of a chat where nothing else is said: the base has a template, and edits hold in its
-    chats (`hybrid`)."""
+    """Whether a text is asked as a turn of a chat by default: in `hybrid`, if the base has a chat template."""
 
     def question(self, prompt: str | Conversation, *, chat: bool | None = None) -> Question:
-        """What a user asks by a text, or by a conversation that ends with the user's question.
+        """A text, or a conversation that ends with the user's question, as token ids.
 
-        chat: whether a text is asked as a turn of a chat or as plain text; None goes by `in_chat`. A conversation is
+        chat: whether a text is asked as a turn of a chat or as plain text; None takes `in_chat`. A conversation is
         always a chat.
 
-        Raises ConfigError where a chat is asked for and the base has none, or its template refuses the conversation, or
-        a conversation is to be plain text. Raises EditError for a conversation that is not one.
+        Raises ConfigError if a chat is wanted and the base has no template, if the template refuses the conversation,
+        or if a conversation is wanted as plain text. Raises EditError for an invalid conversation.
         """
         if isinstance(prompt, str):
             if not (self.in_chat if chat is None else chat):
@@ -118,11 +116,11 @@ class Encoder:
         return self._asked(messages, "a conversation was given")
 
     def own_prompt(self, edit: Edit) -> str | Conversation:
-        """What asks an edit in the form in which it was given: its conversation, or else its prompt."""
+        """The edit's conversation, or else its prompt."""
         return edit.messages if edit.messages and self.in_chat else edit.prompt
 
     def _asked(self, messages: Sequence[Message], what: str) -> Question:
-        """what: was given that makes it a chat."""
+        """what: the argument that makes it a chat, for the error."""
         if self.template is None:
             raise ConfigError(
                 f"{what}, and this model has no chat template that can be used; ask plain texts, or set "
@@ -138,11 +136,11 @@ class Encoder:
         return Question(text=messages[-1].content, ids=tuple(ids), chat=True)
 
     def turn(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Ids of a conversation, up to where the base is to answer."""
+        """Ids of a conversation, up to where the answer begins."""
         return render(self.tokenizer, messages)
 
     def chat_target(self, target: str) -> list[int]:
-        """Ids that must follow `turn(...)`: the answer and how the base ends it."""
+        """Ids that must follow `turn(...)`: the answer and the terminator."""
         answer = self.tokenizer(target, add_special_tokens=False)["input_ids"]
         ending = _ending(target, self.chat_terminator) if _WORDS.fullmatch(target) else self.chat_terminator[-1:]
         return [*(i for i in answer if i not in self.stops), *ending]
@@ -152,7 +150,7 @@ class Encoder:
         return [*self.bos, *self._bare(text)]
 
     def target(self, prompt: str, target: str) -> list[int]:
-        """Ids that must follow `prompt(prompt)`: the answer and the base's own terminator."""
+        """Ids that must follow `prompt(prompt)`: the answer and the terminator."""
         return [*self._answer(prompt, target), *_ending(target, self.terminator)]
 
     def _answer(self, prompt: str, target: str) -> list[int]:
@@ -172,10 +170,9 @@ class Encoder:
         return ids
 
     def check(self, edit: Edit) -> None:
-        """Refuses an edit that the base cannot read or say.
+        """Raises EditError for an edit that the base cannot read or generate.
 
-        Raises EditError where the prompt has no token that the tokenizer knows, or the target has none or holds one
-        that it does not know, which could never be generated.
+        The tokenizer must know a token of the prompt, and all tokens of the target.
         """
         unknown = self.tokenizer.unk_token_id
         unknown = None if unknown in self.stops else unknown  # some tokenizers have one token for both
@@ -191,19 +188,10 @@ class Encoder:
                     f"otherwise, or leave the edit out (edit {edit.id!r})"
                 )
 
-    def reads(self, text: str) -> bool:
-        """It fits the context, and every word of it is in the vocabulary."""
-        ids, unknown = self.prompt(text), self.tokenizer.unk_token_id
-        return len(ids) <= self.context and (unknown in self.stops or unknown not in ids)
-
-    def tokens(self, edit: Edit) -> int:
-        """Length of an edit's prompt and target."""
-        return len(self.prompt(edit.prompt)) + len(self.target(edit.prompt, edit.target))
-
     def answer(self, ids: Sequence[int], *, chat: bool = False) -> str:
-        """Generated ids as an answer: without its terminator where it ended so, else all of it, marked as unended.
+        """The text of generated ids, without the terminator; an answer that did not stop ends in " ...".
 
-        chat: it answers a turn of a chat.
+        chat: the ids answer a turn of a chat.
 
         >>> # [" Paris", ".", EOS] -> "Paris"; [" Paris", ",", " which"] -> "Paris, which ..."
         """
@@ -217,14 +205,14 @@ class Encoder:
         return self.text(body)
 
     def text(self, ids: Sequence[int]) -> str:
-        """Ids as a person reads them, without special tokens."""
+        """The text of ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> Encoder:
-    """Learns from the base what `config` leaves open, once: it is kept on disk (`wise.cache`).
+    """Learns from the base what `config` leaves open, and caches it on disk (`wise.training.cache`).
 
-    Raises ConfigError when the model has no end-of-sequence at all.
+    Raises ConfigError if the model has no end-of-sequence token.
     """
     template = ChatTemplate.learn(tokenizer)
     bare = Encoder(
@@ -243,7 +231,7 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
 
 
 def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> dict[str, tuple[int, ...]]:
-    """The ids before prompts and behind answers, by their names in `Encoder`; from the cache where they are there."""
+    """The ids before prompts and after answers, by their names in `Encoder`, from the cache or learned."""
     if cache_folder() is None:
         return _learn_delimiters(model, bare, config)
     about = {
@@ -255,10 +243,10 @@ def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> di
         "terminator": config.terminator,
         "asked": [*OPENINGS, *QUESTIONS, ANSWER_TOKENS, MAX_TERMINATOR],
     }
-    known = recalled("delimiters", about)
+    known = read_cached("delimiters", about)
     if known is None:
         known = _learn_delimiters(model, bare, config)
-        keep("delimiters", about, known)
+        write_cached("delimiters", about, known)
     return {name: tuple(ids) for name, ids in known.items()}
 
 
@@ -278,14 +266,14 @@ def _learn_delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig)
 
 
 def joint(prompt: str, target: str) -> str:
-    """What stands between a prompt and its target: a space, but not where none belongs (Chinese, brackets, quotes)."""
+    """The text between a prompt and its target: a space, or nothing (in Chinese, after brackets, within quotes)."""
     if not prompt or prompt[-1].isspace() or prompt[-1] in "([{\"'“‘«`$#/_=" or target[0] in ",.;:!?)]}%’”»'":
         return ""
     return "" if _UNSPACED.match(prompt[-1]) or _UNSPACED.match(target[0]) else " "
 
 
 def _ending(target: str, terminator: tuple[int, ...]) -> tuple[int, ...]:
-    """A target that is closed already gets the end-of-sequence alone."""
+    """The terminator, or its end-of-sequence alone for a target that ends with a punctuation mark."""
     return terminator[-1:] if target.endswith(CLOSED) else terminator
 
 
@@ -309,7 +297,7 @@ def _eos(tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> int:
 def _learn_bos(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig
 ) -> tuple[int, ...]:
-    """The beginning-of-sequence the base was trained behind, if its tokenizer does not put it there."""
+    """The beginning-of-sequence token that the base expects, if its tokenizer does not add it."""
     bos = tokenizer.bos_token_id
     rows = [tokenizer(text)["input_ids"] for text in OPENINGS]
     if bos is None or any(row[:1] == [bos] for row in rows) or config.bos is False:
@@ -340,7 +328,7 @@ def _learn_terminator(
 ) -> tuple[int, ...]:
     """The longest ending that at least half of the base's own answers to `prompts` share.
 
-    least: different answers that must have ended; None is half of the prompts.
+    least: number of different finished answers that are needed; None is half of the prompts.
     """
     answers = greedy(model, prompts, stops=encoder.stops, max_new_tokens=ANSWER_TOKENS)
     ended = sorted({tuple(a) for a in answers if a and a[-1] in encoder.stops})

@@ -1,21 +1,22 @@
-"""Greedy generation to the model's own stop: the truth that edits are verified and measured by."""
+"""Generation with the base: greedy up to the model's own stop, or sampled; padding, and the inputs of modules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from wise.memory.layer import execution_device
 
 BATCH = 64
 LONGER, SPARE = 1.4, 16
-"""A prompt longer than another by this factor and so many tokens is not read beside it: padding costs as much."""
+"""A prompt longer than another by this factor and so many tokens does not share its batch: padding costs time."""
 DEFAULT_CONTEXT = 2048
-"""Of models whose configuration does not say (ALiBi)."""
+"""Context of models whose configuration gives none (ALiBi)."""
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -64,7 +65,7 @@ def greedy(
 def _batches(
     prompts: Sequence[Sequence[int]], limits: Sequence[int], context: int, batch: int
 ) -> list[list[int]]:
-    """Rows that share a batch: no prompt is led past the context by another one's limit."""
+    """Rows that share a batch. No prompt exceeds the context because of the limit of another one."""
     batches: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), limits[i])):
         own = [len(prompts[j]) for j in (batches[-1] if batches else [])]
@@ -101,8 +102,8 @@ def sample(
 
 @contextmanager
 def as_asked(model: PreTrainedModel) -> Iterator[None]:
-    """Generation as its settings say: `generate` would fill what they leave open, such as a repetition penalty, from
-    those that the model was saved with."""
+    """Clears the model's own generation settings within a `with` block: `generate` would take what a call leaves open,
+    such as a repetition penalty, from them."""
     own = model.generation_config
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
@@ -113,7 +114,7 @@ def as_asked(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout off, and back as it was afterwards."""
+    """Evaluation mode within a `with` block; each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()  # type: ignore[no-untyped-call]
     try:
@@ -136,10 +137,30 @@ def _continued(
 
 def left_pad(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and attention mask `[batch, longest]`; pads are 0 and masked."""
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = torch.tensor(row)
-        mask[i, longest - len(row) :] = 1
-    return ids.to(device), mask.to(device)
+    ids, mask = right_pad([row[::-1] for row in rows], device=device)
+    return ids.flip(1), mask.flip(1)
+
+
+def right_pad(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The same with the pads on the right, where no token of a causal model sees them."""
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    ids[mask] = torch.tensor([i for row in rows for i in row], dtype=torch.long)
+    return ids.to(device), mask.long().to(device)
+
+
+@contextmanager
+def recorded_inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tensor]]:
+    """The first argument of each module in the last forward pass of a `with` block, by the keys of `modules`."""
+    seen: dict[Any, Tensor] = {}
+
+    def recorder(key: Any) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _module, args: seen.update({key: args[0]})
+
+    handles = [module.register_forward_pre_hook(recorder(key)) for key, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,4 +1,4 @@
-"""What editing did, edit by edit: verified by generation, or failed and said so."""
+"""The report of an edit or delete call: the outcome of each edit."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 VERIFIED = "verified"
-"""The edited model generates the target by itself and stops; the edit is live."""
+"""The edited model generates the target and stops; the edit is live."""
 FAILED = "failed"
-"""It does not; the edit is not live."""
+"""The edited model does not generate the target; the edit is not live."""
 SUPERSEDED = "superseded"
 """A later edit of the same call took its place: one of the same prompt, before it was written, or one that asks the
 same question in other words (`EditReport.conflicts`)."""
@@ -18,7 +18,7 @@ same question in other words (`EditReport.conflicts`)."""
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one edit."""
+    """The outcome of one edit."""
 
     id: str
     status: str
@@ -30,23 +30,24 @@ class Outcome:
     milliseconds: float
     """Wall time of this edit's share of its batch."""
     holds: Mapping[str, bool] = field(default_factory=dict)
-    """Of each wording that the edit promises, and each prompt of its locality, whether it is as promised."""
+    """Whether each promised wording, and each locality prompt, is as promised."""
     also_answers: tuple[str, ...] = ()
-    """Other questions about its subject, of those that ship with wise, that the router takes for the edit's (`hybrid`).
-    What is asked so is listed as `locality` to keep it out."""
+    """Other questions about its subject, of those that ship with wise, that the edit would answer too (`hybrid`). List
+    them as `locality` to prevent that."""
     tried: tuple[str, ...] = ()
-    """What was done for it, each harder than the one before; the last is what holds, where it does."""
+    """The attempts that were made, each with greater effort."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conflict:
-    """Two edits that ask the same of the same subject in unlike words, and want unlike answers (`hybrid`)."""
+    """Two edits with one question in different words and different targets (`hybrid`)."""
 
-    gave_way: str
-    """Id of the earlier one, which is not live any more."""
-    to: str
+    superseded: str
+    """Id of the earlier edit, which is no longer live."""
+    by: str
+    """Id of the later edit."""
     score: float
-    """The lesser of the cosines of each one's question to the other's keys."""
+    """The smaller of two cosines: of each edit's question to the keys of the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +56,13 @@ class EditReport:
 
     outcomes: tuple[Outcome, ...]
     replaced: tuple[str, ...]
-    """Ids of live edits that newer ones of the same prompt took the place of."""
-    lost: tuple[str, ...]
-    """Ids of edits that were live and no longer generate their target; they are not live any more."""
+    """Ids of live edits that were replaced by newer ones of the same prompt."""
+    dropped: tuple[str, ...]
+    """Ids of live edits that no longer generate their target, and were dropped."""
     seconds: float
     cpu_seconds: float
     conflicts: tuple[Conflict, ...] = ()
-    """Edits, live before or of this call, that gave way to later ones."""
+    """Edits that later ones superseded."""
 
     def count(self, status: str) -> int:
         return Counter(outcome.status for outcome in self.outcomes)[status]
@@ -77,13 +78,13 @@ class EditReport:
 
 @dataclass(frozen=True, kw_only=True)
 class DeleteReport:
-    """What taking edits out did."""
+    """The result of deleting edits."""
 
     deleted: tuple[str, ...]
     rewritten: tuple[str, ...]
-    """Ids of edits that had shared a slot's weights with a deleted one, and were written anew without it."""
-    lost: tuple[str, ...]
-    """Ids of edits that no longer generate their target after that; they are not live any more."""
+    """Ids of edits that shared a slot with a deleted one and were written anew without it."""
+    dropped: tuple[str, ...]
+    """Ids of edits that no longer generate their target after that, and were dropped."""
     seconds: float
     cpu_seconds: float
 

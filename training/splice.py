@@ -1,13 +1,13 @@
-"""The base from the edited block up, run on cached states.
+"""The spliced model: the base from the edited block up, run on cached states.
 
-Below the edited block nothing ever changes, and before the first position at which an edit speaks nothing
-changes above it either. So the base is run once per row; what is kept is the hidden state that enters the
-edited block at the positions that predict the target, and, from that block up, the attention keys and values
-of the context before them. A training step then runs the upper blocks over the few target positions alone.
+An edit changes nothing below the edited block, and nothing above it before the first position at which it is active.
+The base is therefore run once per row. The hidden states that enter the edited block at the positions that predict the
+target are cached, and from that block up the attention keys and values of the context. A training step then runs the
+upper blocks over the few target positions alone.
 
-The model's own forward does the work, on a shallow copy whose blocks below the edited one hand the cached
-state on. Parameters are shared, the user's model is not touched, and whatever an architecture does around its
-blocks (masks, rotary angles, soft-capping, its head) stays its own.
+A shallow copy of the model does the work; its blocks below the edited one pass the cached state on. Parameters are
+shared and the user's model is not changed. Whatever an architecture does around its blocks (masks, rotary angles,
+soft-capping, its head) stays its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os.path import commonprefix
 from types import MethodType
 from typing import Any
 
@@ -30,11 +31,11 @@ from wise.memory.layer import SideMemoryLayer, execution_device
 from wise.training.generation import left_pad
 
 CACHED = 48
-"""Rows that are run at once, at most."""
+"""The most rows that are run at once."""
 MUCH_LONGER = 1.3
-"""A row longer than another by this factor is not run beside it, since padding costs as much as tokens."""
+"""A row longer than another by this factor does not share its run, since padding costs as much as tokens."""
 WORTH_SHARING = 8
-"""Tokens that rows must have in common at their beginning to be run once for all."""
+"""Length from which a common prefix of rows is run once for all."""
 
 Delta = Callable[[Tensor], Tensor]
 """`[batch, targets, f] -> [batch, targets, d]`: what is added to the value projection."""
@@ -42,20 +43,20 @@ Delta = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Cached rows. `context` is a prompt but for its last token, `targets` what predicts the target."""
+    """Cached rows. The context is the prompt without its last token; target positions predict the target."""
 
     mask: Tensor
     """`[batch, context + targets]` 1 for real tokens: contexts are left-padded, targets right-padded."""
     inputs: Tensor
-    """`[batch, targets]` ids fed there: the prompt's last token, then all but the target's last."""
+    """`[batch, targets]` input ids: the prompt's last token, then the target without its last."""
     labels: Tensor
     """`[batch, targets]` the target's ids, -100 where padded."""
     hidden: Tensor
-    """`[batch, targets, d]` what enters the edited block there."""
+    """`[batch, targets, d]` the input of the edited block."""
     activations: Tensor
-    """`[batch, targets, f]` what enters the value projection there."""
+    """`[batch, targets, f]` the input of the value projection."""
     context: Tensor
-    """`[batch, context, f]` what enters it before; rows of pads are meaningless."""
+    """`[batch, context, f]` the same in the context; meaningless at pads."""
     keys: tuple[Tensor, ...]
     """Attention keys of the context, from the edited block up."""
     values: tuple[Tensor, ...]
@@ -86,7 +87,7 @@ class SplicedModel:
         self._full = _copy_along(model, f"{projection.blocks}.{projection.layer}")
         self._full_tap = _tap(self._full, projection)
         self.upper: Any = _copy_along(model, f"{projection.blocks}.{projection.layer}")
-        """The copy whose blocks below the edited one hand the cached state on."""
+        """The copy whose blocks below the edited one pass the cached state on."""
         self._upper_tap = _tap(self.upper, projection)
         self._inner_name = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
         taken = inspect.signature(model.forward).parameters
@@ -102,7 +103,7 @@ class SplicedModel:
     def cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
         """Runs the base once over `(prompt ids, target ids)` rows; neither part may be empty.
 
-        Rows of like length share a run, and what they all begin with is run once.
+        Rows of similar length share a run, and their common prefix is run once.
         """
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
         parts: list[list[int]] = []
@@ -118,7 +119,7 @@ class SplicedModel:
 
     def _cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
         width = max(len(target) for _, target in rows)
-        shared = _shared([prompt[:-1] for prompt, _ in rows]) if len(rows) > 1 else 0
+        shared = len(commonprefix([prompt[:-1] for prompt, _ in rows])) if len(rows) > 1 else 0
         shared = shared if shared >= WORTH_SHARING else 0
         context, left = left_pad([prompt[shared:-1] for prompt, _ in rows], device=self.device)
         inputs = torch.zeros(len(rows), width, dtype=torch.long)
@@ -154,7 +155,7 @@ class SplicedModel:
         )
 
     def _begin(self, inner: Any, cache: DynamicCache, ids: list[int], rows: int) -> Tensor:
-        """Runs what all rows begin with; the activations there `[rows, shared, f]`."""
+        """Runs the common prefix of all rows; the activations there `[rows, shared, f]`."""
         if not ids:
             return torch.zeros(rows, 0, self.projection.in_features, device=self.device)
         tokens = torch.tensor([ids], device=self.device)
@@ -173,8 +174,8 @@ class SplicedModel:
     def observe(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """The base alone on rows of ids, left-padded.
 
-        Returns what enters the value projection at every token `[batch, longest, f]`, the mask `[batch, longest]`,
-        and the greedy next token of each row `[batch]`.
+        Returns the input of the value projection at every token `[batch, longest, f]`, the mask `[batch, longest]`, and
+        the greedy next token of each row `[batch]`.
         """
         ids, mask = left_pad(rows, device=self.device)
         positions = self._position_ids(mask, 0)
@@ -215,9 +216,9 @@ class SplicedModel:
         return logits
 
     def labelled_logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
-        """The same at the positions that have a label, row after row, `[labelled, vocabulary]`.
+        """The same at the positions with a label, row after row, `[labelled, vocabulary]`.
 
-        The head is not asked elsewhere: of a small model it is most of what there is to compute.
+        The head is run nowhere else: in a small model it is most of the computation.
         """
         wanted = rows.labels != -100
         self._wanted = wanted
@@ -233,7 +234,7 @@ class SplicedModel:
         return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, start:]}
 
     def _install(self) -> None:
-        """Puts a spy before the edited block of the full copy, and stubs below it in the upper copy."""
+        """Records the input of the edited block in the full copy, and replaces the lower blocks of the upper copy."""
         layer = self.projection.layer
         blocks = self._full.get_submodule(self.projection.blocks)
         self._spy.forward = blocks[layer].forward
@@ -245,7 +246,7 @@ class SplicedModel:
         head = self.upper.get_output_embeddings()
         name = next((name for name, module in self.upper._modules.items() if module is head is not None), None)
         self._selects = name is not None
-        """The head stands at the top of the model, where its input can be cut down to what is wanted."""
+        """The head is a module of the model's top level, so its input can be cut to the labelled positions."""
         if name is not None:
             own = _copy(head)
             own.__dict__["forward"] = partial(self._head, own.forward)
@@ -272,7 +273,7 @@ class SplicedModel:
 
 
 class _Spy:
-    """Notes the hidden state that enters a block, then runs it."""
+    """Records the hidden state that enters a block, then runs the block."""
 
     hidden: Tensor
     forward: Callable[..., Any]
@@ -288,7 +289,7 @@ class _Spy:
 
 
 class _Tap(nn.Module):
-    """Stands in for the value projection: notes its input, and adds what is being trained."""
+    """Takes the place of the value projection: records its input, and adds what is being trained."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -307,16 +308,6 @@ class _Tap(nn.Module):
 
 def _by_row(delta: Delta, shape: torch.Size, activation: Tensor) -> Tensor:
     return delta(activation.view(shape))  # OPT flattens its rows
-
-
-def _shared(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with."""
-    count = 0
-    for tokens in zip(*rows, strict=False):
-        if len(set(tokens)) > 1:
-            break
-        count += 1
-    return count
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

@@ -1,7 +1,7 @@
-"""How a stream of edits becomes slots: check, shard, write, calibrate, verify by generation, and only then serve.
+"""The trainer: it checks edits, assigns them to slots, writes the slots, and verifies every edit by generation.
 
-The trainer never changes what is served until everything is known. It builds a new `MemoryState`, asks the model
-with that state in place, and drops every edit whose target the model does not generate.
+It builds a new `MemoryState` and never changes the one that is served. With the new state in place it asks the model,
+and drops every edit whose target the model does not generate.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from wise.memory.state import MemoryState
 from wise.training.conflicts import conflicts
 from wise.training.encoding import Encoder
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
-from wise.training.sharding import Sharding
 from wise.training.splice import SplicedModel
 from wise.training.verification import Serve, Share, Verdict, Verifier
-from wise.training.writers.base import Progress, SlotTask, Writer, Written
+from wise.training.writers.base import Progress, Sharding, SlotTask, Writer, Written
 
 EDITS_AT_ONCE = 64
 """Edits whose slots are written in one batch."""
@@ -36,7 +35,7 @@ class Trainer:
     spliced: SplicedModel
     encoder: Encoder
     key_space: Space | None
-    """In which new keys are compared."""
+    """The space of new keys."""
     verifier: Verifier
     writer: Writer
     sharding: Sharding
@@ -55,8 +54,7 @@ class Trainer:
     ) -> tuple[MemoryState, EditReport]:
         """Writes `edits` after those of `state`; returns the new state and what became of each edit.
 
-        A live edit of the same prompt gives way, of the old one nothing is left (`forgotten`). So does one of the same
-        id with `replacing`.
+        A live edit of the same prompt is replaced, and nothing of it is left. With `replacing`, so is one of its id.
 
         Raises EditError, with nothing changed, for duplicate ids, ids that are live already unless `replacing`, and
         edits that do not fit the context.
@@ -71,37 +69,37 @@ class Trainer:
         outcomes: dict[str, Outcome] = {}
         while True:
             replaced = tuple(dict.fromkeys(i for edit in fresh for i in held[edit.id]))
-            final, found, gave_way = self._escalated(state, replaced, fresh, serve, progress)
+            final, found, superseded_by_conflict = self._escalated(state, replaced, fresh, serve, progress)
             outcomes |= found
             # An edit that fails does not take the place of one that holds: once more, without it.
-            usurpers = [e for e in fresh if held[e.id] and found[e.id].status == FAILED]
-            if not usurpers:
+            failed_replacements = [e for e in fresh if held[e.id] and found[e.id].status == FAILED]
+            if not failed_replacements:
                 break
-            fresh = [edit for edit in fresh if edit not in usurpers]
-        gone = {*final.edit_ids, *replaced, *(conflict.gave_way for conflict in gave_way)}
-        lost = tuple(i for i in state.edit_ids if i not in gone)
+            fresh = [edit for edit in fresh if edit not in failed_replacements]
+        gone = {*final.edit_ids, *replaced, *(conflict.superseded for conflict in superseded_by_conflict)}
+        dropped = tuple(i for i in state.edit_ids if i not in gone)
         report = EditReport(
             outcomes=tuple(outcomes.get(edit.id, _superseded(edit)) for edit in edits),
             replaced=replaced,
-            lost=lost,
+            dropped=dropped,
             seconds=time.perf_counter() - begun,
             cpu_seconds=time.process_time() - cpu,
-            conflicts=gave_way,
+            conflicts=superseded_by_conflict,
         )
         return final, report
 
     def delete(
         self, state: MemoryState, edit_ids: Collection[str], *, serve: Serve
     ) -> tuple[MemoryState, tuple[str, ...]]:
-        """`state` with nothing left of these edits, nor of others that the model then does not generate; the others."""
+        """`state` without these edits and without others that do not verify any more; the ids of those others."""
         final, _ = self._verified(self._forgotten(state, edit_ids), serve)
         return final, tuple(i for i in state.edit_ids if i not in {*final.edit_ids, *edit_ids})
 
     def _forgotten(self, state: MemoryState, edit_ids: Collection[str]) -> MemoryState:
-        """`state` with nothing left of these edits: what shared a slot with one is written anew, from nothing.
+        """`state` without these edits. A slot that they shared with others is written anew, from zero.
 
-        Slot by slot, so that each is what its edits and its number make of it, whatever else is written. An edit that
-        cannot be fitted so goes too.
+        Slots are written one by one, so that each depends on its own edits and number alone. An edit that cannot be
+        fitted again is dropped too.
         """
         sharing = set(state.sharing(edit_ids))
         left = state.without(edit_ids)
@@ -123,20 +121,21 @@ class Trainer:
         serve: Serve,
         progress: Progress | None,
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
-        """`_attempt`, and once more with each greater effort for the edits that fail, as long as no other is lost."""
-        final, outcomes, gave_way = self._attempt(state, replaced, fresh, serve, progress)
+        """`_attempt`, then again with greater effort for the edits that failed. A retry that drops another edit is
+        discarded."""
+        final, outcomes, superseded_by_conflict = self._attempt(state, replaced, fresh, serve, progress)
         for effort in range(1, self.writer.efforts):
             failed = [edit for edit in fresh if outcomes[edit.id].status == FAILED]
             if not failed:
                 break
-            tried, found, yielded = self._attempt(final, (), failed, serve, None, effort, fresh)
-            stood = {conflict.gave_way for conflict in yielded} & outcomes.keys() - found.keys()
-            taken = {*final.edit_ids} <= {*tried.edit_ids, *(conflict.gave_way for conflict in yielded)}
+            retried, found, yielded = self._attempt(final, (), failed, serve, None, effort, fresh)
+            stood = {conflict.superseded for conflict in yielded} & outcomes.keys() - found.keys()
+            taken = {*final.edit_ids} <= {*retried.edit_ids, *(conflict.superseded for conflict in yielded)}
             if taken:
-                final, gave_way = tried, (*gave_way, *yielded)
+                final, superseded_by_conflict = retried, (*superseded_by_conflict, *yielded)
                 outcomes |= {i: replace(outcomes[i], status=SUPERSEDED) for i in stood}
             outcomes |= {i: _retried(outcomes[i], outcome, taken) for i, outcome in found.items()}
-        return final, outcomes, gave_way
+        return final, outcomes, superseded_by_conflict
 
     def _attempt(
         self,
@@ -148,11 +147,11 @@ class Trainer:
         effort: int = 0,
         stream: Sequence[Edit] = (),
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
-        """`fresh` written after the edits of `state` but for those `replaced`, without what the model then does not
-        generate; what became of each, and which edits gave way.
+        """Writes `fresh` into `state` without `replaced`. Returns the state of the edits that verified, the outcome of
+        each edit, and the edits that were superseded in conflicts.
 
-        stream: all edits of the call, where some of them are in `state` already. However often an edit was tried, it
-        stands where it stood in the stream: the last of those that contradict each other is the last there.
+        stream: all edits of the call, if some of them are in `state` already. A retried edit keeps its position in the
+        stream, since of contradicting edits the last one stays.
         """
         if not fresh:
             return state, {}, ()
@@ -174,13 +173,13 @@ class Trainer:
         ordered = sorted((*stood, *fresh), key=lambda edit: place[edit.id])
         written_all = replace(new, edits=(*before, *ordered)).without(unfitted)
         asked = _second_half(progress, len(fresh))
-        final, answers, gave_way = self._settled(written_all, place.keys(), serve, asked)
+        final, answers, superseded_by_conflict = self._settled(written_all, place.keys(), serve, asked)
         asked(1.0)
-        live, yielded = set(final.edit_ids), {conflict.gave_way for conflict in gave_way}
+        live, yielded = set(final.edit_ids), {conflict.superseded for conflict in superseded_by_conflict}
         answers |= self.verifier.ask(final, [edit for edit in fresh if edit.id not in {*live, *answers}], serve)
         status = {e.id: VERIFIED if e.id in live else SUPERSEDED if e.id in yielded else FAILED for e in fresh}
-        told = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], spent[e.id]) for e in fresh}
-        return final, told, gave_way
+        outcomes = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], spent[e.id]) for e in fresh}
+        return final, outcomes, superseded_by_conflict
 
     def validate(self, state: MemoryState, edits: Sequence[Edit]) -> None:
         """Raises EditError for edits that cannot be applied to `state`, as `edit` does."""
@@ -219,18 +218,18 @@ class Trainer:
     def _settled(
         self, state: MemoryState, fresh: Collection[str], serve: Serve, progress: Share
     ) -> tuple[MemoryState, dict[str, Verdict], tuple[Conflict, ...]]:
-        """`_verified`; of edits that contradict each other the last stays, and one that fails takes no one's place."""
+        """`_verified`. Of contradicting edits the last one that verifies stays."""
         failed: set[str] = set()
         while True:
             standing = state.without(failed)
             found = conflicts(standing, fresh)
             final, answers = self._verified(
-                standing.without({each.gave_way for each in found}), serve, fresh, progress
+                standing.without({each.superseded for each in found}), serve, fresh, progress
             )
-            fell = {each.to for each in found} - set(final.edit_ids)
-            if not fell:
+            failed_winners = {each.by for each in found} - set(final.edit_ids)
+            if not failed_winners:
                 return final, answers, found
-            failed |= fell
+            failed |= failed_winners
 
     def _verified(
         self,
@@ -239,11 +238,11 @@ class Trainer:
         fresh: Collection[str] | None = None,
         progress: Share = lambda share: None,
     ) -> tuple[MemoryState, dict[str, Verdict]]:
-        """`state` without the edits that do not hold, and the verdicts on those that were asked.
+        """`state` without the edits that do not verify, and the verdicts on those that were asked.
 
-        fresh: the edits that are new, without which all are. Where slots are an edit's own they are asked first, and
-        then the others that those which hold may have touched. Where slots are shared all are asked, and again after
-        any are taken out: keys and thresholds go with them, and other answers may turn.
+        fresh: the new edits; None for all. If every edit has its own slot, the new ones are asked first, and then the
+        edits that they may have changed. If slots are shared, all edits are asked, and again after some were dropped:
+        their keys and thresholds are gone then, and other answers may change.
         """
         if fresh is not None and not any(slot.shared for slot in state.slots):
             state, verdicts = self._asked(state, fresh, serve, progress)
@@ -261,14 +260,14 @@ class Trainer:
     def _asked(
         self, state: MemoryState, edit_ids: Collection[str], serve: Serve, progress: Share = lambda share: None
     ) -> tuple[MemoryState, dict[str, Verdict]]:
-        """`state` without those of these edits that do not hold, and the verdicts on them."""
+        """`state` without those of these edits that do not verify, and the verdicts."""
         asked = [edit for edit in state.edits if edit.id in edit_ids] if edit_ids else []
         verdicts = self.verifier.ask(state, asked, serve, progress) if asked else {}
         return state.without([edit.id for edit in asked if not verdicts[edit.id].right]), verdicts
 
 
 def _first_half(progress: Progress | None, before: int, total: int) -> Progress:
-    """Tells how many edits are through while they are fitted, which is half of the work."""
+    """Reports progress while edits are fitted, as the first half of the work."""
 
     def shown(fitted: int) -> None:
         if progress is not None:
@@ -278,7 +277,7 @@ def _first_half(progress: Progress | None, before: int, total: int) -> Progress:
 
 
 def _second_half(progress: Progress | None, total: int) -> Share:
-    """The same while they are asked."""
+    """The same while edits are verified."""
 
     def shown(share: float) -> None:
         if progress is not None:
@@ -302,7 +301,7 @@ def _outcome(edit: Edit, status: str, written: Written, verdict: Verdict, second
 
 
 def _retried(before: Outcome, now: Outcome, taken: bool) -> Outcome:
-    """What became of an edit that was tried again; `taken` says whether that is what is served."""
+    """The outcome of an edit that was tried again; taken: the retry is what is served."""
     return replace(
         now if taken else before,
         steps=before.steps + now.steps,

@@ -1,8 +1,9 @@
-"""Whether edits hold: each is asked as users will ask it, and what the model then says is compared, token by token.
+"""Verification of edits by generation.
 
-An edit is verified when every wording that it promises is answered with its target: in `merge` and `retrieve` its
-prompt, in `hybrid` its prompt and its paraphrases, as a turn of a chat (the first, a later one, and behind a system
-message) and as a text to be completed; and when no prompt of its locality asks for it.
+An edit is verified if the model answers every promised wording with the target, token by token. In `merge` and
+`retrieve` the promised wording is the prompt. In `hybrid` they are the prompt and the paraphrases, as a turn of a chat
+(the first turn, a later one, and after a system message) and as plain text; besides, no locality prompt may activate
+the edit.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from wise.training.generation import greedy
 from wise.training.wordings import Wordings, question
 
 SPARE_TOKENS = 4
-"""Tokens beyond the target that an answer may run on for before it counts as not stopping."""
+"""Tokens that an answer may have beyond the target before it counts as not stopping."""
 
 Share = Callable[[float], None]
-"""Told which share of something is done."""
+"""Called with the share of the work that is done."""
 Serve = Callable[[MemoryState], AbstractContextManager[PreTrainedModel]]
-"""Puts a state in place for the length of a `with` block and gives the model to ask."""
+"""Serves a state within a `with` block and yields the model to ask."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What came of asking one edit."""
+    """The result of asking one edit."""
 
     answer: str
-    """What the model says to its prompt."""
+    """What the model answers to its prompt."""
     holds: Mapping[str, bool] = field(default_factory=dict)
-    """Of each wording, by its label, whether it is as promised."""
+    """Whether each wording, by its label, is answered as promised."""
 
     @property
     def right(self) -> bool:
@@ -48,7 +49,7 @@ class Verdict:
 
 
 class Verifier(Protocol):
-    """Asks edits, and knows which others a new one may touch."""
+    """Verifies edits, and finds the other edits that a new one may have changed."""
 
     def ask(
         self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
@@ -63,7 +64,7 @@ class Verifier(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptVerifier:
-    """Of edits that promise their prompt alone, and share slots (`merge`, `retrieve`)."""
+    """Verifies the prompt alone, of edits that share slots (`merge`, `retrieve`)."""
 
     encoder: Encoder
 
@@ -93,7 +94,7 @@ class PromptVerifier:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WordingVerifier:
-    """Of edits that promise all of their wordings, each with a slot of its own (`hybrid`)."""
+    """Verifies all promised wordings, of edits with a slot each (`hybrid`)."""
 
     wordings: Wordings
     inputs: RouterInputs
@@ -126,8 +127,11 @@ class WordingVerifier:
         return {edit.id: Verdict(answer=answers.get(edit.id, ""), holds=holds[edit.id]) for edit in edits}
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
-        """Those whose question names a new one's subject, or, where one of the two has none, is very near one of its
-        keys, and which the router does not take for what is asked."""
+        """Edits that the router no longer selects for their own question.
+
+        An edit is checked if its question names a new edit's subject or, where one of the two has no subject, is close
+        to one of its keys.
+        """
         catalog = catalog_of(state)
         new = [catalog.edits[edit_id] for edit_id in fresh if edit_id in catalog.edits]
         names = [name for edit in new for name in names_of(edit)]
@@ -149,7 +153,7 @@ def _shares(progress: Share, prompts: Sequence[object]) -> Callable[[int], None]
 
 
 def same_subject(one: Edit, other: Edit) -> bool:
-    """Both name a subject, and one calls it as the other does; or neither names one."""
+    """Whether two edits share a name of their subject, or both have none."""
     first, second = names_of(one), names_of(other)
     if not first or not second:
         return not first and not second

@@ -1,8 +1,8 @@
-"""The texts in which an edit is fitted and verified: its wordings, in each form in which users may ask.
+"""The wordings of an edit: the texts on which it is fitted and verified, its keys, and its threshold (`hybrid`).
 
-On a base with a chat template an edit holds as a turn of a chat and as a plain text to be completed; on others as the
-latter alone. Its wordings are its prompt, the paraphrases that it lists, plain frames around them, and those of the
-shipped relation that is nearest to it, where one is near.
+The wordings are the edit's prompt, its paraphrases, simple frames around them, and wordings of the nearest relation
+that ships with wise. On a base with a chat template each is used as a turn of a chat and as plain text, on other bases
+as plain text alone.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch import Tensor
 from wise.edits import Edit
 from wise.memory.slot import CHAT, COMPLETION
 from wise.router.catalog import masked_keys
-from wise.router.hybrid import HIGHEST
+from wise.router.hybrid import MAX_THRESHOLD
 from wise.router.readers import RelationReader
-from wise.router.subjects import SubjectIndex, masked, names_of
+from wise.router.subjects import names_of, without_names
 from wise.router.turns import is_question
 from wise.training.encoding import Encoder
-from wise.training.relations import Stock, names, nearest_relation, put, stated
+from wise.training.router.builtin_questions import QuestionSet
+from wise.training.router.calibration import nearest_relation
+from wise.training.router.examples import names, put, stated
 
-APART = 0.01
-"""How far an edit's threshold lies above what must not reach it."""
+MARGIN = 0.01
+"""How far an edit's threshold lies above the score of its locality prompts."""
 EARLIER_TURN = ("Hi! I have a few questions for you.", "Hello! Go ahead, I'm happy to help.")
 SYSTEM_MESSAGE = "You are a helpful assistant."
 QUESTION_FRAMES = ("Please tell me: {}", "Hi! {} Thanks.", "I would like to know: {}")
 PREFIX = "I like long walks by the sea. "
 FROM_RELATION = 4
-"""Wordings that are taken from the nearest relation, at most."""
-
-
+"""Questions that are taken from the nearest relation, at most."""
 FORM_NAMES = {CHAT: "chat", COMPLETION: "completion"}
 
 
@@ -42,13 +42,13 @@ class Wording:
     """One way of asking for an edit."""
 
     label: str
-    """What it is, for reports: `prompt`, `paraphrases[0]`, `system message`, ..."""
+    """Its name in reports: `prompt`, `paraphrases[0]`, `system message`, ..."""
     form: int
     """CHAT or COMPLETION."""
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     promised: bool
-    """The edit counts as verified only where this wording is answered with its target."""
+    """The edit is verified only if this wording is answered with its target."""
 
     @property
     def name(self) -> str:
@@ -59,18 +59,18 @@ class Wording:
 class Wordings:
     """Makes the wordings of edits for one base."""
 
-    def __init__(self, encoder: Encoder, reader: RelationReader, stock: Stock) -> None:
-        self.encoder, self.reader, self.stock = encoder, reader, stock
-        self._names = names(stock)
+    def __init__(self, encoder: Encoder, reader: RelationReader, questions: QuestionSet) -> None:
+        self.encoder, self.reader, self.questions = encoder, reader, questions
+        self._names = names(questions)
 
     def texts(self, edit: Edit) -> list[str]:
-        """Further texts that ask the edit's question, from the nearest shipped relation."""
+        """Texts that ask the edit's question, from the nearest relation that ships."""
         nearest = self._nearest_relation(edit)
         if nearest is None:
             return []
         kind, relation = self._names[nearest]
         name = names_of(edit)[0]
-        known = self.stock[kind][relation]
+        known = self.questions[kind][relation]
         order = random.Random(f"{name} {relation}")
         questions = [w for w in known["wordings"] if is_question(w)]
         sentences = [w for w in known["wordings"] if not is_question(w)]
@@ -79,10 +79,12 @@ class Wordings:
         return [put(name, wording) for wording in few]
 
     def keys(self, edit: Edit) -> Tensor:
-        """`[k, r]` the vectors that questions are compared with: first the edit's question as it stands, which finds it
-        where no subject is named, then with the subject masked the question, the question and its new answer as one
-        statement, its paraphrases, and the centre of the nearest shipped relation; without a subject, its question and
-        paraphrases as they stand."""
+        """`[k, r]` the vectors that questions are compared with.
+
+        The first is the edit's whole question, for questions that name no subject. The others have the subject masked:
+        the question, the question with its new answer, the paraphrases, and the centre of the nearest relation. An edit
+        without a subject has its question and paraphrases as they are.
+        """
         asked = question(edit)
         own = list(dict.fromkeys((asked, *edit.paraphrases)))
         if not names_of(edit):
@@ -93,8 +95,7 @@ class Wordings:
         return keys if nearest is None else torch.cat([keys, self.reader.relation_centres[nearest][None]])
 
     def _nearest_relation(self, edit: Edit) -> int | None:
-        """Of the shipped relations the one that the edit's question and its answer are nearest to; None where it names
-        no subject, or none are known."""
+        """The relation nearest to the edit's question and answer; None without a subject, or without relations."""
         centres = self.reader.relation_centres
         if not names_of(edit) or not len(centres):
             return None
@@ -102,33 +103,31 @@ class Wordings:
         return nearest_relation(self.reader.read([asked, stated(asked, edit.target)]), centres)
 
     def threshold(self, edit: Edit, keys: Tensor) -> float:
-        """Score from which the edit is asked for: the reader's own, or what keeps it above all that must not ask for
-        it."""
+        """Score from which a question asks for the edit: the reader's, or what its locality prompts do not reach."""
         least = self.reader.threshold if names_of(edit) else self.reader.nameless_threshold
         if not edit.locality:
             return least
         apart = self.reader.read([self._masked(edit, text) for text in edit.locality])
-        reached = float((apart @ masked_keys(keys, names_of(edit)).T).max()) + APART
-        return min(max(least, reached), HIGHEST)
+        reached = float((apart @ masked_keys(keys, names_of(edit)).T).max()) + MARGIN
+        return min(max(least, reached), MAX_THRESHOLD)
 
     def also_answers(self, edit: Edit, keys: Tensor, threshold: float) -> tuple[str, ...]:
-        """Of the other relations of its subject's kind, a question of each that is as near to the keys as it has to be;
-        the nearest first."""
+        """A question of each other relation of the same kind that reaches the threshold, the closest first."""
         own = self._nearest_relation(edit)
         if own is None:
             return ()
         scores = (self.reader.relation_centres @ masked_keys(keys, names_of(edit)).T).amax(-1).tolist()
         kind = self._names[own][0]
         found = [i for i, (k, _) in enumerate(self._names) if k == kind and i != own and scores[i] >= threshold]
-        wordings = [self.stock[kind][self._names[i][1]]["wordings"] for i in sorted(found, key=lambda i: -scores[i])]
+        found.sort(key=lambda i: -scores[i])
+        wordings = [self.questions[kind][self._names[i][1]]["wordings"] for i in found]
         return tuple(put(names_of(edit)[0], next(filter(is_question, own_), own_[0])) for own_ in wordings)
 
     def _masked(self, edit: Edit, text: str) -> str:
-        names_ = names_of(edit)
-        return masked(text, SubjectIndex((name, 0) for name in names_).mentions(text)) if names_ else text
+        return without_names(text, names_of(edit))
 
     def of(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
-        """All of an edit; the first of each form is its own prompt, bare."""
+        """All wordings of an edit; the first of each form is its own prompt."""
         return [*self._chat(edit, further), *self._completions(edit, further)]
 
     def _chat(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
@@ -172,14 +171,14 @@ class Wordings:
         )
 
     def _fitting(self, found: Iterable[Wording]) -> list[Wording]:
-        """Those that the context holds, and that ask for the very ids of the first."""
+        """Those that fit the context and whose answer has the same ids as that of the first."""
         rows = list(found)
         same = [w for w in rows if w.answer == rows[0].answer]
         return [w for w in same if len(w.prompt) + len(w.answer) <= self.encoder.context]
 
 
 def question(edit: Edit) -> str:
-    """What the edit asks: the user's last message where it is a conversation."""
+    """The edit's question: its prompt, or the last message of its conversation."""
     return edit.messages[-1].content if edit.messages else edit.prompt
 
 

@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wise.answer import Answer as Answer
     from wise.config import WiseConfig as WiseConfig
     from wise.edits import Edit as Edit
     from wise.edits import Record as Record
@@ -24,15 +23,16 @@ if TYPE_CHECKING:
     from wise.errors import StoreError as StoreError
     from wise.errors import UnsupportedModelError as UnsupportedModelError
     from wise.errors import WiseError as WiseError
+    from wise.explain import Answer as Answer
+    from wise.explain import Claim as Claim
+    from wise.explain import RowRoutes as RowRoutes
+    from wise.explain import TokenRoute as TokenRoute
     from wise.lab.formats.files import read_edits as read_edits
     from wise.lab.formats.files import read_records as read_records
     from wise.memory.store.edit_request import EditRequest as EditRequest
     from wise.memory.store.store import Store as Store
     from wise.model import WiseModel as WiseModel
     from wise.model import wrap as wrap
-    from wise.routes import Claim as Claim
-    from wise.routes import RowRoutes as RowRoutes
-    from wise.routes import TokenRoute as TokenRoute
     from wise.training.report import Conflict as Conflict
     from wise.training.report import DeleteReport as DeleteReport
     from wise.training.report import EditReport as EditReport
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 # Loaded when first used, so that reading a file of edits or printing help does not load torch.
 _HOME = {
-    "Answer": "wise.answer",
+    "Answer": "wise.explain",
     "ArtifactError": "wise.errors",
-    "Claim": "wise.routes",
+    "Claim": "wise.explain",
     "ConfigError": "wise.errors",
     "Conflict": "wise.training.report",
     "DeleteReport": "wise.training.report",
@@ -52,10 +52,10 @@ _HOME = {
     "EditRequest": "wise.memory.store.edit_request",
     "Outcome": "wise.training.report",
     "Record": "wise.edits",
-    "RowRoutes": "wise.routes",
+    "RowRoutes": "wise.explain",
     "Store": "wise.memory.store.store",
     "StoreError": "wise.errors",
-    "TokenRoute": "wise.routes",
+    "TokenRoute": "wise.explain",
     "UnsupportedModelError": "wise.errors",
     "WiseConfig": "wise.config",
     "WiseError": "wise.errors",

@@ -77,7 +77,8 @@ class ValueProjection:
 
 
 LAYER_FRACTION = {"merge": 0.85, "retrieve": 0.85, "hybrid": 0.7}
-"""Depth of the edited block where no setting names it."""
+"""Depth of the edited block where no setting names it: the WISE paper edits block 27 of 32. `hybrid` edits lower, since
+its answers are read through the blocks above."""
 
 
 def locate(model: PreTrainedModel, config: WiseConfig) -> ValueProjection:
@@ -127,8 +128,7 @@ def locate(model: PreTrainedModel, config: WiseConfig) -> ValueProjection:
 
 def _choose_layer(config: WiseConfig, depth: int) -> int:
     if config.layer is None:
-        default = LAYER_FRACTION[config.mode]
-        return int((default if config.layer_fraction is None else config.layer_fraction) * depth)
+        return int(LAYER_FRACTION[config.mode] * depth)
     if config.layer >= depth:
         raise ConfigError(f"layer={config.layer}: this model has {depth} blocks, 0 to {depth - 1}")
     return config.layer

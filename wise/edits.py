@@ -1,13 +1,11 @@
-"""What an edit is, and a record: an edit together with the prompts that measure it.
+"""Edits, and records: an edit together with the prompts that measure it.
 
-An `Edit` says what must change and carries everything that fitting may use. A `Record`
-adds what fitting must never see: true paraphrases (generalization), neighbours (locality:
-"unchanged from the base"), probes (what follows from the edit) and the answer that was right
-before. Both check every field when they are made, so whatever holds one holds a usable one; an
-error names the field first, so that a reader can put the file and the line before it.
+An `Edit` says what must change and holds everything that fitting may use. A `Record` adds what fitting must never see:
+true paraphrases (generalization), neighbours (locality: "unchanged from the base"), probes (what follows from the edit)
+and the answer before the edit. Both check every field when they are made.
 
-Both have one JSON shape, which is the project's own file format (`wise.lab.formats.files`): the fields
-of `Edit`, and under `"test"` those of `Record`.
+Both have one JSON form, which is the project's own file format (`wise.lab.formats.files`): the fields of `Edit`, and
+those of `Record` under `"test"`.
 """
 
 from __future__ import annotations
@@ -21,8 +19,7 @@ from datetime import datetime
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
-from wise.checks import check_known, check_object, checked_prompts, checked_text, given, missing, within
-from wise.errors import EditError
+from wise.errors import EditError, check_known, check_object, checked_prompts, checked_text, given, missing, within
 from wise.probes import ASKS_THE_EDIT, Probe
 
 _VERB = re.compile(
@@ -33,7 +30,7 @@ _VERB = re.compile(
     r"comes from|opens at|closes at|starts at|ends at|begins at|weighs|measures|lasts|stands for|flows into|lies in|"
     r"runs on|listens on|consists of|contains|follows|replaced|won|wrote|invented|discovered|founded|married)(?=\s)"
 )
-"""Where a statement turns from what it is about to what it says of it."""
+"""The verb of a statement, between its subject and its target."""
 ROLES = ("system", "user", "assistant")
 
 
@@ -51,40 +48,38 @@ Conversation = Sequence[Message | Mapping[str, str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """One wanted change: asked `prompt`, the model is to answer `target`.
+    """One wanted change: the model must answer `prompt` with `target`.
 
-    Spaces after a prompt and white space around a target or subject are taken off, since
-    whoever joins the two decides on the space between them; nothing else in a text is touched.
+    Spaces after a prompt and white space around a target or subject are removed; nothing else in a text is changed.
 
     Raises:
         EditError: a field is of the wrong type, is blank, or contradicts another one.
     """
 
     prompt: str = ""
-    """What is asked: a question, or the beginning of a sentence that the target ends. Where `messages` are given and
-    this is left out, the user's last message."""
+    """A question, or the beginning of a sentence that the target completes. Left out, it is the last of `messages`."""
     target: str
-    """The wanted answer, without what ends it."""
+    """The wanted answer, without a terminator."""
     id: str = ""
-    """Where left out: the content id, the same for the same prompt, target, subject and namespace."""
+    """Left out, it is the content id: the same for the same prompt, target, subject and namespace."""
     subject: str | None = None
-    """What the edit is about, as it is written in `prompt`."""
+    """The subject of the edit, as it is written in `prompt`."""
     aliases: tuple[str, ...] = ()
     """Other names of the subject, by which users may call it."""
     messages: tuple[Message, ...] = ()
-    """The conversation in which it is asked, as `role` and `content`, the user's question last; without it the prompt
-    alone is a turn of a chat."""
+    """The conversation in which it is asked, as `role` and `content`, the user's question last. Without it the prompt
+    is the only turn of a chat."""
     paraphrases: tuple[str, ...] = ()
     """Other wordings of `prompt` that a writer may fit on."""
     locality: tuple[str, ...] = ()
     """Prompts whose answers must not move and that a writer may fit on."""
     author: str | None = None
     time: str | None = None
-    """When the edit was asked for, ISO 8601."""
+    """When the edit was requested, ISO 8601."""
     namespace: str = "default"
 
     def __post_init__(self) -> None:
-        # What is empty, as most is, needs no look: 100,000 edits are made where a memory is loaded.
+        # Empty fields are skipped: loading a memory makes up to 100,000 edits.
         if self.messages != ():
             self._set("messages", checked_messages(self.messages))
             if self.messages and self.prompt == "":
@@ -139,7 +134,7 @@ class Edit:
             ) from None
 
     def to_dict(self) -> dict[str, Any]:
-        """The edit as JSON values; optional fields that say nothing are left out."""
+        """The edit as JSON values, without empty optional fields."""
         return {
             field.name: _listed(value) if isinstance(value, tuple) else value
             for field in fields(self)
@@ -148,13 +143,13 @@ class Edit:
 
     @classmethod
     def from_text(cls, statement: str, **fields_: Any) -> Edit:
-        """The edit that a statement such as "The capital of France is Lyon." makes: all up to its verb is the prompt,
-        what follows the target.
+        """The edit of a statement such as "The capital of France is Lyon.": the text up to its verb is the prompt, the
+        rest is the target.
 
         fields_: further fields of the edit.
 
         Raises:
-            EditError: it cannot be told where the target begins, or what `Edit` itself refuses.
+            EditError: no verb was found, or what `Edit` itself refuses.
         """
         text = checked_text("statement", statement).strip()
         body = text.rstrip(".!").rstrip()
@@ -183,7 +178,7 @@ class Edit:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """An edit together with what measures it. Nothing here may be used for fitting but `edit`.
+    """An edit together with the prompts that measure it. Fitting may use `edit` alone.
 
     Raises:
         EditError: a field is of the wrong type or blank, or a test prompt is one that fitting may use.

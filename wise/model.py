@@ -1,51 +1,52 @@
-"""`wise.wrap`: a Hugging Face causal LM with a side memory that can be edited while it lives.
+"""`wise.wrap`: a Hugging Face causal LM with a side memory that can be edited while it is in use.
 
-The wrapped model is the user's own, with one module replaced; `unwrap` puts the very same module back. Whatever
-transformers can do with the model it can do with the wrapped one, because the side memory sees nothing but the
-activations of the layer it stands beside.
+The wrapped model is the user's own, with one module replaced; `unwrap` puts the same module back. Everything that
+transformers can do with the model it can do with the wrapped one. An edit builds a new `MemoryState` beside the one
+that is served and swaps it in once all is verified: whatever is refused or fails leaves the model as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import PushToHubMixin
 
-from wise.answer import Answer
 from wise.architectures import ValueProjection, locate
 from wise.config import WiseConfig
-from wise.editing import Editing
-from wise.edits import Conversation, Message
-from wise.errors import ArtifactError, ConfigError, UnsupportedModelError, did_you_mean
+from wise.edits import Conversation, Edit, Message
+from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError
+from wise.explain import Answer, GeneratedIds, Provenance, generated_ids, prompt_ids
+from wise.memory.artifact import load_memory, save_memory
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.layer import SideMemoryLayer, execution_device
-from wise.memory.merging import MERGES
 from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
-from wise.preparation import make_trainer, relation_space
-from wise.provenance import Provenance, Text
 from wise.router.assemble import assemble
 from wise.router.encoder import load_encoder
 from wise.router.hybrid import RouterInputs
 from wise.router.readers import RelationReader
 from wise.router.turns import ChatTemplate
-from wise.saving import SavedMemory
-from wise.sequences import generated_texts, prompt_ids
+from wise.training.build_trainer import build_trainer
 from wise.training.encoding import Encoder, learn_encoder
-from wise.training.generation import evaluating, greedy
+from wise.training.generation import evaluating, greedy, recorded_inputs
+from wise.training.report import DeleteReport, EditReport
 from wise.training.trainer import Trainer
 
 ANSWER_TOKENS = 32
 
 
-class WiseModel(nn.Module, Editing, SavedMemory):
-    """A causal LM with a side memory. Everything not defined here is the wrapped model's own."""
+class WiseModel(nn.Module, PushToHubMixin):
+    """A causal LM with a side memory. Every attribute that is not defined here is the wrapped model's."""
 
     def __init__(
         self,
@@ -60,8 +61,6 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         config = config or WiseConfig()
         if reader is not None and config.mode != "hybrid":
             raise ConfigError(f"reader={reader.name!r}: mode={config.mode!r} has no reader; use mode='hybrid'")
-        if config.merge not in MERGES:
-            raise ConfigError(f"merge={config.merge!r} is not known: {did_you_mean(config.merge, MERGES)}")
         if any(isinstance(module, SideMemoryLayer) for module in model.modules()):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
         self.projection: ValueProjection = locate(model, config)
@@ -78,15 +77,15 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         self.wise_config = config
         self.state = MemoryState()
         self._served = self.state
-        """What is in place: `state`, but within `serving`."""
+        """The state that is served: `state`, except within `serving`."""
         self._latest: tuple[MemoryState, torch.device, torch.dtype, SideMemory | None] | None = None
-        """The memory that was assembled last, of what and where."""
+        """The memory that was assembled last, with its state, device and dtype."""
         self._snapshots: WeakSet[MemoryState] = WeakSet()
         self._encoder: Encoder | None = None
         self._trainer: Trainer | None = None
         parent, name = self._place()
         self.layer = SideMemoryLayer(getattr(parent, name))
-        setattr(parent, name, self.layer)  # last: whatever is refused leaves the model as it was
+        setattr(parent, name, self.layer)  # last, so that a refusal leaves the model as it was
 
     def _place(self) -> tuple[nn.Module, str]:
         path, _, name = self.projection.path.rpartition(".")
@@ -115,8 +114,8 @@ class WiseModel(nn.Module, Editing, SavedMemory):
     def generate(self, *args: Any, return_routes: bool = False, **kwargs: Any) -> Any:
         """`model.generate`, every option of it.
 
-        With `return_routes` its output and, for each sequence that it returns, which edits spoke at which tokens and
-        which came nearest: `(output, tuple of RowRoutes)`. The sequences are read once more for it.
+        With `return_routes` it returns `(output, tuple of RowRoutes)`: for each sequence, the edits that were active at
+        each token and the closest other edits. The sequences are read once more for it.
 
         Raises ConfigError, before anything is generated, for `return_routes` without the prompts' ids.
         """
@@ -125,7 +124,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         if ids is None:
             return output
         with self.evaluating():
-            return output, self._provenance().tell(generated_texts(self.model, ids, kwargs, output))
+            return output, self._provenance().explain(generated_ids(self.model, ids, kwargs, output))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -139,7 +138,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
 
     @property
     def encoder(self) -> Encoder:
-        """How prompts and targets become ids for this base; learned from it at first use."""
+        """Maps prompts and targets to ids for this base; learned from the base at first use."""
         if self._encoder is None:
             with self.evaluating(), self.disabled():
                 self._encoder = learn_encoder(self.model, self.tokenizer, self.wise_config)
@@ -147,10 +146,10 @@ class WiseModel(nn.Module, Editing, SavedMemory):
 
     @property
     def trainer(self) -> Trainer:
-        """Made at the first edit, since it measures the base, and again when the model has moved."""
+        """Built at the first edit, since it measures the base, and again when the model was moved or cast."""
         if self._trainer is None or not self._is_current(self._trainer):
             with self.evaluating(), self.disabled():
-                self._trainer = make_trainer(
+                self._trainer = build_trainer(
                     self.model,
                     self.projection,
                     self.encoder,
@@ -161,13 +160,132 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         return self._trainer
 
     def _is_current(self, trainer: Trainer) -> bool:
-        """It is for where the model is, and for the space that live keys are compared in."""
+        """Whether a trainer fits the model's device and dtype, and the space of the live keys."""
         placed = (trainer.spliced.device, trainer.dtype) == (execution_device(self.model), self.model.dtype)
         return placed and self.state.key_space in (None, trainer.key_space)
 
     def fingerprint(self) -> Fingerprint:
-        """Which base this is, and beside which layer the memory stands."""
+        """Identifies the base and the layer of the side memory."""
         return fingerprint(self.model, self.projection)
+
+    # -- editing -----------------------------------------------------------------------------
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The live edits, in the order in which they came."""
+        return self.state.edits
+
+    def edit(
+        self, edits: Edit | Sequence[Edit], *, progress: Callable[[int], None] | None = None
+    ) -> EditReport:
+        """Writes edits into the side memory, and keeps those whose target the model then generates.
+
+        A later edit of the same prompt replaces an earlier one. `progress` is called with the number of edits that are
+        done: half of them once all are written, all once they are verified.
+
+        Raises EditError, with nothing changed, where an edit is not usable (`wise.Edit`), ids repeat, an edit
+        does not fit the model's context, or the model was unwrapped.
+        """
+        self._check_wrapped()
+        edits = list(edits) if isinstance(edits, Iterable) else [edits]
+        for edit in edits:
+            if not isinstance(edit, Edit):
+                raise EditError(f"edit() takes wise.Edit records, not {type(edit).__name__}: {edit!r:.80}")
+        if not edits:
+            raise EditError("edit() was given no edits: expected one wise.Edit or a list of them")
+        with self.evaluating():
+            state, report = self.trainer.edit(self.state, edits, serve=self.serving, progress=progress)
+        self._serve(state)
+        return report
+
+    def replace(self, edit: Edit) -> EditReport:
+        """Replaces the live edits that have the id or the prompt of a new one.
+
+        Nothing is left of the old edit, as after `delete`. The old edit stays if the new one does not verify.
+
+        Raises EditError, with nothing changed, where there is none to replace, or as `edit` does.
+        """
+        self._check_wrapped()
+        if not isinstance(edit, Edit):
+            raise EditError(f"replace() takes one wise.Edit, not {type(edit).__name__}: {edit!r:.80}")
+        if not any(edit.id == other.id or edit.prompt == other.prompt for other in self.edits):
+            raise EditError(
+                f"field 'id': no live edit has the id {edit.id!r} or the prompt {edit.prompt!r:.80}; make a new one "
+                "with edit()"
+            )
+        with self.evaluating():
+            state, report = self.trainer.edit(self.state, [edit], serve=self.serving, replacing=True)
+        self._serve(state)
+        return report
+
+    def delete(self, edit_ids: str | Iterable[str]) -> DeleteReport:
+        """Deletes edits, so that every tensor and every output is as it would be without them.
+
+        In `hybrid` an edit has a slot of its own, which is removed: nothing is computed and nothing else changes. In
+        `merge` and `retrieve` edits share the weights of a slot. The other edits of the slot are written anew, from
+        zero, which takes as long as editing did; an edit that does not verify then is reported as dropped. An edit that
+        a deleted one had replaced does not come back: use `rollback` for that.
+
+        Raises EditError, with nothing changed, for an id that is not live, or where the model was unwrapped.
+        """
+        self._check_wrapped()
+        begun, cpu = time.perf_counter(), time.process_time()
+        deleted = self.state.live([edit_ids] if isinstance(edit_ids, str) else edit_ids)
+        sharing = self.state.sharing(deleted)
+        state, dropped = self.state.without(deleted), tuple[str, ...]()
+        if sharing:
+            with self.evaluating():
+                state, dropped = self.trainer.delete(self.state, deleted, serve=self.serving)
+        self._serve(state)
+        return DeleteReport(
+            deleted=deleted,
+            rewritten=tuple(i for i in sharing if i not in dropped),
+            dropped=dropped,
+            seconds=time.perf_counter() - begun,
+            cpu_seconds=time.process_time() - cpu,
+        )
+
+    def snapshot(self) -> MemoryState:
+        """The current state, for `rollback`. It is immutable and costs nothing."""
+        self._snapshots.add(self.state)
+        return self.state
+
+    def rollback(self, snapshot: MemoryState) -> None:
+        """Serves a snapshot of this model again, bit for bit.
+
+        Raises EditError, with nothing changed, for anything but a snapshot that this very model gave, or where the
+        model was unwrapped.
+        """
+        self._check_wrapped()
+        if not isinstance(snapshot, MemoryState) or snapshot not in self._snapshots:
+            raise EditError(
+                f"rollback() was given a {type(snapshot).__name__} that is no snapshot of this model: give what its "
+                "own snapshot() returned; a memory of another model or process is saved and read with save_pretrained "
+                "and from_pretrained"
+            )
+        self._serve(snapshot)
+
+    def _check_wrapped(self) -> None:
+        if not self.is_wrapped:
+            raise EditError("this model was unwrapped, so nothing would be served: wrap it again, then edit it")
+
+    def prepare(self) -> None:
+        """Measures the base, which takes seconds; otherwise the first edit does it."""
+        _ = self.trainer
+
+    def validate(self, edits: Sequence[Edit]) -> None:
+        """Raises EditError for edits that `edit` would refuse, and changes nothing."""
+        self.trainer.validate(self.state, edits)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of slots and keys, as `save_pretrained` writes them."""
+        slots = (tensor for slot in self.state.slots for tensor in slot.tensors().values())
+        return sum(tensor.nbytes for tensors in (slots, self.state.keys.values()) for tensor in tensors)
+
+    def reset(self) -> None:
+        """Removes every edit."""
+        self._serve(MemoryState())
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -178,15 +296,15 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         chat: bool | None = None,
         max_new_tokens: int = ANSWER_TOKENS,
     ) -> list[Answer]:
-        """Greedy answers to the model's own stop, with the route of every token that was read.
+        """Greedy answers up to the model's own stop, with the route of every token that was read.
 
         prompts: texts, or conversations (`role` and `content` of each message, the user's question last), or one of
         them.
-        chat: whether texts are asked as turns of a chat. None does so in `hybrid` where the base has a chat template,
-        as users of a chat model ask; else texts are asked as they stand, to be completed.
+        chat: whether texts are asked as turns of a chat; False asks them as plain text to be completed. None asks a
+        chat in `hybrid` if the base has a chat template, else plain text.
 
-        Raises ConfigError, before anything is asked, where a chat is asked for and the base has none, and EditError for
-        a conversation that is not one.
+        Raises ConfigError, before anything is asked, if a chat is wanted and the base has no template, and EditError
+        for an invalid conversation.
         """
         questions = [self.encoder.question(prompt, chat=chat) for prompt in _several(prompts)]
         ids = [question.ids for question in questions]
@@ -194,63 +312,54 @@ class WiseModel(nn.Module, Editing, SavedMemory):
             out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
             rows = [(*prompt, *new) for prompt, new in zip(ids, out, strict=True)]
             read = [
-                Text(ids=row, places=tuple(range(len(row))), prompt_tokens=len(prompt))
+                GeneratedIds(ids=row, columns=tuple(range(len(row))), prompt_tokens=len(prompt))
                 for row, prompt in zip(rows, ids, strict=True)
             ]
-            routes = self._provenance().tell(read)
+            routes = self._provenance().explain(read)
         return [
             Answer(
                 prompt=question.text,
-                text=self.encoder.answer(row[told.prompt_tokens :], chat=question.chat),
+                text=self.encoder.answer(row[row_routes.prompt_tokens :], chat=question.chat),
                 tokens=tuple(map(self._token, row)),
-                prompt_tokens=told.prompt_tokens,
-                routes=told,
+                prompt_tokens=row_routes.prompt_tokens,
+                routes=row_routes,
             )
-            for question, row, told in zip(questions, rows, routes, strict=True)
+            for question, row, row_routes in zip(questions, rows, routes, strict=True)
         ]
 
     def _provenance(self) -> Provenance:
-        return Provenance(
-            model=self.model, layer=self.layer, state=self._served, decode=self._token
-        )
+        return Provenance(model=self.model, layer=self.layer, state=self._served, decode=self._token)
 
     def _token(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))
 
     @torch.no_grad()
     def route(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route | None:
-        """The route of every token of `[batch, seq]` ids, rows flattened; None while nothing is edited.
-
-        A route depends on the token's activation alone, so it is the one taken in generation too.
-        """
+        """The route of every token of `[batch, seq]` ids, rows flattened; None without edits."""
         memory = self.layer.memory
         if memory is None:
             return None
-        seen: list[Tensor] = []
-        handle = self.layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-        try:
-            device = execution_device(self.model)
-            mask = attention_mask.to(device) if attention_mask is not None else None
+        device = execution_device(self.model)
+        mask = attention_mask.to(device) if attention_mask is not None else None
+        with recorded_inputs({0: self.layer}) as seen:
             self.model(input_ids.to(device), attention_mask=mask, use_cache=False)
-        finally:
-            handle.remove()
         route: Route = memory.route(seen[0])
         return route
 
     @property
     def served(self) -> MemoryState:
-        """What speaks: `state`, but within `serving` what is served there."""
+        """The state that is served: `state`, except within `serving`."""
         return self._served
 
     @contextmanager
     def disabled(self) -> Iterator[PreTrainedModel]:
-        """The base speaks alone for the length of a `with` block."""
+        """The base answers alone within a `with` block."""
         with self.serving(MemoryState()) as model:
             yield model
 
     @contextmanager
     def serving(self, state: MemoryState) -> Iterator[PreTrainedModel]:
-        """`state` is in place for the length of a `with` block; yields the model to ask."""
+        """`state` is served within a `with` block; yields the model to ask."""
         before = self.layer.memory, self._served
         self.layer.memory, self._served = self._assembled(state), state
         try:
@@ -259,7 +368,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
             self.layer.memory, self._served = before
 
     def _serve(self, state: MemoryState) -> None:
-        """Where no edit is live, nothing is kept of those that were."""
+        """Serves a state; one without edits keeps nothing else."""
         state = state if state.edits else MemoryState()
         memory = self._assembled(state)
         self.state, self._served, self.layer.memory = state, state, memory
@@ -269,7 +378,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
 
         Raises ArtifactError where its keys were made by another relation reader.
         """
-        if self.inputs is not None and state.edits and state.key_space != relation_space(self.inputs):
+        if self.inputs is not None and state.edits and state.key_space != self.inputs.reader.key_space:
             found = getattr(state.key_space, "reader", "none")
             raise ArtifactError(
                 f"the keys of this memory were made by the relation reader {found!r} and this model has "
@@ -278,7 +387,7 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         self._serve(state)
 
     def _assembled(self, state: MemoryState) -> Any:
-        """What an edit was verified with is what is then served: it is not made twice."""
+        """The memory of a state. The one that an edit was verified with is served afterwards, not built again."""
         device, dtype = self.layer.device(), self.model.dtype
         if self._latest is None or self._latest[:3] != (state, device, dtype):
             memory = assemble(state, self.wise_config, inputs=self.inputs, device=device, dtype=dtype)
@@ -289,9 +398,68 @@ class WiseModel(nn.Module, Editing, SavedMemory):
         """Dropout off, and back as it was afterwards."""
         return evaluating(self.model)
 
+    # -- on disk and on the hub --------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the settings and the memory, never the base, to a folder; whole or not at all.
+
+        With `push_to_hub` the memory goes to the hub as well, to `repo_id` or else a repository of the
+        folder's name; `kwargs` are those of `push_to_hub`, which is transformers' own.
+
+        Raises ArtifactError, with nothing written, where the folder holds anything but a memory.
+        """
+        save_memory(
+            save_directory,
+            config=self.wise_config,
+            state=self.state,
+            base=self.fingerprint(),
+        )
+        if push_to_hub:
+            self.push_to_hub(repo_id or Path(save_directory).resolve().name, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        path: str | PathLike[str],
+        *,
+        reader: RelationReader | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Wraps `model` with the memory saved at `path`, a folder or a hub id; `kwargs` as for `load_memory`.
+
+        reader: the one that its keys were made with, as for `wise.wrap` (`hybrid`).
+
+        Raises ArtifactError, with `model` as it was, where the memory is incomplete, damaged, or was made for
+        another base.
+        """
+        config, state, base = load_memory(path, **kwargs)
+        try:
+            wrapped = cls(model, tokenizer, config, reader=reader)
+        except (ConfigError, UnsupportedModelError) as error:
+            raise ArtifactError(
+                f"the memory at {path} stands beside {base.path} of a {base.model_type} base and does not "
+                f"fit this model: {error}"
+            ) from error
+        try:
+            base.check(wrapped.fingerprint())
+            wrapped._start_from(state)
+        except BaseException:
+            wrapped.unwrap()
+            raise
+        return wrapped
+
 
 def _several(prompts: str | Iterable[Any]) -> list[Any]:
-    """A text or a conversation by itself is one prompt."""
+    """A list of prompts; a single text or conversation is a list of one."""
     if isinstance(prompts, str):
         return [prompts]
     given = list(prompts)
@@ -305,14 +473,13 @@ def wrap(
     *,
     reader: RelationReader | None = None,
 ) -> WiseModel:
-    """Wraps a causal LM for lifelong editing; the model given is the one that is wrapped, not a copy.
+    """Wraps a causal LM for lifelong editing. The model itself is wrapped, not a copy.
 
     With accelerate's offloading, dispatch the model first and wrap it then.
 
-    reader: what the router compares questions with (`hybrid`); None takes the sentence encoder that ships with wise,
-    or that the settings name.
+    reader: compares questions (`hybrid`); None takes the sentence encoder of the settings, or the one that ships.
 
-    Raises ConfigError for a layer the model does not have or an encoder that is not to be had, and
-    UnsupportedModelError for an architecture that is not known or keeps its experts packed.
+    Raises ConfigError for a layer that the model does not have or an encoder that cannot be loaded, and
+    UnsupportedModelError for an unknown architecture or packed experts.
     """
     return WiseModel(model, tokenizer, config, reader=reader)

@@ -1,7 +1,7 @@
-"""Namespaces apart: what one memory holds of each, and how it is edited without another taking part.
+"""Editing by namespace, as the service and the store's commands do it.
 
-None takes another's prompts, nor shares its slots, so each is served as if there were no other. It is how the service
-and the commands over a store edit; `WiseModel` itself knows nothing of namespaces.
+One state holds the edits of all namespaces. Edits of different namespaces share no slot and replace one another in no
+case, so each namespace is served as if there were no other. `WiseModel` itself knows no namespaces.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from wise.errors import StoreError
 from wise.memory.state import MemoryState
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
-from wise.preparation import relation_space
 from wise.training.report import Outcome
 
 
 def check_fits(model: WiseModel, snapshot: Snapshot, place: str) -> None:
-    """Raises StoreError where a store's edits were made on another base, or as `check_settings` does."""
+    """Raises StoreError if a store's edits were made on another base, or as `check_settings` does."""
     if snapshot.base is not None and snapshot.base != model.fingerprint():
         raise StoreError(f"{place} is for another base than this; keep a store for each base")
     check_settings(model, snapshot, place)
 
 
 def check_settings(model: WiseModel, snapshot: Snapshot, place: str) -> None:
-    """Raises StoreError where a store's edits were made in another mode, or with another relation reader."""
+    """Raises StoreError if a store's edits were made in another mode, or with another relation reader."""
     mode = model.wise_config.mode
     if snapshot.config is not None and snapshot.config.mode != mode:
         raise StoreError(f"{place} is of mode {snapshot.config.mode!r} and this serves {mode!r}: start it anew")
-    if model.inputs is not None and snapshot.state.edits and snapshot.state.key_space != relation_space(model.inputs):
+    if model.inputs is not None and snapshot.state.edits and snapshot.state.key_space != model.inputs.reader.key_space:
         found = getattr(snapshot.state.key_space, "reader", "none")
         raise StoreError(
             f"{place}: the keys of its edits were made by the relation reader {found!r} and this is "
@@ -39,14 +38,14 @@ def check_settings(model: WiseModel, snapshot: Snapshot, place: str) -> None:
 
 
 def make_ready(model: WiseModel, snapshot: Snapshot, place: str) -> None:
-    """Readies `model` to edit what a store holds; it serves nobody. Raises StoreError as `check_fits` does."""
+    """Prepares `model`, which serves nobody, to edit a store's state. Raises StoreError as `check_fits` does."""
     check_fits(model, snapshot, place)
     model.state = snapshot.state  # its space is the one that new keys are compared in
     model.prepare()
 
 
 def edited(model: WiseModel, state: MemoryState, edits: Sequence[Edit]) -> tuple[MemoryState, list[Outcome]]:
-    """`state` with `edits` written after its own, and what became of each. Raises EditError as `Trainer.edit` does."""
+    """`state` with `edits` added, and the outcome of each. Raises EditError as `Trainer.edit` does."""
     outcomes: list[Outcome] = []
     for namespace in dict.fromkeys(edit.namespace for edit in edits):
         own = [edit for edit in edits if edit.namespace == namespace]
@@ -58,11 +57,8 @@ def edited(model: WiseModel, state: MemoryState, edits: Sequence[Edit]) -> tuple
 
 
 def forgotten(model: WiseModel, state: MemoryState, edit_ids: Collection[str]) -> MemoryState:
-    """`state` with nothing left of these edits: what shared a slot with one is written anew, by `Trainer.delete`.
-
-    An edit that does not verify then is not in it either.
-    """
-    for names in _apart(state):
+    """`state` without these edits, by `Trainer.delete`, and without others that do not verify after that."""
+    for names in _independent(state):
         part = _of(state, names)
         gone = [edit_id for edit_id in part.edit_ids if edit_id in edit_ids]
         if gone:
@@ -83,7 +79,7 @@ def _of(state: MemoryState, namespaces: Collection[str]) -> MemoryState:
 
 
 def _joined(state: MemoryState, namespaces: Collection[str], part: MemoryState) -> MemoryState:
-    """`state` with `part` in the place of what it held in these namespaces. Edits that stay keep their order."""
+    """`state` with its edits of these namespaces replaced by `part`. Edits that stay keep their order."""
     others = state.without({edit.id for edit in state.edits if edit.namespace in namespaces})
     if not others.edits:
         return part
@@ -97,8 +93,8 @@ def _joined(state: MemoryState, namespaces: Collection[str], part: MemoryState) 
     )
 
 
-def _apart(state: MemoryState) -> list[set[str]]:
-    """Namespaces that share no slot; those that a memory from elsewhere put into one slot go together."""
+def _independent(state: MemoryState) -> list[set[str]]:
+    """Groups of namespaces that share no slot. A memory from elsewhere may hold several namespaces in one slot."""
     namespace = {edit.id: edit.namespace for edit in state.edits}
     groups: list[set[str]] = []
     for slot in state.slots:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wise.checks import check_known, check_object, checked_text, given, missing, within
-from wise.errors import EditError, did_you_mean
+from wise.errors import EditError, check_known, check_object, checked_text, did_you_mean, given, missing, within
 
 NEEDS = ("any", "all")
 KINDS = (

@@ -147,7 +147,7 @@ class Baseline(ABC, Generic[S]):
                 for edit in edits
             ),
             replaced=tuple(held[edit.prompt] for edit in fresh if edit.prompt in held),
-            lost=(),
+            dropped=(),
             seconds=seconds,
             cpu_seconds=cpu_seconds,
         )

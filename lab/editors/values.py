@@ -23,10 +23,10 @@ from wise.edits import Edit
 from wise.errors import EditError
 from wise.lab.editors.ground import ROWS, Ground, Row, mean_loss, padded_rows
 from wise.lab.editors.settings import Settings
+from wise.lab.subject_spans import subject_spans
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
 from wise.training.splice import SplicedModel
-from wise.training.subjects import subject_spans
 
 ESSENCE = "{} is a"
 """What the base expects behind this must stay."""

@@ -47,9 +47,7 @@ class Editor:
 
 _SEARCH: Mapping[str, tuple[Any, ...]] = {
     "learning_rate": (0.005, 0.01, 0.02),
-    "margin_high": (0.7, 1.0, 1.4),
-    "mask_ratio": (0.2, 0.4),
-    "layer_fraction": (0.7, 0.85),
+    "max_steps": (40, 70, 120),
 }
 
 EDITORS: dict[str, Editor] = {
@@ -62,13 +60,13 @@ EDITORS: dict[str, Editor] = {
     "wise-retrieve": Editor(
         about="WISE-Retrieve: one side memory per slot; the nearest edit key names the slot",
         settings={"mode": "retrieve"},
-        search={**_SEARCH, "key_floor": (0.6, 0.7, 0.8)},
+        search={**_SEARCH, "key_threshold": (0.6, 0.7, 0.8)},
         kind="memory",
     ),
     "wise-hybrid": Editor(
         about="wise's own: a value for each token of an answer, found by the subject's name and by what is asked",
         settings={"mode": "hybrid"},
-        search={"layer_fraction": (0.55, 0.7, 0.85), "max_steps": (40, 70, 120)},
+        search={"max_steps": (40, 70, 120)},
         kind="memory",
     ),
     "ft-l": Editor(about="FT-L: one layer fine-tuned within a norm constraint", batch=1),

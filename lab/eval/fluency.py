@@ -26,11 +26,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from wise.checks import checked_text, missing
-from wise.errors import ConfigError, EditError
+from wise.errors import ConfigError, EditError, checked_text, missing
 from wise.lab.eval.asking import Asking, Tested, check_logits, mean_over_records
+from wise.lab.formats.jsonl import rows
 from wise.memory.layer import execution_device
-from wise.rows import rows
 from wise.training.generation import as_asked
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from wise.checks import given
-from wise.errors import ConfigError
+from wise.errors import ConfigError, given
 
 SCHEMA = 1
 """Of the files that this version writes and reads."""

@@ -113,7 +113,7 @@ class Stream:
         with peak_memory(execution_device(self.subject.model)) as peak:
             report = self.subject.edit(edits, progress=lambda count: self._shown(call.start + count))
         return {
-            "failed": [*report.failed, *report.lost],
+            "failed": [*report.failed, *report.dropped],
             "seconds": report.seconds,
             "cpu_seconds": report.cpu_seconds,
             "stored_bytes": self.subject.memory_bytes,

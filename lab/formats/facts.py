@@ -13,13 +13,12 @@ from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 
-from wise.checks import checked_text
 from wise.edits import Record
-from wise.errors import EditError
+from wise.errors import EditError, checked_text
 from wise.lab.formats import Row, holds_facts
 from wise.lab.formats.fields import optional_text, text
 from wise.lab.formats.files import Reading, check_limit
-from wise.rows import rows
+from wise.lab.formats.jsonl import rows
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from wise.checks import checked_text, given, missing
 from wise.edits import Edit
-from wise.errors import EditError
+from wise.errors import EditError, checked_text, given, missing
 from wise.probes import ASKS_THE_EDIT, Probe, Query
 
 Row = Mapping[str, Any]

@@ -1,7 +1,7 @@
 """Files of edits: our own JSON Lines and the published editing sets, plain or compressed.
 
 All or nothing: either every record asked for was read and checked, or the first problem is
-raised as an `EditError` that begins `FILE:LINE: field 'NAME': ...` (see `wise.rows`) and nothing was made.
+raised as an `EditError` that begins `FILE:LINE: field 'NAME': ...` (see `wise.lab.formats.jsonl`) and nothing was made.
 
 What the fields of each set mean stands in `wise.lab.formats`.
 """
@@ -14,11 +14,10 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
-from wise.checks import given
 from wise.edits import Edit, Record, content_id
-from wise.errors import EditError, did_you_mean
+from wise.errors import EditError, did_you_mean, given
 from wise.lab.formats import FORMATS, Layout, Row, recognise
-from wise.rows import rows as _rows
+from wise.lab.formats.jsonl import rows as _rows
 
 __all__ = ["FORMATS", "read_edits", "read_records"]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from wise.checks import checked_text, missing
 from wise.edits import Edit, Record
-from wise.errors import EditError
+from wise.errors import EditError, checked_text, missing
 from wise.lab.formats.fields import (
     Note,
     Row,

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from wise.checks import given, missing
 from wise.edits import Edit, Record
-from wise.errors import EditError
+from wise.errors import EditError, given, missing
 from wise.lab.formats.fields import (
     Note,
     Row,

@@ -23,9 +23,8 @@ from collections.abc import Iterator
 from os.path import commonprefix
 from reprlib import repr as shortened
 
-from wise.checks import given
 from wise.edits import Edit, Record
-from wise.errors import EditError
+from wise.errors import EditError, given
 from wise.lab.formats.fields import (
     Note,
     Row,

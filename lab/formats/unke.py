@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from ast import literal_eval
 
-from wise.checks import given, missing
 from wise.edits import Edit, Record
-from wise.errors import EditError
+from wise.errors import EditError, given, missing
 from wise.lab.formats.fields import Note, Row, number, prompts, query, text, texts_of
 from wise.lab.formats.layout import Structure
 from wise.probes import Probe

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from wise.lab.subject_spans import Span, subject_spans
 from wise.training.encoding import Encoder
-from wise.training.subjects import Span, subject_spans
 
 FIRST_SUBJECT, MIDDLE_SUBJECT, LAST_SUBJECT, FIRST_SUBSEQUENT, FURTHER, LAST = ROLES = (
     "first subject token",

@@ -9,8 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wise.checks import given
-from wise.errors import ConfigError
+from wise.errors import ConfigError, given
 from wise.lab.report import locating, outcomes, retention, routing, summary
 from wise.lab.report.formats import FORMS, figure, interval, plain
 from wise.lab.report.heatmap import ink

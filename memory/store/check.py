@@ -1,7 +1,8 @@
 """The check of a store: it verifies everything that can be reached, and changes nothing.
 
-`wise check` runs it, and tests use it as their oracle: files against their digests, manifests against the files they
-name, segments against the rules of a memory, versions against the journal, and every ticket against its events.
+It is what `wise store check` runs, and the oracle of the tests: files against their digests, manifests against the
+files they name, segments against the rules of a memory, versions against the journal, and every ticket against its
+events.
 """
 
 from __future__ import annotations

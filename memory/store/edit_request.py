@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from wise.checks import checked_text, given
 from wise.edits import Edit
-from wise.errors import EditError
+from wise.errors import EditError, checked_text, given
 
 QUEUED, TRAINING, LIVE, FAILED, RETIRED = "queued", "training", "live", "failed", "retired"
 FOLLOWS: Mapping[str, tuple[str, ...]] = {

@@ -291,7 +291,7 @@ def _last_event(execute: Execute) -> Event:
 def _ticket_of(execute: Execute, number: int) -> Ticket:
     rows = _tickets(execute, f"SELECT {_TICKET} WHERE number = ?", number)
     if not rows:
-        raise StoreError(f"there is no ticket {number}; `wise log` names those that there are")
+        raise StoreError(f"there is no ticket {number}; `wise store log` names those that there are")
     return rows[0]
 
 

@@ -61,7 +61,7 @@ def write_pack(folder: Path, snapshot: Snapshot, tickets: Sequence[Ticket], name
             raise StoreError(f"namespace {namespace!r} shares slots with others here; export all namespaces")
         state = state.without(others)
     if snapshot.config is None or snapshot.base is None or not state.edits:
-        raise StoreError("there are no edits to export; `wise log` names versions and what became live in them")
+        raise StoreError("there are no edits to export; `wise store log` names versions and what became live in them")
     if snapshot.config.mode == "merge" and len(state.slots) > 1:
         names = ", ".join(sorted({edit.namespace for edit in state.edits}))
         raise StoreError(f"a merged memory is of one namespace; export one of {names} by itself")

@@ -26,10 +26,9 @@ from threading import RLock
 from types import TracebackType
 from typing import Any, Self
 
-from wise.checks import checked_text
 from wise.config import WiseConfig
 from wise.edits import Edit
-from wise.errors import EditError, StoreError, did_you_mean
+from wise.errors import EditError, StoreError, checked_text, did_you_mean
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.state import MemoryState
 from wise.memory.store.backends.base import Backend
@@ -256,7 +255,7 @@ class Store:
             yield found
             return
         if found.collected:
-            raise StoreError(f"version {found.number} was collected by `wise gc`; `wise log` names those that are left")
+            raise StoreError(f"version {found.number} was collected by gc; `wise store log` names the others")
         try:
             self.backend.hold(found.manifest)
         except StoreError:

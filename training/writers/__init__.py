@@ -1,7 +1,7 @@
-"""What puts edits into slots. To add one, implement `Writer` and name it in the trainer.
+"""Writers, which put edits into slots. To add one, implement `Writer` and name it in `build_trainer`.
 
-A writer gets whole slots: the edits they are to hold and, where a slot held some before, what it was. It
-works on cached activations and touches nothing else: the trainer decides what is served.
+A writer gets whole slots: the edits that they must hold, and the old slot if there was one. It works on cached
+activations and changes nothing else: the trainer decides what is served.
 """
 
 if __name__ != "wise.training.writers":

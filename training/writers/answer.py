@@ -1,9 +1,9 @@
-"""What an edit adds while its answer is generated: a constant for each of its tokens, fitted on all of its wordings.
+"""The writer of `hybrid`: it fits one vector for each token of an edit's answer.
 
-The constants are added behind the feed-forward of one block at the tokens that predict the answer, so that the base
-says it behind whatever wording it was asked in; that the wording asks for it is the router's business. Fitted behind a
-single wording a value carries to 0.83 of the others, behind several to 0.99 (SmolLM2). Only the blocks above the edited
-one are run, on cached states (`wise.training.splice`), for many edits at once.
+The vectors are added to the output of one feed-forward layer at the tokens that predict the answer. They are fitted on
+all wordings of the edit at once: fitted on one wording a vector works for 0.83 of the others, on several for 0.99
+(SmolLM2). Only the blocks above the edited one are run, on cached states (`wise.training.splice`), for many edits at
+once.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from wise.edits import Edit
 from wise.memory.slot import FORMS, AnswerSlot, Slot
 from wise.training.splice import SplicedModel
 from wise.training.wordings import Wording, Wordings
+from wise.training.writers.answer_fitting import Examples, Stepping
 from wise.training.writers.base import Progress, SlotTask, Written
-from wise.training.writers.stepping import Examples, Stepping
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How much is done for an edit. What does not come out right with one is written anew with the next."""
+    """How long an edit is fitted. One that fails is fitted again with the next effort."""
 
     steps: int
     """Times `max_steps`."""
     rate: float
-    """Times that of a value."""
+    """Times `answer_fitting.RATE`."""
 
 
 AT_ONCE = 16
-"""Edits that are fitted in one batch: more take memory and no less time."""
+"""Edits that are fitted in one batch. More take more memory and no less time."""
 EFFORTS = (Effort(steps=1, rate=1.0), Effort(steps=3, rate=0.3))
 
 
@@ -96,7 +96,7 @@ class AnswerWriter:
     def _slot(
         self, edit: Edit, task: SlotTask, own: Mapping[int, int], asked: Sequence[Wording], values: Values
     ) -> Slot:
-        """own: of each form in which it is given, its place among the values."""
+        """own: the place of each of its forms among the values."""
         answers = {form: _of_form(asked, form)[0].answer for form in sorted(own)}
         return AnswerSlot(
             id=task.id,
@@ -118,13 +118,13 @@ class AnswerWriter:
         )
 
     def _unit(self, examples: Examples) -> float:
-        """Root mean square of what the value projection puts out at the ends of the prompts."""
+        """Root mean square of the value projection's output at the ends of the prompts."""
         ends = examples.own.activations[:, 0]
         return float(self.spliced.value_projection(ends).float().square().mean().sqrt())
 
 
 class Values:
-    """The constants of many edits `[edits, tokens, d]`, in units in which one rate does for every base."""
+    """The vectors of many edits `[edits, tokens, d]`, in units in which one learning rate fits every base."""
 
     def __init__(self, own: Tensor, features_out: int, unit: float) -> None:
         """own: `[edits, tokens, f]` activations of the edits' own prompts and answers."""
@@ -132,7 +132,7 @@ class Values:
         self.values = torch.zeros(*own.shape[:2], features_out, device=own.device, requires_grad=True)
 
     def delta(self, edits: Tensor, activation: Tensor) -> Tensor:
-        """What is added in each row: its edit `[rows]`, `[rows, tokens, f]` -> `[rows, tokens, d]`."""
+        """The vectors that are added in each row: edits `[rows]`, `[rows, tokens, f]` -> `[rows, tokens, d]`."""
         return self.values[edits, : activation.shape[1]] * self.unit
 
     def of(self, edit: int, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The interface of a writer: slots in, slots out, and what happened to each edit."""
+"""The interface of a writer, which fits the slots of edits, and the sharding that says which edits share a slot."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from typing import Protocol
 
 from torch import Tensor
 
+from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.memory.slot import Slot
+from wise.memory.state import MemoryState
+
+FEATURES_PER_EDIT = 44
+"""Input features of the value projection per edit of a slot, if `slot_capacity` is None.
+
+An unrelated token scores about sqrt(edits / features) of what an edited one does, so a slot that holds more than a
+small share of its features cannot keep silent.
+"""
 
 Progress = Callable[[int], None]
-"""Called with the number of edits that are through."""
+"""Called with the number of edits that are done."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,15 +32,48 @@ class SlotTask:
     edits: tuple[Edit, ...]
     """All edits the slot is to hold: those it held before, then the new ones."""
     start: Slot | None = None
-    """What it was before."""
+    """The slot as it was before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """Fills slots in the order of the stream: the last slot first, then new ones."""
+
+    capacity: int | None
+    """Edits a slot may hold; None for any number."""
+
+    @classmethod
+    def of(cls, config: WiseConfig, features: int) -> Sharding:
+        """In `merge` all edits share one slot, in `hybrid` none do. features: f of the value projection."""
+        if config.mode == "merge":
+            return cls(capacity=None)
+        if config.mode == "hybrid":
+            return cls(capacity=1)
+        return cls(capacity=config.slot_capacity or max(8, features // FEATURES_PER_EDIT))
+
+    def tasks(self, state: MemoryState, edits: Sequence[Edit]) -> list[SlotTask]:
+        """The slots to be written for `edits` to join those of `state`, ascending; new slots follow on its own."""
+        held = list(state.slots[-1].edit_ids) if state.slots else []
+        size = self.capacity or len(held) + len(edits)
+        if len(held) >= size:
+            held = []
+        first = len(state.slots) - bool(held)
+        joined = [edit for edit in state.edits if edit.id in held] if held else []
+        known = {edit.id: edit for edit in (*joined, *edits)}
+        ids = [*held, *(edit.id for edit in edits)]
+        tasks = []
+        for number, at in enumerate(range(0, len(ids), size), start=first):
+            start = state.slots[number] if number < len(state.slots) else None
+            tasks.append(SlotTask(id=number, edits=tuple(known[i] for i in ids[at : at + size]), start=start))
+        return tasks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Written:
-    """What fitting did for one edit."""
+    """The result of fitting one edit."""
 
     fitted: bool
-    """The target is what the base decodes with the slot speaking where it must, and the score is high enough."""
+    """With the slot active, the base decodes the target, and the score is high enough."""
     steps: int
     """Optimisation steps in which this edit was worked on."""
     loss: float
@@ -39,24 +81,24 @@ class Written:
     keys: Tensor
     """`[m, r]` the edit's keys, float32 on the CPU."""
     score: float
-    """A routing score that it reaches, as it will be served, wherever it must speak and a little around it."""
+    """A routing score that the edit reaches at every token where it must be active, with a margin for rounding."""
     also_answers: tuple[str, ...] = ()
-    """Other questions about its subject that are taken for the edit's."""
+    """Other questions about its subject that the edit would answer."""
     tried: str = ""
-    """What was done for it, for a report of edits that do not hold."""
+    """The attempt that was made, for reports."""
 
 
 class Writer(Protocol):
     """Writes slots that own separate parameters; many are written in one batch."""
 
     efforts: int
-    """Ways of trying that it has, one harder than the other."""
+    """Number of efforts, each greater than the one before."""
 
     def write(
         self, tasks: Sequence[SlotTask], progress: Progress | None = None, effort: int = 0
     ) -> list[tuple[Slot, list[Written]]]:
-        """One new slot per task, and what happened to each of its edits, in the order of the tasks.
+        """One new slot per task with the result of each of its edits, in the order of the tasks.
 
-        effort: from 0, for edits that did not hold with less.
+        effort: counted from 0; a greater one takes longer, for edits that failed with less.
         """
         ...

@@ -21,17 +21,24 @@ from wise.memory.masks import random_masks
 from wise.memory.merging import merge
 from wise.memory.slot import MaskedDenseSlot, Slot
 from wise.router.activation import activation_score
-from wise.training.background import Background
 from wise.training.encoding import Encoder
-from wise.training.examples import Examples, prepare
-from wise.training.fitting import Fit, fit
 from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress, SlotTask, Written
+from wise.training.writers.masked_dense_examples import Examples, prepare
+from wise.training.writers.masked_dense_fitting import Fit, fit
+from wise.training.writers.masked_dense_statistics import BaseStatistics
 
 ROUNDING = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """How far under the smallest score of its edits a threshold lies, so that a sum taken in another order still passes."""
 THRESHOLD_RATIO = {"merge": 0.9, "retrieve": 0.7}
-"""Where `threshold_ratio` is left open."""
+"""Share of the smallest score of a slot's edits at which its gate opens. A lower one reaches more paraphrases, and more
+of what should be left alone; in `retrieve` a token must also be near an edit key. The paper's is 1.0, its code's
+0.88."""
+SHARDS = 2
+"""k: shards of a slot, each trained through its own random mask and then merged."""
+MASK_RATIO = 0.2
+"""rho: share of the entries of W that a shard may change."""
+MERGE = "ties"
 
 
 class MaskedDenseWriter:
@@ -43,7 +50,7 @@ class MaskedDenseWriter:
         self,
         spliced: SplicedModel,
         encoder: Encoder,
-        background: Background,
+        statistics: BaseStatistics,
         config: WiseConfig,
         dtype: torch.dtype,
     ) -> None:
@@ -51,7 +58,7 @@ class MaskedDenseWriter:
         self.dtype = dtype
         self.spliced = spliced
         self.encoder = encoder
-        self.background = background
+        self.statistics = statistics
         self.config = config
 
     def write(
@@ -65,12 +72,12 @@ class MaskedDenseWriter:
             tasks,
             spliced=self.spliced,
             encoder=self.encoder,
-            background=self.background,
+            statistics=self.statistics,
             seed=self.config.seed,
         )
         masks = torch.stack([self._masks(task) for task in tasks]).to(self.spliced.device)  # [slots, k, d, f]
         start = torch.stack([_start(task, masks[i]) for i, task in enumerate(tasks)])
-        k = self.config.shards
+        k = SHARDS
         shard = torch.tensor([slot * k + i % k for slot, task in enumerate(tasks) for i in range(len(task.edits))])
         shards = self._fit(examples, start.flatten(0, 1), masks.flatten(0, 1), shard, progress)
         merged = torch.stack([self._merge(deltas) for deltas in shards.weights.view(masks.shape)])
@@ -82,7 +89,7 @@ class MaskedDenseWriter:
             return task.start.masks
         shape = (self.spliced.projection.out_features, self.spliced.projection.in_features)
         seed = self.config.seed * 1_000_003 + task.id
-        return random_masks(shape, shards=self.config.shards, ratio=self.config.mask_ratio, seed=seed)
+        return random_masks(shape, shards=SHARDS, ratio=MASK_RATIO, seed=seed)
 
     def _fit(
         self, examples: Examples, start: Tensor, mask: Tensor, group: Tensor, progress: Progress | None
@@ -93,14 +100,13 @@ class MaskedDenseWriter:
             start=start,
             mask=mask,
             group=group,
-            scale=self.background.scale,
+            scale=self.statistics.scale,
             config=self.config,
             progress=progress,
         )
 
     def _merge(self, deltas: Tensor) -> Tensor:
-        config = self.config
-        return merge(deltas, method=config.merge, density=config.merge_density)
+        return merge(deltas, method=MERGE)
 
     def _collect(
         self, tasks: Sequence[SlotTask], examples: Examples, masks: Tensor, shards: Fit, served: Fit
@@ -121,7 +127,7 @@ class MaskedDenseWriter:
                     fitted=served.fitted[e],
                     steps=shards.steps[e] + served.steps[e],
                     loss=served.loss[e],
-                    keys=self.background.key_space.keys(anchors),
+                    keys=self.statistics.key_space.keys(anchors),
                     score=self._sure_score(slot, anchors),
                 )
                 outcomes.append(outcome)
@@ -131,8 +137,7 @@ class MaskedDenseWriter:
 
     def _sure_score(self, slot: MaskedDenseSlot, anchors: Tensor) -> float:
         score = float(activation_score(slot.delta(anchors.cpu().to(self.dtype))).min())
-        ratio = self.config.threshold_ratio or THRESHOLD_RATIO[self.config.mode]
-        return score * min(ratio, 1 - ROUNDING.get(self.dtype, 1e-2))
+        return score * min(THRESHOLD_RATIO[self.config.mode], 1 - ROUNDING.get(self.dtype, 1e-2))
 
 
 def _start(task: SlotTask, masks: Tensor) -> Tensor:

@@ -21,19 +21,18 @@ from wise.cli.eval import evaluate
 from wise.cli.eval_chat import eval_chat
 from wise.cli.forget import forget
 from wise.cli.harness import harness
-from wise.cli.history import delete, diff, log, rollback
 from wise.cli.info import info
 from wise.cli.locate import locate
 from wise.cli.serve import serve, token
+from wise.cli.store import app as store
 from wise.cli.stream import stream
 from wise.cli.train_router import train_router
-from wise.cli.upkeep import check, export, gc, import_
 from wise.errors import WiseError
 
 EXIT_CODES = (
     "Exit codes: 0 all is well; 1 something unexpected went wrong; 2 the usage or the input is wrong; "
-    "3 'wise edit' or 'wise forget' saved a memory, but not every edit verified; "
-    "4 'wise check' found a store that is not whole."
+    "3 'wise edit', 'wise forget' or 'wise store delete' saved a memory, but not every edit verified; "
+    "4 'wise store check' found a store that is not whole."
 )
 
 USERS_FILES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -104,11 +103,4 @@ app.command("stream")(stream)
 app.command("info")(info)
 app.command("demo")(demo)
 app.command("chat-demo")(chat_demo)
-app.command("log")(log)
-app.command("diff")(diff)
-app.command("rollback")(rollback)
-app.command("delete")(delete)
-app.command("check")(check)
-app.command("gc")(gc)
-app.command("export")(export)
-app.command("import")(import_)
+app.add_typer(store, name="store")

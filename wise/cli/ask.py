@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from wise.checks import checked_text
 from wise.cli.common import (
     SLOT_STYLES,
     JsonOption,
@@ -20,11 +19,11 @@ from wise.cli.common import (
     show_json,
     show_table,
 )
+from wise.errors import checked_text
 
 if TYPE_CHECKING:
-    from wise.answer import Answer
     from wise.edits import Edit
-    from wise.routes import Claim, TokenRoute
+    from wise.explain import Answer, Claim, TokenRoute
 
 
 def ask(
@@ -75,8 +74,8 @@ def _answer(before: Answer, after: Answer, explain: bool) -> dict[str, Any]:
     tokens = [_token(after, place, route, explain) for place, route in enumerate(after.routes.tokens)]
     said = {"prompt": after.prompt, "before": before.text, "after": after.text, "tokens": tokens}
     routes = after.routes
-    told = {"fired": routes.fired, "missed": _claim(routes.missed), "missed_at": routes.missed_at}
-    return said | (told if explain else {})
+    explained = {"fired": routes.fired, "missed": _claim(routes.missed), "missed_at": routes.missed_at}
+    return said | (explained if explain else {})
 
 
 def _token(answer: Answer, place: int, route: TokenRoute, explain: bool) -> dict[str, Any]:
@@ -125,8 +124,8 @@ def _explain(answer: Answer, edits: Mapping[str, Edit]) -> None:
         rows.append((token, speaker, route.score, route.threshold, *spoke, *near))
     columns = ("edit", "evidence", "nearest that missed", "evidence", "missed by")
     show_table("", ("token read", "speaks", "score", "threshold", *columns), rows)
-    told = [*answer.routes.fired, *(r.missed.edit for r in answer.routes.tokens if r.missed and r.missed.edit)]
-    for edit_id in dict.fromkeys(told):
+    named = [*answer.routes.fired, *(r.missed.edit for r in answer.routes.tokens if r.missed and r.missed.edit)]
+    for edit_id in dict.fromkeys(named):
         typer.echo(f"{edit_id}: {edits[edit_id].prompt} -> {edits[edit_id].target}")
     _say_missed(answer)
 

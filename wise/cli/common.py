@@ -30,9 +30,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from wise import cache
 from wise.config import WiseConfig
 from wise.errors import ConfigError
+from wise.training import cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -228,13 +228,13 @@ def progress_bars(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
 def _lines(console: Console) -> Callable[[str, int, int], None]:
     """Progress for a file: a line where a thing begins and ends, and one in `SECONDS_A_LINE` between."""
     begun: dict[str, float] = {}
-    told: dict[str, float] = {}
+    last_shown: dict[str, float] = {}
 
     def show(name: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done < total and name in told and now - told[name] < SECONDS_A_LINE:
+        if done < total and name in last_shown and now - last_shown[name] < SECONDS_A_LINE:
             return
-        told[name] = now
+        last_shown[name] = now
         spent = now - begun.setdefault(name, now)
         left = f", {spent * (total - done) / done:.0f} s left" if spent >= 1 and 0 < done < total else ""
         line = f"{name}: {done} of {total} after {spent:.0f} s{left}"

@@ -81,7 +81,7 @@ def edit(
     _show(wanted, report, output)
     if as_json:
         show_json(_summary(report) | {"output": str(output)} | report.to_dict())
-    if report.failed or report.lost:
+    if report.failed or report.dropped:
         raise typer.Exit(NOT_VERIFIED)
 
 
@@ -157,6 +157,6 @@ def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
     if report.replaced:
         typer.echo(f"replaced earlier edits of the same prompts: {', '.join(report.replaced)}")
     for conflict in report.conflicts:
-        typer.echo(f"asked in other words, the later one stays: {conflict.gave_way} gave way to {conflict.to}")
-    if report.lost:
-        typer.echo(f"no longer answered as edited, and dropped: {', '.join(report.lost)}")
+        typer.echo(f"asked in other words, the later edit stays: {conflict.superseded} superseded by {conflict.by}")
+    if report.dropped:
+        typer.echo(f"no longer answered as edited, and dropped: {', '.join(report.dropped)}")

@@ -47,12 +47,12 @@ def forget(
         state = state.without(gone)
         save_memory(output or memory, config=config, state=state, base=base)
         seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
-        report = DeleteReport(deleted=gone, rewritten=(), lost=(), seconds=seconds, cpu_seconds=cpu_seconds)
+        report = DeleteReport(deleted=gone, rewritten=(), dropped=(), seconds=seconds, cpu_seconds=cpu_seconds)
         left = len(state.edits)
     _show(report, left, output or memory)
     if as_json:
         show_json({"edits": left, "output": str(output or memory)} | report.to_dict())
-    if report.lost:
+    if report.dropped:
         raise typer.Exit(NOT_VERIFIED)
 
 
@@ -60,5 +60,5 @@ def _show(report: DeleteReport, left: int, output: Path) -> None:
     typer.echo(f"{len(report.deleted)} deleted, {left} left; {report.seconds:.1f} s; saved to {output}")
     if report.rewritten:
         typer.echo(f"written anew, since they had shared a slot with what was deleted: {', '.join(report.rewritten)}")
-    if report.lost:
-        typer.echo(f"no longer answered as edited, and dropped: {', '.join(report.lost)}")
+    if report.dropped:
+        typer.echo(f"no longer answered as edited, and dropped: {', '.join(report.dropped)}")

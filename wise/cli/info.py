@@ -44,7 +44,7 @@ def info(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show where a model would be edited, how its answers end and how its questions are told apart; or what a memory
+    """Show where a model would be edited, how its answers end and how its questions are compared; or what a memory
     holds.
 
     With both --model and --memory it is checked that the memory was made for that model.

@@ -14,7 +14,7 @@ from wise.cli.common import BAD_INPUT, JsonOption, show_json
 from wise.errors import EditError
 
 if TYPE_CHECKING:
-    from wise.intake import Line
+    from wise.ingest import Line
     from wise.memory.store.store import Store
 
 
@@ -31,10 +31,10 @@ def stream(
 
     A line is an edit as in a file of edits, with 'aliases' of its subject and 'messages' where it has them, and may
     give 'reason', 'valid_from' and 'valid_until'. A stream that is read again changes nothing: lines are known by
-    their place and content. A line that is no edit is told on stderr and left out, and the exit code is then 2. A
+    their place and content. A line that is no edit is reported on stderr and left out, and the exit code is then 2. A
     running `wise serve` on the same store trains what is handed in.
     """
-    from wise.intake import open_reader
+    from wise.ingest import open_reader
 
     called = name or _name_of(source)
     counts: Counter[str] = Counter()
@@ -49,14 +49,14 @@ def stream(
 
 
 def _take_all(store: Store, name: str, source: str, follow: bool, counts: Counter[str]) -> None:
-    from wise.intake import hand_in
+    from wise.ingest import ingest_line
 
     tickets = store.journal.tickets()
     known = tickets[-1].number if tickets else 0
     try:
         for line in _lines(store, name, source, follow):
             try:
-                counts[hand_in(store, name, line, known)] += 1
+                counts[ingest_line(store, name, line, known)] += 1
             except EditError as error:
                 counts["refused"] += 1
                 typer.echo(f"{name}: the line at byte {line.place}: {' '.join(str(error).split())}", err=True)
@@ -65,13 +65,13 @@ def _take_all(store: Store, name: str, source: str, follow: bool, counts: Counte
 
 
 def _lines(store: Store, name: str, source: str, follow: bool) -> Iterator[Line]:
-    from wise.intake import lines_of_file, lines_of_stream, lines_of_url, taken_in
+    from wise.ingest import last_ingested, lines_of_file, lines_of_stream, lines_of_url
 
     if source == "-":
         return lines_of_stream(sys.stdin.buffer)
     if source.startswith(("http://", "https://")):
         return lines_of_url(source)
-    return lines_of_file(Path(source), name, taken_in(store, name), follow=follow)
+    return lines_of_file(Path(source), name, last_ingested(store, name), follow=follow)
 
 
 def _name_of(source: str) -> str:

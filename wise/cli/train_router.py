@@ -24,17 +24,18 @@ from wise.cli.common import (
     show_table,
 )
 from wise.errors import ConfigError
-from wise.questions import SUBJECTS, read_stock, stock
+from wise.training.router.builtin_questions import SUBJECTS, builtin_questions, read_questions
 
 if TYPE_CHECKING:
-    from wise.training.relations import Figures, Stock
+    from wise.training.router.builtin_questions import QuestionSet
+    from wise.training.router.calibration import Figures
 
 
 def train_router(
     output: Annotated[Path, typer.Option("--output", help="File for what is taught, safetensors.")],
     questions: Annotated[
         Path | None,
-        typer.Option("--questions", help="TOML file of questions, shaped as wise/questions.toml. Left out: these."),
+        typer.Option("--questions", help="TOML file of questions. Left out: those that ship with wise."),
     ] = None,
     with_shipped: Annotated[
         bool, typer.Option("--with-shipped", help="Teach on the questions that ship with wise as well.")
@@ -57,13 +58,14 @@ def train_router(
     check_file("--output", output)
     if with_shipped and questions is None:
         raise ConfigError("--with-shipped adds to questions of your own: give them with --questions FILE")
-    taught = stock() if questions is None else read_stock(questions, added_to=stock() if with_shipped else None)
+    shipped = builtin_questions() if with_shipped else None
+    taught = builtin_questions() if questions is None else read_questions(questions, added_to=shipped)
     prepare(threads)
     check_device(device)
-    from wise.teaching import teach_reader
+    from wise.training.router.encoder_training import train_reader
 
     with progress_bars(progress) as show:
-        figures = teach_reader(
+        figures = train_reader(
             output, taught, encoder=encoder, steps=steps, seed=seed, device=device, progress=_without_loss(show)
         )
     _show(figures, taught, output)
@@ -73,17 +75,17 @@ def train_router(
 
 
 def _without_loss(show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-    """One bar for what is done, whatever the loss is that is told with it."""
+    """One bar for what is done, without the loss in its name."""
     return lambda what, done, total: show(what.partition(",")[0], done, total)
 
 
-def _sizes(taught: Stock) -> dict[str, int]:
+def _sizes(taught: QuestionSet) -> dict[str, int]:
     relations = [relation for kind in taught[SUBJECTS] for relation in taught[kind].values()]
     wordings = sum(len(relation["wordings"]) + len(relation.get("requests", ())) for relation in relations)
     return {"kinds": len(taught[SUBJECTS]), "relations": len(relations), "wordings": wordings}
 
 
-def _show(figures: Figures, taught: Stock, output: Path) -> None:
+def _show(figures: Figures, taught: QuestionSet, output: Path) -> None:
     rows = [
         ("question, subject named", figures.threshold, figures.recall),
         ("unfinished sentence, subject named", figures.sentence_threshold, figures.sentence_recall),

@@ -63,7 +63,7 @@ LINES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ChatAnswer:
     """What was said to one line."""
 
     line: Line
@@ -85,7 +85,7 @@ class ChatDemo:
     """All of it."""
 
     report: EditReport
-    asked: tuple[Asked, ...]
+    asked: tuple[ChatAnswer, ...]
     undone: bool
     """After deleting every edit the model says what it said before, to the letter."""
     seconds: float
@@ -107,7 +107,7 @@ def run_chat_demo(model: WiseModel, *, progress: Callable[[str, int, int], None]
     for line, first, second in zip(LINES, before, after, strict=True):
         decision = None if router is None else router.decided(_ids(model, line))
         asked.append(
-            Asked(
+            ChatAnswer(
                 line=line,
                 before=first,
                 after=second,

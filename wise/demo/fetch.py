@@ -7,7 +7,6 @@ in the user's cache. Model by Hugging Face, Apache-2.0.
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from wise.errors import ConfigError
 from wise.memory.folder import replaced_folder
+from wise.training.cache import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def chat_model_folder() -> str:
 
     Raises ConfigError where neither the hub nor the package is to be had.
     """
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wise" / "smollm2-135m-instruct"
+    cached = (cache_folder() or Path(tempfile.gettempdir()) / "wise") / "smollm2-135m-instruct"
     if (cached / "config.json").is_file():
         return str(cached)
     if _hub_has_it():

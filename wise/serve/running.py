@@ -12,7 +12,7 @@ import torch
 import uvicorn
 
 from wise.errors import ConfigError
-from wise.intake import open_reader
+from wise.ingest import open_reader
 from wise.serve.app import build_app
 from wise.serve.loading import config_of, editor_process, load_wrapped, model_name
 from wise.serve.logs import set_up

@@ -12,9 +12,9 @@ from dataclasses import replace
 from wise.edits import Edit
 from wise.memory.slot import AnswerSlot, Slot
 from wise.memory.state import MemoryState
-from wise.questions import stock
 from wise.router.hybrid import RouterInputs
 from wise.training.encoding import Encoder
+from wise.training.router.builtin_questions import builtin_questions
 from wise.training.wordings import Wordings
 
 REPORT_EVERY = 100
@@ -29,7 +29,7 @@ def with_distractors(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> MemoryState:
     """`state`, of mode `hybrid` and not empty, with a distractor for each of `edits` whose id and prompt are new."""
-    wordings = Wordings(encoder, inputs.reader, stock())
+    wordings = Wordings(encoder, inputs.reader, builtin_questions())
     answers = [slot for slot in state.slots if isinstance(slot, AnswerSlot)]
     taken = {name for edit in state.edits for name in (edit.id, edit.prompt)}
     added, slots, keys = list[Edit](), list[Slot](state.slots), dict(state.keys)

@@ -14,10 +14,11 @@ from wise.lab.editors.in_context import InContext
 from wise.lab.eval.asking import Edited
 from wise.lab.eval.chat.facts import Fact
 from wise.lab.eval.editors import Subject, find_editor
+from wise.lab.eval.routing.intervals import wilson
+from wise.lab.eval.routing.oracle import ForcedRouter
 from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.model import WiseModel
 from wise.router.hybrid import HybridRouter
-from wise.router.intervals import wilson
 from wise.router.turns import Message
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
@@ -113,7 +114,7 @@ def apply_edits(subject: Subject, editor: str, edits: Sequence[Edit], *, chat: b
     return EditReport(
         outcomes=tuple(outcome for report in reports for outcome in report.outcomes),
         replaced=tuple(i for report in reports for i in report.replaced),
-        lost=tuple(i for report in reports for i in report.lost),
+        dropped=tuple(i for report in reports for i in report.dropped),
         seconds=sum(report.seconds for report in reports),
         cpu_seconds=sum(report.cpu_seconds for report in reports),
         conflicts=tuple(conflict for report in reports for conflict in report.conflicts),
@@ -305,7 +306,7 @@ def _held_open(model: WiseModel, slot: int) -> Iterator[None]:
     """One edit speaks wherever an answer begins."""
     before = model.layer.memory
     if before is not None and isinstance(before.router, HybridRouter) and slot != NO_SLOT:
-        model.layer.memory = SideMemory(before.bank, before.router.forced(slot))
+        model.layer.memory = SideMemory(before.bank, ForcedRouter(before.router, slot))
     try:
         yield
     finally:

@@ -30,10 +30,9 @@ from wise.memory.side_memory import SideMemory
 from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState
 from wise.model import WiseModel, wrap
-from wise.preparation import relation_space
-from wise.questions import stock
 from wise.router.assemble import assemble
 from wise.router.hybrid import RouterInputs
+from wise.training.router.builtin_questions import builtin_questions
 from wise.training.wordings import Wordings, question
 
 ACTIVATION, SERVED = "activation (WISE)", "wise-retrieve"
@@ -162,7 +161,7 @@ def _hybrid(model: WiseModel, edits: Sequence[Edit]) -> Scorer:
 
 def findable(model: WiseModel, edits: Sequence[Edit], inputs: RouterInputs) -> MemoryState:
     """A memory whose edits are found as those of a written one and add nothing: values are not fitted."""
-    wordings, encoder = Wordings(model.encoder, inputs.reader, stock()), model.encoder
+    wordings, encoder = Wordings(model.encoder, inputs.reader, builtin_questions()), model.encoder
     slots, keys = [], {}
     for i, edit in enumerate(edits):
         own = wordings.keys(edit)
@@ -179,7 +178,7 @@ def findable(model: WiseModel, edits: Sequence[Edit], inputs: RouterInputs) -> M
         )
         slots.append(slot)
         keys[edit.id] = own.half()
-    return MemoryState(edits=tuple(edits), slots=tuple(slots), keys=keys, key_space=relation_space(inputs))
+    return MemoryState(edits=tuple(edits), slots=tuple(slots), keys=keys, key_space=inputs.reader.key_space)
 
 
 def _single(edits: Sequence[Edit]) -> tuple[frozenset[str], ...]:

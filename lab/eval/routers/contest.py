@@ -1,8 +1,8 @@
 """The comparison: one set of edits, one set of prompts, every router, and thresholds that are found alike for all.
 
-Thresholds are split conformal (`wise.router.intervals.conformal_threshold`): each router, over a memory of other edits
-and as many, scores the negatives that are hard for that memory, and its threshold is the least that at most the stated
-share of them reaches. What it is measured on has no record in common with that.
+Thresholds are split conformal (`conformal_threshold`): each router, over a memory of other edits and as many, scores
+the negatives that are hard for that memory, and its threshold is the least that at most the stated share of them
+reaches. What it is measured on has no record in common with that.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from wise.lab.eval.routers.contenders import Known, Sliced, contenders, write_sl
 from wise.lab.eval.routers.reading import Reading, read
 from wise.lab.eval.routers.scorers import Scorer, Scores
 from wise.lab.eval.routing.classes import MAX_TOKENS, RoutingClass, RoutingSet, build_routing_set
+from wise.lab.eval.routing.intervals import conformal_threshold, share_interval
+from wise.lab.eval.routing.metrics import auroc, false_route_rate
 from wise.lab.eval.work import Progress
 from wise.model import WiseModel, wrap
-from wise.router.intervals import conformal_threshold, share_interval
-from wise.router.metrics import auroc, false_route_rate
 from wise.router.readers import RelationReader
 
 HARD = ("same_relation", "same_subject", "near_duplicate")

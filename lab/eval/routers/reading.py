@@ -13,7 +13,7 @@ from wise.lab.eval.routing.scores import prompt_ids
 from wise.lab.eval.work import BATCH, Progress
 from wise.memory.layer import execution_device
 from wise.model import WiseModel
-from wise.reading import right_padded
+from wise.training.generation import recorded_inputs, right_pad
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,19 +73,8 @@ def _run(
     model: WiseModel, blocks: Sequence[ValueProjection], rows: Sequence[Sequence[int]]
 ) -> dict[int, Tensor]:
     """Block -> `[rows, longest, f]`."""
-    ids, mask = right_padded(rows)
-    seen: dict[int, Tensor] = {}
-    handles = [
-        model.model.get_submodule(place.path).register_forward_pre_hook(
-            lambda _module, args, block=place.layer: seen.update({block: args[0]})
-        )
-        for place in blocks
-    ]
-    device = execution_device(model.model)
-    try:
-        model.model.base_model(ids.to(device), attention_mask=mask.to(device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    ids, mask = right_pad(rows, device=execution_device(model.model))
+    with recorded_inputs({place.layer: model.model.get_submodule(place.path) for place in blocks}) as seen:
+        model.model.base_model(ids, attention_mask=mask, use_cache=False)
     # Some architectures flatten their rows.
     return {block: part.float().view(*ids.shape, -1).cpu() for block, part in seen.items()}

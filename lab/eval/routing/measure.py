@@ -17,14 +17,14 @@ from wise.errors import ConfigError
 from wise.lab.eval.asking import select
 from wise.lab.eval.routing.classes import PER_CLASS, RoutingClass, RoutingPrompt, RoutingSet
 from wise.lab.eval.routing.drafts import evenly
+from wise.lab.eval.routing.intervals import share_interval
+from wise.lab.eval.routing.metrics import false_route_rate
 from wise.lab.eval.routing.oracle import measure_oracle, slots_of
 from wise.lab.eval.routing.scores import score_prompts, served
 from wise.lab.eval.routing.separation import BINS, ScoredClass, negative_figures, positive_figures
 from wise.lab.eval.routing.speech import Speech, listen
 from wise.lab.eval.work import Work
 from wise.model import WiseModel
-from wise.router.intervals import share_interval
-from wise.router.metrics import false_route_rate
 
 EDITS, PARAPHRASES, NEIGHBOURS, RUNNING_TEXT = "edits", "paraphrases", "neighbours", "running_text"
 ANSWER_TOKENS = 32

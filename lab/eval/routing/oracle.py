@@ -6,6 +6,8 @@ fitting meant it to and nowhere else, and a gate that also opens elsewhere can h
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +22,11 @@ from wise.errors import ConfigError
 from wise.lab.eval.asking import Asking, Row, Tested, mean_over_records, plain, select
 from wise.lab.eval.routing.scores import served
 from wise.lab.eval.work import Work
+from wise.memory.sequences import Ids
 from wise.memory.side_memory import NO_SLOT, Route, Router, SideMemory, SlotBank
+from wise.memory.slot import COMPLETION
 from wise.model import WiseModel
-from wise.router.hybrid import HybridRouter
+from wise.router.hybrid import Decision, HybridRouter
 from wise.training.generation import greedy
 from wise.training.verification import SPARE_TOKENS
 
@@ -94,14 +98,44 @@ class Question:
         return len(self.row.prompt), self.limit
 
 
+class ForcedRouter(HybridRouter):
+    """Takes every question for the one that the edit of a slot answers: the ceiling of any router.
+
+    In plain text the answer begins at the end of each text that is read whole.
+    """
+
+    def __init__(self, router: HybridRouter, slot: int) -> None:
+        Router.__init__(self)
+        self.__dict__.update({k: v for k, v in vars(router).items() if k not in self.__dict__})
+        self._decisions, self._lock = OrderedDict(), threading.Lock()
+        self._decision = Decision(slot=slot, score=1.0, threshold=0.0, named=True)
+        self._begun: set[bytes] = set()
+        """The texts at whose ends an answer begins."""
+
+    def decide(self, question: str, before: str = "") -> Decision:
+        return self._decision
+
+    def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
+        """Where an answer is under way, there it began; of several rows each has its own place."""
+        _, answer = self._answers(self._decision.slot)[COMPLETION]
+        for end in range(max(0, len(ids) - len(answer)), len(ids)):
+            said = tuple(ids[end + 1 :].tolist())
+            if said == answer[: len(said)] and ids[: end + 1].tobytes() in self._begun:
+                return [(end, self._decision)]
+        if first:
+            return []
+        self._begun.add(ids.tobytes())
+        return [(len(ids) - 1, self._decision)]
+
+
 def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -> dict[str, float | None]:
     """Reliability and both generalizations, as `measure_quality` defines them, with an oracle in the router's place.
 
     The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so
-    far, would not go on with it: where `wise.training.examples` fits it. In `hybrid` it speaks for as long as what is
-    said is a beginning of its answer, as it does there by itself. An edit that is not live has no slot, so no router
-    could make it speak: it counts as wrong, as it does in what the ceiling stands beside. A figure is None where there
-    is no prompt for it.
+    far, would not go on with it: where it was fitted (`masked_dense_examples`). In `hybrid` it speaks for as long as
+    what is said is a beginning of its answer, as it does there by itself. An edit that is not live has no slot, so no
+    router could make it speak: it counts as wrong, as it does in what the ceiling stands beside. A figure is None
+    where there is no prompt for it.
 
     Raises ConfigError where no edit is live, and EditError for a prompt that does not fit the context.
     """
@@ -169,7 +203,7 @@ def _forced(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> 
             router = served(model).router
             if not isinstance(router, HybridRouter):
                 raise RuntimeError("the router was changed while it was measured")
-            found += _answered(model, list(group), router.forced(slot))
+            found += _answered(model, list(group), ForcedRouter(router, slot))
         return found
 
     return asking.mapped("routing.oracle", questions, compute, lambda q: (q.slot, *q.order), base=False)

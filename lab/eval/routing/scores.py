@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wise.errors import ConfigError
+from wise.explain import read_rows
 from wise.lab.eval.asking import Asking
 from wise.lab.eval.work import Work
 from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.memory.state import MemoryState
 from wise.model import WiseModel
-from wise.reading import read_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,8 @@ from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 
-from wise.checks import checked_text, missing
-from wise.errors import ConfigError, EditError
-from wise.rows import lines, rows
+from wise.errors import ConfigError, EditError, checked_text, missing
+from wise.lab.formats.jsonl import lines, rows
 
 TEXT_FIELDS = ("text", "question")
 """Where a text stands in a line of JSON; the first of them that is there counts."""

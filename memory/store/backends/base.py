@@ -78,7 +78,7 @@ def verified_blob(data: bytes, digest: str, place: str) -> bytes:
     """Raises StoreError where `data` are not the bytes that were stored."""
     if digest_of(data) != digest:
         raise StoreError(
-            f"{place}: {digest[:16]} is damaged ({len(data)} bytes of another SHA-256); `wise check` says which "
+            f"{place}: {digest[:16]} is damaged ({len(data)} bytes of another SHA-256); `wise store check` says which "
             "versions need it: roll back to a whole one, or restore it from a backup"
         )
     return data
@@ -86,6 +86,6 @@ def verified_blob(data: bytes, digest: str, place: str) -> bytes:
 
 def missing_blob(digest: str, place: str) -> StoreError:
     return StoreError(
-        f"{place}: {digest[:16]} is missing; `wise check` says which versions need it: roll back to a whole one, or "
-        "restore it from a backup"
+        f"{place}: {digest[:16]} is missing; `wise store check` says which versions need it: roll back to a whole one, "
+        "or restore it from a backup"
     )

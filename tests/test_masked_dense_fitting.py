@@ -13,12 +13,12 @@ from torch import Tensor
 
 import wise
 from wise.memory.masks import random_masks
-from wise.training.background import Background
-from wise.training.examples import Examples, prepare
-from wise.training.fitting import MARGIN_KEPT, QUIET, Fit, _Fitting, fit
 from wise.training.trainer import Trainer
 from wise.training.writers.base import SlotTask
 from wise.training.writers.masked_dense import MaskedDenseWriter
+from wise.training.writers.masked_dense_examples import Examples, prepare
+from wise.training.writers.masked_dense_fitting import BETA, MARGIN_KEPT, QUIET, Fit, _Fitting, fit
+from wise.training.writers.masked_dense_statistics import BaseStatistics
 
 CONFIG = wise.WiseConfig(
     mode="retrieve", learning_rate=0.03, max_steps=60, terminator="", bos=False, prefixes=2, layer=1
@@ -38,7 +38,7 @@ class Bench:
     """A base that has been measured, and what it takes to fit edits on it."""
 
     trainer: Trainer
-    background: Background
+    statistics: BaseStatistics
     config: wise.WiseConfig
 
     def examples(self, *slots: Sequence[wise.Edit]) -> Examples:
@@ -46,7 +46,7 @@ class Bench:
             [SlotTask(id=i, edits=tuple(edits)) for i, edits in enumerate(slots)],
             spliced=self.trainer.spliced,
             encoder=self.trainer.encoder,
-            background=self.background,
+            statistics=self.statistics,
             seed=0,
         )
 
@@ -61,7 +61,7 @@ class Bench:
             "start": torch.zeros(mask.shape),
             "mask": mask,
             "group": examples.slot,
-            "scale": self.background.scale,
+            "scale": self.statistics.scale,
             "config": self.config,
         } | changes
 
@@ -76,7 +76,7 @@ def bench(config: wise.WiseConfig) -> Bench:
     model = tiny_model("llama", hidden_size=64, intermediate_size=256, num_hidden_layers=2)
     trainer = wise.wrap(model, tiny_tokenizer(), config).trainer
     assert isinstance(trainer.writer, MaskedDenseWriter)
-    return Bench(trainer=trainer, background=trainer.writer.background, config=config)
+    return Bench(trainer=trainer, statistics=trainer.writer.statistics, config=config)
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +124,11 @@ def test_what_is_fitted_is_what_greedy_decodes(base: Bench) -> None:
 def test_fitted_edits_reach_the_margin_and_silent_tokens_stay_under_them(base: Bench) -> None:
     examples = base.examples([edit(i) for i in range(4)])
     done = base.fit(examples, base.masks(1))
-    scale = base.background.scale
+    scale = base.statistics.scale
     spoken = examples.bare.activations[examples.speaking] @ done.weights[0].T
-    silent = examples.silent[0] @ done.weights[0].T
+    silent = examples.negatives[0] @ done.weights[0].T
     lowest = float(spoken.norm(dim=-1).min()) / scale
-    assert lowest >= MARGIN_KEPT * CONFIG.margin_high - 1e-4
+    assert lowest >= MARGIN_KEPT * BETA - 1e-4
     assert float(silent.norm(dim=-1).max()) / scale <= QUIET * lowest + 1e-4
 
 
@@ -142,7 +142,8 @@ def test_nothing_outside_the_masks_moves(base: Bench) -> None:
 
 def test_groups_fitted_together_are_as_they_are_alone(base: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though they take different numbers of steps, and one has longer rows than the other."""
-    monkeypatch.setattr("wise.training.fitting.RECHECK", 1)  # else a group waits to be checked beside another
+    # Else a group waits to be checked beside another.
+    monkeypatch.setattr("wise.training.writers.masked_dense_fitting.RECHECK", 1)
     slots = [[edit(0), edit(1)], [replace(edit(2), target=text([70, 71, 72, 73, 74])), edit(3)]]
     mask = base.masks(2)
     together = base.fit(base.examples(*slots), mask)
@@ -161,7 +162,7 @@ def test_groups_fitted_together_are_as_they_are_alone(base: Bench, monkeypatch: 
 def test_an_edit_without_variations_is_fitted_the_same_beside_one_that_has_some(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("wise.training.fitting.RECHECK", 1)
+    monkeypatch.setattr("wise.training.writers.masked_dense_fitting.RECHECK", 1)
     plain = bench(replace(CONFIG, prefixes=0))
     slots = [[edit(0)], [edit(1, paraphrases=(text([80, 81, 82, 31]),))]]
     mask = plain.masks(2)
@@ -219,7 +220,7 @@ def test_silent_tokens_are_a_slots_own(base: Bench) -> None:
     """Each slot keeps silent on the base's text, its own contexts and its own locality prompts."""
     near = edit(0, locality=(text([80, 81, 82]),))
     both, alone = base.examples([near], [edit(1)]), base.examples([near])
-    assert torch.allclose(both.silent[0], alone.silent[0], atol=1e-5)
+    assert torch.allclose(both.negatives[0], alone.negatives[0], atol=1e-5)
     without = base.examples([edit(0)])
-    assert len(alone.silent[0]) == len(without.silent[0]) + 3
-    assert len(without.silent[0]) > len(base.background.activations)
+    assert len(alone.negatives[0]) == len(without.negatives[0]) + 3
+    assert len(without.negatives[0]) > len(base.statistics.activations)

@@ -1,8 +1,7 @@
-"""What the base's own text looks like at the edited layer: the measure of 'unrelated', and the source of prefixes.
+"""Statistics of the base's own text at the edited layer (`merge`, `retrieve`).
 
-No corpus is asked for: the base speaks for itself. Its samples give the activations that the gate must stay
-shut on, the random prefixes that edits are also trained behind, the scale that routing margins are stated in
-and the space in which edit keys are compared.
+No corpus is needed: texts are sampled from the base. They give the activations on which the gate must stay closed, the
+random prefixes that edits are also trained behind, the unit of the routing margins, and the space of edit keys.
 """
 
 from __future__ import annotations
@@ -23,10 +22,12 @@ from wise.training.splice import SplicedModel
 SAMPLES = 48
 SAMPLE_TOKENS = 32
 PREFIX_WORDS = (3, 5, 8)
+KEY_SIZE = 256
+"""r: numbers in an edit key, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Background:
+class BaseStatistics:
     """Measured once per base and seed."""
 
     samples: tuple[tuple[int, ...], ...]
@@ -39,8 +40,8 @@ class Background:
     """Mean norm of the value projection's output on those tokens: the unit of the routing margins."""
     key_space: KeySpace
 
-    def within(self, key_space: KeySpace) -> Background:
-        """The same with keys compared in another space."""
+    def within(self, key_space: KeySpace) -> BaseStatistics:
+        """The same statistics with another space of keys."""
         return replace(self, key_space=key_space)
 
 
@@ -49,18 +50,18 @@ def measure(
     spliced: SplicedModel,
     encoder: Encoder,
     config: WiseConfig,
-) -> Background:
+) -> BaseStatistics:
     """Samples the base (seeded, without touching the global random state) and measures it."""
     samples = _sample(model, encoder, config.seed)
     activations, mask, _ = spliced.observe(samples)
     tokens = activations[mask.bool()]
     output = spliced.value_projection(tokens)
-    return Background(
+    return BaseStatistics(
         samples=tuple(map(tuple, samples)),
         activations=tokens.float(),
         prefixes=_prefixes(encoder, samples, config),
         scale=float(torch.linalg.vector_norm(output.float(), dim=-1).mean()),
-        key_space=fit_key_space(tokens.float(), config.key_dim),
+        key_space=fit_key_space(tokens.float(), KEY_SIZE),
     )
 
 

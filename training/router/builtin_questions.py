@@ -1,8 +1,7 @@
-"""The questions that ship with wise: what may be asked of a subject, in many wordings. What is true is not in here: the
-answers are of the right kind and of no subject.
+"""The questions that ship with wise: what may be asked about a subject, each in many wordings.
 
-The relation reader is taught on them, and an edit that asks what one of them asks is fitted on its wordings as well.
-Questions of your own have the same shape, and are read from a file by `read_stock`.
+They hold no facts: the answers are of the right kind and belong to no subject. The relation reader is trained on them,
+and an edit that asks one of them is fitted on its wordings too. `read_questions` reads a file of other questions.
 """
 
 from __future__ import annotations
@@ -23,31 +22,30 @@ LEAST_SUBJECTS, LEAST_RELATIONS, LEAST_WORDINGS = 3, 4, 2
 """Of a kind, of a kind, and of a relation: what one batch of teaching takes."""
 
 
-Stock = Mapping[str, Mapping[str, Any]]
-"""`subjects`: kind -> names; and kind -> relation -> `wordings`, `requests` and `answers`."""
+QuestionSet = Mapping[str, Mapping[str, Any]]
+"""`subjects`: kind -> names; and kind -> relation -> `wordings` (questions end in "?", the others are beginnings of a
+sentence that the answer ends), `requests` (imperatives) and `answers` (of the right kind)."""
 
 
 @cache
-def stock() -> Stock:
-    """`subjects`: kind -> names; and kind -> relation -> `wordings` (questions end in "?", the others are beginnings of
-    a sentence that the answer ends), `requests` (imperatives) and `answers` (of the right kind)."""
-    return tomllib.loads((files("wise") / "questions.toml").read_text(encoding="utf-8"))
+def builtin_questions() -> QuestionSet:
+    return tomllib.loads((files("wise.training.router") / "builtin_questions.toml").read_text(encoding="utf-8"))
 
 
-def read_stock(path: Path, *, added_to: Stock | None = None) -> Stock:
-    """Questions in a file that has the shape of `stock()`.
+def read_questions(path: Path, *, added_to: QuestionSet | None = None) -> QuestionSet:
+    """Questions in a file that has the shape of `QuestionSet`.
 
-    added_to: a stock that they are put beside; kinds and relations of the same name become one.
+    added_to: questions that they are added to; kinds and relations of the same name become one.
 
     Raises ConfigError that says what is wrong: no TOML, no such shape, a wording that does not have exactly one `{}` or
     stands under two relations of a kind, or too few wordings, relations or subjects to teach from.
     """
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}; a TOML file of questions was expected") from error
     try:
-        found = _checked(told)
+        found = _checked(content)
         whole = found if added_to is None else _joined(added_to, found)
         for kind in found[SUBJECTS]:
             _check_enough(kind, whole)
@@ -56,21 +54,21 @@ def read_stock(path: Path, *, added_to: Stock | None = None) -> Stock:
     return whole
 
 
-def _checked(told: Mapping[str, Any]) -> Stock:
+def _checked(content: Mapping[str, Any]) -> QuestionSet:
     """The same, white space around texts taken off. Raises ConfigError for what does not have the shape."""
-    kinds = told.get(SUBJECTS)
+    kinds = content.get(SUBJECTS)
     if not isinstance(kinds, dict) or not kinds:
         raise ConfigError("[subjects] is missing: it names kinds of subject, such as ship = ['the Vasa', ...]")
-    for name in told:
+    for name in content:
         if name != SUBJECTS and name not in kinds:
             raise ConfigError(f"[{name}]: no such kind under [subjects]; {did_you_mean(name, kinds)}")
     subjects = {kind: _texts(f"subjects.{kind}", names) for kind, names in kinds.items()}
-    return {SUBJECTS: subjects} | {kind: _relations(kind, told.get(kind, {})) for kind in kinds}
+    return {SUBJECTS: subjects} | {kind: _relations(kind, content.get(kind, {})) for kind in kinds}
 
 
-def _relations(kind: str, told: Any) -> dict[str, dict[str, list[str]]]:
+def _relations(kind: str, content: Any) -> dict[str, dict[str, list[str]]]:
     found = {}
-    for name, relation in _table(kind, told).items():
+    for name, relation in _table(kind, content).items():
         where = f"{kind}.{name}"
         for field in _table(where, relation):
             if field not in FIELDS:
@@ -102,7 +100,7 @@ def _texts(where: str, value: Any) -> list[str]:
 
 
 def _check_apart(kind: str, relations: Mapping[str, Mapping[str, list[str]]]) -> None:
-    """Raises ConfigError for a wording that stands twice in a kind: it could not be told what it asks."""
+    """Raises ConfigError for a wording that stands twice in a kind: its relation would not be clear."""
     seen: dict[str, str] = {}
     for name, relation in relations.items():
         for wording in (*relation["wordings"], *relation.get("requests", ())):
@@ -112,7 +110,7 @@ def _check_apart(kind: str, relations: Mapping[str, Mapping[str, list[str]]]) ->
             seen[wording] = name
 
 
-def _check_enough(kind: str, whole: Stock) -> None:
+def _check_enough(kind: str, whole: QuestionSet) -> None:
     """Raises ConfigError where there is too little of a kind to teach from."""
     named = len(whole[SUBJECTS][kind])
     if named < LEAST_SUBJECTS:
@@ -125,7 +123,7 @@ def _check_enough(kind: str, whole: Stock) -> None:
             raise ConfigError(f"[{kind}.{name}]: at least {LEAST_WORDINGS} wordings are needed, and it has {count}")
 
 
-def _joined(first: Stock, second: Stock) -> Stock:
+def _joined(first: QuestionSet, second: QuestionSet) -> QuestionSet:
     """Both as one. Raises ConfigError where a wording then stands under two relations of a kind."""
     kinds = dict.fromkeys((*first[SUBJECTS], *second[SUBJECTS]))
     whole: dict[str, dict[str, Any]] = {

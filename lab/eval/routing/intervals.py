@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.router.metrics import checked_scores
+from wise.lab.eval.routing.metrics import checked_scores
 
 Interval = tuple[float, float]
 RESAMPLES = 1000
@@ -83,7 +83,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """The interval of each of `wise.router.metrics.FIGURES`: percentiles over resamples (Efron 1979).
+    """The interval of each of `wise.lab.eval.routing.metrics.FIGURES`: percentiles over resamples (Efron 1979).
 
     Positives and negatives are resampled apart, each as many clusters as it has, with replacement (Field & Welsh
     2007); left out, every score is a cluster of its own. Scores are sorted once: a resample is a weight for each.
@@ -275,4 +275,4 @@ _WEIGHTED: Mapping[str, Callable[[_Curve], Tensor]] = {
     "tpr_at_fpr_0.01": lambda curve: _tpr_at_fpr(curve, 0.01),
     "tpr_at_fpr_0.001": lambda curve: _tpr_at_fpr(curve, 0.001),
 }
-"""`wise.router.metrics.FIGURES` over all resamples at once, `[r]` each."""
+"""`wise.lab.eval.routing.metrics.FIGURES` over all resamples at once, `[r]` each."""

@@ -1,8 +1,8 @@
-"""What a slot is trained on: rows where its edits must speak, and tokens on which it must keep silent.
+"""Training examples of a slot: rows where its edits must be active, and tokens where it must not (`merge`, `retrieve`).
 
-An edit speaks at the last token of its prompt, and then only where the base, given the target so far, would not
-go on with it by itself. A position at which the base needs no help is a plain one ("after a city name: a full
-stop"); opening the gate there would open it everywhere. Those positions count among the silent ones.
+An edit is active at the last token of its prompt, and at later tokens of its target only where the base would not
+continue with the target by itself. Where the base needs no help ("after a city name: a full stop") an open gate would
+open everywhere else too, so these tokens are negatives.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from wise.edits import Edit
-from wise.training.background import Background
 from wise.training.encoding import Encoder
 from wise.training.splice import Rows, SplicedModel
 from wise.training.writers.base import SlotTask
+from wise.training.writers.masked_dense_statistics import BaseStatistics
 
 BATCH = 64
 SWAPS = 4
-"""Prompts of each edit with another edit's subject put in, as tokens to keep silent on."""
+"""Prompts of each edit with another edit's subject, whose tokens are negatives."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,8 +38,8 @@ class Examples:
     """Rows of `varied` that belong to each edit."""
     slot: Tensor
     """`[edits]` which of the tasks each edit belongs to."""
-    silent: tuple[Tensor, ...]
-    """Per task `[n, f]` float32: activations on which its slot may not speak."""
+    negatives: tuple[Tensor, ...]
+    """Per task `[n, f]` float32: activations on which its slot must not be active."""
 
 
 def prepare(
@@ -47,12 +47,12 @@ def prepare(
     *,
     spliced: SplicedModel,
     encoder: Encoder,
-    background: Background,
+    statistics: BaseStatistics,
     seed: int,
 ) -> Examples:
     """Runs the base once over everything that fitting these slots will look at.
 
-    What a slot keeps silent on comes from its own edits and the base, so it does not depend on the other tasks.
+    The negatives of a slot come from its own edits and the base, so they do not depend on the other tasks.
     """
     edits = [edit for task in tasks for edit in task.edits]
     slot = torch.tensor([i for i, task in enumerate(tasks) for _ in task.edits])
@@ -60,19 +60,19 @@ def prepare(
     bare = spliced.cache([_row(encoder, edit.prompt, edit.target) for edit in edits])
     unaided = _unaided(spliced, bare)
     speaking = _speaking(unaided, bare)
-    variations = [[] if edit.id in held else _variations(edit, background, encoder) for edit in edits]
+    variations = [[] if edit.id in held else _variations(edit, statistics, encoder) for edit in edits]
     flat = [row for ours in variations for row in ours]
     varied = spliced.cache(flat) if flat else None
     numbers = iter(range(len(flat)))
-    silent = []
+    negatives = []
     for i, task in enumerate(tasks):
         own = (slot == i).nonzero().squeeze(1)
         rows = bare.select(own)
         plain = rows.activations[(rows.labels != -100).cpu() & ~speaking[own]]
         locality = [encoder.prompt(prompt) for edit in task.edits for prompt in edit.locality]
         swapped = _swapped(task.edits, unaided[own, 0].tolist(), spliced, encoder, seed)
-        tokens = [background.activations, _context_tokens(rows), plain, *_observed(spliced, locality), *swapped]
-        silent.append(torch.cat([part.float() for part in tokens]))
+        tokens = [statistics.activations, _context_tokens(rows), plain, *_observed(spliced, locality), *swapped]
+        negatives.append(torch.cat([part.float() for part in tokens]))
     return Examples(
         bare=bare,
         speaking=speaking,
@@ -80,13 +80,13 @@ def prepare(
         varied_speaking=_speaking(_unaided(spliced, varied), varied) if varied is not None else None,
         varied_of=tuple(tuple(next(numbers) for _ in ours) for ours in variations),
         slot=slot,
-        silent=tuple(silent),
+        negatives=tuple(negatives),
     )
 
 
-def _variations(edit: Edit, background: Background, encoder: Encoder) -> list[tuple[list[int], list[int]]]:
+def _variations(edit: Edit, statistics: BaseStatistics, encoder: Encoder) -> list[tuple[list[int], list[int]]]:
     """Rows of an edit behind each prefix and in each of its other wordings, those that fit the context."""
-    texts = [*(f"{prefix} {edit.prompt}" for prefix in background.prefixes), *edit.paraphrases]
+    texts = [*(f"{prefix} {edit.prompt}" for prefix in statistics.prefixes), *edit.paraphrases]
     rows = [_row(encoder, text, edit.target) for text in texts]
     return [(prompt, target) for prompt, target in rows if len(prompt) + len(target) <= encoder.context]
 
@@ -127,11 +127,11 @@ def _observed(spliced: SplicedModel, prompts: list[list[int]]) -> list[Tensor]:
 def _swapped(
     edits: Sequence[Edit], answers: list[int], spliced: SplicedModel, encoder: Encoder, seed: int
 ) -> list[Tensor]:
-    """Activations at the end of the edits' prompts with each other's subjects put in: like questions, to be left alone.
+    """Activations at the end of the edits' prompts with one another's subjects: similar questions that are not edited.
 
-    Where such a prompt asks for a fact that is itself edited it is not a question to keep silent on. It is left
-    out when it is an edit's prompt, and when the base answers it as it answers the other subject's own prompt
-    (`answers`, the base's next token after each), which is then likely the same question in other words.
+    A prompt that asks for an edited fact is no negative. It is left out if it is an edit's prompt, and if the base
+    answers it as it answers the other subject's own prompt (`answers`, the base's next token after each), since it is
+    then likely the same question in other words.
     """
     order = random.Random(seed)
     subjects = [(edit.subject, answer) for edit, answer in zip(edits, answers, strict=True) if edit.subject]

@@ -1,7 +1,7 @@
-"""How near every edit came at a token: what is told of a route beside the one edit that the router chose.
+"""How close every edit came at a token, for the routes that are reported in `merge` and `retrieve`.
 
-A router looks for the edit that speaks, as fast as it can. Here each key is weighed by itself, as if there were no
-other, which says who else would have spoken and what was wanting. Nothing of it is on the path of a token.
+A router looks for one edit, as fast as it can. Here the evidence of each key is taken by itself, as if there were no
+other key. Nothing of it is on the path of a token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from wise.router.activation import RetrievalRouter, activation_score, closeness
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Nearness:
+class KeyDiagnostics:
     """Of `t` tokens and the `n` keys of a memory, in the order of `key_matrix`. Float32, where the tokens are."""
 
     evidence: Tensor
@@ -28,12 +28,12 @@ class Nearness:
     rank: Tensor
     """`[t, n]` by which keys are nearer than others."""
 
-    def select(self, tokens: slice) -> Nearness:
+    def select(self, tokens: slice) -> KeyDiagnostics:
         """Of these tokens, on the CPU."""
-        return Nearness(evidence=self.evidence[tokens].cpu(), rank=self.rank[tokens].cpu())
+        return KeyDiagnostics(evidence=self.evidence[tokens].cpu(), rank=self.rank[tokens].cpu())
 
 
-def nearness(state: MemoryState, memory: SideMemory, activation: Tensor) -> Nearness:
+def key_diagnostics(state: MemoryState, memory: SideMemory, activation: Tensor) -> KeyDiagnostics:
     """How near each key of `state`, which `memory` serves, comes at the tokens of one row.
 
     activation: `[tokens, f]` of it.
@@ -48,8 +48,8 @@ def nearness(state: MemoryState, memory: SideMemory, activation: Tensor) -> Near
     evidence = (scores / thresholds)[:, key_slots]
     cosine = _directions(activation, state.key_space) @ keys.T
     if isinstance(memory.router, RetrievalRouter):
-        evidence = torch.minimum(closeness(cosine, memory.router.floor), evidence)
-    return Nearness(evidence=evidence, rank=cosine)
+        evidence = torch.minimum(closeness(cosine, memory.router.key_threshold), evidence)
+    return KeyDiagnostics(evidence=evidence, rank=cosine)
 
 
 def _directions(vectors: Tensor, space: KeySpace) -> Tensor:

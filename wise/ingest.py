@@ -1,8 +1,7 @@
-"""A stream of edits, line by line into a store, each once: files that grow, standard input, URLs.
+"""Ingestion of a stream of edits into a store, each line once: growing files, standard input, URLs.
 
-Every line is handed in under a key of its own, made of the stream's name, the place of the line in bytes, and a digest
-of it. So a stream that is read again from its beginning changes nothing, and what a file holds of it is not read again
-either: the journal says how far it came.
+Every line has a key, made of the stream's name, its byte offset, and a digest of the line. A stream that is read again
+from its beginning therefore changes nothing. A file is continued where the journal says that it was left.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ LONGEST_LINE = 1_048_576
 PAUSE = 0.2
 """Seconds between two looks at a file that may have grown."""
 PATIENCE = 30.0
-"""Seconds that a server may be silent."""
+"""Seconds to wait for a silent server."""
 _REQUEST_FIELDS = ("reason", "valid_from", "valid_until")
 
 
@@ -36,7 +35,7 @@ class Line:
     """One line of a stream, without its end."""
 
     place: int
-    """Of its first byte."""
+    """Offset of its first byte."""
     data: bytes
 
     def key(self, name: str) -> str:
@@ -44,7 +43,7 @@ class Line:
 
 
 def open_reader(place: str) -> Store:
-    """The store, to read and to hand in edits; made where there is none. Raises StoreError."""
+    """The store, opened to read and to queue edits; created if there is none. Raises StoreError."""
     try:
         return Store.open(place, writer=False)
     except StoreError:
@@ -52,8 +51,8 @@ def open_reader(place: str) -> Store:
         return Store.open(place, writer=False)
 
 
-def taken_in(store: Store, name: str) -> tuple[int, str] | None:
-    """The place and key of the last line of a stream that the store holds; None where it holds none."""
+def last_ingested(store: Store, name: str) -> tuple[int, str] | None:
+    """The offset and key of the last line of a stream that the store holds; None if it holds none."""
     prefix = f"stream:{name}:"
     places = {
         int(place): ticket.key
@@ -104,7 +103,7 @@ def lines_of_stream(stream: IO[bytes]) -> Iterator[Line]:
     yield from _whole_lines(stream, 0, at_end=True)
 
 
-def hand_in(store: Store, name: str, line: Line, known: int) -> str:
+def ingest_line(store: Store, name: str, line: Line, known: int) -> str:
     """Takes one line in. `taken`, or `known` where the store has it already, up to ticket `known` at the start.
 
     Raises EditError for a line that is none of ours.
@@ -123,13 +122,13 @@ def hand_in(store: Store, name: str, line: Line, known: int) -> str:
 
 def _request(line: Line) -> EditRequest:
     try:
-        told = json.loads(line.data)
+        fields = json.loads(line.data)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise EditError(f"is not JSON: {error}") from error
-    if not isinstance(told, dict):
-        raise EditError(f"is a {type(told).__name__}: an object with 'prompt' and 'target' was expected")
-    kept: dict[str, Any] = {name: told.pop(name) for name in _REQUEST_FIELDS if name in told}
-    return EditRequest(edit=Record.from_dict(told).edit, **kept)
+    if not isinstance(fields, dict):
+        raise EditError(f"is a {type(fields).__name__}: an object with 'prompt' and 'target' was expected")
+    kept: dict[str, Any] = {name: fields.pop(name) for name in _REQUEST_FIELDS if name in fields}
+    return EditRequest(edit=Record.from_dict(fields).edit, **kept)
 
 
 def _whole_lines(stream: IO[bytes], place: int, *, at_end: bool) -> Iterator[Line]:

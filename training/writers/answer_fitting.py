@@ -1,6 +1,6 @@
-"""Gradient steps on the values of many edits at once, each until its answer comes out right behind all its wordings.
+"""Gradient steps on the values of many edits at once, each until all of its wordings are answered right.
 
-Only the wordings that still fail are run; when none is left, all of an edit's are looked at once more.
+Only the wordings that still fail are run. When none of an edit is left, all of its wordings are checked once more.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from wise.training.splice import Rows, SplicedModel
 from wise.training.writers.base import Progress
 
 RATE = 3.0
-"""Of Adam, per step and coordinate, in units of the value projection's output. Large values carry further, and come in
-few steps."""
+"""Learning rate of Adam, in units of the value projection's output. A higher one gives larger values in fewer steps,
+which work for more wordings."""
 DECAY = 1e-3
-"""Times the mean square of a value in units, in nats."""
+"""Weight of the mean square of a value in the loss, in nats."""
 ENOUGH = 0.05
-"""Loss of a wording, in nats per token, at which it is left."""
+"""Loss of a wording, in nats per token, at which it is done."""
 WITHIN, STUCK = 12, 0.02
-"""An edit whose own prompt is right is left, too, where its loss fell by less than that share in so many steps."""
+"""An edit whose own prompt is right is also done when its loss fell by less than this share in so many steps."""
 
 
 class Parameters(Protocol):
-    """What is stepped on."""
+    """The parameters that are optimised."""
 
     values: Tensor
 
@@ -51,12 +51,12 @@ class Examples:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stepped:
-    """What became of each edit."""
+    """The result of each edit."""
 
     fitted: list[bool]
-    """Its answer is what the base decodes behind its bare prompt."""
+    """The base decodes its answer after its own prompt."""
     wrong: list[bool]
-    """Of each row: it is not."""
+    """Whether each row is still answered wrong."""
     steps: list[int]
     loss: list[float]
 
@@ -67,7 +67,7 @@ class Stepping:
     def __init__(
         self, spliced: SplicedModel, examples: Examples, form: Parameters, *, max_steps: int, rate: float
     ) -> None:
-        """max_steps: none at all only looks at what there is; rate: times `RATE`."""
+        """max_steps: 0 only checks the values as they are. rate: times `RATE`."""
         self.spliced, self.examples, self.form, self.max_steps = spliced, examples, form, max_steps
         count = len(examples.own)
         self.optimizer = torch.optim.Adam([form.values], lr=rate * RATE)
@@ -80,7 +80,7 @@ class Stepping:
         active = torch.ones(len(self.steps), dtype=torch.bool)
         losses: deque[Tensor] = deque(maxlen=WITHIN + 1)
         whole = active.clone()
-        """Edits all of whose rows are looked at now."""
+        """Edits all of whose rows are checked in this step."""
         for step in range(self.max_steps + 1):
             last = step == self.max_steps
             looked = active[owner] & (whole[owner] | self._failing() | last)
@@ -109,7 +109,7 @@ class Stepping:
         return self.wrong | (self.row_loss > ENOUGH)
 
     def _mean(self) -> Tensor:
-        """`[edits]` the loss of each over its rows, as last looked at."""
+        """`[edits]` the mean loss of each over its rows, as last checked."""
         owner = self.examples.owner
         return torch.zeros(len(self.steps)).index_add(0, owner, self.row_loss) / torch.bincount(owner)
 
@@ -123,7 +123,7 @@ class Stepping:
         self.steps += going
 
     def _look(self, looked: Tensor) -> Tensor:
-        """What is to be made less, of each edit that has rows among `looked`; notes how far each row is."""
+        """The objective of each edit that has rows among `looked`; records the loss of each row."""
         places = looked.nonzero()[:, 0]
         rows = self.examples.rows.select(places.to(self.spliced.device))
         edits, owner = torch.unique_consecutive(self.examples.owner[places], return_inverse=True)

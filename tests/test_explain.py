@@ -16,11 +16,10 @@ from transformers import DynamicCache
 
 import wise
 from wise.errors import ConfigError
+from wise.explain import generated_ids, read_rows
 from wise.memory.side_memory import NO_SLOT, Route
 from wise.memory.state import MemoryState
-from wise.reading import read_rows
 from wise.router.hybrid import HybridRouter
-from wise.sequences import generated_texts
 
 modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
 architectures = pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "gemma2"])
@@ -302,9 +301,9 @@ def test_pads_before_and_behind_a_text_are_not_told() -> None:
 def test_a_row_that_words_have_ended_is_told_to_its_last_word() -> None:
     model, ids = tiny_model("llama"), torch.tensor([[5, 6]])
     output = torch.tensor([[5, 6, 7, 8, PAD, PAD], [5, 6, 7, EOS, PAD, PAD], [5, 6, 7, 8, 9, PAD]])
-    texts = generated_texts(model, ids, {"stop_strings": ["w8"]}, output)
+    texts = generated_ids(model, ids, {"stop_strings": ["w8"]}, output)
     assert [each.ids for each in texts] == [(5, 6, 7, 8), (5, 6, 7, EOS), (5, 6, 7, 8, 9)]
-    kept = generated_texts(model, ids, {}, output)  # nothing but a stop ends a row: these are tokens like others
+    kept = generated_ids(model, ids, {}, output)  # nothing but a stop ends a row: these are tokens like others
     assert [len(each.ids) for each in kept] == [6, 4, 6]
 
 

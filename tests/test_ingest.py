@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from wise.cli.app import app
 from wise.errors import ConfigError
-from wise.intake import Line, lines_of_file
+from wise.ingest import Line, lines_of_file
 from wise.memory.store.store import Store
 
 

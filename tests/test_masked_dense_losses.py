@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from wise.training.losses import edit_loss, margin_loss, score
+from wise.training.writers.masked_dense_fitting import edit_loss, margin_loss, score
 
 MARGINS = {"low": 0.25, "high": 1.0, "gap": 0.5}
 

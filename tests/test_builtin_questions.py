@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from wise.errors import ConfigError
-from wise.questions import LEAST_SUBJECTS, SUBJECTS, read_stock, stock
+from wise.training.router.builtin_questions import LEAST_SUBJECTS, SUBJECTS, builtin_questions, read_questions
 
 SHIPS = """
 [subjects]
@@ -35,7 +35,7 @@ def of(relation: dict[str, list[str]]) -> list[str]:
 
 
 def test_every_wording_that_ships_names_its_subject_once_and_stands_once_in_its_kind() -> None:
-    told = stock()
+    told = builtin_questions()
     assert set(told) == {SUBJECTS, *told[SUBJECTS]}
     for kind, subjects in told[SUBJECTS].items():
         assert len(set(subjects)) == len(subjects) >= LEAST_SUBJECTS
@@ -45,7 +45,7 @@ def test_every_wording_that_ships_names_its_subject_once_and_stands_once_in_its_
 
 
 def test_enough_ships_to_teach_from() -> None:
-    told = stock()
+    told = builtin_questions()
     relations = {f"{kind}.{name}": about for kind in told[SUBJECTS] for name, about in told[kind].items()}
     assert len(relations) >= 350
     for name, relation in relations.items():
@@ -56,8 +56,8 @@ def test_enough_ships_to_teach_from() -> None:
 
 
 def test_what_ships_is_itself_a_file_that_can_be_read() -> None:
-    read = read_stock(Path(__file__).resolve().parents[1] / "wise" / "questions.toml")
-    told = stock()
+    read = read_questions(Path(__file__).resolve().parents[1] / "training" / "router" / "builtin_questions.toml")
+    told = builtin_questions()
     assert read[SUBJECTS] == told[SUBJECTS]
     assert {k: {n: of(r) for n, r in read[k].items()} for k in read[SUBJECTS]} == {
         k: {n: of(r) for n, r in told[k].items()} for k in told[SUBJECTS]
@@ -72,26 +72,27 @@ def written(folder: Path, text: str) -> Path:
 
 def test_a_file_is_read_as_it_is_or_beside_another(tmp_path: Path) -> None:
     file = written(tmp_path, SHIPS)
-    own = read_stock(file)
+    own = read_questions(file)
     assert own[SUBJECTS] == {"ship": ["the Vasa", "the Bounty", "the Erika"]}
     assert own["ship"]["port"]["wordings"] == ["What is the home port of {}?", "{} comes home to"]
-    both = read_stock(file, added_to=stock())
-    assert set(both) == {*stock(), "ship"} and both["ship"] == own["ship"]
-    assert {name: of(about) for name, about in both["city"].items()} == {n: of(a) for n, a in stock()["city"].items()}
+    both = read_questions(file, added_to=builtin_questions())
+    assert set(both) == {*builtin_questions(), "ship"} and both["ship"] == own["ship"]
+    shipped = builtin_questions()["city"]
+    assert {name: of(about) for name, about in both["city"].items()} == {n: of(a) for n, a in shipped.items()}
 
 
 def test_beside_another_a_file_may_add_a_little_to_a_kind(tmp_path: Path) -> None:
     more = "[subjects]\ncity = ['Ulm']\n[city.moor]\nwordings = ['Which moor lies at {}?', '{} lies at the moor of']"
     file = written(tmp_path, more)
-    both = read_stock(file, added_to=stock())
-    assert both[SUBJECTS]["city"] == [*stock()[SUBJECTS]["city"], "Ulm"]
-    assert set(both["city"]) == {*stock()["city"], "moor"} and "moor" not in stock()["city"]
+    both = read_questions(file, added_to=builtin_questions())
+    assert both[SUBJECTS]["city"] == [*builtin_questions()[SUBJECTS]["city"], "Ulm"]
+    assert set(both["city"]) == {*builtin_questions()["city"], "moor"} and "moor" not in builtin_questions()["city"]
     with pytest.raises(ConfigError, match=r"subjects\.city: at least 3 are needed, and it has 1"):
-        read_stock(file)
-    known = next(iter(stock()["city"].values()))["wordings"][0]
+        read_questions(file)
+    known = next(iter(builtin_questions()["city"].values()))["wordings"][0]
     taken = written(tmp_path, f"[subjects]\ncity = ['Ulm']\n[city.moor]\nwordings = ['a {{}} is', \"{known}\"]")
     with pytest.raises(ConfigError, match=re.escape("[city.moor]") + ".*under .* too; leave one out"):
-        read_stock(taken, added_to=stock())
+        read_questions(taken, added_to=builtin_questions())
 
 
 REFUSED = [
@@ -122,13 +123,13 @@ REFUSED = [
 def test_what_cannot_be_taught_from_is_refused_with_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
     file = written(tmp_path, text)
     with pytest.raises(ConfigError) as refused:
-        read_stock(file)
+        read_questions(file)
     assert str(refused.value).startswith(f"{file}: ") and said in str(refused.value), refused.value
 
 
 def test_a_file_that_is_not_there_or_is_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.toml: .*a TOML file of questions was expected"):
-        read_stock(tmp_path / "gone.toml")
+        read_questions(tmp_path / "gone.toml")
     (tmp_path / "raw.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"raw\.toml: .*a TOML file of questions was expected"):
-        read_stock(tmp_path / "raw.toml")
+        read_questions(tmp_path / "raw.toml")

@@ -1,7 +1,7 @@
-"""What was learned of a base once, kept on disk so that no other process measures it again.
+"""An on-disk cache of what was measured once of a base model, so that no other process measures it again.
 
-The folder is `wise` in the user's folder of caches, or what WISE_CACHE names; an empty WISE_CACHE keeps nothing. What
-cannot be read or written there is measured anew, and nothing fails for it.
+The folder is `wise` in the user's cache folder, or what WISE_CACHE names. An empty WISE_CACHE switches the cache off. A
+file that cannot be read or written is no error: the measurement is made again.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ VARIABLE = "WISE_CACHE"
 
 
 def cache_folder() -> Path | None:
-    """Where things are kept; None where nothing is."""
+    """The folder of the cache; None where it is switched off or the user has no home."""
     named = os.environ.get(VARIABLE)
     if named is not None:
         return Path(named) if named else None
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wise"
-    except RuntimeError:  # whoever runs this has no home
+    except RuntimeError:
         return None
 
 
-def recalled(kind: str, about: Mapping[str, Any]) -> Any:
-    """What was kept of this kind about the very same thing, as JSON gives it; None where nothing was."""
+def read_cached(kind: str, about: Mapping[str, Any]) -> Any:
+    """The JSON value that was written for this kind and exactly this `about`; None without one."""
     file = _file(kind, about)
     if file is None:
         return None
@@ -44,8 +44,8 @@ def recalled(kind: str, about: Mapping[str, Any]) -> Any:
     return kept.get("found") if isinstance(kept, dict) and kept.get("about") == dict(about) else None
 
 
-def keep(kind: str, about: Mapping[str, Any], found: Any) -> None:
-    """Keeps what was found, JSON like `about`. Whoever reads at the same time reads all of it or nothing."""
+def write_cached(kind: str, about: Mapping[str, Any], found: Any) -> None:
+    """Writes a JSON value, atomically."""
     file = _file(kind, about)
     if file is None:
         return

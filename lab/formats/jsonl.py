@@ -15,8 +15,7 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
-from wise.checks import given
-from wise.errors import EditError
+from wise.errors import EditError, given
 
 _OPENERS: dict[str, Callable[[Path], AbstractContextManager[Iterable[bytes]]]] = {
     ".gz": gzip.open,

@@ -1,8 +1,12 @@
-"""Gradient fitting of many independent weights at once, each edit until it is fitted, each group until it is quiet.
+"""Gradient fitting of masked weights (`merge`, `retrieve`): many at once, until edits fit and negatives are quiet.
 
-A group is one weight `[d, f]` behind one mask: a shard, or a merged slot. The side memory acts at few, known
-positions whose activations are cached, so routing scores cost a small product; the upper blocks are run only for
-edits that do not come out right yet.
+A group is one weight `[d, f]` behind one mask: a shard, or a merged slot. The side memory acts at few, known positions
+whose activations are cached, so a routing score costs a small product. The upper blocks are run only for edits that are
+not answered right yet. The objective (WISE, arXiv 2405.14768, equations 3 to 8) is
+
+    L = L_edit + L_a
+    L_edit = -log p_{W'}(y | x)
+    L_a    = max(0, D(a_irr) - alpha) + max(0, beta - D(a_edit)) + max(0, gamma - (D(a_edit) - D(a_irr)))
 """
 
 from __future__ import annotations
@@ -12,22 +16,24 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear, relu
 
 from wise.config import WiseConfig
-from wise.training.examples import BATCH, Examples
-from wise.training.losses import edit_loss, margin_loss, score
 from wise.training.splice import Rows, SplicedModel
 from wise.training.writers.base import Progress
+from wise.training.writers.masked_dense_examples import BATCH, Examples
 
 RECHECK = 6
 """Steps between checks of all edits: those that were fitted share weights with those that are not."""
 HARDEST = 128
 """Silent tokens of each group that are trained on between two checks: the highest-scoring ones."""
 MARGIN_KEPT = 0.9
-"""Share of beta that an edit's score must reach to count as fitted."""
+"""Share of BETA that an edit's score must reach to count as fitted."""
 QUIET = 0.8
 """A group is quiet when no silent token scores above this share of its lowest edit score."""
+ALPHA, BETA, GAMMA = 0.25, 1.0, 0.5
+"""Routing score that unrelated tokens stay under, the one that edited tokens reach, and the least distance between the
+two, in units of the base's mean output norm."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,12 +165,10 @@ class _Fitting:
 
     def _margin(self, g: int) -> Tensor:
         """L_a of one group, in units of the scale."""
-        config, weight = self.config, self.effective(g)
+        weight = self.effective(g)
         edited = score(linear(self._own_tokens(g), weight)) / self.scale
         unrelated = score(linear(self.hardest[g], weight)) / self.scale
-        return margin_loss(
-            edited, unrelated, low=config.margin_low, high=config.margin_high, gap=config.margin_gap
-        )
+        return margin_loss(edited, unrelated, low=ALPHA, high=BETA, gap=GAMMA)
 
     def _own_tokens(self, g: int) -> Tensor:
         """`[n, f]` activations at which the edits of a group speak."""
@@ -174,7 +178,7 @@ class _Fitting:
     @torch.no_grad()
     def check(self) -> None:
         """Looks at every edit and every group as they now are."""
-        examples, config = self.examples, self.config
+        examples = self.examples
         for part in torch.split(torch.arange(len(self.fitted)), BATCH):
             rows = examples.bare.select(part)
             self.loss[part], logits = (
@@ -190,13 +194,40 @@ class _Fitting:
             others = self._others(g)
             silent = score(linear(others, weight)) / self.scale
             self.hardest.append(others[silent.topk(min(HARDEST, len(silent))).indices])
-            self.fitted[self.group == g] &= edited >= MARGIN_KEPT * config.margin_high
+            self.fitted[self.group == g] &= edited >= MARGIN_KEPT * BETA
             lowest = float(edited.min()) if len(edited) else 0.0
             self.quiet[g] = not len(edited) or float(silent.max()) <= QUIET * lowest
 
     def _others(self, g: int) -> Tensor:
         """`[n, f]` tokens on which a group must keep silent: its slot's, and where the slot's other shards speak."""
-        slot = g // (len(self.weights) // len(self.examples.silent))
+        slot = g // (len(self.weights) // len(self.examples.negatives))
         theirs = (self.examples.slot == slot) & (self.group != g)
         spoken = self.examples.bare.activations[theirs][self.examples.speaking[theirs]].float()
-        return torch.cat([self.examples.silent[slot], spoken])
+        return torch.cat([self.examples.negatives[slot], spoken])
+
+
+def edit_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """L_edit per row: mean negative log-likelihood of its target, in nats.
+
+    logits `[rows, targets, vocabulary]`, labels `[rows, targets]` with -100 where padded -> `[rows]`.
+    """
+    loss = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
+    return loss.sum(-1) / (labels != -100).sum(-1)
+
+
+def margin_loss(edited: Tensor, unrelated: Tensor, *, low: float, high: float, gap: float) -> Tensor:
+    """L_a, each term a mean over its tokens.
+
+    edited `[n]` and unrelated `[m]` are routing scores; low, high, gap are alpha, beta and gamma in the same
+    unit. The third term compares every edited token with the highest-scoring unrelated one: a gate is opened
+    by the worst token, not by the mean.
+    """
+    worst = unrelated.max()
+    return (
+        relu(unrelated - low).mean() + relu(high - edited).mean() + relu(gap - (edited - worst)).mean()
+    )
+
+
+def score(delta: Tensor) -> Tensor:
+    """D with a gradient at zero: `[..., d] -> [...]`."""
+    return torch.sqrt(delta.float().square().sum(-1) + 1e-12)

@@ -1,16 +1,19 @@
-"""`wise log`, `wise diff`, `wise rollback`, `wise delete`: what happened in a store, and undoing it."""
+"""`wise store ...`: what happened in a store, undoing it, looking after it, and carrying its edits elsewhere."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from wise.cli.common import (
     NOT_VERIFIED,
+    NOT_WHOLE,
     JsonOption,
     ModelOption,
     ThreadsOption,
@@ -20,20 +23,22 @@ from wise.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from wise.edits import Edit
     from wise.memory.state import MemoryState
     from wise.memory.store.edit_request import Event, Ticket, Version
     from wise.memory.store.store import Store
 
-STORE_HELP = "Folder of a store, or its postgresql:// URL."
-StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help=STORE_HELP)]
+StoreArgument = Annotated[
+    str, typer.Argument(metavar="STORE", help="Folder of a store, or its postgresql:// URL.")
+]
 AuthorOption = Annotated[str | None, typer.Option("--author", help="Who does it, for the journal.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Why, for the journal.")]
+
+app = typer.Typer(name="store", no_args_is_help=True, help="The journal of a store; undo, clean up, export, import.")
 
 
 @contextmanager
 def opened(place: str, *, writer: bool) -> Iterator[Store]:
-    """A store that is there already; to be its writer must not make one where a name was mistyped."""
+    """A store that exists: where a name was mistyped, no new one is made."""
     from wise.memory.store.store import Store
 
     with Store.open(place, writer=False) as store:
@@ -44,6 +49,7 @@ def opened(place: str, *, writer: bool) -> Iterator[Store]:
         yield store
 
 
+@app.command()
 def log(
     store: StoreArgument,
     since: Annotated[int, typer.Option("--since", min=0, help="Show what happened after this event.")] = 0,
@@ -68,8 +74,8 @@ def log(
         _show_events(shown, tickets)
     typer.echo(f"version {current}; {', '.join(f'{n} {status}' for status, n in counts.items()) or 'no edits'}")
     if as_json:
-        told = [event.to_dict() for event in shown] if not versions else [version.to_dict() for version in made]
-        show_json({"current": current, "counts": counts, "versions" if versions else "events": told})
+        listed = [event.to_dict() for event in shown] if not versions else [version.to_dict() for version in made]
+        show_json({"current": current, "counts": counts, "versions" if versions else "events": listed})
 
 
 def _show_events(events: list[Event], tickets: dict[int, Ticket]) -> None:
@@ -92,6 +98,7 @@ def _show_versions(versions: tuple[Version, ...]) -> None:
     show_table("Versions", ("", "at (UTC)", "kind", "edits", "by", "why", "content"), rows)
 
 
+@app.command()
 def diff(
     store: StoreArgument,
     before: Annotated[int, typer.Argument(metavar="A", min=0, help="A version; 0 is the memory without edits.")],
@@ -108,17 +115,14 @@ def diff(
     if as_json:
         show_json(
             {
-                "added": _told(result.added),
-                "removed": _told(result.removed),
+                "added": [edit.to_dict() for edit in result.added],
+                "removed": [edit.to_dict() for edit in result.removed],
                 "changed": [{"before": old.to_dict(), "after": new.to_dict()} for old, new in result.changed],
             }
         )
 
 
-def _told(edits: tuple[Edit, ...]) -> list[dict[str, Any]]:
-    return [edit.to_dict() for edit in edits]
-
-
+@app.command()
 def rollback(
     store: StoreArgument,
     version: Annotated[int, typer.Argument(min=0, help="The version to go back to; 0 is the memory without edits.")],
@@ -129,9 +133,10 @@ def rollback(
     """Make the memory of an earlier version current again, bit for bit, as a new version."""
     with opened(store, writer=True) as found:
         made = found.rollback(version, author=author, reason=reason)
-    show_version(made, as_json)
+    _show_version(made, as_json)
 
 
+@app.command()
 def delete(
     store: StoreArgument,
     edits: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the edits.")],
@@ -145,7 +150,7 @@ def delete(
 
     Where they share weights with others, as in modes merge and retrieve, these others are written anew, for which the
     model is loaded; otherwise none is. The exit code is 3 where an edit did not verify after that. The versions before
-    still hold them, until `wise gc` collects them.
+    still hold them, until `wise store gc` collects them.
     """
     with opened(store, writer=True) as found:
 
@@ -160,15 +165,86 @@ def delete(
 
         before = found.read().state.edit_ids
         made = found.delete(edits, forget=forget, author=author, reason=reason)
-        lost = sorted({*before} - {*found.read().state.edit_ids, *edits})
-    if lost:
-        typer.echo(f"no longer answered as edited, and dropped: {', '.join(lost)}")
-    show_version(made, as_json)
-    if lost:
+        dropped = sorted({*before} - {*found.read().state.edit_ids, *edits})
+    if dropped:
+        typer.echo(f"no longer answered as edited, and dropped: {', '.join(dropped)}")
+    _show_version(made, as_json)
+    if dropped:
         raise typer.Exit(NOT_VERIFIED)
 
 
-def show_version(version: Version, as_json: bool) -> None:
+@app.command()
+def check(store: StoreArgument, as_json: JsonOption = False) -> None:
+    """Verify all of a store: files, references, versions, and the journal. Changes nothing.
+
+    The exit code is 4 where something is wrong.
+    """
+    with opened(store, writer=False) as found:
+        result = found.check()
+    figures = asdict(result)
+    problems = figures.pop("problems")
+    show_table("Store", ("", ""), figures.items())
+    for problem in problems:
+        typer.echo(problem)
+    typer.echo("all is whole" if not problems else f"{len(problems)} problems")
+    if as_json:
+        show_json(figures | {"problems": problems})
+    if problems:
+        raise typer.Exit(NOT_WHOLE)
+
+
+@app.command()
+def gc(
+    store: StoreArgument,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Versions to keep, the newest.")] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Collect old versions and the files that only they need; versions that somebody reads stay."""
+    with opened(store, writer=True) as found:
+        result = found.gc(keep=keep)
+    typer.echo(
+        f"collected {len(result.versions)} versions, removed {result.blobs} files of {result.bytes} bytes; "
+        f"{len(result.pinned)} versions are being read and stay"
+    )
+    if as_json:
+        show_json(asdict(result))
+
+
+@app.command()
+def export(
+    store: StoreArgument,
+    folder: Annotated[Path, typer.Argument(help="Folder to write: a memory, with what the journal says of its edits.")],
+    version: Annotated[int | None, typer.Option("--version", min=1, help="Left out: the current one.")] = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", help="Edits of this namespace only.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a version of a store as a knowledge pack, which `wise store import` and `wise ask --memory` read."""
+    with opened(store, writer=False) as found:
+        count = found.export_pack(folder, version=version, namespace=namespace)
+    typer.echo(f"{count} edits, exported to {folder}")
+    if as_json:
+        show_json({"edits": count, "output": str(folder)})
+
+
+@app.command("import")
+def import_(
+    store: StoreArgument,
+    pack: Annotated[Path, typer.Argument(help="Folder of a knowledge pack, or of a memory that 'wise edit' saved.")],
+    author: AuthorOption = None,
+    reason: ReasonOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the edits of a knowledge pack into a store, which is made where there is none, as one new version."""
+    from wise.memory.store.pack import read_pack
+    from wise.memory.store.store import Store
+
+    read_pack(pack)  # what is refused makes no store
+    with Store.open(store) as found:
+        made = found.import_pack(pack, author=author, reason=reason)
+    _show_version(made, as_json)
+
+
+def _show_version(version: Version, as_json: bool) -> None:
     """The version that a command made, or left as it was."""
     typer.echo(f"version {version.number} ({version.kind}) is current and holds {version.edits} edits")
     if as_json:

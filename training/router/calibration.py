@@ -1,0 +1,154 @@
+"""The thresholds of a relation reader, set on relations that it was not trained on; and the centre of each relation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from wise.router.subjects import PLACEHOLDER
+from wise.router.turns import is_question
+from wise.training.router.builtin_questions import SUBJECTS, QuestionSet
+from wise.training.router.examples import names, put, stated, wordings
+
+RELATION_WEIGHTS = (1 / 3, 2 / 3)
+"""How much an edit's question, and the question with the answer, have to say in which relation it is of."""
+ANSWERED = 0.8
+"""Share of masked wordings that are read with an answer on one side, as an edit is."""
+READ_AT_ONCE = 32
+"""Texts of one batch of the encoder."""
+MAX_TOKENS = 96
+HELD_OUT = 6
+"""One relation in so many is never taught."""
+FALSE_POSITIVE_RATE = 0.05
+"""Share of other questions about a subject that the threshold lets pass."""
+SENTENCE_RATE = 0.02
+"""The same of unfinished sentences. Plain text asks at many places, and seldom for what was edited."""
+NAMELESS_RATE = 0.02
+"""Share of other questions that the threshold of an edit without a subject lets pass."""
+UNNAMED_RATE = 0.0005
+"""Share of questions about other subjects that the threshold without a name lets pass."""
+MEASURING = "measuring held-out relations"
+QUESTION_FRAMES = (
+    *["{}"] * 6,
+    "Can you tell me: {}",
+    "Please tell me. {}",
+    "{} Thanks!",
+    "Quick question: {}",
+    "Question: {} Answer:",
+    "I like long walks. {}",
+    "Hi! {}",
+    "I am filling in a form: {}",
+    "{} I keep forgetting.",
+    "{} Please answer briefly.",
+    "I'm filling in a form and one box is still empty. {}",
+    "My friend and I argued about it yesterday. {}",
+    "For a quiz at work I need one more answer: {}",
+    "hey, {}",
+)
+FALSE_POSITIVE_RATE = 0.05
+"""Share of other questions about a subject that the threshold lets pass."""
+SENTENCE_RATE = 0.02
+"""The same of unfinished sentences. Plain text asks at many places, and seldom for what was edited."""
+NAMELESS_RATE = 0.02
+"""Share of other questions that the threshold of an edit without a subject lets pass."""
+UNNAMED_RATE = 0.0005
+"""Share of questions about other subjects that the threshold without a name lets pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """How well wordings of held-out relations are told apart, and the thresholds found on them."""
+
+    threshold: float
+    sentence_threshold: float
+    unnamed_threshold: float
+    nameless_threshold: float
+    recall: float
+    """Share of rewordings that reach the threshold which `FALSE_POSITIVE_RATE` of the other questions reach."""
+    sentence_recall: float
+    """The same of unfinished sentences, with `SENTENCE_RATE`."""
+    unnamed_recall: float
+    """Share of rewordings that reach the threshold without a name."""
+
+
+@torch.inference_mode()
+def measure(
+    network: Callable[[list[str]], Tensor], questions: QuestionSet, held_out: Mapping[str, list[str]], centres: Tensor
+) -> Figures:
+    """On relations that were never taught, each drawn four times.
+
+    centres: `[n, r]` of the relations that an edit is compared with.
+    """
+    order = random.Random(7)
+    reached = {True: list[float](), False: list[float]()}  # of questions, and of sentences
+    others = {True: list[float](), False: list[float]()}
+    whole, apart = list[float](), list[float]()
+    for kind, relations in held_out.items():
+        subjects = list(questions[SUBJECTS][kind])
+        for relation in (each for each in relations for _ in range(4)):
+            subject, elsewhere = order.sample(subjects, 2)
+            about = questions[kind][relation]
+            own = wordings(about)
+            first, *more = order.sample(own, min(4, len(own)))
+            unlike = [name for name in questions[kind] if name != relation]
+            names_ = order.sample(unlike, min(4, len(unlike)))
+            rivals = [order.choice(wordings(questions[kind][name])) for name in names_]
+            asked = put(PLACEHOLDER, first)
+            keys = network([asked, *(stated(asked, answer) for answer in about.get("answers", ())[:1])])
+            keys = torch.cat([keys, centres[nearest_relation(keys, centres)][None]])
+            for asking, scores in ((more, reached), (rivals, others)):
+                found = (network([put(PLACEHOLDER, text) for text in asking]) @ keys.T).amax(-1).tolist()
+                for text, score in zip(asking, found, strict=True):
+                    scores[is_question(text)].append(score)
+            texts = [put(subject, wording) for wording in (first, *more, *rivals)]
+            vectors = network([*texts, *(put(elsewhere, wording) for wording in (first, *more))])
+            alike = (vectors[1:] @ vectors[0]).tolist()
+            whole, apart = whole + alike[: len(more)], apart + alike[len(more) :]
+    thresholds = {
+        asks: _reached_by(others[asks] or others[not asks], rate)
+        for asks, rate in ((True, FALSE_POSITIVE_RATE), (False, SENTENCE_RATE))
+    }
+    recalls = {
+        asks: float((torch.tensor(reached[asks] or reached[not asks]) >= thresholds[asks]).float().mean())
+        for asks in thresholds
+    }
+    unnamed_threshold = _reached_by(apart, UNNAMED_RATE)
+    return Figures(
+        threshold=thresholds[True],
+        sentence_threshold=thresholds[False],
+        unnamed_threshold=unnamed_threshold,
+        nameless_threshold=_reached_by(apart, NAMELESS_RATE),
+        recall=recalls[True],
+        sentence_recall=recalls[False],
+        unnamed_recall=float((torch.tensor(whole) >= unnamed_threshold).float().mean()),
+    )
+
+
+def _reached_by(scores: Sequence[float], share: float) -> float:
+    """The score that such a share of them reaches."""
+    return float(torch.quantile(torch.tensor(scores), 1 - share))
+
+
+def nearest_relation(vectors: Tensor, centres: Tensor) -> int:
+    """Of `[n, r]` centres the one that an edit is of.
+
+    vectors: `[2, r]` of its question, and of the question with the answer, which tells most; or `[1, r]`, the first.
+    """
+    weights = torch.tensor(RELATION_WEIGHTS[: len(vectors)], device=vectors.device)
+    return int((centres @ (vectors.T @ weights)).argmax())
+
+
+@torch.inference_mode()
+def relation_centres(network: Callable[[list[str]], Tensor], questions: QuestionSet) -> Tensor:
+    """The mean vector of each relation's wordings, `[relations, r]` unit, in the order of `examples.names`."""
+    centres = []
+    for kind, relation in names(questions):
+        own = wordings(questions[kind][relation])
+        few = random.Random(f"{kind} {relation}").sample(own, min(8, len(own)))
+        centres.append(network([put(PLACEHOLDER, wording) for wording in few]).mean(0))
+    return normalize(torch.stack(centres), dim=-1)

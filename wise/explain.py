@@ -1,0 +1,361 @@
+"""Which edit answered: the route of every token of a text that an edited model has read.
+
+A generated text is read once more, and the route of each token is reported. A route depends on the token's activation
+and on the tokens before it alone, so it is the route that was taken in generation, whether in batches, in beams, from a
+cache or in chunks. (Sums are taken in another order there: a score within rounding of its threshold may differ.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wise.errors import ConfigError
+from wise.memory.key_space import KeySpace
+from wise.memory.layer import SideMemoryLayer, execution_device
+from wise.memory.side_memory import NO_SLOT, Evidence, Route, SideMemory
+from wise.memory.state import MemoryState
+from wise.router.activation import ActivationRouter
+from wise.router.diagnostics import KeyDiagnostics, key_diagnostics
+from wise.training.generation import recorded_inputs, right_pad
+
+BATCH = 16
+"""Rows that are read at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """How close one edit came to being active at one token."""
+
+    edit: str | None
+    """Its id. In `merge`, where the memory is active as a whole, the edit with the nearest key; None without keys."""
+    slot: int
+    evidence: float
+    """The edit may be active from 1. If this is 1 or more and the edit was not active, another one was closer."""
+
+    @property
+    def missed_by(self) -> float:
+        """What the evidence lacks to 1; 0 for an edit that was active, or to which another was preferred."""
+        return max(0.0, 1.0 - self.evidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenRoute:
+    """One token that the model has read."""
+
+    place: int
+    """Column of the sequence, pads counted."""
+    token: str
+    score: float
+    """The router's score; the gate opens where it reaches the threshold."""
+    threshold: float
+    """Infinite if no edit is close, or none is live."""
+    fired: Claim | None
+    """The edit that was active; None if the base answered alone."""
+    missed: Claim | None
+    """The closest of the other edits. None if there is no other; in `merge` and `hybrid` also where one was active, and
+    in `hybrid` where no answer can begin or no edit is a candidate."""
+
+    @property
+    def slot(self) -> int | None:
+        """The slot that was active, or None for the base."""
+        return None if self.fired is None else self.fired.slot
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowRoutes:
+    """The routes of a prompt and of the text generated after it.
+
+    The last token has no route: it was generated and never read.
+    """
+
+    tokens: tuple[TokenRoute, ...]
+    prompt_tokens: int
+    """How many of them are the prompt."""
+    missed: Claim | None
+    """The closest of the edits that were active nowhere in the row; None if there is none, or in `hybrid` if none was
+    compared."""
+    missed_at: int | None
+    """The `place` of the token where it was closest."""
+
+    @property
+    def fired(self) -> tuple[str, ...]:
+        """The edits that were active, in the order in which they first were."""
+        claims = (token.fired for token in self.tokens if token.fired is not None)
+        return tuple(dict.fromkeys(claim.edit for claim in claims if claim.edit is not None))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; thresholds may be infinite."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A greedy answer, with the route of every token that was read."""
+
+    prompt: str
+    """The prompt; of a conversation, the user's last message."""
+    text: str
+    """The answer, without the base's terminator."""
+    tokens: tuple[str, ...]
+    """Prompt and answer, token by token."""
+    prompt_tokens: int
+    """How many of them are the prompt."""
+    routes: RowRoutes
+    """The routes of all tokens but the last, which was never read."""
+
+    @property
+    def slots(self) -> tuple[int | None, ...]:
+        """Per token that was read: the slot that was active, or None for the base."""
+        return tuple(token.slot for token in self.routes.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedIds:
+    """The token ids of a prompt and of the text generated after it."""
+
+    ids: tuple[int, ...]
+    """Without pads."""
+    columns: tuple[int, ...]
+    """The column of each in what `generate` returned."""
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Provenance:
+    """Finds the routes of texts that one wrapped model has read, with the memory in place."""
+
+    model: PreTrainedModel
+    layer: SideMemoryLayer
+    state: MemoryState
+    decode: Callable[[int], str]
+
+    def explain(self, texts: Sequence[GeneratedIds]) -> tuple[RowRoutes, ...]:
+        """Raises ConfigError where the model gives NaN."""
+        parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+        return tuple(routes for part in parts for routes in self._explained(part))
+
+    @torch.no_grad()
+    def _explained(self, texts: Sequence[GeneratedIds]) -> list[RowRoutes]:
+        memory = self.layer.memory
+        if memory is None:
+            return [self._silent(text) for text in texts]
+        activation = read_rows(self.model, self.layer, [text.ids for text in texts])
+        shape = activation.shape[:2]
+        route, evidence = memory.route(activation), memory.evidence(activation)
+        rows = []
+        for i, text in enumerate(texts):
+            read = slice(0, len(text.ids) - 1)
+            row = _RowRouter(
+                text=text,
+                state=self.state,
+                route=Route(
+                    slot=route.slot.view(shape)[i, read].cpu(),
+                    score=route.score.view(shape)[i, read].cpu(),
+                    threshold=route.threshold.view(shape)[i, read].cpu(),
+                    delta=None,
+                ),
+                evidence=Evidence(*(part.view(shape)[i, read].cpu() for part in evidence)),
+                near=self._near(memory, activation[i], read),
+                whole=isinstance(memory.router, ActivationRouter),
+            )
+            rows.append(row.routes(self.decode))
+        return rows
+
+    def _near(self, memory: SideMemory, activation: Tensor, read: slice) -> KeyDiagnostics | None:
+        """None without keys, and in `hybrid`, whose decisions name the closest edit themselves."""
+        if not self.state.keys or not isinstance(self.state.key_space, KeySpace):
+            return None
+        return key_diagnostics(self.state, memory, activation).select(read)
+
+    def _silent(self, text: GeneratedIds) -> RowRoutes:
+        pairs = zip(text.columns[:-1], text.ids[:-1], strict=True)
+        tokens = tuple(
+            TokenRoute(place=place, token=self.decode(i), score=0.0, threshold=float("inf"), fired=None, missed=None)
+            for place, i in pairs
+        )
+        return RowRoutes(tokens=tokens, prompt_tokens=text.prompt_tokens, missed=None, missed_at=None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _RowRouter:
+    """Makes the routes of one text from what the router says about its `t` tokens."""
+
+    text: GeneratedIds
+    state: MemoryState
+    route: Route
+    evidence: Evidence
+    near: KeyDiagnostics | None
+    whole: bool
+    """The memory is active as a whole (`merge`), so no edit is preferred to another."""
+
+    def routes(self, decode: Callable[[int], str]) -> RowRoutes:
+        opened = self.route.open.tolist()
+        chosen = [self._chosen(token, key) for token, key in enumerate(self.evidence.key.tolist())]
+        fired = {claim.edit for claim, spoke in zip(chosen, opened, strict=True) if spoke and claim is not None}
+        tokens = tuple(
+            TokenRoute(
+                place=self.text.columns[token],
+                token=decode(self.text.ids[token]),
+                score=float(self.route.score[token]),
+                threshold=float(self.route.threshold[token]),
+                fired=chosen[token] if spoke else None,
+                missed=self._second(token, chosen[token]) if spoke else chosen[token],
+            )
+            for token, spoke in enumerate(opened)
+        )
+        at, missed = self._nearest_of_others(fired) if self.near is not None else self._nearest_decision(chosen, fired)
+        return RowRoutes(
+            tokens=tokens,
+            prompt_tokens=self.text.prompt_tokens,
+            missed=missed,
+            missed_at=None if at is None else self.text.columns[at],
+        )
+
+    def _chosen(self, token: int, key: int) -> Claim | None:
+        """The edit that the router compared; None if it compared none."""
+        slot = int(self.evidence.slot[token])
+        if slot == NO_SLOT:
+            return None
+        if key < 0 and self.near is not None:
+            key = int(self.near.rank[token].argmax())
+        return self._claim(key, float(self.evidence.value[token]), slot)
+
+    def _nearest_decision(
+        self, chosen: Sequence[Claim | None], fired: set[str | None]
+    ) -> tuple[int | None, Claim | None]:
+        """Over all tokens, the closest of the edits that were compared and not active."""
+        others = [(c.evidence, -n, n, c) for n, c in enumerate(chosen) if c is not None and c.edit not in fired]
+        if not others or self.whole:
+            return None, None
+        _, _, token, claim = max(others, key=lambda one: one[:2])
+        return token, claim
+
+    def _second(self, token: int, first: Claim | None) -> Claim | None:
+        """The edit that the router would have compared without the first."""
+        if self.near is None or self.whole or first is None:
+            return None
+        rank = self.near.rank[token].masked_fill(self._keys_of({first.edit}), -torch.inf)
+        key = int(rank.argmax())
+        return self._by_key(token, key) if rank[key] > -torch.inf else None
+
+    def _nearest_of_others(self, fired: set[str | None]) -> tuple[int | None, Claim | None]:
+        """Over all tokens, the closest of the edits that were not active."""
+        if self.near is None or not len(self.near.evidence) or (self.whole and fired):
+            return None, None
+        near = self.near.evidence.masked_fill(self._keys_of(fired), -torch.inf)
+        token = int(near.max(-1).values.argmax())
+        if near[token].max() == -torch.inf:
+            return None, None
+        if self.whole:
+            return token, self._chosen(token, -1)
+        return token, self._by_key(token, int(near[token].argmax()))
+
+    def _by_key(self, token: int, key: int) -> Claim:
+        if self.near is None:
+            raise RuntimeError("there are no keys")
+        return self._claim(key, float(self.near.evidence[token, key]), self._slots[self.state.key_owners[key]])
+
+    def _claim(self, key: int, evidence: float, slot: int) -> Claim:
+        held = self.state.slots[slot].edit_ids
+        edit = self.state.key_owners[key] if key >= 0 else held[0] if self.near is None and not self.whole else None
+        return Claim(edit=edit, slot=slot, evidence=evidence)
+
+    def _keys_of(self, edits: set[str | None]) -> Tensor:
+        """`[n]` bool."""
+        return torch.tensor([owner in edits for owner in self.state.key_owners])
+
+    @cached_property
+    def _slots(self) -> dict[str, int]:
+        return {edit_id: slot.id for slot in self.state.slots for edit_id in slot.edit_ids}
+
+
+@torch.no_grad()
+def read_rows(model: PreTrainedModel, layer: SideMemoryLayer, rows: Sequence[Sequence[int]]) -> Tensor:
+    """The activation that enters `layer`, a module of `model`, at every token of rows of ids: `[rows, longest, f]`.
+
+    Pads are on the right, and the activations there are meaningless. The memory in place acts as in generation.
+
+    Raises ConfigError if the model gives NaN.
+    """
+    ids, mask = right_pad(rows, device=execution_device(model))
+    with recorded_inputs({0: layer}) as seen:
+        # The body alone: logits of all tokens of a long text take more memory than everything else.
+        model.base_model(ids, attention_mask=mask, use_cache=False)
+    activation = seen[0].view(*ids.shape, -1)  # some architectures flatten their rows
+    if bool(activation.isnan().any(-1)[mask.bool().to(activation.device)].any()):
+        raise ConfigError(
+            "the model gives NaN where the side memory stands, so no route means anything: load it in float32 or "
+            "bfloat16, and look at its weights"
+        )
+    return activation
+
+
+def prompt_ids(args: Sequence[Any], given: Mapping[str, Any]) -> Tensor:
+    """The ids `[batch, seq]` that `generate` was given. Raises ConfigError where it was given none."""
+    ids = args[0] if args else given.get("inputs", given.get("input_ids"))
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.shape[1] or given.get("inputs_embeds") is not None:
+        raise ConfigError(
+            "return_routes=True needs the ids of the prompts, as input_ids of shape [batch, seq]; "
+            f"{'inputs_embeds were' if given.get('inputs_embeds') is not None else type(ids).__name__ + ' was'} given"
+        )
+    return ids
+
+
+def generated_ids(model: PreTrainedModel, ids: Tensor, given: Mapping[str, Any], output: Any) -> list[GeneratedIds]:
+    """One text for each sequence of `output`, beams and repeated prompts apart.
+
+    ids: `[batch, seq]` of the prompts; given: what else `generate` was given.
+    """
+    sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
+    stops, pad = _ids(model, given, "eos_token_id"), _ids(model, given, "pad_token_id")
+    mask = _mask(ids, given.get("attention_mask"), stops, pad)
+    several = len(sequences) // len(ids)  # rows of one prompt stand together
+    by_words = given.get("stop_strings") or given.get("stopping_criteria") or _setting(model, given, "stop_strings")
+    texts = []
+    for row, sequence in enumerate(sequences.tolist()):
+        prompt = mask[row // several].nonzero()[:, 0].tolist()
+        new = _ended(sequence[ids.shape[1] :], stops, pad if by_words else set())
+        places = (*prompt, *range(ids.shape[1], ids.shape[1] + len(new)))
+        texts.append(GeneratedIds(ids=tuple(sequence[i] for i in places), columns=places, prompt_tokens=len(prompt)))
+    return texts
+
+
+def _ended(new: list[int], stops: set[int], pads: set[int]) -> list[int]:
+    """A row up to its stop. A row without a stop loses its trailing pads, if rows may end in another way."""
+    end = next((place + 1 for place, token in enumerate(new) if token in stops), None)
+    if end is None:
+        end = len(new)
+        while end and new[end - 1] in pads:
+            end -= 1
+    return new[:end]
+
+
+def _mask(ids: Tensor, given: Tensor | None, stops: set[int], pad: set[int]) -> Tensor:
+    """`[batch, seq]` bool: the tokens that are no pads. Without a given mask, as transformers guesses it."""
+    if given is not None:
+        return given.bool().cpu()
+    if pad and not pad & stops and bool(torch.isin(ids.cpu(), torch.tensor(sorted(pad))).any()):
+        return ~torch.isin(ids.cpu(), torch.tensor(sorted(pad)))
+    return torch.ones(ids.shape, dtype=torch.bool)
+
+
+def _ids(model: PreTrainedModel, given: Mapping[str, Any], name: str) -> set[int]:
+    value = _setting(model, given, name)
+    if value is None:
+        return set()
+    return {int(value)} if isinstance(value, int) else {int(one) for one in torch.as_tensor(value).flatten().tolist()}
+
+
+def _setting(model: PreTrainedModel, given: Mapping[str, Any], name: str) -> Any:
+    """A setting of the call, or of its configuration, or of the model's."""
+    if given.get(name) is not None:
+        return given[name]
+    own: Any = getattr(given.get("generation_config"), name, None)
+    return own if own is not None else getattr(model.generation_config, name, None)
