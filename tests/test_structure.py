@@ -186,7 +186,7 @@ def test_editing_and_serving_load_nothing_of_the_laboratory(tmp_path: Path) -> N
     code = """
 import sys
 sys.path.insert(0, {tests!r})
-import wise.serve.app, wise.serve.editor
+import wise.serving.app
 from test_chat_edits import chat_model
 from wise import Edit
 assert chat_model().edit(Edit(prompt="w50 w51 w52", target="w70", subject="w50")).count("verified") == 1

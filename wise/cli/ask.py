@@ -16,10 +16,10 @@ from wise.cli.common import (
     ModelOption,
     ThreadsOption,
     finite,
-    load_model,
     show_json,
     show_table,
 )
+from wise.loading import load_model
 
 if TYPE_CHECKING:
     from wise.answer import Answer

@@ -35,8 +35,8 @@ def serve(
     token for this run is made and shown. Ends on SIGTERM or Ctrl-C, after the answers under way.
     """
     _check_extra()
-    from wise.serve.running import run
-    from wise.serve.settings import load
+    from wise.serving.app import run
+    from wise.serving.settings import load
 
     given: dict[str, Any] = {
         "model": model, "store": store, "host": host, "port": port, "name": name,
@@ -64,11 +64,11 @@ def token(
     as_json: JsonOption = False,
 ) -> None:
     """Make a token for the service, and append its hash to a file. It is shown once and kept nowhere."""
-    from wise.serve.security import line_of, new_token
+    from wise.serving.auth import new_token, token_line
 
     made = new_token()
     until = None if days is None else datetime.now(UTC) + timedelta(days=days)
-    line = line_of(name, scope, made, until)
+    line = token_line(name, scope, made, until)
     with file.open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")
     file.chmod(0o600)
@@ -83,7 +83,7 @@ def _set(pairs: list[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not (key and equals):
-            raise ConfigError(f"--set {pair}: NAME=VALUE was expected, such as rows=32")
+            raise ConfigError(f"--set {pair}: NAME=VALUE was expected, such as max_batch_size=32")
         found[key] = value
     return found
 

@@ -15,15 +15,14 @@ from wise.cli.common import (
     JsonOption,
     ProgressOption,
     ThreadsOption,
-    check_device,
     check_file,
     file_facts,
-    prepare,
     progress_bars,
     show_json,
     show_table,
 )
 from wise.errors import ConfigError
+from wise.loading import check_device, prepare
 from wise.questions import SUBJECTS, read_stock, stock
 
 if TYPE_CHECKING:

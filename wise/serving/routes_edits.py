@@ -1,0 +1,227 @@
+"""Routes of edits: `/v1/edits`, to submit, list, show, replace, preview and delete them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from wise.edits import check_lengths
+from wise.errors import EditError
+from wise.memory.ticket import FAILED, LIVE, QUEUED, RETIRED, Ticket
+from wise.memory.ticket import Request as EditRequest
+from wise.serving.auth import Editor, Holder, Reader
+from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
+from wise.serving.metrics import audit
+from wise.serving.schemas import (
+    EditHistory,
+    EditIn,
+    EditList,
+    EditsAnswer,
+    EditsRequest,
+    EditView,
+    EventView,
+    PreviewAnswer,
+    PreviewRequest,
+    Replacement,
+    Status,
+    Text,
+    Turn,
+    VersionView,
+)
+from wise.serving.service import Served, Service
+
+router = APIRouter(prefix="/v1", tags=["edits"])
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=200, description="The same key with the same edits submits nothing twice."),
+]
+EditId = Annotated[Text, Path(max_length=200)]
+POLL = 1.0
+"""Seconds after which a wait looks again, even without news."""
+
+
+@router.post(
+    "/edits", status_code=202, responses={200: {"model": EditsAnswer, "description": "Each is live or has failed."}}
+)
+async def submit(
+    body: EditsRequest,
+    request: Request,
+    response: Response,
+    service: Served,
+    holder: Editor,
+    idempotency_key: IdempotencyKey = None,
+) -> EditsAnswer:
+    """Accepts edits; once answered, they survive whatever happens. They are trained in their order."""
+    limit = service.settings.edit_limit
+    if len(body.edits) > limit:
+        raise bad_request(f"edits: {len(body.edits)} were given and {limit} are taken at once", "edits")
+    namespace = service.namespace(body.model)
+    wanted = [_checked(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
+    return await _accept(service, request, response, holder, wanted, idempotency_key, body.wait == "live")
+
+
+@router.get("/edits")
+def list_edits(
+    service: Served,
+    _: Reader,
+    status: Annotated[Status | None, Query()] = None,
+    namespace: Annotated[Text | None, Query(max_length=200)] = None,
+    after: Annotated[int, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> EditList:
+    """Edits in the order in which they were submitted."""
+    found = service.store.journal.tickets(status=status, namespace=namespace, since=after, limit=limit + 1)
+    return EditList(data=[EditView.of(ticket) for ticket in found[:limit]], has_more=len(found) > limit)
+
+
+@router.post("/edits/preview")
+async def preview(body: PreviewRequest, service: Served, holder: Editor) -> PreviewAnswer:
+    """Answers to an edit's prompt, its paraphrases and further prompts, before and after it. Nothing is changed."""
+    wanted = _checked(service, body.edit, service.namespace(body.model), holder, "edit").edit
+    encoder, asked = service.encoder, [*wanted.paraphrases, *body.prompts]
+    for param, prompt in (("edit", encoder.own_prompt(wanted)), *(("prompts", prompt) for prompt in asked)):
+        question = encoder.question(prompt)
+        if len(question.ids) >= encoder.context:
+            raise bad_request(f"{param}: {question.text!r:.60} does not fit the context of {encoder.context}", param)
+    done = await run_in_threadpool(service.command, "preview", edit=wanted.to_dict(), prompts=asked)
+    return PreviewAnswer(**done)
+
+
+@router.get("/edits/{edit_id}")
+def show(edit_id: EditId, service: Served, _: Reader) -> EditHistory:
+    """An edit as it was last submitted, and its events since."""
+    ticket = _newest(service, edit_id)
+    events = [EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
+    return EditHistory(**EditView.of(ticket).model_dump(), events=events)
+
+
+@router.put(
+    "/edits/{edit_id}",
+    status_code=202,
+    responses={200: {"model": EditsAnswer, "description": "It is live or has failed."}},
+)
+async def replace(
+    edit_id: EditId,
+    body: Replacement,
+    request: Request,
+    response: Response,
+    service: Served,
+    holder: Editor,
+    idempotency_key: IdempotencyKey = None,
+) -> EditsAnswer:
+    """Submits another answer to a live edit's prompt; the old one stays until the new one is live."""
+    ticket = await run_in_threadpool(_newest, service, edit_id)
+    if ticket.status != LIVE:
+        raise conflict(f"edit {edit_id!r} is {ticket.status}, and only a live one can be replaced")
+    old = ticket.edit
+    given = EditIn(
+        prompt=old.prompt,
+        target=body.target,
+        subject=old.subject if body.subject is None else body.subject,
+        aliases=list(old.aliases) if body.aliases is None else body.aliases,
+        messages=[Turn(**message._asdict()) for message in old.messages],
+        paraphrases=list(old.paraphrases) if body.paraphrases is None else body.paraphrases,
+        locality=list(old.locality) if body.locality is None else body.locality,
+        reason=body.reason,
+    )
+    wanted = _checked(service, given, old.namespace, holder, "")
+    return await _accept(service, request, response, holder, [wanted], idempotency_key, body.wait == "live")
+
+
+@router.delete("/edits/{edit_id}")
+async def delete(
+    edit_id: EditId,
+    request: Request,
+    service: Served,
+    holder: Editor,
+    reason: Annotated[Text | None, Query(min_length=1, max_length=2000)] = None,
+) -> VersionView:
+    """Removes an edit, live or still queued. Answered when it is not served here any more."""
+    ticket = await run_in_threadpool(_newest, service, edit_id)
+    if ticket.status not in (LIVE, QUEUED):
+        raise conflict(f"edit {edit_id!r} is {ticket.status}; only one that is live or queued can be deleted")
+    done = await run_in_threadpool(service.command, "delete", edit_ids=[edit_id], author=holder.name, reason=reason)
+    audit("delete", by=holder.name, request=request.state.request_id, edit=edit_id, version=done["number"])
+    return await when_served(service, VersionView(**done))
+
+
+async def when_served(service: Service, version: VersionView) -> VersionView:
+    """The version, once it is served here. Raises HTTPError if that takes too long."""
+    end = time.monotonic() + service.settings.request_timeout
+    with service.follower.listen() as listener:
+        while service.follower.current.version < version.number:
+            if time.monotonic() > end:
+                raise unavailable(f"version {version.number} was made, and is not served here yet; see /ready")
+            await listener.news(POLL)
+    return version
+
+
+def _checked(service: Service, item: EditIn, namespace: str, holder: Holder, place: str) -> EditRequest:
+    """An edit that this model can take. Raises HTTPError that names its place in the body."""
+    encoder = service.encoder
+    try:
+        edit = item.edit(namespace=namespace, author=holder.name)
+        encoder.check(edit)
+        reserve = len(encoder.bos) + len(encoder.terminator)
+        check_lengths([edit], lambda text: len(encoder.tokenizer(text)["input_ids"]), encoder.context, reserve)
+        return EditRequest(edit=edit, **item.model_dump(include={"reason", "valid_from", "valid_until"}))
+    except EditError as error:
+        raise bad_request(f"{place}: {error}" if place else str(error), place or None) from error
+
+
+async def _accept(
+    service: Service,
+    request: Request,
+    response: Response,
+    holder: Holder,
+    wanted: Sequence[EditRequest],
+    key: str | None,
+    wait: bool,
+) -> EditsAnswer:
+    service.refuse_if_draining()
+    own_key = None if key is None else f"{holder.name}:{key}"
+
+    def store() -> tuple[Ticket, ...]:
+        try:
+            return service.store.acknowledge(wanted, key=own_key)
+        except EditError as error:  # each by itself is fine: it conflicts with what is stored
+            raise conflict(str(error)) from error
+
+    tickets = await run_in_threadpool(store)
+    ids = [ticket.edit.id for ticket in tickets]
+    audit("edit", by=holder.name, request=request.state.request_id, edits=ids, tickets=[t.number for t in tickets])
+    if wait:
+        tickets = await _settled(service, tickets)
+        if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):
+            response.status_code = HTTPStatus.OK
+    return EditsAnswer(version=service.follower.current.version, edits=[EditView.of(ticket) for ticket in tickets])
+
+
+async def _settled(service: Service, tickets: Sequence[Ticket]) -> tuple[Ticket, ...]:
+    """The tickets once each has failed or is live and served here; or as they are when the time is over."""
+    end = time.monotonic() + service.settings.request_timeout
+    numbers = [ticket.number for ticket in tickets]
+
+    def read() -> tuple[Ticket, ...]:
+        return service.store.journal.tickets(numbers=numbers)
+
+    with service.follower.listen() as listener:
+        while True:
+            version = service.follower.current.version  # before reading: what is live by then is served
+            found = await run_in_threadpool(read)
+            done = all(t.status in (LIVE, FAILED, RETIRED) and (t.live_in or 0) <= version for t in found)
+            if done or time.monotonic() > end or service.draining.is_set():
+                return found
+            await listener.news(POLL)
+
+
+def _newest(service: Service, edit_id: str) -> Ticket:
+    found = service.store.journal.tickets(edit_id=edit_id)
+    if not found:
+        raise not_found(f"there is no edit {edit_id!r:.80}; GET /v1/edits lists them", "edit_not_found")
+    return found[-1]
