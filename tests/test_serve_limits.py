@@ -35,7 +35,8 @@ EDIT = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("limits") / "store"
-    with running(folder, editing=False, body_limit=20_000, edit_limit=8, max_queue=4, max_batch_size=2, request_timeout=20.0) as found:
+    limits = {"body_limit": 20_000, "edit_limit": 8, "max_queue": 4, "max_batch_size": 2, "request_timeout": 20.0}
+    with running(folder, editing=False, **limits) as found:
         yield found
 
 
