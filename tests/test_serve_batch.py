@@ -28,9 +28,9 @@ class Member:
 def together(runner: Runner, memory: SideMemory | None, chunk: int) -> list[list[int]]:
     """The rows of `BATCH`, of which the first begins alone and the others join it while it decodes."""
     members = [Member(memory, wanted) for wanted in LENGTHS]
-    batch: Batch[Member] = Batch(runner)
+    batch: Batch = Batch(runner)
     waiting = [(members[:1], BATCH[:1]), (members[1:], BATCH[1:])]
-    prefill: Prefill[Member] | None = None
+    prefill: Prefill | None = None
     while waiting or prefill or len(batch):
         if prefill is None and waiting and (not len(batch) or len(members[0].new) >= 3):
             rows, prompts = waiting.pop(0)
@@ -47,7 +47,7 @@ def together(runner: Runner, memory: SideMemory | None, chunk: int) -> list[list
     return [member.new for member in members]
 
 
-def advance(batch: Batch[Member], logits: torch.Tensor) -> None:
+def advance(batch: Batch, logits: torch.Tensor) -> None:
     for member, token in zip(batch.members, logits.argmax(-1).tolist(), strict=True):
         member.new.append(token)
     batch.keep([i for i, member in enumerate(batch.members) if len(member.new) < member.wanted])

@@ -200,6 +200,14 @@ print(*sorted(name for name in sys.modules if name.startswith("wise.lab")))
     assert "wise.lab.formats" in control.stdout, control.stderr
 
 
+def test_engines_and_the_editor_know_nothing_of_http(tmp_path: Path) -> None:
+    code = "import sys, {modules}; print(*sorted({{'fastapi', 'starlette', 'uvicorn'}} & set(sys.modules)))"
+    done = run(code.format(modules="wise.serving.engines.local, wise.serving.editor_process"), tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    control = run(code.format(modules="wise.serving.service"), tmp_path)
+    assert "fastapi" in control.stdout, control.stderr
+
+
 @pytest.mark.parametrize("folder", ["router", "memory", "training", "lab"])
 def test_a_room_cannot_be_imported_by_its_folder(folder: str) -> None:
     done = run(f"import {folder}", ROOT)

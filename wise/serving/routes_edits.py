@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from wise.edits import check_lengths
@@ -30,39 +31,55 @@ from wise.serving.schemas import (
     Replacement,
     Status,
     Text,
-    Turn,
     VersionView,
 )
 from wise.serving.service import Served, Service
 
 router = APIRouter(prefix="/v1", tags=["edits"])
-IdempotencyKey = Annotated[
-    str | None,
-    Header(min_length=1, max_length=200, description="The same key with the same edits submits nothing twice."),
-]
 EditId = Annotated[Text, Path(max_length=200)]
 POLL = 1.0
 """Seconds after which a wait looks again, even without news."""
 
 
+@dataclass(frozen=True)
+class Submission:
+    """What submitting edits takes besides its body."""
+
+    service: Service
+    holder: Holder
+    request: Request
+    response: Response
+    key: str | None
+
+
+def _submission(
+    service: Served,
+    holder: Editor,
+    request: Request,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=200, description="The same key with the same edits submits nothing twice."),
+    ] = None,
+) -> Submission:
+    return Submission(service, holder, request, response, idempotency_key)
+
+
+Submitted = Annotated[Submission, Depends(_submission)]
+
+
 @router.post(
     "/edits", status_code=202, responses={200: {"model": EditsAnswer, "description": "Each is live or has failed."}}
 )
-async def submit(
-    body: EditsRequest,
-    request: Request,
-    response: Response,
-    service: Served,
-    holder: Editor,
-    idempotency_key: IdempotencyKey = None,
-) -> EditsAnswer:
+async def submit(body: EditsRequest, submission: Submitted) -> EditsAnswer:
     """Accepts edits; once answered, they survive whatever happens. They are trained in their order."""
+    service, holder = submission.service, submission.holder
     limit = service.settings.edit_limit
     if len(body.edits) > limit:
         raise bad_request(f"edits: {len(body.edits)} were given and {limit} are taken at once", "edits")
     namespace = service.namespace(body.model)
     wanted = [_checked(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
-    return await _accept(service, request, response, holder, wanted, idempotency_key, body.wait == "live")
+    return await _accept(submission, wanted, body.wait == "live")
 
 
 @router.get("/edits")
@@ -105,32 +122,23 @@ def show(edit_id: EditId, service: Served, _: Reader) -> EditHistory:
     status_code=202,
     responses={200: {"model": EditsAnswer, "description": "It is live or has failed."}},
 )
-async def replace(
-    edit_id: EditId,
-    body: Replacement,
-    request: Request,
-    response: Response,
-    service: Served,
-    holder: Editor,
-    idempotency_key: IdempotencyKey = None,
-) -> EditsAnswer:
+async def replace(edit_id: EditId, body: Replacement, submission: Submitted) -> EditsAnswer:
     """Submits another answer to a live edit's prompt; the old one stays until the new one is live."""
-    ticket = await run_in_threadpool(_newest, service, edit_id)
+    ticket = await run_in_threadpool(_newest, submission.service, edit_id)
     if ticket.status != LIVE:
         raise conflict(f"edit {edit_id!r} is {ticket.status}, and only a live one can be replaced")
     old = ticket.edit
-    given = EditIn(
-        prompt=old.prompt,
-        target=body.target,
-        subject=old.subject if body.subject is None else body.subject,
-        aliases=list(old.aliases) if body.aliases is None else body.aliases,
-        messages=[Turn(**message._asdict()) for message in old.messages],
-        paraphrases=list(old.paraphrases) if body.paraphrases is None else body.paraphrases,
-        locality=list(old.locality) if body.locality is None else body.locality,
-        reason=body.reason,
-    )
-    wanted = _checked(service, given, old.namespace, holder, "")
-    return await _accept(service, request, response, holder, [wanted], idempotency_key, body.wait == "live")
+    fields = {
+        "prompt": old.prompt,
+        "subject": old.subject,
+        "aliases": list(old.aliases),
+        "messages": [message._asdict() for message in old.messages],
+        "paraphrases": list(old.paraphrases),
+        "locality": list(old.locality),
+    }
+    given = EditIn(**fields | body.model_dump(exclude={"wait"}, exclude_none=True))
+    wanted = _checked(submission.service, given, old.namespace, submission.holder, "")
+    return await _accept(submission, [wanted], body.wait == "live")
 
 
 @router.delete("/edits/{edit_id}")
@@ -174,17 +182,10 @@ def _checked(service: Service, item: EditIn, namespace: str, holder: Holder, pla
         raise bad_request(f"{place}: {error}" if place else str(error), place or None) from error
 
 
-async def _accept(
-    service: Service,
-    request: Request,
-    response: Response,
-    holder: Holder,
-    wanted: Sequence[EditRequest],
-    key: str | None,
-    wait: bool,
-) -> EditsAnswer:
+async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: bool) -> EditsAnswer:
+    service, by = submission.service, submission.holder.name
     service.refuse_if_draining()
-    own_key = None if key is None else f"{holder.name}:{key}"
+    own_key = None if submission.key is None else f"{by}:{submission.key}"
 
     def store() -> tuple[Ticket, ...]:
         try:
@@ -193,12 +194,12 @@ async def _accept(
             raise conflict(str(error)) from error
 
     tickets = await run_in_threadpool(store)
-    ids = [ticket.edit.id for ticket in tickets]
-    audit("edit", by=holder.name, request=request.state.request_id, edits=ids, tickets=[t.number for t in tickets])
+    ids, numbers = [ticket.edit.id for ticket in tickets], [ticket.number for ticket in tickets]
+    audit("edit", by=by, request=submission.request.state.request_id, edits=ids, tickets=numbers)
     if wait:
         tickets = await _settled(service, tickets)
         if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):
-            response.status_code = HTTPStatus.OK
+            submission.response.status_code = HTTPStatus.OK
     return EditsAnswer(version=service.follower.current.version, edits=[EditView.of(ticket) for ticket in tickets])
 
 

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,16 +41,6 @@ logger = logging.getLogger(__name__)
 
 JOIN_TIMEOUT = 5.0
 """Seconds that the thread has to end."""
-
-
-class Member(Protocol):
-    """What has a row in a batch."""
-
-    @property
-    def memory(self) -> SideMemory | None: ...
-
-
-M = TypeVar("M", bound=Member)
 
 
 class Runner:
@@ -76,12 +66,12 @@ class Runner:
         return logits.float()
 
 
-class Batch(Generic[M]):
+class Batch:
     """Members, one for each row, with their cache and its mask `[rows, tokens]`."""
 
-    def __init__(self, runner: Runner, members: Sequence[M] = ()) -> None:
+    def __init__(self, runner: Runner, members: Sequence[GeneratedSequence] = ()) -> None:
         self.runner = runner
-        self.members: list[M] = list(members)
+        self.members: list[GeneratedSequence] = list(members)
         self.mask = torch.zeros(len(members), 0, dtype=torch.long, device=runner.device)
         self.cache = DynamicCache()
 
@@ -94,7 +84,7 @@ class Batch(Generic[M]):
         self.mask = torch.cat([self.mask, mask], dim=1)
         return self.runner.run([member.memory for member in self.members], ids, self.mask, self.cache)
 
-    def join(self, other: Batch[M]) -> None:
+    def join(self, other: Batch) -> None:
         """Takes over the members of another batch, which must not be used afterwards."""
         if not other.members:
             return
@@ -134,10 +124,12 @@ def _widened(states: Tensor, width: int) -> Tensor:
     return pad(states, (0, 0, width - states.shape[2], 0))
 
 
-class Prefill(Generic[M]):
+class Prefill:
     """Reads prompts into a cache a few columns at a time, so that a long prompt does not hold up decoding."""
 
-    def __init__(self, runner: Runner, members: Sequence[M], prompts: Sequence[Sequence[int]], chunk: int) -> None:
+    def __init__(
+        self, runner: Runner, members: Sequence[GeneratedSequence], prompts: Sequence[Sequence[int]], chunk: int
+    ) -> None:
         """chunk: tokens of one step, over all rows; a step reads one column at least."""
         self.batch = Batch(runner, members)
         self._ids, self._mask = left_pad(prompts, device=runner.device)
@@ -163,8 +155,8 @@ class LocalEngine:
         model.layer.memory = self._mixed
         model.model.eval()  # type: ignore[no-untyped-call]
         self._runner = Runner(model.model, self._mixed)
-        self._batch: Batch[GeneratedSequence] = Batch(self._runner)
-        self._prefill: Prefill[GeneratedSequence] | None = None
+        self._batch = Batch(self._runner)
+        self._prefill: Prefill | None = None
         self._queue: deque[GeneratedSequence] = deque()
         self._changed = threading.Condition()
         """Guards the queue and `_open`, which other threads change."""
@@ -274,7 +266,7 @@ class LocalEngine:
         if taken:
             self._prefill = Prefill(self._runner, taken, [one.request.prompt for one in taken], settings.prefill_tokens)
 
-    def _read(self, prefill: Prefill[GeneratedSequence]) -> None:
+    def _read(self, prefill: Prefill) -> None:
         start, members = prefill.done, prefill.batch.members
         logits = prefill.step()
         lengths = [len(one.request.prompt) for one in members]
@@ -293,7 +285,7 @@ class LocalEngine:
         self._note_routes(members, [len(one.request.prompt) + len(one.tokens) - 1 for one in members], 1)
         self._advance(self._batch, logits)
 
-    def _advance(self, batch: Batch[GeneratedSequence], logits: Tensor) -> None:
+    def _advance(self, batch: Batch, logits: Tensor) -> None:
         """Takes the next token of every sequence; those that are finished leave."""
         likeliest = logits.argmax(-1).tolist()  # for all at once: on an accelerator each copy waits
         before = len(self._out)
