@@ -24,7 +24,7 @@ from dataclasses import asdict
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import Any
 
 from wise.edits import Edit
 from wise.errors import ConfigError, EditError, RefusedError, StoreError, WiseError
@@ -201,12 +201,8 @@ def send_to_writer(store: Store, name: str, arguments: Mapping[str, Any]) -> dic
 # -- the service's end ------------------------------------------------------------------------------
 
 
-class Worker(Protocol):
-    """What runs the editor's end: a process, or a thread in tests."""
-
-    def start(self) -> None: ...
-    def is_alive(self) -> bool: ...
-    def join(self, timeout: float | None = None) -> None: ...
+Worker = BaseProcess | threading.Thread
+"""What runs the editor's end: a process, or a thread in tests."""
 
 
 class EditorClient:
@@ -273,7 +269,11 @@ class EditorClient:
             with suppress(EOFError, OSError):
                 while True:
                     self._receive(json.loads(own.recv_bytes()))
-            self._lose()
+            with self._lock:
+                self.state, self.why, self._connection = ENDED, "", None
+                lost, self._pending = self._pending, {}
+            for answer in lost.values():
+                answer.set_exception(StoreError("the editor ended meanwhile; see whether it was done, and try again"))
             self._worker.join()
             if not self._closing:
                 logger.error("the editor ended; it is started again")
@@ -286,13 +286,6 @@ class EditorClient:
         with self._lock:
             answer = self._pending.pop(message["id"])
         answer.set_result(message["answer"])
-
-    def _lose(self) -> None:
-        with self._lock:
-            self.state, self.why, self._connection = ENDED, "", None
-            lost, self._pending = self._pending, {}
-        for answer in lost.values():
-            answer.set_exception(StoreError("the editor ended meanwhile; see whether it was done, and try again"))
 
 
 # -- the editor's end -------------------------------------------------------------------------------
@@ -308,38 +301,25 @@ def run_editor(connection: Connection, open_editor: Callable[[], Editor]) -> Non
     open_editor: raises StoreError while another process is the writer, and is then called again.
     """
     with connection, suppress(_Leave):
-        editor = _opened(connection, open_editor)
+        editor = None
+        while editor is None:
+            try:
+                editor = open_editor()
+            except StoreError as error:
+                _send(connection, state=WAITING, why=f"({error})")
+                _answer(connection, None, RETRY)
+        _send(connection, state=READY)
         while True:
-            if not _work(connection, editor):
-                _answer(connection, editor, IDLE)
+            try:
+                if editor.work():
+                    _send(connection, state=READY)
+                else:
+                    _answer(connection, editor, IDLE)
+            except StoreError as error:
+                logger.error("the store does not take what was trained: %s", error)
+                _send(connection, state=FAILING, why=f"({error})")
+                _answer(connection, editor, RETRY)
             _answer(connection, editor, 0)
-
-
-def _opened(connection: Connection, open_editor: Callable[[], Editor]) -> Editor:
-    while True:
-        try:
-            editor = open_editor()
-        except StoreError as error:
-            _send(connection, state=WAITING, why=f"({error})")
-            if connection.poll(RETRY):
-                _answer(connection, None, 0)
-            continue
-        _send(connection, state=READY)
-        return editor
-
-
-def _work(connection: Connection, editor: Editor) -> bool:
-    """Whether there was anything to do."""
-    try:
-        done = editor.work()
-    except StoreError as error:
-        logger.error("the store does not take what was trained: %s", error)
-        _send(connection, state=FAILING, why=f"({error})")
-        _answer(connection, editor, RETRY)
-        return True
-    if done:
-        _send(connection, state=READY)
-    return done
 
 
 def _answer(connection: Connection, editor: Editor | None, seconds: float) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from wise.edits import Edit
-from wise.errors import ConfigError, StoreError, did_you_mean
+from wise.errors import StoreError
 from wise.memory.journal import Journal
 from wise.memory.store import Store
 from wise.memory.ticket import FAILED, LIVE, Event, now
@@ -44,19 +44,7 @@ class ServedVersion:
     version: int
     edits: Mapping[str, Edit]
     handles: Mapping[str, MemoryHandle]
-
-    def handle(self, namespace: str) -> MemoryHandle:
-        """Raises ConfigError for a namespace without live edits, except the default one."""
-        if namespace not in self.handles:
-            raise ConfigError(
-                f"no edit is live in the namespace {namespace!r}; {did_you_mean(namespace, self.handles)}"
-            )
-        return self.handles[namespace]
-
-    @property
-    def base(self) -> MemoryHandle:
-        """The base model alone."""
-        return MemoryHandle(version=self.version, namespace=None)
+    """By namespace: those with live edits, and the default one."""
 
 
 def served_version(model: WiseModel, snapshot: Snapshot) -> ServedVersion:

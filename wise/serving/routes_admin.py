@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel
 
 from wise.serving.auth import requires_metrics
+from wise.serving.editor_process import FAILING, READY
 from wise.serving.http_errors import ERRORS, unavailable
 from wise.serving.service import Served
 
 router = APIRouter(tags=["operation"])
 console = APIRouter(include_in_schema=False)
+CONSOLE_FILES = {
+    "/console": ("console.html", "text/html"),
+    "/console.css": ("console.css", "text/css"),
+    "/console.js": ("console.js", "text/javascript"),
+}
 CONSOLE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -65,7 +71,7 @@ async def ready(service: Served) -> Readiness:
 )
 async def metrics(service: Served) -> Response:
     """In the format of Prometheus; needs a reader's token, unless `open_metrics` is set."""
-    service.metrics.editor.set(service.editor_runs())
+    service.metrics.editor.set(service.editor.state in (READY, FAILING))
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -74,21 +80,10 @@ async def root() -> RedirectResponse:
     return RedirectResponse("/console")
 
 
-def _file(name: str, media_type: str) -> Response:
+@console.get("/console")
+@console.get("/console.css")
+@console.get("/console.js")
+async def console_file(request: Request) -> Response:
+    name, media_type = CONSOLE_FILES[request.scope["route"].path]
     text = (files("wise.serving") / "console" / name).read_text(encoding="utf-8")
     return Response(text, media_type=f"{media_type}; charset=utf-8", headers=CONSOLE_HEADERS)
-
-
-@console.get("/console")
-async def page() -> Response:
-    return _file("console.html", "text/html")
-
-
-@console.get("/console.css")
-async def style() -> Response:
-    return _file("console.css", "text/css")
-
-
-@console.get("/console.js")
-async def script() -> Response:
-    return _file("console.js", "text/javascript")

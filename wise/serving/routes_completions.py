@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from wise.errors import ConfigError, EditError
 from wise.serving.auth import Reader
-from wise.serving.engines import Delta, FinishReason, GenerationRequest, Job, Logprobs, RoutedToken
+from wise.serving.engines import Delta, FinishReason, GenerationRequest, Job, Logprobs, MemoryHandle, RoutedToken
 from wise.serving.engines.sequence import CONTEXT
 from wise.serving.http_errors import bad_request, error_body, http_error
 from wise.serving.schemas import (
@@ -97,7 +97,7 @@ async def ask(body: AskRequest, request: Request, service: Served, _: Reader) ->
     """Greedy answers to the model's own stop, without and with the edits of one version."""
     _check_count(service, "prompts", len(body.prompts))
     handle = service.handle(body.model)
-    base = service.follower.current.base
+    base = MemoryHandle(version=handle.version, namespace=None)
     questions = _questions(service, body)
     requests = []
     for question in questions:

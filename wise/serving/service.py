@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from wise.errors import ConfigError, WiseError, did_you_mean
+from wise.errors import WiseError, did_you_mean
 from wise.memory.store import Store
 from wise.model import WiseModel
 from wise.serving.auth import Tokens
-from wise.serving.editor_process import FAILING, READY, WAITING, EditorClient, Worker, send_to_writer
+from wise.serving.editor_process import READY, WAITING, EditorClient, Worker, send_to_writer
 from wise.serving.engines import Delta, Engine, GenerationRequest, Job, MemoryHandle
 from wise.serving.engines.local import LocalEngine
 from wise.serving.follower import DEFAULT_NAMESPACE, Follower, ServedVersion
@@ -89,9 +89,6 @@ class Service:
         if self.draining.is_set():
             raise unavailable("the service is about to end; ask another replica, or try again")
 
-    def editor_runs(self) -> bool:
-        return self.editor.state in (READY, FAILING)
-
     def command(self, name: str, **arguments: Any) -> dict[str, Any]:
         """Has the store's writer run a command: the editor here, or that of another replica.
 
@@ -113,10 +110,11 @@ class Service:
 
     def handle(self, model: str | None) -> MemoryHandle:
         """The memory that answers to a model's name. Raises HTTPError 404 if there is none."""
-        try:
-            return self.follower.current.handle(self.namespace(model))
-        except ConfigError as error:
-            raise not_found(f"model: {error}", "model_not_found") from None
+        namespace, handles = self.namespace(model), self.follower.current.handles
+        if namespace not in handles:
+            near = did_you_mean(namespace, handles)
+            raise not_found(f"model: no edit is live in the namespace {namespace!r}; {near}", "model_not_found")
+        return handles[namespace]
 
     def model_names(self, version: ServedVersion) -> list[str]:
         return [self.name if space == DEFAULT_NAMESPACE else f"{self.name}@{space}" for space in version.handles]
