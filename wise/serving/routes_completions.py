@@ -16,29 +16,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from wise.errors import ConfigError, EditError
+from wise.serving import schemas
 from wise.serving.auth import Reader
 from wise.serving.engines import Delta, FinishReason, GenerationRequest, Job, Logprobs, MemoryHandle, RoutedToken
 from wise.serving.engines.sequence import CONTEXT
 from wise.serving.http_errors import bad_request, error_body, http_error
-from wise.serving.schemas import (
-    ActiveEdit,
-    AskAnswer,
-    AskedPrompt,
-    AskRequest,
-    ChatChoice,
-    ChatCompletion,
-    ChatMessage,
-    ChatRequest,
-    Completion,
-    CompletionChoice,
-    CompletionRequest,
-    GenerationBody,
-    Model,
-    ModelList,
-    TokenRoute,
-    Usage,
-    WiseMetadata,
-)
 from wise.serving.service import Served, Service
 from wise.training.encoding import Question
 
@@ -56,31 +38,31 @@ NO_BUFFER = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 @router.get("/models")
-async def models(service: Served, _: Reader) -> ModelList:
+async def models(service: Served, _: Reader) -> schemas.ModelList:
     """The base's namespaces, each as a model."""
     current = service.follower.current
     names = zip(service.model_names(current), current.handles.values(), strict=True)
-    return ModelList(data=[Model(id=name, edits=len(handle.state.edits)) for name, handle in names])
+    return schemas.ModelList(data=[schemas.Model(id=name, edits=len(handle.state.edits)) for name, handle in names])
 
 
 @router.get("/models/{model}")
-async def model(model: str, service: Served, _: Reader) -> Model:
-    return Model(id=model, edits=len(service.handle(model).state.edits))
+async def model(model: str, service: Served, _: Reader) -> schemas.Model:
+    return schemas.Model(id=model, edits=len(service.handle(model).state.edits))
 
 
-@router.post("/completions", response_model=Completion, responses=STREAM)
-async def completions(body: CompletionRequest, request: Request, service: Served, _: Reader) -> Response:
+@router.post("/completions", response_model=schemas.Completion, responses=STREAM)
+async def completions(body: schemas.CompletionRequest, request: Request, service: Served, _: Reader) -> Response:
     """Continues a text. With `stream`, server-sent events as OpenAI sends them."""
     requests = [
         one
         for prompt in _prompts(service, body)
         for one in _requests(service, body, prompt, "prompt", body.max_tokens or COMPLETION_TOKENS, body.logprobs)
     ]
-    return await _answer(service, request, body, requests, _CompletionWriter(service, body.logprobs is not None))
+    return await _answer(request, body, requests, _CompletionWriter(service, body.logprobs is not None))
 
 
-@router.post("/chat/completions", response_model=ChatCompletion, responses=STREAM)
-async def chat(body: ChatRequest, request: Request, service: Served, _: Reader) -> Response:
+@router.post("/chat/completions", response_model=schemas.ChatCompletion, responses=STREAM)
+async def chat(body: schemas.ChatRequest, request: Request, service: Served, _: Reader) -> Response:
     """Answers messages. If the model has no chat template, it reads their texts, one per line."""
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs: goes with logprobs=true", "top_logprobs")
@@ -89,11 +71,11 @@ async def chat(body: ChatRequest, request: Request, service: Served, _: Reader) 
     top = (body.top_logprobs or 0) if body.logprobs else None
     limit = body.max_completion_tokens or body.max_tokens
     requests = _requests(service, body, _chat_prompt(service, body), "messages", limit, top)
-    return await _answer(service, request, body, requests, _ChatWriter(service, bool(body.logprobs)))
+    return await _answer(request, body, requests, _ChatWriter(service, bool(body.logprobs)))
 
 
 @router.post("/ask")
-async def ask(body: AskRequest, request: Request, service: Served, _: Reader) -> AskAnswer:
+async def ask(body: schemas.AskRequest, request: Request, service: Served, _: Reader) -> schemas.AskAnswer:
     """Greedy answers to the model's own stop, without and with the edits of one version."""
     _check_count(service, "prompts", len(body.prompts))
     handle = service.handle(body.model)
@@ -106,7 +88,7 @@ async def ask(body: AskRequest, request: Request, service: Served, _: Reader) ->
             requests.append(GenerationRequest(prompt=question.ids, handle=one, max_new_tokens=room, trace=True))
     answers = await _generate(service, request, requests, None)
     asked = [
-        AskedPrompt(
+        schemas.AskedPrompt(
             prompt=question.text,
             before=service.encoder.answer(before.tokens, chat=question.chat),
             after=service.encoder.answer(after.tokens, chat=question.chat),
@@ -115,7 +97,7 @@ async def ask(body: AskRequest, request: Request, service: Served, _: Reader) ->
         )
         for question, before, after in zip(questions, answers[::2], answers[1::2], strict=True)
     ]
-    return AskAnswer(version=handle.version, namespace=handle.namespace or "", answers=asked)
+    return schemas.AskAnswer(version=handle.version, namespace=handle.namespace or "", answers=asked)
 
 
 # -- from bodies to requests ------------------------------------------------------------------------
@@ -127,14 +109,14 @@ def _check_count(service: Service, param: str, count: int) -> None:
         raise bad_request(f"{param}: {count} prompts were given and {limit} are taken at once", param)
 
 
-def _prompts(service: Service, body: CompletionRequest) -> list[list[int]]:
+def _prompts(service: Service, body: schemas.CompletionRequest) -> list[list[int]]:
     given = body.prompt
     prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
     _check_count(service, "prompt", len(prompts))
     return [service.encoder.prompt(one) if isinstance(one, str) else list(one) for one in prompts]
 
 
-def _chat_prompt(service: Service, body: ChatRequest) -> list[int]:
+def _chat_prompt(service: Service, body: schemas.ChatRequest) -> list[int]:
     if service.tokenizer.chat_template is None:
         return service.encoder.prompt("\n".join(message.text for message in body.messages))
     messages = [{"role": message.role, "content": message.text} for message in body.messages]
@@ -144,7 +126,7 @@ def _chat_prompt(service: Service, body: ChatRequest) -> list[int]:
         raise bad_request(f"messages: the model's chat template refuses them: {error}"[:500], "messages") from error
 
 
-def _questions(service: Service, body: AskRequest) -> list[Question]:
+def _questions(service: Service, body: schemas.AskRequest) -> list[Question]:
     """Raises HTTPError, naming the place, for a prompt that cannot be asked so."""
     found = []
     for place, prompt in enumerate(body.prompts):
@@ -157,7 +139,12 @@ def _questions(service: Service, body: AskRequest) -> list[Question]:
 
 
 def _requests(
-    service: Service, body: GenerationBody, prompt: Sequence[int], param: str, limit: int | None, top: int | None
+    service: Service,
+    body: schemas.GenerationBody,
+    prompt: Sequence[int],
+    param: str,
+    limit: int | None,
+    top: int | None,
 ) -> list[GenerationRequest]:
     """The answers to one prompt. Raises HTTPError for what the model cannot read or the service does not take."""
     n = body.n or 1
@@ -262,8 +249,9 @@ async def _generate(
 
 
 async def _answer(
-    service: Service, request: Request, body: GenerationBody, requests: list[GenerationRequest], writer: _Writer
+    request: Request, body: schemas.GenerationBody, requests: list[GenerationRequest], writer: _Writer
 ) -> Response:
+    service = writer.service
     version = requests[0].handle.version
     head = {
         "id": f"{writer.id}-{uuid4().hex}",
@@ -276,7 +264,7 @@ async def _answer(
         raise bad_request("stream_options: goes with stream=true", "stream_options")
     if body.stream:
         job = service.submit(requests, body.options.deadline)  # before the answer begins: errors keep their status
-        events = _stream(service, job, body, requests, writer, head)
+        events = _stream(job, body, requests, writer, head)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers | NO_BUFFER)
     answers = await _generate(service, request, requests, body.options.deadline)
     head |= {"usage": _usage(answers, body.n or 1), "wise": _metadata(service, answers, body.options.routes)}
@@ -284,12 +272,7 @@ async def _answer(
 
 
 async def _stream(
-    service: Service,
-    job: Job,
-    body: GenerationBody,
-    requests: list[GenerationRequest],
-    writer: _Writer,
-    head: dict[str, Any],
+    job: Job, body: schemas.GenerationBody, requests: list[GenerationRequest], writer: _Writer, head: dict[str, Any]
 ) -> AsyncIterator[str]:
     """Chunks; the last has the `wise` field and, if it was asked for, usage."""
     answers = [_Generated(one) for one in requests]
@@ -302,7 +285,8 @@ async def _stream(
             answer.add(delta)
             if delta.text or delta.finish or first or delta.logprobs:
                 yield _event({**base, "choices": [writer.chunk(delta, first)]})
-        last = {**base, "choices": [], "wise": _metadata(service, answers, body.options.routes).model_dump()}
+        metadata = _metadata(writer.service, answers, body.options.routes)
+        last = {**base, "choices": [], "wise": metadata.model_dump()}
         yield _event(last | ({"usage": _usage(answers, body.n or 1).model_dump()} if usage else {}))
         yield "data: [DONE]\n\n"
     except Exception as error:  # the status is sent already: the error is an event
@@ -323,9 +307,10 @@ class _Writer(ABC):
     """The prefix of answers' ids."""
     chunk_object: ClassVar[str]
 
-    def choice(self, index: int, finish: FinishReason | None, tokens: Sequence[Logprobs]) -> dict[str, Any]:
+    def choice(self, index: int, of: _Generated | Delta) -> dict[str, Any]:
         """What a choice holds besides its text."""
-        return {"index": index, "finish_reason": finish, "logprobs": self._logprobs(tokens) if self.logprobs else None}
+        logprobs = self._logprobs(of.logprobs) if self.logprobs else None
+        return {"index": index, "finish_reason": of.finish, "logprobs": logprobs}
 
     @abstractmethod
     def answer(self, head: dict[str, Any], answers: Sequence[_Generated]) -> dict[str, Any]: ...
@@ -345,13 +330,11 @@ class _CompletionWriter(_Writer):
     chunk_object = "text_completion"
 
     def answer(self, head: dict[str, Any], answers: Sequence[_Generated]) -> dict[str, Any]:
-        choices = [
-            CompletionChoice(**self.choice(i, one.finish, one.logprobs), text=one.text) for i, one in enumerate(answers)
-        ]
-        return Completion(**head, choices=choices).model_dump()
+        choices = [schemas.CompletionChoice(**self.choice(i, one), text=one.text) for i, one in enumerate(answers)]
+        return schemas.Completion(**head, choices=choices).model_dump()
 
     def chunk(self, delta: Delta, first: bool) -> dict[str, Any]:
-        return self.choice(delta.index, delta.finish, delta.logprobs) | {"text": delta.text}
+        return self.choice(delta.index, delta) | {"text": delta.text}
 
     def _logprobs(self, tokens: Sequence[Logprobs]) -> dict[str, Any]:
         return {
@@ -368,15 +351,14 @@ class _ChatWriter(_Writer):
 
     def answer(self, head: dict[str, Any], answers: Sequence[_Generated]) -> dict[str, Any]:
         choices = [
-            ChatChoice(**self.choice(i, one.finish, one.logprobs), message=ChatMessage(content=one.text))
+            schemas.ChatChoice(**self.choice(i, one), message=schemas.ChatMessage(content=one.text))
             for i, one in enumerate(answers)
         ]
-        return ChatCompletion(**head, choices=choices).model_dump()
+        return schemas.ChatCompletion(**head, choices=choices).model_dump()
 
     def chunk(self, delta: Delta, first: bool) -> dict[str, Any]:
         content = {"role": "assistant", "content": delta.text} if first else {"content": delta.text}
-        choice = self.choice(delta.index, delta.finish, delta.logprobs)
-        return choice | {"delta": content if delta.text or first else {}}
+        return self.choice(delta.index, delta) | {"delta": content if delta.text or first else {}}
 
     def _logprobs(self, tokens: Sequence[Logprobs]) -> dict[str, Any]:
         content = [
@@ -393,9 +375,9 @@ class _ChatWriter(_Writer):
 # -- response metadata ------------------------------------------------------------------------------
 
 
-def _metadata(service: Service, answers: Sequence[_Generated], routes: bool) -> WiseMetadata:
+def _metadata(service: Service, answers: Sequence[_Generated], routes: bool) -> schemas.WiseMetadata:
     handle = answers[0].request.handle
-    return WiseMetadata(
+    return schemas.WiseMetadata(
         version=handle.version,
         namespace=handle.namespace or "",
         edits=[_active_edits(one) for one in answers],
@@ -403,7 +385,7 @@ def _metadata(service: Service, answers: Sequence[_Generated], routes: bool) -> 
     )
 
 
-def _active_edits(answer: _Generated) -> list[ActiveEdit]:
+def _active_edits(answer: _Generated) -> list[schemas.ActiveEdit]:
     """The edits that were active, in the order in which they first were, as the version has them."""
     positions: dict[str | None, list[int]] = {}
     for one in answer.routed:
@@ -414,11 +396,11 @@ def _active_edits(answer: _Generated) -> list[ActiveEdit]:
     for edit_id, tokens in positions.items():
         edit = None if edit_id is None else known.get(edit_id)
         prompt, target = (edit.prompt, edit.target) if edit else (None, None)
-        found.append(ActiveEdit(id=edit_id, prompt=prompt, target=target, tokens=tokens))
+        found.append(schemas.ActiveEdit(id=edit_id, prompt=prompt, target=target, tokens=tokens))
     return found
 
 
-def _token_routes(service: Service, answer: _Generated) -> list[TokenRoute]:
+def _token_routes(service: Service, answer: _Generated) -> list[schemas.TokenRoute]:
     """Every token of prompt and answer; the last one was never read, so it has no route."""
     by_position = {one.position: one for one in answer.routed}
     ids = [*answer.request.prompt, *answer.tokens]
@@ -426,7 +408,7 @@ def _token_routes(service: Service, answer: _Generated) -> list[TokenRoute]:
     for position in range(len(ids)):
         one = by_position.get(position)
         routes.append(
-            TokenRoute(
+            schemas.TokenRoute(
                 place=position,
                 token=_token_text(service, ids, position),
                 part="prompt" if position < len(answer.request.prompt) else "answer",
@@ -446,11 +428,11 @@ def _token_text(service: Service, ids: Sequence[int], position: int) -> str:
     return text[len(str(service.tokenizer.decode(before))) :]
 
 
-def _usage(answers: Sequence[_Generated], n: int) -> Usage:
+def _usage(answers: Sequence[_Generated], n: int) -> schemas.Usage:
     """n: answers that share a prompt."""
     prompt = sum(len(one.request.prompt) for one in answers[::n])
     new = sum(len(one.tokens) for one in answers)
-    return Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
+    return schemas.Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
 
 
 def _finite(value: float) -> float | None:

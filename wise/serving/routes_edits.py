@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -15,28 +15,17 @@ from wise.edits import check_lengths
 from wise.errors import EditError
 from wise.memory.ticket import FAILED, LIVE, QUEUED, RETIRED, Ticket
 from wise.memory.ticket import Request as EditRequest
+from wise.serving import schemas
 from wise.serving.auth import Editor, Holder, Reader
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
 from wise.serving.metrics import audit
-from wise.serving.schemas import (
-    EditHistory,
-    EditIn,
-    EditList,
-    EditsAnswer,
-    EditsRequest,
-    EditView,
-    EventView,
-    PreviewAnswer,
-    PreviewRequest,
-    Replacement,
-    Status,
-    Text,
-    VersionView,
-)
 from wise.serving.service import Served, Service
 
 router = APIRouter(prefix="/v1", tags=["edits"])
-EditId = Annotated[Text, Path(max_length=200)]
+SETTLED: dict[int | str, dict[str, Any]] = {
+    200: {"model": schemas.EditsAnswer, "description": "Each edit is live or has failed."}
+}
+EditId = Annotated[schemas.Text, Path(max_length=200)]
 POLL = 1.0
 """Seconds after which a wait looks again, even without news."""
 
@@ -68,10 +57,8 @@ def _submission(
 Submitted = Annotated[Submission, Depends(_submission)]
 
 
-@router.post(
-    "/edits", status_code=202, responses={200: {"model": EditsAnswer, "description": "Each is live or has failed."}}
-)
-async def submit(body: EditsRequest, submission: Submitted) -> EditsAnswer:
+@router.post("/edits", status_code=202, responses=SETTLED)
+async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.EditsAnswer:
     """Accepts edits; once answered, they survive whatever happens. They are trained in their order."""
     service, holder = submission.service, submission.holder
     limit = service.settings.edit_limit
@@ -86,18 +73,18 @@ async def submit(body: EditsRequest, submission: Submitted) -> EditsAnswer:
 def list_edits(
     service: Served,
     _: Reader,
-    status: Annotated[Status | None, Query()] = None,
-    namespace: Annotated[Text | None, Query(max_length=200)] = None,
+    status: Annotated[schemas.Status | None, Query()] = None,
+    namespace: Annotated[schemas.Text | None, Query(max_length=200)] = None,
     after: Annotated[int, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> EditList:
+) -> schemas.EditList:
     """Edits in the order in which they were submitted."""
     found = service.store.journal.tickets(status=status, namespace=namespace, since=after, limit=limit + 1)
-    return EditList(data=[EditView.of(ticket) for ticket in found[:limit]], has_more=len(found) > limit)
+    return schemas.EditList(data=[schemas.EditView.of(ticket) for ticket in found[:limit]], has_more=len(found) > limit)
 
 
 @router.post("/edits/preview")
-async def preview(body: PreviewRequest, service: Served, holder: Editor) -> PreviewAnswer:
+async def preview(body: schemas.PreviewRequest, service: Served, holder: Editor) -> schemas.PreviewAnswer:
     """Answers to an edit's prompt, its paraphrases and further prompts, before and after it. Nothing is changed."""
     wanted = _checked(service, body.edit, service.namespace(body.model), holder, "edit").edit
     encoder, asked = service.encoder, [*wanted.paraphrases, *body.prompts]
@@ -106,23 +93,19 @@ async def preview(body: PreviewRequest, service: Served, holder: Editor) -> Prev
         if len(question.ids) >= encoder.context:
             raise bad_request(f"{param}: {question.text!r:.60} does not fit the context of {encoder.context}", param)
     done = await run_in_threadpool(service.command, "preview", edit=wanted.to_dict(), prompts=asked)
-    return PreviewAnswer(**done)
+    return schemas.PreviewAnswer(**done)
 
 
 @router.get("/edits/{edit_id}")
-def show(edit_id: EditId, service: Served, _: Reader) -> EditHistory:
+def show(edit_id: EditId, service: Served, _: Reader) -> schemas.EditHistory:
     """An edit as it was last submitted, and its events since."""
     ticket = _newest(service, edit_id)
-    events = [EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
-    return EditHistory(**EditView.of(ticket).model_dump(), events=events)
+    events = [schemas.EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
+    return schemas.EditHistory(**schemas.EditView.of(ticket).model_dump(), events=events)
 
 
-@router.put(
-    "/edits/{edit_id}",
-    status_code=202,
-    responses={200: {"model": EditsAnswer, "description": "It is live or has failed."}},
-)
-async def replace(edit_id: EditId, body: Replacement, submission: Submitted) -> EditsAnswer:
+@router.put("/edits/{edit_id}", status_code=202, responses=SETTLED)
+async def replace(edit_id: EditId, body: schemas.Replacement, submission: Submitted) -> schemas.EditsAnswer:
     """Submits another answer to a live edit's prompt; the old one stays until the new one is live."""
     ticket = await run_in_threadpool(_newest, submission.service, edit_id)
     if ticket.status != LIVE:
@@ -136,7 +119,7 @@ async def replace(edit_id: EditId, body: Replacement, submission: Submitted) -> 
         "paraphrases": list(old.paraphrases),
         "locality": list(old.locality),
     }
-    given = EditIn(**fields | body.model_dump(exclude={"wait"}, exclude_none=True))
+    given = schemas.EditIn(**fields | body.model_dump(exclude={"wait"}, exclude_none=True))
     wanted = _checked(submission.service, given, old.namespace, submission.holder, "")
     return await _accept(submission, [wanted], body.wait == "live")
 
@@ -147,18 +130,18 @@ async def delete(
     request: Request,
     service: Served,
     holder: Editor,
-    reason: Annotated[Text | None, Query(min_length=1, max_length=2000)] = None,
-) -> VersionView:
+    reason: Annotated[schemas.Text | None, Query(min_length=1, max_length=2000)] = None,
+) -> schemas.VersionView:
     """Removes an edit, live or still queued. Answered when it is not served here any more."""
     ticket = await run_in_threadpool(_newest, service, edit_id)
     if ticket.status not in (LIVE, QUEUED):
         raise conflict(f"edit {edit_id!r} is {ticket.status}; only one that is live or queued can be deleted")
     done = await run_in_threadpool(service.command, "delete", edit_ids=[edit_id], author=holder.name, reason=reason)
     audit("delete", by=holder.name, request=request.state.request_id, edit=edit_id, version=done["number"])
-    return await when_served(service, VersionView(**done))
+    return await when_served(service, schemas.VersionView(**done))
 
 
-async def when_served(service: Service, version: VersionView) -> VersionView:
+async def when_served(service: Service, version: schemas.VersionView) -> schemas.VersionView:
     """The version, once it is served here. Raises HTTPError if that takes too long."""
     end = time.monotonic() + service.settings.request_timeout
     with service.follower.listen() as listener:
@@ -169,7 +152,7 @@ async def when_served(service: Service, version: VersionView) -> VersionView:
     return version
 
 
-def _checked(service: Service, item: EditIn, namespace: str, holder: Holder, place: str) -> EditRequest:
+def _checked(service: Service, item: schemas.EditIn, namespace: str, holder: Holder, place: str) -> EditRequest:
     """An edit that this model can take. Raises HTTPError that names its place in the body."""
     encoder = service.encoder
     try:
@@ -182,7 +165,7 @@ def _checked(service: Service, item: EditIn, namespace: str, holder: Holder, pla
         raise bad_request(f"{place}: {error}" if place else str(error), place or None) from error
 
 
-async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: bool) -> EditsAnswer:
+async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: bool) -> schemas.EditsAnswer:
     service, by = submission.service, submission.holder.name
     service.refuse_if_draining()
     own_key = None if submission.key is None else f"{by}:{submission.key}"
@@ -200,7 +183,8 @@ async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: b
         tickets = await _settled(service, tickets)
         if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):
             submission.response.status_code = HTTPStatus.OK
-    return EditsAnswer(version=service.follower.current.version, edits=[EditView.of(ticket) for ticket in tickets])
+    views = [schemas.EditView.of(ticket) for ticket in tickets]
+    return schemas.EditsAnswer(version=service.follower.current.version, edits=views)
 
 
 async def _settled(service: Service, tickets: Sequence[Ticket]) -> tuple[Ticket, ...]:
