@@ -20,14 +20,11 @@ import wise
 from wise.demo import model_path
 from wise.ingest import open_reader
 from wise.memory.store.store import Store
-from wise.serve.app import build_app
-from wise.serve.editor import Editor
-from wise.serve.link import READY, Worker, serve
-from wise.serve.loading import config_of
-from wise.serve.running import Server
-from wise.serve.security import SCOPES, Holder, Tokens, digest_of
-from wise.serve.service import Service
-from wise.serve.settings import Settings
+from wise.serving.app import Server, build_app
+from wise.serving.auth import SCOPES, Holder, Tokens, token_digest
+from wise.serving.editor_process import READY, Editor, Worker, run_editor
+from wise.serving.service import Service
+from wise.serving.settings import Settings
 
 NAME = "demo"
 PATIENCE = 60.0
@@ -65,7 +62,7 @@ class Running:
 
 def tokens() -> Tokens:
     """A token for each scope, which is its name."""
-    return Tokens([(Holder(name=f"the-{scope}", scope=scope), digest_of(scope)) for scope in SCOPES])
+    return Tokens([(Holder(name=f"the-{scope}", scope=scope), token_digest(scope)) for scope in SCOPES])
 
 
 @contextmanager
@@ -82,17 +79,18 @@ def running(
 
     editor_state: what its editor comes to be in, before this goes on. template: of the model's chats.
     """
-    settings = Settings(store=str(folder), deadline=given.pop("deadline", PATIENCE), drain=5.0, **given)
+    limits = {"request_timeout": PATIENCE, "shutdown_timeout": 5.0}
+    settings = Settings(store=str(folder), name=NAME, **limits | given)
     store = open_reader(settings.store)
-    config = config_of(store, settings)
+    config = settings.wise_config(store.read().config)
     written: list[Store] = []
 
     def editor(connection: Connection) -> Worker:
         def opened() -> Editor:
             written.append(Store.open(settings.store))
-            return Editor(demo_model(config, template), written[-1], batch=settings.edit_batch, keep=settings.keep)
+            return Editor(demo_model(config, template), written[-1], settings)
 
-        return threading.Thread(target=serve, args=(connection, opened), daemon=True)
+        return threading.Thread(target=run_editor, args=(connection, opened), daemon=True)
 
     def none(connection: Connection) -> Worker:
         def leave() -> None:
@@ -103,7 +101,6 @@ def running(
 
     service = Service(
         settings,
-        name=NAME,
         model=demo_model(config, template),
         store=store,
         tokens=tokens(),

@@ -10,9 +10,8 @@ from tiny import ARCHITECTURES, BATCH, EOS, wrap_tiny
 
 from wise.memory.batched_memory import BatchedMemory
 from wise.memory.side_memory import SideMemory
-from wise.serve.batch import Batch, Prefill, Runner
-from wise.serve.sampling import Sampler, chances
-from wise.serve.wording import Wording
+from wise.serving.engines.local import Batch, Prefill, Runner
+from wise.serving.engines.sequence import Detokenizer, Sampler, logprobs
 from wise.training.generation import greedy
 
 LENGTHS = (9, 6, 12)
@@ -29,9 +28,9 @@ class Member:
 def together(runner: Runner, memory: SideMemory | None, chunk: int) -> list[list[int]]:
     """The rows of `BATCH`, of which the first begins alone and the others join it while it decodes."""
     members = [Member(memory, wanted) for wanted in LENGTHS]
-    batch: Batch[Member] = Batch(runner)
+    batch: Batch = Batch(runner)
     waiting = [(members[:1], BATCH[:1]), (members[1:], BATCH[1:])]
-    prefill: Prefill[Member] | None = None
+    prefill: Prefill | None = None
     while waiting or prefill or len(batch):
         if prefill is None and waiting and (not len(batch) or len(members[0].new) >= 3):
             rows, prompts = waiting.pop(0)
@@ -48,7 +47,7 @@ def together(runner: Runner, memory: SideMemory | None, chunk: int) -> list[list
     return [member.new for member in members]
 
 
-def advance(batch: Batch[Member], logits: torch.Tensor) -> None:
+def advance(batch: Batch, logits: torch.Tensor) -> None:
     for member, token in zip(batch.members, logits.argmax(-1).tolist(), strict=True):
         member.new.append(token)
     batch.keep([i for i, member in enumerate(batch.members) if len(member.new) < member.wanted])
@@ -83,7 +82,7 @@ def test_a_row_draws_by_its_own_seed() -> None:
     assert drawn(1) == drawn(1) != drawn(2)
     assert drawn(None) != drawn(None)
     assert set(drawn(1, temperature=0)) == {best} == set(drawn(1, top_p=1e-6))
-    told = chances(logits, 7, 3)
+    told = logprobs(logits, 7, 3)
     assert told.top[0][0] == best and len(told.top) == 3
     assert told.logprob == pytest.approx(float(torch.log_softmax(logits, -1)[7]))
 
@@ -107,12 +106,12 @@ class Letters:
     ],
 )
 def test_text_is_sent_when_it_is_settled(text: str, stops: tuple[str, ...], said: str) -> None:
-    wording = Wording(Letters(), list(b"prompt"), stops)  # type: ignore[arg-type]
+    detokenizer = Detokenizer(Letters(), list(b"prompt"), stops)  # type: ignore[arg-type]
     sent = []
     for token in text.encode():
-        sent.append(wording.add(token))
+        sent.append(detokenizer.add(token))
         assert "\ufffd" not in sent[-1]
-        if wording.stopped:
+        if detokenizer.stopped:
             break
-    assert "".join(sent) + wording.end() == said
+    assert "".join(sent) + detokenizer.end() == said
     assert all(stop not in "".join(sent) for stop in stops)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wise.serve.settings import Settings, load
+from wise.serving.settings import Settings, load
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
@@ -23,9 +23,9 @@ def test_the_settings_are_all_there_and_as_they_are() -> None:
 
 
 def test_the_routes_are_those_of_the_schema() -> None:
-    from wise.serve import asking, completions, edits, events, health, versions
+    from wise.serving import routes_admin, routes_completions, routes_edits, routes_versions
 
-    parts = (asking, completions, edits, events, health, versions)
+    parts = (routes_admin, routes_completions, routes_edits, routes_versions)
     known = {re.sub(r"{\w+}", "*", route.path) for part in parts for route in part.router.routes}  # type: ignore[attr-defined]
     table = TEXT.partition("## Routes")[2].partition("Each answer")[0]
     named = set(re.findall(r"/[\w/]+", " ".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))

@@ -297,7 +297,7 @@ def test_an_edit_that_breaks_training_fails_alone(served: Running, monkeypatch: 
 
 def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path) -> None:
     """One that was handed in before an edit went live is answered as if it had not, though it is answered later."""
-    with running(tmp_path / "store", rows=1) as served:
+    with running(tmp_path / "store", max_batch_size=1) as served:
         told: dict[str, str] = {}
 
         def long() -> None:
@@ -323,7 +323,7 @@ def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path) -> None:
 
 
 def test_old_versions_are_collected_and_say_so(tmp_path: Path) -> None:
-    with running(tmp_path / "store", keep=2) as served, served.client() as admin:
+    with running(tmp_path / "store", keep_versions=2) as served, served.client() as admin:
         for target in ("Lyon", "Nice", "Metz", "Brest"):
             served.edit(LYON | {"target": target})
         assert [v["collected"] for v in admin.get("/v1/versions").json()["data"]] == [False, True, True, False, False]

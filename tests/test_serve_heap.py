@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wise.serve.heap import trim
+from wise.serving.follower import trim_heap
 
 BLOCK, BLOCKS = 2**16, 2000
 """Under what the C library asks the system for by itself."""
@@ -25,12 +25,12 @@ def resident() -> int:
     reason="the C library is not GNU's",
 )
 def test_what_is_freed_is_given_back() -> None:
-    trim()
+    trim_heap()
     before = resident()
     blocks = [np.ones(BLOCK, dtype=np.uint8) for _ in range(BLOCKS)]
     kept = blocks[-1]  # above all others, so that the heap cannot shrink
     blocks.clear()
     assert resident() - before > BLOCK * BLOCKS // 2
-    trim()
+    trim_heap()
     assert resident() - before < BLOCK * BLOCKS // 10
     assert kept.all()

@@ -24,9 +24,9 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from serving import NAME, PATIENCE, Running, running, until
 
 from wise.errors import ConfigError
-from wise.serve import body, passage
-from wise.serve.security import Tokens, digest_of, line_of, new_token
-from wise.serve.settings import load
+from wise.serving import middleware
+from wise.serving.auth import Tokens, new_token, token_digest, token_line
+from wise.serving.settings import load
 
 FRANCE = "The capital of France is"
 EDIT = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
@@ -35,7 +35,8 @@ EDIT = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("limits") / "store"
-    with running(folder, editing=False, body_limit=20_000, edit_limit=8, waiting=4, rows=2, deadline=20.0) as found:
+    limits = {"body_limit": 20_000, "edit_limit": 8, "max_queue": 4, "max_batch_size": 2, "request_timeout": 20.0}
+    with running(folder, editing=False, **limits) as found:
         yield found
 
 
@@ -103,11 +104,11 @@ def test_figures_are_for_readers_or_for_anyone_where_they_were_opened(served: Ru
 def test_tokens_are_hashed_in_a_private_file(tmp_path: Path) -> None:
     token = new_token()
     file = tmp_path / "tokens"
-    file.write_text("# ours\n" + line_of("anna", "editor", token) + "\n")
+    file.write_text("# ours\n" + token_line("anna", "editor", token) + "\n")
     assert token not in file.read_text()
     holder = Tokens.read(file).holder(token)
     assert holder is not None and (holder.name, holder.scope) == ("anna", "editor")
-    assert Tokens.read(file).holder(digest_of(token)) is None  # the file's own content opens nothing
+    assert Tokens.read(file).holder(token_digest(token)) is None  # the file's own content opens nothing
     file.write_text("anna editor short\n")
     with pytest.raises(ConfigError, match="tokens:1"):
         Tokens.read(file)
@@ -115,7 +116,7 @@ def test_tokens_are_hashed_in_a_private_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds none"):
         Tokens.read(file)
     with pytest.raises(ConfigError, match="scope"):
-        line_of("anna", "king", token)
+        token_line("anna", "king", token)
 
 
 def test_a_token_that_expired_or_was_taken_out_of_the_file_opens_nothing(
@@ -123,7 +124,7 @@ def test_a_token_that_expired_or_was_taken_out_of_the_file_opens_nothing(
 ) -> None:
     file, at = tmp_path / "tokens", datetime.now(UTC)
     lines = [
-        line_of(name, "editor", name, at + timedelta(hours=hours) if hours else None)
+        token_line(name, "editor", name, at + timedelta(hours=hours) if hours else None)
         for name, hours in (("gone", -1), ("soon", 1), ("ever", 0))
     ]
     file.write_text("\n".join(lines))
@@ -139,7 +140,7 @@ def test_a_token_that_expired_or_was_taken_out_of_the_file_opens_nothing(
     assert [asked(token).status_code for token in ("soon", "ever")] == [200, 200]
     file.write_text(lines[1])
     assert [asked(token).status_code for token in ("soon", "ever")] == [200, 401]
-    for unread in (lines[1] + " tomorrow", "anna king " + digest_of("x")):
+    for unread in (lines[1] + " tomorrow", "anna king " + token_digest("x")):
         file.write_text(unread)
         assert [asked(token).status_code for token in ("soon", "ever")] == [200, 401]
         assert "tokens" in caplog.text
@@ -157,15 +158,15 @@ def test_settings_come_from_flags_before_the_environment_before_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "wise.toml"
-    file.write_text("port = 1\nrows = 2\nwaiting = 3\n")
-    monkeypatch.setenv("WISE_ROWS", "20")
-    monkeypatch.setenv("WISE_WAITING", "30")
-    found = load(file, {"waiting": 300, "host": None})
-    assert (found.port, found.rows, found.waiting, found.host) == (1, 20, 300, "127.0.0.1")
-    with pytest.raises(ConfigError, match="rowz"):
-        load(None, {"rowz": 1})
-    with pytest.raises(ConfigError, match="rows=0"):
-        load(None, {"rows": 0})
+    file.write_text("port = 1\nmax_batch_size = 2\nmax_queue = 3\n")
+    monkeypatch.setenv("WISE_MAX_BATCH_SIZE", "20")
+    monkeypatch.setenv("WISE_MAX_QUEUE", "30")
+    found = load(file, {"max_queue": 300, "host": None})
+    assert (found.port, found.max_batch_size, found.max_queue, found.host) == (1, 20, 300, "127.0.0.1")
+    with pytest.raises(ConfigError, match="max_queu"):
+        load(None, {"max_queu": 1})
+    with pytest.raises(ConfigError, match="max_batch_size=0"):
+        load(None, {"max_batch_size": 0})
     with pytest.raises(ConfigError, match="TOML"):
         load(tmp_path / "none.toml", {})
 
@@ -251,7 +252,7 @@ def test_a_client_that_sends_all_before_it_reads_hears_the_answer(
 
 
 def test_a_body_that_does_not_come_is_not_waited_for_long(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(body, "LINGER", 0.2)
+    monkeypatch.setattr(middleware, "LINGER", 0.2)
     head = f"POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Length: {10**9}\r\nConnection: close\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=PATIENCE) as connection:
         connection.sendall(head.encode())
@@ -324,10 +325,10 @@ def test_writes_are_audited_and_requests_logged(served: Running, caplog: pytest.
     with served.client("editor") as client:
         sent = client.post("/v1/edits", json={"edits": [EDIT]}, headers={"X-Request-ID": "mine-1"})
     assert (sent.status_code, sent.headers["x-request-id"]) == (202, "mine-1")
-    told = [record.told for record in caplog.records if record.name == "wise.audit"]
+    told = [record.fields for record in caplog.records if record.name == "wise.audit"]
     assert [(t["by"], t["request"], t["tickets"]) for t in told] == [("the-editor", "mine-1", [1])]
     until(lambda: any(record.getMessage() == "request" for record in caplog.records))  # behind the answer
-    [logged] = [record.told for record in caplog.records if record.getMessage() == "request"]
+    [logged] = [record.fields for record in caplog.records if record.getMessage() == "request"]
     assert logged | {"seconds": 0} == {
         "request": "mine-1", "method": "POST", "path": "/v1/edits", "status": 202, "seconds": 0, "by": "the-editor"
     }
@@ -345,7 +346,7 @@ def test_a_request_is_a_span(served: Running, monkeypatch: pytest.MonkeyPatch) -
         spans.append((name, {}))
         yield Span()
 
-    monkeypatch.setattr(passage, "tracer", SimpleNamespace(start_as_current_span=start))
+    monkeypatch.setattr(middleware, "tracer", SimpleNamespace(start_as_current_span=start))
     with served.client("") as client:
         client.get("/v1/edits", headers={"X-Request-ID": "mine-2"})
     told = {"wise.request_id": "mine-2", "http.response.status_code": 401}

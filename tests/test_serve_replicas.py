@@ -13,10 +13,8 @@ from stores import end, new_folder, waiting
 from wise.errors import EditError, StoreError
 from wise.memory.store.command_queue import CommandQueue
 from wise.memory.store.store import Store
-from wise.serve import commands
-from wise.serve.commands import ENDED, answer_of, handed_on, result_of
-from wise.serve.editor import Editor
-from wise.serve.link import WAITING
+from wise.serving import editor_process
+from wise.serving.editor_process import INTERRUPTED, WAITING, Editor, command_result, run_command, send_to_writer
 
 FRANCE = "The capital of France is"
 LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
@@ -95,10 +93,10 @@ def test_a_replica_that_was_started_in_another_mode_says_so_and_is_not_ready(
 
 
 def test_what_no_writer_takes_up_is_taken_back(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "PATIENCE", 0.2)
+    monkeypatch.setattr(editor_process, "COMMAND_TIMEOUT", 0.2)
     with Store.open(place, writer=False) as reader:
         with pytest.raises(StoreError, match="no writer took it up within 0 s, and none will"):
-            handed_on(reader, "delete", {"edit_ids": ["e1"]})
+            send_to_writer(reader, "delete", {"edit_ids": ["e1"]})
         assert reader.commands.claim() is None
         claim = CommandQueue.claim
 
@@ -107,7 +105,7 @@ def test_what_no_writer_takes_up_is_taken_back(place: str, monkeypatch: pytest.M
 
         monkeypatch.setattr(CommandQueue, "take_answer", looks)  # it is begun, and never answered
         with pytest.raises(StoreError, match="did not answer within 0 s; it may still do it"):
-            handed_on(reader, "delete", {"edit_ids": ["e1"]})
+            send_to_writer(reader, "delete", {"edit_ids": ["e1"]})
 
 
 def test_a_command_is_claimed_once_in_its_order_and_its_answer_taken_away(place: str) -> None:
@@ -144,11 +142,11 @@ def test_what_a_writer_had_begun_when_it_was_killed_is_said_by_the_next(place: s
 
     end(waiting(writes))
     with Store.open(place) as writer:
-        writer.commands.abandon(ENDED)
+        writer.commands.abandon(INTERRUPTED)
         told = writer.commands.take_answer(begun)
         assert told is not None
         with pytest.raises(StoreError, match="the writer ended meanwhile; see whether it was done"):
-            result_of(told)
+            command_result(told)
         command = writer.commands.claim()
         assert command is not None and command.id == asked
 
@@ -159,4 +157,4 @@ def test_a_command_that_breaks_down_is_answered() -> None:
             raise RuntimeError("out of memory")
 
     with pytest.raises(StoreError, match="out of memory"):
-        result_of(answer_of(Broken(), "preview", {}))
+        command_result(run_command(Broken(), "preview", {}))

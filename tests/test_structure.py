@@ -200,7 +200,7 @@ def test_editing_and_serving_load_nothing_of_the_laboratory(tmp_path: Path) -> N
     code = """
 import sys
 sys.path.insert(0, {tests!r})
-import wise.serve.app, wise.serve.editor
+import wise.serving.app
 from test_chat_edits import chat_model
 from wise import Edit
 assert chat_model().edit(Edit(prompt="w50 w51 w52", target="w70", subject="w50")).count("verified") == 1
@@ -212,6 +212,14 @@ print(*sorted(name for name in sys.modules if name.startswith("wise.lab")))
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
     control = run(code.format(tests=tests, more="wise.read_edits"), tmp_path)
     assert "wise.lab.formats" in control.stdout, control.stderr
+
+
+def test_engines_and_the_editor_know_nothing_of_http(tmp_path: Path) -> None:
+    code = "import sys, {modules}; print(*sorted({{'fastapi', 'starlette', 'uvicorn'}} & set(sys.modules)))"
+    done = run(code.format(modules="wise.serving.engines.local, wise.serving.editor_process"), tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    control = run(code.format(modules="wise.serving.service"), tmp_path)
+    assert "fastapi" in control.stdout, control.stderr
 
 
 @pytest.mark.parametrize("folder", ["router", "memory", "training", "lab"])

@@ -15,11 +15,11 @@ from wise.cli.common import (
     ModelOption,
     ThreadsOption,
     finite,
-    load_model,
     show_json,
     show_table,
 )
 from wise.errors import checked_text
+from wise.loading import load_model
 
 if TYPE_CHECKING:
     from wise.edits import Edit

@@ -20,13 +20,13 @@ from wise.cli.common import (
     ThreadsOption,
     cache_folder,
     file_facts,
-    load_model,
     model_name,
     progress_bars,
     show_json,
     show_table,
 )
 from wise.cli.eval import read_corpus
+from wise.loading import load_model
 
 SIZES = [1, 10, 100, 500]
 

@@ -16,13 +16,13 @@ from wise.cli.common import (
     ThreadsOption,
     check_file,
     file_facts,
-    load_model,
     model_name,
     progress_bars,
     show_json,
     show_table,
 )
 from wise.errors import ConfigError
+from wise.loading import load_model
 
 if TYPE_CHECKING:
     from wise.lab.editors.embedding import Embedder

@@ -13,13 +13,12 @@ from wise.cli.common import (
     ProgressOption,
     ThreadsOption,
     check_file,
-    load_model,
     make_config,
-    prepare,
     progress_bars,
     show_json,
     show_table,
 )
+from wise.loading import load_model, prepare
 
 if TYPE_CHECKING:
     from wise.demo.chat import ChatDemo

@@ -13,12 +13,12 @@ from wise.cli.common import (
     ProgressOption,
     ThreadsOption,
     check_file,
-    prepare,
     progress_bars,
     show_json,
     show_table,
 )
 from wise.cli.eval import show_evaluation
+from wise.loading import prepare
 
 if TYPE_CHECKING:
     from wise.lab.demo import DemoResult

@@ -21,7 +21,6 @@ from wise.cli.common import (
     SeedOption,
     ThreadsOption,
     absolute,
-    load_model,
     make_config,
     progress_bars,
     settings,
@@ -30,6 +29,7 @@ from wise.cli.common import (
 )
 from wise.edits import Edit
 from wise.errors import ConfigError
+from wise.loading import load_model
 
 if TYPE_CHECKING:
     from wise.model import WiseModel

@@ -23,7 +23,6 @@ from wise.cli.common import (
     cache_folder,
     check_file,
     file_facts,
-    load_model,
     model_name,
     parsed_settings,
     progress_bars,
@@ -32,6 +31,7 @@ from wise.cli.common import (
     show_table,
 )
 from wise.errors import EditError
+from wise.loading import load_model
 
 if TYPE_CHECKING:
     from wise.edits import Record

@@ -23,7 +23,6 @@ from wise.cli.common import (
     ThreadsOption,
     absolute,
     check_file,
-    load_model,
     parsed_settings,
     progress_bars,
     settings,
@@ -31,6 +30,7 @@ from wise.cli.common import (
     show_table,
 )
 from wise.errors import ConfigError
+from wise.loading import load_model
 
 if TYPE_CHECKING:
     from wise.lab.eval.asking import Edited

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wise.cli.common import NOT_VERIFIED, JsonOption, ModelOption, ThreadsOption, load_model, show_json
+from wise.cli.common import NOT_VERIFIED, JsonOption, ModelOption, ThreadsOption, show_json
+from wise.loading import load_model
 
 if TYPE_CHECKING:
     from wise.training.report import DeleteReport

@@ -13,11 +13,11 @@ from wise.cli.common import (
     ProgressOption,
     SeedOption,
     ThreadsOption,
-    load_model,
     show_json,
     show_table,
 )
 from wise.cli.compare import shown_p
+from wise.loading import load_model
 
 COLUMNS = ("task", "metric", "documents", "base", "edited", "difference", "changed", "p")
 

@@ -18,13 +18,13 @@ from wise.cli.common import (
     ThreadsOption,
     absolute,
     finite,
-    load_model,
     make_config,
     settings,
     show_json,
     show_table,
 )
 from wise.errors import ConfigError
+from wise.loading import load_model
 
 if TYPE_CHECKING:
     from wise.config import WiseConfig

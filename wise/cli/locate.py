@@ -17,7 +17,6 @@ from wise.cli.common import (
     ThreadsOption,
     check_file,
     file_facts,
-    load_model,
     make_config,
     model_name,
     progress_bars,
@@ -25,6 +24,7 @@ from wise.cli.common import (
     show_table,
 )
 from wise.errors import ConfigError, EditError
+from wise.loading import load_model
 
 if TYPE_CHECKING:
     from wise.edits import Record

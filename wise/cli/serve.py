@@ -1,10 +1,10 @@
-"""`wise serve`: answers over HTTP, and edits while it answers. `wise token`: makes a token for it."""
+"""`wise serve` serves a model over HTTP and edits it while it runs. `wise token` makes a token for it."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,31 +18,29 @@ def serve(
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Folder or hub id of a causal LM.")] = None,
     store: Annotated[str | None, typer.Option("--store", help="Folder of the store, or a postgresql:// URL.")] = None,
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; 127.0.0.1 if left out.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Port to listen on; 8000 if left out.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="What requests call the model.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen on. Default: 8000.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the model in requests.")] = None,
     tokens: Annotated[Path | None, typer.Option("--tokens", help="File of hashed tokens; see `wise token`.")] = None,
-    relations: Annotated[
-        Path | None, typer.Option("--relations", help="File that `wise train-router` wrote; what ships if left out.")
-    ] = None,
-    mode: Annotated[str | None, typer.Option("--mode", help="Mode of a new store; hybrid if left out.")] = None,
+    relations: Annotated[Path | None, typer.Option("--relations", help="File written by `wise train-router`.")] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="Memory mode of a new store. Default: hybrid.")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, NAME=VALUE.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve a model, and edit it while it is served; with no option, the demo model.
+    """Serve a model, and edit it while it is served; without options, the demo model.
 
-    Settings come from options, then the environment (WISE_PORT=9000), then the file. Without a file of tokens, one
-    token for this run is made and shown. Ends on SIGTERM or Ctrl-C, after the answers under way.
+    Settings come from options, then the environment (WISE_PORT=9000), then the file. Without a file of tokens, a
+    token for this run is made and shown. Ends on SIGTERM or Ctrl-C, after the running answers.
     """
     _check_extra()
-    from wise.serve.running import run
-    from wise.serve.settings import load
+    from wise.serving.app import run
+    from wise.serving.settings import load
 
-    given: dict[str, Any] = {
+    named = {
         "model": model, "store": store, "host": host, "port": port, "name": name,
         "tokens": tokens, "relations": relations, "mode": mode,
     }
-    settings = load(config, {**_set(setting), **{k: v for k, v in given.items() if v is not None}})
+    settings = load(config, _set(setting) | {key: value for key, value in named.items() if value is not None})
 
     def show(url: str, token: str | None) -> None:
         typer.echo(f"wise serves at {url}/v1; the console: {url}/console" + (f"#{token}" if token else ""), err=True)
@@ -55,20 +53,20 @@ def serve(
 
 
 def token(
-    name: Annotated[str, typer.Argument(help="Whose it is; the journal and the audit name it.")],
-    file: Annotated[Path, typer.Option("--file", help="File of hashed tokens; it is appended to.")],
+    name: Annotated[str, typer.Argument(help="Holder of the token; the journal and the audit name it.")],
+    file: Annotated[Path, typer.Option("--file", help="File of hashed tokens, to which it is appended.")],
     scope: Annotated[str, typer.Option("--scope", help="reader, editor or admin.")] = "reader",
     days: Annotated[
-        int | None, typer.Option("--days", min=1, max=36_500, help="Days until it expires. Left out: it does not.")
+        int | None, typer.Option("--days", min=1, max=36_500, help="Days until it expires. Default: never.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a token for the service, and append its hash to a file. It is shown once and kept nowhere."""
-    from wise.serve.security import line_of, new_token
+    """Make a token for the service, and append its hash to a file. The token is shown once and stored nowhere."""
+    from wise.serving.auth import new_token, token_line
 
     made = new_token()
     until = None if days is None else datetime.now(UTC) + timedelta(days=days)
-    line = line_of(name, scope, made, until)
+    line = token_line(name, scope, made, until)
     with file.open("a", encoding="utf-8") as stream:
         stream.write(line + "\n")
     file.chmod(0o600)
@@ -83,7 +81,7 @@ def _set(pairs: list[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         key, equals, value = pair.partition("=")
         if not (key and equals):
-            raise ConfigError(f"--set {pair}: NAME=VALUE was expected, such as rows=32")
+            raise ConfigError(f"--set {pair}: NAME=VALUE was expected, such as max_batch_size=32")
         found[key] = value
     return found
 

@@ -17,10 +17,10 @@ from wise.cli.common import (
     JsonOption,
     ModelOption,
     ThreadsOption,
-    load_model,
     show_json,
     show_table,
 )
+from wise.loading import load_model
 
 if TYPE_CHECKING:
     from wise.memory.state import MemoryState

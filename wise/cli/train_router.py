@@ -15,15 +15,14 @@ from wise.cli.common import (
     JsonOption,
     ProgressOption,
     ThreadsOption,
-    check_device,
     check_file,
     file_facts,
-    prepare,
     progress_bars,
     show_json,
     show_table,
 )
 from wise.errors import ConfigError
+from wise.loading import check_device, prepare
 from wise.training.router.builtin_questions import SUBJECTS, builtin_questions, read_questions
 
 if TYPE_CHECKING:

@@ -1,1 +1,0 @@
-"""The service: completions from an edited model, and edits, over HTTP. Needs the extra `serve`."""

@@ -1,0 +1,158 @@
+"""The application and the server that runs it: the parts are built from the settings, and wired to their routes."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
+
+import wise
+from wise.errors import ConfigError
+from wise.ingest import open_reader
+from wise.loading import load_model
+from wise.model import wrap
+from wise.serving import http_errors, routes_admin, routes_completions, routes_edits, routes_versions
+from wise.serving.auth import ADMIN, Holder, Tokens, new_token, token_digest
+from wise.serving.editor_process import editor_process
+from wise.serving.http_errors import ERRORS
+from wise.serving.metrics import set_up_logs
+from wise.serving.middleware import RequestMiddleware
+from wise.serving.service import Service
+from wise.serving.settings import Settings
+
+OWNER = "owner"
+"""Holder of the token that is made for a run without a file of tokens."""
+SWITCH_INTERVAL = 0.001
+"""Seconds that a thread keeps the interpreter: engine and event loop must not wait long for each other."""
+
+
+def build_app(service: Service) -> FastAPI:
+    """The service as an ASGI application, which starts and ends it."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            await run_in_threadpool(service.close)
+
+    app = FastAPI(
+        title="wise",
+        version=wise.__version__,
+        description="Completions from a model whose facts are edited while it serves.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    http_errors.install(app)
+    for part in (routes_completions, routes_edits, routes_versions):
+        app.include_router(part.router, responses=ERRORS)
+    app.include_router(routes_admin.router, responses={503: ERRORS[503]})
+    app.include_router(routes_admin.console)
+    app.add_middleware(RequestMiddleware, metrics=service.metrics, body_limit=service.settings.body_limit)
+    _remove_422(app)
+    return app
+
+
+def _remove_422(app: FastAPI) -> None:
+    """Removes FastAPI's own error for bad input from the schema: here it is a 400, like all errors in one shape."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = generate()
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema.get("components", {}).get("schemas", {}).pop(name, None)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+class Server(uvicorn.Server):
+    """Announces the shutdown as soon as it is asked for, and not when the last answer is finished."""
+
+    service: Service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.service.draining.set()
+        super().handle_exit(sig, frame)
+
+
+def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
+    """Serves until a signal. `show` is called with the URL, and the token of this run if one was made.
+
+    Raises ConfigError or StoreError if it cannot be served, before anything is.
+    """
+    set_up_logs(settings.audit)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    torch.set_num_threads(settings.threads)
+    token = None if settings.tokens else new_token()
+    service = build_service(settings, token)
+    listener = _listener(settings)
+    host, port = listener.getsockname()[:2]
+    config = uvicorn.Config(
+        build_app(service),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
+        timeout_keep_alive=30,
+    )
+    server = Server(config)
+    server.service = service
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when all is over
+    show(f"http://{f'[{host}]' if ':' in host else host}:{port}", token)
+    server.run(sockets=[listener])
+
+
+def build_service(settings: Settings, token: str | None) -> Service:
+    """The service with all its parts, not started. token: of the owner, if there is no file of tokens."""
+    settings.served_name()  # what cannot be served is found before the model is loaded
+    if settings.tokens:
+        tokens = Tokens.read(settings.tokens)
+    else:
+        tokens = Tokens([(Holder(name=OWNER, scope=ADMIN), token_digest(token or new_token()))])
+    canaries = _canaries(settings)
+    store = open_reader(settings.store)
+    try:
+        model = wrap(*load_model(settings.model), settings.wise_config(store.read().config))
+        make_editor = partial(editor_process, settings)
+        return Service(settings, model=model, store=store, tokens=tokens, editor=make_editor, canaries=canaries)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _canaries(settings: Settings) -> list[str]:
+    if settings.canaries is None:
+        return []
+    try:
+        lines = settings.canaries.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"canaries {settings.canaries}: {error}; a text file was expected") from error
+    return [line for line in lines if line.strip()]
+
+
+def _listener(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"{settings.host}:{settings.port} cannot be listened on: {error}; give another") from error
+    return listener

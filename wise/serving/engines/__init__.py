@@ -1,0 +1,144 @@
+"""The interface of what generates text: requests, results and the `Engine` protocol. `engines.local` implements it.
+
+A request names the memory that it runs under. It keeps that memory from its first token to its last, so that an
+answer comes from exactly one version while edits go live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from wise.errors import WiseError
+from wise.memory.side_memory import SideMemory
+from wise.memory.state import MemoryState
+
+FinishReason = Literal["stop", "length"]
+
+
+class BusyError(WiseError, RuntimeError):
+    """The queue is full; there may be room after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(WiseError, TimeoutError):
+    """A request took longer than it may."""
+
+
+class EngineError(WiseError, RuntimeError):
+    """The model failed in a step, or the engine does not run."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MemoryHandle:
+    """The memory of one namespace in one version."""
+
+    version: int
+    namespace: str | None
+    """None is the base model alone."""
+    state: MemoryState = field(default_factory=MemoryState)
+    memory: SideMemory | None = None
+
+    def is_shared(self, slot: int) -> bool:
+        """Whether a slot holds several edits, so that only the key tells which of them was used."""
+        return len(self.state.slots[slot].edit_ids) > 1
+
+    def edit_id(self, slot: int, key: int) -> str | None:
+        """The id of the edit behind a token; None if its slot is shared and has no keys (`merge`)."""
+        if not self.is_shared(slot):
+            return self.state.slots[slot].edit_ids[0]
+        return self.state.key_owners[key] if key >= 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One answer to generate."""
+
+    prompt: tuple[int, ...]
+    handle: MemoryHandle
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stops: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    """How many of the likeliest tokens to report at each position; None reports no probabilities at all."""
+    trace: bool = False
+    """Report the route of every token, and not only of those at which an edit was active."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutedToken:
+    """What the router decided when one token was read."""
+
+    position: int
+    """In prompt and answer, from 0; negative for padding."""
+    edit: str | None
+    slot: int
+    score: float
+    threshold: float
+    open: bool
+    """Whether the memory was added."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logprobs:
+    """Log-probabilities, in nats, of one token and of the likeliest at its position, before temperature."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """What one step adds to an answer."""
+
+    index: int
+    """Of the answer in its job."""
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[Logprobs, ...]
+    routed: tuple[RoutedToken, ...]
+    finish: FinishReason | None = None
+    """Set in the last delta."""
+
+
+@dataclass(eq=False)
+class Job:
+    """The answers of one HTTP request. The engine puts deltas into the queue, or an exception if it cannot go on."""
+
+    loop: asyncio.AbstractEventLoop
+    deadline: float
+    """On the monotonic clock."""
+    deltas: asyncio.Queue[Delta | Exception] = field(default_factory=asyncio.Queue)
+    cancelled: bool = False
+    """Set by the client's side; the sequences leave at the next step."""
+    failed: bool = False
+
+
+class Engine(Protocol):
+    """Generates answers for all requests at once, in a thread or process of its own."""
+
+    def start(self) -> None: ...
+
+    def close(self) -> None:
+        """Ends the engine; unfinished jobs get an EngineError."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def busy(self) -> int:
+        """Answers that are queued or being generated."""
+
+    def submit(self, requests: Sequence[GenerationRequest], *, seconds: float) -> Job:
+        """Queues the answers of one HTTP request, which may take so many seconds. Called from an event loop.
+
+        Raises BusyError if the queue is full, EngineError if the engine does not run.
+        """

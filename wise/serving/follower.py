@@ -1,0 +1,192 @@
+"""Follows a store: builds the version that new requests get, and announces the store's events.
+
+The writer may be this replica's editor or another machine's. A thread polls the journal for what is new. An event is
+announced only when its version is served here, so that a client that hears that an edit is live gets it answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+
+from wise.edits import Edit
+from wise.errors import StoreError
+from wise.memory.store.edit_request import FAILED, LIVE, Event, now
+from wise.memory.store.journal import Journal
+from wise.memory.store.store import Store
+from wise.memory.store.versions import Snapshot
+from wise.model import WiseModel
+from wise.namespaces import check_fits, check_settings, within
+from wise.router.assemble import assemble
+from wise.serving.engines import MemoryHandle
+from wise.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_NAMESPACE = "default"
+INTERVAL = 0.1
+"""Seconds between two polls of the journal."""
+RETRY = 1.0
+"""Seconds until a store that could not be read is polled again."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ServedVersion:
+    """The memory of each namespace in one version. Immutable: a request that began with it keeps it."""
+
+    version: int
+    edits: Mapping[str, Edit]
+    handles: Mapping[str, MemoryHandle]
+    """By namespace: those with live edits, and the default one."""
+
+
+def served_version(model: WiseModel, snapshot: Snapshot) -> ServedVersion:
+    """Builds what serves a snapshot on `model`, whose own memory is not changed."""
+    handles = {}
+    for namespace in sorted({DEFAULT_NAMESPACE, *(edit.namespace for edit in snapshot.state.edits)}):
+        state = within(snapshot.state, namespace)
+        memory = assemble(
+            state, model.wise_config, inputs=model.inputs, device=model.layer.device(), dtype=model.model.dtype
+        )
+        handles[namespace] = MemoryHandle(version=snapshot.version, namespace=namespace, state=state, memory=memory)
+    edits = {edit.id: edit for edit in snapshot.state.edits}
+    return ServedVersion(version=snapshot.version, edits=edits, handles=handles)
+
+
+def trim_heap() -> None:
+    """Returns freed memory to the system, in a few milliseconds; does nothing if the C library is not GNU's.
+
+    A version takes a few large blocks, which are freed when its last request ends. The C library keeps them, and later
+    requests seldom fit into them: under load a service came to hold twice the memory that it needs.
+    """
+    if os.name == "posix":
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if malloc_trim is not None:
+            malloc_trim(0)
+
+
+class Follower:
+    """Holds the version that is served, and keeps it up to date."""
+
+    def __init__(
+        self, store: Store, model: WiseModel, metrics: Metrics, *, on_version: Callable[[ServedVersion], None]
+    ) -> None:
+        """on_version: called from the thread with each new version once it is served.
+
+        Raises StoreError if the store cannot be read, or as `check_fits` does.
+        """
+        self._store, self._model, self._metrics, self._on_version = store, model, metrics, on_version
+        snapshot = store.read()
+        check_fits(model, snapshot, store.backend.place)
+        self.current = served_version(model, snapshot)
+        self.last_event = _last_event(store.journal)
+        """The number of the last event that was announced."""
+        self.trouble = ""
+        """Why the store cannot be read, if it cannot."""
+        self._listeners: set[Listener] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="wise-follower", daemon=True)
+        self._measure()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(5 * INTERVAL)
+        self._wake()
+
+    def listen(self) -> Listener:
+        """Waits for news within a `with` block, in an event loop."""
+        return Listener(self._listeners)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._poll()
+                self.trouble = ""
+            except StoreError as error:
+                self.trouble = str(error)
+                logger.error("the store cannot be read: %s", error)
+                self._stop.wait(RETRY)
+            except Exception:
+                logger.exception("a version could not be taken over")
+                self.trouble = "a version could not be taken over; see the log"
+                self._stop.wait(RETRY)
+            self._stop.wait(INTERVAL)
+
+    def _poll(self) -> None:
+        events = self._store.journal.events(since=self.last_event)  # before the version: it is at least as new
+        if self._store.journal.version().number != self.current.version:
+            snapshot = self._store.read()
+            check_settings(self._model, snapshot, self._store.backend.place)  # it may have been empty at the start
+            self.current = served_version(self._model, snapshot)
+            self._measure()
+            trim_heap()
+            self._on_version(self.current)
+        if events:
+            self._count(events)
+            self.last_event = events[-1].number
+            self._wake()
+
+    def _wake(self) -> None:
+        for listener in tuple(self._listeners):
+            listener.wake()
+
+    def _measure(self) -> None:
+        self._metrics.version.set(self.current.version)
+        self._metrics.live.set(len(self.current.edits))
+
+    def _count(self, events: tuple[Event, ...]) -> None:
+        outcomes = {event.ticket: event.kind for event in events if event.kind in (LIVE, FAILED) and event.ticket}
+        for ticket in self._store.journal.tickets(numbers=sorted(outcomes)):
+            self._metrics.edits.labels(outcomes[ticket.number]).inc()
+            taken = datetime.fromisoformat(now()) - datetime.fromisoformat(ticket.accepted_at)
+            self._metrics.edit_seconds.observe(taken.total_seconds())
+
+
+class Listener:
+    """Waits in an event loop for what the follower announces."""
+
+    def __init__(self, listeners: set[Listener]) -> None:
+        self._listeners = listeners
+        self._event, self._loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def __enter__(self) -> Listener:
+        self._listeners.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listeners.discard(self)
+
+    def wake(self) -> None:
+        """May be called from any thread."""
+        with suppress(RuntimeError):  # its loop is closed
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def news(self, seconds: float) -> bool:
+        """Whether anything happened since the last call; waits so long for it."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._event.wait(), seconds)
+        happened = self._event.is_set()
+        self._event.clear()
+        return happened
+
+
+def _last_event(journal: Journal) -> int:
+    """The number of the last event. Numbers have no gaps, so a binary search finds it."""
+    step = 1
+    while journal.events(since=step - 1, limit=1):
+        step *= 2
+    low, high = step // 2, step  # event `low` exists (or is 0), `high` does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if journal.events(since=middle - 1, limit=1) else (low, middle)
+    return low

@@ -1,0 +1,141 @@
+"""HTTP errors in the one shape that OpenAI's clients expect, each with its status."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from wise.errors import ArtifactError, ConfigError, EditError, StoreError, WiseError
+from wise.serving.engines import BusyError, DeadlineError, EngineError
+
+logger = logging.getLogger(__name__)
+
+INVALID, DENIED, MISSING, CONFLICT = "invalid_request_error", "permission_error", "not_found_error", "conflict_error"
+BUSY, BROKEN = "rate_limit_error", "server_error"
+RETRY_AFTER = 2
+"""Seconds after which a part that is unavailable may be available again."""
+
+
+class ErrorDetail(BaseModel):
+    message: str = Field(description="What was given, what was expected and what to do about it.")
+    type: str
+    param: str | None = Field(None, description="The field that is wrong.")
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": description}
+    for status, description in (
+        (400, "The request is not valid."),
+        (401, "There is no token, or it is not known."),
+        (403, "The token's scope does not allow this."),
+        (404, "It does not exist."),
+        (409, "It conflicts with what exists already."),
+        (413, "The body is too large."),
+        (429, "The queue is full; try again after `Retry-After` seconds."),
+        (500, "Something unexpected went wrong."),
+        (503, "A part is unavailable; try again after `Retry-After` seconds."),
+        (504, "It took longer than it may."),
+    )
+}
+"""For the OpenAPI schema."""
+
+
+class HTTPError(WiseError):
+    """A request that cannot be done as it was asked."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.type, self.param, self.code = status, type, param, code
+        self.headers = dict(headers or {})
+
+
+def bad_request(message: str, param: str | None = None) -> HTTPError:
+    return HTTPError(HTTPStatus.BAD_REQUEST, message, param=param)
+
+
+def not_found(message: str, code: str | None = None) -> HTTPError:
+    return HTTPError(HTTPStatus.NOT_FOUND, message, type=MISSING, code=code)
+
+
+def conflict(message: str) -> HTTPError:
+    return HTTPError(HTTPStatus.CONFLICT, message, type=CONFLICT)
+
+
+def unavailable(message: str) -> HTTPError:
+    headers = {"Retry-After": str(RETRY_AFTER)}
+    return HTTPError(HTTPStatus.SERVICE_UNAVAILABLE, message, type=BROKEN, code="unavailable", headers=headers)
+
+
+def http_error(error: Exception) -> HTTPError:
+    """The HTTP error for any exception; one that wise does not raise on purpose becomes a 500 and is logged."""
+    if isinstance(error, HTTPError):
+        return error
+    if isinstance(error, BusyError):
+        headers = {"Retry-After": str(error.retry_after)}
+        return HTTPError(HTTPStatus.TOO_MANY_REQUESTS, str(error), type=BUSY, code="busy", headers=headers)
+    if isinstance(error, DeadlineError):
+        return HTTPError(HTTPStatus.GATEWAY_TIMEOUT, str(error), type=BROKEN, code="deadline")
+    if isinstance(error, EngineError):
+        return HTTPError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error), type=BROKEN, code="engine")
+    if isinstance(error, EditError | ConfigError | ArtifactError):
+        return bad_request(str(error))
+    if isinstance(error, StoreError):
+        return unavailable(str(error))
+    logger.exception("a request failed", exc_info=error)
+    message = "something unexpected went wrong; the log says what"
+    return HTTPError(HTTPStatus.INTERNAL_SERVER_ERROR, message, type=BROKEN)
+
+
+def error_body(error: HTTPError) -> dict[str, Any]:
+    detail = ErrorDetail(message=str(error), type=error.type, param=error.param, code=error.code)
+    return ErrorBody(error=detail).model_dump()
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of the application leave in this shape."""
+
+    async def on_error(_request: Request, error: Exception) -> JSONResponse:
+        found = http_error(error)
+        return JSONResponse(error_body(found), status_code=found.status, headers=found.headers)
+
+    async def on_invalid_body(request: Request, error: Exception) -> JSONResponse:
+        first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+        place = [str(part) for part in first.get("loc", ())]
+        param = ".".join(place[1:]) or (place[0] if place else None)
+        return await on_error(request, bad_request(f"{param}: {first.get('msg', 'not valid')}", param))
+
+    async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        kind = MISSING if status == HTTPStatus.NOT_FOUND else INVALID
+        message = getattr(error, "detail", None) or HTTPStatus(status).phrase
+        headers = getattr(error, "headers", None)
+        return await on_error(request, HTTPError(status, str(message), type=kind, headers=headers))
+
+    app.add_exception_handler(RequestValidationError, on_invalid_body)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(WiseError, on_error)
+    app.add_exception_handler(Exception, on_error)

@@ -1,0 +1,120 @@
+"""The middleware that every request passes: a size limit, a request id, a log line, metrics and a trace span."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from contextlib import suppress
+from http import HTTPStatus
+from uuid import uuid4
+
+from opentelemetry import trace
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from wise.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+tracer = trace.get_tracer("wise.serving")
+REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
+UNMATCHED = "unmatched"
+"""The route in metrics of paths that do not exist: they must not fill the registry."""
+LINGER = 10.0
+"""Seconds for which the rest of an unwanted body is read."""
+
+
+class RequestBody:
+    """The body of one request, limited in size. `receive` replaces the server's own.
+
+    If a server answers and closes while the client is still sending, the connection is reset and many clients report
+    that instead of the answer. So `drain` reads the rest of the body after the answer, for a while.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
+        self._receive, self._limit = receive, limit
+        self._size = int(length) if length.isdigit() else 0
+        """Announced bytes, or those received if they are more."""
+        self._received = 0
+        self.incomplete = self._size > 0 or b"transfer-encoding" in headers
+
+    async def receive(self) -> Message:
+        """Raises HTTPException 413 for a body that is, or is announced to be, over the limit."""
+        self._check()
+        message = await self._next()
+        self._check()
+        return message
+
+    async def drain(self) -> None:
+        """Reads what is still coming, and discards it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while self.incomplete:
+                    await self._next()
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        self._size = max(self._size, self._received)
+        self.incomplete = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    def _check(self) -> None:
+        if self._size > self._limit:
+            raise HTTPException(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the body is over the {self._limit} bytes that are taken; send less at once",
+            )
+
+
+class RequestMiddleware:
+    """Plain ASGI, so that streams stay streams and a client that leaves is noticed."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, body_limit: int) -> None:
+        self.app, self.metrics, self.body_limit = app, metrics, body_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        body = RequestBody(scope, receive, self.body_limit)
+        begun, status = time.perf_counter(), 500
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            if message["type"] == "http.response.body" and body.incomplete and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await body.drain()
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        with tracer.start_as_current_span(f"{scope['method']} {scope['path']}") as span:
+            span.set_attribute("wise.request_id", request_id)
+            try:
+                await self.app(scope, body.receive, send_on)
+            finally:
+                span.set_attribute("http.response.status_code", status)
+                self._report(scope, status, time.perf_counter() - begun)
+
+    def _report(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", UNMATCHED)
+        self.metrics.requests.labels(route, scope["method"], status).inc()
+        self.metrics.latency.labels(route).observe(seconds)
+        fields = {
+            "request": scope["state"]["request_id"],
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "seconds": round(seconds, 4),
+            "by": scope["state"].get("holder"),
+        }
+        logger.info("request", extra={"fields": fields})

@@ -1,0 +1,211 @@
+"""Routes of edits: `/v1/edits`, to submit, list, show, replace, preview and delete them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from wise.edits import check_lengths
+from wise.errors import EditError
+from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, EditRequest, Ticket
+from wise.serving import schemas
+from wise.serving.auth import Editor, Holder, Reader
+from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
+from wise.serving.metrics import audit
+from wise.serving.service import Served, Service
+
+router = APIRouter(prefix="/v1", tags=["edits"])
+SETTLED: dict[int | str, dict[str, Any]] = {
+    200: {"model": schemas.EditsAnswer, "description": "Each edit is live or has failed."}
+}
+EditId = Annotated[schemas.Text, Path(max_length=200)]
+POLL = 1.0
+"""Seconds after which a wait looks again, even without news."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What submitting edits takes besides its body."""
+
+    service: Service
+    holder: Holder
+    request: Request
+    response: Response
+    key: str | None
+
+
+def _submission(
+    service: Served,
+    holder: Editor,
+    request: Request,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None,
+        Header(min_length=1, max_length=200, description="The same key with the same edits submits nothing twice."),
+    ] = None,
+) -> Submission:
+    return Submission(service, holder, request, response, idempotency_key)
+
+
+Submitted = Annotated[Submission, Depends(_submission)]
+
+
+@router.post("/edits", status_code=202, responses=SETTLED)
+async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.EditsAnswer:
+    """Accepts edits; once answered, they survive whatever happens. They are trained in their order."""
+    service, holder = submission.service, submission.holder
+    limit = service.settings.edit_limit
+    if len(body.edits) > limit:
+        raise bad_request(f"edits: {len(body.edits)} were given and {limit} are taken at once", "edits")
+    namespace = service.namespace(body.model)
+    wanted = [_checked(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
+    return await _accept(submission, wanted, body.wait == "live")
+
+
+@router.get("/edits")
+def list_edits(
+    service: Served,
+    _: Reader,
+    status: Annotated[schemas.Status | None, Query()] = None,
+    namespace: Annotated[schemas.Text | None, Query(max_length=200)] = None,
+    after: Annotated[int, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> schemas.EditList:
+    """Edits in the order in which they were submitted."""
+    found = service.store.journal.tickets(status=status, namespace=namespace, since=after, limit=limit + 1)
+    return schemas.EditList(data=[schemas.EditView.of(ticket) for ticket in found[:limit]], has_more=len(found) > limit)
+
+
+@router.post("/edits/preview")
+async def preview(body: schemas.PreviewRequest, service: Served, holder: Editor) -> schemas.PreviewAnswer:
+    """Answers to an edit's prompt, its paraphrases and further prompts, before and after it. Nothing is changed."""
+    wanted = _checked(service, body.edit, service.namespace(body.model), holder, "edit").edit
+    encoder, asked = service.encoder, [*wanted.paraphrases, *body.prompts]
+    for param, prompt in (("edit", encoder.own_prompt(wanted)), *(("prompts", prompt) for prompt in asked)):
+        question = encoder.question(prompt)
+        if len(question.ids) >= encoder.context:
+            raise bad_request(f"{param}: {question.text!r:.60} does not fit the context of {encoder.context}", param)
+    done = await run_in_threadpool(service.command, "preview", edit=wanted.to_dict(), prompts=asked)
+    return schemas.PreviewAnswer(**done)
+
+
+@router.get("/edits/{edit_id}")
+def show(edit_id: EditId, service: Served, _: Reader) -> schemas.EditHistory:
+    """An edit as it was last submitted, and its events since."""
+    ticket = _newest(service, edit_id)
+    events = [schemas.EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
+    return schemas.EditHistory(**schemas.EditView.of(ticket).model_dump(), events=events)
+
+
+@router.put("/edits/{edit_id}", status_code=202, responses=SETTLED)
+async def replace(edit_id: EditId, body: schemas.Replacement, submission: Submitted) -> schemas.EditsAnswer:
+    """Submits another answer to a live edit's prompt; the old one stays until the new one is live."""
+    ticket = await run_in_threadpool(_newest, submission.service, edit_id)
+    if ticket.status != LIVE:
+        raise conflict(f"edit {edit_id!r} is {ticket.status}, and only a live one can be replaced")
+    old = ticket.edit
+    fields = {
+        "prompt": old.prompt,
+        "subject": old.subject,
+        "aliases": list(old.aliases),
+        "messages": [message._asdict() for message in old.messages],
+        "paraphrases": list(old.paraphrases),
+        "locality": list(old.locality),
+    }
+    given = schemas.EditIn(**fields | body.model_dump(exclude={"wait"}, exclude_none=True))
+    wanted = _checked(submission.service, given, old.namespace, submission.holder, "")
+    return await _accept(submission, [wanted], body.wait == "live")
+
+
+@router.delete("/edits/{edit_id}")
+async def delete(
+    edit_id: EditId,
+    request: Request,
+    service: Served,
+    holder: Editor,
+    reason: Annotated[schemas.Text | None, Query(min_length=1, max_length=2000)] = None,
+) -> schemas.VersionView:
+    """Removes an edit, live or still queued. Answered when it is not served here any more."""
+    ticket = await run_in_threadpool(_newest, service, edit_id)
+    if ticket.status not in (LIVE, QUEUED):
+        raise conflict(f"edit {edit_id!r} is {ticket.status}; only one that is live or queued can be deleted")
+    done = await run_in_threadpool(service.command, "delete", edit_ids=[edit_id], author=holder.name, reason=reason)
+    audit("delete", by=holder.name, request=request.state.request_id, edit=edit_id, version=done["number"])
+    return await when_served(service, schemas.VersionView(**done))
+
+
+async def when_served(service: Service, version: schemas.VersionView) -> schemas.VersionView:
+    """The version, once it is served here. Raises HTTPError if that takes too long."""
+    end = time.monotonic() + service.settings.request_timeout
+    with service.follower.listen() as listener:
+        while service.follower.current.version < version.number:
+            if time.monotonic() > end:
+                raise unavailable(f"version {version.number} was made, and is not served here yet; see /ready")
+            await listener.news(POLL)
+    return version
+
+
+def _checked(service: Service, item: schemas.EditIn, namespace: str, holder: Holder, place: str) -> EditRequest:
+    """An edit that this model can take. Raises HTTPError that names its place in the body."""
+    encoder = service.encoder
+    try:
+        edit = item.edit(namespace=namespace, author=holder.name)
+        encoder.check(edit)
+        reserve = len(encoder.bos) + len(encoder.terminator)
+        check_lengths([edit], lambda text: len(encoder.tokenizer(text)["input_ids"]), encoder.context, reserve)
+        return EditRequest(edit=edit, **item.model_dump(include={"reason", "valid_from", "valid_until"}))
+    except EditError as error:
+        raise bad_request(f"{place}: {error}" if place else str(error), place or None) from error
+
+
+async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: bool) -> schemas.EditsAnswer:
+    service, by = submission.service, submission.holder.name
+    service.refuse_if_draining()
+    own_key = None if submission.key is None else f"{by}:{submission.key}"
+
+    def store() -> tuple[Ticket, ...]:
+        try:
+            return service.store.enqueue(wanted, key=own_key)
+        except EditError as error:  # each by itself is fine: it conflicts with what is stored
+            raise conflict(str(error)) from error
+
+    tickets = await run_in_threadpool(store)
+    ids, numbers = [ticket.edit.id for ticket in tickets], [ticket.number for ticket in tickets]
+    audit("edit", by=by, request=submission.request.state.request_id, edits=ids, tickets=numbers)
+    if wait:
+        tickets = await _settled(service, tickets)
+        if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):
+            submission.response.status_code = HTTPStatus.OK
+    views = [schemas.EditView.of(ticket) for ticket in tickets]
+    return schemas.EditsAnswer(version=service.follower.current.version, edits=views)
+
+
+async def _settled(service: Service, tickets: Sequence[Ticket]) -> tuple[Ticket, ...]:
+    """The tickets once each has failed or is live and served here; or as they are when the time is over."""
+    end = time.monotonic() + service.settings.request_timeout
+    numbers = [ticket.number for ticket in tickets]
+
+    def read() -> tuple[Ticket, ...]:
+        return service.store.journal.tickets(numbers=numbers)
+
+    with service.follower.listen() as listener:
+        while True:
+            version = service.follower.current.version  # before reading: what is live by then is served
+            found = await run_in_threadpool(read)
+            done = all(t.status in (LIVE, FAILED, RETIRED) and (t.live_in or 0) <= version for t in found)
+            if done or time.monotonic() > end or service.draining.is_set():
+                return found
+            await listener.news(POLL)
+
+
+def _newest(service: Service, edit_id: str) -> Ticket:
+    found = service.store.journal.tickets(edit_id=edit_id)
+    if not found:
+        raise not_found(f"there is no edit {edit_id!r:.80}; GET /v1/edits lists them", "edit_not_found")
+    return found[-1]

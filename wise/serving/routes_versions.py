@@ -1,0 +1,136 @@
+"""Routes of history: `/v1/versions`, to list, compare and roll back, and `/v1/events`, as server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from wise.memory.store.edit_request import Event, Version
+from wise.serving.auth import Admin, Reader
+from wise.serving.http_errors import conflict, not_found
+from wise.serving.metrics import audit
+from wise.serving.routes_completions import NO_BUFFER
+from wise.serving.routes_edits import when_served
+from wise.serving.schemas import DiffAnswer, EditSummary, EventView, RollbackRequest, VersionList, VersionView
+from wise.serving.service import Served, Service
+
+router = APIRouter(prefix="/v1")
+Number = Annotated[int, Path(ge=0, lt=2**63)]
+PAGE = 500
+"""Events that are read at once."""
+HEARTBEAT = 15.0
+"""Seconds of silence after which a comment is sent, so that no proxy takes the stream for dead."""
+EVENT = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "event": {"type": "string"}, "data": {"type": "string"}},
+    "description": "`data` is an EventView in JSON, `id` its number and `event` its kind.",
+}
+
+
+@router.get("/versions", tags=["versions"])
+def list_versions(service: Served, _: Reader) -> VersionList:
+    """All versions, from the first, which is the base without edits."""
+    found = [service.store.journal.version(0), *service.store.journal.versions()]
+    return VersionList(current=service.follower.current.version, data=[VersionView.of(one) for one in found])
+
+
+@router.get("/versions/{number}", tags=["versions"])
+def show(number: Number, service: Served, _: Reader) -> VersionView:
+    return VersionView.of(_version(service, number))
+
+
+@router.get("/versions/{number}/diff", tags=["versions"])
+def diff(
+    number: Number,
+    service: Served,
+    _: Reader,
+    against: Annotated[int | None, Query(ge=0, lt=2**63, description="Default: the version before.")] = None,
+) -> DiffAnswer:
+    """What turns the version `against` into this one."""
+    after = _readable(service, number)
+    before = _readable(service, after.parent if against is None else against)
+    found = service.store.diff(before.number, after.number)
+    return DiffAnswer(
+        before=before.number,
+        after=after.number,
+        added=[EditSummary.of(edit) for edit in found.added],
+        removed=[EditSummary.of(edit) for edit in found.removed],
+        changed=[(EditSummary.of(old), EditSummary.of(new)) for old, new in found.changed],
+    )
+
+
+@router.post("/versions/{number}/rollback", tags=["versions"])
+async def rollback(
+    number: Number, request: Request, service: Served, holder: Admin, body: RollbackRequest | None = None
+) -> VersionView:
+    """Makes the memory of an earlier version current again, bit for bit, as a new one; answered once that is served."""
+    await run_in_threadpool(_readable, service, number)
+    reason = body.reason if body else None
+    done = await run_in_threadpool(service.command, "rollback", version=number, author=holder.name, reason=reason)
+    audit("rollback", by=holder.name, request=request.state.request_id, to=number, version=done["number"])
+    return await when_served(service, VersionView(**done))
+
+
+def _version(service: Service, number: int) -> Version:
+    current = service.store.journal.version()
+    if number > current.number:
+        raise not_found(f"there is no version {number}; the last is {current.number}", "version_not_found")
+    return service.store.journal.version(number)
+
+
+def _readable(service: Service, number: int) -> Version:
+    version = _version(service, number)
+    if version.collected:
+        raise conflict(f"version {number} was collected and can no longer be read")
+    return version
+
+
+@router.get(
+    "/events",
+    tags=["events"],
+    response_class=StreamingResponse,
+    responses={200: {"content": {"text/event-stream": {"schema": EVENT}}, "description": "Events."}},
+)
+async def events(
+    service: Served,
+    _: Reader,
+    since: Annotated[
+        int | None, Query(ge=0, lt=2**63, description="The last event not wanted; default: only new ones.")
+    ] = None,
+    follow: Annotated[bool, Query(description="Continue with what happens later, and do not end.")] = True,
+    last_event_id: Annotated[int | None, Header(ge=0, lt=2**63, description="As browsers send it.")] = None,
+) -> StreamingResponse:
+    """Events in their order, without gaps. An edit's `live` comes when it is served here."""
+    start = last_event_id if last_event_id is not None else since
+    first = service.follower.last_event if start is None else start
+    return StreamingResponse(_stream(service, first, follow), media_type="text/event-stream", headers=NO_BUFFER)
+
+
+async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[str]:
+    with service.follower.listen() as listener:
+        yield ": open\n\n"
+        while True:
+            while last < service.follower.last_event:
+                limit = min(PAGE, service.follower.last_event - last)
+                found, edits = await run_in_threadpool(_read, service, last, limit)
+                for event in found:
+                    view = EventView.of(event, edits.get(event.ticket or 0))
+                    data = json.dumps(view.model_dump(), ensure_ascii=False)
+                    yield f"id: {event.number}\nevent: {event.kind}\ndata: {data}\n\n"
+                    last = event.number
+            if not follow or service.draining.is_set():
+                return
+            if not await listener.news(HEARTBEAT):
+                yield ": still here\n\n"
+
+
+def _read(service: Service, last: int, limit: int) -> tuple[Sequence[Event], dict[int, str]]:
+    """Events, and the id of the edit of each ticket in them."""
+    found = service.store.journal.events(since=last, limit=limit)
+    numbers = sorted({event.ticket for event in found if event.ticket})
+    return found, {ticket.number: ticket.edit.id for ticket in service.store.journal.tickets(numbers=numbers)}

@@ -1,0 +1,98 @@
+"""The service's settings, read once: options, before the environment (`WISE_PORT=9000`), before a TOML file.
+
+`Settings` is frozen. It is handed as it is to each part that needs a setting, and to the editor's process.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from wise.config import MODES, WiseConfig
+from wise.errors import ConfigError
+
+
+def default_store() -> str:
+    """A folder of the user's own data."""
+    return str(Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "wise" / "store")
+
+
+class Settings(BaseSettings):
+    """Raises pydantic's ValidationError for a value out of range; `load` turns it into a ConfigError."""
+
+    model_config = SettingsConfigDict(env_prefix="WISE_", frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    model: str | None = Field(None, description="Folder or hub id of a causal LM; default: the shipped demo model.")
+    name: str | None = Field(None, description="Name of the model in requests; default: the last part of `model`.")
+    store: str = Field(default_factory=default_store, description="Folder of the store, or a postgresql:// URL.")
+    mode: str = Field(
+        "hybrid", pattern="|".join(MODES), description="Memory mode of a new store; ignored if the store exists."
+    )
+    encoder: str | None = Field(None, description="Folder or hub id of the sentence encoder; default: the installed.")
+    relations: Path | None = Field(None, description="File written by `wise train-router`; default: the shipped one.")
+    tokens: Path | None = Field(None, description="File of hashed tokens (`wise token`); default: one token per run.")
+    audit: Path | None = Field(None, description="File to which every write is appended; default: the log.")
+    open_metrics: bool = Field(False, description="Whether /metrics needs no token; otherwise it needs a reader's.")
+    canaries: Path | None = Field(None, description="Prompts, one per line, at which no edit may be active.")
+    canary_limit: float = Field(0.0, ge=0, le=1, description="Share of canary tokens above which the alarm is raised.")
+    threads: int = Field(1, ge=1, description="CPU threads for answering.")
+    edit_threads: int = Field(1, ge=1, description="CPU threads for editing.")
+    edit_niceness: int = Field(10, ge=0, le=19, description="Niceness of the editor's process; more favours answers.")
+    edit_batch: int = Field(16, ge=1, le=64, description="Edits that are trained together.")
+    keep_versions: int = Field(100, ge=1, description="Versions that stay readable; up to twice as many are stored.")
+    max_batch_size: int = Field(64, ge=1, description="Answers that are generated at the same time.")
+    max_queue: int = Field(256, ge=0, description="Answers that may wait; further requests get a 429.")
+    cache_tokens: int = Field(131_072, ge=1, description="Tokens that all answers together may hold in the cache.")
+    prefill_tokens: int = Field(256, ge=1, description="Tokens of new prompts that one step reads besides decoding.")
+    request_timeout: float = Field(60.0, gt=0, description="Seconds that a request may take.")
+    body_limit: int = Field(1_048_576, ge=1024, description="Bytes of a request's body.")
+    prompt_limit: int = Field(64, ge=1, description="Prompts of one request.")
+    answer_limit: int = Field(16, ge=1, description="Answers (`n`) to one prompt.")
+    edit_limit: int = Field(256, ge=1, description="Edits of one request.")
+    shutdown_timeout: float = Field(30.0, ge=0, description="Seconds that running answers have at shutdown.")
+
+    def served_name(self) -> str:
+        """The model's name in requests. Raises ConfigError if it has an `@`, which precedes a namespace."""
+        name = self.name or (Path(self.model).name if self.model else "wise-demo")
+        if "@" in name:
+            raise ConfigError(f"setting name={name!r}: '@' goes before a namespace; give the model another name")
+        return name
+
+    def wise_config(self, stored: WiseConfig | None) -> WiseConfig:
+        """The configuration of a store, or of a new one; `encoder` and `relations` may be elsewhere on this machine."""
+        config = stored or WiseConfig(mode=self.mode)
+        if self.encoder is not None:
+            config = replace(config, encoder=self.encoder)
+        if self.relations is not None:
+            config = replace(config, relations=str(self.relations.resolve()))
+        return config
+
+
+def load(file: Path | None, options: dict[str, Any]) -> Settings:
+    """The settings of a run; options that are None were not given.
+
+    Raises ConfigError for an unknown setting, a value out of range, or a file that is not TOML.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"--config {file}: {error}; a TOML file of settings was expected") from error
+    from_environment = {name for name in Settings.model_fields if f"WISE_{name.upper()}" in os.environ}
+    values = {name: value for name, value in values.items() if name not in from_environment}
+    values |= {name: value for name, value in options.items() if value is not None}
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "settings"
+        raise ConfigError(f"setting {name}={first['input']!r}: {first['msg']}") from error
