@@ -31,7 +31,7 @@ Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 SPARE = 8
 """Candidates beyond those wanted: enough that a tie at the cut, or a dead row, rarely costs a second search."""
 
-# The figures below: keys as in scripts/bench_keys.py, one thread of a 2-core machine, the 10 nearest of queries that
+# The figures below: synthetic clustered keys, one thread of a 2-core machine, the 10 nearest of queries that
 # are related to no key. Of the 10 nearest of an edit asked again in other words all these settings find 0.99 and more.
 HNSW_LINKS = 32
 HNSW_BUILD_EFFORT = 80

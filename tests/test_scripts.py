@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import runpy
@@ -15,7 +14,6 @@ from pathlib import Path
 import faiss
 import pytest
 import torch
-from report_sample import sample_run
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("scripts/demo", "scripts/test", ".ci/run", ".ci/postgres")
@@ -227,22 +225,6 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     faiss.omp_set_num_threads(of_faiss)
 
 
-def test_the_bench_of_keys_shows_every_kind_beside_flat(
-    bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    bench("--sizes", "120", "300", "--queries", "5", script="bench_keys.py")
-    head, _, *table, last = capsys.readouterr().out.splitlines()
-    costs = json.loads(last)["retrieval"]
-    assert [(cost["keys"], cost["kind"]) for cost in costs] == [
-        (keys, kind) for keys in (120, 300) for kind in ("flat", "hnsw", "ivf-pq")
-    ]
-    assert [cost["chosen"] for cost in costs] == [True, False, False] * 2
-    assert all(cost["recall"]["edit"][0] == 1 for cost in costs if cost["kind"] != "ivf-pq")
-    assert all(0 < share <= 1 for cost in costs for pair in cost["recall"].values() for share in pair)
-    assert {line.count("|") for line in (head, *table)} == {head.count("|")}
-    assert table[3].startswith("| 300 | flat (chosen) | 0.0") and " (1.00) | " in table[3]
-
-
 def test_the_bench_ends_with_its_figures_as_json(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,7 +276,7 @@ def test_the_bench_of_many_edits_ends_with_its_figures_as_json(
 def test_the_bench_refuses_what_it_cannot_measure(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refusing = (("bench_edit.py", "--repeats"), ("bench_keys.py", "--queries"), ("bench_hybrid.py", "--sizes"))
+    refusing = (("bench_edit.py", "--repeats"), ("bench_hybrid.py", "--sizes"))
     for script, option in refusing:
         with pytest.raises(SystemExit) as refused:
             bench(option, "0", script=script)
@@ -315,27 +297,3 @@ def test_the_bench_of_a_store_ends_with_its_figures_as_json(
     assert [row["edits"] for row in figures] == [3, 70]
     assert all(value > 0 for row in figures for value in row.values())
     assert not list(tmp_path.iterdir())
-
-
-def test_the_tables_of_runs_show_their_figures_and_runs_that_are_there_are_not_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = tmp_path / "mine.jsonl"
-    data.touch()
-    made = {}
-    for size in (1, 10):
-        made[size] = sample_run(edits=size, seed=size)
-        made[size]["data"]["sha256"] = hashlib.sha256(b"").hexdigest()
-        (tmp_path / f"mine-wise-merge-{size}.json").write_text(json.dumps(made[size]))
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("both runs are there"))
-    options = ["--model", made[1]["model"]["name"], "--runs", str(tmp_path)]
-    options += ["--editors", "wise-merge", "--sizes", "1", "10"]
-    monkeypatch.setattr(sys, "argv", ["bench_routing.py", f"mine={data}", *options])
-    runpy.run_path(str(ROOT / "scripts/bench_routing.py"), run_name="__main__")
-    tables = capsys.readouterr().out.split("\n\n")
-    for run_made, line in zip(made.values(), tables[0].splitlines()[2:], strict=True):
-        assert f" {run_made['generated']['generalization']:.3f} / " in line
-    auroc = made[10]["routing"]["classes"]["same_relation"]["auroc"]
-    assert f" {auroc:.3f} (" in tables[1].splitlines()[3]
-    for table in tables:
-        assert len({line.count("|") for line in table.splitlines()}) <= 1

@@ -1,4 +1,4 @@
-"""`wise bench`: editors side by side, on the same ground; and routers (`wise.cli.bench_routers`)."""
+"""`wise bench`: editors side by side, on the same ground."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from wise.cli.bench_routers import bench_routers
 from wise.cli.common import (
     CacheOption,
     CorpusOption,
@@ -30,8 +29,7 @@ from wise.cli.eval import read_corpus
 
 SIZES = [1, 10, 100, 500]
 
-app = typer.Typer(help="Compare editors, or routers, on the same records.", no_args_is_help=True)
-app.command("routers")(bench_routers)
+app = typer.Typer(help="Compare editors on the same records.", no_args_is_help=True)
 
 
 @app.command("editors")
