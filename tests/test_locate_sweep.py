@@ -76,8 +76,8 @@ def editing(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_the_best_edits_name_the_layer_and_not_the_trace(editing: list[dict[str, Any]]) -> None:
     seen: list[Any] = []
-    work = module.Work(progress=lambda *step: seen.append(step))
-    found = sweep(None, None, RECORDS, location(), first=100, work=work)  # type: ignore[arg-type]
+    checkpoint = module.Checkpoint(progress=lambda *step: seen.append(step))
+    found = sweep(None, None, RECORDS, location(), first=100, checkpoint=checkpoint)  # type: ignore[arg-type]
     assert [call["settings"] for call in editing] == [{"layer": i, "seed": 7} for i in range(4)]
     assert all(call["editor"] == "wise-retrieve" for call in editing)
     for record, given in zip(editing[0]["records"], RECORDS, strict=True):

@@ -14,9 +14,9 @@ from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.lab.eval.routing.classes import RoutingClass, RoutingSet, build_routing_set
 from wise.lab.eval.routing.drafts import Draft, choose, evenly
-from wise.lab.eval.routing.matters import matters_of
 from wise.lab.eval.routing.nearness import Names, same_name
 from wise.lab.eval.routing.relations import Relations, template_of
+from wise.lab.eval.routing.topics import topics_of
 from wise.lab.eval.routing.wording import normal, sentences, words
 from wise.probes import Probe, Query
 from wise.router.turns import render
@@ -454,7 +454,7 @@ def test_questions_are_apart_only_where_they_share_no_matter(one: str, other: st
     assert found.asked_by(one).apart(found.asked_by(other)) is apart
     assert found.asked_by(other).apart(found.asked_by(one)) is apart
     assert not found.asked_by(one).apart(found.asked_by(one))
-    assert matters_of("{}, in") == frozenset()
+    assert topics_of("{}, in") == frozenset()
 
 
 def test_nearest_names_by_a_plain_reckoning() -> None:
@@ -503,7 +503,7 @@ def test_mentions_say_nothing() -> None:
     for prompt in negative(found, "long_context").prompts:
         subject = (prompt.record or "").removeprefix("job ")
         (sentence,) = (part for part in sentences(prompt.text) if subject in part)
-        assert not matters_of(sentence.replace(subject, "")) & {"works", "profession", "job", "career"}
+        assert not topics_of(sentence.replace(subject, "")) & {"works", "profession", "job", "career"}
 
 
 def test_an_edit_that_is_not_live_has_no_part_in_it() -> None:

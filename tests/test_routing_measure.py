@@ -16,12 +16,12 @@ from tiny import wrap_tiny
 
 import wise
 from wise.errors import ConfigError
+from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile
 from wise.lab.eval.routing import Routing, gate_ratios, measure_routing
 from wise.lab.eval.routing.classes import RoutingClass, RoutingPrompt, RoutingSet
+from wise.lab.eval.routing.generation_trace import GenerationTrace
 from wise.lab.eval.routing.oracle import slots_of
 from wise.lab.eval.routing.separation import BINS, histogram
-from wise.lab.eval.routing.speech import Speech
-from wise.lab.eval.work import Journal, Work
 from wise.memory.key_space import KeySpace
 from wise.router.hybrid import HybridRouter
 
@@ -61,7 +61,7 @@ def a_set(known: list[wise.Record]) -> RoutingSet:
 @pytest.fixture(scope="module", params=["retrieve", "merge", "hybrid"])
 def measured(request: pytest.FixtureRequest) -> tuple[wise.WiseModel, list[wise.Record], Routing]:
     wrapped, known = edited(request.param), records()
-    return wrapped, known, measure_routing(wrapped, a_set(known), known, work=Work(), seed=0)
+    return wrapped, known, measure_routing(wrapped, a_set(known), known, checkpoint=Checkpoint(), seed=0)
 
 
 Measured = tuple[wise.WiseModel, list[wise.Record], Routing]
@@ -186,7 +186,7 @@ def test_flips_by_hand() -> None:
     def flips(speakers: list[int | None], prompt_tokens: int) -> int:
         row = tuple(speakers)
         count = len(row)
-        return Speech(ids=(0,) * count, prompt_tokens=prompt_tokens, values=(0.0,) * count, speakers=row).flips
+        return GenerationTrace(ids=(0,) * count, prompt_tokens=prompt_tokens, values=(0.0,) * count, speakers=row).flips
 
     assert flips([None, 1, 1, None, None], 2) == 1
     assert flips([None, 1, 2, None, 3], 2) == 2  # the last token is not read in
@@ -209,7 +209,7 @@ def test_ages_are_counted_from_the_youngest(measured: Measured) -> None:
 def test_bins_of_age_cover_all_ages_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wise.lab.eval.routing.measure.AGES", 2)
     wrapped, known = edited("retrieve"), records()
-    found = measure_routing(wrapped, a_set(known), known, work=Work())
+    found = measure_routing(wrapped, a_set(known), known, checkpoint=Checkpoint())
     count = len(wrapped.edits)
     width = -(-count // 2)
     assert [(row["from"], row["to"]) for row in found.by_age] == [(0, width - 1), (width, count - 1)]
@@ -236,14 +236,18 @@ def test_the_heat_map_shows_prompts_and_answers(measured: Measured) -> None:
 
 def test_a_run_that_goes_on_ends_with_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrapped, known = edited("retrieve"), records()
-    first = measure_routing(wrapped, a_set(known), known, work=Work(Journal(tmp_path / "journal"))).to_dict()
+
+    def kept() -> Checkpoint:
+        return Checkpoint(CheckpointFile(tmp_path / "journal"))
+
+    first = measure_routing(wrapped, a_set(known), known, checkpoint=kept()).to_dict()
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 
     for name in ("scores.score_rows", "speech.score_rows", "speech.greedy", "oracle.greedy"):
         monkeypatch.setattr(f"wise.lab.eval.routing.{name}", refuse)
-    again = measure_routing(wrapped, a_set(known), known, work=Work(Journal(tmp_path / "journal"))).to_dict()
+    again = measure_routing(wrapped, a_set(known), known, checkpoint=kept()).to_dict()
     assert json.dumps(again) == json.dumps(first)
 
 
@@ -251,7 +255,7 @@ def test_without_paraphrases_figures_are_against_the_edits() -> None:
     wrapped, known = edited("retrieve"), records()
     full = a_set(known)
     bare = replace(full, positives=full.positives[:1], negatives=full.negatives[:1])
-    found = measure_routing(wrapped, bare, [wise.Record(edit=record.edit) for record in known], work=Work())
+    found = measure_routing(wrapped, bare, [wise.Record(edit=record.edit) for record in known], checkpoint=Checkpoint())
     figures = found.classes["same_relation"]
     assert found.scored_against == "edits" and figures["against_edits"]["auroc"] == figures["auroc"]
     assert found.false_routes_per_million is None and found.running_text_tokens == 0
@@ -261,9 +265,9 @@ def test_without_paraphrases_figures_are_against_the_edits() -> None:
 def test_nothing_live_is_refused_with_a_way_out() -> None:
     known = records()
     with pytest.raises(ConfigError, match="no edit is live.*apply edits first"):
-        measure_routing(wrap_tiny("llama", None), a_set(known), known, work=Work())
+        measure_routing(wrap_tiny("llama", None), a_set(known), known, checkpoint=Checkpoint())
     with pytest.raises(ConfigError, match="none of the routing set's"):
-        measure_routing(edited("retrieve"), a_set(known[EDITED:]), known, work=Work())
+        measure_routing(edited("retrieve"), a_set(known[EDITED:]), known, checkpoint=Checkpoint())
 
 
 def test_histograms_hold_every_value() -> None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from wise.errors import StoreError as StoreError
     from wise.errors import UnsupportedModelError as UnsupportedModelError
     from wise.errors import WiseError as WiseError
-    from wise.lab.formats.files import read_edits as read_edits
-    from wise.lab.formats.files import read_records as read_records
+    from wise.lab.formats.datasets import read_edits as read_edits
+    from wise.lab.formats.datasets import read_records as read_records
     from wise.memory.store import Store as Store
     from wise.memory.ticket import Request as Request
     from wise.model import WiseModel as WiseModel
@@ -60,8 +60,8 @@ _HOME = {
     "WiseConfig": "wise.config",
     "WiseError": "wise.errors",
     "WiseModel": "wise.model",
-    "read_edits": "wise.lab.formats.files",
-    "read_records": "wise.lab.formats.files",
+    "read_edits": "wise.lab.formats.datasets",
+    "read_records": "wise.lab.formats.datasets",
     "wrap": "wise.model",
 }
 

@@ -6,7 +6,7 @@ adds what fitting must never see: true paraphrases (generalization), neighbours 
 before. Both check every field when they are made, so whatever holds one holds a usable one; an
 error names the field first, so that a reader can put the file and the line before it.
 
-Both have one JSON shape, which is the project's own file format (`wise.lab.formats.files`): the fields
+Both have one JSON shape, which is the project's own file format (`wise.lab.formats.datasets`): the fields
 of `Edit`, and under `"test"` those of `Record`.
 """
 

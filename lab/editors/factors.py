@@ -19,24 +19,24 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from wise.errors import UnsupportedModelError
-from wise.lab.editors.ground import Ground, Row, padded_rows
+from wise.lab.editors.context import EditingContext, TokenRow, padded_rows
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Path of a linear layer -> `[edits, n, f]` and `[edits, n, d]`; the matrix `[d, f]` of an edit is the sum over n of
 the outer products of the second with the first."""
 
 
-def edited_linears(ground: Ground, blocks: int, whole_ffn: bool) -> dict[str, nn.Module]:
+def edited_linears(context: EditingContext, blocks: int, whole_ffn: bool) -> dict[str, nn.Module]:
     """Path -> module of the value projections of the last blocks; with `whole_ffn`, of the linear layers beside them
     too, which read the feed-forward layer's input.
 
     Raises UnsupportedModelError for a layer whose weight is not a plain matrix.
     """
     found: dict[str, nn.Module] = {}
-    for layer in range(max(0, ground.depth - blocks), ground.depth):
-        path = ground.projection(layer).path
+    for layer in range(max(0, context.depth - blocks), context.depth):
+        path = context.projection(layer).path
         parent, _, own = path.rpartition(".")
-        for name, module in ground.model.get_submodule(parent).named_children():
+        for name, module in context.model.get_submodule(parent).named_children():
             if name != own and not (whole_ffn and isinstance(module, nn.Linear | Conv1D)):
                 continue
             if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
@@ -60,7 +60,7 @@ def dense(u: Tensor, delta: Tensor) -> Tensor:
 
 
 def taken(
-    model: PreTrainedModel, linears: Mapping[str, nn.Module], rows: Sequence[Row], device: torch.device
+    model: PreTrainedModel, linears: Mapping[str, nn.Module], rows: Sequence[TokenRow], device: torch.device
 ) -> tuple[Factors, Tensor]:
     """The gradients of each row's mean loss with respect to the layers' weights, float32, and `[rows, n]` 1 at tokens
     and 0 at pads. Nothing is written into any `grad`."""

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from wise.edits import Edit
 from wise.lab.editors.base import Applied
 from wise.lab.editors.factors import Factors, sizes
-from wise.lab.editors.hypernetwork import CHUNK, Asked, Example, HyperEditor, HyperSettings
+from wise.lab.editors.hypernetwork import CHUNK, EditQuery, Example, HyperEditor, HyperSettings
 
 SMALL = 1e-7
 """Added to standard deviations."""
@@ -166,7 +166,7 @@ class Mend(HyperEditor[MendSettings]):
         for moments, parts in zip(self.network.moments, seen.values(), strict=True):
             moments.fit(torch.cat(parts))
 
-    def _update(self, asked: Sequence[Asked], gradients: Factors, mask: Tensor) -> Factors:
+    def _update(self, asked: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
         found: Factors = self.network(gradients, mask)
         return found
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wise.architectures import ValueProjection
-from wise.lab.editors.ground import Ground
+from wise.lab.editors.context import EditingContext
 from wise.memory.layer import execution_device
 
 
@@ -21,9 +21,9 @@ class Replacement(nn.Module, ABC):
     What a method learns is kept in plain attributes: parameters of the model are those of the base.
     """
 
-    def __init__(self, ground: Ground, place: ValueProjection) -> None:
+    def __init__(self, context: EditingContext, place: ValueProjection) -> None:
         super().__init__()
-        self.base_layer = ground.model.get_submodule(place.path)
+        self.base_layer = context.model.get_submodule(place.path)
         self.in_features = place.in_features
         self.out_features = place.out_features
         self.active = True

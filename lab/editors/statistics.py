@@ -1,8 +1,8 @@
 """What the base usually feeds into a value projection: the second moment of its inputs, over a corpus.
 
 `C = E[k k^T]`, not centred, stands for all that an edit should leave as it is: ROME (Meng et al. 2022, arXiv
-2202.05262, section 3.1) and what came after it estimate it on 100,000 articles of Wikipedia; here on the ground's
-corpus, or on the base's own words.
+2202.05262, section 3.1) and what came after it estimate it on 100,000 articles of Wikipedia; here on the
+corpus given, or on the base's own words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.lab.editors.ground import Ground
+from wise.lab.editors.context import EditingContext
 from wise.lab.editors.settings import Settings
 
 ROWS = 16
@@ -43,21 +43,23 @@ class MomentSettings(Settings):
         self.expect_number("ridge")
 
 
-def prepared_moments(ground: Ground, layers: Sequence[int], settings: MomentSettings) -> list[Tensor]:
+def prepared_moments(context: EditingContext, layers: Sequence[int], settings: MomentSettings) -> list[Tensor]:
     """The second moments that the settings ask for, ridge included: `[f, f]` of each block, float64."""
-    f = ground.projection(layers[0]).in_features
+    f = context.projection(layers[0]).in_features
     tokens = TOKENS_PER_INPUT * f if settings.tokens is None else settings.tokens
-    found = second_moments(ground, layers, tokens=tokens, length=settings.length, seed=settings.seed)
+    found = second_moments(context, layers, tokens=tokens, length=settings.length, seed=settings.seed)
     return [with_ridge(moment, settings.ridge) for moment in found]
 
 
-def second_moments(ground: Ground, layers: Sequence[int], *, tokens: int, length: int, seed: int) -> list[Tensor]:
-    """`E[k k^T]` over the inputs k of the value projections at `layers`, float64, `[f, f]` each; kept by the ground.
+def second_moments(
+    context: EditingContext, layers: Sequence[int], *, tokens: int, length: int, seed: int
+) -> list[Tensor]:
+    """`E[k k^T]` over the inputs k of the value projections at `layers`, float64, `[f, f]` each; cached.
 
     The base must be in place. Raises ConfigError where there are fewer tokens than inputs: it would be singular.
     """
-    paths = [ground.projection(layer).path for layer in layers]
-    f = max(ground.projection(layer).in_features for layer in layers)
+    paths = [context.projection(layer).path for layer in layers]
+    f = max(context.projection(layer).in_features for layer in layers)
     if tokens < f:
         raise ConfigError(
             f"tokens={tokens}: the projection has {f} inputs, and their second moment is singular on fewer tokens "
@@ -67,37 +69,37 @@ def second_moments(ground: Ground, layers: Sequence[int], *, tokens: int, length
 
     def compute(path: str) -> dict[str, Tensor]:
         if not computed:  # one pass over the corpus for all layers
-            computed.update(_computed(ground, paths, tokens, length, seed))
+            computed.update(_computed(context, paths, tokens, length, seed))
         return {"moment": computed[path]}
 
-    about = {"tokens": tokens, "length": length, "corpus": ground.corpus_digest(), "seed": seed}
-    found = [ground.cached("second-moment", {"path": path, **about}, partial(compute, path)) for path in paths]
-    return [tensors["moment"].to(ground.device) for tensors in found]
+    about = {"tokens": tokens, "length": length, "corpus": context.corpus_digest(), "seed": seed}
+    found = [context.cached("second-moment", {"path": path, **about}, partial(compute, path)) for path in paths]
+    return [tensors["moment"].to(context.device) for tensors in found]
 
 
 @torch.no_grad()
-def _computed(ground: Ground, paths: Sequence[str], tokens: int, length: int, seed: int) -> dict[str, Tensor]:
+def _computed(context: EditingContext, paths: Sequence[str], tokens: int, length: int, seed: int) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     done = 0
-    for rows in _batches(ground.corpus(tokens, length=length, seed=seed)):
-        ids, mask = _padded(rows, ground.device)
-        for path, activation in _inputs(ground, paths, ids, mask).items():
+    for rows in _batches(context.corpus(tokens, length=length, seed=seed)):
+        ids, mask = _padded(rows, context.device)
+        for path, activation in _inputs(context, paths, ids, mask).items():
             keys = activation.reshape(-1, activation.shape[-1])[mask.flatten()].double()
             sums[path] = sums[path] + keys.T @ keys if path in sums else keys.T @ keys
         done += int(mask.sum())
-        ground.shown("second moment", done, tokens)
+        context.shown("second moment", done, tokens)
     return {path: total / done for path, total in sums.items()}
 
 
-def _inputs(ground: Ground, paths: Sequence[str], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def _inputs(context: EditingContext, paths: Sequence[str], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """What goes into each module in one forward; hooked for no longer, since the base is sampled from in between."""
     seen: dict[str, Tensor] = {}
     handles = [
-        ground.model.get_submodule(path).register_forward_pre_hook(lambda _, a, path=path: seen.update({path: a[0]}))
+        context.model.get_submodule(path).register_forward_pre_hook(lambda _, a, path=path: seen.update({path: a[0]}))
         for path in paths
     ]
     try:
-        ground.model(ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=1)
+        context.model(ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()

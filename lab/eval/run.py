@@ -22,19 +22,19 @@ from wise.architectures import locate
 from wise.config import WiseConfig
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.lab.eval.editors import Learning, Subject, all_settings, find_editor, open_editor
+from wise.lab.eval.candidates import Learning, OpenEditor, all_settings, find_editor, open_editor
+from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile, Progress, sole_user
 from wise.lab.eval.environment import code_digest, environment
 from wise.lab.eval.quality import Quality, measure_quality
+from wise.lab.eval.results_file import SCHEMA
 from wise.lab.eval.routing.classes import build_routing_set
 from wise.lab.eval.routing.measure import Routing, measure_routing
-from wise.lab.eval.runfile import SCHEMA
 from wise.lab.eval.stream import Stream
-from wise.lab.eval.work import Journal, Progress, Work, sole_user
 from wise.memory.fingerprint import fingerprint, tokenizer_digest
 from wise.memory.layer import execution_device
 from wise.model import WiseModel
 
-JOURNAL = "journal.jsonl"
+CHECKPOINT_FILE = "checkpoint.jsonl"
 STOPS = (1, 2, 5)
 """Retention is measured after so many edits, times every power of ten."""
 
@@ -148,27 +148,32 @@ def evaluate(
     config = all_settings(editor, settings)
     with sole_user(folder):
         begun = time.perf_counter()
-        journal = Journal(folder / JOURNAL) if folder is not None else None
-        work = Work(journal, progress)
+        file = CheckpointFile(folder / CHECKPOINT_FILE) if folder is not None else None
+        checkpoint = Checkpoint(file, progress)
 
-        def opened(saved: Path | None) -> Subject:
+        def opened(saved: Path | None) -> OpenEditor:
             return open_editor(
                 editor, model, tokenizer, settings, learning=learning, saved=saved, progress=progress
             )
 
-        stream = Stream(opened, [record.edit for record in records], work=work, folder=folder)
+        stream = Stream(opened, [record.edit for record in records], checkpoint=checkpoint, folder=folder)
         subject = stream.subject
         try:
             about = _about(subject, tokenizer, config)
             identity = _identity(editor, records, batch, scope, learning, about)
-            _check_same(identity, work.part("run", lambda: identity), folder)
-            started = work.part("started", lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-            retention = _stream(stream, records, batch, scope, work) if find_editor(editor).edits else []
+            _check_same(identity, checkpoint.part("run", lambda: identity), folder)
+            started = checkpoint.part("started", lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+            retention = _stream(stream, records, batch, scope, checkpoint) if find_editor(editor).edits else []
             measured = measured_records(records, scope.measured)
             quality = measure_quality(
-                subject, measured, texts=scope.texts, references=scope.references, seed=config["seed"], work=work
+                subject,
+                measured,
+                texts=scope.texts,
+                references=scope.references,
+                seed=config["seed"],
+                checkpoint=checkpoint,
             )
-            routing = _routing(subject, measured, scope, work) if scope.routing else None
+            routing = _routing(subject, measured, scope, checkpoint) if scope.routing else None
         finally:
             subject.unwrap()
         result = stream.result
@@ -183,7 +188,7 @@ def evaluate(
             retention=tuple(retention),
             about=about,
             started=started,
-            measuring_seconds=(journal.seconds if journal else time.perf_counter() - begun) - result.seconds,
+            measuring_seconds=(file.seconds if file else time.perf_counter() - begun) - result.seconds,
             stored_bytes=result.stored_bytes,
             peak_bytes=result.peak_bytes,
             preparing_seconds=result.preparing_seconds,
@@ -228,7 +233,7 @@ def _check(records: Sequence[Record], batch: int | None, scope: Scope, editor: s
         raise ConfigError(f"retention measures how edits hold, and the editor {editor!r} makes none; leave it out")
 
 
-def _about(subject: Subject, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
+def _about(subject: OpenEditor, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
     model = subject.model
     projection = subject.projection if isinstance(subject, WiseModel) else locate(model, WiseConfig())
     with subject.disabled():
@@ -288,7 +293,7 @@ def _check_same(identity: Mapping[str, Any], begun: Mapping[str, Any], folder: P
 
 
 def _stream(
-    stream: Stream, records: Sequence[Record], batch: int | None, scope: Scope, work: Work
+    stream: Stream, records: Sequence[Record], batch: int | None, scope: Scope, checkpoint: Checkpoint
 ) -> list[dict[str, float | None]]:
     """Applies all edits; where wanted, measures at each stop how those so far hold."""
     stream.prepare()
@@ -299,7 +304,7 @@ def _stream(
     found: list[dict[str, float | None]] = []
     for stop in stops(len(records)):
         stream.advance(stop, batch=batch)
-        quality = measure_quality(stream.subject, bare[:stop], work=work.within(f"retention/{stop}"))
+        quality = measure_quality(stream.subject, bare[:stop], checkpoint=checkpoint.within(f"retention/{stop}"))
         oldest = {record.edit.id for record in records[: max(1, len(records) // 10)]}
         old = [outcome.generated for outcome in quality.outcomes if outcome.record in oldest]
         found.append(
@@ -313,7 +318,7 @@ def _stream(
     return found
 
 
-def _routing(wrapped: Subject, records: Sequence[Record], scope: Scope, work: Work) -> Routing | None:
+def _routing(wrapped: OpenEditor, records: Sequence[Record], scope: Scope, checkpoint: Checkpoint) -> Routing | None:
     """None where no edit held: there is no router to measure then, and that is a result too."""
     if not isinstance(wrapped, WiseModel) or not wrapped.edits:
         return None
@@ -327,4 +332,4 @@ def _routing(wrapped: Subject, records: Sequence[Record], scope: Scope, work: Wo
         questions=scope.questions,
         seed=seed,
     )
-    return measure_routing(wrapped, ground, records, work=work, seed=seed)
+    return measure_routing(wrapped, ground, records, checkpoint=checkpoint, seed=seed)

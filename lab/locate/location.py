@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wise.architectures import locate
 from wise.config import WiseConfig
 from wise.errors import ConfigError
+from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.environment import environment
 from wise.lab.eval.significance import bootstrap_interval
-from wise.lab.eval.work import Work
 from wise.lab.locate.roles import ROLES, token_roles
 from wise.lab.locate.running import Runner
 from wise.lab.locate.sites import KINDS, find_sites
@@ -122,7 +122,7 @@ def trace(
     window: int | None = None,
     seed: int = 0,
     name: str = "",
-    work: Work | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Location:
     """Traces facts through a causal LM that is not wrapped; it is handed back as it was.
 
@@ -135,13 +135,13 @@ def trace(
     Raises ConfigError for a number out of range, or where no fact can be traced, and UnsupportedModelError for a
     model whose blocks are not known or whose probabilities are no numbers.
     """
-    work = work or Work()
+    checkpoint = checkpoint or Checkpoint()
     sites = find_sites(model)
     window = default_window(sites.depth) if window is None else window
     _check(facts, samples, window, sites.depth)
     runner = Runner(model, sites)
     with evaluating(model), torch.no_grad():
-        found = _find(runner, _encoder(model, tokenizer), facts, work)
+        found = _find(runner, _encoder(model, tokenizer), facts, checkpoint)
         known = [fact for fact in found if isinstance(fact, Known)]
         skipped = {why: found.count(why) for why in SKIPPED}
         if not known:
@@ -152,7 +152,7 @@ def trace(
             drawn = [(fact, draw_noise(runner, fact, width=width, samples=samples, seed=seed)) for fact in chunk]
             return [trace_fact(runner, fact, noise, window=window).to_dict() for fact, noise in drawn]
 
-        traces = work.map("trace", known, compute, batch=1)
+        traces = checkpoint.map("trace", known, compute, batch=1)
     return Location(
         model={"name": name, **_about(model)},
         facts=len(known),
@@ -181,13 +181,13 @@ def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Enco
     return learn_encoder(model, tokenizer, WiseConfig(terminator=""))
 
 
-def _find(runner: Runner, encoder: Encoder, facts: Sequence[Fact], work: Work) -> list[Known | str]:
-    """Not kept in the journal: it is quick, and decides what the parts that are kept mean."""
+def _find(runner: Runner, encoder: Encoder, facts: Sequence[Fact], checkpoint: Checkpoint) -> list[Known | str]:
+    """Not kept in the checkpoint: it is quick, and decides what the parts that are kept mean."""
     found: list[Known | str] = []
     for fact in facts:
         found += find_known(runner, encoder, [fact])
-        if work.progress is not None:
-            work.progress("facts", len(found), len(facts))
+        if checkpoint.progress is not None:
+            checkpoint.progress("facts", len(found), len(facts))
     return found
 
 

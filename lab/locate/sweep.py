@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.edits import Record
 from wise.errors import ConfigError
+from wise.lab.eval.checkpoint import Checkpoint, Progress
 from wise.lab.eval.run import evaluate
-from wise.lab.eval.work import Progress, Work
 from wise.lab.locate.location import Location
 from wise.lab.locate.roles import LAST, LAST_SUBJECT, ROLES
 from wise.lab.locate.sites import FFN, STATE, check_layers
@@ -151,7 +151,7 @@ def sweep(
     *,
     first: int = 0,
     layers: Sequence[int] | None = None,
-    work: Work | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Sweep:
     """Edits the model at each layer with all of `records`, measures that, and hands it back as it was.
 
@@ -164,7 +164,7 @@ def sweep(
     Raises ConfigError for no records or a layer that there is not, and EditError for a record that the model cannot
     take.
     """
-    work = work or Work()
+    checkpoint = checkpoint or Checkpoint()
     chosen = check_layers(layers, location.layers)
     if not records:
         raise ConfigError("no record was given to edit: expected at least one")
@@ -178,7 +178,7 @@ def sweep(
             bare,
             editor=EDITOR,
             settings={"layer": layer, "seed": location.seed},
-            progress=_named(work.progress, layer),
+            progress=_named(checkpoint.progress, layer),
         )
         return {
             **{measure: result.quality.generated[measure] for measure in FIGURES},
@@ -188,7 +188,7 @@ def sweep(
 
     results = []
     for layer in chosen:
-        figures = work.part(f"sweep/{layer}", partial(edited, layer))
+        figures = checkpoint.part(f"sweep/{layer}", partial(edited, layer))
         effects = {name: location.effect(*where)[layer] for name, where in TRACED.items()}
         results.append(LayerResult(layer=layer, effects=effects, **figures))
     described = {"first": first, "count": len(records), "ids": [record.edit.id for record in records]}

@@ -23,7 +23,7 @@ TRACED = ("roles", "layers", "effects")
 
 
 def write_report(run: Mapping[str, Any], path: Path) -> None:
-    """Writes the page of one run, as `wise.lab.eval.runfile.read_run` reads it. The same run gives the same bytes.
+    """Writes the page of one run, as `wise.lab.eval.results_file.read_run` reads it. The same run gives the same bytes.
 
     What was not measured (null or missing) is left out or said to be so.
 

@@ -74,11 +74,11 @@ def bench_editors(
     was interrupted; with another --editor it adds to the comparison.
     """
     sizes = sorted(set(edits or SIZES))
-    from wise.lab.eval.bench import MEASURED, TRAINING, compare_editors, finished, make_plan
-    from wise.lab.eval.comparison import HEAD, markdown, table
-    from wise.lab.eval.editors import find_editor
+    from wise.lab.bench.benchmark import MEASURED, TRAINING, compare_editors, finished, make_plan
+    from wise.lab.bench.benchmark_table import HEAD, markdown, table
+    from wise.lab.eval.candidates import find_editor
     from wise.lab.eval.routing.texts import read_texts, shipped_passages
-    from wise.lab.formats.files import read_records
+    from wise.lab.formats.datasets import read_records
 
     chosen = list(editor or MEASURED)
     for name in chosen:
@@ -123,7 +123,7 @@ def _draw(groups: Sequence[Sequence[Mapping[str, Any]]], file: Path, title: str)
     except ImportError:
         typer.echo("no picture was drawn: it needs matplotlib (pip install 'wise-runtime[report]')", err=True)
         return
-    from wise.lab.report.comparison import draw_comparison
+    from wise.lab.bench.picture import draw_comparison
 
     draw_comparison(groups, file, title=title)
     typer.echo(f"runs, table and picture are in {file.parent}")

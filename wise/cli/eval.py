@@ -106,9 +106,9 @@ def evaluate(
     records, pool = _records(data, format, skip, edits)
     about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
     scope = _scope(routing, retention, measure, pool, text, questions, references)
-    from wise.lab.eval.editors import Learning, all_settings
+    from wise.lab.eval.candidates import Learning, all_settings
+    from wise.lab.eval.results_file import write_json
     from wise.lab.eval.run import evaluate as run
-    from wise.lab.eval.runfile import write_json
 
     chosen = parsed_settings(set_) | settings(layer=layer, seed=seed)
     all_settings(editor, chosen)
@@ -202,7 +202,7 @@ def _short(value: float | None) -> str:
 
 def _records(data: Path, format: str, skip: int, edits: int | None) -> tuple[list[Record], list[Record]]:
     """The records to edit, and others of the file."""
-    from wise.lab.formats.files import read_records
+    from wise.lab.formats.datasets import read_records
 
     limit = None if edits is None else skip + edits + POOL
     records = read_records(data, format=format, limit=limit)

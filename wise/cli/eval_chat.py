@@ -33,9 +33,9 @@ from wise.cli.common import (
 from wise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from wise.lab.eval.asking import Edited
+    from wise.lab.eval.candidates import OpenEditor
     from wise.lab.eval.chat.facts import Fact
-    from wise.lab.eval.editors import Subject
+    from wise.lab.eval.prompting import EditedModel
 
 FORMS = ("chat", "completion")
 
@@ -95,8 +95,8 @@ def eval_chat(
     An answer is right where it contains the target and not the old answer; where an edit must not speak, where it is
     the base's very text.
     """
+    from wise.lab.eval.candidates import open_editor
     from wise.lab.eval.chat.measure import apply_edits, measure_chat
-    from wise.lab.eval.editors import open_editor
 
     if form not in FORMS:
         raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
@@ -162,11 +162,11 @@ def _show(title: str, told: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _distracted(
-    subject: Subject, data: Path | None, format_: str, skip: int, count: int, show: Callable[[str, int, int], None]
+    subject: OpenEditor, data: Path | None, format_: str, skip: int, count: int, show: Callable[[str, int, int], None]
 ) -> Iterator[None]:
     """So many distractors are live for the length of a `with` block."""
     from wise.lab.eval.chat.distractors import with_distractors
-    from wise.lab.formats.files import read_records
+    from wise.lab.formats.datasets import read_records
     from wise.model import WiseModel
 
     if not count or data is None or not isinstance(subject, WiseModel) or subject.inputs is None:
@@ -182,7 +182,7 @@ def _distracted(
 
 
 def _facts(
-    wrapped: Edited,
+    wrapped: EditedModel,
     facts: Path | None,
     half: str,
     kinds: str,
@@ -196,7 +196,7 @@ def _facts(
 ) -> Sequence[Fact]:
     from wise.lab.eval.chat.facts import everyday_facts, facts_of, read_facts
     from wise.lab.eval.chat.measure import base_says
-    from wise.lab.formats.files import read_records
+    from wise.lab.formats.datasets import read_records
 
     if data is not None:
         many = None if limit is None else skip + limit * (16 if known else 1)

@@ -95,7 +95,7 @@ def locate(
 
     known = read_facts(data, limit=facts)
     first, records = (0, []) if no_sweep else _behind(data, known, sweep_edits)
-    from wise.lab.eval.work import Work
+    from wise.lab.eval.checkpoint import Checkpoint
     from wise.lab.locate.location import trace
     from wise.lab.locate.sites import check_layers, find_sites
 
@@ -103,12 +103,22 @@ def locate(
     check_layers(wanted, find_sites(base).depth)
     name = model_name(model)
     with progress_bars(progress) as show:
-        work = Work(progress=show)
-        found = trace(base, tokenizer, known, samples=samples, window=window, seed=seed or 0, name=name, work=work)
+        checkpoint = Checkpoint(progress=show)
+        found = trace(
+            base,
+            tokenizer,
+            known,
+            samples=samples,
+            window=window,
+            seed=seed or 0,
+            name=name,
+            checkpoint=checkpoint,
+        )
         if records:
             from wise.lab.locate.sweep import sweep
 
-            found = found.with_sweep(sweep(base, tokenizer, records, found, first=first, layers=wanted, work=work))
+            swept = sweep(base, tokenizer, records, found, first=first, layers=wanted, checkpoint=checkpoint)
+            found = found.with_sweep(swept)
     result = found.to_dict() | {"data": file_facts(data)}
     show_location(result)
     _write(result, output, report, picture)
@@ -206,7 +216,7 @@ def _layers(given: str | None, no_sweep: bool) -> list[int] | None:
 
 def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Record]]:
     """The records behind those whose facts are traced, and the number of the first of them."""
-    from wise.lab.formats.files import read_records
+    from wise.lab.formats.datasets import read_records
 
     try:
         records = read_records(data)
@@ -235,7 +245,7 @@ def _check_files(output: Path | None, report: Path | None, picture: Path | None)
 
 
 def _write(result: dict[str, Any], output: Path | None, report: Path | None, picture: Path | None) -> None:
-    from wise.lab.eval.runfile import write_json
+    from wise.lab.eval.results_file import write_json
 
     if picture is not None:
         from wise.lab.locate.picture import draw

@@ -6,19 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from wise.edits import Edit, Record
-from wise.lab.eval.routing.relations import Asked, Relations
+from wise.lab.eval.routing.relations import Query, Relations
 from wise.lab.eval.routing.wording import Phrases, Words, normal, words
 
 UNMOVED = ("locality.gold", "ripple.relation_specificity")
 """Kinds of probes that ask for something that the edit leaves as it is. What the others ask may follow from it."""
 
 
-class Edited:
+class EditedFacts:
     """All edited facts, by the texts that ask for them and by their subjects."""
 
     def __init__(self, records: Sequence[Record], live: Iterable[Edit], relations: Relations) -> None:
         self._asked: set[str] = set()
-        self._facts: dict[Words, list[Asked]] = defaultdict(list)
+        self._facts: dict[Words, list[Query]] = defaultdict(list)
         for record in records:
             wordings = (*record.paraphrases, *record.free_paraphrases)
             self._add(record.edit, wordings, relations)
@@ -49,13 +49,13 @@ class Edited:
         """`text` names a subject that was edited, whatever it says about it."""
         return bool(self._subjects.within(text))
 
-    def may_ask(self, text: str, asked: Asked) -> bool:
+    def may_ask(self, text: str, asked: Query) -> bool:
         """`text`, which asks `asked`, may ask for an edited fact: it is one of the known wordings, or it names an
         edited subject and what it asks is not surely apart from what was edited about that."""
         if self.asks(text):
             return True
         return any(not asked.apart(fact) for subject in self._subjects.within(text) for fact in self._facts[subject])
 
-    def facts_of(self, subject: str) -> list[Asked]:
+    def facts_of(self, subject: str) -> list[Query]:
         """What was edited about a subject."""
         return self._facts.get(words(subject), [])

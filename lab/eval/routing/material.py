@@ -9,7 +9,7 @@ from itertools import islice
 
 from wise.edits import Edit, Record
 from wise.lab.eval.routing.conversation import Conversation
-from wise.lab.eval.routing.edited import Edited
+from wise.lab.eval.routing.edited import EditedFacts
 from wise.lab.eval.routing.relations import Relations
 from wise.lab.eval.routing.texts import shipped_exchanges
 from wise.lab.eval.routing.wording import sentences
@@ -30,7 +30,7 @@ class Material:
     live: tuple[Edit, ...]
     encoder: Encoder
     relations: Relations
-    edited: Edited
+    edited: EditedFacts
     conversation: Conversation
     texts: tuple[str, ...]
     questions: tuple[str, ...]
@@ -73,7 +73,7 @@ def gather(
 ) -> Material:
     """Reads relations, guards and clean texts out of what is given."""
     relations = Relations((*records, *pool), live)
-    edited = Edited(records, live, relations)
+    edited = EditedFacts(records, live, relations)
     rng = random.Random(f"{seed} material")
     clean = (text for text in _shuffled(text, rng) if _unrelated(text, edited))
     asked = (question for question in _shuffled(questions, rng) if _unrelated(question, edited))
@@ -103,7 +103,7 @@ def _current(records: Sequence[Record], live: Sequence[Edit]) -> Iterator[Record
     return (record for record in records if held.get(record.edit.prompt) == record.edit.id)
 
 
-def _unrelated(text: str, edited: Edited) -> bool:
+def _unrelated(text: str, edited: EditedFacts) -> bool:
     return not edited.names(text) and not edited.states(text)
 
 

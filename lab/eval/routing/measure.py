@@ -14,17 +14,17 @@ from typing import Any
 
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.lab.eval.asking import select
+from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.eval.intervals import share_interval
+from wise.lab.eval.metrics import false_route_rate
+from wise.lab.eval.prompting import select
 from wise.lab.eval.routing.classes import PER_CLASS, RoutingClass, RoutingPrompt, RoutingSet
 from wise.lab.eval.routing.drafts import evenly
+from wise.lab.eval.routing.generation_trace import GenerationTrace, trace_generations
 from wise.lab.eval.routing.oracle import measure_oracle, slots_of
 from wise.lab.eval.routing.scores import score_prompts, served
 from wise.lab.eval.routing.separation import BINS, ScoredClass, negative_figures, positive_figures
-from wise.lab.eval.routing.speech import Speech, listen
-from wise.lab.eval.work import Work
 from wise.model import WiseModel
-from wise.router.intervals import share_interval
-from wise.router.metrics import false_route_rate
 
 EDITS, PARAPHRASES, NEIGHBOURS, RUNNING_TEXT = "edits", "paraphrases", "neighbours", "running_text"
 ANSWER_TOKENS = 32
@@ -78,7 +78,7 @@ class Routing:
 
 
 def measure_routing(
-    model: WiseModel, routing_set: RoutingSet, records: Sequence[Record], *, work: Work, seed: int = 0
+    model: WiseModel, routing_set: RoutingSet, records: Sequence[Record], *, checkpoint: Checkpoint, seed: int = 0
 ) -> Routing:
     """Measures the router in place on the classes of `routing_set`, and on the edits of `records`.
 
@@ -87,18 +87,18 @@ def measure_routing(
     served(model)
     slots = slots_of(model)
     skipped = dict(routing_set.skipped)
-    positives = _scored(model, routing_set.positives, "positives", slots, skipped, work)
+    positives = _scored(model, routing_set.positives, "positives", slots, skipped, checkpoint)
     scored_against = next((name for name in (PARAPHRASES, EDITS) if name in positives), None)
     if scored_against is None:
         raise ConfigError(
             f"none of the routing set's edits and paraphrases asks for one of the {len(slots)} live edits: build the "
             "set from the records that the model was edited with"
         )
-    negatives = _scored(model, routing_set.negatives, "negatives", None, skipped, work)
+    negatives = _scored(model, routing_set.negatives, "negatives", None, skipped, checkpoint)
     against, edits = positives[scored_against], positives.get(EDITS)
     keys = model.wise_config.mode != "merge"
     figures = {name: positive_figures(each, slots, keys=keys, seed=seed) for name, each in positives.items()}
-    flips, flips_by = _flips(model, records, slots, work)
+    flips, flips_by = _flips(model, records, slots, checkpoint)
     return Routing(
         classes={name: negative_figures(each, against, edits, seed=seed) for name, each in negatives.items()},
         positives=figures,
@@ -111,8 +111,8 @@ def measure_routing(
         flips=flips,
         flips_by=flips_by,
         by_age=_by_age(model, positives),
-        oracle=measure_oracle(model, records, work=work),
-        heatmap=_heatmap(model, records, routing_set, slots, seed, work),
+        oracle=measure_oracle(model, records, checkpoint=checkpoint),
+        heatmap=_heatmap(model, records, routing_set, slots, seed, checkpoint),
         **_false_routes(negatives.get(RUNNING_TEXT), seed),
     )
 
@@ -123,7 +123,7 @@ def _scored(
     side: str,
     live: Mapping[str, int] | None,
     skipped: dict[str, str],
-    work: Work,
+    checkpoint: Checkpoint,
 ) -> dict[str, ScoredClass]:
     """The evidence on each class that has prompts; of positives those count that ask for an edit in `live`."""
     found = {}
@@ -137,7 +137,7 @@ def _scored(
             [prompt.text for prompt in prompts],
             name=f"routing.scores.{side}.{each.name}",
             every_token=each.unit == "token",
-            work=work,
+            checkpoint=checkpoint,
         )
         found[each.name] = ScoredClass.of(each, prompts, scored)
     return found
@@ -155,7 +155,7 @@ def _false_routes(text: ScoredClass | None, seed: int) -> dict[str, Any]:
 
 
 def _flips(
-    model: WiseModel, records: Sequence[Record], live: Mapping[str, int], work: Work
+    model: WiseModel, records: Sequence[Record], live: Mapping[str, int], checkpoint: Checkpoint
 ) -> tuple[float | None, dict[str, float | None]]:
     """Mean changes of speaker over edits and paraphrases together, and by kind of prompt."""
     tested = select(model, records).tested
@@ -167,8 +167,10 @@ def _flips(
     }
     counts = {
         kind: [
-            speech.flips
-            for speech in listen(model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", work=work)
+            found.flips
+            for found in trace_generations(
+                model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", checkpoint=checkpoint
+            )
         ]
         for kind, texts in prompts.items()
     }
@@ -215,7 +217,7 @@ def _heatmap(
     routing_set: RoutingSet,
     live: Mapping[str, int],
     seed: int,
-    work: Work,
+    checkpoint: Checkpoint,
 ) -> list[dict[str, Any]]:
     """A few prompts of each class with their greedy answers, token by token; running text without an answer."""
     chosen = _chosen(model, records, routing_set, live, random.Random(seed))
@@ -224,8 +226,9 @@ def _heatmap(
         ("routing.heatmap", SHOWN_ANSWER, [c for c in chosen if c[0] != RUNNING_TEXT]),
         ("routing.heatmap.text", 0, [c for c in chosen if c[0] == RUNNING_TEXT]),
     ):
-        speeches = listen(model, [prompt.text for _, prompt in part], tokens=answer, name=name, work=work)
-        found += [_row(model, kind, prompt, each) for (kind, prompt), each in zip(part, speeches, strict=True)]
+        texts = [prompt.text for _, prompt in part]
+        traces = trace_generations(model, texts, tokens=answer, name=name, checkpoint=checkpoint)
+        found += [_row(model, kind, prompt, each) for (kind, prompt), each in zip(part, traces, strict=True)]
     return found
 
 
@@ -256,16 +259,16 @@ def _chosen(
     return rows
 
 
-def _row(model: WiseModel, kind: str, prompt: RoutingPrompt, speech: Speech) -> dict[str, Any]:
-    encoder, read = model.encoder, speech.prompt_tokens
+def _row(model: WiseModel, kind: str, prompt: RoutingPrompt, trace: GenerationTrace) -> dict[str, Any]:
+    encoder, read = model.encoder, trace.prompt_tokens
     # The beginning of a text, the end of a prompt: what comes before it is context.
     shown = slice(0, SHOWN_PROMPT) if kind == RUNNING_TEXT else slice(max(0, read - SHOWN_PROMPT), None)
     return {
         "kind": kind,
         "record": prompt.record,
         "prompt_tokens": min(read, SHOWN_PROMPT),
-        "tokens": [str(encoder.tokenizer.decode([i])) for i in speech.ids[shown]],
-        "evidence": list(speech.values[shown]),
-        "slots": list(speech.speakers[shown]),
-        "text": encoder.answer(speech.ids[read:]) if len(speech.ids) > read else "",
+        "tokens": [str(encoder.tokenizer.decode([i])) for i in trace.ids[shown]],
+        "evidence": list(trace.values[shown]),
+        "slots": list(trace.speakers[shown]),
+        "text": encoder.answer(trace.ids[read:]) if len(trace.ids) > read else "",
     }

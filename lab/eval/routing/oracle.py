@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.lab.eval.asking import Asking, Row, Tested, mean_over_records, plain, select
+from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.eval.prompting import Prompter, PromptRow, Tested, mean_over_records, plain, select
 from wise.lab.eval.routing.scores import served
-from wise.lab.eval.work import Work
 from wise.memory.grouped import NO_SLOT
 from wise.memory.side_memory import Route, Router, SideMemory, SlotBank
 from wise.model import WiseModel
@@ -82,7 +82,7 @@ class Question:
 
     record: str
     measure: str
-    row: Row
+    row: PromptRow
     """The prompt, and the target with what ends it."""
     target: str
     slot: int
@@ -95,7 +95,7 @@ class Question:
         return len(self.row.prompt), self.limit
 
 
-def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -> dict[str, float | None]:
+def measure_oracle(model: WiseModel, records: Sequence[Record], *, checkpoint: Checkpoint) -> dict[str, float | None]:
     """Reliability and both generalizations, as `measure_quality` defines them, with an oracle in the router's place.
 
     The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so
@@ -106,13 +106,13 @@ def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -
 
     Raises ConfigError where no edit is live, and EditError for a prompt that does not fit the context.
     """
-    asking = Asking(model, work)
+    prompter = Prompter(model, checkpoint)
     served(model)
     with model.evaluating():
         selected = select(model, records).tested
         live = slots_of(model)
-        questions = _questions(asking, selected, live)
-        found = _forced(asking, model, questions) if _is_hybrid(model) else _told(asking, model, questions)
+        questions = _questions(prompter, selected, live)
+        found = _forced(prompter, model, questions) if _is_hybrid(model) else _at_places(prompter, model, questions)
     outcomes = [(q.measure, q.record, float(right)) for q, right in zip(questions, found, strict=True)]
     for tested in selected:
         record = tested.record.edit.id
@@ -135,20 +135,20 @@ def _prompts(tested: Tested) -> list[tuple[str, str]]:
     return [(RELIABILITY, tested.record.edit.prompt), *asked]
 
 
-def _questions(asking: Asking, selected: Sequence[Tested], slots: Mapping[str, int]) -> list[Question]:
+def _questions(prompter: Prompter, selected: Sequence[Tested], slots: Mapping[str, int]) -> list[Question]:
     questions = []
     for tested in selected:
         edit = tested.record.edit
         if edit.id not in slots:
             continue
         for measure, prompt in _prompts(tested):
-            ids, target = asking.encoder.prompt(prompt), asking.encoder.target(prompt, edit.target)
-            room = asking.room(tested.record, measure, prompt, ids, len(target))
+            ids, target = prompter.encoder.prompt(prompt), prompter.encoder.target(prompt, edit.target)
+            room = prompter.room(tested.record, measure, prompt, ids, len(target))
             questions.append(
                 Question(
                     record=edit.id,
                     measure=measure,
-                    row=Row(prompt=ids, fed=target),
+                    row=PromptRow(prompt=ids, fed=target),
                     target=edit.target,
                     slot=slots[edit.id],
                     limit=min(len(target) + SPARE_TOKENS, room),
@@ -161,7 +161,7 @@ def _is_hybrid(model: WiseModel) -> bool:
     return isinstance(served(model).router, HybridRouter)
 
 
-def _forced(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
+def _forced(prompter: Prompter, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
     """Whether each question is answered rightly where every question is taken for the one that its slot answers."""
 
     def compute(_: PreTrainedModel, part: Sequence[Question]) -> list[bool]:
@@ -173,12 +173,12 @@ def _forced(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> 
             found += _answered(model, list(group), router.forced(slot))
         return found
 
-    return asking.mapped("routing.oracle", questions, compute, lambda q: (q.slot, *q.order), base=False)
+    return prompter.mapped("routing.oracle", questions, compute, lambda q: (q.slot, *q.order), base=False)
 
 
-def _told(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
+def _at_places(prompter: Prompter, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
     """Whether each question is answered rightly where its slot speaks at the places at which it must."""
-    unaided = asking.best("routing.oracle.unaided", [question.row for question in questions], base=True)
+    unaided = prompter.best("routing.oracle.unaided", [question.row for question in questions], base=True)
     asked = list(zip(questions, unaided, strict=True))
 
     def compute(_: PreTrainedModel, part: Sequence[tuple[Question, list[int]]]) -> list[bool]:
@@ -188,7 +188,7 @@ def _told(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> li
             found += _answered(model, alike, OracleRouter(torch.tensor([q.slot for q in alike]), _speaking(group)))
         return found
 
-    return asking.mapped("routing.oracle", asked, compute, lambda item: item[0].order, base=False)
+    return prompter.mapped("routing.oracle", asked, compute, lambda item: item[0].order, base=False)
 
 
 def _together(

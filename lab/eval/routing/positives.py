@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from wise.edits import Record
-from wise.lab.eval.asking import MAX_PROMPTS
+from wise.lab.eval.prompting import MAX_PROMPTS
 from wise.lab.eval.routing.drafts import Draft, Source
 from wise.lab.eval.routing.material import Material
 from wise.lab.eval.routing.wording import normal

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from wise.edits import Edit, Record
-from wise.lab.eval.routing.matters import matters_of
+from wise.lab.eval.routing.topics import topics_of
 from wise.lab.eval.routing.wording import normal, sentences, words
 
 
@@ -32,18 +32,18 @@ def template_of(prompt: str, subject: str | None) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Query:
     """What a question asks about its subject."""
 
     relation: str | None
     """Name of the class of relations that read the same; None where it is not known."""
-    matters: frozenset[str]
+    topics: frozenset[str]
 
-    def apart(self, other: Asked) -> bool:
+    def apart(self, other: Query) -> bool:
         """The two surely ask different things."""
-        known = bool(self.matters) and bool(other.matters)
+        known = bool(self.topics) and bool(other.topics)
         same = self.relation is not None and self.relation == other.relation
-        return known and not same and self.matters.isdisjoint(other.matters)
+        return known and not same and self.topics.isdisjoint(other.topics)
 
 
 class Relations:
@@ -72,7 +72,7 @@ class Relations:
                 self._around[self._root(_key(template))].add((before, behind))
         self._named = {self._root(f"relation {record.relation}") for record in records if record.relation}
         """Relations that the data has a name for."""
-        about = {relation: frozenset().union(*map(matters_of, found)) for relation, found in self._prompts.items()}
+        about = {relation: frozenset().union(*map(topics_of, found)) for relation, found in self._prompts.items()}
         self._matters: dict[str, frozenset[str]] = about
 
     def _read(self, edit: Edit, paraphrases: Iterable[str], name: str | None) -> list[str]:
@@ -104,8 +104,8 @@ class Relations:
         own, named = self._matters[relation], relation in self._named
         return frozenset(
             other
-            for other, matters in self._matters.items()
-            if other != relation and not (named and other in self._named) and not own.isdisjoint(matters)
+            for other, topics in self._matters.items()
+            if other != relation and not (named and other in self._named) and not own.isdisjoint(topics)
         )
 
     def templates(self, relation: str) -> tuple[str, ...]:
@@ -121,12 +121,12 @@ class Relations:
         """The relation of an edit; None where it has no subject."""
         return self.of_template(template_of(edit.prompt, edit.subject))
 
-    def asked(self, edit: Edit, wordings: Iterable[str] = ()) -> Asked:
+    def asked(self, edit: Edit, wordings: Iterable[str] = ()) -> Query:
         """What an edit asks, by its own prompt, further wordings of it and the prompts of its relation."""
         texts = (edit.prompt, *edit.paraphrases, *wordings)
         templates = [template_of(text, edit.subject) or text for text in texts]
         known = self.asked_by(templates[0])
-        return Asked(relation=known.relation, matters=known.matters.union(*map(matters_of, templates[1:])))
+        return Query(relation=known.relation, topics=known.topics.union(*map(topics_of, templates[1:])))
 
     def subject_in(self, text: str, relation: str | None) -> str | None:
         """The subject of `text` where it reads like a template of `relation`; of several readings the shortest."""
@@ -137,11 +137,11 @@ class Relations:
         ]
         return min((subject for subject in found if subject), key=lambda subject: (len(subject), subject), default=None)
 
-    def asked_by(self, template: str) -> Asked:
+    def asked_by(self, template: str) -> Query:
         """What a template asks, by its own words and the prompts of its relation."""
         relation = self.of_template(template)
         known = self._matters.get(relation, frozenset()) if relation is not None else frozenset()
-        return Asked(relation=relation, matters=matters_of(template) | known)
+        return Query(relation=relation, topics=topics_of(template) | known)
 
 
 def _key(template: str) -> str:

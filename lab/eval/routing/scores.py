@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from wise.errors import ConfigError
-from wise.lab.eval.asking import Asking
-from wise.lab.eval.work import Work
+from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.eval.prompting import Prompter
 from wise.memory.grouped import NO_SLOT
 from wise.memory.side_memory import SideMemory
 from wise.memory.state import MemoryState
@@ -39,7 +39,7 @@ class Scored:
 
 
 def score_prompts(
-    model: WiseModel, texts: Sequence[str], *, name: str, every_token: bool = False, work: Work
+    model: WiseModel, texts: Sequence[str], *, name: str, every_token: bool = False, checkpoint: Checkpoint
 ) -> list[Scored]:
     """The evidence at the last token of each prompt, or at every token of it.
 
@@ -55,7 +55,7 @@ def score_prompts(
         return [{"values": s.values, "slots": s.slots, "edits": s.edits} for s in kept]
 
     with model.evaluating():
-        found = Asking(model, work).mapped(name, rows, compute, len, base=False)
+        found = Prompter(model, checkpoint).mapped(name, rows, compute, len, base=False)
     return [_from_json(value) for value in found]
 
 
@@ -63,7 +63,7 @@ def gate_ratios(model: WiseModel, prompts: Sequence[str]) -> Tensor:
     """`[n]` evidence at the last token of each prompt: the gate opens from 1. 0 for a model without edits."""
     if model.layer.memory is None:
         return torch.zeros(len(prompts))
-    found = score_prompts(model, prompts, name="routing.ratios", work=Work())
+    found = score_prompts(model, prompts, name="routing.ratios", checkpoint=Checkpoint())
     return torch.tensor([scored.values[-1] for scored in found])
 
 

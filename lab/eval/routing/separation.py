@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wise.lab.eval.intervals import bootstrap, calibrate, share_interval
+from wise.lab.eval.metrics import FIGURES, roc_curve
 from wise.lab.eval.routing.classes import RoutingClass, RoutingPrompt
 from wise.lab.eval.routing.scores import Scored
-from wise.router.intervals import bootstrap, calibrate, share_interval
-from wise.router.metrics import FIGURES, roc_curve
 
 PROMISED = (0.1, 0.01, 0.001)
 """False-positive rates for which calibration is tried."""

@@ -11,9 +11,9 @@ from wise.edits import Record
 from wise.lab.eval.routing.drafts import Draft
 from wise.lab.eval.routing.edited import UNMOVED
 from wise.lab.eval.routing.material import Material
-from wise.lab.eval.routing.matters import matters_of
 from wise.lab.eval.routing.nearness import Names
-from wise.lab.eval.routing.relations import Asked, template_of
+from wise.lab.eval.routing.relations import Query, template_of
+from wise.lab.eval.routing.topics import topics_of
 from wise.lab.eval.routing.wording import Phrases, normal, words
 
 COMPANY = 0.05
@@ -48,7 +48,7 @@ def _same_relation(material: Material, record: Record, others: dict[str, list[Re
             yield other.edit.prompt
 
 
-def _is_other(material: Material, text: str, record: Record, asked: Asked) -> bool:
+def _is_other(material: Material, text: str, record: Record, asked: Query) -> bool:
     """`text`, which asks what the record does, asks it of a subject that was not edited. The target is none either:
     where a relation holds both ways, as that of twin cities, its answer follows from the edit."""
     target = Phrases([words(record.edit.target)])
@@ -105,7 +105,7 @@ def _same_subject(
 def _put_in(material: Material, subject: str, templates: Sequence[str], rng: random.Random) -> Iterator[str]:
     """One template of a relation with the subject in it, where one surely asks for no edited fact; of an edit's own
     prompt, of which fitting may have seen just this, only where there is no other."""
-    telling = [template for template in templates if matters_of(template) and template.count("{}") == 1]
+    telling = [template for template in templates if topics_of(template) and template.count("{}") == 1]
     for template in sorted(rng.sample(telling, len(telling)), key=material.fitted.__contains__):
         text = template.replace("{}", subject)
         if not material.edited.may_ask(text, material.relations.asked_by(template)):
@@ -129,7 +129,7 @@ def _is_beside(material: Material, text: str, subject: str) -> bool:
     relation = material.relations.of_template(template)
     facts = material.edited.facts_of(subject)
     return all(
-        (relation is None or relation != fact.relation) and not matters_of(template) <= fact.matters for fact in facts
+        (relation is None or relation != fact.relation) and not topics_of(template) <= fact.topics for fact in facts
     )
 
 

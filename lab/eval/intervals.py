@@ -1,0 +1,278 @@
+"""How sure the routing figures are: intervals of shares, of figures by resampling, and of what calibration promises.
+
+Prompts are rarely independent: the paraphrases of one edit are routed alike. So what is resampled is clusters,
+say all prompts of one record, or all tokens of one text. All intervals are two-sided, of 95 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wise.errors import ConfigError
+from wise.lab.eval.metrics import checked_scores
+
+Interval = tuple[float, float]
+RESAMPLES = 1000
+FEW = 5
+"""Clusters with a hit under which a bootstrap over clusters says little."""
+_Z = 1.959963984540054
+_TAILS = torch.tensor([0.025, 0.975], dtype=torch.float64)
+_AT_ONCE = 2**20
+"""Weights that are held at once while resampling."""
+
+
+def wilson(hits: int, count: int) -> Interval:
+    """The score interval of a share of independent trials (Wilson 1927); it stays in [0, 1] and has width at 0 hits.
+
+    Raises ConfigError unless 0 <= hits <= count and count >= 1.
+    """
+    if not 0 <= hits <= count or count < 1:
+        raise ConfigError(f"hits={hits} of count={count}: expected at least one trial and no more hits than trials")
+    return _wilson(hits / count, count)
+
+
+def _wilson(share: float, trials: float) -> Interval:
+    spread = _Z**2 / trials
+    middle = (share + spread / 2) / (1 + spread)
+    half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    return (0.0 if share == 0 else max(0.0, middle - half), 1.0 if share == 1 else min(1.0, middle + half))
+
+
+def share_interval(
+    hits: Tensor, clusters: Sequence[Hashable] | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """The interval of the share of true entries of `hits` `[n]` bool.
+
+    Wilson's; with clusters of more than one entry, widened to the percentiles of a bootstrap over clusters. Where so
+    few clusters hold a hit (or a miss) that resampling them says little, Wilson's counts as many trials fewer as hits
+    come together in a cluster. Where there is no hit at all, hits are taken to come one by one.
+
+    Raises ConfigError where `hits` is empty, or `clusters` does not name a cluster for each entry.
+    """
+    low, high = wilson(int(hits.sum()), hits.numel())
+    groups = _groups(hits.numel(), clusters)
+    count = int(groups.max()) + 1
+    if count == hits.numel():
+        return low, high
+    size = torch.bincount(groups, minlength=count).double()
+    hit = torch.bincount(groups, weights=hits.flatten().cpu().double(), minlength=count)
+    generator = torch.Generator().manual_seed(seed)
+    shares = torch.cat([(w @ hit) / (w @ size) for w in _resampled(count, count, resamples, generator)])
+    below, above = torch.quantile(shares, _TAILS).tolist()
+    low, high = min(low, below), max(high, above)
+    for found in (hit, size - hit) if 0 < hit.sum() < size.sum() else ():
+        clusters_with = int((found > 0).sum())
+        if 0 < clusters_with < FEW:
+            together = float(found.sum()) / clusters_with
+            below, above = _wilson(float(hit.sum() / size.sum()), hits.numel() / together)
+            low, high = min(low, below), max(high, above)
+    return low, high
+
+
+def bootstrap(
+    positive: Tensor,
+    negative: Tensor,
+    *,
+    positive_clusters: Sequence[Hashable] | None = None,
+    negative_clusters: Sequence[Hashable] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """The interval of each of `wise.lab.eval.metrics.FIGURES`: percentiles over resamples (Efron 1979).
+
+    Positives and negatives are resampled apart, each as many clusters as it has, with replacement (Field & Welsh
+    2007); left out, every score is a cluster of its own. Scores are sorted once: a resample is a weight for each.
+
+    Raises ConfigError where either side is empty or holds NaN, or clusters are not named one for each score.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sides = _Sides.of(checked_scores(positive, "positive").cpu(), checked_scores(negative, "negative").cpu())
+    groups = (
+        _groups(positive.numel(), positive_clusters)[sides.positive_order],
+        _groups(negative.numel(), negative_clusters)[sides.negative_order],
+    )
+    counts = [int(group.max()) + 1 for group in groups]
+    drawn = [
+        _resampled(count, max(positive.numel(), negative.numel()), resamples, generator) for count in counts
+    ]
+    found: dict[str, list[Tensor]] = {name: [] for name in _WEIGHTED}
+    for hits, false in zip(*drawn, strict=True):
+        curve = sides.curve(hits[:, groups[0]], false[:, groups[1]])
+        for name, figure in _WEIGHTED.items():
+            found[name].append(figure(curve))
+    intervals = {name: torch.quantile(torch.cat(values), _TAILS).tolist() for name, values in found.items()}
+    return {name: (low, high) for name, (low, high) in intervals.items()}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Calibration:
+    """A threshold set on one half of the negatives for a promised false-positive rate, and what the other half saw."""
+
+    promised: float
+    threshold: float
+    """inf where the first half is too small for the promise."""
+    realised: float
+    """Share of the second half that is routed."""
+    interval: Interval
+    """Of `realised`."""
+
+
+def conformal_threshold(negative: Tensor, promised: float) -> float:
+    """The least threshold that a score, exchangeable with these `[n]`, passes with a probability of at most `promised`.
+
+    It lies just above the ceil((n + 1)(1 - promised))-th smallest of them (Vovk et al. 2005); inf where they are too
+    few for the promise.
+
+    Raises ConfigError if `promised` is not between 0 and 1, or the scores are empty or hold NaN.
+    """
+    if not 0 < promised < 1:
+        raise ConfigError(f"promised={promised!r}: expected a rate between 0 and 1")
+    known = checked_scores(negative, "negative").cpu().sort().values
+    # Counted down from the top: (n + 1) * promised is exact where 1 - promised is rounded.
+    above = math.floor((known.numel() + 1) * promised + 1e-9)
+    return math.nextafter(float(known[-above]), math.inf) if above >= 1 else math.inf
+
+
+def calibrate(
+    negative: Tensor, promised: float, *, clusters: Sequence[Hashable] | None = None, seed: int = 0
+) -> Calibration:
+    """Split conformal calibration: is a false-positive rate that was promised on some negatives kept on others?
+
+    The threshold is `conformal_threshold` of the first half. A cluster is in one half only, or the second half would
+    not be unseen.
+
+    Raises ConfigError if `promised` is not between 0 and 1, the scores are empty or hold NaN, or there are fewer
+    than two clusters.
+    """
+    scores = checked_scores(negative, "negative").cpu()
+    groups = _groups(scores.numel(), clusters)
+    count = int(groups.max()) + 1
+    if count < 2:
+        raise ConfigError("one cluster of negative scores cannot be split in two halves: give at least two")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    first = torch.zeros(count, dtype=torch.bool)
+    first[order[: (count + 1) // 2]] = True
+    known, unseen = scores[first[groups]], scores[~first[groups]]
+    threshold = conformal_threshold(known, promised)
+    routed = (unseen >= threshold) & (threshold < math.inf)
+    names = groups[~first[groups]].tolist()
+    return Calibration(
+        promised=promised,
+        threshold=threshold,
+        realised=float(routed.double().mean()),
+        interval=share_interval(routed, names, seed=seed),
+    )
+
+
+def _groups(count: int, clusters: Sequence[Hashable] | None) -> Tensor:
+    """`[count]` the number of each entry's cluster, counted from 0 in the order in which clusters come up."""
+    if clusters is None:
+        return torch.arange(count)
+    if len(clusters) != count:
+        raise ConfigError(f"{len(clusters)} clusters for {count} scores: expected one for each")
+    numbers: dict[Hashable, int] = {}
+    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in clusters])
+
+
+def _resampled(clusters: int, width: int, resamples: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Weights `[part, clusters]` float64 of all resamples: how often each cluster was drawn of as many draws."""
+    part = max(1, _AT_ONCE // max(width, clusters))
+    for start in range(0, resamples, part):
+        rows = min(part, resamples - start)
+        draws = torch.randint(clusters, (rows, clusters), generator=generator)
+        yield torch.zeros(rows, clusters, dtype=torch.float64).scatter_add_(
+            1, draws, torch.ones(1, 1, dtype=torch.float64).expand(rows, clusters)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Curve:
+    """What a threshold at each positive routes in each resample; positives from high to low, ties apart."""
+
+    weight: Tensor
+    """`[r, p]` of each positive."""
+    hits: Tensor
+    """`[r, p]` weight of the positives at or over it."""
+    false: Tensor
+    """`[r, p]` weight of the negatives at or over it."""
+    over: Tensor
+    """`[r, p]` weight of the negatives over it."""
+    positives: Tensor
+    """`[r, 1]` weight of all positives."""
+    negatives: Tensor
+    """`[r, 1]`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Sides:
+    """Sorted scores: where each positive stands among the positives and the negatives."""
+
+    positive_order: Tensor
+    """`[p]` from high to low."""
+    negative_order: Tensor
+    """`[n]` from high to low."""
+    tied: Tensor
+    """`[p]` last place among the positives that has the same score."""
+    at_least: Tensor
+    """`[p]` number of negatives at or over each positive."""
+    over: Tensor
+    """`[p]` number of negatives over each positive."""
+
+    @classmethod
+    def of(cls, positive: Tensor, negative: Tensor) -> _Sides:
+        up, down = (-positive).sort(stable=True), (-negative).sort(stable=True)
+        return cls(
+            positive_order=up.indices,
+            negative_order=down.indices,
+            tied=torch.searchsorted(up.values, up.values, right=True) - 1,
+            at_least=torch.searchsorted(down.values, up.values, right=True),
+            over=torch.searchsorted(down.values, up.values),
+        )
+
+    def curve(self, positive: Tensor, negative: Tensor) -> _Curve:
+        """positive `[r, p]` and negative `[r, n]`: weights in the sorted order."""
+        sums = torch.cat([negative.new_zeros(len(negative), 1), negative.cumsum(1)], dim=1)
+        hits = positive.cumsum(1)
+        return _Curve(
+            weight=positive,
+            hits=hits[:, self.tied],
+            false=sums[:, self.at_least],
+            over=sums[:, self.over],
+            positives=hits[:, -1:],
+            negatives=sums[:, -1:],
+        )
+
+
+def _auroc(curve: _Curve) -> Tensor:
+    below = curve.negatives - (curve.false + curve.over) / 2
+    return (curve.weight * below).sum(1) / (curve.positives * curve.negatives).squeeze(1)
+
+
+def _average_precision(curve: _Curve) -> Tensor:
+    reached = (curve.hits + curve.false).clamp(min=1)  # under 1 only where nothing is drawn so far, weight 0
+    return (curve.weight * curve.hits / reached).sum(1) / curve.positives.squeeze(1)
+
+
+def _fpr_at_tpr(curve: _Curve, tpr: float) -> Tensor:
+    enough = (curve.hits / curve.positives >= tpr).to(torch.uint8).argmax(1, keepdim=True)
+    return (curve.false.gather(1, enough) / curve.negatives).squeeze(1)
+
+
+def _tpr_at_fpr(curve: _Curve, fpr: float) -> Tensor:
+    allowed = curve.false / curve.negatives <= fpr
+    return (curve.hits * allowed).max(1).values / curve.positives.squeeze(1)
+
+
+_WEIGHTED: Mapping[str, Callable[[_Curve], Tensor]] = {
+    "auroc": _auroc,
+    "average_precision": _average_precision,
+    "fpr_at_95_tpr": lambda curve: _fpr_at_tpr(curve, 0.95),
+    "tpr_at_fpr_0.01": lambda curve: _tpr_at_fpr(curve, 0.01),
+    "tpr_at_fpr_0.001": lambda curve: _tpr_at_fpr(curve, 0.001),
+}
+"""`wise.lab.eval.metrics.FIGURES` over all resamples at once, `[r]` each."""

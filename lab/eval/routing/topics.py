@@ -1,0 +1,79 @@
+"""What the words of a question are about: which of them may ask for the same, and which ask for nothing.
+
+The rows are English and were drawn up by reading the templates of CounterFact, zsRE, KnowEdit and MQuAKE. They are
+coarse on purpose: where two questions share a row they are not taken to be different, and one prompt is lost.
+"""
+
+from __future__ import annotations
+
+from wise.lab.eval.routing.wording import words
+
+# Words that ask nothing by themselves, so that sharing one of them means nothing.
+_EMPTY = frozenset(
+    "a an the of in on at to for by from with as and or that this it its he she they his her their him them who whom "
+    "whose what which when how why is are was were be been being am do does did has have had having can could would "
+    "will may might must name names named called known people person thing things kind type sort one ones s t there "
+    "so such into about during over under than then also not no very most some any all you your we our if part "
+    "holds hold held belong belongs belonged associated related".split()
+)
+
+# A word of a row may ask for the same as any other word of it.
+_TOPICS = tuple(
+    frozenset(row.split())
+    for row in (
+        "father dad daddy mother mom mum parent parents child children son sons daughter daughters kid kids offspring",
+        "wife husband spouse married marry marriage partner wed",
+        "brother brothers sister sisters sibling siblings",
+        "born birth birthplace birthday birthdate native originally hometown",
+        "died die dies death dead passed perished killed buried succumbed expired life lost deathplace",
+        "occupation profession job career work works worked working employed employer employment employ position role "
+        "office title field area domain expertise specialty specializes services living post",
+        "language languages tongue speak speaks spoke spoken speaker understand writes wrote written writing",
+        "located location place places where situated found state city town village country nation region continent "
+        "district county province headquarters headquarter headquartered based base lies area site municipality "
+        "lived live lives within capital twin navigating",
+        "country nation national nationality citizen citizenship origin originated originates originate "
+        "originally ethnic ethnicity native created formed founded developed formulated comes came",
+        "year years date day time start started begin began beginning end ended founded formed established "
+        "released release debuted premiered first aired launched inception dissolved creation since",
+        "sex gender male female",
+        "team club teams play plays played playing player sport position league instrument performs performing genre "
+        "music professional squad football",
+        "award awards prize honor honour medal won win received recipient nominated",
+        "published publisher publishes publish released release network channel aired broadcast debuted premiered "
+        "label premieres debut premiere originally record records",
+        "manufacturer manufactured made maker makes make produced producer production product company built builder "
+        "build created creator creates create developed developer develops designed designer owned owner owns own "
+        "responsible constructed architect firm business corporation",
+        "studied study attended attend school university college educated education alma went student degree graduated",
+        "starred star stars cast actor actors actress featured featuring film members member appear appeared appears",
+        "author writer wrote written writes composed composer lyrics book novel artist painter painted",
+        "member members organization organisation affiliated affiliation religion religious party political faith "
+        "follows follower group belongs league",
+        "voice vocal range singing sing sings tone",
+        "family genus species order taxon class rank parent",
+        "conflict war battle fought army military branch served serve unit rank",
+        "material surface constructed",
+        "after honor honour eponym namesake",
+        "series sequel franchise season prequel follows followed preceded succeeded successor predecessor next "
+        "previous",
+        "director directed directs screenwriter producer produced",
+        "character characters fictional universe",
+        "disease illness condition cause caused",
+        "software system operating platform programming",
+        "leader president head chief ceo chairman chairperson minister king queen mayor governor chairwoman",
+        "discovered discoverer discovery invented inventor found",
+    )
+)
+
+_ROW = "#"
+_TOPICS_OF: dict[str, frozenset[int]] = {
+    word: frozenset(place for place, row in enumerate(_TOPICS) if word in row) for row in _TOPICS for word in row
+}
+
+
+def topics_of(text: str) -> frozenset[str]:
+    """What a text is about: its words that are not empty, and the rows of like words that they stand in."""
+    found = {word for word in words(text.replace("{}", " ")) if word not in _EMPTY}
+    rows = {f"{_ROW}{place}" for word in found for place in _TOPICS_OF.get(word, ())}
+    return frozenset(found | rows)
