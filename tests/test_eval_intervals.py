@@ -1,8 +1,7 @@
-"""Intervals of routing figures against scipy, naive resampling and weights by hand; what calibration promises."""
+"""Intervals of routing figures against scipy, naive resampling and weights by hand."""
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
 from itertools import product
@@ -20,8 +19,6 @@ from wise.lab.eval.intervals import (
     _WEIGHTED,
     _Sides,
     bootstrap,
-    calibrate,
-    conformal_threshold,
     share_interval,
     wilson,
 )
@@ -143,55 +140,13 @@ def test_an_interval_of_a_share_is_never_narrower_than_wilsons() -> None:
     assert nothing == wilson(0, 100)
 
 
-def test_a_promise_is_kept_on_average_and_the_threshold_is_the_conformal_one() -> None:
-    negative = normal(400, 8)
-    kept = [calibrate(negative, 0.1, seed=seed).realised for seed in range(200)]
-    assert 0.08 < statistics.fmean(kept) <= 0.105
-    found = calibrate(negative, 0.1)
-    routed = (negative.double() >= found.threshold).sum()
-    # ceil(201 * 0.9) = 181: of the first half the 19 largest lie over the threshold, 20 or so of the other.
-    assert 19 <= int(routed) and found.interval[0] <= found.realised <= found.interval[1]
-    assert round(found.realised * 200) == int(routed) - 19
-
-
-def test_too_few_scores_for_a_promise_open_nothing() -> None:
-    found = calibrate(normal(20, 9), 0.01)
-    assert found.threshold == math.inf and found.realised == 0
-    assert found.interval == wilson(0, 10)
-    assert calibrate(torch.full((20,), torch.inf), 0.01).realised == 0
-    just = calibrate(normal(198, 9), 0.01)  # (99 + 1) * 0.01 = 1: the largest of the first half
-    assert just.threshold < math.inf and calibrate(normal(196, 9), 0.01).threshold == math.inf
-
-
-def test_ties_with_the_threshold_are_not_routed() -> None:
-    assert calibrate(torch.ones(100), 0.1).realised == 0
-    assert calibrate(torch.full((100,), -torch.inf), 0.1).realised == 0
-
-
-def test_a_cluster_is_in_one_half_only() -> None:
-    """Half of the clusters score high throughout: with clusters split, a threshold of such a half would be low."""
-    scores = torch.tensor([float(cluster == 0) for cluster in range(10) for _ in range(50)])
-    clusters = [cluster for cluster in range(10) for _ in range(50)]
-    realised = {calibrate(scores, 0.01, clusters=clusters, seed=seed).realised for seed in range(20)}
-    assert realised == {0.0, 0.2}
-    assert {calibrate(scores, 0.01, seed=seed).realised for seed in range(20)} == {0.0}
-
-
 def test_bad_input_is_refused() -> None:
     some, none, broken = torch.ones(3), torch.ones(0), torch.tensor([1.0, torch.nan])
     for positive, negative in [(none, some), (some, none), (broken, some), (some, broken)]:
         with pytest.raises(ConfigError):
             bootstrap(positive, negative)
-    for scores in (none, broken):
-        with pytest.raises(ConfigError):
-            calibrate(scores, 0.1)
     with pytest.raises(ConfigError, match="2 clusters for 3 scores"):
         bootstrap(some, some, positive_clusters=["a", "b"])
-    with pytest.raises(ConfigError, match="at least two"):
-        calibrate(some, 0.1, clusters=["a"] * 3)
-    for promised in (0.0, 1.0, math.nan):
-        with pytest.raises(ConfigError, match="promised="):
-            calibrate(some, promised)
     for hits, count in [(0, 0), (2, 1), (-1, 3)]:
         with pytest.raises(ConfigError, match="hits="):
             wilson(hits, count)
@@ -224,20 +179,3 @@ def test_such_an_interval_holds_what_it_says() -> None:
             low, high = share_interval(hits, clusters, resamples=200)
             held.append(low <= 0.05 <= high)
     assert sum(held) / len(held) > 0.85
-
-
-@given(st.lists(levels, min_size=1, max_size=60), st.sampled_from([0.01, 0.05, 0.3, 0.9]))
-@settings(max_examples=100)
-def test_a_threshold_opens_for_no_more_of_its_own_scores_than_promised_and_lower_ones_for_too_many(
-    scores: list[float], promised: float
-) -> None:
-    known = torch.tensor(scores, dtype=torch.float64)
-    threshold = conformal_threshold(known, promised)
-    assert float((known >= threshold).double().mean()) <= promised
-    if math.isfinite(threshold):
-        under = math.nextafter(threshold, -math.inf)
-        assert int((known >= under).sum()) + 1 > (len(scores) + 1) * promised - 1e-9
-    else:
-        assert (len(scores) + 1) * promised < 1 + 1e-6 or -math.inf in scores
-    with pytest.raises(ConfigError, match="rate between 0 and 1"):
-        conformal_threshold(known, 1.0)

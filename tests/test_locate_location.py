@@ -22,9 +22,9 @@ from wise.errors import ConfigError
 from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile
 from wise.lab.eval.significance import bootstrap_interval
 from wise.lab.formats.facts import Fact
-from wise.lab.locate.location import Location, _by_role, trace
+from wise.lab.locate.location import _by_role, trace
+from wise.lab.locate.results import Location, spearman
 from wise.lab.locate.roles import FIRST_SUBSEQUENT, FURTHER, LAST, LAST_SUBJECT, ROLES
-from wise.lab.locate.statistics import spearman
 from wise.lab.locate.tracing import ENDS, UNKNOWN, Known
 from wise.training.encoding import learn_encoder
 

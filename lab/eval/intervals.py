@@ -1,4 +1,4 @@
-"""How sure the routing figures are: intervals of shares, of figures by resampling, and of what calibration promises.
+"""Confidence intervals of the routing figures: of shares, and of figures by resampling.
 
 Prompts are rarely independent: the paraphrases of one edit are routed alike. So what is resampled is clusters,
 say all prompts of one record, or all tokens of one text. All intervals are two-sided, of 95 %.
@@ -107,66 +107,6 @@ def bootstrap(
             found[name].append(figure(curve))
     intervals = {name: torch.quantile(torch.cat(values), _TAILS).tolist() for name, values in found.items()}
     return {name: (low, high) for name, (low, high) in intervals.items()}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Calibration:
-    """A threshold set on one half of the negatives for a promised false-positive rate, and what the other half saw."""
-
-    promised: float
-    threshold: float
-    """inf where the first half is too small for the promise."""
-    realised: float
-    """Share of the second half that is routed."""
-    interval: Interval
-    """Of `realised`."""
-
-
-def conformal_threshold(negative: Tensor, promised: float) -> float:
-    """The least threshold that a score, exchangeable with these `[n]`, passes with a probability of at most `promised`.
-
-    It lies just above the ceil((n + 1)(1 - promised))-th smallest of them (Vovk et al. 2005); inf where they are too
-    few for the promise.
-
-    Raises ConfigError if `promised` is not between 0 and 1, or the scores are empty or hold NaN.
-    """
-    if not 0 < promised < 1:
-        raise ConfigError(f"promised={promised!r}: expected a rate between 0 and 1")
-    known = checked_scores(negative, "negative").cpu().sort().values
-    # Counted down from the top: (n + 1) * promised is exact where 1 - promised is rounded.
-    above = math.floor((known.numel() + 1) * promised + 1e-9)
-    return math.nextafter(float(known[-above]), math.inf) if above >= 1 else math.inf
-
-
-def calibrate(
-    negative: Tensor, promised: float, *, clusters: Sequence[Hashable] | None = None, seed: int = 0
-) -> Calibration:
-    """Split conformal calibration: is a false-positive rate that was promised on some negatives kept on others?
-
-    The threshold is `conformal_threshold` of the first half. A cluster is in one half only, or the second half would
-    not be unseen.
-
-    Raises ConfigError if `promised` is not between 0 and 1, the scores are empty or hold NaN, or there are fewer
-    than two clusters.
-    """
-    scores = checked_scores(negative, "negative").cpu()
-    groups = _groups(scores.numel(), clusters)
-    count = int(groups.max()) + 1
-    if count < 2:
-        raise ConfigError("one cluster of negative scores cannot be split in two halves: give at least two")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    first = torch.zeros(count, dtype=torch.bool)
-    first[order[: (count + 1) // 2]] = True
-    known, unseen = scores[first[groups]], scores[~first[groups]]
-    threshold = conformal_threshold(known, promised)
-    routed = (unseen >= threshold) & (threshold < math.inf)
-    names = groups[~first[groups]].tolist()
-    return Calibration(
-        promised=promised,
-        threshold=threshold,
-        realised=float(routed.double().mean()),
-        interval=share_interval(routed, names, seed=seed),
-    )
 
 
 def _groups(count: int, clusters: Sequence[Hashable] | None) -> Tensor:

@@ -1,9 +1,8 @@
-"""What a model's traces say together: effects by the role of a token and by layer, averaged over facts."""
+"""Causal traces of many facts, averaged by the role of a token and by layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from wise.errors import ConfigError
 from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.environment import environment
 from wise.lab.eval.significance import bootstrap_interval
+from wise.lab.locate.results import Effects, Location
 from wise.lab.locate.roles import ROLES, token_roles
 from wise.lab.locate.running import Runner
 from wise.lab.locate.sites import KINDS, find_sites
@@ -36,81 +36,6 @@ from wise.training.generation import evaluating
 
 if TYPE_CHECKING:
     from wise.lab.formats.facts import Fact
-    from wise.lab.locate.sweep import Sweep
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effects:
-    """One kind of effect. A role that no fact has is None throughout."""
-
-    mean: list[list[float | None]]
-    """Per role, per layer: the mean over facts of the mean over a fact's tokens of that role."""
-    ci: list[list[list[float] | None]]
-    """The same: 95% bootstrap interval over facts."""
-    n: list[int]
-    """Per role: facts that have it."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"mean": self.mean, "ci": self.ci, "n": self.n}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Location:
-    """Where a model keeps facts, as far as causal tracing tells, and where editing them works."""
-
-    model: Mapping[str, Any]
-    facts: int
-    """Facts traced."""
-    skipped: Mapping[str, int]
-    """Why facts were left out -> how many."""
-    noise: float
-    """Standard deviation of the noise."""
-    samples: int
-    window: int
-    layers: int
-    effects: Mapping[str, Effects]
-    low_score: float
-    """Mean probability of the answer's first token with noise."""
-    high_score: float
-    """The same, clean."""
-    severed: Mapping[str, list[float]]
-    """Curve -> mean effect per layer of the state at the subject's last token."""
-    severed_ci: Mapping[str, list[list[float]]]
-    seed: int
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    sweep: Sweep | None = None
-
-    def effect(self, kind: str, role: str) -> list[float | None]:
-        """The mean effect of `kind` at tokens of `role`, per layer."""
-        return self.effects[kind].mean[ROLES.index(role)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
-        return {
-            "model": dict(self.model),
-            "facts": self.facts,
-            "skipped": dict(self.skipped),
-            "noise": self.noise,
-            "samples": self.samples,
-            "window": self.window,
-            "roles": list(ROLES),
-            "layers": self.layers,
-            "effects": {kind: effects.to_dict() for kind, effects in self.effects.items()},
-            "low_score": self.low_score,
-            "high_score": self.high_score,
-            "severed": dict(self.severed),
-            "severed_ci": dict(self.severed_ci),
-            "sweep": [],
-            "sweep_records": None,
-            "recommendation": None,
-            "seed": self.seed,
-            "environment": dict(self.environment),
-            **({} if self.sweep is None else self.sweep.to_dict()),
-        }
-
-    def with_sweep(self, sweep: Sweep) -> Location:
-        """The same, with what editing at the layers gave."""
-        return replace(self, sweep=sweep)
 
 
 def trace(

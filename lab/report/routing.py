@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wise.lab.report.axes import decades, named, shares
-from wise.lab.report.charts import Half, Series, lines, mirrored
+from wise.lab.report.charts import Half, Series, decades, lines, mirrored, named, shares
 from wise.lab.report.formats import percent, plain
 from wise.lab.report.svg import Markup
 

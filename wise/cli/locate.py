@@ -74,7 +74,6 @@ def locate(
         str | None, typer.Option("--layers", help="Layers to edit, such as 0,2,4. Left out: all.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="File for all figures, JSON.")] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="File for a page about them, HTML.")] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", help="File to draw the heat maps to, such as heat.png.")
     ] = None,
@@ -89,7 +88,7 @@ def locate(
     an answer runs, and not where editing works; so the layer is recommended by the edits alone.
     """
     make_config(seed=seed)
-    _check_files(output, report, picture)
+    _check_files(output, picture)
     wanted = _layers(layers, no_sweep)
     from wise.lab.formats.facts import read_facts
 
@@ -121,7 +120,7 @@ def locate(
             found = found.with_sweep(swept)
     result = found.to_dict() | {"data": file_facts(data)}
     show_location(result)
-    _write(result, output, report, picture)
+    _write(result, output, picture)
     if as_json:
         show_json(result)
 
@@ -234,9 +233,9 @@ def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Re
     return first, chosen
 
 
-def _check_files(output: Path | None, report: Path | None, picture: Path | None) -> None:
+def _check_files(output: Path | None, picture: Path | None) -> None:
     """Found out before the work and not after it. Raises ConfigError."""
-    for option, file in (("--output", output), ("--report", report), ("--picture", picture)):
+    for option, file in (("--output", output), ("--picture", picture)):
         check_file(option, file)
     if picture is not None:
         from wise.lab.locate.picture import check_picture
@@ -244,7 +243,7 @@ def _check_files(output: Path | None, report: Path | None, picture: Path | None)
         check_picture(picture)
 
 
-def _write(result: dict[str, Any], output: Path | None, report: Path | None, picture: Path | None) -> None:
+def _write(result: dict[str, Any], output: Path | None, picture: Path | None) -> None:
     from wise.lab.eval.results_file import write_json
 
     if picture is not None:
@@ -252,11 +251,6 @@ def _write(result: dict[str, Any], output: Path | None, report: Path | None, pic
 
         draw(result, picture)
         typer.echo(f"heat maps drawn to {picture}")
-    if report is not None:
-        from wise.lab.report import write_locate_report
-
-        write_locate_report(result, report)
-        typer.echo(f"report written to {report}")
     if output is not None:
         write_json(output, result)
         typer.echo(f"figures written to {output}")
