@@ -16,13 +16,11 @@ from torch import Tensor
 
 from wise.errors import ConfigError
 from wise.lab.eval.intervals import (
-    _WEIGHTED,
-    _Sides,
     bootstrap,
     share_interval,
     wilson,
 )
-from wise.lab.eval.metrics import FIGURES
+from wise.lab.eval.metrics import FIGURES, WEIGHTED, Sides
 
 
 def normal(count: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -46,12 +44,12 @@ weighted = st.lists(st.tuples(levels, st.integers(0, 3)), min_size=1, max_size=1
 def test_a_weight_is_a_repetition(positive: list[tuple[float, int]], negative: list[tuple[float, int]]) -> None:
     scores = [torch.tensor([score for score, _ in side], dtype=torch.float64) for side in (positive, negative)]
     weights = [torch.tensor([weight for _, weight in side]) for side in (positive, negative)]
-    sides = _Sides.of(*scores)
+    sides = Sides.of(*scores)
     curve = sides.curve(
         weights[0][sides.positive_order].double().unsqueeze(0), weights[1][sides.negative_order].double().unsqueeze(0)
     )
     repeated = [score.repeat_interleave(weight) for score, weight in zip(scores, weights, strict=True)]
-    for name, figure in _WEIGHTED.items():
+    for name, figure in WEIGHTED.items():
         assert figure(curve).item() == pytest.approx(FIGURES[name](*repeated), abs=1e-12), name
     if all(score.isfinite().all() for score in scores):
         truth = [1] * len(scores[0]) + [0] * len(scores[1])
@@ -59,8 +57,8 @@ def test_a_weight_is_a_repetition(positive: list[tuple[float, int]], negative: l
         values = torch.cat(scores).tolist()
         auroc = roc_auc_score(truth, values, sample_weight=given_weights)
         precision = average_precision_score(truth, values, sample_weight=given_weights)
-        assert _WEIGHTED["auroc"](curve).item() == pytest.approx(auroc)
-        assert _WEIGHTED["average_precision"](curve).item() == pytest.approx(precision)
+        assert WEIGHTED["auroc"](curve).item() == pytest.approx(auroc)
+        assert WEIGHTED["average_precision"](curve).item() == pytest.approx(precision)
 
 
 def naive(positive: Tensor, negative: Tensor, name: str, rounds: int = 1500) -> tuple[float, float]:

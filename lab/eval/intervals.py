@@ -7,14 +7,13 @@ say all prompts of one record, or all tokens of one text. All intervals are two-
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.lab.eval.metrics import checked_scores
+from wise.lab.eval.metrics import WEIGHTED, Sides, checked_scores
 
 Interval = tuple[float, float]
 RESAMPLES = 1000
@@ -91,7 +90,7 @@ def bootstrap(
     Raises ConfigError where either side is empty or holds NaN, or clusters are not named one for each score.
     """
     generator = torch.Generator().manual_seed(seed)
-    sides = _Sides.of(checked_scores(positive, "positive").cpu(), checked_scores(negative, "negative").cpu())
+    sides = Sides.of(checked_scores(positive, "positive").cpu(), checked_scores(negative, "negative").cpu())
     groups = (
         _groups(positive.numel(), positive_clusters)[sides.positive_order],
         _groups(negative.numel(), negative_clusters)[sides.negative_order],
@@ -100,10 +99,10 @@ def bootstrap(
     drawn = [
         _resampled(count, max(positive.numel(), negative.numel()), resamples, generator) for count in counts
     ]
-    found: dict[str, list[Tensor]] = {name: [] for name in _WEIGHTED}
+    found: dict[str, list[Tensor]] = {name: [] for name in WEIGHTED}
     for hits, false in zip(*drawn, strict=True):
         curve = sides.curve(hits[:, groups[0]], false[:, groups[1]])
-        for name, figure in _WEIGHTED.items():
+        for name, figure in WEIGHTED.items():
             found[name].append(figure(curve))
     intervals = {name: torch.quantile(torch.cat(values), _TAILS).tolist() for name, values in found.items()}
     return {name: (low, high) for name, (low, high) in intervals.items()}
@@ -128,91 +127,3 @@ def _resampled(clusters: int, width: int, resamples: int, generator: torch.Gener
         yield torch.zeros(rows, clusters, dtype=torch.float64).scatter_add_(
             1, draws, torch.ones(1, 1, dtype=torch.float64).expand(rows, clusters)
         )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Curve:
-    """What a threshold at each positive routes in each resample; positives from high to low, ties apart."""
-
-    weight: Tensor
-    """`[r, p]` of each positive."""
-    hits: Tensor
-    """`[r, p]` weight of the positives at or over it."""
-    false: Tensor
-    """`[r, p]` weight of the negatives at or over it."""
-    over: Tensor
-    """`[r, p]` weight of the negatives over it."""
-    positives: Tensor
-    """`[r, 1]` weight of all positives."""
-    negatives: Tensor
-    """`[r, 1]`."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Sides:
-    """Sorted scores: where each positive stands among the positives and the negatives."""
-
-    positive_order: Tensor
-    """`[p]` from high to low."""
-    negative_order: Tensor
-    """`[n]` from high to low."""
-    tied: Tensor
-    """`[p]` last place among the positives that has the same score."""
-    at_least: Tensor
-    """`[p]` number of negatives at or over each positive."""
-    over: Tensor
-    """`[p]` number of negatives over each positive."""
-
-    @classmethod
-    def of(cls, positive: Tensor, negative: Tensor) -> _Sides:
-        up, down = (-positive).sort(stable=True), (-negative).sort(stable=True)
-        return cls(
-            positive_order=up.indices,
-            negative_order=down.indices,
-            tied=torch.searchsorted(up.values, up.values, right=True) - 1,
-            at_least=torch.searchsorted(down.values, up.values, right=True),
-            over=torch.searchsorted(down.values, up.values),
-        )
-
-    def curve(self, positive: Tensor, negative: Tensor) -> _Curve:
-        """positive `[r, p]` and negative `[r, n]`: weights in the sorted order."""
-        sums = torch.cat([negative.new_zeros(len(negative), 1), negative.cumsum(1)], dim=1)
-        hits = positive.cumsum(1)
-        return _Curve(
-            weight=positive,
-            hits=hits[:, self.tied],
-            false=sums[:, self.at_least],
-            over=sums[:, self.over],
-            positives=hits[:, -1:],
-            negatives=sums[:, -1:],
-        )
-
-
-def _auroc(curve: _Curve) -> Tensor:
-    below = curve.negatives - (curve.false + curve.over) / 2
-    return (curve.weight * below).sum(1) / (curve.positives * curve.negatives).squeeze(1)
-
-
-def _average_precision(curve: _Curve) -> Tensor:
-    reached = (curve.hits + curve.false).clamp(min=1)  # under 1 only where nothing is drawn so far, weight 0
-    return (curve.weight * curve.hits / reached).sum(1) / curve.positives.squeeze(1)
-
-
-def _fpr_at_tpr(curve: _Curve, tpr: float) -> Tensor:
-    enough = (curve.hits / curve.positives >= tpr).to(torch.uint8).argmax(1, keepdim=True)
-    return (curve.false.gather(1, enough) / curve.negatives).squeeze(1)
-
-
-def _tpr_at_fpr(curve: _Curve, fpr: float) -> Tensor:
-    allowed = curve.false / curve.negatives <= fpr
-    return (curve.hits * allowed).max(1).values / curve.positives.squeeze(1)
-
-
-_WEIGHTED: Mapping[str, Callable[[_Curve], Tensor]] = {
-    "auroc": _auroc,
-    "average_precision": _average_precision,
-    "fpr_at_95_tpr": lambda curve: _fpr_at_tpr(curve, 0.95),
-    "tpr_at_fpr_0.01": lambda curve: _tpr_at_fpr(curve, 0.01),
-    "tpr_at_fpr_0.001": lambda curve: _tpr_at_fpr(curve, 0.001),
-}
-"""`wise.lab.eval.metrics.FIGURES` over all resamples at once, `[r]` each."""

@@ -1,13 +1,15 @@
 """How well a score tells edited tokens (positive) from unrelated ones (negative).
 
-Everywhere a token is routed to the side memory when its score is at least the threshold. Scores may
-be of any shape and are read flat; they may be infinite (no key: -inf) but not NaN.
+A token is routed to the side memory when its score is at least the threshold. Scores may be of any shape and are read
+flat; they may be infinite (no key: -inf) but not NaN. Every figure is defined once, over weighted scores: a bootstrap
+resample is a weight for each score, and a plain figure has the weight 1 throughout.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,71 +20,112 @@ from wise.errors import ConfigError
 ROC_POINTS = 200
 
 
-def auroc(positive: Tensor, negative: Tensor) -> float:
-    """P(positive > negative) + P(positive = negative) / 2, over all pairs, in [0, 1].
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curve:
+    """What a threshold at each positive routes in each resample; positives from high to low, ties apart."""
 
-    The area under the ROC curve as the Mann-Whitney statistic (Hanley & McNeil 1982).
+    weight: Tensor
+    """`[r, p]` of each positive."""
+    hits: Tensor
+    """`[r, p]` weight of the positives at or over it."""
+    false: Tensor
+    """`[r, p]` weight of the negatives at or over it."""
+    over: Tensor
+    """`[r, p]` weight of the negatives over it."""
+    positives: Tensor
+    """`[r, 1]` weight of all positives."""
+    negatives: Tensor
+    """`[r, 1]`."""
 
-    Raises ConfigError if either is empty or holds NaN.
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sides:
+    """Sorted scores: where each positive stands among the positives and the negatives."""
+
+    positive_order: Tensor
+    """`[p]` from high to low."""
+    negative_order: Tensor
+    """`[n]` from high to low."""
+    tied: Tensor
+    """`[p]` last place among the positives that has the same score."""
+    at_least: Tensor
+    """`[p]` number of negatives at or over each positive."""
+    over: Tensor
+    """`[p]` number of negatives over each positive."""
+
+    @classmethod
+    def of(cls, positive: Tensor, negative: Tensor) -> Sides:
+        up, down = (-positive).sort(stable=True), (-negative).sort(stable=True)
+        return cls(
+            positive_order=up.indices,
+            negative_order=down.indices,
+            tied=torch.searchsorted(up.values, up.values, right=True) - 1,
+            at_least=torch.searchsorted(down.values, up.values, right=True),
+            over=torch.searchsorted(down.values, up.values),
+        )
+
+    def curve(self, positive: Tensor, negative: Tensor) -> Curve:
+        """positive `[r, p]` and negative `[r, n]`: weights in the sorted order."""
+        sums = torch.cat([negative.new_zeros(len(negative), 1), negative.cumsum(1)], dim=1)
+        hits = positive.cumsum(1)
+        return Curve(
+            weight=positive,
+            hits=hits[:, self.tied],
+            false=sums[:, self.at_least],
+            over=sums[:, self.over],
+            positives=hits[:, -1:],
+            negatives=sums[:, -1:],
+        )
+
+
+def weighted_auroc(curve: Curve) -> Tensor:
+    """P(positive > negative) + P(positive = negative) / 2: the Mann-Whitney statistic (Hanley & McNeil 1982)."""
+    below = curve.negatives - (curve.false + curve.over) / 2
+    return (curve.weight * below).sum(1) / (curve.positives * curve.negatives).squeeze(1)
+
+
+def weighted_average_precision(curve: Curve) -> Tensor:
+    """Sum over thresholds of precision times the recall gained there, without interpolation, as in scikit-learn."""
+    reached = (curve.hits + curve.false).clamp(min=1)  # under 1 only where nothing is drawn so far, weight 0
+    return (curve.weight * curve.hits / reached).sum(1) / curve.positives.squeeze(1)
+
+
+def weighted_fpr_at_tpr(curve: Curve, tpr: float) -> Tensor:
+    """Smallest share of negatives that a threshold routes which routes at least `tpr`, above 0, of the positives."""
+    enough = (curve.hits / curve.positives >= tpr).to(torch.uint8).argmax(1, keepdim=True)
+    return (curve.false.gather(1, enough) / curve.negatives).squeeze(1)
+
+
+def weighted_tpr_at_fpr(curve: Curve, fpr: float) -> Tensor:
+    """Largest share of positives that a threshold routes which routes at most `fpr` of the negatives.
+
+    With fewer than 1 / `fpr` negatives none of them may be routed, and the figure says no more than that.
     """
-    positive = checked_scores(positive, "positive")
-    negative = checked_scores(negative, "negative").sort().values
-    below = torch.searchsorted(negative, positive).sum()
-    not_above = torch.searchsorted(negative, positive, right=True).sum()
-    return int(below + not_above) / (2 * positive.numel() * negative.numel())
+    allowed = curve.false / curve.negatives <= fpr
+    return (curve.hits * allowed).max(1).values / curve.positives.squeeze(1)
 
 
-def tpr_at_fpr(positive: Tensor, negative: Tensor, fpr: float) -> float:
-    """Largest share of positives routed by any threshold that routes at most `fpr` of the negatives.
-
-    A threshold routes all scores that tie or none, so the false-positive rate reached may be lower. With fewer
-    than 1 / `fpr` negatives not one of them may be routed, and the figure says no more than that.
-
-    Raises ConfigError if `fpr` is not in [0, 1], or either tensor is empty or holds NaN.
-    """
-    if not 0 <= fpr <= 1:
-        raise ConfigError(f"fpr={fpr!r}: expected a number in [0, 1]")
-    positive = checked_scores(positive, "positive")
-    negative = checked_scores(negative, "negative").sort(descending=True).values
-    count = negative.numel()
-    # The quotients, not floor(fpr * count): 0.29 * 100 is a little under 29.
-    rates = torch.arange(1, count + 1, dtype=torch.float64, device=negative.device) / count
-    allowed = int((rates <= fpr).sum())
-    if allowed == count:
-        return 1.0
-    return float((positive > negative[allowed]).double().mean())
+WEIGHTED: Mapping[str, Callable[[Curve], Tensor]] = {
+    "auroc": weighted_auroc,
+    "average_precision": weighted_average_precision,
+    "fpr_at_95_tpr": partial(weighted_fpr_at_tpr, tpr=0.95),
+    "tpr_at_fpr_0.01": partial(weighted_tpr_at_fpr, fpr=0.01),
+    "tpr_at_fpr_0.001": partial(weighted_tpr_at_fpr, fpr=0.001),
+}
+"""What is reported of positive against negative scores, by name: of each resample, `[r]`."""
 
 
-def fpr_at_tpr(positive: Tensor, negative: Tensor, tpr: float) -> float:
-    """Smallest share of negatives routed by any threshold that routes at least `tpr` of the positives.
-
-    Raises ConfigError if `tpr` is not in [0, 1], or either tensor is empty or holds NaN.
-    """
-    if not 0 <= tpr <= 1:
-        raise ConfigError(f"tpr={tpr!r}: expected a number in [0, 1]")
-    positive = checked_scores(positive, "positive").sort(descending=True).values
-    negative = checked_scores(negative, "negative")
-    count = positive.numel()
-    rates = torch.arange(1, count + 1, dtype=torch.float64, device=positive.device) / count
-    needed = int((rates < tpr).sum())  # the score at this place must be routed
-    if tpr == 0:
-        return 0.0
-    return float((negative >= positive[needed]).double().mean())
+def plain(positive: Tensor, negative: Tensor, *, figure: Callable[[Curve], Tensor]) -> float:
+    """A figure of scores that all count once. Raises ConfigError if either side is empty or holds NaN."""
+    sides = Sides.of(checked_scores(positive, "positive"), checked_scores(negative, "negative"))
+    ones = torch.ones(1, 1, dtype=torch.float64, device=sides.tied.device)
+    return float(figure(sides.curve(ones.expand(1, positive.numel()), ones.expand(1, negative.numel()))))
 
 
-def average_precision(positive: Tensor, negative: Tensor) -> float:
-    """Sum over thresholds, from high to low, of precision times the recall gained there; no interpolation.
-
-    Scores that tie are one threshold, as in scikit-learn's `average_precision_score`. Unlike the AUROC it falls
-    with the number of negatives per positive.
-
-    Raises ConfigError if either is empty or holds NaN.
-    """
-    positive = checked_scores(positive, "positive")
-    negative = checked_scores(negative, "negative")
-    hits, false = _counts(positive, negative, _falling(positive))
-    gained = torch.diff(hits, prepend=hits.new_zeros(1))
-    return float((gained * hits / (hits + false)).sum() / positive.numel())
+FIGURES: Mapping[str, Callable[[Tensor, Tensor], float]] = {
+    name: partial(plain, figure=figure) for name, figure in WEIGHTED.items()
+}
+auroc = FIGURES["auroc"]
 
 
 def roc_curve(positive: Tensor, negative: Tensor, points: int = ROC_POINTS) -> list[tuple[float, float]]:
@@ -110,26 +153,6 @@ def roc_curve(positive: Tensor, negative: Tensor, points: int = ROC_POINTS) -> l
         low = torch.searchsorted(curve[:, 0].cpu().contiguous(), wanted, right=True) - 1
         curve = curve[_falling(torch.cat([even, low])).flip(0).to(curve.device)]
     return [(x, y) for x, y in curve.tolist()]
-
-
-FIGURES: Mapping[str, Callable[[Tensor, Tensor], float]] = {
-    "auroc": auroc,
-    "average_precision": average_precision,
-    "fpr_at_95_tpr": partial(fpr_at_tpr, tpr=0.95),
-    "tpr_at_fpr_0.01": partial(tpr_at_fpr, fpr=0.01),
-    "tpr_at_fpr_0.001": partial(tpr_at_fpr, fpr=0.001),
-}
-"""What is reported of positive against negative scores, by name."""
-
-
-def false_route_rate(negative: Tensor, threshold: float) -> float:
-    """Unrelated tokens sent to the side memory, per million.
-
-    Raises ConfigError if `threshold` is NaN, or `negative` is empty or holds NaN.
-    """
-    if math.isnan(threshold):
-        raise ConfigError("threshold is NaN: expected a number")
-    return 1e6 * float((checked_scores(negative, "negative") >= threshold).double().mean())
 
 
 def _falling(scores: Tensor) -> Tensor:
