@@ -1,4 +1,4 @@
-"""A run and a trace as the commands write them, with figures drawn by chance and prompts made up here."""
+"""A run as the command writes it, with figures drawn by chance and prompts made up here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ CLASSES = {
     "near_duplicate": (240, "prompt", 0.88, 0.2),
     "running_text": (20000, "token", 0.2, 0.17),
     "long_context": (4000, "token", 0.25, 0.19),
-    "old_answer": (180, "prompt", 0.45, 0.2),
     "chat": (120, "prompt", 0.4, 0.2),
     "multi_turn": (90, "prompt", 0.5, 0.22),
 }
@@ -23,7 +22,6 @@ POSITIVES = {
     "paraphrases": (200, 1.2, 0.24),
     "free_paraphrases": (180, 0.9, 0.3),
     "prefixed": (100, 1.3, 0.2),
-    "planted_old_answer": (100, 1.1, 0.25),
     "chat": (100, 1.05, 0.3),
 }
 BINS = [round(0.05 * i, 2) for i in range(41)]

@@ -7,8 +7,8 @@ weights of its own at the cost of two thin products.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from wise.errors import UnsupportedModelError
 from wise.lab.editors.context import EditingContext, TokenRow, padded_rows
+from wise.memory.layer import hooked
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Path of a linear layer -> `[edits, n, f]` and `[edits, n, d]`; the matrix `[d, f]` of an edit is the sum over n of
@@ -73,7 +74,7 @@ def taken(
         probes[path] = torch.zeros_like(out, requires_grad=True)
         return out + probes[path]
 
-    with torch.enable_grad(), hooked(linears, lambda path: partial(probed, path)):
+    with torch.enable_grad(), hooked((module, partial(probed, path)) for path, module in linears.items()):
         loss = spoken_loss(logits(model, ids, mask), labels).sum()
     found = torch.autograd.grad(loss, list(probes.values()))
     deltas = dict(zip(probes, found, strict=True))
@@ -94,16 +95,7 @@ def added(linears: Mapping[str, nn.Module], update: Factors) -> Iterator[None]:
         found: Tensor = out + (read @ u.mT @ delta).reshape(out.shape).to(out.dtype)
         return found
 
-    with hooked(linears, lambda path: partial(changed, path)):
-        yield
-
-
-@contextmanager
-def hooked(linears: Mapping[str, nn.Module], hook: Callable[[str], Any]) -> Iterator[None]:
-    """For the length of a `with` block each layer has the forward hook made for its path."""
-    with ExitStack() as stack:
-        for path, module in linears.items():
-            stack.callback(module.register_forward_hook(hook(path)).remove)
+    with hooked((module, partial(changed, path)) for path, module in linears.items()):
         yield
 
 

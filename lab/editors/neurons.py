@@ -49,6 +49,7 @@ from wise.lab.editors.base import Applied, WeightEditor
 from wise.lab.editors.context import EditingContext, as_weight, target_losses
 from wise.lab.editors.fine_tuning import logits_with
 from wise.lab.editors.settings import Settings
+from wise.memory.layer import hooked
 
 Neuron = tuple[int, int]
 """Block, and place among the f activations that its value projection reads."""
@@ -240,12 +241,8 @@ def activations(context: EditingContext, row: Sequence[int]) -> list[Tensor]:
     def keep(layer: int) -> Callable[[Module, Any], None]:
         return lambda module, args: seen.__setitem__(layer, args[0].reshape(-1, args[0].shape[-1])[-1].float())
 
-    handles = [value_projection(context, i).register_forward_pre_hook(keep(i)) for i in range(context.depth)]
-    try:
+    with hooked(((value_projection(context, i), keep(i)) for i in range(context.depth)), before=True):
         next_token(context, row)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [seen[layer] for layer in range(context.depth)]
 
 
@@ -268,11 +265,8 @@ def replaced(context: EditingContext, layer: int, change: Callable[[Tensor], Ten
         last = change(by_row[:, -1])
         return (torch.cat([by_row[:, :-1], last[:, None]], 1).reshape(x.shape), *args[1:])
 
-    handle = value_projection(context, layer).register_forward_pre_hook(hook)
-    try:
+    with hooked([(value_projection(context, layer), hook)], before=True):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from wise.architectures import ValueProjection
 from wise.lab.editors.context import EditingContext
-from wise.memory.layer import execution_device
+from wise.memory.layer import execution_device, hooked
 
 
 class Replacement(nn.Module, ABC):
@@ -48,12 +48,9 @@ class Replacement(nn.Module, ABC):
         """What goes into the base's layer at each token of a prompt, `[tokens, f]`, and what comes out, `[tokens, d]`;
         alike with edits and without."""
         found: list[Tensor] = []
-        handle = self.base_layer.register_forward_hook(lambda _, args, output: found.extend((args[0], output)))
-        try:
-            ids = torch.tensor([list(prompt)], device=execution_device(model))
+        ids = torch.tensor([list(prompt)], device=execution_device(model))
+        with hooked([(self.base_layer, lambda _, args, output: found.extend((args[0], output)))]):
             model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        finally:
-            handle.remove()
         activation, output = (tensor.reshape(len(prompt), -1) for tensor in found)
         return activation, output
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.lab.editors.context import EditingContext
+from wise.lab.editors.context import EditingContext, padded_rows
 from wise.lab.editors.settings import Settings
+from wise.memory.layer import hooked
 
 ROWS = 16
 """Rows of the corpus in one forward."""
@@ -82,9 +83,9 @@ def _computed(context: EditingContext, paths: Sequence[str], tokens: int, length
     sums: dict[str, Tensor] = {}
     done = 0
     for rows in _batches(context.corpus(tokens, length=length, seed=seed)):
-        ids, mask = _padded(rows, context.device)
+        ids, mask, _ = padded_rows([(row, [0]) for row in rows], context.device)
         for path, activation in _inputs(context, paths, ids, mask).items():
-            keys = activation.reshape(-1, activation.shape[-1])[mask.flatten()].double()
+            keys = activation.reshape(-1, activation.shape[-1])[mask.flatten().bool()].double()
             sums[path] = sums[path] + keys.T @ keys if path in sums else keys.T @ keys
         done += int(mask.sum())
         context.shown("second moment", done, tokens)
@@ -94,15 +95,9 @@ def _computed(context: EditingContext, paths: Sequence[str], tokens: int, length
 def _inputs(context: EditingContext, paths: Sequence[str], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """What goes into each module in one forward; hooked for no longer, since the base is sampled from in between."""
     seen: dict[str, Tensor] = {}
-    handles = [
-        context.model.get_submodule(path).register_forward_pre_hook(lambda _, a, path=path: seen.update({path: a[0]}))
-        for path in paths
-    ]
-    try:
-        context.model(ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = ((path, context.model.get_submodule(path)) for path in paths)
+    with hooked(((m, lambda _, args, path=path: seen.update({path: args[0]})) for path, m in modules), before=True):
+        context.model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
     return seen
 
 
@@ -115,14 +110,6 @@ def _batches(rows: Iterator[list[int]]) -> Iterator[list[list[int]]]:
             batch = []
     if batch:
         yield batch
-
-
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids, right-padded, and what of them is no padding: `[batch, longest]` each."""
-    tensors = [torch.tensor(row) for row in rows]
-    ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
-    return ids.to(device), mask.bool().to(device)
 
 
 def with_ridge(moment: Tensor, ridge: float) -> Tensor:

@@ -10,8 +10,8 @@ authors' code reads it at the subject's).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from wise.edits import Edit
 from wise.errors import EditError
 from wise.lab.editors.context import ROWS, EditingContext, TokenRow, mean_loss, padded_rows
 from wise.lab.editors.settings import Settings
+from wise.memory.layer import hooked
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
 from wise.training.splice import SplicedModel
@@ -191,18 +192,13 @@ def _means(values: Tensor, owner: Tensor, count: int) -> Tensor:
     return sums / sizes.view(-1, *[1] * (values.ndim - 1))
 
 
-@contextmanager
-def _hooked(model: nn.Module, paths: Sequence[str], hook: Callable[[str, Any, Any], Any]) -> Iterator[None]:
+def _hooked(
+    model: nn.Module, paths: Sequence[str], hook: Callable[[str, Any, Any], Any]
+) -> AbstractContextManager[None]:
     """`hook(path, arguments, output)` sees each module run, and may give another output."""
-    handles = [
-        model.get_submodule(path).register_forward_hook(lambda _, args, out, path=path: hook(path, args, out))
-        for path in paths
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(
+        (model.get_submodule(path), lambda _, args, out, path=path: hook(path, args, out)) for path in paths
+    )
 
 
 # -- the search -----------------------------------------------------------------------------------

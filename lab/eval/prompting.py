@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from wise.edits import Edit, Record
 from wise.errors import ConfigError, EditError
 from wise.lab.editors.base import WholePrompts
+from wise.lab.editors.context import padded_rows
 from wise.lab.eval.checkpoint import BATCH, Checkpoint
 from wise.memory.layer import execution_device
 from wise.probes import Probe
@@ -277,17 +278,9 @@ def logits(model: PreTrainedModel, rows: Sequence[PromptRow]) -> list[Tensor]:
 
     Raises ConfigError where one is NaN, which no comparison would notice.
     """
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row.ids)] = torch.tensor(row.ids)
-        mask[i, : len(row.ids)] = 1
-    device = execution_device(model)
+    ids, mask, _ = padded_rows([(row.ids, [0]) for row in rows], execution_device(model))
     begin = min(len(row.prompt) for row in rows) - 1  # logits before it are of no use, and a vocabulary is large
-    out = model(
-        ids.to(device), attention_mask=mask.to(device), use_cache=False, logits_to_keep=longest - begin
-    ).logits
+    out = model(ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - begin).logits
     starts = [len(row.prompt) - 1 - begin for row in rows]
     places = [out[i, at : at + len(row.fed)].float() for i, (at, row) in enumerate(zip(starts, rows, strict=True))]
     for each in places:

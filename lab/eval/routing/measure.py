@@ -18,8 +18,8 @@ from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.intervals import share_interval
 from wise.lab.eval.prompting import select
 from wise.lab.eval.routing.classes import PER_CLASS, RoutingClass, RoutingPrompt, RoutingSet
-from wise.lab.eval.routing.drafts import evenly
 from wise.lab.eval.routing.generation_trace import GenerationTrace, trace_generations
+from wise.lab.eval.routing.material import evenly
 from wise.lab.eval.routing.oracle import measure_oracle, slots_of
 from wise.lab.eval.routing.scores import score_prompts, served
 from wise.lab.eval.routing.separation import BINS, ScoredClass, negative_figures, positive_figures
