@@ -468,7 +468,7 @@ def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_p
     refused(run(*base, "--editor", "wise-mrge"), "did you mean 'wise-merge'?")
     refused(run(*base, "--edits", "5", "--skip", "3"), "5 edits after the first 3", "there are 2")
     refused(run(*base, "--format", "zsr"), "zsre")
-    refused(run(*base, "--layer", "9"), "layer=9", "3 blocks")
+    refused(run(*base, "--set", "layer=9"), "layer=9", "3 blocks")
     refused(run(*base, "--output", tmp_path / "no" / "run.json"), "there is no folder")
     refused(run(*base, "--text", data.parent / "gone.txt"), "gone.txt")
     refused(run(*base, "--editor", "none", "--routing"), "routing measures the router")

@@ -17,7 +17,7 @@ from wise.errors import ConfigError, EditError
 from wise.lab.eval.candidates import all_settings
 from wise.lab.eval.checkpoint import CheckpointFile, sole_user
 from wise.lab.eval.results_file import KEYS
-from wise.lab.eval.run import Evaluation, Scope, evaluate, measured_records, stops
+from wise.lab.eval.run import Evaluation, Scope, evaluate, stops
 
 EDITS = 6
 TEXT = ("The kettle was on the stove and nobody had thought of the tea. " * 4,)
@@ -37,7 +37,7 @@ def base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 @pytest.fixture(scope="module")
 def scope() -> Scope:
     return Scope(
-        routing=True, retention=True, pool=demo_records(12, seed=1)[EDITS:], texts=TEXT, questions=QUESTIONS
+        routing=True, retention=True, pool=demo_records(12, seed=1)[EDITS:], texts=TEXT
     )
 
 
@@ -207,21 +207,3 @@ def test_what_an_editor_does_not_have_is_not_measured(base: tuple[Any, Any], nam
 def test_stops() -> None:
     assert [stops(edits) for edits in (1, 2, 7)] == [[1], [1, 2], [1, 2, 5, 7]]
     assert stops(100) == [1, 2, 5, 10, 20, 50, 100]
-
-
-def test_some_records_are_measured_evenly_over_the_stream_and_all_are_edited(base: tuple[Any, Any]) -> None:
-    found = run(base, Scope(measured=2))
-    asked = {outcome.record for outcome in found.quality.outcomes}
-    stream = [record.edit.id for record in demo_records(EDITS, seed=0)]
-    assert asked == {stream[0], stream[3]} and found.edits == EDITS
-    everything = run(base, Scope(measured=EDITS))
-    assert {outcome.record for outcome in everything.quality.outcomes} == set(stream)
-    with pytest.raises(ConfigError, match="measured=0"):
-        run(base, Scope(measured=0))
-
-
-def test_a_neighbour_that_asks_what_an_unmeasured_edit_is_about_is_left_out() -> None:
-    first, second = demo_records(2, seed=0)
-    beside = replace(first, neighbours=(second.paraphrases[0], "Something else is"))
-    assert [r.neighbours for r in measured_records([beside, second], 1)] == [("Something else is",)]
-    assert measured_records([beside, second], None)[0].neighbours == beside.neighbours

@@ -242,7 +242,7 @@ def test_a_run_that_goes_on_ends_with_the_same_figures(tmp_path: Path, monkeypat
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 
-    for name in ("scores.score_rows", "speech.score_rows", "speech.greedy", "oracle.greedy"):
+    for name in ("scores.score_rows", "generation_trace.score_rows", "generation_trace.greedy", "oracle.greedy"):
         monkeypatch.setattr(f"wise.lab.eval.routing.{name}", refuse)
     again = measure_routing(wrapped, a_set(known), known, checkpoint=kept()).to_dict()
     assert json.dumps(again) == json.dumps(first)

@@ -173,7 +173,6 @@ def compare_editors(
     sizes: Sequence[int],
     folder: Path,
     about: Mapping[str, Mapping[str, Any]],
-    batch: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.STREAM.json`, each the
@@ -183,7 +182,6 @@ def compare_editors(
         editors: names in `EDITORS`.
         sizes: edits of each stream, as `Plan.streams` takes them.
         about: what goes into each run beside what it finds out itself: the data's and the model's names.
-        batch: edits per call; None leaves it to each editor's paper.
 
     Raises ConfigError for an unknown editor, or a folder with runs of other records or another model.
     """
@@ -204,7 +202,6 @@ def compare_editors(
                 records,
                 editor=editor,
                 settings={"seed": plan.seed, **searched[editor]["chosen"]},
-                batch=batch,
                 scope=Scope(texts=None if number else plan.texts),  # reading them once a size is enough
                 learning=plan.learning,
                 folder=partial,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -50,12 +50,8 @@ class Scope:
     """Reliability of all edits so far, at stops along the stream; edits are then applied from stop to stop."""
     texts: Sequence[str] | None = None
     """Running text: perplexity, where it is given, and false routes, where None takes what ships with wise."""
-    questions: Sequence[str] | None = None
-    """Generic questions; None takes those that ship with wise."""
     references: Mapping[str, Sequence[str]] | None = None
     """Object -> texts about it: what consistency compares with."""
-    measured: int | None = None
-    """Records to measure, evenly over the stream; None measures all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,16 +160,15 @@ def evaluate(
             _check_same(identity, checkpoint.part("run", lambda: identity), folder)
             started = checkpoint.part("started", lambda: datetime.now(UTC).isoformat(timespec="seconds"))
             retention = _stream(stream, records, batch, scope, checkpoint) if find_editor(editor).edits else []
-            measured = measured_records(records, scope.measured)
             quality = measure_quality(
                 subject,
-                measured,
+                records,
                 texts=scope.texts,
                 references=scope.references,
                 seed=config["seed"],
                 checkpoint=checkpoint,
             )
-            routing = _routing(subject, measured, scope, checkpoint) if scope.routing else None
+            routing = _routing(subject, records, scope, checkpoint) if scope.routing else None
         finally:
             subject.unwrap()
         result = stream.result
@@ -205,15 +200,6 @@ def stops(edits: int) -> list[int]:
     return sorted(found)
 
 
-def measured_records(records: Sequence[Record], count: int | None) -> list[Record]:
-    """The records to measure, without neighbours that ask what another one's edit is about."""
-    if count is None or count >= len(records):
-        return list(records)
-    asked = {p for r in records for p in (r.edit.prompt, *r.edit.paraphrases, *r.paraphrases, *r.free_paraphrases)}
-    chosen = [records[i * len(records) // count] for i in range(count)]
-    return [replace(r, neighbours=tuple(n for n in r.neighbours if n not in asked)) for r in chosen]
-
-
 def digest(values: Sequence[Any]) -> str:
     """SHA-256 over JSON values, in hex."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
@@ -225,8 +211,6 @@ def _check(records: Sequence[Record], batch: int | None, scope: Scope, editor: s
         raise ConfigError("no record was given: expected at least one")
     if batch is not None and batch < 1:
         raise ConfigError(f"batch={batch}: expected a whole number from 1, or None")
-    if scope.measured is not None and scope.measured < 1:
-        raise ConfigError(f"measured={scope.measured}: expected a whole number from 1, or None")
     if scope.routing and chosen.kind != "memory":
         raise ConfigError(f"routing measures the router of a side memory, and the editor {editor!r} has none")
     if scope.retention and not chosen.edits:
@@ -271,10 +255,8 @@ def _identity(
         "batch": batch,
         "routing": scope.routing,
         "retention": scope.retention,
-        "measured": scope.measured,
         "pool": digest([record.to_dict() for record in scope.pool]),
         "texts": digest([scope.texts]),
-        "questions": digest([scope.questions]),
         "references": digest([scope.references]),
         "corpus": digest([learning.corpus]),
         "training": digest([record.to_dict() for record in learning.training]),
@@ -329,7 +311,6 @@ def _routing(wrapped: OpenEditor, records: Sequence[Record], scope: Scope, check
         pool=scope.pool,
         encoder=wrapped.encoder,
         text=scope.texts,
-        questions=scope.questions,
         seed=seed,
     )
     return measure_routing(wrapped, ground, records, checkpoint=checkpoint, seed=seed)

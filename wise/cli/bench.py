@@ -54,9 +54,6 @@ def bench_editors(
     search_edits: Annotated[
         int, typer.Option("--search-edits", min=1, help="Records a search edits; they are not measured.")
     ] = 20,
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Edits per call. Left out: as each editor's paper does.")
-    ] = None,
     text: Annotated[
         Path | None, typer.Option("--text", help="Running text, for perplexity. Left out: some that ships.")
     ] = None,
@@ -106,7 +103,6 @@ def bench_editors(
             sizes=sizes,
             folder=output,
             about=about,
-            batch=batch,
             progress=show,
         )
     groups = finished(output)

@@ -12,16 +12,13 @@ import typer
 
 from wise.cli.common import (
     DeviceOption,
-    EncoderOption,
     FormatOption,
     JsonOption,
     ModelOption,
     ProgressOption,
-    RelationsOption,
     SeedOption,
     SetOption,
     ThreadsOption,
-    absolute,
     check_file,
     load_model,
     parsed_settings,
@@ -76,8 +73,6 @@ def eval_chat(
     set_: SetOption = None,
     form: Annotated[str, typer.Option("--form", help="chat, or completion: prompts as plain texts.")] = "chat",
     oracle: Annotated[bool, typer.Option("--oracle/--no-oracle", help="Also with the right edit held open.")] = True,
-    encoder: EncoderOption = None,
-    relations: RelationsOption = None,
     output: Annotated[Path | None, typer.Option("--output", help="File for all figures, JSON.")] = None,
     save: Annotated[
         Path | None, typer.Option("--save", help="Folder to keep the edits in, before they are asked for.")
@@ -105,8 +100,6 @@ def eval_chat(
     if output is not None:
         check_file("--output", output)
     chosen_settings = parsed_settings(set_) | settings(seed=seed)
-    if editor == "wise-hybrid":
-        chosen_settings |= settings(encoder=encoder, relations=absolute(relations))
     base, tokenizer = load_model(model, threads=threads, device=device)
     with progress_bars(progress) as show:
         wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=form == "chat", progress=show)

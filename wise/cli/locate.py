@@ -67,9 +67,11 @@ def locate(
         typer.Option("--window", min=1, help="Layers restored together. Left out: 10 of 48, as in the paper."),
     ] = None,
     sweep_edits: Annotated[
-        int, typer.Option("--sweep-edits", min=1, help="Edits made at each layer: the records behind the facts.")
+        int,
+        typer.Option(
+            "--sweep-edits", min=0, help="Edits made at each layer: the records behind the facts. 0: trace only."
+        ),
     ] = 50,
-    no_sweep: Annotated[bool, typer.Option("--no-sweep", help="Trace only. Then no layer is recommended.")] = False,
     layers: Annotated[
         str | None, typer.Option("--layers", help="Layers to edit, such as 0,2,4. Left out: all.")
     ] = None,
@@ -89,11 +91,11 @@ def locate(
     """
     make_config(seed=seed)
     _check_files(output, picture)
-    wanted = _layers(layers, no_sweep)
+    wanted = _layers(layers, sweep_edits)
     from wise.lab.formats.facts import read_facts
 
     known = read_facts(data, limit=facts)
-    first, records = (0, []) if no_sweep else _behind(data, known, sweep_edits)
+    first, records = _behind(data, known, sweep_edits) if sweep_edits else (0, [])
     from wise.lab.eval.checkpoint import Checkpoint
     from wise.lab.locate.location import trace
     from wise.lab.locate.sites import check_layers, find_sites
@@ -202,11 +204,11 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _layers(given: str | None, no_sweep: bool) -> list[int] | None:
+def _layers(given: str | None, edits: int) -> list[int] | None:
     if given is None:
         return None
-    if no_sweep:
-        raise ConfigError("--layers names the layers to edit, and --no-sweep edits none; leave one of them out")
+    if not edits:
+        raise ConfigError("--layers names the layers to edit, and --sweep-edits 0 edits none; leave one of them out")
     try:
         return [int(part) for part in given.split(",")]
     except ValueError:
@@ -220,7 +222,7 @@ def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Re
     try:
         records = read_records(data)
     except EditError as error:
-        hint = "the layers are edited with this file; where it holds known facts alone, give --no-sweep"
+        hint = "the layers are edited with this file; where it holds known facts alone, give --sweep-edits 0"
         raise EditError(f"{error} ({hint})") from None
     traced = {fact.prompt for fact in facts}
     first = max((i + 1 for i, record in enumerate(records) if record.edit.prompt in traced), default=0)
@@ -228,7 +230,7 @@ def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Re
     if len(chosen) < edits:
         raise EditError(
             f"{data}: {edits} records to edit were asked for, and {len(chosen)} stand behind the {len(facts)} facts; "
-            "ask for fewer --facts or --sweep-edits, or give --no-sweep"
+            "ask for fewer --facts or --sweep-edits, or give --sweep-edits 0"
         )
     return first, chosen
 
