@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wise.checks import given
 from wise.errors import ConfigError
-from wise.lab.report import outcomes, routing, summary
+from wise.lab.report import outcomes, routing
 from wise.lab.report.charts import retention
 from wise.lab.report.formats import FORMS, figure, interval, plain
 
@@ -36,8 +36,6 @@ def write_report(run: Mapping[str, Any], path: Path) -> None:
     routed = run.get("routing")
     page = _templates().get_template("run.html").render(
         run=run,
-        holds=summary.holds(run),
-        lost=summary.lost(run),
         wrong=outcomes.wrong(run.get("outcomes") or []),
         retention=retention(run.get("retention") or []),
         panels=routing.panels(routed) if routed else [],

@@ -39,16 +39,13 @@ FORMS = ("chat", "completion")
 
 def eval_chat(
     model: ModelOption = None,
-    facts: Annotated[
-        Path | None,
-        typer.Option("--facts", exists=True, dir_okay=False, help="File of facts. Left out: those that ship."),
-    ] = None,
     half: Annotated[str, typer.Option("--half", help="Of the shipped facts: judge or fit.")] = "judge",
     kinds: Annotated[
         str, typer.Option("--kinds", help="Of the shipped facts, with commas: known, private, nameless.")
     ] = "known,private",
     data: Annotated[
-        Path | None, typer.Option("--data", exists=True, dir_okay=False, help="File of edits to measure instead.")
+        Path | None,
+        typer.Option("--data", exists=True, dir_okay=False, help="File of edits, instead of the shipped facts."),
     ] = None,
     format_: FormatOption = "auto",
     known: Annotated[
@@ -106,7 +103,7 @@ def eval_chat(
         begun = time.process_time()
         wrapped.prepare()
         prepared = time.process_time() - begun
-        chosen = _facts(wrapped, facts, half, kinds, data, format_, known, skip, limit, form, seed or 0)
+        chosen = _facts(wrapped, half, kinds, data, format_, known, skip, limit, form, seed or 0)
         report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
         if save is not None:
             wrapped.save_pretrained(save)
@@ -128,7 +125,7 @@ def eval_chat(
         "distractors": {str(count): found for count, found in measured.items() if count},
         "verified": report.count("verified"),
         "form": form,
-        "source": str(data.name if data else facts.name if facts else f"everyday, {half}: {kinds}"),
+        "source": data.name if data else f"everyday, {half}: {kinds}",
         "preparation_cpu_seconds": prepared,
         "cpu_seconds_per_edit": report.cpu_seconds / len(chosen),
         "not_verified": [
@@ -176,7 +173,6 @@ def _distracted(
 
 def _facts(
     wrapped: EditedModel,
-    facts: Path | None,
     half: str,
     kinds: str,
     data: Path | None,
@@ -187,7 +183,7 @@ def _facts(
     form: str,
     seed: int,
 ) -> Sequence[Fact]:
-    from wise.lab.eval.chat.facts import everyday_facts, facts_of, read_facts
+    from wise.lab.eval.chat.facts import everyday_facts, facts_of
     from wise.lab.eval.chat.measure import base_says
     from wise.lab.formats.datasets import read_records
 
@@ -196,6 +192,4 @@ def _facts(
         found = facts_of(read_records(data, format=format_, limit=many)[skip:], seed=seed)
         found = [fact for fact in found if not known or fact.answer]
         return base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found[:limit]
-    if facts is not None:
-        return read_facts(facts)[:limit]
     return everyday_facts(half, [kind.strip() for kind in kinds.split(",") if kind.strip()])[:limit]
