@@ -260,26 +260,4 @@ def _routing(rng: random.Random) -> dict[str, Any]:
             for i in range(10)
         ],
         "oracle": {"reliability": 1.0, "generalization": 0.83, "free_generalization": None},
-        "heatmap": [_routed(rng, kind) for kind in ("edit", "paraphrase", "same_relation", "running_text") * 5],
-    }
-
-
-def _routed(rng: random.Random, kind: str) -> dict[str, Any]:
-    town = rng.choice(TOWNS)
-    prompt = f"{rng.choice(PEOPLE)} was born in the small town of"
-    if kind == "running_text":
-        prompt = "The harbour was quiet that morning, and the boats lay still until the wind turned.\nThen " * 3
-    tokens = [f" {word}" for word in prompt.split(" ") if word] + [f" {town}", "."]
-    evidence = [max(0.0, rng.gauss(0.2, 0.15)) for _ in tokens]
-    if kind in ("edit", "paraphrase"):
-        evidence[-3:] = [rng.uniform(0.8, 1.6), rng.uniform(0.9, 1.5), 0.3]
-    slots = [rng.randrange(5) if value > 0.5 else None for value in evidence]
-    return {
-        "kind": kind,
-        "record": None if kind == "running_text" else f"made-{rng.randrange(100)}",
-        "prompt_tokens": len(tokens) - 2,
-        "tokens": tokens,
-        "evidence": evidence,
-        "slots": slots,
-        "text": f"{town}.",
     }

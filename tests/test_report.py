@@ -184,7 +184,7 @@ def test_a_bare_run_says_what_is_missing(page: Callable[..., Page]) -> None:
 
 
 def test_figures_that_are_null_are_dashes(run: dict[str, Any], page: Callable[..., Page]) -> None:
-    keep = {"n", "edits", "counts", "histogram", "roc", "bins", "evidence", "prompt_tokens", "from", "to", "promised"}
+    keep = {"n", "edits", "counts", "histogram", "roc", "bins", "from", "to", "promised"}
     keep |= {"generated", "teacher_forced"}  # of outcomes
     empty = mapped(run, lambda key, v: None if isinstance(v, float) and key not in keep else v)
     empty["generated"] = dict.fromkeys(run["generated"])
@@ -204,8 +204,8 @@ def test_what_is_no_run_is_refused(name: str, run: dict[str, Any], tmp_path: Pat
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_is_refused_by_its_place(bad: float, run: dict[str, Any], tmp_path: Path) -> None:
     broken = copied(run)
-    broken["routing"]["heatmap"][1]["evidence"][2] = bad
-    with pytest.raises(ConfigError, match=r"routing\.heatmap\[1\]\.evidence\[2\]: (nan|inf) was found"):
+    broken["routing"]["classes"]["generic"]["roc"][1][0] = bad
+    with pytest.raises(ConfigError, match=r"routing\.classes\.generic\.roc\[1\]\[0\]: (nan|inf) was found"):
         write_report(broken, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -78,7 +77,7 @@ def test_the_file_is_the_agreed_one(measured: Measured) -> None:
     assert set(found) == {
         *("classes", "positives", "skipped", "bins", "scored_against", "live_edits", "not_live"),
         *("false_routes_per_million", "false_routes_per_million_ci", "running_text_tokens", "slot_top1", "edit_top1"),
-        *("flips", "flips_by", "by_age", "oracle", "heatmap"),
+        *("flips", "flips_by", "by_age", "oracle"),
     }
     for figures in found["classes"].values():
         assert set(figures) == CLASS_KEYS
@@ -211,24 +210,6 @@ def test_bins_of_age_cover_all_ages_once(monkeypatch: pytest.MonkeyPatch) -> Non
     width = -(-count // 2)
     assert [(row["from"], row["to"]) for row in found.by_age] == [(0, width - 1), (width, count - 1)]
     assert sum(row["edits"] for row in found.by_age) == count
-
-
-def test_the_heat_map_shows_prompts_and_answers(measured: Measured) -> None:
-    wrapped, known, found = measured
-    rows: list[dict[str, Any]] = [dict(row) for row in found.heatmap]
-    for row in rows:
-        assert len(row["tokens"]) == len(row["evidence"]) == len(row["slots"]) >= row["prompt_tokens"] > 0
-        assert [slot is not None for slot in row["slots"]] == [value >= 1 for value in row["evidence"]]
-    kinds = [row["kind"] for row in rows]
-    assert [kinds.count(kind) for kind in ("edit", "paraphrase", "neighbour", "running_text")] == [4, 4, 4, 1]
-    targets = {record.edit.id: record.edit.target for record in known}
-    for row in rows:
-        if row["kind"] == "edit":
-            assert row["text"] == targets[row["record"]] and len(row["tokens"]) > row["prompt_tokens"]
-    (text,) = [row for row in rows if row["kind"] == "running_text"]
-    assert text["text"] == "" and len(text["tokens"]) == text["prompt_tokens"]
-    pieces = [[str(wrapped.tokenizer.decode([i])) for i in wrapped.encoder.prompt(whole)] for whole in TEXTS]
-    assert text["tokens"] in [piece[:48] for piece in pieces]
 
 
 def test_a_run_that_goes_on_ends_with_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

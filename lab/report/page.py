@@ -41,7 +41,6 @@ def write_report(run: Mapping[str, Any], path: Path) -> None:
         panels=routing.panels(routed) if routed else [],
         roc=routing.roc(routed) if routed else None,
         by_age=routing.by_age(routed) if routed else None,
-        rows=routing.routed(routed) if routed else [],
     )
     try:
         Path(path).write_text(page, encoding="utf-8", newline="\n")
@@ -64,7 +63,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(figure=figure, interval=interval, ink=ink, levels=routing.LEVELS)
+    environment.globals.update(figure=figure, interval=interval, ink=ink)
     environment.filters.update({**FORMS, "plain": plain})
     return environment
 

@@ -6,7 +6,6 @@ would give, except `opened`, false routes and flips, which are those of the thre
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -17,8 +16,8 @@ from wise.errors import ConfigError
 from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.intervals import share_interval
 from wise.lab.eval.prompting import select
-from wise.lab.eval.routing.classes import PER_CLASS, RoutingClass, RoutingPrompt, RoutingSet
-from wise.lab.eval.routing.generation_trace import GenerationTrace, trace_generations
+from wise.lab.eval.routing.classes import PER_CLASS, RoutingClass, RoutingSet
+from wise.lab.eval.routing.generation_trace import trace_generations
 from wise.lab.eval.routing.material import evenly
 from wise.lab.eval.routing.oracle import measure_oracle, slots_of
 from wise.lab.eval.routing.scores import score_prompts, served
@@ -30,11 +29,6 @@ ANSWER_TOKENS = 32
 """Tokens that an answer may have whose changes of speaker are counted."""
 AGES = 10
 """Bins of age, at most."""
-SHOWN = {EDITS: 4, PARAPHRASES: 4, NEIGHBOURS: 4}
-"""Rows of the heat map by class; one of every other class."""
-SHOWN_PROMPT, SHOWN_ANSWER = 48, 12
-"""Tokens of a row of the heat map: the last ones of the prompt, and the first ones of the answer."""
-ROW_KINDS = {EDITS: "edit", PARAPHRASES: "paraphrase", NEIGHBOURS: "neighbour"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +60,6 @@ class Routing:
     by_age: Sequence[Mapping[str, Any]]
     """From young to old: how often gates open on the prompts of edits with so many live edits made after them."""
     oracle: Mapping[str, float | None]
-    heatmap: Sequence[Mapping[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON, and the edges of the histograms."""
@@ -111,7 +104,6 @@ def measure_routing(
         flips_by=flips_by,
         by_age=_by_age(model, positives),
         oracle=measure_oracle(model, records, checkpoint=checkpoint),
-        heatmap=_heatmap(model, records, routing_set, slots, seed, checkpoint),
         **_false_routes(negatives.get(RUNNING_TEXT), seed),
     )
 
@@ -208,66 +200,3 @@ def _by_age(model: WiseModel, positives: Mapping[str, ScoredClass]) -> list[dict
         }
         for number in range(-(-len(age) // width))
     ]
-
-
-def _heatmap(
-    model: WiseModel,
-    records: Sequence[Record],
-    routing_set: RoutingSet,
-    live: Mapping[str, int],
-    seed: int,
-    checkpoint: Checkpoint,
-) -> list[dict[str, Any]]:
-    """A few prompts of each class with their greedy answers, token by token; running text without an answer."""
-    chosen = _chosen(model, records, routing_set, live, random.Random(seed))
-    found = []
-    for name, answer, part in (
-        ("routing.heatmap", SHOWN_ANSWER, [c for c in chosen if c[0] != RUNNING_TEXT]),
-        ("routing.heatmap.text", 0, [c for c in chosen if c[0] == RUNNING_TEXT]),
-    ):
-        texts = [prompt.text for _, prompt in part]
-        traces = trace_generations(model, texts, tokens=answer, name=name, checkpoint=checkpoint)
-        found += [_row(model, kind, prompt, each) for (kind, prompt), each in zip(part, traces, strict=True)]
-    return found
-
-
-def _chosen(
-    model: WiseModel,
-    records: Sequence[Record],
-    routing_set: RoutingSet,
-    live: Mapping[str, int],
-    order: random.Random,
-) -> list[tuple[str, RoutingPrompt]]:
-    """(kind of row, prompt)."""
-    neighbours = [
-        RoutingPrompt(text=prompt, record=each.record.edit.id)
-        for each in select(model, records).tested
-        for prompt in each.neighbours
-    ]
-    classes = [
-        *((each.name, [p for p in each.prompts if p.record in live]) for each in routing_set.positives),
-        (NEIGHBOURS, neighbours),
-        *((each.name, list(each.prompts)) for each in routing_set.negatives),
-    ]
-    rows = []
-    for name, prompts in classes:
-        room = SHOWN_ANSWER if name != RUNNING_TEXT else 0
-        fits = [p for p in prompts if len(model.encoder.prompt(p.text)) + room <= model.encoder.context]
-        taken = order.sample(fits, min(SHOWN.get(name, 1), len(fits)))
-        rows += [(ROW_KINDS.get(name, name), prompt) for prompt in taken]
-    return rows
-
-
-def _row(model: WiseModel, kind: str, prompt: RoutingPrompt, trace: GenerationTrace) -> dict[str, Any]:
-    encoder, read = model.encoder, trace.prompt_tokens
-    # The beginning of a text, the end of a prompt: what comes before it is context.
-    shown = slice(0, SHOWN_PROMPT) if kind == RUNNING_TEXT else slice(max(0, read - SHOWN_PROMPT), None)
-    return {
-        "kind": kind,
-        "record": prompt.record,
-        "prompt_tokens": min(read, SHOWN_PROMPT),
-        "tokens": [str(encoder.tokenizer.decode([i])) for i in trace.ids[shown]],
-        "evidence": list(trace.values[shown]),
-        "slots": list(trace.speakers[shown]),
-        "text": encoder.answer(trace.ids[read:]) if len(trace.ids) > read else "",
-    }
