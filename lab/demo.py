@@ -1,4 +1,4 @@
-"""`wise demo`: wrap the shipped model, stream counterfactual edits into it, and measure what became of it."""
+"""`wise demo`: wraps the shipped model, applies counterfactual edits one by one, and measures the result."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_flips_by_hand() -> None:
     def flips(speakers: list[int | None], prompt_tokens: int) -> int:
         row = tuple(speakers)
         count = len(row)
-        return GenerationTrace(ids=(0,) * count, prompt_tokens=prompt_tokens, values=(0.0,) * count, speakers=row).flips
+        return GenerationTrace(ids=(0,) * count, prompt_tokens=prompt_tokens, speakers=row).flips
 
     assert flips([None, 1, 1, None, None], 2) == 1
     assert flips([None, 1, 2, None, 3], 2) == 2  # the last token is not read in

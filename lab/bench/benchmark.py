@@ -1,4 +1,4 @@
-"""Editors side by side: the same records in the same order, hyper-parameters of each found by the same small search.
+"""Compares editors: every editor edits the same records, with settings that the same small search found.
 
 A search tries an editor's own defaults and a few random draws of its settings on records that are not measured, and
 keeps what does best when the model speaks. Then each size of stream is one run of `evaluate`, in a file of its own,

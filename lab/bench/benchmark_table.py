@@ -1,4 +1,4 @@
-"""The table of a comparison of editors, from the files of its runs alone."""
+"""The table of a comparison of editors, made from the files of its runs."""
 
 from __future__ import annotations
 

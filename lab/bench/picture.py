@@ -1,4 +1,4 @@
-"""The picture of a comparison: how reliability and locality of every editor fare as the stream grows."""
+"""The picture of a comparison: reliability and locality of every editor by the number of edits."""
 
 from __future__ import annotations
 

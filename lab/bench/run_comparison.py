@@ -1,4 +1,4 @@
-"""Two or more runs side by side: which figures differ, and whether by more than chance.
+"""Compares two or more runs: which figures differ, and whether the difference is significant.
 
 Runs are read by `wise.lab.eval.results_file`. The outcomes of two runs are paired by record, measure and prompt, and
 only paired outcomes are tested. A figure is the mean over records of the mean over a record's prompts. The test is

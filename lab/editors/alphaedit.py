@@ -1,4 +1,4 @@
-"""AlphaEdit: MEMIT's change, kept within what the base's usual inputs do not touch.
+"""AlphaEdit: MEMIT's change, projected onto the null space of the base's usual inputs.
 
 Fang, Jiang, Wang, Ma, Jie, Wang, He, Chua 2025, "AlphaEdit: Null-Space Constrained Knowledge Editing for Language
 Models", ICLR, arXiv 2410.02355. P projects on the eigenvectors of E[k k^T] whose eigenvalues are small (eq. 9-10, from

@@ -1,4 +1,4 @@
-"""The interface of an editor, and the two ways of reaching into a base: other parameters, or another layer.
+"""The interface of an editor, and its two kinds: editors that change parameters, and editors that replace a layer.
 
 Whatever an editor does, the base comes back bit for bit: `disabled` for the length of a `with` block, `unwrap` for
 good. An editor is asked, and measured, exactly as a wrapped model is. Unlike the side memory it does not take back an

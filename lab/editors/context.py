@@ -1,4 +1,4 @@
-"""What every editor is given alike: the base, how it reads and ends texts, a corpus, records to learn from, a cache."""
+"""What every editor is given: the base, its encoder, a corpus, records to learn from, and a cache."""
 
 from __future__ import annotations
 

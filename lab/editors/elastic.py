@@ -1,4 +1,4 @@
-"""Fine-tuning with elastic weight consolidation: weights that the base's own text depends on move least.
+"""Fine-tuning with elastic weight consolidation: weights that matter for the base's own text change least.
 
 Kirkpatrick et al. 2017 ("Overcoming catastrophic forgetting in neural networks", PNAS 114(13), arXiv 1612.00796),
 equation 3:

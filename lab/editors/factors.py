@@ -1,4 +1,4 @@
-"""Matrices as sums of outer products: gradients of linear layers are, and updates of the same form cost little.
+"""Matrices stored as sums of outer products, such as the gradients of linear layers.
 
 The gradient of a linear layer's weight `[d, f]` is `sum_t delta_t u_t^T` over tokens: u goes in, delta is the loss's
 gradient at what comes out (Mitchell et al. 2022, section 3.1). Kept as factors, every row of a batch can go through

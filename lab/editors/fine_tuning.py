@@ -1,4 +1,4 @@
-"""Fine-tuning one value projection on the edits themselves: FT-L and FT-M.
+"""FT-L and FT-M: one value projection is fine-tuned on the edits.
 
 FT-L: Meng et al. 2022 ("Locating and Editing Factual Associations in GPT", NeurIPS, arXiv 2202.05262, section 3.1
 and appendix E.1), after Zhu et al. 2020 (arXiv 2012.00363, equation 1): Adam on one layer's second feed-forward

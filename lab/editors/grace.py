@@ -1,4 +1,4 @@
-"""GRACE: a codebook beside one layer, whose values take the place of what the layer puts out near their keys.
+"""GRACE: a codebook beside one layer. Its values replace the layer's output near their keys.
 
 Hartvigsen, Sankaranarayanan, Palangi, Kim and Ghassemi, "Aging with GRACE: Lifelong Model Editing with Discrete
 Key-Value Adaptors", NeurIPS 2023, arXiv 2211.11031. An entry is a key (the layer's input at the last token of an

@@ -1,4 +1,4 @@
-"""What editors with a hypernetwork share: trained once per base on other edits, it turns an edit's gradient into one.
+"""What editors with a hypernetwork share. It is trained once per base, and turns an edit's gradient into an update.
 
 Gradients come, and updates go, as factors (`wise.lab.editors.factors`): in training every edit of a batch has
 its own edited base, and `W + Delta` is written out only where an edit is served.

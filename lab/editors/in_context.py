@@ -1,4 +1,4 @@
-"""IKE: nothing is changed but what the model reads; the edits that a prompt may be about are put before it.
+"""IKE: the model is not changed; edits that a prompt may be about are put in front of it.
 
 Zheng, Li, Dong, Fan, Wu, Xu and Chang, "Can We Edit Factual Knowledge by In-Context Learning?", EMNLP 2023, arXiv
 2305.12740. The prompt is read behind demonstrations and the new fact (section 3.1). Demonstrations (3.2) come from

@@ -1,4 +1,4 @@
-"""KnowledgeEditor: a recurrent network reads an edit and says, per weight matrix, how to gate and shift its gradient.
+"""KnowledgeEditor: a recurrent network reads an edit and predicts how to gate and shift the gradient of each matrix.
 
 De Cao, Aziz and Titov 2021, "Editing Factual Knowledge in Language Models", arXiv 2104.08164. The prompt, the answer so
 far and the wanted answer, as the base embeds them, go through a bidirectional LSTM; from its last states a feed-forward

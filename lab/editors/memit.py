@@ -1,4 +1,4 @@
-"""MEMIT: many facts at once, each by a small change to several value projections.
+"""MEMIT: many facts at once, each by small changes to several value projections.
 
 Meng, Sen Sharma, Andonian, Belinkov, Bau 2023, "Mass-Editing Memory in a Transformer", arXiv 2210.07229. Every edit's
 hidden state z at the last of the blocks is searched for (eq. 16); block by block, what is still missing is divided by

@@ -1,4 +1,4 @@
-"""MEMOIR: a residual memory beside one layer, of which each edit may write to, and each prompt may read, few columns.
+"""MEMOIR: a residual memory beside one layer. Each edit writes to few of its columns, and each prompt reads few.
 
 Wang, Qin, Dimitriadis, Favero and Frossard, "MEMOIR: Lifelong Model Editing with Minimal Overwrite and Informed
 Retention for LLMs", NeurIPS 2025, arXiv 2506.07899. Beside the value projection W stands a memory W_m of the same

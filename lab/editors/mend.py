@@ -1,4 +1,4 @@
-"""MEND: a small network maps the gradient of an edit, token by token, to the change of the weights that is wanted.
+"""MEND: a small network maps the gradient of an edit, token by token, to a change of the weights.
 
 Mitchell, Lin, Bosselut, Finn and Manning 2022, "Fast Model Editing at Scale", arXiv 2110.11309. Of a linear layer l the
 gradient is `sum_t delta_t u_t^T` (section 3.1). Each pair, every dimension of it normalised over the training edits, is

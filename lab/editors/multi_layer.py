@@ -1,4 +1,4 @@
-"""What MEMIT and AlphaEdit share: a hidden state searched for at one block, reached by small changes at several.
+"""What MEMIT and AlphaEdit share: they find a hidden state at one block and reach it by changing several blocks.
 
 Meng, Sen Sharma, Andonian, Belinkov, Bau 2023, "Mass-Editing Memory in a Transformer", arXiv 2210.07229, algorithm 1.
 """

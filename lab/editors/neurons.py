@@ -1,4 +1,4 @@
-"""KN: the knowledge neurons of a fact are found, and what they write is changed from the old answer to the new one.
+"""KN: finds the knowledge neurons of a fact and rewrites their values from the old answer to the new one.
 
 Dai et al. 2022 ("Knowledge Neurons in Pretrained Transformers", ACL, arXiv 2104.08696). A neuron is one of the f
 activations that a block's value projection reads, w_i; P_x is the probability of the answer after prompt x, as a

@@ -1,4 +1,4 @@
-"""The editors by name. To add one, add a row: nothing of an editor is loaded before it is asked for."""
+"""The editors by name. To add one, add a row; an editor is imported when it is first used."""
 
 from __future__ import annotations
 

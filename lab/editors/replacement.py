@@ -1,4 +1,4 @@
-"""The layer that stands in the place of a value projection: the base's own inside, and what a method does about it."""
+"""A layer that replaces a value projection: it contains the base's own layer and what a method adds to it."""
 
 from __future__ import annotations
 

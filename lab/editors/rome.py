@@ -1,4 +1,4 @@
-"""ROME: one fact, one key, one value, written by a rank-one update of one value projection.
+"""ROME: one fact is written by a rank-one update of one value projection.
 
 Meng, Bau, Andonian, Belinkov 2022, "Locating and Editing Factual Associations in GPT", arXiv 2202.05262. The key k* is
 the mean input of the projection at the subject's last token over sampled contexts (eq. 3), the value v* is searched for

@@ -1,4 +1,4 @@
-"""What the base usually feeds into a value projection: the second moment of its inputs, over a corpus.
+"""The second moment of a value projection's inputs over a corpus.
 
 `C = E[k k^T]`, not centred, stands for all that an edit should leave as it is: ROME (Meng et al. 2022, arXiv
 2202.05262, section 3.1) and what came after it estimate it on 100,000 articles of Wikipedia; here on the

@@ -1,4 +1,4 @@
-"""Which value an edit needs at its subject's last token, and which key it will be found by.
+"""Finds the value that an edit needs at its subject's last token, and the key under which it is stored.
 
 The search for the value is that of ROME (Meng et al. 2022, arXiv 2202.05262, eq. 4), which MEMIT and AlphaEdit share:
 an offset to one hidden vector, the same behind several sampled prefixes, under which the base says the target, while

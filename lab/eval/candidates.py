@@ -1,4 +1,4 @@
-"""The ways of editing that can be compared on the same records.
+"""The editors that can be compared on the same records.
 
 To add one, add a row to `EDITORS`; one of the literature also goes into `wise.lab.editors.registry`.
 """

@@ -1,4 +1,4 @@
-"""Long measurements in parts: what is finished is kept on disk, so that an interrupted run goes on behind it.
+"""Long measurements in parts. Finished parts are kept on disk, and an interrupted run continues after them.
 
 A part is named, and its value is JSON. Python writes and reads floats exactly, so a run that was interrupted
 ends with the very figures of one that was not.

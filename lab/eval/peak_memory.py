@@ -1,4 +1,4 @@
-"""The most memory that a stretch of work held at once, above what was held when it began."""
+"""The peak memory of a block of code, above what was allocated when it began."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Perplexity drift: what edits do to the model's reading of text that has nothing to do with them."""
+"""Perplexity of unrelated text, before and after the edits."""
 
 from __future__ import annotations
 

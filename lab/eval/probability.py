@@ -1,4 +1,4 @@
-"""CounterFact's own figures: how likely the new answer is beside the true one.
+"""CounterFact's own figures: the probability of the new answer compared with the true one.
 
 As in ROME (Meng et al. 2022, section 3.4, and its `eval_utils_counterfact.py`): P of an answer is the exponential
 of the mean log-probability of its tokens after the prompt. Score is how often the wanted one of the two is the

@@ -1,4 +1,4 @@
-"""Probes: whether what follows from an edit followed, and what had to stay stayed, against known answers.
+"""Probes: questions with known answers about what follows from an edit and about what must not change.
 
 An answer is right where the model stops by itself and the answer is one of a query's, both compared after
 `normalised`: the answers of published sets are names, in whichever case and with or without an article, so this

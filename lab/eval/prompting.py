@@ -1,4 +1,4 @@
-"""What is asked of an edited model, and asking it in batches, the edited model and its unedited base alike.
+"""Selects the prompts of a measurement and asks them in batches, of the edited model and of its base.
 
 What a prompt gives does not depend on what is asked beside it. Generation pads on the left, as transformers does;
 everything that only reads pads on the right, where no token of a causal model sees it, so that positions are those

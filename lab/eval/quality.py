@@ -1,4 +1,4 @@
-"""How well edits hold, and what else they did: every figure of one edited model on one set of records.
+"""Reliability, generalization, locality and the other figures of one edited model on one set of records.
 
 Generated is what counts: the model decodes greedily to its own stop and its answer must be the target.
 Teacher-forced feeds the gold tokens in and is measured beside it, because that is what papers report; it says
@@ -139,7 +139,7 @@ def measure_quality(
         texts: running text for perplexity.
         references: target -> texts about it, for consistency.
         seed: of the sampled text.
-        work: keeps what is finished, and says how far it is.
+        checkpoint: keeps what is finished, and reports progress.
 
     Raises EditError, before anything is asked, for a prompt of an edit, paraphrase or neighbour that does not fit
     the model's context; ConfigError where the model gives NaN.

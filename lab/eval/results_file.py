@@ -1,4 +1,4 @@
-"""The file of a run, as `wise eval --output` writes it: written whole, read, and refused where it is not one.
+"""The file of a run that `wise eval --output` writes: it is written whole, checked and read.
 
 What reads runs (`wise compare`, the report) works on files that may come from anywhere. Everything that such a reader
 relies on is checked here, once, so that a wrong file is named before anything is computed from it. Nothing heavy is

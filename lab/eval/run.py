@@ -1,4 +1,4 @@
-"""One run: a stream of edits through one editor, and everything that is measured of it.
+"""One run: applies a stream of edits with one editor and measures the result.
 
 What decides the figures is written down before the first of them is taken (`Run.identity`). With a folder to
 keep its parts in, a run that was interrupted goes on where it stopped, and ends with the same figures.

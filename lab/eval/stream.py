@@ -1,4 +1,4 @@
-"""The stream of a run: edits applied call by call, the memory kept after every stretch of them.
+"""The stream of a run: edits are applied call by call, and the memory is saved after every stretch of them.
 
 A stretch is a part of the run's work. An interrupted run loads the memory behind the last finished stretch and
 edits on from there, as if nothing had happened.

@@ -1,4 +1,4 @@
-"""What the fields of each published editing set mean, and which set a file is of.
+"""The fields of each published editing set, and how a file's format is recognised.
 
 Sets whose fields map one by one onto a `Record` are rows of a table (`wise.lab.formats.table`); sets
 whose records are built differently have a module each. What holds for all of them, because it

@@ -1,4 +1,4 @@
-"""Facts that a model may know already: what is asked about a subject, and the right answer.
+"""Facts that a model may already know: a prompt about a subject, and the right answer.
 
 They are what causal tracing looks for in a model (Meng et al., 2022, "Locating and Editing Factual
 Associations in GPT"): a prompt that names its subject, whose answer the unedited model gives.

@@ -1,4 +1,4 @@
-"""Finds what stands in a published record, and names the field where it is not what was expected.
+"""Reads fields of a published record, and names the field in every error.
 
 A path names a field; dots go into objects, and lists on the way are gone through where several
 values are wanted. `prefix` is what goes before the path in messages, such as `requested_rewrite[0].`.

@@ -1,4 +1,4 @@
-"""A layout whose fields map one by one onto a `Record`: the kind of row, and how one is read by it."""
+"""A layout whose fields map one by one onto a `Record`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every layout of a published record can do."""
+"""The interface of a layout of published records."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def trace(
         samples: draws of noise per fact.
         window: layers whose feed-forward, or attention, outputs are restored together; None takes 10 of 48.
         name: what the model is called in the result.
-        work: keeps finished facts and says how far it is.
+        checkpoint: keeps finished facts and says how far it is.
 
     Raises ConfigError for a number out of range, or where no fact can be traced, and UnsupportedModelError for a
     model whose blocks are not known or whose probabilities are no numbers.

@@ -1,4 +1,4 @@
-"""A model run with noise on some tokens, and with parts of one run put into another.
+"""Runs a model with noise on some tokens, and with parts of one run put into another.
 
 Everything is done by hooks, or by a block's `forward` set aside, for the length of one `with` block; the model
 is the very same afterwards, whatever happened. All rows of a run are the same prompt, so nothing is padded.

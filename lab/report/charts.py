@@ -1,4 +1,4 @@
-"""Charts as SVG: lines and mirrored histograms. Colours are classes, which the page's style sheet fills in.
+"""Charts as SVG: lines and mirrored histograms. Colours are classes that the page's style sheet defines.
 
 A series is told from the others by its name or number on the chart and by its dashes, never by colour alone.
 """

@@ -1,4 +1,4 @@
-"""The page of one run: one HTML file, made of the templates beside this file and the charts of this package."""
+"""Writes the page of one run: one HTML file from the templates and charts of this package."""
 
 from __future__ import annotations
 

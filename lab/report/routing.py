@@ -1,4 +1,4 @@
-"""The routing part of a run's page: how far scores of edited and of unrelated text lie apart, as charts and rows."""
+"""The charts of a run's routing: how well scores separate edited from unrelated text."""
 
 from __future__ import annotations
 

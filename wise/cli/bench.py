@@ -1,4 +1,4 @@
-"""`wise bench`: editors side by side, on the same ground."""
+"""`wise bench`: compares editors on the same records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`wise compare`: runs side by side, with what is more than chance."""
+"""`wise compare`: compares runs, and tests whether their differences are significant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`wise eval-chat`: edits measured by what a chat model says."""
+"""`wise eval-chat`: measures edits by what a chat model answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`wise locate`: where a model keeps facts, and at which layer editing them works."""
+"""`wise locate`: traces where a model keeps facts, and finds the layer at which editing works best."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an edited chat model says: to the edits, to other wordings, in later turns, and where nothing may change."""
+"""Asks an edited chat model: the edits, paraphrases, later turns, and questions whose answers must not change."""
 
 from __future__ import annotations
 

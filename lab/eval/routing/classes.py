@@ -1,4 +1,4 @@
-"""What routing is measured on: the prompts that ask for an edit, and the classes of prompts that do not."""
+"""The classes of prompts on which a router is measured: positives ask for an edit, negatives do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who speaks while a model answers: the route of every token of a prompt and of the greedy answer to it."""
+"""The route of every token of a prompt and of the greedy answer to it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ class GenerationTrace:
     ids: tuple[int, ...]
     prompt_tokens: int
     """How many of them are the prompt."""
-    values: tuple[float, ...]
-    """The evidence at each token."""
     speakers: tuple[int | None, ...]
     """The slot that spoke when the token was read, or None for the base."""
 
@@ -41,21 +39,19 @@ class GenerationTrace:
 def trace_generations(
     model: WiseModel, texts: Sequence[str], *, tokens: int, name: str, checkpoint: Checkpoint
 ) -> list[GenerationTrace]:
-    """The greedy answer to each text, of at most `tokens` tokens, with every route; none are generated for 0.
+    """The greedy answer to each text, of at most `tokens` tokens, with every route.
 
-    name: of this part of the work, unique in a run.
+    name: of this part of the checkpoint, unique in a run.
 
     Raises ConfigError where no edit is live, or a text does not fit the context.
     """
-    prompts = [prompt_ids(model, text, room=min(1, tokens)) for text in texts]
+    prompts = [prompt_ids(model, text, room=1) for text in texts]
 
     def compute(base: PreTrainedModel, part: Sequence[list[int]]) -> list[dict[str, Any]]:
-        answers: list[list[int]] = [[] for _ in part]
-        if tokens:
-            answers = greedy(base, part, stops=model.encoder.stops, max_new_tokens=tokens)
+        answers = greedy(base, part, stops=model.encoder.stops, max_new_tokens=tokens)
         rows = [[*prompt, *answer] for prompt, answer in zip(part, answers, strict=True)]
         return [
-            {"ids": row, "prompt_tokens": len(prompt), "values": scored.values, "speakers": scored.speakers}
+            {"ids": row, "prompt_tokens": len(prompt), "speakers": scored.speakers}
             for row, prompt, scored in zip(rows, part, score_rows(model, rows), strict=True)
         ]
 
@@ -68,6 +64,5 @@ def _from_json(value: Mapping[str, Any]) -> GenerationTrace:
     return GenerationTrace(
         ids=tuple(value["ids"]),
         prompt_tokens=value["prompt_tokens"],
-        values=tuple(value["values"]),
         speakers=tuple(value["speakers"]),
     )

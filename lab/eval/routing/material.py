@@ -1,4 +1,4 @@
-"""What routing classes are built from: the edited records, what is known of them, and texts that ask for none."""
+"""What the classes of prompts are built from: the edited records, what is known about them, and unrelated texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the router does, beside what the model answers: whom it lets speak, how surely, and at what cost.
+"""All figures of a router: how often it opens its gate, how well its scores separate, and its ceiling.
 
 Every figure is made of the evidence at tokens (`wise.memory.side_memory.Evidence`), so it says what any threshold
 would give, except `opened`, false routes and flips, which are those of the thresholds in place.

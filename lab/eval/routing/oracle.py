@@ -1,4 +1,4 @@
-"""The ceiling that a router is measured by: how many answers are right when the right slot speaks where it should.
+"""The ceiling of a router: the share of right answers if the right slot is active wherever it should be.
 
 What is still wrong then is not the router's fault but what the slots hold. No strict bound: the slot speaks where
 fitting meant it to and nowhere else, and a gate that also opens elsewhere can help; in crowded slots it sometimes does.

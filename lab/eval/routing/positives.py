@@ -1,4 +1,4 @@
-"""Forms in which an edit is asked for: at each of these prompts the memory must speak."""
+"""Forms in which an edit is asked for. The memory must be active at each of these prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The router's evidence on prompts, before any answer is generated: how near each token's gate is to opening."""
+"""The router's scores on prompts, before any answer is generated. A gate opens where its score reaches 1."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def score_prompts(
 ) -> list[Scored]:
     """The evidence at the last token of each prompt, or at every token of it.
 
-    name: of this part of the work, unique in a run.
+    name: of this part of the checkpoint, unique in a run.
 
     Raises ConfigError where the model has no live edit, or a prompt has no token or more than the context holds.
     """

@@ -1,4 +1,4 @@
-"""How well evidence tells classes of prompts apart, and how often gates open on them: the figures of one class."""
+"""The figures of one class of prompts: how well scores separate it, and how often its gates open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts as they are compared: by their words, and by the topics that the words are about.
+"""Normalises texts for comparison, and finds the topics that their words belong to.
 
 The rows of topics are English and were drawn up by reading the templates of CounterFact, zsRE, KnowEdit and MQuAKE.
 They are coarse on purpose: two questions that share a row are not taken to be different, and one prompt is lost.
