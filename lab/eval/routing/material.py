@@ -18,6 +18,10 @@ from wise.training.encoding import Encoder
 
 Source = tuple[str | None, Iterable[str]]
 """Id of a record, or None, and the prompts built from it, the best first; they may be built as they are taken."""
+LEAST_WORDS = 5_000
+"""Words of running text that are looked through even where few tokens of it are measured."""
+TEMPLATE_FORM = "the tokenizer's chat template, up to where the answer begins"
+PLAIN_FORM = 'lines "User: ..." and "Assistant: ...", since the tokenizer has no chat template that takes plain turns'
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -62,10 +66,6 @@ def evenly(places: Sequence[int]) -> list[int]:
     return [places[i] for i in ranked]
 
 
-TEMPLATE_FORM = "the tokenizer's chat template, up to where the answer begins"
-PLAIN_FORM = 'lines "User: ..." and "Assistant: ...", since the tokenizer has no chat template that takes plain turns'
-
-
 class Conversation:
     """Writes turns in the tokenizer's chat template, or, where it has none, as lines of a dialogue.
 
@@ -104,10 +104,6 @@ class Conversation:
 def _plain(*turns: str) -> str:
     lines = [f"{'Assistant' if place % 2 else 'User'}: {turn}" for place, turn in enumerate(turns)]
     return "\n".join([*lines, "Assistant:"])
-
-
-LEAST_WORDS = 5_000
-"""Words of running text that are looked through even where few tokens of it are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,13 @@ from wise.lab.eval.routing.topics import Phrases, normal, topics_of, words
 
 LONG = 256
 """Tokens of a long context, where three quarters of what the base sees are more than that."""
+LEAST = 0.15
+"""Share of common trigrams below which a name is not near."""
+COMPANY = 0.05
+"""A relation that so few of the most usual one's subjects have is not asked of a subject."""
+PER_RECORD = 10
+"""Prompts that one record contributes to a class at most."""
+NO_QUESTIONS = "no generic question is left that names no edited subject"
 # None of them says or asks anything about what is named, but that it is talked about.
 MENTIONS = (
     "Someone in the next room was talking about {}.",
@@ -142,10 +149,6 @@ def _document(
     return None
 
 
-LEAST = 0.15
-"""Share of common trigrams below which a name is not near."""
-
-
 def trigrams(name: str) -> frozenset[str]:
     """The runs of three characters of a name's normal form, a blank put around it."""
     padded = f" {normal(name)} "
@@ -184,12 +187,6 @@ class Names:
                 ranked.append((-index, place))
         for _, place in sorted(ranked):
             yield self.names[place]
-
-
-COMPANY = 0.05
-"""A relation that so few of the most usual one's subjects have is not asked of a subject."""
-PER_RECORD = 10
-"""Prompts that one record contributes to a class at most."""
 
 
 def same_relation_draft(material: Material) -> Draft:
@@ -355,9 +352,6 @@ def _near_duplicates(material: Material, record: Record, of_relation: dict[str, 
     names = of_relation[asked.relation]
     texts = (record.edit.prompt.replace(subject, name) for name in names.nearest(subject))
     yield from islice((text for text in texts if _is_other(material, text, record, asked)), 1)
-
-
-NO_QUESTIONS = "no generic question is left that names no edited subject"
 
 
 def negative_drafts(material: Material) -> list[Draft]:
