@@ -1,4 +1,4 @@
-"""`wise demo`: wrap the shipped model, stream counterfactual edits into it, and measure what became of it."""
+"""`wise demo`: wraps the shipped model, applies counterfactual edits one by one, and measures the result."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from wise.demo import model_path
 from wise.demo.facts import load_facts, train_prompts
 from wise.demo.records import demo_records
 from wise.edits import Record
+from wise.lab.eval.checkpoint import Checkpoint, Progress
+from wise.lab.eval.metrics import auroc
 from wise.lab.eval.quality import measure_quality
 from wise.lab.eval.routing import gate_ratios
-from wise.lab.eval.routing.metrics import auroc
 from wise.lab.eval.run import Evaluation
-from wise.lab.eval.work import Progress, Work
 from wise.model import WiseModel, wrap
 
 SHOWN = 5
@@ -94,7 +94,7 @@ def run_demo(
     evaluation = Evaluation(
         editor=f"wise-{mode}",
         edits=len(records),
-        quality=measure_quality(model, records, work=Work(progress=progress)),
+        quality=measure_quality(model, records, checkpoint=Checkpoint(progress=progress)),
         failed=report.failed,
         seconds=report.seconds,
         cpu_seconds=report.cpu_seconds,

@@ -8,6 +8,8 @@ token is routed the same way in a batch, in a beam, in a chunk or in a ragged pa
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -71,3 +73,13 @@ def _expect_base_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_:
     own = [k for k in state if k.startswith(prefix) and not k.startswith(f"{prefix}base_layer.")]
     for key in own:
         state[f"{prefix}base_layer.{key.removeprefix(prefix)}"] = state.pop(key)
+
+
+@contextmanager
+def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, before: bool = False) -> Iterator[None]:
+    """For the length of a `with` block each module has its forward hook; with `before`, its forward pre-hook."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            handle = module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
+            stack.callback(handle.remove)
+        yield

@@ -31,9 +31,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from wise.lab.eval.asking import Asking, Row
+from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.perplexity import measure_perplexity
-from wise.lab.eval.work import Work
+from wise.lab.eval.prompting import Prompter, PromptRow
 from wise.model import WiseModel
 from wise.router.hybrid import HybridRouter
 from wise.router.turns import render
@@ -45,7 +45,7 @@ ANSWER_TOKENS = 32
 AT_ONCE = 16
 EXAMPLES = ("places", "which")
 
-Measure = Callable[[Asking, WiseModel, Sequence[Any], bool], list[bool]]
+Measure = Callable[[Prompter, WiseModel, Sequence[Any], bool], list[bool]]
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -63,35 +63,35 @@ def taken(rows: Sequence[Any], count: int) -> list[Any]:
     return random.Random(0).sample(list(rows), min(count, len(rows)))
 
 
-def sentence_rows(model: WiseModel, texts: Sequence[str]) -> list[Row]:
+def sentence_rows(model: WiseModel, texts: Sequence[str]) -> list[PromptRow]:
     rows = [model.encoder.prompt(text) for text in texts]
-    return [Row(prompt=row[:1], fed=row[1:]) for row in rows]
+    return [PromptRow(prompt=row[:1], fed=row[1:]) for row in rows]
 
 
-def pairs(asking: Asking, model: WiseModel, found: Sequence[dict[str, str]], base: bool) -> list[bool]:
+def pairs(prompter: Prompter, model: WiseModel, found: Sequence[dict[str, str]], base: bool) -> list[bool]:
     """Whether the good sentence of each pair is the likelier one, all tokens together."""
     rows = [sentence_rows(model, [pair[name] for pair in found]) for name in ("sentence_good", "sentence_bad")]
     totals = [
-        [mean * len(row.fed) for mean, row in zip(asking.log_probs(f"pairs.{i}", part, base=base), part, strict=True)]
+        [mean * len(row.fed) for mean, row in zip(prompter.log_probs(f"pairs.{i}", part, base=base), part, strict=True)]
         for i, part in enumerate(rows)
     ]
     return [good > bad for good, bad in zip(*totals, strict=True)]
 
 
-def last_words(asking: Asking, model: WiseModel, texts: Sequence[str], base: bool) -> list[bool]:
+def last_words(prompter: Prompter, model: WiseModel, texts: Sequence[str], base: bool) -> list[bool]:
     """Whether each text's last word is what the model says, token by token."""
     rows = []
     for text in texts:
         begin, _, word = text.strip().rpartition(" ")
         prompt, whole = model.encoder.prompt(begin), model.encoder.prompt(f"{begin} {word}")
-        rows.append(Row(prompt=prompt, fed=whole[len(prompt) :]))
-    return [best == row.fed for best, row in zip(asking.best("last words", rows, base=base), rows, strict=True)]
+        rows.append(PromptRow(prompt=prompt, fed=whole[len(prompt) :]))
+    return [best == row.fed for best, row in zip(prompter.best("last words", rows, base=base), rows, strict=True)]
 
 
 def compared(model: WiseModel, given: Sequence[Any], measure: Measure) -> dict[str, Any]:
     """The share that comes out right of the base and of the edited model, and how many come out otherwise."""
-    asking = Asking(model, Work())
-    before, after = (measure(asking, model, given, base) for base in (True, False))
+    prompter = Prompter(model, Checkpoint())
+    before, after = (measure(prompter, model, given, base) for base in (True, False))
     changed = sum(a != b for a, b in zip(before, after, strict=True))
     count = len(given)
     return {"count": count, "base": sum(before) / count, "edited": sum(after) / count, "changed": changed}
@@ -173,7 +173,7 @@ def main() -> None:
         texts = [row["text"] for row in taken(lines(args.last_words), args.count)]
         figures["last words"] = compared(model, texts, last_words)
     if args.text:
-        figures["perplexity"] = measure_perplexity(Asking(model, Work()), [opened(args.text[0])])
+        figures["perplexity"] = measure_perplexity(Prompter(model, Checkpoint()), [opened(args.text[0])])
         figures["running text"] = running_text(model, args.text, args.tokens)
     if args.questions is not None:
         figures["questions"] = questions(model, [row["question"] for row in taken(lines(args.questions), args.count)])

@@ -15,7 +15,7 @@ import pytest
 
 from wise.edits import Record
 from wise.errors import EditError
-from wise.lab.formats.files import read_records
+from wise.lab.formats.datasets import read_records
 
 Row = dict[str, Any]
 Write = Callable[..., Path]

@@ -1,4 +1,4 @@
-"""A run and a trace as the commands write them, with figures drawn by chance and prompts made up here."""
+"""A run as the command writes it, with figures drawn by chance and prompts made up here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ CLASSES = {
     "near_duplicate": (240, "prompt", 0.88, 0.2),
     "running_text": (20000, "token", 0.2, 0.17),
     "long_context": (4000, "token", 0.25, 0.19),
-    "old_answer": (180, "prompt", 0.45, 0.2),
     "chat": (120, "prompt", 0.4, 0.2),
     "multi_turn": (90, "prompt", 0.5, 0.22),
 }
@@ -23,7 +22,6 @@ POSITIVES = {
     "paraphrases": (200, 1.2, 0.24),
     "free_paraphrases": (180, 0.9, 0.3),
     "prefixed": (100, 1.3, 0.2),
-    "planted_old_answer": (100, 1.1, 0.25),
     "chat": (100, 1.05, 0.3),
 }
 BINS = [round(0.05 * i, 2) for i in range(41)]
@@ -214,17 +212,12 @@ def _routing(rng: random.Random) -> dict[str, Any]:
             "tpr_at_fpr_0.001": max(y for x, y in roc if x <= 0.001),
             "opened": _share(scores, lambda s: s >= 1),
         }
-        calibration = {}
-        for promised in (0.1, 0.01, 0.001):
-            realised = promised * rng.uniform(0.4, 2.4)
-            calibration[str(promised)] = {"promised": promised, "realised": realised, "ci": _around(realised, n)}
         classes[name] = {
             "about": f"Made-up text of the kind {name}.",
             "unit": unit,
             "n": n,
             **figures,
             **{f"{key}_ci": _around(value, n) for key, value in figures.items()},
-            "calibration": calibration,
             "against_edits": {key: min(1.0, 1.03 * value) for key, value in figures.items() if key != "opened"},
             "histogram": _histogram(scores),
             "roc": roc,
@@ -267,93 +260,4 @@ def _routing(rng: random.Random) -> dict[str, Any]:
             for i in range(10)
         ],
         "oracle": {"reliability": 1.0, "generalization": 0.83, "free_generalization": None},
-        "heatmap": [_routed(rng, kind) for kind in ("edit", "paraphrase", "same_relation", "running_text") * 5],
-    }
-
-
-def _routed(rng: random.Random, kind: str) -> dict[str, Any]:
-    town = rng.choice(TOWNS)
-    prompt = f"{rng.choice(PEOPLE)} was born in the small town of"
-    if kind == "running_text":
-        prompt = "The harbour was quiet that morning, and the boats lay still until the wind turned.\nThen " * 3
-    tokens = [f" {word}" for word in prompt.split(" ") if word] + [f" {town}", "."]
-    evidence = [max(0.0, rng.gauss(0.2, 0.15)) for _ in tokens]
-    if kind in ("edit", "paraphrase"):
-        evidence[-3:] = [rng.uniform(0.8, 1.6), rng.uniform(0.9, 1.5), 0.3]
-    slots = [rng.randrange(5) if value > 0.5 else None for value in evidence]
-    return {
-        "kind": kind,
-        "record": None if kind == "running_text" else f"made-{rng.randrange(100)}",
-        "prompt_tokens": len(tokens) - 2,
-        "tokens": tokens,
-        "evidence": evidence,
-        "slots": slots,
-        "text": f"{town}.",
-    }
-
-
-def sample_trace(*, layers: int = 6, seed: int = 0) -> dict[str, Any]:
-    """A causal trace over a model of so many layers."""
-    rng = random.Random(seed)
-    roles = [
-        "first subject token",
-        "middle subject tokens",
-        "last subject token",
-        "first subsequent token",
-        "further tokens",
-        "last token",
-    ]
-
-    def effect(role: int, layer: int, kind: str) -> float:
-        early = math.exp(-(((layer / layers) - 0.35) ** 2) / 0.05) if role == 2 else 0.0
-        late = math.exp(-(((layer / layers) - 0.9) ** 2) / 0.03) if role == 5 else 0.0
-        by_kind = {"state": early + late, "ffn": 0.7 * early + 0.1 * late, "attention": 0.1 * early + 0.8 * late}
-        return 0.3 * by_kind[kind] + rng.gauss(0, 0.006)
-
-    effects = {
-        kind: {
-            "mean": [[effect(role, layer, kind) for layer in range(layers)] for role in range(len(roles))],
-            "ci": [[[0.0, 0.1]] * layers for _ in roles],
-            "n": [120, 90, 120, 120, 110, 120],
-        }
-        for kind in ("state", "ffn", "attention")
-    }
-    state = effects["state"]["mean"][2]
-    sweep = [
-        {
-            "layer": layer,
-            "reliability": min(1.0, 0.9 + 0.02 * layer),
-            "generalization": 0.4 + 0.4 * math.exp(-((layer / layers - 0.6) ** 2) / 0.05),
-            "locality": 0.9 - 0.03 * abs(layer - layers / 2),
-            "failed": layer % 3,
-            "cpu_seconds_per_edit": 0.4 - 0.3 * layer / layers,
-            "trace_effect": state[layer],
-        }
-        for layer in range(layers)
-    ]
-    for stop in sweep:
-        stop["success"] = (stop["reliability"] + stop["generalization"] + stop["locality"]) / 3
-    return {
-        "model": {"name": "tinylm", "type": "llama", "depth": layers},
-        "skipped": {"not_known": 7},
-        "samples": 3,
-        "window": 2,
-        "facts": 120,
-        "noise": 0.094,
-        "roles": roles,
-        "layers": layers,
-        "effects": effects,
-        "low_score": 0.051,
-        "high_score": 0.912,
-        "severed": {
-            "state": state,
-            "no_ffn": [0.4 * v for v in state],
-            "no_attention": [0.9 * v for v in state],
-        },
-        "sweep": sweep,
-        "recommendation": {
-            "layer": layers // 2,
-            "why": f"Edits at layer {layers // 2} carry over to most paraphrases and leave neighbours alone.",
-            "correlation": 0.412,
-        },
     }

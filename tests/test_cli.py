@@ -18,10 +18,10 @@ from wise.cli.app import app
 from wise.demo import model_path
 from wise.demo.facts import load_facts
 from wise.demo.records import demo_records
-from wise.lab.eval.editors import EDITORS
-from wise.lab.eval.runfile import read_run
-from wise.lab.eval.work import Journal
-from wise.lab.formats.files import read_records
+from wise.lab.eval.candidates import EDITORS
+from wise.lab.eval.checkpoint import CheckpointFile
+from wise.lab.eval.results_file import read_run
+from wise.lab.formats.datasets import read_records
 from wise.router.encoder import load_encoder
 
 MEASURES = {"reliability", "generalization", "free_generalization", "locality"}
@@ -378,15 +378,15 @@ def test_eval_that_was_interrupted_goes_on(
     measured: tuple[tuple[str | Path, ...], Path, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments, folder, _ = measured
-    keep = Journal.add
+    keep = CheckpointFile.add
 
-    def interrupt(journal: Journal, name: str, value: Any, seconds: float) -> None:
+    def interrupt(journal: CheckpointFile, name: str, value: Any, seconds: float) -> None:
         if name.startswith("routing.flips"):
             raise KeyboardInterrupt
         keep(journal, name, value, seconds)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "add", interrupt)
+        patch.setattr(CheckpointFile, "add", interrupt)
         stopped = run(*arguments, "--output", folder / "again.json")
     assert stopped.exit_code == 130 and "the same command goes on" in stopped.stderr
     assert not (folder / "again.json").exists()
@@ -469,7 +469,7 @@ def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_p
     refused(run(*base, "--editor", "wise-mrge"), "did you mean 'wise-merge'?")
     refused(run(*base, "--edits", "5", "--skip", "3"), "5 edits after the first 3", "there are 2")
     refused(run(*base, "--format", "zsr"), "zsre")
-    refused(run(*base, "--layer", "9"), "layer=9", "3 blocks")
+    refused(run(*base, "--set", "layer=9"), "layer=9", "3 blocks")
     refused(run(*base, "--output", tmp_path / "no" / "run.json"), "there is no folder")
     refused(run(*base, "--text", data.parent / "gone.txt"), "gone.txt")
     refused(run(*base, "--editor", "none", "--routing"), "routing measures the router")

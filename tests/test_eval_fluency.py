@@ -18,11 +18,11 @@ from tiny import EOS, text, wrap_tiny
 
 import wise
 from wise.errors import ConfigError, EditError
-from wise.lab.eval.asking import Asking, select
+from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.fluency import TOKENS, TOP_K, TopK, entropy, measure_fluency, openings, read_references
 from wise.lab.eval.fluency import _sampled as sampled
+from wise.lab.eval.prompting import Prompter, select
 from wise.lab.eval.quality import measure_quality
-from wise.lab.eval.work import Work
 from wise.model import WiseModel
 
 
@@ -39,9 +39,9 @@ def record(start: int, *prompts: str, target: str = "w40") -> wise.Record:
 RECORDS = [record(20, "w20 w60", "w20"), record(30, "w30 w31 w61", "w62 w30"), record(50, "w50 w51 w52 w53")]
 
 
-def asked_of(wrapped: WiseModel, records: list[wise.Record]) -> tuple[Asking, list[Any]]:
-    asking = Asking(wrapped, Work())
-    return asking, openings(asking, select(wrapped, records).tested)
+def asked_of(wrapped: WiseModel, records: list[wise.Record]) -> tuple[Prompter, list[Any]]:
+    prompter = Prompter(wrapped, Checkpoint())
+    return prompter, openings(prompter, select(wrapped, records).tested)
 
 
 def texts_of(wrapped: WiseModel, records: list[wise.Record], *, seed: int = 0, base: bool = False) -> list[str]:
@@ -124,11 +124,11 @@ def test_draws_follow_the_model() -> None:
 
 def test_nan_is_said() -> None:
     wrapped = wrap_tiny("llama", mode=None)
-    asking, asked = asked_of(wrapped, RECORDS)
+    prompter, asked = asked_of(wrapped, RECORDS)
     with torch.no_grad():
         wrapped.model.get_output_embeddings().weight[7] = float("nan")
     with pytest.raises(ConfigError, match="NaN"):
-        measure_fluency(asking, asked)
+        measure_fluency(prompter, asked)
 
 
 # -- the figures ------------------------------------------------------------------------------

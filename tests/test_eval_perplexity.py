@@ -11,10 +11,10 @@ import torch
 from tiny import BOS, text, wrap_tiny
 
 from wise.errors import ConfigError
-from wise.lab.eval.asking import Asking
+from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.perplexity import measure_perplexity, windows
+from wise.lab.eval.prompting import Prompter
 from wise.lab.eval.quality import measure_quality
-from wise.lab.eval.work import Work
 
 CONTEXT = 128
 
@@ -26,8 +26,8 @@ def words(count: int, seed: int = 0) -> str:
 TEXTS = (words(300), words(40, 1), words(1, 2), words(130, 3))
 
 
-def asking(model_type: str = "llama", mode: str | None = "retrieve") -> Asking:
-    return Asking(wrap_tiny(model_type, mode), Work())
+def prompter(model_type: str = "llama", mode: str | None = "retrieve") -> Prompter:
+    return Prompter(wrap_tiny(model_type, mode), Checkpoint())
 
 
 def by_hand(model: Any, encoder: Any) -> tuple[float, list[int]]:
@@ -50,7 +50,7 @@ def by_hand(model: Any, encoder: Any) -> tuple[float, list[int]]:
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "bloom", "opt"])
 @torch.no_grad()
 def test_figures_are_those_of_single_windows(model_type: str) -> None:
-    asked = asking(model_type)
+    asked = prompter(model_type)
     found = measure_perplexity(asked, TEXTS)
     assert found is not None
     with asked.model.disabled() as base:
@@ -65,7 +65,7 @@ def test_figures_are_those_of_single_windows(model_type: str) -> None:
 
 
 def test_nothing_drifts_where_nothing_is_edited() -> None:
-    found = measure_perplexity(asking(mode=None), TEXTS)
+    found = measure_perplexity(prompter(mode=None), TEXTS)
     assert found is not None
     assert found["ratio"] == 1 and found["argmax_changed"] == 0
     assert found["base"] == found["edited"] > 1
@@ -84,7 +84,7 @@ def test_windows_begin_as_prompts_do_and_no_token_is_predicted_twice(bos: bool) 
 
 
 def test_no_more_is_read_than_asked_for() -> None:
-    asked = asking()
+    asked = prompter()
     for most in (1, 100, 127, 128, 200):
         assert sum(len(row.fed) for row in windows(asked.encoder, TEXTS, max_tokens=most)) == most
     found = measure_perplexity(asked, TEXTS, max_tokens=100)
@@ -92,15 +92,15 @@ def test_no_more_is_read_than_asked_for() -> None:
 
 
 def test_without_text_there_is_no_figure_and_without_tokens_an_error() -> None:
-    assert measure_perplexity(asking(), ()) is None
-    asked = asking()
+    assert measure_perplexity(prompter(), ()) is None
+    asked = prompter()
     object.__setattr__(asked.encoder, "bos", ())
     with pytest.raises(ConfigError, match="none has two tokens"):
         measure_perplexity(asked, ["w5"])
 
 
 def test_nan_is_said() -> None:
-    asked = asking(mode=None)
+    asked = prompter(mode=None)
     assert asked.encoder
     with torch.no_grad():
         asked.model.model.get_output_embeddings().weight[7] = float("nan")
@@ -109,5 +109,5 @@ def test_nan_is_said() -> None:
 
 
 def test_it_is_part_of_quality() -> None:
-    assert measure_quality(wrap_tiny("llama"), [], texts=TEXTS).perplexity == measure_perplexity(asking(), TEXTS)
+    assert measure_quality(wrap_tiny("llama"), [], texts=TEXTS).perplexity == measure_perplexity(prompter(), TEXTS)
     assert measure_quality(wrap_tiny("llama"), []).perplexity is None

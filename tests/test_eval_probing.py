@@ -49,7 +49,7 @@ def measure(
         answers = [said.get(text(prompt[begin:]), "") for prompt in prompts]
         return [[*(int(word[1:]) for word in answer.split()), EOS] for answer in answers]
 
-    monkeypatch.setattr("wise.lab.eval.asking.greedy", speak)
+    monkeypatch.setattr("wise.lab.eval.prompting.greedy", speak)
     return measure_quality(wrapped, records)
 
 
@@ -92,7 +92,7 @@ def test_any_answer_is_right_and_one_that_does_not_stop_is_not(monkeypatch: pyte
         found = measure(monkeypatch, asked, edited={"w60 w61": said}).probes[KIND]
         assert (found["generated"], found["n"]) == (right, 1), said
     wrapped = wrap_tiny("llama")
-    monkeypatch.setattr("wise.lab.eval.asking.greedy", lambda _model, prompts, **_: [[70]] * len(prompts))
+    monkeypatch.setattr("wise.lab.eval.prompting.greedy", lambda _model, prompts, **_: [[70]] * len(prompts))
     assert measure_quality(wrapped, asked).probes[KIND]["generated"] == 0
 
 
@@ -139,7 +139,7 @@ def test_a_condition_is_met_by_an_answer_that_begins_right(
 def test_a_base_that_never_ends_an_answer_may_know_a_condition(
     monkeypatch: pytest.MonkeyPatch, said: list[int], known: bool
 ) -> None:
-    monkeypatch.setattr("wise.lab.eval.asking.greedy", lambda _model, prompts, **_: [said] * len(prompts))
+    monkeypatch.setattr("wise.lab.eval.prompting.greedy", lambda _model, prompts, **_: [said] * len(prompts))
     asked = record(20, probe(query("w60", "w72"), conditions=(query("w62", "w72"),)))
     found = measure_quality(wrap_tiny("llama"), [asked]).probes[KIND]
     assert (found["n"], found["conditions_failed"]) == (known, not known)

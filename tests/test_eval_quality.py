@@ -18,11 +18,11 @@ import wise
 from wise.demo import model_path
 from wise.errors import ConfigError, EditError
 from wise.lab.editors.base import WholePrompts
-from wise.lab.eval.asking import Asking, PromptOutcome, Row
-from wise.lab.eval.editors import EDITORS
+from wise.lab.eval.candidates import EDITORS
+from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile
+from wise.lab.eval.prompting import Prompter, PromptOutcome, PromptRow
 from wise.lab.eval.quality import Quality, measure_quality
 from wise.lab.eval.run import evaluate
-from wise.lab.eval.work import Journal, Work
 from wise.probes import Probe, Query
 from wise.training.verification import SPARE_TOKENS
 
@@ -120,7 +120,7 @@ def test_an_answer_must_stop_by_itself(monkeypatch: pytest.MonkeyPatch, ending: 
     wrapped = wrap_tiny("llama", mode=None)
     assert wrapped.encoder.stops == {EOS}
     said = [[40, 41, 42, *ending]]
-    monkeypatch.setattr("wise.lab.eval.asking.greedy", lambda _model, prompts, **_: said * len(prompts))
+    monkeypatch.setattr("wise.lab.eval.prompting.greedy", lambda _model, prompts, **_: said * len(prompts))
     quality = measure_quality(wrapped, [record(20, neighbours=())])
     assert {quality.generated[measure] for measure in ("reliability", "generalization")} == {right}
     assert quality.generated["locality"] is None
@@ -206,7 +206,7 @@ def test_a_prompt_beyond_the_context_is_named_before_anything_is_asked() -> None
         edit=wise.Edit(prompt="w4", target="w5"), neighbours=(text([9] * 200),), source="facts.jsonl:7"
     )
     with pytest.raises(EditError, match=r"facts\.jsonl:7: .*locality.* takes 20\d tokens"):
-        measure_quality(wrap_tiny("llama"), [too_long], work=Work(progress=lambda *at: asked.append(at)))
+        measure_quality(wrap_tiny("llama"), [too_long], checkpoint=Checkpoint(progress=lambda *at: asked.append(at)))
     assert not asked
 
 
@@ -214,7 +214,7 @@ def test_progress_ends_with_all_and_the_model_keeps_its_mode() -> None:
     wrapped = wrap_tiny("llama")
     wrapped.model.train()
     seen: list[tuple[str, int, int]] = []
-    measure_quality(wrapped, FULL, texts=TEXTS, work=Work(progress=lambda *at: seen.append(at)))
+    measure_quality(wrapped, FULL, texts=TEXTS, checkpoint=Checkpoint(progress=lambda *at: seen.append(at)))
     assert wrapped.model.training
     last = {name: (done, total) for name, done, total in seen}
     assert all(done == total > 0 for done, total in last.values())
@@ -266,18 +266,18 @@ def test_an_interrupted_measurement_goes_on_to_the_same_figures(
                 raise Interrupted
 
         steps.clear()
-        work = Work(Journal(tmp_path / "journal"), progress)
+        checkpoint = Checkpoint(CheckpointFile(tmp_path / "journal"), progress)
         try:
-            found = measure_quality(wrapped, FULL, texts=TEXTS, work=work).to_dict()
+            found = measure_quality(wrapped, FULL, texts=TEXTS, checkpoint=checkpoint).to_dict()
         except Interrupted:
             continue
         break
     assert stop > 10 and found == whole
     assert json.loads(json.dumps(whole, allow_nan=False)) == whole
     # Nothing is asked again: the parts are those of the journal.
-    monkeypatch.setattr("wise.lab.eval.asking.greedy", None)
-    monkeypatch.setattr("wise.lab.eval.asking.logits", None)
-    again = measure_quality(wrapped, FULL, texts=TEXTS, work=Work(Journal(tmp_path / "journal")))
+    monkeypatch.setattr("wise.lab.eval.prompting.greedy", None)
+    monkeypatch.setattr("wise.lab.eval.prompting.logits", None)
+    again = measure_quality(wrapped, FULL, texts=TEXTS, checkpoint=Checkpoint(CheckpointFile(tmp_path / "journal")))
     assert again.to_dict() == whole
 
 
@@ -298,7 +298,7 @@ def test_edits_of_groups_are_recalled_one_by_one(monkeypatch: pytest.MonkeyPatch
     wrapped = wrap_tiny("llama", mode=None)
     begin = len(wrapped.encoder.bos)
     monkeypatch.setattr(
-        "wise.lab.eval.asking.greedy",
+        "wise.lab.eval.prompting.greedy",
         lambda _model, prompts, **_: [[40 if prompt[begin] < 30 else 41, EOS] for prompt in prompts],
     )
     records = [grouped(20, "a"), grouped(21, "a"), grouped(22, "b"), grouped(31, "b"), grouped(32, "")]
@@ -320,7 +320,7 @@ def test_an_instance_is_recalled_when_all_of_its_facts_are_edited_or_not(monkeyp
     wrapped = wrap_tiny("llama", mode=None)
     begin = len(wrapped.encoder.bos)
     monkeypatch.setattr(
-        "wise.lab.eval.asking.greedy",
+        "wise.lab.eval.prompting.greedy",
         lambda _model, prompts, **_: [[40 if prompt[begin] < 30 else 41, EOS] for prompt in prompts],
     )
     right = [case(start, (f"w{start}", "w40"), ("w31", "w41")) for start in (20, 21, 22)]
@@ -411,7 +411,7 @@ class Reminded(WholePrompts):
 
 def test_an_editor_of_whole_prompts_gives_them_and_is_told_where_they_end() -> None:
     editor = Reminded()
-    asking = Asking(editor, Work())
+    prompter = Prompter(editor, Checkpoint())
     prompts, limits = [[20, 21, 22], [40, 41, 42, 43]], [ANSWER_TOKENS, ANSWER_TOKENS]
     expected = {
         base: [alone(editor.model, [*([] if base else [90]), *prompt], ANSWER_TOKENS) for prompt in prompts]
@@ -419,7 +419,7 @@ def test_an_editor_of_whole_prompts_gives_them_and_is_told_where_they_end() -> N
     }
     assert expected[False] != expected[True], "the word before the prompt changes nothing: nothing was tested"
     for base in (False, True):
-        assert asking.answers(f"{base}", prompts, limits, base=base) == expected[base]
-        rows = [Row(prompt=prompt, fed=said) for prompt, said in zip(prompts, expected[base], strict=True)]
-        assert asking.best(f"{base}", rows, base=base) == expected[base]
+        assert prompter.answers(f"{base}", prompts, limits, base=base) == expected[base]
+        rows = [PromptRow(prompt=prompt, fed=said) for prompt, said in zip(prompts, expected[base], strict=True)]
+        assert prompter.best(f"{base}", rows, base=base) == expected[base]
     assert editor.told == [[4, 5]], "lengths of what is read, and of the edited model alone"

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from wise.demo import model_path
 from wise.demo.records import demo_records
 from wise.errors import ConfigError, EditError
-from wise.lab.eval.editors import all_settings
-from wise.lab.eval.run import Evaluation, Scope, evaluate, measured_records, stops
-from wise.lab.eval.runfile import KEYS
-from wise.lab.eval.work import Journal, sole_user
+from wise.lab.eval.candidates import all_settings
+from wise.lab.eval.checkpoint import CheckpointFile, sole_user
+from wise.lab.eval.results_file import KEYS
+from wise.lab.eval.run import Evaluation, Scope, evaluate, stops
 
 EDITS = 6
 TEXT = ("The kettle was on the stove and nobody had thought of the tea. " * 4,)
@@ -37,7 +37,7 @@ def base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 @pytest.fixture(scope="module")
 def scope() -> Scope:
     return Scope(
-        routing=True, retention=True, pool=demo_records(12, seed=1)[EDITS:], texts=TEXT, questions=QUESTIONS
+        routing=True, retention=True, pool=demo_records(12, seed=1)[EDITS:], texts=TEXT
     )
 
 
@@ -73,22 +73,22 @@ def test_keeping_parts_changes_no_figure(base: tuple[Any, Any], scope: Scope, wh
 def test_an_interrupted_run_goes_on_to_the_same_figures(
     base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path], tmp_path: Path, share: float
 ) -> None:
-    parts = list(Journal(whole[1] / "journal.jsonl").parts)
+    parts = list(CheckpointFile(whole[1] / "checkpoint.jsonl").parts)
     at = parts[int(share * len(parts))]
 
-    def interrupt(journal: Journal, name: str, value: Any, seconds: float) -> None:
+    def interrupt(journal: CheckpointFile, name: str, value: Any, seconds: float) -> None:
         if name == at:
             raise Interrupted
         keep(journal, name, value, seconds)
 
-    keep = Journal.add
+    keep = CheckpointFile.add
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Journal, "add", interrupt)
+        patch.setattr(CheckpointFile, "add", interrupt)
         run(base, scope, folder=tmp_path)
-    begun = list(Journal(tmp_path / "journal.jsonl").parts)
+    begun = list(CheckpointFile(tmp_path / "checkpoint.jsonl").parts)
     assert begun == parts[: len(begun)] and 0 < len(begun) < len(parts)
     assert figures(run(base, scope, folder=tmp_path)) == figures(whole[0])
-    assert list(Journal(tmp_path / "journal.jsonl").parts) == parts
+    assert list(CheckpointFile(tmp_path / "checkpoint.jsonl").parts) == parts
 
 
 def test_an_interrupted_run_of_hybrid_goes_on_to_the_same_figures(
@@ -101,15 +101,15 @@ def test_an_interrupted_run_of_hybrid_goes_on_to_the_same_figures(
     assert routing is not None and routing.oracle["reliability"] == routing.positives["edits"]["opened"] == 1
     assert routing.edit_top1 == routing.slot_top1 > 0.9
     assert routing.classes["same_relation"]["opened"] == 0 and routing.false_routes_per_million == 0
-    keep = Journal.add
+    keep = CheckpointFile.add
 
-    def interrupt(journal: Journal, name: str, value: Any, seconds: float) -> None:
+    def interrupt(journal: CheckpointFile, name: str, value: Any, seconds: float) -> None:
         if name.startswith("routing.oracle"):
             raise Interrupted
         keep(journal, name, value, seconds)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Journal, "add", interrupt)
+        patch.setattr(CheckpointFile, "add", interrupt)
         run(base, scope, editor="wise-hybrid", folder=tmp_path)
     assert figures(run(base, scope, editor="wise-hybrid", folder=tmp_path)) == figures(expected)
 
@@ -119,9 +119,9 @@ def test_a_finished_run_is_told_again_without_asking_the_model(
 ) -> None:
     again = tmp_path / "again"
     shutil.copytree(whole[1], again)
-    before = (again / "journal.jsonl").read_bytes()
+    before = (again / "checkpoint.jsonl").read_bytes()
     assert figures(run(base, scope, folder=again)) == figures(whole[0])
-    assert (again / "journal.jsonl").read_bytes() == before
+    assert (again / "checkpoint.jsonl").read_bytes() == before
 
 
 def test_runs_with_readers_that_were_taught_otherwise_are_other_runs(tmp_path: Path) -> None:
@@ -145,11 +145,11 @@ def test_one_memory_is_kept_and_it_is_the_last(whole: tuple[Evaluation, Path]) -
 def test_another_run_in_the_same_folder_is_refused(
     base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path], changed: dict[str, Any], named: str
 ) -> None:
-    before = (whole[1] / "journal.jsonl").read_bytes()
+    before = (whole[1] / "checkpoint.jsonl").read_bytes()
     options = {"scope": scope, "folder": whole[1]} | changed
     with pytest.raises(ConfigError, match=f"unfinished run that differs in .*{named}"):
         run(base, **options)
-    assert (whole[1] / "journal.jsonl").read_bytes() == before
+    assert (whole[1] / "checkpoint.jsonl").read_bytes() == before
 
 
 def test_batches_are_part_of_what_a_run_is(base: tuple[Any, Any]) -> None:
@@ -172,7 +172,7 @@ def test_the_model_comes_back_as_it_was_also_from_an_interrupted_run(base: tuple
 def test_two_processes_are_never_at_one_run(base: tuple[Any, Any], tmp_path: Path) -> None:
     with sole_user(tmp_path), pytest.raises(ConfigError, match="another process is at this run"):
         run(base, Scope(), folder=tmp_path)
-    assert not (tmp_path / "journal.jsonl").exists()
+    assert not (tmp_path / "checkpoint.jsonl").exists()
 
 
 def test_other_code_does_not_go_on_with_a_run(
@@ -188,7 +188,7 @@ def test_the_last_edit_is_looked_at_before_the_first_is_made(base: tuple[Any, An
     records.append(replace(records[0], edit=replace(records[0].edit, target="tea " * 300, id="long")))
     with pytest.raises(EditError, match="the context holds"):
         evaluate(*base, records, editor="wise-retrieve", batch=1, folder=tmp_path)
-    assert not [name for name in Journal(tmp_path / "journal.jsonl").parts if name.startswith("edits")]
+    assert not [name for name in CheckpointFile(tmp_path / "checkpoint.jsonl").parts if name.startswith("edits")]
 
 
 def test_a_run_in_which_no_edit_holds_is_a_result(base: tuple[Any, Any], scope: Scope) -> None:
@@ -207,21 +207,3 @@ def test_what_an_editor_does_not_have_is_not_measured(base: tuple[Any, Any], nam
 def test_stops() -> None:
     assert [stops(edits) for edits in (1, 2, 7)] == [[1], [1, 2], [1, 2, 5, 7]]
     assert stops(100) == [1, 2, 5, 10, 20, 50, 100]
-
-
-def test_some_records_are_measured_evenly_over_the_stream_and_all_are_edited(base: tuple[Any, Any]) -> None:
-    found = run(base, Scope(measured=2))
-    asked = {outcome.record for outcome in found.quality.outcomes}
-    stream = [record.edit.id for record in demo_records(EDITS, seed=0)]
-    assert asked == {stream[0], stream[3]} and found.edits == EDITS
-    everything = run(base, Scope(measured=EDITS))
-    assert {outcome.record for outcome in everything.quality.outcomes} == set(stream)
-    with pytest.raises(ConfigError, match="measured=0"):
-        run(base, Scope(measured=0))
-
-
-def test_a_neighbour_that_asks_what_an_unmeasured_edit_is_about_is_left_out() -> None:
-    first, second = demo_records(2, seed=0)
-    beside = replace(first, neighbours=(second.paraphrases[0], "Something else is"))
-    assert [r.neighbours for r in measured_records([beside, second], 1)] == [("Something else is",)]
-    assert measured_records([beside, second], None)[0].neighbours == beside.neighbours

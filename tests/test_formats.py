@@ -36,7 +36,7 @@ from published import (
 
 from wise.edits import Edit, Record
 from wise.errors import EditError
-from wise.lab.formats.files import FORMATS, Reading, read_edits, read_records
+from wise.lab.formats.datasets import FORMATS, Reading, read_edits, read_records
 
 
 @pytest.fixture

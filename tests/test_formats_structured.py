@@ -30,7 +30,7 @@ from published import (
 )
 
 from wise.edits import Edit, Record
-from wise.lab.formats.files import read_records
+from wise.lab.formats.datasets import read_records
 from wise.probes import Probe, Query
 
 

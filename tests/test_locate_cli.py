@@ -96,7 +96,8 @@ def test_figures_are_printed_written_and_drawn(swept: tuple[Path, Result], data:
 
 
 def test_known_facts_are_traced_without_edits(tiny: Path, known: Path) -> None:
-    result = run("--model", tiny, "--data", known, "--facts", "3", "--samples", "1", "--no-sweep", "--window", "2")
+    few = ("--facts", "3", "--samples", "1", "--sweep-edits", "0")
+    result = run("--model", tiny, "--data", known, *few, "--window", "2")
     assert result.exit_code == 0, result.output
     assert "3 facts traced, left out: none" in result.stdout
     assert "feed-forward output, 2 layers at a time" in result.stdout
@@ -106,18 +107,18 @@ def test_known_facts_are_traced_without_edits(tiny: Path, known: Path) -> None:
 def test_bad_input_is_refused_before_the_work(tiny: Path, data: Path, known: Path, tmp_path: Path) -> None:
     base = ("--model", tiny, "--data", data)
     refused(run(*base, "--sweep-edits", "50", "--facts", "4"), "50 records", "3 stand behind the 4 facts")
-    refused(run("--model", tiny, "--data", known), "--no-sweep")
+    refused(run("--model", tiny, "--data", known), "--sweep-edits 0")
     refused(run(*base, "--facts", "4", "--sweep-edits", "2", "--layers", "0,3"), "layers 3", "0 to 2")
     refused(run(*base, "--layers", "one"), "--layers one", "0,2,4")
-    refused(run(*base, "--layers", "0", "--no-sweep"), "leave one of them out")
-    refused(run(*base, "--no-sweep", "--window", "4"), "window=4", "3 layers")
-    refused(run("--model", tiny, "--data", tmp_path / "none.jsonl", "--no-sweep"), "none.jsonl")
-    refused(run(*base, "--no-sweep", "--output", tmp_path / "no" / "x.json"), "--output", "make it first")
-    refused(run(*base, "--no-sweep", "--output", data), "is there already")
-    refused(run(*base, "--no-sweep", "--picture", tmp_path / "heat.xyz"), "--picture", "no format")
+    refused(run(*base, "--layers", "0", "--sweep-edits", "0"), "leave one of them out")
+    refused(run(*base, "--sweep-edits", "0", "--window", "4"), "window=4", "3 layers")
+    refused(run("--model", tiny, "--data", tmp_path / "none.jsonl", "--sweep-edits", "0"), "none.jsonl")
+    refused(run(*base, "--sweep-edits", "0", "--output", tmp_path / "no" / "x.json"), "--output", "make it first")
+    refused(run(*base, "--sweep-edits", "0", "--output", data), "is there already")
+    refused(run(*base, "--sweep-edits", "0", "--picture", tmp_path / "heat.xyz"), "--picture", "no format")
     empty = tmp_path / "bare.jsonl"
     empty.write_text(json.dumps({"prompt": text([5, 6]), "target": "w7"}) + "\n")
-    refused(run("--model", tiny, "--data", empty, "--no-sweep"), "no fact")
+    refused(run("--model", tiny, "--data", empty, "--sweep-edits", "0"), "no fact")
 
 
 # -- pictures and tables ----------------------------------------------------------------------

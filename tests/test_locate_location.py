@@ -19,12 +19,12 @@ import wise
 from wise.demo import model_path
 from wise.demo.facts import load_facts, train_prompts
 from wise.errors import ConfigError
+from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile
 from wise.lab.eval.significance import bootstrap_interval
-from wise.lab.eval.work import Journal, Work
 from wise.lab.formats.facts import Fact
-from wise.lab.locate.location import Location, _by_role, trace
+from wise.lab.locate.location import _by_role, trace
+from wise.lab.locate.results import Location, spearman
 from wise.lab.locate.roles import FIRST_SUBSEQUENT, FURTHER, LAST, LAST_SUBJECT, ROLES
-from wise.lab.locate.statistics import spearman
 from wise.lab.locate.tracing import ENDS, UNKNOWN, Known
 from wise.training.encoding import learn_encoder
 
@@ -105,8 +105,8 @@ def test_rank_correlation_is_spearmans() -> None:
 def test_what_is_traced_is_counted_and_ready_for_json(tmp_path: Any) -> None:
     seen: list[tuple[str, int, int]] = []
     model, before = tiny_model("llama").train(), tiny_model("llama")
-    work = Work(Journal(tmp_path / "journal.jsonl"), lambda *step: seen.append(step))
-    found = trace(model, tiny_tokenizer(), tiny_facts(), samples=2, name="tiny", work=work)
+    checkpoint = Checkpoint(CheckpointFile(tmp_path / "checkpoint.jsonl"), lambda *step: seen.append(step))
+    found = trace(model, tiny_tokenizer(), tiny_facts(), samples=2, name="tiny", checkpoint=checkpoint)
     assert model.training and same_tensors(model, before)
     assert (found.facts, found.skipped) == (5, {ENDS: 1, UNKNOWN: 1})
     assert (found.layers, found.window, found.samples) == (DEPTH, 1, 2)
@@ -125,7 +125,8 @@ def test_what_is_traced_is_counted_and_ready_for_json(tmp_path: Any) -> None:
     assert 0 < found.low_score < found.high_score < 1
     assert found.effect("state", LAST)[-1] == pytest.approx(found.high_score - found.low_score, abs=1e-5)
     assert ("facts", 7, 7) in seen and ("trace", 5, 5) in seen
-    again = trace(model, tiny_tokenizer(), tiny_facts(), samples=2, name="tiny", work=Work(work.journal))
+    resumed = Checkpoint(checkpoint.file)
+    again = trace(model, tiny_tokenizer(), tiny_facts(), samples=2, name="tiny", checkpoint=resumed)
     assert again.to_dict() == found.to_dict()
 
 

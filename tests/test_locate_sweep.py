@@ -13,10 +13,20 @@ from tiny import same_tensors, text, tiny_model, tiny_tokenizer
 import wise
 from wise.errors import ConfigError
 from wise.lab.locate import sweep as module
-from wise.lab.locate.location import Effects, Location
+from wise.lab.locate.results import (
+    AT_LAST,
+    FEED_FORWARD,
+    FIGURES,
+    HEADLINE,
+    Effects,
+    LayerResult,
+    Location,
+    Sweep,
+    trace_peak,
+)
 from wise.lab.locate.roles import LAST, LAST_SUBJECT, ROLES
 from wise.lab.locate.sites import KINDS, check_layers
-from wise.lab.locate.sweep import AT_LAST, FEED_FORWARD, HEADLINE, Sweep, sweep, trace_peak
+from wise.lab.locate.sweep import sweep
 
 STATES = [0.1, 0.5, 0.4, 0.2]
 
@@ -76,8 +86,8 @@ def editing(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_the_best_edits_name_the_layer_and_not_the_trace(editing: list[dict[str, Any]]) -> None:
     seen: list[Any] = []
-    work = module.Work(progress=lambda *step: seen.append(step))
-    found = sweep(None, None, RECORDS, location(), first=100, work=work)  # type: ignore[arg-type]
+    checkpoint = module.Checkpoint(progress=lambda *step: seen.append(step))
+    found = sweep(None, None, RECORDS, location(), first=100, checkpoint=checkpoint)  # type: ignore[arg-type]
     assert [call["settings"] for call in editing] == [{"layer": i, "seed": 7} for i in range(4)]
     assert all(call["editor"] == "wise-retrieve" for call in editing)
     for record, given in zip(editing[0]["records"], RECORDS, strict=True):
@@ -112,7 +122,7 @@ def test_a_few_layers_say_less(editing: list[dict[str, Any]]) -> None:
 
 
 def test_a_measure_without_prompts_does_not_count() -> None:
-    result = module.LayerResult(
+    result = LayerResult(
         layer=0,
         reliability=1.0,
         generalization=None,
@@ -139,7 +149,7 @@ def test_a_measure_without_prompts_does_not_count() -> None:
 def test_the_choice_names_what_was_measured_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, figures: tuple[float | None, ...], said: str
 ) -> None:
-    generated = dict(zip(module.FIGURES, figures, strict=True))
+    generated = dict(zip(FIGURES, figures, strict=True))
     result = SimpleNamespace(quality=SimpleNamespace(generated=generated), failed=(), cpu_seconds=2.0)
     monkeypatch.setattr(module, "evaluate", lambda *_, **__: result)
     assert said in sweep(None, None, RECORDS, location()).why()  # type: ignore[arg-type]

@@ -119,7 +119,7 @@ def test_links_into_the_repository_lead_somewhere() -> None:
 def absent_files(text: str) -> list[str]:
     """Files and tests named in backticks that are nowhere in the repository, wherever their room."""
     named = re.findall(r"`([\w/]+\.py)`", text) + [f"tests/{name}.py" for name in re.findall(r"`(test_\w+)`", text)]
-    rooms = ("", "wise", "memory", "router", "training")
+    rooms = ("", "wise", "memory", "router", "training", "lab")
     return [name for name in named if not any((ROOT / room / name).is_file() for room in rooms)]
 
 

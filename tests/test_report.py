@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_sample import sample_run, sample_trace
+from report_sample import sample_run
 
 from wise.errors import ConfigError
-from wise.lab.report import heat_map, write_locate_report, write_report
+from wise.lab.report import write_report
 from wise.lab.report.charts import spread
 from wise.lab.report.formats import percent
-from wise.lab.report.heatmap import MIDDLE, STRONG, ink
 from wise.lab.report.outcomes import LONGEST, MOST, wrong
-from wise.lab.report.summary import holds, lost
+from wise.lab.report.page import MIDDLE, STRONG, ink
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
@@ -78,8 +77,8 @@ def run() -> dict[str, Any]:
 def page(tmp_path: Path) -> Callable[..., Page]:
     """Writes a page and reads it back."""
 
-    def written(value: Any, write: Callable[[Any, Path], None] = write_report) -> Page:
-        write(value, tmp_path / "page.html")
+    def written(value: Any) -> Page:
+        write_report(value, tmp_path / "page.html")
         return Page((tmp_path / "page.html").read_text(encoding="utf-8"))
 
     return written
@@ -122,9 +121,8 @@ def test_the_page_is_balanced_and_has_every_section(run: dict[str, Any], page: C
     assert {str(link).removeprefix("#") for link in links} <= set(ids)
 
 
-@pytest.mark.parametrize("which", ["run", "trace"])
-def test_nothing_is_loaded_from_anywhere(which: str, page: Callable[..., Page]) -> None:
-    found = page(sample_run()) if which == "run" else page(sample_trace(), write_locate_report)
+def test_nothing_is_loaded_from_anywhere(page: Callable[..., Page]) -> None:
+    found = page(sample_run())
     for tag, attributes in found.tags:
         assert not {"src", "srcset", "action", "data", "background", "poster"} & set(attributes), tag
         assert str(attributes.get("href", "#")).startswith("#")
@@ -157,14 +155,9 @@ def test_text_of_the_run_stays_text(run: dict[str, Any], page: Callable[..., Pag
     found = page(evil)
     assert found.balanced
     assert not found.count("img")
-    assert (found.count("script"), found.count("svg")) == (plain.count("script"), plain.count("svg")) == (1, 12)
+    assert (found.count("script"), found.count("svg")) == (plain.count("script"), plain.count("svg")) == (1, 11)
     assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
     assert sum(EVIL in text for text in found.text) > 100
-
-
-def test_text_of_a_trace_stays_text(page: Callable[..., Page]) -> None:
-    found = page(mapped(sample_trace(), lambda _, v: EVIL if isinstance(v, str) else v), write_locate_report)
-    assert found.balanced and found.count("script") == 1 and not found.count("img")
 
 
 # -- what was not measured ----------------------------------------------------------------------
@@ -184,14 +177,14 @@ def test_a_bare_run_says_what_is_missing(page: Callable[..., Page]) -> None:
     found = page({"editor": "none", "edits": 3, "generated": {"reliability": 0.5}})
     text = " ".join(found.text)
     assert found.balanced
-    assert "50.0% of the edits" in text
+    assert "50.0%" in text
     assert "Not measured in this run." in text
     assert any(attributes.get("title") == "not measured" for _, attributes in found.tags)
     assert "None" not in text and "undefined" not in text.casefold().replace("undefined behaviour", "")
 
 
 def test_figures_that_are_null_are_dashes(run: dict[str, Any], page: Callable[..., Page]) -> None:
-    keep = {"n", "edits", "counts", "histogram", "roc", "bins", "evidence", "prompt_tokens", "from", "to", "promised"}
+    keep = {"n", "edits", "counts", "histogram", "roc", "bins", "from", "to", "promised"}
     keep |= {"generated", "teacher_forced"}  # of outcomes
     empty = mapped(run, lambda key, v: None if isinstance(v, float) and key not in keep else v)
     empty["generated"] = dict.fromkeys(run["generated"])
@@ -205,16 +198,14 @@ def test_figures_that_are_null_are_dashes(run: dict[str, Any], page: Callable[..
 def test_what_is_no_run_is_refused(name: str, run: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"not a run: it has no {name}"):
         write_report({key: value for key, value in run.items() if key != name}, tmp_path / "page.html")
-    with pytest.raises(ConfigError, match="not a causal trace"):
-        write_locate_report(run, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_is_refused_by_its_place(bad: float, run: dict[str, Any], tmp_path: Path) -> None:
     broken = copied(run)
-    broken["routing"]["heatmap"][1]["evidence"][2] = bad
-    with pytest.raises(ConfigError, match=r"routing\.heatmap\[1\]\.evidence\[2\]: (nan|inf) was found"):
+    broken["routing"]["classes"]["generic"]["roc"][1][0] = bad
+    with pytest.raises(ConfigError, match=r"routing\.classes\.generic\.roc\[1\]\[0\]: (nan|inf) was found"):
         write_report(broken, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
@@ -259,7 +250,6 @@ def test_every_figure_is_there_and_no_other(run: dict[str, Any], page: Callable[
     figures = ("n", "auroc", "average_precision", "fpr_at_95_tpr", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001", "opened")
     for measured in run["routing"]["classes"].values():
         shown += [{key: measured[key] for key in figures}, measured["against_edits"]]
-        shown += [{"realised": each["realised"]} for each in measured["calibration"].values()]
     for measured in run["routing"]["positives"].values():
         shown.append({key: measured[key] for key in ("n", "opened", "slot_top1", "edit_top1")})
     missing = {number for part in shown for number in numbers(part)} - written
@@ -286,7 +276,7 @@ def test_what_is_written_is_the_value(run: dict[str, Any], page: Callable[..., P
         assert text != "100%" or value == 1, "no share is rounded up to all"
 
 
-@pytest.mark.parametrize("module", ["axes", "charts", "formats", "heatmap", "outcomes", "routing", "summary", "svg"])
+@pytest.mark.parametrize("module", ["charts", "formats", "outcomes", "routing", "svg"])
 def test_examples_in_docstrings(module: str) -> None:
     assert doctest.testmod(import_module(f"wise.lab.report.{module}")).failed == 0
 
@@ -297,32 +287,7 @@ def test_percent_never_says_all_or_nothing_of_less(share: float) -> None:
     assert (percent(share) == "100%") is (share == 1)
 
 
-# -- the words ------------------------------------------------------------------------------------
-
-
-def test_words_say_what_is_good_and_what_is_lost(run: dict[str, Any]) -> None:
-    good, bad = " ".join(holds(run)), " ".join(lost(run))
-    assert "97.0% of the edits, 71.5% of paraphrases and 24.0% of freer wordings" in good
-    assert "3 of 100 edits were not taken" in bad
-    assert "28.5% of paraphrases" in bad
-    assert "free paraphrases fares worst: the gate opens for" in bad
-    assert "the router costs 11.5 points, and the other 17 points the memory itself does not hold" in bad
-    assert "150 times per million tokens" in bad and "never opened" not in good
-    assert "hardest to tell apart is same subject" in bad
-    assert "ripple: logical generalization fares worst: 5.1% right" in bad, "what must stay is no consequence"
-
-
-def test_a_gate_that_never_opened_is_good_news_with_its_limit(run: dict[str, Any]) -> None:
-    silent = copied(run)
-    silent["routing"] |= {"false_routes_per_million": 0.0, "false_routes_per_million_ci": [0.0, 184.4]}
-    assert "In 20,000 tokens of running text the gate never opened; up to 184 per million" in " ".join(holds(silent))
-    assert "wrongly opens" not in " ".join(lost(silent))
-
-
-def test_without_losses_none_are_made_up() -> None:
-    perfect = {"edits": 2, "generated": {"reliability": 1.0, "locality": 1.0}, "failed_edits": 0}
-    assert lost(perfect) == ["None of the figures measured here shows a loss."]
-    assert holds({"edits": 2, "generated": {}}) == []
+# -- wrong answers -----------------------------------------------------------------------------
 
 
 def test_wrong_answers_are_the_farthest_off_and_of_every_measure(run: dict[str, Any]) -> None:
@@ -369,49 +334,6 @@ def test_labels_are_spread() -> None:
         assert all(b - a >= 10 for a, b in zip(ordered, ordered[1:], strict=False))
         assert min(moved) >= 0 and max(moved) <= 92
         assert sorted(range(3), key=lambda i, p=places: (p[i], i)) == sorted(range(3), key=lambda i, m=moved: m[i])
-
-
-def test_a_heat_map_shades_its_cells() -> None:
-    found = Page(heat_map([[0.0, 0.5], [None, 1.0]], ["a", "b"], ["0", "1"], "title <x>"))
-    assert found.balanced
-    titles = [text for text in found.text if ", " in text]
-    assert titles == ["a, 0: 0", "a, 1: 0.5", "b, 1: 1"]
-    cells = [a for tag, a in found.tags if tag == "rect"][: len(titles)]
-    assert [cell["style"] for cell in cells] == ["--heat:0%", "--heat:50%", "--heat:100%"]
-    assert found.tags[0][1]["aria-label"] == "title <x>"
-
-
-@pytest.mark.parametrize(
-    ("values", "rows", "columns", "message"),
-    [
-        ([], [], [], "at least one"),
-        ([[1.0]], ["a"], ["0", "1"], "1 rows of 2 were expected"),
-        ([[1.0, math.nan]], ["a"], ["0", "1"], "NaN"),
-    ],
-)
-def test_a_heat_map_refuses(values: Any, rows: list[str], columns: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        heat_map(values, rows, columns, "x")
-
-
-# -- the trace ------------------------------------------------------------------------------------
-
-
-def test_the_page_of_a_trace(page: Callable[..., Page]) -> None:
-    trace = sample_trace()
-    found = page(trace, write_locate_report)
-    assert found.balanced
-    assert found.count("svg") == 3 + 1 + 2  # maps, severed, sweep
-    assert trace["recommendation"]["why"] in " ".join(found.text)
-    written = {value for value, _ in found.figures}
-    assert {number for stop in trace["sweep"] for number in numbers(stop)} <= written
-
-
-def test_a_trace_without_a_sweep(page: Callable[..., Page]) -> None:
-    trace = sample_trace() | {"sweep": [], "recommendation": None, "severed": None}
-    trace["effects"]["ffn"]["mean"][1] = [None] * trace["layers"]
-    found = page(trace, write_locate_report)
-    assert found.balanced and found.count("svg") == 3
 
 
 # -- legible in both themes -----------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -13,16 +12,15 @@ from tiny import tiny_tokenizer
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.lab.eval.routing.classes import RoutingClass, RoutingSet, build_routing_set
-from wise.lab.eval.routing.drafts import Draft, choose, evenly
-from wise.lab.eval.routing.matters import matters_of
-from wise.lab.eval.routing.nearness import Names, same_name
+from wise.lab.eval.routing.material import Draft, choose, evenly
+from wise.lab.eval.routing.negatives import Names, same_name
 from wise.lab.eval.routing.relations import Relations, template_of
-from wise.lab.eval.routing.wording import normal, sentences, words
+from wise.lab.eval.routing.topics import normal, sentences, topics_of, words
 from wise.probes import Probe, Query
 from wise.router.turns import render
 from wise.training.encoding import Encoder
 
-POSITIVES = ("edits", "paraphrases", "free_paraphrases", "prefixed", "planted_old_answer", "chat", "multi_turn")
+POSITIVES = ("edits", "paraphrases", "free_paraphrases", "prefixed", "chat", "multi_turn")
 NEGATIVES = (
     "generic",
     "same_relation",
@@ -30,7 +28,6 @@ NEGATIVES = (
     "near_duplicate",
     "running_text",
     "long_context",
-    "old_answer",
     "chat",
     "multi_turn",
 )
@@ -112,8 +109,6 @@ def test_positives_carry_the_edit_that_they_ask_for() -> None:
 def test_forms_of_the_positives() -> None:
     found = build(text=["It rained. The sun came out later."])
     assert texts(positive(found, "edits"))[0] == "Mara Ilves works as"
-    planted = "Mara Ilves works as sailor. Mara Ilves works as"
-    assert texts(positive(found, "planted_old_answer"))[0] == planted
     assert texts(positive(found, "prefixed"))[0] == "The sun came out later. Mara Ilves works as"
     assert texts(positive(found, "chat"))[0] == "User: Mara Ilves works as\nAssistant:"
     lines = texts(positive(found, "multi_turn"))[0].split("\n")
@@ -125,7 +120,6 @@ def test_forms_of_the_negatives() -> None:
     question = "What floats?"
     found = build(questions=[question])
     assert texts(negative(found, "generic")) == [question]
-    assert texts(negative(found, "old_answer"))[0] == f"Mara Ilves works as sailor. {question}"
     turns = f"User: Mara Ilves works as\nAssistant: baker\nUser: {question}\nAssistant:"
     assert texts(negative(found, "multi_turn"))[0] == turns
     assert f"User: {question}\nAssistant:" in texts(negative(found, "chat"))
@@ -313,7 +307,7 @@ def test_an_edit_whose_prompt_was_edited_again_is_not_asked() -> None:
 def test_the_same_arguments_give_the_same_set() -> None:
     assert build(seed=3) == build(seed=3)
     one, other = build(seed=3), build(seed=4)
-    for name in ("running_text", "long_context", "old_answer"):
+    for name in ("running_text", "long_context", "multi_turn"):
         assert texts(negative(one, name)) != texts(negative(other, name)), name
     assert texts(positive(one, "edits")) == texts(positive(other, "edits"))
 
@@ -360,7 +354,6 @@ def test_what_cannot_be_built_is_said() -> None:
         "positives.free_paraphrases": "the records have no free paraphrases that fitting has not seen",
         "positives.prefixed": "there is no sentence of running text that names no edited subject, or none fits the "
         "context",
-        "positives.planted_old_answer": "no record has an old answer that differs from its target",
         "negatives.generic": "no generic question is left that names no edited subject",
         "negatives.same_relation": "no record has a neighbour of its own relation, and no record that was not edited "
         "shares one",
@@ -368,18 +361,11 @@ def test_what_cannot_be_built_is_said() -> None:
         "negatives.running_text": "no running text is left that names no edited subject",
         "negatives.long_context": "no record has a subject, no running text or no question is left, or nothing fits "
         "the context",
-        "negatives.old_answer": "no record has an old answer that differs from its target, or no generic question is "
-        "left",
+        "negatives.near_duplicate": "no record has a subject, or no other name is near one",
         "negatives.chat": "no generic question or neighbour fits the context in this form",
         "negatives.multi_turn": "no generic question is left that names no edited subject, or none fits the context "
         "behind another turn",
     }
-    assert "negatives.near_duplicate" not in found.skipped, "made-up names need no other data"
-
-
-def test_an_old_answer_that_is_the_target_is_none() -> None:
-    found = build([job("Mara Ilves", answer="Baker ")])
-    assert {"positives.planted_old_answer", "negatives.old_answer"} <= set(found.skipped)
 
 
 def test_an_empty_set_is_refused() -> None:
@@ -426,18 +412,6 @@ def test_relations_that_read_the_same_are_one() -> None:
     assert apart.of(same_name.edit) is None
 
 
-def test_relations_may_ask_the_same_where_their_words_do_and_the_data_names_not_both() -> None:
-    def record(prompt: str, relation: str | None = None) -> Record:
-        return Record(edit=Edit(prompt=prompt.format("Xa"), target="t", subject="Xa"), relation=relation)
-
-    given = [record("Who was the dad of {}?"), record("Who was {}'s father?", "P22"), record("{}'s mother is", "P25")]
-    found = Relations([*given, record("{} works as", "P106")])
-    dad, father, mother = (found.of(each.edit) or "" for each in given)
-    assert found.alike(dad) == {father, mother}
-    assert found.alike(father) == found.alike(mother) == {dad}
-    assert found.alike(found.of_template("{} works as") or "") == set()
-
-
 @pytest.mark.parametrize(
     ("one", "other", "apart"),
     [
@@ -454,7 +428,7 @@ def test_questions_are_apart_only_where_they_share_no_matter(one: str, other: st
     assert found.asked_by(one).apart(found.asked_by(other)) is apart
     assert found.asked_by(other).apart(found.asked_by(one)) is apart
     assert not found.asked_by(one).apart(found.asked_by(one))
-    assert matters_of("{}, in") == frozenset()
+    assert topics_of("{}, in") == frozenset()
 
 
 def test_nearest_names_by_a_plain_reckoning() -> None:
@@ -471,16 +445,6 @@ def test_nearest_names_by_a_plain_reckoning() -> None:
         assert jaccard(name, found[0]) == best
         assert name not in found
     assert not {"Mara", "Ilves, Mara"} & set(Names(names).nearest("Mara Ilves"))
-
-
-def test_made_up_names_are_new_and_swap_the_telling_word() -> None:
-    names = Names(["Route 33", "Route 7", "Ada Korn", "Otto Brandt", "Korn Company"])
-    assert not list(names.made_up("Route 34", random.Random(0))), "all that a number can be swapped for are known"
-    made = set(names.made_up("Ada Korn", random.Random(0)))
-    assert made and not made & set(names.names)
-    assert not any(same_name(name, "Ada Korn") for name in made)
-    assert not list(names.made_up("Plato", random.Random(0))), "one word alone cannot be swapped"
-    assert all("Company" in name for name in names.made_up("Korn Company", random.Random(0)))
 
 
 def test_prompts_are_taken_one_from_each_source_first() -> None:
@@ -503,7 +467,7 @@ def test_mentions_say_nothing() -> None:
     for prompt in negative(found, "long_context").prompts:
         subject = (prompt.record or "").removeprefix("job ")
         (sentence,) = (part for part in sentences(prompt.text) if subject in part)
-        assert not matters_of(sentence.replace(subject, "")) & {"works", "profession", "job", "career"}
+        assert not topics_of(sentence.replace(subject, "")) & {"works", "profession", "job", "career"}
 
 
 def test_an_edit_that_is_not_live_has_no_part_in_it() -> None:

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,12 +15,12 @@ from tiny import nearest_keys, wrap_tiny
 
 import wise
 from wise.errors import ConfigError
+from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile
 from wise.lab.eval.routing import Routing, gate_ratios, measure_routing
 from wise.lab.eval.routing.classes import RoutingClass, RoutingPrompt, RoutingSet
+from wise.lab.eval.routing.generation_trace import GenerationTrace
 from wise.lab.eval.routing.oracle import slots_of
 from wise.lab.eval.routing.separation import BINS, histogram
-from wise.lab.eval.routing.speech import Speech
-from wise.lab.eval.work import Journal, Work
 from wise.router.hybrid import HybridRouter
 
 TEXTS = (
@@ -32,7 +31,7 @@ TEXTS = (
 CLASS_KEYS = {
     *("about", "unit", "n", "auroc", "auroc_ci", "average_precision", "average_precision_ci", "fpr_at_95_tpr"),
     *("fpr_at_95_tpr_ci", "tpr_at_fpr_0.01", "tpr_at_fpr_0.01_ci", "tpr_at_fpr_0.001", "tpr_at_fpr_0.001_ci"),
-    *("opened", "opened_ci", "calibration", "against_edits", "histogram", "roc"),
+    *("opened", "opened_ci", "against_edits", "histogram", "roc"),
 }
 
 
@@ -60,7 +59,7 @@ def a_set(known: list[wise.Record]) -> RoutingSet:
 @pytest.fixture(scope="module", params=["retrieve", "merge", "hybrid"])
 def measured(request: pytest.FixtureRequest) -> tuple[wise.WiseModel, list[wise.Record], Routing]:
     wrapped, known = edited(request.param), records()
-    return wrapped, known, measure_routing(wrapped, a_set(known), known, work=Work(), seed=0)
+    return wrapped, known, measure_routing(wrapped, a_set(known), known, checkpoint=Checkpoint(), seed=0)
 
 
 Measured = tuple[wise.WiseModel, list[wise.Record], Routing]
@@ -77,13 +76,10 @@ def test_the_file_is_the_agreed_one(measured: Measured) -> None:
     assert set(found) == {
         *("classes", "positives", "skipped", "bins", "scored_against", "live_edits", "not_live"),
         *("false_routes_per_million", "false_routes_per_million_ci", "running_text_tokens", "slot_top1", "edit_top1"),
-        *("flips", "flips_by", "by_age", "oracle", "heatmap"),
+        *("flips", "flips_by", "by_age", "oracle"),
     }
     for figures in found["classes"].values():
         assert set(figures) == CLASS_KEYS
-        assert set(figures["calibration"]) == {"0.1", "0.01", "0.001"}
-        too_small = figures["calibration"]["0.001"]
-        assert too_small["threshold"] is None and too_small["realised"] is None and too_small["ci"] is None
         assert figures["roc"][0] == [0, 0] and figures["roc"][-1] == [1, 1]
         for name in ("auroc", "average_precision", "fpr_at_95_tpr", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001", "opened"):
             low, high = figures[f"{name}_ci"] or (figures[name], figures[name])
@@ -184,7 +180,7 @@ def test_flips_by_hand() -> None:
     def flips(speakers: list[int | None], prompt_tokens: int) -> int:
         row = tuple(speakers)
         count = len(row)
-        return Speech(ids=(0,) * count, prompt_tokens=prompt_tokens, values=(0.0,) * count, speakers=row).flips
+        return GenerationTrace(ids=(0,) * count, prompt_tokens=prompt_tokens, speakers=row).flips
 
     assert flips([None, 1, 1, None, None], 2) == 1
     assert flips([None, 1, 2, None, 3], 2) == 2  # the last token is not read in
@@ -207,41 +203,27 @@ def test_ages_are_counted_from_the_youngest(measured: Measured) -> None:
 def test_bins_of_age_cover_all_ages_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wise.lab.eval.routing.measure.AGES", 2)
     wrapped, known = edited("retrieve"), records()
-    found = measure_routing(wrapped, a_set(known), known, work=Work())
+    found = measure_routing(wrapped, a_set(known), known, checkpoint=Checkpoint())
     count = len(wrapped.edits)
     width = -(-count // 2)
     assert [(row["from"], row["to"]) for row in found.by_age] == [(0, width - 1), (width, count - 1)]
     assert sum(row["edits"] for row in found.by_age) == count
 
 
-def test_the_heat_map_shows_prompts_and_answers(measured: Measured) -> None:
-    wrapped, known, found = measured
-    rows: list[dict[str, Any]] = [dict(row) for row in found.heatmap]
-    for row in rows:
-        assert len(row["tokens"]) == len(row["evidence"]) == len(row["slots"]) >= row["prompt_tokens"] > 0
-        assert [slot is not None for slot in row["slots"]] == [value >= 1 for value in row["evidence"]]
-    kinds = [row["kind"] for row in rows]
-    assert [kinds.count(kind) for kind in ("edit", "paraphrase", "neighbour", "running_text")] == [4, 4, 4, 1]
-    targets = {record.edit.id: record.edit.target for record in known}
-    for row in rows:
-        if row["kind"] == "edit":
-            assert row["text"] == targets[row["record"]] and len(row["tokens"]) > row["prompt_tokens"]
-    (text,) = [row for row in rows if row["kind"] == "running_text"]
-    assert text["text"] == "" and len(text["tokens"]) == text["prompt_tokens"]
-    pieces = [[str(wrapped.tokenizer.decode([i])) for i in wrapped.encoder.prompt(whole)] for whole in TEXTS]
-    assert text["tokens"] in [piece[:48] for piece in pieces]
-
-
 def test_a_run_that_goes_on_ends_with_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrapped, known = edited("retrieve"), records()
-    first = measure_routing(wrapped, a_set(known), known, work=Work(Journal(tmp_path / "journal"))).to_dict()
+
+    def kept() -> Checkpoint:
+        return Checkpoint(CheckpointFile(tmp_path / "journal"))
+
+    first = measure_routing(wrapped, a_set(known), known, checkpoint=kept()).to_dict()
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError
 
-    for name in ("scores.score_rows", "speech.score_rows", "speech.greedy", "oracle.greedy"):
+    for name in ("scores.score_rows", "generation_trace.score_rows", "generation_trace.greedy", "oracle.greedy"):
         monkeypatch.setattr(f"wise.lab.eval.routing.{name}", refuse)
-    again = measure_routing(wrapped, a_set(known), known, work=Work(Journal(tmp_path / "journal"))).to_dict()
+    again = measure_routing(wrapped, a_set(known), known, checkpoint=kept()).to_dict()
     assert json.dumps(again) == json.dumps(first)
 
 
@@ -249,7 +231,7 @@ def test_without_paraphrases_figures_are_against_the_edits() -> None:
     wrapped, known = edited("retrieve"), records()
     full = a_set(known)
     bare = replace(full, positives=full.positives[:1], negatives=full.negatives[:1])
-    found = measure_routing(wrapped, bare, [wise.Record(edit=record.edit) for record in known], work=Work())
+    found = measure_routing(wrapped, bare, [wise.Record(edit=record.edit) for record in known], checkpoint=Checkpoint())
     figures = found.classes["same_relation"]
     assert found.scored_against == "edits" and figures["against_edits"]["auroc"] == figures["auroc"]
     assert found.false_routes_per_million is None and found.running_text_tokens == 0
@@ -259,9 +241,9 @@ def test_without_paraphrases_figures_are_against_the_edits() -> None:
 def test_nothing_live_is_refused_with_a_way_out() -> None:
     known = records()
     with pytest.raises(ConfigError, match="no edit is live.*apply edits first"):
-        measure_routing(wrap_tiny("llama", None), a_set(known), known, work=Work())
+        measure_routing(wrap_tiny("llama", None), a_set(known), known, checkpoint=Checkpoint())
     with pytest.raises(ConfigError, match="none of the routing set's"):
-        measure_routing(edited("retrieve"), a_set(known[EDITED:]), known, work=Work())
+        measure_routing(edited("retrieve"), a_set(known[EDITED:]), known, checkpoint=Checkpoint())
 
 
 def test_histograms_hold_every_value() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from wise.errors import WiseError
 from wise.lab.eval.routing.texts import read_texts, shipped_exchanges, shipped_passages, shipped_questions
-from wise.lab.eval.routing.wording import Phrases, normal, sentences, words
+from wise.lab.eval.routing.topics import Phrases, normal, sentences, words
 
 SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 TEXT = "First line,\nsecond line.\n \n\nAnother paragraph.\n"

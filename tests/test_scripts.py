@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import runpy
@@ -15,7 +14,6 @@ from pathlib import Path
 import faiss
 import pytest
 import torch
-from report_sample import sample_run
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("scripts/demo", "scripts/test", ".ci/run", ".ci/postgres")
@@ -299,27 +297,3 @@ def test_the_bench_of_a_store_ends_with_its_figures_as_json(
     assert [row["edits"] for row in figures] == [3, 70]
     assert all(value > 0 for row in figures for value in row.values())
     assert not list(tmp_path.iterdir())
-
-
-def test_the_tables_of_runs_show_their_figures_and_runs_that_are_there_are_not_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = tmp_path / "mine.jsonl"
-    data.touch()
-    made = {}
-    for size in (1, 10):
-        made[size] = sample_run(edits=size, seed=size)
-        made[size]["data"]["sha256"] = hashlib.sha256(b"").hexdigest()
-        (tmp_path / f"mine-wise-merge-{size}.json").write_text(json.dumps(made[size]))
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("both runs are there"))
-    options = ["--model", made[1]["model"]["name"], "--runs", str(tmp_path)]
-    options += ["--editors", "wise-merge", "--sizes", "1", "10"]
-    monkeypatch.setattr(sys, "argv", ["bench_routing.py", f"mine={data}", *options])
-    runpy.run_path(str(ROOT / "scripts/bench_routing.py"), run_name="__main__")
-    tables = capsys.readouterr().out.split("\n\n")
-    for run_made, line in zip(made.values(), tables[0].splitlines()[2:], strict=True):
-        assert f" {run_made['generated']['generalization']:.3f} / " in line
-    auroc = made[10]["routing"]["classes"]["same_relation"]["auroc"]
-    assert f" {auroc:.3f} (" in tables[1].splitlines()[3]
-    for table in tables:
-        assert len({line.count("|") for line in table.splitlines()}) <= 1

@@ -32,6 +32,15 @@ BELOW = {
 }
 """What each room may import besides: itself and the rooms below it."""
 LABORATORY, COMMANDS = "wise.lab", "wise.cli"
+WITHIN_LAB = {
+    "formats": set(),
+    "editors": set(),
+    "eval": {"editors"},
+    "bench": {"eval", "editors"},
+    "locate": {"eval", "formats"},
+    "report": set(),
+}
+"""What each part of the laboratory may import of the others."""
 
 
 def files() -> Iterator[tuple[str, Path]]:
@@ -125,6 +134,23 @@ def test_a_memory_does_not_know_its_store() -> None:
     assert {name for name in imported(ast.parse(store)) if name.startswith("wise.memory.store")}
 
 
+@pytest.mark.parametrize("part", WITHIN_LAB)
+def test_parts_of_the_laboratory_import_downwards_only(part: str) -> None:
+    found = set()
+    for path in (ROOT / "lab" / part).rglob("*.py"):
+        names = (name.split(".") for name in imported(ast.parse(path.read_text())))
+        found |= {name[2] for name in names if name[:2] == ["wise", "lab"] and len(name) > 2}
+    assert found - {part} <= WITHIN_LAB[part]
+
+
+def test_no_two_modules_of_the_laboratory_import_each_other() -> None:
+    modules = {f"wise.{p.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.')}": p for r, p in files()
+               if r == LABORATORY}  # fmt: skip
+    uses = {name: imported(ast.parse(path.read_text())) & modules.keys() for name, path in modules.items()}
+    assert len(uses) > 50
+    assert not [(one, other) for one in uses for other in uses[one] if one in uses[other]]
+
+
 def test_every_package_ships() -> None:
     tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     assert tools["package-dir"] == ROOMS
@@ -142,7 +168,7 @@ def test_every_folder_of_code_is_a_package() -> None:
 
 
 def test_what_a_user_touches_is_a_few_files_and_one_class() -> None:
-    named = "__init__ __main__ architectures config edits errors explain ingest model namespaces probes"
+    named = "__init__ __main__ architectures config edits errors explain ingest loading model namespaces probes"
     assert {path.stem for path in (ROOT / "wise").glob("*.py")} == set(named.split())
     mixins = [base for base in wise.WiseModel.__mro__[1:] if base.__module__.partition(".")[0] == "wise"]
     assert mixins == []

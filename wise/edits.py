@@ -4,7 +4,7 @@ An `Edit` says what must change and holds everything that fitting may use. A `Re
 true paraphrases (generalization), neighbours (locality: "unchanged from the base"), probes (what follows from the edit)
 and the answer before the edit. Both check every field when they are made.
 
-Both have one JSON form, which is the project's own file format (`wise.lab.formats.files`): the fields of `Edit`, and
+Both have one JSON form, which is the project's own file format (`wise.lab.formats.datasets`): the fields of `Edit`, and
 those of `Record` under `"test"`.
 """
 

@@ -1,4 +1,4 @@
-"""The editors of the field, on the ground that the side memory stands on: same base, same records, same measures.
+"""Published editing methods, run on the same base, records and measures as the side memory.
 
 To add one, subclass `Baseline` (`base.py`), or `WeightEditor` where it changes parameters, and name it in
 `registry.py`. Each file cites the paper whose method it is, and says where it departs from it.

@@ -1,4 +1,4 @@
-"""AlphaEdit: MEMIT's change, kept within what the base's usual inputs do not touch.
+"""AlphaEdit: MEMIT's change, projected onto the null space of the base's usual inputs.
 
 Fang, Jiang, Wang, Ma, Jie, Wang, He, Chua 2025, "AlphaEdit: Null-Space Constrained Knowledge Editing for Language
 Models", ICLR, arXiv 2410.02355. P projects on the eigenvectors of E[k k^T] whose eigenvalues are small (eq. 9-10, from
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from wise.errors import ArtifactError, ConfigError
-from wise.lab.editors.ground import Ground
-from wise.lab.editors.spreading import Spreading, SpreadSettings
+from wise.lab.editors.context import EditingContext
+from wise.lab.editors.multi_layer import MultiLayerEditor, MultiLayerSettings
 from wise.lab.editors.statistics import prepared_moments
 
 EARLIER = "earlier:"
@@ -34,7 +34,7 @@ EARLIER = "earlier:"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlphaEditSettings(SpreadSettings):
+class AlphaEditSettings(MultiLayerSettings):
     """AlphaEdit's."""
 
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -55,19 +55,19 @@ class AlphaEditSettings(SpreadSettings):
         self.expect_number("damping", above=True)
 
 
-class AlphaEdit(Spreading[AlphaEditSettings]):
+class AlphaEdit(MultiLayerEditor[AlphaEditSettings]):
     """Ridge regression within a null space, at each of several blocks."""
 
     Config = AlphaEditSettings
 
-    def __init__(self, ground: Ground, settings: AlphaEditSettings) -> None:
-        super().__init__(ground, settings)
+    def __init__(self, context: EditingContext, settings: AlphaEditSettings) -> None:
+        super().__init__(context, settings)
         self.earlier: dict[str, Tensor] = {}
         """Path -> `[f, f]`, float32: the sum of k k^T over the keys of all edits so far."""
 
     def _prepare(self) -> None:
         super()._prepare()
-        moments = prepared_moments(self.ground, self.layers, self.settings)
+        moments = prepared_moments(self.context, self.layers, self.settings)
         self.free = [free_directions(moment, self.settings.free_share) for moment in moments]
         """`[f, free]` at each block."""
         self.scales = [float(moment.trace()) for moment in moments]
@@ -97,11 +97,11 @@ class AlphaEdit(Spreading[AlphaEditSettings]):
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         earlier = {n.removeprefix(EARLIER): t for n, t in tensors.items() if n.startswith(EARLIER)}
-        f = self.ground.projection(self.layers[0]).in_features
+        f = self.context.projection(self.layers[0]).in_features
         if earlier and (set(earlier) != set(self.paths) or any(t.shape != (f, f) for t in earlier.values())):
             raise ArtifactError(f"keys of {list(self.paths)}, {f} by {f}, expected, {sorted(earlier)} found")
         super().load_tensors({n: t for n, t in tensors.items() if not n.startswith(EARLIER)})
-        self.earlier = {path: gram.to(self.ground.device) for path, gram in earlier.items()}
+        self.earlier = {path: gram.to(self.context.device) for path, gram in earlier.items()}
 
 
 def free_directions(moment: Tensor, share: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The interface of an editor, and the two ways of reaching into a base: other parameters, or another layer.
+"""The interface of an editor, and its two kinds: editors that change parameters, and editors that replace a layer.
 
 Whatever an editor does, the base comes back bit for bit: `disabled` for the length of a `with` block, `unwrap` for
 good. An editor is asked, and measured, exactly as a wrapped model is. Unlike the side memory it does not take back an
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.edits import Edit, check_lengths, check_unique
 from wise.errors import ArtifactError, EditError, UnsupportedModelError
-from wise.lab.editors.ground import Ground, read_tensors, write_tensors
+from wise.lab.editors.context import EditingContext, read_tensors, write_tensors
 from wise.lab.editors.settings import Settings
 from wise.training.encoding import Encoder
 from wise.training.generation import evaluating, greedy
@@ -52,31 +52,31 @@ class Baseline(ABC, Generic[S]):
     needs_subject: ClassVar[bool] = False
     """Whether an edit must name its subject."""
 
-    def __init__(self, ground: Ground, settings: S) -> None:
+    def __init__(self, context: EditingContext, settings: S) -> None:
         """Changes nothing. Raises ConfigError or UnsupportedModelError where the settings do not fit the base."""
-        self.ground = ground
+        self.context = context
         self.settings = settings
         self.edits: tuple[Edit, ...] = ()
         """All that were applied, in their order; of one prompt, the last."""
         self._prepared = False
-        self._base = ground.base.digest  # before anything is edited
+        self._base = context.base.digest  # before anything is edited
 
     @property
     def model(self) -> PreTrainedModel:
-        return self.ground.model
+        return self.context.model
 
     @property
     def encoder(self) -> Encoder:
-        return self.ground.encoder
+        return self.context.encoder
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.ground.encoder.tokenizer
+        return self.context.encoder.tokenizer
 
     # -- what an editor is --------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Computes what is needed once per base: statistics, a hypernetwork. Kept with `Ground.cached`."""
+        """Computes what is needed once per base: statistics, a hypernetwork. Kept with `EditingContext.cached`."""
 
     @abstractmethod
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
@@ -251,10 +251,10 @@ class WeightEditor(Baseline[S]):
     The base's own tensors are put aside untouched and never written to, so they come back as they were.
     """
 
-    def __init__(self, ground: Ground, settings: S, names: Sequence[str]) -> None:
+    def __init__(self, context: EditingContext, settings: S, names: Sequence[str]) -> None:
         """names: of the parameters that may change, as `model.named_parameters` has them."""
-        super().__init__(ground, settings)
-        self.parameters: dict[str, nn.Parameter] = {name: ground.model.get_parameter(name) for name in names}
+        super().__init__(context, settings)
+        self.parameters: dict[str, nn.Parameter] = {name: context.model.get_parameter(name) for name in names}
         self._check()
         self.original: dict[str, Tensor] = {name: p.data for name, p in self.parameters.items()}
         """The base's own tensors."""
@@ -319,13 +319,13 @@ class WeightEditor(Baseline[S]):
 class LayerEditor(Baseline[S]):
     """An editor that puts a layer of its own in the place of one of the base's, which it keeps inside."""
 
-    def __init__(self, ground: Ground, settings: S, path: str, layer: nn.Module) -> None:
+    def __init__(self, context: EditingContext, settings: S, path: str, layer: nn.Module) -> None:
         """layer: takes the place of the module at `path` at once; while its attribute `active` is False, and while it
         holds no edit, it must be that module, bit for bit."""
-        super().__init__(ground, settings)
+        super().__init__(context, settings)
         self.layer: Any = layer
         parent_path, _, self._name = path.rpartition(".")
-        self._parent = ground.model.get_submodule(parent_path)
+        self._parent = context.model.get_submodule(parent_path)
         self._own = getattr(self._parent, self._name)
         setattr(self._parent, self._name, layer)
 

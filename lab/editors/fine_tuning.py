@@ -1,4 +1,4 @@
-"""Fine-tuning one value projection on the edits themselves: FT-L and FT-M.
+"""FT-L and FT-M: one value projection is fine-tuned on the edits.
 
 FT-L: Meng et al. 2022 ("Locating and Editing Factual Associations in GPT", NeurIPS, arXiv 2202.05262, section 3.1
 and appendix E.1), after Zhu et al. 2020 (arXiv 2012.00363, equation 1): Adam on one layer's second feed-forward
@@ -36,7 +36,7 @@ from transformers import PreTrainedModel
 
 from wise.edits import Edit
 from wise.lab.editors.base import Applied, WeightEditor
-from wise.lab.editors.ground import Ground, Row, mean_loss, padded_rows, target_losses
+from wise.lab.editors.context import EditingContext, TokenRow, mean_loss, padded_rows, target_losses
 from wise.lab.editors.settings import LayerSettings
 
 BATCH = 64
@@ -99,14 +99,14 @@ F = TypeVar("F", bound=FineTuningSettings)
 class FineTuning(WeightEditor[F]):
     """Adam on one value projection, with the masked loss."""
 
-    def __init__(self, ground: Ground, settings: F) -> None:
-        self.layer = ground.chosen_layer(settings.layer, settings.layer_fraction)
-        path = ground.projection(self.layer).path
-        module = ground.model.get_submodule(path)
-        super().__init__(ground, settings, [f"{path}.{name}" for name, _ in module.named_parameters()])
+    def __init__(self, context: EditingContext, settings: F) -> None:
+        self.layer = context.chosen_layer(settings.layer, settings.layer_fraction)
+        path = context.projection(self.layer).path
+        module = context.model.get_submodule(path)
+        super().__init__(context, settings, [f"{path}.{name}" for name, _ in module.named_parameters()])
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
-        rows = [self.ground.row(edit) for edit in edits]
+        rows = [self.context.row(edit) for edit in edits]
         leaves = {name: weight.detach().float().clone().requires_grad_() for name, weight in self.weights.items()}
         before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         optimizer = torch.optim.Adam(leaves.values(), lr=self.settings.learning_rate)
@@ -119,11 +119,11 @@ class FineTuning(WeightEditor[F]):
             steps += 1
         self.put(leaves)
         progress(len(edits))
-        return [Applied(steps=steps, loss=loss) for loss in target_losses(self.ground, rows)]
+        return [Applied(steps=steps, loss=loss) for loss in target_losses(self.context, rows)]
 
     def _pass(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[TokenRow],
         leaves: Mapping[str, Tensor],
         before: Mapping[str, Tensor],
         optimizer: torch.optim.Optimizer,
@@ -145,9 +145,9 @@ class FineTuning(WeightEditor[F]):
                 project(leaves, before, self.settings.norm_constraint)
         return torch.cat(seen)
 
-    def losses(self, leaves: Mapping[str, Tensor], rows: Sequence[Row]) -> Tensor:
+    def losses(self, leaves: Mapping[str, Tensor], rows: Sequence[TokenRow]) -> Tensor:
         """What is minimised for each edit: `[edits]`, here the cross-entropy of the target's tokens, in nats."""
-        ids, mask, labels = padded_rows(rows, self.ground.device)
+        ids, mask, labels = padded_rows(rows, self.context.device)
         return mean_loss(logits_with(self.model, leaves, ids, mask), labels)
 
     def penalty(self, leaves: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:
@@ -166,9 +166,9 @@ class FineTuningL(FineTuning[FineTuningLSettings]):
 
     Config = FineTuningLSettings
 
-    def losses(self, leaves: Mapping[str, Tensor], rows: Sequence[Row]) -> Tensor:
+    def losses(self, leaves: Mapping[str, Tensor], rows: Sequence[TokenRow]) -> Tensor:
         """Mean negative log-likelihood of all the target's tokens, each at the prompt's last token: `[edits]`."""
-        ids, mask, labels = padded_rows([(prompt, target[:1]) for prompt, target in rows], self.ground.device)
+        ids, mask, labels = padded_rows([(prompt, target[:1]) for prompt, target in rows], self.context.device)
         last = logits_with(self.model, leaves, ids, mask)[labels != -100]  # one place a row: [edits, vocabulary]
         log_probabilities = last.float().log_softmax(-1)
         ending = len(self.encoder.terminator)

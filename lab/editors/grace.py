@@ -1,4 +1,4 @@
-"""GRACE: a codebook beside one layer, whose values take the place of what the layer puts out near their keys.
+"""GRACE: a codebook beside one layer. Its values replace the layer's output near their keys.
 
 Hartvigsen, Sankaranarayanan, Palangi, Kim and Ghassemi, "Aging with GRACE: Lifelong Model Editing with Discrete
 Key-Value Adaptors", NeurIPS 2023, arXiv 2211.11031. An entry is a key (the layer's input at the last token of an
@@ -35,7 +35,7 @@ from wise.architectures import ValueProjection
 from wise.edits import Edit
 from wise.errors import ArtifactError
 from wise.lab.editors.base import Applied, LayerEditor
-from wise.lab.editors.ground import Ground, mean_loss, padded_rows
+from wise.lab.editors.context import EditingContext, mean_loss, padded_rows
 from wise.lab.editors.replacement import Replacement
 from wise.lab.editors.settings import LayerSettings
 
@@ -172,9 +172,9 @@ class Codebook:
 class CodebookLayer(Replacement):
     """Equation (1)."""
 
-    def __init__(self, ground: Ground, place: ValueProjection) -> None:
-        super().__init__(ground, place)
-        self.codebook = Codebook.without_entries(place.in_features, place.out_features, ground.device)
+    def __init__(self, context: EditingContext, place: ValueProjection) -> None:
+        super().__init__(context, place)
+        self.codebook = Codebook.without_entries(place.in_features, place.out_features, context.device)
 
     @property
     def empty(self) -> bool:
@@ -193,9 +193,9 @@ class Grace(LayerEditor[GraceSettings]):
     Config = GraceSettings
     layer: CodebookLayer
 
-    def __init__(self, ground: Ground, settings: GraceSettings) -> None:
-        place = ground.projection(ground.chosen_layer(settings.layer, settings.layer_fraction))
-        super().__init__(ground, settings, place.path, CodebookLayer(ground, place))
+    def __init__(self, context: EditingContext, settings: GraceSettings) -> None:
+        place = context.projection(context.chosen_layer(settings.layer, settings.layer_fraction))
+        super().__init__(context, settings, place.path, CodebookLayer(context, place))
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
         applied = []
@@ -205,11 +205,11 @@ class Grace(LayerEditor[GraceSettings]):
         return applied
 
     def _write(self, edit: Edit) -> Applied:
-        prompt, target = self.ground.row(edit)
+        prompt, target = self.context.row(edit)
         key, start = (tokens[-1].float() for tokens in self.layer.seen(self.model, prompt))
         radius = self.settings.epsilon * key.norm()
         book, entry = self.layer.codebook.written(key, tuple(target), start, radius)
-        book, applied = self._trained(book, entry, padded_rows([(prompt, target)], self.ground.device))
+        book, applied = self._trained(book, entry, padded_rows([(prompt, target)], self.context.device))
         self.layer.codebook = book
         return applied
 

@@ -1,4 +1,4 @@
-"""What editors with a hypernetwork share: trained once per base on other edits, it turns an edit's gradient into one.
+"""What editors with a hypernetwork share. It is trained once per base, and turns an edit's gradient into an update.
 
 Gradients come, and updates go, as factors (`wise.lab.editors.factors`): in training every edit of a batch has
 its own edited base, and `W + Delta` is written out only where an edit is served.
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from wise.edits import Edit, Record
 from wise.errors import ArtifactError, ConfigError, EditError
 from wise.lab.editors.base import WeightEditor
+from wise.lab.editors.context import EditingContext, TokenRow, as_weight, padded_rows, write_tensors
 from wise.lab.editors.factors import (
     Factors,
     added,
@@ -33,7 +34,6 @@ from wise.lab.editors.factors import (
     spoken_loss,
     taken,
 )
-from wise.lab.editors.ground import Ground, Row, as_weight, padded_rows, write_tensors
 from wise.lab.editors.settings import Settings
 from wise.training.generation import greedy
 
@@ -53,7 +53,7 @@ CHUNK = 16
 
 @dataclass(frozen=True, kw_only=True)
 class HyperSettings(Settings):
-    """Of an editor whose hypernetwork is trained on `Ground.training`."""
+    """Of an editor whose hypernetwork is trained on `EditingContext.training`."""
 
     hypernetwork: str | None = None
     """Path of a safetensors file: the hypernetwork is read from it, or trained and written where there is none yet."""
@@ -90,10 +90,10 @@ H = TypeVar("H", bound=HyperSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EditQuery:
     """An edit as a hypernetwork reads it."""
 
-    row: Row
+    row: TokenRow
     """The prompt, and the target as the base would end it."""
     old: list[int]
     """What the model says so far; the token that stopped it included."""
@@ -103,14 +103,14 @@ class Asked:
 class Example:
     """A training record, encoded."""
 
-    asked: Asked
-    wordings: tuple[Row, ...]
+    asked: EditQuery
+    wordings: tuple[TokenRow, ...]
     """The target behind the edit's own prompt, and behind its paraphrases."""
-    unrelated: tuple[Row, ...]
+    unrelated: tuple[TokenRow, ...]
     """Prompts that must not move, with the base's own answers; of a record that names none, empty."""
 
 
-Sample = tuple[Asked, Row, Row]
+Sample = tuple[EditQuery, TokenRow, TokenRow]
 """An edit, an equivalent wording, an unrelated prompt."""
 
 
@@ -124,10 +124,10 @@ class HyperEditor(WeightEditor[H]):
     reads_old: ClassVar[bool] = False
     """Whether the hypernetwork reads what the model says so far."""
 
-    def __init__(self, ground: Ground, settings: H) -> None:
-        self.linears: dict[str, nn.Module] = edited_linears(ground, settings.blocks, settings.whole_ffn)
+    def __init__(self, context: EditingContext, settings: H) -> None:
+        self.linears: dict[str, nn.Module] = edited_linears(context, settings.blocks, settings.whole_ffn)
         """Path -> module."""
-        super().__init__(ground, settings, [f"{path}.weight" for path in self.linears])
+        super().__init__(context, settings, [f"{path}.weight" for path in self.linears])
         self.network: Any = None
         """The hypernetwork, a float32 module; None until `prepare`."""
 
@@ -138,7 +138,7 @@ class HyperEditor(WeightEditor[H]):
         """An untrained hypernetwork; torch's random numbers are seeded when this is called."""
 
     @abstractmethod
-    def _update(self, asked: Sequence[Asked], gradients: Factors, mask: Tensor) -> Factors:
+    def _update(self, asked: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
         """What to add to the weights for each edit, differentiable in the hypernetwork's parameters.
 
         gradients: of the edits' losses. mask: `[edits, n]`, 0 at pads.
@@ -170,7 +170,7 @@ class HyperEditor(WeightEditor[H]):
         if file is not None and file.exists():
             tensors = self._read(file)
         else:
-            tensors = self.ground.cached(self.kind, self._key(), self._trained)
+            tensors = self.context.cached(self.kind, self._key(), self._trained)
             if file is not None:
                 kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
                 write_tensors(file, kept, json.dumps(self._identity(), sort_keys=True))
@@ -181,22 +181,23 @@ class HyperEditor(WeightEditor[H]):
         """A hypernetwork as training begins with it. The global random state is left as it is."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
-            return self._build().to(self.ground.device)
+            return self._build().to(self.context.device)
 
     def _identity(self) -> dict[str, Any]:
         settings = self.settings.to_dict()
-        return {"editor": self.kind, "base": self.ground.base.digest, **{name: settings[name] for name in self.shaping}}
+        shaping = {name: settings[name] for name in self.shaping}
+        return {"editor": self.kind, "base": self.context.base.digest, **shaping}
 
     def _key(self) -> dict[str, Any]:
         """The settings, how texts are encoded, and a digest of the records: what the trained weights depend on."""
-        if len(self.ground.training) < LEAST:
+        if len(self.context.training) < LEAST:
             raise ConfigError(
-                f"{self.kind} must train a hypernetwork first and was given {len(self.ground.training)} training "
+                f"{self.kind} must train a hypernetwork first and was given {len(self.context.training)} training "
                 f"records: give at least {LEAST} (some hundred are wanted) that are not edited, or name the file of a "
                 "trained one with hypernetwork='...'"
             )
         settings = {name: value for name, value in self.settings.to_dict().items() if name != "hypernetwork"}
-        records = json.dumps([record.to_dict() for record in self.ground.training])
+        records = json.dumps([record.to_dict() for record in self.context.training])
         ends = [list(self.encoder.bos), list(self.encoder.terminator)]
         return {"settings": settings, "ends": ends, "records": hashlib.sha256(records.encode()).hexdigest()}
 
@@ -232,7 +233,7 @@ class HyperEditor(WeightEditor[H]):
         best, least, since = self._state(), self.merit(*self.measured(checked)), 0
         for step in range(1, self.settings.steps + 1):
             self._step(optimizer, [self._sample(rest, rest, order) for _ in range(self.settings.batch)])
-            self.ground.shown(f"{self.kind}: hypernetwork", step, self.settings.steps)
+            self.context.shown(f"{self.kind}: hypernetwork", step, self.settings.steps)
             if step % CHECK and step < self.settings.steps:
                 continue
             edit, locality = self.measured(checked)
@@ -270,23 +271,23 @@ class HyperEditor(WeightEditor[H]):
         unrelated prompt. Each `[samples]`."""
         asked, wordings, unrelated = zip(*samples, strict=True)
         update = self.update(asked)
-        ids, mask, labels = padded_rows(wordings, self.ground.device)
+        ids, mask, labels = padded_rows(wordings, self.context.device)
         with added(self.linears, update):
             edit = spoken_loss(logits(self.model, ids, mask), labels)
-        ids, mask, labels = padded_rows(unrelated, self.ground.device)
+        ids, mask, labels = padded_rows(unrelated, self.context.device)
         with torch.no_grad():
             own = logits(self.model, ids, mask)
         with added(self.linears, update):
             edited = logits(self.model, ids, mask)
         return edit, divergence(own, edited, labels)
 
-    def update(self, asked: Sequence[Asked]) -> Factors:
+    def update(self, asked: Sequence[EditQuery]) -> Factors:
         """What the hypernetwork adds to the weights as they now are, for each edit."""
         return self._update(asked, *self.gradients(asked))
 
-    def gradients(self, asked: Sequence[Asked]) -> tuple[Factors, Tensor]:
+    def gradients(self, asked: Sequence[EditQuery]) -> tuple[Factors, Tensor]:
         """Of each edit's loss at the weights as they now are, and `[edits, n]` 0 at pads."""
-        return taken(self.model, self.linears, [edit.row for edit in asked], self.ground.device)
+        return taken(self.model, self.linears, [edit.row for edit in asked], self.context.device)
 
     def _sample(self, others: Sequence[Example], among: Sequence[Example], order: random.Random) -> Sample:
         """The edit's own wording counts as much as all its paraphrases together."""
@@ -302,10 +303,10 @@ class HyperEditor(WeightEditor[H]):
     def examples(self) -> list[Example]:
         """The training records that the base can read, with what it says to their prompts."""
         order = random.Random(self.settings.seed)
-        records = [record for record in self.ground.training if self._readable(record)]
+        records = [record for record in self.context.training if self._readable(record)]
         if len(records) < LEAST:
             raise ConfigError(
-                f"{self.kind}: the base can read {len(records)} of {len(self.ground.training)} training records, at "
+                f"{self.kind}: the base can read {len(records)} of {len(self.context.training)} training records, at "
                 f"least {LEAST} are needed; give others"
             )
         beside = [order.sample(record.neighbours, min(UNRELATED, len(record.neighbours))) for record in records]
@@ -317,8 +318,8 @@ class HyperEditor(WeightEditor[H]):
             wordings = [edit.prompt, *edit.paraphrases, *record.paraphrases]
             found.append(
                 Example(
-                    asked=Asked(row=self.ground.row(edit), old=said[edit.prompt]),
-                    wordings=tuple(self.ground.row(edit, wording) for wording in wordings),
+                    asked=EditQuery(row=self.context.row(edit), old=said[edit.prompt]),
+                    wordings=tuple(self.context.row(edit, wording) for wording in wordings),
                     unrelated=tuple((self.encoder.prompt(text), said[text]) for text in near),
                 )
             )
@@ -332,7 +333,7 @@ class HyperEditor(WeightEditor[H]):
             return False
         edit = record.edit
         wordings = [edit.prompt, *edit.paraphrases, *record.paraphrases]
-        longest = max(len(prompt) + len(target) for prompt, target in (self.ground.row(edit, w) for w in wordings))
+        longest = max(len(prompt) + len(target) for prompt, target in (self.context.row(edit, w) for w in wordings))
         return longest <= self.encoder.context
 
     def _said(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -341,16 +342,16 @@ class HyperEditor(WeightEditor[H]):
 
     # -- editing -------------------------------------------------------------------------------
 
-    def asked(self, edits: Sequence[Edit]) -> list[Asked]:
+    def asked(self, edits: Sequence[Edit]) -> list[EditQuery]:
         """Edits as the hypernetwork reads them, with what the model says so far where it reads that."""
-        rows = [self.ground.row(edit) for edit in edits]
+        rows = [self.context.row(edit) for edit in edits]
         said = self._said([prompt for prompt, _ in rows]) if self.reads_old else [[] for _ in rows]
-        return [Asked(row=row, old=old) for row, old in zip(rows, said, strict=True)]
+        return [EditQuery(row=row, old=old) for row, old in zip(rows, said, strict=True)]
 
     @torch.no_grad()
     def _write(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> None:
         """Adds the updates of all edits, each made at the weights as they now are."""
-        total = {path: torch.zeros((), device=self.ground.device) for path in self.linears}
+        total = {path: torch.zeros((), device=self.context.device) for path in self.linears}
         for start in range(0, len(edits), CHUNK):
             part = edits[start : start + CHUNK]
             for path, factors in self.update(self.asked(part)).items():

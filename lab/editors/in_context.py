@@ -1,4 +1,4 @@
-"""IKE: nothing is changed but what the model reads; the edits that a prompt may be about are put before it.
+"""IKE: the model is not changed; edits that a prompt may be about are put in front of it.
 
 Zheng, Li, Dong, Fan, Wu, Xu and Chang, "Can We Edit Factual Knowledge by In-Context Learning?", EMNLP 2023, arXiv
 2305.12740. The prompt is read behind demonstrations and the new fact (section 3.1). Demonstrations (3.2) come from
@@ -33,8 +33,8 @@ from transformers import PreTrainedModel
 from wise.edits import Edit, Record
 from wise.errors import ArtifactError
 from wise.lab.editors.base import Applied, Baseline, WholePrompts
+from wise.lab.editors.context import EditingContext
 from wise.lab.editors.embedding import Embedder, MiniLM
-from wise.lab.editors.ground import Ground
 from wise.lab.editors.settings import Settings
 from wise.router.turns import Message
 
@@ -76,8 +76,8 @@ class InContext(Baseline[InContextSettings], WholePrompts):
 
     Config = InContextSettings
 
-    def __init__(self, ground: Ground, settings: InContextSettings) -> None:
-        super().__init__(ground, settings)
+    def __init__(self, context: EditingContext, settings: InContextSettings) -> None:
+        super().__init__(context, settings)
         self.embedder: Embedder = MiniLM()
         self._embeddings: dict[str, Tensor] = {}
         """Prompt of a live edit -> `[e]`."""
@@ -158,7 +158,7 @@ class InContext(Baseline[InContextSettings], WholePrompts):
     # -- an editor like any other -------------------------------------------------------------
 
     def _prepare(self) -> None:
-        records = self.ground.training if self.settings.demonstrations else ()
+        records = self.context.training if self.settings.demonstrations else ()
         if records:
             embedded = self.embedder([record.edit.prompt for record in records])
             self._examples = list(zip(records, embedded, strict=True))

@@ -1,4 +1,4 @@
-"""KnowledgeEditor: a recurrent network reads an edit and says, per weight matrix, how to gate and shift its gradient.
+"""KnowledgeEditor: a recurrent network reads an edit and predicts how to gate and shift the gradient of each matrix.
 
 De Cao, Aziz and Titov 2021, "Editing Factual Knowledge in Language Models", arXiv 2104.08164. The prompt, the answer so
 far and the wanted answer, as the base embeds them, go through a bidirectional LSTM; from its last states a feed-forward
@@ -34,9 +34,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from wise.edits import Edit
 from wise.lab.editors.base import Applied
+from wise.lab.editors.context import EditingContext
 from wise.lab.editors.factors import Factors, sizes
-from wise.lab.editors.ground import Ground
-from wise.lab.editors.hypernetwork import Asked, Example, HyperEditor, HyperSettings
+from wise.lab.editors.hypernetwork import EditQuery, Example, HyperEditor, HyperSettings
 
 FIRST = 0.01
 """Standard deviation of the last layer's weights before training."""
@@ -132,8 +132,8 @@ class KnowledgeEditor(HyperEditor[KnowledgeEditorSettings]):
     shaping = (*HyperEditor.shaping, "condition", "hidden", "rate")
     reads_old = True
 
-    def __init__(self, ground: Ground, settings: KnowledgeEditorSettings) -> None:
-        super().__init__(ground, settings)
+    def __init__(self, context: EditingContext, settings: KnowledgeEditorSettings) -> None:
+        super().__init__(context, settings)
         self.multiplier = settings.multiplier
 
     def _build(self) -> nn.Module:
@@ -145,11 +145,11 @@ class KnowledgeEditor(HyperEditor[KnowledgeEditorSettings]):
     def _embedded(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """`[rows, longest, embedding]` as the base embeds them, right-padded."""
         longest = max(map(len, rows))
-        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.ground.device)
+        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.context.device)
         found: Tensor = self.model.get_input_embeddings()(ids)
-        return found.float().to(self.ground.device)
+        return found.float().to(self.context.device)
 
-    def gates(self, asked: Sequence[Asked]) -> dict[str, Gate]:
+    def gates(self, asked: Sequence[EditQuery]) -> dict[str, Gate]:
         """What the hypernetwork says to edits."""
         between = min(self.encoder.stops)
         rows = [
@@ -159,7 +159,7 @@ class KnowledgeEditor(HyperEditor[KnowledgeEditorSettings]):
         found: dict[str, Gate] = self.network(self._embedded(rows), [len(row) for row in rows])
         return found
 
-    def _update(self, asked: Sequence[Asked], gradients: Factors, mask: Tensor) -> Factors:
+    def _update(self, asked: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
         gates = self.gates(asked)  # gradients are 0 at pads, and gating leaves them so
         return {path: gates[path].factors(*pair, self.settings.rate) for path, pair in gradients.items()}
 

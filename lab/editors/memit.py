@@ -1,4 +1,4 @@
-"""MEMIT: many facts at once, each by a small change to several value projections.
+"""MEMIT: many facts at once, each by small changes to several value projections.
 
 Meng, Sen Sharma, Andonian, Belinkov, Bau 2023, "Mass-Editing Memory in a Transformer", arXiv 2210.07229. Every edit's
 hidden state z at the last of the blocks is searched for (eq. 16); block by block, what is still missing is divided by
@@ -20,12 +20,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from wise.lab.editors.spreading import Spreading, SpreadSettings
+from wise.lab.editors.multi_layer import MultiLayerEditor, MultiLayerSettings
 from wise.lab.editors.statistics import factored, prepared_moments, ridge_directions
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemitSettings(SpreadSettings):
+class MemitSettings(MultiLayerSettings):
     """MEMIT's."""
 
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -43,14 +43,14 @@ class MemitSettings(SpreadSettings):
         self.expect_number("moment_weight", above=True)
 
 
-class Memit(Spreading[MemitSettings]):
+class Memit(MultiLayerEditor[MemitSettings]):
     """Ridge regression at each of several blocks."""
 
     Config = MemitSettings
 
     def _prepare(self) -> None:
         super()._prepare()
-        self.factors = [factored(moment) for moment in prepared_moments(self.ground, self.layers, self.settings)]
+        self.factors = [factored(moment) for moment in prepared_moments(self.context, self.layers, self.settings)]
         """Cholesky factors of C at each block."""
 
     def _change(self, place: int, keys: Tensor, residual: Tensor) -> Tensor:

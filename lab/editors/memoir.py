@@ -1,4 +1,4 @@
-"""MEMOIR: a residual memory beside one layer, of which each edit may write to, and each prompt may read, few columns.
+"""MEMOIR: a residual memory beside one layer. Each edit writes to few of its columns, and each prompt reads few.
 
 Wang, Qin, Dimitriadis, Favero and Frossard, "MEMOIR: Lifelong Model Editing with Minimal Overwrite and Informed
 Retention for LLMs", NeurIPS 2025, arXiv 2506.07899. Beside the value projection W stands a memory W_m of the same
@@ -41,7 +41,7 @@ from wise.architectures import ValueProjection
 from wise.edits import Edit
 from wise.errors import ArtifactError, ConfigError
 from wise.lab.editors.base import Applied, LayerEditor, WholePrompts
-from wise.lab.editors.ground import Ground, mean_loss, padded_rows
+from wise.lab.editors.context import EditingContext, mean_loss, padded_rows
 from wise.lab.editors.replacement import Replacement
 from wise.lab.editors.settings import LayerSettings
 
@@ -107,16 +107,16 @@ class TopHash:
 class MemoryLayer(Replacement):
     """The base's layer and the residual memory. `prompts` must be set before each forward."""
 
-    def __init__(self, ground: Ground, place: ValueProjection, settings: MemoirSettings) -> None:
-        super().__init__(ground, place)
+    def __init__(self, context: EditingContext, place: ValueProjection, settings: MemoirSettings) -> None:
+        super().__init__(context, place)
         f, d = place.in_features, place.out_features
         self.tau = settings.tau
         self.hash = TopHash(f, max(1, round(settings.active * f)), settings.seed)
-        self.memory = torch.zeros(d, f, device=ground.device)
+        self.memory = torch.zeros(d, f, device=context.device)
         """`[d, f]` float32: W_m."""
-        self.masks = torch.zeros(0, f, dtype=torch.bool, device=ground.device)
+        self.masks = torch.zeros(0, f, dtype=torch.bool, device=context.device)
         """`[edits, f]`."""
-        self.usual = torch.zeros(f, dtype=torch.float64, device=ground.device)
+        self.usual = torch.zeros(f, dtype=torch.float64, device=context.device)
         """`[f]`: mean activation over unrelated prompts."""
         self.prompts: Tensor | None = None
         """`[rows, tokens]` bool: the tokens of the prompts that are being read; None goes on with those read last."""
@@ -172,13 +172,13 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
     Config = MemoirSettings
     layer: MemoryLayer
 
-    def __init__(self, ground: Ground, settings: MemoirSettings) -> None:
-        place = ground.projection(ground.chosen_layer(settings.layer, settings.layer_fraction))
-        super().__init__(ground, settings, place.path, MemoryLayer(ground, place, settings))
+    def __init__(self, context: EditingContext, settings: MemoirSettings) -> None:
+        place = context.projection(context.chosen_layer(settings.layer, settings.layer_fraction))
+        super().__init__(context, settings, place.path, MemoryLayer(context, place, settings))
         self.place = place
         self._lengths: list[int] | None = None
         self._prefixes: list[str] = []
-        self._hook = ground.model.register_forward_pre_hook(self._announce, with_kwargs=True)
+        self._hook = context.model.register_forward_pre_hook(self._announce, with_kwargs=True)
 
     # -- where prompts end --------------------------------------------------------------------
 
@@ -219,15 +219,15 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
     # -- once per base ------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        prompts = [record.edit.prompt for record in self.ground.training[:UNRELATED]]
+        prompts = [record.edit.prompt for record in self.context.training[:UNRELATED]]
         about: dict[str, Any] = {"path": self.place.path, "prompts": prompts}
         if not prompts:
-            about |= {"corpus": self.ground.corpus_digest(), "seed": self.settings.seed}
-        found = self.ground.cached("memoir", about, lambda: {"usual": self._usual(prompts)})
+            about |= {"corpus": self.context.corpus_digest(), "seed": self.settings.seed}
+        found = self.context.cached("memoir", about, lambda: {"usual": self._usual(prompts)})
         self.layer.usual = found["usual"].to(self.layer.usual)
         if self.settings.contexts:
             tokens = self.settings.contexts * PREFIX_TOKENS
-            rows = self.ground.corpus(tokens, length=PREFIX_TOKENS, seed=self.settings.seed)
+            rows = self.context.corpus(tokens, length=PREFIX_TOKENS, seed=self.settings.seed)
             self._prefixes = [self.encoder.text(row) for row in islice(rows, self.settings.contexts)]
 
     def _usual(self, prompts: Sequence[str]) -> Tensor:
@@ -235,11 +235,11 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         rows = [self.encoder.prompt(prompt) for prompt in prompts]
         if not rows:
             tokens = UNRELATED * UNRELATED_TOKENS
-            rows = list(self.ground.corpus(tokens, length=UNRELATED_TOKENS, seed=self.settings.seed))
+            rows = list(self.context.corpus(tokens, length=UNRELATED_TOKENS, seed=self.settings.seed))
         means = []
         for row in rows:
             means.append(self._mean(row))
-            self.ground.shown("MEMOIR: usual activations", len(means), len(rows))
+            self.context.shown("MEMOIR: usual activations", len(means), len(rows))
         return torch.cat(means).mean(0)
 
     def _mean(self, prompt: Sequence[int]) -> Tensor:
@@ -258,12 +258,12 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
 
     def _write(self, edit: Edit) -> Applied:
         layer = self.layer
-        prompt, target = self.ground.row(edit)
+        prompt, target = self.context.row(edit)
         mask = layer.hash.masks(self._mean(prompt) - layer.usual)
         columns = mask[0].nonzero().squeeze(1)
-        behind = [self.ground.row(edit, f"{prefix}. {edit.prompt}") for prefix in self._prefixes]
+        behind = [self.context.row(edit, f"{prefix}. {edit.prompt}") for prefix in self._prefixes]
         rows = [(prompt, target), *(row for row in behind if len(row[0]) + len(row[1]) <= self.encoder.context)]
-        part, applied = self._trained(columns, padded_rows(rows, self.ground.device))
+        part, applied = self._trained(columns, padded_rows(rows, self.context.device))
         layer.memory = layer.memory.index_copy(1, columns, part)
         layer.masks = torch.cat([layer.masks[(layer.masks != mask).any(-1)], mask])
         layer.matched = None

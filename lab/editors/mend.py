@@ -1,4 +1,4 @@
-"""MEND: a small network maps the gradient of an edit, token by token, to the change of the weights that is wanted.
+"""MEND: a small network maps the gradient of an edit, token by token, to a change of the weights.
 
 Mitchell, Lin, Bosselut, Finn and Manning 2022, "Fast Model Editing at Scale", arXiv 2110.11309. Of a linear layer l the
 gradient is `sum_t delta_t u_t^T` (section 3.1). Each pair, every dimension of it normalised over the training edits, is
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from wise.edits import Edit
 from wise.lab.editors.base import Applied
 from wise.lab.editors.factors import Factors, sizes
-from wise.lab.editors.hypernetwork import CHUNK, Asked, Example, HyperEditor, HyperSettings
+from wise.lab.editors.hypernetwork import CHUNK, EditQuery, Example, HyperEditor, HyperSettings
 
 SMALL = 1e-7
 """Added to standard deviations."""
@@ -166,7 +166,7 @@ class Mend(HyperEditor[MendSettings]):
         for moments, parts in zip(self.network.moments, seen.values(), strict=True):
             moments.fit(torch.cat(parts))
 
-    def _update(self, asked: Sequence[Asked], gradients: Factors, mask: Tensor) -> Factors:
+    def _update(self, asked: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
         found: Factors = self.network(gradients, mask)
         return found
 

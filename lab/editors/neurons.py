@@ -1,4 +1,4 @@
-"""KN: the knowledge neurons of a fact are found, and what they write is changed from the old answer to the new one.
+"""KN: finds the knowledge neurons of a fact and rewrites their values from the old answer to the new one.
 
 Dai et al. 2022 ("Knowledge Neurons in Pretrained Transformers", ACL, arXiv 2104.08696). A neuron is one of the f
 activations that a block's value projection reads, w_i; P_x is the probability of the answer after prompt x, as a
@@ -46,9 +46,10 @@ from transformers import DynamicCache
 from wise.edits import Edit
 from wise.errors import UnsupportedModelError
 from wise.lab.editors.base import Applied, WeightEditor
+from wise.lab.editors.context import EditingContext, as_weight, target_losses
 from wise.lab.editors.fine_tuning import logits_with
-from wise.lab.editors.ground import Ground, as_weight, target_losses
 from wise.lab.editors.settings import Settings
+from wise.memory.layer import hooked
 
 Neuron = tuple[int, int]
 """Block, and place among the f activations that its value projection reads."""
@@ -99,16 +100,16 @@ class KnowledgeNeurons(WeightEditor[KnowledgeNeuronsSettings]):
 
     Config = KnowledgeNeuronsSettings
 
-    def __init__(self, ground: Ground, settings: KnowledgeNeuronsSettings) -> None:
+    def __init__(self, context: EditingContext, settings: KnowledgeNeuronsSettings) -> None:
         """Raises UnsupportedModelError where an output embedding is not as wide as a block."""
-        super().__init__(ground, settings, [weight_name(ground, layer) for layer in range(ground.depth)])
-        self.embeddings: Tensor = embeddings(ground)
+        super().__init__(context, settings, [weight_name(context, layer) for layer in range(context.depth)])
+        self.embeddings: Tensor = embeddings(context)
         self.prefixes: tuple[str, ...] = ()
 
     def _prepare(self) -> None:
         count = self.settings.prefixes
         if count:
-            rows = self.ground.corpus(count * PREFIX_TOKENS, length=PREFIX_TOKENS, seed=self.settings.seed)
+            rows = self.context.corpus(count * PREFIX_TOKENS, length=PREFIX_TOKENS, seed=self.settings.seed)
             self.prefixes = tuple(self.encoder.text(row).rstrip(".") for row in rows)[:count]
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
@@ -116,19 +117,19 @@ class KnowledgeNeurons(WeightEditor[KnowledgeNeuronsSettings]):
             progress(done)
             self._write(edit)
         progress(len(edits))
-        losses = target_losses(self.ground, [self.ground.row(edit) for edit in edits])
+        losses = target_losses(self.context, [self.context.row(edit) for edit in edits])
         return [Applied(loss=loss) for loss in losses]
 
     def _write(self, edit: Edit) -> None:
         """Writes a target token by token, where the model does not say it yet."""
-        prompt, target = self.ground.row(edit)
+        prompt, target = self.context.row(edit)
         others = [self.encoder.prompt(text) for text in self.wordings(edit)]
         for i, new in enumerate(target):
             row = [*prompt, *target[:i]]
-            old = int(next_token(self.ground, row).argmax())
+            old = int(next_token(self.context, row).argmax())
             if old != new:
                 rows = [row, *([*other, *target[:i]] for other in others)]
-                scores = [attributions(self.ground, r, old, self.settings.integration_steps) for r in rows]
+                scores = [attributions(self.context, r, old, self.settings.integration_steps) for r in rows]
                 self._update(refined(scores, self.settings), row, old, new)
 
     def wordings(self, edit: Edit) -> list[str]:
@@ -140,13 +141,13 @@ class KnowledgeNeurons(WeightEditor[KnowledgeNeuronsSettings]):
     @torch.no_grad()
     def _update(self, neurons: Sequence[Neuron], row: Sequence[int], old: int, new: int) -> None:
         """Changes value slots, in float32; what comes of it is served at once."""
-        active = activations(self.ground, row)
+        active = activations(self.context, row)
         change = {layer: {i for at, i in neurons if at == layer} for layer, _ in neurons}
         for layer, chosen in change.items():
-            name, places = weight_name(self.ground, layer), sorted(chosen)
+            name, places = weight_name(self.context, layer), sorted(chosen)
             weight = self.weights[name].clone()
-            slots = columns(self.ground, layer, weight)
-            norms = columns(self.ground, layer, self.original[name])[:, places].float().norm(dim=0)
+            slots = columns(self.context, layer, weight)
+            norms = columns(self.context, layer, self.original[name])[:, places].float().norm(dim=0)
             signs = active[layer][places].sign()
             unit_old, unit_new = (torch.nn.functional.normalize(self.embeddings[t].float(), dim=0) for t in (old, new))
             step = self.settings.new_scale * unit_new - self.settings.old_scale * unit_old
@@ -184,17 +185,17 @@ def refined(scores: Sequence[Tensor], settings: KnowledgeNeuronsSettings) -> lis
     return [(int(layer), int(i)) for layer, i in found[: settings.most]]
 
 
-def attributions(ground: Ground, row: Sequence[int], token: int, steps: int) -> Tensor:
+def attributions(context: EditingContext, row: Sequence[int], token: int, steps: int) -> Tensor:
     """Attr of equation 4 for every neuron at the last token of a row, of the probability that `token` comes next.
 
     `[layers, f]`, float32, on the CPU. One forward and backward of `steps` single tokens per block.
     """
-    reading = _LastToken(ground, row, steps)
+    reading = _LastToken(context, row, steps)
     shares = torch.arange(1, steps + 1, dtype=torch.float32)[:, None] / steps
     found = []
-    for layer, own in enumerate(activations(ground, row)):
+    for layer, own in enumerate(activations(context, row)):
         scaled = (shares.to(own.device) * own).requires_grad_()
-        with torch.enable_grad(), replaced(ground, layer, partial(_put, scaled), rows=steps):
+        with torch.enable_grad(), replaced(context, layer, partial(_put, scaled), rows=steps):
             (gradient,) = torch.autograd.grad(reading.probabilities()[:, token].sum(), [scaled])
         found.append((own * gradient.sum(0) / steps).cpu())
     return torch.stack(found)
@@ -204,16 +205,17 @@ class _LastToken:
     """A row, read but for its last token, which is then read again and again, `rows` times at once."""
 
     @torch.no_grad()
-    def __init__(self, ground: Ground, row: Sequence[int], rows: int) -> None:
-        self.model = ground.model
-        self.ids = torch.tensor([list(row)], device=ground.device)
+    def __init__(self, context: EditingContext, row: Sequence[int], rows: int) -> None:
+        self.model = context.model
+        self.ids = torch.tensor([list(row)], device=context.device)
         self.rows = rows
-        taken = inspect.signature(ground.model.forward).parameters
+        taken = inspect.signature(context.model.forward).parameters
         self.name = "cache" if "cache" in taken else "past_key_values"  # before transformers 5.24
         self.before = DynamicCache()
         if len(row) > 1:
             ids = self.ids[:, :-1]
-            ground.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{self.name: self.before})
+            mask = torch.ones_like(ids)
+            context.model(input_ids=ids, attention_mask=mask, use_cache=True, **{self.name: self.before})
             self.before.batch_repeat_interleave(rows)
 
     def probabilities(self) -> Tensor:
@@ -232,32 +234,28 @@ def _multiply(factors: Tensor, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def activations(ground: Ground, row: Sequence[int]) -> list[Tensor]:
+def activations(context: EditingContext, row: Sequence[int]) -> list[Tensor]:
     """What the value projection of each block reads at the last token of a row: `[f]` each, float32."""
     seen: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Callable[[Module, Any], None]:
         return lambda module, args: seen.__setitem__(layer, args[0].reshape(-1, args[0].shape[-1])[-1].float())
 
-    handles = [value_projection(ground, i).register_forward_pre_hook(keep(i)) for i in range(ground.depth)]
-    try:
-        next_token(ground, row)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [seen[layer] for layer in range(ground.depth)]
+    with hooked(((value_projection(context, i), keep(i)) for i in range(context.depth)), before=True):
+        next_token(context, row)
+    return [seen[layer] for layer in range(context.depth)]
 
 
 @torch.no_grad()
-def next_token(ground: Ground, row: Sequence[int]) -> Tensor:
+def next_token(context: EditingContext, row: Sequence[int]) -> Tensor:
     """Probabilities of the token after a row: `[vocabulary]`, float32."""
-    ids = torch.tensor([list(row)], device=ground.device)
-    logits: Tensor = ground.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    ids = torch.tensor([list(row)], device=context.device)
+    logits: Tensor = context.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return logits[0, -1].float().softmax(-1)
 
 
 @contextmanager
-def replaced(ground: Ground, layer: int, change: Callable[[Tensor], Tensor], *, rows: int) -> Iterator[None]:
+def replaced(context: EditingContext, layer: int, change: Callable[[Tensor], Tensor], *, rows: int) -> Iterator[None]:
     """For the length of a `with` block a block's value projection reads `change(x)` at the last token of each row in
     the place of x, `[rows, f]`."""
 
@@ -267,45 +265,42 @@ def replaced(ground: Ground, layer: int, change: Callable[[Tensor], Tensor], *, 
         last = change(by_row[:, -1])
         return (torch.cat([by_row[:, :-1], last[:, None]], 1).reshape(x.shape), *args[1:])
 
-    handle = value_projection(ground, layer).register_forward_pre_hook(hook)
-    try:
+    with hooked([(value_projection(context, layer), hook)], before=True):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
-def modulated(ground: Ground, neurons: Sequence[Neuron], factor: float, *, rows: int = 1) -> Iterator[None]:
+def modulated(context: EditingContext, neurons: Sequence[Neuron], factor: float, *, rows: int = 1) -> Iterator[None]:
     """For the length of a `with` block the activations of neurons at the last token of each row are multiplied.
 
     factor: 0 suppresses, 2 amplifies. rows: of the batch that is asked; not right-padded.
     """
-    factors = torch.ones(ground.depth, ground.projection(0).in_features)
+    factors = torch.ones(context.depth, context.projection(0).in_features)
     for layer, i in neurons:
         factors[layer, i] = factor
     with ExitStack() as stack:
         for layer in sorted({layer for layer, _ in neurons}):
-            stack.enter_context(replaced(ground, layer, partial(_multiply, factors[layer]), rows=rows))
+            stack.enter_context(replaced(context, layer, partial(_multiply, factors[layer]), rows=rows))
         yield
 
 
-def value_projection(ground: Ground, layer: int) -> Module:
-    return ground.model.get_submodule(ground.projection(layer).path)
+def value_projection(context: EditingContext, layer: int) -> Module:
+    return context.model.get_submodule(context.projection(layer).path)
 
 
-def weight_name(ground: Ground, layer: int) -> str:
-    return f"{ground.projection(layer).path}.weight"
+def weight_name(context: EditingContext, layer: int) -> str:
+    return f"{context.projection(layer).path}.weight"
 
 
-def columns(ground: Ground, layer: int, weight: Tensor) -> Tensor:
+def columns(context: EditingContext, layer: int, weight: Tensor) -> Tensor:
     """A block's value projection as `[d, f]`, a view of `weight` whichever way round it lies: a value slot a column."""
-    return as_weight(value_projection(ground, layer), weight)
+    return as_weight(value_projection(context, layer), weight)
 
 
-def embeddings(ground: Ground) -> Tensor:
+def embeddings(context: EditingContext) -> Tensor:
     """The output embeddings, `[vocabulary, d]`."""
-    head = ground.model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    width = ground.projection(0).out_features
+    head = context.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    width = context.projection(0).out_features
     if head is None or head.weight.shape[-1] != width:
         found = "none" if head is None else str(head.weight.shape[-1])
         raise UnsupportedModelError(

@@ -1,4 +1,4 @@
-"""The editors by name. To add one, add a row: nothing of an editor is loaded before it is asked for."""
+"""The editors by name. To add one, add a row; an editor is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from wise.errors import ConfigError, did_you_mean
 from wise.lab.editors.base import Baseline
-from wise.lab.editors.ground import Ground
+from wise.lab.editors.context import EditingContext
 from wise.lab.editors.settings import Settings
 
 BASELINES: dict[str, str] = {
@@ -42,6 +42,6 @@ def make_settings(name: str, settings: Mapping[str, Any]) -> Settings:
     return baseline_class(name).Config.of(settings)
 
 
-def make_baseline(name: str, ground: Ground, settings: Mapping[str, Any]) -> Baseline[Any]:
+def make_baseline(name: str, context: EditingContext, settings: Mapping[str, Any]) -> Baseline[Any]:
     """An editor on a base, nothing edited yet."""
-    return baseline_class(name)(ground, make_settings(name, settings))
+    return baseline_class(name)(context, make_settings(name, settings))

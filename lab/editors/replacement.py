@@ -1,4 +1,4 @@
-"""The layer that stands in the place of a value projection: the base's own inside, and what a method does about it."""
+"""A layer that replaces a value projection: it contains the base's own layer and what a method adds to it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wise.architectures import ValueProjection
-from wise.lab.editors.ground import Ground
-from wise.memory.layer import execution_device
+from wise.lab.editors.context import EditingContext
+from wise.memory.layer import execution_device, hooked
 
 
 class Replacement(nn.Module, ABC):
@@ -21,9 +21,9 @@ class Replacement(nn.Module, ABC):
     What a method learns is kept in plain attributes: parameters of the model are those of the base.
     """
 
-    def __init__(self, ground: Ground, place: ValueProjection) -> None:
+    def __init__(self, context: EditingContext, place: ValueProjection) -> None:
         super().__init__()
-        self.base_layer = ground.model.get_submodule(place.path)
+        self.base_layer = context.model.get_submodule(place.path)
         self.in_features = place.in_features
         self.out_features = place.out_features
         self.active = True
@@ -48,12 +48,9 @@ class Replacement(nn.Module, ABC):
         """What goes into the base's layer at each token of a prompt, `[tokens, f]`, and what comes out, `[tokens, d]`;
         alike with edits and without."""
         found: list[Tensor] = []
-        handle = self.base_layer.register_forward_hook(lambda _, args, output: found.extend((args[0], output)))
-        try:
-            ids = torch.tensor([list(prompt)], device=execution_device(model))
+        ids = torch.tensor([list(prompt)], device=execution_device(model))
+        with hooked([(self.base_layer, lambda _, args, output: found.extend((args[0], output)))]):
             model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        finally:
-            handle.remove()
         activation, output = (tensor.reshape(len(prompt), -1) for tensor in found)
         return activation, output
 

@@ -1,4 +1,4 @@
-"""ROME: one fact, one key, one value, written by a rank-one update of one value projection.
+"""ROME: one fact is written by a rank-one update of one value projection.
 
 Meng, Bau, Andonian, Belinkov 2022, "Locating and Editing Factual Associations in GPT", arXiv 2202.05262. The key k* is
 the mean input of the projection at the subject's last token over sampled contexts (eq. 3), the value v* is searched for
@@ -25,7 +25,7 @@ from torch import Tensor
 from wise.edits import Edit
 from wise.errors import ArtifactError, EditError
 from wise.lab.editors.base import Applied, WeightEditor
-from wise.lab.editors.ground import Ground, as_weight, target_losses
+from wise.lab.editors.context import EditingContext, as_weight, target_losses
 from wise.lab.editors.settings import LayerSettings
 from wise.lab.editors.statistics import MomentSettings, factored, prepared_moments, rank_one_direction
 from wise.lab.editors.values import (
@@ -63,17 +63,17 @@ class Rome(WeightEditor[RomeSettings]):
     Config = RomeSettings
     needs_subject = True
 
-    def __init__(self, ground: Ground, settings: RomeSettings) -> None:
-        layer = ground.chosen_layer(settings.layer, settings.layer_fraction)
-        self.projection = ground.projection(layer)
+    def __init__(self, context: EditingContext, settings: RomeSettings) -> None:
+        layer = context.chosen_layer(settings.layer, settings.layer_fraction)
+        self.projection = context.projection(layer)
         self.name = f"{self.projection.path}.weight"
-        super().__init__(ground, settings, [self.name])
+        super().__init__(context, settings, [self.name])
         self.prefixes: tuple[str, ...] = ()
         self.factor: Tensor
         self._clear()
 
     def _clear(self) -> None:
-        device, f, d = self.ground.device, self.projection.in_features, self.projection.out_features
+        device, f, d = self.context.device, self.projection.in_features, self.projection.out_features
         self.left = torch.zeros(0, f, device=device)
         """`[edits, f]`, float32: C^-1 k* over its product with k*."""
         self.right = torch.zeros(0, d, device=device)
@@ -87,19 +87,19 @@ class Rome(WeightEditor[RomeSettings]):
             subject_place(self.encoder, edit)
 
     def _prepare(self) -> None:
-        self.prefixes = sampled_prefixes(self.ground, self.settings)
-        self.factor = factored(prepared_moments(self.ground, [self.projection.layer], self.settings)[0])
+        self.prefixes = sampled_prefixes(self.context, self.settings)
+        self.factor = factored(prepared_moments(self.context, [self.projection.layer], self.settings)[0])
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
         applied = []
         path = self.projection.path
         for count, edit in enumerate(edits, 1):
-            contexts = [contexts_of(self.ground, edit, self.prefixes)]
-            key = read(self.ground, contexts, keys=[path]).keys[path][0]
-            values = search(self.ground, contexts, self.projection.layer, path, self.settings)
+            contexts = [contexts_of(self.context, edit, self.prefixes)]
+            key = read(self.context, contexts, keys=[path]).keys[path][0]
+            values = search(self.context, contexts, self.projection.layer, path, self.settings)
             # every context gets the same offset, so the mean value is W k* and the offset, and bias, if there is one
             self._write(self._direction(key, edit), values.offset[0])
-            loss = target_losses(self.ground, [contexts[0].rows[0]])[0]
+            loss = target_losses(self.context, [contexts[0].rows[0]])[0]
             applied.append(Applied(steps=values.steps[0], loss=loss))
             progress(count)
         return applied
@@ -132,7 +132,7 @@ class Rome(WeightEditor[RomeSettings]):
         shapes = {name: tensor.shape[1:] for name, tensor in self.tensors().items()}
         if {name: tensor.shape[1:] for name, tensor in tensors.items()} != shapes:
             raise ArtifactError(f"vectors {shapes} expected, {sorted(tensors)} found that do not fit them")
-        left, right = (tensors[name].to(self.ground.device) for name in ("left", "right"))
+        left, right = (tensors[name].to(self.context.device) for name in ("left", "right"))
         self._clear()
         self.put(self.original)
         for one, other in zip(left, right, strict=True):  # in their order: sums round as they did

@@ -1,4 +1,4 @@
-"""The settings of an editor: a frozen record with the few values that a search may try for each."""
+"""The settings of an editor: a frozen record, with the values that a search may try for each setting."""
 
 from __future__ import annotations
 

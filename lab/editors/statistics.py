@@ -1,8 +1,8 @@
-"""What the base usually feeds into a value projection: the second moment of its inputs, over a corpus.
+"""The second moment of a value projection's inputs over a corpus.
 
 `C = E[k k^T]`, not centred, stands for all that an edit should leave as it is: ROME (Meng et al. 2022, arXiv
-2202.05262, section 3.1) and what came after it estimate it on 100,000 articles of Wikipedia; here on the ground's
-corpus, or on the base's own words.
+2202.05262, section 3.1) and what came after it estimate it on 100,000 articles of Wikipedia; here on the
+corpus given, or on the base's own words.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.lab.editors.ground import Ground
+from wise.lab.editors.context import EditingContext, padded_rows
 from wise.lab.editors.settings import Settings
+from wise.memory.layer import hooked
 
 ROWS = 16
 """Rows of the corpus in one forward."""
@@ -43,21 +44,23 @@ class MomentSettings(Settings):
         self.expect_number("ridge")
 
 
-def prepared_moments(ground: Ground, layers: Sequence[int], settings: MomentSettings) -> list[Tensor]:
+def prepared_moments(context: EditingContext, layers: Sequence[int], settings: MomentSettings) -> list[Tensor]:
     """The second moments that the settings ask for, ridge included: `[f, f]` of each block, float64."""
-    f = ground.projection(layers[0]).in_features
+    f = context.projection(layers[0]).in_features
     tokens = TOKENS_PER_INPUT * f if settings.tokens is None else settings.tokens
-    found = second_moments(ground, layers, tokens=tokens, length=settings.length, seed=settings.seed)
+    found = second_moments(context, layers, tokens=tokens, length=settings.length, seed=settings.seed)
     return [with_ridge(moment, settings.ridge) for moment in found]
 
 
-def second_moments(ground: Ground, layers: Sequence[int], *, tokens: int, length: int, seed: int) -> list[Tensor]:
-    """`E[k k^T]` over the inputs k of the value projections at `layers`, float64, `[f, f]` each; kept by the ground.
+def second_moments(
+    context: EditingContext, layers: Sequence[int], *, tokens: int, length: int, seed: int
+) -> list[Tensor]:
+    """`E[k k^T]` over the inputs k of the value projections at `layers`, float64, `[f, f]` each; cached.
 
     The base must be in place. Raises ConfigError where there are fewer tokens than inputs: it would be singular.
     """
-    paths = [ground.projection(layer).path for layer in layers]
-    f = max(ground.projection(layer).in_features for layer in layers)
+    paths = [context.projection(layer).path for layer in layers]
+    f = max(context.projection(layer).in_features for layer in layers)
     if tokens < f:
         raise ConfigError(
             f"tokens={tokens}: the projection has {f} inputs, and their second moment is singular on fewer tokens "
@@ -67,40 +70,34 @@ def second_moments(ground: Ground, layers: Sequence[int], *, tokens: int, length
 
     def compute(path: str) -> dict[str, Tensor]:
         if not computed:  # one pass over the corpus for all layers
-            computed.update(_computed(ground, paths, tokens, length, seed))
+            computed.update(_computed(context, paths, tokens, length, seed))
         return {"moment": computed[path]}
 
-    about = {"tokens": tokens, "length": length, "corpus": ground.corpus_digest(), "seed": seed}
-    found = [ground.cached("second-moment", {"path": path, **about}, partial(compute, path)) for path in paths]
-    return [tensors["moment"].to(ground.device) for tensors in found]
+    about = {"tokens": tokens, "length": length, "corpus": context.corpus_digest(), "seed": seed}
+    found = [context.cached("second-moment", {"path": path, **about}, partial(compute, path)) for path in paths]
+    return [tensors["moment"].to(context.device) for tensors in found]
 
 
 @torch.no_grad()
-def _computed(ground: Ground, paths: Sequence[str], tokens: int, length: int, seed: int) -> dict[str, Tensor]:
+def _computed(context: EditingContext, paths: Sequence[str], tokens: int, length: int, seed: int) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     done = 0
-    for rows in _batches(ground.corpus(tokens, length=length, seed=seed)):
-        ids, mask = _padded(rows, ground.device)
-        for path, activation in _inputs(ground, paths, ids, mask).items():
-            keys = activation.reshape(-1, activation.shape[-1])[mask.flatten()].double()
+    for rows in _batches(context.corpus(tokens, length=length, seed=seed)):
+        ids, mask, _ = padded_rows([(row, [0]) for row in rows], context.device)
+        for path, activation in _inputs(context, paths, ids, mask).items():
+            keys = activation.reshape(-1, activation.shape[-1])[mask.flatten().bool()].double()
             sums[path] = sums[path] + keys.T @ keys if path in sums else keys.T @ keys
         done += int(mask.sum())
-        ground.shown("second moment", done, tokens)
+        context.shown("second moment", done, tokens)
     return {path: total / done for path, total in sums.items()}
 
 
-def _inputs(ground: Ground, paths: Sequence[str], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def _inputs(context: EditingContext, paths: Sequence[str], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """What goes into each module in one forward; hooked for no longer, since the base is sampled from in between."""
     seen: dict[str, Tensor] = {}
-    handles = [
-        ground.model.get_submodule(path).register_forward_pre_hook(lambda _, a, path=path: seen.update({path: a[0]}))
-        for path in paths
-    ]
-    try:
-        ground.model(ids, attention_mask=mask.long(), use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = ((path, context.model.get_submodule(path)) for path in paths)
+    with hooked(((m, lambda _, args, path=path: seen.update({path: args[0]})) for path, m in modules), before=True):
+        context.model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
     return seen
 
 
@@ -113,14 +110,6 @@ def _batches(rows: Iterator[list[int]]) -> Iterator[list[list[int]]]:
             batch = []
     if batch:
         yield batch
-
-
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids, right-padded, and what of them is no padding: `[batch, longest]` each."""
-    tensors = [torch.tensor(row) for row in rows]
-    ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True)
-    return ids.to(device), mask.bool().to(device)
 
 
 def with_ridge(moment: Tensor, ridge: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which value an edit needs at its subject's last token, and which key it will be found by.
+"""Finds the value that an edit needs at its subject's last token, and the key under which it is stored.
 
 The search for the value is that of ROME (Meng et al. 2022, arXiv 2202.05262, eq. 4), which MEMIT and AlphaEdit share:
 an offset to one hidden vector, the same behind several sampled prefixes, under which the base says the target, while
@@ -10,8 +10,8 @@ authors' code reads it at the subject's).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,10 @@ from torch.nn.functional import log_softmax
 
 from wise.edits import Edit
 from wise.errors import EditError
-from wise.lab.editors.ground import ROWS, Ground, Row, mean_loss, padded_rows
+from wise.lab.editors.context import ROWS, EditingContext, TokenRow, mean_loss, padded_rows
 from wise.lab.editors.settings import Settings
 from wise.lab.subject_spans import subject_spans
+from wise.memory.layer import hooked
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
 from wise.training.splice import SplicedModel
@@ -69,7 +70,7 @@ class ValueSettings(Settings):
 class Contexts:
     """One edit behind each prefix: the prompt alone comes first."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
     places: tuple[int, ...]
     """Of the subject's last token in each."""
     essence: tuple[list[int], int] | None
@@ -90,15 +91,15 @@ class Values:
 # -- contexts -------------------------------------------------------------------------------------
 
 
-def sampled_prefixes(ground: Ground, settings: ValueSettings) -> tuple[str, ...]:
+def sampled_prefixes(context: EditingContext, settings: ValueSettings) -> tuple[str, ...]:
     """Short texts in the base's own words, the same for the same seed. The base must be in place."""
     if not settings.prefixes:
         return ()
-    encoder = ground.encoder
+    encoder = context.encoder
     openings = [text.split()[0] for text in OPENINGS]
     starts = [list(encoder.bos)] if encoder.bos else [encoder.prompt(text) for text in dict.fromkeys(openings)]
     rows = [starts[i % len(starts)] for i in range(settings.prefixes)]
-    drawn = sample(ground.model, rows, stops=encoder.stops, tokens=settings.prefix_tokens, seed=settings.seed)
+    drawn = sample(context.model, rows, stops=encoder.stops, tokens=settings.prefix_tokens, seed=settings.seed)
     return tuple(encoder.text(row) for row in drawn)
 
 
@@ -113,14 +114,14 @@ def subject_place(encoder: Encoder, edit: Edit) -> int:
     return spans[-1][1] - 1
 
 
-def contexts_of(ground: Ground, edit: Edit, prefixes: Sequence[str]) -> Contexts:
+def contexts_of(context: EditingContext, edit: Edit, prefixes: Sequence[str]) -> Contexts:
     """An edit behind each prefix, as far as it fits the base's context."""
-    encoder = ground.encoder
-    rows, places = [ground.row(edit)], [subject_place(encoder, edit)]
+    encoder = context.encoder
+    rows, places = [context.row(edit)], [subject_place(encoder, edit)]
     behind = len(rows[0][0]) - places[0]
     for prefix in prefixes:
         text = f"{prefix}. {edit.prompt}"
-        row = ground.row(edit, text)
+        row = context.row(edit, text)
         spans = subject_spans(encoder, text, edit.subject or "")
         # otherwise the prefix names the subject as a word of its own and the prompt does not
         if len(row[0]) + len(row[1]) <= encoder.context and spans and len(row[0]) - spans[-1][1] + 1 == behind:
@@ -147,28 +148,28 @@ class Read:
 
 @torch.no_grad()
 def read(
-    ground: Ground, contexts: Sequence[Contexts], *, keys: Sequence[str] = (), out: Sequence[str] = ()
+    context: EditingContext, contexts: Sequence[Contexts], *, keys: Sequence[str] = (), out: Sequence[str] = ()
 ) -> Read:
     """Runs the model, as it now is, over the prompts up to their subject."""
     rows = [row[: place + 1] for c in contexts for (row, _), place in zip(c.rows, c.places, strict=True)]
     sizes = torch.tensor([len(c.rows) for c in contexts])
-    owner = torch.repeat_interleave(torch.arange(len(contexts)), sizes).to(ground.device)
-    first = (sizes.cumsum(0) - sizes).to(ground.device)
+    owner = torch.repeat_interleave(torch.arange(len(contexts)), sizes).to(context.device)
+    first = (sizes.cumsum(0) - sizes).to(context.device)
     found: dict[str, list[Tensor]] = {path: [] for path in (*keys, *out)}
     for begin in range(0, len(rows), ROWS):
         part = rows[begin : begin + ROWS]
-        ids, mask, _ = padded_rows([(row, [0]) for row in part], ground.device)
-        places = torch.tensor([len(row) - 1 for row in part], device=ground.device)
+        ids, mask, _ = padded_rows([(row, [0]) for row in part], context.device)
+        places = torch.tensor([len(row) - 1 for row in part], device=context.device)
         seen: dict[str, Tensor] = {}
 
         def keep(path: str, value: Any, shape: Any = ids.shape, at: Tensor = places, into: Any = seen) -> None:
             into[path] = _rows(value, shape)[torch.arange(len(at), device=at.device), at].float()
 
         with (
-            _hooked(ground.model, keys, lambda path, args, _: keep(path, args[0])),
-            _hooked(ground.model, out, lambda path, _, value: keep(path, value)),
+            _hooked(context.model, keys, lambda path, args, _: keep(path, args[0])),
+            _hooked(context.model, out, lambda path, _, value: keep(path, value)),
         ):
-            ground.model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+            context.model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
         for path, value in seen.items():
             found[path].append(value)
     whole = {path: torch.cat(parts) for path, parts in found.items()}
@@ -191,25 +192,20 @@ def _means(values: Tensor, owner: Tensor, count: int) -> Tensor:
     return sums / sizes.view(-1, *[1] * (values.ndim - 1))
 
 
-@contextmanager
-def _hooked(model: nn.Module, paths: Sequence[str], hook: Callable[[str, Any, Any], Any]) -> Iterator[None]:
+def _hooked(
+    model: nn.Module, paths: Sequence[str], hook: Callable[[str, Any, Any], Any]
+) -> AbstractContextManager[None]:
     """`hook(path, arguments, output)` sees each module run, and may give another output."""
-    handles = [
-        model.get_submodule(path).register_forward_hook(lambda _, args, out, path=path: hook(path, args, out))
-        for path in paths
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(
+        (model.get_submodule(path), lambda _, args, out, path=path: hook(path, args, out)) for path in paths
+    )
 
 
 # -- the search -----------------------------------------------------------------------------------
 
 
 def search(
-    ground: Ground,
+    context: EditingContext,
     contexts: Sequence[Contexts],
     layer: int,
     path: str,
@@ -223,11 +219,11 @@ def search(
     Args:
         layer: the block that the module at `path` is, or is in.
     """
-    spliced = SplicedModel(ground.model, ground.projection(layer))
+    spliced = SplicedModel(context.model, context.projection(layer))
     found: list[Values] = []
     size = max(1, ROWS // (settings.prefixes + 2))
     for begin in range(0, len(contexts), size):
-        found.append(_Search(ground, spliced, contexts[begin : begin + size], path, settings).run())
+        found.append(_Search(context, spliced, contexts[begin : begin + size], path, settings).run())
         progress(min(begin + size, len(contexts)))
     return Values(
         start=torch.cat([v.start for v in found]),
@@ -241,7 +237,7 @@ class _Search:
 
     def __init__(
         self,
-        ground: Ground,
+        context: EditingContext,
         spliced: SplicedModel,
         contexts: Sequence[Contexts],
         path: str,
@@ -251,8 +247,8 @@ class _Search:
         asks = [(*row, place) for c in contexts for row, place in zip(c.rows, c.places, strict=True)]
         essences = [(i, *c.essence) for i, c in enumerate(contexts) if c.essence is not None]
         owners = [i for i, c in enumerate(contexts) for _ in c.rows] + [i for i, _, _ in essences]
-        self.owners = torch.tensor(owners, device=ground.device)
-        self.plain = torch.tensor([owners.index(i) for i in range(len(contexts))], device=ground.device)
+        self.owners = torch.tensor(owners, device=context.device)
+        self.plain = torch.tensor([owners.index(i) for i in range(len(contexts))], device=context.device)
         self.targets = len(asks)
         """So many rows ask for a target; those behind them hold essences."""
         self.count = len(contexts)
@@ -264,7 +260,7 @@ class _Search:
             begin = len(ids) - place - 1
             asked[i, begin : begin + len(target)] = True
         self.labels = self.rows.labels.masked_fill(~asked, -100)
-        self.last = torch.tensor([len(after) - 1 for _, after in cut], device=ground.device)
+        self.last = torch.tensor([len(after) - 1 for _, after in cut], device=context.device)
 
     def run(self) -> Values:
         settings = self.settings

@@ -1,1 +1,1 @@
-"""Measuring edits: `quality` asks an edited model, `editors` says which ways of editing can be compared."""
+"""Measures edits: `quality` asks an edited model, `candidates` lists the editors that can be compared."""

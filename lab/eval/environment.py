@@ -1,4 +1,4 @@
-"""What a figure was measured with: versions, machine, threads."""
+"""The versions, machine and threads of a measurement."""
 
 from __future__ import annotations
 

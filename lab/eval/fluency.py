@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from wise.errors import ConfigError, EditError, checked_text, missing
-from wise.lab.eval.asking import Asking, Tested, check_logits, mean_over_records
+from wise.lab.eval.prompting import Prompter, Tested, check_logits, mean_over_records
 from wise.lab.formats.jsonl import rows
 from wise.memory.layer import execution_device
 from wise.training.generation import as_asked
@@ -59,20 +59,20 @@ class Opening:
     ids: list[int]
 
 
-def openings(asking: Asking, tested: Sequence[Tested]) -> list[Opening]:
+def openings(prompter: Prompter, tested: Sequence[Tested]) -> list[Opening]:
     """The first generation prompts of the first records; one that leaves no room for a text is left out."""
-    end = min(TOKENS, asking.encoder.context)
+    end = min(TOKENS, prompter.encoder.context)
     found = []
     for each in tested:
         edit = each.record.edit
-        prompts = [asking.encoder.prompt(text) for text in each.record.generation_prompts]
+        prompts = [prompter.encoder.prompt(text) for text in each.record.generation_prompts]
         fit = [ids for ids in prompts if 0 < len(ids) < end][:MAX_PROMPTS]
         found += [Opening(record=edit.id, target=edit.target, ids=ids) for ids in fit]
     return found[:MAX_TEXTS]
 
 
 def measure_fluency(
-    asking: Asking,
+    prompter: Prompter,
     asked: Sequence[Opening],
     *,
     references: Mapping[str, Sequence[str]] | None = None,
@@ -93,7 +93,7 @@ def measure_fluency(
     figures: dict[str, Any] = {}
     compare = _comparison(references) if references else None
     for prefix, base in (("", False), ("base_", True)):
-        texts = _sampled(asking, asked, seed=seed, base=base)
+        texts = _sampled(prompter, asked, seed=seed, base=base)
         pairs = list(zip(asked, texts, strict=True))
         figures[f"{prefix}entropy"] = mean_over_records((o.record, entropy(text)) for o, text in pairs)
         figures[f"{prefix}consistency"] = None if compare is None else compare(pairs)
@@ -149,14 +149,14 @@ class TopK(LogitsProcessor):
         return only.scatter(1, top.indices.gather(1, drawn.to(scores.device)), 0.0)
 
 
-def _sampled(asking: Asking, asked: Sequence[Opening], *, seed: int, base: bool) -> list[str]:
+def _sampled(prompter: Prompter, asked: Sequence[Opening], *, seed: int, base: bool) -> list[str]:
     """A text behind each prompt, the prompt with it; it does not end before its length."""
-    encoder = asking.encoder
+    encoder = prompter.encoder
     end = min(TOKENS, encoder.context)
 
     def compute(model: PreTrainedModel, part: Sequence[Opening]) -> list[str]:
         texts = []
-        given = asking.given([opening.ids for opening in part], base=base)
+        given = prompter.given([opening.ids for opening in part], base=base)
         pairs = zip(part, given, strict=True)
         for (length, _), group in groupby(pairs, lambda pair: (len(pair[0].ids), len(pair[1]))):
             own, rows = zip(*((opening.ids, read) for opening, read in group), strict=True)
@@ -179,7 +179,7 @@ def _sampled(asking: Asking, asked: Sequence[Opening], *, seed: int, base: bool)
             texts += [encoder.text([*prompt, *new]) for prompt, new in zip(own, said, strict=True)]
         return texts
 
-    return asking.mapped("fluency", asked, compute, lambda opening: len(opening.ids), base=base, batch=BATCH)
+    return prompter.mapped("fluency", asked, compute, lambda opening: len(opening.ids), base=base, batch=BATCH)
 
 
 def _seed(seed: int, ids: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, on the base and on the edited model side by side.
+"""Runs tasks of EleutherAI's lm-evaluation-harness on the base and on the edited model.
 
 What an edit did to everything else shows on tasks that have nothing to do with it. The harness (`lm_eval`, Gao et al.
 2024, doi:10.5281/zenodo.12608602) is an extra and loaded when used. It asks both models the same documents, so the

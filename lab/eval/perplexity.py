@@ -1,4 +1,4 @@
-"""Perplexity drift: what edits do to the model's reading of text that has nothing to do with them."""
+"""Perplexity of unrelated text, before and after the edits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from wise.errors import ConfigError
-from wise.lab.eval.asking import TOKENS_AT_ONCE, Asking, Row, logits, token_log_probs
+from wise.lab.eval.prompting import TOKENS_AT_ONCE, Prompter, PromptRow, logits, token_log_probs
 from wise.training.encoding import Encoder
 
 MAX_TOKENS = 20_000
@@ -22,13 +22,13 @@ MAX_LOSS = 700.0
 """Nats per token: a perplexity that a float still holds."""
 
 
-def windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int = MAX_TOKENS) -> list[Row]:
+def windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int = MAX_TOKENS) -> list[PromptRow]:
     """The texts cut into windows that do not overlap, `max_tokens` predicted tokens in all.
 
     Every window begins as the encoder begins a prompt; where that is with no special token, the first token of a
     window is only read. A text of which nothing can be predicted gives none.
     """
-    found: list[Row] = []
+    found: list[PromptRow] = []
     left = max_tokens
     for text in texts:
         if left <= 0:
@@ -41,14 +41,16 @@ def windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int = MAX_TOK
             window = [*begin, *body[start : start + size]]
             fed = window[1 : 1 + left]
             if fed:
-                found.append(Row(prompt=window[:1], fed=fed))
+                found.append(PromptRow(prompt=window[:1], fed=fed))
                 left -= len(fed)
             if left <= 0:
                 break
     return found
 
 
-def measure_perplexity(asking: Asking, texts: Sequence[str], *, max_tokens: int = MAX_TOKENS) -> dict[str, Any] | None:
+def measure_perplexity(
+    prompter: Prompter, texts: Sequence[str], *, max_tokens: int = MAX_TOKENS
+) -> dict[str, Any] | None:
     """Perplexity per token of the base and of the edited model over the same windows, the ratio of the two (1: no
     drift), how many tokens, and at which share of them the argmax is another one. None without texts.
 
@@ -56,10 +58,10 @@ def measure_perplexity(asking: Asking, texts: Sequence[str], *, max_tokens: int 
     """
     if not texts:
         return None
-    rows = windows(asking.encoder, texts, max_tokens=max_tokens)
+    rows = windows(prompter.encoder, texts, max_tokens=max_tokens)
     if not rows:
         raise ConfigError(f"{len(texts)} texts were given for perplexity, and none has two tokens; give longer ones")
-    before, after = _read(asking, rows, base=True), _read(asking, rows, base=False)
+    before, after = _read(prompter, rows, base=True), _read(prompter, rows, base=False)
     tokens = sum(len(row.fed) for row in rows)
     changed = sum(
         a != b for old, new in zip(before, after, strict=True) for a, b in zip(old["best"], new["best"], strict=True)
@@ -76,10 +78,10 @@ def measure_perplexity(asking: Asking, texts: Sequence[str], *, max_tokens: int 
     }
 
 
-def _read(asking: Asking, rows: Sequence[Row], *, base: bool) -> list[dict[str, Any]]:
+def _read(prompter: Prompter, rows: Sequence[PromptRow], *, base: bool) -> list[dict[str, Any]]:
     """Of each window: the sum of its tokens' negative log-probabilities, in nats, and the argmax at their places."""
 
-    def compute(model: PreTrainedModel, part: Sequence[Row]) -> list[dict[str, Any]]:
+    def compute(model: PreTrainedModel, part: Sequence[PromptRow]) -> list[dict[str, Any]]:
         return [
             {
                 "loss": -float(token_log_probs(places, row.fed).double().sum()),
@@ -90,4 +92,4 @@ def _read(asking: Asking, rows: Sequence[Row], *, base: bool) -> list[dict[str, 
 
     longest = max(len(row.ids) for row in rows)
     batch = max(1, TOKENS_AT_ONCE // longest)
-    return asking.mapped("perplexity", rows, compute, lambda row: len(row.ids), base=base, batch=batch)
+    return prompter.mapped("perplexity", rows, compute, lambda row: len(row.ids), base=base, batch=batch)

@@ -1,4 +1,4 @@
-"""CounterFact's own figures: how likely the new answer is beside the true one.
+"""CounterFact's own figures: the probability of the new answer compared with the true one.
 
 As in ROME (Meng et al. 2022, section 3.4, and its `eval_utils_counterfact.py`): P of an answer is the exponential
 of the mean log-probability of its tokens after the prompt. Score is how often the wanted one of the two is the
@@ -17,7 +17,7 @@ from typing import Any
 
 from wise.edits import Record
 from wise.errors import EditError
-from wise.lab.eval.asking import Asking, Row, Tested, mean_over_records
+from wise.lab.eval.prompting import Prompter, PromptRow, Tested, mean_over_records
 
 MEASURES = ("efficacy", "paraphrase", "neighbourhood")
 
@@ -29,11 +29,11 @@ class Pair:
     record: str
     measure: str
     """One of `MEASURES`."""
-    new: Row
-    true: Row
+    new: PromptRow
+    true: PromptRow
 
 
-def pairs(asking: Asking, tested: Sequence[Tested]) -> list[Pair]:
+def pairs(prompter: Prompter, tested: Sequence[Tested]) -> list[Pair]:
     """What is compared: the records that know the answer that was right before.
 
     Raises EditError for a prompt that does not fit the context with one of its answers, and for an answer that the
@@ -49,11 +49,11 @@ def pairs(asking: Asking, tested: Sequence[Tested]) -> list[Pair]:
             "paraphrase": each.paraphrases,
             "neighbourhood": [p for p in each.neighbours if _shares_answer(record, p)],
         }
-        found += [_pair(asking, record, name, prompt) for name, asked in prompts.items() for prompt in asked]
+        found += [_pair(prompter, record, name, prompt) for name, asked in prompts.items() for prompt in asked]
     return found
 
 
-def measure_probability(asking: Asking, compared: Sequence[Pair]) -> dict[str, Any] | None:
+def measure_probability(prompter: Prompter, compared: Sequence[Pair]) -> dict[str, Any] | None:
     """Measure -> score and magnitude, means over records of means over a record's prompts, and how many prompts;
     under `base` the same of the unedited model. None where nothing is compared.
 
@@ -61,7 +61,7 @@ def measure_probability(asking: Asking, compared: Sequence[Pair]) -> dict[str, A
     """
     if not compared:
         return None
-    return _figures(asking, compared, base=False) | {"base": _figures(asking, compared, base=True)}
+    return _figures(prompter, compared, base=False) | {"base": _figures(prompter, compared, base=True)}
 
 
 def _shares_answer(record: Record, neighbour: str) -> bool:
@@ -73,8 +73,8 @@ def _shares_answer(record: Record, neighbour: str) -> bool:
     )
 
 
-def _pair(asking: Asking, record: Record, measure: str, prompt: str) -> Pair:
-    encoder = asking.encoder
+def _pair(prompter: Prompter, record: Record, measure: str, prompt: str) -> Pair:
+    encoder = prompter.encoder
     ids = encoder.prompt(prompt)
     answers = [
         encoder.target(prompt, answer)[: -len(encoder.terminator)]
@@ -86,14 +86,14 @@ def _pair(asking: Asking, record: Record, measure: str, prompt: str) -> Pair:
             f"{record.source or record.edit.id}: the new or the old answer, {record.edit.target!r} or "
             f"{record.answer!r}, is not in this model's vocabulary; leave the record out"
         )
-    asking.room(record, measure, prompt, ids, max(map(len, answers)))
-    new, true = (Row(prompt=ids, fed=answer) for answer in answers)
+    prompter.room(record, measure, prompt, ids, max(map(len, answers)))
+    new, true = (PromptRow(prompt=ids, fed=answer) for answer in answers)
     return Pair(record=record.edit.id, measure=measure, new=new, true=true)
 
 
-def _figures(asking: Asking, compared: Sequence[Pair], *, base: bool) -> dict[str, Any]:
+def _figures(prompter: Prompter, compared: Sequence[Pair], *, base: bool) -> dict[str, Any]:
     rows = [row for pair in compared for row in (pair.new, pair.true)]
-    found = asking.log_probs("counterfact", rows, base=base)
+    found = prompter.log_probs("counterfact", rows, base=base)
     figures: dict[str, Any] = {}
     for measure in MEASURES:
         scores, magnitudes = [], []

@@ -1,4 +1,4 @@
-"""Probes: whether what follows from an edit followed, and what had to stay stayed, against known answers.
+"""Probes: questions with known answers about what follows from an edit and about what must not change.
 
 An answer is right where the model stops by itself and the answer is one of a query's, both compared after
 `normalised`: the answers of published sets are names, in whichever case and with or without an article, so this
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from wise.lab.eval.asking import Asking, PromptOutcome, Row, Selection, mean_over_records, share
+from wise.lab.eval.prompting import Prompter, PromptOutcome, PromptRow, Selection, mean_over_records, share
 from wise.probes import KINDS, OF_A_CASE, Probe, Query
 from wise.training.verification import SPARE_TOKENS
 
@@ -97,7 +97,7 @@ class _Chosen:
     excluded: Counter[str] = field(default_factory=Counter)
 
 
-def measure_probes(asking: Asking, selection: Selection) -> ProbeFindings:
+def measure_probes(prompter: Prompter, selection: Selection) -> ProbeFindings:
     """Asks the probes of the selected records.
 
     The first `MAX_PROBES` of a record and kind are asked, those left out that ask what fitting used, that must not
@@ -105,15 +105,15 @@ def measure_probes(asking: Asking, selection: Selection) -> ProbeFindings:
 
     Raises ConfigError where the model gives NaN.
     """
-    chosen = _choose(asking, selection)
+    chosen = _choose(prompter, selection)
     conditions = list(dict.fromkeys(query for _, probe in chosen.probes for query in probe.conditions))
-    _, answers = _generated(asking, "conditions", conditions, chosen, base=True)
+    _, answers = _generated(prompter, "conditions", conditions, chosen, base=True)
     known = {query: _begins(answers[query], chosen.queries[query].right) for query in conditions}
     counted = [each for each in chosen.probes if all(known[query] for query in each[1].conditions)]
     queries = list(dict.fromkeys(query for _, probe in counted for query in probe.queries))
-    forced = _teacher_forced(asking, queries, chosen)
-    before, _ = _generated(asking, "probes", queries, chosen, base=True)
-    after, said = _generated(asking, "probes", queries, chosen, base=False)
+    forced = _teacher_forced(prompter, queries, chosen)
+    before, _ = _generated(prompter, "probes", queries, chosen, base=True)
+    after, said = _generated(prompter, "probes", queries, chosen, base=False)
     outcomes = tuple(
         PromptOutcome(
             record=record,
@@ -144,7 +144,7 @@ def measure_probes(asking: Asking, selection: Selection) -> ProbeFindings:
     )
 
 
-def _choose(asking: Asking, selection: Selection) -> _Chosen:
+def _choose(prompter: Prompter, selection: Selection) -> _Chosen:
     chosen = _Chosen()
     for tested in selection.tested:
         taken: Counter[str] = Counter()
@@ -156,7 +156,7 @@ def _choose(asking: Asking, selection: Selection) -> _Chosen:
             if _is_excluded(probe, selection):
                 chosen.excluded[kind] += 1
                 continue
-            queries = {query: _ids(asking, query) for query in (*probe.queries, *probe.conditions)}
+            queries = {query: _ids(prompter, query) for query in (*probe.queries, *probe.conditions)}
             fits = {query: asked for query, asked in queries.items() if asked is not None}
             if len(fits) < len(queries):
                 chosen.too_long[kind] += 1
@@ -174,9 +174,9 @@ def _is_excluded(probe: Probe, selection: Selection) -> bool:
     return any(query.prompt in left_out for query in probe.queries)
 
 
-def _ids(asking: Asking, query: Query) -> _Asked | None:
+def _ids(prompter: Prompter, query: Query) -> _Asked | None:
     """Answers that do not fit the context behind the prompt are left out; None where none does."""
-    encoder = asking.encoder
+    encoder = prompter.encoder
     ids = encoder.prompt(query.prompt)
     room = encoder.context - len(ids)
     whole = {answer: encoder.target(query.prompt, answer) for answer in query.answers}
@@ -192,12 +192,12 @@ def _ids(asking: Asking, query: Query) -> _Asked | None:
 
 
 def _generated(
-    asking: Asking, name: str, queries: Sequence[Query], chosen: _Chosen, *, base: bool
+    prompter: Prompter, name: str, queries: Sequence[Query], chosen: _Chosen, *, base: bool
 ) -> tuple[dict[Query, bool], dict[Query, str]]:
     """Query -> whether the greedy answer is right; query -> that answer."""
-    encoder = asking.encoder
+    encoder = prompter.encoder
     asked = [chosen.queries[query] for query in queries]
-    answers = asking.answers(name, [a.ids for a in asked], [a.limit for a in asked], base=base)
+    answers = prompter.answers(name, [a.ids for a in asked], [a.limit for a in asked], base=base)
     right, said = {}, {}
     for query, one, answer in zip(queries, asked, answers, strict=True):
         said[query] = encoder.answer(answer)
@@ -211,14 +211,14 @@ def _begins(said: str, right: Iterable[str]) -> bool:
     return any(re.match(rf"{re.escape(answer)}(?!\w|[.,]\d)", plain) for answer in right)
 
 
-def _teacher_forced(asking: Asking, queries: Sequence[Query], chosen: _Chosen) -> dict[Query, float]:
+def _teacher_forced(prompter: Prompter, queries: Sequence[Query], chosen: _Chosen) -> dict[Query, float]:
     """Query -> the largest share of right argmaxes among its answers."""
     rows = [
-        (query, Row(prompt=chosen.queries[query].ids, fed=gold))
+        (query, PromptRow(prompt=chosen.queries[query].ids, fed=gold))
         for query in queries
         for gold in chosen.queries[query].gold
     ]
-    best = asking.best("probes", [row for _, row in rows])
+    best = prompter.best("probes", [row for _, row in rows])
     shares: dict[Query, float] = {}
     for (query, row), tokens in zip(rows, best, strict=True):
         shares[query] = max(shares.get(query, 0.0), share(tokens, row.fed))

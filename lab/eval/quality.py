@@ -1,4 +1,4 @@
-"""How well edits hold, and what else they did: every figure of one edited model on one set of records.
+"""Reliability, generalization, locality and the other figures of one edited model on one set of records.
 
 Generated is what counts: the model decodes greedily to its own stop and its answer must be the target.
 Teacher-forced feeds the gold tokens in and is measured beside it, because that is what papers report; it says
@@ -19,12 +19,22 @@ from transformers import PreTrainedModel
 
 from wise.edits import Record
 from wise.errors import EditError
-from wise.lab.eval.asking import Asking, Edited, PromptOutcome, Row, Selection, mean_over_records, plain, select, share
+from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.fluency import measure_fluency, openings
 from wise.lab.eval.perplexity import measure_perplexity
 from wise.lab.eval.probability import measure_probability, pairs
 from wise.lab.eval.probing import measure_probes
-from wise.lab.eval.work import Work
+from wise.lab.eval.prompting import (
+    EditedModel,
+    Prompter,
+    PromptOutcome,
+    PromptRow,
+    Selection,
+    mean_over_records,
+    plain,
+    select,
+    share,
+)
 from wise.training.verification import SPARE_TOKENS
 
 RELIABILITY, GENERALIZATION, FREE_GENERALIZATION, LOCALITY = MEASURES = (
@@ -109,14 +119,14 @@ class Quality:
 
 @torch.no_grad()
 def measure_quality(
-    model: Edited,
+    model: EditedModel,
     records: Sequence[Record],
     *,
     base: PreTrainedModel | None = None,
     texts: Sequence[str] | None = None,
     references: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
-    work: Work | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Quality:
     """Measures the edits of `records` on the model as it now is, edited or not.
 
@@ -129,26 +139,26 @@ def measure_quality(
         texts: running text for perplexity.
         references: target -> texts about it, for consistency.
         seed: of the sampled text.
-        work: keeps what is finished, and says how far it is.
+        checkpoint: keeps what is finished, and reports progress.
 
     Raises EditError, before anything is asked, for a prompt of an edit, paraphrase or neighbour that does not fit
     the model's context; ConfigError where the model gives NaN.
     """
     selection = select(model, records)
-    asking = Asking(model, work or Work(), base)
-    about, beside = _questions(asking, selection)
-    compared = pairs(asking, selection.tested)
+    prompter = Prompter(model, checkpoint or Checkpoint(), base)
+    about, beside = _questions(prompter, selection)
+    compared = pairs(prompter, selection.tested)
     with model.evaluating(), _evaluating(base):
-        edits = _ask_about(asking, about)
-        outcomes = (*edits, *_ask_beside(asking, beside))
-        probes = measure_probes(asking, selection)
+        edits = _ask_about(prompter, about)
+        outcomes = (*edits, *_ask_beside(prompter, beside))
+        probes = measure_probes(prompter, selection)
         return Quality(
             outcomes=(*outcomes, *probes.outcomes),
-            counterfact=measure_probability(asking, compared),
+            counterfact=measure_probability(prompter, compared),
             probes=probes.figures,
             instances=_instances(records, edits, probes.figures),
-            fluency=measure_fluency(asking, openings(asking, selection.tested), references=references, seed=seed),
-            perplexity=measure_perplexity(asking, texts or ()),
+            fluency=measure_fluency(prompter, openings(prompter, selection.tested), references=references, seed=seed),
+            perplexity=measure_perplexity(prompter, texts or ()),
         )
 
 
@@ -165,45 +175,45 @@ class _Question:
     """The target without what ends it; empty for locality."""
 
 
-def _questions(asking: Asking, selection: Selection) -> tuple[list[_Question], list[_Question]]:
+def _questions(prompter: Prompter, selection: Selection) -> tuple[list[_Question], list[_Question]]:
     """Prompts that must give the target, and prompts that must give what the base gives."""
     about, beside = [], []
     for tested in selection.tested:
-        _check(asking, tested.record)
+        _check(prompter, tested.record)
         prompts = {
             RELIABILITY: (tested.record.edit.prompt,),
             GENERALIZATION: tested.paraphrases,
             FREE_GENERALIZATION: tested.free_paraphrases,
         }
-        about += [_question(asking, tested.record, measure, p) for measure, asked in prompts.items() for p in asked]
-        beside += [_question(asking, tested.record, LOCALITY, p) for p in tested.neighbours]
+        about += [_question(prompter, tested.record, measure, p) for measure, asked in prompts.items() for p in asked]
+        beside += [_question(prompter, tested.record, LOCALITY, p) for p in tested.neighbours]
     return about, beside
 
 
-def _check(asking: Asking, record: Record) -> None:
+def _check(prompter: Prompter, record: Record) -> None:
     try:
-        asking.encoder.check(record.edit)
+        prompter.encoder.check(record.edit)
     except EditError as error:
         raise EditError(f"{record.source or record.edit.id}: {error}") from None
 
 
-def _question(asking: Asking, record: Record, measure: str, prompt: str) -> _Question:
-    encoder = asking.encoder
+def _question(prompter: Prompter, record: Record, measure: str, prompt: str) -> _Question:
+    encoder = prompter.encoder
     ids = encoder.prompt(prompt)
     if measure == LOCALITY:
         least, limit, gold = 1, ANSWER_TOKENS, []
     else:
         whole = encoder.target(prompt, record.edit.target)
         least, limit, gold = len(whole), len(whole) + SPARE_TOKENS, whole[: -len(encoder.terminator)]
-    room = asking.room(record, measure, prompt, ids, least)
+    room = prompter.room(record, measure, prompt, ids, least)
     return _Question(record=record, measure=measure, prompt=prompt, ids=ids, limit=min(limit, room), gold=gold)
 
 
-def _ask_about(asking: Asking, questions: Sequence[_Question]) -> list[PromptOutcome]:
+def _ask_about(prompter: Prompter, questions: Sequence[_Question]) -> list[PromptOutcome]:
     """Prompts that must give the target."""
-    encoder = asking.encoder
-    best = asking.best("about", [Row(prompt=q.ids, fed=q.gold) for q in questions])
-    answers = _answers(asking, "about", questions)
+    encoder = prompter.encoder
+    best = prompter.best("about", [PromptRow(prompt=q.ids, fed=q.gold) for q in questions])
+    answers = _answers(prompter, "about", questions)
     outcomes = []
     for question, answer, tokens in zip(questions, answers, best, strict=True):
         target, said = question.record.edit.target, encoder.answer(answer)
@@ -212,22 +222,22 @@ def _ask_about(asking: Asking, questions: Sequence[_Question]) -> list[PromptOut
     return outcomes
 
 
-def _ask_beside(asking: Asking, questions: Sequence[_Question]) -> list[PromptOutcome]:
+def _ask_beside(prompter: Prompter, questions: Sequence[_Question]) -> list[PromptOutcome]:
     """Prompts that must give what the base gives."""
-    encoder = asking.encoder
-    before = _answers(asking, LOCALITY, questions, base=True)
-    rows = [Row(prompt=q.ids, fed=answer) for q, answer in zip(questions, before, strict=True)]
-    before_best = asking.best(LOCALITY, rows, base=True)
-    after_best = asking.best(LOCALITY, rows)
-    after = _answers(asking, LOCALITY, questions)
+    encoder = prompter.encoder
+    before = _answers(prompter, LOCALITY, questions, base=True)
+    rows = [PromptRow(prompt=q.ids, fed=answer) for q, answer in zip(questions, before, strict=True)]
+    before_best = prompter.best(LOCALITY, rows, base=True)
+    after_best = prompter.best(LOCALITY, rows)
+    after = _answers(prompter, LOCALITY, questions)
     return [
         _outcome(question, encoder.answer(b), encoder.answer(a), a == b, share(a_best, b_best))
         for question, b, a, b_best, a_best in zip(questions, before, after, before_best, after_best, strict=True)
     ]
 
 
-def _answers(asking: Asking, name: str, questions: Sequence[_Question], *, base: bool = False) -> list[list[int]]:
-    return asking.answers(name, [q.ids for q in questions], [q.limit for q in questions], base=base)
+def _answers(prompter: Prompter, name: str, questions: Sequence[_Question], *, base: bool = False) -> list[list[int]]:
+    return prompter.answers(name, [q.ids for q in questions], [q.limit for q in questions], base=base)
 
 
 def _outcome(question: _Question, expected: str, answer: str, right: bool, agreement: float) -> PromptOutcome:

@@ -1,4 +1,4 @@
-"""One run: a stream of edits through one editor, and everything that is measured of it.
+"""One run: applies a stream of edits with one editor and measures the result.
 
 What decides the figures is written down before the first of them is taken (`Run.identity`). With a folder to
 keep its parts in, a run that was interrupted goes on where it stopped, and ends with the same figures.
@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -22,19 +22,19 @@ from wise.architectures import locate
 from wise.config import WiseConfig
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.lab.eval.editors import Learning, Subject, all_settings, find_editor, open_editor
+from wise.lab.eval.candidates import Learning, OpenEditor, all_settings, find_editor, open_editor
+from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile, Progress, sole_user
 from wise.lab.eval.environment import code_digest, environment
 from wise.lab.eval.quality import Quality, measure_quality
+from wise.lab.eval.results_file import SCHEMA
 from wise.lab.eval.routing.classes import build_routing_set
 from wise.lab.eval.routing.measure import Routing, measure_routing
-from wise.lab.eval.runfile import SCHEMA
 from wise.lab.eval.stream import Stream
-from wise.lab.eval.work import Journal, Progress, Work, sole_user
 from wise.memory.fingerprint import fingerprint, tokenizer_digest
 from wise.memory.layer import execution_device
 from wise.model import WiseModel
 
-JOURNAL = "journal.jsonl"
+CHECKPOINT_FILE = "checkpoint.jsonl"
 STOPS = (1, 2, 5)
 """Retention is measured after so many edits, times every power of ten."""
 
@@ -50,12 +50,8 @@ class Scope:
     """Reliability of all edits so far, at stops along the stream; edits are then applied from stop to stop."""
     texts: Sequence[str] | None = None
     """Running text: perplexity, where it is given, and false routes, where None takes what ships with wise."""
-    questions: Sequence[str] | None = None
-    """Generic questions; None takes those that ship with wise."""
     references: Mapping[str, Sequence[str]] | None = None
     """Object -> texts about it: what consistency compares with."""
-    measured: int | None = None
-    """Records to measure, evenly over the stream; None measures all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,27 +144,31 @@ def evaluate(
     config = all_settings(editor, settings)
     with sole_user(folder):
         begun = time.perf_counter()
-        journal = Journal(folder / JOURNAL) if folder is not None else None
-        work = Work(journal, progress)
+        file = CheckpointFile(folder / CHECKPOINT_FILE) if folder is not None else None
+        checkpoint = Checkpoint(file, progress)
 
-        def opened(saved: Path | None) -> Subject:
+        def opened(saved: Path | None) -> OpenEditor:
             return open_editor(
                 editor, model, tokenizer, settings, learning=learning, saved=saved, progress=progress
             )
 
-        stream = Stream(opened, [record.edit for record in records], work=work, folder=folder)
+        stream = Stream(opened, [record.edit for record in records], checkpoint=checkpoint, folder=folder)
         subject = stream.subject
         try:
             about = _about(subject, tokenizer, config)
             identity = _identity(editor, records, batch, scope, learning, about)
-            _check_same(identity, work.part("run", lambda: identity), folder)
-            started = work.part("started", lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-            retention = _stream(stream, records, batch, scope, work) if find_editor(editor).edits else []
-            measured = measured_records(records, scope.measured)
+            _check_same(identity, checkpoint.part("run", lambda: identity), folder)
+            started = checkpoint.part("started", lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+            retention = _stream(stream, records, batch, scope, checkpoint) if find_editor(editor).edits else []
             quality = measure_quality(
-                subject, measured, texts=scope.texts, references=scope.references, seed=config["seed"], work=work
+                subject,
+                records,
+                texts=scope.texts,
+                references=scope.references,
+                seed=config["seed"],
+                checkpoint=checkpoint,
             )
-            routing = _routing(subject, measured, scope, work) if scope.routing else None
+            routing = _routing(subject, records, scope, checkpoint) if scope.routing else None
         finally:
             subject.unwrap()
         result = stream.result
@@ -183,7 +183,7 @@ def evaluate(
             retention=tuple(retention),
             about=about,
             started=started,
-            measuring_seconds=(journal.seconds if journal else time.perf_counter() - begun) - result.seconds,
+            measuring_seconds=(file.seconds if file else time.perf_counter() - begun) - result.seconds,
             stored_bytes=result.stored_bytes,
             peak_bytes=result.peak_bytes,
             preparing_seconds=result.preparing_seconds,
@@ -200,15 +200,6 @@ def stops(edits: int) -> list[int]:
     return sorted(found)
 
 
-def measured_records(records: Sequence[Record], count: int | None) -> list[Record]:
-    """The records to measure, without neighbours that ask what another one's edit is about."""
-    if count is None or count >= len(records):
-        return list(records)
-    asked = {p for r in records for p in (r.edit.prompt, *r.edit.paraphrases, *r.paraphrases, *r.free_paraphrases)}
-    chosen = [records[i * len(records) // count] for i in range(count)]
-    return [replace(r, neighbours=tuple(n for n in r.neighbours if n not in asked)) for r in chosen]
-
-
 def digest(values: Sequence[Any]) -> str:
     """SHA-256 over JSON values, in hex."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
@@ -220,15 +211,13 @@ def _check(records: Sequence[Record], batch: int | None, scope: Scope, editor: s
         raise ConfigError("no record was given: expected at least one")
     if batch is not None and batch < 1:
         raise ConfigError(f"batch={batch}: expected a whole number from 1, or None")
-    if scope.measured is not None and scope.measured < 1:
-        raise ConfigError(f"measured={scope.measured}: expected a whole number from 1, or None")
     if scope.routing and chosen.kind != "memory":
         raise ConfigError(f"routing measures the router of a side memory, and the editor {editor!r} has none")
     if scope.retention and not chosen.edits:
         raise ConfigError(f"retention measures how edits hold, and the editor {editor!r} makes none; leave it out")
 
 
-def _about(subject: Subject, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
+def _about(subject: OpenEditor, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
     model = subject.model
     projection = subject.projection if isinstance(subject, WiseModel) else locate(model, WiseConfig())
     with subject.disabled():
@@ -266,10 +255,8 @@ def _identity(
         "batch": batch,
         "routing": scope.routing,
         "retention": scope.retention,
-        "measured": scope.measured,
         "pool": digest([record.to_dict() for record in scope.pool]),
         "texts": digest([scope.texts]),
-        "questions": digest([scope.questions]),
         "references": digest([scope.references]),
         "corpus": digest([learning.corpus]),
         "training": digest([record.to_dict() for record in learning.training]),
@@ -288,7 +275,7 @@ def _check_same(identity: Mapping[str, Any], begun: Mapping[str, Any], folder: P
 
 
 def _stream(
-    stream: Stream, records: Sequence[Record], batch: int | None, scope: Scope, work: Work
+    stream: Stream, records: Sequence[Record], batch: int | None, scope: Scope, checkpoint: Checkpoint
 ) -> list[dict[str, float | None]]:
     """Applies all edits; where wanted, measures at each stop how those so far hold."""
     stream.prepare()
@@ -299,7 +286,7 @@ def _stream(
     found: list[dict[str, float | None]] = []
     for stop in stops(len(records)):
         stream.advance(stop, batch=batch)
-        quality = measure_quality(stream.subject, bare[:stop], work=work.within(f"retention/{stop}"))
+        quality = measure_quality(stream.subject, bare[:stop], checkpoint=checkpoint.within(f"retention/{stop}"))
         oldest = {record.edit.id for record in records[: max(1, len(records) // 10)]}
         old = [outcome.generated for outcome in quality.outcomes if outcome.record in oldest]
         found.append(
@@ -313,7 +300,7 @@ def _stream(
     return found
 
 
-def _routing(wrapped: Subject, records: Sequence[Record], scope: Scope, work: Work) -> Routing | None:
+def _routing(wrapped: OpenEditor, records: Sequence[Record], scope: Scope, checkpoint: Checkpoint) -> Routing | None:
     """None where no edit held: there is no router to measure then, and that is a result too."""
     if not isinstance(wrapped, WiseModel) or not wrapped.edits:
         return None
@@ -324,7 +311,6 @@ def _routing(wrapped: Subject, records: Sequence[Record], scope: Scope, work: Wo
         pool=scope.pool,
         encoder=wrapped.encoder,
         text=scope.texts,
-        questions=scope.questions,
         seed=seed,
     )
-    return measure_routing(wrapped, ground, records, work=work, seed=seed)
+    return measure_routing(wrapped, ground, records, checkpoint=checkpoint, seed=seed)

@@ -1,4 +1,4 @@
-"""Whether two runs differ by more than chance, from figures that were taken of the same records.
+"""Tests whether two runs on the same records differ significantly.
 
 Prompts of one record stand and fall together, so the record is what is drawn: a test that counts prompts as if they
 were independent finds differences that are not there. What is tested is a vector of differences, one per record.

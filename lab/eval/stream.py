@@ -1,4 +1,4 @@
-"""The stream of a run: edits applied call by call, the memory kept after every stretch of them.
+"""The stream of a run: edits are applied call by call, and the memory is saved after every stretch of them.
 
 A stretch is a part of the run's work. An interrupted run loads the memory behind the last finished stretch and
 edits on from there, as if nothing had happened.
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from wise.edits import Edit
-from wise.lab.eval.editors import Subject
-from wise.lab.eval.peak import peak_memory
-from wise.lab.eval.work import Work
+from wise.lab.eval.candidates import OpenEditor
+from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.eval.peak_memory import peak_memory
 from wise.memory.layer import execution_device
 
 STRETCH = 50
@@ -47,23 +47,23 @@ class Stream:
 
     def __init__(
         self,
-        opened: Callable[[Path | None], Subject],
+        opened: Callable[[Path | None], OpenEditor],
         edits: Sequence[Edit],
         *,
-        work: Work,
+        checkpoint: Checkpoint,
         folder: Path | None = None,
     ) -> None:
         """opened: the editor with what it saved in a folder, or, for None, with nothing edited.
 
-        folder: where the memory is kept, beside the journal of `work`.
+        folder: where the memory is kept, beside the file of `checkpoint`.
         """
         self.edits = edits
-        self.work = work
+        self.checkpoint = checkpoint
         self.folder = folder
         self.reports: list[dict[str, Any]] = []
         self.done = 0
         self.preparing = 0.0
-        reached = max((int(name) for name in work.finished(PART)), default=0)
+        reached = max((int(name) for name in checkpoint.finished(PART)), default=0)
         self.subject = opened(folder / f"{MEMORY}{reached}" if folder is not None and reached else None)
 
     def prepare(self) -> None:
@@ -91,7 +91,7 @@ class Stream:
                     self.subject.save_pretrained(self.folder / f"{MEMORY}{stretch[-1].stop}")
                 return reports
 
-            self.reports += self.work.part(f"{PART}{last}", apply)
+            self.reports += self.checkpoint.part(f"{PART}{last}", apply)
             self._forget(self.done)
             self.done = last
             self._shown(last)
@@ -127,5 +127,5 @@ class Stream:
             shutil.rmtree(self.folder / f"{MEMORY}{reached}", ignore_errors=True)
 
     def _shown(self, done: int) -> None:
-        if self.work.progress is not None:
-            self.work.progress("edits", done, len(self.edits))
+        if self.checkpoint.progress is not None:
+            self.checkpoint.progress("edits", done, len(self.edits))

@@ -1,4 +1,4 @@
-"""What the fields of each published editing set mean, and which set a file is of.
+"""The fields of each published editing set, and how a file's format is recognised.
 
 Sets whose fields map one by one onto a `Record` are rows of a table (`wise.lab.formats.table`); sets
 whose records are built differently have a module each. What holds for all of them, because it
@@ -21,15 +21,15 @@ has no such licence.
 from __future__ import annotations
 
 from wise.errors import EditError
-from wise.lab.formats.fields import Note, Row, has
+from wise.lab.formats.conflict_edit import PITFALLS
+from wise.lab.formats.fields import JsonRow, Note, has
 from wise.lab.formats.layout import Layout
 from wise.lab.formats.mquake import CASES, FACTS
-from wise.lab.formats.pitfalls import PITFALLS
 from wise.lab.formats.ripple import RIPPLE_EDITS
 from wise.lab.formats.table import FORMS
 from wise.lab.formats.unke import UNKE
 
-__all__ = ["FORMATS", "LAYOUTS", "Layout", "Note", "Row", "holds_facts", "recognise"]
+__all__ = ["FORMATS", "LAYOUTS", "Layout", "Note", "JsonRow", "holds_facts", "recognise"]
 
 LAYOUTS: tuple[Layout, ...] = (*FORMS, CASES, FACTS, RIPPLE_EDITS, UNKE, PITFALLS)
 
@@ -37,12 +37,12 @@ FORMATS: tuple[str, ...] = ("auto", *sorted({layout.format for layout in LAYOUTS
 """What may be asked for."""
 
 
-def holds_facts(row: Row) -> bool:
+def holds_facts(row: JsonRow) -> bool:
     """Whether this is a record of ROME's known facts, which states an answer and wants no other."""
     return {"subject", "attribute", "prompt"} <= row.keys()
 
 
-def recognise(row: Row, format: str) -> Layout:
+def recognise(row: JsonRow, format: str) -> Layout:
     """The layout that a file has, by its first record.
 
     Where several fit, the one that knows most of the record's fields; with `format="auto"` it

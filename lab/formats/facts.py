@@ -1,4 +1,4 @@
-"""Facts that a model may know already: what is asked about a subject, and the right answer.
+"""Facts that a model may already know: a prompt about a subject, and the right answer.
 
 They are what causal tracing looks for in a model (Meng et al., 2022, "Locating and Editing Factual
 Associations in GPT"): a prompt that names its subject, whose answer the unedited model gives.
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from wise.edits import Record
 from wise.errors import EditError, checked_text
-from wise.lab.formats import Row, holds_facts
+from wise.lab.formats import JsonRow, holds_facts
+from wise.lab.formats.datasets import Reading, check_limit
 from wise.lab.formats.fields import optional_text, text
-from wise.lab.formats.files import Reading, check_limit
 from wise.lab.formats.jsonl import rows
 
 logger = logging.getLogger(__name__)
@@ -54,13 +54,13 @@ class Fact:
 
 
 def read_facts(path: str | PathLike[str], *, limit: int | None = None) -> list[Fact]:
-    """Read ROME's known facts, or the facts that the edits of any file of `wise.lab.formats.files` replace.
+    """Read ROME's known facts, or the facts that the edits of any file of `wise.lab.formats.datasets` replace.
 
     An edit without a subject or without the answer that was right before holds no fact; how many were left
     out is told to the log. A fact that several edits replace is read once.
 
     Args:
-        path: as for `wise.lab.formats.files.read_records`.
+        path: as for `wise.lab.formats.datasets.read_records`.
         limit: read no more than this many facts.
 
     Raises:
@@ -93,7 +93,7 @@ def read_facts(path: str | PathLike[str], *, limit: int | None = None) -> list[F
     return list(found.values())[:limit]
 
 
-def _known(path: Path, line: int, row: Row) -> Fact:
+def _known(path: Path, line: int, row: JsonRow) -> Fact:
     try:
         return Fact(
             prompt=text(row, "prompt"),

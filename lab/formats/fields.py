@@ -1,4 +1,4 @@
-"""Finds what stands in a published record, and names the field where it is not what was expected.
+"""Reads fields of a published record, and names the field in every error.
 
 A path names a field; dots go into objects, and lists on the way are gone through where several
 values are wanted. `prefix` is what goes before the path in messages, such as `requested_rewrite[0].`.
@@ -14,7 +14,7 @@ from wise.edits import Edit
 from wise.errors import EditError, checked_text, given, missing
 from wise.probes import ASKS_THE_EDIT, Probe, Query
 
-Row = Mapping[str, Any]
+JsonRow = Mapping[str, Any]
 """One record as its file has it."""
 Note = Callable[[str], None]
 """Is told in one sentence of every defect that was stepped over."""
@@ -26,7 +26,7 @@ _STUBS = frozenset({"", "Reformulated Question:"})
 """What stands in WikiBigEdit where a rephrasing failed, and in others where there is none."""
 
 
-def single(row: Row, path: str, prefix: str = "") -> object:
+def single(row: JsonRow, path: str, prefix: str = "") -> object:
     """What stands at `path`, None where nothing does; lists on the way are refused."""
     value: object = row
     trail: list[str] = []
@@ -41,7 +41,7 @@ def single(row: Row, path: str, prefix: str = "") -> object:
     return value
 
 
-def text(row: Row, path: str, prefix: str = "") -> str:
+def text(row: JsonRow, path: str, prefix: str = "") -> str:
     """The text that must stand at `path`."""
     value = single(row, path, prefix)
     if value is None:
@@ -49,7 +49,7 @@ def text(row: Row, path: str, prefix: str = "") -> str:
     return checked_text(prefix + path, value)
 
 
-def optional_text(row: Row, path: str, prefix: str = "") -> str | None:
+def optional_text(row: JsonRow, path: str, prefix: str = "") -> str | None:
     """The text at `path`, None where there is none or it is blank."""
     value = single(row, path, prefix)
     if value is None or value == "" or (isinstance(value, str) and not value.strip()):
@@ -57,7 +57,7 @@ def optional_text(row: Row, path: str, prefix: str = "") -> str | None:
     return checked_text(prefix + path, value).strip()
 
 
-def number(row: Row, path: str) -> str | None:
+def number(row: JsonRow, path: str) -> str | None:
     """The record's own number or name at `path`, None where there is none."""
     value = row.get(path)
     if value is None:
@@ -67,7 +67,7 @@ def number(row: Row, path: str) -> str | None:
     return checked_text(path, str(value))
 
 
-def texts(row: Row, path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+def texts(row: JsonRow, path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Every text at `path` with its full name, such as `loc[2].prompt`."""
     name, _, rest = path.partition(".")
     yield from texts_of(prefix + name, row.get(name), rest)
@@ -81,7 +81,7 @@ def texts_of(name: str, value: object, path: str = "") -> Iterator[tuple[str, st
         yield full_name, found
 
 
-def objects(row: Row, path: str, prefix: str = "") -> Iterator[tuple[str, Row]]:
+def objects(row: JsonRow, path: str, prefix: str = "") -> Iterator[tuple[str, JsonRow]]:
     """Every object at `path` with its full name."""
     name, _, rest = path.partition(".")
     for full_name, value in _walk(prefix + name, row.get(name), rest):
@@ -90,7 +90,7 @@ def objects(row: Row, path: str, prefix: str = "") -> Iterator[tuple[str, Row]]:
         yield full_name, value
 
 
-def required_objects(row: Row, path: str, prefix: str = "") -> list[tuple[str, Row]]:
+def required_objects(row: JsonRow, path: str, prefix: str = "") -> list[tuple[str, JsonRow]]:
     """The objects of the list that must stand at `path`, at least one."""
     value = single(row, path, prefix)
     if value is None:
@@ -116,7 +116,7 @@ def _walk(name: str, value: object, path: str) -> Iterator[tuple[str, object]]:
         raise EditError(f"field {name!r}: {given(value)} was given, an object was expected")
 
 
-def has(row: Row, path: str) -> bool:
+def has(row: JsonRow, path: str) -> bool:
     """Something stands at `path`."""
     try:
         return single(row, path) is not None
@@ -130,7 +130,7 @@ def cleaned(prompt: str) -> str:
     return "" if prompt.strip() in _STUBS else prompt
 
 
-def prompts(row: Row, paths: Iterable[str], known: Collection[str], note: Note) -> tuple[str, ...]:
+def prompts(row: JsonRow, paths: Iterable[str], known: Collection[str], note: Note) -> tuple[str, ...]:
     """What stands at the paths, each once, without what is already known."""
     found: dict[str, None] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""A layout whose fields map one by one onto a `Record`: the kind of row, and how one is read by it."""
+"""A layout whose fields map one by one onto a `Record`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from wise.edits import Edit, Record
 from wise.errors import EditError, checked_text, missing
 from wise.lab.formats.fields import (
+    JsonRow,
     Note,
-    Row,
     cleaned,
     has,
     number,
@@ -27,7 +27,7 @@ from wise.probes import Probe, Query
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AskedField:
     """Where probes of one kind stand."""
 
     kind: str
@@ -43,7 +43,7 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class RecordForm:
     """One published layout. A path names a field; dots go into objects, lists are gone through."""
 
     format: str
@@ -59,7 +59,7 @@ class Form:
     generation_prompts: str = ""
     neighbours: tuple[str, ...] = ()
     """The first that holds any counts."""
-    asked: tuple[Asked, ...] = ()
+    asked: tuple[AskedField, ...] = ()
     """Of those of locality with a gold answer, only what is a neighbour too is asked."""
     aliases: tuple[str, ...] = ()
     """Other names of the subject: in its place they make probes whose answer is the target."""
@@ -91,7 +91,7 @@ class Form:
     def required(self) -> tuple[str, ...]:
         return self.prompt, self.target
 
-    def marked(self, row: Row) -> bool:
+    def marked(self, row: JsonRow) -> bool:
         """A neighbour begins with the form's mark."""
         if not self.neighbour_mark:
             return False
@@ -101,7 +101,7 @@ class Form:
             return False
         return any(text.startswith(self.neighbour_mark) for text in found)
 
-    def read(self, row: Row, place: int, note: Note) -> list[Record]:
+    def read(self, row: JsonRow, place: int, note: Note) -> list[Record]:
         """As `Layout.read`."""
         if self.strict:
             return [Record.from_dict(row)]
@@ -130,7 +130,7 @@ class Form:
         return [record]
 
 
-def _prompt_and_subject(form: Form, row: Row, note: Note) -> tuple[str, str | None]:
+def _prompt_and_subject(form: RecordForm, row: JsonRow, note: Note) -> tuple[str, str | None]:
     prompt = text(row, form.prompt)
     given_subject = single(row, form.subject)
     subject = None if given_subject is None else checked_text(form.subject, given_subject).strip()
@@ -144,7 +144,7 @@ def _prompt_and_subject(form: Form, row: Row, note: Note) -> tuple[str, str | No
     return prompt, subject
 
 
-def _identity(form: Form, row: Row) -> str:
+def _identity(form: RecordForm, row: JsonRow) -> str:
     for name in form.id:
         own = number(row, name)
         if own is not None:
@@ -152,7 +152,7 @@ def _identity(form: Form, row: Row) -> str:
     return ""
 
 
-def _paraphrases(form: Form, row: Row, edit: Edit, note: Note) -> tuple[str, ...]:
+def _paraphrases(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> tuple[str, ...]:
     paths = [path for path in form.paraphrases if path != "rephrase_prompt" or _is_paraphrase(row)]
     wordings = prompts(row, paths, {edit.prompt}, note)
     if not form.paraphrase_names_subject or edit.subject is None:
@@ -163,7 +163,7 @@ def _paraphrases(form: Form, row: Row, edit: Edit, note: Note) -> tuple[str, ...
     return tuple(wording for wording in wordings if edit.subject in wording)
 
 
-def _is_paraphrase(row: Row) -> bool:
+def _is_paraphrase(row: JsonRow) -> bool:
     """EasyEdit's CounterFact often has a generation prompt for its `rephrase_prompt`."""
     if row.get("rephrase_kind") is not None:
         return bool(row["rephrase_kind"] == "paraphrase")
@@ -171,7 +171,7 @@ def _is_paraphrase(row: Row) -> bool:
     return not any(text in generation for _, text in texts(row, "rephrase_prompt"))
 
 
-def _generation_prompts(form: Form, row: Row, note: Note) -> tuple[str, ...]:
+def _generation_prompts(form: RecordForm, row: JsonRow, note: Note) -> tuple[str, ...]:
     if not form.generation_prompts:
         return ()
     paths = [form.generation_prompts]
@@ -180,7 +180,7 @@ def _generation_prompts(form: Form, row: Row, note: Note) -> tuple[str, ...]:
     return prompts(row, paths, (), note)
 
 
-def _probes(form: Form, row: Row, edit: Edit, neighbours: Collection[str], note: Note) -> Iterator[Probe]:
+def _probes(form: RecordForm, row: JsonRow, edit: Edit, neighbours: Collection[str], note: Note) -> Iterator[Probe]:
     seen: set[tuple[str, Query]] = set()
     for ask in form.asked:
         within = ((f"{name}.", part) for name, part in objects(row, ask.within)) if ask.within else [("", row)]
@@ -203,7 +203,7 @@ def _probes(form: Form, row: Row, edit: Edit, neighbours: Collection[str], note:
     yield from _continued(form, row, edit)
 
 
-def _questions(ask: Asked, part: Row, prefix: str) -> Iterator[tuple[str, str, list[list[str]]]]:
+def _questions(ask: AskedField, part: JsonRow, prefix: str) -> Iterator[tuple[str, str, list[list[str]]]]:
     """Each prompt with its name and its right answers, those that stand in one list together."""
     asked = list(texts(part, ask.prompt, prefix))
     path = next((path for path in ask.answers if has(part, path)), ask.answers[0])
@@ -237,7 +237,7 @@ def _without(target: str, answers: list[list[str]]) -> list[list[str]]:
     return [group for group in answers if ruled_out not in (text.strip().casefold() for text in group)]
 
 
-def _aliased(form: Form, row: Row, edit: Edit, note: Note) -> Iterator[Probe]:
+def _aliased(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> Iterator[Probe]:
     """The prompt under other names of its subject."""
     if edit.subject is None:
         return
@@ -247,7 +247,7 @@ def _aliased(form: Form, row: Row, edit: Edit, note: Note) -> Iterator[Probe]:
             yield Probe(kind="portability.subject_aliasing", queries=(query(path, prompt, (edit.target,)),))
 
 
-def _continued(form: Form, row: Row, edit: Edit) -> Iterator[Probe]:
+def _continued(form: RecordForm, row: JsonRow, edit: Edit) -> Iterator[Probe]:
     if not form.continuation:
         return
     answer = optional_text(row, form.continuation)

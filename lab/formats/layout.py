@@ -1,4 +1,4 @@
-"""What every layout of a published record can do."""
+"""The interface of a layout of published records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from wise.edits import Record
-from wise.lab.formats.fields import Note, Row
+from wise.lab.formats.fields import JsonRow, Note
 
 
 class Layout(Protocol):
@@ -28,10 +28,10 @@ class Layout(Protocol):
     def strict(self) -> bool:
         """The project's own format: nothing is stepped over."""
 
-    def marked(self, row: Row) -> bool:
+    def marked(self, row: JsonRow) -> bool:
         """The record holds what tells this layout from others with the same fields."""
 
-    def read(self, row: Row, place: int, note: Note) -> list[Record]:
+    def read(self, row: JsonRow, place: int, note: Note) -> list[Record]:
         """The records that `row` holds, none where it asks for no edit.
 
         Args:
@@ -53,7 +53,7 @@ class Structure:
     """Paths that every record has."""
     optional: tuple[str, ...] = ()
     """Further names a record may have."""
-    build: Callable[[Row, int, Note], list[Record]]
+    build: Callable[[JsonRow, int, Note], list[Record]]
 
     strict = False
 
@@ -61,8 +61,8 @@ class Structure:
     def fields(self) -> frozenset[str]:
         return frozenset(path.partition(".")[0] for path in self.required) | {*self.optional}
 
-    def marked(self, row: Row) -> bool:
+    def marked(self, row: JsonRow) -> bool:
         return False
 
-    def read(self, row: Row, place: int, note: Note) -> list[Record]:
+    def read(self, row: JsonRow, place: int, note: Note) -> list[Record]:
         return self.build(row, place, note)

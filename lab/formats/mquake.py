@@ -17,8 +17,8 @@ from dataclasses import replace
 from wise.edits import Edit, Record
 from wise.errors import EditError, given, missing
 from wise.lab.formats.fields import (
+    JsonRow,
     Note,
-    Row,
     cleaned,
     number,
     objects,
@@ -33,7 +33,7 @@ from wise.lab.formats.layout import Structure
 from wise.probes import Probe
 
 
-def _case(row: Row, place: int, note: Note) -> list[Record]:
+def _case(row: JsonRow, place: int, note: Note) -> list[Record]:
     case = f"mquake-{number(row, 'case_id') or place}"
     rewrites = required_objects(row, "requested_rewrite")
     records = [_rewrite(f"{name}.", part, f"{case}.{at}", case) for at, (name, part) in enumerate(rewrites)]
@@ -41,7 +41,7 @@ def _case(row: Row, place: int, note: Note) -> list[Record]:
     return [*records[:-1], replace(last, probes=(*_hops(row, last.edit, note), *_facts(row, last.edit, note)))]
 
 
-def _rewrite(prefix: str, part: Row, own: str, case: str) -> Record:
+def _rewrite(prefix: str, part: JsonRow, own: str, case: str) -> Record:
     template = text(part, "prompt", prefix)
     subject = text(part, "subject", prefix).strip()
     if "{}" not in template:
@@ -63,7 +63,7 @@ def _rewrite(prefix: str, part: Row, own: str, case: str) -> Record:
     )
 
 
-def _hops(row: Row, edit: Edit, note: Note) -> tuple[Probe, ...]:
+def _hops(row: JsonRow, edit: Edit, note: Note) -> tuple[Probe, ...]:
     answers = [text(row, "new_answer"), *(alias for _, alias in texts(row, "new_answer_alias") if alias.strip())]
     questions = [(name, cleaned(wording)) for name, wording in texts(row, "questions")]
     queries = [query(name, wording, answers) for name, wording in questions if wording]
@@ -72,7 +72,7 @@ def _hops(row: Row, edit: Edit, note: Note) -> tuple[Probe, ...]:
     return tuple(probe("multi_hop", queries, edit, note))
 
 
-def _facts(row: Row, edit: Edit, note: Note) -> tuple[Probe, ...]:
+def _facts(row: JsonRow, edit: Edit, note: Note) -> tuple[Probe, ...]:
     """The probe that asks every single fact, none where the case does not list them."""
     queries = []
     for name, hop in objects(row, "new_single_hops"):
@@ -82,7 +82,7 @@ def _facts(row: Row, edit: Edit, note: Note) -> tuple[Probe, ...]:
     return tuple(probe("single_hops", queries, edit, note, need="all")) if queries else ()
 
 
-def _fact(row: Row, place: int, note: Note) -> list[Record]:
+def _fact(row: JsonRow, place: int, note: Note) -> list[Record]:
     target = text(row, "answer_correct").strip()
     edit = Edit(prompt=text(row, "question"), target=target)
     new, old = optional_text(row, "gold_retrieve_fact"), optional_text(row, "gold_generate")

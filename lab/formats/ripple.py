@@ -26,8 +26,8 @@ from reprlib import repr as shortened
 from wise.edits import Edit, Record
 from wise.errors import EditError, given
 from wise.lab.formats.fields import (
+    JsonRow,
     Note,
-    Row,
     cleaned,
     has,
     objects,
@@ -66,7 +66,7 @@ _CALLED = {"SEX_OR_GENDER": "gender", "CAPITAL": "capital city"}
 """Relations that the prompt calls by another name than their own."""
 
 
-def _read(row: Row, place: int, note: Note) -> list[Record]:
+def _read(row: JsonRow, place: int, note: Note) -> list[Record]:
     stem, target, answer = _split(row)
     relation = text(row, "edit.relation")
     edit = Edit(prompt=stem, target=target, subject=_subject(stem, relation))
@@ -88,7 +88,7 @@ def _read(row: Row, place: int, note: Note) -> list[Record]:
     ]
 
 
-def _split(row: Row) -> tuple[str, str, str | None]:
+def _split(row: JsonRow) -> tuple[str, str, str | None]:
     """The prompt, the target and the old answer of the edit's sentence."""
     sentence = text(row, "edit.prompt").strip()
     fact = "edit.previous_fact" if has(row, "edit.previous_fact") else "edit.original_fact"
@@ -114,7 +114,7 @@ def _subject(stem: str, relation: str) -> str | None:
     return None
 
 
-def _probes(field: str, prefix: str, test: Row, row: Row, edit: Edit, note: Note) -> Iterator[Probe]:
+def _probes(field: str, prefix: str, test: JsonRow, row: JsonRow, edit: Edit, note: Note) -> Iterator[Probe]:
     parts = required_objects(test, "test_queries", prefix)
     queries = list(_queries(test, "test_queries", prefix))
     if not queries:
@@ -133,12 +133,12 @@ def _probes(field: str, prefix: str, test: Row, row: Row, edit: Edit, note: Note
     yield from probe(kind, queries, edit, note, need=_NEEDS[condition], conditions=conditions)
 
 
-def _asks_the_edit(part: Row, row: Row) -> bool:
+def _asks_the_edit(part: JsonRow, row: JsonRow) -> bool:
     same = all(part.get(name) == single(row, f"edit.{name}") for name in ("subject_id", "relation"))
     return same and part.get("query_type") != "two_hop"
 
 
-def _queries(test: Row, field: str, prefix: str) -> Iterator[Query]:
+def _queries(test: JsonRow, field: str, prefix: str) -> Iterator[Query]:
     for name, part in objects(test, field, prefix):
         answers = []
         for answer_name, answer in objects(part, "answers", f"{name}."):

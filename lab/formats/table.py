@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from wise.lab.formats.form import Asked, Form
+from wise.lab.formats.form import AskedField, RecordForm
 
-_NEIGHBOUR = Asked(kind="locality.gold", prompt="locality_prompt", answers=("locality_ground_truth",))
+_NEIGHBOUR = AskedField(kind="locality.gold", prompt="locality_prompt", answers=("locality_ground_truth",))
 _KNOWEDIT = tuple(
-    Asked(kind=kind, within=within, prompt="prompt", answers=("ground_truth",))
+    AskedField(kind=kind, within=within, prompt="prompt", answers=("ground_truth",))
     for kind, within in (
         ("locality.gold", "locality.Relation_Specificity"),
         ("locality.distracting", "locality.Forgetfulness"),
@@ -16,8 +16,8 @@ _KNOWEDIT = tuple(
     )
 )
 
-FORMS: tuple[Form, ...] = (
-    Form(
+FORMS: tuple[RecordForm, ...] = (
+    RecordForm(
         format="wise",
         prompt="prompt",
         target="target",
@@ -26,14 +26,14 @@ FORMS: tuple[Form, ...] = (
     ),
     # The sets of hallucinated and of recent text used with WISE. `locality_ground_truth` is running
     # text, cut after a number of characters and often in the middle of a word: no answer to ask for.
-    Form(
+    RecordForm(
         format="hallucination",
         prompt="prompt",
         target="target_new",
         neighbours=("locality_prompt",),
         unread=("locality_ground_truth",),
     ),
-    Form(
+    RecordForm(
         format="temporal",
         prompt="prompt",
         target="target_new",
@@ -42,7 +42,7 @@ FORMS: tuple[Form, ...] = (
         unread=("locality_ground_truth",),
     ),
     # zsRE as EasyEdit writes it, which WikiBigEdit follows.
-    Form(
+    RecordForm(
         format="zsre",
         prompt="prompt",
         target="target_new",
@@ -55,7 +55,7 @@ FORMS: tuple[Form, ...] = (
         neighbour_mark="nq question: ",
     ),
     # zsRE as MEND published it; `answers` is the truth, `alt` what the edit makes of it.
-    Form(
+    RecordForm(
         format="zsre",
         prompt="src",
         target="alt",
@@ -63,8 +63,8 @@ FORMS: tuple[Form, ...] = (
         paraphrases=("rephrase",),
         neighbours=("loc",),
         asked=(
-            Asked(kind="locality.gold", prompt="loc", answers=("loc_ans",)),
-            Asked(
+            AskedField(kind="locality.gold", prompt="loc", answers=("loc_ans",)),
+            AskedField(
                 kind="portability.reasoning",
                 within="portability",
                 prompt="New Question",
@@ -75,7 +75,7 @@ FORMS: tuple[Form, ...] = (
         blank_target_skipped=True,
     ),
     # CounterFact as ROME published it. Neighbours are of the same relation and have the same true object.
-    Form(
+    RecordForm(
         format="counterfact",
         prompt="requested_rewrite.prompt",
         target="requested_rewrite.target_new.str",
@@ -87,7 +87,7 @@ FORMS: tuple[Form, ...] = (
         generation_prompts="generation_prompts",
         neighbours=("neighborhood_prompts",),
         asked=(
-            Asked(
+            AskedField(
                 kind="locality.gold",
                 prompt="neighborhood_prompts",
                 answers=("requested_rewrite.target_true.str",),
@@ -98,7 +98,7 @@ FORMS: tuple[Form, ...] = (
         template=True,
     ),
     # CounterFact as EasyEdit writes it, plain or enriched.
-    Form(
+    RecordForm(
         format="counterfact",
         prompt="prompt",
         target="target_new",
@@ -110,7 +110,7 @@ FORMS: tuple[Form, ...] = (
         generation_prompts="generation_prompts",
         neighbours=("neighborhood_prompts", "locality_prompt"),
         asked=(
-            Asked(
+            AskedField(
                 kind="locality.gold",
                 prompt="neighborhood_prompts",
                 answers=("target_true", "ground_truth"),
@@ -122,7 +122,7 @@ FORMS: tuple[Form, ...] = (
         unread=("case_id", "template"),
         paraphrase_names_subject=True,
     ),
-    Form(
+    RecordForm(
         format="knowedit",
         prompt="prompt",
         target="target_new",
@@ -133,7 +133,7 @@ FORMS: tuple[Form, ...] = (
         unread=("cond",),
     ),
     # KnowEdit's WikiBio: the target is the sentence that goes on from the text.
-    Form(
+    RecordForm(
         format="knowedit",
         prompt="text",
         target="labels",
@@ -142,13 +142,13 @@ FORMS: tuple[Form, ...] = (
         asked=_KNOWEDIT,
     ),
     # QAEdit: its `id` counts within each `source`, so it names no record.
-    Form(
+    RecordForm(
         format="qaedit",
         prompt="prompt",
         target="target",
         paraphrases=("rephrase",),
         neighbours=("locality.loc",),
-        asked=(Asked(kind="locality.gold", within="locality", prompt="loc", answers=("loc_ans",)),),
+        asked=(AskedField(kind="locality.gold", within="locality", prompt="loc", answers=("loc_ans",)),),
         unread=("id", "source"),
     ),
 )

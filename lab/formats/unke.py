@@ -12,19 +12,19 @@ from ast import literal_eval
 
 from wise.edits import Edit, Record
 from wise.errors import EditError, given, missing
-from wise.lab.formats.fields import Note, Row, number, prompts, query, text, texts_of
+from wise.lab.formats.fields import JsonRow, Note, number, prompts, query, text, texts_of
 from wise.lab.formats.layout import Structure
 from wise.probes import Probe
 
 
-def _read(row: Row, place: int, note: Note) -> list[Record]:
+def _read(row: JsonRow, place: int, note: Note) -> list[Record]:
     own = number(row, "id")
     edit = Edit(id="" if own is None else f"unke-{own}", prompt=text(row, "question"), target=text(row, "answer"))
     paraphrases = prompts(row, ("para_question",), {edit.prompt}, note)
     return [Record(edit=edit, paraphrases=paraphrases, probes=_parts(row, note))]
 
 
-def _parts(row: Row, note: Note) -> tuple[Probe, ...]:
+def _parts(row: JsonRow, note: Note) -> tuple[Probe, ...]:
     questions, answers = _listed(row, "sub_question"), _listed(row, "sub_answer")
     if len(questions) != len(answers):
         raise EditError(
@@ -40,7 +40,7 @@ def _parts(row: Row, note: Note) -> tuple[Probe, ...]:
     return tuple(probes)
 
 
-def _listed(row: Row, name: str) -> list[tuple[str, str]]:
+def _listed(row: JsonRow, name: str) -> list[tuple[str, str]]:
     value = row.get(name)
     if value is None:
         raise missing(name, row)

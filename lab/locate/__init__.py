@@ -1,1 +1,1 @@
-"""Causal tracing: through which tokens and layers a model's answer to a fact runs, and where to edit it."""
+"""Causal tracing: which tokens and layers a model's answer depends on, and which layer to edit."""

@@ -1,9 +1,8 @@
-"""What a model's traces say together: effects by the role of a token and by layer, averaged over facts."""
+"""Causal traces of many facts, averaged by the role of a token and by layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wise.architectures import locate
 from wise.config import WiseConfig
 from wise.errors import ConfigError
+from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.environment import environment
 from wise.lab.eval.significance import bootstrap_interval
-from wise.lab.eval.work import Work
+from wise.lab.locate.results import Effects, Location
 from wise.lab.locate.roles import ROLES, token_roles
 from wise.lab.locate.running import Runner
 from wise.lab.locate.sites import KINDS, find_sites
@@ -36,81 +36,6 @@ from wise.training.generation import evaluating
 
 if TYPE_CHECKING:
     from wise.lab.formats.facts import Fact
-    from wise.lab.locate.sweep import Sweep
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effects:
-    """One kind of effect. A role that no fact has is None throughout."""
-
-    mean: list[list[float | None]]
-    """Per role, per layer: the mean over facts of the mean over a fact's tokens of that role."""
-    ci: list[list[list[float] | None]]
-    """The same: 95% bootstrap interval over facts."""
-    n: list[int]
-    """Per role: facts that have it."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"mean": self.mean, "ci": self.ci, "n": self.n}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Location:
-    """Where a model keeps facts, as far as causal tracing tells, and where editing them works."""
-
-    model: Mapping[str, Any]
-    facts: int
-    """Facts traced."""
-    skipped: Mapping[str, int]
-    """Why facts were left out -> how many."""
-    noise: float
-    """Standard deviation of the noise."""
-    samples: int
-    window: int
-    layers: int
-    effects: Mapping[str, Effects]
-    low_score: float
-    """Mean probability of the answer's first token with noise."""
-    high_score: float
-    """The same, clean."""
-    severed: Mapping[str, list[float]]
-    """Curve -> mean effect per layer of the state at the subject's last token."""
-    severed_ci: Mapping[str, list[list[float]]]
-    seed: int
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    sweep: Sweep | None = None
-
-    def effect(self, kind: str, role: str) -> list[float | None]:
-        """The mean effect of `kind` at tokens of `role`, per layer."""
-        return self.effects[kind].mean[ROLES.index(role)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
-        return {
-            "model": dict(self.model),
-            "facts": self.facts,
-            "skipped": dict(self.skipped),
-            "noise": self.noise,
-            "samples": self.samples,
-            "window": self.window,
-            "roles": list(ROLES),
-            "layers": self.layers,
-            "effects": {kind: effects.to_dict() for kind, effects in self.effects.items()},
-            "low_score": self.low_score,
-            "high_score": self.high_score,
-            "severed": dict(self.severed),
-            "severed_ci": dict(self.severed_ci),
-            "sweep": [],
-            "sweep_records": None,
-            "recommendation": None,
-            "seed": self.seed,
-            "environment": dict(self.environment),
-            **({} if self.sweep is None else self.sweep.to_dict()),
-        }
-
-    def with_sweep(self, sweep: Sweep) -> Location:
-        """The same, with what editing at the layers gave."""
-        return replace(self, sweep=sweep)
 
 
 def trace(
@@ -122,7 +47,7 @@ def trace(
     window: int | None = None,
     seed: int = 0,
     name: str = "",
-    work: Work | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Location:
     """Traces facts through a causal LM that is not wrapped; it is handed back as it was.
 
@@ -130,18 +55,18 @@ def trace(
         samples: draws of noise per fact.
         window: layers whose feed-forward, or attention, outputs are restored together; None takes 10 of 48.
         name: what the model is called in the result.
-        work: keeps finished facts and says how far it is.
+        checkpoint: keeps finished facts and says how far it is.
 
     Raises ConfigError for a number out of range, or where no fact can be traced, and UnsupportedModelError for a
     model whose blocks are not known or whose probabilities are no numbers.
     """
-    work = work or Work()
+    checkpoint = checkpoint or Checkpoint()
     sites = find_sites(model)
     window = default_window(sites.depth) if window is None else window
     _check(facts, samples, window, sites.depth)
     runner = Runner(model, sites)
     with evaluating(model), torch.no_grad():
-        found = _find(runner, _encoder(model, tokenizer), facts, work)
+        found = _find(runner, _encoder(model, tokenizer), facts, checkpoint)
         known = [fact for fact in found if isinstance(fact, Known)]
         skipped = {why: found.count(why) for why in SKIPPED}
         if not known:
@@ -152,7 +77,7 @@ def trace(
             drawn = [(fact, draw_noise(runner, fact, width=width, samples=samples, seed=seed)) for fact in chunk]
             return [trace_fact(runner, fact, noise, window=window).to_dict() for fact, noise in drawn]
 
-        traces = work.map("trace", known, compute, batch=1)
+        traces = checkpoint.map("trace", known, compute, batch=1)
     return Location(
         model={"name": name, **_about(model)},
         facts=len(known),
@@ -181,13 +106,13 @@ def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Enco
     return learn_encoder(model, tokenizer, WiseConfig(terminator=""))
 
 
-def _find(runner: Runner, encoder: Encoder, facts: Sequence[Fact], work: Work) -> list[Known | str]:
-    """Not kept in the journal: it is quick, and decides what the parts that are kept mean."""
+def _find(runner: Runner, encoder: Encoder, facts: Sequence[Fact], checkpoint: Checkpoint) -> list[Known | str]:
+    """Not kept in the checkpoint: it is quick, and decides what the parts that are kept mean."""
     found: list[Known | str] = []
     for fact in facts:
         found += find_known(runner, encoder, [fact])
-        if work.progress is not None:
-            work.progress("facts", len(found), len(facts))
+        if checkpoint.progress is not None:
+            checkpoint.progress("facts", len(found), len(facts))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The picture of a trace: effects by role of token and by layer, and below what lies behind the strongest of them."""
+"""Draws a trace: effects by role of token and by layer, and the strongest of them with parts of the model severed."""
 
 from __future__ import annotations
 

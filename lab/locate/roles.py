@@ -1,4 +1,4 @@
-"""Which tokens of a prompt are its subject, and what part every token plays: the rows of a trace's heat maps."""
+"""Finds the subject's tokens in a prompt, and gives every token its role in the heat maps of a trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model run with noise on some tokens, and with parts of one run put into another.
+"""Runs a model with noise on some tokens, and with parts of one run put into another.
 
 Everything is done by hooks, or by a block's `forward` set aside, for the length of one `with` block; the model
 is the very same afterwards, whatever happened. All rows of a run are the same prompt, so nothing is padded.
@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from wise.errors import UnsupportedModelError
 from wise.lab.locate.sites import KINDS, STATE, Sites
-from wise.memory.layer import execution_device
+from wise.memory.layer import execution_device, hooked
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +84,7 @@ class Runner:
             for kind in KINDS:
                 for layer in range(self.sites.depth):
                     taken = seen.setdefault((kind, layer), [])
-                    stack.enter_context(_hooked(self.sites.module(kind, layer), _taker(taken)))
+                    stack.enter_context(hooked([(self.sites.module(kind, layer), _taker(taken))]))
             logits = self._forward(ids, rows, noise)[:, -1]
         for (kind, layer), taken in seen.items():
             if len(taken) != 1:
@@ -120,7 +119,7 @@ class Runner:
                 for block, width in zip(self.sites.blocks[:start], self._widths, strict=False):
                     stack.enter_context(_replaced(block, entering, width))
             for (kind, layer), here in by_place.items():
-                stack.enter_context(_hooked(self.sites.module(kind, layer), _putter(here, rows, len(ids))))
+                stack.enter_context(hooked([(self.sites.module(kind, layer), _putter(here, rows, len(ids)))]))
             return self._forward(ids, rows, noise)[:, -1]
 
     @property
@@ -134,21 +133,12 @@ class Runner:
         only = {"logits_to_keep": last} if self._last_only else {}
         with ExitStack() as stack:
             if noise is not None:
-                stack.enter_context(_hooked(self.sites.embedding, _noiser(noise)))
+                stack.enter_context(hooked([(self.sites.embedding, _noiser(noise))]))
             logits: Tensor = self.model(input_ids=tokens, use_cache=False, **only).logits
         return logits[:, -last:].float()
 
 
 Hook = Callable[[nn.Module, Any, Any], Any]
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Hook) -> Iterator[None]:
-    handle: RemovableHandle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

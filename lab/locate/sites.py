@@ -1,4 +1,4 @@
-"""Where a trace looks at a model and reaches into it.
+"""The modules of a model whose outputs a trace reads and replaces.
 
 Three kinds of place in every block: the hidden state that leaves it; what its feed-forward layer puts out; what
 its attention puts out. The latter two are taken at the last projection of either (the one that `wise` edits, and the

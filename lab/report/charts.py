@@ -1,19 +1,74 @@
-"""Charts as SVG: lines, mirrored histograms and bars. Colours are classes, which the page's style sheet fills in.
+"""Charts as SVG: lines and mirrored histograms. Colours are classes that the page's style sheet defines.
 
 A series is told from the others by its name or number on the chart and by its dashes, never by colour alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from wise.lab.report.axes import Axis
+from wise.lab.report.formats import short
 from wise.lab.report.svg import Markup, element, joined, path
 
 LEFT, TOP, BOTTOM, RIGHT = 58.0, 14.0, 48.0, 22.0
 LINE = 16.0
 """Height of a line of text."""
+RETAINED = {"reliability": "all so far", "oldest": "oldest tenth", "teacher_forced": "all, teacher-forced"}
+
+Ticks = tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One side of a chart."""
+
+    title: str
+    low: float
+    high: float
+    ticks: Ticks
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """How far along the axis a value lies, 0 to 1; what is outside lies at the nearer end."""
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+def shares(title: str) -> Axis:
+    """0 to 1, in percent."""
+    return Axis(title=title, low=0, high=1, ticks=tuple((i / 4, f"{25 * i}%") for i in range(5)))
+
+
+def decades(title: str, low: int, high: int) -> Axis:
+    """10**low to 10**high, evenly in the logarithm, in percent."""
+    ticks = tuple((10.0**power, f"{short(10.0 ** (power + 2))}%") for power in range(low, high + 1))
+    return Axis(title=title, low=10.0**low, high=10.0**high, ticks=ticks, log=True)
+
+
+def named(title: str, names: Sequence[str], *, most: int = 8) -> Axis:
+    """Places 0, 1, 2, ... with a name each; of many names, every second, third, ... is written."""
+    every = math.ceil(len(names) / most)
+    ticks = tuple((float(i), name) for i, name in enumerate(names) if i % every == 0)
+    return Axis(title=title, low=-0.5, high=len(names) - 0.5, ticks=ticks)
+
+
+def counted(title: str, stops: Sequence[int]) -> Axis:
+    """Counts, evenly in the logarithm, the counts themselves written where they are not too near each other."""
+    low, high = min(stops), max(stops)
+    if low == high:
+        return Axis(title=title, low=low - 1, high=low + 1, ticks=((float(low), f"{low:,}"),))
+    axis = Axis(title=title, low=low, high=high, ticks=(), log=True)
+    chosen: list[int] = []
+    for stop in sorted(set(stops), reverse=True):
+        if not chosen or axis.share(chosen[-1]) - axis.share(stop) >= 0.12:
+            chosen.append(stop)
+    ticks = tuple((float(stop), f"{stop:,}") for stop in reversed(chosen))
+    return Axis(title=title, low=low, high=high, ticks=ticks, log=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,36 +258,6 @@ def _outline(
     return path([*points, (across(edges[-1]), base)]) + "Z"
 
 
-def bars(
-    title: str,
-    x: Axis,
-    y: Axis,
-    values: Sequence[float],
-    *,
-    right: float = RIGHT,
-    size: tuple[float, float] = (480, 200),
-) -> Markup:
-    """One bar per place of `x`."""
-    frame = Frame(x=x, y=y, width=size[0], height=size[1], right=right)
-    wide = 0.6 * (frame.across(1) - frame.across(0))
-    zero = frame.up(0)
-    parts = [frame.drawn()]
-    for i, value in enumerate(values):
-        top = frame.up(value)
-        parts.append(
-            element(
-                "rect",
-                element("title", f"{title}: {value:.4g}"),
-                x=frame.across(i) - wide / 2,
-                y=min(top, zero),
-                width=wide,
-                height=abs(zero - top),
-                class_="bar-rect s1",
-            )
-        )
-    return canvas(title, size, parts)
-
-
 def canvas(title: str, size: tuple[float, float], parts: Sequence[Markup]) -> Markup:
     """The SVG around drawn parts; `title` is what is read out in its place."""
     return element(
@@ -243,3 +268,15 @@ def canvas(title: str, size: tuple[float, float], parts: Sequence[Markup]) -> Ma
         aria_label=title,
         style=f"min-width:{0.75 * size[0]:.0f}px;max-width:{1.15 * size[0]:.0f}px",
     )
+
+
+def retention(stops: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Recall along the stream, the number of edits on a log axis; None without two stops."""
+    if len(stops) < 2:
+        return None
+    series = [
+        Series(name=name, style=i, points=[(stop["edits"], stop[key]) for stop in stops if stop.get(key) is not None])
+        for i, (key, name) in enumerate(RETAINED.items(), start=1)
+    ]
+    x = counted("edits made", [stop["edits"] for stop in stops])
+    return lines("Recall after so many edits", x, shares("edits recalled"), series, right=150, size=(680, 300))

@@ -1,4 +1,4 @@
-"""How figures are written, and the element that keeps their exact value beside what is written."""
+"""Formats figures, with the exact value kept in the markup."""
 
 from __future__ import annotations
 

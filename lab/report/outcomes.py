@@ -1,4 +1,4 @@
-"""Which outcomes a page lists: prompts whose answer was not the wanted one."""
+"""Selects the wrong answers that a page lists."""
 
 from __future__ import annotations
 

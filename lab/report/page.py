@@ -1,4 +1,4 @@
-"""One run, or one trace, written as one HTML file: text from templates beside this file, charts from this package."""
+"""Writes the page of one run: one HTML file from the templates and charts of this package."""
 
 from __future__ import annotations
 
@@ -10,60 +10,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wise.errors import ConfigError, given
-from wise.lab.report import locating, outcomes, retention, routing, summary
+from wise.lab.report import outcomes, routing
+from wise.lab.report.charts import retention
 from wise.lab.report.formats import FORMS, figure, interval, plain
-from wise.lab.report.heatmap import ink
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 NEEDED = ("editor", "edits", "generated")
-TRACED = ("roles", "layers", "effects")
+STRONG, MIDDLE = 0.635, 0.5
+"""Shares of the scale from which text turns light on the light page, and dark on the dark one. With the two ends of
+the scale (`--heat-low`, `--heat-high`) this keeps every text at a contrast of 4.5 to its ground."""
 
 
 def write_report(run: Mapping[str, Any], path: Path) -> None:
-    """Writes the page of one run, as `wise.lab.eval.runfile.read_run` reads it. The same run gives the same bytes.
+    """Writes the page of one run, as `wise.lab.eval.results_file.read_run` reads it. The same run gives the same bytes.
 
     What was not measured (null or missing) is left out or said to be so.
 
     Raises ConfigError, before anything is written, where jinja2 is not installed, the run has none of the keys that
     every run has, or holds NaN; and where `path` cannot be written.
     """
-    _check(run, NEEDED, "a run")
+    _check(run)
     routed = run.get("routing")
-    _write(
-        "run.html",
-        path,
+    page = _templates().get_template("run.html").render(
         run=run,
-        holds=summary.holds(run),
-        lost=summary.lost(run),
         wrong=outcomes.wrong(run.get("outcomes") or []),
-        retention=retention.chart(run.get("retention") or []),
+        retention=retention(run.get("retention") or []),
         panels=routing.panels(routed) if routed else [],
         roc=routing.roc(routed) if routed else None,
         by_age=routing.by_age(routed) if routed else None,
-        rows=routing.routed(routed) if routed else [],
     )
-
-
-def write_locate_report(result: Mapping[str, Any], path: Path) -> None:
-    """Writes the page of a causal trace, as `wise locate --output` writes it.
-
-    Raises ConfigError as `write_report` does.
-    """
-    _check(result, TRACED, "a causal trace")
-    _write(
-        "locate.html",
-        path,
-        result=result,
-        maps=locating.maps(result),
-        severed=locating.severed(result),
-        swept=locating.swept(result),
-    )
-
-
-def _write(template: str, path: Path, **values: Any) -> None:
-    page = _templates().get_template(template).render(values)
     try:
         Path(path).write_text(page, encoding="utf-8", newline="\n")
     except OSError as error:
@@ -85,17 +62,22 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(figure=figure, interval=interval, ink=ink, levels=routing.LEVELS)
+    environment.globals.update(figure=figure, interval=interval, ink=ink)
     environment.filters.update({**FORMS, "plain": plain})
     return environment
 
 
-def _check(value: Mapping[str, Any], needed: tuple[str, ...], what: str) -> None:
+def ink(share: float) -> str:
+    """The class of text on ground that is shaded so far."""
+    return "strong" if share >= STRONG else "mid" if share >= MIDDLE else ""
+
+
+def _check(value: Mapping[str, Any]) -> None:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{given(value)} was given, {what} was expected")
-    absent = [name for name in needed if value.get(name) is None]
+        raise ConfigError(f"{given(value)} was given, a run was expected")
+    absent = [name for name in NEEDED if value.get(name) is None]
     if absent:
-        raise ConfigError(f"not {what}: it has no {', '.join(absent)}; give the file that wise wrote")
+        raise ConfigError(f"not a run: it has no {', '.join(absent)}; give the file that wise wrote")
     _check_finite(value, "")
 
 

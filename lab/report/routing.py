@@ -1,52 +1,18 @@
-"""The routing part of a run's page: how far scores of edited and of unrelated text lie apart, as charts and rows."""
+"""The charts of a run's routing: how well scores separate edited from unrelated text."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from wise.lab.report.axes import decades, named, shares
-from wise.lab.report.charts import Half, Series, lines, mirrored
+from wise.lab.report.charts import Half, Series, decades, lines, mirrored, named, shares
 from wise.lab.report.formats import percent, plain
 from wise.lab.report.svg import Markup
 
 LOWEST = -4
 """Decade at which the axis of false-positive rates begins."""
-LEVELS = 10
-FULL = 1.5
-"""Evidence from which a token is shaded fully."""
 PANEL = (330.0, 178.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Token:
-    """One token of a routed row."""
-
-    text: str
-    level: int
-    """0 to `LEVELS`: how strongly it is shaded."""
-    opened: bool
-    slot: int | None
-    evidence: float
-
-    @property
-    def about(self) -> str:
-        slot = "" if self.slot is None else f", slot {self.slot}"
-        return f"evidence {self.evidence:.2f}{slot}{', gate open' if self.opened else ''}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Routed:
-    """One prompt with its answer, token by token."""
-
-    kind: str
-    record: str
-    prompt: tuple[Token, ...]
-    answer: tuple[Token, ...]
-    opened: int
-    tokens: int
 
 
 def panels(routing: Mapping[str, Any]) -> list[tuple[str, Markup]]:
@@ -121,30 +87,3 @@ def by_age(routing: Mapping[str, Any]) -> Markup | None:
 
 def _points(stops: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     return [(float(i), stop[key]) for i, stop in enumerate(stops) if stop.get(key) is not None]
-
-
-def routed(routing: Mapping[str, Any]) -> list[Routed]:
-    """The rows of the token heat map."""
-    return [_routed(row) for row in routing.get("heatmap") or []]
-
-
-def _routed(row: Mapping[str, Any]) -> Routed:
-    tokens = [
-        Token(
-            text=text.replace("\n", "↵"),
-            level=min(LEVELS, int(LEVELS * max(evidence, 0.0) / FULL)),
-            opened=evidence >= 1,
-            slot=slot,
-            evidence=evidence,
-        )
-        for text, evidence, slot in zip(row["tokens"], row["evidence"], row["slots"], strict=True)
-    ]
-    prompt = row["prompt_tokens"]
-    return Routed(
-        kind=row["kind"],
-        record=str(row.get("record") or ""),
-        prompt=tuple(tokens[:prompt]),
-        answer=tuple(tokens[prompt:]),
-        opened=sum(token.opened for token in tokens),
-        tokens=len(tokens),
-    )

@@ -1,4 +1,4 @@
-"""Markup that is written by code: elements whose text and attributes are escaped as they are put together."""
+"""Builds markup in code: text and attributes of elements are escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`wise bench`: editors side by side, on the same ground; and routers (`wise.cli.bench_routers`)."""
+"""`wise bench`: compares editors on the same records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from wise.cli.bench_routers import bench_routers
 from wise.cli.common import (
     CacheOption,
     CorpusOption,
@@ -30,8 +29,7 @@ from wise.loading import load_model
 
 SIZES = [1, 10, 100, 500]
 
-app = typer.Typer(help="Compare editors, or routers, on the same records.", no_args_is_help=True)
-app.command("routers")(bench_routers)
+app = typer.Typer(help="Compare editors on the same records.", no_args_is_help=True)
 
 
 @app.command("editors")
@@ -56,9 +54,6 @@ def bench_editors(
     search_edits: Annotated[
         int, typer.Option("--search-edits", min=1, help="Records a search edits; they are not measured.")
     ] = 20,
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Edits per call. Left out: as each editor's paper does.")
-    ] = None,
     text: Annotated[
         Path | None, typer.Option("--text", help="Running text, for perplexity. Left out: some that ships.")
     ] = None,
@@ -76,11 +71,11 @@ def bench_editors(
     was interrupted; with another --editor it adds to the comparison.
     """
     sizes = sorted(set(edits or SIZES))
-    from wise.lab.eval.bench import MEASURED, TRAINING, compare_editors, finished, make_plan
-    from wise.lab.eval.comparison import HEAD, markdown, table
-    from wise.lab.eval.editors import find_editor
+    from wise.lab.bench.benchmark import MEASURED, TRAINING, compare_editors, finished, make_plan
+    from wise.lab.bench.benchmark_table import HEAD, markdown, table
+    from wise.lab.eval.candidates import find_editor
     from wise.lab.eval.routing.texts import read_texts, shipped_passages
-    from wise.lab.formats.files import read_records
+    from wise.lab.formats.datasets import read_records
 
     chosen = list(editor or MEASURED)
     for name in chosen:
@@ -108,7 +103,6 @@ def bench_editors(
             sizes=sizes,
             folder=output,
             about=about,
-            batch=batch,
             progress=show,
         )
     groups = finished(output)
@@ -125,7 +119,7 @@ def _draw(groups: Sequence[Sequence[Mapping[str, Any]]], file: Path, title: str)
     except ImportError:
         typer.echo("no picture was drawn: it needs matplotlib (pip install 'wise-runtime[report]')", err=True)
         return
-    from wise.lab.report.comparison import draw_comparison
+    from wise.lab.bench.picture import draw_comparison
 
     draw_comparison(groups, file, title=title)
     typer.echo(f"runs, table and picture are in {file.parent}")

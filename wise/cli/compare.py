@@ -1,4 +1,4 @@
-"""`wise compare`: runs side by side, with what is more than chance."""
+"""`wise compare`: compares runs, and tests whether their differences are significant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from wise.cli.common import JsonOption, SeedOption, show_json, show_table
 
 if TYPE_CHECKING:
-    from wise.lab.eval.compare import Comparison, Contrast
+    from wise.lab.bench.run_comparison import Comparison, Contrast
 
 SIGNIFICANT = 0.05
 SMALLEST = 0.001
@@ -29,8 +29,8 @@ def compare(
     p: paired permutation test over records. p Holm: the same, adjusted for all tests shown. [95 %]: bootstrap
     over records. McNemar: exact, over prompts as if those of a record were independent, and not adjusted.
     """
-    from wise.lab.eval.compare import compare_runs
-    from wise.lab.eval.runfile import read_run
+    from wise.lab.bench.run_comparison import compare_runs
+    from wise.lab.eval.results_file import read_run
 
     found = compare_runs(
         [(name, read_run(path)) for name, path in zip(_names(runs), runs, strict=True)], seed=seed or 0

@@ -86,7 +86,7 @@ def edit(
 
 
 def _wanted(file: Path | None, format: str, statement: str | None, single: dict[str, Any]) -> list[Edit]:
-    from wise.lab.formats.files import read_edits
+    from wise.lab.formats.datasets import read_edits
 
     if (file is None) == (statement is None and not single):
         raise ConfigError("give either --edits FILE, or --statement, or --prompt and --target of a single edit")

@@ -1,4 +1,4 @@
-"""`wise eval`: what an editor and its router are worth, on a file of records."""
+"""`wise eval`: edits a model with the records of a file, and measures the editor and its router on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from wise.cli.common import (
     CorpusOption,
     FormatOption,
     JsonOption,
-    LayerOption,
     ModelOption,
     ProgressOption,
     SeedOption,
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from wise.lab.eval.run import Evaluation, Scope
 
 POOL = 1000
-"""Further records of the file, not edited: routing's negatives are built from them, hypernetworks trained on them."""
+"""Further records of the file, which are not edited: for negatives of routing, and to train hypernetworks."""
 INTERRUPTED = 130
 
 
@@ -62,21 +61,14 @@ def evaluate(
         int | None, typer.Option("--batch", min=1, help="Edits per call. Left out: as the editor's paper applies them.")
     ] = None,
     routing: Annotated[
-        bool, typer.Option("--routing", help="Measure the router: every class of negatives, and its ceiling.")
+        bool, typer.Option("--routing", help="Measure the router on classes of prompts, and with perfect routing.")
     ] = False,
     retention: Annotated[
-        bool, typer.Option("--retention", help="Measure all edits so far after 1, 2, 5, 10, ... of them.")
+        bool, typer.Option("--retention", help="Measure all edits so far after 1, 2, 5, 10, ... edits.")
     ] = False,
-    measure: Annotated[
-        int | None,
-        typer.Option("--measure", min=1, help="Records to measure, evenly over the stream. Left out: all."),
-    ] = None,
     text: Annotated[
         Path | None,
         typer.Option("--text", help="Running text, for false routes and perplexity. Left out: some that ships."),
-    ] = None,
-    questions: Annotated[
-        Path | None, typer.Option("--questions", help="Generic questions. Left out: some that ship.")
     ] = None,
     references: Annotated[
         Path | None, typer.Option("--references", help="Texts about objects (JSONL: text, obj), for consistency.")
@@ -86,10 +78,9 @@ def evaluate(
     cache: CacheOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="File for the whole run, JSON. With it an interrupted run can go on."),
+        typer.Option("--output", help="JSON file for the whole run. It lets an interrupted run continue."),
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="File for a page about the run, HTML.")] = None,
-    layer: LayerOption = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -97,20 +88,20 @@ def evaluate(
 ) -> None:
     """Apply a stream of edits, then measure all of them.
 
-    Generated: the model must produce the answer and stop by itself. Teacher-forced: gold tokens are fed in,
-    as papers do. Locality is what stays as the base has it; generalization asks only paraphrases that fitting
-    never saw. With --output, the same command goes on with a run that was interrupted.
+    Generated: the model must generate the answer and then stop. Teacher-forced: the right tokens are fed in, as
+    papers do. Locality: prompts whose answer is still that of the base. Generalization: paraphrases that were not
+    used in fitting. With --output, the same command continues a run that was interrupted.
     """
     for name, file in (("--output", output), ("--report", report)):
         check_file(name, file)
     records, pool = _records(data, format, skip, edits)
     about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
-    scope = _scope(routing, retention, measure, pool, text, questions, references)
-    from wise.lab.eval.editors import Learning, all_settings
+    scope = _scope(routing, retention, pool, text, references)
+    from wise.lab.eval.candidates import Learning, all_settings
+    from wise.lab.eval.results_file import write_json
     from wise.lab.eval.run import evaluate as run
-    from wise.lab.eval.runfile import write_json
 
-    chosen = parsed_settings(set_) | settings(layer=layer, seed=seed)
+    chosen = parsed_settings(set_) | settings(seed=seed)
     all_settings(editor, chosen)
     texts = None if corpus is None else read_corpus(corpus)
     learning = Learning(corpus=texts, training=tuple(pool), cache=cache_folder(cache))
@@ -202,7 +193,7 @@ def _short(value: float | None) -> str:
 
 def _records(data: Path, format: str, skip: int, edits: int | None) -> tuple[list[Record], list[Record]]:
     """The records to edit, and others of the file."""
-    from wise.lab.formats.files import read_records
+    from wise.lab.formats.datasets import read_records
 
     limit = None if edits is None else skip + edits + POOL
     records = read_records(data, format=format, limit=limit)
@@ -225,10 +216,8 @@ def read_corpus(file: Path) -> tuple[str, ...]:
 def _scope(
     routing: bool,
     retention: bool,
-    measure: int | None,
     pool: Sequence[Record],
     text: Path | None,
-    questions: Path | None,
     references: Path | None,
 ) -> Scope:
     from wise.lab.eval.fluency import read_references
@@ -239,9 +228,7 @@ def _scope(
         routing=routing,
         pool=pool if routing else (),
         retention=retention,
-        measured=measure,
         texts=shipped_passages() if text is None else read_texts(text),
-        questions=None if questions is None else read_texts(questions),
         references=None if references is None else read_references(references),
     )
 

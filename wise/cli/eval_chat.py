@@ -1,4 +1,4 @@
-"""`wise eval-chat`: edits measured by what a chat model says."""
+"""`wise eval-chat`: measures edits by what a chat model answers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ import typer
 
 from wise.cli.common import (
     DeviceOption,
-    EncoderOption,
     FormatOption,
     JsonOption,
     ModelOption,
     ProgressOption,
-    RelationsOption,
     SeedOption,
     SetOption,
     ThreadsOption,
-    absolute,
     check_file,
     parsed_settings,
     progress_bars,
@@ -33,25 +30,22 @@ from wise.errors import ConfigError
 from wise.loading import load_model
 
 if TYPE_CHECKING:
-    from wise.lab.eval.asking import Edited
+    from wise.lab.eval.candidates import OpenEditor
     from wise.lab.eval.chat.facts import Fact
-    from wise.lab.eval.editors import Subject
+    from wise.lab.eval.prompting import EditedModel
 
 FORMS = ("chat", "completion")
 
 
 def eval_chat(
     model: ModelOption = None,
-    facts: Annotated[
-        Path | None,
-        typer.Option("--facts", exists=True, dir_okay=False, help="File of facts. Left out: those that ship."),
-    ] = None,
     half: Annotated[str, typer.Option("--half", help="Of the shipped facts: judge or fit.")] = "judge",
     kinds: Annotated[
         str, typer.Option("--kinds", help="Of the shipped facts, with commas: known, private, nameless.")
     ] = "known,private",
     data: Annotated[
-        Path | None, typer.Option("--data", exists=True, dir_okay=False, help="File of edits to measure instead.")
+        Path | None,
+        typer.Option("--data", exists=True, dir_okay=False, help="File of edits, instead of the shipped facts."),
     ] = None,
     format_: FormatOption = "auto",
     known: Annotated[
@@ -76,8 +70,6 @@ def eval_chat(
     set_: SetOption = None,
     form: Annotated[str, typer.Option("--form", help="chat, or completion: prompts as plain texts.")] = "chat",
     oracle: Annotated[bool, typer.Option("--oracle/--no-oracle", help="Also with the right edit held open.")] = True,
-    encoder: EncoderOption = None,
-    relations: RelationsOption = None,
     output: Annotated[Path | None, typer.Option("--output", help="File for all figures, JSON.")] = None,
     save: Annotated[
         Path | None, typer.Option("--save", help="Folder to keep the edits in, before they are asked for.")
@@ -95,8 +87,8 @@ def eval_chat(
     An answer is right where it contains the target and not the old answer; where an edit must not speak, where it is
     the base's very text.
     """
+    from wise.lab.eval.candidates import open_editor
     from wise.lab.eval.chat.measure import apply_edits, measure_chat
-    from wise.lab.eval.editors import open_editor
 
     if form not in FORMS:
         raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
@@ -105,15 +97,13 @@ def eval_chat(
     if output is not None:
         check_file("--output", output)
     chosen_settings = parsed_settings(set_) | settings(seed=seed)
-    if editor == "wise-hybrid":
-        chosen_settings |= settings(encoder=encoder, relations=absolute(relations))
     base, tokenizer = load_model(model, threads=threads, device=device)
     with progress_bars(progress) as show:
         wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=form == "chat", progress=show)
         begun = time.process_time()
         wrapped.prepare()
         prepared = time.process_time() - begun
-        chosen = _facts(wrapped, facts, half, kinds, data, format_, known, skip, limit, form, seed or 0)
+        chosen = _facts(wrapped, half, kinds, data, format_, known, skip, limit, form, seed or 0)
         report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
         if save is not None:
             wrapped.save_pretrained(save)
@@ -135,7 +125,7 @@ def eval_chat(
         "distractors": {str(count): found for count, found in measured.items() if count},
         "verified": report.count("verified"),
         "form": form,
-        "source": str(data.name if data else facts.name if facts else f"everyday, {half}: {kinds}"),
+        "source": data.name if data else f"everyday, {half}: {kinds}",
         "preparation_cpu_seconds": prepared,
         "cpu_seconds_per_edit": report.cpu_seconds / len(chosen),
         "not_verified": [
@@ -162,11 +152,11 @@ def _show(title: str, told: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _distracted(
-    subject: Subject, data: Path | None, format_: str, skip: int, count: int, show: Callable[[str, int, int], None]
+    subject: OpenEditor, data: Path | None, format_: str, skip: int, count: int, show: Callable[[str, int, int], None]
 ) -> Iterator[None]:
     """So many distractors are live for the length of a `with` block."""
     from wise.lab.eval.chat.distractors import with_distractors
-    from wise.lab.formats.files import read_records
+    from wise.lab.formats.datasets import read_records
     from wise.model import WiseModel
 
     if not count or data is None or not isinstance(subject, WiseModel) or subject.inputs is None:
@@ -182,8 +172,7 @@ def _distracted(
 
 
 def _facts(
-    wrapped: Edited,
-    facts: Path | None,
+    wrapped: EditedModel,
     half: str,
     kinds: str,
     data: Path | None,
@@ -194,15 +183,13 @@ def _facts(
     form: str,
     seed: int,
 ) -> Sequence[Fact]:
-    from wise.lab.eval.chat.facts import everyday_facts, facts_of, read_facts
+    from wise.lab.eval.chat.facts import everyday_facts, facts_of
     from wise.lab.eval.chat.measure import base_says
-    from wise.lab.formats.files import read_records
+    from wise.lab.formats.datasets import read_records
 
     if data is not None:
         many = None if limit is None else skip + limit * (16 if known else 1)
         found = facts_of(read_records(data, format=format_, limit=many)[skip:], seed=seed)
         found = [fact for fact in found if not known or fact.answer]
         return base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found[:limit]
-    if facts is not None:
-        return read_facts(facts)[:limit]
     return everyday_facts(half, [kind.strip() for kind in kinds.split(",") if kind.strip()])[:limit]

@@ -1,4 +1,4 @@
-"""`wise harness`: tasks of lm-evaluation-harness on a base and on its edited model."""
+"""`wise harness`: runs tasks of lm-evaluation-harness on a base and on its edited model."""
 
 from __future__ import annotations
 

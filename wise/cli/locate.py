@@ -1,4 +1,4 @@
-"""`wise locate`: where a model keeps facts, and at which layer editing them works."""
+"""`wise locate`: traces where a model keeps facts, and finds the layer at which editing works best."""
 
 from __future__ import annotations
 
@@ -67,14 +67,15 @@ def locate(
         typer.Option("--window", min=1, help="Layers restored together. Left out: 10 of 48, as in the paper."),
     ] = None,
     sweep_edits: Annotated[
-        int, typer.Option("--sweep-edits", min=1, help="Edits made at each layer: the records behind the facts.")
+        int,
+        typer.Option(
+            "--sweep-edits", min=0, help="Edits made at each layer: the records behind the facts. 0: trace only."
+        ),
     ] = 50,
-    no_sweep: Annotated[bool, typer.Option("--no-sweep", help="Trace only. Then no layer is recommended.")] = False,
     layers: Annotated[
         str | None, typer.Option("--layers", help="Layers to edit, such as 0,2,4. Left out: all.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="File for all figures, JSON.")] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="File for a page about them, HTML.")] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", help="File to draw the heat maps to, such as heat.png.")
     ] = None,
@@ -89,13 +90,13 @@ def locate(
     an answer runs, and not where editing works; so the layer is recommended by the edits alone.
     """
     make_config(seed=seed)
-    _check_files(output, report, picture)
-    wanted = _layers(layers, no_sweep)
+    _check_files(output, picture)
+    wanted = _layers(layers, sweep_edits)
     from wise.lab.formats.facts import read_facts
 
     known = read_facts(data, limit=facts)
-    first, records = (0, []) if no_sweep else _behind(data, known, sweep_edits)
-    from wise.lab.eval.work import Work
+    first, records = _behind(data, known, sweep_edits) if sweep_edits else (0, [])
+    from wise.lab.eval.checkpoint import Checkpoint
     from wise.lab.locate.location import trace
     from wise.lab.locate.sites import check_layers, find_sites
 
@@ -103,15 +104,25 @@ def locate(
     check_layers(wanted, find_sites(base).depth)
     name = model_name(model)
     with progress_bars(progress) as show:
-        work = Work(progress=show)
-        found = trace(base, tokenizer, known, samples=samples, window=window, seed=seed or 0, name=name, work=work)
+        checkpoint = Checkpoint(progress=show)
+        found = trace(
+            base,
+            tokenizer,
+            known,
+            samples=samples,
+            window=window,
+            seed=seed or 0,
+            name=name,
+            checkpoint=checkpoint,
+        )
         if records:
             from wise.lab.locate.sweep import sweep
 
-            found = found.with_sweep(sweep(base, tokenizer, records, found, first=first, layers=wanted, work=work))
+            swept = sweep(base, tokenizer, records, found, first=first, layers=wanted, checkpoint=checkpoint)
+            found = found.with_sweep(swept)
     result = found.to_dict() | {"data": file_facts(data)}
     show_location(result)
-    _write(result, output, report, picture)
+    _write(result, output, picture)
     if as_json:
         show_json(result)
 
@@ -193,11 +204,11 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _layers(given: str | None, no_sweep: bool) -> list[int] | None:
+def _layers(given: str | None, edits: int) -> list[int] | None:
     if given is None:
         return None
-    if no_sweep:
-        raise ConfigError("--layers names the layers to edit, and --no-sweep edits none; leave one of them out")
+    if not edits:
+        raise ConfigError("--layers names the layers to edit, and --sweep-edits 0 edits none; leave one of them out")
     try:
         return [int(part) for part in given.split(",")]
     except ValueError:
@@ -206,12 +217,12 @@ def _layers(given: str | None, no_sweep: bool) -> list[int] | None:
 
 def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Record]]:
     """The records behind those whose facts are traced, and the number of the first of them."""
-    from wise.lab.formats.files import read_records
+    from wise.lab.formats.datasets import read_records
 
     try:
         records = read_records(data)
     except EditError as error:
-        hint = "the layers are edited with this file; where it holds known facts alone, give --no-sweep"
+        hint = "the layers are edited with this file; where it holds known facts alone, give --sweep-edits 0"
         raise EditError(f"{error} ({hint})") from None
     traced = {fact.prompt for fact in facts}
     first = max((i + 1 for i, record in enumerate(records) if record.edit.prompt in traced), default=0)
@@ -219,14 +230,14 @@ def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Re
     if len(chosen) < edits:
         raise EditError(
             f"{data}: {edits} records to edit were asked for, and {len(chosen)} stand behind the {len(facts)} facts; "
-            "ask for fewer --facts or --sweep-edits, or give --no-sweep"
+            "ask for fewer --facts or --sweep-edits, or give --sweep-edits 0"
         )
     return first, chosen
 
 
-def _check_files(output: Path | None, report: Path | None, picture: Path | None) -> None:
+def _check_files(output: Path | None, picture: Path | None) -> None:
     """Found out before the work and not after it. Raises ConfigError."""
-    for option, file in (("--output", output), ("--report", report), ("--picture", picture)):
+    for option, file in (("--output", output), ("--picture", picture)):
         check_file(option, file)
     if picture is not None:
         from wise.lab.locate.picture import check_picture
@@ -234,19 +245,14 @@ def _check_files(output: Path | None, report: Path | None, picture: Path | None)
         check_picture(picture)
 
 
-def _write(result: dict[str, Any], output: Path | None, report: Path | None, picture: Path | None) -> None:
-    from wise.lab.eval.runfile import write_json
+def _write(result: dict[str, Any], output: Path | None, picture: Path | None) -> None:
+    from wise.lab.eval.results_file import write_json
 
     if picture is not None:
         from wise.lab.locate.picture import draw
 
         draw(result, picture)
         typer.echo(f"heat maps drawn to {picture}")
-    if report is not None:
-        from wise.lab.report import write_locate_report
-
-        write_locate_report(result, report)
-        typer.echo(f"report written to {report}")
     if output is not None:
         write_json(output, result)
         typer.echo(f"figures written to {output}")

@@ -1,1 +1,1 @@
-"""Edits measured as users of a chat model meet them: by what the model says in a conversation."""
+"""Edits measured in conversations with a chat model."""

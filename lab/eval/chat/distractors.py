@@ -1,4 +1,4 @@
-"""Distractors: edits that the router knows and that were not written, so that many can be live where few are measured.
+"""Distractors: edits that are in the router but were not trained, to measure a router with many edits.
 
 A slot holds one edit. Another edit can change what is said only through the router. A distractor has a subject, keys
 and a threshold as any edit has. It answers with another edit's answer, so an answer changes wherever it speaks wrongly.

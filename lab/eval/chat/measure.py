@@ -1,4 +1,4 @@
-"""What an edited chat model says: to the edits, to other wordings, in later turns, and where nothing may change."""
+"""Asks an edited chat model: the edits, paraphrases, later turns, and questions whose answers must not change."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from wise.edits import Edit
 from wise.lab.editors.base import WholePrompts
 from wise.lab.editors.in_context import InContext
-from wise.lab.eval.asking import Edited
+from wise.lab.eval.candidates import OpenEditor, find_editor
 from wise.lab.eval.chat.facts import Fact
-from wise.lab.eval.editors import Subject, find_editor
-from wise.lab.eval.routing.intervals import wilson
+from wise.lab.eval.intervals import wilson
+from wise.lab.eval.prompting import EditedModel
 from wise.lab.eval.routing.oracle import ForcedRouter
 from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.model import WiseModel
@@ -100,8 +100,10 @@ class ChatFigures:
         return {"measures": shares, "wrong": wrong}
 
 
-def apply_edits(subject: Subject, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress) -> EditReport:
-    """Makes edits with an editor of `wise.lab.eval.editors`, in calls as large as its paper has them.
+def apply_edits(
+    subject: OpenEditor, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress
+) -> EditReport:
+    """Makes edits with an editor of `wise.lab.eval.candidates`, in calls as large as its paper has them.
 
     chat: the templated question stands for the prompt where an editor knows no chats.
     """
@@ -131,7 +133,7 @@ def _templated(encoder: Encoder, edit: Edit) -> Edit:
 
 
 def measure_chat(
-    model: Edited,
+    model: EditedModel,
     facts: Sequence[Fact],
     *,
     chat: bool = True,
@@ -177,10 +179,10 @@ def _states(fact: Fact, answer: str) -> bool:
     return fact.old is not None and _contains(answer, fact.old)
 
 
-class _Asking:
+class _Prompts:
     """Collects questions, in the chat template or as plain texts."""
 
-    def __init__(self, model: Edited, chat: bool) -> None:
+    def __init__(self, model: EditedModel, chat: bool) -> None:
         self.model, self.chat = model, chat
         self.found: list[Question] = []
 
@@ -209,47 +211,47 @@ class _Asking:
         self.found.append(question)
 
 
-def base_says(model: Edited, facts: Sequence[Fact], *, chat: bool, wanted: int | None) -> list[Fact]:
+def base_says(model: EditedModel, facts: Sequence[Fact], *, chat: bool, wanted: int | None) -> list[Fact]:
     """The first `wanted` facts to whose prompt the base says the right answer."""
     found: list[Fact] = []
     for start in range(0, len(facts), KNOWN_AT_ONCE):
         part = [fact for fact in facts[start : start + KNOWN_AT_ONCE] if fact.answer]
-        asking = _Asking(model, chat)
+        prompter = _Prompts(model, chat)
         for i, fact in enumerate(part):
-            asking.add("known", i, fact.edit.prompt, True)
+            prompter.add("known", i, fact.edit.prompt, True)
         with model.disabled():
-            answers = _ask(model, asking.found, lambda *_: None, "", tokens=8)
+            answers = _ask(model, prompter.found, lambda *_: None, "", tokens=8)
         found += [f for f, a in zip(part, answers, strict=True) if _contains(a, f.answer or "")]
         if wanted is not None and len(found) >= wanted:
             break
     return found[:wanted]
 
 
-def _questions(model: Edited, facts: Sequence[Fact], chat: bool) -> list[Question]:
-    asking = _Asking(model, chat)
+def _questions(model: EditedModel, facts: Sequence[Fact], chat: bool) -> list[Question]:
+    prompter = _Prompts(model, chat)
     for i, fact in enumerate(facts):
-        asking.add("edit", i, fact.edit.prompt, True)
+        prompter.add("edit", i, fact.edit.prompt, True)
         for text in fact.rewordings:
-            asking.add("rewordings", i, text, True)
+            prompter.add("rewordings", i, text, True)
         for text in fact.free_rewordings:
-            asking.add("free rewordings", i, text, True)
+            prompter.add("free rewordings", i, text, True)
         for text in fact.rewordings[:1]:
-            asking.add("behind other text", i, text, True, put=BEHIND)
+            prompter.add("behind other text", i, text, True, put=BEHIND)
             if chat:
-                asking.add("second turn", i, text, True, before=EARLIER)
+                prompter.add("second turn", i, text, True, before=EARLIER)
         for text in fact.rewordings[1:2] if chat else ():
-            asking.add("system message", i, text, True, system=SYSTEM)
+            prompter.add("system message", i, text, True, system=SYSTEM)
         for text in fact.same_subject:
-            asking.add(SAME_SUBJECT, i, text, False)
+            prompter.add(SAME_SUBJECT, i, text, False)
         for text in fact.neighbours:
-            asking.add("neighbours unchanged", i, text, False)
+            prompter.add("neighbours unchanged", i, text, False)
     for text in GENERAL if chat else ():
-        asking.add("general unchanged", -1, text, False)
-    return asking.found
+        prompter.add("general unchanged", -1, text, False)
+    return prompter.found
 
 
 def _ask(
-    model: Edited, questions: Sequence[Question], progress: Progress, what: str, tokens: int = ANSWER_TOKENS
+    model: EditedModel, questions: Sequence[Question], progress: Progress, what: str, tokens: int = ANSWER_TOKENS
 ) -> list[str]:
     """The texts of the answers, special tokens and all."""
     size = 16
@@ -264,7 +266,7 @@ def _ask(
     return [said[i] for i in range(len(questions))]
 
 
-def _given(model: Edited, questions: Sequence[Question]) -> list[list[int]]:
+def _given(model: EditedModel, questions: Sequence[Question]) -> list[list[int]]:
     """What is read in the place of prompts by an editor that looks at them as a whole; by others, the prompts."""
     if isinstance(model, InContext) and all(q.messages for q in questions):
         return [model.encoder.turn(model.conversation(q.messages)) for q in questions]
@@ -272,7 +274,7 @@ def _given(model: Edited, questions: Sequence[Question]) -> list[list[int]]:
     return model.given(prompts) if isinstance(model, WholePrompts) else prompts
 
 
-def _opened(model: Edited, facts: Sequence[Fact], question: Question) -> bool | None:
+def _opened(model: EditedModel, facts: Sequence[Fact], question: Question) -> bool | None:
     """The router opens the gate at the end of a prompt, that of the edit which is asked for."""
     memory = model.layer.memory if isinstance(model, WiseModel) else None
     if not isinstance(model, WiseModel) or memory is None or not isinstance(memory.router, HybridRouter):

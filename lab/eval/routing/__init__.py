@@ -1,4 +1,4 @@
-"""The router measured: evidence on prompts, classes of prompts to tell apart, and the ceiling of any router."""
+"""Measures the router: its scores on classes of prompts, and the results with perfect routing."""
 
 from wise.lab.eval.routing.measure import Routing, measure_routing
 from wise.lab.eval.routing.scores import gate_ratios

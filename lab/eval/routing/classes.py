@@ -1,4 +1,4 @@
-"""What routing is measured on: the prompts that ask for an edit, and the classes of prompts that do not."""
+"""The classes of prompts on which a router is measured: positives ask for an edit, negatives do not."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
-from wise.lab.eval.routing.drafts import Draft, choose
-from wise.lab.eval.routing.material import Material, gather
+from wise.lab.eval.routing.material import Draft, Material, choose, gather
 from wise.lab.eval.routing.negatives import negative_drafts
 from wise.lab.eval.routing.positives import positive_drafts
 from wise.lab.eval.routing.texts import shipped_passages, shipped_questions

@@ -1,22 +1,109 @@
-"""What routing classes are built from: the edited records, what is known of them, and texts that ask for none."""
+"""What the classes of prompts are built from: the edited records, what is known about them, and unrelated texts."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
+
+from jinja2 import TemplateError
 
 from wise.edits import Edit, Record
-from wise.lab.eval.routing.conversation import Conversation
-from wise.lab.eval.routing.edited import Edited
-from wise.lab.eval.routing.relations import Relations
+from wise.lab.eval.routing.relations import EditedFacts, Relations
 from wise.lab.eval.routing.texts import shipped_exchanges
-from wise.lab.eval.routing.wording import sentences
+from wise.lab.eval.routing.topics import sentences
 from wise.training.encoding import Encoder
 
+Source = tuple[str | None, Iterable[str]]
+"""Id of a record, or None, and the prompts built from it, the best first; they may be built as they are taken."""
 LEAST_WORDS = 5_000
 """Words of running text that are looked through even where few tokens of it are measured."""
+TEMPLATE_FORM = "the tokenizer's chat template, up to where the answer begins"
+PLAIN_FORM = 'lines "User: ..." and "Assistant: ...", since the tokenizer has no chat template that takes plain turns'
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A class of prompts to choose from."""
+
+    name: str
+    about: str
+    sources: Sequence[Source]
+    why_empty: str
+    """What is missing where no prompt comes of it."""
+    unit: str = "prompt"
+    """As in `RoutingClass`."""
+
+
+def choose(draft: Draft, *, cap: int, accept: Callable[[str], bool]) -> list[tuple[str, int]]:
+    """Up to `cap` different texts that `accept` takes, each with the place of its source, in the order of those.
+
+    One from each record before a second from any. Where not all records can have one, those that have lie evenly over
+    all of them, so that old and new edits have their share.
+    """
+    streams: dict[int, Iterator[str]] = {place: iter(texts) for place, (_, texts) in enumerate(draft.sources)}
+    taken: dict[str, tuple[int, int]] = {}
+    depth = 0
+    while streams and len(taken) < cap:
+        for place in evenly(list(streams)):
+            text = next((text for text in streams[place] if text not in taken and accept(text)), None)
+            if text is None:
+                del streams[place]
+                continue
+            taken[text] = (place, depth)
+            if len(taken) == cap:
+                break
+        depth += 1
+    return [(text, place) for text, (place, _) in sorted(taken.items(), key=lambda item: item[1])]
+
+
+def evenly(places: Sequence[int]) -> list[int]:
+    """`places` in an order of which every beginning lies evenly over all (multiples of the golden ratio, modulo 1)."""
+    ranked = sorted(range(len(places)), key=lambda i: (i * _GOLDEN) % 1)
+    return [places[i] for i in ranked]
+
+
+class Conversation:
+    """Writes turns in the tokenizer's chat template, or, where it has none, as lines of a dialogue.
+
+    The encoder reads such a text as the ids that `wise.router.turns.render` gives for the same turns.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._tokenizer: Any = encoder.tokenizer
+        self._templated = bool(getattr(self._tokenizer, "chat_template", None))
+        if self._templated:
+            try:
+                self._template("a", "b", "c")
+            except (TemplateError, ValueError, TypeError, KeyError):
+                self._templated = False
+
+    @property
+    def about(self) -> str:
+        """The form in words."""
+        return TEMPLATE_FORM if self._templated else PLAIN_FORM
+
+    def text(self, *turns: str) -> str:
+        """`turns`, the user's and the model's by turns, the user's first and last, ready to be answered."""
+        return self._template(*turns) if self._templated else _plain(*turns)
+
+    def _template(self, *turns: str) -> str:
+        messages = [{"role": "assistant" if place % 2 else "user", "content": turn} for place, turn in enumerate(turns)]
+        text = str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        bos = self._tokenizer.bos_token
+        # A template often writes the beginning of sequence that the encoder puts there as well.
+        if bos and text.startswith(bos) and self._encoder.prompt(text)[:2] == [self._tokenizer.bos_token_id] * 2:
+            text = text.removeprefix(bos)
+        return text
+
+
+def _plain(*turns: str) -> str:
+    lines = [f"{'Assistant' if place % 2 else 'User'}: {turn}" for place, turn in enumerate(turns)]
+    return "\n".join([*lines, "Assistant:"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +117,7 @@ class Material:
     live: tuple[Edit, ...]
     encoder: Encoder
     relations: Relations
-    edited: Edited
+    edited: EditedFacts
     conversation: Conversation
     texts: tuple[str, ...]
     questions: tuple[str, ...]
@@ -73,7 +160,7 @@ def gather(
 ) -> Material:
     """Reads relations, guards and clean texts out of what is given."""
     relations = Relations((*records, *pool), live)
-    edited = Edited(records, live, relations)
+    edited = EditedFacts(records, live, relations)
     rng = random.Random(f"{seed} material")
     clean = (text for text in _shuffled(text, rng) if _unrelated(text, edited))
     asked = (question for question in _shuffled(questions, rng) if _unrelated(question, edited))
@@ -103,7 +190,7 @@ def _current(records: Sequence[Record], live: Sequence[Edit]) -> Iterator[Record
     return (record for record in records if held.get(record.edit.prompt) == record.edit.id)
 
 
-def _unrelated(text: str, edited: Edited) -> bool:
+def _unrelated(text: str, edited: EditedFacts) -> bool:
     return not edited.names(text) and not edited.states(text)
 
 

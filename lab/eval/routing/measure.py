@@ -1,4 +1,4 @@
-"""What the router does, beside what the model answers: whom it lets speak, how surely, and at what cost.
+"""All figures of a router: how often it opens its gate, how well its scores separate, and its ceiling.
 
 Every figure is made of the evidence at tokens (`wise.memory.side_memory.Evidence`), so it says what any threshold
 would give, except `opened`, false routes and flips, which are those of the thresholds in place.
@@ -6,7 +6,6 @@ would give, except `opened`, false routes and flips, which are those of the thre
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -14,16 +13,15 @@ from typing import Any
 
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.lab.eval.asking import select
-from wise.lab.eval.routing.classes import PER_CLASS, RoutingClass, RoutingPrompt, RoutingSet
-from wise.lab.eval.routing.drafts import evenly
-from wise.lab.eval.routing.intervals import share_interval
-from wise.lab.eval.routing.metrics import false_route_rate
+from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.eval.intervals import share_interval
+from wise.lab.eval.prompting import select
+from wise.lab.eval.routing.classes import PER_CLASS, RoutingClass, RoutingSet
+from wise.lab.eval.routing.generation_trace import trace_generations
+from wise.lab.eval.routing.material import evenly
 from wise.lab.eval.routing.oracle import measure_oracle, slots_of
 from wise.lab.eval.routing.scores import score_prompts, served
 from wise.lab.eval.routing.separation import BINS, ScoredClass, negative_figures, positive_figures
-from wise.lab.eval.routing.speech import Speech, listen
-from wise.lab.eval.work import Work
 from wise.model import WiseModel
 
 EDITS, PARAPHRASES, NEIGHBOURS, RUNNING_TEXT = "edits", "paraphrases", "neighbours", "running_text"
@@ -31,11 +29,6 @@ ANSWER_TOKENS = 32
 """Tokens that an answer may have whose changes of speaker are counted."""
 AGES = 10
 """Bins of age, at most."""
-SHOWN = {EDITS: 4, PARAPHRASES: 4, NEIGHBOURS: 4}
-"""Rows of the heat map by class; one of every other class."""
-SHOWN_PROMPT, SHOWN_ANSWER = 48, 12
-"""Tokens of a row of the heat map: the last ones of the prompt, and the first ones of the answer."""
-ROW_KINDS = {EDITS: "edit", PARAPHRASES: "paraphrase", NEIGHBOURS: "neighbour"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,7 +60,6 @@ class Routing:
     by_age: Sequence[Mapping[str, Any]]
     """From young to old: how often gates open on the prompts of edits with so many live edits made after them."""
     oracle: Mapping[str, float | None]
-    heatmap: Sequence[Mapping[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON, and the edges of the histograms."""
@@ -78,7 +70,7 @@ class Routing:
 
 
 def measure_routing(
-    model: WiseModel, routing_set: RoutingSet, records: Sequence[Record], *, work: Work, seed: int = 0
+    model: WiseModel, routing_set: RoutingSet, records: Sequence[Record], *, checkpoint: Checkpoint, seed: int = 0
 ) -> Routing:
     """Measures the router in place on the classes of `routing_set`, and on the edits of `records`.
 
@@ -87,18 +79,18 @@ def measure_routing(
     served(model)
     slots = slots_of(model)
     skipped = dict(routing_set.skipped)
-    positives = _scored(model, routing_set.positives, "positives", slots, skipped, work)
+    positives = _scored(model, routing_set.positives, "positives", slots, skipped, checkpoint)
     scored_against = next((name for name in (PARAPHRASES, EDITS) if name in positives), None)
     if scored_against is None:
         raise ConfigError(
             f"none of the routing set's edits and paraphrases asks for one of the {len(slots)} live edits: build the "
             "set from the records that the model was edited with"
         )
-    negatives = _scored(model, routing_set.negatives, "negatives", None, skipped, work)
+    negatives = _scored(model, routing_set.negatives, "negatives", None, skipped, checkpoint)
     against, edits = positives[scored_against], positives.get(EDITS)
     keys = model.wise_config.mode != "merge"
     figures = {name: positive_figures(each, slots, keys=keys, seed=seed) for name, each in positives.items()}
-    flips, flips_by = _flips(model, records, slots, work)
+    flips, flips_by = _flips(model, records, slots, checkpoint)
     return Routing(
         classes={name: negative_figures(each, against, edits, seed=seed) for name, each in negatives.items()},
         positives=figures,
@@ -111,8 +103,7 @@ def measure_routing(
         flips=flips,
         flips_by=flips_by,
         by_age=_by_age(model, positives),
-        oracle=measure_oracle(model, records, work=work),
-        heatmap=_heatmap(model, records, routing_set, slots, seed, work),
+        oracle=measure_oracle(model, records, checkpoint=checkpoint),
         **_false_routes(negatives.get(RUNNING_TEXT), seed),
     )
 
@@ -123,7 +114,7 @@ def _scored(
     side: str,
     live: Mapping[str, int] | None,
     skipped: dict[str, str],
-    work: Work,
+    checkpoint: Checkpoint,
 ) -> dict[str, ScoredClass]:
     """The evidence on each class that has prompts; of positives those count that ask for an edit in `live`."""
     found = {}
@@ -137,7 +128,7 @@ def _scored(
             [prompt.text for prompt in prompts],
             name=f"routing.scores.{side}.{each.name}",
             every_token=each.unit == "token",
-            work=work,
+            checkpoint=checkpoint,
         )
         found[each.name] = ScoredClass.of(each, prompts, scored)
     return found
@@ -148,14 +139,14 @@ def _false_routes(text: ScoredClass | None, seed: int) -> dict[str, Any]:
         return {"false_routes_per_million": None, "false_routes_per_million_ci": None, "running_text_tokens": 0}
     low, high = share_interval(text.opened, text.clusters, seed=seed)
     return {
-        "false_routes_per_million": false_route_rate(text.values, 1.0),
+        "false_routes_per_million": 1e6 * float(text.opened.double().mean()),
         "false_routes_per_million_ci": (1e6 * low, 1e6 * high),
         "running_text_tokens": text.values.numel(),
     }
 
 
 def _flips(
-    model: WiseModel, records: Sequence[Record], live: Mapping[str, int], work: Work
+    model: WiseModel, records: Sequence[Record], live: Mapping[str, int], checkpoint: Checkpoint
 ) -> tuple[float | None, dict[str, float | None]]:
     """Mean changes of speaker over edits and paraphrases together, and by kind of prompt."""
     tested = select(model, records).tested
@@ -167,8 +158,10 @@ def _flips(
     }
     counts = {
         kind: [
-            speech.flips
-            for speech in listen(model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", work=work)
+            found.flips
+            for found in trace_generations(
+                model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", checkpoint=checkpoint
+            )
         ]
         for kind, texts in prompts.items()
     }
@@ -207,65 +200,3 @@ def _by_age(model: WiseModel, positives: Mapping[str, ScoredClass]) -> list[dict
         }
         for number in range(-(-len(age) // width))
     ]
-
-
-def _heatmap(
-    model: WiseModel,
-    records: Sequence[Record],
-    routing_set: RoutingSet,
-    live: Mapping[str, int],
-    seed: int,
-    work: Work,
-) -> list[dict[str, Any]]:
-    """A few prompts of each class with their greedy answers, token by token; running text without an answer."""
-    chosen = _chosen(model, records, routing_set, live, random.Random(seed))
-    found = []
-    for name, answer, part in (
-        ("routing.heatmap", SHOWN_ANSWER, [c for c in chosen if c[0] != RUNNING_TEXT]),
-        ("routing.heatmap.text", 0, [c for c in chosen if c[0] == RUNNING_TEXT]),
-    ):
-        speeches = listen(model, [prompt.text for _, prompt in part], tokens=answer, name=name, work=work)
-        found += [_row(model, kind, prompt, each) for (kind, prompt), each in zip(part, speeches, strict=True)]
-    return found
-
-
-def _chosen(
-    model: WiseModel,
-    records: Sequence[Record],
-    routing_set: RoutingSet,
-    live: Mapping[str, int],
-    order: random.Random,
-) -> list[tuple[str, RoutingPrompt]]:
-    """(kind of row, prompt)."""
-    neighbours = [
-        RoutingPrompt(text=prompt, record=each.record.edit.id)
-        for each in select(model, records).tested
-        for prompt in each.neighbours
-    ]
-    classes = [
-        *((each.name, [p for p in each.prompts if p.record in live]) for each in routing_set.positives),
-        (NEIGHBOURS, neighbours),
-        *((each.name, list(each.prompts)) for each in routing_set.negatives),
-    ]
-    rows = []
-    for name, prompts in classes:
-        room = SHOWN_ANSWER if name != RUNNING_TEXT else 0
-        fits = [p for p in prompts if len(model.encoder.prompt(p.text)) + room <= model.encoder.context]
-        taken = order.sample(fits, min(SHOWN.get(name, 1), len(fits)))
-        rows += [(ROW_KINDS.get(name, name), prompt) for prompt in taken]
-    return rows
-
-
-def _row(model: WiseModel, kind: str, prompt: RoutingPrompt, speech: Speech) -> dict[str, Any]:
-    encoder, read = model.encoder, speech.prompt_tokens
-    # The beginning of a text, the end of a prompt: what comes before it is context.
-    shown = slice(0, SHOWN_PROMPT) if kind == RUNNING_TEXT else slice(max(0, read - SHOWN_PROMPT), None)
-    return {
-        "kind": kind,
-        "record": prompt.record,
-        "prompt_tokens": min(read, SHOWN_PROMPT),
-        "tokens": [str(encoder.tokenizer.decode([i])) for i in speech.ids[shown]],
-        "evidence": list(speech.values[shown]),
-        "slots": list(speech.speakers[shown]),
-        "text": encoder.answer(speech.ids[read:]) if len(speech.ids) > read else "",
-    }

@@ -1,4 +1,4 @@
-"""The ceiling that a router is measured by: how many answers are right when the right slot speaks where it should.
+"""The ceiling of a router: the share of right answers if the right slot is active wherever it should be.
 
 What is still wrong then is not the router's fault but what the slots hold. No strict bound: the slot speaks where
 fitting meant it to and nowhere else, and a gate that also opens elsewhere can help; in crowded slots it sometimes does.
@@ -6,8 +6,6 @@ fitting meant it to and nowhere else, and a gate that also opens elsewhere can h
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +17,12 @@ from transformers import PreTrainedModel
 
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.lab.eval.asking import Asking, Row, Tested, mean_over_records, plain, select
+from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.eval.prompting import Prompter, PromptRow, Tested, mean_over_records, plain, select
 from wise.lab.eval.routing.scores import served
-from wise.lab.eval.work import Work
-from wise.memory.sequences import Ids
 from wise.memory.side_memory import NO_SLOT, Route, Router, SideMemory, SlotBank
-from wise.memory.slot import COMPLETION
 from wise.model import WiseModel
-from wise.router.hybrid import Decision, HybridRouter
+from wise.router.hybrid import HybridRouter
 from wise.training.generation import greedy
 from wise.training.verification import SPARE_TOKENS
 
@@ -85,7 +81,7 @@ class Question:
 
     record: str
     measure: str
-    row: Row
+    row: PromptRow
     """The prompt, and the target with what ends it."""
     target: str
     slot: int
@@ -128,7 +124,7 @@ class ForcedRouter(HybridRouter):
         return [(len(ids) - 1, self._decision)]
 
 
-def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -> dict[str, float | None]:
+def measure_oracle(model: WiseModel, records: Sequence[Record], *, checkpoint: Checkpoint) -> dict[str, float | None]:
     """Reliability and both generalizations, as `measure_quality` defines them, with an oracle in the router's place.
 
     The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so
@@ -139,13 +135,13 @@ def measure_oracle(model: WiseModel, records: Sequence[Record], *, work: Work) -
 
     Raises ConfigError where no edit is live, and EditError for a prompt that does not fit the context.
     """
-    asking = Asking(model, work)
+    prompter = Prompter(model, checkpoint)
     served(model)
     with model.evaluating():
         selected = select(model, records).tested
         live = slots_of(model)
-        questions = _questions(asking, selected, live)
-        found = _forced(asking, model, questions) if _is_hybrid(model) else _told(asking, model, questions)
+        questions = _questions(prompter, selected, live)
+        found = _forced(prompter, model, questions) if _is_hybrid(model) else _at_places(prompter, model, questions)
     outcomes = [(q.measure, q.record, float(right)) for q, right in zip(questions, found, strict=True)]
     for tested in selected:
         record = tested.record.edit.id
@@ -168,20 +164,20 @@ def _prompts(tested: Tested) -> list[tuple[str, str]]:
     return [(RELIABILITY, tested.record.edit.prompt), *asked]
 
 
-def _questions(asking: Asking, selected: Sequence[Tested], slots: Mapping[str, int]) -> list[Question]:
+def _questions(prompter: Prompter, selected: Sequence[Tested], slots: Mapping[str, int]) -> list[Question]:
     questions = []
     for tested in selected:
         edit = tested.record.edit
         if edit.id not in slots:
             continue
         for measure, prompt in _prompts(tested):
-            ids, target = asking.encoder.prompt(prompt), asking.encoder.target(prompt, edit.target)
-            room = asking.room(tested.record, measure, prompt, ids, len(target))
+            ids, target = prompter.encoder.prompt(prompt), prompter.encoder.target(prompt, edit.target)
+            room = prompter.room(tested.record, measure, prompt, ids, len(target))
             questions.append(
                 Question(
                     record=edit.id,
                     measure=measure,
-                    row=Row(prompt=ids, fed=target),
+                    row=PromptRow(prompt=ids, fed=target),
                     target=edit.target,
                     slot=slots[edit.id],
                     limit=min(len(target) + SPARE_TOKENS, room),
@@ -194,7 +190,7 @@ def _is_hybrid(model: WiseModel) -> bool:
     return isinstance(served(model).router, HybridRouter)
 
 
-def _forced(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
+def _forced(prompter: Prompter, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
     """Whether each question is answered rightly where every question is taken for the one that its slot answers."""
 
     def compute(_: PreTrainedModel, part: Sequence[Question]) -> list[bool]:
@@ -206,12 +202,12 @@ def _forced(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> 
             found += _answered(model, list(group), ForcedRouter(router, slot))
         return found
 
-    return asking.mapped("routing.oracle", questions, compute, lambda q: (q.slot, *q.order), base=False)
+    return prompter.mapped("routing.oracle", questions, compute, lambda q: (q.slot, *q.order), base=False)
 
 
-def _told(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
+def _at_places(prompter: Prompter, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
     """Whether each question is answered rightly where its slot speaks at the places at which it must."""
-    unaided = asking.best("routing.oracle.unaided", [question.row for question in questions], base=True)
+    unaided = prompter.best("routing.oracle.unaided", [question.row for question in questions], base=True)
     asked = list(zip(questions, unaided, strict=True))
 
     def compute(_: PreTrainedModel, part: Sequence[tuple[Question, list[int]]]) -> list[bool]:
@@ -221,7 +217,7 @@ def _told(asking: Asking, model: WiseModel, questions: Sequence[Question]) -> li
             found += _answered(model, alike, OracleRouter(torch.tensor([q.slot for q in alike]), _speaking(group)))
         return found
 
-    return asking.mapped("routing.oracle", asked, compute, lambda item: item[0].order, base=False)
+    return prompter.mapped("routing.oracle", asked, compute, lambda item: item[0].order, base=False)
 
 
 def _together(

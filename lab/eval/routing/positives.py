@@ -1,4 +1,4 @@
-"""Forms in which an edit is asked for: at each of these prompts the memory must speak."""
+"""Forms in which an edit is asked for. The memory must be active at each of these prompts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from wise.edits import Record
-from wise.lab.eval.asking import MAX_PROMPTS
-from wise.lab.eval.routing.drafts import Draft, Source
-from wise.lab.eval.routing.material import Material
-from wise.lab.eval.routing.wording import normal
+from wise.lab.eval.prompting import MAX_PROMPTS
+from wise.lab.eval.routing.material import Draft, Material, Source
+from wise.lab.eval.routing.topics import normal
 
 Form = Callable[[Record], Iterable[str]]
 
@@ -38,12 +37,6 @@ def positive_drafts(material: Material) -> list[Draft]:
         ),
         _prefixed(material),
         Draft(
-            name="planted_old_answer",
-            about="The edited prompt answered with the old answer, and then the edited prompt again.",
-            sources=_sources(material, lambda record: planted(record, record.edit.prompt)),
-            why_empty="no record has an old answer that differs from its target",
-        ),
-        Draft(
             name="chat",
             about=f"The edited prompt as a user's turn: {material.conversation.about}.",
             sources=_sources(material, lambda record: [material.conversation.text(record.edit.prompt)]),
@@ -51,13 +44,6 @@ def positive_drafts(material: Material) -> list[Draft]:
         ),
         _multi_turn(material),
     ]
-
-
-def planted(record: Record, then: str) -> Iterator[str]:
-    """The old fact as a statement, and `then` behind it; nothing where no old fact is known."""
-    if record.answer is None or normal(record.answer) == normal(record.edit.target):
-        return
-    yield f"{record.edit.prompt} {record.answer.rstrip('.')}. {then}"
 
 
 def _sources(material: Material, form: Form) -> list[Source]:

@@ -1,4 +1,4 @@
-"""What is asked about a subject, and which questions may ask the same.
+"""What is asked about a subject, which questions may ask the same, and whether a prompt asks for an edit.
 
 A record's relation is what its data calls it, or else its template: the prompt with the subject cut out. Neither is
 enough to tell that two questions ask different things. Several relations read the same ("{} is located in" is country,
@@ -15,8 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from wise.edits import Edit, Record
-from wise.lab.eval.routing.matters import matters_of
-from wise.lab.eval.routing.wording import normal, sentences, words
+from wise.lab.eval.routing.topics import Phrases, Words, normal, sentences, topics_of, words
 
 
 def template_of(prompt: str, subject: str | None) -> str | None:
@@ -32,18 +31,18 @@ def template_of(prompt: str, subject: str | None) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AskedRelation:
     """What a question asks about its subject."""
 
     relation: str | None
     """Name of the class of relations that read the same; None where it is not known."""
-    matters: frozenset[str]
+    topics: frozenset[str]
 
-    def apart(self, other: Asked) -> bool:
+    def apart(self, other: AskedRelation) -> bool:
         """The two surely ask different things."""
-        known = bool(self.matters) and bool(other.matters)
+        known = bool(self.topics) and bool(other.topics)
         same = self.relation is not None and self.relation == other.relation
-        return known and not same and self.matters.isdisjoint(other.matters)
+        return known and not same and self.topics.isdisjoint(other.topics)
 
 
 class Relations:
@@ -70,9 +69,7 @@ class Relations:
             before, _, behind = template.partition("{}")
             if words(before + behind):  # a subject alone reads like any text
                 self._around[self._root(_key(template))].add((before, behind))
-        self._named = {self._root(f"relation {record.relation}") for record in records if record.relation}
-        """Relations that the data has a name for."""
-        about = {relation: frozenset().union(*map(matters_of, found)) for relation, found in self._prompts.items()}
+        about = {relation: frozenset().union(*map(topics_of, found)) for relation, found in self._prompts.items()}
         self._matters: dict[str, frozenset[str]] = about
 
     def _read(self, edit: Edit, paraphrases: Iterable[str], name: str | None) -> list[str]:
@@ -99,15 +96,6 @@ class Relations:
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._prompts))
 
-    def alike(self, relation: str) -> frozenset[str]:
-        """Others that may ask the same: the data names not both, and their prompts are about one matter."""
-        own, named = self._matters[relation], relation in self._named
-        return frozenset(
-            other
-            for other, matters in self._matters.items()
-            if other != relation and not (named and other in self._named) and not own.isdisjoint(matters)
-        )
-
     def templates(self, relation: str) -> tuple[str, ...]:
         """Templates of the own prompts of the records of a relation."""
         return tuple(self._prompts[relation])
@@ -121,12 +109,12 @@ class Relations:
         """The relation of an edit; None where it has no subject."""
         return self.of_template(template_of(edit.prompt, edit.subject))
 
-    def asked(self, edit: Edit, wordings: Iterable[str] = ()) -> Asked:
+    def asked(self, edit: Edit, wordings: Iterable[str] = ()) -> AskedRelation:
         """What an edit asks, by its own prompt, further wordings of it and the prompts of its relation."""
         texts = (edit.prompt, *edit.paraphrases, *wordings)
         templates = [template_of(text, edit.subject) or text for text in texts]
         known = self.asked_by(templates[0])
-        return Asked(relation=known.relation, matters=known.matters.union(*map(matters_of, templates[1:])))
+        return AskedRelation(relation=known.relation, topics=known.topics.union(*map(topics_of, templates[1:])))
 
     def subject_in(self, text: str, relation: str | None) -> str | None:
         """The subject of `text` where it reads like a template of `relation`; of several readings the shortest."""
@@ -137,13 +125,65 @@ class Relations:
         ]
         return min((subject for subject in found if subject), key=lambda subject: (len(subject), subject), default=None)
 
-    def asked_by(self, template: str) -> Asked:
+    def asked_by(self, template: str) -> AskedRelation:
         """What a template asks, by its own words and the prompts of its relation."""
         relation = self.of_template(template)
         known = self._matters.get(relation, frozenset()) if relation is not None else frozenset()
-        return Asked(relation=relation, matters=matters_of(template) | known)
+        return AskedRelation(relation=relation, topics=topics_of(template) | known)
 
 
 def _key(template: str) -> str:
     """A template as it is compared; `{}` stays, and so do marks inside, which tell wordings apart."""
     return normal(template)
+
+
+UNMOVED = ("locality.gold", "ripple.relation_specificity")
+"""Kinds of probes that ask for something that the edit leaves as it is. What the others ask may follow from it."""
+
+
+class EditedFacts:
+    """All edited facts, by the texts that ask for them and by their subjects."""
+
+    def __init__(self, records: Sequence[Record], live: Iterable[Edit], relations: Relations) -> None:
+        self._asked: set[str] = set()
+        self._facts: dict[Words, list[AskedRelation]] = defaultdict(list)
+        for record in records:
+            wordings = (*record.paraphrases, *record.free_paraphrases)
+            self._add(record.edit, wordings, relations)
+            queries = [query for probe in record.probes if probe.kind not in UNMOVED for query in probe.queries]
+            # An edit may also colour how a free text about its subject goes on.
+            self._asked |= {normal(text) for text in (*(query.prompt for query in queries), *record.generation_prompts)}
+        known = {record.edit.id for record in records}
+        for edit in live:
+            if edit.id not in known:
+                self._add(edit, (), relations)
+        self._prompts = Phrases(words(text) for text in self._asked)
+        self._subjects = Phrases(self._facts)
+
+    def _add(self, edit: Edit, wordings: Sequence[str], relations: Relations) -> None:
+        self._asked |= {normal(text) for text in (edit.prompt, *edit.paraphrases, *wordings)}
+        if edit.subject is not None:
+            self._facts[words(edit.subject)].append(relations.asked(edit, wordings))
+
+    def asks(self, text: str) -> bool:
+        """`text` is an edited prompt or a wording of one."""
+        return normal(text) in self._asked
+
+    def states(self, text: str) -> bool:
+        """An edited prompt, or a wording of one, stands somewhere in `text`."""
+        return bool(self._prompts.within(text))
+
+    def names(self, text: str) -> bool:
+        """`text` names a subject that was edited, whatever it says about it."""
+        return bool(self._subjects.within(text))
+
+    def may_ask(self, text: str, asked: AskedRelation) -> bool:
+        """`text`, which asks `asked`, may ask for an edited fact: it is one of the known wordings, or it names an
+        edited subject and what it asks is not surely apart from what was edited about that."""
+        if self.asks(text):
+            return True
+        return any(not asked.apart(fact) for subject in self._subjects.within(text) for fact in self._facts[subject])
+
+    def facts_of(self, subject: str) -> list[AskedRelation]:
+        """What was edited about a subject."""
+        return self._facts.get(words(subject), [])

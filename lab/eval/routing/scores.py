@@ -1,4 +1,4 @@
-"""The router's evidence on prompts, before any answer is generated: how near each token's gate is to opening."""
+"""The router's scores on prompts, before any answer is generated. A gate opens where its score reaches 1."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from wise.errors import ConfigError
 from wise.explain import read_rows
-from wise.lab.eval.asking import Asking
-from wise.lab.eval.work import Work
+from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.eval.prompting import Prompter
 from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.memory.state import MemoryState
 from wise.model import WiseModel
@@ -38,11 +38,11 @@ class Scored:
 
 
 def score_prompts(
-    model: WiseModel, texts: Sequence[str], *, name: str, every_token: bool = False, work: Work
+    model: WiseModel, texts: Sequence[str], *, name: str, every_token: bool = False, checkpoint: Checkpoint
 ) -> list[Scored]:
     """The evidence at the last token of each prompt, or at every token of it.
 
-    name: of this part of the work, unique in a run.
+    name: of this part of the checkpoint, unique in a run.
 
     Raises ConfigError where the model has no live edit, or a prompt has no token or more than the context holds.
     """
@@ -54,7 +54,7 @@ def score_prompts(
         return [{"values": s.values, "slots": s.slots, "edits": s.edits} for s in kept]
 
     with model.evaluating():
-        found = Asking(model, work).mapped(name, rows, compute, len, base=False)
+        found = Prompter(model, checkpoint).mapped(name, rows, compute, len, base=False)
     return [_from_json(value) for value in found]
 
 
@@ -62,7 +62,7 @@ def gate_ratios(model: WiseModel, prompts: Sequence[str]) -> Tensor:
     """`[n]` evidence at the last token of each prompt: the gate opens from 1. 0 for a model without edits."""
     if model.layer.memory is None:
         return torch.zeros(len(prompts))
-    found = score_prompts(model, prompts, name="routing.ratios", work=Work())
+    found = score_prompts(model, prompts, name="routing.ratios", checkpoint=Checkpoint())
     return torch.tensor([scored.values[-1] for scored in found])
 
 

@@ -1,8 +1,7 @@
-"""How well evidence tells classes of prompts apart, and how often gates open on them: the figures of one class."""
+"""The figures of one class of prompts: how well scores separate it, and how often its gates open."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wise.lab.eval.intervals import bootstrap, share_interval
+from wise.lab.eval.metrics import FIGURES, roc_curve
 from wise.lab.eval.routing.classes import RoutingClass, RoutingPrompt
-from wise.lab.eval.routing.intervals import bootstrap, calibrate, share_interval
-from wise.lab.eval.routing.metrics import FIGURES, roc_curve
 from wise.lab.eval.routing.scores import Scored
 
-PROMISED = (0.1, 0.01, 0.001)
-"""False-positive rates for which calibration is tried."""
 WIDEST, STEPS = 2.0, 40
 BINS = tuple(round(WIDEST * i / STEPS, 10) for i in range(STEPS + 1))
 """Edges of the histograms. The first bin takes what lies under it as well, the last what lies over it."""
@@ -81,7 +78,6 @@ def negative_figures(
         low, high = intervals[name]
         told = low < high and negative.values.numel() >= LEAST.get(name, 1)
         found[f"{name}_ci"] = [low, high] if told else None
-    found["calibration"] = _calibration(negative, seed)
     found["against_edits"] = (
         None if edits is None else {name: f(edits.values, negative.values) for name, f in FIGURES.items()}
     )
@@ -119,22 +115,3 @@ def _common(scored: ScoredClass, seed: int) -> dict[str, Any]:
         "opened_ci": list(share_interval(scored.opened, scored.clusters, seed=seed)),
         "histogram": histogram(scored.values),
     }
-
-
-def _calibration(negative: ScoredClass, seed: int) -> dict[str, Any]:
-    """By promised rate; empty for a class of one cluster, which cannot be split.
-
-    A threshold of None opens for nothing: the class is too small for that promise.
-    """
-    if len(set(negative.clusters)) < 2:
-        return {}
-    found = {}
-    for rate in PROMISED:
-        calibration = calibrate(negative.values, rate, clusters=negative.clusters, seed=seed)
-        found[str(rate)] = {
-            "promised": rate,
-            "threshold": calibration.threshold if math.isfinite(calibration.threshold) else None,
-            "realised": calibration.realised if math.isfinite(calibration.threshold) else None,
-            "ci": list(calibration.interval) if math.isfinite(calibration.threshold) else None,
-        }
-    return found

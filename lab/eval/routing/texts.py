@@ -1,4 +1,4 @@
-"""Running text, questions and short exchanges: those that ship, and files of a user's own.
+"""Running text, questions and short exchanges: those that ship, and files that a user gives.
 
 The shipped ones were written for this measurement. They name no people, works, companies or countries, so that hardly
 any set of edits is asked for by them; what is nevertheless is left out when a routing set is built.

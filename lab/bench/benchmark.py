@@ -1,0 +1,248 @@
+"""Compares editors: every editor edits the same records, with settings that the same small search found.
+
+A search tries an editor's own defaults and a few random draws of its settings on records that are not measured, and
+keeps what does best when the model speaks. Then each size of stream is one run of `evaluate`, in a file of its own,
+so that a comparison goes on where it was interrupted and further editors can be added to it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wise.edits import Record
+from wise.errors import ConfigError, EditError
+from wise.lab.eval.candidates import EDITORS, Learning, find_editor, search_space
+from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile, Progress, sole_user
+from wise.lab.eval.quality import RELIABILITY
+from wise.lab.eval.results_file import read_run, write_json
+from wise.lab.eval.run import CHECKPOINT_FILE, Scope, digest, evaluate
+
+CANDIDATES = 10_000
+"""Combinations of settings that are listed before any is drawn."""
+SEARCHED = ("reliability", "generalization", "locality")
+"""What a search goes by: the mean of these, generated."""
+TRAINING = 1000
+"""Records that editors may be trained on."""
+MEASURED = tuple(name for name, editor in EDITORS.items() if editor.edits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which records are for what; no record is for two things."""
+
+    measured: tuple[Record, ...]
+    """As many as the longest stream has."""
+    searched: tuple[Record, ...]
+    """Those that a search edits and measures."""
+    training: tuple[Record, ...]
+    """Those that hypernetworks may be trained on."""
+    least: int = 20
+    """Edits measured at each size, at least: a shorter stream is made again of the next records, and again."""
+    trials: int = 4
+    """Settings that a search tries, the defaults among them; 1 takes the defaults without a search."""
+    seed: int = 0
+    texts: tuple[str, ...] | None = None
+    """Running text for perplexity."""
+    corpus: tuple[str, ...] | None = None
+    """Texts for statistics."""
+    cache: Path | None = None
+
+    def streams(self, size: int) -> list[tuple[Record, ...]]:
+        """The streams of a size, none of which has a record of another."""
+        count = max(1, min(self.least, len(self.measured)) // size)
+        return [self.measured[i * size : (i + 1) * size] for i in range(count)]
+
+    @property
+    def learning(self) -> Learning:
+        return Learning(corpus=self.corpus, training=self.training, cache=self.cache)
+
+
+def make_plan(records: Sequence[Record], *, edits: int, searched: int, skip: int = 0, **rest: Any) -> Plan:
+    """A plan over the records of a file, in their order: those to measure, those to search on, those to train on.
+
+    None of the last has a prompt of the others. What is not measured here is left out: openings of free text.
+
+    Raises EditError where there are too few.
+    """
+    bare = [replace(record, generation_prompts=()) for record in records[skip:]]
+    if len(bare) < edits + searched:
+        raise EditError(
+            f"{edits} records to measure and {searched} to search on were asked for after the first {skip}, and there "
+            f"are {len(bare)}; ask for fewer edits, or search on fewer"
+        )
+    used = {prompt for record in bare[: edits + searched] for prompt in (record.edit.prompt, *record.paraphrases)}
+    training = [record for record in bare[edits + searched :] if record.edit.prompt not in used]
+    return Plan(
+        measured=tuple(bare[:edits]),
+        searched=tuple(bare[edits : edits + searched]),
+        training=tuple(training[:TRAINING]),
+        **rest,
+    )
+
+
+def candidates(editor: str, count: int, *, seed: int) -> list[dict[str, Any]]:
+    """Settings to try: none, which leaves the defaults, and then combinations drawn without repetition."""
+    space = search_space(editor)
+    combined = [dict(zip(space, values, strict=True)) for values in _first(product(*space.values()))]
+    drawn = random.Random(f"{seed} {editor}").sample(combined, min(count - 1, len(combined))) if space else []
+    return [{}, *drawn]
+
+
+def _first(combinations: product[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    return [values for _, values in zip(range(CANDIDATES), combinations, strict=False)]
+
+
+def search(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    editor: str,
+    plan: Plan,
+    *,
+    folder: Path,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What was tried with an editor, ready for JSON: `chosen`, the settings that did best, and all `trials`.
+
+    A draw that an editor refuses on this base counts as tried, and says why. `folder` keeps what is finished.
+    """
+    tried = candidates(editor, plan.trials, seed=plan.seed)
+    if len(tried) == 1:
+        return {"chosen": {}, "trials": [], "records": 0}
+    with sole_user(folder):
+        checkpoint = Checkpoint(CheckpointFile(folder / CHECKPOINT_FILE), progress)
+        about = {"records": digest([record.to_dict() for record in plan.searched]), "candidates": tried}
+        if checkpoint.part("search", lambda: about) != about:
+            raise ConfigError(f"{folder}: holds an unfinished search of other records or settings; delete it")
+        trials = []
+        for number, settings in enumerate(tried):
+
+            def attempt(settings: dict[str, Any] = settings) -> dict[str, Any]:
+                return _attempt(model, tokenizer, editor, settings, plan)
+
+            trials.append(checkpoint.part(f"trial/{number}", attempt))
+            if progress is not None:
+                progress(f"{editor}: search", number + 1, len(tried))
+    best = max(trials, key=lambda trial: trial["score"])  # of equals the first
+    return {"chosen": best["settings"], "trials": trials, "records": len(plan.searched)}
+
+
+def _attempt(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, editor: str, settings: dict[str, Any], plan: Plan
+) -> dict[str, Any]:
+    try:
+        result = evaluate(
+            model,
+            tokenizer,
+            plan.searched,
+            editor=editor,
+            settings={"seed": plan.seed, **settings},
+            learning=plan.learning,
+        )
+    except ConfigError as error:
+        if not settings:  # the defaults must work
+            raise
+        return {"settings": settings, "score": -1.0, "refused": str(error)}
+    figures = {name: result.quality.generated[name] for name in SEARCHED}
+    known = [value for value in figures.values() if value is not None]
+    return {
+        "settings": settings,
+        "score": fmean(known) if known else 0.0,
+        "figures": figures,
+        "seconds": result.seconds,
+        "preparing_seconds": result.preparing_seconds,
+    }
+
+
+def compare_editors(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: Plan,
+    *,
+    editors: Sequence[str],
+    sizes: Sequence[int],
+    folder: Path,
+    about: Mapping[str, Mapping[str, Any]],
+    progress: Progress | None = None,
+) -> None:
+    """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.STREAM.json`, each the
+    file of a run with the search in it.
+
+    Args:
+        editors: names in `EDITORS`.
+        sizes: edits of each stream, as `Plan.streams` takes them.
+        about: what goes into each run beside what it finds out itself: the data's and the model's names.
+
+    Raises ConfigError for an unknown editor, or a folder with runs of other records or another model.
+    """
+    for editor in editors:
+        find_editor(editor)
+    folder.mkdir(parents=True, exist_ok=True)
+    searched = {editor: _searched(model, tokenizer, editor, plan, folder, progress) for editor in editors}
+    for size, editor in product(sizes, editors):  # short streams first: all editors can be seen early
+        for number, records in enumerate(plan.streams(size)):
+            file = folder / f"{editor}-{size}.{number}.json"
+            if file.exists():
+                _check_same(file, about, records)
+                continue
+            partial = folder / f"{file.name}.partial"
+            result = evaluate(
+                model,
+                tokenizer,
+                records,
+                editor=editor,
+                settings={"seed": plan.seed, **searched[editor]["chosen"]},
+                scope=Scope(texts=None if number else plan.texts),  # reading them once a size is enough
+                learning=plan.learning,
+                folder=partial,
+                progress=progress,
+            )
+            run = result.to_dict(outcomes=True) | {"search": searched[editor]}
+            write_json(file, run | {name: {**found, **run.get(name, {})} for name, found in about.items()})
+            shutil.rmtree(partial)
+
+
+def _searched(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    editor: str,
+    plan: Plan,
+    folder: Path,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    file = folder / f"{editor}.search.json"
+    if not file.exists():
+        partial = folder / f"{file.name}.partial"
+        write_json(file, search(model, tokenizer, editor, plan, folder=partial, progress=progress))
+        shutil.rmtree(partial, ignore_errors=True)
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _check_same(file: Path, about: Mapping[str, Mapping[str, Any]], records: Sequence[Record]) -> None:
+    run = read_run(file)
+    wanted = (about["data"]["sha256"], about["model"]["name"], [record.edit.id for record in records])
+    asked = [outcome["record"] for outcome in run["outcomes"] if outcome["measure"] == RELIABILITY]
+    if wanted[:2] != (run["data"].get("sha256"), run["model"].get("name")) or not set(asked) <= set(wanted[2]):
+        raise ConfigError(f"{file}: a run of other records or another model; delete it, or give another folder")
+
+
+def finished(folder: Path) -> list[list[Mapping[str, Any]]]:
+    """The runs in a folder: for each editor, in the order of `EDITORS`, and each size, those of its streams."""
+    found: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)
+    for place, editor in enumerate(EDITORS):
+        for file in sorted(folder.glob(f"{editor}-*.*.json")):
+            run = read_run(file)
+            if run["editor"] == editor:
+                found[place, run["edits"]].append(run)
+    return [found[key] for key in sorted(found)]

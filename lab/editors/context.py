@@ -1,0 +1,212 @@
+"""What every editor is given: the base, its encoder, a corpus, records to learn from, and a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from wise.architectures import ValueProjection, locate
+from wise.config import WiseConfig
+from wise.edits import Edit, Record
+from wise.errors import ConfigError
+from wise.memory.fingerprint import Fingerprint, fingerprint
+from wise.memory.layer import execution_device
+from wise.training.encoding import OPENINGS, Encoder
+from wise.training.generation import sample
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is through, and of how much."""
+TokenRow = tuple[list[int], list[int]]
+"""Ids of a prompt, and of what follows it."""
+SAMPLED = 64
+"""Texts that the base is asked for at once, where there is no corpus."""
+ROWS = 64
+"""Rows in one forward."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EditingContext:
+    """One base, and everything that editors may learn from beside the edits themselves."""
+
+    model: PreTrainedModel
+    encoder: Encoder
+    """The same for all editors: targets end as the base ends its own answers."""
+    texts: tuple[str, ...] | None = None
+    """A corpus for statistics; None lets the base speak for itself."""
+    training: tuple[Record, ...] = ()
+    """Records that are not edited, for editors that are trained themselves."""
+    cache: Path | None = None
+    """Folder in which what takes long to compute is kept."""
+    progress: Progress | None = None
+    value_projection: str | None = None
+    """Of an architecture that wise does not know, as in `WiseConfig`."""
+
+    @property
+    def device(self) -> torch.device:
+        return execution_device(self.model)
+
+    @cached_property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.projection(0).depth
+
+    def projection(self, layer: int) -> ValueProjection:
+        """The value projection of a block. Raises ConfigError where there is no such block."""
+        return locate(self.model, WiseConfig(layer=layer, value_projection=self.value_projection))
+
+    def chosen_layer(self, layer: int | None, fraction: float) -> int:
+        """The block that `LayerSettings` ask for."""
+        return self.projection(int(fraction * self.depth) if layer is None else layer).layer
+
+    @cached_property
+    def base(self) -> Fingerprint:
+        """Which base this is, taken before anything was edited."""
+        return fingerprint(self.model, self.projection(0))
+
+    def shown(self, name: str, done: int, total: int) -> None:
+        """Tells whoever watches how far something is."""
+        if self.progress is not None:
+            self.progress(name, done, total)
+
+    def row(self, edit: Edit, prompt: str | None = None) -> TokenRow:
+        """Ids of an edit's prompt, or of another wording of it, and of its target with what ends it."""
+        prompt = edit.prompt if prompt is None else prompt
+        return self.encoder.prompt(prompt), self.encoder.target(prompt, edit.target)
+
+    def corpus(self, tokens: int, *, length: int, seed: int = 0) -> Iterator[list[int]]:
+        """Rows of ids, each of at most `length`, until there are `tokens`; of the corpus, or in the base's own words.
+
+        Raises ConfigError where the corpus is shorter than that.
+        """
+        length = min(length, self.encoder.context)
+        left = tokens
+        for row in self._sampled(length, seed) if self.texts is None else self._read(length):
+            yield row[:left]
+            left -= len(row)
+            if left <= 0:
+                return
+        raise ConfigError(
+            f"the corpus has {tokens - left} tokens and {tokens} were asked for; give more text, or leave the corpus "
+            "out and let the base speak for itself"
+        )
+
+    def corpus_digest(self) -> str:
+        """SHA-256 over the corpus, in hex."""
+        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
+
+    def _read(self, length: int) -> Iterator[list[int]]:
+        begin = len(self.encoder.bos)
+        for text in self.texts or ():
+            body = self.encoder.prompt(text)[begin:]
+            size = length - begin
+            for start in range(0, len(body), size):
+                yield [*self.encoder.bos, *body[start : start + size]]
+
+    def _sampled(self, length: int, seed: int) -> Iterator[list[int]]:
+        starts = [list(self.encoder.bos)] if self.encoder.bos else [self.encoder.prompt(t.split()[0]) for t in OPENINGS]
+        rows = [starts[i % len(starts)] for i in range(SAMPLED)]
+        tokens = length - max(map(len, rows))
+        while True:
+            yield from sample(self.model, rows, stops=self.encoder.stops, tokens=tokens, seed=seed)
+            seed += 1
+
+    def cached(self, kind: str, key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What `compute` gives, from the cache where it was computed before for this very base and `key`.
+
+        The file's own metadata must say the same as its name; one that is damaged is computed anew.
+        """
+        if self.cache is None:
+            return compute()
+        about = json.dumps({"kind": kind, "base": self.base.digest, **key}, sort_keys=True)
+        file = self.cache / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:20]}.safetensors"
+        if file.exists():
+            found = read_tensors(file, about)
+            if found is not None:
+                return found
+            logger.warning("%s is damaged, or not what its name says; it is computed anew", file)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
+        write_tensors(file, tensors, about)
+        return tensors
+
+
+def read_tensors(file: Path, about: str) -> dict[str, Tensor] | None:
+    """The tensors of a file that `write_tensors` wrote with the same `about`; None of any other file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            if (opened.metadata() or {}).get("about") != about:
+                return None
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return None
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], about: str) -> None:
+    """Writes a file whole or not at all; its folder is made where it is not there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    try:
+        save_file(dict(tensors), draft, metadata={"about": about})
+        os.replace(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood, in nats, per row: `[batch, places, vocabulary]` and `[batch, places]`, -100 where
+    nothing is predicted, -> `[batch]`."""
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
+    ).view(labels.shape)
+    return losses.sum(-1) / (labels != -100).sum(-1).clamp(min=1)
+
+
+def padded_rows(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompts and targets, right-padded: ids, attention mask, and labels, each `[batch, longest - 1]`.
+
+    The label at a place is the token that comes next, where that is one of the target's; -100 elsewhere. The last token
+    of a target is predicted and not read.
+    """
+    longest = max(len(prompt) + len(target) for prompt, target in rows) - 1
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for i, (prompt, target) in enumerate(rows):
+        whole = [*prompt, *target]
+        ids[i, : len(whole) - 1] = torch.tensor(whole[:-1])
+        mask[i, : len(whole) - 1] = 1
+        labels[i, len(prompt) - 1 : len(whole) - 1] = torch.tensor(list(target))
+    return ids.to(device), mask.to(device), labels.to(device)
+
+
+@torch.no_grad()
+def target_losses(context: EditingContext, rows: Sequence[TokenRow]) -> list[float]:
+    """Mean negative log-likelihood of each target in nats, read after its prompt by the model as it now is."""
+    found: list[float] = []
+    for start in range(0, len(rows), ROWS):
+        ids, mask, labels = padded_rows(rows[start : start + ROWS], context.device)
+        logits = context.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        found += mean_loss(logits, labels).tolist()
+    return found
+
+
+def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:
+    """A matrix `[d, f]` the way round that a linear layer keeps its weight, and the other way."""
+    return matrix.T if isinstance(module, Conv1D) else matrix

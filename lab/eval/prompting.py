@@ -1,0 +1,322 @@
+"""Selects the prompts of a measurement and asks them in batches, of the edited model and of its base.
+
+What a prompt gives does not depend on what is asked beside it. Generation pads on the left, as transformers does;
+everything that only reads pads on the right, where no token of a causal model sees it, so that positions are those
+of the row alone in every architecture. Rows of like length share a batch, and each batch is a part of a `Checkpoint`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from reprlib import repr as shortened
+from statistics import fmean
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from wise.edits import Edit, Record
+from wise.errors import ConfigError, EditError
+from wise.lab.editors.base import WholePrompts
+from wise.lab.editors.context import padded_rows
+from wise.lab.eval.checkpoint import BATCH, Checkpoint
+from wise.memory.layer import execution_device
+from wise.probes import Probe
+from wise.training.encoding import Encoder
+from wise.training.generation import greedy
+
+T = TypeVar("T")
+FINAL_PUNCTUATION = ".,;:!?"
+TOKENS_AT_ONCE = 4096
+"""Tokens whose logits are held at once; one row at the least."""
+MAX_PROMPTS = 4
+"""Paraphrases, and neighbours, of one record that are asked: the first ones."""
+
+
+class EditedModel(Protocol):
+    """What is measured: a model that was edited, by a side memory or in whatever way, and its base inside it."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """What is asked."""
+        ...
+
+    @property
+    def encoder(self) -> Encoder: ...
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Those that were applied, or are live."""
+        ...
+
+    def disabled(self) -> AbstractContextManager[PreTrainedModel]:
+        """The base speaks for the length of a `with` block."""
+        ...
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Dropout is off for the length of a `with` block."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOutcome:
+    """What one prompt gave."""
+
+    record: str
+    """Id of the record's edit."""
+    measure: str
+    """One of `wise.lab.eval.quality.MEASURES`, or the kind of a probe."""
+    prompt: str
+    """All wordings of a probe, one a line."""
+    expected: str
+    """The target; for locality what the base answers; for a probe its first answer, one a line and wording."""
+    answer: str
+    generated: float
+    """1 where the answer is right, else 0. Right is: it stops by itself and is the target but for white space
+    around it and punctuation at its end; for locality: token for token what the base generates; for a probe: see
+    `wise.lab.eval.probing`."""
+    teacher_forced: float
+    """Share of places in the expected answer, those before it fed in, whose argmax is right: is the target's
+    token, what ends the target left out; for locality: is what the base's argmax is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """A record and those of its prompts that are asked."""
+
+    record: Record
+    paraphrases: tuple[str, ...]
+    free_paraphrases: tuple[str, ...]
+    neighbours: tuple[str, ...]
+    probes: tuple[Probe, ...]
+    """Also those of earlier records that ask for the same edit: two questions of several hops may share one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What is asked of the records of one measurement."""
+
+    tested: tuple[Tested, ...]
+    fitted: frozenset[str]
+    """Prompts that fitting used or may have used."""
+    edited: frozenset[str]
+    """Prompts that ask for an edited fact."""
+
+
+def select(model: EditedModel, records: Sequence[Record]) -> Selection:
+    """What is asked of `records`: no paraphrase that fitting used, no neighbour that asks for an edited fact.
+
+    Edits that are live or measured count. Where two records share a prompt the later edit is the wanted one, and
+    only it is measured.
+    """
+    edits = [*model.edits, *(record.edit for record in records)]
+    asked = {prompt for edit in edits for prompt in (edit.prompt, *edit.paraphrases)}
+    fitted = asked | {prompt for edit in edits for prompt in edit.locality}
+    edited = asked | {p for record in records for p in (*record.paraphrases, *record.free_paraphrases)}
+
+    def without(prompts: Sequence[str], left_out: set[str]) -> tuple[str, ...]:
+        return tuple([p for p in prompts if p not in left_out][:MAX_PROMPTS])
+
+    probes: dict[tuple[str, str], tuple[Probe, ...]] = defaultdict(tuple)
+    for record in records:
+        probes[record.edit.prompt, record.edit.target] += record.probes
+    return Selection(
+        tested=tuple(
+            Tested(
+                record=record,
+                probes=probes[record.edit.prompt, record.edit.target],
+                paraphrases=without(record.paraphrases, fitted),
+                free_paraphrases=without(record.free_paraphrases, fitted),
+                neighbours=without(record.neighbours, edited),
+            )
+            for record in {record.edit.prompt: record for record in records}.values()
+        ),
+        fitted=frozenset(fitted),
+        edited=frozenset(edited),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRow:
+    """A prompt and what is read in after it."""
+
+    prompt: list[int]
+    fed: list[int]
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt, *self.fed]
+
+
+class Prompter:
+    """Asks the edited model, or its unedited base, and keeps every batch in a `Checkpoint`.
+
+    Each method takes the name of what is asked, unique in a run, and whether the base is to answer.
+    """
+
+    def __init__(self, model: EditedModel, checkpoint: Checkpoint, base: PreTrainedModel | None = None) -> None:
+        """base: the unedited model where it is another one; None is the one inside `model`."""
+        self.model = model
+        self.checkpoint = checkpoint
+        self.unedited = base
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.model.encoder
+
+    def answers(
+        self, name: str, prompts: Sequence[Sequence[int]], limits: Sequence[int], *, base: bool = False
+    ) -> list[list[int]]:
+        """The greedy answer to each prompt, of at most so many tokens, up to and including its stop."""
+        rows = list(zip(prompts, limits, strict=True))
+
+        def compute(model: PreTrainedModel, part: Sequence[tuple[Sequence[int], int]]) -> list[list[int]]:
+            prompts, limits = zip(*part, strict=True)
+            given = self.given(prompts, base=base)
+            return greedy(model, given, stops=self.encoder.stops, max_new_tokens=limits)
+
+        return self.mapped(f"{name}.answers", rows, compute, lambda row: (row[1], len(row[0])), base=base)
+
+    def best(self, name: str, rows: Sequence[PromptRow], *, base: bool = False) -> list[list[int]]:
+        """The argmax at the place of every fed token. Raises ConfigError for logits that are NaN."""
+
+        def compute(model: PreTrainedModel, part: Sequence[PromptRow]) -> list[list[int]]:
+            return [places.argmax(-1).tolist() for places in self._read(model, part, base=base)]
+
+        return self.mapped(f"{name}.best", rows, compute, _size, base=base, batch=_together(rows))
+
+    def log_probs(self, name: str, rows: Sequence[PromptRow], *, base: bool = False) -> list[float]:
+        """The mean log-probability, in nats, of each row's fed tokens. Raises ConfigError for logits that are NaN."""
+
+        def compute(model: PreTrainedModel, part: Sequence[PromptRow]) -> list[float]:
+            return [
+                float(token_log_probs(places, row.fed).mean())
+                for places, row in zip(self._read(model, part, base=base), part, strict=True)
+            ]
+
+        return self.mapped(f"{name}.log_probs", rows, compute, _size, base=base, batch=_together(rows))
+
+    def given(self, prompts: Sequence[Sequence[int]], *, base: bool) -> list[list[int]]:
+        """What is read in the place of each prompt: the prompt itself, but for editors that put something before it."""
+        if base or not isinstance(self.model, WholePrompts):
+            return [list(prompt) for prompt in prompts]
+        return self.model.given(prompts)
+
+    def _read(self, model: PreTrainedModel, part: Sequence[PromptRow], *, base: bool) -> list[Tensor]:
+        """`logits` of rows, of which an editor that looks at whole prompts is told where these end."""
+        given = self.given([row.prompt for row in part], base=base)
+        rows = [PromptRow(prompt=prompt, fed=row.fed) for prompt, row in zip(given, part, strict=True)]
+        whole = self.model if isinstance(self.model, WholePrompts) and not base else None
+        with nullcontext() if whole is None else whole.reading([len(row.prompt) for row in rows]):
+            return logits(model, rows)
+
+    def mapped(
+        self,
+        name: str,
+        items: Sequence[T],
+        compute: Callable[[PreTrainedModel, Sequence[T]], list[Any]],
+        length: Callable[[T], Any],
+        *,
+        base: bool,
+        batch: int = BATCH,
+    ) -> list[Any]:
+        """`Checkpoint.map` over `items` in the order of their length; the values are in the order of `items`."""
+        order = sorted(range(len(items)), key=lambda i: length(items[i]))
+        with self._speaking(base) as model:
+            values = self.checkpoint.map(
+                f"{name}.{'base' if base else 'edited'}",
+                [items[i] for i in order],
+                lambda part: compute(model, part),
+                batch=batch,
+            )
+        found = dict(zip(order, values, strict=True))
+        return [found[i] for i in range(len(items))]
+
+    @contextmanager
+    def _speaking(self, base: bool) -> Iterator[PreTrainedModel]:
+        if not base:
+            yield self.model.model
+        elif self.unedited is not None:
+            yield self.unedited
+        else:
+            with self.model.disabled() as model:
+                yield model
+
+    def room(self, record: Record, what: str, prompt: str, ids: Sequence[int], least: int) -> int:
+        """Tokens that the context leaves behind a prompt.
+
+        Raises EditError, naming the record, where those are fewer than `least`, or the prompt has no token.
+        """
+        where = f"{record.source or record.edit.id}: the prompt {shortened(prompt)} ({what})"
+        if not ids:
+            raise EditError(f"{where} has no token in this model's vocabulary; leave it out")
+        room = self.encoder.context - len(ids)
+        if room < least:
+            raise EditError(
+                f"{where} takes {len(ids)} tokens, which leaves {room} of the context for an answer of {least}; "
+                "shorten it or leave it out"
+            )
+        return room
+
+
+def _size(row: PromptRow) -> tuple[int, int]:
+    return len(row.ids), len(row.prompt)
+
+
+def _together(rows: Sequence[PromptRow]) -> int:
+    """Rows that are read at once: a vocabulary is large, so long rows are read fewer at a time."""
+    return max(1, min(BATCH, TOKENS_AT_ONCE // max((len(row.ids) for row in rows), default=1)))
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, rows: Sequence[PromptRow]) -> list[Tensor]:
+    """Logits `[fed, vocabulary]` at the places that each row's fed tokens are predicted from.
+
+    Raises ConfigError where one is NaN, which no comparison would notice.
+    """
+    ids, mask, _ = padded_rows([(row.ids, [0]) for row in rows], execution_device(model))
+    begin = min(len(row.prompt) for row in rows) - 1  # logits before it are of no use, and a vocabulary is large
+    out = model(ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - begin).logits
+    starts = [len(row.prompt) - 1 - begin for row in rows]
+    places = [out[i, at : at + len(row.fed)].float() for i, (at, row) in enumerate(zip(starts, rows, strict=True))]
+    for each in places:
+        check_logits(each)
+    return places
+
+
+def check_logits(values: Tensor) -> None:
+    """`[..., vocabulary]`. Raises ConfigError where logits are NaN, or infinite so that no probability follows."""
+    if not bool(values.amax(-1).isfinite().all()):
+        raise ConfigError(
+            "the model gives NaN or infinity for the logits of a prompt, so there is nothing to measure: load it in "
+            "float32 or bfloat16, and look at its weights"
+        )
+
+
+def token_log_probs(places: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Log-probability `[n]` of each of `n` tokens by the logits `[n, vocabulary]`; finite, also at probability 0."""
+    chosen = torch.tensor(list(tokens), device=places.device).unsqueeze(-1)
+    found = places.log_softmax(-1).gather(-1, chosen).squeeze(-1)
+    return found.clamp(min=torch.finfo(torch.float32).min / (1 + len(tokens)))
+
+
+def plain(answer: str) -> str:
+    """An answer without what does not count: white space around it and punctuation at its end."""
+    return answer.strip().rstrip(FINAL_PUNCTUATION).rstrip()
+
+
+def share(best: Sequence[int], wanted: Sequence[int]) -> float:
+    """Share of places that agree."""
+    return fmean(float(a == b) for a, b in zip(best, wanted, strict=True))
+
+
+def mean_over_records(values: Iterable[tuple[str, float]]) -> float | None:
+    """The mean over records of the mean over a record's values; None without any."""
+    of_record: dict[str, list[float]] = defaultdict(list)
+    for record, value in values:
+        of_record[record].append(value)
+    return fmean(map(fmean, of_record.values())) if of_record else None

@@ -1,0 +1,146 @@
+"""The file of a run that `wise eval --output` writes: it is written whole, checked and read.
+
+What reads runs (`wise compare`, the report) works on files that may come from anywhere. Everything that such a reader
+relies on is checked here, once, so that a wrong file is named before anything is computed from it. Nothing heavy is
+imported: two files are compared without loading torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from wise.errors import ConfigError, given
+
+SCHEMA = 1
+"""Of the files that this version writes and reads."""
+
+KEYS: dict[str, str] = {
+    "edits": "number",
+    "editor": "text",
+    "seed": "number",
+    "generated": "object",
+    "teacher_forced": "object",
+    "counts": "object",
+    "locality": "object or null",
+    "counterfact": "object or null",
+    "probes": "object",
+    "instances": "object or null",
+    "fluency": "object or null",
+    "perplexity": "object or null",
+    "outcomes": "list",
+    "routing": "object or null",
+    "retention": "list",
+    "failed_edits": "number",
+    "failed": "list",
+    "cpu_seconds_per_edit": "number",
+    "seconds_per_edit": "number",
+    "timing": "object",
+    "data": "object",
+    "model": "object",
+    "config": "object",
+    "environment": "object",
+}
+"""What every run has, and of which kind its value is."""
+
+OUTCOME: dict[str, str] = {
+    "record": "text",
+    "measure": "text",
+    "prompt": "text",
+    "generated": "number from 0 to 1",
+    "teacher_forced": "number from 0 to 1",
+}
+"""What every one of `outcomes` has and is read for."""
+
+DIGITS = 300
+"""Characters of a whole number: a float holds any of these."""
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "number": (int, float),
+    "number from 0 to 1": (int, float),
+    "text": (str,),
+    "object": (dict,),
+    "object or null": (dict, type(None)),
+    "list": (list,),
+}
+_REMEDY = "give a file that 'wise eval --output FILE' wrote"
+
+
+def read_run(path: str | PathLike[str]) -> Mapping[str, Any]:
+    """The run in a file, every key of `KEYS` there and of its kind.
+
+    Raises ConfigError, naming the file and what to do: it cannot be read, is not JSON (NaN is none either), holds a
+    whole number that is no float, is not a run, or a run of another schema.
+    """
+    path = Path(path)
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused, parse_int=_whole)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; {_REMEDY}") from error
+    except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError too
+        raise ConfigError(f"{path}: not JSON ({error}); {_REMEDY}") from error
+    if not isinstance(run, dict):
+        raise ConfigError(f"{path}: {given(run)} was found, the object of a run was expected; {_REMEDY}")
+    _check_schema(path, run)
+    absent = [name for name in KEYS if name not in run]
+    if absent:
+        raise ConfigError(f"{path}: not a whole run, it has no {', '.join(absent)}; {_REMEDY}")
+    _check_kinds(f"{path}: ", run, KEYS)
+    for place, outcome in enumerate(run["outcomes"]):
+        _check_outcome(f"{path}: outcomes[{place}]", outcome)
+    return run
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes a file whole or not at all."""
+    draft = file.with_name(f"{file.name}.draft")
+    draft.write_text(json.dumps(value, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+    draft.replace(file)
+
+
+def _refused(name: str) -> float:
+    raise ValueError(f"{name} is no number that JSON has")
+
+
+def _whole(digits: str) -> int:
+    """JSON has whole numbers of any length; what reads runs reckons in floats."""
+    if len(digits) > DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} characters, {DIGITS} is the most that is read")
+    return int(digits)
+
+
+def _check_schema(path: Path, run: Mapping[str, Any]) -> None:
+    if "schema" not in run:
+        raise ConfigError(f"{path}: not a run, it has no schema; {_REMEDY}")
+    schema = run["schema"]
+    if schema == SCHEMA and type(schema) is int:
+        return
+    remedy = "take the wise that wrote it, or make the run again with this one"
+    if isinstance(schema, int) and schema > SCHEMA:
+        remedy = "a newer wise wrote it: upgrade this one, or make the run again with it"
+    raise ConfigError(f"{path}: a run of schema {given(schema)}, and schema {SCHEMA} is what is read here; {remedy}")
+
+
+def _check_outcome(where: str, outcome: Any) -> None:
+    if not isinstance(outcome, dict):
+        raise ConfigError(f"{where}: {given(outcome)} was found, an object was expected; {_REMEDY}")
+    absent = [name for name in OUTCOME if name not in outcome]
+    if absent:
+        raise ConfigError(f"{where}: it has no {', '.join(absent)}; {_REMEDY}")
+    _check_kinds(f"{where}.", outcome, OUTCOME)
+
+
+def _check_kinds(prefix: str, found: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
+    for name, kind in kinds.items():
+        value = found[name]
+        right = isinstance(value, _KINDS[kind]) and not isinstance(value, bool)
+        if right and kind == "number":
+            right = math.isfinite(value)  # 1e999 reads as infinite
+        if right and kind == "number from 0 to 1":
+            right = 0 <= value <= 1
+        if not right:
+            raise ConfigError(f"{prefix}{name}: {given(value)} was found, {kind} was expected; {_REMEDY}")

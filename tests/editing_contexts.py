@@ -1,0 +1,53 @@
+"""Grounds for editors to be tested on: a tiny random model of any architecture, and the shipped one, with facts."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from tiny import BOS, EOS, text, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from wise.config import WiseConfig
+from wise.demo import model_path
+from wise.demo.records import demo_records
+from wise.edits import Edit, Record
+from wise.lab.editors.context import EditingContext
+from wise.training.encoding import Encoder, learn_encoder
+
+CONTEXT = 128
+
+
+def tiny_context(model_type: str = "llama", *, dtype: Any = None, **given: Any) -> EditingContext:
+    """A fresh random model."""
+    model = tiny_model(model_type)
+    encoder = Encoder(
+        tokenizer=tiny_tokenizer(), bos=(BOS,), terminator=(EOS,), stops=frozenset([EOS]), context=CONTEXT
+    )
+    return EditingContext(model=model if dtype is None else model.to(dtype), encoder=encoder, **given)
+
+
+def tiny_edits(count: int, *, first: int = 0) -> list[Edit]:
+    """Edits whose subject is two words in the middle of the prompt, no two of them alike."""
+    found = []
+    for i in range(first, first + count):
+        subject = text([10 + i, 40 + i])
+        found.append(Edit(prompt=f"w5 {subject} w7 w8", subject=subject, target=text([30 + i]), id=f"e{i}"))
+    return found
+
+
+@cache
+def _shipped() -> tuple[Any, Encoder]:
+    model = AutoModelForCausalLM.from_pretrained(model_path()).eval()
+    return model, learn_encoder(model, AutoTokenizer.from_pretrained(model_path()), WiseConfig())
+
+
+def demo_context(**given: Any) -> EditingContext:
+    """The shipped model, the same one in every test of a process: whoever edits it unwraps it."""
+    model, encoder = _shipped()
+    return EditingContext(model=model, encoder=encoder, **given)
+
+
+def records(count: int, *, skip: int = 0) -> list[Record]:
+    """Counterfactual edits of what the shipped model knows, with what measures them."""
+    return demo_records(skip + count, seed=0)[skip:]

@@ -1,0 +1,134 @@
+"""Editors side by side: no record is for two things, every editor is searched alike, and what is finished stays."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from editing_contexts import demo_context, records
+from transformers import PreTrainedTokenizerBase
+
+from wise.edits import Record
+from wise.errors import ConfigError, EditError
+from wise.lab.bench.benchmark import Plan, candidates, compare_editors, finished, make_plan, search
+from wise.lab.bench.benchmark_table import HEAD, markdown, table
+from wise.lab.bench.picture import draw_comparison
+from wise.lab.eval.candidates import EDITORS, search_space
+
+ABOUT = {"data": {"name": "facts", "sha256": "0", "skip": 0}, "model": {"name": "demo"}}
+EDITOR = "ft-m"
+
+
+@pytest.fixture(scope="module")
+def known() -> list[Record]:
+    return records(12)
+
+
+@pytest.fixture(scope="module")
+def base() -> tuple[Any, PreTrainedTokenizerBase]:
+    context = demo_context()
+    return context.model, context.encoder.tokenizer
+
+
+@pytest.fixture(scope="module")
+def plan(known: list[Record]) -> Plan:
+    return make_plan(known, edits=3, searched=2, trials=2, least=2, texts=("The kettle was on the stove for an hour.",))
+
+
+@pytest.fixture(scope="module")
+def folder(base: Any, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("runs")
+    compare(base, plan, found)
+    return found
+
+
+def compare(base: Any, plan: Plan, folder: Path, **options: Any) -> None:
+    given: dict[str, Any] = {"editors": [EDITOR], "sizes": [1, 3], "about": ABOUT} | options
+    compare_editors(*base, plan, folder=folder, **given)
+
+
+def test_no_record_is_for_two_things(known: list[Record]) -> None:
+    twice = replace(known[8], edit=replace(known[0].edit, id="again"), paraphrases=(), neighbours=())
+    found = make_plan([*known[:8], twice, *known[9:]], edits=3, searched=2, skip=1)
+    assert [r.edit.id for r in found.measured] == [r.edit.id for r in known[1:4]]
+    assert [r.edit.id for r in found.searched] == [r.edit.id for r in known[4:6]]
+    prompts = [{r.edit.prompt for r in part} for part in (found.measured, found.searched, found.training)]
+    assert not (prompts[0] & prompts[1] | prompts[1] & prompts[2] | prompts[0] & prompts[2])
+    measured_again = make_plan([*known[:8], twice, *known[9:]], edits=3, searched=2)
+    assert "again" not in {record.edit.id for record in measured_again.training}
+    assert not any(r.generation_prompts for r in (*found.measured, *found.searched))
+    with pytest.raises(EditError, match="20 records to measure and 2 to search on .* there are 12"):
+        make_plan(known, edits=20, searched=2)
+
+
+@pytest.mark.parametrize("name", [name for name, editor in EDITORS.items() if editor.edits])
+def test_every_editor_is_searched_alike(name: str) -> None:
+    tried = candidates(name, 4, seed=0)
+    assert len(tried) == 4 and tried[0] == {}
+    assert all(set(settings) == set(search_space(name)) for settings in tried[1:])
+    assert len({json.dumps(settings) for settings in tried}) == 4
+
+
+def test_a_search_takes_what_does_best(base: Any, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hopeless = {"learning_rate": 1e-9}
+    monkeypatch.setattr("wise.lab.bench.benchmark.candidates", lambda *_, **__: [hopeless, {}, {"layer": 99}])
+    found = search(*base, EDITOR, plan, folder=tmp_path / "search")
+    assert found["chosen"] == {} and found["records"] == 2
+    worst, best, refused = found["trials"]
+    assert worst["figures"]["reliability"] == 0.0 < best["figures"]["reliability"]
+    assert refused["score"] < worst["score"] < best["score"] and "layer=99" in refused["refused"]
+    with pytest.raises(ConfigError, match="unfinished search of other records"):
+        search(*base, EDITOR, replace(plan, searched=plan.measured), folder=tmp_path / "search")
+
+
+def test_short_streams_are_repeated_on_other_records(plan: Plan) -> None:
+    assert [len(plan.streams(size)) for size in (1, 2, 3)] == [2, 1, 1]
+    first, second = plan.streams(1)
+    assert (*first, *second) == plan.measured[:2]
+    assert replace(plan, least=100).streams(1) == [(record,) for record in plan.measured]
+
+
+def test_a_comparison_is_runs_of_the_same_records(plan: Plan, folder: Path) -> None:
+    groups = finished(folder)
+    assert [[(run["editor"], run["edits"]) for run in group] for group in groups] == [[(EDITOR, 1)] * 2, [(EDITOR, 3)]]
+    asked = [[o["record"] for o in r["outcomes"] if o["measure"] == "reliability"] for group in groups for r in group]
+    ids = [record.edit.id for record in plan.measured]
+    assert asked == [ids[:1], ids[1:2], ids]
+    assert [run["perplexity"] is None for group in groups for run in group] == [False, True, False]
+    runs = [groups[0][0], groups[1][0]]
+    searched = json.loads((folder / f"{EDITOR}.search.json").read_text())
+    assert len(searched["trials"]) == 2 and all(run["search"] == searched for run in runs)
+    assert runs[0]["config"] == runs[1]["config"] and runs[0]["config"]["seed"] == 0
+    assert runs[1]["stored_bytes_per_edit"] > 0 and runs[1]["peak_editing_bytes"] >= 0
+    assert not list(folder.glob("*.partial"))
+
+
+def test_what_is_done_is_not_done_again(base: Any, plan: Plan, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr("wise.lab.bench.benchmark.evaluate", lambda *_, **__: pytest.fail("done again"))
+    compare(base, plan, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with pytest.raises(ConfigError, match="a run of other records or another model"):
+        compare(base, plan, folder, about=ABOUT | {"model": {"name": "other"}})
+    with pytest.raises(ConfigError, match="did you mean 'rome'"):
+        compare(base, plan, folder, editors=["rom"])
+
+
+def test_the_table_and_the_picture_are_of_the_runs(folder: Path, tmp_path: Path) -> None:
+    groups = finished(folder)
+    rows = table(groups)
+    assert all(len(row) == len(HEAD) for row in rows)
+    means = [fmean(run[kind]["reliability"] for run in groups[0]) for kind in ("generated", "teacher_forced")]
+    assert rows[0][:4] == (EDITOR, "1", "2", " / ".join(f"{mean:.3f}" for mean in means))
+    trial = {"settings": {}, "preparing_seconds": 12.34}
+    assert table([[dict(groups[1][0]) | {"search": {"chosen": {}, "trials": [trial]}}]])[0][-1] == "12.3"
+    lines = markdown(groups).splitlines()
+    assert len(lines) == 4 and lines[3].startswith(f"| {EDITOR} | 3 | 1 |")
+    draw_comparison(groups, tmp_path / "figure.png", title="two runs")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError):
+        draw_comparison(groups, tmp_path / "figure.nothing", title="two runs")

@@ -1,0 +1,286 @@
+"""KnowledgeEditor: the form of its update, what it reads, and what training gives it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from editing_contexts import demo_context, records, tiny_context, tiny_edits
+from torch import Tensor
+from torch.func import functional_call
+
+from wise.edits import Edit, Record
+from wise.errors import ArtifactError, ConfigError
+from wise.lab.editors.context import EditingContext, as_weight, mean_loss, padded_rows
+from wise.lab.editors.knowledge_editor import KnowledgeEditor, KnowledgeEditorSettings
+
+SMALL = {"condition": 8, "hidden": 8}
+SHORT = {"steps": 40, "batch": 4, "condition": 32, "hidden": 32, "learning_rate": 3e-3, "margin": 0.5}
+"""Training in seconds."""
+
+
+def tiny_records(count: int) -> tuple[Record, ...]:
+    return tuple(
+        Record(edit=edit, paraphrases=(f"w6 {edit.subject} w9",), neighbours=(f"w5 w{60 + i} w7 w8",))
+        for i, edit in enumerate(tiny_edits(count))
+    )
+
+
+def knowledge_editor(context: EditingContext, **settings: Any) -> KnowledgeEditor:
+    return KnowledgeEditor(context, KnowledgeEditorSettings(**settings))
+
+
+def drawn(model_type: str, **settings: Any) -> KnowledgeEditor:
+    """With a random hypernetwork in which every part counts."""
+    editor = knowledge_editor(tiny_context(model_type), **SMALL | settings)
+    editor.network = editor.untrained()
+    editor._prepared = True
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in editor.network.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return editor
+
+
+def gradients(editor: KnowledgeEditor, edit: Edit) -> dict[str, Tensor]:
+    """Of the edit's loss with respect to the edited weights, by autograd, each `[d, f]`."""
+    leaves = {name: w.detach().clone().requires_grad_() for name, w in editor.weights.items()}
+    ids, mask, labels = padded_rows([editor.context.row(edit)], editor.context.device)
+    given = {"attention_mask": mask, "use_cache": False}
+    loss = mean_loss(functional_call(editor.model, leaves, (ids,), given).logits, labels).sum()
+    found = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    return {path: as_weight(module, found[f"{path}.weight"]) for path, module in editor.linears.items()}
+
+
+# -- the update -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "gpt_neox"])
+def test_the_update_is_a_gated_and_shifted_gradient(model_type: str) -> None:
+    editor = drawn(model_type)
+    (edit,) = tiny_edits(1)
+    before = dict(editor.weights)
+    with torch.no_grad():
+        gates = editor.gates(editor.asked([edit]))
+    gradient = gradients(editor, edit)
+    editor.edit(edit)
+    for path, module in editor.linears.items():
+        gate = gates[path]
+        d = gate.a.shape[-1]
+        gated = torch.outer(0.1 * d * gate.a[0], gate.g[0])
+        shift = torch.outer(gate.b[0], gate.h[0])
+        wanted = gate.strength[0] * (gated * gradient[path] + shift)
+        step = as_weight(module, editor.weights[f"{path}.weight"] - before[f"{path}.weight"])
+        torch.testing.assert_close(step, wanted, atol=1e-6, rtol=1e-3)
+        for other in (gate.strength[0] * gated * gradient[path], gate.strength[0] * shift):
+            assert not torch.allclose(step, other, atol=1e-4)  # both parts are there
+
+
+def test_gates_are_of_rank_one_with_shares_that_sum_to_one() -> None:
+    editor = drawn("llama")
+    with torch.no_grad():
+        gates = editor.gates(editor.asked(tiny_edits(3)))
+    for gate in gates.values():
+        for share in (gate.a, gate.b):
+            torch.testing.assert_close(share.sum(-1), torch.ones(3))
+            assert (share > 0).all() and share.std() > 0
+        assert ((gate.strength > 0) & (gate.strength < 1)).all() and (gate.g < 0).any() and (gate.g > 0).any()
+
+
+def test_training_begins_about_at_a_gradient_step() -> None:
+    editor = knowledge_editor(tiny_context(), **SMALL, rate=0.1)
+    editor.network, editor._prepared = editor.untrained(), True
+    (edit,) = tiny_edits(1)
+    gradient = gradients(editor, edit)
+    editor.edit(edit)
+    for path in editor.linears:
+        step = editor.weights[f"{path}.weight"] - editor.original[f"{path}.weight"]
+        cosine = torch.nn.functional.cosine_similarity(step.flatten(), -gradient[path].flatten(), 0)
+        assert cosine > 0.9 and 0.04 < step.norm() / gradient[path].norm() < 0.06
+
+
+def test_edits_of_one_call_are_made_one_after_the_other() -> None:
+    together, apart = drawn("llama"), drawn("llama")
+    edits = tiny_edits(2)
+    seen: list[int] = []
+    together.edit(edits, progress=seen.append)
+    for edit in edits:
+        apart.edit(edit)
+    assert seen == [1, 2]
+    assert all(torch.equal(weight, apart.weights[name]) for name, weight in together.weights.items())
+
+
+# -- what it reads ----------------------------------------------------------------------------------
+
+
+def test_it_reads_the_prompt_the_old_answer_and_the_new() -> None:
+    editor = drawn("llama")
+    (asked,) = editor.asked(tiny_edits(1))
+    (prompt, target), old = asked.row, asked.old
+    assert old == editor._said([prompt])[0]
+
+    def said(prompt: list[int], old: list[int], target: list[int]) -> Tensor:
+        with torch.no_grad():
+            gates = editor.gates([type(asked)(row=(prompt, target), old=old)])
+        return torch.cat([gate.g[0] for gate in gates.values()])
+
+    own = said(prompt, old, target)
+    assert torch.equal(own, said(prompt, [*old, *editor.encoder.stops], target))
+    for other in (
+        said([prompt[0], 90, *prompt[2:]], old, target),
+        said(prompt, [90, *old[1:]], target),
+        said(prompt, old, [90, *target[1:]]),
+    ):
+        assert not torch.allclose(own, other, atol=1e-5)
+
+
+def test_edits_of_unlike_length_are_read_as_alone() -> None:
+    editor = drawn("gpt2")
+    short, long = tiny_edits(2)
+    long = Edit(prompt=f"{long.prompt} w80 w81 w82", target=long.target)
+    with torch.no_grad():
+        alone, both = editor.gates(editor.asked([short])), editor.gates(editor.asked([short, long]))
+    for path, gate in alone.items():
+        torch.testing.assert_close(gate.g[0], both[path].g[0])
+        assert not torch.allclose(both[path].g[0], both[path].g[1], atol=1e-4)
+
+
+# -- training ---------------------------------------------------------------------------------------
+
+
+def test_the_multiplier_rises_while_the_constraint_is_broken() -> None:
+    editor = knowledge_editor(tiny_context(), margin=0.1, multiplier=1.0, multiplier_rate=0.5)
+    edit, moved = torch.tensor(2.0), torch.tensor(0.5)
+    assert float(editor._objective(edit, moved)) == pytest.approx(2.4)
+    editor._stepped(0.5)
+    assert editor.multiplier == pytest.approx(1.2)
+    assert float(editor._objective(edit, moved)) == pytest.approx(2.48)
+    editor._stepped(0.0)
+    assert editor.multiplier == pytest.approx(1.15)
+    editor.multiplier = 0.01
+    editor._stepped(0.0)
+    assert editor.multiplier == 0.0
+    assert editor.merit(1.0, 0.05) == 1.0 and editor.merit(1.0, 0.2) == pytest.approx(2.0)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> EditingContext:
+    return demo_context(training=tuple(records(64, skip=16)), cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def trained(demo: EditingContext) -> Iterator[KnowledgeEditor]:
+    editor = knowledge_editor(demo, **SHORT)
+    editor.prepare()
+    yield editor
+    editor.unwrap()
+
+
+def test_training_pays_on_records_never_seen(trained: KnowledgeEditor) -> None:
+    unseen = KnowledgeEditor(demo_context(training=tuple(records(16))), trained.settings)
+    examples, order = unseen.examples(), random.Random(0)
+    samples = [unseen._sample(examples, [example], order) for example in examples]
+    unseen.network = unseen.untrained()
+    untrained = unseen.merit(*unseen.measured(samples))
+    assert trained.merit(*trained.measured(samples)) < untrained
+
+
+def test_an_edit_of_the_shipped_model_is_generated(trained: KnowledgeEditor) -> None:
+    reports = []
+    for record in records(4):
+        trained.load_tensors(trained.original)
+        trained.edits = ()
+        reports.append(trained.edit(record.edit))
+    assert sum(report.outcomes[0].status == "verified" for report in reports) >= 2
+
+
+def test_it_comes_from_the_cache_bit_for_bit(
+    trained: KnowledgeEditor, demo: EditingContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KnowledgeEditor, "_trained", lambda self: pytest.fail("trained although it was kept"))
+    trained.edit(records(1)[0].edit)
+    weights = dict(trained.weights)
+    trained.unwrap()
+    again = knowledge_editor(demo, **SHORT)
+    again.edit(records(1)[0].edit)
+    again.unwrap()
+    assert all(torch.equal(weights[name], again.weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt"])
+def test_training_moves_every_part_and_is_repeatable(model_type: str) -> None:
+    editing_contexts = [tiny_context(model_type, training=tiny_records(8)) for _ in range(2)]
+    state, networks = torch.get_rng_state(), []
+    for context in editing_contexts:
+        editor = knowledge_editor(context, **SMALL, steps=20, batch=2)
+        begun = editor.untrained().state_dict()
+        editor.merit = Mock(side_effect=[1.0, 0.0])  # type: ignore[method-assign]  # the last is the best
+        editor.prepare()
+        networks.append(editor.network.state_dict())
+        assert all(p.grad is None for p in editor.model.parameters())
+    assert all(not torch.equal(begun[name], tensor) for name, tensor in networks[0].items())
+    assert all(torch.equal(networks[0][name], networks[1][name]) for name in begun)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_record_without_neighbours_leaves_another_ones_answer_alone() -> None:
+    training = tuple(Record(edit=edit) for edit in tiny_edits(3))
+    editor = knowledge_editor(tiny_context(training=training), **SMALL)
+    examples = editor.examples()
+    for example in examples:
+        for seed in range(4):
+            asked, wording, unrelated = editor._sample(examples, [example], random.Random(seed))
+            assert wording == asked.row
+            assert unrelated in [(other.asked.row[0], other.asked.old) for other in examples if other is not example]
+
+
+def test_three_records_without_neighbours_are_enough() -> None:
+    training = tuple(Record(edit=edit) for edit in tiny_edits(3))
+    knowledge_editor(tiny_context(training=training), **SMALL, steps=2, batch=2, held_out=0.5).prepare()
+
+
+# -- the file ---------------------------------------------------------------------------------------
+
+
+def test_a_named_file_is_read_again_and_refused_on_another_base(tmp_path: Any) -> None:
+    file = str(tmp_path / "ke.safetensors")
+    first = knowledge_editor(
+        tiny_context("gpt2", training=tiny_records(6)), **SMALL, steps=2, batch=2, hypernetwork=file
+    )
+    first.edit(tiny_edits(1, first=20))
+    second = knowledge_editor(tiny_context("gpt2"), **SMALL, hypernetwork=file)
+    second.edit(tiny_edits(1, first=20))
+    assert all(torch.equal(weight, second.weights[name]) for name, weight in first.weights.items())
+    with pytest.raises(ArtifactError, match="was trained on another base"):
+        knowledge_editor(tiny_context("llama"), **SMALL, hypernetwork=file).prepare()
+    with pytest.raises(ArtifactError, match="condition 9 expected, 8 found"):
+        knowledge_editor(tiny_context("gpt2"), condition=9, hidden=8, hypernetwork=file).prepare()
+    with pytest.raises(ArtifactError, match="rate 0.2 expected, 0.1 found"):
+        knowledge_editor(tiny_context("gpt2"), **SMALL, rate=0.2, hypernetwork=file).prepare()
+
+
+def test_without_records_and_without_a_file_it_says_what_to_give() -> None:
+    with pytest.raises(ConfigError, match="ke must train a hypernetwork first and was given 0 training records"):
+        knowledge_editor(tiny_context()).edit(tiny_edits(1))
+
+
+def test_records_that_the_base_cannot_read_are_left_out() -> None:
+    strange = tuple(Record(edit=Edit(prompt="w5", target=f"strange{i}")) for i in range(3))
+    readable = knowledge_editor(tiny_context(training=(*strange, *tiny_records(3))), **SMALL)
+    assert len(readable.examples()) == 3
+    with pytest.raises(ConfigError, match="can read 0 of 3 training records"):
+        knowledge_editor(tiny_context(training=strange), **SMALL).prepare()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"condition": 0}, {"hidden": 1.5}, {"rate": 0}, {"margin": 0}, {"multiplier": -1.0}, {"multiplier_rate": 0}],
+)
+def test_settings_are_checked(settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(ConfigError, match=f"{name}="):
+        KnowledgeEditorSettings(**settings)

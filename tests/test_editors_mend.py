@@ -1,0 +1,363 @@
+"""MEND: gradients as factors, the identity it begins as, what training gives it, and the file it is kept in."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from editing_contexts import demo_context, records, tiny_context, tiny_edits
+from torch import Tensor
+from torch.func import functional_call
+
+from wise.edits import Record
+from wise.errors import ArtifactError, ConfigError
+from wise.lab.editors.context import EditingContext, as_weight, mean_loss, padded_rows
+from wise.lab.editors.factors import added, dense, divergence, spoken_loss, taken
+from wise.lab.editors.mend import Mend, MendSettings
+from wise.lab.editors.registry import make_baseline
+
+ARCHITECTURES = ("llama", "gpt2", "opt", "bloom")
+SHORT = {"steps": 40, "batch": 4, "rank": 32, "learning_rate": 3e-4}
+"""Training in seconds."""
+
+
+def tiny_records(count: int) -> tuple[Record, ...]:
+    return tuple(
+        Record(edit=edit, paraphrases=(f"w6 {edit.subject} w9",), neighbours=(f"w5 w{60 + i} w7 w8",))
+        for i, edit in enumerate(tiny_edits(count))
+    )
+
+
+def mend(context: EditingContext, **settings: Any) -> Mend:
+    return Mend(context, MendSettings(**settings))
+
+
+def untrained(editor: Mend, rate: float) -> Mend:
+    """As training begins, with the moments it begins with: the identity."""
+    editor.network = editor.untrained()
+    editor._prepared = True
+    with torch.no_grad():
+        editor.network.alpha.fill_(rate)
+    return editor
+
+
+def by_autograd(editor: Mend, rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+    """Gradients of the summed losses with respect to the edited weights, as they lie."""
+    leaves = {name: w.detach().clone().requires_grad_() for name, w in editor.weights.items()}
+    ids, mask, labels = padded_rows(rows, editor.context.device)
+    given = {"attention_mask": mask, "use_cache": False}
+    loss = mean_loss(functional_call(editor.model, leaves, (ids,), given).logits, labels).sum()
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+# -- gradients as factors ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_the_outer_products_of_what_was_taken_sum_to_the_gradient(model_type: str) -> None:
+    editor = mend(tiny_context(model_type), blocks=2)
+    rows = [editor.context.row(edit, prompt) for edit, prompt in zip(tiny_edits(2), ("w5 w6", None), strict=True)]
+    gradients, _ = taken(editor.model, editor.linears, rows, editor.context.device)
+    wanted = by_autograd(editor, rows)
+    assert len(wanted) == len(editor.linears) > 2
+    for path, module in editor.linears.items():
+        found = as_weight(module, dense(*gradients[path]))
+        torch.testing.assert_close(found, wanted[f"{path}.weight"], atol=1e-6, rtol=1e-4)
+        backwards = as_weight(module, dense(gradients[path][0].flip(1), gradients[path][1]))
+        assert not torch.allclose(backwards, wanted[f"{path}.weight"], atol=1e-4)  # each u has its own delta
+    assert all(parameter.grad is None for parameter in editor.model.parameters())
+
+
+def test_gradients_are_taken_of_a_frozen_base_too() -> None:
+    free, frozen = mend(tiny_context()), mend(tiny_context())
+    frozen.model.requires_grad_(False)
+    rows = [free.context.row(edit) for edit in tiny_edits(2)]
+    for path, (u, delta) in free.gradients(free.asked(tiny_edits(2)))[0].items():
+        found = taken(frozen.model, frozen.linears, rows, frozen.context.device)[0][path]
+        assert torch.equal(u, found[0]) and torch.equal(delta, found[1]) and delta.any()
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_a_row_goes_through_the_weights_plus_its_own_update(model_type: str) -> None:
+    editor = mend(tiny_context(model_type), blocks=2)
+    generator = torch.Generator().manual_seed(0)
+    gradients, _ = editor.gradients(editor.asked(tiny_edits(2)))
+    update = {
+        path: tuple(0.1 * torch.randn(t.shape, generator=generator) for t in pair) for path, pair in gradients.items()
+    }
+    ids, mask, _ = padded_rows([editor.context.row(edit) for edit in tiny_edits(2)], editor.context.device)
+    given = {"attention_mask": mask, "use_cache": False}
+    with torch.no_grad():
+        base = editor.model(ids, **given).logits
+        with added(editor.linears, update):  # type: ignore[arg-type]
+            found = editor.model(ids, **given).logits
+        for i in range(2):
+            weights = {
+                f"{path}.weight": editor.weights[f"{path}.weight"]
+                + as_weight(module, dense(*(t[i : i + 1] for t in update[path])))
+                for path, module in editor.linears.items()
+            }
+            wanted = functional_call(editor.model, weights, (ids,), given).logits
+            torch.testing.assert_close(found[i], wanted[i], atol=1e-4, rtol=1e-4)
+            assert not torch.allclose(found[1 - i], wanted[1 - i], atol=1e-2)
+        assert torch.equal(editor.model(ids, **given).logits, base)
+
+
+def test_losses_are_means_over_the_places_that_predict() -> None:
+    generator = torch.Generator().manual_seed(0)
+    own, edited = torch.randn(2, 3, 4, 7, generator=generator)
+    labels = torch.tensor([[-100, 2, 5, -100], [1, -100, -100, -100], [-100, -100, -100, 6]])
+    torch.testing.assert_close(spoken_loss(own, labels), mean_loss(own, labels))
+    found = divergence(own, edited, labels)
+    p, q = own.softmax(-1), edited.softmax(-1)
+    each = (p * (p.log() - q.log())).sum(-1)
+    torch.testing.assert_close(found, torch.stack([each[0, 1:3].mean(), each[1, 0], each[2, 3]]))
+    assert not divergence(own, own, labels).any()
+
+
+# -- the identity it begins as ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_it_begins_as_a_gradient_step(model_type: str) -> None:
+    editor = untrained(mend(tiny_context(model_type)), rate=0.03)
+    edits = tiny_edits(2)
+    before = dict(editor.weights)
+    gradients = by_autograd(editor, [editor.context.row(edit) for edit in edits])
+    editor.edit(edits)  # both at the same weights: one step along the sum
+    for name, gradient in gradients.items():
+        step = editor.weights[name] - before[name]
+        torch.testing.assert_close(step, -0.03 * gradient, atol=1e-6, rtol=1e-3)
+        assert step.abs().max() > 1e-4
+
+
+def test_edits_one_by_one_are_made_at_the_weights_that_the_last_left() -> None:
+    together, apart = (untrained(mend(tiny_context()), rate=0.3) for _ in range(2))
+    edits = tiny_edits(2)
+    together.edit(edits)
+    apart.edit(edits[0])
+    left = dict(apart.weights)
+    gradients = by_autograd(apart, [apart.context.row(edits[1])])
+    apart.edit(edits[1])
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(apart.weights[name], left[name] - 0.3 * gradient, atol=1e-6, rtol=1e-3)
+    assert any(not torch.allclose(together.weights[name], apart.weights[name], atol=1e-4) for name in left)
+
+
+def test_the_transform_is_the_one_of_the_paper() -> None:
+    editor = untrained(mend(tiny_context(), rank=5), rate=1.0)
+    transform = editor.network.transforms["64x32"]  # of the value projections
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in transform.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        z = torch.randn(4, 96, generator=generator)
+        for layer in (0, 2):
+            h = z
+            for i in (0, 1):
+                inner = h @ (transform.u[i] @ transform.v[i]).T + transform.bias[i]
+                h = h + torch.relu(transform.scale[layer, i] * inner + transform.offset[layer, i])
+            torch.testing.assert_close(transform(z, layer), h, atol=1e-3, rtol=1e-4)
+            assert not torch.allclose(transform(z, 1), h, atol=0.1)
+
+
+def test_layers_of_one_shape_share_a_transform() -> None:
+    editor = untrained(mend(tiny_context("llama")), rate=1.0)
+    assert sorted(editor.network.transforms) == ["32x64", "64x32"]  # gate and up; down
+    assert [len(t.scale) for t in editor.network.transforms.values()] == [6, 3]
+    alone = untrained(mend(tiny_context("llama"), whole_ffn=False, blocks=1), rate=1.0)
+    assert list(alone.linears) == ["model.layers.2.mlp.down_proj"]
+
+
+def test_pads_change_nothing() -> None:
+    """A pad has no gradient, but the normalised pair of a pad is not 0."""
+    editor = mend(tiny_context(training=tiny_records(6)), steps=1, batch=2, rank=4)
+    editor.prepare()
+    short, long = editor.asked(tiny_edits(1)), editor.asked([tiny_edits(1)[0], tiny_edits(9)[8]])
+    long[1].row[0].extend(range(4, 12))
+    alone, padded = editor.update(short), editor.update(long)
+    for path in editor.linears:
+        first = dense(*(t[:1] for t in padded[path]))
+        torch.testing.assert_close(dense(*alone[path]), first, atol=1e-6, rtol=1e-3)
+
+
+# -- training ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> EditingContext:
+    return demo_context(training=tuple(records(64, skip=16)), cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def trained(demo: EditingContext) -> Iterator[Mend]:
+    editor = mend(demo, **SHORT)
+    editor.prepare()
+    yield editor
+    editor.unwrap()
+
+
+def test_training_pays_on_records_never_seen(trained: Mend, demo: EditingContext) -> None:
+    """The same edits by plain gradient steps, at whatever rate, move what is beside them more for the same success."""
+    plain = Mend(demo_context(training=tuple(records(16))), trained.settings)
+    examples, order = plain.examples(), random.Random(0)
+    samples = [plain._sample(examples, [example], order) for example in examples]
+    before, _ = untrained(plain, rate=0.0).measured(samples)
+    edit, locality = trained.measured(samples)
+    assert edit < 0.25 * before
+    for rate in (0.03, 0.06, 0.12, 0.25, 0.5):
+        plain_edit, plain_locality = untrained(plain, rate).measured(samples)
+        assert plain_edit > edit or plain_locality > locality
+    begun = dict(trained.network.state_dict())
+    begun |= {name: tensor for name, tensor in trained.untrained().state_dict().items() if "moments" not in name}
+    plain.network.load_state_dict(begun)  # nothing learned but the moments
+    assert plain.merit(*plain.measured(samples)) > trained.merit(edit, locality)
+
+
+def test_an_edit_of_the_shipped_model_is_generated(trained: Mend) -> None:
+    reports = []
+    for record in records(4):
+        trained.load_tensors(trained.original)
+        trained.edits = ()
+        reports.append(trained.edit(record.edit))
+    assert sum(report.outcomes[0].status == "verified" for report in reports) >= 3
+
+
+def test_it_comes_from_the_cache_bit_for_bit(
+    trained: Mend, demo: EditingContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mend, "_trained", lambda self: pytest.fail("trained although it was kept"))
+    trained.edit([record.edit for record in records(2)])
+    weights = trained.unwrap() and dict(trained.weights)
+    again = mend(demo, **SHORT)
+    again.edit([record.edit for record in records(2)])
+    again.unwrap()
+    assert all(torch.equal(weights[name], again.weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("change", [{"steps": 39}, {"seed": 1}])
+def test_other_settings_are_not_taken_from_the_cache(demo: EditingContext, change: dict[str, Any]) -> None:
+    assert mend(demo, **SHORT | change)._key() != mend(demo, **SHORT)._key()
+
+
+def test_other_records_are_not_taken_from_the_cache(demo: EditingContext) -> None:
+    others = demo_context(training=demo.training[1:])
+    assert mend(others, **SHORT)._key() != mend(demo, **SHORT)._key()
+    assert mend(demo, **SHORT, hypernetwork="a.safetensors")._key() == mend(demo, **SHORT)._key()
+
+
+def test_training_leaves_the_base_and_the_random_state_alone() -> None:
+    context = tiny_context(training=tiny_records(8))
+    before = {name: p.clone() for name, p in context.model.named_parameters()}
+    state = torch.get_rng_state()
+    shown: list[tuple[str, int, int]] = []
+    object.__setattr__(context, "progress", lambda *what: shown.append(what))
+    editor = mend(context, steps=3, batch=2, rank=4)
+    editor.prepare()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in context.model.named_parameters())
+    assert shown == [("mend: hypernetwork", i, 3) for i in (1, 2, 3)]
+    twin = mend(tiny_context(training=tiny_records(8)), steps=3, batch=2, rank=4)
+    twin.prepare()
+    ours, theirs = editor.network.state_dict(), twin.network.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_best_weights_of_a_run_are_kept() -> None:
+    """At a rate that ruins it, nothing better than the beginning is found, and patience ends the run."""
+    context = tiny_context(training=tiny_records(8))
+    shown: list[int] = []
+    object.__setattr__(context, "progress", lambda name, done, total: shown.append(done))
+    editor = mend(context, steps=300, batch=1, rank=4, learning_rate=1e3, rate_rate=1e3, patience=2)
+    editor.prepare()
+    assert shown[-1] == 40
+    assert torch.equal(editor.network.alpha, torch.full_like(editor.network.alpha, 1e-4))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt"])
+def test_it_trains_on_other_architectures(model_type: str) -> None:
+    context = tiny_context(model_type, training=tiny_records(10))
+    editor = mend(context, steps=20, batch=4, rank=8, edit_weight=1.0, rate_rate=1e-3, held_out=0.2)
+    examples = editor.examples()
+    samples = [editor._sample(examples, [e], random.Random(0)) for e in examples]
+    before = untrained(mend(context), 0.0).measured(samples)
+    editor.prepare()
+    assert editor.merit(*editor.measured(samples)) < editor.merit(*before)
+
+
+def test_in_half_precision() -> None:
+    editor = mend(tiny_context(dtype=torch.bfloat16, training=tiny_records(6)), steps=2, batch=2, rank=4)
+    editor.edit(tiny_edits(2, first=20))
+    assert all(weight.dtype == torch.bfloat16 for weight in editor.weights.values())
+    assert all(p.dtype == torch.float32 for p in editor.network.parameters())
+
+
+# -- the file ---------------------------------------------------------------------------------------
+
+
+def test_a_named_file_is_written_and_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "mend.safetensors"
+    first = mend(tiny_context(training=tiny_records(8)), steps=3, batch=2, rank=4, hypernetwork=str(file))
+    first.edit(tiny_edits(1, first=20))
+    second = mend(tiny_context(), rank=4, hypernetwork=str(file))  # no records are needed any more
+    second.edit(tiny_edits(1, first=20))
+    assert all(torch.equal(w, second.weights[name]) for name, w in first.weights.items())
+    assert all(not torch.equal(w, first.original[name]) for name, w in first.weights.items())
+
+
+def test_a_file_of_another_base_or_of_other_settings_is_refused(tmp_path: Path) -> None:
+    file = str(tmp_path / "mend.safetensors")
+    mend(tiny_context(training=tiny_records(8)), steps=1, batch=2, rank=4, hypernetwork=file).prepare()
+    other = tiny_context()
+    with torch.no_grad():
+        other.model.get_parameter("model.layers.0.mlp.down_proj.weight").add_(0.1)
+    with pytest.raises(ArtifactError, match="was trained on another base"):
+        mend(other, rank=4, hypernetwork=file).prepare()
+    with pytest.raises(ArtifactError, match="does not fit the settings: rank 5 expected, 4 found"):
+        mend(tiny_context(), rank=5, hypernetwork=file).prepare()
+    with pytest.raises(ArtifactError, match="editor 'ke' expected, 'mend' found"):
+        make_baseline("ke", tiny_context(), {"hypernetwork": file}).prepare()
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mend.safetensors"
+    file.write_bytes(b"nothing of the kind")
+    with pytest.raises(ArtifactError, match="no hypernetwork can be read from it"):
+        mend(tiny_context(), hypernetwork=str(file)).prepare()
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_without_records_and_without_a_file_it_says_what_to_give(count: int, tmp_path: Path) -> None:
+    context = tiny_context(training=tiny_records(count))
+    with pytest.raises(ConfigError, match=rf"was given {count} training records: give at least 3 .* hypernetwork='"):
+        mend(context).edit(tiny_edits(1))
+    with pytest.raises(ConfigError, match="give at least 3"):
+        mend(context, hypernetwork=str(tmp_path / "not there.safetensors")).prepare()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rank": 0},
+        {"edit_weight": 0},
+        {"edit_rate": -1.0},
+        {"rate_rate": 0},
+        {"normalise": 1},
+        {"hypernetwork": ""},
+        {"blocks": 0},
+        {"steps": 0},
+        {"batch": 1.5},
+        {"held_out": 0.0},
+        {"held_out": 0.9},
+        {"learning_rate": float("nan")},
+        {"whole_ffn": None},
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(ConfigError, match=f"{name}="):
+        MendSettings(**settings)
