@@ -6,6 +6,8 @@ fitting meant it to and nowhere else, and a gate that also opens elsewhere can h
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +22,11 @@ from wise.errors import ConfigError
 from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.prompting import Prompter, PromptRow, Tested, mean_over_records, plain, select
 from wise.lab.eval.routing.scores import served
+from wise.memory.sequences import Ids
 from wise.memory.side_memory import NO_SLOT, Route, Router, SideMemory, SlotBank
+from wise.memory.slot import COMPLETION
 from wise.model import WiseModel
-from wise.router.hybrid import HybridRouter
+from wise.router.hybrid import Decision, HybridRouter
 from wise.training.generation import greedy
 from wise.training.verification import SPARE_TOKENS
 
