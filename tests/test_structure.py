@@ -216,7 +216,10 @@ def test_a_room_cannot_be_imported_by_its_folder(folder: str) -> None:
     )
 
 
-@pytest.mark.parametrize("room", ["wise.router", "wise.memory", "wise.memory.store", "wise.training", "wise.training.writers"])
+NAMED = ["wise.router", "wise.memory", "wise.memory.store", "wise.training", "wise.training.writers"]
+
+
+@pytest.mark.parametrize("room", NAMED)
 def test_a_room_can_be_imported_by_its_name(room: str) -> None:
     assert import_module(room).__name__ == room
 
