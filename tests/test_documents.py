@@ -167,6 +167,15 @@ def test_files_and_tests_that_are_named_are_there(page: Path) -> None:
         assert absent_files(page.read_text(encoding="utf-8")) == []
 
 
+def test_an_absent_file_would_be_seen() -> None:
+    named = "`slot.py`, `wise/edits.py`, `training/nothing.py`, `test_nothing`, `test_readme`"
+    assert absent_files(named.replace("slot.py", "no_slot.py")) == [
+        "no_slot.py",
+        "training/nothing.py",
+        "tests/test_nothing.py",
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
