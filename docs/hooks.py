@@ -193,7 +193,7 @@ def http_schemas() -> str:
 
 def architectures() -> str:
     rows = [(code(name), code(path), code(ATTENTION_OUTPUTS[name])) for name, path in VALUE_PROJECTIONS.items()]
-    return table(("`model_type`", "Value projection that is edited", "Attention output (for `wise locate`)"), rows)
+    return table(("Model type", "Value projection that is edited", "Attention output (for `wise locate`)"), rows)
 
 
 def changelog() -> str:

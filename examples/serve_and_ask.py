@@ -13,7 +13,9 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from typing import Any
+from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 EDIT = {"prompt": "The capital of France is", "target": "Lyon", "subject": "France"}
@@ -31,6 +33,17 @@ class Client:
         with urlopen(Request(self.url + path, data=data, headers=headers, method=method)) as answer:
             return json.load(answer)
 
+    def wait_until_ready(self, seconds: float = 300.0) -> None:
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self.call("GET", "/ready")
+                return
+            except URLError:  # not listening yet, or 503: the process that trains is still starting
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.5)
+
     def complete(self, model: str, prompt: str) -> str:
         body = {"model": model, "prompt": prompt, "max_tokens": 8}
         return str(self.call("POST", "/v1/completions", body)["choices"][0]["text"])
@@ -44,8 +57,9 @@ def main(folder: str | None) -> None:
         service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
             assert service.stdout is not None
-            started = json.loads(service.stdout.readline())  # printed when the service listens
+            started = json.loads(service.stdout.readline())
             client = Client(started["url"], started["token"])
+            client.wait_until_ready()
             model = client.call("GET", "/v1/models")["data"][0]["id"]
             before = client.complete(model, EDIT["prompt"])
 
