@@ -26,7 +26,8 @@ def run(file: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def execute(book: nbformat.NotebookNode, folder: Path) -> None:
-    nbclient.NotebookClient(book, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+    at = {"metadata": {"path": folder}}
+    nbclient.NotebookClient(book, timeout=SECONDS, kernel_name="python3", resources=at).execute()
 
 
 @pytest.mark.slow

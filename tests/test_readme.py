@@ -1,4 +1,4 @@
-"""The README: its Python runs, its commands and scripts exist. `test_documents` checks the other pages with the same tools."""
+"""The README: its Python runs, its commands and scripts exist. `test_documents` checks the other pages alike."""
 
 from __future__ import annotations
 
