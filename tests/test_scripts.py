@@ -147,13 +147,14 @@ def test_no_python_at_all(checkout: Path) -> None:
     assert "there is no 'no-such-python' here" in done.stderr
 
 
-@pytest.mark.parametrize("failing", ["ruff", "mypy", "pytest", "none"])
+@pytest.mark.parametrize("failing", ["ruff", "mypy", "mkdocs", "pytest", "none"])
 def test_every_check_runs_and_one_that_fails_fails_all(checkout: Path, failing: str) -> None:
     write_python(checkout, f'#!/bin/sh\necho "ran $2"\n[ "$2" != {failing} ]\n')
     done = run(checkout / ".ci/run", cwd=checkout.parent)
     assert done.returncode == (failing != "none")
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
-    assert [line for line in ran if line not in ("ran ", "ran pip")] == ["ran ruff", "ran mypy", "ran pytest"]
+    checks = [f"ran {name}" for name in ("ruff", "mypy", "mkdocs", "pytest")]
+    assert [line for line in ran if line not in ("ran ", "ran pip")] == checks
     assert ("all passed" in done.stdout) == (failing == "none")
     assert "looked for PostgreSQL" in done.stdout
 

@@ -1,0 +1,222 @@
+"""Writes the reference pages of the site from the code.
+
+A page has a line `<!-- generated: NAME -->` for each table. The hook replaces the line by what the function of that
+name in `GENERATED` returns. A settings table, the list of commands and the HTTP reference are therefore never out of
+date. `mkdocs.yml` names this file.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import typer.main
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from wise.architectures import ATTENTION_OUTPUTS, VALUE_PROJECTIONS
+from wise.cli.app import EXIT_CODES, app
+from wise.config import WiseConfig
+from wise.serve.app import build_app
+from wise.serve.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+SCHEMA_FILE = "reference/openapi.json"
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def code(value: object) -> str:
+    return f"`{value}`"
+
+
+# -- settings ---------------------------------------------------------------------------------
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring behind each field of a class."""
+    (body,) = (node.body for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body if hasattr(node, "body"))
+    found = {}
+    for field, following in zip(body, body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(following, ast.Expr)
+            and isinstance(following.value, ast.Constant)
+        ):
+            found[ast.unparse(field.target)] = one_line(str(following.value.value))
+    return found
+
+
+def wise_config() -> str:
+    docs = field_docs(WiseConfig)
+    rows = [(code(f.name), code(f.type), code(repr(f.default)), docs.get(f.name, "")) for f in fields(WiseConfig)]
+    return table(("Field", "Type", "Default", "Meaning"), rows)
+
+
+def service_settings() -> str:
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None or field.is_required() else code(field.default)
+        if field.default_factory is not None:
+            default = "`wise/store` in the user's data folder"
+        rows.append((code(name), code(f"WISE_{name.upper()}"), default, one_line(field.description)))
+    return table(("Setting", "Environment", "Default", "Meaning"), rows)
+
+
+# -- commands ---------------------------------------------------------------------------------
+
+
+def subcommands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Each command with its full name, groups before what is in them."""
+    yield name, command
+    for child, inner in getattr(command, "commands", {}).items():
+        yield from subcommands(inner, f"{name} {child}")
+
+
+def described(parameter: Any) -> tuple[str, str, str]:
+    argument = parameter.param_type_name == "argument"
+    names = [parameter.metavar or parameter.name.upper()] if argument else [*parameter.opts, *parameter.secondary_opts]
+    default = parameter.default
+    shown = "required" if parameter.required else "" if default in (None, False) or callable(default) else code(default)
+    return ", ".join(map(code, names)), shown, one_line(getattr(parameter, "help", ""))
+
+
+def commands() -> str:
+    parts = [EXIT_CODES]
+    for name, command in subcommands(typer.main.get_command(app), "wise"):
+        parts.append(f"## `{name}`" if name.count(" ") < 2 else f"### `{name}`")
+        parts.append(inspect.cleandoc(command.help or "").replace("\f", ""))
+        rows = [described(p) for p in command.params if p.name != "help" and not getattr(p, "hidden", False)]
+        if rows:
+            parts.append(table(("Option", "Default", "Meaning"), rows))
+    return "\n\n".join(parts)
+
+
+# -- HTTP -------------------------------------------------------------------------------------
+
+
+def openapi() -> dict[str, Any]:
+    """The schema of the service, as `GET /openapi.json` returns it."""
+    schema: dict[str, Any] = build_app(SimpleNamespace(settings=Settings(), metrics=None)).openapi()  # type: ignore[arg-type]
+    return schema
+
+
+def type_of(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(type_of(one) for one in schema["anyOf"]))
+    if schema.get("type") == "array":
+        return f"list of {type_of(schema.get('items', {}))}"
+    if "enum" in schema or "const" in schema:
+        return ", ".join(code(json.dumps(value)) for value in schema.get("enum", [schema.get("const")]))
+    return str(schema.get("type", "any"))
+
+
+def body_of(content: dict[str, Any]) -> str:
+    return " or ".join(type_of(media["schema"]) for media in content.values() if media.get("schema"))
+
+
+def operation(method: str, path: str, told: dict[str, Any]) -> str:
+    parts = [f"### `{method.upper()} {path}`", inspect.cleandoc(told.get("description", ""))]
+    parts.append("Needs a token." if told.get("security") else "Needs no token.")
+    rows = [
+        (code(p["name"]), p["in"], type_of(p["schema"]), one_line(p.get("description")))
+        for p in told.get("parameters", ())
+    ]
+    if rows:
+        parts.append(table(("Parameter", "In", "Type", "Meaning"), rows))
+    if "requestBody" in told:
+        parts.append(f"Body: {body_of(told['requestBody']['content'])}.")
+    answers = [
+        f"{code(status)} {body_of(answer.get('content', {}))}".strip()
+        for status, answer in sorted(told["responses"].items())
+        if status < "400"
+    ]
+    errors = [code(status) for status in sorted(told["responses"]) if status >= "400"]
+    parts.append(f"Returns {', '.join(answers)}." + (f" Errors: {', '.join(errors)}." if errors else ""))
+    return "\n\n".join(part for part in parts if part)
+
+
+def http_routes() -> str:
+    paths = openapi()["paths"].items()
+    return "\n\n".join(operation(method, path, told) for path, methods in paths for method, told in methods.items())
+
+
+def http_errors() -> str:
+    found = {
+        status: one_line(answer["description"])
+        for methods in openapi()["paths"].values()
+        for told in methods.values()
+        for status, answer in told["responses"].items()
+        if status >= "400"
+    }
+    return table(("Status", "Meaning"), [(code(status), found[status]) for status in sorted(found)])
+
+
+def http_schemas() -> str:
+    parts = []
+    for name, schema in openapi()["components"]["schemas"].items():
+        required = schema.get("required", ())
+        rows = []
+        for field, told in schema.get("properties", {}).items():
+            default = code(json.dumps(told["default"])) if "default" in told else ""
+            shown = "required" if field in required else default
+            rows.append((code(field), type_of(told), shown, one_line(told.get("description"))))
+        parts.append(f"### {name}")
+        parts.append(inspect.cleandoc(schema.get("description", "")))
+        if rows:
+            parts.append(table(("Field", "Type", "Default", "Meaning"), rows))
+    return "\n\n".join(part for part in parts if part)
+
+
+# -- models, changelog ------------------------------------------------------------------------
+
+
+def architectures() -> str:
+    rows = [(code(name), code(path), code(ATTENTION_OUTPUTS[name])) for name, path in VALUE_PROJECTIONS.items()]
+    return table(("Model type", "Value projection that is edited", "Attention output (for `wise locate`)"), rows)
+
+
+def changelog() -> str:
+    return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("\n")[2]
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    made.__name__: made
+    for made in (
+        wise_config, service_settings, commands, http_routes, http_errors, http_schemas, architectures, changelog
+    )
+}
+
+
+def filled(markdown: str) -> str:
+    """A page with what its marks stand for. Raises KeyError for a mark that is not known."""
+    return MARK.sub(lambda found: GENERATED[found[1]](), markdown)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    return filled(markdown)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    files.append(File.generated(config, SCHEMA_FILE, content=json.dumps(openapi(), indent=1)))
+    return files

