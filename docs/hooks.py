@@ -25,8 +25,8 @@ from mkdocs.structure.files import File, Files
 from wise.architectures import ATTENTION_OUTPUTS, VALUE_PROJECTIONS
 from wise.cli.app import EXIT_CODES, app
 from wise.config import WiseConfig
-from wise.serve.app import build_app
-from wise.serve.settings import Settings
+from wise.serving.app import build_app
+from wise.serving.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)

@@ -25,7 +25,7 @@ from test_readme import absent_files, blocks, missing_scripts, run_blocks, scrip
 import wise
 from wise.architectures import VALUE_PROJECTIONS
 from wise.cli.app import app
-from wise.serve.settings import Settings, load
+from wise.serving.settings import Settings, load
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
