@@ -348,8 +348,7 @@ def test_nothing_is_longer_than_the_context(context: int) -> None:
 
 def test_what_cannot_be_built_is_said() -> None:
     bare = [Record(edit=record.edit) for record in RECORDS]
-    found = build(bare, pool=[], text=[], questions=[])
-    assert found.skipped == {
+    missing = {
         "positives.paraphrases": "the records have no paraphrases that fitting has not seen",
         "positives.free_paraphrases": "the records have no free paraphrases that fitting has not seen",
         "positives.prefixed": "there is no sentence of running text that names no edited subject, or none fits the "
@@ -366,6 +365,12 @@ def test_what_cannot_be_built_is_said() -> None:
         "negatives.multi_turn": "no generic question is left that names no edited subject, or none fits the context "
         "behind another turn",
     }
+    with pytest.raises(ConfigError, match="no negatives could be built") as refused:
+        build(bare, pool=[], text=[], questions=[])
+    assert all(why in str(refused.value) for name, why in missing.items() if name.startswith("negatives."))
+    built = ("generic", "chat", "multi_turn")
+    found = build(bare, pool=[], text=[], questions=["What floats?"])
+    assert found.skipped == {name: why for name, why in missing.items() if name.removeprefix("negatives.") not in built}
 
 
 def test_an_empty_set_is_refused() -> None:
