@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from test_chat_edits import chat_model
 
 from wise.edits import Edit, Record
 from wise.errors import EditError
-from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of
+from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of, read_facts
 from wise.lab.eval.chat.measure import ANSWER_TOKENS, SAME_SUBJECT, UNRELATED, apply_edits, measure_chat, says
 from wise.router.subjects import SubjectIndex
 from wise.training.encoding import Encoder
@@ -51,6 +52,13 @@ def test_neighbours_name_no_edited_subject() -> None:
 def test_an_answer_is_right_with_the_target_and_without_the_old_answer(answer: str, right: bool) -> None:
     edit = Edit(prompt="What is the capital of France?", target="Lyon", subject="France")
     assert says(Fact(edit=edit, rewordings=(), answer="Paris"), answer) is right
+
+
+def test_bad_facts_are_named_by_their_line(tmp_path: Path) -> None:
+    file = tmp_path / "facts.jsonl"
+    file.write_text('{"prompt": "Who?", "target": "he", "paraphrases": []}\n{"prompt": "Who?"}\n')
+    with pytest.raises(EditError, match="line 2"):
+        read_facts(file)
 
 
 def test_a_half_that_there_is_not_is_named() -> None:

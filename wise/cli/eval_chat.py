@@ -12,13 +12,16 @@ import typer
 
 from wise.cli.common import (
     DeviceOption,
+    EncoderOption,
     FormatOption,
     JsonOption,
     ModelOption,
     ProgressOption,
+    RelationsOption,
     SeedOption,
     SetOption,
     ThreadsOption,
+    absolute,
     check_file,
     parsed_settings,
     progress_bars,
@@ -39,6 +42,10 @@ FORMS = ("chat", "completion")
 
 def eval_chat(
     model: ModelOption = None,
+    facts: Annotated[
+        Path | None,
+        typer.Option("--facts", exists=True, dir_okay=False, help="File of facts. Left out: those that ship."),
+    ] = None,
     half: Annotated[str, typer.Option("--half", help="Of the shipped facts: judge or fit.")] = "judge",
     kinds: Annotated[
         str, typer.Option("--kinds", help="Of the shipped facts, with commas: known, private, nameless.")
@@ -70,6 +77,8 @@ def eval_chat(
     set_: SetOption = None,
     form: Annotated[str, typer.Option("--form", help="chat, or completion: prompts as plain texts.")] = "chat",
     oracle: Annotated[bool, typer.Option("--oracle/--no-oracle", help="Also with the right edit held open.")] = True,
+    encoder: EncoderOption = None,
+    relations: RelationsOption = None,
     output: Annotated[Path | None, typer.Option("--output", help="File for all figures, JSON.")] = None,
     save: Annotated[
         Path | None, typer.Option("--save", help="Folder to keep the edits in, before they are asked for.")
@@ -97,13 +106,15 @@ def eval_chat(
     if output is not None:
         check_file("--output", output)
     chosen_settings = parsed_settings(set_) | settings(seed=seed)
+    if editor == "wise-hybrid":
+        chosen_settings |= settings(encoder=encoder, relations=absolute(relations))
     base, tokenizer = load_model(model, threads=threads, device=device)
     with progress_bars(progress) as show:
         wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=form == "chat", progress=show)
         begun = time.process_time()
         wrapped.prepare()
         prepared = time.process_time() - begun
-        chosen = _facts(wrapped, half, kinds, data, format_, known, skip, limit, form, seed or 0)
+        chosen = _facts(wrapped, facts, half, kinds, data, format_, known, skip, limit, form, seed or 0)
         report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
         if save is not None:
             wrapped.save_pretrained(save)
@@ -125,7 +136,7 @@ def eval_chat(
         "distractors": {str(count): found for count, found in measured.items() if count},
         "verified": report.count("verified"),
         "form": form,
-        "source": data.name if data else f"everyday, {half}: {kinds}",
+        "source": data.name if data else facts.name if facts else f"everyday, {half}: {kinds}",
         "preparation_cpu_seconds": prepared,
         "cpu_seconds_per_edit": report.cpu_seconds / len(chosen),
         "not_verified": [
@@ -173,6 +184,7 @@ def _distracted(
 
 def _facts(
     wrapped: EditedModel,
+    facts: Path | None,
     half: str,
     kinds: str,
     data: Path | None,
@@ -183,7 +195,7 @@ def _facts(
     form: str,
     seed: int,
 ) -> Sequence[Fact]:
-    from wise.lab.eval.chat.facts import everyday_facts, facts_of
+    from wise.lab.eval.chat.facts import everyday_facts, facts_of, read_facts
     from wise.lab.eval.chat.measure import base_says
     from wise.lab.formats.datasets import read_records
 
@@ -192,4 +204,6 @@ def _facts(
         found = facts_of(read_records(data, format=format_, limit=many)[skip:], seed=seed)
         found = [fact for fact in found if not known or fact.answer]
         return base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found[:limit]
+    if facts is not None:
+        return read_facts(facts)[:limit]
     return everyday_facts(half, [kind.strip() for kind in kinds.split(",") if kind.strip()])[:limit]

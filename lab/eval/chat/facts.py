@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from pathlib import Path
 
 from wise.edits import Edit, Record
 from wise.errors import EditError
@@ -54,6 +54,20 @@ def everyday_facts(half: str | None = None, kinds: Sequence[str] = ()) -> list[F
     return [_fact(r) for r in rows if half in (None, r["half"]) and (not kinds or r["kind"] in kinds)]
 
 
+def read_facts(path: Path) -> list[Fact]:
+    """Facts of a file of JSON lines, in the shape of `everyday.jsonl`; `aliases`, `kind` and `half` may be left out.
+
+    Raises EditError, naming the line, for one that is not usable.
+    """
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            found.append(_fact(json.loads(line)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise EditError(f"{path}, line {number}: {error}") from error
+    return found
+
+
 def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> list[Fact]:
     """Records of a published set, each with so many of its wordings and neighbours.
 
@@ -94,17 +108,25 @@ def _wording(text: str, record: Record) -> str:
     return text.replace(record.edit.subject, "{}") if record.edit.subject else text
 
 
-def _fact(row: dict[str, Any]) -> Fact:
-    prompt, subject = row["prompt"], row.get("subject")
-    named = None if subject is None else _as_written(subject, prompt)
-    aliases = tuple(row.get("aliases", ())) if named else ()
+def _fact(row: dict[str, object]) -> Fact:
+    def texts(name: str) -> tuple[str, ...]:
+        value = row.get(name) or ()
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"field {name!r}: a list of texts was expected")
+        return tuple(map(str, value))
+
+    subject = row.get("subject")
+    prompt = str(row["prompt"])
+    named = None if subject is None else _as_written(str(subject), prompt)
+    edit = Edit(prompt=prompt, target=str(row["target"]), subject=named, aliases=texts("aliases") if named else ())
+    answer = row.get("answer")
     return Fact(
-        edit=Edit(prompt=prompt, target=row["target"], subject=named, aliases=aliases),
-        rewordings=tuple(row["paraphrases"]),
-        same_subject=tuple(row.get("same_subject", ())),
-        neighbours=tuple(row.get("neighbours", ())),
-        answer=row.get("answer"),
-        kind=row["kind"],
+        edit=edit,
+        rewordings=texts("paraphrases"),
+        same_subject=texts("same_subject"),
+        neighbours=texts("neighbours"),
+        answer=None if answer is None else str(answer),
+        kind=str(row.get("kind", "")),
     )
 
 
