@@ -35,9 +35,9 @@ LABORATORY, COMMANDS = "wise.lab", "wise.cli"
 WITHIN_LAB = {
     "formats": set(),
     "editors": set(),
-    "eval": {"editors"},
+    "eval": {"editors", "formats"},
     "bench": {"eval", "editors"},
-    "locate": {"eval", "formats"},
+    "locate": {"editors", "eval", "formats"},
     "report": set(),
 }
 """What each part of the laboratory may import of the others."""

@@ -23,7 +23,7 @@ from wise.edits import Edit
 from wise.errors import EditError
 from wise.lab.editors.context import ROWS, EditingContext, TokenRow, mean_loss, padded_rows
 from wise.lab.editors.settings import Settings
-from wise.lab.subject_spans import subject_spans
+from wise.lab.editors.subject_spans import subject_spans
 from wise.memory.layer import hooked
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample

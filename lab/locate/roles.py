@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wise.lab.subject_spans import Span, subject_spans
+from wise.lab.editors.subject_spans import Span, subject_spans
 from wise.training.encoding import Encoder
 
 FIRST_SUBJECT, MIDDLE_SUBJECT, LAST_SUBJECT, FIRST_SUBSEQUENT, FURTHER, LAST = ROLES = (

@@ -131,7 +131,9 @@ class Editor:
     def do(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Runs one of the commands below, by its name."""
         commands: dict[str, Callable[..., dict[str, Any]]] = {
-            command.__name__: command for command in (self.delete, self.rollback, self.preview)
+            "delete": self.delete,
+            "rollback": self.rollback,
+            "preview": self.preview,
         }
         return commands[name](**arguments)
 
