@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from serving import NAME, Running, running, until
+from serving import NAME, PATIENCE, Running, running, until
 
 import wise
 from wise.memory.state import MemoryState
@@ -295,30 +294,28 @@ def test_an_edit_that_breaks_training_fails_alone(served: Running, monkeypatch: 
     assert (said(served), said(served, spain["prompt"])) == (" Paris.", " Porto.")
 
 
-def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path) -> None:
+def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was handed in before an edit went live is answered as if it had not, though it is answered later."""
     with running(tmp_path / "store", max_batch_size=1) as served:
+        engine, decode, may_decode = served.service.engine, served.service.engine._decode, threading.Event()
+        monkeypatch.setattr(engine, "_decode", lambda: (may_decode.wait(PATIENCE), decode()))
         told: dict[str, str] = {}
 
-        def long() -> None:
+        def asks(prompt: str) -> None:
             with served.client("reader") as client:
-                body = {"model": NAME, "prompt": "The", "n": 16, "max_tokens": 120, "temperature": 1.2, "seed": 1}
-                assert client.post("/v1/completions", json=body).status_code == 200
+                done = client.post("/v1/completions", json={"model": NAME, "prompt": prompt}).json()
+            told[prompt] = done["system_fingerprint"] + done["choices"][0]["text"]
 
-        def early() -> None:
-            with served.client("reader") as client:
-                done = client.post("/v1/completions", json={"model": NAME, "prompt": FRANCE}).json()
-            told[done["system_fingerprint"]] = done["choices"][0]["text"]
-
-        threads = [threading.Thread(target=work) for work in (long, long, early)]
-        for thread in threads:
+        threads = [threading.Thread(target=asks, args=[prompt]) for prompt in ("The capital of Spain is", FRANCE)]
+        for handed_in, thread in enumerate(threads, start=1):
             thread.start()
-            time.sleep(0.2)
+            until(lambda n=handed_in: engine.busy == n)  # type: ignore[misc]
         served.edit(LYON)
-        assert not told, "the early request was answered before the edit was live: the test shows nothing"
+        assert not told, "a request was answered before the edit was live: the test shows nothing"
+        may_decode.set()
         for thread in threads:
             thread.join()
-        assert told == {"version-0": " Paris."}
+        assert told[FRANCE] == "version-0 Paris."
         assert said(served) == " Lyon."
 
 

@@ -46,18 +46,18 @@ JOIN_TIMEOUT = 5.0
 class Runner:
     """Calls the model's forward with a memory for each row."""
 
-    def __init__(self, model: PreTrainedModel, mixed: BatchedMemory) -> None:
-        """mixed: is in the model's layer already."""
+    def __init__(self, model: PreTrainedModel, memory: BatchedMemory) -> None:
+        """memory: is in the model's layer already."""
         parameters = inspect.signature(model.forward).parameters
         self.model: Any = model
-        self.mixed = mixed
+        self.memory = memory
         self.device = execution_device(model)
         self.cache_name = next(name for name in CACHE_NAMES if name in parameters)
         self.takes_positions = "position_ids" in parameters
 
     def run(self, memories: Sequence[SideMemory | None], ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
         """New ids `[rows, n]` behind the cache, mask `[rows, all]` -> logits after the last `[rows, vocabulary]`."""
-        self.mixed.rows = memories
+        self.memory.rows = memories
         inputs: dict[str, Any] = {self.cache_name: cache}
         if self.takes_positions:
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
