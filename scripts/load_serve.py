@@ -40,7 +40,7 @@ SAMPLED = 5.0
 
 
 @dataclass
-class RoutingRecord:
+class ClientRecord:
     """What the clients were told in one phase."""
 
     gaps: list[float] = field(default_factory=list)
@@ -62,8 +62,8 @@ class RoutingRecord:
         }
 
 
-def _summed(phases: list[RoutingRecord]) -> RoutingRecord:
-    total = RoutingRecord()
+def _summed(phases: list[ClientRecord]) -> ClientRecord:
+    total = ClientRecord()
     for phase in phases:
         total.gaps += phase.gaps
         total.firsts += phase.firsts
@@ -101,7 +101,7 @@ async def _post(service: Service, path: str, body: dict[str, Any], headers: str 
     return reader, writer
 
 
-async def _ask(service: Service, heard: RoutingRecord, prompt: str, long: bool, seed: int) -> None:
+async def _ask(service: Service, heard: ClientRecord, prompt: str, long: bool, seed: int) -> None:
     body: dict[str, Any] = {"model": NAME, "prompt": prompt, "stream": True, "max_tokens": 24}
     if long:
         body |= {"max_tokens": LONG_TOKENS, "temperature": 1.0, "seed": seed}
@@ -131,7 +131,7 @@ async def _ask(service: Service, heard: RoutingRecord, prompt: str, long: bool, 
         heard.answers.append((prompt, version, text))
 
 
-async def _client(service: Service, heard: RoutingRecord, prompts: list[str], number: int, stop: asyncio.Event) -> None:
+async def _client(service: Service, heard: ClientRecord, prompts: list[str], number: int, stop: asyncio.Event) -> None:
     order = random.Random(number)
     turn = 0
     while not stop.is_set():
@@ -168,9 +168,9 @@ async def _phase(
     seconds: float,
     memory: list[dict[str, float]],
     until: Any = None,
-) -> RoutingRecord:
+) -> ClientRecord:
     """Clients ask for so long, and until what is to be done meanwhile is done."""
-    heard, stop = RoutingRecord(), asyncio.Event()
+    heard, stop = ClientRecord(), asyncio.Event()
     begun = time.perf_counter()
     tasks = [asyncio.create_task(_client(service, heard, prompts, i, stop)) for i in range(clients)]
     work = asyncio.create_task(until) if until is not None else None
@@ -198,7 +198,7 @@ async def _edited(service: Service, facts: list[Fact], limit: float) -> None:
         await asyncio.sleep(1.0)
 
 
-def _doubtful(heard: list[RoutingRecord], tickets: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
+def _doubtful(heard: list[ClientRecord], tickets: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
     """Answers that are neither the target of an edit that is live in their version, nor the base's where none is."""
     live = {ticket["prompt"]: ticket for ticket in tickets if ticket["live_in"] is not None}
     before = {prompt: text for prompt, version, text in heard[0].answers if version == 0}
@@ -304,8 +304,8 @@ def _loaded(
 
     share = -(-len(facts) // arguments.rounds)
 
-    async def all_phases() -> list[RoutingRecord]:
-        async def phase(until: Any = None) -> RoutingRecord:
+    async def all_phases() -> list[ClientRecord]:
+        async def phase(until: Any = None) -> ClientRecord:
             heard = await _phase(service, prompts, arguments.clients, arguments.seconds, memory, until)
             sys.stderr.write(json.dumps(heard.to_dict()) + "\n")
             return heard

@@ -212,6 +212,10 @@ def test_a_file_cut_off_anywhere_lengthened_or_missing_is_refused(saved: Path, n
             {CONFIG: '{"format": "wise-memory", "schema_version": 3, "wise_version": "9.0"}'},
             "schema_version=3, and this release reads 2; install the wise-runtime that wrote it .9.0.",
         ),
+        (
+            {CONFIG: '{"format": "wise-memory", "schema_version": 1, "wise_version": "0.0"}'},
+            "schema_version=1, and this release reads 2; install the wise-runtime that wrote it .0.0.",
+        ),
     ],
 )
 def test_what_is_no_memory_of_ours_is_told_apart(tmp_path: Path, files: dict[str, str], message: str) -> None:

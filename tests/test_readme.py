@@ -113,6 +113,7 @@ def test_what_is_looked_for_is_found() -> None:
 
 def absent_files(text: str) -> list[str]:
     """Files and tests named in backticks that are nowhere in the repository, wherever their room."""
-    named = re.findall(r"`([\w/]+\.py)`", text) + [f"tests/{name}.py" for name in re.findall(r"`(test_\w+)`", text)]
+    named = re.findall(r"`([\w/]+\.(?:py|toml))`", text)
+    named += [f"tests/{name}.py" for name in re.findall(r"`(test_\w+)`", text)]
     rooms = ("", "wise", "memory", "router", "training", "lab")
     return [name for name in named if not any((ROOT / room / name).is_file() for room in rooms)]

@@ -1,9 +1,9 @@
 """Contradicting edits in different words: the last one that was written stays (`hybrid`).
 
-Two edits contradict each other if they have one subject and unlike targets, and the router takes the question of each
-for that of the other: a third wording of it could be answered by either. The centre of the nearest relation is not
-compared, since two edits that no shipped relation fits may share it. Two edits of one prompt are no conflict: the later
-one replaces the earlier one.
+Two edits contradict each other if they have one subject and unlike targets, and the question of each scores well above
+the threshold for the other: a third wording of it could be answered by either. The centre of the nearest relation is
+not compared, since two edits that no shipped relation fits may share it. Two edits of one prompt are no conflict: the
+later one replaces the earlier one.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ def without(parent: Snapshot, edit_ids: Collection[str], forget: Forget | None) 
     if forget is None:
         raise StoreError(
             f"edit {next(iter(edit_ids))!r} shares a slot with others, which must be written anew without it: give "
-            "delete() what does that (`forget`); `wise delete` and the service do"
+            "delete() what does that (`forget`); `wise store delete` and the service do"
         )
     state = forget(parent.state, edit_ids)
     check_edits(state, parent, {})

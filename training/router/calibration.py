@@ -17,39 +17,6 @@ from wise.training.router.examples import names, put, stated, wordings
 
 RELATION_WEIGHTS = (1 / 3, 2 / 3)
 """How much an edit's question, and the question with the answer, have to say in which relation it is of."""
-ANSWERED = 0.8
-"""Share of masked wordings that are read with an answer on one side, as an edit is."""
-READ_AT_ONCE = 32
-"""Texts of one batch of the encoder."""
-MAX_TOKENS = 96
-HELD_OUT = 6
-"""One relation in so many is never taught."""
-FALSE_POSITIVE_RATE = 0.05
-"""Share of other questions about a subject that the threshold lets pass."""
-SENTENCE_RATE = 0.02
-"""The same of unfinished sentences. Plain text asks at many places, and seldom for what was edited."""
-NAMELESS_RATE = 0.02
-"""Share of other questions that the threshold of an edit without a subject lets pass."""
-UNNAMED_RATE = 0.0005
-"""Share of questions about other subjects that the threshold without a name lets pass."""
-MEASURING = "measuring held-out relations"
-QUESTION_FRAMES = (
-    *["{}"] * 6,
-    "Can you tell me: {}",
-    "Please tell me. {}",
-    "{} Thanks!",
-    "Quick question: {}",
-    "Question: {} Answer:",
-    "I like long walks. {}",
-    "Hi! {}",
-    "I am filling in a form: {}",
-    "{} I keep forgetting.",
-    "{} Please answer briefly.",
-    "I'm filling in a form and one box is still empty. {}",
-    "My friend and I argued about it yesterday. {}",
-    "For a quiz at work I need one more answer: {}",
-    "hey, {}",
-)
 FALSE_POSITIVE_RATE = 0.05
 """Share of other questions about a subject that the threshold lets pass."""
 SENTENCE_RATE = 0.02
