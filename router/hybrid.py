@@ -85,9 +85,7 @@ class HybridRouter(Router):
         self.inputs = inputs
         self._state = state
         self._catalog = catalog_of(state)
-        # On a base without a chat template plain text is the only way to ask, so it is as likely to ask as a question.
-        margin = inputs.reader.sentence_threshold - inputs.reader.threshold if inputs.template is not None else 0.0
-        self._sentence_margin = max(0.0, margin)
+        self._sentence_margin = max(0.0, inputs.reader.sentence_threshold - inputs.reader.threshold)
         self._decisions: OrderedDict[bytes, Decision] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -213,9 +211,8 @@ class HybridRouter(Router):
         return None if known is NOTHING else known
 
     def _completed(self, said: str) -> Decision:
-        """The same for a passage that is not cached. On a base with a chat template an unfinished sentence has a higher
-        threshold than a question. On any base the threshold is higher where it is not clear that an answer is expected.
-        """
+        """The same for a passage that is not cached. An unfinished sentence has a higher threshold than a question, and
+        a still higher one where it is not clear that an answer is expected."""
         if is_question(said) or self._ends_a_prompt(said):
             return self.decide(said)
         mentions = self._catalog.subjects.mentions(said)

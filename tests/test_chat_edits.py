@@ -14,7 +14,6 @@ from tiny import EOS, reading, tiny_model, tiny_tokenizer
 import wise
 from wise.edits import Message
 from wise.memory.slot import CHAT, COMPLETION
-from wise.router.hybrid import HybridRouter
 from wise.router.turns import render
 from wise.training.generation import greedy
 
@@ -221,17 +220,3 @@ def test_a_conversation_is_no_plain_text_and_its_template_may_refuse_it() -> Non
     assert model.ask(TURNS)
     with pytest.raises(wise.ConfigError, match="refuses messages of system, user .none"):
         model.ask([{"role": "system", "content": "w33"}, *TURNS[-1:]])
-
-
-@pytest.mark.parametrize(
-    ("template", "threshold", "active"), [(TEMPLATE, 0.5, True), (TEMPLATE, 0.98, False), (None, 0.98, True)]
-)
-def test_a_sentence_is_held_to_ask_less_often_where_there_are_chats(
-    template: str | None, threshold: float, active: bool
-) -> None:
-    model = chat_model(template)
-    model.edit(EDITS)
-    assert model.inputs is not None
-    model.inputs.reader.sentence_threshold = threshold
-    router = HybridRouter(model.state, model.inputs)
-    assert bool(router.active_positions(model.encoder.prompt("w53 w50 w51 w52"))) is active
