@@ -89,7 +89,7 @@ def save_memory(
             "kinds": kinds,
             "files": {name: _measure(new / name) for name in (EDITS_FILE, TENSORS_FILE)},
         }
-        text = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1, ensure_ascii=False)
+        text = json.dumps(manifest | {"sha256": digest_of_json(manifest)}, indent=1, ensure_ascii=False)
         (new / CONFIG_FILE).write_bytes(text.encode())
 
 
@@ -148,9 +148,9 @@ def _measure(file: Path) -> dict[str, Any]:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
-def _digest(manifest: Mapping[str, Any]) -> str:
+def digest_of_json(value: object) -> str:
     """SHA-256 of what the JSON says, however it is laid out."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 # -- finding ----------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def _read_manifest(file: Path) -> _Manifest:
             f"{file.name}: schema_version={version!r}, and this release reads {SCHEMA_VERSION}; install "
             f"the wise-runtime that wrote it ({data.get('wise_version')})"
         )
-    if data.pop("sha256", None) != _digest(data):
+    if data.pop("sha256", None) != digest_of_json(data):
         _refuse(f"{file.name}: was changed after it was written (its SHA-256 differs); {_AGAIN}")
     try:
         return _Manifest(

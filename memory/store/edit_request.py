@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,6 +9,7 @@ from typing import Any
 
 from wise.edits import Edit
 from wise.errors import EditError, checked_text, given
+from wise.memory.artifact import digest_of_json
 
 QUEUED, TRAINING, LIVE, FAILED, RETIRED = "queued", "training", "live", "failed", "retired"
 FOLLOWS: Mapping[str, tuple[str, ...]] = {
@@ -135,10 +134,6 @@ class Version:
 def now(*, after: float = 0.0) -> str:
     """This instant by the clock, or so many seconds after: UTC, of fixed width, so that texts compare as instants."""
     return _written(datetime.now(UTC) + timedelta(seconds=after))
-
-
-def digest_of_json(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _written(instant: datetime) -> str:

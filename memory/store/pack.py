@@ -18,13 +18,13 @@ from typing import Any
 
 from wise.config import WiseConfig
 from wise.errors import ArtifactError, EditError, StoreError
-from wise.memory.artifact import CONFIG_FILE, FILES, load_memory, save_memory
+from wise.memory.artifact import CONFIG_FILE, FILES, digest_of_json, load_memory, save_memory
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import replaced_folder
 from wise.memory.key_space import Space
 from wise.memory.state import MemoryState
 from wise.memory.store.backends.base import digest_of
-from wise.memory.store.edit_request import EditRequest, Ticket, digest_of_json
+from wise.memory.store.edit_request import EditRequest, Ticket
 from wise.memory.store.segments import encode_space
 from wise.memory.store.versions import Snapshot
 
