@@ -20,14 +20,14 @@ from typing import Any
 
 import pytest
 import typer.main
-from test_readme import absent_files, blocks, missing_scripts, run_blocks, scripts
+from pages import absent_files, blocks, missing_scripts, run_blocks, scripts
+from repository import ROOT
 
 import wise
 from wise.architectures import VALUE_PROJECTIONS
 from wise.cli.app import app
 from wise.serving.settings import Settings, load
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 WRITTEN = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "ARCHITECTURE.md"]
 each_page = pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -169,11 +169,12 @@ def test_files_and_tests_that_are_named_are_there(page: Path) -> None:
 
 
 def test_an_absent_file_would_be_seen() -> None:
-    named = "`slot.py`, `wise/edits.py`, `training/nothing.py`, `test_nothing`, `test_readme`"
-    assert absent_files(named.replace("slot.py", "no_slot.py")) == [
+    named = "`no_slot.py`, `wise/edits.py`, `training/nothing.py`, `test_nothing`, `test_readme`, "
+    assert absent_files(named + "`training/test_splice`, `lab/test_splice`") == [
         "no_slot.py",
         "training/nothing.py",
-        "tests/test_nothing.py",
+        "test_nothing",
+        "lab/test_splice",
     ]
 
 

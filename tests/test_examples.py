@@ -10,8 +10,8 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))

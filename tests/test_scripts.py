@@ -14,8 +14,8 @@ from pathlib import Path
 import faiss
 import pytest
 import torch
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("scripts/demo", "scripts/test", ".ci/run", ".ci/postgres")
 
 # Stands in for Python in `.venv`: notes how it was called, one line per call, and does nothing.

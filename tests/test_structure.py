@@ -12,10 +12,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from repository import HELPERS, ROOT
 
 import wise
 
-ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
     "wise": "wise",
     "wise.router": "router",
@@ -52,6 +52,7 @@ def files() -> Iterator[tuple[str, Path]]:
 
 
 FILES = [path for _, path in files()]
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
 
 
@@ -167,6 +168,14 @@ def test_every_folder_of_code_is_a_package() -> None:
     assert not [path for path in FILES if not (path.parent / "__init__.py").is_file()]
 
 
+def test_tests_lie_in_the_rooms_that_they_test() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in TESTS if path.parent != HELPERS}
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = {name.replace(".", "/") for name in packages}
+    assert len(folders) > 15
+    assert {folder for folder in folders if not {folder, f"wise/{folder}"} & rooms} == {"."}
+
+
 def test_what_a_user_touches_is_a_few_files_and_one_class() -> None:
     named = "__init__ __main__ architectures config edits errors explain ingest loading model namespaces probes"
     assert {path.stem for path in (ROOT / "wise").glob("*.py")} == set(named.split())
@@ -227,13 +236,13 @@ def test_editing_and_serving_load_nothing_of_the_laboratory(tmp_path: Path) -> N
 import sys
 sys.path.insert(0, {tests!r})
 import wise.serving.app
-from test_chat_edits import chat_model
+from chats import chat_model
 from wise import Edit
 assert chat_model().edit(Edit(prompt="w50 w51 w52", target="w70", subject="w50")).count("verified") == 1
 {more}
 print(*sorted(name for name in sys.modules if name.startswith("wise.lab")))
 """
-    tests = str(ROOT / "tests")
+    tests = str(HELPERS)
     done = run(code.format(tests=tests, more=""), tmp_path)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
     control = run(code.format(tests=tests, more="wise.read_edits"), tmp_path)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import SHARED
 
 from wise.edits import Record
 from wise.errors import EditError
@@ -279,7 +279,6 @@ def probed(record: Record, kind: str) -> list[tuple[str, tuple[str, ...]]]:
     return [(query.prompt, query.answers) for (query,) in found]
 
 
-SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 def shared(name: str) -> Path:

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from repository import ROOT
+
 from wise.edits import Edit
 from wise.memory.store.edit_request import Version
 from wise.memory.store.store import Store
 
-ROOT = Path(__file__).resolve().parents[1]
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """A file system in memory, where the system has one: what these tests kill is a process and no disk."""
 

@@ -306,6 +306,18 @@ def same_tensors(a: nn.Module | dict[str, Tensor], b: nn.Module | dict[str, Tens
     return list(left) == list(right) and all(torch.equal(left[k], right[k]) for k in left)
 
 
+def same_state(a: MemoryState, b: MemoryState) -> bool:
+    """Equal to the last bit."""
+    slots = len(a.slots) == len(b.slots) and all(
+        (type(x), x.id, x.edit_ids, x.scores) == (type(y), y.id, y.edit_ids, y.scores)
+        and same_tensors(x.tensors(), y.tensors())
+        for x, y in zip(a.slots, b.slots, strict=True)
+    )
+    spaces = [{} if s.key_space is None else s.key_space.tensors() for s in (a, b)]
+    keys = same_tensors(dict(a.keys), dict(b.keys)) and all(k.dtype == b.keys[i].dtype for i, k in a.keys.items())
+    return a.edits == b.edits and slots and same_tensors(*spaces) and keys
+
+
 def located(model: PreTrainedModel, **settings: Any) -> Any:
     """`locate` with the settings as keywords."""
     return locate(model, wise.WiseConfig(**settings))

@@ -15,7 +15,7 @@ import faiss
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import BATCH, generated, reading, same_tensors, tiny_model, tiny_tokenizer, wrap_tiny
+from tiny import BATCH, generated, reading, same_state, same_tensors, tiny_model, tiny_tokenizer, wrap_tiny
 
 import wise
 from wise.errors import ArtifactError
@@ -30,18 +30,6 @@ all_modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def same_state(a: MemoryState, b: MemoryState) -> bool:
-    """Equal to the last bit."""
-    slots = len(a.slots) == len(b.slots) and all(
-        (type(x), x.id, x.edit_ids, x.scores) == (type(y), y.id, y.edit_ids, y.scores)
-        and same_tensors(x.tensors(), y.tensors())
-        for x, y in zip(a.slots, b.slots, strict=True)
-    )
-    spaces = [{} if s.key_space is None else s.key_space.tensors() for s in (a, b)]
-    keys = same_tensors(dict(a.keys), dict(b.keys)) and all(k.dtype == b.keys[i].dtype for i, k in a.keys.items())
-    return a.edits == b.edits and slots and same_tensors(*spaces) and keys
 
 
 def save(wrapped: wise.WiseModel, folder: Path, state: MemoryState | None = None) -> Path:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from chats import TEMPLATE
 from tiny import tiny_tokenizer
 
 from wise.router.subjects import SubjectIndex
 from wise.router.turns import ChatTemplate, expects, is_question, passage, refers_back, render
-
-TEMPLATE = (
-    "{% for m in messages %}<bos> {{ 'w4' if m.role == 'user' else 'w5' if m.role == 'assistant' else 'w6' }} "
-    "{{ m.content }} <eos> {% endfor %}{% if add_generation_prompt %}<bos> w5 {% endif %}"
-)
 
 
 def chat_tokenizer() -> object:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from repository import SHARED
 from tiny import WordReader, text, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,7 +20,6 @@ from wise.training.conflicts import conflicts
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED
 from wise.training.verification import Verdict
 
-SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 THRESHOLD, UNNAMED = 0.6, 0.8
 Asked = tuple[str, str, float]
 

@@ -8,22 +8,14 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from test_turns import TEMPLATE
-from tiny import EOS, reading, tiny_model, tiny_tokenizer
+from chats import TEMPLATE, TURNS, chat_model
+from tiny import EOS
 
 import wise
 from wise.edits import Message
 from wise.memory.slot import CHAT, COMPLETION
 from wise.router.turns import render
 from wise.training.generation import greedy
-
-
-def chat_model(template: str | None = TEMPLATE, mode: Any = "hybrid") -> wise.WiseModel:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = template
-    config = wise.WiseConfig(mode=mode, layer=1, terminator="w9")
-    return wise.wrap(tiny_model("llama"), tokenizer, config, **reading(mode))
-
 
 EDITS = [
     wise.Edit(prompt="w50 w51 w52", target="w70 w71", subject="w50"),
@@ -124,11 +116,6 @@ def test_how_chat_answers_end_is_what_different_answers_share(
 
 # -- asking ---------------------------------------------------------------------------------------
 
-TURNS = [
-    {"role": "user", "content": "w33"},
-    {"role": "assistant", "content": "w34"},
-    {"role": "user", "content": "w50 w51 w52"},
-]
 PLAIN = ("<bos>", "w50", "w51", "w52")
 
 

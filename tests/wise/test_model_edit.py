@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from repository import SHARED
 from tiny import EOS, PAD, memory_by_hand, reading, same_tensors, text, tiny_model, tiny_tokenizer, wrap_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -21,7 +20,6 @@ from wise.memory.state import MemoryState
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED
 from wise.training.verification import Verdict
 
-SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 # Wider than other tests need: so many activations that a few edits do not crowd each other.
 WIDE: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2},

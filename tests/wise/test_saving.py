@@ -16,14 +16,13 @@ import torch
 import transformers.utils.hub
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
+from repository import HELPERS, SHARED
 from tiny import BATCH, generated, same_tensors, tiny_model, tiny_tokenizer, wrap_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
 from wise.errors import ArtifactError
 from wise.memory.artifact import FILES, load_memory
-
-SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 # Loads base and memory, says what is generated for each prompt of ids, and saves the memory once more.
 ANOTHER_PROCESS = """
@@ -45,7 +44,7 @@ wrapped.save_pretrained(copy)
 
 def elsewhere(base: Path, memory: Path, prompts: list[list[int]], copy: Path) -> list[list[int]]:
     """What another process generates."""
-    arguments = [str(base), str(memory), json.dumps(prompts), str(copy), str(Path(__file__).parent)]
+    arguments = [str(base), str(memory), json.dumps(prompts), str(copy), str(HELPERS)]
     command = [sys.executable, "-c", ANOTHER_PROCESS, *arguments]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from repository import SHARED
 from tiny import EOS, same_tensors, text, tiny_model, tiny_tokenizer, wrap_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,7 +26,6 @@ from wise.lab.eval.run import evaluate
 from wise.probes import Probe, Query
 from wise.training.verification import SPARE_TOKENS
 
-SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 # Positions learned, rotary, by slope and by the mask: what padding could shift.
 architectures = pytest.mark.parametrize("model_type", ["gpt2", "llama", "bloom", "opt"])
 

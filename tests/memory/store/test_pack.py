@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 from stores import BASE, CONFIG, digest, edit, edits, learn, new_folder, statuses, written
-from test_artifact import same_state
-from tiny import BATCH, generated, reading, tiny_model, tiny_tokenizer, wrap_tiny
+from tiny import BATCH, generated, reading, same_state, tiny_model, tiny_tokenizer, wrap_tiny
 
 import wise
 from wise.errors import ArtifactError, EditError, StoreError

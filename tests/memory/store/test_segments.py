@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from stores import edit
-from test_artifact import same_tensors
+from tiny import same_tensors
 
 from wise.errors import StoreError
 from wise.memory.key_space import KeySpace, RelationSpace, Space

@@ -7,27 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from questions import SHIPS
+from repository import ROOT
 
 from wise.errors import ConfigError
 from wise.training.router.builtin_questions import LEAST_SUBJECTS, SUBJECTS, builtin_questions, read_questions
-
-SHIPS = """
-[subjects]
-ship = ["the Vasa", "the Bounty", "the Erika"]
-
-[ship.owner]
-wordings = ["Who owns {}?", "The owner of {} is"]
-
-[ship.port]
-wordings = [" What is the home port of {}?", "{} comes home to"]
-
-[ship.length]
-wordings = ["How long is {}?"]
-requests = ["tell me the length of {}"]
-
-[ship.builder]
-wordings = ["Who built {}?", "{} was built by"]
-"""
 
 
 def of(relation: dict[str, list[str]]) -> list[str]:
@@ -56,7 +40,7 @@ def test_enough_ships_to_teach_from() -> None:
 
 
 def test_what_ships_is_itself_a_file_that_can_be_read() -> None:
-    read = read_questions(Path(__file__).resolve().parents[1] / "training" / "router" / "builtin_questions.toml")
+    read = read_questions(ROOT / "training" / "router" / "builtin_questions.toml")
     told = builtin_questions()
     assert read[SUBJECTS] == told[SUBJECTS]
     assert {k: {n: of(r) for n, r in read[k].items()} for k in read[SUBJECTS]} == {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_turns import TEMPLATE
+from chats import TEMPLATE
 from tiny import WordReader, text, tiny_model, tiny_tokenizer
 from typer.testing import CliRunner, Result
 

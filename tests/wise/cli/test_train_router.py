@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from questions import SHIPS
 from safetensors.torch import load_file
-from test_builtin_questions import SHIPS
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import Lowercase

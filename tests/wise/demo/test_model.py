@@ -11,12 +11,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from repository import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wise.demo import model_path
 from wise.demo.facts import Fact, held_out_prompts, load_facts, train_prompts
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 FILES = {
     "config.json",
     "generation_config.json",
@@ -28,7 +28,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = REPOSITORY / "scripts" / "build_demo_model.py"
+    path = ROOT / "scripts" / "build_demo_model.py"
     spec = importlib.util.spec_from_file_location("build_demo_model", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from chats import TURNS, chat_model
 from stores import statuses
-from test_chat_edits import TURNS, chat_model
 from tiny import WordReader, text, tiny_model, tiny_tokenizer
 
 import wise

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_chat_edits import chat_model
+from chats import chat_model
 
 from wise.edits import Edit, Record
 from wise.errors import EditError

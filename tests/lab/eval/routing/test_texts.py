@@ -5,16 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
-import os
 from pathlib import Path
 
 import pytest
+from repository import SHARED
 
 from wise.errors import WiseError
 from wise.lab.eval.routing.texts import read_texts, shipped_exchanges, shipped_passages, shipped_questions
 from wise.lab.eval.routing.topics import Phrases, normal, sentences, words
 
-SHARED = Path(os.environ.get("WISE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 TEXT = "First line,\nsecond line.\n \n\nAnother paragraph.\n"
 PARAGRAPHS = ["First line,\nsecond line.", "Another paragraph."]
 

@@ -1,4 +1,4 @@
-"""A store in PostgreSQL: what is particular to it. What holds of every store is in `test_store`."""
+"""A store in PostgreSQL: what is particular to it. What holds of every store is in `store/test_store`."""
 
 from __future__ import annotations
 
