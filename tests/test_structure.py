@@ -271,6 +271,31 @@ def test_a_room_can_be_imported_by_its_name(room: str) -> None:
     assert import_module(f"wise.{room}").__name__ == f"wise.{room}"
 
 
+# -- what no test holds -----------------------------------------------------------------------
+
+
+def sleeps(tree: ast.AST) -> list[int]:
+    """Lines that let time pass; `asyncio.sleep(0)` lets other tasks run."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "sleep":
+            if ast.unparse(node) != "asyncio.sleep(0)":
+                found.append(node.lineno)
+    return found
+
+
+def test_no_test_lets_time_pass_for_something_to_happen() -> None:
+    """What must come is waited for: an event, a line of a stream, or `until` where nothing can tell."""
+    found = {path.relative_to(ROOT).as_posix() for path in TESTS if sleeps(ast.parse(path.read_text()))}
+    assert found == {"tests/helpers/waiting.py"}
+
+
+@pytest.mark.parametrize("line", ["time.sleep(0.1)", "from time import sleep\nsleep(1)", "await asyncio.sleep(0.5)"])
+def test_a_sleep_would_be_seen(line: str) -> None:
+    assert sleeps(ast.parse(line))
+    assert not sleeps(ast.parse("await asyncio.sleep(0)\nevent.wait(60)"))
+
+
 # -- what no library file holds ---------------------------------------------------------------
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -12,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+import pytest
 import uvicorn
 from tiny import reading
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from waiting import until
 
 import wise
 from wise.demo import model_path
@@ -23,13 +25,12 @@ from wise.memory.store.store import Store
 from wise.serving.app import Server, build_app
 from wise.serving.auth import SCOPES, Holder, Tokens, token_digest
 from wise.serving.editor_process import READY, Editor, Worker, run_editor
+from wise.serving.engines.local import Runner
 from wise.serving.service import Service
 from wise.serving.settings import Settings
 
 NAME = "demo"
 PATIENCE = 60.0
-COMING = 180.0
-"""Seconds for what must come, on a machine that is busy with other things too."""
 
 
 def demo_model(config: wise.WiseConfig, template: str | None = None) -> wise.WiseModel:
@@ -125,9 +126,13 @@ def running(
             left.close()
 
 
-def until(what: Callable[[], object], seconds: float = COMING) -> None:
-    """Waits for what must come."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
+def hold(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Holds the engines before their next step, until the event is set."""
+    may_step, run = threading.Event(), Runner.run
+
+    def held(self: Runner, *given: Any) -> Tensor:
+        assert may_step.wait(PATIENCE), "the test did not let it go on"
+        return run(self, *given)
+
+    monkeypatch.setattr(Runner, "run", held)
+    return may_step

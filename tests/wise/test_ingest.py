@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from typer.testing import CliRunner
+from waiting import until
 
 from wise.cli.app import app
 from wise.errors import ConfigError
@@ -135,10 +135,8 @@ def test_killed_anywhere_and_started_again_it_takes_every_line_in_once(tmp_path:
     command = [sys.executable, "-m", "wise", "stream", str(file), "--store", str(store)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 60
     with Store.open(store, writer=False) as opened:
-        while len(opened.journal.tickets(limit=5)) < 5 and time.monotonic() < end:
-            time.sleep(0.01)
+        until(lambda: len(opened.journal.tickets(limit=5)) == 5)
         process.send_signal(signal.SIGKILL)
     process.wait()
     before = len(prompts(store))

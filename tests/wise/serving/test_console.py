@@ -15,7 +15,10 @@ FRANCE = "The capital of France is"
 SIZES = {"desk": (1440, 1000), "phone": (390, 844)}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)"),
+]
 
 
 @pytest.fixture(scope="module")

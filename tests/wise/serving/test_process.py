@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from postgres import postgres_server
-from serving import until
+from waiting import until
 
 from wise.memory.store.store import Store
 
@@ -73,6 +72,12 @@ def process(store: Path | str, *options: str) -> Iterator[Process]:
         started.kill()
 
 
+def follow(served: Process, kind: str, *, since: int) -> None:
+    """Reads the events behind `since` until one of this kind."""
+    with served.client.stream("GET", "/v1/events", params={"since": since}) as stream:
+        assert any(line == f"event: {kind}" for line in stream.iter_lines())
+
+
 RETRIEVE = ("--mode", "retrieve")
 """Where the mode does not matter: no process then loads the sentence encoder."""
 
@@ -93,7 +98,7 @@ def test_killed_while_it_trains_it_has_every_acknowledged_edit_once(tmp_path: Pa
         assert first.json()["edits"][0]["status"] == "live"
         queued = served.client.post("/v1/edits", json={"edits": edits(0, 6)}, headers={"Idempotency-Key": "six"})
         assert queued.status_code == 202
-        time.sleep(0.3)
+        follow(served, "training", since=4)  # the events of the first edit
         served.kill()
     with process(store) as served:
         assert served.said() == " Lyon."  # at once, before any training
@@ -138,6 +143,7 @@ def test_it_ends_after_the_answers_under_way(tmp_path: Path) -> None:
         assert served.process.wait(60) == 0
 
 
+@pytest.mark.postgres
 def test_two_replicas_on_one_database_converge() -> None:
     with postgres_server() as url, process(url, *RETRIEVE) as first:
         until(lambda: first.editor() == "ready")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from postgres import emptied, postgres_server
-from serving import NAME, Running, running, until
+from serving import NAME, Running, running
 from stores import end, new_folder, waiting
+from waiting import until
 
 from wise.errors import EditError, StoreError
 from wise.memory.store.command_queue import CommandQueue
@@ -26,7 +27,7 @@ def server() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["folder", "postgres"])
+@pytest.fixture(params=["folder", pytest.param("postgres", marks=pytest.mark.postgres)])
 def place(request: pytest.FixtureRequest) -> Iterator[str]:
     """A store without edits."""
     if request.param == "postgres":

@@ -10,7 +10,8 @@ from typing import Any
 
 import openai
 import pytest
-from serving import NAME, PATIENCE, Running, running, until
+from serving import NAME, Running, hold, running
+from waiting import until
 
 import wise
 from wise.memory.state import MemoryState
@@ -297,8 +298,7 @@ def test_an_edit_that_breaks_training_fails_alone(served: Running, monkeypatch: 
 def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was handed in before an edit went live is answered as if it had not, though it is answered later."""
     with running(tmp_path / "store", max_batch_size=1) as served:
-        engine, decode, may_decode = served.service.engine, served.service.engine._decode, threading.Event()
-        monkeypatch.setattr(engine, "_decode", lambda: (may_decode.wait(PATIENCE), decode()))
+        may_step = hold(monkeypatch)
         told: dict[str, str] = {}
 
         def asks(prompt: str) -> None:
@@ -309,10 +309,10 @@ def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path, monkeypa
         threads = [threading.Thread(target=asks, args=[prompt]) for prompt in ("The capital of Spain is", FRANCE)]
         for handed_in, thread in enumerate(threads, start=1):
             thread.start()
-            until(lambda n=handed_in: engine.busy == n)  # type: ignore[misc]
+            until(lambda n=handed_in: served.service.engine.busy == n)  # type: ignore[misc]
         served.edit(LYON)
         assert not told, "a request was answered before the edit was live: the test shows nothing"
-        may_decode.set()
+        may_step.set()
         for thread in threads:
             thread.join()
         assert told[FRANCE] == "version-0 Paris."

@@ -15,6 +15,8 @@ from wise.errors import ConfigError, StoreError
 from wise.memory.store.failpoints import POINTS
 from wise.memory.store.store import Store
 
+pytestmark = pytest.mark.postgres
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:

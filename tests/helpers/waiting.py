@@ -1,0 +1,17 @@
+"""Waiting for what happens in another process or in a thread that cannot say so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+DEADLINE = 180.0
+"""Seconds for what must come, on a machine that is busy with other things too. No test passes by it."""
+
+
+def until(what: Callable[[], object]) -> None:
+    """Asks until it is so. Fails after `DEADLINE`."""
+    end = time.monotonic() + DEADLINE
+    while not what():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)
