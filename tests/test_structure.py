@@ -221,40 +221,38 @@ def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def loaded(cwd: Path, names: str, *steps: str) -> list[list[str]]:
+    """The modules that match `names` and are loaded after each of the steps, in one process that knows our helpers."""
+    matching = f"print(*sorted(name for name in sys.modules if re.match({names!r}, name)))"
+    code = [f"import re, sys\nsys.path.insert(0, {str(HELPERS)!r})", *(f"{step}\n{matching}" for step in steps)]
+    done = run("\n".join(code), cwd)
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
 def test_importing_wise_is_light(tmp_path: Path) -> None:
-    heavy = "{'torch', 'transformers', 'faiss', 'matplotlib', 'numpy', 'typer', 'rich', 'fastapi', 'pydantic'}"
-    done = run(f"import sys, wise; print(*sorted({heavy} & set(sys.modules)))", tmp_path)
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
-    reading = run(f"import sys, wise; wise.read_edits; print(*sorted({heavy} & set(sys.modules)))", tmp_path)
-    assert (reading.returncode, reading.stdout.strip()) == (0, ""), reading.stderr
-    control = run("import sys, wise.memory.masks; print('torch' in sys.modules)", tmp_path)
-    assert control.stdout.strip() == "True", control.stderr
+    heavy = "(torch|transformers|faiss|matplotlib|numpy|typer|rich|fastapi|pydantic)$"
+    light, reading, control = loaded(
+        tmp_path, heavy, "import wise", "wise.read_edits", "import wise.memory.masks"
+    )
+    assert light == reading == [] and "torch" in control
 
 
 def test_editing_and_serving_load_nothing_of_the_laboratory(tmp_path: Path) -> None:
-    code = """
-import sys
-sys.path.insert(0, {tests!r})
+    edit = """
 import wise.serving.app
 from chats import chat_model
 from wise import Edit
 assert chat_model().edit(Edit(prompt="w50 w51 w52", target="w70", subject="w50")).count("verified") == 1
-{more}
-print(*sorted(name for name in sys.modules if name.startswith("wise.lab")))
 """
-    tests = str(HELPERS)
-    done = run(code.format(tests=tests, more=""), tmp_path)
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
-    control = run(code.format(tests=tests, more="wise.read_edits"), tmp_path)
-    assert "wise.lab.formats" in control.stdout, control.stderr
+    none, control = loaded(tmp_path, r"wise\.lab", edit, "wise.read_edits")
+    assert none == [] and "wise.lab.formats" in control
 
 
 def test_engines_and_the_editor_know_nothing_of_http(tmp_path: Path) -> None:
-    code = "import sys, {modules}; print(*sorted({{'fastapi', 'starlette', 'uvicorn'}} & set(sys.modules)))"
-    done = run(code.format(modules="wise.serving.engines.local, wise.serving.editor_process"), tmp_path)
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
-    control = run(code.format(modules="wise.serving.service"), tmp_path)
-    assert "fastapi" in control.stdout, control.stderr
+    steps = "import wise.serving.engines.local, wise.serving.editor_process", "import wise.serving.service"
+    none, control = loaded(tmp_path, "(fastapi|starlette|uvicorn)$", *steps)
+    assert none == [] and "fastapi" in control
 
 
 @pytest.mark.parametrize("folder", ["router", "memory", "training", "lab"])

@@ -55,6 +55,7 @@ class WiseConfig:
     terminator: str | None = None
     """Text between an answer and end-of-sequence. None learns it from how the base ends its own answers."""
     seed: int = 0
+    """Of all that is drawn at random. The same edits, seed and machine make the same memory, bit for bit."""
 
     def __post_init__(self) -> None:
         for name, check, wanted in _CHECKS:

@@ -56,6 +56,12 @@ def downgrade(folder: Path, schema: int) -> None:
     (folder / f"{JOURNAL}-journal").unlink(missing_ok=True)
 
 
+def alter(folder: Path, statement: str) -> None:
+    with closing(sqlite3.connect(folder / JOURNAL)) as connection:
+        connection.execute(statement)
+        connection.commit()
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A store with a history."""
@@ -118,11 +124,40 @@ def test_a_journal_of_a_newer_release_or_of_another_program_is_refused(folder: P
     for writer in (True, False):
         with pytest.raises(StoreError, match=said):
             Store.open(folder, writer=writer)
-    with closing(sqlite3.connect(folder / JOURNAL)) as connection:
-        connection.execute("UPDATE migrations SET name = 'other' WHERE number = 1")
-        connection.commit()
-    with pytest.raises(StoreError, match="a journal of another program"):
-        Store.open(folder)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE migrations SET name = 'other' WHERE number = 1",
+        "UPDATE migrations SET name = 'other' WHERE number = 2",
+        "DELETE FROM migrations WHERE number = 1",
+        "UPDATE migrations SET number = 3 - number + 10",
+        "INSERT INTO migrations VALUES (0, 'journal')",
+    ],
+)
+def test_steps_that_are_not_ours_in_our_order_are_refused_and_nothing_is_changed(folder: Path, statement: str) -> None:
+    alter(folder, statement)
+    before = (folder / JOURNAL).read_bytes()
+    for writer in (True, False):
+        with pytest.raises(StoreError, match="a journal of another program"):
+            Store.open(folder, writer=writer)
+    assert (folder / JOURNAL).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "problem"),
+    [
+        ("UPDATE tickets SET edit = replace(edit, 'prompt 3', 'prompt 9')", "ticket 3 is not what was enqueued"),
+        ("UPDATE events SET author = 'somebody' WHERE number = 4", "event 4 is not"),
+        ("DELETE FROM events WHERE number = 4", "event 5"),
+    ],
+)
+def test_what_was_altered_before_a_migration_is_found_after_it(folder: Path, statement: str, problem: str) -> None:
+    downgrade(folder, 1)
+    alter(folder, statement)
+    with Store.open(folder) as store:
+        assert any(found.startswith(problem) for found in store.check().problems), store.check().problems
 
 
 def test_a_step_that_was_released_is_as_it_was() -> None:
