@@ -294,6 +294,50 @@ def test_a_sleep_would_be_seen(line: str) -> None:
     assert not sleeps(ast.parse("await asyncio.sleep(0)\nevent.wait(60)"))
 
 
+FOREIGN = {"_dynamo", "_exit", "_forward_hooks", "_forward_pre_hooks", "_replace"}
+"""Names of torch and Python that begin with an underscore."""
+REACHING_IN = {
+    "helpers/tiny.py": "a memory that no edit made is served for good, as nobody else may",
+    "lab": "the terms of an editor's formula are held against its paper one by one",
+    "memory/test_keys.py": "what is left of a removed key, and which rows are shared, is no answer of the index",
+    "test_structure.py": "the names that `wise` loads when they are used are its own table",
+    "wise/test_chat_edits.py": "the tiny vocabulary has no answer that is a word",
+}
+"""Tests that use private names of ours, with the reason."""
+
+
+def private(tree: ast.AST) -> set[str]:
+    """Private names of other modules and objects that a test uses."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("setattr"):
+            texts = [argument.value for argument in node.args[:2] if isinstance(argument, ast.Constant)]
+            found |= {text.rpartition(".")[2] for text in texts if isinstance(text, str)}
+    return {name for name in found if name.startswith("_") and not name.startswith("__")} - FOREIGN
+
+
+def test_private_names_are_private_to_tests_too() -> None:
+    """What a test must replace is an argument, or public."""
+    found = set()
+    for path in TESTS:
+        name = path.relative_to(ROOT / "tests").as_posix()
+        if private(ast.parse(path.read_text())):
+            found.add("lab" if name.startswith("lab/") else name)
+    assert found == set(REACHING_IN)
+
+
+@pytest.mark.parametrize(
+    "line", ["model._served", "from wise.model import _x", "patch.setattr(Store, '_put', f)", "setattr(m, '_x', 1)"]
+)
+def test_a_private_name_would_be_seen(line: str) -> None:
+    assert private(ast.parse(line))
+    assert not private(ast.parse("self._x\nroute._replace(a=1)\nmodel.__class__\npatch.setattr(m, 'x', '_y')"))
+
+
 # -- what no library file holds ---------------------------------------------------------------
 
 

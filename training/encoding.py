@@ -304,7 +304,7 @@ def _learn_bos(
         return ()
     if config.bos is None:
         loss = [
-            sum(_loss(model, [*prefix, *row], start=len(prefix)) for row in rows) / len(rows)
+            sum(text_loss(model, [*prefix, *row], start=len(prefix)) for row in rows) / len(rows)
             for prefix in ([], [bos])
         ]
         if loss[1] >= loss[0]:
@@ -314,7 +314,7 @@ def _learn_bos(
 
 
 @torch.no_grad()
-def _loss(model: PreTrainedModel, ids: list[int], *, start: int) -> float:
+def text_loss(model: PreTrainedModel, ids: list[int], *, start: int) -> float:
     """Mean negative log-likelihood, in nats, of the tokens after `ids[start]`."""
     if len(ids) - start < 2:
         return 0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -81,7 +82,6 @@ class WiseModel(nn.Module, PushToHubMixin):
         self._latest: tuple[MemoryState, torch.device, torch.dtype, SideMemory | None] | None = None
         """The memory that was assembled last, with its state, device and dtype."""
         self._snapshots: WeakSet[MemoryState] = WeakSet()
-        self._encoder: Encoder | None = None
         self._trainer: Trainer | None = None
         parent, name = self._place()
         self.layer = SideMemoryLayer(getattr(parent, name))
@@ -136,13 +136,11 @@ class WiseModel(nn.Module, PushToHubMixin):
 
     # -- what editing needs --------------------------------------------------------------------
 
-    @property
+    @cached_property
     def encoder(self) -> Encoder:
         """Maps prompts and targets to ids for this base; learned from the base at first use."""
-        if self._encoder is None:
-            with self.evaluating(), self.disabled():
-                self._encoder = learn_encoder(self.model, self.tokenizer, self.wise_config)
-        return self._encoder
+        with self.evaluating(), self.disabled():
+            return learn_encoder(self.model, self.tokenizer, self.wise_config)
 
     @property
     def trainer(self) -> Trainer:

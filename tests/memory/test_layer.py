@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import BATCH, nearest_keys, route_of, wrap_tiny
+from tiny import BATCH, nearest_keys, put, route_of, wrap_tiny
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -193,9 +193,9 @@ def test_what_was_verified_is_served_as_it_is_and_made_anew_where_the_model_chan
     wrapped = wrap_tiny("llama")
     with wrapped.serving(wrapped.state):
         verified = wrapped.layer.memory
-    wrapped._serve(wrapped.state)
+    put(wrapped, wrapped.state)
     assert wrapped.layer.memory is verified
     wrapped.model.to(torch.bfloat16)
-    wrapped._serve(wrapped.state)
+    put(wrapped, wrapped.state)
     memory = wrapped.layer.memory
     assert memory is not None and memory is not verified and memory.bank.weights.dtype == torch.bfloat16

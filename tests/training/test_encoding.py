@@ -131,7 +131,7 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Any:
             assert start == (ids[0] == BOS)
             return behind if start else without
 
-        monkeypatch.setattr(encoding, "_loss", loss)
+        monkeypatch.setattr(encoding, "text_loss", loss)
         return asked
 
     return put
@@ -175,8 +175,8 @@ def test_the_loss_is_that_of_the_text_and_not_of_its_prefix() -> None:
     ids = [20, 21, 22, 23]
     logits = MODEL(torch.tensor([[BOS, *ids]])).logits[0].detach().log_softmax(-1)
     expected = -sum(float(logits[i, ids[i]]) for i in range(1, 4)) / 3
-    assert encoding._loss(MODEL, [BOS, *ids], start=1) == pytest.approx(expected, rel=1e-5)
-    assert encoding._loss(MODEL, [20], start=0) == 0
+    assert encoding.text_loss(MODEL, [BOS, *ids], start=1) == pytest.approx(expected, rel=1e-5)
+    assert encoding.text_loss(MODEL, [20], start=0) == 0
 
 
 # -- targets and answers ----------------------------------------------------------------------

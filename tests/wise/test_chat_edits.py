@@ -170,7 +170,7 @@ def test_an_answer_is_shown_without_what_ends_it_in_its_form() -> None:
 def test_so_is_the_answer_that_an_edit_was_verified_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wise.training.encoding._WORDS", re.compile(".*"))  # so that its answer gets the full stop
     model = chat_model()
-    model._encoder = replace(model.encoder, chat_terminator=(11, EOS))
+    model.encoder = replace(model.encoder, chat_terminator=(11, EOS))
     (outcome,) = model.edit(EDITS[0]).outcomes
     (answer,) = model.ask("w50 w51 w52")
     assert (outcome.status, outcome.answer, answer.text) == ("verified", "w70 w71", "w70 w71")

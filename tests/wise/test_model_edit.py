@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from repository import SHARED
-from tiny import EOS, PAD, memory_by_hand, reading, same_tensors, text, tiny_model, tiny_tokenizer, wrap_tiny
+from tiny import EOS, PAD, memory_by_hand, put, reading, same_tensors, text, tiny_model, tiny_tokenizer, wrap_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
@@ -409,7 +409,7 @@ def test_one_edit_taken_out_leaves_the_others_speaking() -> None:
     edits = [edit(i) for i in range(3)]
     base = says(model, edits)
     model.edit(edits)
-    model._serve(model.state.without(["e1"]))
+    put(model, model.state.without(["e1"]))
     assert says(model, edits) == [targets(edits)[0], base[1], targets(edits)[2]]
 
 
@@ -445,6 +445,6 @@ def test_real_edits_of_a_real_model_are_generated() -> None:
     right = [answer == one.target for answer, one in zip(answers(), edits, strict=True)]
     assert right == [outcome.status == VERIFIED for outcome in report.outcomes]
     shut = [slot.with_scores(dict.fromkeys(slot.edit_ids, math.inf)) for slot in model.state.slots]
-    model._serve(replace(model.state, slots=tuple(shut)))
+    put(model, replace(model.state, slots=tuple(shut)))
     assert answers() == base
     assert not any(answer == one.target for answer, one in zip(base, edits, strict=True))

@@ -62,10 +62,10 @@ def fit(
 
     start, mask: `[groups, d, f]`. group: `[edits]` the group of each edit. scale: unit of the margins.
     """
-    return _Fitting(spliced, examples, start, mask, group, scale, config).run(progress)
+    return Fitting(spliced, examples, start, mask, group, scale, config).run(progress)
 
 
-class _Fitting:
+class Fitting:
     def __init__(
         self,
         spliced: SplicedModel,

@@ -65,7 +65,7 @@ def train_router(
 
     with progress_bars(progress) as show:
         figures = train_reader(
-            output, taught, encoder=encoder, steps=steps, seed=seed, device=device, progress=_without_loss(show)
+            output, taught, encoder=encoder, steps=steps, seed=seed, device=device, progress=without_loss(show)
         )
     _show(figures, taught, output)
     if as_json:
@@ -73,7 +73,7 @@ def train_router(
         show_json(asdict(figures) | _sizes(taught) | {"questions": given, "output": str(output)})
 
 
-def _without_loss(show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+def without_loss(show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
     """One bar for what is done, without the loss in its name."""
     return lambda what, done, total: show(what.partition(",")[0], done, total)
 

@@ -20,7 +20,11 @@ from wise.errors import StoreError
 from wise.memory import folder as folder_module
 from wise.memory.store import failpoints
 from wise.memory.store.backends import sqlite as backend_module
+from wise.memory.store.backends.base import digest_of
+from wise.memory.store.backends.sqlite import SqliteBackend
+from wise.memory.store.edit_request import Version
 from wise.memory.store.failpoints import POINTS
+from wise.memory.store.journal import Journal
 from wise.memory.store.store import Store
 
 NO_DISK = ("transaction-durable", "version-collected")
@@ -99,22 +103,22 @@ def kills(point: str, count: int = 4) -> Any:
 
 
 def test_a_store_that_names_a_version_before_it_is_stored_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    stored: list[bytes] = []
+    put, add_version = SqliteBackend.put, Journal.add_version
+    waiting: list[tuple[SqliteBackend, bytes]] = []
 
-    def late(store: Store, new: Any, moves: Any, **told: Any) -> Any:
-        parts = [*new.blobs, new.manifest.to_bytes()]
-        version = store.journal.add_version(
-            manifest=backend_module.digest_of(parts[-1]),
-            parent=new.snapshot.version - 1,
-            edits=len(new.snapshot.state.edits),
-            moves=moves,
-            **told,
-        )
-        stored.extend(map(store.backend.put, parts))  # type: ignore[arg-type]
+    def late(backend: SqliteBackend, data: bytes) -> str:
+        waiting.append((backend, data))
+        return digest_of(data)
+
+    def early(journal: Journal, **told: Any) -> Version:
+        version = add_version(journal, **told)
+        while waiting:
+            put(*waiting.pop(0))
         return version
 
     assert not kills("blob-written").problems
-    monkeypatch.setattr(Store, "_put", late)
+    monkeypatch.setattr(SqliteBackend, "put", late)
+    monkeypatch.setattr(Journal, "add_version", early)
     with pytest.raises(StoreError, match="is missing"):
         kills("blob-written")
 

@@ -17,7 +17,7 @@ from wise.training.trainer import Trainer
 from wise.training.writers.base import SlotTask
 from wise.training.writers.masked_dense import MaskedDenseWriter
 from wise.training.writers.masked_dense_examples import Examples, prepare
-from wise.training.writers.masked_dense_fitting import BETA, MARGIN_KEPT, QUIET, Fit, _Fitting, fit
+from wise.training.writers.masked_dense_fitting import BETA, MARGIN_KEPT, QUIET, Fit, Fitting, fit
 from wise.training.writers.masked_dense_statistics import BaseStatistics
 
 CONFIG = wise.WiseConfig(
@@ -37,9 +37,13 @@ def edit(number: int, **fields: Any) -> wise.Edit:
 class Bench:
     """A base that has been measured, and what it takes to fit edits on it."""
 
-    trainer: Trainer
+    wrapped: wise.WiseModel
     statistics: BaseStatistics
     config: wise.WiseConfig
+
+    @property
+    def trainer(self) -> Trainer:
+        return self.wrapped.trainer
 
     def examples(self, *slots: Sequence[wise.Edit]) -> Examples:
         return prepare(
@@ -68,15 +72,15 @@ class Bench:
     def fit(self, examples: Examples, mask: Tensor, **changes: Any) -> Fit:
         return fit(self.trainer.spliced, examples, **self.arguments(examples, mask, **changes))
 
-    def fitting(self, examples: Examples, mask: Tensor) -> _Fitting:
-        return _Fitting(self.trainer.spliced, examples, **self.arguments(examples, mask))
+    def fitting(self, examples: Examples, mask: Tensor) -> Fitting:
+        return Fitting(self.trainer.spliced, examples, **self.arguments(examples, mask))
 
 
 def bench(config: wise.WiseConfig) -> Bench:
     model = tiny_model("llama", hidden_size=64, intermediate_size=256, num_hidden_layers=2)
-    trainer = wise.wrap(model, tiny_tokenizer(), config).trainer
-    assert isinstance(trainer.writer, MaskedDenseWriter)
-    return Bench(trainer=trainer, statistics=trainer.writer.statistics, config=config)
+    wrapped = wise.wrap(model, tiny_tokenizer(), config)
+    assert isinstance(wrapped.trainer.writer, MaskedDenseWriter)
+    return Bench(wrapped=wrapped, statistics=wrapped.trainer.writer.statistics, config=config)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +90,8 @@ def base() -> Bench:
 
 def decoded(base: Bench, examples: Examples, row: int, weight: Tensor) -> list[int]:
     """Greedy over the whole model, token by token, with the weight acting where the edit must speak."""
-    spliced, example = base.trainer.spliced, examples.bare.select(torch.tensor([row]))
+    example = examples.bare.select(torch.tensor([row]))
     ids = base.trainer.encoder.prompt(edit(row).prompt)
-    wrapped = base.trainer.spliced._full_tap.base_layer
     speaking = examples.speaking[row].tolist()
     out: list[int] = []
     first = len(ids) - 1
@@ -100,10 +103,10 @@ def decoded(base: Bench, examples: Examples, row: int, weight: Tensor) -> list[i
                 delta[:, place] = 0
         return output + delta
 
-    handle = wrapped.register_forward_hook(add)
+    handle = base.wrapped.layer.base_layer.register_forward_hook(add)
     try:
         for _ in range(int((example.labels != -100).sum())):
-            logits = spliced._full(torch.tensor([[*ids, *out]]), use_cache=False).logits
+            logits = base.wrapped.model(torch.tensor([[*ids, *out]]), use_cache=False).logits
             out.append(int(logits[0, -1].argmax()))
     finally:
         handle.remove()

@@ -174,7 +174,7 @@ def module_figures() -> Any:
 
 def test_progress_moves_to_the_end_of_what_is_done(encoder: Path, questions: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    show = module._without_loss(lambda *told: seen.append(told))
+    show = module.without_loss(lambda *told: seen.append(told))
     train_reader(
         tmp_path / "x", read_questions(questions), encoder=str(encoder), steps=4, seed=0, progress=show
     )

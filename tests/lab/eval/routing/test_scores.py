@@ -185,7 +185,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(ConfigError, match="no edit is live"):
         score_prompts(wrap_tiny("llama", None), TEXTS, name="x", checkpoint=Checkpoint())
     wrapped = wrap_tiny("llama")
-    wrapped._encoder = replace(wrapped.encoder, bos=())
+    wrapped.encoder = replace(wrapped.encoder, bos=())
     with pytest.raises(ConfigError, match="129 tokens, from 1 to 128"):
         score_prompts(wrapped, [*TEXTS, text([9] * 129)], name="x", checkpoint=Checkpoint())
     with pytest.raises(ConfigError, match="0 tokens"):
