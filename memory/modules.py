@@ -22,14 +22,14 @@ def execution_device(module: nn.Module) -> torch.device:
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """What a module computes: its output, or the first of a tuple of outputs. None where that is no tensor."""
-    value = value[0] if isinstance(value, tuple) and value else value
+    """What a module computes: its output, or the first of several outputs. None where that is no tensor."""
+    value = value[0] if isinstance(value, tuple | list) and value else value
     return value if isinstance(value, Tensor) else None
 
 
 def with_first(value: Any, tensor: Tensor) -> Any:
     """`value` with `tensor` in the place of what `first_tensor` gives."""
-    return (tensor, *value[1:]) if isinstance(value, tuple) else tensor
+    return type(value)((tensor, *value[1:])) if isinstance(value, tuple | list) else tensor
 
 
 def activation_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

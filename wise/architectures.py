@@ -65,9 +65,14 @@ def locate(model: PreTrainedModel, config: WiseConfig, *, linear: bool = False) 
 
     Raises UnsupportedModelError where a model has no such module, and ConfigError where `layer` is not a block of it.
     """
+    with evaluating(model):
+        return _located(model, config, linear=linear)
+
+
+def _located(model: PreTrainedModel, config: WiseConfig, *, linear: bool) -> ValueProjection:
     if config.value_projection is not None:
         return _named(model, config, config.value_projection)
-    blocks_path, blocks = find_blocks(model)
+    blocks_path, blocks = _find_blocks(model)
     layer = _choose_layer(config, len(blocks))
     for i in [layer] if config.layer is not None else sorted(range(len(blocks)), key=lambda i: abs(i - layer)):
         trial = _Trial.of(model, blocks, i)
@@ -77,7 +82,7 @@ def locate(model: PreTrainedModel, config: WiseConfig, *, linear: bool = False) 
     raise UnsupportedModelError(_no_place(model, blocks_path, layer, config, linear=linear))
 
 
-def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The path and list of the blocks that text runs through: the longest list whose first module is run.
 
     Raises UnsupportedModelError where there is none.
@@ -201,8 +206,7 @@ class _Trial:
             raise UnsupportedModelError(
                 f"block {layer} of this {model.config.model_type} model is not run with text: choose another layer"
             )
-        with evaluating(blocks[layer]):
-            return cls(blocks[layer], *given[0])
+        return cls(blocks[layer], *given[0])
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -298,8 +302,7 @@ class _Trial:
 @torch.no_grad()
 def _run(model: PreTrainedModel) -> None:
     """A forward pass of a few ordinary tokens."""
-    with evaluating(model):
-        model(input_ids=_ordinary(model).to(execution_device(model)), use_cache=False)
+    model(input_ids=_ordinary(model).to(execution_device(model)), use_cache=False)
 
 
 def _ordinary(model: PreTrainedModel) -> Tensor:
@@ -335,7 +338,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _candidates(model: PreTrainedModel) -> str:
     """Modules of the middle block from which what is added comes out of it, `{i}` for the block."""
-    blocks_path, blocks = find_blocks(model)
+    blocks_path, blocks = _find_blocks(model)
     trial = _Trial.of(model, blocks, len(blocks) // 2)
     return ", ".join(f"{blocks_path}.{{i}}.{path}" for path in trial.calls if trial.passes(path)) or "none found"
 
