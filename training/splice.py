@@ -208,7 +208,7 @@ class SplicedModel:
             labels[i, : len(target)] = torch.tensor(target)
         inputs, labels = inputs.to(self.device), labels.to(self.device)
         mask = torch.cat([left.new_ones(len(rows), shared), left, (labels != -100).long()], dim=1)
-        prefix = torch.tensor([rows[0][0][:shared]], device=self.device).expand(len(rows), -1)
+        prefix = torch.tensor([rows[0][0][:shared]], dtype=torch.long, device=self.device).expand(len(rows), -1)
         own = {"mask": mask, "inputs": inputs, "labels": labels, "before": torch.cat([prefix, context], dim=1)}
         if self.steps != CACHED:
             return self._run_whole(own)
