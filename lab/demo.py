@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wise.config import WiseConfig
-from wise.demo import model_path
 from wise.demo.facts import load_facts, train_prompts
 from wise.demo.records import demo_records
 from wise.edits import Record
@@ -20,6 +18,7 @@ from wise.lab.eval.metrics import auroc
 from wise.lab.eval.quality import measure_quality
 from wise.lab.eval.routing import gate_ratios
 from wise.lab.eval.run import Evaluation
+from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 from wise.model import WiseModel, wrap
 
 SHOWN = 5
@@ -69,20 +68,18 @@ def run_demo(
     edits: int = 100,
     seed: int = 0,
     mode: str = "hybrid",
+    placement: Placement = DEFAULT_PLACEMENT,
     progress: Progress | None = None,
 ) -> DemoResult:
     """Edits the shipped model with `edits` counterfactuals and measures it.
 
     progress: called with what is being done, how much of it is through, and of how much.
 
-    Raises ConfigError for a mode that there is not, or more edits than the model knows facts.
+    Raises ConfigError for a mode or a device that there is not, or more edits than the model knows facts.
     """
     begun = time.perf_counter()
     records = demo_records(edits, seed=seed)
-    tokenizer = AutoTokenizer.from_pretrained(model_path())
-    model = wrap(
-        AutoModelForCausalLM.from_pretrained(model_path()), tokenizer, WiseConfig(mode=mode, seed=seed)
-    )
+    model = wrap(*load_model(None, placement=placement), WiseConfig(mode=mode, seed=seed))
     recall = _recall(model, seed)
     asked = _shown_prompts(records)
     before = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]

@@ -1,17 +1,21 @@
 """Which base a memory belongs to: its shape, and a sample of its weights.
 
-A memory is a change to one layer of one checkpoint; beside any other it is noise. So a sample of every
-parameter is taken, which costs milliseconds and also notices a base that was fine-tuned elsewhere. The same
-checkpoint in another precision has other bits but is the same base: there a few values are compared as
-closely as bfloat16 can tell, and a warning is given.
+A memory is a change to one layer of one checkpoint; beside any other it is noise. So a sample of every parameter is
+taken, which costs milliseconds and also notices a base that was fine-tuned elsewhere. The same checkpoint in another
+precision has other bits but is the same base. What can be told there:
+
+* A cast (bf16, fp16, float32) is told exactly: rounded to the coarser precision, every sampled entry must be the same.
+  A fine-tune that moved a sampled entry by more than that rounding is refused.
+* In a quantized copy, the parameters that were left alone (embeddings, norms, mostly the head) are told as exactly.
+  The quantized ones must be within `QUANTIZED` of the original, as a whole: 4 bits lose about 0.1, other weights differ
+  by 1.4. A fine-tune that left all of the former alone and moved the latter by less cannot be told from rounding.
+* A copy that packs its weights in a way that is not known here (it has another number of entries) is another base.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -19,21 +23,24 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device  # type: ignore[import-untyped]
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.architectures import ValueProjection
 from wise.errors import ArtifactError
 
-logger = logging.getLogger(__name__)
-
 ENTRIES = 64
 """Entries sampled from each parameter."""
-KEPT = 16
-"""Values kept as they are, to compare precisions by."""
+KEPT = 256
+"""Of all sampled entries, those kept as they are, to compare precisions by."""
 STRIDE = 2_654_435_761
 """A prime: its multiples, modulo a parameter's size, fall on all rows and columns."""
+QUANTIZED = 0.25
+"""Norm of the difference of quantized entries over that of the entries, under which they are one weight."""
 ROUNDING = 2.0**-7
-"""Relative difference that two roundings of one weight stay under: bfloat16 rounds by up to 2**-8."""
+"""Relative difference of two roundings of one weight, neither of which is finer: bfloat16 rounds by up to 2**-8."""
+ROUNDED = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 UNDERFLOW = 1e-7
 """Absolute difference that float16 makes to weights under its smallest normal number."""
 
@@ -55,10 +62,19 @@ class Fingerprint:
     parameters: int
     """Entries of all parameters, tied ones once."""
     dtype: str
+    quantization: str
+    """How its weights were quantized; empty where they were not."""
     digest: str
     """SHA-256 of the sampled entries."""
     sample: tuple[float, ...]
     """A few of them as they are, for a base in another precision."""
+    quantized: tuple[int, ...]
+    """Places in `sample` of entries that were quantized."""
+
+    @property
+    def precision(self) -> str:
+        """As messages name it."""
+        return f"{self.dtype}, {self.quantization}" if self.quantization else self.dtype
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,58 +83,79 @@ class Fingerprint:
     def from_dict(cls, data: Mapping[str, Any]) -> Fingerprint:
         """The inverse of `to_dict`. Raises ArtifactError for a field missing, unknown or of a wrong type."""
         try:
-            found = cls(**{**data, "sample": tuple(map(float, data["sample"]))})
+            sample, quantized = tuple(map(float, data["sample"])), tuple(map(int, data["quantized"]))
+            found = cls(**{**data, "sample": sample, "quantized": quantized})
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"the fingerprint of the base is malformed: {error}") from error
         for field in fields(cls):
             wanted = {"int": int, "str": str}.get(str(field.type), tuple)
             if type(getattr(found, field.name)) is not wanted:
                 raise ArtifactError(f"the fingerprint of the base is malformed: field {field.name!r}")
+        if not all(0 <= place < len(sample) for place in quantized):
+            raise ArtifactError("the fingerprint of the base is malformed: field 'quantized'")
         return found
 
-    def check(self, other: Fingerprint) -> None:
-        """`other` is the base that this one was taken of; another precision of it is warned about.
+    def check(self, other: Fingerprint, *, allow_precision: bool = False) -> bool:
+        """Whether `other` is this base in this precision; False for the same base in another one.
 
-        Raises ArtifactError naming every field that differs, with what was expected and found.
+        Raises ArtifactError naming every field that differs, with what was expected and found, for another base; and
+        for another precision unless `allow_precision`.
         """
-        shape = [f.name for f in fields(self) if f.name not in ("dtype", "digest", "sample")]
+        shape = [f.name for f in fields(self) if f.type in ("int", "str") and f.name not in PRECISION]
         differing = [
             f"{name}: expected {getattr(self, name)!r}, found {getattr(other, name)!r}"
             for name in shape
             if getattr(self, name) != getattr(other, name)
         ]
-        if not differing and not self._same_weights(other):
+        same = (self.precision, self.digest) == (other.precision, other.digest)
+        if not differing and not same and not self._rounded(other):
             differing.append(
-                f"weights: expected digest {self.digest[:12]} ({self.dtype}), found {other.digest[:12]} "
-                f"({other.dtype}): the same architecture with other weights"
+                f"weights: expected digest {self.digest[:12]} ({self.precision}), found {other.digest[:12]} "
+                f"({other.precision}): the same architecture with other weights"
             )
         if differing:
             raise ArtifactError(
                 f"this memory was made for another base ({'; '.join(differing)}); load that base, or make "
                 "the edits anew on this one"
             )
-        if self.dtype != other.dtype:
-            logger.warning(
-                "this memory was made for the base in %s and is put beside it in %s: scores near a threshold "
-                "may fall on its other side, so check the edits",
-                self.dtype,
-                other.dtype,
+        if not same and not allow_precision:
+            raise ArtifactError(
+                f"this memory was made for this base in {self.precision} and this copy is in {other.precision}"
+                f"{', rounded otherwise' if self.precision == other.precision else ''}: "
+                "edits may be said otherwise there; load the base in the former, or allow it with allow_precision=True "
+                "(--allow-precision, or the service's setting allow_precision), which asks each edit again"
             )
+        return same
 
-    def _same_weights(self, other: Fingerprint) -> bool:
-        if self.dtype == other.dtype:
-            return self.digest == other.digest
-        return len(self.sample) == len(other.sample) and all(
-            math.isclose(a, b, rel_tol=ROUNDING, abs_tol=UNDERFLOW)
-            for a, b in zip(self.sample, other.sample, strict=True)
-        )
+    def _rounded(self, other: Fingerprint) -> bool:
+        """Whether both are roundings of the same weights."""
+        if len(self.sample) != len(other.sample):
+            return False
+        coarse = torch.zeros(len(self.sample), dtype=torch.bool)
+        coarse[torch.tensor([*self.quantized, *other.quantized], dtype=torch.long)] = True
+        ours, theirs = torch.tensor(self.sample), torch.tensor(other.sample)
+        if self.precision == other.precision and not coarse.any():
+            return False
+        norm = torch.maximum(ours[coarse].norm(), theirs[coarse].norm())
+        if not (ours[coarse] - theirs[coarse]).norm() <= QUANTIZED * norm:
+            return False
+        for dtype in {ROUNDED.get(self.dtype, torch.float32), ROUNDED.get(other.dtype, torch.float32)}:
+            ours, theirs = ours.to(dtype).float(), theirs.to(dtype).float()
+        allowed = ROUNDING if {self.dtype, other.dtype} == {"bfloat16", "float16"} else 0.0
+        return torch.allclose(ours[~coarse], theirs[~coarse], rtol=allowed, atol=UNDERFLOW if allowed else 0.0)
+
+
+PRECISION = ("dtype", "quantization", "digest")
+"""Fields that differ between precisions of one base."""
 
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel, projection: ValueProjection) -> Fingerprint:
     """The fingerprint of a base, wrapped or not, wherever accelerate keeps its weights."""
-    taken = [(_sample(parameter, ENTRIES), parameter.numel()) for parameter in _parameters(model)]
-    entries = torch.cat([values for values, _ in taken])
+    taken = [(_sample(values, ENTRIES), values.numel(), coarse) for values, coarse in _weights(model)]
+    entries = torch.cat([values for values, *_ in taken])
+    coarse = torch.cat([torch.full((len(values),), coarse) for values, _, coarse in taken])
+    kept = _places(len(entries), KEPT)
     return Fingerprint(
         model_type=str(model.config.model_type),
         path=projection.path,
@@ -126,17 +163,19 @@ def fingerprint(model: PreTrainedModel, projection: ValueProjection) -> Fingerpr
         out_features=projection.out_features,
         vocabulary=int(model.config.get_text_config().vocab_size),
         depth=projection.depth,
-        parameters=sum(size for _, size in taken),
+        parameters=sum(size for _, size, _ in taken),
         dtype=str(model.dtype).removeprefix("torch."),
+        quantization=_quantization(model),
         digest=_digest(entries),
-        sample=tuple(_sample(entries, KEPT).tolist()),
+        sample=tuple(entries[kept].tolist()),
+        quantized=tuple(coarse[kept].nonzero()[:, 0].tolist()),
     )
 
 
 @torch.no_grad()
 def weights_digest(model: PreTrainedModel) -> str:
     """SHA-256 of entries sampled from every parameter of a base, wrapped or not."""
-    return _digest(torch.cat([_sample(parameter, ENTRIES) for parameter in _parameters(model)]))
+    return _digest(torch.cat([_sample(values, ENTRIES) for values, _ in _weights(model)]))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -150,19 +189,51 @@ def _digest(entries: Tensor) -> str:
     return hashlib.sha256(entries.numpy().astype("<f4").tobytes()).hexdigest()
 
 
-def _parameters(model: PreTrainedModel) -> Iterator[nn.Parameter]:
-    """Every parameter while it is there; of tied ones, which offloading takes apart, the one tied to."""
+def _weights(model: PreTrainedModel) -> Iterator[tuple[Tensor, bool]]:
+    """Every parameter as it counts, wherever it is, and whether it is quantized; of tied ones, which offloading takes
+    apart, the one tied to."""
     tied = set(model.all_tied_weights_keys)
     for path, module in model.named_modules():
         own = [name for name, _ in module.named_parameters(path, recurse=False) if name not in tied]
         if own:
             with align_module_device(module):
                 for name in own:
-                    yield getattr(module, name.rpartition(".")[2])
+                    yield _weight(module, getattr(module, name.rpartition(".")[2]))
+
+
+def _weight(module: nn.Module, parameter: nn.Parameter) -> tuple[Tensor, bool]:
+    if type(parameter).__name__ in ("Params4bit", "Int8Params"):  # of bitsandbytes
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        return dequantize_bnb_weight(parameter, getattr(module, "state", None)), True
+    value = parameter.detach()
+    if isinstance(value, DTensor):
+        value = value.full_tensor()
+    if is_traceable_wrapper_subclass(value):  # torchao's
+        return value.dequantize(), True
+    return value, not value.is_floating_point() or value.dtype.itemsize < 2
+
+
+def _quantization(model: PreTrainedModel) -> str:
+    """As transformers' settings of it say, such as `bitsandbytes nf4`."""
+    settings = getattr(model.config, "quantization_config", None)
+    if settings is None:
+        return ""
+    told = settings if isinstance(settings, dict) else settings.to_dict()
+    method = str(getattr(told.get("quant_method"), "value", told.get("quant_method")))
+    if told.get("load_in_4bit"):
+        return f"{method} {told.get('bnb_4bit_quant_type')}"
+    kind = getattr(settings, "quant_type", None)
+    bits = told.get("bits") or (8 if told.get("load_in_8bit") else None)
+    return " ".join([method, *([type(kind).__name__] if kind is not None else []), *([f"int{bits}"] if bits else [])])
+
+
+def _places(size: int, count: int) -> Tensor:
+    """Up to `count` places from all over, the same ones each time."""
+    return torch.arange(min(count, size)) * STRIDE % size
 
 
 def _sample(values: Tensor, count: int) -> Tensor:
-    """Up to `count` entries from all over, the same ones each time: float32 on the CPU."""
-    size = values.numel()
-    places = torch.arange(min(count, size)) * STRIDE % size
-    return values.detach().flatten()[places.to(values.device)].float().cpu()
+    """Up to `count` entries: float32 on the CPU."""
+    flat = values.detach().flatten()
+    return flat[_places(len(flat), count).to(values.device)].float().cpu()

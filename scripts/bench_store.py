@@ -36,7 +36,7 @@ BATCH, TIMES = 64, 7
 CONFIG = WiseConfig(mode="hybrid")
 BASE = Fingerprint(
     model_type="llama", path="model.layers.4.mlp.down_proj", in_features=F, out_features=D, vocabulary=4096, depth=6,
-    parameters=7_000_000, dtype="float32", digest="0" * 64, sample=(0.5,),
+    parameters=7_000_000, dtype="float32", quantization="", digest="0" * 64, sample=(0.5,), quantized=(),
 )
 EMPTY = MemoryState(key_space=RelationSpace(reader="drawn", size=RELATION, threshold=0.7, unnamed_threshold=0.85))
 

@@ -46,7 +46,7 @@ F, D, R = 6, 4, 5
 CONFIG = WiseConfig(mode="hybrid")
 BASE = Fingerprint(
     model_type="llama", path="model.layers.1.mlp.down_proj", in_features=F, out_features=D, vocabulary=9, depth=2,
-    parameters=99, dtype="float32", digest="0" * 64, sample=(0.5,),
+    parameters=99, dtype="float32", quantization="", digest="0" * 64, sample=(0.5,), quantized=(),
 )
 
 

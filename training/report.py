@@ -77,6 +77,34 @@ class EditReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecisionReport:
+    """The result of asking every live edit again on a copy of its base in another precision. All of them stay live."""
+
+    made_in: str
+    """Precision of the base that the edits were made on."""
+    served_in: str
+    """Precision of this copy."""
+    edits: int
+    lost: Mapping[str, str]
+    """By id, what the copy answers to the edits that do not hold on it: to some promised wording it says another."""
+    seconds: float
+
+    @property
+    def held(self) -> int:
+        """Edits that are said as promised."""
+        return self.edits - len(self.lost)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"held": self.held}
+
+    def __str__(self) -> str:
+        return (
+            f"edits made in {self.made_in} and served in {self.served_in}: {self.held} of {self.edits} hold"
+            + (f"; not {', '.join(self.lost)}" if self.lost else "")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeleteReport:
     """The result of deleting edits."""
 

@@ -1,17 +1,26 @@
-"""Loads a causal LM and its tokenizer, for the commands and for the service.
+"""Loads a causal LM and its tokenizer, for the commands, the service and the demos: where, and in which precision.
 
 Nothing heavy is imported before a function is called.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wise.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+QUANTIZATIONS = {"bnb-8bit": "bitsandbytes", "bnb-4bit": "bitsandbytes", "torchao-int8": "torchao"}
+"""Each with the library that it needs."""
+QUANTIZATION_NEEDS = "pip install 'wise-runtime[quantization]'"
 
 
 def prepare(threads: int | None) -> None:
@@ -30,18 +39,98 @@ def check_device(name: str | None) -> None:
     import torch
 
     try:
-        torch.empty(0, device=name)
+        if torch.empty(0, device=name).is_meta:
+            raise RuntimeError("tensors on it hold no values")
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(f"--device {name}: {reason} (expected a device of torch's, such as cpu or cuda)") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a model is loaded and in which precision. What is None is as the folder says, on the CPU.
+
+    Raises ConfigError for a value that is not known, or two that exclude each other.
+    """
+
+    device: str | None = None
+    """Of torch, such as `cuda` or `cuda:1`."""
+    dtype: str | None = None
+    """One of `DTYPES`."""
+    device_map: str | None = None
+    """One of `DEVICE_MAPS`, or a JSON object of accelerate's: the device of each module."""
+    quantization: str | None = None
+    """One of `QUANTIZATIONS`. A folder that is quantized already says so itself."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("dtype", DTYPES), ("quantization", QUANTIZATIONS)):
+            given = getattr(self, name)
+            if given is not None and given not in known:
+                raise ConfigError(f"--{name} {given}: expected one of {', '.join(known)}")
+        if self.device is not None and self.device_map is not None:
+            raise ConfigError(
+                f"--device {self.device} and --device-map {self.device_map}: give one of the two; a map names devices"
+            )
+        self._parsed_map()
+        library = None if self.quantization is None else QUANTIZATIONS[self.quantization]
+        if library is not None and find_spec(library) is None:
+            raise ConfigError(
+                f"--quantization {self.quantization}: {library} is not installed: {QUANTIZATION_NEEDS}"
+            )
+
+    def _parsed_map(self) -> str | dict[str, int | str] | None:
+        if self.device_map is None or self.device_map in DEVICE_MAPS:
+            return self.device_map
+        try:
+            found = json.loads(self.device_map)
+        except json.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict) or not found or not all(isinstance(v, int | str) for v in found.values()):
+            raise ConfigError(
+                f"--device-map {self.device_map}: expected one of {', '.join(DEVICE_MAPS)}, or a JSON object of "
+                'modules and their devices, such as {"": "cuda:0"}'
+            )
+        return found
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `from_pretrained`. Raises ConfigError for a device that is not there."""
+        import torch
+
+        placed = self._parsed_map()
+        named = placed.values() if isinstance(placed, dict) else [self.device]
+        for device in named:
+            if device != "disk":
+                check_device(f"cuda:{device}" if isinstance(device, int) else device)
+        given = {
+            "dtype": None if self.dtype is None else getattr(torch, self.dtype),
+            "device_map": self.device if placed is None else placed,
+            "quantization_config": self._quantization(),
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _quantization(self) -> Any:
+        from transformers import BitsAndBytesConfig, TorchAoConfig
+
+        if self.quantization == "torchao-int8":
+            from torchao.quantization import Int8WeightOnlyConfig
+
+            return TorchAoConfig(Int8WeightOnlyConfig())
+        if self.quantization is None:
+            return None
+        four = self.quantization == "bnb-4bit"
+        kind = {"bnb_4bit_quant_type": "nf4"} if four else {}
+        return BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=not four, **kind)  # type: ignore[no-untyped-call]
+
+
+DEFAULT_PLACEMENT = Placement()
+
+
 def load_model(
-    name: str | None, *, threads: int | None = None, device: str | None = None
+    name: str | None, *, threads: int | None = None, placement: Placement = DEFAULT_PLACEMENT
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM and its tokenizer. name: a folder or hub id; None is the demo model.
 
-    Raises ConfigError if there is none, or no such device.
+    Raises ConfigError if there is none, no such device, or what its quantization needs is not installed.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -49,19 +138,22 @@ def load_model(
     from wise.demo import model_path
 
     prepare(threads)
-    check_device(device)
+    arguments = placement.arguments()
     source = str(model_path()) if name is None else name
     if _is_path(source) and not Path(source).is_dir():
         raise ConfigError(f"--model {source}: no such folder; give one that holds a causal LM, or a hub id")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
+        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **arguments)
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--model {source}: {reason} (for bitsandbytes and torchao: {QUANTIZATION_NEEDS})") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(
             f"--model {source}: {reason} (expected a causal LM with safetensors weights, in a folder or on the hub)"
         ) from error
-    return model if device is None else model.to(device), tokenizer  # type: ignore[arg-type]
+    return model, tokenizer
 
 
 def _is_path(name: str) -> bool:

@@ -7,6 +7,7 @@ that is served and swaps it in once all is verified: whatever is refused or fail
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -41,8 +42,10 @@ from wise.router.turns import ChatTemplate
 from wise.training.build_trainer import build_trainer
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import greedy
-from wise.training.report import DeleteReport, EditReport
+from wise.training.report import DeleteReport, EditReport, PrecisionReport
 from wise.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 32
 
@@ -84,6 +87,8 @@ class WiseModel(nn.Module, PushToHubMixin):
         """The memory that was assembled last, with its state, device and dtype."""
         self._snapshots: WeakSet[MemoryState] = WeakSet()
         self._trainer: Trainer | None = None
+        self.precision_report: PrecisionReport | None = None
+        """What `from_pretrained` found, if it was allowed to take a memory of another precision and did."""
         parent, name = self._place()
         self.layer = SideMemoryLayer(getattr(parent, name))
         setattr(parent, name, self.layer)  # last, so that a refusal leaves the model as it was
@@ -276,6 +281,31 @@ class WiseModel(nn.Module, PushToHubMixin):
         """Raises EditError for edits that `edit` would refuse, and changes nothing."""
         self.trainer.validate(self.state, edits)
 
+    def ask_again(
+        self, state: MemoryState, made_for: Fingerprint, *, progress: Callable[[int, int], None] | None = None
+    ) -> PrecisionReport:
+        """Asks every edit of a state that was made on another precision of this base; logs how many hold.
+
+        progress: called with how many edits are done, and of how many.
+        """
+        begun, count = time.perf_counter(), len(state.edits)
+
+        def shown(share: float) -> None:
+            if progress is not None:
+                progress(int(share * count), count)
+
+        with self.evaluating():
+            verdicts = self.trainer.verifier.ask(state, state.edits, self.serving, shown)
+        report = PrecisionReport(
+            made_in=made_for.precision,
+            served_in=self.fingerprint().precision,
+            edits=count,
+            lost={edit_id: verdict.answer for edit_id, verdict in verdicts.items() if not verdict.right},
+            seconds=time.perf_counter() - begun,
+        )
+        logger.log(logging.WARNING if report.lost else logging.INFO, "%s", report)
+        return report
+
     @property
     def memory_bytes(self) -> int:
         """Bytes of slots and keys, as `save_pretrained` writes them."""
@@ -431,14 +461,19 @@ class WiseModel(nn.Module, PushToHubMixin):
         path: str | PathLike[str],
         *,
         reader: RelationReader | None = None,
+        allow_precision: bool = False,
+        progress: Callable[[int, int], None] | None = None,
         **kwargs: Any,
     ) -> Self:
         """Wraps `model` with the memory saved at `path`, a folder or a hub id; `kwargs` as for `load_memory`.
 
         reader: the one that its keys were made with, as for `wise.wrap` (`hybrid`).
+        allow_precision: take a memory that was made on this base in another precision (a cast or quantized copy). Every
+        edit is then asked again, and all stay live: `precision_report` says which hold, and so does the log. `progress`
+        is called with how many were asked, and of how many.
 
-        Raises ArtifactError, with `model` as it was, where the memory is incomplete, damaged, or was made for
-        another base.
+        Raises ArtifactError, with `model` as it was, where the memory is incomplete, damaged, was made for another
+        base, or in another precision that is not allowed.
         """
         config, state, base = load_memory(path, **kwargs)
         try:
@@ -449,8 +484,10 @@ class WiseModel(nn.Module, PushToHubMixin):
                 f"fit this model: {error}"
             ) from error
         try:
-            base.check(wrapped.fingerprint())
+            same = base.check(wrapped.fingerprint(), allow_precision=allow_precision)
             wrapped._start_from(state)
+            if not same:
+                wrapped.precision_report = wrapped.ask_again(state, base, progress=progress)
         except BaseException:
             wrapped.unwrap()
             raise

@@ -6,22 +6,46 @@ case, so each namespace is served as if there were no other. `WiseModel` itself 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 from wise.edits import Edit
-from wise.errors import StoreError
+from wise.errors import ArtifactError, StoreError
 from wise.memory.state import MemoryState
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
-from wise.training.report import Outcome
+from wise.training.report import Outcome, PrecisionReport
 
 
-def check_fits(model: WiseModel, snapshot: Snapshot, place: str) -> None:
-    """Raises StoreError if a store's edits were made on another base, or as `check_settings` does."""
-    if snapshot.base is not None and snapshot.base != model.fingerprint():
-        raise StoreError(f"{place} is for another base than this; keep a store for each base")
+def check_fits(model: WiseModel, snapshot: Snapshot, place: str, *, allow_precision: bool = False) -> bool:
+    """Whether a store's edits were made on this base in this precision; False for another one that is allowed.
+
+    Raises StoreError if they were made on another base, in another precision that is not allowed, or as
+    `check_settings` does.
+    """
+    try:
+        same = snapshot.base is None or snapshot.base.check(model.fingerprint(), allow_precision=allow_precision)
+    except ArtifactError as error:
+        raise StoreError(f"{place}: {error}; keep a store for each base") from error
     check_settings(model, snapshot, place)
+    return same
+
+
+def ask_again(
+    model: WiseModel, snapshot: Snapshot, progress: Callable[[str, int, int], None]
+) -> dict[str, PrecisionReport]:
+    """By namespace, how many of a store's edits hold on this copy of their base.
+
+    progress: called with a namespace, how many of its edits are done, and of how many.
+    """
+    reports: dict[str, PrecisionReport] = {}
+    if snapshot.base is None:
+        return reports
+    for namespace in dict.fromkeys(edit.namespace for edit in snapshot.state.edits):
+        own = within(snapshot.state, namespace)
+        reports[namespace] = model.ask_again(own, snapshot.base, progress=partial(progress, namespace))
+    return reports
 
 
 def check_settings(model: WiseModel, snapshot: Snapshot, place: str) -> None:
@@ -37,9 +61,9 @@ def check_settings(model: WiseModel, snapshot: Snapshot, place: str) -> None:
         )
 
 
-def make_ready(model: WiseModel, snapshot: Snapshot, place: str) -> None:
+def make_ready(model: WiseModel, snapshot: Snapshot, place: str, *, allow_precision: bool = False) -> None:
     """Prepares `model`, which serves nobody, to edit a store's state. Raises StoreError as `check_fits` does."""
-    check_fits(model, snapshot, place)
+    check_fits(model, snapshot, place, allow_precision=allow_precision)
     model.state = snapshot.state  # its space is the one that new keys are compared in
     model.prepare()
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 from accelerate import cpu_offload
 from tiny import ARCHITECTURES, located, tiny_model, wrap_tiny
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from wise.errors import ArtifactError
+from wise.loading import QUANTIZATIONS, Placement
 from wise.memory.fingerprint import Fingerprint, fingerprint
 
 
@@ -68,20 +69,79 @@ def test_another_architecture_is_named() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_same_base_in_another_precision_is_warned_about_and_another_base_is_refused(
-    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_same_base_in_another_precision_must_be_allowed_and_another_base_never_is(dtype: torch.dtype) -> None:
     base, rounded = taken(tiny_model("llama")), taken(tiny_model("llama").to(dtype))
     for one, other in ((base, rounded), (rounded, base)):
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
+        with pytest.raises(ArtifactError, match=f"in {one.dtype} and this copy is in {other.dtype}.*allow_precision"):
             one.check(other)
-        assert f"in {one.dtype} and is put beside it in {other.dtype}" in caplog.text
-    caplog.clear()
-    base.check(base)
-    assert not caplog.text
+        assert not one.check(other, allow_precision=True)
+    assert base.check(base)
     with pytest.raises(ArtifactError, match="other weights"):
-        base.check(taken(tiny_model("llama", seed=1).to(dtype)))
+        base.check(taken(tiny_model("llama", seed=1).to(dtype)), allow_precision=True)
+
+
+def test_two_roundings_of_one_base_are_the_same_base() -> None:
+    half, brain = (taken(tiny_model("llama").to(dtype)) for dtype in (torch.float16, torch.bfloat16))
+    assert not half.check(brain, allow_precision=True) and not brain.check(half, allow_precision=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_that_was_trained_on_by_more_than_the_rounding_is_another_base(dtype: torch.dtype) -> None:
+    base, model = taken(tiny_model("llama")), tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight.mul_(1.02)
+    with pytest.raises(ArtifactError, match="other weights"):
+        base.check(taken(model.to(dtype)), allow_precision=True)
+
+
+def quantized(seed: int = 0, **kind: Any) -> PreTrainedModel:
+    """A tiny model quantized as it is loaded."""
+    with TemporaryDirectory() as folder:
+        tiny_model("llama", seed=seed, hidden_size=64, intermediate_size=128).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, **Placement(**kind).arguments())
+    return model.eval()  # type: ignore[no-any-return]
+
+
+KINDS = ["bnb-8bit", "bnb-4bit", "torchao-int8"]
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+def test_a_quantized_copy_is_known_as_its_base_and_a_quantized_other_base_is_not(quantization: str) -> None:
+    pytest.importorskip(QUANTIZATIONS[quantization])
+    base = taken(quantized())
+    copied = taken(quantized(quantization=quantization))
+    assert copied.quantized and copied.quantization and not base.quantized
+    with pytest.raises(ArtifactError, match="this copy is in float32, .*allow_precision"):
+        base.check(copied)
+    for one, other in ((base, copied), (copied, base)):
+        assert not one.check(other, allow_precision=True)
+    assert copied.check(taken(quantized(quantization=quantization)))
+    other_base = taken(quantized(seed=1, quantization=quantization))
+    with pytest.raises(ArtifactError, match="other weights"):
+        base.check(other_base, allow_precision=True)
+    with pytest.raises(ArtifactError, match="other weights"):
+        copied.check(other_base, allow_precision=True)
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+def test_the_fingerprint_of_a_quantized_copy_stays_while_it_is_used(quantization: str) -> None:
+    pytest.importorskip(QUANTIZATIONS[quantization])
+    model = quantized(quantization=quantization)
+    before = taken(model)
+    model(torch.tensor([[5, 6, 7]]))
+    assert taken(model) == before
+
+
+@pytest.mark.parametrize("quantization", KINDS)
+def test_norms_that_were_trained_on_tell_a_quantized_base_apart(quantization: str) -> None:
+    pytest.importorskip(QUANTIZATIONS[quantization])
+    base, model = taken(quantized()), quantized(quantization=quantization)
+    with torch.no_grad():
+        for module in model.modules():
+            if type(module).__name__ == "LlamaRMSNorm":
+                module.weight.mul_(1.001)
+    with pytest.raises(ArtifactError, match="other weights"):
+        base.check(taken(model), allow_precision=True)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -101,7 +161,7 @@ def test_comes_back_from_json_as_it_was() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"depth": "three"}, {"digest": None}, {"sample": ["x"]}, {"sample": 1}, {"surprise": 1}, {"depth": ...}],
+    [{"quantized": [256]}, {"quantized": ["x"]}, {"depth": "three"}, {"digest": None}, {"sample": ["x"]}, {"sample": 1}, {"surprise": 1}, {"depth": ...}],
 )
 def test_a_malformed_one_is_refused(change: dict[str, Any]) -> None:
     data = taken(tiny_model("llama")).to_dict() | change

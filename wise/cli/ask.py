@@ -11,21 +11,25 @@ from rich.text import Text
 
 from wise.cli.common import (
     SLOT_STYLES,
+    AllowPrecisionOption,
     JsonOption,
     ModelOption,
     ThreadsOption,
     finite,
+    memory_model,
     show_json,
     show_table,
+    with_placement,
 )
 from wise.errors import checked_text
-from wise.loading import load_model
+from wise.loading import DEFAULT_PLACEMENT, Placement
 
 if TYPE_CHECKING:
     from wise.edits import Edit
     from wise.explain import Answer, Claim, TokenRoute
 
 
+@with_placement
 def ask(
     prompts: Annotated[
         list[str], typer.Argument(help="What to ask; a text to be completed ends right before the answer.")
@@ -47,14 +51,13 @@ def ask(
         int, typer.Option("--max-new-tokens", min=1, help="Tokens that an answer may have.")
     ] = 32,
     threads: ThreadsOption = None,
+    placement: Placement = DEFAULT_PLACEMENT,
+    allow_precision: AllowPrecisionOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask an edited model: the answer before and after, with the route of every token that was read."""
     prompts = [checked_text("prompt", prompt) for prompt in prompts]
-    base, tokenizer = load_model(model, threads=threads)
-    from wise.model import WiseModel
-
-    wrapped = WiseModel.from_pretrained(base, tokenizer, memory)
+    wrapped = memory_model(model, memory, threads=threads, placement=placement, allow_precision=allow_precision)
     with wrapped.disabled():
         before = wrapped.ask(prompts, chat=chat, max_new_tokens=max_new_tokens)
     after = wrapped.ask(prompts, chat=chat, max_new_tokens=max_new_tokens)

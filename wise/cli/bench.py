@@ -23,9 +23,10 @@ from wise.cli.common import (
     progress_bars,
     show_json,
     show_table,
+    with_placement,
 )
 from wise.cli.eval import read_corpus
-from wise.loading import load_model
+from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 SIZES = [1, 10, 100, 500]
 
@@ -33,6 +34,7 @@ app = typer.Typer(help="Compare editors on the same records.", no_args_is_help=T
 
 
 @app.command("editors")
+@with_placement
 def bench_editors(
     data: Annotated[Path, typer.Option("--data", help="File of edits with the prompts that measure them.")],
     output: Annotated[Path, typer.Option("--output", help="Folder of the runs; what is in it is not done again.")],
@@ -61,6 +63,7 @@ def bench_editors(
     cache: CacheOption = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
+    placement: Placement = DEFAULT_PLACEMENT,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -93,7 +96,7 @@ def bench_editors(
         cache=cache_folder(cache),
     )
     about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
-    base, tokenizer = load_model(model, threads=threads)
+    base, tokenizer = load_model(model, threads=threads, placement=placement)
     with progress_bars(progress) as show:
         compare_editors(
             base,

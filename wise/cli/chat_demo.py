@@ -17,13 +17,15 @@ from wise.cli.common import (
     progress_bars,
     show_json,
     show_table,
+    with_placement,
 )
-from wise.loading import load_model, prepare
+from wise.loading import DEFAULT_PLACEMENT, Placement, load_model, prepare
 
 if TYPE_CHECKING:
     from wise.demo.chat import ChatDemo
 
 
+@with_placement
 def chat_demo(
     model: Annotated[
         str | None,
@@ -33,6 +35,7 @@ def chat_demo(
         Path | None, typer.Option("--picture", help="File to draw scores and thresholds to, such as routing.png.")
     ] = None,
     threads: ThreadsOption = None,
+    placement: Placement = DEFAULT_PLACEMENT,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -43,7 +46,7 @@ def chat_demo(
     from wise.demo.fetch import chat_model_folder
     from wise.model import wrap
 
-    base, tokenizer = load_model(model or chat_model_folder(), threads=threads)
+    base, tokenizer = load_model(model or chat_model_folder(), threads=threads, placement=placement)
     with progress_bars(progress) as show:
         result = run_chat_demo(wrap(base, tokenizer, make_config(mode="hybrid")), progress=show)
     _show(result)

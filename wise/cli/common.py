@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that `wise --help` answers a
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -13,8 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
@@ -32,7 +34,11 @@ from rich.text import Text
 
 from wise.config import WiseConfig
 from wise.errors import ConfigError
+from wise.loading import DEVICE_MAPS, DTYPES, QUANTIZATIONS, Placement, load_model
 from wise.training import cache
+
+if TYPE_CHECKING:
+    from wise.model import WiseModel
 
 BAD_INPUT = 2
 NOT_VERIFIED = 3
@@ -65,6 +71,36 @@ ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="Device that the model runs on, such as cuda. Left out: the CPU.")
 ]
+PLACEMENT_OPTIONS = {
+    "device": DeviceOption,
+    "dtype": Annotated[
+        str | None,
+        typer.Option("--dtype", help=f"Precision of the model: {', '.join(DTYPES)}. Left out: as its folder says."),
+    ],
+    "device_map": Annotated[
+        str | None,
+        typer.Option(
+            "--device-map",
+            help=f"Spreads the model over devices: {', '.join(DEVICE_MAPS)}, or a JSON object of modules and devices.",
+        ),
+    ],
+    "quantization": Annotated[
+        str | None,
+        typer.Option(
+            "--quantization",
+            help=f"Quantizes the model while it is loaded: {', '.join(QUANTIZATIONS)}. "
+            "A folder that is quantized already needs no option.",
+        ),
+    ],
+}
+"""The options that `with_placement` adds."""
+AllowPrecisionOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-precision",
+        help="Take edits that were made on this base in another precision; each is asked again first.",
+    ),
+]
 EncoderOption = Annotated[
     str | None,
     typer.Option("--encoder", help="Folder or hub id of the sentence encoder (hybrid). Left out: the installed one."),
@@ -92,6 +128,59 @@ CacheOption = Annotated[
     ),
 ]
 FormatOption = Annotated[str, typer.Option("--format", help="Format of the file; auto goes by its fields.")]
+
+
+def with_placement(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes the options of `PLACEMENT_OPTIONS` in the place of its parameter `placement`."""
+    hints = get_type_hints(command, include_extras=True)
+    signature = inspect.signature(command)
+    parameters: list[inspect.Parameter] = []
+    for own in signature.parameters.values():
+        if own.name == "placement":
+            parameters += [
+                own.replace(name=name, annotation=option, default=None) for name, option in PLACEMENT_OPTIONS.items()
+            ]
+        else:
+            parameters.append(own.replace(annotation=hints[own.name]))
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        placement = Placement(**{name: given.pop(name) for name in PLACEMENT_OPTIONS})
+        command(placement=placement, **given)
+
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {own.name: own.annotation for own in parameters}
+    return run
+
+
+def memory_model(
+    model: str | None,
+    memory: Path,
+    *,
+    threads: int | None,
+    placement: Placement,
+    allow_precision: bool,
+    progress: bool = False,
+) -> WiseModel:
+    """A model with a saved memory. How many edits of another precision hold is said on stderr.
+
+    Raises ConfigError as `load_model` does, and ArtifactError as `WiseModel.from_pretrained` does.
+    """
+    base, tokenizer = load_model(model, threads=threads, placement=placement)
+    from wise.model import WiseModel
+
+    with progress_bars(progress) as show:
+        wrapped = WiseModel.from_pretrained(
+            base,
+            tokenizer,
+            memory,
+            allow_precision=allow_precision,
+            progress=lambda done, total: show("edits asked again", done, total),
+        )
+    report = wrapped.precision_report
+    if report is not None and not report.lost:  # otherwise it is logged as a warning
+        typer.echo(str(report), err=True)
+    return wrapped
 
 
 def settings(**given: Any) -> dict[str, Any]:

@@ -16,14 +16,16 @@ from wise.cli.common import (
     progress_bars,
     show_json,
     show_table,
+    with_placement,
 )
 from wise.cli.eval import show_evaluation
-from wise.loading import prepare
+from wise.loading import DEFAULT_PLACEMENT, Placement, prepare
 
 if TYPE_CHECKING:
     from wise.lab.demo import DemoResult
 
 
+@with_placement
 def demo(
     edits: Annotated[int, typer.Option("--edits", min=1, help="Counterfactual edits to make.")] = 100,
     mode: Annotated[
@@ -43,6 +45,7 @@ def demo(
         ),
     ] = None,
     threads: ThreadsOption = None,
+    placement: Placement = DEFAULT_PLACEMENT,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -57,7 +60,7 @@ def demo(
         write_records(records, edits, seed=seed)
         typer.echo(f"records written to {records}")
     with progress_bars(progress) as show:
-        result = run_demo(edits=edits, seed=seed, mode=mode, progress=show)
+        result = run_demo(edits=edits, seed=seed, mode=mode, placement=placement, progress=show)
     _show(result)
     if picture is not None:
         draw(result.ratios, picture)

@@ -10,6 +10,7 @@ import typer
 from wise.cli.common import (
     NOT_VERIFIED,
     ROWS,
+    AllowPrecisionOption,
     EncoderOption,
     FormatOption,
     JsonOption,
@@ -22,20 +23,24 @@ from wise.cli.common import (
     ThreadsOption,
     absolute,
     make_config,
+    memory_model,
     progress_bars,
     settings,
     show_json,
     show_table,
+    with_placement,
 )
+from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.errors import ConfigError
-from wise.loading import load_model
+from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
     from wise.model import WiseModel
     from wise.training.report import EditReport
 
 
+@with_placement
 def edit(
     output: Annotated[Path, typer.Option("--output", help="Folder to save the memory to.")],
     edits: Annotated[Path | None, typer.Option("--edits", help="File of edits.")] = None,
@@ -60,6 +65,8 @@ def edit(
     layer: LayerOption = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
+    placement: Placement = DEFAULT_PLACEMENT,
+    allow_precision: AllowPrecisionOption = False,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -74,7 +81,12 @@ def edit(
     given = settings(mode=mode, encoder=encoder, relations=absolute(relations), layer=layer, seed=seed)
     if memory is not None and given:
         raise ConfigError(f"--{next(iter(given))}: a memory keeps the settings it was made with, leave it out")
-    wrapped = _wrapped(model, memory, given, threads)
+    if memory is None:
+        wrapped = _wrapped(model, make_config(**given), threads, placement)
+    else:
+        wrapped = memory_model(
+            model, memory, threads=threads, placement=placement, allow_precision=allow_precision, progress=progress
+        )
     with progress_bars(progress) as show:
         report = wrapped.edit(wanted, progress=lambda done: show("edits", done, len(wanted)))
     wrapped.save_pretrained(output)
@@ -107,13 +119,10 @@ def _check_output(folder: Path) -> None:
         raise ConfigError(f"--output {folder}: holds other things than a memory; name a folder of its own")
 
 
-def _wrapped(name: str | None, memory: Path | None, given: dict[str, Any], threads: int | None) -> WiseModel:
-    config = make_config(**given)
-    base, tokenizer = load_model(name, threads=threads)
+def _wrapped(name: str | None, config: WiseConfig, threads: int | None, placement: Placement) -> WiseModel:
+    base, tokenizer = load_model(name, threads=threads, placement=placement)
     from wise.model import WiseModel
 
-    if memory is not None:
-        return WiseModel.from_pretrained(base, tokenizer, memory)
     return WiseModel(base, tokenizer, config)
 
 

@@ -28,9 +28,10 @@ from wise.cli.common import (
     settings,
     show_json,
     show_table,
+    with_placement,
 )
 from wise.errors import EditError
-from wise.loading import load_model
+from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
     from wise.edits import Record
@@ -41,6 +42,7 @@ POOL = 1000
 INTERRUPTED = 130
 
 
+@with_placement
 def evaluate(
     data: Annotated[Path, typer.Option("--data", help="File of edits with the prompts that measure them.")],
     model: ModelOption = None,
@@ -83,6 +85,7 @@ def evaluate(
     report: Annotated[Path | None, typer.Option("--report", help="File for a page about the run, HTML.")] = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
+    placement: Placement = DEFAULT_PLACEMENT,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -105,7 +108,7 @@ def evaluate(
     all_settings(editor, chosen)
     texts = None if corpus is None else read_corpus(corpus)
     learning = Learning(corpus=texts, training=tuple(pool), cache=cache_folder(cache))
-    base, tokenizer = load_model(model, threads=threads)
+    base, tokenizer = load_model(model, threads=threads, placement=placement)
     folder = None if output is None else output.with_name(f"{output.name}.partial")
     with progress_bars(progress) as show:
         try:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wise.cli.common import (
-    DeviceOption,
     EncoderOption,
     FormatOption,
     JsonOption,
@@ -28,9 +27,10 @@ from wise.cli.common import (
     settings,
     show_json,
     show_table,
+    with_placement,
 )
 from wise.errors import ConfigError
-from wise.loading import load_model
+from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
     from wise.lab.eval.candidates import OpenEditor
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 FORMS = ("chat", "completion")
 
 
+@with_placement
 def eval_chat(
     model: ModelOption = None,
     facts: Annotated[
@@ -85,7 +86,7 @@ def eval_chat(
     ] = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
-    device: DeviceOption = None,
+    placement: Placement = DEFAULT_PLACEMENT,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -108,7 +109,7 @@ def eval_chat(
     chosen_settings = parsed_settings(set_) | settings(seed=seed)
     if editor == "wise-hybrid":
         chosen_settings |= settings(encoder=encoder, relations=absolute(relations))
-    base, tokenizer = load_model(model, threads=threads, device=device)
+    base, tokenizer = load_model(model, threads=threads, placement=placement)
     with progress_bars(progress) as show:
         wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=form == "chat", progress=show)
         begun = time.process_time()

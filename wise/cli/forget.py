@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wise.cli.common import NOT_VERIFIED, JsonOption, ModelOption, ThreadsOption, show_json
-from wise.loading import load_model
+from wise.cli.common import (
+    NOT_VERIFIED,
+    AllowPrecisionOption,
+    JsonOption,
+    ModelOption,
+    ThreadsOption,
+    memory_model,
+    show_json,
+    with_placement,
+)
+from wise.loading import DEFAULT_PLACEMENT, Placement
 
 if TYPE_CHECKING:
     from wise.training.report import DeleteReport
 
 
+@with_placement
 def forget(
     memory: Annotated[Path, typer.Argument(help="Folder of a saved memory, which is replaced as a whole.")],
     ids: Annotated[list[str], typer.Option("--id", help="Id of an edit to take out. Repeat for more.")],
@@ -23,6 +33,8 @@ def forget(
     ] = None,
     model: ModelOption = None,
     threads: ThreadsOption = None,
+    placement: Placement = DEFAULT_PLACEMENT,
+    allow_precision: AllowPrecisionOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Take edits out of a memory, so that it is bit for bit one without them.
@@ -36,9 +48,7 @@ def forget(
     begun, cpu = time.perf_counter(), time.process_time()
     gone = state.live(ids)
     if state.sharing(gone):
-        from wise.model import WiseModel
-
-        wrapped = WiseModel.from_pretrained(*load_model(model, threads=threads), memory)
+        wrapped = memory_model(model, memory, threads=threads, placement=placement, allow_precision=allow_precision)
         report = wrapped.delete(gone)
         wrapped.save_pretrained(output or memory)
         left = len(wrapped.edits)

@@ -8,20 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from wise.cli.common import (
+    AllowPrecisionOption,
     JsonOption,
     ModelOption,
     ProgressOption,
     SeedOption,
     ThreadsOption,
+    memory_model,
     show_json,
     show_table,
+    with_placement,
 )
 from wise.cli.compare import shown_p
-from wise.loading import load_model
+from wise.loading import DEFAULT_PLACEMENT, Placement
 
 COLUMNS = ("task", "metric", "documents", "base", "edited", "difference", "changed", "p")
 
 
+@with_placement
 def harness(
     memory: Annotated[Path, typer.Option("--memory", help="Folder of a saved memory.")],
     tasks: Annotated[str, typer.Option("--tasks", help="Names of tasks, groups or tags, with commas between them.")],
@@ -36,6 +40,8 @@ def harness(
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Requests at once.")] = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
+    placement: Placement = DEFAULT_PLACEMENT,
+    allow_precision: AllowPrecisionOption = False,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -45,13 +51,14 @@ def harness(
     over documents. With --progress the harness shows its own bars and notes on stderr.
     """
     from wise.lab.eval.harness import BATCH, check_request, evaluate_harness
-    from wise.model import WiseModel
 
     names = [name.strip() for name in tasks.split(",")]
     check_request(names, include_path=include_path)
-    base, tokenizer = load_model(model, threads=threads)
+    wrapped = memory_model(
+        model, memory, threads=threads, placement=placement, allow_precision=allow_precision, progress=progress
+    )
     found = evaluate_harness(
-        WiseModel.from_pretrained(base, tokenizer, memory),
+        wrapped,
         names,
         limit=limit,
         include_path=include_path,

@@ -9,6 +9,7 @@ import typer
 
 from wise.cli.common import (
     ROWS,
+    AllowPrecisionOption,
     EncoderOption,
     JsonOption,
     LayerOption,
@@ -19,12 +20,14 @@ from wise.cli.common import (
     absolute,
     finite,
     make_config,
+    memory_model,
     settings,
     show_json,
     show_table,
+    with_placement,
 )
 from wise.errors import ConfigError
-from wise.loading import load_model
+from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
     from wise.config import WiseConfig
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from wise.model import WiseModel
 
 
+@with_placement
 def info(
     model: ModelOption = None,
     memory: Annotated[
@@ -42,6 +46,8 @@ def info(
     relations: RelationsOption = None,
     layer: LayerOption = None,
     threads: ThreadsOption = None,
+    placement: Placement = DEFAULT_PLACEMENT,
+    allow_precision: AllowPrecisionOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show where a model would be edited, how its answers end and how its questions are compared; or what a memory
@@ -58,11 +64,13 @@ def info(
     result: dict[str, Any] = {}
     if memory is None:
         config = make_config(**given)
-        result["model"] = _model(WiseModel(*load_model(model, threads=threads), config))
-    elif model is not None:
-        wrapped = WiseModel.from_pretrained(*load_model(model, threads=threads), memory)
+        result["model"] = _model(WiseModel(*load_model(model, threads=threads, placement=placement), config))
+    elif model is not None or placement != DEFAULT_PLACEMENT or allow_precision:
+        wrapped = memory_model(model, memory, threads=threads, placement=placement, allow_precision=allow_precision)
         result["model"] = _model(wrapped)
         result["memory"] = _memory(memory, wrapped.wise_config, wrapped.state)
+        if wrapped.precision_report is not None:
+            result["precision"] = wrapped.precision_report.to_dict()
     else:
         config, state, _ = load_memory(memory)
         result["memory"] = _memory(memory, config, state)

@@ -22,9 +22,10 @@ from wise.cli.common import (
     progress_bars,
     show_json,
     show_table,
+    with_placement,
 )
 from wise.errors import ConfigError, EditError
-from wise.loading import load_model
+from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
     from wise.edits import Record
@@ -57,6 +58,7 @@ COLUMNS = 6
 """Layers of a table; of a deeper model every second, or third, is shown."""
 
 
+@with_placement
 def locate(
     data: Annotated[Path, typer.Option("--data", help="File of known facts, or of edits of facts.")],
     model: ModelOption = None,
@@ -81,6 +83,7 @@ def locate(
     ] = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
+    placement: Placement = DEFAULT_PLACEMENT,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -100,7 +103,7 @@ def locate(
     from wise.lab.locate.location import trace
     from wise.lab.locate.sites import check_layers, find_sites
 
-    base, tokenizer = load_model(model, threads=threads)
+    base, tokenizer = load_model(model, threads=threads, placement=placement)
     check_layers(wanted, find_sites(base).depth)
     name = model_name(model)
     with progress_bars(progress) as show:

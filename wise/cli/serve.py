@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from wise.cli.common import JsonOption, show_json
+from wise.cli.common import AllowPrecisionOption, JsonOption, show_json, with_placement
 from wise.errors import ConfigError
+from wise.loading import DEFAULT_PLACEMENT, Placement
 
 NEEDS = "pip install 'wise-runtime[serve]'"
 
 
+@with_placement
 def serve(
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Folder or hub id of a causal LM.")] = None,
@@ -24,6 +27,8 @@ def serve(
     tokens: Annotated[Path | None, typer.Option("--tokens", help="File of hashed tokens; see `wise token`.")] = None,
     relations: Annotated[Path | None, typer.Option("--relations", help="File written by `wise train-router`.")] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="Memory mode of a new store. Default: hybrid.")] = None,
+    placement: Placement = DEFAULT_PLACEMENT,
+    allow_precision: AllowPrecisionOption = False,
     setting: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, NAME=VALUE.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,8 +43,8 @@ def serve(
 
     named = {
         "model": model, "store": store, "host": host, "port": port, "name": name,
-        "tokens": tokens, "relations": relations, "mode": mode,
-    }
+        "tokens": tokens, "relations": relations, "mode": mode, "allow_precision": allow_precision or None,
+    } | asdict(placement)
     settings = load(config, _set(setting) | {key: value for key, value in named.items() if value is not None})
 
     def show(url: str, token: str | None) -> None:

@@ -14,13 +14,15 @@ import typer
 from wise.cli.common import (
     NOT_VERIFIED,
     NOT_WHOLE,
+    AllowPrecisionOption,
     JsonOption,
     ModelOption,
     ThreadsOption,
     show_json,
     show_table,
+    with_placement,
 )
-from wise.loading import load_model
+from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
     from wise.memory.state import MemoryState
@@ -137,11 +139,14 @@ def rollback(
 
 
 @app.command()
+@with_placement
 def delete(
     store: StoreArgument,
     edits: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the edits.")],
     model: ModelOption = None,
     threads: ThreadsOption = None,
+    placement: Placement = DEFAULT_PLACEMENT,
+    allow_precision: AllowPrecisionOption = False,
     author: AuthorOption = None,
     reason: ReasonOption = None,
     as_json: JsonOption = False,
@@ -159,8 +164,8 @@ def delete(
             from wise.namespaces import forgotten, make_ready
 
             snapshot = found.read()
-            wrapped = WiseModel(*load_model(model, threads=threads), snapshot.config)
-            make_ready(wrapped, snapshot, store)
+            wrapped = WiseModel(*load_model(model, threads=threads, placement=placement), snapshot.config)
+            make_ready(wrapped, snapshot, store, allow_precision=allow_precision)
             return forgotten(wrapped, state, edit_ids)
 
         before = found.read().state.edit_ids

@@ -120,7 +120,7 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
 
 def build_service(settings: Settings, token: str | None) -> Service:
     """The service with all its parts, not started. token: of the owner, if there is no file of tokens."""
-    settings.served_name()  # what cannot be served is found before the model is loaded
+    settings.served_name(), settings.placement()  # what cannot be served is found before the model is loaded
     if settings.tokens:
         tokens = Tokens.read(settings.tokens)
     else:
@@ -128,7 +128,8 @@ def build_service(settings: Settings, token: str | None) -> Service:
     canaries = _canaries(settings)
     store = open_reader(settings.store)
     try:
-        model = wrap(*load_model(settings.model), settings.wise_config(store.read().config))
+        base = load_model(settings.model, placement=settings.placement())
+        model = wrap(*base, settings.wise_config(store.read().config))
         make_editor = partial(editor_process, settings)
         return Service(settings, model=model, store=store, tokens=tokens, editor=make_editor, canaries=canaries)
     except BaseException:

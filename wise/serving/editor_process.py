@@ -61,7 +61,7 @@ class Editor:
 
     def __init__(self, model: WiseModel, store: Store, settings: Settings) -> None:
         """Raises StoreError if the store is of another base or other settings."""
-        make_ready(model, store.read(), store.backend.place)
+        make_ready(model, store.read(), store.backend.place, allow_precision=settings.allow_precision)
         store.commands.abandon(INTERRUPTED)
         self._model, self._store, self._settings = model, store, settings
 
@@ -117,7 +117,7 @@ class Editor:
             state,
             parent=before.version,
             config=self._model.wise_config,
-            base=self._model.fingerprint(),
+            base=before.base or self._model.fingerprint(),  # a store stays one of the precision that it began in
             outcomes={outcome.id: asdict(outcome) for outcome in outcomes},
             author=", ".join(authors) or None,
         )
@@ -365,7 +365,8 @@ def _main(settings: Settings, connection: Connection) -> None:
         store = Store.open(settings.store)
         try:
             if not models:
-                models.append(wrap(*load_model(settings.model), settings.wise_config(store.read().config)))
+                base = load_model(settings.model, placement=settings.placement())
+                models.append(wrap(*base, settings.wise_config(store.read().config)))
             return Editor(models[0], store, settings)
         except BaseException:
             store.close()

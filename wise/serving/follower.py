@@ -11,6 +11,7 @@ import ctypes
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from wise.memory.store.journal import Journal
 from wise.memory.store.store import Store
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
-from wise.namespaces import check_fits, check_settings, within
+from wise.namespaces import ask_again, check_fits, check_settings, within
 from wise.router.assemble import assemble
 from wise.serving.engines import MemoryHandle
 from wise.serving.metrics import Metrics
@@ -35,6 +36,8 @@ INTERVAL = 0.1
 """Seconds between two polls of the journal."""
 RETRY = 1.0
 """Seconds until a store that could not be read is polled again."""
+SECONDS_A_LINE = 10.0
+"""Between two lines of the log about one thing that takes long."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +63,19 @@ def served_version(model: WiseModel, snapshot: Snapshot) -> ServedVersion:
     return ServedVersion(version=snapshot.version, edits=edits, handles=handles)
 
 
+def _log_progress(begun: float) -> Callable[[str, int, int], None]:
+    """Progress of what holds up the start: one line of the log in `SECONDS_A_LINE`."""
+    last = begun
+
+    def show(namespace: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_A_LINE:
+            last = time.monotonic()
+            logger.info("namespace %s: %d of %d edits were asked again in this precision", namespace, done, total)
+
+    return show
+
+
 def trim_heap() -> None:
     """Returns freed memory to the system, in a few milliseconds; does nothing if the C library is not GNU's.
 
@@ -76,15 +92,23 @@ class Follower:
     """Holds the version that is served, and keeps it up to date."""
 
     def __init__(
-        self, store: Store, model: WiseModel, metrics: Metrics, *, on_version: Callable[[ServedVersion], None]
+        self,
+        store: Store,
+        model: WiseModel,
+        metrics: Metrics,
+        *,
+        on_version: Callable[[ServedVersion], None],
+        allow_precision: bool = False,
     ) -> None:
         """on_version: called from the thread with each new version once it is served.
+        allow_precision: if the edits were made on this base in another precision, ask each again, and log what holds.
 
         Raises StoreError if the store cannot be read, or as `check_fits` does.
         """
         self._store, self._model, self._metrics, self._on_version = store, model, metrics, on_version
         snapshot = store.read()
-        check_fits(model, snapshot, store.backend.place)
+        if not check_fits(model, snapshot, store.backend.place, allow_precision=allow_precision):
+            ask_again(model, snapshot, _log_progress(time.monotonic()))
         self.current = served_version(model, snapshot)
         self.last_event = _last_event(store.journal)
         """The number of the last event that was announced."""

@@ -51,7 +51,13 @@ class Service:
         self.metrics = Metrics()
         self.tokenizer, self.encoder = model.tokenizer, model.encoder
         self._canaries = [self.encoder.prompt(text) for text in canaries]
-        self.follower = Follower(store, model, self.metrics, on_version=self._check_canaries)
+        self.follower = Follower(
+            store,
+            model,
+            self.metrics,
+            on_version=self._check_canaries,
+            allow_precision=settings.allow_precision,
+        )
         self.engine: Engine = LocalEngine(model, settings, self.metrics)
         self.editor = EditorClient(editor)
         self.draining = threading.Event()

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from wise.config import MODES, WiseConfig
 from wise.errors import ConfigError
+from wise.loading import DEVICE_MAPS, DTYPES, QUANTIZATIONS, Placement
 
 
 def default_store() -> str:
@@ -31,6 +32,18 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     model: str | None = Field(None, description="Folder or hub id of a causal LM; default: the shipped demo model.")
+    device: str | None = Field(None, description="Device that the model runs on, such as `cuda`; default: the CPU.")
+    dtype: str | None = Field(None, description=f"Precision: {', '.join(DTYPES)}; default: as the folder says.")
+    device_map: str | None = Field(
+        None, description=f"Spreads the model over devices: {', '.join(DEVICE_MAPS)}, or a JSON object."
+    )
+    quantization: str | None = Field(
+        None, description=f"Quantizes the model while it is loaded: {', '.join(QUANTIZATIONS)}."
+    )
+    allow_precision: bool = Field(
+        False,
+        description="Serve a store whose edits were made on this base in another precision; each is asked again first.",
+    )
     name: str | None = Field(None, description="Name of the model in requests; default: the last part of `model`.")
     store: str = Field(default_factory=default_store, description="Folder of the store, or a postgresql:// URL.")
     mode: str = Field(
@@ -65,6 +78,12 @@ class Settings(BaseSettings):
         if "@" in name:
             raise ConfigError(f"setting name={name!r}: '@' goes before a namespace; give the model another name")
         return name
+
+    def placement(self) -> Placement:
+        """Where the model is loaded. Raises ConfigError as `Placement` does."""
+        return Placement(
+            device=self.device, dtype=self.dtype, device_map=self.device_map, quantization=self.quantization
+        )
 
     def wise_config(self, stored: WiseConfig | None) -> WiseConfig:
         """The configuration of a store, or of a new one; `encoder` and `relations` may be elsewhere on this machine."""
