@@ -13,7 +13,8 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.architectures import ValueProjection
 from wise.errors import ArtifactError
+from wise.memory.base_watch import adapters_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,12 @@ class Fingerprint:
     """SHA-256 of the sampled entries."""
     sample: tuple[float, ...]
     """A few of them as they are, for a base in another precision."""
+    adapters: str = ""
+    """The adapters of peft that are in effect (`adapters_of`)."""
+    name: str = field(default="", compare=False)
+    """The hub id or the folder that the base was loaded from; empty if it does not say. Only to find it again."""
+    revision: str = field(default="", compare=False)
+    """The commit on the hub."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,10 +78,10 @@ class Fingerprint:
             found = cls(**{**data, "sample": tuple(map(float, data["sample"]))})
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"the fingerprint of the base is malformed: {error}") from error
-        for field in fields(cls):
-            wanted = {"int": int, "str": str}.get(str(field.type), tuple)
-            if type(getattr(found, field.name)) is not wanted:
-                raise ArtifactError(f"the fingerprint of the base is malformed: field {field.name!r}")
+        for own in fields(cls):
+            wanted = {"int": int, "str": str}.get(str(own.type), tuple)
+            if type(getattr(found, own.name)) is not wanted:
+                raise ArtifactError(f"the fingerprint of the base is malformed: field {own.name!r}")
         return found
 
     def check(self, other: Fingerprint) -> None:
@@ -81,7 +89,7 @@ class Fingerprint:
 
         Raises ArtifactError naming every field that differs, with what was expected and found.
         """
-        shape = [f.name for f in fields(self) if f.name not in ("dtype", "digest", "sample")]
+        shape = [f.name for f in fields(self) if f.compare and f.name not in ("dtype", "digest", "sample")]
         differing = [
             f"{name}: expected {getattr(self, name)!r}, found {getattr(other, name)!r}"
             for name in shape
@@ -130,7 +138,15 @@ def fingerprint(model: PreTrainedModel, projection: ValueProjection) -> Fingerpr
         dtype=str(model.dtype).removeprefix("torch."),
         digest=_digest(entries),
         sample=tuple(_sample(entries, KEPT).tolist()),
+        adapters=adapters_of(model),
+        name=_name(model),
+        revision=str(getattr(model.config, "_commit_hash", None) or ""),
     )
+
+
+def _name(model: PreTrainedModel) -> str:
+    name = str(getattr(model, "name_or_path", ""))
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 @torch.no_grad()

@@ -9,31 +9,33 @@ token is routed the same way in a batch, in a beam, in a chunk or in a ragged pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from wise.memory.side_memory import SideMemory
 
 
 class SideMemoryLayer(nn.Module):
-    """Wraps `base_layer`, a linear map `[..., f] -> [..., d]`; without a memory it is that, bit for bit."""
+    """Wraps `base_module`, a linear map `[..., f] -> [..., d]`; without a memory it is that, bit for bit."""
 
-    def __init__(self, base_layer: nn.Module) -> None:
+    def __init__(self, base_module: nn.Module) -> None:
         super().__init__()
-        self.base_layer = base_layer
-        self.memory: SideMemory | None = None
-        self.train(base_layer.training)
+        self.base_module = base_module  # peft takes a module with a child `base_layer` for one of its own
+        self.register_module("memory", None)  # so that a memory is swapped in with one assignment
+        self.memory: SideMemory | None
+        self.train(base_module.training)
         # A checkpoint written from a wrapped model must be readable without wise: left alone, its keys
-        # would gain a `.base_layer` and a plain reload would fill this layer with random numbers.
+        # would gain a `.base_module` and a plain reload would fill this layer with random numbers.
         self.register_state_dict_post_hook(_hide_wrapper)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_expect_base_keys)  # type: ignore[no-untyped-call]
 
     def forward(self, activation: Tensor) -> Tensor:
         """`[..., f] -> [..., d]`."""
-        output: Tensor = self.base_layer(activation)
+        output: Tensor = self.base_module(activation)
         if self.memory is None:
             return output
         return self.memory(activation, output)  # type: ignore[no-any-return]
@@ -41,15 +43,19 @@ class SideMemoryLayer(nn.Module):
     @property
     def weight(self) -> Any:
         """The base layer's weight, for code that looks at a projection's dtype or device."""
-        return self.base_layer.weight
+        return self.base_module.weight
 
     @property
     def bias(self) -> Any:
-        return self.base_layer.bias
+        return self.base_module.bias
+
+    def extra_repr(self) -> str:
+        """peft shows it where it refuses this layer."""
+        return "# the side memory of wise: put adapters for this module on before wise.wrap"
 
     def device(self) -> torch.device:
         """Where this layer runs."""
-        return execution_device(self.base_layer)
+        return execution_device(self.base_module)
 
 
 def execution_device(module: nn.Module) -> torch.device:
@@ -64,22 +70,40 @@ def execution_device(module: nn.Module) -> torch.device:
 
 
 def _hide_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    inner = f"{prefix}base_layer."
+    if hasattr(module.base_module, "base_layer"):
+        return  # peft has put an adapter on it since, and looks for its tensors where the module stands
+    inner = f"{prefix}base_module."
     for key in [k for k in state if k.startswith(inner)]:
         state[prefix + key.removeprefix(inner)] = state.pop(key)
 
 
 def _expect_base_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    own = [k for k in state if k.startswith(prefix) and not k.startswith(f"{prefix}base_layer.")]
+    own = [k for k in state if k.startswith(prefix) and not k.startswith(f"{prefix}base_module.")]
     for key in own:
-        state[f"{prefix}base_layer.{key.removeprefix(prefix)}"] = state.pop(key)
+        state[f"{prefix}base_module.{key.removeprefix(prefix)}"] = state.pop(key)
 
 
 @contextmanager
 def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, before: bool = False) -> Iterator[None]:
     """For the length of a `with` block each module has its forward hook; with `before`, its forward pre-hook."""
-    with ExitStack() as stack:
+    handles: list[RemovableHandle] = []
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    try:
         for module, hook in hooks:
-            handle = module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
-            stack.callback(handle.remove)
+            handles.append(module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook))
         yield
+    finally:
+        completed(remove)
+
+
+def completed(step: Callable[[], None]) -> None:
+    """Runs `step` to its end, also if an interrupt arrives within it, which is raised afterwards. It may be run twice."""
+    try:
+        step()
+    except BaseException:
+        step()
+        raise

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from wise.memory.layer import execution_device
+from wise.memory.layer import completed, execution_device, hooked
 
 BATCH = 64
 LONGER, SPARE = 1.4, 16
@@ -105,8 +105,8 @@ def as_asked(model: PreTrainedModel) -> Iterator[None]:
     """Clears the model's own generation settings within a `with` block: `generate` would take what a call leaves open,
     such as a repetition penalty, from them."""
     own = model.generation_config
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
+        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         yield
     finally:
         model.generation_config = own
@@ -116,12 +116,16 @@ def as_asked(model: PreTrainedModel) -> Iterator[None]:
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode within a `with` block; each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for module, training in modes:
             module.training = training
+
+    try:
+        model.eval()  # type: ignore[no-untyped-call]
+        yield
+    finally:
+        completed(restore)
 
 
 def _continued(
@@ -158,9 +162,5 @@ def recorded_inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tens
     def recorder(key: Any) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _module, args: seen.update({key: args[0]})
 
-    handles = [module.register_forward_pre_hook(recorder(key)) for key, module in modules.items()]
-    try:
+    with hooked([(module, recorder(key)) for key, module in modules.items()], before=True):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

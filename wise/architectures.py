@@ -139,7 +139,8 @@ def _sizes(module: nn.Module) -> tuple[int, int] | None:
 
     Of a module that stands around one, those of the one inside.
     """
-    module = getattr(module, "base_layer", module)
+    for inner in ("base_module", "base_layer"):  # of a wrapped layer; of one of peft's, or of another editor's
+        module = getattr(module, inner, module)
     for names in (("in_features", "out_features"), ("nx", "nf")):  # nn.Linear and kin; transformers' Conv1D
         f, d = (getattr(module, name, None) for name in names)
         if isinstance(f, int) and isinstance(d, int):

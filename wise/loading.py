@@ -1,10 +1,11 @@
-"""Loads a causal LM and its tokenizer, for the commands and for the service.
+"""Loads a causal LM and its tokenizer, for the commands, the service, and calls that name one.
 
 Nothing heavy is imported before a function is called.
 """
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ def check_device(name: str | None) -> None:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = _first_line(error)
         raise ConfigError(f"--device {name}: {reason} (expected a device of torch's, such as cpu or cuda)") from error
 
 
@@ -57,11 +58,57 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True)
     except (OSError, ValueError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = _first_line(error)
         raise ConfigError(
             f"--model {source}: {reason} (expected a causal LM with safetensors weights, in a folder or on the hub)"
         ) from error
     return model if device is None else model.to(device), tokenizer  # type: ignore[arg-type]
+
+
+def load_base(source: str | PathLike[str], *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
+    """The causal LM at a folder or hub id. Only safetensors are read, and no code that comes with a model is run.
+
+    Raises ConfigError if there is none.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    name = str(source)
+    if (_is_path(name) or isinstance(source, PathLike)) and not Path(name).is_dir():
+        raise ConfigError(f"model {name!r}: no such folder; give one that holds a causal LM, or a hub id")
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision or "main", dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(
+            f"model {name!r}: {_first_line(error)} (expected a causal LM with safetensors weights, in a folder or on the "
+            "hub)"
+        ) from error
+    return model
+
+
+def load_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model, in the folder or at the hub id that it was loaded from.
+
+    Raises ConfigError if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    name = str(getattr(model, "name_or_path", ""))
+    if not name:
+        raise ConfigError("no tokenizer was given, and the model does not say where it was loaded from; give both")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=getattr(model.config, "_commit_hash", None) or "main")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of a folder without its files
+        raise ConfigError(
+            f"no tokenizer was given, and there is none beside the model at {name!r} ({_first_line(error)}); give one"
+        ) from error
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _is_path(name: str) -> bool:

@@ -54,7 +54,7 @@ def ask(
     base, tokenizer = load_model(model, threads=threads)
     from wise.model import WiseModel
 
-    wrapped = WiseModel.from_pretrained(base, tokenizer, memory)
+    wrapped = WiseModel.from_pretrained(memory, base, tokenizer)
     with wrapped.disabled():
         before = wrapped.ask(prompts, chat=chat, max_new_tokens=max_new_tokens)
     after = wrapped.ask(prompts, chat=chat, max_new_tokens=max_new_tokens)

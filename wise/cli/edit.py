@@ -113,7 +113,7 @@ def _wrapped(name: str | None, memory: Path | None, given: dict[str, Any], threa
     from wise.model import WiseModel
 
     if memory is not None:
-        return WiseModel.from_pretrained(base, tokenizer, memory)
+        return WiseModel.from_pretrained(memory, base, tokenizer)
     return WiseModel(base, tokenizer, config)
 
 

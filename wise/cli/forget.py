@@ -38,7 +38,7 @@ def forget(
     if state.sharing(gone):
         from wise.model import WiseModel
 
-        wrapped = WiseModel.from_pretrained(*load_model(model, threads=threads), memory)
+        wrapped = WiseModel.from_pretrained(memory, *load_model(model, threads=threads))
         report = wrapped.delete(gone)
         wrapped.save_pretrained(output or memory)
         left = len(wrapped.edits)

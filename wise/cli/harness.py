@@ -51,7 +51,7 @@ def harness(
     check_request(names, include_path=include_path)
     base, tokenizer = load_model(model, threads=threads)
     found = evaluate_harness(
-        WiseModel.from_pretrained(base, tokenizer, memory),
+        WiseModel.from_pretrained(memory, base, tokenizer),
         names,
         limit=limit,
         include_path=include_path,

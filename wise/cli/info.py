@@ -60,7 +60,7 @@ def info(
         config = make_config(**given)
         result["model"] = _model(WiseModel(*load_model(model, threads=threads), config))
     elif model is not None:
-        wrapped = WiseModel.from_pretrained(*load_model(model, threads=threads), memory)
+        wrapped = WiseModel.from_pretrained(memory, *load_model(model, threads=threads))
         result["model"] = _model(wrapped)
         result["memory"] = _memory(memory, wrapped.wise_config, wrapped.state)
     else:
