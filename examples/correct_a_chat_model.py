@@ -45,7 +45,7 @@ def main(folder: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         memory = Path(place) / "memory"
         model.save_pretrained(memory)
-        again = wise.WiseModel.from_pretrained(model.unwrap(), tokenizer, memory)
+        again = wise.WiseModel.from_pretrained(memory, model.unwrap(), tokenizer)
         assert [answer.text for answer in again.ask(QUESTIONS)] == after
 
 

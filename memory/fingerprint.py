@@ -17,7 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.architectures import ValueProjection
 from wise.errors import ArtifactError
+from wise.memory.base_watch import adapters_of
 
 ENTRIES = 64
 """Entries sampled from each parameter."""
@@ -70,6 +72,12 @@ class Fingerprint:
     """A few of them as they are, for a base in another precision."""
     quantized: tuple[int, ...]
     """Places in `sample` of entries that were quantized."""
+    adapters: str = ""
+    """The adapters of peft that are in effect (`adapters_of`)."""
+    name: str = field(default="", compare=False)
+    """The hub id or the folder that the base was loaded from; empty if it does not say. Only to find it again."""
+    revision: str = field(default="", compare=False)
+    """The commit on the hub."""
 
     @property
     def precision(self) -> str:
@@ -87,10 +95,10 @@ class Fingerprint:
             found = cls(**{**data, "sample": sample, "quantized": quantized})
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"the fingerprint of the base is malformed: {error}") from error
-        for field in fields(cls):
-            wanted = {"int": int, "str": str}.get(str(field.type), tuple)
-            if type(getattr(found, field.name)) is not wanted:
-                raise ArtifactError(f"the fingerprint of the base is malformed: field {field.name!r}")
+        for own in fields(cls):
+            wanted = {"int": int, "str": str}.get(str(own.type), tuple)
+            if type(getattr(found, own.name)) is not wanted:
+                raise ArtifactError(f"the fingerprint of the base is malformed: field {own.name!r}")
         if not all(0 <= place < len(sample) for place in quantized):
             raise ArtifactError("the fingerprint of the base is malformed: field 'quantized'")
         return found
@@ -101,7 +109,7 @@ class Fingerprint:
         Raises ArtifactError naming every field that differs, with what was expected and found, for another base; and
         for another precision unless `allow_precision`.
         """
-        shape = [f.name for f in fields(self) if f.type in ("int", "str") and f.name not in PRECISION]
+        shape = [f.name for f in fields(self) if f.compare and f.type in ("int", "str") and f.name not in PRECISION]
         differing = [
             f"{name}: expected {getattr(self, name)!r}, found {getattr(other, name)!r}"
             for name in shape
@@ -169,7 +177,15 @@ def fingerprint(model: PreTrainedModel, projection: ValueProjection) -> Fingerpr
         digest=_digest(entries),
         sample=tuple(entries[kept].tolist()),
         quantized=tuple(coarse[kept].nonzero()[:, 0].tolist()),
+        adapters=adapters_of(model),
+        name=_name(model),
+        revision=str(getattr(model.config, "_commit_hash", None) or ""),
     )
+
+
+def _name(model: PreTrainedModel) -> str:
+    name = str(getattr(model, "name_or_path", ""))
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 @torch.no_grad()

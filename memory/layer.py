@@ -21,21 +21,22 @@ from wise.memory.side_memory import SideMemory
 
 
 class SideMemoryLayer(nn.Module):
-    """Wraps `base_layer`, which maps `[..., f] -> [..., d]`; without a memory it is that, bit for bit."""
+    """Wraps `base_module`, which maps `[..., f] -> [..., d]`; without a memory it is that, bit for bit."""
 
-    def __init__(self, base_layer: nn.Module) -> None:
+    def __init__(self, base_module: nn.Module) -> None:
         super().__init__()
-        self.base_layer = base_layer
-        self.memory: SideMemory | None = None
-        self.train(base_layer.training)
+        self.base_module = base_module  # peft takes a module with a child `base_layer` for one of its own
+        self.register_module("memory", None)  # so that a memory is swapped in with one assignment
+        self.memory: SideMemory | None
+        self.train(base_module.training)
         # A checkpoint written from a wrapped model must be readable without wise: left alone, its keys
-        # would gain a `.base_layer` and a plain reload would fill this layer with random numbers.
+        # would gain a `.base_module` and a plain reload would fill this layer with random numbers.
         self.register_state_dict_post_hook(_hide_wrapper)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_expect_base_keys)  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the base layer gives; the memory adds to it, or to the first of a tuple."""
-        output = self.base_layer(*args, **kwargs)
+        """What the base's own module gives; the memory adds to it, or to the first of a tuple."""
+        output = self.base_module(*args, **kwargs)
         if self.memory is None:
             return output
         return with_first(output, self.memory(activation_of(args, kwargs), first_tensor(output)))
@@ -43,25 +44,30 @@ class SideMemoryLayer(nn.Module):
     @property
     def weight(self) -> Any:
         """The base layer's weight, for code that looks at a projection's dtype or device."""
-        return self.base_layer.weight
+        return self.base_module.weight
 
     @property
     def bias(self) -> Any:
-        return self.base_layer.bias
+        return self.base_module.bias
+
+    def extra_repr(self) -> str:
+        """peft shows it where it refuses this layer."""
+        return "# the side memory of wise: put adapters for this module on before wise.wrap"
 
     def device(self) -> torch.device:
         """Where this layer runs."""
-        return execution_device(self.base_layer)
+        return execution_device(self.base_module)
 
 
 def _hide_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    inner = f"{prefix}base_layer."
+    if hasattr(module.base_module, "base_layer"):
+        return  # peft has put an adapter on it since, and looks for its tensors where the module stands
+    inner = f"{prefix}base_module."
     for key in [k for k in state if k.startswith(inner)]:
         state[prefix + key.removeprefix(inner)] = state.pop(key)
 
 
 def _expect_base_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    own = [k for k in state if k.startswith(prefix) and not k.startswith(f"{prefix}base_layer.")]
+    own = [k for k in state if k.startswith(prefix) and not k.startswith(f"{prefix}base_module.")]
     for key in own:
-        state[f"{prefix}base_layer.{key.removeprefix(prefix)}"] = state.pop(key)
-
+        state[f"{prefix}base_module.{key.removeprefix(prefix)}"] = state.pop(key)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 def execution_device(module: nn.Module) -> torch.device:
@@ -40,11 +41,27 @@ def activation_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | 
 @contextmanager
 def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, before: bool = False) -> Iterator[None]:
     """For the length of a `with` block each module has its forward hook; with `before`, its forward pre-hook."""
-    with ExitStack() as stack:
+    handles: list[RemovableHandle] = []
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    try:
         for module, hook in hooks:
-            handle = module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
-            stack.callback(handle.remove)
+            handles.append(module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook))
         yield
+    finally:
+        completed(remove)
+
+
+def completed(step: Callable[[], None]) -> None:
+    """Runs `step` to its end, also if an interrupt arrives within it, which is raised afterwards. It may run twice."""
+    try:
+        step()
+    except BaseException:
+        step()
+        raise
 
 
 @contextmanager
@@ -55,20 +72,31 @@ def recorded_inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tens
     def recorder(key: Any) -> Callable[..., None]:
         return lambda _module, args, kwargs: seen.update({key: activation_of(args, kwargs)})
 
-    with ExitStack() as stack:
+    handles: list[RemovableHandle] = []
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    try:
         for key, module in modules.items():
-            handle = module.register_forward_pre_hook(recorder(key), with_kwargs=True)
-            stack.callback(handle.remove)
+            handles.append(module.register_forward_pre_hook(recorder(key), with_kwargs=True))
         yield seen
+    finally:
+        completed(remove)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode within a `with` block; each module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for module, training in modes:
             module.training = training
+
+    try:
+        model.eval()
+        yield
+    finally:
+        completed(restore)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import DynamicLayer
 
 from wise.errors import ConfigError, UnsupportedModelError
@@ -73,10 +74,13 @@ class SequenceReader:
             )
         self._own = threading.local()
         self._paged: WeakKeyDictionary[Any, _Pages] = WeakKeyDictionary()
-        self._handles = (
-            model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after, with_kwargs=True),
-        )
+        self._model = model
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        """From now on the ids are recorded, until `remove`."""
+        self._handles.append(self._model.register_forward_pre_hook(self._before, with_kwargs=True))
+        self._handles.append(self._model.register_forward_hook(self._after, with_kwargs=True))
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of the model has read nothing yet."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+
+if TYPE_CHECKING:
+    from wise.memory.state import MemoryState
 
 NO_SLOT = -1
 """In place of a slot's number: this token asks no slot."""
@@ -113,6 +116,9 @@ class Router(Resident, ABC):
 
 class SideMemory(nn.Module):
     """`y + delta` where the gate is open, `y` itself, bit for bit, where it is not."""
+
+    state: MemoryState | None = None
+    """What it was assembled from, so that both are swapped in at once; None of one that was put together by hand."""
 
     def __init__(self, bank: SlotBank, router: Router) -> None:
         super().__init__()

@@ -165,7 +165,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     base = AutoModelForCausalLM.from_pretrained(args.model).to(args.device)
     base.train(False)
-    model = WiseModel.from_pretrained(base, AutoTokenizer.from_pretrained(args.model), args.memory)
+    model = WiseModel.from_pretrained(args.memory, base, AutoTokenizer.from_pretrained(args.model))
     figures: dict[str, Any] = {"edits": len(model.edits)}
     if args.pairs is not None:
         figures["pairs"] = compared(model, taken(lines(args.pairs), args.count), pairs)

@@ -123,7 +123,7 @@ def measure(count: int) -> dict[str, float]:
         first.unwrap()
         parts = base()
         begun = time.process_time()
-        model = WiseModel.from_pretrained(*parts, Path(folder) / "m", reader=reader)
+        model = WiseModel.from_pretrained(Path(folder) / "m", *parts, reader=reader)
         gc.collect()  # what was put off while it was read is part of it
         load = time.process_time() - begun
     model.prepare()  # which measures the base, whatever is edited

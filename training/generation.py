@@ -104,8 +104,8 @@ def as_asked(model: PreTrainedModel) -> Iterator[None]:
     """Clears the model's own generation settings within a `with` block: `generate` would take what a call leaves open,
     such as a repetition penalty, from them."""
     own = model.generation_config
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
+        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         yield
     finally:
         model.generation_config = own
@@ -135,4 +135,3 @@ def right_pad(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[T
     ids = torch.zeros(mask.shape, dtype=torch.long)
     ids[mask] = torch.tensor([i for row in rows for i in row], dtype=torch.long)
     return ids.to(device), mask.long().to(device)
-

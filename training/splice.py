@@ -540,7 +540,7 @@ def _tap(model: nn.Module, projection: ValueProjection) -> _Tap:
     parent_path, _, name = projection.path.rpartition(".")
     parent = _copy_along(model, parent_path, inside=f"{projection.blocks}.{projection.layer}")
     layer = parent._modules[name]
-    tap = _Tap(layer.base_layer if isinstance(layer, SideMemoryLayer) else layer)
+    tap = _Tap(layer.base_module if isinstance(layer, SideMemoryLayer) else layer)
     parent._modules[name] = tap
     return tap
 

@@ -332,7 +332,8 @@ def _direction(width: int, like: Tensor) -> Tensor:
 
 def _is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer: `nn.Linear` and its kin, or transformers' Conv1D."""
-    module = getattr(module, "base_layer", module)
+    for inner in ("base_module", "base_layer"):  # of a wrapped layer; of one of peft's, or of another editor's
+        module = getattr(module, inner, module)
     return hasattr(module, "weight") and (hasattr(module, "out_features") or hasattr(module, "nf"))
 
 

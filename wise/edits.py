@@ -176,6 +176,25 @@ class Edit:
         return cls(**mapping)
 
 
+def as_edit(value: Edit | Mapping[str, Any] | str) -> Edit:
+    """An edit as it is, or of its fields (`Edit.from_dict`), or of a statement (`Edit.from_text`).
+
+    Raises:
+        EditError: anything else, or what these refuse.
+    """
+    if isinstance(value, Edit):
+        return value
+    if isinstance(value, str):
+        return Edit.from_text(value)
+    if isinstance(value, Mapping):
+        return Edit.from_dict(value)
+    hint = "; give its field 'edit'" if isinstance(value, Record) else ""
+    raise EditError(
+        f"field 'edit': {given(value)} was given; a wise.Edit, an object of its fields, or a statement such as 'The "
+        f"capital of France is Lyon.' was expected{hint}"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """An edit together with the prompts that measure it. Fitting may use `edit` alone.

@@ -1,4 +1,4 @@
-"""Loads a causal LM and its tokenizer, for the commands, the service and the demos: where, and in which precision.
+"""Loads a causal LM and its tokenizer, for all that name one: on which device, and in which precision.
 
 Nothing heavy is imported before a function is called.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ def check_device(name: str | None) -> None:
         if torch.empty(0, device=name).is_meta:
             raise RuntimeError("tensors on it hold no values")
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = _first_line(error)
         raise ConfigError(f"--device {name}: {reason} (expected a device of torch's, such as cpu or cuda)") from error
 
 
@@ -132,28 +133,80 @@ def load_model(
 
     Raises ConfigError if there is none, no such device, or what its quantization needs is not installed.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from wise.demo import model_path
 
     prepare(threads)
     arguments = placement.arguments()
     source = str(model_path()) if name is None else name
-    if _is_path(source) and not Path(source).is_dir():
-        raise ConfigError(f"--model {source}: no such folder; give one that holds a causal LM, or a hub id")
+    _check_folder(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **arguments)
+    except (OSError, ValueError) as error:
+        raise _no_model(source, error) from error
+    return _causal_lm(source, arguments), tokenizer
+
+
+def load_base(source: str | PathLike[str], *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
+    """The causal LM at a folder or hub id. Only safetensors are read, and no code that comes with a model is run.
+
+    Raises ConfigError if there is none.
+    """
+    _check_folder(source)
+    return _causal_lm(str(source), {"revision": revision or "main", "dtype": dtype})
+
+
+def _check_folder(source: str | PathLike[str]) -> None:
+    name = str(source)
+    if (_is_path(name) or isinstance(source, PathLike)) and not Path(name).is_dir():
+        raise ConfigError(f"model {name!r}: no such folder; give one that holds a causal LM, or a hub id")
+
+
+def _causal_lm(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **arguments)
     except ImportError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"--model {source}: {reason} (for bitsandbytes and torchao: {QUANTIZATION_NEEDS})") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(
-            f"--model {source}: {reason} (expected a causal LM with safetensors weights, in a folder or on the hub)"
+            f"model {source!r}: {reason} (for bitsandbytes and torchao: {QUANTIZATION_NEEDS})"
         ) from error
-    return model, tokenizer
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _no_model(source, error) from error
+    return model
+
+
+def _no_model(source: str, error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"model {source!r}: {_first_line(error)} (expected a causal LM with safetensors weights, in a folder or on the "
+        "hub)"
+    )
+
+
+def load_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model, in the folder or at the hub id that it was loaded from.
+
+    Raises ConfigError if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    name = str(getattr(model, "name_or_path", ""))
+    if not name:
+        raise ConfigError("no tokenizer was given, and the model does not say where it was loaded from; give both")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=getattr(model.config, "_commit_hash", None) or "main")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of a folder without its files
+        raise ConfigError(
+            f"no tokenizer was given, and there is none beside the model at {name!r} ({_first_line(error)}); give one"
+        ) from error
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _is_path(name: str) -> bool:

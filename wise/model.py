@@ -7,15 +7,18 @@ that is served and swaps it in once all is verified: whatever is refused or fail
 
 from __future__ import annotations
 
+import inspect
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +27,15 @@ from transformers.utils.hub import PushToHubMixin
 
 from wise.architectures import ValueProjection, locate
 from wise.config import WiseConfig
-from wise.edits import Conversation, Edit, Message
+from wise.edits import Conversation, Edit, Message, as_edit
 from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError
 from wise.explain import Answer, GeneratedIds, Provenance, generated_ids, prompt_ids
+from wise.loading import load_base, load_tokenizer
 from wise.memory.artifact import load_memory, save_memory
+from wise.memory.base_watch import REMEDY, BaseState, BaseWatch
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.layer import SideMemoryLayer
-from wise.memory.modules import evaluating, execution_device, recorded_inputs
+from wise.memory.modules import completed, evaluating, execution_device, recorded_inputs
 from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
@@ -48,10 +53,16 @@ from wise.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 32
+_CACHES = ("_latest", "_snapshots", "encoder", "_trainer")
+_FIRST = ("model", "_outer", "_layer")
+_EMPTY = MemoryState()
 
 
 class WiseModel(nn.Module, PushToHubMixin):
     """A causal LM with a side memory. Every attribute that is not defined here is the wrapped model's."""
+
+    model: PreTrainedModel
+    """The model of transformers: the one that was wrapped, or the one inside a model of peft."""
 
     def __init__(
         self,
@@ -63,12 +74,16 @@ class WiseModel(nn.Module, PushToHubMixin):
     ) -> None:
         """See `wise.wrap`."""
         super().__init__()
-        config = config or WiseConfig()
+        config = WiseConfig() if config is None else config
+        if not isinstance(config, WiseConfig):
+            raise ConfigError(f"config={config!r:.80}: expected a wise.WiseConfig, such as wise.WiseConfig(mode='merge')")
         if reader is not None and config.mode != "hybrid":
             raise ConfigError(f"reader={reader.name!r}: mode={config.mode!r} has no reader; use mode='hybrid'")
+        outer, model = model, _transformers_model(model)
+        _check_tokenizer(tokenizer)
         if any(isinstance(module, SideMemoryLayer) for module in model.modules()):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
-        self.projection: ValueProjection = locate(model, config)
+        self._projection: ValueProjection = locate(model, config)
         self.inputs: RouterInputs | None = None
         if config.mode == "hybrid":
             self.inputs = RouterInputs(
@@ -78,44 +93,89 @@ class WiseModel(nn.Module, PushToHubMixin):
                 template=ChatTemplate.learn(tokenizer),
             )
         self.model = model
+        self._outer = (outer,)
+        """What was wrapped, in a tuple so that its parameters are not registered twice."""
         self.tokenizer = tokenizer
         self.wise_config = config
         self.state = MemoryState()
-        self._served = self.state
-        """The state that is served: `state`, except within `serving`."""
+        self._source: tuple[str, str] | None = None
+        """Name and revision of the base as a loaded memory has them, which stay with it wherever the base is loaded from."""
+        self._watch = BaseWatch(model)
+        self._reset_caches()
+        place = _inside_adapters(model, self._projection.path)
+        self._layer = (SideMemoryLayer(model.get_submodule(place)),)
+        self.layer.register_forward_pre_hook(self._watch)
+        try:
+            if self.inputs is not None:
+                self.inputs.sequences.attach()
+            _put(model, place, self.layer)
+        except BaseException:
+            self.unwrap()
+            raise
+
+    def _reset_caches(self) -> None:
+        """What is not copied with a model, and made again as it is needed."""
         self._latest: tuple[MemoryState, torch.device, torch.dtype, SideMemory | None] | None = None
         """The memory that was assembled last, with its state, device and dtype."""
-        self._snapshots: WeakSet[MemoryState] = WeakSet()
-        self._trainer: Trainer | None = None
+        self._snapshots: WeakKeyDictionary[MemoryState, BaseState | None] = WeakKeyDictionary()
+        """The states that `snapshot` gave, with the base on which each was verified."""
+        self._trainer: tuple[Trainer, BaseState] | None = None
+        """With the base that it measured."""
         self.precision_report: PrecisionReport | None = None
         """What `from_pretrained` found, if it was allowed to take a memory of another precision and did."""
-        parent, name = self._place()
-        self.layer = SideMemoryLayer(getattr(parent, name))
-        setattr(parent, name, self.layer)  # last, so that a refusal leaves the model as it was
 
-    def _place(self) -> tuple[nn.Module, str]:
-        path, _, name = self.projection.path.rpartition(".")
-        return self.model.get_submodule(path), name
+    @property
+    def layer(self) -> SideMemoryLayer:
+        """The module that holds the memory, in the place of the base's own."""
+        return self._layer[0]
+
+    @property
+    def projection(self) -> ValueProjection:
+        """Where the layer stands. peft may move it, as it puts an adapter on or takes one off."""
+        return replace(self._projection, path=self._path() or self._projection.path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and for other processes: all but what refers to this very object."""
+        return {name: value for name, value in vars(self).items() if name not in _CACHES}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._reset_caches()
+        self._watch.verified = self._watch.state() if self.state.edits else None
+
+    def _path(self) -> str | None:
+        return next((path for path, module in self.model.named_modules() if module is self.layer), None)
 
     def unwrap(self) -> PreTrainedModel:
         """Puts the base's own layer back and returns the model that was wrapped."""
-        if self.is_wrapped:
-            parent, name = self._place()
-            setattr(parent, name, self.layer.base_layer)
-            if self.inputs is not None:
-                self.inputs.sequences.remove()
-        return self.model
+        path = self._path()
+        if path is not None:
+            completed(lambda: _put(self.model, path, self.layer.base_module))
+        if self.inputs is not None:
+            completed(self.inputs.sequences.remove)
+        return self._outer[0]
 
     @property
     def is_wrapped(self) -> bool:
         """False once `unwrap` has put the base's own layer back."""
-        parent, name = self._place()
-        return getattr(parent, name) is self.layer
+        return self._path() is not None
 
     # -- what transformers sees ---------------------------------------------------------------
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The forward of the wrapped model, with all of its arguments. The ones named here are those of every causal LM, by
+        which a trainer knows what to give."""
+        named = {"attention_mask": attention_mask, "position_ids": position_ids, "labels": labels}
+        given = {name: value for name, value in named.items() if value is not None}
+        return self.model(*(() if input_ids is None else (input_ids,)), **given, **kwargs)
 
     def generate(self, *args: Any, return_routes: bool = False, **kwargs: Any) -> Any:
         """`model.generate`, every option of it.
@@ -136,9 +196,17 @@ class WiseModel(nn.Module, PushToHubMixin):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "model":  # not set yet: there is nothing to forward to
+            own = inspect.getattr_static(type(self), name, None)
+            if isinstance(own, property):  # which failed with an AttributeError: let that be seen, and no other
+                return own.__get__(self)
+            if name in _FIRST:  # not set yet: there is nothing to forward to
                 raise
-            return getattr(self.model, name)
+        try:
+            return getattr(self._outer[0], name)
+        except AttributeError as error:
+            raise AttributeError(
+                f"neither WiseModel nor the {type(self._outer[0]).__name__} in it has the attribute {name!r}", name=name
+            ) from error
 
     # -- what editing needs --------------------------------------------------------------------
 
@@ -150,10 +218,11 @@ class WiseModel(nn.Module, PushToHubMixin):
 
     @property
     def trainer(self) -> Trainer:
-        """Built at the first edit, since it measures the base, and again when the model was moved or cast."""
-        if self._trainer is None or not self._is_current(self._trainer):
+        """Built at the first edit, since it measures the base, and again when the model was moved, cast or trained."""
+        if self._trainer is None or not self._is_current(*self._trainer):
             with self.evaluating(), self.disabled():
-                self._trainer = build_trainer(
+                base = self._watch.state()
+                built = build_trainer(
                     self.model,
                     self.projection,
                     self.encoder,
@@ -161,16 +230,20 @@ class WiseModel(nn.Module, PushToHubMixin):
                     inputs=self.inputs,
                     state=self.state,
                 )
-        return self._trainer
+                self._trainer = built, base
+        return self._trainer[0]
 
-    def _is_current(self, trainer: Trainer) -> bool:
-        """Whether a trainer fits the model's device and dtype, and the space of the live keys."""
+    def _is_current(self, trainer: Trainer, base: BaseState) -> bool:
+        """Whether a trainer fits the model's device and dtype, the base as it is, and the space of the live keys."""
         placed = (trainer.spliced.device, trainer.dtype) == (execution_device(self.model), self.model.dtype)
-        return placed and self.state.key_space in (None, trainer.key_space)
+        same = placed and self._watch.difference(base) is None
+        return same and self.state.key_space in (None, trainer.key_space)
 
     def fingerprint(self) -> Fingerprint:
         """Identifies the base and the layer of the side memory."""
-        return fingerprint(self.model, self.projection)
+        found = fingerprint(self.model, self._projection)
+        name, revision = self._source or (found.name, found.revision)
+        return replace(found, name=name, revision=revision)
 
     # -- editing -----------------------------------------------------------------------------
 
@@ -180,29 +253,35 @@ class WiseModel(nn.Module, PushToHubMixin):
         return self.state.edits
 
     def edit(
-        self, edits: Edit | Sequence[Edit], *, progress: Callable[[int], None] | None = None
+        self,
+        edits: Edit | Mapping[str, Any] | str | Iterable[Edit | Mapping[str, Any] | str],
+        *,
+        progress: Callable[[int], None] | None = None,
     ) -> EditReport:
         """Writes edits into the side memory, and keeps those whose target the model then generates.
+
+        Each is a `wise.Edit`, an object of its fields, or a statement such as "The capital of France is Lyon.", from
+        which prompt and target are taken (`Edit.from_text`).
 
         A later edit of the same prompt replaces an earlier one. `progress` is called with the number of edits that are
         done: half of them once all are written, all once they are verified.
 
         Raises EditError, with nothing changed, where an edit is not usable (`wise.Edit`), ids repeat, an edit
-        does not fit the model's context, or the model was unwrapped.
+        does not fit the model's context, the model was unwrapped, or the base is not the one on which the live edits were
+        verified, since an adapter was switched or it was trained.
         """
         self._check_wrapped()
-        edits = list(edits) if isinstance(edits, Iterable) else [edits]
-        for edit in edits:
-            if not isinstance(edit, Edit):
-                raise EditError(f"edit() takes wise.Edit records, not {type(edit).__name__}: {edit!r:.80}")
-        if not edits:
+        one = isinstance(edits, str | Mapping) or not isinstance(edits, Iterable)
+        checked = [as_edit(edit) for edit in ([edits] if one else edits)]  # type: ignore[arg-type, union-attr]
+        if not checked:
             raise EditError("edit() was given no edits: expected one wise.Edit or a list of them")
+        self._check_base()
         with self.evaluating():
-            state, report = self.trainer.edit(self.state, edits, serve=self.serving, progress=progress)
-        self._serve(state)
+            state, report = self.trainer.edit(self.state, checked, serve=self.serving, progress=progress)
+        self._serve(state, self._watch.state())
         return report
 
-    def replace(self, edit: Edit) -> EditReport:
+    def replace(self, edit: Edit | Mapping[str, Any] | str) -> EditReport:
         """Replaces the live edits that have the id or the prompt of a new one.
 
         Nothing is left of the old edit, as after `delete`. The old edit stays if the new one does not verify.
@@ -210,19 +289,19 @@ class WiseModel(nn.Module, PushToHubMixin):
         Raises EditError, with nothing changed, where there is none to replace, or as `edit` does.
         """
         self._check_wrapped()
-        if not isinstance(edit, Edit):
-            raise EditError(f"replace() takes one wise.Edit, not {type(edit).__name__}: {edit!r:.80}")
+        edit = as_edit(edit)
         if not any(edit.id == other.id or edit.prompt == other.prompt for other in self.edits):
             raise EditError(
                 f"field 'id': no live edit has the id {edit.id!r} or the prompt {edit.prompt!r:.80}; make a new one "
                 "with edit()"
             )
+        self._check_base()
         with self.evaluating():
             state, report = self.trainer.edit(self.state, [edit], serve=self.serving, replacing=True)
-        self._serve(state)
+        self._serve(state, self._watch.state())
         return report
 
-    def delete(self, edit_ids: str | Iterable[str]) -> DeleteReport:
+    def delete(self, edit_ids: str | Edit | Iterable[str | Edit]) -> DeleteReport:
         """Deletes edits, so that every tensor and every output is as it would be without them.
 
         In `hybrid` an edit has a slot of its own, which is removed: nothing is computed and nothing else changes. In
@@ -234,13 +313,15 @@ class WiseModel(nn.Module, PushToHubMixin):
         """
         self._check_wrapped()
         begun, cpu = time.perf_counter(), time.process_time()
-        deleted = self.state.live([edit_ids] if isinstance(edit_ids, str) else edit_ids)
+        given = [edit_ids] if isinstance(edit_ids, str | Edit) or not isinstance(edit_ids, Iterable) else edit_ids
+        deleted = self.state.live(each.id if isinstance(each, Edit) else each for each in given)
         sharing = self.state.sharing(deleted)
         state, dropped = self.state.without(deleted), tuple[str, ...]()
         if sharing:
+            self._check_base()
             with self.evaluating():
                 state, dropped = self.trainer.delete(self.state, deleted, serve=self.serving)
-        self._serve(state)
+        self._serve(state, self._watch.verified)
         return DeleteReport(
             deleted=deleted,
             rewritten=tuple(i for i in sharing if i not in dropped),
@@ -251,7 +332,7 @@ class WiseModel(nn.Module, PushToHubMixin):
 
     def snapshot(self) -> MemoryState:
         """The current state, for `rollback`. It is immutable and costs nothing."""
-        self._snapshots.add(self.state)
+        self._snapshots[self.state] = self._watch.verified
         return self.state
 
     def rollback(self, snapshot: MemoryState) -> None:
@@ -267,11 +348,17 @@ class WiseModel(nn.Module, PushToHubMixin):
                 "own snapshot() returned; a memory of another model or process is saved and read with save_pretrained "
                 "and from_pretrained"
             )
-        self._serve(snapshot)
+        self._serve(snapshot, self._snapshots[snapshot])
 
     def _check_wrapped(self) -> None:
         if not self.is_wrapped:
             raise EditError("this model was unwrapped, so nothing would be served: wrap it again, then edit it")
+
+    def _check_base(self) -> None:
+        """The base is the one on which the live edits were verified; another one may not say them."""
+        reason = self._watch.difference(self._watch.verified)
+        if reason is not None:
+            raise EditError(f"{reason}: nothing was edited; {REMEDY}")
 
     def prepare(self) -> None:
         """Measures the base, which takes seconds; otherwise the first edit does it."""
@@ -357,7 +444,7 @@ class WiseModel(nn.Module, PushToHubMixin):
         ]
 
     def _provenance(self) -> Provenance:
-        return Provenance(model=self.model, layer=self.layer, state=self._served, decode=self._token)
+        return Provenance(model=self.model, layer=self.layer, state=self.served, decode=self._token)
 
     def _token(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))
@@ -378,7 +465,10 @@ class WiseModel(nn.Module, PushToHubMixin):
     @property
     def served(self) -> MemoryState:
         """The state that is served: `state`, except within `serving`."""
-        return self._served
+        return self._served_by(self.layer.memory)
+
+    def _served_by(self, memory: SideMemory | None) -> MemoryState:
+        return _EMPTY if memory is None else memory.state or self.state
 
     @contextmanager
     def disabled(self) -> Iterator[PreTrainedModel]:
@@ -389,18 +479,23 @@ class WiseModel(nn.Module, PushToHubMixin):
     @contextmanager
     def serving(self, state: MemoryState) -> Iterator[PreTrainedModel]:
         """`state` is served within a `with` block; yields the model to ask."""
-        before = self.layer.memory, self._served
-        self.layer.memory, self._served = self._assembled(state), state
+        memory, before = self._assembled(state), self.layer.memory
         try:
+            self.layer.memory = memory
             yield self.model
         finally:
-            self.layer.memory, self._served = before
+            completed(lambda: setattr(self.layer, "memory", before))
 
-    def _serve(self, state: MemoryState) -> None:
-        """Serves a state; one without edits keeps nothing else."""
+    def _serve(self, state: MemoryState, base: BaseState | None = None) -> None:
+        """Serves a state; one without edits keeps nothing else. base: the one on which it was verified."""
         state = state if state.edits else MemoryState()
         memory = self._assembled(state)
-        self.state, self._served, self.layer.memory = state, state, memory
+
+        def put() -> None:
+            self.layer.memory, self.state = memory, state
+            self._watch.verified = base if state.edits else None
+
+        completed(put)
 
     def _start_from(self, state: MemoryState) -> None:
         """Serves a state that was not made here.
@@ -413,13 +508,15 @@ class WiseModel(nn.Module, PushToHubMixin):
                 f"the keys of this memory were made by the relation reader {found!r} and this model has "
                 f"{self.inputs.reader.name!r}: wrap with that reader, or make the edits anew"
             )
-        self._serve(state)
+        self._serve(state, self._watch.state())
 
     def _assembled(self, state: MemoryState) -> Any:
         """The memory of a state. The one that an edit was verified with is served afterwards, not built again."""
         device, dtype = self.layer.device(), self.model.dtype
         if self._latest is None or self._latest[:3] != (state, device, dtype):
             memory = assemble(state, self.wise_config, inputs=self.inputs, device=device, dtype=dtype)
+            if memory is not None:
+                memory.state = state  # what is served is swapped in with it
             self._latest = state, device, dtype, memory
         return self._latest[3]
 
@@ -456,28 +553,40 @@ class WiseModel(nn.Module, PushToHubMixin):
     @classmethod
     def from_pretrained(
         cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
         path: str | PathLike[str],
+        model: PreTrainedModel | str | PathLike[str] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         reader: RelationReader | None = None,
         allow_precision: bool = False,
         progress: Callable[[int, int], None] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Wraps `model` with the memory saved at `path`, a folder or a hub id; `kwargs` as for `load_memory`.
+        """The memory saved at `path`, a folder or a hub id, around its base; `kwargs` as for `load_memory`.
 
+        model: the base, or its folder or hub id; None loads the one that the memory names, in the precision in which it
+        was edited.
+        tokenizer: None takes the one beside the base.
         reader: the one that its keys were made with, as for `wise.wrap` (`hybrid`).
         allow_precision: take a memory that was made on this base in another precision (a cast or quantized copy). Every
         edit is then asked again, and all stay live: `precision_report` says which hold, and so does the log. `progress`
         is called with how many were asked, and of how many.
 
-        Raises ArtifactError, with `model` as it was, where the memory is incomplete, damaged, was made for another
-        base, or in another precision that is not allowed.
+        Raises ArtifactError, with `model` as it was, where the memory is incomplete, damaged, was made for another base
+        or in another precision that is not allowed, or names no base that can be loaded.
         """
+        if not isinstance(path, str | PathLike):
+            raise ArtifactError(
+                f"from_pretrained() takes the path of a memory first, and then its base and tokenizer: a "
+                f"{type(path).__name__} was given as the path"
+            )
         config, state, base = load_memory(path, **kwargs)
         try:
-            wrapped = cls(model, tokenizer, config, reader=reader)
+            loaded, own_tokenizer = _loaded(_named_base(base) if model is None else model, tokenizer)
+        except ConfigError as error:
+            raise ArtifactError(f"the base of the memory at {path} is not to be had: {error}") from error
+        try:
+            wrapped = cls(loaded, own_tokenizer, config, reader=reader)
         except (ConfigError, UnsupportedModelError) as error:
             raise ArtifactError(
                 f"the memory at {path} stands beside {base.path} of a {base.model_type} base and does not "
@@ -485,6 +594,7 @@ class WiseModel(nn.Module, PushToHubMixin):
             ) from error
         try:
             same = base.check(wrapped.fingerprint(), allow_precision=allow_precision)
+            wrapped._source = base.name, base.revision
             wrapped._start_from(state)
             if not same:
                 wrapped.precision_report = wrapped.ask_again(state, base, progress=progress)
@@ -492,6 +602,61 @@ class WiseModel(nn.Module, PushToHubMixin):
             wrapped.unwrap()
             raise
         return wrapped
+
+
+def _transformers_model(model: Any) -> Any:
+    """The model of transformers inside a model of peft; any other model itself.
+
+    Raises UnsupportedModelError for what is no model to generate with, and for adapters that are no part of the layers.
+    """
+    peft: Any = sys.modules.get("peft")
+    if peft is not None and isinstance(model, peft.PeftModel | peft.PeftMixedModel):
+        for name, config in model.peft_config.items():
+            if config.is_prompt_learning:
+                raise UnsupportedModelError(
+                    f"adapter {name!r} ({config.peft_type}) puts embeddings before each prompt, which the router cannot "
+                    "read; wrap a model whose adapters change its layers, such as LoRA"
+                )
+        model = model.base_model.model
+    if not isinstance(model, nn.Module) or not hasattr(model, "config") or not hasattr(model, "generate"):
+        raise UnsupportedModelError(
+            f"wrap() was given a {type(model).__name__}: expected a causal LM of transformers, such as "
+            "AutoModelForCausalLM loads, a model of peft around one, or a folder or hub id of one"
+        )
+    return model
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        inner = getattr(tokenizer, "tokenizer", None)
+        hint = "give its field 'tokenizer'" if isinstance(inner, PreTrainedTokenizerBase) else "give one of transformers"
+        raise ConfigError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer; {hint}")
+
+
+def _loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A model, and the tokenizer beside it if none is given; both loaded where they are named."""
+    model = load_base(model) if isinstance(model, str | PathLike) else model
+    return model, load_tokenizer(_transformers_model(model)) if tokenizer is None else tokenizer
+
+
+def _named_base(base: Fingerprint) -> PreTrainedModel:
+    """The base that a memory names."""
+    if not base.name:
+        raise ConfigError("the memory does not name it; give the model and its tokenizer")
+    return load_base(base.name, revision=base.revision or None, dtype=base.dtype)
+
+
+def _inside_adapters(model: nn.Module, path: str) -> str:
+    """The place of the base's own module where peft has put adapters on it: inside of peft's layer, so that peft finds the
+    layer where it put it."""
+    while hasattr(model.get_submodule(path), "base_layer"):
+        path += ".base_layer"
+    return path
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
 
 
 def _several(prompts: str | Iterable[Any]) -> list[Any]:
@@ -503,19 +668,22 @@ def _several(prompts: str | Iterable[Any]) -> list[Any]:
 
 
 def wrap(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | str | PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
     config: WiseConfig | None = None,
     *,
     reader: RelationReader | None = None,
 ) -> WiseModel:
     """Wraps a causal LM for lifelong editing. The model itself is wrapped, not a copy.
 
+    model: of transformers, or one of peft around it; or the folder or hub id of one, which is loaded.
+    tokenizer: None takes the one beside the model, in the folder or at the hub id that it was loaded from.
+
     With accelerate's offloading, dispatch the model first and wrap it then.
 
     reader: compares questions (`hybrid`); None takes the sentence encoder of the settings, or the one that ships.
 
-    Raises ConfigError for a layer that the model does not have or an encoder that cannot be loaded, and
-    UnsupportedModelError for an unknown architecture or packed experts.
+    Raises ConfigError for a layer that the model does not have, or a model, tokenizer or encoder that cannot be loaded, and
+    UnsupportedModelError for an unknown architecture, packed experts or anything that is no causal LM.
     """
-    return WiseModel(model, tokenizer, config, reader=reader)
+    return WiseModel(*_loaded(model, tokenizer), config, reader=reader)

@@ -166,7 +166,7 @@ def open_editor(
     editor = find_editor(name)
     if editor.kind != "baseline":
         if saved is not None:
-            return WiseModel.from_pretrained(model, tokenizer, saved)
+            return WiseModel.from_pretrained(saved, model, tokenizer)
         return wrap(model, tokenizer, _wise_config(editor, settings))
     learning = learning or Learning()
     with evaluating(model):

@@ -235,7 +235,7 @@ def answer_by_hand(wrapped: wise.WiseModel, prompt: Sequence[int], values: Tenso
         flat[-len(said) - 1 :] += values[: len(said) + 1].to(out)
         return flat.view(out.shape)
 
-    handle = wrapped.layer.base_layer.register_forward_hook(add)
+    handle = wrapped.layer.base_module.register_forward_hook(add)
     with wrapped.disabled() as model:
         for _ in values:
             said.append(int(model(torch.tensor([[*prompt, *said]]), use_cache=False).logits[0, -1].argmax()))
@@ -248,7 +248,7 @@ def _observe(wrapped: wise.WiseModel, generator: torch.Generator) -> tuple[Tenso
     """What goes in and out of the base's value projection on random text: `[n, f]` and `[n, d]`, float32."""
     seen: list[tuple[Tensor, Tensor]] = []
     ids = torch.randint(4, VOCABULARY, (16, 20), generator=generator)
-    handle = wrapped.layer.base_layer.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    handle = wrapped.layer.base_module.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
     with wrapped.disabled() as model:
         model(ids, use_cache=False)
     handle.remove()

@@ -57,7 +57,7 @@ def test_comes_back_to_the_last_bit_and_says_the_same(mode: str, tmp_path: Path)
     wrapped.save_pretrained(tmp_path / "memory")
     assert sorted(contents(tmp_path / "memory")) == sorted(FILES)
     again = wise.WiseModel.from_pretrained(
-        tiny_model("llama"), tiny_tokenizer(), tmp_path / "memory", **reading(mode)
+        tmp_path / "memory", tiny_model("llama"), tiny_tokenizer(), **reading(mode)
     )
     assert again.wise_config == wrapped.wise_config
     assert same_state(again.state, wrapped.state)
@@ -456,7 +456,7 @@ def test_another_base_is_refused_and_left_as_it_was(
     model = tiny_model(model_type, **changes)
     modules, before = list(model.modules()), {n: t.clone() for n, t in model.state_dict().items()}
     with pytest.raises(ArtifactError, match=message):
-        wise.WiseModel.from_pretrained(model, tiny_tokenizer(), tmp_path / "memory")
+        wise.WiseModel.from_pretrained(tmp_path / "memory", model, tiny_tokenizer())
     assert list(model.modules()) == modules and same_tensors(model, before)
 
 
@@ -466,12 +466,12 @@ def test_a_damaged_memory_leaves_the_model_as_it_was_and_a_wrapped_one_stays_wra
     whole = (saved / TENSORS).read_bytes()
     (saved / TENSORS).write_bytes(whole[:-1])
     with pytest.raises(ArtifactError, match=f"{TENSORS}: has"):
-        wise.WiseModel.from_pretrained(model, tiny_tokenizer(), saved)
+        wise.WiseModel.from_pretrained(saved, model, tiny_tokenizer())
     assert list(model.modules()) == modules
     (saved / TENSORS).write_bytes(whole)
-    wise.WiseModel.from_pretrained(model, tiny_tokenizer(), saved)
+    wise.WiseModel.from_pretrained(saved, model, tiny_tokenizer())
     with pytest.raises(ArtifactError, match=r"wrapped already: call unwrap\(\)"):
-        wise.WiseModel.from_pretrained(model, tiny_tokenizer(), saved)
+        wise.WiseModel.from_pretrained(saved, model, tiny_tokenizer())
     assert sum(isinstance(module, SideMemoryLayer) for module in model.modules()) == 1
 
 

@@ -29,6 +29,7 @@ class Watched:
     def __init__(self, model_type: str) -> None:
         self.model: Any = tiny_model(model_type)
         self.reader = SequenceReader(self.model.base_model)
+        self.reader.attach()
         self.cache_name = next(n for n in CACHE_NAMES if n in inspect.signature(self.model.forward).parameters)
         self.seen: list[Sequences | str] = []
         """Of each forward the ids of all rows, or why they are not known."""
@@ -317,6 +318,7 @@ def test_with_a_block_table_pages_cannot_be_read() -> None:
         lambda _m, args, given: (args, given | {"block_table": torch.zeros(1)}), with_kwargs=True
     )
     watched.reader = SequenceReader(watched.model.base_model)
+    watched.reader.attach()
     take = watched.model.base_model.register_forward_pre_hook(
         lambda _m, args, given: (args, given | {"block_table": None}), with_kwargs=True
     )

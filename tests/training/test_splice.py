@@ -244,7 +244,7 @@ def test_the_value_projection_is_the_bases_own() -> None:
     wrapped = wrap_tiny("gpt2", layer=1)
     activation = torch.randn(5, wrapped.projection.in_features)
     upper = SplicedModel(wrapped.model, wrapped.projection)
-    assert torch.equal(upper.value_projection(activation), wrapped.layer.base_layer(activation))
+    assert torch.equal(upper.value_projection(activation), wrapped.layer.base_module(activation))
 
 
 def test_selected_rows_give_the_logits_of_those_rows() -> None:

@@ -306,7 +306,7 @@ def test_what_is_not_live_is_neither_deleted_nor_replaced() -> None:
         model.delete([])
     with pytest.raises(EditError, match="no live edit has the id 'e5.0'"):
         model.replace(edit(5))
-    with pytest.raises(EditError, match="one wise.Edit, not list"):
+    with pytest.raises(EditError, match="list .* was given; a wise.Edit"):
         model.replace([edit(5)])  # type: ignore[arg-type]
     assert model.state is state and model.layer.memory is memory
     model.delete("e1")
@@ -357,7 +357,7 @@ def test_a_memory_read_from_disk_is_edited_on_as_the_one_that_was_saved(mode: st
     model.edit([edit(0), edit(1)])
     model.save_pretrained(tmp_path)
     base = tiny_model("llama", **WIDE)
-    again = wise.WiseModel.from_pretrained(base, tiny_tokenizer(), tmp_path, **reading(mode))
+    again = wise.WiseModel.from_pretrained(tmp_path, base, tiny_tokenizer(), **reading(mode))
     assert differing(again.state, model.state) == []
     for one in (model, again):
         assert one.edit(edit(2)).count(VERIFIED) == 1
@@ -371,7 +371,7 @@ def test_of_a_memory_read_from_disk_nothing_is_left_when_its_edits_are_gone(mode
     model = wrap_tiny("llama", mode)
     model.save_pretrained(tmp_path / "memory")
     again = wise.WiseModel.from_pretrained(
-        tiny_model("llama"), tiny_tokenizer(), tmp_path / "memory", **reading(mode)
+        tmp_path / "memory", tiny_model("llama"), tiny_tokenizer(), **reading(mode)
     )
     again.reset()
     assert differing(again.state, MemoryState()) == []

@@ -103,7 +103,7 @@ def test_merge_keeps_everything_in_one_slot() -> None:
 def test_the_base_is_bit_for_bit_as_it_was(model_type: str, mode: str) -> None:
     pristine = tiny_model(model_type, **WIDE[model_type])
     model = wrapped(model_type, mode=mode)
-    base, layer = model.model, model.layer.base_layer
+    base, layer = model.model, model.layer.base_module
     model.edit([edit(0), edit(1)])
     assert same_tensors(model.model, pristine)
     assert all(p.grad is None and p.requires_grad for p in base.parameters())

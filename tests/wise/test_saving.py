@@ -34,7 +34,7 @@ sys.path.insert(0, tests)
 from tiny import reading
 mode = json.load(open(f"{memory}/wise_config.json"))["config"]["mode"]
 model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-wrapped = wise.WiseModel.from_pretrained(model, tokenizer, memory, **reading(mode))
+wrapped = wise.WiseModel.from_pretrained(memory, model, tokenizer, **reading(mode))
 options = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0}
 rows = [torch.tensor([row]) for row in json.loads(prompts)]
 print(json.dumps([wrapped.generate(row, **options)[0].tolist() for row in rows]))
@@ -175,7 +175,7 @@ def test_push_to_hub_sends_our_files_and_a_card_and_what_was_pushed_loads(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     again = wise.WiseModel.from_pretrained(
-        tiny_model("llama"), tiny_tokenizer(), "someone/memory", revision="v1", token="t", cache_dir=tmp_path
+        "someone/memory", tiny_model("llama"), tiny_tokenizer(), revision="v1", token="t", cache_dir=tmp_path
     )
     assert generated(again, BATCH) == generated(wrapped, BATCH)
     patterns = {"allow_patterns": list(FILES)}

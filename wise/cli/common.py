@@ -171,9 +171,9 @@ def memory_model(
 
     with progress_bars(progress) as show:
         wrapped = WiseModel.from_pretrained(
+            memory,
             base,
             tokenizer,
-            memory,
             allow_precision=allow_precision,
             progress=lambda done, total: show("edits asked again", done, total),
         )

@@ -139,7 +139,7 @@ def test_every_mode_goes_into_a_store_and_out_to_a_model(mode: str, folder: Path
         assert (snapshot.config, snapshot.base) == (wrapped.wise_config, wrapped.fingerprint())
         store.export_pack(folder / "pack")
         assert store.check().problems == ()
-    again = wise.WiseModel.from_pretrained(tiny_model("llama"), tiny_tokenizer(), folder / "pack", **reading(mode))
+    again = wise.WiseModel.from_pretrained(folder / "pack", tiny_model("llama"), tiny_tokenizer(), **reading(mode))
     assert generated(again, BATCH) == generated(wrapped, BATCH)
     with wrapped.disabled() as base:
         assert generated(again, BATCH) != generated(base, BATCH), "the memory changes nothing"

@@ -103,7 +103,7 @@ def decoded(base: Bench, examples: Examples, row: int, weight: Tensor) -> list[i
                 delta[:, place] = 0
         return output + delta
 
-    handle = base.wrapped.layer.base_layer.register_forward_hook(add)
+    handle = base.wrapped.layer.base_module.register_forward_hook(add)
     try:
         for _ in range(int((example.labels != -100).sum())):
             logits = base.wrapped.model(torch.tensor([[*ids, *out]]), use_cache=False).logits

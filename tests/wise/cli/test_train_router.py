@@ -129,7 +129,7 @@ def test_an_edit_is_made_with_what_was_taught(
     done = CliRunner().invoke(app, ["edit", *edit, *told, "--output", str(tmp_path / "memory"), "--json"])
     assert done.exit_code == 0, done.output
     base = AutoModelForCausalLM.from_pretrained(model_path())
-    wrapped = wise.WiseModel.from_pretrained(base, AutoTokenizer.from_pretrained(model_path()), tmp_path / "memory")
+    wrapped = wise.WiseModel.from_pretrained(tmp_path / "memory", base, AutoTokenizer.from_pretrained(model_path()))
     assert wrapped.wise_config.relations == str(file) and wrapped.inputs is not None
     assert wrapped.inputs.reader.name == load_encoder(str(encoder), taught=file).name
     assert wrapped.ask("The capital of France is")[0].text == "Lyon"

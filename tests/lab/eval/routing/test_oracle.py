@@ -29,7 +29,7 @@ def follow(wrapped: wise.WiseModel) -> tuple[list[Tensor], list[tuple[Tensor, Te
 
     def note(_: object, args: tuple[Tensor], result: Tensor) -> None:
         into.append(args[0])
-        out.append((wrapped.layer.base_layer(args[0]), result))
+        out.append((wrapped.layer.base_module(args[0]), result))
 
     return into, out, wrapped.layer.register_forward_hook(note)
 
