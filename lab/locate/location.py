@@ -35,7 +35,7 @@ from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import evaluating
 
 if TYPE_CHECKING:
-    from wise.lab.formats.facts import Fact
+    from wise.lab.locate.facts import Fact
 
 
 def trace(
