@@ -69,7 +69,7 @@ def test_a_bad_line_is_told_and_left_out(tmp_path: Path) -> None:
     given = "{\n" + '["a"]\n' + line(1, colour="red") + '{"prompt": "x"}\n' + line(2) + "\xff\n"
     told = stream("-", store=store, given=given)
     assert (told["exit"], told["taken"], told["refused"]) == (2, 1, 5)
-    for said in ("byte 0: is not JSON", "is a list", "'colour'", "'target'"):
+    for said in ("byte 0: broken JSON", "list ['a'] was given", "'colour'", "'target'"):
         assert said in told["stderr"]
     assert prompts(store) == ["The capital of land 2 is"]
 

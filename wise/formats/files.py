@@ -30,6 +30,7 @@ _ENDINGS = (".json", ".jsonl", *TEXT, *BINARY)
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files of a saved dataset that hold no records."""
 _SHARD = re.compile(r"(?P<name>.*?)-(?P<place>\d+)-of-(?P<count>\d+)")
+_NO_TEXT = "not UTF-8 text; save the file as UTF-8 (or name it .gz or .xz where it is compressed)"
 _JSON = json.JSONDecoder(object_pairs_hook=Row.unique)
 _SPACE = re.compile(r"\s*")
 
@@ -93,6 +94,11 @@ def ending(file: Path) -> str:
     return _suffixes(file)[0].lower() if file.suffix else ""
 
 
+def is_table(file: Path) -> bool:
+    """Whether a file is a table with named columns."""
+    return ending(file) in (*TEXT, *BINARY)
+
+
 def check_file(path: Path) -> int:
     """The size of a file in bytes. Raises EditError, before anything is opened, for what is no file."""
     try:
@@ -109,9 +115,11 @@ def check_file(path: Path) -> int:
 
 
 def is_lines(path: Path) -> bool:
-    """Whether a file is one of JSON lines that is not packed, and may therefore be followed while it grows."""
+    """Whether a path is a file of JSON lines that is not packed, which may be followed while it grows."""
+    if data_files(path) != [path]:
+        return False
     check_file(path)
-    if path.suffix.lower() in _OPENERS or ending(path) in (*TEXT, *BINARY):
+    if path.suffix.lower() in _OPENERS or is_table(path):
         return False
     with path.open("rb") as stream:
         return not stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
@@ -143,50 +151,62 @@ def _json_rows(path: Path, numbered: Iterator[tuple[int, bytes]]) -> Generator[t
             whole = b"".join([*blank, content, *(rest for _, rest in numbered)])
             yield from _listed(path, _decoded(path, 1, whole))
         else:
-            yield line, _object(path, line, _decoded(path, line, content.rstrip()))
+            try:
+                row = object_of(content)
+            except EditError as error:
+                raise EditError(f"{path}:{line}: {error}") from None
+            yield line, row
+
+
+def object_of(line: bytes) -> Row:
+    """The object that a line holds. Raises EditError."""
+    try:
+        text = line.strip().decode()
+        value, end = _value(text, 0)
+        if end < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+    except UnicodeDecodeError:
+        raise EditError(_NO_TEXT) from None
+    except json.JSONDecodeError as error:
+        raise EditError(_broken(error)) from None
+    return _checked(value)
 
 
 def _listed(path: Path, text: str) -> Generator[tuple[int, Row]]:
     """The objects of a list, read one by one: a list takes several times its size when it is held whole."""
     number, end = 0, _after_space(text, text.index("[") + 1)
-    while not text.startswith("]", end) and (number == 0 or text.startswith(",", end)):
-        number += 1
-        value, at = _parsed(path, text, _after_space(text, end + (number > 1)), number)
-        yield number, _checked(path, number, value)
-        end = _after_space(text, at)
-    if not text.startswith("]", end) or text[end + 1 :].strip():
-        error = json.JSONDecodeError("a comma or the end of the list was expected", text, end)
-        raise EditError(f"{path}:{error.lineno}: {_broken(error)}")
-
-
-def _object(path: Path, line: int, text: str) -> Row:
-    value, end = _parsed(path, text, _after_space(text, 0), line, line)
-    if text[end:].strip():
-        raise EditError(f"{path}:{line}: {_broken(json.JSONDecodeError('Extra data', text, end))}")
-    return _checked(path, line, value)
+    try:
+        while not text.startswith("]", end) and (number == 0 or text.startswith(",", end)):
+            number += 1
+            value, end = _value(text, _after_space(text, end + (number > 1)))
+            yield number, _checked(value)
+            end = _after_space(text, end)
+        if not text.startswith("]", end) or text[end + 1 :].strip():
+            raise json.JSONDecodeError("a comma or the end of the list was expected", text, end)
+    except json.JSONDecodeError as error:
+        raise EditError(f"{path}:{error.lineno}: {_broken(error)}") from None
+    except EditError as error:
+        raise EditError(f"{path}:{number}: {error}") from None
 
 
 def _after_space(text: str, at: int) -> int:
     return _SPACE.match(text, at).end()  # type: ignore[union-attr]
 
 
-def _checked(path: Path, place: int, value: object) -> Row:
+def _checked(value: object) -> Row:
     if not isinstance(value, Row):
-        raise EditError(f"{path}:{place}: {given(value)} was given, a JSON object was expected")
+        raise EditError(f"{given(value)} was given, a JSON object was expected")
     return value
 
 
-def _parsed(path: Path, text: str, at: int, place: int, line: int = 1) -> tuple[Any, int]:
-    """The JSON value at a place of a text that begins in `line`, and where it ends."""
+def _value(text: str, at: int) -> tuple[Any, int]:
+    """The JSON value at a place of a text, and where it ends."""
     try:
         return _JSON.raw_decode(text, at)
-    except EditError as error:
-        problem = str(error)
-    except json.JSONDecodeError as error:
-        place, problem = line + error.lineno - 1, _broken(error)
+    except (EditError, json.JSONDecodeError):
+        raise
     except (ValueError, RecursionError) as error:
-        problem = f"JSON that cannot be held: {error}"
-    raise EditError(f"{path}:{place}: {problem}")
+        raise EditError(f"JSON that cannot be held: {error}") from None
 
 
 def _broken(error: json.JSONDecodeError) -> str:
@@ -198,8 +218,7 @@ def _decoded(path: Path, line: int, content: bytes) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
-        problem = "not UTF-8 text; save the file as UTF-8 (or name it .gz or .xz where it is compressed)"
-        raise EditError(f"{path}:{line}: {problem}") from None
+        raise EditError(f"{path}:{line}: {_NO_TEXT}") from None
 
 
 def _check_size(path: Path, size: int, where: str = "") -> None:

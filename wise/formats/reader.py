@@ -20,9 +20,8 @@ from wise.edits import OWN_FIELDS, Edit, Record, content_id
 from wise.errors import EditError, check_known, did_you_mean, given
 from wise.formats import FORMATS, Layout, recognise
 from wise.formats.fields import lacking
-from wise.formats.files import data_files, ending, rows
+from wise.formats.files import data_files, is_table, rows
 from wise.formats.row import Row, unread
-from wise.formats.tables import BINARY, TEXT
 
 __all__ = ["FORMATS", "Reading", "read_edits", "read_records"]
 
@@ -120,7 +119,7 @@ class Reading:
         """
         self._rows += 1
         try:
-            layout, found = self.read(row, self._rows, table=ending(file) in (*TEXT, *BINARY), line=line)
+            layout, found = self.read(row, self._rows, table=is_table(file), line=line)
             edits = [self._with_own_id(record.edit, (file, line), strict=layout.strict) for record in found]
         except EditError as error:
             raise EditError(f"{file}:{line}: {error}") from None
