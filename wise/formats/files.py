@@ -181,7 +181,9 @@ def _listed(path: Path, text: str) -> Generator[tuple[int, Row]]:
             value, end = _value(text, _after_space(text, end + (number > 1)))
             yield number, _checked(value)
             end = _after_space(text, end)
-        if not text.startswith("]", end) or text[end + 1 :].strip():
+        closed = text.startswith("]", end)
+        end = _after_space(text, end + closed)
+        if not closed or end < len(text):
             raise json.JSONDecodeError("a comma or the end of the list was expected", text, end)
     except json.JSONDecodeError as error:
         raise EditError(f"{path}:{error.lineno}: {_broken(error)}") from None

@@ -40,14 +40,15 @@ def text_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> Generator[tupl
             cells = next(reader, None)
             if cells is None:
                 return
-            if cells and len(cells) != len(names):
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(names):
                 raise EditError(
                     f"{path}:{line}: {len(cells)} cells were given, {len(names)} were expected, one for each column; "
                     f"put a cell that holds {separator!r} in quotes"
                 )
-            if cells:
-                filled = ((name, _cell(cell)) for name, cell in zip(names, cells, strict=True) if cell.strip())
-                yield line, Row(filled)
+            filled = ((name, _cell(cell)) for name, cell in zip(names, cells, strict=True) if cell.strip())
+            yield line, Row(filled)
     except csv.Error as error:
         raise EditError(f"{path}:{reader.line_num}: {error}; save the table as CSV again") from None
 
