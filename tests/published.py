@@ -317,3 +317,10 @@ def shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"{name} is not among the shared data (WISE_SHARED or ../shared)")
     return path
+
+
+def finding(name: str) -> Path:
+    path = SHARED / "findings" / name
+    if not path.exists():
+        pytest.skip(f"{name} is not among the shared inputs (WISE_SHARED or ../shared)")
+    return path

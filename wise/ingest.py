@@ -17,7 +17,8 @@ from typing import IO, Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from wise.errors import ConfigError, EditError, StoreError
+from wise.edits import content_id
+from wise.errors import ConfigError, StoreError
 from wise.formats.files import check_file, is_table, object_of
 from wise.formats.reader import Reading, each_row
 from wise.memory.store.edit_request import UNDER_WAY, EditRequest
@@ -137,13 +138,10 @@ class Intake:
         requests = self._requests(line)
         if not requests:
             return "skipped"
-        try:
-            self._store.enqueue(requests, key=key)
-        except EditError:
-            wanted = [self._with_own_id(request, key) for request in requests if not self._is_last_word(request)]
-            if not wanted:
-                return "known"
-            self._store.enqueue(wanted, key=key)
+        wanted = [self._with_own_id(request, key) for request in requests if not self._is_last_word(request)]
+        if not wanted:
+            return "known"
+        self._store.enqueue(wanted, key=key)
         return "taken"
 
     def _requests(self, line: Line) -> list[EditRequest]:
@@ -154,14 +152,16 @@ class Intake:
         return [EditRequest(edit=record.edit, **kept) for record in records]
 
     def _is_last_word(self, request: EditRequest) -> bool:
-        """Whether the latest edit under way on its question is the same, with the same reason and validity."""
+        """Whether the latest edit under way on its question is the same, with the same reason and validity, and under
+        the id that was asked for, if one was."""
         for ticket in self._store.journal.tickets(since=self._last):
             self._asked.setdefault((ticket.edit.namespace, ticket.edit.prompt), []).append(ticket.number)
             self._last = ticket.number
         for number in reversed(self._asked.get((request.edit.namespace, request.edit.prompt), ())):
             [ticket] = self._store.journal.tickets(numbers=[number])
             if ticket.status in UNDER_WAY:
-                return _without_id(ticket.request) == _without_id(request)
+                ids = (ticket.edit.id, ticket.edit.id[: -len(_suffix(""))], content_id(request.edit))
+                return request.edit.id in ids and _without_id(ticket.request) == _without_id(request)
         return False
 
     def _with_own_id(self, request: EditRequest, key: str) -> EditRequest:
@@ -170,7 +170,12 @@ class Intake:
         under_way = [t for t in self._store.journal.tickets(edit_id=edit.id) if t.status in UNDER_WAY]
         if not under_way or (under_way[-1].edit.namespace, under_way[-1].edit.prompt) != (edit.namespace, edit.prompt):
             return request
-        return replace(request, edit=replace(edit, id=f"{edit.id}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"))
+        return replace(request, edit=replace(edit, id=edit.id + _suffix(key)))
+
+
+def _suffix(key: str) -> str:
+    """What tells an edit from one of the same id that an earlier line asked for."""
+    return f"-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def _without_id(request: EditRequest) -> EditRequest:
