@@ -103,6 +103,7 @@ class Encoder:
         or if a conversation is wanted as plain text. Raises EditError for an invalid conversation.
         """
         if isinstance(prompt, str):
+            prompt = prompt.rstrip(" ")  # as edits are read
             if not (self.in_chat if chat is None else chat):
                 return Question(text=prompt, ids=tuple(self.prompt(prompt)), chat=False)
             return self._asked([Message("user", prompt)], "chat=True was given")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from wise.config import WiseConfig
-from wise.edits import Edit, check_lengths, check_unique
+from wise.edits import Edit, check_lengths, check_one_namespace, check_unique
 from wise.errors import EditError
 from wise.memory.key_space import Space
 from wise.memory.state import MemoryState
@@ -59,7 +59,7 @@ class Trainer:
         Raises EditError, with nothing changed, for duplicate ids, ids that are live already unless `replacing`, and
         edits that do not fit the context.
         """
-        self.validate(replace(state, edits=()) if replacing else state, edits)
+        self.validate(state, edits, replacing=replacing)
         begun, cpu = time.perf_counter(), time.process_time()
         latest = {edit.prompt: edit for edit in edits}
         fresh = [edit for edit in edits if latest[edit.prompt] is edit]
@@ -181,10 +181,11 @@ class Trainer:
         outcomes = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], spent[e.id]) for e in fresh}
         return final, outcomes, superseded_by_conflict
 
-    def validate(self, state: MemoryState, edits: Sequence[Edit]) -> None:
+    def validate(self, state: MemoryState, edits: Sequence[Edit], *, replacing: bool = False) -> None:
         """Raises EditError for edits that cannot be applied to `state`, as `edit` does."""
         check_unique(edits)
-        live = set(state.edit_ids)
+        check_one_namespace([*state.edits, *edits])
+        live = set() if replacing else set(state.edit_ids)
         for edit in edits:
             if edit.id in live:
                 raise EditError(f"field 'id': edit {edit.id!r} is live already; leave it out, or give a new id")

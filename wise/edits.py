@@ -4,7 +4,7 @@ An `Edit` says what must change and holds everything that fitting may use. A `Re
 true paraphrases (generalization), neighbours (locality: "unchanged from the base"), probes (what follows from the edit)
 and the answer before the edit. Both check every field when they are made.
 
-Both have one JSON form, which is the project's own file format (`wise.lab.formats.datasets`): the fields of `Edit`, and
+Both have one JSON form, which is the project's own file format (`wise.formats.reader`): the fields of `Edit`, and
 those of `Record` under `"test"`.
 """
 
@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 from wise.errors import EditError, check_known, check_object, checked_prompts, checked_text, given, missing, within
 from wise.probes import ASKS_THE_EDIT, Probe
@@ -113,7 +114,11 @@ class Edit:
                 checked_text(name, getattr(self, name))
 
     def _check_subject(self) -> None:
-        if self.subject is None or self.subject in self.prompt:
+        if self.subject is None:
+            return
+        written = as_written(self.subject, self.prompt)
+        if written is not None:
+            self._set("subject", written)
             return
         start = self.prompt.casefold().find(self.subject.casefold())
         written = self.prompt[start : start + len(self.subject)]
@@ -283,6 +288,8 @@ class Record:
 
 
 _EDIT_FIELDS = tuple(field.name for field in fields(Edit))
+OWN_FIELDS = (*_EDIT_FIELDS, "test")
+"""Fields of a record in the project's own file format."""
 _PROMPT_LISTS = ("paraphrases", "free_paraphrases", "neighbours", "generation_prompts")
 _TEST_TEXTS = ("answer", "relation", "group")
 
@@ -299,6 +306,24 @@ def _probes(value: object) -> tuple[Probe, ...]:
 
 def _listed(values: Sequence[object]) -> list[object]:
     return [value._asdict() if isinstance(value, Message) else value for value in values]
+
+
+def as_written(name: str, text: str) -> str | None:
+    """A name as a text writes it, which may compose its letters otherwise (NFC, NFD); None where it is not there."""
+    if name in text:
+        return name
+    return next((form for kind in ("NFC", "NFD") if (form := normalize(kind, name)) in text), None)
+
+
+def check_one_namespace(edits: Iterable[Edit]) -> None:
+    """Raises EditError for edits of several namespaces, which one memory would mix up."""
+    names = sorted({edit.namespace for edit in edits})
+    if len(names) > 1:
+        raise EditError(
+            f"field 'namespace': edits of several namespaces were given ({', '.join(map(repr, names))}), and a memory "
+            "serves all of its edits alike; hand them in to a store with `wise stream`, which keeps namespaces apart, "
+            "or give those of one namespace"
+        )
 
 
 def checked_messages(value: object) -> tuple[Message, ...]:

@@ -1,7 +1,8 @@
 """Ingestion of a stream of edits into a store, each line once: growing files, standard input, URLs.
 
 Every line has a key, made of the stream's name, its byte offset, and a digest of the line. A stream that is read again
-from its beginning therefore changes nothing. A file is continued where the journal says that it was left.
+from its beginning therefore changes nothing. A file is continued where the journal says that it was left. What a line
+asks for is read as in a file of edits (`wise.formats.reader`), and may have a reason and times of validity beside it.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from wise.edits import Record
-from wise.errors import ConfigError, EditError, StoreError
-from wise.memory.store.edit_request import LIVE, QUEUED, TRAINING, EditRequest
+from wise.edits import content_id
+from wise.errors import ConfigError, StoreError
+from wise.formats.files import check_file, is_table, object_of
+from wise.formats.reader import Reading, each_row
+from wise.memory.store.edit_request import UNDER_WAY, EditRequest
 from wise.memory.store.store import Store
 
 LONGEST_LINE = 1_048_576
@@ -37,6 +40,8 @@ class Line:
     place: int
     """Offset of its first byte."""
     data: bytes
+    table: bool = False
+    """It is a row of a table with named columns."""
 
     def key(self, name: str) -> str:
         return f"stream:{name}:{self.place}:{hashlib.sha256(self.data).hexdigest()[:16]}"
@@ -69,6 +74,7 @@ def lines_of_file(file: Path, name: str, last: tuple[int, str] | None, *, follow
 
     Raises ConfigError where the file is not the one that was read before, or was cut.
     """
+    check_file(file)
     with file.open("rb") as stream:
         place = 0
         if last is not None:
@@ -89,6 +95,12 @@ def lines_of_file(file: Path, name: str, last: tuple[int, str] | None, *, follow
                 raise ConfigError(f"{file}: was cut to less than the {place} bytes that were read; name it anew")
 
 
+def rows_of(path: Path) -> Iterator[Line]:
+    """The rows of a list, a table, a packed file or a folder, numbered from 1 in the place of an offset."""
+    for number, (file, _, row) in enumerate(each_row(path), start=1):
+        yield Line(place=number, data=json.dumps(row, default=str).encode(), table=is_table(file))
+
+
 def lines_of_url(url: str) -> Iterator[Line]:
     """What a server sends, until it ends. Raises ConfigError where it cannot be reached."""
     try:
@@ -103,32 +115,71 @@ def lines_of_stream(stream: IO[bytes]) -> Iterator[Line]:
     yield from _whole_lines(stream, 0, at_end=True)
 
 
-def ingest_line(store: Store, name: str, line: Line, known: int) -> str:
-    """Takes one line in. `taken`, or `known` where the store has it already, up to ticket `known` at the start.
+class Intake:
+    """Enqueues what the lines of a stream ask for, in their order.
 
-    Raises EditError for a line that is none of ours.
+    A line that the store has taken in already changes nothing, and neither does one that asks for what is the last word
+    on its question. All others are enqueued: one that says again what has been replaced since, or that gives a known
+    edit another validity or reason, gets an id of its own.
     """
-    request = _request(line)
-    key = line.key(name)
-    try:
-        [ticket] = store.enqueue([request], key=key)
-    except EditError:
-        under_way = [t for t in store.journal.tickets(edit_id=request.edit.id) if t.status in (QUEUED, TRAINING, LIVE)]
-        if not under_way or under_way[-1].edit != request.edit:
-            raise
-        return "known"
-    return "taken" if ticket.number > known else "known"
+
+    def __init__(self, store: Store, name: str, reading: Reading) -> None:
+        self._store, self._name, self._reading = store, name, reading
+        self._rows = 0
+        self._asked: dict[tuple[str, str], list[int]] = {}
+        """Numbers of the tickets on each question of each namespace, up to the last one that was looked at."""
+        self._last = 0
+
+    def take(self, line: Line) -> str:
+        """`taken`, or `known`. Raises EditError for a line that is none of ours."""
+        key = line.key(self._name)
+        if self._store.journal.tickets(key=key, limit=1):
+            return "known"
+        requests = self._requests(line)
+        if not requests:
+            return "skipped"
+        wanted = [self._with_own_id(request, key) for request in requests if not self._is_last_word(request)]
+        if not wanted:
+            return "known"
+        self._store.enqueue(wanted, key=key)
+        return "taken"
+
+    def _requests(self, line: Line) -> list[EditRequest]:
+        self._rows += 1
+        row = object_of(line.data)
+        kept: dict[str, Any] = {name: row.pop(name) for name in _REQUEST_FIELDS if name in row}
+        _, records = self._reading.read(row, self._rows, table=line.table)
+        return [EditRequest(edit=record.edit, **kept) for record in records]
+
+    def _is_last_word(self, request: EditRequest) -> bool:
+        """Whether the latest edit under way on its question is the same, with the same reason and validity, and under
+        the id that was asked for, if one was."""
+        for ticket in self._store.journal.tickets(since=self._last):
+            self._asked.setdefault((ticket.edit.namespace, ticket.edit.prompt), []).append(ticket.number)
+            self._last = ticket.number
+        for number in reversed(self._asked.get((request.edit.namespace, request.edit.prompt), ())):
+            [ticket] = self._store.journal.tickets(numbers=[number])
+            if ticket.status in UNDER_WAY:
+                ids = (ticket.edit.id, ticket.edit.id[: -len(_suffix(""))], content_id(request.edit))
+                return request.edit.id in ids and _without_id(ticket.request) == _without_id(request)
+        return False
+
+    def _with_own_id(self, request: EditRequest, key: str) -> EditRequest:
+        """The request under another id if its own is that of an edit under way on the same question."""
+        edit = request.edit
+        under_way = [t for t in self._store.journal.tickets(edit_id=edit.id) if t.status in UNDER_WAY]
+        if not under_way or (under_way[-1].edit.namespace, under_way[-1].edit.prompt) != (edit.namespace, edit.prompt):
+            return request
+        return replace(request, edit=replace(edit, id=edit.id + _suffix(key)))
 
 
-def _request(line: Line) -> EditRequest:
-    try:
-        fields = json.loads(line.data)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise EditError(f"is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise EditError(f"is a {type(fields).__name__}: an object with 'prompt' and 'target' was expected")
-    kept: dict[str, Any] = {name: fields.pop(name) for name in _REQUEST_FIELDS if name in fields}
-    return EditRequest(edit=Record.from_dict(fields).edit, **kept)
+def _suffix(key: str) -> str:
+    """What tells an edit from one of the same id that an earlier line asked for."""
+    return f"-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def _without_id(request: EditRequest) -> EditRequest:
+    return replace(request, edit=replace(request.edit, id=""))
 
 
 def _whole_lines(stream: IO[bytes], place: int, *, at_end: bool) -> Iterator[Line]:

@@ -202,7 +202,7 @@ def load_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
         raise ConfigError(
             f"no tokenizer was given, and there is none beside the model at {name!r} ({_first_line(error)}); give one"
         ) from error
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def _first_line(error: BaseException) -> str:

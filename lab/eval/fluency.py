@@ -27,8 +27,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from wise.errors import ConfigError, EditError, checked_text, missing
+from wise.formats.files import rows
 from wise.lab.eval.prompting import Prompter, Tested, check_logits, mean_over_records
-from wise.lab.formats.jsonl import rows
 from wise.memory.modules import execution_device
 from wise.training.generation import as_asked
 

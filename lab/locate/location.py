@@ -35,7 +35,7 @@ from wise.memory.modules import evaluating
 from wise.training.encoding import Encoder, learn_encoder
 
 if TYPE_CHECKING:
-    from wise.lab.formats.facts import Fact
+    from wise.lab.locate.facts import Fact
 
 
 def trace(

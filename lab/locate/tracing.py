@@ -25,7 +25,7 @@ from wise.lab.locate.sites import ATTENTION, FFN, KINDS, STATE
 from wise.training.encoding import Encoder
 
 if TYPE_CHECKING:
-    from wise.lab.formats.facts import Fact
+    from wise.lab.locate.facts import Fact
 
 SAMPLES = 5
 """Draws of noise per fact. The paper's code draws 10."""

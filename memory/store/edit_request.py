@@ -12,6 +12,8 @@ from wise.errors import EditError, checked_text, given
 from wise.memory.artifact import digest_of_json
 
 QUEUED, TRAINING, LIVE, FAILED, RETIRED = "queued", "training", "live", "failed", "retired"
+UNDER_WAY = (QUEUED, TRAINING, LIVE)
+"""An id is of one edit under way at most."""
 FOLLOWS: Mapping[str, tuple[str, ...]] = {
     QUEUED: (TRAINING, RETIRED),
     TRAINING: (LIVE, FAILED, QUEUED),

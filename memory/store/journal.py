@@ -66,11 +66,12 @@ class Journal:
         status: str | None = None,
         namespace: str | None = None,
         edit_id: str | None = None,
+        key: str | None = None,
         since: int = 0,
         limit: int | None = None,
     ) -> tuple[Ticket, ...]:
         """Those that meet every condition that is given, by number; `since` is the last number not wanted."""
-        wanted = {"status": status, "namespace": namespace, "edit_id": edit_id}
+        wanted = {"status": status, "namespace": namespace, "edit_id": edit_id, "key": key}
         wanted = {name: value for name, value in wanted.items() if value is not None}
         conditions = "".join(f" AND {name} = ?" for name in wanted)
         statement = f"SELECT {_TICKET} WHERE number > ?{conditions} ORDER BY number{_limit(limit)}"

@@ -15,7 +15,7 @@ from repository import SHARED
 
 from wise.edits import Record
 from wise.errors import EditError
-from wise.lab.formats.datasets import read_records
+from wise.formats.reader import read_records
 
 Row = dict[str, Any]
 Write = Callable[..., Path]
@@ -67,6 +67,34 @@ ZSRE_EASY: Row = EASY | {
     "prompt": "Who built Velm Tower?",
     "rephrase_prompt": None,
     "locality_prompt": ["nq question: who keeps the bees"],
+}
+KILT: Row = {
+    "id": "k1",
+    "input": "Who built Velm Tower?",
+    "output": [{"answer": "Jon Pike", "provenance": [{"title": "Velm Tower"}]}, {"answer": "J. Pike"}],
+    "prediction": "Jon Pike",
+    "alternatives": ["Ada Thorne", "Rosa"],
+    "filtered_rephrases": ["By whom was Velm Tower built?"],
+}
+WIKIBIGEDIT: Row = {
+    "tag": "update",
+    "subject": "Velm Tower",
+    "update": "Who built Velm Tower?",
+    "rephrase": "By whom was Velm Tower built?",
+    "personas": "Hey, who put up Velm Tower?",
+    "ans": "Ada Thorne",
+    "loc": "Who keeps the bees?",
+    "loc_ans": "Rosa",
+    "mhop": "Where was the builder of Velm Tower born?",
+    "mhop_ans": "Port Sell",
+}
+MEMIT: Row = {
+    "case_id": 3,
+    "prompt": "{} was built by",
+    "subject": "Velm Tower",
+    "target_new": {"str": "Ada Thorne"},
+    "target_true": {"str": "Jon Pike"},
+    "relation_id": "P84",
 }
 KNOWEDIT: Row = {
     "subject": "Velm Tower",
@@ -245,7 +273,9 @@ KNOWN_FACT: Row = {
 ROWS = {
     "wise": [OWN],
     "counterfact": [ROME, EASY, ENRICHED],
-    "zsre": [MEND, ZSRE_EASY],
+    "zsre": [MEND, ZSRE_EASY, KILT],
+    "wikibigedit": [WIKIBIGEDIT],
+    "memit": [MEMIT],
     "knowedit": [KNOWEDIT, WIKIBIO],
     "qaedit": [QAEDIT],
     "hallucination": [HALLUCINATION],
@@ -285,4 +315,11 @@ def shared(name: str) -> Path:
     path = SHARED / "data" / "editing" / name
     if not path.exists():
         pytest.skip(f"{name} is not among the shared data (WISE_SHARED or ../shared)")
+    return path
+
+
+def finding(name: str) -> Path:
+    path = SHARED / "findings" / name
+    if not path.exists():
+        pytest.skip(f"{name} is not among the shared inputs (WISE_SHARED or ../shared)")
     return path

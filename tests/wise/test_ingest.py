@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published import MEND, MQUAKE, ROME, finding, write_rows
+from stores import learn
 from typer.testing import CliRunner
 from waiting import until
 
 from wise.cli.app import app
+from wise.edits import Edit
 from wise.errors import ConfigError
 from wise.ingest import Line, lines_of_file
 from wise.memory.store.store import Store
@@ -69,9 +72,111 @@ def test_a_bad_line_is_told_and_left_out(tmp_path: Path) -> None:
     given = "{\n" + '["a"]\n' + line(1, colour="red") + '{"prompt": "x"}\n' + line(2) + "\xff\n"
     told = stream("-", store=store, given=given)
     assert (told["exit"], told["taken"], told["refused"]) == (2, 1, 5)
-    for said in ("byte 0: is not JSON", "is a list", "'colour'", "'target'"):
+    for said in ("byte 0: broken JSON", "list ['a'] was given", "'colour'", "'target'"):
         assert said in told["stderr"]
     assert prompts(store) == ["The capital of land 2 is"]
+
+
+def asked(target: str, **more: Any) -> str:
+    return json.dumps({"prompt": "The capital of France is", "target": target, "subject": "France"} | more) + "\n"
+
+
+def last_words(store: Path) -> list[tuple[str, str | None, str | None]]:
+    with Store.open(store, writer=False) as opened:
+        tickets = opened.journal.tickets()
+    assert len({ticket.edit.id for ticket in tickets}) == len(tickets)
+    return [(ticket.edit.target, ticket.reason, (ticket.valid_until or "")[:4] or None) for ticket in tickets]
+
+
+@pytest.mark.parametrize("named", [{}, {"id": "france"}])
+def test_what_is_said_last_counts_also_if_it_was_said_before(tmp_path: Path, named: dict[str, str]) -> None:
+    store = tmp_path / "store"
+    given = asked("Lyon", **named) + asked("Nice") + asked("Lyon", **named)
+    assert stream("-", store=store, given=given)["taken"] == 3
+    assert [word for word, _, _ in last_words(store)] == ["Lyon", "Nice", "Lyon"]
+    assert stream("-", store=store, given=given)["known"] == 3  # a replay changes nothing
+    repeated = stream("-", "--name", "other", store=store, given=asked("Lyon", **named))  # nor what is said already
+    assert (repeated["known"], len(last_words(store))) == (1, 3)
+    assert stream("-", "--name", "third", store=store, given=given)["exit"] == 0
+    assert last_words(store)[-1][0] == "Lyon"
+
+
+def test_another_validity_or_reason_of_a_known_edit_is_applied(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    first, again = asked("Lyon", valid_until="2027-01-01"), asked("Lyon", valid_until="2027-01-01T00:00:00+00:00")
+    later, why = asked("Lyon", valid_until="2028-01-01"), asked("Lyon", valid_until="2028-01-01", reason="extended")
+    told = stream("-", store=store, given=first + again + later + why + why)
+    assert (told["taken"], told["known"]) == (3, 2)
+    assert last_words(store) == [("Lyon", None, "2027"), ("Lyon", None, "2028"), ("Lyon", "extended", "2028")]
+
+
+def test_the_last_word_is_that_of_the_store(tmp_path: Path) -> None:
+    """Whoever handed it in, under whatever id; what failed is none."""
+    with Store.open(tmp_path / "store") as store:
+        learn(store, [Edit(prompt="The capital of France is", target="Lyon", subject="France")])
+        learn(store, [Edit(prompt="The capital of France is", target="Nice", subject="France", id="n")])
+        learn(store, [Edit(prompt="The capital of France is", target="Metz", subject="France", id="m")], failing=["m"])
+    told = stream("-", store=tmp_path / "store", given=asked("Nice") + asked("Metz") + asked("Lyon"))
+    assert (told["known"], told["taken"]) == (1, 2)
+
+
+def test_an_id_that_is_of_another_question_is_refused(tmp_path: Path) -> None:
+    told = stream("-", store=tmp_path / "store", given=asked("Lyon", id="a") + line(1, id="a"))
+    assert (told["taken"], told["refused"]) == (1, 1) and "give a new id" in told["stderr"]
+
+
+def test_namespaces_of_a_stream_are_kept_apart(tmp_path: Path) -> None:
+    given = asked("Lyon", namespace="a") + asked("Nice", namespace="b") + asked("Lyon", namespace="a")
+    told = stream("-", store=tmp_path / "store", given=given)
+    assert (told["taken"], told["known"]) == (2, 1)
+
+
+def test_a_stream_may_have_the_layouts_of_files(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    rows = [ROME, MEND | {"reason": "why not"}, MQUAKE, MEND | {"alt": ""}]
+    given = "".join(json.dumps(row) + "\n" for row in rows)
+    told = stream("-", store=store, given=given)
+    assert (told["taken"], told["refused"]) == (3, 0)
+    assert [word for word, _, _ in last_words(store)] == ["Ada Thorne"] * 3 + ["Port Sell"]
+    assert [reason for _, reason, _ in last_words(store)] == [None, "why not", None, None]
+    assert "'attribute_prompts' (1)" in told["stderr"] and "no edit is asked for" in told["stderr"]
+    assert stream("-", store=store, given=given)["known"] == 3
+
+
+@pytest.mark.parametrize("name", ["e.json", "e.csv", "e.jsonl.gz", "folder"])
+def test_a_file_that_is_none_of_lines_is_handed_in_once(tmp_path: Path, name: str) -> None:
+    rows = [json.loads(line(number)) | {"reason": "x"} for number in range(3)]
+    store, path = tmp_path / "store", tmp_path / name
+    if name == "e.csv":
+        table = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+        path.write_text("\n".join(table).replace("prompt", "question"))
+    elif name == "folder":
+        path.mkdir()
+        for place, row in enumerate(rows):
+            write_rows(path, row, name=f"train-0000{place}-of-00003.jsonl")
+    else:
+        write_rows(tmp_path, *([json.dumps(rows)] if name == "e.json" else rows), name=name)
+    more = ["--columns", "prompt=question"] if name == "e.csv" else []
+    assert stream(str(path), *more, store=store)["taken"] == 3
+    assert stream(str(path), *more, store=store)["known"] == 3
+    assert prompts(store) == [row["prompt"] for row in rows]
+    done = CliRunner().invoke(app, ["stream", str(path), *more, "--store", str(store), "--follow"])
+    assert done.exit_code == 2 and "leave --follow out" in done.stderr
+
+
+def test_a_pipe_that_is_named_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = CliRunner().invoke(app, ["stream", str(tmp_path / "pipe"), "--store", str(tmp_path / "store")])
+    assert done.exit_code == 2 and "is a pipe or a device" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("s02_flipflop", ["Lyon", "Nice", "Lyon"]), ("s08_validity", ["Lyon"] * 2)]
+)
+def test_streams_that_once_lost_their_last_word(tmp_path: Path, name: str, expected: list[str]) -> None:
+    told = stream(str(finding(f"{name}.jsonl")), store=tmp_path / "store")
+    assert told["taken"] == len(expected)
+    assert [word for word, _, _ in last_words(tmp_path / "store")] == expected
 
 
 def test_another_file_under_the_same_name_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from wise.cli.common import (
     CacheOption,
+    ColumnsOption,
     CorpusOption,
     FormatOption,
     JsonOption,
@@ -21,6 +22,7 @@ from wise.cli.common import (
     file_facts,
     model_name,
     progress_bars,
+    read_data,
     show_json,
     show_table,
     with_placement,
@@ -36,10 +38,11 @@ app = typer.Typer(help="Compare editors on the same records.", no_args_is_help=T
 @app.command("editors")
 @with_placement
 def bench_editors(
-    data: Annotated[Path, typer.Option("--data", help="File of edits with the prompts that measure them.")],
+    data: Annotated[Path, typer.Option("--data", help="File or folder of edits with the prompts that measure them.")],
     output: Annotated[Path, typer.Option("--output", help="Folder of the runs; what is in it is not done again.")],
     model: ModelOption = None,
     format: FormatOption = "auto",
+    columns: ColumnsOption = None,
     editor: Annotated[
         list[str] | None, typer.Option("--editor", help="An editor; repeat for more. Left out: all.")
     ] = None,
@@ -78,13 +81,12 @@ def bench_editors(
     from wise.lab.bench.benchmark_table import HEAD, markdown, table
     from wise.lab.eval.candidates import find_editor
     from wise.lab.eval.routing.texts import read_texts, shipped_passages
-    from wise.lab.formats.datasets import read_records
 
     chosen = list(editor or MEASURED)
     for name in chosen:
         find_editor(name)
     plan = make_plan(
-        read_records(data, format=format, limit=skip + sizes[-1] + search_edits + TRAINING),
+        read_data(data, format, columns, skip + sizes[-1] + search_edits + TRAINING),
         edits=sizes[-1],
         searched=search_edits,
         skip=skip,

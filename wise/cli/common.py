@@ -33,11 +33,13 @@ from rich.table import Table
 from rich.text import Text
 
 from wise.config import WiseConfig
+from wise.edits import check_one_namespace
 from wise.errors import ConfigError
 from wise.loading import DEVICE_MAPS, DTYPES, QUANTIZATIONS, Placement, load_model
 from wise.training import cache
 
 if TYPE_CHECKING:
+    from wise.edits import Record
     from wise.model import WiseModel
 
 BAD_INPUT = 2
@@ -128,6 +130,10 @@ CacheOption = Annotated[
     ),
 ]
 FormatOption = Annotated[str, typer.Option("--format", help="Format of the file; auto goes by its fields.")]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option("--columns", help="Other names of columns: prompt=question,target=answer. Left out: those of edits."),
+]
 
 
 def with_placement(command: Callable[..., None]) -> Callable[..., None]:
@@ -304,9 +310,32 @@ def check_file(option: str, file: Path | None) -> None:
         raise ConfigError(f"{option} {file}: the folder {file.parent} cannot be written to; give another")
 
 
+def parsed_columns(given: str | None) -> dict[str, str]:
+    """FIELD=COLUMN pairs with commas between them. Raises ConfigError for what is none."""
+    pairs = [pair.partition("=") for pair in given.split(",")] if given else []
+    found = {field.strip(): column.strip() for field, _, column in pairs}
+    if len(found) < len(pairs) or not all(found) or not all(found.values()):
+        raise ConfigError(f"--columns {given}: FIELD=COLUMN was expected, such as prompt=question,target=answer")
+    return found
+
+
+def read_data(file: Path, format: str, columns: str | None = None, limit: int | None = None) -> list[Record]:
+    """The records of a file, all of one namespace. Raises EditError, as `wise.read_records` does."""
+    from wise.formats.reader import read_records
+
+    records = read_records(file, format=format, columns=parsed_columns(columns), limit=limit)
+    check_one_namespace(record.edit for record in records)
+    return records
+
+
 def file_facts(file: Path) -> dict[str, Any]:
-    """Which file it was, for whoever reads the figures."""
-    return {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    """Which file it was, or which files of a folder, for whoever reads the figures."""
+    from wise.formats.files import data_files
+
+    digest = hashlib.sha256()
+    for part in data_files(file):
+        digest.update(part.read_bytes())
+    return {"name": file.name, "sha256": digest.hexdigest()}
 
 
 def show_json(value: Any) -> None:

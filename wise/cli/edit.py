@@ -11,6 +11,7 @@ from wise.cli.common import (
     NOT_VERIFIED,
     ROWS,
     AllowPrecisionOption,
+    ColumnsOption,
     EncoderOption,
     FormatOption,
     JsonOption,
@@ -25,6 +26,7 @@ from wise.cli.common import (
     make_config,
     memory_model,
     progress_bars,
+    read_data,
     settings,
     show_json,
     show_table,
@@ -43,8 +45,9 @@ if TYPE_CHECKING:
 @with_placement
 def edit(
     output: Annotated[Path, typer.Option("--output", help="Folder to save the memory to.")],
-    edits: Annotated[Path | None, typer.Option("--edits", help="File of edits.")] = None,
+    edits: Annotated[Path | None, typer.Option("--edits", help="File or folder of edits.")] = None,
     format: FormatOption = "auto",
+    columns: ColumnsOption = None,
     statement: Annotated[
         str | None, typer.Option("--statement", help="A single edit as one sentence: 'The capital of France is Lyon.'")
     ] = None,
@@ -76,7 +79,7 @@ def edit(
     where an edit did not verify; those that did are saved all the same.
     """
     single = settings(prompt=prompt, target=target, subject=subject, aliases=alias)
-    wanted = _wanted(edits, format, statement, single)
+    wanted = _wanted(edits, format, columns, statement, single)
     _check_output(output)
     given = settings(mode=mode, encoder=encoder, relations=absolute(relations), layer=layer, seed=seed)
     if memory is not None and given:
@@ -97,15 +100,15 @@ def edit(
         raise typer.Exit(NOT_VERIFIED)
 
 
-def _wanted(file: Path | None, format: str, statement: str | None, single: dict[str, Any]) -> list[Edit]:
-    from wise.lab.formats.datasets import read_edits
-
+def _wanted(
+    file: Path | None, format: str, columns: str | None, statement: str | None, single: dict[str, Any]
+) -> list[Edit]:
     if (file is None) == (statement is None and not single):
         raise ConfigError("give either --edits FILE, or --statement, or --prompt and --target of a single edit")
     if statement is not None and single.keys() & {"prompt", "target"}:
         raise ConfigError("--statement says what is asked and what is answered: leave --prompt and --target out")
     if file is not None:
-        return read_edits(file, format=format)
+        return [record.edit for record in read_data(file, format, columns)]
     return [Edit.from_dict(single) if statement is None else Edit.from_text(statement, **single)]
 
 

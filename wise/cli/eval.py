@@ -11,6 +11,7 @@ import typer
 
 from wise.cli.common import (
     CacheOption,
+    ColumnsOption,
     CorpusOption,
     FormatOption,
     JsonOption,
@@ -25,6 +26,7 @@ from wise.cli.common import (
     model_name,
     parsed_settings,
     progress_bars,
+    read_data,
     settings,
     show_json,
     show_table,
@@ -44,9 +46,10 @@ INTERRUPTED = 130
 
 @with_placement
 def evaluate(
-    data: Annotated[Path, typer.Option("--data", help="File of edits with the prompts that measure them.")],
+    data: Annotated[Path, typer.Option("--data", help="File or folder of edits with the prompts that measure them.")],
     model: ModelOption = None,
     format: FormatOption = "auto",
+    columns: ColumnsOption = None,
     editor: Annotated[
         str,
         typer.Option(
@@ -97,7 +100,7 @@ def evaluate(
     """
     for name, file in (("--output", output), ("--report", report)):
         check_file(name, file)
-    records, pool = _records(data, format, skip, edits)
+    records, pool = _records(data, format, columns, skip, edits)
     about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
     scope = _scope(routing, retention, pool, text, references)
     from wise.lab.eval.candidates import Learning, all_settings
@@ -194,12 +197,12 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _records(data: Path, format: str, skip: int, edits: int | None) -> tuple[list[Record], list[Record]]:
+def _records(
+    data: Path, format: str, columns: str | None, skip: int, edits: int | None
+) -> tuple[list[Record], list[Record]]:
     """The records to edit, and others of the file."""
-    from wise.lab.formats.datasets import read_records
-
     limit = None if edits is None else skip + edits + POOL
-    records = read_records(data, format=format, limit=limit)
+    records = read_data(data, format, columns, limit)
     chosen = records[skip:] if edits is None else records[skip : skip + edits]
     if len(chosen) < (edits or 1):
         raise EditError(

@@ -24,6 +24,7 @@ from wise.cli.common import (
     check_file,
     parsed_settings,
     progress_bars,
+    read_data,
     settings,
     show_json,
     show_table,
@@ -53,7 +54,7 @@ def eval_chat(
     ] = "known,private",
     data: Annotated[
         Path | None,
-        typer.Option("--data", exists=True, dir_okay=False, help="File of edits, instead of the shipped facts."),
+        typer.Option("--data", help="File or folder of edits, instead of the shipped facts."),
     ] = None,
     format_: FormatOption = "auto",
     known: Annotated[
@@ -168,14 +169,13 @@ def _distracted(
 ) -> Iterator[None]:
     """So many distractors are live for the length of a `with` block."""
     from wise.lab.eval.chat.distractors import with_distractors
-    from wise.lab.formats.datasets import read_records
     from wise.model import WiseModel
 
     if not count or data is None or not isinstance(subject, WiseModel) or subject.inputs is None:
         yield
         return
     live = {edit.prompt for edit in subject.edits}
-    further = [r.edit for r in read_records(data, format=format_)[skip:] if r.edit.prompt not in live][:count]
+    further = [r.edit for r in read_data(data, format_)[skip:] if r.edit.prompt not in live][:count]
     if len(further) < count:
         raise ConfigError(f"--distractors {count}: the file has {len(further)} further records")
     state = with_distractors(subject.state, further, encoder=subject.encoder, inputs=subject.inputs, progress=show)
@@ -198,11 +198,10 @@ def _facts(
 ) -> Sequence[Fact]:
     from wise.lab.eval.chat.facts import everyday_facts, facts_of, read_facts
     from wise.lab.eval.chat.measure import base_says
-    from wise.lab.formats.datasets import read_records
 
     if data is not None:
         many = None if limit is None else skip + limit * (16 if known else 1)
-        found = facts_of(read_records(data, format=format_, limit=many)[skip:], seed=seed)
+        found = facts_of(read_data(data, format_, limit=many)[skip:], seed=seed)
         found = [fact for fact in found if not known or fact.answer]
         return base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found[:limit]
     if facts is not None:

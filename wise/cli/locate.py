@@ -20,6 +20,7 @@ from wise.cli.common import (
     make_config,
     model_name,
     progress_bars,
+    read_data,
     show_json,
     show_table,
     with_placement,
@@ -29,7 +30,7 @@ from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
     from wise.edits import Record
-    from wise.lab.formats.facts import Fact
+    from wise.lab.locate.facts import Fact
 
 KINDS = {
     "state": "hidden state after a layer",
@@ -95,7 +96,7 @@ def locate(
     make_config(seed=seed)
     _check_files(output, picture)
     wanted = _layers(layers, sweep_edits)
-    from wise.lab.formats.facts import read_facts
+    from wise.lab.locate.facts import read_facts
 
     known = read_facts(data, limit=facts)
     first, records = _behind(data, known, sweep_edits) if sweep_edits else (0, [])
@@ -220,10 +221,8 @@ def _layers(given: str | None, edits: int) -> list[int] | None:
 
 def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Record]]:
     """The records behind those whose facts are traced, and the number of the first of them."""
-    from wise.lab.formats.datasets import read_records
-
     try:
-        records = read_records(data)
+        records = read_data(data, "auto")
     except EditError as error:
         hint = "the layers are edited with this file; where it holds known facts alone, give --sweep-edits 0"
         raise EditError(f"{error} ({hint})") from None

@@ -4,42 +4,44 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wise.cli.common import BAD_INPUT, JsonOption, show_json
-from wise.errors import EditError
+from wise.cli.common import BAD_INPUT, ColumnsOption, FormatOption, JsonOption, parsed_columns, show_json
+from wise.errors import ConfigError, EditError
 
 if TYPE_CHECKING:
-    from wise.ingest import Line
+    from wise.formats.reader import Reading
     from wise.memory.store.store import Store
 
 
 def stream(
-    source: Annotated[str, typer.Argument(help="File of JSON lines, - for standard input, or an http(s) URL.")],
+    source: Annotated[str, typer.Argument(help="File or folder of edits, - for JSON lines on stdin, or their URL.")],
     store: Annotated[str, typer.Option("--store", help="Folder of the store, or a postgresql:// URL.")],
     name: Annotated[
         str | None, typer.Option("--name", help="Of the stream, for going on with it; its path or URL if left out.")
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with lines that are appended, until Ctrl-C.")] = False,
+    format: FormatOption = "auto",
+    columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Hand in edits line by line; each is in the store when the next one is read.
 
-    A line is an edit as in a file of edits, with 'aliases' of its subject and 'messages' where it has them, and may
-    give 'reason', 'valid_from' and 'valid_until'. A stream that is read again changes nothing: lines are known by
-    their place and content. A line that is no edit is reported on stderr and left out, and the exit code is then 2. A
-    running `wise serve` on the same store trains what is handed in.
+    A line is an edit as in a file of edits, and may give 'reason', 'valid_from' and 'valid_until'. A stream that is
+    read again changes nothing: lines are known by their place and content. What a later line says of a question
+    counts, also if it was said before. A line that is no edit is reported on stderr and left out, and the exit code is
+    then 2. A running `wise serve` on the same store trains what is handed in.
     """
+    from wise.formats.reader import Reading
     from wise.ingest import open_reader
 
     called = name or _name_of(source)
     counts: Counter[str] = Counter()
     with open_reader(store) as opened:
-        _take_all(opened, called, source, follow, counts)
+        _take_all(opened, called, source, follow, Reading(format, parsed_columns(columns)), counts)
     taken, known, bad = (counts[kind] for kind in ("taken", "known", "refused"))
     typer.echo(f"{called}: {taken} edits taken in, {known} known already, {bad} lines refused")
     if as_json:
@@ -48,30 +50,34 @@ def stream(
         raise typer.Exit(BAD_INPUT)
 
 
-def _take_all(store: Store, name: str, source: str, follow: bool, counts: Counter[str]) -> None:
-    from wise.ingest import ingest_line
+def _take_all(
+    store: Store, name: str, source: str, follow: bool, reading: Reading, counts: Counter[str]
+) -> None:
+    from wise.formats.files import is_lines
+    from wise.ingest import Intake, last_ingested, lines_of_file, lines_of_stream, lines_of_url, rows_of
 
-    tickets = store.journal.tickets()
-    known = tickets[-1].number if tickets else 0
+    place = "the line at byte"
+    if source == "-":
+        lines = lines_of_stream(sys.stdin.buffer)
+    elif source.startswith(("http://", "https://")):
+        lines = lines_of_url(source)
+    elif is_lines(Path(source)):
+        lines = lines_of_file(Path(source), name, last_ingested(store, name), follow=follow)
+    elif follow:
+        raise ConfigError(f"--follow {source}: only a plain file of JSON lines can grow; leave --follow out")
+    else:
+        place, lines = "record", rows_of(Path(source))
+    intake = Intake(store, name, reading)
     try:
-        for line in _lines(store, name, source, follow):
+        for line in lines:
             try:
-                counts[ingest_line(store, name, line, known)] += 1
+                counts[intake.take(line)] += 1
             except EditError as error:
                 counts["refused"] += 1
-                typer.echo(f"{name}: the line at byte {line.place}: {' '.join(str(error).split())}", err=True)
+                typer.echo(f"{name}: {place} {line.place}: {' '.join(str(error).split())}", err=True)
     except KeyboardInterrupt:
         typer.echo("stopped; give the same command to go on", err=True)
-
-
-def _lines(store: Store, name: str, source: str, follow: bool) -> Iterator[Line]:
-    from wise.ingest import last_ingested, lines_of_file, lines_of_stream, lines_of_url
-
-    if source == "-":
-        return lines_of_stream(sys.stdin.buffer)
-    if source.startswith(("http://", "https://")):
-        return lines_of_url(source)
-    return lines_of_file(Path(source), name, last_ingested(store, name), follow=follow)
+    reading.tell(name)
 
 
 def _name_of(source: str) -> str:

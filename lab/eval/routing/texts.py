@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 
 from wise.errors import ConfigError, EditError, checked_text, missing
-from wise.lab.formats.jsonl import lines, rows
+from wise.formats.files import lines, rows
 
 TEXT_FIELDS = ("text", "question")
 """Where a text stands in a line of JSON; the first of them that is there counts."""

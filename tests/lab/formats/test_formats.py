@@ -36,7 +36,8 @@ from published import (
 
 from wise.edits import Edit, Record
 from wise.errors import EditError
-from wise.lab.formats.datasets import FORMATS, Reading, read_edits, read_records
+from wise.formats.reader import FORMATS, Reading, read_edits, read_records
+from wise.formats.row import as_row
 
 
 @pytest.fixture
@@ -294,12 +295,12 @@ def test_every_format_is_covered_here() -> None:
 @pytest.mark.parametrize(
     ("row", "changes", "message"),
     [
-        (MEND, {"src": None}, "field 'src': missing"),
+        (MEND, {"src": None}, "field 'src': null"),
         (MEND, {"alt": 5}, "field 'alt': int 5"),
         (MEND, {"rephrase": 5}, "field 'rephrase': int 5"),
         (MEND, {"subject": ["Velm Tower"]}, "field 'subject': list"),
         (EASY, {"target_new": ""}, "field 'target_new': empty"),
-        (EASY, {"target_new": None}, "field 'target_new': missing"),
+        (EASY, {"target_new": None}, "field 'target_new': null"),
         (EASY, {"prompt": ["x"]}, "field 'prompt': list"),
         (EASY, {"case_id": True}, "field 'case_id': bool"),
         (ENRICHED, {"neighborhood_prompts": ["x", 3]}, r"field 'neighborhood_prompts\[1\]': int 3"),
@@ -320,7 +321,7 @@ def test_published_forms_name_their_own_fields(write: Write, row: Row, changes: 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"target_new": {"str": ""}}, "target_new.str': empty"), ({"subject": None}, "subject': missing")],
+    [({"target_new": {"str": ""}}, "target_new.str': empty"), ({"subject": None}, "subject': null")],
 )
 def test_nested_fields_are_named_whole(write: Write, changes: Row, message: str) -> None:
     rewrite = ROME["requested_rewrite"] | changes
@@ -345,7 +346,7 @@ def test_whatever_stands_in_a_field_is_read_or_named(bad: object) -> None:
                 part = part[key]
             part[last] = bad
             try:
-                read += len(Reading(Path("facts.jsonl"), name).add(1, broken)) > 0
+                read += len(Reading(name).add(Path("facts.jsonl"), 1, as_row(broken))) > 0
             except EditError as error:
                 assert str(error).startswith("facts.jsonl:1: ")
     assert read > 0
@@ -370,8 +371,8 @@ def test_a_subject_that_is_not_in_a_published_prompt_is_dropped_and_counted(
 def test_a_zsre_record_without_alt_is_no_edit(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     empty = MEND | {"alt": " "}
     assert [record.source for record in read_records(write(empty, MEND))] == ["facts.jsonl:2"]
-    assert "field 'alt': empty" in caplog.text
-    refused(write(empty, empty), 1, "field 'alt': empty, .*no record is left")
+    assert "field 'alt': null or empty" in caplog.text
+    refused(write(empty, empty), 1, "field 'alt': null or empty, .*no record is left")
 
 
 # --- files that are not of a known format --------------------------------------------------

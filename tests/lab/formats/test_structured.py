@@ -30,7 +30,7 @@ from published import (
 )
 
 from wise.edits import Edit, Record
-from wise.lab.formats.datasets import read_records
+from wise.formats.reader import read_records
 from wise.probes import Probe, Query
 
 
@@ -255,21 +255,21 @@ def test_only_what_is_certain_must_follow(write: Write) -> None:
         (MQUAKE, "requested_rewrite.0.prompt", "It is", r"field 'requested_rewrite\[0\].prompt': .*\{\}"),
         (MQUAKE, "questions", [], "field 'questions': missing"),
         (MQUAKE, "questions", [3], r"field 'questions\[0\]': int 3"),
-        (MQUAKE, "new_answer", None, "field 'new_answer': missing"),
+        (MQUAKE, "new_answer", None, "field 'new_answer': null"),
         (MQUAKE, "case_id", [4], "field 'case_id': list"),
-        (MQUAKE, "new_single_hops.1.cloze", None, r"field 'new_single_hops\[1\].cloze': missing"),
+        (MQUAKE, "new_single_hops.1.cloze", None, r"field 'new_single_hops\[1\].cloze': null"),
         (MQUAKE, "new_single_hops.0.answer", "", r"field 'new_single_hops\[0\].answer': empty"),
         (MQUAKE, "new_single_hops.0.answer_alias", [3], r"field 'new_single_hops\[0\].answer_alias\[0\]': int 3"),
         (MQUAKE, "new_single_hops", ["x"], r"field 'new_single_hops\[0\]': str 'x'"),
         (MQUAKE_FACT, "answer_correct", "", "field 'answer_correct': empty"),
-        (RIPPLE, "edit.relation", None, "field 'edit.relation': missing"),
-        (RIPPLE, "edit.original_fact", None, "field 'edit.original_fact.prompt': missing"),
+        (RIPPLE, "edit.relation", None, "field 'edit.relation': null"),
+        (RIPPLE, "edit.original_fact", None, "field 'edit.original_fact': null"),
         (RIPPLE, "edit.prompt", "The name of the spouse of Bo of Orm is.", "field 'edit.prompt': .*full stop"),
         (RIPPLE, "edit.prompt", "The name of the spouse of Bo of Orm is", "field 'edit.prompt': .*full stop"),
         (RIPPLE, "edit.prompt", "The name of the spouse of Bo of Orm is Ada", "field 'edit.prompt': .*full stop"),
         (RIPPLE, "edit.prompt", "Bo of Orm weds Ada Thorne.", "field 'edit.prompt': .*begins like"),
         (RIPPLE, "Forgetfulness.0.test_condition", "XOR", r"field 'Forgetfulness\[0\].test_condition': str 'XOR'"),
-        (RIPPLE, "Forgetfulness.0.test_queries", None, r"field 'Forgetfulness\[0\].test_queries': missing"),
+        (RIPPLE, "Forgetfulness.0.test_queries", None, r"field 'Forgetfulness\[0\].test_queries': null"),
         (
             RIPPLE,
             "Forgetfulness.0.test_queries.0.prompt",
@@ -288,7 +288,7 @@ def test_only_what_is_certain_must_follow(write: Write) -> None:
         (UNKE, "sub_question", "'one'", "field 'sub_question': str 'one' was given, a list"),
         (UNKE, "sub_question", ["one"], "field 'sub_answer': a list of 2 was given, one for each of the 1"),
         (UNKE, "sub_answer", ["x", 4], r"field 'sub_answer\[1\]': int 4"),
-        (UNKE, "sub_answer", None, "field 'sub_answer': missing"),
+        (UNKE, "sub_answer", None, "field 'sub_answer': null"),
         (UNKE, "answer", " ", "field 'answer': empty"),
         (COVERAGE, "type", "coverege", r"field 'type': 'coverege' is not known; did you mean 'coverage'\?"),
         (COVERAGE, "edits", COVERAGE["edits"][:1], "field 'edits': a list of 1"),

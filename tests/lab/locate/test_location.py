@@ -21,7 +21,7 @@ from wise.demo.facts import load_facts, train_prompts
 from wise.errors import ConfigError
 from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile
 from wise.lab.eval.significance import bootstrap_interval
-from wise.lab.formats.facts import Fact
+from wise.lab.locate.facts import Fact
 from wise.lab.locate.location import _by_role, trace
 from wise.lab.locate.results import Location, spearman
 from wise.lab.locate.roles import FIRST_SUBSEQUENT, FURTHER, LAST, LAST_SUBJECT, ROLES

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 import wise
 from wise.errors import ConfigError, UnsupportedModelError
-from wise.lab.formats.facts import Fact
 from wise.lab.locate import tracing
+from wise.lab.locate.facts import Fact
 from wise.lab.locate.running import Noise, Patch, Runner
 from wise.lab.locate.sites import KINDS, find_sites
 from wise.lab.locate.tracing import (

@@ -190,12 +190,15 @@ def test_another_namespace_keeps_its_slots_bit_for_bit(mode: str, folder: Path) 
 
 
 def test_namespaces_that_a_memory_from_elsewhere_put_into_one_slot_are_written_anew_together(folder: Path) -> None:
-    both = [edit(0), edit(1, namespace="geo"), edit(2)]
-    model = wrapped("merge")
-    model.edit(both)
-    model.save_pretrained(folder / "memory")
-    fresh = wrapped("merge")
-    fresh.edit(both[:2])
+    def memory_from_elsewhere(count: int) -> wise.WiseModel:
+        model = wrapped("merge")
+        model.edit([edit(i) for i in range(count)])
+        edits = (edit(i, namespace="geo") if i == 1 else edit(i) for i in range(count))
+        model.state = replace(model.state, edits=tuple(edits))
+        return model
+
+    memory_from_elsewhere(3).save_pretrained(folder / "memory")
+    fresh = memory_from_elsewhere(2)
     with Store.open(folder / "store") as store:
         store.import_pack(folder / "memory")
         Editor(wrapped("merge"), store, Settings()).do(

@@ -18,10 +18,10 @@ from wise.cli.app import app
 from wise.demo import model_path
 from wise.demo.facts import load_facts
 from wise.demo.records import demo_records
+from wise.formats.reader import read_records
 from wise.lab.eval.candidates import EDITORS
 from wise.lab.eval.checkpoint import CheckpointFile
 from wise.lab.eval.results_file import read_run
-from wise.lab.formats.datasets import read_records
 from wise.router.encoder import load_encoder
 
 MEASURES = {"reliability", "generalization", "free_generalization", "locality"}

@@ -11,9 +11,9 @@ from __future__ import annotations
 from ast import literal_eval
 
 from wise.edits import Edit, Record
-from wise.errors import EditError, given, missing
-from wise.lab.formats.fields import JsonRow, Note, number, prompts, query, text, texts_of
-from wise.lab.formats.layout import Structure
+from wise.errors import EditError, given
+from wise.formats.fields import JsonRow, Note, lacking, number, prompts, query, text, texts_of
+from wise.formats.layout import Structure
 from wise.probes import Probe
 
 
@@ -43,7 +43,7 @@ def _parts(row: JsonRow, note: Note) -> tuple[Probe, ...]:
 def _listed(row: JsonRow, name: str) -> list[tuple[str, str]]:
     value = row.get(name)
     if value is None:
-        raise missing(name, row)
+        raise lacking(row, name)
     if isinstance(value, str):
         try:
             value = literal_eval(value.strip())

@@ -15,11 +15,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from wise.edits import Edit, Record
-from wise.errors import EditError, given, missing
-from wise.lab.formats.fields import (
+from wise.errors import EditError, given
+from wise.formats.fields import (
     JsonRow,
     Note,
     cleaned,
+    lacking,
     number,
     objects,
     optional_text,
@@ -29,7 +30,7 @@ from wise.lab.formats.fields import (
     text,
     texts,
 )
-from wise.lab.formats.layout import Structure
+from wise.formats.layout import Structure
 from wise.probes import Probe
 
 
@@ -68,7 +69,7 @@ def _hops(row: JsonRow, edit: Edit, note: Note) -> tuple[Probe, ...]:
     questions = [(name, cleaned(wording)) for name, wording in texts(row, "questions")]
     queries = [query(name, wording, answers) for name, wording in questions if wording]
     if not queries:
-        raise missing("questions", row)
+        raise lacking(row, "questions")
     return tuple(probe("multi_hop", queries, edit, note))
 
 

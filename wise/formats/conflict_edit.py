@@ -19,8 +19,8 @@ from dataclasses import replace
 
 from wise.edits import Edit, Record
 from wise.errors import EditError, did_you_mean
-from wise.lab.formats.fields import JsonRow, Note, objects, optional_text, query, required_objects, text
-from wise.lab.formats.layout import Structure
+from wise.formats.fields import JsonRow, Note, objects, optional_text, query, required_objects, text
+from wise.formats.layout import Structure
 from wise.probes import Probe
 
 TYPES = ("coverage", "reverse", "composite")

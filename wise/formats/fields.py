@@ -12,6 +12,7 @@ from typing import Any
 
 from wise.edits import Edit
 from wise.errors import EditError, checked_text, given, missing
+from wise.formats.row import peek
 from wise.probes import ASKS_THE_EDIT, Probe, Query
 
 JsonRow = Mapping[str, Any]
@@ -45,8 +46,19 @@ def text(row: JsonRow, path: str, prefix: str = "") -> str:
     """The text that must stand at `path`."""
     value = single(row, path, prefix)
     if value is None:
-        raise missing(prefix + path, row)
+        raise lacking(row, path, prefix)
     return checked_text(prefix + path, value)
+
+
+def lacking(row: JsonRow, path: str, prefix: str = "") -> EditError:
+    """The error for a field that must be there: it is null, or missing."""
+    way = path.split(".")
+    for length in range(len(way)):
+        parent = peek(row, ".".join(way[:length])) if length else row
+        if isinstance(parent, Mapping) and way[length] in parent and parent[way[length]] is None:
+            name = prefix + ".".join(way[: length + 1])
+            return EditError(f"field {name!r}: null was given; fill it in, or leave the record out")
+    return missing(prefix + path, row)
 
 
 def optional_text(row: JsonRow, path: str, prefix: str = "") -> str | None:
@@ -94,7 +106,7 @@ def required_objects(row: JsonRow, path: str, prefix: str = "") -> list[tuple[st
     """The objects of the list that must stand at `path`, at least one."""
     value = single(row, path, prefix)
     if value is None:
-        raise missing(prefix + path, row)
+        raise lacking(row, path, prefix)
     found = list(objects(row, path, prefix))
     if not isinstance(value, list) or not found or len(found) != len(value):
         raise EditError(f"field {prefix + path!r}: {given(value)} was given, a list of objects was expected")
@@ -116,28 +128,26 @@ def _walk(name: str, value: object, path: str) -> Iterator[tuple[str, object]]:
         raise EditError(f"field {name!r}: {given(value)} was given, an object was expected")
 
 
-def has(row: JsonRow, path: str) -> bool:
-    """Something stands at `path`."""
-    try:
-        return single(row, path) is not None
-    except EditError:
-        return False
+def cleaned(prompt: str, subject: str | None = None) -> str:
+    """A test prompt without the dash of a list before it and spaces after it, `subject` in the place of `{}`.
 
-
-def cleaned(prompt: str) -> str:
-    """A test prompt without the dash of a list before it and spaces after it; empty where it is a stub."""
+    Empty for a stub, and for a template whose subject is not known.
+    """
     prompt = _LIST_DASH.sub("", prompt).rstrip(" ")
-    return "" if prompt.strip() in _STUBS else prompt
+    prompt = prompt if subject is None else prompt.replace("{}", subject)
+    return "" if prompt.strip() in _STUBS or "{}" in prompt else prompt
 
 
-def prompts(row: JsonRow, paths: Iterable[str], known: Collection[str], note: Note) -> tuple[str, ...]:
-    """What stands at the paths, each once, without what is already known."""
+def prompts(
+    row: JsonRow, paths: Iterable[str], known: Collection[str], note: Note, subject: str | None = None
+) -> tuple[str, ...]:
+    """What stands at the paths, each once, without what is already known; `subject` takes the place of `{}`."""
     found: dict[str, None] = {}
     for path in paths:
         for name, given_prompt in texts(row, path):
-            prompt = cleaned(given_prompt)
+            prompt = cleaned(given_prompt, subject)
             if not prompt:
-                note(f"field {path!r}: an empty test prompt; left out")
+                note(f"field {path!r}: an empty or unfilled test prompt; left out")
             elif prompt not in known:
                 found[checked_text(name, prompt)] = None
     return tuple(found)

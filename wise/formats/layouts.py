@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wise.lab.formats.form import AskedField, RecordForm
+from wise.formats.record_form import AskedField, RecordForm
 
 _NEIGHBOUR = AskedField(kind="locality.gold", prompt="locality_prompt", answers=("locality_ground_truth",))
 _KNOWEDIT = tuple(
@@ -24,15 +24,21 @@ FORMS: tuple[RecordForm, ...] = (
         unread=("id", "paraphrases", "locality", "author", "time", "namespace", "test"),
         strict=True,
     ),
-    # The sets of hallucinated and of recent text used with WISE. `locality_ground_truth` is running
-    # text, cut after a number of characters and often in the middle of a word: no answer to ask for.
+    # zsRE as EasyEdit writes it, which its flat requests and repacks of WikiBigEdit follow.
     RecordForm(
-        format="hallucination",
+        format="zsre",
         prompt="prompt",
         target="target_new",
+        answer=("ground_truth", "target_true"),
+        paraphrases=("rephrase_prompt", "rephrase_prompts"),
         neighbours=("locality_prompt",),
-        unread=("locality_ground_truth",),
+        asked=(_NEIGHBOUR,),
+        aliases=("subject_rephrase",),
+        id=("case_id",),
+        mark=("locality_prompt", "nq question: "),
     ),
+    # The sets of hallucinated and of recent text used with WISE. `locality_ground_truth` is running
+    # text, cut after a number of characters and often in the middle of a word: no answer to ask for.
     RecordForm(
         format="temporal",
         prompt="prompt",
@@ -41,18 +47,13 @@ FORMS: tuple[RecordForm, ...] = (
         continuation="ood_rephrase",
         unread=("locality_ground_truth",),
     ),
-    # zsRE as EasyEdit writes it, which WikiBigEdit follows.
     RecordForm(
-        format="zsre",
+        format="hallucination",
         prompt="prompt",
         target="target_new",
-        answer=("ground_truth", "target_true"),
-        paraphrases=("rephrase_prompt",),
         neighbours=("locality_prompt",),
-        asked=(_NEIGHBOUR,),
-        aliases=("subject_rephrase",),
-        id=("case_id",),
-        neighbour_mark="nq question: ",
+        mark=("prompt", "This is a "),
+        unread=("locality_ground_truth",),
     ),
     # zsRE as MEND published it; `answers` is the truth, `alt` what the edit makes of it.
     RecordForm(
@@ -73,6 +74,32 @@ FORMS: tuple[RecordForm, ...] = (
         ),
         unread=("pred", "cond"),
         blank_target_skipped=True,
+    ),
+    # WikiBigEdit as its authors published it: a persona asks the same question in a freer wording.
+    RecordForm(
+        format="wikibigedit",
+        prompt="update",
+        target="ans",
+        relation="relation",
+        paraphrases=("rephrase",),
+        free_paraphrases=("personas",),
+        neighbours=("loc",),
+        asked=(
+            AskedField(kind="locality.gold", prompt="loc", answers=("loc_ans",)),
+            AskedField(kind="portability.reasoning", prompt="mhop", answers=("mhop_ans",)),
+        ),
+        unread=("tag", "object"),
+    ),
+    # Requests as ROME, MEMIT and AlphaEdit take them.
+    RecordForm(
+        format="memit",
+        prompt="prompt",
+        target="target_new.str",
+        id=("case_id",),
+        answer=("target_true.str",),
+        relation="relation_id",
+        unread=("case_id",),
+        template=True,
     ),
     # CounterFact as ROME published it. Neighbours are of the same relation and have the same true object.
     RecordForm(
@@ -105,7 +132,7 @@ FORMS: tuple[RecordForm, ...] = (
         id=("cf_case_id", "case_id"),
         answer=("target_true", "ground_truth"),
         relation="relation_id",
-        paraphrases=("template_paraphrases", "paraphrase_prompts_real", "rephrase_prompt"),
+        paraphrases=("template_paraphrases", "paraphrase_prompts_real", "rephrase_prompt", "rephrase_prompts"),
         free_paraphrases=("llm_cloze_paraphrases",),
         generation_prompts="generation_prompts",
         neighbours=("neighborhood_prompts", "locality_prompt"),
@@ -127,7 +154,7 @@ FORMS: tuple[RecordForm, ...] = (
         prompt="prompt",
         target="target_new",
         answer=("ground_truth",),
-        paraphrases=("rephrase_prompt", "rephrase"),
+        paraphrases=("rephrase_prompt", "rephrase_prompts", "rephrase"),
         neighbours=("locality.Relation_Specificity.prompt",),
         asked=_KNOWEDIT,
         unread=("cond",),

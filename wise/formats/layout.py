@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from wise.edits import Record
-from wise.lab.formats.fields import JsonRow, Note
+from wise.formats.fields import JsonRow, Note
 
 
 class Layout(Protocol):
@@ -57,7 +58,7 @@ class Structure:
 
     strict = False
 
-    @property
+    @cached_property
     def fields(self) -> frozenset[str]:
         return frozenset(path.partition(".")[0] for path in self.required) | {*self.optional}
 

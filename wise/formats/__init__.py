@@ -1,6 +1,6 @@
 """The fields of each published editing set, and how a file's format is recognised.
 
-Sets whose fields map one by one onto a `Record` are rows of a table (`wise.lab.formats.table`); sets
+Sets whose fields map one by one onto a `Record` are rows of a table (`wise.formats.layouts`); sets
 whose records are built differently have a module each. What holds for all of them, because it
 decides what a figure means:
 
@@ -14,24 +14,26 @@ decides what a figure means:
 
 Published sets have defects that their users know and step over. They are stepped over here
 too, each with a note for the log: a subject that the prompt does not hold is dropped, an empty
-test prompt is left out, and a zsRE record with an empty `alt` asks for no edit. Our own format
-has no such licence.
+test prompt is left out, and a zsRE record with an empty `alt` asks for no edit. A field that no
+layout reads is named in the log, once for a file. Our own format has no such licence.
 """
 
 from __future__ import annotations
 
 from wise.errors import EditError
-from wise.lab.formats.conflict_edit import PITFALLS
-from wise.lab.formats.fields import JsonRow, Note, has
-from wise.lab.formats.layout import Layout
-from wise.lab.formats.mquake import CASES, FACTS
-from wise.lab.formats.ripple import RIPPLE_EDITS
-from wise.lab.formats.table import FORMS
-from wise.lab.formats.unke import UNKE
+from wise.formats.conflict_edit import PITFALLS
+from wise.formats.fields import JsonRow, Note
+from wise.formats.kilt import KILT
+from wise.formats.layout import Layout
+from wise.formats.layouts import FORMS
+from wise.formats.mquake import CASES, FACTS
+from wise.formats.ripple import RIPPLE_EDITS
+from wise.formats.row import peek
+from wise.formats.unke import UNKE
 
 __all__ = ["FORMATS", "LAYOUTS", "Layout", "Note", "JsonRow", "holds_facts", "recognise"]
 
-LAYOUTS: tuple[Layout, ...] = (*FORMS, CASES, FACTS, RIPPLE_EDITS, UNKE, PITFALLS)
+LAYOUTS: tuple[Layout, ...] = (*FORMS, KILT, CASES, FACTS, RIPPLE_EDITS, UNKE, PITFALLS)
 
 FORMATS: tuple[str, ...] = ("auto", *sorted({layout.format for layout in LAYOUTS}))
 """What may be asked for."""
@@ -43,11 +45,10 @@ def holds_facts(row: JsonRow) -> bool:
 
 
 def recognise(row: JsonRow, format: str) -> Layout:
-    """The layout that a file has, by its first record.
+    """The layout that a record has.
 
-    Where several fit, the one that knows most of the record's fields; with `format="auto"` it
-    must find there what it cannot do without, or know half of the fields (so that a misspelt
-    field is named rather than the whole file refused).
+    Where several find what they cannot do without, the one that knows most of the record's fields. With
+    `format="auto"` one that does not find it must know more than half of them, so that a misspelt field is named.
 
     Raises:
         EditError: no layout of this format fits; names the fields found.
@@ -55,14 +56,22 @@ def recognise(row: JsonRow, format: str) -> Layout:
     if holds_facts(row):
         raise EditError(
             "this file holds facts that are known, not edits: field 'attribute' is the right answer, and no other "
-            "one is wanted; trace the facts with `wise locate`, or read them with `wise.lab.formats.facts.read_facts`"
+            "one is wanted; trace the facts with `wise locate`, or read them with `wise.lab.locate.facts.read_facts`"
         )
     layouts = [layout for layout in LAYOUTS if format in ("auto", layout.format)]
-    best = max(layouts, key=lambda layout: (layout.marked(row), len(layout.fields & row.keys())))
-    known = len(best.fields & row.keys())
-    if format != "auto" or 2 * known >= len(row) or all(has(row, path) for path in best.required):
+    best = max(layouts, key=lambda layout: (_complete(layout, row), layout.marked(row) + _known(layout, row)))
+    if format != "auto" or not row or 2 * _known(best, row) > len(row) or _complete(best, row):
         return best
     raise EditError(
         f"no known format has these fields: {', '.join(sorted(row))}; known formats are "
-        f"{', '.join(FORMATS[1:])}, and ours has at least 'prompt' and 'target'"
+        f"{', '.join(FORMATS[1:])}, and ours has at least 'prompt' and 'target'; "
+        "columns of other names are named with `columns` (--columns prompt=question,target=answer)"
     )
+
+
+def _complete(layout: Layout, row: JsonRow) -> bool:
+    return all(peek(row, path) is not None for path in layout.required)
+
+
+def _known(layout: Layout, row: JsonRow) -> int:
+    return len(layout.fields & row.keys())

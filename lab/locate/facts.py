@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 
 from wise.edits import Record
 from wise.errors import EditError, checked_text
-from wise.lab.formats import JsonRow, holds_facts
-from wise.lab.formats.datasets import Reading, check_limit
-from wise.lab.formats.fields import optional_text, text
-from wise.lab.formats.jsonl import rows
+from wise.formats import JsonRow, holds_facts
+from wise.formats.fields import optional_text, text
+from wise.formats.reader import Reading, check_limit, each_row
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +52,13 @@ class Fact:
 
 
 def read_facts(path: str | PathLike[str], *, limit: int | None = None) -> list[Fact]:
-    """Read ROME's known facts, or the facts that the edits of any file of `wise.lab.formats.datasets` replace.
+    """Read ROME's known facts, or the facts that the edits of any file of `wise.formats.reader` replace.
 
     An edit without a subject or without the answer that was right before holds no fact; how many were left
     out is told to the log. A fact that several edits replace is read once.
 
     Args:
-        path: as for `wise.lab.formats.datasets.read_records`.
+        path: as for `wise.formats.reader.read_records`.
         limit: read no more than this many facts.
 
     Raises:
@@ -68,21 +66,21 @@ def read_facts(path: str | PathLike[str], *, limit: int | None = None) -> list[F
     """
     path = Path(path)
     check_limit(limit)
-    reading = Reading(path)
+    reading = Reading()
     found: dict[tuple[str, str], Fact] = {}
     without = 0
-    with closing(rows(path)) as lines:
-        for line, row in lines:
-            if reading.layout is None and holds_facts(row):
-                facts = [_known(path, line, row)]
-            else:
-                records = reading.add(line, row)
-                facts = list(_replaced(records))
-                without += len(records) - len(facts)
-            for fact in facts:
-                found.setdefault((fact.prompt, fact.answer), fact)
-            if limit is not None and len(found) >= limit:
-                break
+    for file, line, row in each_row(path):
+        if holds_facts(row):
+            facts = [_known(file, line, row)]
+        else:
+            records = reading.add(file, line, row)
+            facts = list(_replaced(records))
+            without += len(records) - len(facts)
+        for fact in facts:
+            found.setdefault((fact.prompt, fact.answer), fact)
+        if limit is not None and len(found) >= limit:
+            break
+    reading.tell(str(path))
     if without:
         logger.warning("%s: %d edits name no subject or no old answer, and hold no fact", path, without)
     if not found:

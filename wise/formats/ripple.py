@@ -25,11 +25,10 @@ from reprlib import repr as shortened
 
 from wise.edits import Edit, Record
 from wise.errors import EditError, given
-from wise.lab.formats.fields import (
+from wise.formats.fields import (
     JsonRow,
     Note,
     cleaned,
-    has,
     objects,
     probe,
     query,
@@ -38,7 +37,8 @@ from wise.lab.formats.fields import (
     text,
     texts,
 )
-from wise.lab.formats.layout import Structure
+from wise.formats.layout import Structure
+from wise.formats.row import peek
 from wise.probes import Probe, Query
 
 _CRITERIA = {
@@ -91,7 +91,7 @@ def _read(row: JsonRow, place: int, note: Note) -> list[Record]:
 def _split(row: JsonRow) -> tuple[str, str, str | None]:
     """The prompt, the target and the old answer of the edit's sentence."""
     sentence = text(row, "edit.prompt").strip()
-    fact = "edit.previous_fact" if has(row, "edit.previous_fact") else "edit.original_fact"
+    fact = "edit.previous_fact" if peek(row, "edit.previous_fact") is not None else "edit.original_fact"
     original = text(row, f"{fact}.prompt").strip()
     # A space after each keeps a sentence that ends where the other goes on from losing its last word.
     shared = _BEFORE_OBJECT.match(commonprefix([f"{sentence} ", f"{original} "]))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from reprlib import repr as shortened
 
-from wise.edits import Edit, Record
-from wise.errors import EditError, checked_text, missing
-from wise.lab.formats.fields import (
+from wise.edits import Edit, Record, as_written
+from wise.errors import EditError, checked_text
+from wise.formats.fields import (
     JsonRow,
     Note,
     cleaned,
-    has,
+    lacking,
     number,
     objects,
     optional_text,
@@ -23,7 +26,11 @@ from wise.lab.formats.fields import (
     texts,
     texts_of,
 )
+from wise.formats.row import peek
 from wise.probes import Probe, Query
+
+_PLACEHOLDER = re.compile(r"\{[^{}]*\}|\[[A-Z]+\]|<[A-Za-z]+>|%s")
+"""Where a template has its subject; only `{}` is filled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +74,18 @@ class RecordForm:
     """Text of another origin that goes on from the prompt, whether or not it repeats it: a probe of kind `ood`."""
     unread: tuple[str, ...] = ()
     """Further fields by which the form is told from others."""
-    neighbour_mark: str = ""
-    """Where neighbours begin with this, it is this form."""
+    mark: tuple[str, str] = ("", "")
+    """A path, and what its text begins with in this form alone."""
     template: bool = False
-    """The prompt has `{}` where the subject goes."""
+    """The prompt has `{}` where the subject goes, also if it names the subject besides."""
     paraphrase_names_subject: bool = False
     """A wording without the subject is a failed one."""
     blank_target_skipped: bool = False
-    """A record with an empty target asks for no edit."""
+    """A record with an empty or null target asks for no edit."""
     strict: bool = False
     """The project's own format: read by `Record.from_dict`, nothing stepped over."""
 
-    @property
+    @cached_property
     def fields(self) -> frozenset[str]:
         """The names a record of this form may have, outermost level."""
         paths = [self.prompt, self.target, self.subject, self.relation, self.generation_prompts, self.continuation]
@@ -92,27 +99,25 @@ class RecordForm:
         return self.prompt, self.target
 
     def marked(self, row: JsonRow) -> bool:
-        """A neighbour begins with the form's mark."""
-        if not self.neighbour_mark:
-            return False
-        try:
-            found = [text for path in self.neighbours for _, text in texts(row, path)]
-        except EditError:
-            return False
-        return any(text.startswith(self.neighbour_mark) for text in found)
+        """The text at the form's mark, or the first one there, begins with it."""
+        path, beginning = self.mark
+        found = peek(row, path)
+        first = found[0] if isinstance(found, list) and found else found
+        return bool(path) and isinstance(first, str) and first.startswith(beginning)
 
     def read(self, row: JsonRow, place: int, note: Note) -> list[Record]:
         """As `Layout.read`."""
         if self.strict:
             return [Record.from_dict(row)]
         target = single(row, self.target)
-        if self.blank_target_skipped and isinstance(target, str) and not target.strip():
-            note(f"field {self.target!r}: empty, so no edit is asked for; the record was skipped")
+        blank = target is None if not isinstance(target, str) else not target.strip()
+        if self.blank_target_skipped and self.target in row and blank:
+            note(f"field {self.target!r}: null or empty, so no edit is asked for; the record was skipped")
             return []
         prompt, subject = _prompt_and_subject(self, row, note)
         edit = Edit(prompt=prompt, target=text(row, self.target), subject=subject, id=_identity(self, row))
         paraphrases = _paraphrases(self, row, edit, note)
-        free = prompts(row, self.free_paraphrases, {edit.prompt, *paraphrases}, note)
+        free = prompts(row, self.free_paraphrases, {edit.prompt, *paraphrases}, note, edit.subject)
         neighbours: tuple[str, ...] = ()
         for path in self.neighbours:
             neighbours = neighbours or prompts(row, (path,), {edit.prompt, *paraphrases, *free}, note)
@@ -123,7 +128,7 @@ class RecordForm:
             free_paraphrases=free,
             neighbours=neighbours,
             probes=tuple(_probes(self, row, edit, frozenset(neighbours), note)),
-            generation_prompts=_generation_prompts(self, row, note),
+            generation_prompts=_generation_prompts(self, row, edit, note),
             answer=answers[0] if answers else None,
             relation=optional_text(row, self.relation) if self.relation else None,
         )
@@ -134,14 +139,19 @@ def _prompt_and_subject(form: RecordForm, row: JsonRow, note: Note) -> tuple[str
     prompt = text(row, form.prompt)
     given_subject = single(row, form.subject)
     subject = None if given_subject is None else checked_text(form.subject, given_subject).strip()
-    if form.template and "{}" in prompt:
+    written = None if subject is None else as_written(subject, prompt)
+    if "{}" in prompt and (form.template or written is None):
         if subject is None:
-            raise missing(form.subject, row)
-        prompt = prompt.replace("{}", subject)
-    if subject is not None and subject not in prompt:
+            raise lacking(row, form.subject)
+        return prompt.replace("{}", subject), subject
+    if "{}" in prompt or (subject is not None and written is None and _PLACEHOLDER.search(prompt)):
+        raise EditError(
+            f"field {form.prompt!r}: {shortened(prompt)} was given, a prompt that names its subject or has {{}} in its "
+            f"place was expected; write {subject!r} where it goes, or leave {form.subject!r} out"
+        )
+    if subject is not None and written is None:
         note(f"field {form.subject!r}: does not occur in the prompt; dropped")
-        subject = None
-    return prompt, subject
+    return prompt, written
 
 
 def _identity(form: RecordForm, row: JsonRow) -> str:
@@ -154,13 +164,13 @@ def _identity(form: RecordForm, row: JsonRow) -> str:
 
 def _paraphrases(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> tuple[str, ...]:
     paths = [path for path in form.paraphrases if path != "rephrase_prompt" or _is_paraphrase(row)]
-    wordings = prompts(row, paths, {edit.prompt}, note)
+    wordings = prompts(row, paths, {edit.prompt}, note, edit.subject)
     if not form.paraphrase_names_subject or edit.subject is None:
         return wordings
-    for wording in wordings:
-        if edit.subject not in wording:
-            note("a paraphrase does not name the subject; left out")
-    return tuple(wording for wording in wordings if edit.subject in wording)
+    naming = tuple(wording for wording in wordings if as_written(edit.subject, wording) is not None)
+    for _ in range(len(wordings) - len(naming)):
+        note("a paraphrase does not name the subject; left out")
+    return naming
 
 
 def _is_paraphrase(row: JsonRow) -> bool:
@@ -171,13 +181,13 @@ def _is_paraphrase(row: JsonRow) -> bool:
     return not any(text in generation for _, text in texts(row, "rephrase_prompt"))
 
 
-def _generation_prompts(form: RecordForm, row: JsonRow, note: Note) -> tuple[str, ...]:
+def _generation_prompts(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> tuple[str, ...]:
     if not form.generation_prompts:
         return ()
     paths = [form.generation_prompts]
     if row.get("rephrase_kind") == "generation":
         paths.append("rephrase_prompt")
-    return prompts(row, paths, (), note)
+    return prompts(row, paths, (), note, edit.subject)
 
 
 def _probes(form: RecordForm, row: JsonRow, edit: Edit, neighbours: Collection[str], note: Note) -> Iterator[Probe]:
@@ -186,8 +196,10 @@ def _probes(form: RecordForm, row: JsonRow, edit: Edit, neighbours: Collection[s
         within = ((f"{name}.", part) for name, part in objects(row, ask.within)) if ask.within else [("", row)]
         for prefix, part in within:
             for name, prompt, answers in _questions(ask, part, prefix):
-                prompt = cleaned(prompt)
+                prompt = cleaned(prompt, edit.subject)
                 if ask.kind == "locality.gold" and prompt not in neighbours:
+                    if prompt:
+                        note(f"field {ask.within or ask.prompt!r}: a question beside other neighbours; not asked")
                     continue
                 if ask.kind == "locality.distracting":
                     answers = _without(edit.target, answers)
@@ -206,7 +218,7 @@ def _probes(form: RecordForm, row: JsonRow, edit: Edit, neighbours: Collection[s
 def _questions(ask: AskedField, part: JsonRow, prefix: str) -> Iterator[tuple[str, str, list[list[str]]]]:
     """Each prompt with its name and its right answers, those that stand in one list together."""
     asked = list(texts(part, ask.prompt, prefix))
-    path = next((path for path in ask.answers if has(part, path)), ask.answers[0])
+    path = next((path for path in ask.answers if peek(part, path) is not None), ask.answers[0])
     name, value = prefix + path, single(part, path, prefix)
     if ask.shared or not (isinstance(value, list) and isinstance(part.get(ask.prompt), list)):
         answers = _groups(name, value)

@@ -1,0 +1,251 @@
+"""Files and folders of records: which files they are, and what stands in each, or what is wrong with it.
+
+JSON lines, a JSON list, a table of text (`wise.formats.tables`), Parquet or Arrow; text may be packed (`.gz`, `.xz`).
+Every error begins `FILE:LINE: `. In a list or a binary table the place is the number of the record, counted from 1;
+for broken JSON it is the line. A file is looked at before it is opened: a device or a pipe would be waited for.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import re
+import stat
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import IO, Any
+
+from wise.errors import EditError, given
+from wise.formats.row import Row
+from wise.formats.tables import BINARY, TEXT, binary_rows, text_rows
+
+LARGEST = 268_435_456
+"""Bytes of a file, unpacked. The largest published editing set has a fifth of it."""
+
+_OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open}  # type: ignore[dict-item]
+_ENDINGS = (".json", ".jsonl", *TEXT, *BINARY)
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files of a saved dataset that hold no records."""
+_SHARD = re.compile(r"(?P<name>.*?)-(?P<place>\d+)-of-(?P<count>\d+)")
+_NO_TEXT = "not UTF-8 text; save the file as UTF-8 (or name it .gz or .xz where it is compressed)"
+_JSON = json.JSONDecoder(object_pairs_hook=Row.unique)
+_SPACE = re.compile(r"\s*")
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files that a path names: one file, or those of a split of a folder (a dataset saved with `datasets`, a clone
+    of one from the hub, any folder of data files). `FOLDER/SPLIT` names a split, where that is no path of its own.
+
+    Raises EditError where there is none, or the split must be named.
+    """
+    try:
+        if path.is_dir():
+            splits = _splits(path)
+            if len(splits) == 1:
+                return _whole(*splits.popitem())
+            named = ", ".join(sorted(splits))
+            raise EditError(
+                f"{path}: a folder was given that holds several splits: {named}; name one: {path / min(splits)}"
+                if splits
+                else f"{path}: a folder was given that holds no data file ({', '.join(_ENDINGS)})"
+            )
+        if not path.exists() and path.parent.is_dir():
+            return _whole(path.name, _splits(path.parent).get(path.name, [path]))
+    except OSError as error:
+        raise EditError(f"{path}: cannot be read: {error.strerror}") from None
+    return [path]
+
+
+def _splits(folder: Path) -> dict[str, list[Path]]:
+    """The data files in a folder and in its folders, by the split in their names."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted((*folder.glob("*"), *folder.glob("*/*"))):
+        if ending(file) not in _ENDINGS or file.name in _ABOUT or file.name.startswith((".", "cache-")):
+            continue
+        stem = file.name[: -len("".join(_suffixes(file)))]
+        shard = _SHARD.fullmatch(stem)
+        name = shard["name"] if shard else stem
+        # `datasets` calls the files of every split `data-...`, and the hub's copies have numbers for names
+        found.setdefault(file.parent.name if name == "data" or name.isdigit() else name, []).append(file)
+    return found
+
+
+def _whole(name: str, files: list[Path]) -> list[Path]:
+    """The files of a split. Raises EditError where one of them lacks, or it is there twice."""
+    if len({ending(file) for file in files}) > 1:
+        raise EditError(f"{files[0]}: {name!r} is there in several kinds of file; name one of the files")
+    shards = [shard for file in files if (shard := _SHARD.match(file.name))]
+    count = max((int(shard["count"]) for shard in shards), default=0)
+    if count > len(shards):
+        raise EditError(f"{files[0]}: {len(shards)} of the {count} files of {name!r} are there; fetch the others too")
+    return files
+
+
+def _suffixes(file: Path) -> list[str]:
+    """The ending of a file, and that of its packing."""
+    return file.suffixes[-2:] if file.suffix.lower() in _OPENERS else file.suffixes[-1:]
+
+
+def ending(file: Path) -> str:
+    """The ending that says what a file holds, such as `.csv`, in lower case and without that of its packing."""
+    return _suffixes(file)[0].lower() if file.suffix else ""
+
+
+def is_table(file: Path) -> bool:
+    """Whether a file is a table with named columns."""
+    return ending(file) in (*TEXT, *BINARY)
+
+
+def check_file(path: Path) -> int:
+    """The size of a file in bytes. Raises EditError, before anything is opened, for what is no file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise EditError(f"{path}: no such file; check the path") from None
+    except (OSError, ValueError) as error:
+        raise EditError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise EditError(f"{path}: a folder was given; name one file in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise EditError(f"{path}: is a pipe or a device; write what it gives to a file, and give that")
+    return status.st_size
+
+
+def is_lines(path: Path) -> bool:
+    """Whether a path is a file of JSON lines that is not packed, which may be followed while it grows."""
+    if data_files(path) != [path]:
+        return False
+    check_file(path)
+    if path.suffix.lower() in _OPENERS or is_table(path):
+        return False
+    with path.open("rb") as stream:
+        return not stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def rows(path: Path) -> Generator[tuple[int, Row]]:
+    """Each record of a file with its line, or its number.
+
+    Raises:
+        EditError: the file cannot be read, or what it holds is not that.
+    """
+    if ending(path) in BINARY:
+        _check_size(path, check_file(path))
+        yield from binary_rows(path, LARGEST)
+        return
+    with closing(lines(path)) as numbered:
+        if ending(path) in TEXT:
+            yield from text_rows(path, ((line, _decoded(path, line, content)) for line, content in numbered))
+        else:
+            yield from _json_rows(path, numbered)
+
+
+def _json_rows(path: Path, numbered: Iterator[tuple[int, bytes]]) -> Generator[tuple[int, Row]]:
+    blank: list[bytes] = []
+    for line, content in numbered:
+        if not content.strip():
+            blank.append(content)
+        elif content.lstrip().startswith(b"[") and line == len(blank) + 1:
+            whole = b"".join([*blank, content, *(rest for _, rest in numbered)])
+            yield from _listed(path, _decoded(path, 1, whole))
+        else:
+            try:
+                row = object_of(content)
+            except EditError as error:
+                raise EditError(f"{path}:{line}: {error}") from None
+            yield line, row
+
+
+def object_of(line: bytes) -> Row:
+    """The object that a line holds. Raises EditError."""
+    try:
+        text = line.strip().decode()
+        value, end = _value(text, 0)
+        if end < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+    except UnicodeDecodeError:
+        raise EditError(_NO_TEXT) from None
+    except json.JSONDecodeError as error:
+        raise EditError(_broken(error)) from None
+    return _checked(value)
+
+
+def _listed(path: Path, text: str) -> Generator[tuple[int, Row]]:
+    """The objects of a list, read one by one: a list takes several times its size when it is held whole."""
+    number, end = 0, _after_space(text, text.index("[") + 1)
+    try:
+        while not text.startswith("]", end) and (number == 0 or text.startswith(",", end)):
+            number += 1
+            value, end = _value(text, _after_space(text, end + (number > 1)))
+            yield number, _checked(value)
+            end = _after_space(text, end)
+        closed = text.startswith("]", end)
+        end = _after_space(text, end + closed)
+        if not closed or end < len(text):
+            raise json.JSONDecodeError("a comma or the end of the list was expected", text, end)
+    except json.JSONDecodeError as error:
+        raise EditError(f"{path}:{error.lineno}: {_broken(error)}") from None
+    except EditError as error:
+        raise EditError(f"{path}:{number}: {error}") from None
+
+
+def _after_space(text: str, at: int) -> int:
+    return _SPACE.match(text, at).end()  # type: ignore[union-attr]
+
+
+def _checked(value: object) -> Row:
+    if not isinstance(value, Row):
+        raise EditError(f"{given(value)} was given, a JSON object was expected")
+    return value
+
+
+def _value(text: str, at: int) -> tuple[Any, int]:
+    """The JSON value at a place of a text, and where it ends."""
+    try:
+        return _JSON.raw_decode(text, at)
+    except (EditError, json.JSONDecodeError):
+        raise
+    except (ValueError, RecursionError) as error:
+        raise EditError(f"JSON that cannot be held: {error}") from None
+
+
+def _broken(error: json.JSONDecodeError) -> str:
+    return f"broken JSON: {error.msg} at column {error.colno}; give one object per line, or one list"
+
+
+def _decoded(path: Path, line: int, content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line += content.count(b"\n", 0, error.start)
+        raise EditError(f"{path}:{line}: {_NO_TEXT}") from None
+
+
+def _check_size(path: Path, size: int, where: str = "") -> None:
+    if size > LARGEST:
+        raise EditError(f"{path}{where}: holds more than {LARGEST:,} bytes; split it into several files")
+
+
+def lines(path: Path) -> Generator[tuple[int, bytes]]:
+    """Each line of a file, unpacked, with its number from 1.
+
+    Raises:
+        EditError: the file cannot be read, or is larger than `LARGEST`.
+    """
+    _check_size(path, check_file(path))
+    line, size = 0, 0
+    try:
+        with _OPENERS.get(path.suffix.lower(), _open)(path) as stream:
+            while content := stream.readline(LARGEST - size + 1):
+                line, size = line + 1, size + len(content)
+                _check_size(path, size, f":{line}")
+                yield line, content.removeprefix(b"\xef\xbb\xbf") if line == 1 else content
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        where = f"{path}:{line + 1}"
+        raise EditError(f"{where}: cannot be read on: {error}; fetch or pack the file again") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    return path.open("rb")

@@ -1,0 +1,200 @@
+"""The reader of edits: our own form and the published editing sets, in any file of `wise.formats.files`.
+
+All or nothing: either every record asked for was read and checked, or the first problem is
+raised as an `EditError` that begins `FILE:LINE: field 'NAME': ...` and nothing was made.
+
+What the fields of each set mean stands in `wise.formats`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+from wise.edits import OWN_FIELDS, Edit, Record, content_id
+from wise.errors import EditError, check_known, did_you_mean, given
+from wise.formats import FORMATS, Layout, recognise
+from wise.formats.fields import lacking
+from wise.formats.files import data_files, is_table, rows
+from wise.formats.row import Row, unread
+
+__all__ = ["FORMATS", "Reading", "read_edits", "read_records"]
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 20
+"""Fields that were not used, of which a file names so many."""
+
+
+def read_edits(
+    path: str | PathLike[str],
+    *,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> list[Edit]:
+    """The edits of a file, without what measures them; everything else as `read_records`."""
+    return [record.edit for record in read_records(path, format=format, columns=columns, limit=limit)]
+
+
+def read_records(
+    path: str | PathLike[str],
+    *,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> list[Record]:
+    """Read a file or a folder of edits.
+
+    A record of a published set that has no number of its own gets its content id, and where the
+    set repeats an edit, `-2`, `-3` and so on after it. Defects that published sets are known for are
+    stepped over (see `wise.formats`) and counted in the log, which also names the fields that were not used.
+
+    Args:
+        path: JSON lines, a JSON list, CSV or TSV (`.gz` or `.xz` where compressed), Parquet or Arrow; or a folder of
+            such files, such as `datasets` saves. `FOLDER/SPLIT` names one of several splits.
+        format: one of `wise.formats.FORMATS`; `"auto"` goes by the fields of each record.
+        columns: field of `Edit` -> column that it is read from, for a file whose columns have other names.
+        limit: read no more than this many records, and no more of the file than they need
+            (a JSON list is read whole). A group that it cuts lacks its last records, and with them the
+            probes that need all of its edits.
+
+    Raises:
+        EditError: the first problem in the file, or with the arguments.
+    """
+    check_limit(limit)
+    path, reading = Path(path), Reading(format, columns)
+    records: list[Record] = []
+    for file, line, row in each_row(path):
+        records += reading.add(file, line, row)
+        if limit is not None and len(records) >= limit:
+            break
+    reading.finish(path)
+    return records[:limit]
+
+
+def each_row(path: Path) -> Iterator[tuple[Path, int, Row]]:
+    """Each row that a path names (`wise.formats.files.data_files`), with its file and its line or number there."""
+    for file in data_files(path):
+        with closing(rows(file)) as numbered:
+            for line, row in numbered:
+                yield file, line, row
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises EditError for what is no whole number of at least 1 and not None."""
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise EditError(f"limit: {given(limit)} was given, a whole number of at least 1 or None was expected")
+
+
+class Reading:
+    """Reads records, each by its own fields, and keeps what was stepped over and what was not used.
+
+    Raises EditError for a format or a field that there is not.
+    """
+
+    def __init__(self, format: str = "auto", columns: Mapping[str, str] | None = None) -> None:
+        if format not in FORMATS:
+            raise EditError(f"format {format!r} is not known; {did_you_mean(str(format), FORMATS)}")
+        check_known("columns.", columns or {}, OWN_FIELDS)
+        self.format = "wise" if columns else format
+        self.columns = dict(columns or {})
+        self._rows = 0
+        self._count = 0
+        self._place_of: dict[str, tuple[Path, int]] = {}
+        self._notes: dict[str, list[int]] = {}
+        self._unread: Counter[str] = Counter()
+        self._columns_found: set[str] = set()
+
+    def add(self, file: Path, line: int, row: Row) -> list[Record]:
+        """The records of one row of a file, each with an id of its own.
+
+        Raises:
+            EditError: beginning with the file and the line.
+        """
+        self._rows += 1
+        try:
+            layout, found = self.read(row, self._rows, table=is_table(file), line=line)
+            edits = [self._with_own_id(record.edit, (file, line), strict=layout.strict) for record in found]
+        except EditError as error:
+            raise EditError(f"{file}:{line}: {error}") from None
+        self._count += len(found)
+        source = f"{file.name}:{line}"
+        return [replace(record, edit=edit, source=source) for record, edit in zip(found, edits, strict=True)]
+
+    def read(
+        self, row: Row, place: int, *, table: bool = False, line: int | None = None
+    ) -> tuple[Layout, list[Record]]:
+        """The records of one row, and its layout.
+
+        place: number of the row, for records that have none of their own. table: the row is of a table with named
+        columns, of which ours are read and the others named. line: where it stands; `place` if left out.
+
+        Raises EditError, naming the field.
+        """
+        layout = recognise(row, self.format)
+        mine = self._own_columns(row) if layout.strict and (table or self.columns) else row
+        notes: set[str] = set()
+        found = layout.read(mine, place, notes.add)
+        for note in notes:
+            self._notes.setdefault(note, [0, place if line is None else line])[0] += 1
+        if found and (mine is not row or not layout.strict):
+            self._unread.update(set(unread(row)))
+        return layout, found
+
+    def _own_columns(self, row: Row) -> Row:
+        """The fields of our own form, under the names that they have there."""
+        for field in ("prompt", "target"):
+            if self.columns.get(field, field) not in row:
+                raise lacking(row, self.columns.get(field, field))
+        column_of = {field: self.columns.get(field, field) for field in OWN_FIELDS}
+        taken = {field: column for field, column in column_of.items() if column in row}
+        self._columns_found |= set(taken.values())
+        return Row((field, row[column]) for field, column in taken.items())
+
+    def _with_own_id(self, edit: Edit, place: tuple[Path, int], *, strict: bool) -> Edit:
+        if edit.id in self._place_of:
+            if strict or edit.id != content_id(edit):
+                file, line = self._place_of[edit.id]
+                raise EditError(
+                    f"field 'id': {edit.id!r} was already used in line {line}"
+                    f"{'' if file == place[0] else f' of {file}'}; give each edit its own, or leave one of the two out"
+                )
+            count = 2
+            while f"{edit.id}-{count}" in self._place_of:
+                count += 1
+            edit = replace(edit, id=f"{edit.id}-{count}")
+        self._place_of[edit.id] = place
+        return edit
+
+    def finish(self, path: Path) -> None:
+        """Tells the log what was stepped over and what was not used.
+
+        Raises:
+            EditError: no record was read, or a column was named that none of them has.
+        """
+        if not self._count:
+            for note, (_, line) in self._notes.items():
+                raise EditError(f"{path}:{line}: {note}; no record is left")
+            raise EditError(f"{path}: holds no record; give a file with one JSON object per line")
+        absent = set(self.columns.values()) - self._columns_found
+        if absent:
+            raise EditError(f"{path}: columns: no record has a column {min(absent)!r}; leave it out, or name another")
+        self.tell(str(path))
+
+    def tell(self, name: str) -> None:
+        """Tells the log what was stepped over and what was not used, of a source of this name."""
+        for note, (count, line) in self._notes.items():
+            logger.warning("%s: %s (%d times, first at %d)", name, note, count, line)
+        if self._unread:
+            named = ", ".join(f"{field!r} ({count})" for field, count in self._unread.most_common(_NAMED))
+            more = len(self._unread) - _NAMED
+            logger.warning(
+                "%s: fields that are not used, and in how many records: %s%s",
+                name, named, f" and {more} more" if more > 0 else "",
+            )  # fmt: skip

@@ -1,0 +1,67 @@
+"""An object of a file, which records what of it was read, so that what was not can be named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date
+from typing import Any
+
+from wise.errors import EditError
+
+_NOTHING: tuple[object, ...] = (None, "", [], {})
+
+
+class Row(dict[str, Any]):
+    """A dictionary that knows which of its keys were asked for."""
+
+    def __init__(self, fields: Iterable[tuple[str, Any]] = ()) -> None:
+        super().__init__(fields)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    @classmethod
+    def unique(cls, pairs: list[tuple[str, Any]]) -> Row:
+        """The object of these fields. Raises EditError for a name that is there twice."""
+        row = cls(pairs)
+        if len(row) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise EditError(f"field {twice!r}: given twice in one object; leave one of the two out")
+        return row
+
+
+def as_row(value: Any) -> Any:
+    """A value of a table with `Row` for its objects, without fields that are null, and dates as ISO 8601 texts."""
+    if isinstance(value, Mapping):
+        return Row((name, as_row(inner)) for name, inner in value.items() if inner is not None)
+    if isinstance(value, list | tuple):
+        return [as_row(inner) for inner in value]
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def unread(value: object, path: str = "") -> Iterator[str]:
+    """The path of every field that holds something and that nothing asked for, outermost first."""
+    if isinstance(value, Row):
+        for name, inner in value.items():
+            way = f"{path}.{name}" if path else name
+            if name in value.asked:
+                yield from unread(inner, way)
+            elif inner not in _NOTHING:
+                yield way
+    elif isinstance(value, list):
+        for inner in value:
+            yield from unread(inner, path)
+
+
+def peek(row: object, path: str) -> object:
+    """What stands at a dotted path, None where nothing does; it does not count as read."""
+    for name in path.split("."):
+        row = dict.get(row, name) if isinstance(row, dict) else None
+    return row
