@@ -24,18 +24,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from wise.edits import Edit, Record
-from wise.errors import ArtifactError
 from wise.lab.editors.base import Applied, Baseline, WholePrompts
 from wise.lab.editors.context import EditingContext
 from wise.lab.editors.embedding import Embedder, MiniLM
-from wise.lab.editors.settings import Settings
+from wise.lab.editors.settings import Bounds, Count, CountOrZero, Settings
 from wise.router.turns import Message
 
 ANSWER_ROOM = 48
@@ -57,18 +56,12 @@ class InContextSettings(Settings):
         "demonstrations": (0, 8),
     }
 
-    facts: int = 1
+    facts: Count = 1
     """Edits that a prompt is read behind, at most."""
-    threshold: float = 0.7
+    threshold: Annotated[float, Bounds(low=-1, high=1)] = 0.7
     """Cosine of two prompts' embeddings from which one may be about the other's edit."""
-    demonstrations: int = 0
+    demonstrations: CountOrZero = 0
     """Examples that the facts are read behind, at most."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.expect_whole("facts")
-        self.expect_number("threshold", -1, 1)
-        self.expect_whole("demonstrations", 0)
 
 
 class InContext(Baseline[InContextSettings], WholePrompts):
@@ -187,13 +180,9 @@ class InContext(Baseline[InContextSettings], WholePrompts):
         texts = sum(len(text.encode()) for edit in self.edits for text in (edit.prompt, edit.target))
         return texts + sum(self._embeddings[edit.prompt].nbytes for edit in self.edits)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Embeddings of the edits' prompts, in the order of the edits; nothing without any."""
-        rows = [self._embeddings[edit.prompt] for edit in self.edits]
-        return {"embeddings": torch.stack(rows)} if rows else {}
+    @property
+    def state(self) -> Any:
+        return self._embeddings
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        rows = tensors.get("embeddings", torch.zeros(0, 0))
-        if len(rows) != len(self.edits) or rows.ndim != 2:
-            raise ArtifactError(f"embeddings: {len(self.edits)} rows expected, {tuple(rows.shape)} found")
-        self._embeddings = dict(zip((edit.prompt for edit in self.edits), rows, strict=True))
+    def restore(self, state: Any) -> None:
+        self._embeddings = state
