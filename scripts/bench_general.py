@@ -31,7 +31,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.perplexity import measure_perplexity
 from wise.lab.eval.prompting import Prompter, PromptRow
 from wise.model import WiseModel
@@ -90,7 +89,7 @@ def last_words(prompter: Prompter, model: WiseModel, texts: Sequence[str], base:
 
 def compared(model: WiseModel, given: Sequence[Any], measure: Measure) -> dict[str, Any]:
     """The share that comes out right of the base and of the edited model, and how many come out otherwise."""
-    prompter = Prompter(model, Checkpoint())
+    prompter = Prompter(model)
     before, after = (measure(prompter, model, given, base) for base in (True, False))
     changed = sum(a != b for a, b in zip(before, after, strict=True))
     count = len(given)
@@ -173,7 +172,7 @@ def main() -> None:
         texts = [row["text"] for row in taken(lines(args.last_words), args.count)]
         figures["last words"] = compared(model, texts, last_words)
     if args.text:
-        figures["perplexity"] = measure_perplexity(Prompter(model, Checkpoint()), [opened(args.text[0])])
+        figures["perplexity"] = measure_perplexity(Prompter(model), [opened(args.text[0])])
         figures["running text"] = running_text(model, args.text, args.tokens)
     if args.questions is not None:
         figures["questions"] = questions(model, [row["question"] for row in taken(lines(args.questions), args.count)])

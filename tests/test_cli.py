@@ -19,7 +19,6 @@ from wise.demo import model_path
 from wise.demo.facts import load_facts
 from wise.demo.records import demo_records
 from wise.lab.eval.candidates import EDITORS
-from wise.lab.eval.checkpoint import CheckpointFile
 from wise.lab.eval.results_file import read_run
 from wise.lab.formats.datasets import read_records
 from wise.router.encoder import load_encoder
@@ -374,23 +373,8 @@ def test_eval_writes_the_run_and_a_page_about_it(measured: tuple[tuple[str | Pat
     assert (folder / "run.json").read_bytes() == before
 
 
-def test_eval_that_was_interrupted_goes_on(
-    measured: tuple[tuple[str | Path, ...], Path, Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eval_made_again_has_the_same_figures(measured: tuple[tuple[str | Path, ...], Path, Result]) -> None:
     arguments, folder, _ = measured
-    keep = CheckpointFile.add
-
-    def interrupt(journal: CheckpointFile, name: str, value: Any, seconds: float) -> None:
-        if name.startswith("routing.flips"):
-            raise KeyboardInterrupt
-        keep(journal, name, value, seconds)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckpointFile, "add", interrupt)
-        stopped = run(*arguments, "--output", folder / "again.json")
-    assert stopped.exit_code == 130 and "the same command goes on" in stopped.stderr
-    assert not (folder / "again.json").exists()
-    refused(run(*arguments, "--seed", "3", "--output", folder / "again.json"), "again.json.partial", "seed")
     assert run(*arguments, "--output", folder / "again.json").exit_code == 0
     first, again = read_run(folder / "run.json"), read_run(folder / "again.json")
     assert {k: v for k, v in first.items() if k not in TIMES} == {k: v for k, v in again.items() if k not in TIMES}

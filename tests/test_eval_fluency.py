@@ -18,7 +18,6 @@ from tiny import EOS, text, wrap_tiny
 
 import wise
 from wise.errors import ConfigError, EditError
-from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.fluency import TOKENS, TOP_K, TopK, entropy, measure_fluency, openings, read_references
 from wise.lab.eval.fluency import _sampled as sampled
 from wise.lab.eval.prompting import Prompter, select
@@ -40,7 +39,7 @@ RECORDS = [record(20, "w20 w60", "w20"), record(30, "w30 w31 w61", "w62 w30"), r
 
 
 def asked_of(wrapped: WiseModel, records: list[wise.Record]) -> tuple[Prompter, list[Any]]:
-    prompter = Prompter(wrapped, Checkpoint())
+    prompter = Prompter(wrapped)
     return prompter, openings(prompter, select(wrapped, records).tested)
 
 

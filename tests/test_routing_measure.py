@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from tiny import nearest_keys, wrap_tiny
 
 import wise
 from wise.errors import ConfigError
-from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile
 from wise.lab.eval.routing import Routing, gate_ratios, measure_routing
 from wise.lab.eval.routing.classes import RoutingClass, RoutingPrompt, RoutingSet
 from wise.lab.eval.routing.generation_trace import GenerationTrace
@@ -59,7 +57,7 @@ def a_set(known: list[wise.Record]) -> RoutingSet:
 @pytest.fixture(scope="module", params=["retrieve", "merge", "hybrid"])
 def measured(request: pytest.FixtureRequest) -> tuple[wise.WiseModel, list[wise.Record], Routing]:
     wrapped, known = edited(request.param), records()
-    return wrapped, known, measure_routing(wrapped, a_set(known), known, checkpoint=Checkpoint(), seed=0)
+    return wrapped, known, measure_routing(wrapped, a_set(known), known, seed=0)
 
 
 Measured = tuple[wise.WiseModel, list[wise.Record], Routing]
@@ -203,35 +201,18 @@ def test_ages_are_counted_from_the_youngest(measured: Measured) -> None:
 def test_bins_of_age_cover_all_ages_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wise.lab.eval.routing.measure.AGES", 2)
     wrapped, known = edited("retrieve"), records()
-    found = measure_routing(wrapped, a_set(known), known, checkpoint=Checkpoint())
+    found = measure_routing(wrapped, a_set(known), known)
     count = len(wrapped.edits)
     width = -(-count // 2)
     assert [(row["from"], row["to"]) for row in found.by_age] == [(0, width - 1), (width, count - 1)]
     assert sum(row["edits"] for row in found.by_age) == count
 
 
-def test_a_run_that_goes_on_ends_with_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrapped, known = edited("retrieve"), records()
-
-    def kept() -> Checkpoint:
-        return Checkpoint(CheckpointFile(tmp_path / "journal"))
-
-    first = measure_routing(wrapped, a_set(known), known, checkpoint=kept()).to_dict()
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError
-
-    for name in ("scores.score_rows", "generation_trace.score_rows", "generation_trace.greedy", "oracle.greedy"):
-        monkeypatch.setattr(f"wise.lab.eval.routing.{name}", refuse)
-    again = measure_routing(wrapped, a_set(known), known, checkpoint=kept()).to_dict()
-    assert json.dumps(again) == json.dumps(first)
-
-
 def test_without_paraphrases_figures_are_against_the_edits() -> None:
     wrapped, known = edited("retrieve"), records()
     full = a_set(known)
     bare = replace(full, positives=full.positives[:1], negatives=full.negatives[:1])
-    found = measure_routing(wrapped, bare, [wise.Record(edit=record.edit) for record in known], checkpoint=Checkpoint())
+    found = measure_routing(wrapped, bare, [wise.Record(edit=record.edit) for record in known])
     figures = found.classes["same_relation"]
     assert found.scored_against == "edits" and figures["against_edits"]["auroc"] == figures["auroc"]
     assert found.false_routes_per_million is None and found.running_text_tokens == 0
@@ -241,9 +222,9 @@ def test_without_paraphrases_figures_are_against_the_edits() -> None:
 def test_nothing_live_is_refused_with_a_way_out() -> None:
     known = records()
     with pytest.raises(ConfigError, match="no edit is live.*apply edits first"):
-        measure_routing(wrap_tiny("llama", None), a_set(known), known, checkpoint=Checkpoint())
+        measure_routing(wrap_tiny("llama", None), a_set(known), known)
     with pytest.raises(ConfigError, match="none of the routing set's"):
-        measure_routing(edited("retrieve"), a_set(known[EDITED:]), known, checkpoint=Checkpoint())
+        measure_routing(edited("retrieve"), a_set(known[EDITED:]), known)
 
 
 def test_histograms_hold_every_value() -> None:

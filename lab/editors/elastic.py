@@ -91,7 +91,7 @@ class FineTuningEWC(FineTuning[FineTuningEWCSettings]):
             for name, gradient in self._gradients(row, generator).items():
                 total[name] += gradient.square()
             read, predicted = read + len(row), predicted + len(row) - 1
-            self.context.shown(FISHER, read, settings.fisher_tokens)
+            self.context.progress(FISHER, read, settings.fisher_tokens)
         return {name: tensor / max(1, predicted) for name, tensor in total.items()}
 
     def _gradients(self, row: Sequence[int], generator: torch.Generator) -> dict[str, Tensor]:

@@ -186,7 +186,7 @@ class HyperEditor(WeightEditor[H]):
         best, least, since = self._state(), self.merit(*self.measured(checked)), 0
         for step in range(1, self.settings.steps + 1):
             self._step(optimizer, [self._sample(rest, rest, order) for _ in range(self.settings.batch)])
-            self.context.shown(f"{self.kind}: hypernetwork", step, self.settings.steps)
+            self.context.progress(f"{self.kind}: hypernetwork", step, self.settings.steps)
             if step % CHECK and step < self.settings.steps:
                 continue
             edit, locality = self.measured(checked)

@@ -231,7 +231,7 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         means = []
         for row in rows:
             means.append(self._mean(row))
-            self.context.shown("MEMOIR: usual activations", len(means), len(rows))
+            self.context.progress("MEMOIR: usual activations", len(means), len(rows))
         return torch.cat(means).mean(0)
 
     def _mean(self, prompt: Sequence[int]) -> Tensor:

@@ -82,7 +82,7 @@ def _computed(context: EditingContext, paths: Sequence[str], tokens: int, length
             keys = activation.reshape(-1, activation.shape[-1])[mask.flatten().bool()].double()
             sums[path] = sums[path] + keys.T @ keys if path in sums else keys.T @ keys
         done += int(mask.sum())
-        context.shown("second moment", done, tokens)
+        context.progress("second moment", done, tokens)
     return {path: total / done for path, total in sums.items()}
 
 

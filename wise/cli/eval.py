@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 
 POOL = 1000
 """Further records of the file, which are not edited: for negatives of routing, and to train hypernetworks."""
-INTERRUPTED = 130
 
 
 def evaluate(
@@ -78,7 +76,7 @@ def evaluate(
     cache: CacheOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="JSON file for the whole run. It lets an interrupted run continue."),
+        typer.Option("--output", help="JSON file for the whole run."),
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="File for a page about the run, HTML.")] = None,
     seed: SeedOption = None,
@@ -90,7 +88,7 @@ def evaluate(
 
     Generated: the model must generate the answer and then stop. Teacher-forced: the right tokens are fed in, as
     papers do. Locality: prompts whose answer is still that of the base. Generalization: paraphrases that were not
-    used in fitting. With --output, the same command continues a run that was interrupted.
+    used in fitting.
     """
     for name, file in (("--output", output), ("--report", report)):
         check_file(name, file)
@@ -106,31 +104,22 @@ def evaluate(
     texts = None if corpus is None else read_corpus(corpus)
     learning = Learning(corpus=texts, training=tuple(pool), cache=cache_folder(cache))
     base, tokenizer = load_model(model, threads=threads)
-    folder = None if output is None else output.with_name(f"{output.name}.partial")
     with progress_bars(progress) as show:
-        try:
-            result = run(
-                base,
-                tokenizer,
-                records,
-                editor=editor,
-                settings=chosen,
-                batch=batch,
-                scope=scope,
-                learning=learning,
-                folder=folder,
-                progress=show,
-            )
-        except KeyboardInterrupt:
-            if folder is None:
-                raise
-            typer.echo("wise: interrupted; the same command goes on from here", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+        result = run(
+            base,
+            tokenizer,
+            records,
+            editor=editor,
+            settings=chosen,
+            batch=batch,
+            scope=scope,
+            learning=learning,
+            progress=show,
+        )
     whole = _merged(result.to_dict(outcomes=True), about)
     show_evaluation(result)
-    if output is not None and folder is not None:
+    if output is not None:
         write_json(output, whole)
-        shutil.rmtree(folder)
         typer.echo(f"run written to {output}")
     if report is not None:
         from wise.lab.report import write_report

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.prompting import Prompter
 from wise.lab.eval.routing.scores import prompt_ids, score_rows
 from wise.model import WiseModel
@@ -37,11 +37,11 @@ class GenerationTrace:
 
 
 def trace_generations(
-    model: WiseModel, texts: Sequence[str], *, tokens: int, name: str, checkpoint: Checkpoint
+    model: WiseModel, texts: Sequence[str], *, tokens: int, name: str, progress: Progress = silent
 ) -> list[GenerationTrace]:
     """The greedy answer to each text, of at most `tokens` tokens, with every route.
 
-    name: of this part of the checkpoint, unique in a run.
+    name: what `progress` is told.
 
     Raises ConfigError where no edit is live, or a text does not fit the context.
     """
@@ -56,7 +56,7 @@ def trace_generations(
         ]
 
     with model.evaluating():
-        found = Prompter(model, checkpoint).mapped(name, prompts, compute, len, base=False)
+        found = Prompter(model, progress).mapped(name, prompts, compute, len, base=False)
     return [_from_json(value) for value in found]
 
 

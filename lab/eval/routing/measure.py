@@ -13,7 +13,7 @@ from typing import Any
 
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.intervals import share_interval
 from wise.lab.eval.prompting import select
 from wise.lab.eval.routing.classes import PER_CLASS, RoutingClass, RoutingSet
@@ -70,7 +70,7 @@ class Routing:
 
 
 def measure_routing(
-    model: WiseModel, routing_set: RoutingSet, records: Sequence[Record], *, checkpoint: Checkpoint, seed: int = 0
+    model: WiseModel, routing_set: RoutingSet, records: Sequence[Record], *, progress: Progress = silent, seed: int = 0
 ) -> Routing:
     """Measures the router in place on the classes of `routing_set`, and on the edits of `records`.
 
@@ -79,18 +79,18 @@ def measure_routing(
     served(model)
     slots = slots_of(model)
     skipped = dict(routing_set.skipped)
-    positives = _scored(model, routing_set.positives, "positives", slots, skipped, checkpoint)
+    positives = _scored(model, routing_set.positives, "positives", slots, skipped, progress)
     scored_against = next((name for name in (PARAPHRASES, EDITS) if name in positives), None)
     if scored_against is None:
         raise ConfigError(
             f"none of the routing set's edits and paraphrases asks for one of the {len(slots)} live edits: build the "
             "set from the records that the model was edited with"
         )
-    negatives = _scored(model, routing_set.negatives, "negatives", None, skipped, checkpoint)
+    negatives = _scored(model, routing_set.negatives, "negatives", None, skipped, progress)
     against, edits = positives[scored_against], positives.get(EDITS)
     keys = model.wise_config.mode != "merge"
     figures = {name: positive_figures(each, slots, keys=keys, seed=seed) for name, each in positives.items()}
-    flips, flips_by = _flips(model, records, slots, checkpoint)
+    flips, flips_by = _flips(model, records, slots, progress)
     return Routing(
         classes={name: negative_figures(each, against, edits, seed=seed) for name, each in negatives.items()},
         positives=figures,
@@ -103,7 +103,7 @@ def measure_routing(
         flips=flips,
         flips_by=flips_by,
         by_age=_by_age(model, positives),
-        oracle=measure_oracle(model, records, checkpoint=checkpoint),
+        oracle=measure_oracle(model, records, progress=progress),
         **_false_routes(negatives.get(RUNNING_TEXT), seed),
     )
 
@@ -114,7 +114,7 @@ def _scored(
     side: str,
     live: Mapping[str, int] | None,
     skipped: dict[str, str],
-    checkpoint: Checkpoint,
+    progress: Progress = silent,
 ) -> dict[str, ScoredClass]:
     """The evidence on each class that has prompts; of positives those count that ask for an edit in `live`."""
     found = {}
@@ -128,7 +128,7 @@ def _scored(
             [prompt.text for prompt in prompts],
             name=f"routing.scores.{side}.{each.name}",
             every_token=each.unit == "token",
-            checkpoint=checkpoint,
+            progress=progress,
         )
         found[each.name] = ScoredClass.of(each, prompts, scored)
     return found
@@ -146,7 +146,7 @@ def _false_routes(text: ScoredClass | None, seed: int) -> dict[str, Any]:
 
 
 def _flips(
-    model: WiseModel, records: Sequence[Record], live: Mapping[str, int], checkpoint: Checkpoint
+    model: WiseModel, records: Sequence[Record], live: Mapping[str, int], progress: Progress = silent
 ) -> tuple[float | None, dict[str, float | None]]:
     """Mean changes of speaker over edits and paraphrases together, and by kind of prompt."""
     tested = select(model, records).tested
@@ -160,7 +160,7 @@ def _flips(
         kind: [
             found.flips
             for found in trace_generations(
-                model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", checkpoint=checkpoint
+                model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", progress=progress
             )
         ]
         for kind, texts in prompts.items()

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from wise.errors import ConfigError
 from wise.explain import read_rows
-from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.prompting import Prompter
 from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.memory.state import MemoryState
@@ -38,11 +38,11 @@ class Scored:
 
 
 def score_prompts(
-    model: WiseModel, texts: Sequence[str], *, name: str, every_token: bool = False, checkpoint: Checkpoint
+    model: WiseModel, texts: Sequence[str], *, name: str, every_token: bool = False, progress: Progress = silent
 ) -> list[Scored]:
     """The evidence at the last token of each prompt, or at every token of it.
 
-    name: of this part of the checkpoint, unique in a run.
+    name: what `progress` is told.
 
     Raises ConfigError where the model has no live edit, or a prompt has no token or more than the context holds.
     """
@@ -54,7 +54,7 @@ def score_prompts(
         return [{"values": s.values, "slots": s.slots, "edits": s.edits} for s in kept]
 
     with model.evaluating():
-        found = Prompter(model, checkpoint).mapped(name, rows, compute, len, base=False)
+        found = Prompter(model, progress).mapped(name, rows, compute, len, base=False)
     return [_from_json(value) for value in found]
 
 
@@ -62,7 +62,7 @@ def gate_ratios(model: WiseModel, prompts: Sequence[str]) -> Tensor:
     """`[n]` evidence at the last token of each prompt: the gate opens from 1. 0 for a model without edits."""
     if model.layer.memory is None:
         return torch.zeros(len(prompts))
-    found = score_prompts(model, prompts, name="routing.ratios", checkpoint=Checkpoint())
+    found = score_prompts(model, prompts, name="routing.ratios")
     return torch.tensor([scored.values[-1] for scored in found])
 
 
