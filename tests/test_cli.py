@@ -353,10 +353,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str | Path
     text.write_text("The bus was late again, so we walked.\n\nNobody minded, for the evening was warm.\n")
     arguments = ("eval", "--model", model_path(), "--data", data, "--edits", "4", "--text", text, "--routing")
     arguments += ("--retention", "--editor", "wise-retrieve", "--json")
-    return arguments, folder, run(*arguments, "--output", folder / "run.json", "--report", folder / "run.html")
+    return arguments, folder, run(*arguments, "--output", folder / "run.json", "--picture", folder / "run.png")
 
 
-def test_eval_writes_the_run_and_a_page_about_it(measured: tuple[tuple[str | Path, ...], Path, Result]) -> None:
+def test_eval_writes_the_run_and_a_picture_of_it(measured: tuple[tuple[str | Path, ...], Path, Result]) -> None:
     arguments, folder, result = measured
     assert result.exit_code == 0, result.output
     said, kept = last_line(result), read_run(folder / "run.json")
@@ -366,8 +366,8 @@ def test_eval_writes_the_run_and_a_page_about_it(measured: tuple[tuple[str | Pat
     assert "same_relation" in result.stdout and "oracle" in result.stdout
     assert said == {name: value for name, value in kept.items() if name != "outcomes"}
     assert kept["data"]["name"] == "records.jsonl" and kept["environment"]["torch"]
-    assert "<html" in (folder / "run.html").read_text()
-    assert {path.name for path in folder.iterdir()} == {"records.jsonl", "text.txt", "run.json", "run.html"}
+    assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in folder.iterdir()} == {"records.jsonl", "text.txt", "run.json", "run.png"}
     before = (folder / "run.json").read_bytes()
     refused(run(*arguments, "--output", folder / "run.json"), "run.json", "is there already")
     assert (folder / "run.json").read_bytes() == before

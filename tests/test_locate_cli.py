@@ -15,8 +15,9 @@ import wise
 from wise.cli.app import app
 from wise.cli.locate import show_location
 from wise.errors import ConfigError
-from wise.lab.locate.picture import check_picture, draw
+from wise.lab.locate.picture import draw
 from wise.lab.locate.roles import ROLES
+from wise.plotting import check_picture
 from wise.training.encoding import learn_encoder
 
 
@@ -174,6 +175,6 @@ def test_a_picture_that_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest
         check_picture(tmp_path / "heat")
     with pytest.raises(ConfigError, match="--picture"):
         draw(deep(3), tmp_path / "none" / "heat.png")
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.backend_bases", None)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match="pip install"):
         check_picture(tmp_path / "heat.png")

@@ -38,7 +38,6 @@ WITHIN_LAB = {
     "eval": {"editors", "formats"},
     "bench": {"eval", "editors"},
     "locate": {"editors", "eval", "formats"},
-    "report": set(),
 }
 """What each part of the laboratory may import of the others."""
 

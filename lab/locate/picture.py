@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wise.errors import ConfigError
+from wise.plotting import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,30 +25,13 @@ DARK = 0.55
 """Share of the scale from which a number is written in white."""
 
 
-def check_picture(path: Path) -> None:
-    """Found out before the work and not after it.
-
-    Raises ConfigError where matplotlib is not installed or cannot write the format that the name's ending says.
-    """
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError as error:
-        raise ConfigError("drawing needs matplotlib: pip install 'wise-runtime[report]'") from error
-    known = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix.removeprefix(".").lower() not in known:
-        raise ConfigError(f"--picture {path}: its ending says no format; give one of .{', .'.join(sorted(known))}")
-
-
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Draws `Location.to_dict()` to `path`, whose ending says the format (.png, .svg, .pdf).
 
     Raises ConfigError where matplotlib is not installed or the file cannot be written.
     """
-    check_picture(path)
-    from matplotlib.figure import Figure
-
     swept = bool(result["sweep"])
-    figure = Figure(figsize=(max(14.0, 0.9 * result["layers"]), 7.5 if swept else 4.0), layout="constrained")
+    figure = new_figure(max(14.0, 0.9 * result["layers"]), 7.5 if swept else 4.0)
     parts: Any = figure.subfigures(1 + swept, 1, squeeze=False)
     maps = parts[0, 0].subplots(1, len(TITLES), sharey=True)
     for axes, (kind, (title, colours)) in zip(maps, TITLES.items(), strict=True):
@@ -61,10 +44,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         f"clean, {result['low_score']:.2f} with noise on the subject; an effect is what comes back of it",
         size=12,
     )
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--picture {path}: {error}") from error
+    save_figure(figure, path)
 
 
 def _heat_map(axes: Axes, result: Mapping[str, Any], kind: str, title: str, colours: str) -> None:

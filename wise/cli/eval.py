@@ -28,8 +28,9 @@ from wise.cli.common import (
     show_json,
     show_table,
 )
-from wise.errors import EditError
+from wise.errors import ConfigError, EditError
 from wise.loading import load_model
+from wise.plotting import check_picture
 
 if TYPE_CHECKING:
     from wise.edits import Record
@@ -78,7 +79,9 @@ def evaluate(
         Path | None,
         typer.Option("--output", help="JSON file for the whole run."),
     ] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="File for a page about the run, HTML.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="File to draw routing and retention to, such as run.png.")
+    ] = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -90,8 +93,12 @@ def evaluate(
     papers do. Locality: prompts whose answer is still that of the base. Generalization: paraphrases that were not
     used in fitting.
     """
-    for name, file in (("--output", output), ("--report", report)):
+    for name, file in (("--output", output), ("--picture", picture)):
         check_file(name, file)
+    if picture is not None:
+        if not (routing or retention):
+            raise ConfigError("--picture draws routing and retention: give --routing, --retention, or both")
+        check_picture(picture)
     records, pool = _records(data, format, skip, edits)
     about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
     scope = _scope(routing, retention, pool, text, references)
@@ -121,11 +128,11 @@ def evaluate(
     if output is not None:
         write_json(output, whole)
         typer.echo(f"run written to {output}")
-    if report is not None:
-        from wise.lab.report import write_report
+    if picture is not None:
+        from wise.lab.eval.picture import draw_run
 
-        write_report(whole, report)
-        typer.echo(f"report written to {report}")
+        draw_run(whole, picture)
+        typer.echo(f"picture drawn to {picture}")
     if as_json:
         show_json(_merged(result.to_dict(), about))
 

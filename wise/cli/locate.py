@@ -25,6 +25,7 @@ from wise.cli.common import (
 )
 from wise.errors import ConfigError, EditError
 from wise.loading import load_model
+from wise.plotting import check_picture
 
 if TYPE_CHECKING:
     from wise.edits import Record
@@ -227,8 +228,6 @@ def _check_files(output: Path | None, picture: Path | None) -> None:
     for option, file in (("--output", output), ("--picture", picture)):
         check_file(option, file)
     if picture is not None:
-        from wise.lab.locate.picture import check_picture
-
         check_picture(picture)
 
 
