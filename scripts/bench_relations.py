@@ -30,9 +30,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wise.lab.editors.in_context import published_encoder
 from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of
 from wise.lab.formats.datasets import read_records
-from wise.router.encoder import SentenceEncoder, load_base, load_encoder
+from wise.router.encoder import SentenceEncoder, load_encoder
 from wise.router.subjects import names_of, without_names
 from wise.router.turns import last_sentence
 from wise.training.router.builtin_questions import builtin_questions
@@ -46,10 +47,7 @@ CLASSES = ("rewordings", "free_rewordings", "same_subject")
 
 
 def published(encoder: str | None) -> SentenceEncoder:
-    model, tokenizer = load_base(encoder)
-    size = int(model.config.hidden_size)
-    nothing = {"projection": torch.eye(size), "thresholds": torch.zeros(4)}
-    reader = SentenceEncoder(model, tokenizer, nothing, name="published")
+    reader = published_encoder(encoder)
     reader.relation_centres = relation_centres(reader.read, builtin_questions())
     return reader
 

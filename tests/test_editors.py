@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def bags_of_words(texts: Sequence[str]) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def embeddings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wise.lab.editors.in_context.MiniLM", lambda: bags_of_words)
+    monkeypatch.setattr("wise.lab.editors.in_context.published_encoder", lambda: SimpleNamespace(read=bags_of_words))
 
 
 def training() -> tuple[Record, ...]:

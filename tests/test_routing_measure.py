@@ -16,8 +16,8 @@ import wise
 from wise.errors import ConfigError
 from wise.lab.eval.routing import Routing, gate_ratios, measure_routing
 from wise.lab.eval.routing.classes import RoutingClass, RoutingPrompt, RoutingSet
-from wise.lab.eval.routing.generation_trace import GenerationTrace
 from wise.lab.eval.routing.oracle import slots_of
+from wise.lab.eval.routing.scores import flips
 from wise.lab.eval.routing.separation import BINS, histogram
 from wise.router.hybrid import HybridRouter
 
@@ -74,7 +74,7 @@ def test_the_file_is_the_agreed_one(measured: Measured) -> None:
     assert set(found) == {
         *("classes", "positives", "skipped", "bins", "scored_against", "live_edits", "not_live"),
         *("false_routes_per_million", "false_routes_per_million_ci", "running_text_tokens", "slot_top1", "edit_top1"),
-        *("flips", "flips_by", "by_age", "oracle"),
+        *("flips", "flips_by", "oracle"),
     }
     for figures in found["classes"].values():
         assert set(figures) == CLASS_KEYS
@@ -175,37 +175,11 @@ def test_flips_are_changes_of_speaker_while_answering(measured: Measured) -> Non
 
 
 def test_flips_by_hand() -> None:
-    def flips(speakers: list[int | None], prompt_tokens: int) -> int:
-        row = tuple(speakers)
-        count = len(row)
-        return GenerationTrace(ids=(0,) * count, prompt_tokens=prompt_tokens, speakers=row).flips
-
     assert flips([None, 1, 1, None, None], 2) == 1
     assert flips([None, 1, 2, None, 3], 2) == 2  # the last token is not read in
     assert flips([1, None, None, None], 2) == 0  # within the prompt nothing is answered yet
     assert flips([None, 1, None], 2) == 0  # one token of answer: nothing is read after the prompt
     assert flips([None, 1], 2) == 0
-
-
-def test_ages_are_counted_from_the_youngest(measured: Measured) -> None:
-    wrapped, _, found = measured
-    count = len(wrapped.edits)
-    assert [(row["from"], row["to"]) for row in found.by_age] == [(age, age) for age in range(count)]
-    live = live_prompts(wrapped, records())
-    for row, edit in zip(found.by_age, reversed(wrapped.edits), strict=True):
-        ratios = gate_ratios(wrapped, [prompt for prompt, record in live if record == edit.id])
-        assert row["edits"] == 1 and row["opened"] == 1
-        assert row["paraphrases_opened"] == pytest.approx(float((ratios >= 1).double().mean()))
-
-
-def test_bins_of_age_cover_all_ages_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wise.lab.eval.routing.measure.AGES", 2)
-    wrapped, known = edited("retrieve"), records()
-    found = measure_routing(wrapped, a_set(known), known)
-    count = len(wrapped.edits)
-    width = -(-count // 2)
-    assert [(row["from"], row["to"]) for row in found.by_age] == [(0, width - 1), (width, count - 1)]
-    assert sum(row["edits"] for row in found.by_age) == count
 
 
 def test_without_paraphrases_figures_are_against_the_edits() -> None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle
 from typing import Annotated, Any, ClassVar
 
@@ -33,8 +34,8 @@ from transformers import PreTrainedModel
 from wise.edits import Edit, Record
 from wise.lab.editors.base import Applied, Baseline, WholePrompts
 from wise.lab.editors.context import EditingContext
-from wise.lab.editors.embedding import Embedder, MiniLM
 from wise.lab.editors.settings import Bounds, Count, CountOrZero, Settings
+from wise.router.encoder import SentenceEncoder, load_base
 from wise.router.turns import Message
 
 ANSWER_ROOM = 48
@@ -64,6 +65,13 @@ class InContextSettings(Settings):
     """Examples that the facts are read behind, at most."""
 
 
+def published_encoder(path: str | None = None) -> SentenceEncoder:
+    """The sentence encoder without what wise taught it. Raises ConfigError where it cannot be loaded."""
+    model, tokenizer = load_base(path)
+    nothing = {"projection": torch.eye(int(model.config.hidden_size)), "thresholds": torch.zeros(4)}
+    return SentenceEncoder(model, tokenizer, nothing, name="published")
+
+
 class InContext(Baseline[InContextSettings], WholePrompts):
     """Zheng et al. 2023, with retrieval."""
 
@@ -71,12 +79,16 @@ class InContext(Baseline[InContextSettings], WholePrompts):
 
     def __init__(self, context: EditingContext, settings: InContextSettings) -> None:
         super().__init__(context, settings)
-        self.embedder: Embedder = MiniLM()
         self._embeddings: dict[str, Tensor] = {}
         """Prompt of a live edit -> `[e]`."""
         self._examples: list[tuple[Record, Tensor]] = []
         """Records that demonstrations are made of, and the embeddings of their prompts."""
         self._silent = False
+
+    @cached_property
+    def embedder(self) -> Callable[[Sequence[str]], Tensor]:
+        """Texts -> `[texts, e]` of norm 1: the sentence encoder as it is published, loaded at the first text."""
+        return published_encoder().read
 
     # -- what is read -------------------------------------------------------------------------
 

@@ -121,7 +121,6 @@ def measure_quality(
     records: Sequence[Record],
     *,
     texts: Sequence[str] | None = None,
-    references: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Quality:
@@ -133,7 +132,6 @@ def measure_quality(
 
     Args:
         texts: running text for perplexity.
-        references: target -> texts about it, for consistency.
         seed: of the sampled text.
         progress: called with what is being asked, how much of it is through, and of how much.
 
@@ -153,7 +151,7 @@ def measure_quality(
             counterfact=measure_probability(prompter, compared),
             probes=probes.figures,
             instances=_instances(records, edits, probes.figures),
-            fluency=measure_fluency(prompter, openings(prompter, selection.tested), references=references, seed=seed),
+            fluency=measure_fluency(prompter, openings(prompter, selection.tested), seed=seed),
             perplexity=measure_perplexity(prompter, texts or ()),
         )
 

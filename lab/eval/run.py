@@ -43,8 +43,6 @@ class Scope:
     """Reliability of all edits so far, at stops along the stream; edits are then applied from stop to stop."""
     texts: Sequence[str] | None = None
     """Running text: perplexity, where it is given, and false routes, where None takes what ships with wise."""
-    references: Mapping[str, Sequence[str]] | None = None
-    """Object -> texts about it: what consistency compares with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +141,6 @@ def evaluate(
             subject,
             records,
             texts=scope.texts,
-            references=scope.references,
             seed=config["seed"],
             progress=progress,
         )

@@ -69,9 +69,6 @@ def evaluate(
         Path | None,
         typer.Option("--text", help="Running text, for false routes and perplexity. Left out: some that ships."),
     ] = None,
-    references: Annotated[
-        Path | None, typer.Option("--references", help="Texts about objects (JSONL: text, obj), for consistency.")
-    ] = None,
     set_: SetOption = None,
     corpus: CorpusOption = None,
     cache: CacheOption = None,
@@ -101,7 +98,7 @@ def evaluate(
         check_picture(picture)
     records, pool = _records(data, format, skip, edits)
     about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
-    scope = _scope(routing, retention, pool, text, references)
+    scope = _scope(routing, retention, pool, text)
     from wise.lab.eval.candidates import Learning, all_settings
     from wise.lab.eval.results_file import write_json
     from wise.lab.eval.run import evaluate as run
@@ -214,9 +211,7 @@ def _scope(
     retention: bool,
     pool: Sequence[Record],
     text: Path | None,
-    references: Path | None,
 ) -> Scope:
-    from wise.lab.eval.fluency import read_references
     from wise.lab.eval.routing.texts import read_texts, shipped_passages
     from wise.lab.eval.run import Scope
 
@@ -225,7 +220,6 @@ def _scope(
         pool=pool if routing else (),
         retention=retention,
         texts=shipped_passages() if text is None else read_texts(text),
-        references=None if references is None else read_references(references),
     )
 
 

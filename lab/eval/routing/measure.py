@@ -17,18 +17,15 @@ from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.intervals import share_interval
 from wise.lab.eval.prompting import select
 from wise.lab.eval.routing.classes import PER_CLASS, RoutingClass, RoutingSet
-from wise.lab.eval.routing.generation_trace import trace_generations
 from wise.lab.eval.routing.material import evenly
 from wise.lab.eval.routing.oracle import measure_oracle, slots_of
-from wise.lab.eval.routing.scores import score_prompts, served
+from wise.lab.eval.routing.scores import count_flips, score_prompts, served
 from wise.lab.eval.routing.separation import BINS, ScoredClass, negative_figures, positive_figures
 from wise.model import WiseModel
 
 EDITS, PARAPHRASES, NEIGHBOURS, RUNNING_TEXT = "edits", "paraphrases", "neighbours", "running_text"
 ANSWER_TOKENS = 32
 """Tokens that an answer may have whose changes of speaker are counted."""
-AGES = 10
-"""Bins of age, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,8 +54,6 @@ class Routing:
     flips: float | None
     """Mean changes of speaker within one answer, over edits and paraphrases."""
     flips_by: Mapping[str, float | None]
-    by_age: Sequence[Mapping[str, Any]]
-    """From young to old: how often gates open on the prompts of edits with so many live edits made after them."""
     oracle: Mapping[str, float | None]
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +97,6 @@ def measure_routing(
         edit_top1=figures[scored_against]["edit_top1"],
         flips=flips,
         flips_by=flips_by,
-        by_age=_by_age(model, positives),
         oracle=measure_oracle(model, records, progress=progress),
         **_false_routes(negatives.get(RUNNING_TEXT), seed),
     )
@@ -157,12 +151,7 @@ def _flips(
         NEIGHBOURS: [prompt for each in tested for prompt in each.neighbours],
     }
     counts = {
-        kind: [
-            found.flips
-            for found in trace_generations(
-                model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", progress=progress
-            )
-        ]
+        kind: count_flips(model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", progress=progress)
         for kind, texts in prompts.items()
     }
     return _mean(counts[EDITS] + counts[PARAPHRASES]), {kind: _mean(found) for kind, found in counts.items()}
@@ -175,28 +164,3 @@ def _some(texts: Sequence[str]) -> list[str]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
-
-
-def _by_age(model: WiseModel, positives: Mapping[str, ScoredClass]) -> list[dict[str, Any]]:
-    """How often gates open, by the number of live edits made after the one asked for.
-
-    Edits are live because their own prompts are routed, so their share tells whether one was lost, and little else.
-    """
-    age = {edit.id: place for place, edit in enumerate(reversed(model.edits))}
-    width = -(-len(age) // AGES)
-    opened: dict[str, dict[int, list[float]]] = {EDITS: {}, PARAPHRASES: {}}
-    for kind, bins in opened.items():
-        scored = positives.get(kind)
-        for prompt, opens in zip(scored.prompts, scored.opened.tolist(), strict=True) if scored else ():
-            bins.setdefault(age[str(prompt.record)] // width, []).append(float(opens))
-    return [
-        {
-            "from": number * width,
-            "to": min((number + 1) * width, len(age)) - 1,
-            "edits": min((number + 1) * width, len(age)) - number * width,
-            "scored": len(opened[EDITS].get(number, ())),
-            "opened": _mean(opened[EDITS].get(number, ())),
-            "paraphrases_opened": _mean(opened[PARAPHRASES].get(number, ())),
-        }
-        for number in range(-(-len(age) // width))
-    ]
