@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,7 +168,8 @@ def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
         InContextSettings(**{name: value})
 
 
-def test_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("wise.router.encoder.HUB_ID", str(tmp_path))
     monkeypatch.setitem(sys.modules, PACKAGE, None)
     editor = InContext(tiny_context(), InContextSettings())
     with pytest.raises(ConfigError, match=r"pip install 'wise-runtime\[encoder\]'"):
