@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.lab.editors.in_context import ANSWER_ROOM, InContext, InContextSettings, published_encoder
+from wise.router.encoder import PACKAGE
 
 ARCHITECTURES = ("llama", "gpt2", "opt")
 needs_model = pytest.mark.skipif(find_spec(PACKAGE) is None, reason="needs the embedding model: wise-runtime[encoder]")
