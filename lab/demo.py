@@ -13,7 +13,7 @@ from wise.config import WiseConfig
 from wise.demo.facts import load_facts, train_prompts
 from wise.demo.records import demo_records
 from wise.edits import Record
-from wise.lab.eval.checkpoint import Checkpoint, Progress
+from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.metrics import auroc
 from wise.lab.eval.quality import measure_quality
 from wise.lab.eval.routing import gate_ratios
@@ -69,7 +69,7 @@ def run_demo(
     seed: int = 0,
     mode: str = "hybrid",
     placement: Placement = DEFAULT_PLACEMENT,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> DemoResult:
     """Edits the shipped model with `edits` counterfactuals and measures it.
 
@@ -85,13 +85,13 @@ def run_demo(
     before = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
     report = model.edit(
         [record.edit for record in records],
-        progress=None if progress is None else lambda done: progress("edits", done, len(records)),
+        progress=lambda done: progress("edits", done, len(records)),
     )
     after = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
     evaluation = Evaluation(
         editor=f"wise-{mode}",
         edits=len(records),
-        quality=measure_quality(model, records, checkpoint=Checkpoint(progress=progress)),
+        quality=measure_quality(model, records, progress=progress),
         failed=report.failed,
         seconds=report.seconds,
         cpu_seconds=report.cpu_seconds,

@@ -1,4 +1,4 @@
-"""How well questions about one subject are told apart: by which reader, and by what an edit keeps of its question.
+"""How well questions about one subject are by_reader apart: by which reader, and by what an edit keeps of its question.
 
     python scripts/bench_relations.py
     python scripts/bench_relations.py --data counterfact.jsonl.xz --skip 3000 --limit 1200 --facts 150
@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from wise.formats.reader import read_records
+from wise.lab.editors.in_context import published_encoder
 from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of
-from wise.router.encoder import SentenceEncoder, load_base, load_encoder
+from wise.router.encoder import SentenceEncoder, load_encoder
 from wise.router.subjects import names_of, without_names
 from wise.router.turns import last_sentence
 from wise.training.router.builtin_questions import builtin_questions
@@ -46,10 +47,7 @@ CLASSES = ("rewordings", "free_rewordings", "same_subject")
 
 
 def published(encoder: str | None) -> SentenceEncoder:
-    model, tokenizer = load_base(encoder)
-    size = int(model.config.hidden_size)
-    nothing = {"projection": torch.eye(size), "thresholds": torch.zeros(4)}
-    reader = SentenceEncoder(model, tokenizer, nothing, name="published")
+    reader = published_encoder(encoder)
     reader.relation_centres = relation_centres(reader.read, builtin_questions())
     return reader
 
@@ -124,19 +122,19 @@ def main() -> None:
         "published": lambda: published(args.encoder),
         "taught": lambda: load_encoder(args.encoder),
     }
-    rows, told, found = [], dict[str, Any](), dict[str, Tensor]()
+    rows, by_reader, found = [], dict[str, Any](), dict[str, Tensor]()
     for name, load in readers.items():
         reader = load()
         for kinds, title in enumerate(KEYS, start=1):
             sys.stderr.write(f"\r{name}, {title}: {len(facts)} facts ")
             found = scores(reader, facts, kinds)
-            told[f"{name}, {title}"] = own = figures(found)
+            by_reader[f"{name}, {title}"] = own = figures(found)
             rows.append((name, title, *own.values()))
     sys.stderr.write("\n")
     table(("reader", "keys", "AUROC", "recall", "recall, freer", "others"), rows)
     curve = [(at, *(share(found[name], at) for name in CLASSES)) for at in CURVE]
     table(("threshold", "rewordings open", "freer ones", "other questions"), curve)
-    print(json.dumps({"facts": len(facts), "readers": told, "curve": curve}))
+    print(json.dumps({"facts": len(facts), "readers": by_reader, "curve": curve}))
 
 
 if __name__ == "__main__":

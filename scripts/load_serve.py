@@ -5,7 +5,7 @@
 Starts `wise serve` with the shipped model and a new store, on the loopback interface alone. Clients ask without a
 pause, streaming: questions whose facts are edited meanwhile, decoded greedily, and long texts, drawn. In each of
 several rounds nothing is edited for a while, and then a share of the edits comes in, so that both are measured at like
-sizes of the memory and beside like neighbours on the machine. Told at the end: failed requests, the time between two
+sizes of the memory and beside like neighbours on the machine. Reported: failed requests, the time between two
 tokens of a stream with and without editing, edits a second and how long each took from post to live, whether each
 answer is what exactly its version says (where no edit of the question is live in it and the answer is not the base's,
 that version is read from the store and asked), and the memory of the processes. With `--kill` the service is killed
@@ -41,7 +41,7 @@ SAMPLED = 5.0
 
 @dataclass
 class ClientRecord:
-    """What the clients were told in one phase."""
+    """What the clients received in one phase."""
 
     gaps: list[float] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
@@ -101,7 +101,7 @@ async def _post(service: Service, path: str, body: dict[str, Any], headers: str 
     return reader, writer
 
 
-async def _ask(service: Service, heard: ClientRecord, prompt: str, long: bool, seed: int) -> None:
+async def _ask(service: Service, record: ClientRecord, prompt: str, long: bool, seed: int) -> None:
     body: dict[str, Any] = {"model": NAME, "prompt": prompt, "stream": True, "max_tokens": 24}
     if long:
         body |= {"max_tokens": LONG_TOKENS, "temperature": 1.0, "seed": seed}
@@ -115,32 +115,32 @@ async def _ask(service: Service, heard: ClientRecord, prompt: str, long: bool, s
         if line.startswith(b"data: [DONE]"):
             done = True
             break
-        told = json.loads(line[6:])
-        if "error" in told:
-            raise OSError(told["error"]["message"])
-        version = int(told["system_fingerprint"].removeprefix("version-"))
-        for choice in told["choices"]:
+        chunk = json.loads(line[6:])
+        if "error" in chunk:
+            raise OSError(chunk["error"]["message"])
+        version = int(chunk["system_fingerprint"].removeprefix("version-"))
+        for choice in chunk["choices"]:
             text += choice["text"]
-            (heard.firsts if first else heard.gaps).append(now - (begun if first else last))
+            (record.firsts if first else record.gaps).append(now - (begun if first else last))
             first, last = False, now
-            heard.tokens += 1
+            record.tokens += 1
     writer.close()
     if not done:
         raise OSError("the stream broke off")
     if not long:
-        heard.answers.append((prompt, version, text))
+        record.answers.append((prompt, version, text))
 
 
-async def _client(service: Service, heard: ClientRecord, prompts: list[str], number: int, stop: asyncio.Event) -> None:
+async def _client(service: Service, record: ClientRecord, prompts: list[str], number: int, stop: asyncio.Event) -> None:
     order = random.Random(number)
     turn = 0
     while not stop.is_set():
         turn += 1
         long = (turn + number) % 2 == 0
         try:
-            await _ask(service, heard, order.choice(prompts), long, turn)
+            await _ask(service, record, order.choice(prompts), long, turn)
         except (OSError, ValueError, KeyError) as error:
-            heard.failures[str(error)[:120]] += 1
+            record.failures[str(error)[:120]] += 1
             await asyncio.sleep(0.05)
 
 
@@ -170,19 +170,19 @@ async def _phase(
     until: Any = None,
 ) -> ClientRecord:
     """Clients ask for so long, and until what is to be done meanwhile is done."""
-    heard, stop = ClientRecord(), asyncio.Event()
+    record, stop = ClientRecord(), asyncio.Event()
     begun = time.perf_counter()
-    tasks = [asyncio.create_task(_client(service, heard, prompts, i, stop)) for i in range(clients)]
+    tasks = [asyncio.create_task(_client(service, record, prompts, i, stop)) for i in range(clients)]
     work = asyncio.create_task(until) if until is not None else None
     while time.perf_counter() - begun < seconds or (work is not None and not work.done()):
         await asyncio.sleep(min(SAMPLED, seconds))
         memory.append(await asyncio.to_thread(service.memory))
-    heard.seconds = time.perf_counter() - begun
+    record.seconds = time.perf_counter() - begun
     stop.set()
     await asyncio.gather(*tasks)
     if work is not None:
         await work
-    return heard
+    return record
 
 
 async def _edited(service: Service, facts: list[Fact], limit: float) -> None:
@@ -198,12 +198,12 @@ async def _edited(service: Service, facts: list[Fact], limit: float) -> None:
         await asyncio.sleep(1.0)
 
 
-def _doubtful(heard: list[ClientRecord], tickets: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
+def _doubtful(phases: list[ClientRecord], tickets: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
     """Answers that are neither the target of an edit that is live in their version, nor the base's where none is."""
     live = {ticket["prompt"]: ticket for ticket in tickets if ticket["live_in"] is not None}
-    before = {prompt: text for prompt, version, text in heard[0].answers if version == 0}
+    before = {prompt: text for prompt, version, text in phases[0].answers if version == 0}
     wrong = []
-    for prompt, version, text in (answer for phase in heard for answer in phase.answers):
+    for prompt, version, text in (answer for phase in phases for answer in phase.answers):
         ticket = live.get(prompt)
         edited = ticket is not None and ticket["live_in"] <= version < (ticket["retired_in"] or 2**62)
         if edited and ticket is not None:
@@ -246,7 +246,9 @@ def _waited(store: Path) -> list[float]:
     return [(at[ticket, "live"] - at[ticket, "queued"]).total_seconds() for ticket, kind in at if kind == "live"]
 
 
-def _killed(store: Path, log: Path, facts: list[Fact], options: list[str]) -> dict[str, Any]:
+def _killed(
+    store: Path, log: Path, facts: list[Fact], options: list[str], arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Kills the service while edits come in; what it had acknowledged, and what is there afterwards."""
     service = Service(store, log, options)
     acknowledged: dict[str, int] = {}
@@ -264,7 +266,7 @@ def _killed(store: Path, log: Path, facts: list[Fact], options: list[str]) -> di
     asyncio.run(cut_off())
     service = Service(store, log, options)
     asyncio.run(_hand_in(service, facts, acknowledged))  # repeats what was answered already
-    asyncio.run(_edited(service, [], 600.0))
+    asyncio.run(_edited(service, [], arguments.limit))
     tickets = service.tickets()
     counts = Counter(ticket["id"] for ticket in tickets)
     found = {ticket["id"]: ticket["ticket"] for ticket in tickets}
@@ -291,8 +293,8 @@ def main() -> None:
     options = [part for pair in arguments.set for part in ("--set", pair)]
     with tempfile.TemporaryDirectory() as folder:
         store, log = Path(folder) / "store", Path(folder) / "log"
-        told = _killed(store, log, facts, options) if arguments.kill else _loaded(store, log, facts, options, arguments)
-    sys.stdout.write(json.dumps(told) + "\n")
+        run = _killed if arguments.kill else _loaded
+        sys.stdout.write(json.dumps(run(store, log, facts, options, arguments)) + "\n")
 
 
 def _loaded(
@@ -306,20 +308,20 @@ def _loaded(
 
     async def all_phases() -> list[ClientRecord]:
         async def phase(until: Any = None) -> ClientRecord:
-            heard = await _phase(service, prompts, arguments.clients, arguments.seconds, memory, until)
-            sys.stderr.write(json.dumps(heard.to_dict()) + "\n")
-            return heard
+            record = await _phase(service, prompts, arguments.clients, arguments.seconds, memory, until)
+            sys.stderr.write(json.dumps(record.to_dict()) + "\n")
+            return record
 
-        heard = []
+        phases = []
         for start in range(0, len(facts), share):
-            heard += [await phase(), await phase(_edited(service, facts[start : start + share], arguments.limit))]
-        return [*heard, await phase()]
+            phases += [await phase(), await phase(_edited(service, facts[start : start + share], arguments.limit))]
+        return [*phases, await phase()]
 
-    heard = asyncio.run(all_phases())
+    phases = asyncio.run(all_phases())
     tickets = service.tickets()
     service.end()
-    quiet, during = _summed(heard[::2]), _summed(heard[1::2])
-    doubtful = _doubtful(heard, tickets)
+    quiet, during = _summed(phases[::2]), _summed(phases[1::2])
+    doubtful = _doubtful(phases, tickets)
     wrong, waited = _contradicting(store, sorted(set(doubtful))), _waited(store)
     return {
         "clients": arguments.clients,
@@ -327,11 +329,11 @@ def _loaded(
         "edits_per_second": round(len(waited) / during.seconds, 2),
         "seconds_from_post_to_live": {name: round(value / 1000, 1) for name, value in _quantiles(waited).items()},
         "versions": max((ticket["live_in"] or 0 for ticket in tickets), default=0),
-        "failed": sum(sum(phase.failures.values()) for phase in heard),
+        "failed": sum(sum(phase.failures.values()) for phase in phases),
         "quiet": quiet.to_dict(),
         "editing": during.to_dict(),
         "p99_ratio": round(_quantiles(during.gaps)["p99"] / _quantiles(quiet.gaps)["p99"], 2),
-        "answers_checked": sum(len(phase.answers) for phase in heard),
+        "answers_checked": sum(len(phase.answers) for phase in phases),
         "answers_by_an_edit_of_another_question": len(doubtful),
         "inconsistent": len(wrong),
         "examples": wrong[:5],

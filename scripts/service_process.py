@@ -30,8 +30,8 @@ class Service:
         line = self._process.stdout.readline() if self._process.stdout else b""
         if not line:
             raise SystemExit(f"the service did not start; {log} says why")
-        told = json.loads(line)
-        self.url, self.token = told["url"], told["token"]
+        address = json.loads(line)
+        self.url, self.token = address["url"], address["token"]
         self.port = int(self.url.rsplit(":", 1)[1])
         while self.ready() != "ready":
             if time.monotonic() > end:

@@ -4,7 +4,7 @@
 
 A process hands in edits, commits, deletes, rolls back, collects and reads, at random, and says into a pipe what it is
 about to do and what came of it. It is killed with SIGKILL: at a named point of `wise.memory.store.failpoints`, or
-at a random instant. Then the store is opened anew, checked as a whole, and compared with what the process had said:
+at a random instant. Then the store is opened anew, checked as a whole, and compared with what the process had reported:
 every acknowledged edit is there, every version holds bit for bit what was committed as it, and the current one is the
 last that was reported or the one that was being made. Every 50 kills begin a new store. The last line is JSON.
 """
@@ -77,16 +77,16 @@ def written(edits: Sequence[Edit], before: MemoryState | None = None) -> MemoryS
 
 def digest(state: MemoryState) -> str:
     """SHA-256 of all that a memory holds, in its order."""
-    told = hashlib.sha256(json.dumps([edit.to_dict() for edit in state.edits]).encode())
+    state_digest = hashlib.sha256(json.dumps([edit.to_dict() for edit in state.edits]).encode())
     for slot in state.slots:
-        told.update(json.dumps([slot.id, slot.kind, slot.edit_ids, slot.scores]).encode())
+        state_digest.update(json.dumps([slot.id, slot.kind, slot.edit_ids, slot.scores]).encode())
         for name, tensor in slot.tensors().items():
-            told.update(name.encode() + tensor.numpy().tobytes())
+            state_digest.update(name.encode() + tensor.numpy().tobytes())
     for edit_id, keys in state.keys.items():
-        told.update(edit_id.encode() + keys.numpy().tobytes())
+        state_digest.update(edit_id.encode() + keys.numpy().tobytes())
     for name, tensor in (state.key_space.tensors() if state.key_space else {}).items():
-        told.update(name.encode() + tensor.numpy().tobytes())
-    return told.hexdigest()
+        state_digest.update(name.encode() + tensor.numpy().tobytes())
+    return state_digest.hexdigest()
 
 
 # -- the process that is killed -----------------------------------------------------------------
@@ -96,26 +96,26 @@ def work(folder: Path | str, pipe: int, known: dict[int, str], seed: int) -> Non
     """Works on the store until it is killed."""
     rng = random.Random(seed)
 
-    def say(**words: Any) -> None:
-        os.write(pipe, json.dumps(words).encode() + b"\n")
+    def report(**fields: Any) -> None:
+        os.write(pipe, json.dumps(fields).encode() + b"\n")
 
     store = Store.open(folder)
-    say(opened=True)
+    report(opened=True)
     steps = (ask, ask, commit, commit, commit, delete, rollback, collect, look)
     while True:
-        rng.choice(steps)(store, rng, known, say)
+        rng.choice(steps)(store, rng, known, report)
 
 
-def ask(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
+def ask(store: Store, rng: random.Random, known: dict[int, str], report: Any) -> None:
     edits = []
     for _ in range(rng.randint(1, 4)):
         name = f"{rng.getrandbits(64):x}"
         edits.append(Edit(id=name, prompt=f"prompt {name}", target="x" * rng.randint(1, 6)))
     tickets = store.enqueue(edits)
-    say(acknowledged=[[ticket.number, ticket.edit.to_dict()] for ticket in tickets])
+    report(acknowledged=[[ticket.number, ticket.edit.to_dict()] for ticket in tickets])
 
 
-def commit(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
+def commit(store: Store, rng: random.Random, known: dict[int, str], report: Any) -> None:
     batch = store.claim(rng.randint(1, 8))
     if not batch:
         return
@@ -124,53 +124,53 @@ def commit(store: Store, rng: random.Random, known: dict[int, str], say: Any) ->
     good = [ticket.edit for ticket in batch if rng.random() < 0.8]
     state = written(good, current.state.without(dropped))
     if good or dropped:
-        say(intended=[current.version + 1, digest(state)])
+        report(intended=[current.version + 1, digest(state)])
     outcomes = {edit.id: {"answer": edit.target} for edit in good}
     version = store.commit(batch, state, parent=current.version, config=CONFIG, base=BASE, outcomes=outcomes)
     if good or dropped:
         known[version.number] = digest(state)
-        say(done=version.number)
+        report(done=version.number)
 
 
-def delete(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
+def delete(store: Store, rng: random.Random, known: dict[int, str], report: Any) -> None:
     current = store.read()
     if not current.state.edits:
         return
     gone = rng.sample(current.state.edit_ids, 1)
     state = current.state.without(gone)
-    say(intended=[current.version + 1, digest(state)])
+    report(intended=[current.version + 1, digest(state)])
     known[store.delete(gone).number] = digest(state)
-    say(done=current.version + 1)
+    report(done=current.version + 1)
 
 
-def rollback(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
+def rollback(store: Store, rng: random.Random, known: dict[int, str], report: Any) -> None:
     left = [version.number for version in store.journal.versions() if not version.collected]
     if not left or rng.random() < 0.5:
         return
     target = rng.choice(left)
-    say(intended=[left[-1] + 1, known[target]])
+    report(intended=[left[-1] + 1, known[target]])
     known[store.rollback(target).number] = known[target]
-    say(done=left[-1] + 1)
+    report(done=left[-1] + 1)
 
 
-def collect(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
+def collect(store: Store, rng: random.Random, known: dict[int, str], report: Any) -> None:
     store.gc(keep=rng.randint(3, 12))
 
 
-def look(store: Store, rng: random.Random, known: dict[int, str], say: Any) -> None:
+def look(store: Store, rng: random.Random, known: dict[int, str], report: Any) -> None:
     left = [version.number for version in store.journal.versions() if not version.collected]
     for number in rng.sample(left, min(2, len(left))):
         store._latest = type(store._latest)(version=0)  # nothing from memory: as another process would read it
         if digest(store.read(number).state) != known[number]:
-            say(wrong=number)
+            report(wrong=number)
 
 
 # -- the process that kills and looks -----------------------------------------------------------
 
 
 @dataclass(kw_only=True)
-class Said:
-    """What killed processes had said about one store."""
+class Reports:
+    """What killed processes had reported about one store."""
 
     acknowledged: dict[int, dict[str, Any]] = field(default_factory=dict)
     versions: dict[int, str] = field(default_factory=dict)
@@ -180,18 +180,18 @@ class Said:
     wrong: int = 0
     problems: list[str] = field(default_factory=list)
 
-    def hear(self, line: bytes) -> None:
-        words = json.loads(line)
-        for number, edit in words.get("acknowledged", ()):
+    def add(self, line: bytes) -> None:
+        fields = json.loads(line)
+        for number, edit in fields.get("acknowledged", ()):
             self.acknowledged[number] = edit
-        if "intended" in words:
-            number, wanted = words["intended"]
+        if "intended" in fields:
+            number, wanted = fields["intended"]
             self.versions[number] = wanted
-        self.reported = max(self.reported, words.get("done", 0))
-        self.wrong += "wrong" in words
+        self.reported = max(self.reported, fields.get("done", 0))
+        self.wrong += "wrong" in fields
 
     def compare(self, folder: Path | str) -> None:
-        """Opens the store as after a crash, and holds it against what was said."""
+        """Opens the store as after a crash, and holds it against what was reported."""
         with Store.open(folder) as store:
             self.problems += store.check().problems
             tickets = {ticket.number: ticket.edit.to_dict() for ticket in store.journal.tickets()}
@@ -205,8 +205,8 @@ class Said:
                 del self.versions[number]
 
 
-def kill_once(folder: Path | str, said: Said, rng: random.Random, armed: str | None, work: Any = work) -> bool:
-    """Starts a process, kills it, and hears what it said. False where it ended in another way.
+def kill_once(folder: Path | str, reports: Reports, rng: random.Random, armed: str | None, work: Any = work) -> bool:
+    """Starts a process, kills it, and hears what it reports. False where it ended in another way.
 
     armed: what `WISE_FAILPOINT` is to be; None kills at a random instant.
     """
@@ -218,7 +218,7 @@ def kill_once(folder: Path | str, said: Said, rng: random.Random, armed: str | N
             os.close(reader)
             if armed is not None:
                 os.environ[failpoints.VARIABLE] = armed
-            work(folder, writer, dict(said.versions), seed)
+            work(folder, writer, dict(reports.versions), seed)
         except BaseException as error:  # a fork must not go on as its parent
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
         finally:
@@ -232,7 +232,7 @@ def kill_once(folder: Path | str, said: Said, rng: random.Random, armed: str | N
         lines = (first + pipe.read()).split(b"\n")[:-1]  # a line that was cut off was not said
     _, status = os.waitpid(child, 0)
     for line in lines:
-        said.hear(line)
+        reports.add(line)
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
@@ -246,21 +246,21 @@ def soak(kills: int, *, seed: int = 0, named: float = 0.5, parent: Path | None =
     totals = {"kills": 0, "acknowledged": 0, "versions": 0, "lost": 0, "wrong": 0, "otherwise": 0}
     problems: list[str] = []
     while totals["kills"] < kills:
-        said = Said()
+        reports = Reports()
         with tempfile.TemporaryDirectory(dir=parent) as made:
             folder = Path(made) / "store"
             for _ in range(min(STORE_FOR, kills - totals["kills"])):
                 point = rng.choice(failpoints.POINTS) if rng.random() < named else None
                 armed = point and f"{point}:kill:{rng.randint(1, 6)}"
-                totals["otherwise"] += not kill_once(folder, said, rng, armed)
+                totals["otherwise"] += not kill_once(folder, reports, rng, armed)
                 points[point or "any instant"] += 1
                 totals["kills"] += 1
-                said.compare(folder)
-        totals["acknowledged"] += len(said.acknowledged)
-        totals["versions"] += max(said.versions, default=0)
-        totals["lost"] += said.lost
-        totals["wrong"] += said.wrong
-        problems += said.problems
+                reports.compare(folder)
+        totals["acknowledged"] += len(reports.acknowledged)
+        totals["versions"] += max(reports.versions, default=0)
+        totals["lost"] += reports.lost
+        totals["wrong"] += reports.wrong
+        problems += reports.problems
         if sys.stderr.isatty():
             sys.stderr.write(f"\r{totals['kills']} of {kills} kills")
     return totals | {"problems": problems[:20], "killed_at": dict(sorted(points.items()))}
@@ -272,10 +272,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--named", type=float, default=0.5, help="share of kills at named points")
     parser.add_argument("--folder", type=Path, default=None, help="where stores are made")
-    given = parser.parse_args()
+    args = parser.parse_args()
     begun = time.perf_counter()
     torch.set_num_threads(1)
-    found = soak(given.kills, seed=given.seed, named=given.named, parent=given.folder)
+    found = soak(args.kills, seed=args.seed, named=args.named, parent=args.folder)
     sys.stdout.write(json.dumps(found | {"seconds": round(time.perf_counter() - begun, 1)}) + "\n")
     sys.exit(1 if found["lost"] or found["wrong"] or found["otherwise"] or found["problems"] else 0)
 

@@ -42,7 +42,7 @@ wise edit --model m   # then wise forget
 OUT=x; wise ask --model m
 .venv/bin/wise info m | wise vanish
 python -m wise eval
-scripts/bench_edit.py --wise unseen
+scripts/bench_cost.py --wise unseen
 ```
 ```python
 x = "wise elsewhere"
@@ -54,5 +54,5 @@ def test_what_is_looked_for_is_found() -> None:
     assert blocks(SAMPLE, "python") == ['x = "wise elsewhere"\n']
     assert wise_commands(SAMPLE) == {"edit", "ask", "info", "vanish", "eval"}
     assert missing_commands(wise_commands(SAMPLE)) == ["vanish"]
-    assert scripts(SAMPLE) == {"scripts/demo", "scripts/nothing", "scripts/bench_edit.py"}
+    assert scripts(SAMPLE) == {"scripts/demo", "scripts/nothing", "scripts/bench_cost.py"}
     assert missing_scripts(scripts(SAMPLE)) == ["scripts/nothing"]

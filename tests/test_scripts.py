@@ -216,7 +216,7 @@ def test_what_hinders_it_is_said_and_fails_nothing(machine: Path, apt_get: str, 
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Runs the script here, where torch is loaded already."""
 
-    def run_it(*args: str, script: str = "bench_edit.py") -> None:
+    def run_it(*args: str, script: str) -> None:
         monkeypatch.setattr(sys, "argv", [script, *args])
         runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
 
@@ -226,40 +226,30 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     faiss.omp_set_num_threads(of_faiss)
 
 
-def test_the_bench_ends_with_its_figures_as_json(
+def test_the_bench_of_costs_ends_with_its_figures_as_json(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench("--edits", "4", "--repeats", "2", "--blocks", "2")
+    bench("--edits", "3", "--repeats", "2", script="bench_cost.py")
     *table, last = capsys.readouterr().out.splitlines()
     figures = json.loads(last)
-    assert {"threads", "repeats", "released_cpu_seconds_per_edit", "editing", "serving"} == figures.keys()
-    assert [row["mode"] for row in figures["editing"]] == ["merge", "retrieve", "hybrid"]
-    for row in figures["editing"]:
-        assert row["edits"] == 4 and 0 <= row["verified"] <= 4
-        assert row["cpu_seconds_per_edit"] > 0 and row["base_cpu_seconds"] > 0
-    served = {(row["model"], row["memory"]) for row in figures["serving"]}
-    assert len(served) == len(figures["serving"]) == 10
-    assert {model for model, _ in served} == {"model", "random Llama of 2 blocks"}
-    assert all(row["prefill"] > 0 and row["decode"] > 0 for row in figures["serving"])
-    assert all(any(line.startswith(memory) for line in table) for _, memory in served)
-    assert any("not run here" in line and "2.6" in line for line in table)
+    assert {"model", "threads", "repeats", "rows"} == figures.keys()
+    rows = [(row["mode"], row["edits"] > 0) for row in figures["rows"]]
+    assert rows == [(mode, edited) for mode in ("merge", "retrieve", "hybrid") for edited in (False, True)]
+    assert len(table) == 1 + len(rows)
+    for row in figures["rows"]:
+        assert row["prefill"] > 0 and row["decode"] > 0 and row["bare_decode_milliseconds"] > 0
+        assert (row.get("cpu_seconds_per_edit", 0) > 0) == (row["edits"] > 0)
+        assert (row["decide_milliseconds"] is not None) == (row["mode"] == "hybrid" and row["edits"] > 0)
 
 
-def test_the_bench_of_the_hybrid_engine_serves_memories_of_every_size(
+def test_the_bench_of_costs_serves_larger_memories_of_hybrid_alone(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bench("--batch", "3", "--sizes", "2", "300", "--repeats", "2", script="bench_hybrid.py")
-    *table, last = capsys.readouterr().out.splitlines()
-    figures = json.loads(last)
-    assert {"threads", "repeats", "cpu_seconds_per_edit", "serving"} == figures.keys()
-    assert [row.pop("edits") for row in figures["cpu_seconds_per_edit"]] == [0, 2, 300]
-    for row in figures["cpu_seconds_per_edit"]:
-        assert row.keys() == {"first", "batch", "alone"} and all(seconds > 0 for seconds in row.values())
-    assert [row["edits"] for row in figures["serving"]] == [0, 2, 300]
-    assert all(row["prefill"] > 0 and row["decode"] > 0 for row in figures["serving"])
-    bare, *edited = (row["decide_milliseconds"] for row in figures["serving"])
-    assert bare is None and all(milliseconds > 0 for milliseconds in edited)
-    assert [int(line.split()[0]) for line in table[-3:]] == [0, 2, 300]
+    bench("--edits", "2", "--modes", "hybrid", "--sizes", "300", "--repeats", "1", script="bench_cost.py")
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["edits"] for row in rows] == [0, 2, 300] and rows[-1]["decide_milliseconds"] > 0
+    with pytest.raises(SystemExit, match="leave out the other modes"):
+        bench("--edits", "1", "--modes", "merge", "--sizes", "3", "--repeats", "1", script="bench_cost.py")
 
 
 def test_the_bench_of_many_edits_ends_with_its_figures_as_json(
@@ -277,23 +267,15 @@ def test_the_bench_of_many_edits_ends_with_its_figures_as_json(
 def test_the_bench_refuses_what_it_cannot_measure(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refusing = (("bench_edit.py", "--repeats"), ("bench_hybrid.py", "--sizes"))
-    for script, option in refusing:
-        with pytest.raises(SystemExit) as refused:
-            bench(option, "0", script=script)
-        assert refused.value.code == 2
-        assert "start at 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as refused:
+        bench("--repeats", "0", script="bench_cost.py")
+    assert refused.value.code == 2 and "start at 1" in capsys.readouterr().err
 
 
 def test_the_bench_of_a_store_ends_with_its_figures_as_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bench: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["bench_store.py", "--edits", "3", "70", "--folder", str(tmp_path)])
-    threads = torch.get_num_threads()
-    try:
-        runpy.run_path(str(ROOT / "scripts/bench_store.py"), run_name="__main__")
-    finally:
-        torch.set_num_threads(threads)
+    bench("--edits", "3", "70", "--folder", str(tmp_path), script="bench_store.py")
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["edits"] for row in figures] == [3, 70]
     assert all(value > 0 for row in figures for value in row.values())

@@ -37,7 +37,6 @@ WITHIN_LAB = {
     "eval": {"editors"},
     "bench": {"eval", "editors"},
     "locate": {"editors", "eval"},
-    "report": set(),
 }
 """What each part of the laboratory may import of the others."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.edits import Record
 from wise.errors import ConfigError, EditError
+from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.candidates import EDITORS, Learning, find_editor, search_space
-from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile, Progress, sole_user
 from wise.lab.eval.quality import RELIABILITY
 from wise.lab.eval.results_file import read_run, write_json
-from wise.lab.eval.run import CHECKPOINT_FILE, Scope, digest, evaluate
+from wise.lab.eval.run import Scope, evaluate
 
 CANDIDATES = 10_000
 """Combinations of settings that are listed before any is drawn."""
@@ -109,30 +108,19 @@ def search(
     editor: str,
     plan: Plan,
     *,
-    folder: Path,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """What was tried with an editor, ready for JSON: `chosen`, the settings that did best, and all `trials`.
 
-    A draw that an editor refuses on this base counts as tried, and says why. `folder` keeps what is finished.
+    A draw that an editor refuses on this base counts as tried, and says why.
     """
-    tried = candidates(editor, plan.trials, seed=plan.seed)
-    if len(tried) == 1:
+    combinations = candidates(editor, plan.trials, seed=plan.seed)
+    if len(combinations) == 1:
         return {"chosen": {}, "trials": [], "records": 0}
-    with sole_user(folder):
-        checkpoint = Checkpoint(CheckpointFile(folder / CHECKPOINT_FILE), progress)
-        about = {"records": digest([record.to_dict() for record in plan.searched]), "candidates": tried}
-        if checkpoint.part("search", lambda: about) != about:
-            raise ConfigError(f"{folder}: holds an unfinished search of other records or settings; delete it")
-        trials = []
-        for number, settings in enumerate(tried):
-
-            def attempt(settings: dict[str, Any] = settings) -> dict[str, Any]:
-                return _attempt(model, tokenizer, editor, settings, plan)
-
-            trials.append(checkpoint.part(f"trial/{number}", attempt))
-            if progress is not None:
-                progress(f"{editor}: search", number + 1, len(tried))
+    trials: list[dict[str, Any]] = []
+    for settings in combinations:
+        trials.append(_attempt(model, tokenizer, editor, settings, plan))
+        progress(f"{editor}: search", len(trials), len(combinations))
     best = max(trials, key=lambda trial: trial["score"])  # of equals the first
     return {"chosen": best["settings"], "trials": trials, "records": len(plan.searched)}
 
@@ -173,7 +161,7 @@ def compare_editors(
     sizes: Sequence[int],
     folder: Path,
     about: Mapping[str, Mapping[str, Any]],
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.STREAM.json`, each the
     file of a run with the search in it.
@@ -195,7 +183,6 @@ def compare_editors(
             if file.exists():
                 _check_same(file, about, records)
                 continue
-            partial = folder / f"{file.name}.partial"
             result = evaluate(
                 model,
                 tokenizer,
@@ -204,12 +191,10 @@ def compare_editors(
                 settings={"seed": plan.seed, **searched[editor]["chosen"]},
                 scope=Scope(texts=None if number else plan.texts),  # reading them once a size is enough
                 learning=plan.learning,
-                folder=partial,
                 progress=progress,
             )
             run = result.to_dict(outcomes=True) | {"search": searched[editor]}
             write_json(file, run | {name: {**found, **run.get(name, {})} for name, found in about.items()})
-            shutil.rmtree(partial)
 
 
 def _searched(
@@ -218,15 +203,13 @@ def _searched(
     editor: str,
     plan: Plan,
     folder: Path,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     file = folder / f"{editor}.search.json"
     if not file.exists():
-        partial = folder / f"{file.name}.partial"
-        write_json(file, search(model, tokenizer, editor, plan, folder=partial, progress=progress))
-        shutil.rmtree(partial, ignore_errors=True)
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+        write_json(file, search(model, tokenizer, editor, plan, progress=progress))
+    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return kept
 
 
 def _check_same(file: Path, about: Mapping[str, Mapping[str, Any]], records: Sequence[Record]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wise.errors import ConfigError
 from wise.lab.bench.benchmark_table import Group, figure_at, mean
+from wise.plotting import new_figure, save_figure
 
 PANELS = {
     "reliability": "reliability: the edit's prompt gives the target",
@@ -23,16 +23,13 @@ def draw_comparison(groups: Sequence[Group], path: Path, *, title: str) -> None:
 
     Raises ConfigError where matplotlib is not installed or the file cannot be written.
     """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("drawing needs matplotlib: pip install 'wise-runtime[report]'") from error
+    figure = new_figure(15, 5.2)
+    from matplotlib import colormaps
+
     by_editor: dict[str, list[Group]] = {}
     for group in groups:
         by_editor.setdefault(group[0]["editor"], []).append(group)
     sizes = sorted({group[0]["edits"] for group in groups})
-    figure = Figure(figsize=(15, 5.2), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
     for panel, (measure, name) in zip(axes, PANELS.items(), strict=True):
@@ -59,8 +56,4 @@ def draw_comparison(groups: Sequence[Group], path: Path, *, title: str) -> None:
     axes[0].set_ylabel("share, generated")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(title)
-    try:
-        figure.savefig(path, dpi=130)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-
+    save_figure(figure, path)

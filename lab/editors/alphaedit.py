@@ -24,13 +24,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wise.errors import ArtifactError, ConfigError
+from wise.errors import ConfigError
 from wise.lab.editors.context import EditingContext
 from wise.lab.editors.multi_layer import MultiLayerEditor, MultiLayerSettings
+from wise.lab.editors.settings import Positive, Share
 from wise.lab.editors.statistics import prepared_moments
-
-EARLIER = "earlier:"
-"""Before a path: the sum of k k^T over the keys of all edits so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +42,10 @@ class AlphaEditSettings(MultiLayerSettings):
         "clamp": (0.75, 1.5, 3.0),
     }
 
-    free_share: float = 0.1
+    free_share: Share = 0.1
     """Share of E|k|^2 that the directions in which may be written hold at most."""
-    damping: float = 0.03
+    damping: Positive = 0.03
     """What is added to the diagonal, in units of E|k|^2."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.expect_number("free_share", high=1.0, above=True)
-        self.expect_number("damping", above=True)
 
 
 class AlphaEdit(MultiLayerEditor[AlphaEditSettings]):
@@ -92,16 +85,13 @@ class AlphaEdit(MultiLayerEditor[AlphaEditSettings]):
         """The changed parameters, whole, and what later edits need of earlier ones."""
         return super().memory_bytes + sum(gram.nbytes for gram in self.earlier.values())
 
-    def tensors(self) -> dict[str, Tensor]:
-        return super().tensors() | {f"{EARLIER}{path}": gram for path, gram in self.earlier.items()}
+    @property
+    def state(self) -> Any:
+        return super().state, self.earlier
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        earlier = {n.removeprefix(EARLIER): t for n, t in tensors.items() if n.startswith(EARLIER)}
-        f = self.context.projection(self.layers[0]).in_features
-        if earlier and (set(earlier) != set(self.paths) or any(t.shape != (f, f) for t in earlier.values())):
-            raise ArtifactError(f"keys of {list(self.paths)}, {f} by {f}, expected, {sorted(earlier)} found")
-        super().load_tensors({n: t for n, t in tensors.items() if not n.startswith(EARLIER)})
-        self.earlier = {path: gram.to(self.context.device) for path, gram in earlier.items()}
+    def restore(self, state: Any) -> None:
+        weights, self.earlier = state
+        super().restore(weights)
 
 
 def free_directions(moment: Tensor, share: float) -> Tensor:

@@ -7,13 +7,11 @@ edit that did not take: what it did is what is measured.
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -21,17 +19,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.edits import Edit, check_lengths, check_unique
-from wise.errors import ArtifactError, EditError, UnsupportedModelError
-from wise.lab.editors.context import EditingContext, read_tensors, write_tensors
+from wise.errors import EditError, UnsupportedModelError
+from wise.lab.editors.context import EditingContext
 from wise.lab.editors.settings import Settings
 from wise.memory.modules import evaluating
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, EditReport, Outcome
 from wise.training.verification import SPARE_TOKENS
-
-FILE = "editor.safetensors"
-EDITS = "edits.json"
 
 S = TypeVar("S", bound=Settings)
 
@@ -60,7 +55,6 @@ class Baseline(ABC, Generic[S]):
         self.edits: tuple[Edit, ...] = ()
         """All that were applied, in their order; of one prompt, the last."""
         self._prepared = False
-        self._base = context.base.digest  # before anything is edited
 
     @property
     def model(self) -> PreTrainedModel:
@@ -96,13 +90,14 @@ class Baseline(ABC, Generic[S]):
     def memory_bytes(self) -> int:
         """Bytes that must be kept beside the base for the edits so far."""
 
+    @property
     @abstractmethod
-    def tensors(self) -> dict[str, Tensor]:
-        """All that `load_tensors` needs to have the edits so far in place again; not to be changed in place."""
+    def state(self) -> Any:
+        """All that the edits so far changed, as `restore` takes it; what comes later changes nothing of it in place."""
 
     @abstractmethod
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`; `self.edits` is set already."""
+    def restore(self, state: Any) -> None:
+        """Puts an earlier `state` of this editor in place."""
 
     # -- what all editors do alike ------------------------------------------------------------
 
@@ -129,22 +124,22 @@ class Baseline(ABC, Generic[S]):
         latest = {edit.prompt: edit for edit in edits}
         fresh = [edit for edit in edits if latest[edit.prompt] is edit]
         held = {edit.prompt: edit.id for edit in self.edits}
-        before = self.edits, self.tensors()
+        before = self.edits, self.state
         begun, cpu = time.perf_counter(), time.process_time()
         try:
             with self.evaluating(), torch.enable_grad():
                 applied = self._apply(fresh, progress or (lambda count: None))
         except BaseException:
             self.edits = before[0]
-            self.load_tensors(before[1])
+            self.restore(before[1])
             raise
         seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
         self.edits = (*(edit for edit in self.edits if edit.prompt not in latest), *fresh)
         answers = dict(zip((edit.id for edit in fresh), self._answers(fresh), strict=True))
-        found = dict(zip((edit.id for edit in fresh), applied, strict=True))
+        by_id = dict(zip((edit.id for edit in fresh), applied, strict=True))
         return EditReport(
             outcomes=tuple(
-                self._outcome(edit, found.get(edit.id), answers.get(edit.id, ""), seconds / len(fresh))
+                self._outcome(edit, by_id.get(edit.id), answers.get(edit.id, ""), seconds / len(fresh))
                 for edit in edits
             ),
             replaced=tuple(held[edit.prompt] for edit in fresh if edit.prompt in held),
@@ -186,49 +181,17 @@ class Baseline(ABC, Generic[S]):
         return [self.encoder.answer(ids) for ids in out]
 
     def _outcome(self, edit: Edit, applied: Applied | None, answer: str, seconds: float) -> Outcome:
+        if applied is None:
+            return Outcome(id=edit.id, status=SUPERSEDED, answer=answer, steps=0, loss=None, milliseconds=0.0)
         right = self.encoder.answer(self.encoder.target(edit.prompt, edit.target))
-        status = SUPERSEDED if applied is None else VERIFIED if answer == right else FAILED
-        applied = applied or Applied()
-        milliseconds = 0.0 if status == SUPERSEDED else 1000 * seconds
         return Outcome(
             id=edit.id,
-            status=status,
+            status=VERIFIED if answer == right else FAILED,
             answer=answer,
             steps=applied.steps,
             loss=applied.loss,
-            milliseconds=milliseconds,
+            milliseconds=1000 * seconds,
         )
-
-    # -- saving -------------------------------------------------------------------------------
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Writes the edits so far to a folder: JSON and safetensors, never the base."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-        write_tensors(folder / FILE, tensors, self._about())
-        edits = json.dumps([edit.to_dict() for edit in self.edits])
-        (folder / EDITS).write_text(edits, encoding="utf-8")
-
-    def load(self, folder: Path) -> None:
-        """Puts saved edits in place. Raises ArtifactError where they are damaged, or of another base or editor."""
-        tensors = read_tensors(folder / FILE, self._about())
-        try:
-            edits = [Edit.from_dict(row) for row in json.loads((folder / EDITS).read_text(encoding="utf-8"))]
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{folder}: its edits cannot be read ({error}); make them anew") from error
-        if tensors is None:
-            raise ArtifactError(f"{folder}: is damaged, or was written by another editor or for another base")
-        self.prepare()
-        self.edits = tuple(edits)
-        self.load_tensors(tensors)
-
-    def _about(self) -> str:
-        about = {
-            "editor": type(self).__name__,
-            "settings": self.settings.to_dict(),
-            "base": self._base,
-        }
-        return json.dumps(about, sort_keys=True)
-
 
 class WholePrompts:
     """Mixed into an editor that looks at whole prompts and not at single tokens. Whoever asks it says which they are.
@@ -256,42 +219,31 @@ class WeightEditor(Baseline[S]):
         """names: of the parameters that may change, as `model.named_parameters` has them."""
         super().__init__(context, settings)
         self.parameters: dict[str, nn.Parameter] = {name: context.model.get_parameter(name) for name in names}
-        self._check()
-        self.original: dict[str, Tensor] = {name: p.data for name, p in self.parameters.items()}
-        """The base's own tensors."""
-        self.weights: dict[str, Tensor] = dict(self.original)
-        """What is in their place now."""
-
-    def _check(self) -> None:
         away = next((name for name, p in self.parameters.items() if p.device.type == "meta"), None)
         if away is not None:
             raise UnsupportedModelError(
                 f"{away} is offloaded, and {type(self).__name__} must change it in place; load the model without "
                 "offloading"
             )
+        self.original: dict[str, Tensor] = {name: p.data for name, p in self.parameters.items()}
+        """The base's own tensors."""
+        self.weights: dict[str, Tensor] = dict(self.original)
+        """What is in their place now."""
 
     def put(self, weights: Mapping[str, Tensor]) -> None:
         """Serves these in place of the parameters they are named after, in the base's own precision."""
         for name, weight in weights.items():
             parameter = self.parameters[name]
-            own = self.original[name]
-            kept = own if weight is own else weight.detach().to(parameter.device, parameter.dtype)
-            if kept.shape != parameter.shape:
-                raise ArtifactError(f"{name}: {tuple(parameter.shape)} expected, {tuple(kept.shape)} found")
-            self.weights[name] = parameter.data = kept
+            if weight is not self.original[name]:
+                weight = weight.detach().to(parameter.device, parameter.dtype)
+            self.weights[name] = parameter.data = weight
 
     @contextmanager
     def disabled(self) -> Iterator[PreTrainedModel]:
-        with self._swapped(self.original):
-            yield self.model
-
-    @contextmanager
-    def _swapped(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        before = {name: self.parameters[name].data for name in weights}
-        for name, weight in weights.items():
-            self.parameters[name].data = weight
+        before = {name: parameter.data for name, parameter in self.parameters.items()}
+        self.unwrap()
         try:
-            yield
+            yield self.model
         finally:
             for name, weight in before.items():
                 self.parameters[name].data = weight
@@ -306,19 +258,17 @@ class WeightEditor(Baseline[S]):
         """The changed parameters, whole."""
         return sum(w.nbytes for name, w in self.weights.items() if w is not self.original[name])
 
-    def tensors(self) -> dict[str, Tensor]:
+    @property
+    def state(self) -> Any:
         return dict(self.weights)
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        if set(tensors) != set(self.parameters):
-            raise ArtifactError(f"parameters {sorted(self.parameters)} expected, {sorted(tensors)} found")
-        for name, tensor in tensors.items():  # the base's own stay the base's own
-            own = self.original[name]
-            self.put({name: own if torch.equal(tensor.cpu(), own.cpu()) else tensor})
+    def restore(self, state: Any) -> None:
+        self.put(state)
 
 
 class LayerEditor(Baseline[S]):
-    """An editor that puts a layer of its own in the place of one of the base's, which it keeps inside."""
+    """An editor that puts a layer of its own in the place of one of the base's, which it keeps inside, and writes
+    edits to it one by one."""
 
     def __init__(self, context: EditingContext, settings: S, path: str, layer: nn.Module) -> None:
         """layer: takes the place of the module at `path` at once; while its attribute `active` is False, and while it
@@ -329,6 +279,17 @@ class LayerEditor(Baseline[S]):
         self._parent = context.model.get_submodule(parent_path)
         self._own = getattr(self._parent, self._name)
         setattr(self._parent, self._name, layer)
+
+    @abstractmethod
+    def _write(self, edit: Edit) -> Applied:
+        """Applies one edit behind those before."""
+
+    def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
+        applied = []
+        for edit in edits:
+            applied.append(self._write(edit))
+            progress(len(applied))
+        return applied
 
     @contextmanager
     def disabled(self) -> Iterator[PreTrainedModel]:

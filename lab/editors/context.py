@@ -33,6 +33,12 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is through, and of how much."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The progress of which nobody is told."""
+
+
 TokenRow = tuple[list[int], list[int]]
 """Ids of a prompt, and of what follows it."""
 SAMPLED = 64
@@ -54,7 +60,7 @@ class EditingContext:
     """Records that are not edited, for editors that are trained themselves."""
     cache: Path | None = None
     """Folder in which what takes long to compute is kept."""
-    progress: Progress | None = None
+    progress: Progress = silent
     value_projection: str | None = None
     """Of an architecture that wise does not know, as in `WiseConfig`."""
 
@@ -79,11 +85,6 @@ class EditingContext:
     def base(self) -> Fingerprint:
         """Which base this is, taken before anything was edited."""
         return fingerprint(self.model, self.projection(0))
-
-    def shown(self, name: str, done: int, total: int) -> None:
-        """Tells whoever watches how far something is."""
-        if self.progress is not None:
-            self.progress(name, done, total)
 
     def row(self, edit: Edit, prompt: str | None = None) -> TokenRow:
         """Ids of an edit's prompt, or of another wording of it, and of its target with what ends it."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,9 +33,9 @@ from torch.nn.functional import cross_entropy
 
 from wise.lab.editors.context import EditingContext
 from wise.lab.editors.fine_tuning import FineTuning, FineTuningSettings, logits_with
+from wise.lab.editors.settings import Bounds, Depth, Nonnegative, Positive
 
 FISHER = "fisher"
-BASE, LAST = ANCHORS = ("base", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,24 +48,15 @@ class FineTuningEWCSettings(FineTuningSettings):
         "layer_fraction": (0.0, 0.5, 0.7, 0.85),
     }
 
-    layer_fraction: float = 0.5
-    learning_rate: float = 2e-3
+    layer_fraction: Depth = 0.5
+    learning_rate: Positive = 2e-3
 
-    strength: float = 1e4
+    strength: Nonnegative = 1e4
     """lambda: tokens of old text that an edit is weighed against."""
-    anchor: str = LAST
-    """theta*_A: the weights of the `base`, or the `last` ones, those before the call."""
-    fisher_tokens: int = 8192
+    fisher_tokens: Annotated[int, Bounds(low=2)] = 8192
     """Tokens that the Fisher information is estimated on."""
-    fisher_length: int = 64
+    fisher_length: Annotated[int, Bounds(low=2)] = 64
     """Tokens of a row of them."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.expect_number("strength")
-        self.expect("anchor", self.anchor in ANCHORS, f"one of {', '.join(ANCHORS)}")
-        self.expect_whole("fisher_tokens", 2)
-        self.expect_whole("fisher_length", 2)
 
 
 class FineTuningEWC(FineTuning[FineTuningEWCSettings]):
@@ -100,7 +91,7 @@ class FineTuningEWC(FineTuning[FineTuningEWCSettings]):
             for name, gradient in self._gradients(row, generator).items():
                 total[name] += gradient.square()
             read, predicted = read + len(row), predicted + len(row) - 1
-            self.context.shown(FISHER, read, settings.fisher_tokens)
+            self.context.progress(FISHER, read, settings.fisher_tokens)
         return {name: tensor / max(1, predicted) for name, tensor in total.items()}
 
     def _gradients(self, row: Sequence[int], generator: torch.Generator) -> dict[str, Tensor]:
@@ -118,6 +109,5 @@ class FineTuningEWC(FineTuning[FineTuningEWCSettings]):
 
     def penalty(self, leaves: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensor:
         """The second term of equation 3."""
-        anchor = before if self.settings.anchor == LAST else self.original
-        terms = [(self.fisher[n] * (leaf - anchor[n].float()).square()).sum() for n, leaf in leaves.items()]
+        terms = [(self.fisher[n] * (leaf - before[n].float()).square()).sum() for n, leaf in leaves.items()]
         return self.settings.strength / 2 * torch.stack(terms).sum()

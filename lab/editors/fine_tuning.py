@@ -37,7 +37,7 @@ from transformers import PreTrainedModel
 from wise.edits import Edit
 from wise.lab.editors.base import Applied, WeightEditor
 from wise.lab.editors.context import EditingContext, TokenRow, mean_loss, padded_rows, target_losses
-from wise.lab.editors.settings import LayerSettings
+from wise.lab.editors.settings import Count, Depth, LayerSettings, Nonnegative, Positive
 
 BATCH = 64
 """Edits per optimiser step, as released."""
@@ -47,22 +47,14 @@ BATCH = 64
 class FineTuningSettings(LayerSettings):
     """What fine-tuning of one layer has, whatever it minimises."""
 
-    steps: int = 25
+    steps: Count = 25
     """At most so many passes over the edits of a call."""
-    learning_rate: float = 5e-4
+    learning_rate: Positive = 5e-4
     """Of Adam."""
-    norm_constraint: float | None = None
+    norm_constraint: Positive | None = None
     """epsilon: the most that any weight may change in one call; None for no constraint."""
-    enough: float = 1e-2
+    enough: Nonnegative = 1e-2
     """Mean loss in nats under which training stops."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.expect_whole("steps")
-        self.expect_number("learning_rate", above=True)
-        if self.norm_constraint is not None:
-            self.expect_number("norm_constraint", above=True)
-        self.expect_number("enough")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +67,8 @@ class FineTuningLSettings(FineTuningSettings):
         "layer_fraction": (0.0, 0.5, 0.7, 0.85),
     }
 
-    learning_rate: float = 5e-3
-    norm_constraint: float | None = 1e-2
+    learning_rate: Positive = 5e-3
+    norm_constraint: Positive | None = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +81,8 @@ class FineTuningMSettings(FineTuningSettings):
         "layer_fraction": (0.0, 0.5, 0.7, 0.85),
     }
 
-    layer_fraction: float = 0.5
-    learning_rate: float = 2e-3
+    layer_fraction: Depth = 0.5
+    learning_rate: Positive = 2e-3
 
 
 F = TypeVar("F", bound=FineTuningSettings)

@@ -24,7 +24,7 @@ Where this departs from the paper and its code:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -33,16 +33,13 @@ from torch import Tensor
 
 from wise.architectures import ValueProjection
 from wise.edits import Edit
-from wise.errors import ArtifactError
 from wise.lab.editors.base import Applied, LayerEditor
 from wise.lab.editors.context import EditingContext, mean_loss, padded_rows
 from wise.lab.editors.replacement import Replacement
-from wise.lab.editors.settings import LayerSettings
+from wise.lab.editors.settings import Count, Depth, LayerSettings, Nonnegative, Positive
 
 SAME = 1e-4
 """Share of a key's norm under which another key is the same one but for rounding."""
-NOTHING = -1
-"""What fills a label up in `Codebook.tensors`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +52,15 @@ class GraceSettings(LayerSettings):
         "layer_fraction": (0.35, 0.5, 0.7, 0.85),
     }
 
-    layer_fraction: float = 0.7
-    """In [0, 1)."""
-    epsilon: float = 0.6
+    layer_fraction: Depth = 0.7
+    epsilon: Positive = 0.6
     """Radius of a new ball, in units of its key's norm; the paper's eps_init."""
-    learning_rate: float = 1.0
+    learning_rate: Positive = 1.0
     """Of Adam, on a value."""
-    steps: int = 100
+    steps: Count = 100
     """Of Adam for an edit, at most."""
-    enough: float = 0.01
+    enough: Nonnegative = 0.01
     """Loss, in nats per token, at which training ends."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.expect_number("epsilon", above=True)
-        self.expect_number("learning_rate", above=True)
-        self.expect_whole("steps")
-        self.expect_number("enough")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,32 +131,6 @@ class Codebook:
         place = torch.tensor([index], device=self.values.device)
         return replace(self, values=self.values.index_copy(0, place, value[None]))
 
-    def tensors(self) -> dict[str, Tensor]:
-        longest = max(map(len, self.labels), default=0)
-        labels = [[*label, *[NOTHING] * (longest - len(label))] for label in self.labels]
-        return {
-            "keys": self.keys,
-            "values": self.values,
-            "radii": self.radii,
-            "labels": torch.tensor(labels, dtype=torch.long).reshape(len(self), longest),
-        }
-
-    def from_tensors(self, tensors: Mapping[str, Tensor]) -> Codebook:
-        """The inverse of `tensors`, of the same sizes and on the same device as this one.
-
-        Raises ArtifactError where they do not fit together.
-        """
-        count = len(tensors.get("labels", ()))
-        shapes = {"keys": self.keys.shape[1:], "values": self.values.shape[1:], "radii": ()}
-        for name, shape in shapes.items():
-            found = tuple(tensors[name].shape) if name in tensors else None
-            if found != (count, *shape):
-                raise ArtifactError(f"{name}: {(count, *shape)} expected, {found} found")
-        return Codebook(
-            labels=tuple(tuple(i for i in label if i != NOTHING) for label in tensors["labels"].tolist()),
-            **{name: tensors[name].to(self.keys.device) for name in shapes},
-        )
-
 
 class CodebookLayer(Replacement):
     """Equation (1)."""
@@ -196,13 +159,6 @@ class Grace(LayerEditor[GraceSettings]):
     def __init__(self, context: EditingContext, settings: GraceSettings) -> None:
         place = context.projection(context.chosen_layer(settings.layer, settings.layer_fraction))
         super().__init__(context, settings, place.path, CodebookLayer(context, place))
-
-    def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
-        applied = []
-        for edit in edits:
-            applied.append(self._write(edit))
-            progress(len(applied))
-        return applied
 
     def _write(self, edit: Edit) -> Applied:
         prompt, target = self.context.row(edit)
@@ -245,8 +201,9 @@ class Grace(LayerEditor[GraceSettings]):
         book = self.layer.codebook
         return book.keys.nbytes + book.values.nbytes + book.radii.nbytes
 
-    def tensors(self) -> dict[str, Tensor]:
-        return self.layer.codebook.tensors()
+    @property
+    def state(self) -> Any:
+        return self.layer.codebook
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        self.layer.codebook = self.layer.codebook.from_tensors(tensors)
+    def restore(self, state: Any) -> None:
+        self.layer.codebook = state

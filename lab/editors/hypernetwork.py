@@ -13,17 +13,15 @@ import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from wise.edits import Edit, Record
-from wise.errors import ArtifactError, ConfigError, EditError
+from wise.errors import ConfigError, EditError
 from wise.lab.editors.base import WeightEditor
-from wise.lab.editors.context import EditingContext, TokenRow, as_weight, padded_rows, write_tensors
+from wise.lab.editors.context import EditingContext, TokenRow, as_weight, padded_rows
 from wise.lab.editors.factors import (
     Factors,
     added,
@@ -34,7 +32,7 @@ from wise.lab.editors.factors import (
     spoken_loss,
     taken,
 )
-from wise.lab.editors.settings import Settings
+from wise.lab.editors.settings import Bounds, Count, Positive, Settings
 from wise.training.generation import greedy
 
 logger = logging.getLogger(__name__)
@@ -55,35 +53,22 @@ CHUNK = 16
 class HyperSettings(Settings):
     """Of an editor whose hypernetwork is trained on `EditingContext.training`."""
 
-    hypernetwork: str | None = None
-    """Path of a safetensors file: the hypernetwork is read from it, or trained and written where there is none yet."""
-    blocks: int = 3
+    blocks: Count = 3
     """The last blocks are edited; of a base that has fewer, all."""
     whole_ffn: bool = True
     """Every projection of their feed-forward layers is edited; False edits the value projections alone."""
-    steps: int = 240
+    steps: Count = 240
     """Training steps at most."""
-    batch: int = 8
+    batch: Count = 8
     """Training edits in a step, each on a base of its own."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Of Adam, for the hypernetwork."""
-    clip: float = 1.0
+    clip: Positive = 1.0
     """Norm to which the hypernetwork's gradient is cut."""
-    held_out: float = 0.1
+    held_out: Annotated[float, Bounds(high=0.5, open_low=True)] = 0.1
     """Share of the training records that is validated on; the weights that did best there are kept."""
-    patience: int = 6
+    patience: Count = 6
     """Validations without a better one after which training stops."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        right = self.hypernetwork is None or (isinstance(self.hypernetwork, str) and self.hypernetwork != "")
-        self.expect("hypernetwork", right, "the path of a safetensors file, or None")
-        self.expect("whole_ffn", isinstance(self.whole_ffn, bool), "True or False")
-        for name in ("blocks", "steps", "batch", "patience"):
-            self.expect_whole(name)
-        for name in ("learning_rate", "clip"):
-            self.expect_number(name, above=True)
-        self.expect_number("held_out", 0.0, 0.5, above=True)
 
 
 H = TypeVar("H", bound=HyperSettings)
@@ -119,8 +104,6 @@ class HyperEditor(WeightEditor[H]):
 
     kind: ClassVar[str]
     """Name of the editor in files."""
-    shaping: ClassVar[tuple[str, ...]] = ("blocks", "whole_ffn")
-    """Settings without which a trained hypernetwork means nothing; a file must have been written under the same."""
     reads_old: ClassVar[bool] = False
     """Whether the hypernetwork reads what the model says so far."""
 
@@ -166,15 +149,7 @@ class HyperEditor(WeightEditor[H]):
 
     def _prepare(self) -> None:
         self.network = self.untrained()
-        file = None if self.settings.hypernetwork is None else Path(self.settings.hypernetwork)
-        if file is not None and file.exists():
-            tensors = self._read(file)
-        else:
-            tensors = self.context.cached(self.kind, self._key(), self._trained)
-            if file is not None:
-                kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-                write_tensors(file, kept, json.dumps(self._identity(), sort_keys=True))
-        self.network.load_state_dict(tensors)
+        self.network.load_state_dict(self.context.cached(self.kind, self._key(), self._trained))
         self.network.requires_grad_(False)
 
     def untrained(self) -> nn.Module:
@@ -183,41 +158,19 @@ class HyperEditor(WeightEditor[H]):
             torch.manual_seed(self.settings.seed)
             return self._build().to(self.context.device)
 
-    def _identity(self) -> dict[str, Any]:
-        settings = self.settings.to_dict()
-        shaping = {name: settings[name] for name in self.shaping}
-        return {"editor": self.kind, "base": self.context.base.digest, **shaping}
-
     def _key(self) -> dict[str, Any]:
         """The settings, how texts are encoded, and a digest of the records: what the trained weights depend on."""
         if len(self.context.training) < LEAST:
             raise ConfigError(
                 f"{self.kind} must train a hypernetwork first and was given {len(self.context.training)} training "
-                f"records: give at least {LEAST} (some hundred are wanted) that are not edited, or name the file of a "
-                "trained one with hypernetwork='...'"
+                f"records: give at least {LEAST} (some hundred are wanted) that are not edited"
             )
-        settings = {name: value for name, value in self.settings.to_dict().items() if name != "hypernetwork"}
         records = json.dumps([record.to_dict() for record in self.context.training])
-        ends = [list(self.encoder.bos), list(self.encoder.terminator)]
-        return {"settings": settings, "ends": ends, "records": hashlib.sha256(records.encode()).hexdigest()}
-
-    def _read(self, file: Path) -> dict[str, Tensor]:
-        """The hypernetwork in a file. Raises ArtifactError where it is damaged, or another editor's or base's."""
-        try:
-            with safe_open(file, framework="pt") as opened:
-                found = json.loads((opened.metadata() or {}).get("about", "{}"))
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ArtifactError(f"{file}: no hypernetwork can be read from it ({error}); train it anew") from error
-        for name, wanted in self._identity().items():
-            given = found.get(name) if isinstance(found, dict) else None
-            if given != wanted:
-                what = "was trained on another base" if name == "base" else "does not fit the settings"
-                raise ArtifactError(
-                    f"{file}: this hypernetwork {what}: {name} {wanted!r} expected, {given!r} found; name another file "
-                    f"for a new one, or use the {name} that it was trained with"
-                )
-        return tensors
+        return {
+            "settings": self.settings.to_dict(),
+            "ends": [list(self.encoder.bos), list(self.encoder.terminator)],
+            "records": hashlib.sha256(records.encode()).hexdigest(),
+        }
 
     # -- training ------------------------------------------------------------------------------
 
@@ -233,7 +186,7 @@ class HyperEditor(WeightEditor[H]):
         best, least, since = self._state(), self.merit(*self.measured(checked)), 0
         for step in range(1, self.settings.steps + 1):
             self._step(optimizer, [self._sample(rest, rest, order) for _ in range(self.settings.batch)])
-            self.context.shown(f"{self.kind}: hypernetwork", step, self.settings.steps)
+            self.context.progress(f"{self.kind}: hypernetwork", step, self.settings.steps)
             if step % CHECK and step < self.settings.steps:
                 continue
             edit, locality = self.measured(checked)

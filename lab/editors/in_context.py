@@ -23,19 +23,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from wise.edits import Edit, Record
-from wise.errors import ArtifactError
 from wise.lab.editors.base import Applied, Baseline, WholePrompts
 from wise.lab.editors.context import EditingContext
-from wise.lab.editors.embedding import Embedder, MiniLM
-from wise.lab.editors.settings import Settings
+from wise.lab.editors.settings import Bounds, Count, CountOrZero, Settings
+from wise.router.encoder import SentenceEncoder, load_base
 from wise.router.turns import Message
 
 ANSWER_ROOM = 48
@@ -57,18 +57,19 @@ class InContextSettings(Settings):
         "demonstrations": (0, 8),
     }
 
-    facts: int = 1
+    facts: Count = 1
     """Edits that a prompt is read behind, at most."""
-    threshold: float = 0.7
+    threshold: Annotated[float, Bounds(low=-1, high=1)] = 0.7
     """Cosine of two prompts' embeddings from which one may be about the other's edit."""
-    demonstrations: int = 0
+    demonstrations: CountOrZero = 0
     """Examples that the facts are read behind, at most."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.expect_whole("facts")
-        self.expect_number("threshold", -1, 1)
-        self.expect_whole("demonstrations", 0)
+
+def published_encoder(path: str | None = None) -> SentenceEncoder:
+    """The sentence encoder without what wise taught it. Raises ConfigError where it cannot be loaded."""
+    model, tokenizer = load_base(path)
+    nothing = {"projection": torch.eye(int(model.config.hidden_size)), "thresholds": torch.zeros(4)}
+    return SentenceEncoder(model, tokenizer, nothing, name="published")
 
 
 class InContext(Baseline[InContextSettings], WholePrompts):
@@ -78,12 +79,16 @@ class InContext(Baseline[InContextSettings], WholePrompts):
 
     def __init__(self, context: EditingContext, settings: InContextSettings) -> None:
         super().__init__(context, settings)
-        self.embedder: Embedder = MiniLM()
         self._embeddings: dict[str, Tensor] = {}
         """Prompt of a live edit -> `[e]`."""
         self._examples: list[tuple[Record, Tensor]] = []
         """Records that demonstrations are made of, and the embeddings of their prompts."""
         self._silent = False
+
+    @cached_property
+    def embedder(self) -> Callable[[Sequence[str]], Tensor]:
+        """Texts -> `[texts, e]` of norm 1: the sentence encoder as it is published, loaded at the first text."""
+        return published_encoder().read
 
     # -- what is read -------------------------------------------------------------------------
 
@@ -187,13 +192,9 @@ class InContext(Baseline[InContextSettings], WholePrompts):
         texts = sum(len(text.encode()) for edit in self.edits for text in (edit.prompt, edit.target))
         return texts + sum(self._embeddings[edit.prompt].nbytes for edit in self.edits)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Embeddings of the edits' prompts, in the order of the edits; nothing without any."""
-        rows = [self._embeddings[edit.prompt] for edit in self.edits]
-        return {"embeddings": torch.stack(rows)} if rows else {}
+    @property
+    def state(self) -> Any:
+        return self._embeddings
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        rows = tensors.get("embeddings", torch.zeros(0, 0))
-        if len(rows) != len(self.edits) or rows.ndim != 2:
-            raise ArtifactError(f"embeddings: {len(self.edits)} rows expected, {tuple(rows.shape)} found")
-        self._embeddings = dict(zip((edit.prompt for edit in self.edits), rows, strict=True))
+    def restore(self, state: Any) -> None:
+        self._embeddings = state

@@ -37,6 +37,7 @@ from wise.lab.editors.base import Applied
 from wise.lab.editors.context import EditingContext
 from wise.lab.editors.factors import Factors, sizes
 from wise.lab.editors.hypernetwork import EditQuery, Example, HyperEditor, HyperSettings
+from wise.lab.editors.settings import Count, Nonnegative, Positive
 
 FIRST = 0.01
 """Standard deviation of the last layer's weights before training."""
@@ -50,26 +51,18 @@ class KnowledgeEditorSettings(HyperSettings):
         "blocks": (1, 3),
     }
 
-    condition: int = 128
+    condition: Count = 128
     """Size of the LSTM's states, each way, and of what is made of them."""
-    hidden: int = 128
+    hidden: Count = 128
     """Size of the layer between that and the vectors."""
-    rate: float = 0.1
+    rate: Positive = 0.1
     """What the gated gradient is multiplied by; half of it is the rate of the gradient step that training begins at."""
-    margin: float = 0.1
+    margin: Positive = 0.1
     """Mean KL per token, in nats, that unrelated prompts may move by."""
-    multiplier: float = 1.0
+    multiplier: Nonnegative = 1.0
     """What the constraint's multiplier begins at."""
-    multiplier_rate: float = 0.1
+    multiplier_rate: Positive = 0.1
     """What the multiplier rises by in a step in which the KL is one nat above the margin."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("condition", "hidden"):
-            self.expect_whole(name)
-        for name in ("rate", "margin", "multiplier_rate"):
-            self.expect_number(name, above=True)
-        self.expect_number("multiplier")
 
 
 class Network(nn.Module):
@@ -129,7 +122,6 @@ class KnowledgeEditor(HyperEditor[KnowledgeEditorSettings]):
 
     Config = KnowledgeEditorSettings
     kind = "ke"
-    shaping = (*HyperEditor.shaping, "condition", "hidden", "rate")
     reads_old = True
 
     def __init__(self, context: EditingContext, settings: KnowledgeEditorSettings) -> None:

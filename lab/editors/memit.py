@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from wise.lab.editors.multi_layer import MultiLayerEditor, MultiLayerSettings
+from wise.lab.editors.settings import Positive
 from wise.lab.editors.statistics import factored, prepared_moments, ridge_directions
 
 
@@ -35,12 +36,8 @@ class MemitSettings(MultiLayerSettings):
         "clamp": (0.75, 1.5, 3.0),
     }
 
-    moment_weight: float = 1.0
+    moment_weight: Positive = 1.0
     """Lambda, in units of the number of inputs of the projection."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.expect_number("moment_weight", above=True)
 
 
 class Memit(MultiLayerEditor[MemitSettings]):

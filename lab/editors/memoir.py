@@ -27,11 +27,11 @@ Where this departs from the paper and its code:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,11 +39,11 @@ from torch.nn.functional import linear
 
 from wise.architectures import ValueProjection
 from wise.edits import Edit
-from wise.errors import ArtifactError, ConfigError
+from wise.errors import ConfigError
 from wise.lab.editors.base import Applied, LayerEditor, WholePrompts
 from wise.lab.editors.context import EditingContext, mean_loss, padded_rows
 from wise.lab.editors.replacement import Replacement
-from wise.lab.editors.settings import LayerSettings
+from wise.lab.editors.settings import Bounds, Count, CountOrZero, LayerSettings, Positive, Share
 
 UNRELATED = 100
 """Prompts, or rows of the corpus, that a feature's usual activation is taken over."""
@@ -69,24 +69,16 @@ class MemoirSettings(LayerSettings):
         "layer_fraction": (0.35, 0.5, 0.7, 0.85),
     }
 
-    active: float = 4096 / 14336
+    active: Share = 4096 / 14336
     """Share of the columns that an edit writes to."""
-    tau: float = 0.6
+    tau: Annotated[float, Bounds(high=1)] = 0.6
     """Share of common columns from which a prompt is taken for an edit's."""
-    learning_rate: float = 1.0
+    learning_rate: Positive = 1.0
     """Of gradient descent on the memory."""
-    steps: int = 30
+    steps: Count = 30
     """For an edit, at most."""
-    contexts: int = 10
+    contexts: CountOrZero = 10
     """Texts that an edit's prompt is also trained behind."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.expect_number("active", 0, 1, above=True)
-        self.expect_number("tau", 0, 1)
-        self.expect_number("learning_rate", above=True)
-        self.expect_whole("steps")
-        self.expect_whole("contexts", 0)
 
 
 class TopHash:
@@ -239,7 +231,7 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         means = []
         for row in rows:
             means.append(self._mean(row))
-            self.context.shown("MEMOIR: usual activations", len(means), len(rows))
+            self.context.progress("MEMOIR: usual activations", len(means), len(rows))
         return torch.cat(means).mean(0)
 
     def _mean(self, prompt: Sequence[int]) -> Tensor:
@@ -248,13 +240,6 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         return prompt_means(activation, torch.ones(1, len(prompt), dtype=torch.bool))
 
     # -- editing ------------------------------------------------------------------------------
-
-    def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
-        applied = []
-        for edit in edits:
-            applied.append(self._write(edit))
-            progress(len(applied))
-        return applied
 
     def _write(self, edit: Edit) -> Applied:
         layer = self.layer
@@ -296,17 +281,13 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
     @property
     def memory_bytes(self) -> int:
         """The residual memory, whole, the masks and the usual activations; nothing before the first edit."""
-        return sum(tensor.nbytes for tensor in self.tensors().values()) if len(self.layer.masks) else 0
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"memory": self.layer.memory, "masks": self.layer.masks, "usual": self.layer.usual}
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, own in self.tensors().items():
-            found = tuple(tensors[name].shape) if name in tensors else None
-            count = len(tensors[name]) if name == "masks" and found else len(own)
-            if found != (count, *own.shape[1:]):
-                raise ArtifactError(f"{name}: {(count, *own.shape[1:])} expected, {found} found")
         layer = self.layer
-        layer.memory, layer.masks, layer.usual = (tensors[n].to(own) for n, own in self.tensors().items())
-        layer.matched = None
+        return sum(t.nbytes for t in (layer.memory, layer.masks, layer.usual)) if len(layer.masks) else 0
+
+    @property
+    def state(self) -> Any:
+        return self.layer.memory, self.layer.masks
+
+    def restore(self, state: Any) -> None:
+        self.layer.memory, self.layer.masks = state
+        self.layer.matched = None

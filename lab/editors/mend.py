@@ -36,6 +36,7 @@ from wise.edits import Edit
 from wise.lab.editors.base import Applied
 from wise.lab.editors.factors import Factors, sizes
 from wise.lab.editors.hypernetwork import CHUNK, EditQuery, Example, HyperEditor, HyperSettings
+from wise.lab.editors.settings import Count, Positive
 
 SMALL = 1e-7
 """Added to standard deviations."""
@@ -49,23 +50,16 @@ class MendSettings(HyperSettings):
         "blocks": (1, 3),
     }
 
-    rank: int = 128
+    rank: Count = 128
     """Of U and V; no more than f + d is used. The paper's 1920 is of layers with some thousand features."""
-    edit_weight: float = 1.0
+    edit_weight: Positive = 1.0
     """c_edit"""
-    edit_rate: float = 1e-4
+    edit_rate: Positive = 1e-4
     """What every alpha_l begins at."""
-    rate_rate: float = 1e-5
+    rate_rate: Positive = 1e-5
     """Learning rate of the alphas; as large as they are themselves, as in the paper, they jump from step to step."""
     normalise: bool = True
     """Pairs go into the network with mean 0 and standard deviation 1 in every dimension."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.expect_whole("rank")
-        for name in ("edit_weight", "edit_rate", "rate_rate"):
-            self.expect_number(name, above=True)
-        self.expect("normalise", isinstance(self.normalise, bool), "True or False")
 
 
 class Transform(nn.Module):
@@ -141,7 +135,6 @@ class Mend(HyperEditor[MendSettings]):
 
     Config = MendSettings
     kind = "mend"
-    shaping = (*HyperEditor.shaping, "rank")
 
     def _build(self) -> nn.Module:
         shapes = {path: sizes(module) for path, module in self.linears.items()}

@@ -14,17 +14,10 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.errors import ConfigError
-from wise.lab.editors.base import Applied, WeightEditor
+from wise.lab.editors.base import Applied
 from wise.lab.editors.context import EditingContext, as_weight, target_losses
 from wise.lab.editors.statistics import MomentSettings
-from wise.lab.editors.values import (
-    ValueSettings,
-    contexts_of,
-    read,
-    sampled_prefixes,
-    search,
-    subject_place,
-)
+from wise.lab.editors.values import SubjectEditor, ValueSettings, contexts_of, read, search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +43,8 @@ class MultiLayerSettings(MomentSettings, ValueSettings):
 S = TypeVar("S", bound=MultiLayerSettings)
 
 
-class MultiLayerEditor(WeightEditor[S]):
+class MultiLayerEditor(SubjectEditor[S]):
     """An editor that spreads what is missing at the last of its blocks over all of them."""
-
-    needs_subject = True
 
     def __init__(self, context: EditingContext, settings: S) -> None:
         if settings.layers is None:
@@ -68,15 +59,6 @@ class MultiLayerEditor(WeightEditor[S]):
         self.last = f"{projections[-1].blocks}.{self.layers[-1]}"
         """Path of the block whose output is searched for."""
         super().__init__(context, settings, [f"{path}.weight" for path in self.paths])
-        self.prefixes: tuple[str, ...] = ()
-
-    def validate(self, edits: Sequence[Edit]) -> None:
-        super().validate(edits)
-        for edit in edits:
-            subject_place(self.encoder, edit)
-
-    def _prepare(self) -> None:
-        self.prefixes = sampled_prefixes(self.context, self.settings)
 
     @abstractmethod
     def _change(self, place: int, keys: Tensor, residual: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ function of the activations at its last token.
 * Refining (section 3.3): of each of several prompts for the fact the neurons with at least `threshold` of the largest
   attribution are kept, and of these the ones that `share` of the prompts have in common; the share moves by 5 % at a
   time until there are 2 to 5 of them.
-* Suppressing and amplifying (section 4.2): `modulated`, activations times 0 or 2.
 * Updating (section 5.1): the neuron's value slot v_i, a column of the value projection, becomes
   v_i - lambda_1 E(old) + lambda_2 E(new), E being the output embedding, lambda in units of |v_i| / |E| as released.
 
@@ -32,7 +31,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +47,7 @@ from wise.errors import UnsupportedModelError
 from wise.lab.editors.base import Applied, WeightEditor
 from wise.lab.editors.context import EditingContext, as_weight, target_losses
 from wise.lab.editors.fine_tuning import logits_with
-from wise.lab.editors.settings import Settings
+from wise.lab.editors.settings import Count, CountOrZero, Nonnegative, Settings, Share
 from wise.memory.modules import hooked
 
 Neuron = tuple[int, int]
@@ -66,33 +65,26 @@ class KnowledgeNeuronsSettings(Settings):
         "old_scale": (0.0, 1.0, 4.0),
     }
 
-    integration_steps: int = 20
+    integration_steps: Count = 20
     """m of equation 4."""
-    threshold: float = 0.2
+    threshold: Share = 0.2
     """Share of a prompt's largest attribution that a neuron must have."""
-    share: float = 0.7
+    share: Share = 0.7
     """Share of the prompts that a neuron must be kept of, to begin with."""
-    fewest: int = 2
+    fewest: Count = 2
     """The share is lowered while it leaves fewer neurons."""
-    most: int = 5
+    most: Count = 5
     """The share is raised while it leaves more neurons."""
-    prefixes: int = 4
+    prefixes: CountOrZero = 4
     """Texts that the prompt is put behind, one prompt each."""
-    old_scale: float = 1.0
+    old_scale: Nonnegative = 1.0
     """lambda_1, in units of |v_i| / |E(old)|."""
-    new_scale: float = 4.0
+    new_scale: Nonnegative = 4.0
     """lambda_2, in units of |v_i| / |E(new)|; the paper's is 8, which many edits do not survive."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("integration_steps", "fewest", "most"):
-            self.expect_whole(name)
         self.expect("most", self.most >= self.fewest, f"a whole number from fewest={self.fewest}")
-        self.expect_whole("prefixes", 0)
-        self.expect_number("threshold", high=1.0, above=True)
-        self.expect_number("share", high=1.0, above=True)
-        self.expect_number("old_scale")
-        self.expect_number("new_scale")
 
 
 class KnowledgeNeurons(WeightEditor[KnowledgeNeuronsSettings]):
@@ -154,13 +146,6 @@ class KnowledgeNeurons(WeightEditor[KnowledgeNeuronsSettings]):
             step = step.to(norms.device)
             slots[:, places] = (slots[:, places].float() + step[:, None] * norms * signs).to(slots.dtype)
             self.put({name: weight})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The changed weights only."""
-        return {name: weight for name, weight in self.weights.items() if weight is not self.original[name]}
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        super().load_tensors({**self.original, **tensors})
 
 
 def refined(scores: Sequence[Tensor], settings: KnowledgeNeuronsSettings) -> list[Neuron]:
@@ -229,10 +214,6 @@ def _put(new: Tensor, x: Tensor) -> Tensor:
     return new.to(x.dtype)
 
 
-def _multiply(factors: Tensor, x: Tensor) -> Tensor:
-    return x * factors.to(x.device, x.dtype)
-
-
 @torch.no_grad()
 def activations(context: EditingContext, row: Sequence[int]) -> list[Tensor]:
     """What the value projection of each block reads at the last token of a row: `[f]` each, float32."""
@@ -266,21 +247,6 @@ def replaced(context: EditingContext, layer: int, change: Callable[[Tensor], Ten
         return (torch.cat([by_row[:, :-1], last[:, None]], 1).reshape(x.shape), *args[1:])
 
     with hooked([(value_projection(context, layer), hook)], before=True):
-        yield
-
-
-@contextmanager
-def modulated(context: EditingContext, neurons: Sequence[Neuron], factor: float, *, rows: int = 1) -> Iterator[None]:
-    """For the length of a `with` block the activations of neurons at the last token of each row are multiplied.
-
-    factor: 0 suppresses, 2 amplifies. rows: of the batch that is asked; not right-padded.
-    """
-    factors = torch.ones(context.depth, context.projection(0).in_features)
-    for layer, i in neurons:
-        factors[layer, i] = factor
-    with ExitStack() as stack:
-        for layer in sorted({layer for layer, _ in neurons}):
-            stack.enter_context(replaced(context, layer, partial(_multiply, factors[layer]), rows=rows))
         yield
 
 

@@ -23,19 +23,12 @@ import torch
 from torch import Tensor
 
 from wise.edits import Edit
-from wise.errors import ArtifactError, EditError
-from wise.lab.editors.base import Applied, WeightEditor
+from wise.errors import EditError
+from wise.lab.editors.base import Applied
 from wise.lab.editors.context import EditingContext, as_weight, target_losses
-from wise.lab.editors.settings import LayerSettings
+from wise.lab.editors.settings import Depth, LayerSettings, Positive
 from wise.lab.editors.statistics import MomentSettings, factored, prepared_moments, rank_one_direction
-from wise.lab.editors.values import (
-    ValueSettings,
-    contexts_of,
-    read,
-    sampled_prefixes,
-    search,
-    subject_place,
-)
+from wise.lab.editors.values import SubjectEditor, ValueSettings, contexts_of, read, search
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,31 +42,26 @@ class RomeSettings(MomentSettings, ValueSettings, LayerSettings):
         "essence_weight": (0.0625, 0.5),
     }
 
-    layer_fraction: float = 0.2
-    """Of the model's depth, in [0, 1): the authors take block 5 of 28 in GPT-J and 17 of 48 in GPT-2 XL."""
-    learning_rate: float = 0.5
+    layer_fraction: Depth = 0.2
+    """The authors take block 5 of 28 in GPT-J and 17 of 48 in GPT-2 XL."""
+    learning_rate: Positive = 0.5
     """Per step and coordinate, in units of the root mean square of the projection's output."""
-    clamp: float = 8.0
+    clamp: Positive = 8.0
     """The offset's norm at most, in norms of the projection's output, which is short beside the hidden state."""
 
 
-class Rome(WeightEditor[RomeSettings]):
+class Rome(SubjectEditor[RomeSettings]):
     """Rank-one updates, one after the other."""
 
     Config = RomeSettings
-    needs_subject = True
 
     def __init__(self, context: EditingContext, settings: RomeSettings) -> None:
         layer = context.chosen_layer(settings.layer, settings.layer_fraction)
         self.projection = context.projection(layer)
         self.name = f"{self.projection.path}.weight"
         super().__init__(context, settings, [self.name])
-        self.prefixes: tuple[str, ...] = ()
         self.factor: Tensor
-        self._clear()
-
-    def _clear(self) -> None:
-        device, f, d = self.context.device, self.projection.in_features, self.projection.out_features
+        device, f, d = context.device, self.projection.in_features, self.projection.out_features
         self.left = torch.zeros(0, f, device=device)
         """`[edits, f]`, float32: C^-1 k* over its product with k*."""
         self.right = torch.zeros(0, d, device=device)
@@ -81,13 +69,8 @@ class Rome(WeightEditor[RomeSettings]):
         self.change = torch.zeros(d, f, device=device)
         """`[d, f]`, float32: the sum of their products."""
 
-    def validate(self, edits: Sequence[Edit]) -> None:
-        super().validate(edits)
-        for edit in edits:
-            subject_place(self.encoder, edit)
-
     def _prepare(self) -> None:
-        self.prefixes = sampled_prefixes(self.context, self.settings)
+        super()._prepare()
         self.factor = factored(prepared_moments(self.context, [self.projection.layer], self.settings)[0])
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
@@ -125,15 +108,10 @@ class Rome(WeightEditor[RomeSettings]):
         """Two vectors an edit, or the changed weight whole where that is less."""
         return min(self.left.nbytes + self.right.nbytes, self.original[self.name].nbytes)
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"left": self.left, "right": self.right}
+    @property
+    def state(self) -> Any:
+        return super().state, self.left, self.right, self.change
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        shapes = {name: tensor.shape[1:] for name, tensor in self.tensors().items()}
-        if {name: tensor.shape[1:] for name, tensor in tensors.items()} != shapes:
-            raise ArtifactError(f"vectors {shapes} expected, {sorted(tensors)} found that do not fit them")
-        left, right = (tensors[name].to(self.context.device) for name in ("left", "right"))
-        self._clear()
-        self.put(self.original)
-        for one, other in zip(left, right, strict=True):  # in their order: sums round as they did
-            self._write(one, other)
+    def restore(self, state: Any) -> None:
+        weights, self.left, self.right, self.change = state
+        super().restore(weights)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from wise.errors import ConfigError
 from wise.lab.editors.context import EditingContext, padded_rows
-from wise.lab.editors.settings import Settings
+from wise.lab.editors.settings import Bounds, Count, Nonnegative, Settings
 from wise.memory.modules import hooked
 
 ROWS = 16
@@ -29,19 +30,12 @@ TOKENS_PER_INPUT = 16
 class MomentSettings(Settings):
     """Of an editor that needs the second moment."""
 
-    tokens: int | None = None
+    tokens: Count | None = None
     """Tokens of the corpus; None takes 16 for each input of the projection."""
-    length: int = 128
+    length: Annotated[int, Bounds(low=2)] = 128
     """Tokens of one row of the corpus."""
-    ridge: float = 1e-4
+    ridge: Nonnegative = 1e-4
     """Added to the diagonal, as a share of its mean: keeps directions that the corpus never showed finite."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tokens is not None:
-            self.expect_whole("tokens")
-        self.expect_whole("length", 2)
-        self.expect_number("ridge")
 
 
 def prepared_moments(context: EditingContext, layers: Sequence[int], settings: MomentSettings) -> list[Tensor]:
@@ -88,7 +82,7 @@ def _computed(context: EditingContext, paths: Sequence[str], tokens: int, length
             keys = activation.reshape(-1, activation.shape[-1])[mask.flatten().bool()].double()
             sums[path] = sums[path] + keys.T @ keys if path in sums else keys.T @ keys
         done += int(mask.sum())
-        context.shown("second moment", done, tokens)
+        context.progress("second moment", done, tokens)
     return {path: total / done for path, total in sums.items()}
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,9 @@ from torch.nn.functional import log_softmax
 
 from wise.edits import Edit
 from wise.errors import EditError, UnsupportedModelError
+from wise.lab.editors.base import WeightEditor
 from wise.lab.editors.context import ROWS, EditingContext, TokenRow, mean_loss, padded_rows
-from wise.lab.editors.settings import Settings
+from wise.lab.editors.settings import Count, CountOrZero, Nonnegative, Positive, Settings
 from wise.lab.editors.subject_spans import subject_spans
 from wise.memory.modules import hooked
 from wise.training.encoding import OPENINGS, Encoder
@@ -37,33 +38,25 @@ ESSENCE = "{} is a"
 class ValueSettings(Settings):
     """Of an editor that looks for the value of an edit."""
 
-    steps: int = 25
+    steps: Count = 25
     """Steps of Adam at most."""
-    learning_rate: float = 0.3
+    learning_rate: Positive = 0.3
     """Per step and coordinate, in units of the root mean square of the vector that is changed."""
-    essence_weight: float = 0.0625
+    essence_weight: Nonnegative = 0.0625
     """Of the divergence, in nats, of what is expected behind "{subject} is a"."""
-    weight_decay: float = 0.002
+    weight_decay: Nonnegative = 0.002
     """Times the square of the offset's norm over the vector's own."""
-    clamp: float = 1.5
+    clamp: Positive = 1.5
     """The offset's norm at most, in norms of the vector itself."""
-    enough: float = 0.05
+    enough: Nonnegative = 0.05
     """Objective, in nats, at which no more steps are made."""
-    prefixes: int = 5
+    prefixes: CountOrZero = 5
     """Texts that the prompt is put behind, beside standing alone."""
-    prefix_tokens: int = 10
+    prefix_tokens: Count = 10
     """Tokens of one such text."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.expect_whole("steps")
-        self.expect_number("learning_rate", above=True)
-        self.expect_number("essence_weight")
-        self.expect_number("weight_decay")
-        self.expect_number("clamp", above=True)
-        self.expect_number("enough")
-        self.expect_whole("prefixes", 0)
-        self.expect_whole("prefix_tokens")
+
+V = TypeVar("V", bound=ValueSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +79,21 @@ class Values:
     offset: Tensor
     """`[edits, d]` what must be added to it."""
     steps: list[int]
+
+
+class SubjectEditor(WeightEditor[V]):
+    """An editor that changes weights by the key and the value at an edit's subject."""
+
+    needs_subject = True
+    prefixes: tuple[str, ...] = ()
+
+    def validate(self, edits: Sequence[Edit]) -> None:
+        super().validate(edits)
+        for edit in edits:
+            subject_place(self.encoder, edit)
+
+    def _prepare(self) -> None:
+        self.prefixes = sampled_prefixes(self.context, self.settings)
 
 
 # -- contexts -------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ To add one, add a row to `EDITORS`; one of the literature also goes into `wise.l
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,12 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError, did_you_mean
-from wise.lab.editors.base import Baseline
-from wise.lab.editors.context import EditingContext, Progress
+from wise.lab.editors.context import EditingContext, Progress, silent
 from wise.lab.editors.registry import baseline_class, make_baseline, make_settings
 from wise.lab.eval.prompting import EditedModel
 from wise.memory.modules import evaluating
-from wise.model import WiseModel, wrap
+from wise.model import wrap
 from wise.training.encoding import learn_encoder
 from wise.training.report import EditReport
 
@@ -109,8 +107,6 @@ class OpenEditor(EditedModel, Protocol):
 
     def validate(self, edits: Sequence[Edit]) -> None: ...
 
-    def save_pretrained(self, folder: Path, /) -> None: ...
-
     def unwrap(self) -> PreTrainedModel: ...
 
     @property
@@ -137,13 +133,7 @@ def all_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     editor = find_editor(name)
     if editor.kind == "baseline":
         return make_settings(name, settings).to_dict()
-    config = _wise_config(editor, settings)
-    return config.to_dict() | ({} if config.relations is None else {"relations_sha256": _sha256(config.relations)})
-
-
-def _sha256(file: str) -> str:
-    """Which file it is: runs with another one are other runs, whatever it is called."""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return _wise_config(editor, settings).to_dict()
 
 
 def open_editor(
@@ -153,11 +143,10 @@ def open_editor(
     settings: Mapping[str, Any],
     *,
     learning: Learning | None = None,
-    saved: Path | None = None,
     chat: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> OpenEditor:
-    """An editor on a base, with the edits that it saved in a folder, or with none.
+    """An editor on a base, nothing edited yet.
 
     chat: of an editor of the literature, that its prompts are turns of a chat, and its answers end as there.
 
@@ -165,8 +154,6 @@ def open_editor(
     """
     editor = find_editor(name)
     if editor.kind != "baseline":
-        if saved is not None:
-            return WiseModel.from_pretrained(saved, model, tokenizer)
         return wrap(model, tokenizer, _wise_config(editor, settings))
     learning = learning or Learning()
     with evaluating(model):
@@ -181,10 +168,7 @@ def open_editor(
         cache=learning.cache,
         progress=progress,
     )
-    baseline: Baseline[Any] = make_baseline(name, context, settings)
-    if saved is not None:
-        baseline.load(saved)
-    return baseline
+    return make_baseline(name, context, settings)
 
 
 def _wise_config(editor: EditorSpec, settings: Mapping[str, Any]) -> WiseConfig:

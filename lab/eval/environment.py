@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from importlib.metadata import version
@@ -12,12 +11,9 @@ from typing import Any
 import torch
 
 import wise
-import wise.memory
-import wise.router
-import wise.training
+from wise.memory.fingerprint import Fingerprint
 
 PACKAGES = ("torch", "transformers", "faiss-cpu", "numpy")
-CODE = ("*.py", "*.toml", "data/*.safetensors")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -34,15 +30,15 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def code_digest() -> str:
-    """SHA-256 over the package's own files: another version of the code, of the questions that edits are fitted on, or
-    of what the relation reader was taught may measure otherwise."""
-    found = hashlib.sha256()
-    for package in (wise, wise.training, wise.router, wise.memory):
-        root = Path(package.__path__[0])
-        for file in sorted(file for kind in CODE for file in root.rglob(kind)):
-            found.update(f"{package.__name__} {file.relative_to(root)}".encode() + file.read_bytes())
-    return found.hexdigest()
+def described(base: Fingerprint) -> dict[str, Any]:
+    """Which base it is, ready for JSON."""
+    return {
+        "type": base.model_type,
+        "parameters": base.parameters,
+        "depth": base.depth,
+        "dtype": base.dtype,
+        "fingerprint": base.digest,
+    }
 
 
 def _processor() -> str:

@@ -1,24 +1,19 @@
-"""Fluency and consistency of free text about edited subjects, sampled from the edited model and from its base.
+"""Fluency of free text about edited subjects, sampled from the edited model and from its base.
 
 After ROME (Meng et al. 2022, section 3.4, and its `eval_utils_counterfact.py`). Fluency is an entropy of n-grams: it
-falls where a model repeats itself. Consistency is how much the text shares words with texts about the new object.
-Not ROME's very figures: words are found by a pattern, references go by object and not by relation and object, the
-weights of words are those of the references, and few prompts are asked. They compare editors with each other.
+falls where a model repeats itself. Not ROME's very figures: words are found by a pattern, and few prompts are asked.
+They compare editors with each other.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from os import PathLike
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -26,13 +21,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from wise.errors import ConfigError, EditError, checked_text, missing
-from wise.formats.files import rows
 from wise.lab.eval.prompting import Prompter, Tested, check_logits, mean_over_records
 from wise.memory.modules import execution_device
 from wise.training.generation import as_asked
-
-logger = logging.getLogger(__name__)
 
 TOKENS = 100
 """Length of a text, its prompt counted; less where the context is shorter."""
@@ -47,7 +38,6 @@ WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 """Length of an n-gram -> weight of its entropy."""
 WORDS = re.compile(r"\w+|[^\w\s]")
 """What counts as a word: a run of letters and digits, or one mark."""
-OBJECTS = ("obj", "object")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +45,6 @@ class Opening:
     """A prompt that free text is asked for."""
 
     record: str
-    target: str
     ids: list[int]
 
 
@@ -67,7 +56,7 @@ def openings(prompter: Prompter, tested: Sequence[Tested]) -> list[Opening]:
         edit = each.record.edit
         prompts = [prompter.encoder.prompt(text) for text in each.record.generation_prompts]
         fit = [ids for ids in prompts if 0 < len(ids) < end][:MAX_PROMPTS]
-        found += [Opening(record=edit.id, target=edit.target, ids=ids) for ids in fit]
+        found += [Opening(record=edit.id, ids=ids) for ids in fit]
     return found[:MAX_TEXTS]
 
 
@@ -75,29 +64,22 @@ def measure_fluency(
     prompter: Prompter,
     asked: Sequence[Opening],
     *,
-    references: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> dict[str, Any] | None:
-    """Entropy in bits and consistency in [0, 1] of the edited model's text and of the base's, means over records of
-    means over a record's texts, and how many texts. None where nothing is asked.
+    """Entropy in bits of the edited model's text and of the base's, means over records of means over a record's texts,
+    and how many texts. None where nothing is asked.
 
     The base draws with the same random numbers, so that it says the same where nothing is edited.
 
-    Args:
-        references: target -> texts about it. Records without any have no consistency; it is None without all.
-
-    Raises ConfigError where the model gives NaN, or references hold no word.
+    Raises ConfigError where the model gives NaN.
     """
     if not asked:
         return None
-    figures: dict[str, Any] = {}
-    compare = _comparison(references) if references else None
-    for prefix, base in (("", False), ("base_", True)):
+    figures: dict[str, Any] = {"n": len(asked)}
+    for name, base in (("entropy", False), ("base_entropy", True)):
         texts = _sampled(prompter, asked, seed=seed, base=base)
-        pairs = list(zip(asked, texts, strict=True))
-        figures[f"{prefix}entropy"] = mean_over_records((o.record, entropy(text)) for o, text in pairs)
-        figures[f"{prefix}consistency"] = None if compare is None else compare(pairs)
-    return figures | {"n": len(asked)}
+        figures[name] = mean_over_records((o.record, entropy(text)) for o, text in zip(asked, texts, strict=True))
+    return figures
 
 
 def entropy(text: str) -> float:
@@ -109,26 +91,6 @@ def entropy(text: str) -> float:
         total = counts.total()
         found.append(weight * -sum(c / total * math.log2(c / total) for c in counts.values()))
     return fmean(found) + 0.0  # no negative zero
-
-
-def read_references(path: str | PathLike[str]) -> dict[str, tuple[str, ...]]:
-    """Object -> texts about it, of a JSONL file (plain, `.gz`, `.xz`) with `text`, and `obj` or `object`.
-
-    Raises EditError, naming file and line, where a line is not that.
-    """
-    found: dict[str, list[str]] = {}
-    with closing(rows(Path(path))) as lines:
-        for line, row in lines:
-            try:
-                name = next((name for name in OBJECTS if name in row), OBJECTS[0])
-                for field in ("text", name):
-                    if field not in row:
-                        raise missing(field, row)
-                text, about = checked_text("text", row["text"]), checked_text(name, row[name])
-            except EditError as error:
-                raise EditError(f"{path}:{line}: {error}") from None
-            found.setdefault(about.strip(), []).append(text)
-    return {about: tuple(texts) for about, texts in found.items()}
 
 
 class TopK(LogitsProcessor):
@@ -185,34 +147,3 @@ def _sampled(prompter: Prompter, asked: Sequence[Opening], *, seed: int, base: b
 def _seed(seed: int, ids: Sequence[int]) -> int:
     """Of one prompt, whatever is asked beside it."""
     return int.from_bytes(hashlib.sha256(repr((seed, list(ids))).encode()).digest()[:6])
-
-
-class _Comparison:
-    """The cosine of TF-IDF vectors between a record's texts and the references of its target; word weights are
-    those of all references."""
-
-    def __init__(self, references: Mapping[str, Sequence[str]], vectorizer: Any) -> None:
-        self.references = references
-        try:
-            self.vectorizer = vectorizer.fit([text for texts in references.values() for text in texts])
-        except ValueError as error:  # it knows no word then
-            raise ConfigError(f"references: {error}; give texts, or leave them out") from error
-
-    def __call__(self, pairs: Sequence[tuple[Opening, str]]) -> float | None:
-        found = []
-        for (record, target), group in groupby(pairs, lambda pair: (pair[0].record, pair[0].target)):
-            if self.references.get(target):
-                said = " ".join(text for _, text in group)
-                vectors = self.vectorizer.transform([said, " ".join(self.references[target])])
-                found.append((record, float(vectors[0].multiply(vectors[1]).sum())))
-        return mean_over_records(found)
-
-
-def _comparison(references: Mapping[str, Sequence[str]]) -> _Comparison | None:
-    """None, with a note, where scikit-learn is not installed."""
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-    except ImportError:
-        logger.warning("consistency is not measured: it needs scikit-learn (pip install scikit-learn)")
-        return None
-    return _Comparison(references, TfidfVectorizer())

@@ -2,14 +2,14 @@
 
 What a prompt gives does not depend on what is asked beside it. Generation pads on the left, as transformers does;
 everything that only reads pads on the right, where no token of a causal model sees it, so that positions are those
-of the row alone in every architecture. Rows of like length share a batch, and each batch is a part of a `Checkpoint`.
+of the row alone in every architecture. Rows of like length share a batch.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from reprlib import repr as shortened
 from statistics import fmean
@@ -22,8 +22,7 @@ from transformers import PreTrainedModel
 from wise.edits import Edit, Record
 from wise.errors import ConfigError, EditError
 from wise.lab.editors.base import WholePrompts
-from wise.lab.editors.context import padded_rows
-from wise.lab.eval.checkpoint import BATCH, Checkpoint
+from wise.lab.editors.context import Progress, padded_rows, silent
 from wise.memory.modules import execution_device
 from wise.probes import Probe
 from wise.training.encoding import Encoder
@@ -31,6 +30,7 @@ from wise.training.generation import greedy
 
 T = TypeVar("T")
 FINAL_PUNCTUATION = ".,;:!?"
+BATCH = 32
 TOKENS_AT_ONCE = 4096
 """Tokens whose logits are held at once; one row at the least."""
 MAX_PROMPTS = 4
@@ -153,16 +153,14 @@ class PromptRow:
 
 
 class Prompter:
-    """Asks the edited model, or its unedited base, and keeps every batch in a `Checkpoint`.
+    """Asks the edited model, or its base.
 
-    Each method takes the name of what is asked, unique in a run, and whether the base is to answer.
+    Each method takes the name of what is asked, which `progress` is told, and whether the base is to answer.
     """
 
-    def __init__(self, model: EditedModel, checkpoint: Checkpoint, base: PreTrainedModel | None = None) -> None:
-        """base: the unedited model where it is another one; None is the one inside `model`."""
+    def __init__(self, model: EditedModel, progress: Progress = silent) -> None:
         self.model = model
-        self.checkpoint = checkpoint
-        self.unedited = base
+        self.progress = progress
 
     @property
     def encoder(self) -> Encoder:
@@ -224,27 +222,15 @@ class Prompter:
         base: bool,
         batch: int = BATCH,
     ) -> list[Any]:
-        """`Checkpoint.map` over `items` in the order of their length; the values are in the order of `items`."""
+        """What `compute` gives for each item, `batch` of like length at a time; in the order of `items`."""
         order = sorted(range(len(items)), key=lambda i: length(items[i]))
-        with self._speaking(base) as model:
-            values = self.checkpoint.map(
-                f"{name}.{'base' if base else 'edited'}",
-                [items[i] for i in order],
-                lambda part: compute(model, part),
-                batch=batch,
-            )
-        found = dict(zip(order, values, strict=True))
-        return [found[i] for i in range(len(items))]
-
-    @contextmanager
-    def _speaking(self, base: bool) -> Iterator[PreTrainedModel]:
-        if not base:
-            yield self.model.model
-        elif self.unedited is not None:
-            yield self.unedited
-        else:
-            with self.model.disabled() as model:
-                yield model
+        values: dict[int, Any] = {}
+        with self.model.disabled() if base else nullcontext(self.model.model) as model:
+            for start in range(0, len(items), batch):
+                part = order[start : start + batch]
+                values |= zip(part, compute(model, [items[i] for i in part]), strict=True)
+                self.progress(f"{name}.{'base' if base else 'edited'}", len(values), len(items))
+        return [values[i] for i in range(len(items))]
 
     def room(self, record: Record, what: str, prompt: str, ids: Sequence[int], least: int) -> int:
         """Tokens that the context leaves behind a prompt.

@@ -8,18 +8,16 @@ little about what a model will say.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from wise.edits import Record
 from wise.errors import EditError
-from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.fluency import measure_fluency, openings
 from wise.lab.eval.perplexity import measure_perplexity
 from wise.lab.eval.probability import measure_probability, pairs
@@ -122,11 +120,9 @@ def measure_quality(
     model: EditedModel,
     records: Sequence[Record],
     *,
-    base: PreTrainedModel | None = None,
     texts: Sequence[str] | None = None,
-    references: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
-    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
 ) -> Quality:
     """Measures the edits of `records` on the model as it now is, edited or not.
 
@@ -135,20 +131,18 @@ def measure_quality(
     later edit is the wanted one, and only it is measured.
 
     Args:
-        base: the unedited model, where it is not the one inside `model`.
         texts: running text for perplexity.
-        references: target -> texts about it, for consistency.
         seed: of the sampled text.
-        checkpoint: keeps what is finished, and reports progress.
+        progress: called with what is being asked, how much of it is through, and of how much.
 
     Raises EditError, before anything is asked, for a prompt of an edit, paraphrase or neighbour that does not fit
     the model's context; ConfigError where the model gives NaN.
     """
     selection = select(model, records)
-    prompter = Prompter(model, checkpoint or Checkpoint(), base)
+    prompter = Prompter(model, progress)
     about, beside = _questions(prompter, selection)
     compared = pairs(prompter, selection.tested)
-    with model.evaluating(), _evaluating(base):
+    with model.evaluating():
         edits = _ask_about(prompter, about)
         outcomes = (*edits, *_ask_beside(prompter, beside))
         probes = measure_probes(prompter, selection)
@@ -157,7 +151,7 @@ def measure_quality(
             counterfact=measure_probability(prompter, compared),
             probes=probes.figures,
             instances=_instances(records, edits, probes.figures),
-            fluency=measure_fluency(prompter, openings(prompter, selection.tested), references=references, seed=seed),
+            fluency=measure_fluency(prompter, openings(prompter, selection.tested), seed=seed),
             perplexity=measure_perplexity(prompter, texts or ()),
         )
 
@@ -268,17 +262,3 @@ def _instances(
         "instance_wise": probes.get("single_hops", {}).get("generated"),
         "n": len(groups),
     }
-
-
-@contextmanager
-def _evaluating(base: PreTrainedModel | None) -> Iterator[None]:
-    """Dropout off in the base, where it is another model."""
-    if base is None:
-        yield
-        return
-    training = base.training
-    base.eval()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        base.train(training)

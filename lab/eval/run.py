@@ -1,18 +1,11 @@
-"""One run: applies a stream of edits with one editor and measures the result.
-
-What decides the figures is written down before the first of them is taken (`Run.identity`). With a folder to
-keep its parts in, a run that was interrupted goes on where it stopped, and ends with the same figures.
-"""
+"""One run: applies a stream of edits with one editor and measures the result."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -20,21 +13,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.architectures import locate
 from wise.config import WiseConfig
-from wise.edits import Record
+from wise.edits import Edit, Record
 from wise.errors import ConfigError
+from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.candidates import Learning, OpenEditor, all_settings, find_editor, open_editor
-from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile, Progress, sole_user
-from wise.lab.eval.environment import code_digest, environment
+from wise.lab.eval.environment import described, environment
+from wise.lab.eval.peak_memory import peak_memory
 from wise.lab.eval.quality import Quality, measure_quality
 from wise.lab.eval.results_file import SCHEMA
 from wise.lab.eval.routing.classes import build_routing_set
 from wise.lab.eval.routing.measure import Routing, measure_routing
-from wise.lab.eval.stream import Stream
 from wise.memory.fingerprint import fingerprint, tokenizer_digest
 from wise.memory.modules import execution_device
 from wise.model import WiseModel
+from wise.training.report import EditReport
 
-CHECKPOINT_FILE = "checkpoint.jsonl"
 STOPS = (1, 2, 5)
 """Retention is measured after so many edits, times every power of ten."""
 
@@ -50,8 +43,6 @@ class Scope:
     """Reliability of all edits so far, at stops along the stream; edits are then applied from stop to stop."""
     texts: Sequence[str] | None = None
     """Running text: perplexity, where it is given, and false routes, where None takes what ships with wise."""
-    references: Mapping[str, Sequence[str]] | None = None
-    """Object -> texts about it: what consistency compares with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +63,7 @@ class Evaluation:
     about: Mapping[str, Any] = field(default_factory=dict)
     """Settings, model and machine of the run."""
     started: str = ""
-    """ISO 8601, UTC: of the first of its processes, where a run was interrupted."""
+    """ISO 8601, UTC."""
     measuring_seconds: float = 0.0
     stored_bytes: int = 0
     """What must be kept beside the base for all edits."""
@@ -119,8 +110,7 @@ def evaluate(
     batch: int | None = None,
     scope: Scope | None = None,
     learning: Learning | None = None,
-    folder: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Edits a model with the edits of `records`, in their order, and measures all of them at the end.
 
@@ -132,62 +122,88 @@ def evaluate(
         batch: edits per call, as a stream would bring them; None is what the editor's paper does.
         scope: what else is measured; None measures the records alone.
         learning: what editors of the literature may learn from.
-        folder: where finished parts are kept; a run found there goes on. The caller deletes it in the end.
         progress: called with what is being done, how much of it is through, and of how much.
 
-    Raises ConfigError for an unknown editor, a setting out of range, or a folder with another run; and EditError
-    for an edit or a test prompt that the model cannot take.
+    Raises ConfigError for an unknown editor or a setting out of range; and EditError for an edit or a test prompt that
+    the model cannot take.
     """
     scope, learning, settings = scope or Scope(), learning or Learning(), settings or {}
     _check(records, batch, scope, editor)
     batch = batch or find_editor(editor).batch
     config = all_settings(editor, settings)
-    with sole_user(folder):
-        begun = time.perf_counter()
-        file = CheckpointFile(folder / CHECKPOINT_FILE) if folder is not None else None
-        checkpoint = Checkpoint(file, progress)
-
-        def opened(saved: Path | None) -> OpenEditor:
-            return open_editor(
-                editor, model, tokenizer, settings, learning=learning, saved=saved, progress=progress
-            )
-
-        stream = Stream(opened, [record.edit for record in records], checkpoint=checkpoint, folder=folder)
-        subject = stream.subject
-        try:
-            about = _about(subject, tokenizer, config)
-            identity = _identity(editor, records, batch, scope, learning, about)
-            _check_same(identity, checkpoint.part("run", lambda: identity), folder)
-            started = checkpoint.part("started", lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-            retention = _stream(stream, records, batch, scope, checkpoint) if find_editor(editor).edits else []
-            quality = measure_quality(
-                subject,
-                records,
-                texts=scope.texts,
-                references=scope.references,
-                seed=config["seed"],
-                checkpoint=checkpoint,
-            )
-            routing = _routing(subject, records, scope, checkpoint) if scope.routing else None
-        finally:
-            subject.unwrap()
-        result = stream.result
+    started, begun = datetime.now(UTC), time.perf_counter()
+    subject = open_editor(editor, model, tokenizer, settings, learning=learning, progress=progress)
+    stream = _Stream(subject, [record.edit for record in records], batch, progress)
+    try:
+        about = _about(subject, tokenizer, config)
+        retention = _stream(stream, records, scope) if find_editor(editor).edits else []
+        quality = measure_quality(
+            subject,
+            records,
+            texts=scope.texts,
+            seed=config["seed"],
+            progress=progress,
+        )
+        routing = _routing(subject, records, scope, progress) if scope.routing else None
         return Evaluation(
             editor=editor,
             edits=len(records),
             quality=quality,
-            failed=result.failed,
-            seconds=result.seconds,
-            cpu_seconds=result.cpu_seconds,
+            failed=tuple(i for report in stream.reports for i in (*report.failed, *report.dropped)),
+            seconds=stream.seconds,
+            cpu_seconds=sum(report.cpu_seconds for report in stream.reports),
             routing=routing,
             retention=tuple(retention),
             about=about,
-            started=started,
-            measuring_seconds=(file.seconds if file else time.perf_counter() - begun) - result.seconds,
-            stored_bytes=result.stored_bytes,
-            peak_bytes=result.peak_bytes,
-            preparing_seconds=result.preparing_seconds,
+            started=started.isoformat(timespec="seconds"),
+            measuring_seconds=time.perf_counter() - begun - stream.seconds,
+            stored_bytes=subject.memory_bytes if subject.edits else 0,
+            peak_bytes=max(stream.peaks, default=None),
+            preparing_seconds=stream.preparing_seconds,
         )
+    finally:
+        subject.unwrap()
+
+
+class _Stream:
+    """Applies edits to one model, up to where it is asked to."""
+
+    def __init__(self, subject: OpenEditor, edits: Sequence[Edit], batch: int | None, progress: Progress) -> None:
+        """batch: edits of a call; None makes one call of all that are asked for."""
+        self.subject, self.edits, self.batch, self.progress = subject, edits, batch, progress
+        self.reports: list[EditReport] = []
+        self.peaks: list[int] = []
+        """The most memory that a call held above what was held before, of each; empty where the system does not say."""
+        self.done = 0
+        self.preparing_seconds = 0.0
+
+    def prepare(self) -> None:
+        """Refuses what could not be applied, the last edit too, before the first is. Then does what the editor needs
+        once per base. Raises EditError."""
+        begun = time.perf_counter()
+        self.subject.validate(self.edits)
+        self.subject.prepare()
+        self.preparing_seconds = time.perf_counter() - begun
+
+    def advance(self, end: int) -> None:
+        """Applies the edits up to number `end`."""
+        while self.done < end:
+            start, stop = self.done, min(self.done + (self.batch or end), end)
+            with peak_memory(execution_device(self.subject.model)) as peak:
+                report = self.subject.edit(self.edits[start:stop], progress=self._part)
+            self.reports.append(report)
+            self.peaks += [] if peak.bytes is None else [peak.bytes]
+            self.done = stop
+            self.progress("edits", stop, len(self.edits))
+
+    def _part(self, count: int) -> None:
+        """`count` edits of the call in progress are through."""
+        self.progress("edits", self.done + count, len(self.edits))
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of editing; measuring the base once beforehand is not in it."""
+        return sum(report.seconds for report in self.reports)
 
 
 def stops(edits: int) -> list[int]:
@@ -198,11 +214,6 @@ def stops(edits: int) -> list[int]:
         found.update(power * stop for stop in STOPS if power * stop <= edits)
         power *= 10
     return sorted(found)
-
-
-def digest(values: Sequence[Any]) -> str:
-    """SHA-256 over JSON values, in hex."""
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _check(records: Sequence[Record], batch: int | None, scope: Scope, editor: str) -> None:
@@ -225,13 +236,9 @@ def _about(subject: OpenEditor, tokenizer: PreTrainedTokenizerBase, config: Mapp
     return {
         "seed": config["seed"],
         "config": dict(config),
-        "model": {
-            "type": base.model_type,
+        "model": described(base)
+        | {
             "layer": projection.layer if isinstance(subject, WiseModel) else None,
-            "parameters": base.parameters,
-            "depth": base.depth,
-            "dtype": base.dtype,
-            "fingerprint": base.digest,
             "tokenizer": tokenizer_digest(tokenizer),
             "attention": model.config._attn_implementation,
         },
@@ -239,54 +246,17 @@ def _about(subject: OpenEditor, tokenizer: PreTrainedTokenizerBase, config: Mapp
     }
 
 
-def _identity(
-    editor: str,
-    records: Sequence[Record],
-    batch: int | None,
-    scope: Scope,
-    learning: Learning,
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
-    """All that decides the figures of a run. Counting threads is part of it: sums in another order differ."""
-    return {
-        "schema": SCHEMA,
-        "editor": editor,
-        "records": digest([record.to_dict() for record in records]),
-        "batch": batch,
-        "routing": scope.routing,
-        "retention": scope.retention,
-        "pool": digest([record.to_dict() for record in scope.pool]),
-        "texts": digest([scope.texts]),
-        "references": digest([scope.references]),
-        "corpus": digest([learning.corpus]),
-        "training": digest([record.to_dict() for record in learning.training]),
-        "code": code_digest(),
-        **about,
-    }
-
-
-def _check_same(identity: Mapping[str, Any], begun: Mapping[str, Any], folder: Path | None) -> None:
-    other = [name for name in identity if identity[name] != begun.get(name)]
-    if other:
-        raise ConfigError(
-            f"{folder}: holds an unfinished run that differs in {', '.join(other)}; run it to its end with the "
-            "same options, or delete the folder to begin anew"
-        )
-
-
-def _stream(
-    stream: Stream, records: Sequence[Record], batch: int | None, scope: Scope, checkpoint: Checkpoint
-) -> list[dict[str, float | None]]:
+def _stream(stream: _Stream, records: Sequence[Record], scope: Scope) -> list[dict[str, float | None]]:
     """Applies all edits; where wanted, measures at each stop how those so far hold."""
     stream.prepare()
     if not scope.retention:
-        stream.advance(len(records), batch=batch)
+        stream.advance(len(records))
         return []
     bare = [Record(edit=record.edit, source=record.source) for record in records]
     found: list[dict[str, float | None]] = []
     for stop in stops(len(records)):
-        stream.advance(stop, batch=batch)
-        quality = measure_quality(stream.subject, bare[:stop], checkpoint=checkpoint.within(f"retention/{stop}"))
+        stream.advance(stop)
+        quality = measure_quality(stream.subject, bare[:stop])
         oldest = {record.edit.id for record in records[: max(1, len(records) // 10)]}
         old = [outcome.generated for outcome in quality.outcomes if outcome.record in oldest]
         found.append(
@@ -300,7 +270,7 @@ def _stream(
     return found
 
 
-def _routing(wrapped: OpenEditor, records: Sequence[Record], scope: Scope, checkpoint: Checkpoint) -> Routing | None:
+def _routing(wrapped: OpenEditor, records: Sequence[Record], scope: Scope, progress: Progress) -> Routing | None:
     """None where no edit held: there is no router to measure then, and that is a result too."""
     if not isinstance(wrapped, WiseModel) or not wrapped.edits:
         return None
@@ -313,4 +283,4 @@ def _routing(wrapped: OpenEditor, records: Sequence[Record], scope: Scope, check
         text=scope.texts,
         seed=seed,
     )
-    return measure_routing(wrapped, ground, records, checkpoint=checkpoint, seed=seed)
+    return measure_routing(wrapped, ground, records, progress=progress, seed=seed)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wise.architectures import locate
 from wise.config import WiseConfig
 from wise.errors import ConfigError
-from wise.lab.eval.checkpoint import Checkpoint
-from wise.lab.eval.environment import environment
+from wise.lab.editors.context import Progress, silent
+from wise.lab.eval.environment import described, environment
 from wise.lab.eval.significance import bootstrap_interval
 from wise.lab.locate.results import Effects, Location
 from wise.lab.locate.roles import ROLES, token_roles
@@ -21,7 +21,6 @@ from wise.lab.locate.running import Runner
 from wise.lab.locate.sites import KINDS, find_sites
 from wise.lab.locate.tracing import (
     SAMPLES,
-    SEVERED,
     SKIPPED,
     Known,
     default_window,
@@ -32,7 +31,7 @@ from wise.lab.locate.tracing import (
 )
 from wise.memory.fingerprint import fingerprint
 from wise.memory.modules import evaluating
-from wise.training.encoding import Encoder, learn_encoder
+from wise.training.encoding import learn_encoder
 
 if TYPE_CHECKING:
     from wise.lab.locate.facts import Fact
@@ -47,7 +46,7 @@ def trace(
     window: int | None = None,
     seed: int = 0,
     name: str = "",
-    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
 ) -> Location:
     """Traces facts through a causal LM that is not wrapped; it is handed back as it was.
 
@@ -55,31 +54,31 @@ def trace(
         samples: draws of noise per fact.
         window: layers whose feed-forward, or attention, outputs are restored together; None takes 10 of 48.
         name: what the model is called in the result.
-        checkpoint: keeps finished facts and says how far it is.
+        progress: called with what is being done, how much of it is through, and of how much.
 
     Raises ConfigError for a number out of range, or where no fact can be traced, and UnsupportedModelError for a
     model whose blocks are not known or whose probabilities are no numbers.
     """
-    checkpoint = checkpoint or Checkpoint()
     sites = find_sites(model)
     window = default_window(sites.depth) if window is None else window
     _check(facts, samples, window, sites.depth)
     runner = Runner(model, sites)
     with evaluating(model), torch.no_grad():
-        found = _find(runner, _encoder(model, tokenizer), facts, checkpoint)
-        known = [fact for fact in found if isinstance(fact, Known)]
-        skipped = {why: found.count(why) for why in SKIPPED}
+        encoder = learn_encoder(model, tokenizer, WiseConfig(terminator=""))  # how texts end does not matter here
+        tested = find_known(runner, encoder, facts)
+        known = [fact for fact in tested if isinstance(fact, Known)]
+        skipped = {why: tested.count(why) for why in SKIPPED}
         if not known:
-            raise ConfigError(f"none of {len(facts)} facts can be traced: {_counted(skipped)}; give facts it knows")
+            counted = ", ".join(f"{count} {why}" for why, count in skipped.items() if count)
+            raise ConfigError(f"none of {len(facts)} facts can be traced: {counted}; give facts it knows")
         width = noise_width(runner, known)
-
-        def compute(chunk: Sequence[Known]) -> list[Any]:
-            drawn = [(fact, draw_noise(runner, fact, width=width, samples=samples, seed=seed)) for fact in chunk]
-            return [trace_fact(runner, fact, noise, window=window).to_dict() for fact, noise in drawn]
-
-        traces = checkpoint.map("trace", known, compute, batch=1)
+        traces = []
+        for fact in known:
+            noise = draw_noise(runner, fact, width=width, samples=samples, seed=seed)
+            traces.append(trace_fact(runner, fact, noise, window=window))
+            progress("trace", len(traces), len(known))
     return Location(
-        model={"name": name, **_about(model)},
+        model={"name": name, **described(fingerprint(model, locate(model, WiseConfig())))},
         facts=len(known),
         skipped={why: count for why, count in skipped.items() if count},
         noise=width,
@@ -88,7 +87,9 @@ def trace(
         layers=sites.depth,
         seed=seed,
         environment=environment(runner.device),
-        **_averages(known, traces, seed),
+        effects={kind: _by_role(known, [found.effects[kind] for found in traces], seed) for kind in KINDS},
+        low_score=fmean(found.low for found in traces),
+        high_score=fmean(found.high for found in traces),
     )
 
 
@@ -99,48 +100,6 @@ def _check(facts: Sequence[Fact], samples: int, window: int, depth: int) -> None
         raise ConfigError(f"samples={samples}: expected a whole number from 1")
     if not 1 <= window <= depth:
         raise ConfigError(f"window={window}: this model has {depth} layers; expected a whole number from 1 to that")
-
-
-def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """How the base begins its texts; how it ends them does not matter here, and is not learned."""
-    return learn_encoder(model, tokenizer, WiseConfig(terminator=""))
-
-
-def _find(runner: Runner, encoder: Encoder, facts: Sequence[Fact], checkpoint: Checkpoint) -> list[Known | str]:
-    """Not kept in the checkpoint: it is quick, and decides what the parts that are kept mean."""
-    found: list[Known | str] = []
-    for fact in facts:
-        found += find_known(runner, encoder, [fact])
-        if checkpoint.progress is not None:
-            checkpoint.progress("facts", len(found), len(facts))
-    return found
-
-
-def _about(model: PreTrainedModel) -> dict[str, Any]:
-    base = fingerprint(model, locate(model, WiseConfig()))
-    return {
-        "type": base.model_type,
-        "parameters": base.parameters,
-        "depth": base.depth,
-        "dtype": base.dtype,
-        "fingerprint": base.digest,
-    }
-
-
-def _counted(skipped: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {why}" for why, count in skipped.items() if count)
-
-
-def _averages(known: Sequence[Known], traces: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """The fields of `Location` that are means over facts."""
-    severed = {name: [trace["severed"][name] for trace in traces] for name in SEVERED}
-    return {
-        "effects": {kind: _by_role(known, [t["effects"][kind] for t in traces], seed) for kind in KINDS},
-        "low_score": fmean(trace["low"] for trace in traces),
-        "high_score": fmean(trace["high"] for trace in traces),
-        "severed": {name: _columns(rows, fmean) for name, rows in severed.items()},
-        "severed_ci": {name: _intervals(rows, seed) for name, rows in severed.items()},
-    }
 
 
 def _by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed: int) -> Effects:
@@ -155,8 +114,8 @@ def _by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed:
             roles = token_roles(len(fact.ids), fact.span)[fact.span[0] :]
             held = [row for row, its in zip(table, roles, strict=True) if its == role]
             if held:
-                rows.append(_columns(held, fmean))
-        mean.append([*_columns(rows, fmean)] if rows else [None] * layers)
+                rows.append(_means(held))
+        mean.append([*_means(rows)] if rows else [None] * layers)
         ci.append([*_intervals(rows, seed)] if rows else [None] * layers)
         n.append(len(rows))
     return Effects(mean=mean, ci=ci, n=n)
@@ -167,5 +126,5 @@ def _intervals(rows: Sequence[Sequence[float]], seed: int) -> list[list[float]]:
     return [[*bootstrap_interval(column, seed=seed)] for column in zip(*rows, strict=True)]
 
 
-def _columns(rows: Sequence[Sequence[float]], of: Callable[[Sequence[float]], float]) -> list[float]:
-    return [of(column) for column in zip(*rows, strict=True)]
+def _means(rows: Sequence[Sequence[float]]) -> list[float]:
+    return [fmean(column) for column in zip(*rows, strict=True)]

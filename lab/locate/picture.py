@@ -1,4 +1,4 @@
-"""Draws a trace: effects by role of token and by layer, and the strongest of them with parts of the model severed."""
+"""Draws a trace: effects by role of token and by layer, and what edits at each layer gave."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wise.errors import ConfigError
+from wise.plotting import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,11 +18,6 @@ TITLES = {
     "attention": ("attention output", "Reds"),
 }
 """Kind -> title and colours, as in the paper."""
-CURVES = {
-    "state": ("state restored", "#54278f"),
-    "no_ffn": ("feed-forward held noisy above", "#238b45"),
-    "no_attention": ("attention held noisy above", "#cb181d"),
-}
 FIGURES = {"reliability": "#08519c", "generalization": "#6baed6", "locality": "#d94801", "success": "black"}
 WRITTEN = 12
 """Layers up to which the cells hold their numbers."""
@@ -30,48 +25,26 @@ DARK = 0.55
 """Share of the scale from which a number is written in white."""
 
 
-def check_picture(path: Path) -> None:
-    """Found out before the work and not after it.
-
-    Raises ConfigError where matplotlib is not installed or cannot write the format that the name's ending says.
-    """
-    try:
-        from matplotlib.backend_bases import FigureCanvasBase
-    except ImportError as error:
-        raise ConfigError("drawing needs matplotlib: pip install 'wise-runtime[report]'") from error
-    known = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix.removeprefix(".").lower() not in known:
-        raise ConfigError(f"--picture {path}: its ending says no format; give one of .{', .'.join(sorted(known))}")
-
-
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Draws `Location.to_dict()` to `path`, whose ending says the format (.png, .svg, .pdf).
 
     Raises ConfigError where matplotlib is not installed or the file cannot be written.
     """
-    check_picture(path)
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(14.0, 0.9 * result["layers"]), 7.5), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=[1.1, 1], hspace=0.04)
-    above, below = parts
-    maps = above.subplots(1, len(TITLES), sharey=True)
+    swept = bool(result["sweep"])
+    figure = new_figure(max(14.0, 0.9 * result["layers"]), 7.5 if swept else 4.0)
+    parts: Any = figure.subfigures(1 + swept, 1, squeeze=False)
+    maps = parts[0, 0].subplots(1, len(TITLES), sharey=True)
     for axes, (kind, (title, colours)) in zip(maps, TITLES.items(), strict=True):
         _heat_map(axes, result, kind, title, colours)
-    curves = below.subplots(1, 2 if result["sweep"] else 1, squeeze=False)[0]
-    _severed(curves[0], result)
-    if result["sweep"]:
-        _success(curves[1], result)
+    if swept:
+        _success(parts[1, 0].subplots(), result)
     name = result["model"].get("name") or result["model"].get("type", "")
     figure.suptitle(
         f"{name}: causal tracing of {result['facts']} facts. Probability of the answer {result['high_score']:.2f} "
         f"clean, {result['low_score']:.2f} with noise on the subject; an effect is what comes back of it",
         size=12,
     )
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--picture {path}: {error}") from error
+    save_figure(figure, path)
 
 
 def _heat_map(axes: Axes, result: Mapping[str, Any], kind: str, title: str, colours: str) -> None:
@@ -99,26 +72,6 @@ def _labels(roles: Sequence[str], n: Sequence[int]) -> list[str]:
     return [f"{role} ({count})" for role, count in zip(roles, n, strict=True)]
 
 
-def _severed(axes: Axes, result: Mapping[str, Any]) -> None:
-    count = len(CURVES)
-    for place, (name, (label, colour)) in enumerate(CURVES.items()):
-        means = result["severed"][name]
-        bounds = result["severed_ci"][name]
-        at = [layer + 0.8 * (place - (count - 1) / 2) / count for layer in range(len(means))]
-        errors = [
-            [max(0.0, mean - low) for mean, (low, _) in zip(means, bounds, strict=True)],
-            [max(0.0, high - mean) for mean, (_, high) in zip(means, bounds, strict=True)],
-        ]
-        axes.bar(at, means, width=0.8 / count, color=colour, label=label)
-        axes.errorbar(at, means, yerr=errors, fmt="none", ecolor="#444444", elinewidth=0.8)
-    axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_title("state at the last subject token, and with the path above it severed", size=11)
-    axes.set_xlabel("layer restored")
-    axes.set_ylabel("effect (95 % over facts)")
-    _layers(axes, result["layers"])
-    _plain(axes)
-
-
 def _success(axes: Axes, result: Mapping[str, Any]) -> None:
     rows = result["sweep"]
     layers = [row["layer"] for row in rows]
@@ -131,21 +84,17 @@ def _success(axes: Axes, result: Mapping[str, Any]) -> None:
         axes.plot(layers, values, color=colour, marker="o", linewidth=2.2 if name == "success" else 1.4, label=label)
     advice = result["recommendation"]
     axes.axvline(advice["layer"], color="black", linewidth=1, linestyle=":")
-    agreement = advice["correlation"]
+    agreement = advice["correlations"]["trace_effect"]
     rank = "" if agreement is None else f"; rank correlation with the trace {agreement:.2f}"
     edits = result["sweep_records"]["count"]
     axes.set_title(f"{edits} edits at each layer: layer {advice['layer']} is best{rank}", size=11)
     axes.set_xlabel("layer edited")
     axes.set_ylim(min(0.0, *(row["trace_effect"] or 0.0 for row in rows)), 1.05)
     _layers(axes, result["layers"])
-    _plain(axes)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _layers(axes: Axes, layers: int) -> None:
     step = max(1, layers // WRITTEN)
     axes.set_xticks(range(0, layers, step))
-
-
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))

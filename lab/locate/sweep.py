@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.lab.eval.checkpoint import Checkpoint, Progress
+from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.run import evaluate
-from wise.lab.locate.results import FIGURES, TRACED, LayerResult, Location, Sweep, trace_peak, trace_plateau
+from wise.lab.locate.results import FIGURES, TRACED, LayerResult, Location, Sweep
 from wise.lab.locate.sites import check_layers
 
 EDITOR = "wise-retrieve"
@@ -27,7 +26,7 @@ def sweep(
     *,
     first: int = 0,
     layers: Sequence[int] | None = None,
-    checkpoint: Checkpoint | None = None,
+    progress: Progress = silent,
 ) -> Sweep:
     """Edits the model at each layer with all of `records`, measures that, and hands it back as it was.
 
@@ -40,7 +39,6 @@ def sweep(
     Raises ConfigError for no records or a layer that there is not, and EditError for a record that the model cannot
     take.
     """
-    checkpoint = checkpoint or Checkpoint()
     chosen = check_layers(layers, location.layers)
     if not records:
         raise ConfigError("no record was given to edit: expected at least one")
@@ -54,7 +52,7 @@ def sweep(
             bare,
             editor=EDITOR,
             settings={"layer": layer, "seed": location.seed},
-            progress=_named(checkpoint.progress, layer),
+            progress=lambda name, done, total: progress(f"layer {layer}: {name}", done, total),
         )
         return {
             **{measure: result.quality.generated[measure] for measure in FIGURES},
@@ -64,16 +62,8 @@ def sweep(
 
     results = []
     for layer in chosen:
-        figures = checkpoint.part(f"sweep/{layer}", partial(edited, layer))
+        figures = edited(layer)
         effects = {name: location.effect(*where)[layer] for name, where in TRACED.items()}
         results.append(LayerResult(layer=layer, effects=effects, **figures))
     described = {"first": first, "count": len(records), "ids": [record.edit.id for record in records]}
-    return Sweep(results=tuple(results), records=described, peak=trace_peak(location), plateau=trace_plateau(location))
-
-
-def _named(progress: Progress | None, layer: int) -> Progress | None:
-    """Progress at one layer among others."""
-    if progress is None:
-        return None
-    show = progress
-    return lambda name, done, total: show(f"layer {layer}: {name}", done, total)
+    return Sweep(results=tuple(results), records=described)

@@ -13,7 +13,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from wise.errors import ConfigError, UnsupportedModelError
 from wise.lab.locate.roles import subject_span
 from wise.lab.locate.running import Noise, Patch, Run, Runner
-from wise.lab.locate.sites import ATTENTION, FFN, KINDS, STATE
+from wise.lab.locate.sites import KINDS, STATE
 from wise.training.encoding import Encoder
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ WINDOW_OF, WINDOW_IN = 10, 48
 """The paper restores windows of 10 layers in a model of 48; others get the same share of their depth."""
 TOKENS = 4096
 """Tokens, all rows together, in one forward."""
-SEVERED = {STATE: None, "no_ffn": FFN, "no_attention": ATTENTION}
-"""Curve -> what is held at its noisy values behind the restored state."""
 NO_SUBJECT = "subject not found once in the prompt"
 ENDS = "prompt ends with the subject"
 NO_ANSWER = "answer has no token"
@@ -68,11 +66,6 @@ class Trace:
     """The same, with noise."""
     effects: dict[str, list[list[float]]]
     """Kind -> per token from the subject's first on, per layer."""
-    severed: dict[str, list[float]]
-    """Curve of `SEVERED` -> per layer, the state restored at the subject's last token."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"high": self.high, "low": self.low, "effects": self.effects, "severed": self.severed}
 
 
 def default_window(depth: int) -> int:
@@ -154,15 +147,11 @@ def trace_fact(runner: Runner, fact: Known, noise: Noise, *, window: int) -> Tra
     """
     grid = _Grid(runner, fact, noise)
     effects = {kind: grid.effects(kind, 1 if kind == STATE else window) for kind in KINDS}
-    place = fact.span[1] - 1 - fact.span[0]
-    severed = {STATE: effects[STATE][place]}
-    severed |= {name: grid.severed(held) for name, held in SEVERED.items() if held is not None}
     high = float(_probability(grid.clean.logits, fact.answer)[0])
     numbers = [high, grid.low, *(x for kind in effects.values() for row in kind for x in row)]
-    numbers += [x for row in severed.values() for x in row]
     if not all(map(math.isfinite, numbers)):
         raise UnsupportedModelError(f"a probability of {fact.prompt!r} is no number; load the model in float32")
-    return Trace(high=high, low=grid.low, effects=effects, severed=severed)
+    return Trace(high=high, low=grid.low, effects=effects)
 
 
 class _Grid:
@@ -186,47 +175,29 @@ class _Grid:
         found: list[list[float]] = torch.stack(columns, dim=1).tolist()
         return found
 
-    def severed(self, held: str) -> list[float]:
-        """Per layer: the state put back at the subject's last token, `held` kept noisy there in all later layers."""
-        token = self.tokens.new_tensor([self.fact.span[1] - 1])
-        depth = self.runner.sites.depth
-        return [float(self._column(STATE, range(i, i + 1), token, held=held)[0]) for i in range(depth)]
-
-    def _column(self, kind: str, layers: range, tokens: Tensor | None = None, *, held: str | None = None) -> Tensor:
+    def _column(self, kind: str, layers: range) -> Tensor:
         """The effect at each token, `[tokens]` on the CPU."""
-        tokens = self.tokens if tokens is None else tokens
-        at = tokens.repeat_interleave(len(self.samples))
-        sample = self.samples.repeat(len(tokens))
+        at = self.tokens.repeat_interleave(len(self.samples))
+        sample = self.samples.repeat(len(self.tokens))
         size = max(1, TOKENS // len(self.fact.ids))
-        parts = [
-            self._restored(kind, layers, at[i : i + size], sample[i : i + size], held) for i in range(0, len(at), size)
-        ]
-        return torch.cat(parts).reshape(len(tokens), len(self.samples)).mean(1) - self.low
+        parts = [self._restored(kind, layers, at[i : i + size], sample[i : i + size]) for i in range(0, len(at), size)]
+        return torch.cat(parts).reshape(len(self.tokens), len(self.samples)).mean(1) - self.low
 
-    def _restored(self, kind: str, layers: range, at: Tensor, sample: Tensor, held: str | None) -> Tensor:
+    def _restored(self, kind: str, layers: range, at: Tensor, sample: Tensor) -> Tensor:
         """The answer's probability in rows with the clean output put back at token `at`, `[rows]`."""
         rows = torch.arange(len(at))
         start = layers[0] + 1 if kind == STATE else layers[0]
         entering = self.noisy.outputs[STATE][start - 1][sample] if start else None
         patches = []
         if kind != STATE:
-            patches += [self._patch(kind, i, rows, at, self.clean.outputs[kind][i]) for i in layers]
+            outputs = self.clean.outputs[kind]
+            patches = [Patch(kind=kind, layer=i, rows=rows, tokens=at, values=outputs[i][0, at]) for i in layers]
         elif entering is not None:
             entering[rows, at] = self.clean.outputs[STATE][start - 1][0, at]
-        if held is not None:
-            later = range(start, self.runner.sites.depth)
-            patches += [self._patch(held, i, rows, at, self.noisy.outputs[held][i], sample) for i in later]
         logits = self.runner.patched(
             self.fact.ids, self.noise.select(sample), patches=patches, start=start, entering=entering
         )
         return _probability(logits, self.fact.answer)
-
-    def _patch(
-        self, kind: str, layer: int, rows: Tensor, at: Tensor, outputs: Tensor, sample: Tensor | None = None
-    ) -> Patch:
-        """What `outputs` `[draws, tokens, d]` hold at each row's token, in its draw or else the only one."""
-        taken = sample if sample is not None else torch.zeros_like(at)
-        return Patch(kind=kind, layer=layer, rows=rows, tokens=at, values=outputs[taken, at])
 
 
 def _probability(logits: Tensor, answer: int) -> Tensor:

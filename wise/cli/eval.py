@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,8 +31,9 @@ from wise.cli.common import (
     show_table,
     with_placement,
 )
-from wise.errors import EditError
+from wise.errors import ConfigError, EditError
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
+from wise.plotting import check_picture
 
 if TYPE_CHECKING:
     from wise.edits import Record
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 POOL = 1000
 """Further records of the file, which are not edited: for negatives of routing, and to train hypernetworks."""
-INTERRUPTED = 130
 
 
 @with_placement
@@ -75,17 +74,16 @@ def evaluate(
         Path | None,
         typer.Option("--text", help="Running text, for false routes and perplexity. Left out: some that ships."),
     ] = None,
-    references: Annotated[
-        Path | None, typer.Option("--references", help="Texts about objects (JSONL: text, obj), for consistency.")
-    ] = None,
     set_: SetOption = None,
     corpus: CorpusOption = None,
     cache: CacheOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="JSON file for the whole run. It lets an interrupted run continue."),
+        typer.Option("--output", help="JSON file for the whole run."),
     ] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="File for a page about the run, HTML.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="File to draw routing and retention to, such as run.png.")
+    ] = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
     placement: Placement = DEFAULT_PLACEMENT,
@@ -96,13 +94,17 @@ def evaluate(
 
     Generated: the model must generate the answer and then stop. Teacher-forced: the right tokens are fed in, as
     papers do. Locality: prompts whose answer is still that of the base. Generalization: paraphrases that were not
-    used in fitting. With --output, the same command continues a run that was interrupted.
+    used in fitting.
     """
-    for name, file in (("--output", output), ("--report", report)):
+    for name, file in (("--output", output), ("--picture", picture)):
         check_file(name, file)
+    if picture is not None:
+        if not (routing or retention):
+            raise ConfigError("--picture draws routing and retention: give --routing, --retention, or both")
+        check_picture(picture)
     records, pool = _records(data, format, columns, skip, edits)
     about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
-    scope = _scope(routing, retention, pool, text, references)
+    scope = _scope(routing, retention, pool, text)
     from wise.lab.eval.candidates import Learning, all_settings
     from wise.lab.eval.results_file import write_json
     from wise.lab.eval.run import evaluate as run
@@ -112,37 +114,28 @@ def evaluate(
     texts = None if corpus is None else read_corpus(corpus)
     learning = Learning(corpus=texts, training=tuple(pool), cache=cache_folder(cache))
     base, tokenizer = load_model(model, threads=threads, placement=placement)
-    folder = None if output is None else output.with_name(f"{output.name}.partial")
     with progress_bars(progress) as show:
-        try:
-            result = run(
-                base,
-                tokenizer,
-                records,
-                editor=editor,
-                settings=chosen,
-                batch=batch,
-                scope=scope,
-                learning=learning,
-                folder=folder,
-                progress=show,
-            )
-        except KeyboardInterrupt:
-            if folder is None:
-                raise
-            typer.echo("wise: interrupted; the same command goes on from here", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+        result = run(
+            base,
+            tokenizer,
+            records,
+            editor=editor,
+            settings=chosen,
+            batch=batch,
+            scope=scope,
+            learning=learning,
+            progress=show,
+        )
     whole = _merged(result.to_dict(outcomes=True), about)
     show_evaluation(result)
-    if output is not None and folder is not None:
+    if output is not None:
         write_json(output, whole)
-        shutil.rmtree(folder)
         typer.echo(f"run written to {output}")
-    if report is not None:
-        from wise.lab.report import write_report
+    if picture is not None:
+        from wise.lab.eval.picture import draw_run
 
-        write_report(whole, report)
-        typer.echo(f"report written to {report}")
+        draw_run(whole, picture)
+        typer.echo(f"picture drawn to {picture}")
     if as_json:
         show_json(_merged(result.to_dict(), about))
 
@@ -224,9 +217,7 @@ def _scope(
     retention: bool,
     pool: Sequence[Record],
     text: Path | None,
-    references: Path | None,
 ) -> Scope:
-    from wise.lab.eval.fluency import read_references
     from wise.lab.eval.routing.texts import read_texts, shipped_passages
     from wise.lab.eval.run import Scope
 
@@ -235,7 +226,6 @@ def _scope(
         pool=pool if routing else (),
         retention=retention,
         texts=shipped_passages() if text is None else read_texts(text),
-        references=None if references is None else read_references(references),
     )
 
 

@@ -98,13 +98,16 @@ def eval_chat(
     An answer is right where it contains the target and not the old answer; where an edit must not speak, where it is
     the base's very text.
     """
-    from wise.lab.eval.candidates import open_editor
+    from wise.lab.eval.candidates import find_editor, open_editor
     from wise.lab.eval.chat.measure import apply_edits, measure_chat
+    from wise.model import WiseModel
 
     if form not in FORMS:
         raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
     if distractors and (data is None or editor != "wise-hybrid"):
         raise ConfigError("--distractors takes further records of --data, for the editor wise-hybrid: give --data FILE")
+    if save is not None and find_editor(editor).kind != "memory":
+        raise ConfigError(f"--save keeps a side memory, and the editor {editor} has none; leave it out")
     if output is not None:
         check_file("--output", output)
     chosen_settings = parsed_settings(set_) | settings(seed=seed)
@@ -118,7 +121,7 @@ def eval_chat(
         prepared = time.process_time() - begun
         chosen = _facts(wrapped, facts, half, kinds, data, format_, known, skip, limit, form, seed or 0)
         report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
-        if save is not None:
+        if save is not None and isinstance(wrapped, WiseModel):
             wrapped.save_pretrained(save)
         measured = {}
         for count in (0, *(distractors or ())):

@@ -27,6 +27,7 @@ from wise.cli.common import (
 )
 from wise.errors import ConfigError, EditError
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
+from wise.plotting import check_picture
 
 if TYPE_CHECKING:
     from wise.edits import Record
@@ -36,11 +37,6 @@ KINDS = {
     "state": "hidden state after a layer",
     "ffn": "feed-forward output",
     "attention": "attention output",
-}
-CURVES = {
-    "state": "not severed",
-    "no_ffn": "feed-forward held noisy",
-    "no_attention": "attention held noisy",
 }
 SWEEP = {
     "layer": "layer",
@@ -100,15 +96,14 @@ def locate(
 
     known = read_facts(data, limit=facts)
     first, records = _behind(data, known, sweep_edits) if sweep_edits else (0, [])
-    from wise.lab.eval.checkpoint import Checkpoint
     from wise.lab.locate.location import trace
     from wise.lab.locate.sites import check_layers, find_sites
 
     base, tokenizer = load_model(model, threads=threads, placement=placement)
     check_layers(wanted, find_sites(base).depth)
     name = model_name(model)
+    figures: dict[str, Any] = {}
     with progress_bars(progress) as show:
-        checkpoint = Checkpoint(progress=show)
         found = trace(
             base,
             tokenizer,
@@ -117,14 +112,14 @@ def locate(
             window=window,
             seed=seed or 0,
             name=name,
-            checkpoint=checkpoint,
+            progress=show,
         )
         if records:
             from wise.lab.locate.sweep import sweep
 
-            swept = sweep(base, tokenizer, records, found, first=first, layers=wanted, checkpoint=checkpoint)
-            found = found.with_sweep(swept)
-    result = found.to_dict() | {"data": file_facts(data)}
+            swept = sweep(base, tokenizer, records, found, first=first, layers=wanted, progress=show)
+            figures = swept.to_dict()
+    result = found.to_dict() | figures | {"data": file_facts(data)}
     show_location(result)
     _write(result, output, picture)
     if as_json:
@@ -139,13 +134,6 @@ def show_location(result: Mapping[str, Any]) -> None:
         width = "" if kind == "state" or window == 1 else f", {window} layers at a time"
         labels = [f"{role} ({count})" for role, count in zip(result["roles"], effects["n"], strict=True)]
         _show_effects(f"effect of the {title}{width}", "token (facts)", labels, effects["mean"], effects["ci"])
-    _show_effects(
-        "effect of the hidden state at the last subject token, with the path above it severed",
-        "",
-        list(CURVES.values()),
-        [result["severed"][name] for name in CURVES],
-        [result["severed_ci"][name] for name in CURVES],
-    )
     left_out = ", ".join(f"{count} {why}" for why, count in result["skipped"].items()) or "none"
     typer.echo(
         f"{result['facts']} facts traced, left out: {left_out}\n"
@@ -199,9 +187,9 @@ def _show_sweep(result: Mapping[str, Any]) -> None:
         f"edited: records {records['first']} to {last} of the file, counting from 0; the layer is chosen on them, so "
         "measure it on others\n"
         "rank correlation with editing success over the layers: "
-        + ", ".join(f"{name} {_short(value)}" for name, value in advice["correlations"].items())
+        + ", ".join(f"{SWEEP[name]} {_short(value)}" for name, value in advice["correlations"].items())
     )
-    typer.echo(f"recommended: layer {advice['layer']}. {advice['why']}")
+    typer.echo(f"recommended: layer {advice['layer']}, the best mean of {len(result['sweep'])} layers edited")
 
 
 def _short(value: float | None) -> str:
@@ -242,8 +230,6 @@ def _check_files(output: Path | None, picture: Path | None) -> None:
     for option, file in (("--output", output), ("--picture", picture)):
         check_file(option, file)
     if picture is not None:
-        from wise.lab.locate.picture import check_picture
-
         check_picture(picture)
 
 

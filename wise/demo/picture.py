@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from wise.errors import ConfigError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from wise.plotting import new_figure, save_figure
 
 COLOURS = {"edits": "#1b7837", "paraphrases": "#5aae61", "neighbours": "#762a83"}
 WIDEST = 2.0
@@ -23,7 +19,7 @@ def draw(ratios: Mapping[str, Tensor], path: Path) -> None:
 
     Raises ConfigError where matplotlib is not installed or cannot write this format.
     """
-    figure = _figure(8, 1.6 * len(ratios) + 0.6)
+    figure = new_figure(8, 1.6 * len(ratios) + 0.6)
     rows = figure.subplots(len(ratios), sharex=True, squeeze=False)[:, 0]
     edges = [WIDEST * i / BINS for i in range(BINS + 1)]
     for axes, (kind, values) in zip(rows, ratios.items(), strict=True):
@@ -35,7 +31,7 @@ def draw(ratios: Mapping[str, Tensor], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     rows[-1].set_xlim(0, WIDEST)
     rows[-1].set_xlabel("evidence at the last token of the prompt (the gate opens from 1)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_decisions(decisions: Sequence[tuple[str, float, float, bool]], path: Path) -> None:
@@ -45,7 +41,7 @@ def draw_decisions(decisions: Sequence[tuple[str, float, float, bool]], path: Pa
 
     Raises ConfigError where matplotlib is not installed or cannot write this format.
     """
-    figure = _figure(9, 0.4 * len(decisions) + 1)
+    figure = new_figure(9, 0.4 * len(decisions) + 1)
     axes = figure.subplots()
     for row, (_, score, threshold, wanted) in enumerate(reversed(decisions)):
         axes.barh(row, score, color=COLOURS["edits"] if wanted else COLOURS["neighbours"])
@@ -55,19 +51,4 @@ def draw_decisions(decisions: Sequence[tuple[str, float, float, bool]], path: Pa
     axes.set_xlim(0, 1)
     axes.set_xlabel("score of the nearest edit; the black mark is its threshold (green: asks for an edit)")
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("drawing needs matplotlib: pip install 'wise-runtime[report]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--picture {path}: {error}") from error
+    save_figure(figure, path)

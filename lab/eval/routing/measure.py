@@ -13,22 +13,19 @@ from typing import Any
 
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.intervals import share_interval
 from wise.lab.eval.prompting import select
 from wise.lab.eval.routing.classes import PER_CLASS, RoutingClass, RoutingSet
-from wise.lab.eval.routing.generation_trace import trace_generations
 from wise.lab.eval.routing.material import evenly
 from wise.lab.eval.routing.oracle import measure_oracle, slots_of
-from wise.lab.eval.routing.scores import score_prompts, served
+from wise.lab.eval.routing.scores import count_flips, score_prompts, served
 from wise.lab.eval.routing.separation import BINS, ScoredClass, negative_figures, positive_figures
 from wise.model import WiseModel
 
 EDITS, PARAPHRASES, NEIGHBOURS, RUNNING_TEXT = "edits", "paraphrases", "neighbours", "running_text"
 ANSWER_TOKENS = 32
 """Tokens that an answer may have whose changes of speaker are counted."""
-AGES = 10
-"""Bins of age, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,8 +54,6 @@ class Routing:
     flips: float | None
     """Mean changes of speaker within one answer, over edits and paraphrases."""
     flips_by: Mapping[str, float | None]
-    by_age: Sequence[Mapping[str, Any]]
-    """From young to old: how often gates open on the prompts of edits with so many live edits made after them."""
     oracle: Mapping[str, float | None]
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +65,7 @@ class Routing:
 
 
 def measure_routing(
-    model: WiseModel, routing_set: RoutingSet, records: Sequence[Record], *, checkpoint: Checkpoint, seed: int = 0
+    model: WiseModel, routing_set: RoutingSet, records: Sequence[Record], *, progress: Progress = silent, seed: int = 0
 ) -> Routing:
     """Measures the router in place on the classes of `routing_set`, and on the edits of `records`.
 
@@ -79,18 +74,18 @@ def measure_routing(
     served(model)
     slots = slots_of(model)
     skipped = dict(routing_set.skipped)
-    positives = _scored(model, routing_set.positives, "positives", slots, skipped, checkpoint)
+    positives = _scored(model, routing_set.positives, "positives", slots, skipped, progress)
     scored_against = next((name for name in (PARAPHRASES, EDITS) if name in positives), None)
     if scored_against is None:
         raise ConfigError(
             f"none of the routing set's edits and paraphrases asks for one of the {len(slots)} live edits: build the "
             "set from the records that the model was edited with"
         )
-    negatives = _scored(model, routing_set.negatives, "negatives", None, skipped, checkpoint)
+    negatives = _scored(model, routing_set.negatives, "negatives", None, skipped, progress)
     against, edits = positives[scored_against], positives.get(EDITS)
     keys = model.wise_config.mode != "merge"
     figures = {name: positive_figures(each, slots, keys=keys, seed=seed) for name, each in positives.items()}
-    flips, flips_by = _flips(model, records, slots, checkpoint)
+    flips, flips_by = _flips(model, records, slots, progress)
     return Routing(
         classes={name: negative_figures(each, against, edits, seed=seed) for name, each in negatives.items()},
         positives=figures,
@@ -102,8 +97,7 @@ def measure_routing(
         edit_top1=figures[scored_against]["edit_top1"],
         flips=flips,
         flips_by=flips_by,
-        by_age=_by_age(model, positives),
-        oracle=measure_oracle(model, records, checkpoint=checkpoint),
+        oracle=measure_oracle(model, records, progress=progress),
         **_false_routes(negatives.get(RUNNING_TEXT), seed),
     )
 
@@ -114,7 +108,7 @@ def _scored(
     side: str,
     live: Mapping[str, int] | None,
     skipped: dict[str, str],
-    checkpoint: Checkpoint,
+    progress: Progress = silent,
 ) -> dict[str, ScoredClass]:
     """The evidence on each class that has prompts; of positives those count that ask for an edit in `live`."""
     found = {}
@@ -128,7 +122,7 @@ def _scored(
             [prompt.text for prompt in prompts],
             name=f"routing.scores.{side}.{each.name}",
             every_token=each.unit == "token",
-            checkpoint=checkpoint,
+            progress=progress,
         )
         found[each.name] = ScoredClass.of(each, prompts, scored)
     return found
@@ -146,7 +140,7 @@ def _false_routes(text: ScoredClass | None, seed: int) -> dict[str, Any]:
 
 
 def _flips(
-    model: WiseModel, records: Sequence[Record], live: Mapping[str, int], checkpoint: Checkpoint
+    model: WiseModel, records: Sequence[Record], live: Mapping[str, int], progress: Progress = silent
 ) -> tuple[float | None, dict[str, float | None]]:
     """Mean changes of speaker over edits and paraphrases together, and by kind of prompt."""
     tested = select(model, records).tested
@@ -157,12 +151,7 @@ def _flips(
         NEIGHBOURS: [prompt for each in tested for prompt in each.neighbours],
     }
     counts = {
-        kind: [
-            found.flips
-            for found in trace_generations(
-                model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", checkpoint=checkpoint
-            )
-        ]
+        kind: count_flips(model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", progress=progress)
         for kind, texts in prompts.items()
     }
     return _mean(counts[EDITS] + counts[PARAPHRASES]), {kind: _mean(found) for kind, found in counts.items()}
@@ -175,28 +164,3 @@ def _some(texts: Sequence[str]) -> list[str]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
-
-
-def _by_age(model: WiseModel, positives: Mapping[str, ScoredClass]) -> list[dict[str, Any]]:
-    """How often gates open, by the number of live edits made after the one asked for.
-
-    Edits are live because their own prompts are routed, so their share tells whether one was lost, and little else.
-    """
-    age = {edit.id: place for place, edit in enumerate(reversed(model.edits))}
-    width = -(-len(age) // AGES)
-    opened: dict[str, dict[int, list[float]]] = {EDITS: {}, PARAPHRASES: {}}
-    for kind, bins in opened.items():
-        scored = positives.get(kind)
-        for prompt, opens in zip(scored.prompts, scored.opened.tolist(), strict=True) if scored else ():
-            bins.setdefault(age[str(prompt.record)] // width, []).append(float(opens))
-    return [
-        {
-            "from": number * width,
-            "to": min((number + 1) * width, len(age)) - 1,
-            "edits": min((number + 1) * width, len(age)) - number * width,
-            "scored": len(opened[EDITS].get(number, ())),
-            "opened": _mean(opened[EDITS].get(number, ())),
-            "paraphrases_opened": _mean(opened[PARAPHRASES].get(number, ())),
-        }
-        for number in range(-(-len(age) // width))
-    ]

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.prompting import Prompter, PromptRow, Tested, mean_over_records, plain, select
 from wise.lab.eval.routing.scores import served
 from wise.memory.sequences import Ids
@@ -128,7 +128,9 @@ class ForcedRouter(HybridRouter):
         return [(len(ids) - 1, self._decision)]
 
 
-def measure_oracle(model: WiseModel, records: Sequence[Record], *, checkpoint: Checkpoint) -> dict[str, float | None]:
+def measure_oracle(
+    model: WiseModel, records: Sequence[Record], *, progress: Progress = silent
+) -> dict[str, float | None]:
     """Reliability and both generalizations, as `measure_quality` defines them, with an oracle in the router's place.
 
     The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so
@@ -139,7 +141,7 @@ def measure_oracle(model: WiseModel, records: Sequence[Record], *, checkpoint: C
 
     Raises ConfigError where no edit is live, and EditError for a prompt that does not fit the context.
     """
-    prompter = Prompter(model, checkpoint)
+    prompter = Prompter(model, progress)
     served(model)
     with model.evaluating():
         selected = select(model, records).tested

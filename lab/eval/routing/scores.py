@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from reprlib import repr as shortened
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 
 from wise.errors import ConfigError
 from wise.explain import read_rows
-from wise.lab.eval.checkpoint import Checkpoint
+from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.prompting import Prompter
 from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.memory.state import MemoryState
 from wise.model import WiseModel
+from wise.training.generation import greedy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,37 +33,66 @@ class Scored:
     """The edit whose key is nearest, or to which the slot belongs; None where neither says which it is."""
 
     @property
+    def last(self) -> Scored:
+        """That of the last token alone."""
+        return Scored(values=self.values[-1:], slots=self.slots[-1:], edits=self.edits[-1:])
+
+    @property
     def speakers(self) -> tuple[int | None, ...]:
         """The slot that speaks at each token, or None for the base."""
         return tuple(slot if value >= 1 else None for value, slot in zip(self.values, self.slots, strict=True))
 
 
 def score_prompts(
-    model: WiseModel, texts: Sequence[str], *, name: str, every_token: bool = False, checkpoint: Checkpoint
+    model: WiseModel, texts: Sequence[str], *, name: str, every_token: bool = False, progress: Progress = silent
 ) -> list[Scored]:
     """The evidence at the last token of each prompt, or at every token of it.
 
-    name: of this part of the checkpoint, unique in a run.
+    name: what `progress` is told.
 
     Raises ConfigError where the model has no live edit, or a prompt has no token or more than the context holds.
     """
     rows = [prompt_ids(model, text) for text in texts]
     served(model)
 
-    def compute(_: PreTrainedModel, part: Sequence[list[int]]) -> list[dict[str, Any]]:
-        kept = [_tail(scored, None if every_token else 1) for scored in score_rows(model, part)]
-        return [{"values": s.values, "slots": s.slots, "edits": s.edits} for s in kept]
+    def compute(_: PreTrainedModel, part: Sequence[list[int]]) -> list[Scored]:
+        scored = score_rows(model, part)
+        return scored if every_token else [each.last for each in scored]
 
     with model.evaluating():
-        found = Prompter(model, checkpoint).mapped(name, rows, compute, len, base=False)
-    return [_from_json(value) for value in found]
+        return Prompter(model, progress).mapped(name, rows, compute, len, base=False)
+
+
+def count_flips(
+    model: WiseModel, texts: Sequence[str], *, tokens: int, name: str, progress: Progress = silent
+) -> list[int]:
+    """Changes of speaker within the greedy answer to each text, of at most `tokens` tokens: from the last token of the
+    prompt to the last one read in. The answer's own last token is generated and never read, so its route decides
+    nothing.
+
+    Raises ConfigError where no edit is live, or a text does not fit the context.
+    """
+    prompts = [prompt_ids(model, text, room=1) for text in texts]
+
+    def compute(base: PreTrainedModel, part: Sequence[list[int]]) -> list[int]:
+        answers = greedy(base, part, stops=model.encoder.stops, max_new_tokens=tokens)
+        scored = score_rows(model, [[*prompt, *answer] for prompt, answer in zip(part, answers, strict=True)])
+        return [flips(each.speakers, len(prompt)) for each, prompt in zip(scored, part, strict=True)]
+
+    with model.evaluating():
+        return Prompter(model, progress).mapped(name, prompts, compute, len, base=False)
+
+
+def flips(speakers: Sequence[int | None], prompt_tokens: int) -> int:
+    """Changes of speaker between the last token of the prompt and the last but one of all."""
+    return sum(a != b for a, b in pairwise(speakers[prompt_tokens - 1 : max(prompt_tokens, len(speakers) - 1)]))
 
 
 def gate_ratios(model: WiseModel, prompts: Sequence[str]) -> Tensor:
     """`[n]` evidence at the last token of each prompt: the gate opens from 1. 0 for a model without edits."""
     if model.layer.memory is None:
         return torch.zeros(len(prompts))
-    found = score_prompts(model, prompts, name="routing.ratios", checkpoint=Checkpoint())
+    found = score_prompts(model, prompts, name="routing.ratios")
     return torch.tensor([scored.values[-1] for scored in found])
 
 
@@ -97,17 +127,17 @@ def score_rows(model: WiseModel, rows: Sequence[Sequence[int]]) -> list[Scored]:
     memory = served(model)
     activation = read_rows(model.model, model.layer, rows)
     values, slots, keys = (part.view(activation.shape[:2]).cpu() for part in memory.evidence(activation))
-    found = []
+    scored = []
     for i, row in enumerate(rows):
-        told, nearest = (part[i, : len(row)].tolist() for part in (slots, keys))
-        found.append(
+        chosen, nearest = (part[i, : len(row)].tolist() for part in (slots, keys))
+        scored.append(
             Scored(
                 values=tuple(values[i, : len(row)].tolist()),
-                slots=tuple(told),
-                edits=tuple(_edit(model.state, slot, key) for slot, key in zip(told, nearest, strict=True)),
+                slots=tuple(chosen),
+                edits=tuple(_edit(model.state, slot, key) for slot, key in zip(chosen, nearest, strict=True)),
             )
         )
-    return found
+    return scored
 
 
 def _edit(state: MemoryState, slot: int, key: int) -> str | None:
@@ -115,12 +145,3 @@ def _edit(state: MemoryState, slot: int, key: int) -> str | None:
     if key >= 0:
         return state.key_owners[key]
     return None if slot == NO_SLOT or state.slots[slot].shared else state.slots[slot].edit_ids[0]
-
-
-def _tail(scored: Scored, count: int | None) -> Scored:
-    start = 0 if count is None else -count
-    return Scored(values=scored.values[start:], slots=scored.slots[start:], edits=scored.edits[start:])
-
-
-def _from_json(value: Mapping[str, Any]) -> Scored:
-    return Scored(values=tuple(value["values"]), slots=tuple(value["slots"]), edits=tuple(value["edits"]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from editing_contexts import demo_context, records, tiny_context, tiny_edits
 
-from wise.errors import ArtifactError, ConfigError
+from wise.errors import ConfigError
 from wise.lab.editors.alphaedit import AlphaEdit, AlphaEditSettings, free_directions
 from wise.lab.editors.registry import make_baseline
 from wise.lab.editors.statistics import prepared_moments
@@ -98,24 +98,21 @@ def test_earlier_edits_are_moved_less_for_being_known():
 
 def test_what_later_edits_need_is_counted_kept_and_taken_back():
     editor = opened()
-    assert editor.memory_bytes == 0 and set(editor.tensors()) == set(editor.parameters)
+    assert editor.memory_bytes == 0 and not editor.earlier
     first, second = tiny_edits(2)
     editor.edit(first)
-    once = {name: tensor.clone() for name, tensor in editor.tensors().items()}
+    once, earlier = editor.state, editor.earlier
     assert editor.memory_bytes == 2 * (32 * 64 + 64 * 64) * 4
     editor.edit(second)
-    twice = {name: tensor.clone() for name, tensor in editor.tensors().items()}
-    gram = f"earlier:{editor.paths[0]}"
-    assert torch.linalg.matrix_rank(once[gram].double(), rtol=1e-5) == 1
-    assert torch.linalg.matrix_rank(twice[gram].double(), rtol=1e-5) == 2
-    editor.load_tensors(once)
-    assert all(torch.equal(tensor, once[name]) for name, tensor in editor.tensors().items())
+    twice, path = dict(editor.weights), editor.paths[0]
+    assert torch.linalg.matrix_rank(earlier[path].double(), rtol=1e-5) == 1
+    assert torch.linalg.matrix_rank(editor.earlier[path].double(), rtol=1e-5) == 2
+    editor.restore(once)
+    assert editor.earlier is earlier
     editor.edits = editor.edits[:1]
     editor.edit(second)  # goes on as if nothing had been between
-    for name, tensor in editor.tensors().items():
-        torch.testing.assert_close(tensor, twice[name])
-    with pytest.raises(ArtifactError, match="64 by 64, expected"):
-        editor.load_tensors({name: tensor for name, tensor in once.items() if name != gram})
+    for name, weight in editor.weights.items():
+        torch.testing.assert_close(weight, twice[name])
 
 
 def test_free_directions_hold_no_more_than_their_share():

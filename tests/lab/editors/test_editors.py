@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from editing_contexts import tiny_context, tiny_edits
 from tiny import same_tensors
 
 from wise.edits import Edit, Record
-from wise.errors import ArtifactError, ConfigError, EditError
+from wise.errors import ConfigError, EditError
 from wise.lab.bench.benchmark import candidates
 from wise.lab.editors.base import Applied, Baseline
 from wise.lab.editors.registry import BASELINES, baseline_class, make_baseline
@@ -37,7 +37,7 @@ def bags_of_words(texts: Sequence[str]) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def embeddings_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wise.lab.editors.in_context.MiniLM", lambda: bags_of_words)
+    monkeypatch.setattr("wise.lab.editors.in_context.published_encoder", lambda: SimpleNamespace(read=bags_of_words))
 
 
 def training() -> tuple[Record, ...]:
@@ -55,6 +55,14 @@ def opened(name: str, model_type: str = "llama", **given: Any) -> Baseline[Any]:
 def answers(editor: Any, prompts: Sequence[str]) -> list[list[int]]:
     ids = [editor.encoder.prompt(prompt) for prompt in prompts]
     return greedy(editor.model, ids, stops=editor.encoder.stops, max_new_tokens=6)
+
+
+def tensors_of(state: Any) -> list[torch.Tensor]:
+    """All tensors of an editor's state, which is nested in its own way."""
+    if isinstance(state, torch.Tensor):
+        return [state.clone()]
+    parts = state.values() if isinstance(state, dict) else vars(state).values() if hasattr(state, "__dict__") else state
+    return [tensor for part in parts if not isinstance(part, int) for tensor in tensors_of(part)]
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -84,24 +92,6 @@ def test_the_base_comes_back_bit_for_bit(name: str, model_type: str) -> None:
 
 
 @each
-def test_what_was_saved_answers_as_before(name: str, tmp_path: Path) -> None:
-    editor = opened(name)
-    edits = tiny_edits(3)
-    editor.edit(edits)
-    said = answers(editor, [edit.prompt for edit in edits])
-    editor.save_pretrained(tmp_path)
-    again = opened(name)
-    again.load(tmp_path)
-    assert again.edits == editor.edits == tuple(edits)
-    assert answers(again, [edit.prompt for edit in edits]) == said
-    assert same_tensors(again.tensors(), editor.tensors())
-    assert again.memory_bytes == editor.memory_bytes > 0
-    other = baseline_class(name)(tiny_context("gpt2", training=training()), editor.settings)
-    with pytest.raises(ArtifactError, match="another base"):
-        other.load(tmp_path)
-
-
-@each
 def test_an_edit_that_breaks_down_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     editor = opened(name)
     editor.edit(tiny_edits(1))
@@ -121,14 +111,15 @@ def test_an_edit_that_breaks_down_changes_nothing(name: str, monkeypatch: pytest
 
 @each
 def test_the_same_seed_makes_the_same_bytes(name: str) -> None:
-    def made() -> dict[str, torch.Tensor]:
+    def made() -> list[torch.Tensor]:
         editor = opened(name)
         state = torch.random.get_rng_state()
         editor.edit(tiny_edits(2))
         assert torch.equal(torch.random.get_rng_state(), state), "the global random state moved"
-        return {key: tensor.clone() for key, tensor in editor.tensors().items()}
+        return tensors_of(editor.state)
 
-    assert same_tensors(made(), made())
+    first, second = made(), made()
+    assert first and len(first) == len(second) and all(map(torch.equal, first, second))
 
 
 @each

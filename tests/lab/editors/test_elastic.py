@@ -69,15 +69,6 @@ def test_the_penalty_is_the_quadratic_of_equation_3(model_type: str) -> None:
         assert torch.allclose(gradient, 50.0 * editor.fisher[name] * m, rtol=1e-3, atol=1e-6)
 
 
-def test_the_anchor_is_the_last_weights_or_the_base() -> None:
-    for anchor, still in (("last", True), ("base", False)):
-        editor = prepared(anchor=anchor, strength=1.0)
-        editor.edit(tiny_edits(1))
-        now = {name: w.clone() for name, w in editor.weights.items()}
-        assert (float(editor.penalty(now, now)) == 0) is still
-        editor.unwrap()
-
-
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_a_large_penalty_keeps_the_weights_that_matter(model_type: str) -> None:
     moved = {}
@@ -143,7 +134,7 @@ def test_the_fisher_information_is_kept_and_its_making_is_shown(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "settings", [{"strength": -1.0}, {"anchor": "here"}, {"fisher_tokens": 1}, {"fisher_length": 1}, {"steps": 0}]
+    "settings", [{"strength": -1.0}, {"fisher_tokens": 1}, {"fisher_length": 1}, {"steps": 0}]
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):

@@ -11,7 +11,7 @@ from tiny import BATCH, padded, text
 from torch import Tensor
 
 from wise.edits import Edit
-from wise.errors import ArtifactError, ConfigError
+from wise.errors import ConfigError
 from wise.lab.editors.grace import Codebook, Grace, GraceSettings
 from wise.training.generation import greedy
 
@@ -166,17 +166,11 @@ def test_values_in_half_precision_models_are_float32() -> None:
     assert logits(editor, BATCH).dtype == torch.bfloat16
 
 
-def test_tensors_come_back_and_wrong_ones_are_refused() -> None:
+def test_keys_values_and_radii_are_what_is_kept() -> None:
     editor = grace(steps=2)
+    assert editor.memory_bytes == 0
     editor.edit(tiny_edits(2))
-    kept = editor.tensors()
-    other = grace()
-    other.load_tensors(kept)
-    assert torch.equal(logits(other, BATCH), logits(editor, BATCH))
-    assert other.layer.codebook.labels == editor.layer.codebook.labels
     assert editor.memory_bytes == 2 * 4 * (64 + 32 + 1)
-    with pytest.raises(ArtifactError, match="keys"):
-        other.load_tensors({**kept, "keys": kept["keys"][:, 1:]})
 
 
 @pytest.mark.parametrize("name, value", [("epsilon", 0.0), ("learning_rate", -1.0), ("steps", 0), ("enough", -1)])

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from wise.edits import Edit, Record
-from wise.errors import ArtifactError, ConfigError
+from wise.errors import ConfigError
 from wise.lab.editors.context import EditingContext, as_weight, mean_loss, padded_rows
 from wise.lab.editors.knowledge_editor import KnowledgeEditor, KnowledgeEditorSettings
 
@@ -192,7 +192,7 @@ def test_training_pays_on_records_never_seen(trained: KnowledgeEditor) -> None:
 def test_an_edit_of_the_shipped_model_is_generated(trained: KnowledgeEditor) -> None:
     reports = []
     for record in records(4):
-        trained.load_tensors(trained.original)
+        trained.restore(trained.original)
         trained.edits = ()
         reports.append(trained.edit(record.edit))
     assert sum(report.outcomes[0].status == "verified" for report in reports) >= 2
@@ -243,27 +243,7 @@ def test_three_records_without_neighbours_are_enough() -> None:
     knowledge_editor(tiny_context(training=training), **SMALL, steps=2, batch=2, held_out=0.5).prepare()
 
 
-# -- the file ---------------------------------------------------------------------------------------
-
-
-def test_a_named_file_is_read_again_and_refused_on_another_base(tmp_path: Any) -> None:
-    file = str(tmp_path / "ke.safetensors")
-    first = knowledge_editor(
-        tiny_context("gpt2", training=tiny_records(6)), **SMALL, steps=2, batch=2, hypernetwork=file
-    )
-    first.edit(tiny_edits(1, first=20))
-    second = knowledge_editor(tiny_context("gpt2"), **SMALL, hypernetwork=file)
-    second.edit(tiny_edits(1, first=20))
-    assert all(torch.equal(weight, second.weights[name]) for name, weight in first.weights.items())
-    with pytest.raises(ArtifactError, match="was trained on another base"):
-        knowledge_editor(tiny_context("llama"), **SMALL, hypernetwork=file).prepare()
-    with pytest.raises(ArtifactError, match="condition 9 expected, 8 found"):
-        knowledge_editor(tiny_context("gpt2"), condition=9, hidden=8, hypernetwork=file).prepare()
-    with pytest.raises(ArtifactError, match="rate 0.2 expected, 0.1 found"):
-        knowledge_editor(tiny_context("gpt2"), **SMALL, rate=0.2, hypernetwork=file).prepare()
-
-
-def test_without_records_and_without_a_file_it_says_what_to_give() -> None:
+def test_without_records_it_says_what_to_give() -> None:
     with pytest.raises(ConfigError, match="ke must train a hypernetwork first and was given 0 training records"):
         knowledge_editor(tiny_context()).edit(tiny_edits(1))
 

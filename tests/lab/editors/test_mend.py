@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +13,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from wise.edits import Record
-from wise.errors import ArtifactError, ConfigError
+from wise.errors import ConfigError
 from wise.lab.editors.context import EditingContext, as_weight, mean_loss, padded_rows
 from wise.lab.editors.factors import added, dense, divergence, spoken_loss, taken
 from wise.lab.editors.mend import Mend, MendSettings
-from wise.lab.editors.registry import make_baseline
 
 ARCHITECTURES = ("llama", "gpt2", "opt", "bloom")
 SHORT = {"steps": 40, "batch": 4, "rank": 32, "learning_rate": 3e-4}
@@ -221,7 +219,7 @@ def test_training_pays_on_records_never_seen(trained: Mend, demo: EditingContext
 def test_an_edit_of_the_shipped_model_is_generated(trained: Mend) -> None:
     reports = []
     for record in records(4):
-        trained.load_tensors(trained.original)
+        trained.restore(trained.original)
         trained.edits = ()
         reports.append(trained.edit(record.edit))
     assert sum(report.outcomes[0].status == "verified" for report in reports) >= 3
@@ -247,7 +245,6 @@ def test_other_settings_are_not_taken_from_the_cache(demo: EditingContext, chang
 def test_other_records_are_not_taken_from_the_cache(demo: EditingContext) -> None:
     others = demo_context(training=demo.training[1:])
     assert mend(others, **SHORT)._key() != mend(demo, **SHORT)._key()
-    assert mend(demo, **SHORT, hypernetwork="a.safetensors")._key() == mend(demo, **SHORT)._key()
 
 
 def test_training_leaves_the_base_and_the_random_state_alone() -> None:
@@ -296,47 +293,11 @@ def test_in_half_precision() -> None:
     assert all(p.dtype == torch.float32 for p in editor.network.parameters())
 
 
-# -- the file ---------------------------------------------------------------------------------------
-
-
-def test_a_named_file_is_written_and_read_again(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "mend.safetensors"
-    first = mend(tiny_context(training=tiny_records(8)), steps=3, batch=2, rank=4, hypernetwork=str(file))
-    first.edit(tiny_edits(1, first=20))
-    second = mend(tiny_context(), rank=4, hypernetwork=str(file))  # no records are needed any more
-    second.edit(tiny_edits(1, first=20))
-    assert all(torch.equal(w, second.weights[name]) for name, w in first.weights.items())
-    assert all(not torch.equal(w, first.original[name]) for name, w in first.weights.items())
-
-
-def test_a_file_of_another_base_or_of_other_settings_is_refused(tmp_path: Path) -> None:
-    file = str(tmp_path / "mend.safetensors")
-    mend(tiny_context(training=tiny_records(8)), steps=1, batch=2, rank=4, hypernetwork=file).prepare()
-    other = tiny_context()
-    with torch.no_grad():
-        other.model.get_parameter("model.layers.0.mlp.down_proj.weight").add_(0.1)
-    with pytest.raises(ArtifactError, match="was trained on another base"):
-        mend(other, rank=4, hypernetwork=file).prepare()
-    with pytest.raises(ArtifactError, match="does not fit the settings: rank 5 expected, 4 found"):
-        mend(tiny_context(), rank=5, hypernetwork=file).prepare()
-    with pytest.raises(ArtifactError, match="editor 'ke' expected, 'mend' found"):
-        make_baseline("ke", tiny_context(), {"hypernetwork": file}).prepare()
-
-
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "mend.safetensors"
-    file.write_bytes(b"nothing of the kind")
-    with pytest.raises(ArtifactError, match="no hypernetwork can be read from it"):
-        mend(tiny_context(), hypernetwork=str(file)).prepare()
-
-
 @pytest.mark.parametrize("count", [0, 2])
-def test_without_records_and_without_a_file_it_says_what_to_give(count: int, tmp_path: Path) -> None:
+def test_without_records_it_says_what_to_give(count: int) -> None:
     context = tiny_context(training=tiny_records(count))
-    with pytest.raises(ConfigError, match=rf"was given {count} training records: give at least 3 .* hypernetwork='"):
+    with pytest.raises(ConfigError, match=rf"was given {count} training records: give at least 3"):
         mend(context).edit(tiny_edits(1))
-    with pytest.raises(ConfigError, match="give at least 3"):
-        mend(context, hypernetwork=str(tmp_path / "not there.safetensors")).prepare()
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,9 @@
-"""Free text: drawn alone as in a batch, its entropy and consistency as independent counts give them."""
+"""Free text: drawn alone as in a batch, its entropy as independent counts give it."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import logging
-import lzma
 import math
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +11,8 @@ import torch
 from tiny import EOS, text, wrap_tiny
 
 import wise
-from wise.errors import ConfigError, EditError
-from wise.lab.eval.checkpoint import Checkpoint
-from wise.lab.eval.fluency import TOKENS, TOP_K, TopK, entropy, measure_fluency, openings, read_references
+from wise.errors import ConfigError
+from wise.lab.eval.fluency import TOKENS, TOP_K, TopK, entropy, measure_fluency, openings
 from wise.lab.eval.fluency import _sampled as sampled
 from wise.lab.eval.prompting import Prompter, select
 from wise.lab.eval.quality import measure_quality
@@ -40,7 +33,7 @@ RECORDS = [record(20, "w20 w60", "w20"), record(30, "w30 w31 w61", "w62 w30"), r
 
 
 def asked_of(wrapped: WiseModel, records: list[wise.Record]) -> tuple[Prompter, list[Any]]:
-    prompter = Prompter(wrapped, Checkpoint())
+    prompter = Prompter(wrapped)
     return prompter, openings(prompter, select(wrapped, records).tested)
 
 
@@ -138,7 +131,6 @@ def test_without_edits_text_is_that_of_the_base_and_a_memory_that_speaks_changes
     plain = measure_quality(wrap_tiny("llama", mode=None), RECORDS).fluency
     assert plain is not None
     assert plain["entropy"] == plain["base_entropy"] > 0 and plain["n"] == 5
-    assert plain["consistency"] is plain["base_consistency"] is None
     wrapped = wrap_tiny("llama")
     edited = measure_quality(wrapped, RECORDS).fluency
     assert edited is not None and edited["base_entropy"] == plain["entropy"] != edited["entropy"]
@@ -158,85 +150,3 @@ def test_without_room_or_prompts_there_is_no_figure() -> None:
 
 def test_a_text_is_as_long_as_published() -> None:
     assert TOKENS == 100
-
-
-def cosine(said: str, about: str, corpus: list[str]) -> float:
-    """Smooth idf, raw counts."""
-    idf = {
-        word: math.log((1 + len(corpus)) / (1 + sum(word in one.split() for one in corpus))) + 1
-        for one in corpus
-        for word in one.split()
-    }
-    vectors = [
-        {word: count * idf[word] for word, count in Counter(one.split()).items() if word in idf}
-        for one in (said, about)
-    ]
-    dot = sum(value * vectors[1].get(word, 0.0) for word, value in vectors[0].items())
-    norms = [math.sqrt(sum(value**2 for value in vector.values())) for vector in vectors]
-    return dot / (norms[0] * norms[1]) if all(norms) else 0.0
-
-
-def test_consistency_is_the_cosine_of_weighted_words() -> None:
-    wrapped = wrap_tiny("llama")
-    everything = text(range(4, 96, 3))
-    references = {"w40": ("w20 w60 w61", everything), "w41": ("w20 w20 w70 w71",), "w42": ()}
-    records = [record(20, "w20 w60", "w20"), record(30, "w30", target="w41"), record(50, "w50", target="w43")]
-    found = measure_quality(wrapped, records, references=references).fluency
-    texts = texts_of(wrapped, records)
-    corpus = [one for each in references.values() for one in each]
-    first = cosine(" ".join(texts[:2]), " ".join(references["w40"]), corpus)
-    second = cosine(texts[2], references["w41"][0], corpus)
-    assert found is not None
-    assert found["consistency"] == pytest.approx((first + second) / 2)
-    assert 0 < first < 1
-    other = measure_quality(wrapped, records, references={"w99": ("w20",)}).fluency
-    assert other is not None and other["consistency"] is None
-    for wordless in ({"w40": ("?",)}, {"w40": ()}):
-        with pytest.raises(ConfigError, match="references: "):
-            measure_quality(wrapped, records, references=wordless)
-
-
-def test_without_scikit_learn_there_is_a_note(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
-    with caplog.at_level(logging.WARNING, logger="wise.lab.eval.fluency"):
-        found = measure_quality(wrap_tiny("llama"), RECORDS, references={"w40": ("w20",)}).fluency
-    assert found is not None and found["consistency"] is None and found["entropy"] > 0
-    assert "needs scikit-learn" in caplog.text
-
-
-# -- references -------------------------------------------------------------------------------
-
-ROWS = [
-    {"text": "Ferns like shade.", "rel": "P1", "sub": "fern", "obj": "shade"},
-    {"text": "Moss does too.", "object": "shade"},
-    {"text": "A kite needs wind.", "obj": "wind "},
-]
-
-
-@pytest.mark.parametrize(("suffix", "opened"), [("", open), (".gz", gzip.open), (".xz", lzma.open)])
-def test_references_are_read(tmp_path: Path, suffix: str, opened: Any) -> None:
-    path = tmp_path / f"references.jsonl{suffix}"
-    with opened(path, "wt", encoding="utf-8") as file:
-        file.write("\n".join(map(json.dumps, ROWS)))
-    assert read_references(path) == {
-        "shade": ("Ferns like shade.", "Moss does too."),
-        "wind": ("A kite needs wind.",),
-    }
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"text": "x"}', "references.jsonl:2: field 'obj': missing; fields found: text"),
-        ('{"obj": "x"}', "references.jsonl:2: field 'text': missing"),
-        ('{"obj": 7, "text": "x"}', "references.jsonl:2: field 'obj'"),
-        ("[]]", "references.jsonl:2: broken JSON"),
-    ],
-)
-def test_what_is_no_reference_is_named(tmp_path: Path, line: str, message: str) -> None:
-    path = tmp_path / "references.jsonl"
-    path.write_text(f"{json.dumps(ROWS[0])}\n{line}\n")
-    with pytest.raises(EditError, match=message):
-        read_references(path)

@@ -11,7 +11,6 @@ import torch
 from tiny import BOS, text, wrap_tiny
 
 from wise.errors import ConfigError
-from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.perplexity import measure_perplexity, windows
 from wise.lab.eval.prompting import Prompter
 from wise.lab.eval.quality import measure_quality
@@ -27,7 +26,7 @@ TEXTS = (words(300), words(40, 1), words(1, 2), words(130, 3))
 
 
 def prompter(model_type: str = "llama", mode: str | None = "retrieve") -> Prompter:
-    return Prompter(wrap_tiny(model_type, mode), Checkpoint())
+    return Prompter(wrap_tiny(model_type, mode))
 
 
 def by_hand(model: Any, encoder: Any) -> tuple[float, list[int]]:

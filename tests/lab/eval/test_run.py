@@ -1,10 +1,8 @@
-"""A run that is interrupted anywhere ends with the figures of one that was not, and never mixes with another run."""
+"""One run: all parts of its file, the same figures each time, the model as it was."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from wise.demo import model_path
 from wise.demo.records import demo_records
 from wise.errors import ConfigError, EditError
-from wise.lab.eval.candidates import all_settings
-from wise.lab.eval.checkpoint import CheckpointFile, sole_user
 from wise.lab.eval.results_file import KEYS
 from wise.lab.eval.run import Evaluation, Scope, evaluate, stops
 
@@ -51,105 +47,30 @@ def figures(result: Evaluation) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(base: tuple[Any, Any], scope: Scope, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
-    """A run that nothing stopped, and the folder it kept its parts in."""
-    folder = tmp_path_factory.mktemp("whole")
-    return run(base, scope, folder=folder), folder
+def whole(base: tuple[Any, Any], scope: Scope) -> Evaluation:
+    return run(base, scope)
 
 
-def test_a_run_has_every_part_that_a_file_of_it_needs(whole: tuple[Evaluation, Path]) -> None:
-    found = whole[0].to_dict(outcomes=True) | {"data": {}}
+def test_a_run_has_every_part_that_a_file_of_it_needs(whole: Evaluation) -> None:
+    found = whole.to_dict(outcomes=True) | {"data": {}}
     assert set(KEYS) <= set(found)
     assert found["routing"]["oracle"]["reliability"] is not None
     assert [stop["edits"] for stop in found["retention"]] == stops(EDITS) == [1, 2, 5, 6]
-    assert "outcomes" not in whole[0].to_dict()
+    assert "outcomes" not in whole.to_dict()
 
 
-def test_keeping_parts_changes_no_figure(base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path]) -> None:
-    assert figures(run(base, scope)) == figures(whole[0])
+def test_a_run_made_again_has_the_same_figures(base: tuple[Any, Any], scope: Scope, whole: Evaluation) -> None:
+    assert figures(run(base, scope)) == figures(whole)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.45, 0.8])
-def test_an_interrupted_run_goes_on_to_the_same_figures(
-    base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path], tmp_path: Path, share: float
-) -> None:
-    parts = list(CheckpointFile(whole[1] / "checkpoint.jsonl").parts)
-    at = parts[int(share * len(parts))]
-
-    def interrupt(journal: CheckpointFile, name: str, value: Any, seconds: float) -> None:
-        if name == at:
-            raise Interrupted
-        keep(journal, name, value, seconds)
-
-    keep = CheckpointFile.add
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(CheckpointFile, "add", interrupt)
-        run(base, scope, folder=tmp_path)
-    begun = list(CheckpointFile(tmp_path / "checkpoint.jsonl").parts)
-    assert begun == parts[: len(begun)] and 0 < len(begun) < len(parts)
-    assert figures(run(base, scope, folder=tmp_path)) == figures(whole[0])
-    assert list(CheckpointFile(tmp_path / "checkpoint.jsonl").parts) == parts
-
-
-def test_an_interrupted_run_of_hybrid_goes_on_to_the_same_figures(
-    base: tuple[Any, Any], scope: Scope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_of_hybrid(base: tuple[Any, Any], scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wise.model.load_encoder", lambda *_, **__: WordReader())
-    expected = run(base, scope, editor="wise-hybrid")
-    assert expected.failed == () and expected.quality.generated["reliability"] == 1
-    routing = expected.routing
+    found = run(base, scope, editor="wise-hybrid")
+    assert found.failed == () and found.quality.generated["reliability"] == 1
+    routing = found.routing
     assert routing is not None and routing.oracle["reliability"] == routing.positives["edits"]["opened"] == 1
     assert routing.edit_top1 == routing.slot_top1 > 0.9
     assert routing.classes["same_relation"]["opened"] == 0 and routing.false_routes_per_million == 0
-    keep = CheckpointFile.add
-
-    def interrupt(journal: CheckpointFile, name: str, value: Any, seconds: float) -> None:
-        if name.startswith("routing.oracle"):
-            raise Interrupted
-        keep(journal, name, value, seconds)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(CheckpointFile, "add", interrupt)
-        run(base, scope, editor="wise-hybrid", folder=tmp_path)
-    assert figures(run(base, scope, editor="wise-hybrid", folder=tmp_path)) == figures(expected)
-
-
-def test_a_finished_run_is_told_again_without_asking_the_model(
-    base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path], tmp_path: Path
-) -> None:
-    again = tmp_path / "again"
-    shutil.copytree(whole[1], again)
-    before = (again / "checkpoint.jsonl").read_bytes()
-    assert figures(run(base, scope, folder=again)) == figures(whole[0])
-    assert (again / "checkpoint.jsonl").read_bytes() == before
-
-
-def test_runs_with_readers_that_were_taught_otherwise_are_other_runs(tmp_path: Path) -> None:
-    files = [tmp_path / name for name in ("one", "same", "other")]
-    for file, content in zip(files, (b"a", b"a", b"b"), strict=True):
-        file.write_bytes(content)
-    one, same, other = (all_settings("wise-hybrid", {"relations": str(file)})["relations_sha256"] for file in files)
-    assert one == same != other and "relations_sha256" not in all_settings("wise-hybrid", {})
-    with pytest.raises(ConfigError, match="setting 'router' is not known"):
-        all_settings("wise-hybrid", {"router": str(files[0])})
-
-
-def test_one_memory_is_kept_and_it_is_the_last(whole: tuple[Evaluation, Path]) -> None:
-    assert [path.name for path in whole[1].iterdir() if path.is_dir()] == [f"memory-{EDITS}"]
-
-
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [({"batch": 2}, "batch"), ({"settings": {"seed": 5}}, "seed"), ({"scope": None}, "routing")],
-)
-def test_another_run_in_the_same_folder_is_refused(
-    base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path], changed: dict[str, Any], named: str
-) -> None:
-    before = (whole[1] / "checkpoint.jsonl").read_bytes()
-    options = {"scope": scope, "folder": whole[1]} | changed
-    with pytest.raises(ConfigError, match=f"unfinished run that differs in .*{named}"):
-        run(base, **options)
-    assert (whole[1] / "checkpoint.jsonl").read_bytes() == before
 
 
 def test_batches_are_part_of_what_a_run_is(base: tuple[Any, Any]) -> None:
@@ -169,26 +90,13 @@ def test_the_model_comes_back_as_it_was_also_from_an_interrupted_run(base: tuple
     assert dict(base[0].named_modules()) == before
 
 
-def test_two_processes_are_never_at_one_run(base: tuple[Any, Any], tmp_path: Path) -> None:
-    with sole_user(tmp_path), pytest.raises(ConfigError, match="another process is at this run"):
-        run(base, Scope(), folder=tmp_path)
-    assert not (tmp_path / "checkpoint.jsonl").exists()
-
-
-def test_other_code_does_not_go_on_with_a_run(
-    base: tuple[Any, Any], scope: Scope, whole: tuple[Evaluation, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wise.lab.eval.run.code_digest", lambda: "other")
-    with pytest.raises(ConfigError, match="unfinished run that differs in code"):
-        run(base, scope, folder=whole[1])
-
-
-def test_the_last_edit_is_looked_at_before_the_first_is_made(base: tuple[Any, Any], tmp_path: Path) -> None:
+def test_the_last_edit_is_looked_at_before_the_first_is_made(base: tuple[Any, Any]) -> None:
+    made: list[str] = []
     records = demo_records(3, seed=0)
     records.append(replace(records[0], edit=replace(records[0].edit, target="tea " * 300, id="long")))
     with pytest.raises(EditError, match="the context holds"):
-        evaluate(*base, records, editor="wise-retrieve", batch=1, folder=tmp_path)
-    assert not [name for name in CheckpointFile(tmp_path / "checkpoint.jsonl").parts if name.startswith("edits")]
+        evaluate(*base, records, editor="wise-retrieve", batch=1, progress=lambda name, *_: made.append(name))
+    assert "edits" not in made
 
 
 def test_a_run_in_which_no_edit_holds_is_a_result(base: tuple[Any, Any], scope: Scope) -> None:

@@ -19,7 +19,6 @@ import wise
 from wise.demo import model_path
 from wise.demo.facts import load_facts, train_prompts
 from wise.errors import ConfigError
-from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile
 from wise.lab.eval.significance import bootstrap_interval
 from wise.lab.locate.facts import Fact
 from wise.lab.locate.location import _by_role, trace
@@ -102,11 +101,12 @@ def test_rank_correlation_is_spearmans() -> None:
 # -- a whole trace ----------------------------------------------------------------------------
 
 
-def test_what_is_traced_is_counted_and_ready_for_json(tmp_path: Any) -> None:
+def test_what_is_traced_is_counted_and_ready_for_json() -> None:
     seen: list[tuple[str, int, int]] = []
     model, before = tiny_model("llama").train(), tiny_model("llama")
-    checkpoint = Checkpoint(CheckpointFile(tmp_path / "checkpoint.jsonl"), lambda *step: seen.append(step))
-    found = trace(model, tiny_tokenizer(), tiny_facts(), samples=2, name="tiny", checkpoint=checkpoint)
+    found = trace(
+        model, tiny_tokenizer(), tiny_facts(), samples=2, name="tiny", progress=lambda *step: seen.append(step)
+    )
     assert model.training and same_tensors(model, before)
     assert (found.facts, found.skipped) == (5, {ENDS: 1, UNKNOWN: 1})
     assert (found.layers, found.window, found.samples) == (DEPTH, 1, 2)
@@ -121,13 +121,9 @@ def test_what_is_traced_is_counted_and_ready_for_json(tmp_path: Any) -> None:
             for mean, interval in zip(means, bounds, strict=True):
                 assert (mean is None) == (interval is None)
                 assert mean is None or interval[0] <= mean <= interval[1]
-    assert result["severed"]["state"] == pytest.approx(found.effect("state", LAST_SUBJECT))
     assert 0 < found.low_score < found.high_score < 1
     assert found.effect("state", LAST)[-1] == pytest.approx(found.high_score - found.low_score, abs=1e-5)
-    assert ("facts", 7, 7) in seen and ("trace", 5, 5) in seen
-    resumed = Checkpoint(checkpoint.file)
-    again = trace(model, tiny_tokenizer(), tiny_facts(), samples=2, name="tiny", checkpoint=resumed)
-    assert again.to_dict() == found.to_dict()
+    assert ("trace", 5, 5) in seen
 
 
 def test_the_seed_decides_the_noise_and_nothing_else_does() -> None:

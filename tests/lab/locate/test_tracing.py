@@ -89,14 +89,11 @@ class Reference:
             handle.remove()
         return float(logits.softmax(-1)[self.fact.answer]), seen
 
-    def effect(self, kind: str, layers: range, token: int, held: str | None = None) -> float:
+    def effect(self, kind: str, layers: range, token: int) -> float:
         _, clean = self.clean
         total = 0.0
-        for values, (low, noisy) in zip(self.noise.values, self.noisy, strict=True):
+        for values, (low, _) in zip(self.noise.values, self.noisy, strict=True):
             changes = {(m := self.sites.module(kind, i)): {token: clean[m][token]} for i in layers}
-            if held is not None:
-                later = [self.sites.module(held, i) for i in range(layers[-1] + 1, self.sites.depth)]
-                changes |= {m: {token: noisy[m][token]} for m in later}
             total += self.run(values, changes)[0] - low
         return total / len(self.noisy)
 
@@ -117,9 +114,6 @@ def test_a_trace_is_what_one_thing_at_a_time_gives(model_type: str, window: int)
                 layers = range(layer, layer + 1) if kind == "state" else window_layers(layer, window, DEPTH)
                 wanted = reference.effect(kind, layers, token)
                 assert trace.effects[kind][place][layer] == pytest.approx(wanted, abs=1e-5), (kind, token, layer)
-    for name, held in (("state", None), ("no_ffn", "ffn"), ("no_attention", "attention")):
-        wanted = [reference.effect("state", range(i, i + 1), SPAN[1] - 1, held) for i in range(DEPTH)]
-        assert trace.severed[name] == pytest.approx(wanted, abs=1e-5), name
 
 
 # -- what must come out -----------------------------------------------------------------------
@@ -202,20 +196,7 @@ def test_without_noise_there_is_no_effect() -> None:
     trace = trace_fact(runner, fact, silent, window=2)
     assert trace.low == pytest.approx(trace.high, abs=1e-6)
     numbers = [x for rows in trace.effects.values() for row in rows for x in row]
-    numbers += [x for row in trace.severed.values() for x in row]
     assert numbers == pytest.approx([0.0] * len(numbers), abs=1e-6)
-
-
-def test_severing_a_path_on_which_nothing_runs_takes_nothing_away() -> None:
-    model = tiny_model("llama")
-    sound = trace_fact(runner_of(model), fact_of(model), noise_of(runner_of(model), fact_of(model)), window=1)
-    assert sound.severed["no_ffn"][0] != pytest.approx(sound.severed["state"][0], abs=1e-3)
-    for block in model.model.layers:
-        block.mlp.down_proj.weight.zero_()
-    runner, fact = runner_of(model), fact_of(model)
-    trace = trace_fact(runner, fact, noise_of(runner, fact), window=1)
-    assert trace.severed["no_ffn"] == pytest.approx(trace.severed["state"], abs=1e-6)
-    assert trace.severed["no_attention"][0] != pytest.approx(trace.severed["state"][0], abs=1e-3)
 
 
 def test_how_many_rows_share_a_forward_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,15 +74,15 @@ def scenario(folder: Path, pipe: int, known: dict[int, str], seed: int) -> None:
 def test_killed_at_any_passage_of_a_point_nothing_is_lost_or_wrong(point: str) -> None:
     for turn in range(1, 100):
         with new_folder() as parent:
-            said = soak.Said()
-            killed = soak.kill_once(parent / "store", said, random.Random(turn), f"{point}:kill:{turn}", scenario)
+            reports = soak.Reports()
+            killed = soak.kill_once(parent / "store", reports, random.Random(turn), f"{point}:kill:{turn}", scenario)
             if (parent / "store" / "writer.lock").exists():
-                said.compare(parent / "store")
-            assert (said.lost, said.wrong, said.problems) == (0, 0, []), turn
+                reports.compare(parent / "store")
+            assert (reports.lost, reports.wrong, reports.problems) == (0, 0, []), turn
             if not killed:
                 break
     assert turn > (1 if point == "version-collected" else 2), "never passed"
-    assert said.reported == 4 and len(said.acknowledged) == 3
+    assert reports.reported == 4 and len(reports.acknowledged) == 3
 
 
 def test_killed_at_random_instants_nothing_is_lost_or_wrong() -> None:
@@ -95,11 +95,11 @@ def test_killed_at_random_instants_nothing_is_lost_or_wrong() -> None:
 def kills(point: str, count: int = 4) -> Any:
     """What kills at the first passages of a point leave behind."""
     with new_folder() as parent:
-        said = soak.Said()
+        reports = soak.Reports()
         for turn in range(1, count + 1):
-            soak.kill_once(parent / "store", said, random.Random(turn), f"{point}:kill:{turn}")
-            said.compare(parent / "store")
-    return said
+            soak.kill_once(parent / "store", reports, random.Random(turn), f"{point}:kill:{turn}")
+            reports.compare(parent / "store")
+    return reports
 
 
 def test_a_store_that_names_a_version_before_it_is_stored_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,10 +140,10 @@ def test_an_answer_before_the_edit_is_durable_would_be_seen(monkeypatch: pytest.
             early(store, rng, known, lambda **words: os.write(pipe, soak.json.dumps(words).encode() + b"\n"))
 
     with new_folder() as parent:
-        said = soak.Said()
-        soak.kill_once(parent / "store", said, random.Random(0), "transaction-filled:kill:5", hasty)
-        said.compare(parent / "store")
-    assert said.lost == 1
+        reports = soak.Reports()
+        soak.kill_once(parent / "store", reports, random.Random(0), "transaction-filled:kill:5", hasty)
+        reports.compare(parent / "store")
+    assert reports.lost == 1
 
 
 def test_a_part_is_on_the_disk_before_anything_names_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from wise.demo.facts import load_facts
 from wise.demo.records import demo_records
 from wise.formats.reader import read_records
 from wise.lab.eval.candidates import EDITORS
-from wise.lab.eval.checkpoint import CheckpointFile
 from wise.lab.eval.results_file import read_run
 from wise.router.encoder import load_encoder
 
@@ -354,10 +353,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str | Path
     text.write_text("The bus was late again, so we walked.\n\nNobody minded, for the evening was warm.\n")
     arguments = ("eval", "--model", model_path(), "--data", data, "--edits", "4", "--text", text, "--routing")
     arguments += ("--retention", "--editor", "wise-retrieve", "--json")
-    return arguments, folder, run(*arguments, "--output", folder / "run.json", "--report", folder / "run.html")
+    return arguments, folder, run(*arguments, "--output", folder / "run.json", "--picture", folder / "run.png")
 
 
-def test_eval_writes_the_run_and_a_page_about_it(measured: tuple[tuple[str | Path, ...], Path, Result]) -> None:
+def test_eval_writes_the_run_and_a_picture_of_it(measured: tuple[tuple[str | Path, ...], Path, Result]) -> None:
     arguments, folder, result = measured
     assert result.exit_code == 0, result.output
     said, kept = last_line(result), read_run(folder / "run.json")
@@ -367,30 +366,15 @@ def test_eval_writes_the_run_and_a_page_about_it(measured: tuple[tuple[str | Pat
     assert "same_relation" in result.stdout and "oracle" in result.stdout
     assert said == {name: value for name, value in kept.items() if name != "outcomes"}
     assert kept["data"]["name"] == "records.jsonl" and kept["environment"]["torch"]
-    assert "<html" in (folder / "run.html").read_text()
-    assert {path.name for path in folder.iterdir()} == {"records.jsonl", "text.txt", "run.json", "run.html"}
+    assert (folder / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in folder.iterdir()} == {"records.jsonl", "text.txt", "run.json", "run.png"}
     before = (folder / "run.json").read_bytes()
     refused(run(*arguments, "--output", folder / "run.json"), "run.json", "is there already")
     assert (folder / "run.json").read_bytes() == before
 
 
-def test_eval_that_was_interrupted_goes_on(
-    measured: tuple[tuple[str | Path, ...], Path, Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_eval_made_again_has_the_same_figures(measured: tuple[tuple[str | Path, ...], Path, Result]) -> None:
     arguments, folder, _ = measured
-    keep = CheckpointFile.add
-
-    def interrupt(journal: CheckpointFile, name: str, value: Any, seconds: float) -> None:
-        if name.startswith("routing.flips"):
-            raise KeyboardInterrupt
-        keep(journal, name, value, seconds)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CheckpointFile, "add", interrupt)
-        stopped = run(*arguments, "--output", folder / "again.json")
-    assert stopped.exit_code == 130 and "the same command goes on" in stopped.stderr
-    assert not (folder / "again.json").exists()
-    refused(run(*arguments, "--seed", "3", "--output", folder / "again.json"), "again.json.partial", "seed")
     assert run(*arguments, "--output", folder / "again.json").exit_code == 0
     first, again = read_run(folder / "run.json"), read_run(folder / "again.json")
     assert {k: v for k, v in first.items() if k not in TIMES} == {k: v for k, v in again.items() if k not in TIMES}

@@ -15,8 +15,9 @@ import wise
 from wise.cli.app import app
 from wise.cli.locate import show_location
 from wise.errors import ConfigError
-from wise.lab.locate.picture import check_picture, draw
+from wise.lab.locate.picture import draw
 from wise.lab.locate.roles import ROLES
+from wise.plotting import check_picture
 from wise.training.encoding import learn_encoder
 
 
@@ -89,7 +90,7 @@ def test_figures_are_printed_written_and_drawn(swept: tuple[Path, Result], data:
     assert [row["layer"] for row in printed["sweep"]] == [0, 2]
     assert printed["sweep_records"] == {"first": 4, "count": 2, "ids": ["r24", "r25"]}
     assert printed["recommendation"]["layer"] in (0, 2)
-    for part in (*ROLES, "layer 2", "records 4 to 5", "recommended: layer", "standard deviation", "feed-forward held"):
+    for part in (*ROLES, "layer 2", "records 4 to 5", "recommended: layer", "standard deviation"):
         assert part in result.stdout, part
     assert (folder / "heat.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in folder.iterdir()) == ["heat.png", "locate.json"]
@@ -129,7 +130,6 @@ def deep(layers: int) -> dict[str, Any]:
     mean = [[None] * layers, *([0.01 * i for i in range(layers)] for _ in ROLES[1:])]
     ci = [[None] * layers, *([[0.01 * i, 0.02 * i] for i in range(layers)] for _ in ROLES[1:])]
     effects = {"mean": mean, "ci": ci, "n": [0, *[5] * (len(ROLES) - 1)]}
-    curves = ("state", "no_ffn", "no_attention")
     return {
         "model": {"name": "deep", "type": "llama"},
         "facts": 5,
@@ -142,8 +142,6 @@ def deep(layers: int) -> dict[str, Any]:
         "effects": dict.fromkeys(("state", "ffn", "attention"), effects),
         "low_score": 0.1,
         "high_score": 0.9,
-        "severed": dict.fromkeys(curves, mean[1]),
-        "severed_ci": dict.fromkeys(curves, ci[1]),
         "sweep": [],
         "sweep_records": None,
         "recommendation": None,
@@ -162,7 +160,7 @@ def test_a_deep_model_fits_the_page(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_measure_that_no_prompt_takes_is_not_drawn(tmp_path: Path) -> None:
     row = {"reliability": 1.0, "locality": 0.5, "success": 0.75, "trace_effect": 0.1}
-    advice = {"layer": 0, "correlation": None}
+    advice = {"layer": 0, "correlations": {"trace_effect": None}}
     for generalization in (None, 0.5):
         rows = [row | {"layer": layer, "generalization": generalization} for layer in range(3)]
         swept = {"sweep": rows, "sweep_records": {"count": 2}, "recommendation": advice}
@@ -177,6 +175,6 @@ def test_a_picture_that_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest
         check_picture(tmp_path / "heat")
     with pytest.raises(ConfigError, match="--picture"):
         draw(deep(3), tmp_path / "none" / "heat.png")
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.backend_bases", None)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match="pip install"):
         check_picture(tmp_path / "heat.png")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +14,10 @@ from tiny import nearest_keys, wrap_tiny
 
 import wise
 from wise.errors import ConfigError
-from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile
 from wise.lab.eval.routing import Routing, gate_ratios, measure_routing
 from wise.lab.eval.routing.classes import RoutingClass, RoutingPrompt, RoutingSet
-from wise.lab.eval.routing.generation_trace import GenerationTrace
 from wise.lab.eval.routing.oracle import slots_of
+from wise.lab.eval.routing.scores import flips
 from wise.lab.eval.routing.separation import BINS, histogram
 from wise.router.hybrid import HybridRouter
 
@@ -59,7 +57,7 @@ def a_set(known: list[wise.Record]) -> RoutingSet:
 @pytest.fixture(scope="module", params=["retrieve", "merge", "hybrid"])
 def measured(request: pytest.FixtureRequest) -> tuple[wise.WiseModel, list[wise.Record], Routing]:
     wrapped, known = edited(request.param), records()
-    return wrapped, known, measure_routing(wrapped, a_set(known), known, checkpoint=Checkpoint(), seed=0)
+    return wrapped, known, measure_routing(wrapped, a_set(known), known, seed=0)
 
 
 Measured = tuple[wise.WiseModel, list[wise.Record], Routing]
@@ -76,7 +74,7 @@ def test_the_file_is_the_agreed_one(measured: Measured) -> None:
     assert set(found) == {
         *("classes", "positives", "skipped", "bins", "scored_against", "live_edits", "not_live"),
         *("false_routes_per_million", "false_routes_per_million_ci", "running_text_tokens", "slot_top1", "edit_top1"),
-        *("flips", "flips_by", "by_age", "oracle"),
+        *("flips", "flips_by", "oracle"),
     }
     for figures in found["classes"].values():
         assert set(figures) == CLASS_KEYS
@@ -177,11 +175,6 @@ def test_flips_are_changes_of_speaker_while_answering(measured: Measured) -> Non
 
 
 def test_flips_by_hand() -> None:
-    def flips(speakers: list[int | None], prompt_tokens: int) -> int:
-        row = tuple(speakers)
-        count = len(row)
-        return GenerationTrace(ids=(0,) * count, prompt_tokens=prompt_tokens, speakers=row).flips
-
     assert flips([None, 1, 1, None, None], 2) == 1
     assert flips([None, 1, 2, None, 3], 2) == 2  # the last token is not read in
     assert flips([1, None, None, None], 2) == 0  # within the prompt nothing is answered yet
@@ -189,49 +182,11 @@ def test_flips_by_hand() -> None:
     assert flips([None, 1], 2) == 0
 
 
-def test_ages_are_counted_from_the_youngest(measured: Measured) -> None:
-    wrapped, _, found = measured
-    count = len(wrapped.edits)
-    assert [(row["from"], row["to"]) for row in found.by_age] == [(age, age) for age in range(count)]
-    live = live_prompts(wrapped, records())
-    for row, edit in zip(found.by_age, reversed(wrapped.edits), strict=True):
-        ratios = gate_ratios(wrapped, [prompt for prompt, record in live if record == edit.id])
-        assert row["edits"] == 1 and row["opened"] == 1
-        assert row["paraphrases_opened"] == pytest.approx(float((ratios >= 1).double().mean()))
-
-
-def test_bins_of_age_cover_all_ages_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wise.lab.eval.routing.measure.AGES", 2)
-    wrapped, known = edited("retrieve"), records()
-    found = measure_routing(wrapped, a_set(known), known, checkpoint=Checkpoint())
-    count = len(wrapped.edits)
-    width = -(-count // 2)
-    assert [(row["from"], row["to"]) for row in found.by_age] == [(0, width - 1), (width, count - 1)]
-    assert sum(row["edits"] for row in found.by_age) == count
-
-
-def test_a_run_that_goes_on_ends_with_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrapped, known = edited("retrieve"), records()
-
-    def kept() -> Checkpoint:
-        return Checkpoint(CheckpointFile(tmp_path / "journal"))
-
-    first = measure_routing(wrapped, a_set(known), known, checkpoint=kept()).to_dict()
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError
-
-    for name in ("scores.score_rows", "generation_trace.score_rows", "generation_trace.greedy", "oracle.greedy"):
-        monkeypatch.setattr(f"wise.lab.eval.routing.{name}", refuse)
-    again = measure_routing(wrapped, a_set(known), known, checkpoint=kept()).to_dict()
-    assert json.dumps(again) == json.dumps(first)
-
-
 def test_without_paraphrases_figures_are_against_the_edits() -> None:
     wrapped, known = edited("retrieve"), records()
     full = a_set(known)
     bare = replace(full, positives=full.positives[:1], negatives=full.negatives[:1])
-    found = measure_routing(wrapped, bare, [wise.Record(edit=record.edit) for record in known], checkpoint=Checkpoint())
+    found = measure_routing(wrapped, bare, [wise.Record(edit=record.edit) for record in known])
     figures = found.classes["same_relation"]
     assert found.scored_against == "edits" and figures["against_edits"]["auroc"] == figures["auroc"]
     assert found.false_routes_per_million is None and found.running_text_tokens == 0
@@ -241,9 +196,9 @@ def test_without_paraphrases_figures_are_against_the_edits() -> None:
 def test_nothing_live_is_refused_with_a_way_out() -> None:
     known = records()
     with pytest.raises(ConfigError, match="no edit is live.*apply edits first"):
-        measure_routing(wrap_tiny("llama", None), a_set(known), known, checkpoint=Checkpoint())
+        measure_routing(wrap_tiny("llama", None), a_set(known), known)
     with pytest.raises(ConfigError, match="none of the routing set's"):
-        measure_routing(edited("retrieve"), a_set(known[EDITED:]), known, checkpoint=Checkpoint())
+        measure_routing(edited("retrieve"), a_set(known[EDITED:]), known)
 
 
 def test_histograms_hold_every_value() -> None:

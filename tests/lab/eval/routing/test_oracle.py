@@ -15,7 +15,6 @@ from torch.utils.hooks import RemovableHandle
 
 import wise
 from wise.errors import ConfigError
-from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.routing.oracle import OracleRouter, consulting, measure_oracle, slots_of, speaking_places
 
 NOWHERE = torch.zeros(3, 8, dtype=torch.bool)
@@ -104,7 +103,7 @@ def test_it_is_the_ceiling_of_the_router_in_place(edited: tuple[wise.WiseModel, 
     wrapped, records = edited
     live = [record for record in records if record.edit.id in slots_of(wrapped)]
     assert len(live) >= 4
-    found = measure_oracle(wrapped, live, checkpoint=Checkpoint())
+    found = measure_oracle(wrapped, live)
     said = wrapped.ask([record.edit.prompt for record in live])
     actual = sum(a.text == record.edit.target for a, record in zip(said, live, strict=True)) / len(live)
     assert found["reliability"] is not None and found["generalization"] is not None
@@ -120,7 +119,7 @@ def test_it_is_the_ceiling_of_the_router_in_place(edited: tuple[wise.WiseModel, 
 def test_where_the_hybrid_router_hears_no_question_the_oracle_still_does() -> None:
     wrapped, records = edited_model("hybrid"), known_records()[:EDITED]
     state = wrapped.state
-    before = measure_oracle(wrapped, records, checkpoint=Checkpoint())
+    before = measure_oracle(wrapped, records)
     deaf = replace(state, slots=tuple(replace(slot, scores=(2.0,)) for slot in state.slots))
     prompts = [record.edit.prompt for record in records]
     try:
@@ -128,7 +127,7 @@ def test_where_the_hybrid_router_hears_no_question_the_oracle_still_does() -> No
         said = [answer.text for answer in wrapped.ask(prompts)]
         with wrapped.disabled():
             assert said == [answer.text for answer in wrapped.ask(prompts)]
-        assert measure_oracle(wrapped, records, checkpoint=Checkpoint()) == before
+        assert measure_oracle(wrapped, records) == before
     finally:
         put(wrapped, state)
     assert before["reliability"] == 1 and (before["generalization"] or 0) > 0.7
@@ -137,8 +136,8 @@ def test_where_the_hybrid_router_hears_no_question_the_oracle_still_does() -> No
 def test_a_row_is_answered_as_it_is_alone(edited: tuple[wise.WiseModel, list[wise.Record]]) -> None:
     wrapped, records = edited
     live = [record for record in records if record.edit.id in slots_of(wrapped)]
-    alone = [measure_oracle(wrapped, [record], checkpoint=Checkpoint())["generalization"] for record in live]
-    together = measure_oracle(wrapped, live, checkpoint=Checkpoint())["generalization"]
+    alone = [measure_oracle(wrapped, [record])["generalization"] for record in live]
+    together = measure_oracle(wrapped, live)["generalization"]
     assert together == pytest.approx(sum(value or 0.0 for value in alone) / len(live))
 
 
@@ -146,9 +145,9 @@ def test_an_edit_that_is_not_live_counts_as_wrong(edited: tuple[wise.WiseModel, 
     wrapped, records = edited
     assert records[5].edit.id not in slots_of(wrapped)
     none = {"reliability": 0.0, "generalization": 0.0, "free_generalization": None}
-    assert measure_oracle(wrapped, records[5:], checkpoint=Checkpoint()) == none
-    assert (measure_oracle(wrapped, records[4:6], checkpoint=Checkpoint())["reliability"] or 0.0) <= 0.5
+    assert measure_oracle(wrapped, records[5:]) == none
+    assert (measure_oracle(wrapped, records[4:6])["reliability"] or 0.0) <= 0.5
     bare = wise.Record(edit=records[0].edit)
-    assert measure_oracle(wrapped, [bare], checkpoint=Checkpoint())["generalization"] is None
+    assert measure_oracle(wrapped, [bare])["generalization"] is None
     with pytest.raises(ConfigError, match="no edit is live"), wrapped.disabled():
-        measure_oracle(wrapped, records, checkpoint=Checkpoint())
+        measure_oracle(wrapped, records)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +11,6 @@ from torch import Tensor
 
 import wise
 from wise.errors import ConfigError
-from wise.lab.eval.checkpoint import Checkpoint, CheckpointFile
 from wise.lab.eval.routing import gate_ratios
 from wise.lab.eval.routing.scores import prompt_ids, score_prompts, score_rows
 from wise.memory.side_memory import NO_SLOT, Router, SlotBank
@@ -128,8 +125,8 @@ def test_keys_are_named_as_the_index_names_them() -> None:
 @pytest.mark.parametrize("mode", [*MODES, "hybrid"])
 def test_a_row_is_scored_as_it_is_alone(mode: str) -> None:
     wrapped = wrap_tiny("llama", mode)
-    together = score_prompts(wrapped, TEXTS, name="x", every_token=True, checkpoint=Checkpoint())
-    last = score_prompts(wrapped, TEXTS, name="x", checkpoint=Checkpoint())
+    together = score_prompts(wrapped, TEXTS, name="x", every_token=True)
+    last = score_prompts(wrapped, TEXTS, name="x")
     for ids, all_tokens, one in zip(map(wrapped.encoder.prompt, TEXTS), together, last, strict=True):
         route = route_of(wrapped, ids)
         alone = score_rows(wrapped, [ids])[0]
@@ -166,28 +163,13 @@ def test_gate_ratios_open_from_one_and_are_nought_without_edits() -> None:
     assert gate_ratios(wrap_tiny("llama", None), TEXTS).tolist() == [0, 0, 0]
 
 
-def test_what_was_scored_is_not_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrapped = wrap_tiny("llama")
-    wrapped.model.train()
-    first = score_prompts(wrapped, TEXTS, name="x", checkpoint=Checkpoint(CheckpointFile(tmp_path / "journal")))
-    assert wrapped.model.training
-
-    def refuse(*_: object) -> Sequence[object]:
-        raise AssertionError
-
-    monkeypatch.setattr("wise.lab.eval.routing.scores.score_rows", refuse)
-    assert score_prompts(wrapped, TEXTS, name="x", checkpoint=Checkpoint(CheckpointFile(tmp_path / "journal"))) == first
-    with pytest.raises(AssertionError):
-        score_prompts(wrapped, TEXTS, name="y", checkpoint=Checkpoint(CheckpointFile(tmp_path / "journal")))
-
-
 def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(ConfigError, match="no edit is live"):
-        score_prompts(wrap_tiny("llama", None), TEXTS, name="x", checkpoint=Checkpoint())
+        score_prompts(wrap_tiny("llama", None), TEXTS, name="x")
     wrapped = wrap_tiny("llama")
     wrapped.encoder = replace(wrapped.encoder, bos=())
     with pytest.raises(ConfigError, match="129 tokens, from 1 to 128"):
-        score_prompts(wrapped, [*TEXTS, text([9] * 129)], name="x", checkpoint=Checkpoint())
+        score_prompts(wrapped, [*TEXTS, text([9] * 129)], name="x")
     with pytest.raises(ConfigError, match="0 tokens"):
         prompt_ids(wrapped, "")
     assert len(prompt_ids(wrapped, text([9] * 128))) == 128

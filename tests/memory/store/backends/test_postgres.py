@@ -70,14 +70,14 @@ def test_a_writer_that_lost_its_session_writes_no_more(url: str) -> None:
 
 
 def test_processes_killed_lose_nothing(url: str) -> None:
-    said = soak.Said()
+    reports = soak.Reports()
     rng = random.Random(3)
     points = [point for point in POINTS if point not in ("blob-synced", "blob-renamed")]  # of a folder alone
     for armed in [*(f"{point}:kill:{turn}" for point in points for turn in (1, 3)), *[None] * 6]:
-        assert soak.kill_once(url, said, rng, armed)
-        said.compare(url)
-    assert (said.lost, said.wrong, said.problems) == (0, 0, [])
-    assert len(said.acknowledged) > 10 and said.reported > 5
+        assert soak.kill_once(url, reports, rng, armed)
+        reports.compare(url)
+    assert (reports.lost, reports.wrong, reports.problems) == (0, 0, [])
+    assert len(reports.acknowledged) > 10 and reports.reported > 5
 
 
 def test_replicas_hand_in_at_once_and_no_event_is_passed_over(url: str) -> None:
