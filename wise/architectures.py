@@ -230,7 +230,7 @@ class _Trial:
 
     def place(self) -> str | None:
         """The module to add to: a projection whose output enters the residual stream as it is, else the last whole part
-        """Whether what is added to the output of a module comes out of the block; `even`, by one factor at all tokens."""
+        that works token by token; else a part behind a feed-forward layer: a convolution, or one that is scaled.
         """
         candidates = list(self._per_token())[::-1]
         linear = [path for path in candidates if _is_linear(self.block.get_submodule(path))]
