@@ -48,6 +48,7 @@ from wise.training.build_trainer import build_trainer
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import greedy
 from wise.training.report import DeleteReport, EditReport, PrecisionReport
+from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,8 @@ class WiseModel(nn.Module, PushToHubMixin):
         if any(isinstance(module, SideMemoryLayer) for module in model.modules()):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
         self._projection: ValueProjection = locate(model, config)
+        with evaluating(model):
+            SplicedModel(model, self._projection)  # a model on which no edit can be fitted is refused here
         self.inputs: RouterInputs | None = None
         if config.mode == "hybrid":
             self.inputs = RouterInputs(

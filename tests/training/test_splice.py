@@ -243,6 +243,7 @@ def test_observing_tells_the_bases_greedy_next_tokens(model_type: str) -> None:
 
 def test_what_the_edited_module_gives_is_the_bases_own() -> None:
     wrapped = wrap_tiny("gpt2", layer=1)
+    seen = SplicedModel(wrapped.model, wrapped.projection).observe([[5, 6, 7]])
     assert torch.equal(seen.outputs, wrapped.layer.base_module(seen.activations))
 
 
