@@ -15,6 +15,9 @@ thread it is the thread's own CPU time, into which other work on the machine har
 and a subject of its own, so that keys gather as they do in use. *Decide* is milliseconds until the router knows which
 edit a new question means that names a live subject: mostly the sentence encoder's, and spent once for a question.
 
+*Whole step* is what a training step of `hybrid` costs that runs the whole model, over one that runs the upper blocks on
+cached states.
+
 A table goes to stdout; its last line is one JSON object of the same figures.
 """
 
@@ -42,13 +45,19 @@ from wise.lab.eval.routing.texts import shipped_passages
 from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState
 from wise.router.hybrid import HybridRouter
+from wise.training.splice import WHOLE
 
 QUESTIONS = 20
 """New questions that the router is asked."""
 PROMPT_TOKENS, DECODED_TOKENS = 128, 16
 JITTER = 0.05
 """Noise on a repeated key, per coordinate, times the square root of their number."""
-COLUMNS = ("mode", "edits", "base_cpu_seconds", "cpu_seconds_per_edit", "prefill", "decode", "decide_milliseconds")
+STEPS_TIMED = 5
+"""Training steps of each kind."""
+COLUMNS = (
+    "mode", "edits", "base_cpu_seconds", "cpu_seconds_per_edit", "whole_step", "prefill", "decode",
+    "decide_milliseconds",
+)  # fmt: skip
 
 Clock = Callable[[], float]
 
@@ -119,6 +128,22 @@ def decide_milliseconds(wrapped: WiseModel, state: MemoryState, clock: Clock) ->
     return 1000 * statistics.median(spent)
 
 
+def whole_step(model: WiseModel, edits: Sequence[wise.Edit], clock: Clock) -> float:
+    """How much longer a training step takes that runs the whole model, on the same rows in turn."""
+    spliced, encoder = model.trainer.spliced, model.encoder
+    rows = [(encoder.prompt(edit.prompt), encoder.target(edit.prompt, edit.target)) for edit in edits]
+    usual, spent = spliced.steps, dict[str, list[float]]()
+    for steps in (usual, WHOLE) * (STEPS_TIMED + 1):
+        spliced.use(steps)
+        cached = spliced.cache(rows)
+        added = torch.zeros(spliced.projection.out_features, requires_grad=True)
+        begun = clock()
+        spliced.labelled_logits(cached, lambda a, v=added: v.expand(*a.shape[:2], -1)).logsumexp(-1).sum().backward()  # type: ignore[misc]
+        spent.setdefault(steps, []).append(clock() - begun)
+    spliced.use(usual)
+    return statistics.median(spent[WHOLE][1:]) / statistics.median(spent[usual][1:])  # the first pass allocates
+
+
 def running_text(model: WiseModel, count: int) -> list[torch.Tensor]:
     """Passages that ship with wise, as rows of ids `[1, prompt + decoded]`, one after another."""
     ids = [i for passage in shipped_passages() for i in model.encoder.prompt(passage)]
@@ -136,6 +161,8 @@ def measure(mode: str, args: argparse.Namespace, clock: Clock) -> list[dict[str,
     prepared = time.process_time()
     report = model.edit(edits[: args.edits])
     cost = {"base_cpu_seconds": prepared - begun, "cpu_seconds_per_edit": report.cpu_seconds / len(report.outcomes)}
+    if mode == "hybrid":
+        cost["whole_step"] = whole_step(model, edits[: args.edits], clock)
     texts = running_text(model, args.repeats)
     rows = [{"mode": mode, "edits": 0} | served(model, bare, MemoryState(), texts, clock)]
     rows.append({"mode": mode, "edits": len(model.edits)} | cost | served(model, bare, model.state, texts, clock))

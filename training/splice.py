@@ -167,7 +167,7 @@ class SplicedModel:
         wanted = [self._plain(prompt, target) for prompt, target in samples]
         tolerance = TOLERANCE.get(wanted[0].dtype, LOW_PRECISION)
         for steps in STEPS:
-            self._take(steps)
+            self.use(steps)
             try:
                 logits = self.logits(self.cache(samples))
             except Exception as error:  # whatever an architecture raises where its cache is another
@@ -191,8 +191,8 @@ class SplicedModel:
         self._full_tap.seen = None
         return logits
 
-    def _take(self, steps: str) -> None:
-        """Has training steps run more or less of the model."""
+    def use(self, steps: str) -> None:
+        """Has training steps run more or less of the model: one of `STEPS`."""
         self.steps = steps
         blocks = self.upper.get_submodule(self.projection.blocks)
         for i in range(self.projection.layer):

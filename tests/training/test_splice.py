@@ -137,7 +137,7 @@ def test_every_kind_of_step_gives_the_same(variant: str) -> None:
     rows = [row for row in ROWS if len(row[0]) > 1]
     found = []
     for steps in (WHOLE, UPPER, CACHED):
-        upper._take(steps)
+        upper.use(steps)
         cached = upper.cache(rows)
         added = torch.zeros(len(rows), 4, 32, requires_grad=True)
         logits = upper.labelled_logits(cached, lambda activation, added=added: added[:, : activation.shape[1]])  # type: ignore[misc]
