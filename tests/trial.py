@@ -1,0 +1,136 @@
+"""A trial of one model: an edit is made, said in every way of generating, and taken back without a trace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tiny import BATCH, EOS, WordReader, generated, padded, text, tiny_tokenizer
+from transformers import PreTrainedModel
+from zoo import zoo_model
+
+import wise
+from wise.errors import WiseError
+from wise.training.report import VERIFIED
+
+WORKS, REFUSED, FAILED = "works", "refused", "failed"
+
+PROMPT, TARGET = [50, 51, 52, 30], [60, 61]
+EDIT = wise.Edit(id="e", prompt=text(PROMPT), target=text(TARGET), subject=text(PROMPT[:1]))
+SETTINGS: dict[str, Any] = {"terminator": "", "bos": False, "max_steps": 100}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What came of it."""
+
+    model_type: str
+    group: str
+    """What the model is made of, as its configuration says."""
+    outcome: str
+    """`works`; `refused` when it is wrapped; `failed` at the step that `reason` names."""
+    reason: str = ""
+    path: str = ""
+    """The module at whose output edits are added."""
+    seconds: float = 0.0
+
+
+class StepFailed(Exception):
+    """A step did not give what it must."""
+
+
+def attempt(model_type: str) -> Trial:
+    """Tries the model of this type; an error of any kind is an outcome, not raised."""
+    begun, group, path = time.perf_counter(), "", ""
+
+    def told(outcome: str, reason: object = "") -> Trial:
+        seconds = round(time.perf_counter() - begun, 2)
+        return Trial(
+            model_type=model_type, group=group, outcome=outcome, reason=str(reason), path=path, seconds=seconds
+        )
+
+    step = "build"
+    try:
+        model = zoo_model(model_type)
+        group = group_of(model)
+        step = "run the bare model"
+        bare = behaviour(model)
+        step = "wrap"
+        try:
+            wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(**SETTINGS), reader=WordReader())
+        except WiseError as error:
+            return told(REFUSED, error)
+        path = wrapped.projection.path
+        for step, act in STEPS.items():
+            act(wrapped, bare)
+    except Exception as error:
+        return told(FAILED, f"{step}: {type(error).__name__}: {error}")
+    return told(WORKS)
+
+
+def behaviour(model: Any) -> list[Any]:
+    """Logits and greedy tokens, alone and left-padded."""
+    with torch.no_grad():
+        rows = [model(input_ids=torch.tensor([row])).logits for row in BATCH]
+        batch = model(**padded(BATCH)).logits
+    return [*rows, batch, *(generated(model, [row])[0] for row in BATCH), *generated(model, BATCH)]
+
+
+def _unchanged(model: Any, bare: list[Any]) -> None:
+    for number, (now, then) in enumerate(zip(behaviour(model), bare, strict=True)):
+        if not (torch.equal(now, then) if isinstance(now, torch.Tensor) else now == then):
+            raise StepFailed(f"what the bare model gives is not given ({number})")
+
+
+def _edit(wrapped: wise.WiseModel, bare: list[Any]) -> None:
+    outcome = wrapped.edit([EDIT]).outcomes[0]
+    if outcome.status != VERIFIED:
+        raise StepFailed(f"{outcome.status}: {outcome.answer!r} in place of {EDIT.target!r}; {outcome}")
+
+
+def _say(rows: list[list[int]], **options: Any) -> Callable[[wise.WiseModel, list[Any]], None]:
+    def act(wrapped: wise.WiseModel, bare: list[Any]) -> None:
+        said = generated(wrapped, rows, **options)[rows.index(PROMPT)]
+        if said != [*TARGET, EOS]:
+            raise StepFailed(f"{said} in place of {[*TARGET, EOS]}")
+
+    return act
+
+
+def _delete(wrapped: wise.WiseModel, bare: list[Any]) -> None:
+    wrapped.delete([EDIT.id])
+    _unchanged(wrapped, bare)
+
+
+def _unwrap(wrapped: wise.WiseModel, bare: list[Any]) -> None:
+    _unchanged(wrapped.unwrap(), bare)
+
+
+STEPS: dict[str, Callable[[wise.WiseModel, list[Any]], None]] = {
+    "wrap and change nothing": _unchanged,
+    "edit": _edit,
+    "say it alone": _say([PROMPT]),
+    "say it without a cache": _say([PROMPT], use_cache=False),
+    "say it left-padded in a batch": _say([*BATCH, PROMPT]),
+    "leave other prompts alone": _unchanged,
+    "delete": _delete,
+    "unwrap": _unwrap,
+}
+"""What is done to the wrapped model, one after the other; each raises where something is not as it must be."""
+
+
+TRAITS: dict[str, str] = {
+    "images": r"vision_config|vision_tower",
+    "experts": r"(\w+_)?num_(local_)?experts|n_routed_experts",
+    "shared expert": r"n_shared_experts|(\w+_)?num_shared_experts|shared_(expert_)?intermediate_size",
+    "sparse attention": r"index(er)?_\w+",
+    "state space": r"\w*mamba\w*|ssm_\w+|state_size",
+}
+
+
+def group_of(model: PreTrainedModel) -> str:
+    config = model.config.get_text_config().to_dict()
+    return str(len(config))
