@@ -1,6 +1,9 @@
-"""The module that takes the place of the value projection: the base's own layer and a side memory beside it.
+"""The module that takes the place of a feed-forward layer's end: the base's own module and a side memory beside it.
 
-    y = W a + g * delta(a)
+    y = W(a) + g * delta(a)
+
+`W` is the value projection of a dense feed-forward layer, or any module that gives a vector of the model's width for
+each token (`wise.architectures`). `a` is the first tensor that it is called with.
 
 The memory decides `g` per token from `a` alone. No mask, position or row reaches this layer, so a
 token is routed the same way in a batch, in a beam, in a chunk or in a ragged pack of requests.
@@ -8,18 +11,17 @@ token is routed the same way in a batch, in a beam, in a chunk or in a ragged pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from wise.memory.modules import activation_of, execution_device, first_tensor, with_first
 from wise.memory.side_memory import SideMemory
 
 
 class SideMemoryLayer(nn.Module):
-    """Wraps `base_layer`, a linear map `[..., f] -> [..., d]`; without a memory it is that, bit for bit."""
+    """Wraps `base_layer`, which maps `[..., f] -> [..., d]`; without a memory it is that, bit for bit."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -31,12 +33,12 @@ class SideMemoryLayer(nn.Module):
         self.register_state_dict_post_hook(_hide_wrapper)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_expect_base_keys)  # type: ignore[no-untyped-call]
 
-    def forward(self, activation: Tensor) -> Tensor:
-        """`[..., f] -> [..., d]`."""
-        output: Tensor = self.base_layer(activation)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the base layer gives; the memory adds to it, or to the first of a tuple."""
+        output = self.base_layer(*args, **kwargs)
         if self.memory is None:
             return output
-        return self.memory(activation, output)  # type: ignore[no-any-return]
+        return with_first(output, self.memory(activation_of(args, kwargs), first_tensor(output)))
 
     @property
     def weight(self) -> Any:
@@ -52,17 +54,6 @@ class SideMemoryLayer(nn.Module):
         return execution_device(self.base_layer)
 
 
-def execution_device(module: nn.Module) -> torch.device:
-    """Where `module` runs, also while accelerate keeps its weights elsewhere (and `meta` parameters here)."""
-    for part in module.modules():
-        hook = getattr(part, "_hf_hook", None)
-        for one in getattr(hook, "hooks", (hook,)):  # accelerate chains them
-            device = getattr(one, "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-    return next(module.parameters()).device
-
-
 def _hide_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
     inner = f"{prefix}base_layer."
     for key in [k for k in state if k.startswith(inner)]:
@@ -74,12 +65,3 @@ def _expect_base_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_:
     for key in own:
         state[f"{prefix}base_layer.{key.removeprefix(prefix)}"] = state.pop(key)
 
-
-@contextmanager
-def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, before: bool = False) -> Iterator[None]:
-    """For the length of a `with` block each module has its forward hook; with `before`, its forward pre-hook."""
-    with ExitStack() as stack:
-        for module, hook in hooks:
-            handle = module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
-            stack.callback(handle.remove)
-        yield

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from wise.config import WiseConfig
-from wise.memory.layer import SideMemoryLayer, execution_device
+from wise.memory.layer import SideMemoryLayer
+from wise.memory.modules import execution_device
 from wise.memory.side_memory import NO_SLOT, SideMemory, SlotBank, grouped_linear
 from wise.memory.state import MemoryState
 from wise.router.activation import ActivationRouter, RetrievalRouter, activation_score

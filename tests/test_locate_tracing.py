@@ -27,8 +27,8 @@ from wise.lab.locate.tracing import (
     trace_fact,
     window_layers,
 )
+from wise.memory.modules import evaluating
 from wise.training.encoding import Encoder, learn_encoder
-from wise.training.generation import evaluating
 
 IDS = (5, 6, 7, 8, 9, 10, 11, 12)
 SPAN = (2, 4)

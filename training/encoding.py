@@ -20,7 +20,7 @@ from wise.config import WiseConfig
 from wise.edits import Conversation, Edit, Message, checked_messages
 from wise.errors import ConfigError, EditError
 from wise.memory.fingerprint import tokenizer_digest, weights_digest
-from wise.memory.layer import execution_device
+from wise.memory.modules import execution_device
 from wise.router.turns import ChatTemplate, render
 from wise.training.cache import cache_folder, read_cached, write_cached
 from wise.training.generation import context_length, greedy

@@ -1,16 +1,15 @@
-"""Generation with the base: greedy up to the model's own stop, or sampled; padding, and the inputs of modules."""
+"""Generation with the base: greedy up to the model's own stop, or sampled; padding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from wise.memory.layer import execution_device
+from wise.memory.modules import execution_device
 
 BATCH = 64
 LONGER, SPARE = 1.4, 16
@@ -112,18 +111,6 @@ def as_asked(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode within a `with` block; each module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _continued(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig
 ) -> list[list[int]]:
@@ -149,18 +136,3 @@ def right_pad(rows: Sequence[Sequence[int]], *, device: torch.device) -> tuple[T
     ids[mask] = torch.tensor([i for row in rows for i in row], dtype=torch.long)
     return ids.to(device), mask.long().to(device)
 
-
-@contextmanager
-def recorded_inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tensor]]:
-    """The first argument of each module in the last forward pass of a `with` block, by the keys of `modules`."""
-    seen: dict[Any, Tensor] = {}
-
-    def recorder(key: Any) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _module, args: seen.update({key: args[0]})
-
-    handles = [module.register_forward_pre_hook(recorder(key)) for key, module in modules.items()]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,19 +1,24 @@
 """The spliced model: the base from the edited block up, run on cached states.
 
 An edit changes nothing below the edited block, and nothing above it before the first position at which it is active.
-The base is therefore run once per row. The hidden states that enter the edited block at the positions that predict the
-target are cached, and from that block up the attention keys and values of the context. A training step then runs the
-upper blocks over the few target positions alone.
+The base is therefore run once per row, and a training step runs no more of it than it must:
 
-A shallow copy of the model does the work; its blocks below the edited one pass the cached state on. Parameters are
-shared and the user's model is not changed. Whatever an architecture does around its blocks (masks, rotary angles,
-soft-capping, its head) stays its own.
+* `CACHED`: the upper blocks over the target positions alone, on the cached attention keys and values of the context.
+* `UPPER`: the upper blocks over the whole row, where a block keeps more than attention keys (a recurrent state).
+* `WHOLE`: the whole model over the whole row, where blocks also share states with blocks below.
+
+Which of them a base allows is tried on two short rows: the first that gives the base's own logits is taken.
+
+Shallow copies of the model do the work; in those for `CACHED` and `UPPER` the blocks below the edited one pass the
+cached state on. Parameters are shared and the user's model is not changed. Whatever an architecture does around its
+blocks (masks, rotary angles, soft-capping, its head) stays its own.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,15 +32,25 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from wise.architectures import ValueProjection
-from wise.memory.layer import SideMemoryLayer, execution_device
+from wise.errors import UnsupportedModelError
+from wise.memory.layer import SideMemoryLayer
+from wise.memory.modules import activation_of, execution_device, first_tensor, with_first
 from wise.training.generation import left_pad
 
-CACHED = 48
+logger = logging.getLogger(__name__)
+
+CACHED, UPPER, WHOLE = STEPS = ("cached", "upper", "whole")
+"""What a training step runs, from little to all."""
+AT_ONCE = 48
 """The most rows that are run at once."""
 MUCH_LONGER = 1.3
 """A row longer than another by this factor does not share its run, since padding costs as much as tokens."""
 WORTH_SHARING = 8
 """Length from which a common prefix of rows is run once for all."""
+TOLERANCE = {torch.float32: 1e-3}
+"""How far logits may be from the base's own, of the largest, by dtype: what another order of sums makes of them."""
+LOW_PRECISION = 0.1
+"""The same in half precision."""
 
 Delta = Callable[[Tensor], Tensor]
 """`[batch, targets, f] -> [batch, targets, d]`: what is added to the value projection."""
@@ -49,16 +64,20 @@ class Rows:
     """`[batch, context + targets]` 1 for real tokens: contexts are left-padded, targets right-padded."""
     inputs: Tensor
     """`[batch, targets]` input ids: the prompt's last token, then the target without its last."""
+    before: Tensor
+    """`[batch, context]` input ids of the context."""
     labels: Tensor
     """`[batch, targets]` the target's ids, -100 where padded."""
     hidden: Tensor
     """`[batch, targets, d]` the input of the edited block."""
+    hidden_before: Tensor | None
+    """`[batch, context, d]` the same in the context (`UPPER`)."""
     activations: Tensor
     """`[batch, targets, f]` the input of the value projection."""
     context: Tensor
     """`[batch, context, f]` the same in the context; meaningless at pads."""
     keys: tuple[Tensor, ...]
-    """Attention keys of the context, from the edited block up."""
+    """Attention keys of the context, from the edited block up (`CACHED`)."""
     values: tuple[Tensor, ...]
 
     def __len__(self) -> int:
@@ -69,8 +88,10 @@ class Rows:
         return Rows(
             mask=self.mask[rows],
             inputs=self.inputs[rows],
+            before=self.before[rows],
             labels=self.labels[rows],
             hidden=self.hidden[rows],
+            hidden_before=None if self.hidden_before is None else self.hidden_before[rows],
             activations=self.activations[rows],
             context=self.context[rows],
             keys=tuple(k[rows] for k in self.keys),
@@ -79,9 +100,10 @@ class Rows:
 
 
 class SplicedModel:
-    """Two shallow copies of a base: one that fills `Rows`, one that runs the upper blocks on them."""
+    """Two shallow copies of a base: one that fills `Rows`, one that takes training steps on them."""
 
     def __init__(self, model: PreTrainedModel, projection: ValueProjection) -> None:
+        """Raises UnsupportedModelError where the logits of left-padded rows are not those of each row alone."""
         self.projection = projection
         self.device = execution_device(model)
         self._full = _copy_along(model, f"{projection.blocks}.{projection.layer}")
@@ -97,7 +119,64 @@ class SplicedModel:
         self._spliced: Tensor | None = None
         self._wanted: Tensor | None = None
         self._spy = _Spy()
-        self._install()
+        self._keeps_logits = "logits_to_keep" in taken
+        self._selects = False
+        """The head is a module of the model's top level, so its input can be cut to the labelled positions."""
+        self.steps = CACHED
+        """What a training step runs: one of `STEPS`."""
+        blocks = self._full.get_submodule(projection.blocks)
+        self._spy.forward = blocks[projection.layer].forward
+        blocks[projection.layer].__dict__["forward"] = self._spy
+        if projection.layer:
+            below = _copy(blocks[projection.layer - 1])
+            below.__dict__["forward"] = self._remember_type(below.forward)
+            blocks._modules[str(projection.layer - 1)] = below
+        self._install_head()
+        self._lower = dict(self.upper.get_submodule(projection.blocks)._modules)
+        self._choose_steps()
+
+    @torch.no_grad()
+    def _choose_steps(self) -> None:
+        """Takes the least that gives the logits of the whole base."""
+        samples = [([11, 7, 5, 8, 6], [9, 4, 10]), ([12, 5, 9], [6, 7])]
+        size = int(self._full.config.get_text_config().vocab_size)
+        samples = [([i % size for i in prompt], [i % size for i in target]) for prompt, target in samples]
+        wanted = [self._plain(prompt, target) for prompt, target in samples]
+        tolerance = TOLERANCE.get(wanted[0].dtype, LOW_PRECISION)
+        for steps in STEPS:
+            self._take(steps)
+            try:
+                logits = self.logits(self.cache(samples))
+            except Exception as error:  # whatever an architecture raises where its cache is another
+                logger.debug("training steps on %r states: %s: %s", steps, type(error).__name__, error)
+                continue
+            pairs = [(own[: len(right)].float(), right.float()) for own, right in zip(logits, wanted, strict=True)]
+            apart = max(float((own - right).abs().max() / right.abs().max()) for own, right in pairs)
+            if apart <= tolerance:
+                return
+            logger.debug("training steps on %r states: logits differ by %.2g", steps, apart)
+        raise UnsupportedModelError(
+            f"this {self._full.config.model_type} model gives other logits for rows that are left-padded than for each "
+            "row alone, so edits cannot be fitted on it"
+        )
+
+    def _plain(self, prompt: list[int], target: list[int]) -> Tensor:
+        """`[targets, vocabulary]` of the base alone."""
+        ids = torch.tensor([[*prompt, *target[:-1]]], device=self.device)
+        logits: Tensor = self._full(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :]
+        self._full_tap.seen = None
+        return logits
+
+    def _take(self, steps: str) -> None:
+        """Has training steps run more or less of the model."""
+        self.steps = steps
+        blocks = self.upper.get_submodule(self.projection.blocks)
+        for i in range(self.projection.layer):
+            stub = self._lower[str(i)]
+            if steps != WHOLE:
+                stub = _copy(stub)  # a copy, since some models read attributes off a block before calling it
+                stub.__dict__["forward"] = self._hand_on
+            blocks._modules[str(i)] = stub
 
     @torch.no_grad()
     def cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
@@ -110,7 +189,7 @@ class SplicedModel:
         for i in order:
             length = len(rows[i][0]) + len(rows[i][1])
             first = rows[parts[-1][0]] if parts else rows[i]
-            if not parts or len(parts[-1]) == CACHED or length > MUCH_LONGER * (len(first[0]) + len(first[1])):
+            if not parts or len(parts[-1]) == AT_ONCE or length > MUCH_LONGER * (len(first[0]) + len(first[1])):
                 parts.append([])
             parts[-1].append(i)
         found = [self._cache([rows[i] for i in part]) for part in parts]
@@ -128,10 +207,14 @@ class SplicedModel:
             inputs[i, : len(target)] = torch.tensor([prompt[-1], *target[:-1]])
             labels[i, : len(target)] = torch.tensor(target)
         inputs, labels = inputs.to(self.device), labels.to(self.device)
+        mask = torch.cat([left.new_ones(len(rows), shared), left, (labels != -100).long()], dim=1)
+        prefix = torch.tensor([rows[0][0][:shared]], dtype=torch.long, device=self.device).expand(len(rows), -1)
+        own = {"mask": mask, "inputs": inputs, "labels": labels, "before": torch.cat([prefix, context], dim=1)}
+        if self.steps != CACHED:
+            return self._run_whole(own)
         cache = DynamicCache()
         inner = self._full.get_submodule(self._inner_name)
         begun = self._begin(inner, cache, rows[0][0][:shared], len(rows))
-        mask = torch.cat([left.new_ones(len(rows), shared), left, (labels != -100).long()], dim=1)
         inner(
             input_ids=torch.cat([context, inputs], dim=1),
             attention_mask=mask,
@@ -144,14 +227,35 @@ class SplicedModel:
         activation = self._take_activation(mask[:, shared:])
         hidden = self._spy.take()
         return Rows(
-            mask=mask,
-            inputs=inputs,
-            labels=labels,
+            **own,
             hidden=hidden[:, context.shape[1] :].clone(),
+            hidden_before=None,
             activations=activation[:, context.shape[1] :].clone(),
             context=torch.cat([begun.to(activation), activation[:, : context.shape[1]]], dim=1),
             keys=tuple(layer.keys[:, :, :seen].clone() for layer in above),
             values=tuple(layer.values[:, :, :seen].clone() for layer in above),
+        )
+
+    def _run_whole(self, own: dict[str, Tensor]) -> Rows:
+        """Rows without a cache. own: their ids, labels and mask."""
+        mask, context = own["mask"], own["before"].shape[1]
+        self._full.get_submodule(self._inner_name)(
+            input_ids=torch.cat([own["before"], own["inputs"]], dim=1),
+            attention_mask=mask,
+            use_cache=False,
+            **self._position_ids(mask, 0),
+        )
+        activation, hidden = self._take_activation(mask), self._spy.take()
+        if self.steps == WHOLE:  # where nothing is passed on, whatever its shape
+            hidden = activation[..., :0]
+        return Rows(
+            **own,
+            hidden=hidden[:, context:].clone(),
+            hidden_before=hidden[:, :context].clone(),
+            activations=activation[:, context:].clone(),
+            context=activation[:, :context].clone(),
+            keys=(),
+            values=(),
         )
 
     def _begin(self, inner: Any, cache: DynamicCache, ids: list[int], rows: int) -> Tensor:
@@ -184,9 +288,11 @@ class SplicedModel:
 
     @torch.no_grad()
     def value_projection(self, activation: Tensor) -> Tensor:
-        """The base's own `W a`: `[n, f] -> [n, d]`."""
-        output: Tensor = self._full_tap.base_layer(activation)
-        return output
+        """The base's own `W(a)`: `[n, f] -> [n, d]`."""
+        output = first_tensor(self._full_tap.base_layer(activation[None]))
+        if output is None:
+            raise RuntimeError(f"{self.projection.path} returned no tensor")
+        return output.view(len(activation), -1)
 
     def _take_activation(self, mask: Tensor) -> Tensor:
         """The activation of the last run of the full copy, in the shape of `mask` (OPT flattens its rows)."""
@@ -194,26 +300,30 @@ class SplicedModel:
         if activation is None:
             raise RuntimeError("the value projection was not run: is it part of the model's forward?")
         self._full_tap.seen = None
-        return activation.view(*mask.shape, -1)
+        return activation.reshape(*mask.shape, -1)
 
     def logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
         """`[batch, targets, vocabulary]` of the base with `delta` added at the target positions."""
-        self._upper_tap.delta = delta and partial(_by_row, delta, rows.activations.shape)
+        targets = rows.inputs.shape[1]
+        self._upper_tap.delta = delta and partial(_at_targets, delta, rows.inputs.shape)
         self._spliced = rows.hidden
-        past = _past(rows, self.projection.layer)
-        seen = rows.mask.shape[1] - rows.inputs.shape[1]
+        if rows.hidden_before is not None:
+            self._spliced = torch.cat([rows.hidden_before, rows.hidden], dim=1)
+        seen = rows.before.shape[1]
+        if self.steps == CACHED:
+            given = {"input_ids": rows.inputs, "use_cache": True, **self._position_ids(rows.mask, seen)}
+            given[self._cache_name] = _past(rows, self.projection.layer)
+        else:
+            ids = torch.cat([rows.before, rows.inputs], dim=1)
+            given = {"input_ids": ids, "use_cache": False, **self._position_ids(rows.mask, 0)}
+            if self._keeps_logits:
+                given["logits_to_keep"] = targets
         try:
-            out = self.upper(
-                input_ids=rows.inputs,
-                attention_mask=rows.mask,
-                use_cache=True,
-                **{self._cache_name: past},
-                **self._position_ids(rows.mask, seen),
-            )
+            out = self.upper(attention_mask=rows.mask, **given)
         finally:
             self._upper_tap.delta = self._spliced = None
         logits: Tensor = out.logits
-        return logits
+        return logits if self._selects and self._wanted is not None else logits[:, -targets:]
 
     def labelled_logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
         """The same at the positions with a label, row after row, `[labelled, vocabulary]`.
@@ -228,37 +338,25 @@ class SplicedModel:
             self._wanted = None
         return logits[0] if self._selects else logits[wanted]
 
-    def _position_ids(self, mask: Tensor, start: int) -> dict[str, Tensor]:
+    def _position_ids(self, mask: Tensor, start: int) -> dict[str, Any]:
         if not self._positions:
             return {}
         return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, start:]}
 
-    def _install(self) -> None:
-        """Records the input of the edited block in the full copy, and replaces the lower blocks of the upper copy."""
-        layer = self.projection.layer
-        blocks = self._full.get_submodule(self.projection.blocks)
-        self._spy.forward = blocks[layer].forward
-        blocks[layer].__dict__["forward"] = self._spy
-        if layer:
-            below = _copy(blocks[layer - 1])
-            below.__dict__["forward"] = self._remember_type(below.forward)
-            blocks._modules[str(layer - 1)] = below
+    def _install_head(self) -> None:
+        """Gives the upper copy a head of its own, where it is a module of the model's top level."""
         head = self.upper.get_output_embeddings()
         name = next((name for name, module in self.upper._modules.items() if module is head is not None), None)
         self._selects = name is not None
-        """The head is a module of the model's top level, so its input can be cut to the labelled positions."""
         if name is not None:
             own = _copy(head)
             own.__dict__["forward"] = partial(self._head, own.forward)
             self.upper._modules[name] = own
-        stubs = self.upper.get_submodule(self.projection.blocks)
-        for i in range(layer):
-            stub = _copy(stubs[i])  # a copy, since some models read attributes off a block before calling it
-            stub.__dict__["forward"] = self._hand_on
-            stubs._modules[str(i)] = stub
 
     def _head(self, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-        return forward(hidden if self._wanted is None else hidden[self._wanted][None])
+        if self._wanted is None:
+            return forward(hidden)
+        return forward(hidden[:, -self._wanted.shape[1] :][self._wanted][None])
 
     def _remember_type(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -289,7 +387,7 @@ class _Spy:
 
 
 class _Tap(nn.Module):
-    """Takes the place of the value projection: records its input, and adds what is being trained."""
+    """Takes the place of the edited module: records its input, and adds what is being trained."""
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -297,17 +395,22 @@ class _Tap(nn.Module):
         self.delta: Delta | None = None
         self.seen: Tensor | None = None
 
-    def forward(self, activation: Tensor) -> Tensor:
-        output: Tensor = self.base_layer(activation)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = self.base_layer(*args, **kwargs)
+        activation, output = activation_of(args, kwargs), first_tensor(given)
+        if activation is None or output is None:
+            raise RuntimeError("the edited module was called without a tensor, or returned none")
         if self.delta is None:
             self.seen = activation.detach()
-            return output
-        delta = self.delta(activation)
-        return output + delta.to(output.dtype).view_as(output)
+            return given
+        return with_first(given, output + self.delta(activation).to(output.dtype).view_as(output))
 
 
-def _by_row(delta: Delta, shape: torch.Size, activation: Tensor) -> Tensor:
-    return delta(activation.view(shape))  # OPT flattens its rows
+def _at_targets(delta: Delta, shape: torch.Size, activation: Tensor) -> Tensor:
+    """`delta` at the target positions and zero before them. shape: `[batch, targets]`; some models flatten rows."""
+    batch, targets = shape
+    rows = activation.reshape(batch, -1, activation.shape[-1])
+    return pad(delta(rows[:, -targets:]), (0, 0, rows.shape[1] - targets, 0))
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
@@ -326,6 +429,10 @@ def _joined(parts: Sequence[Rows]) -> Rows:
         own = [[put(t, 2, context - t.shape[2], 0) for t in getattr(part, name)] for part in parts]
         return tuple(torch.cat(layer) for layer in zip(*own, strict=True))
 
+    def behind_pads(name: str) -> Tensor:
+        own = [getattr(part, name) for part in parts]
+        return torch.cat([put(t, 1, context - t.shape[1], 0) for t in own])
+
     masks = []
     for part in parts:
         before, behind = context - part.context.shape[1], targets - part.inputs.shape[1]
@@ -333,10 +440,12 @@ def _joined(parts: Sequence[Rows]) -> Rows:
     return Rows(
         mask=torch.cat(masks),
         inputs=column("inputs"),
+        before=behind_pads("before"),
         labels=column("labels", -100),
         hidden=column("hidden"),
+        hidden_before=None if parts[0].hidden_before is None else behind_pads("hidden_before"),
         activations=column("activations"),
-        context=torch.cat([put(part.context, 1, context - part.context.shape[1], 0) for part in parts]),
+        context=behind_pads("context"),
         keys=states("keys"),
         values=states("values"),
     )

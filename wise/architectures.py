@@ -1,61 +1,37 @@
-"""Where each architecture keeps the last projections of its feed-forward and attention layers: tables, not branches.
+"""Where a side memory stands in a model: the module to whose output it adds.
 
-To add an architecture, add one row to each. A user with a model that is not here names the path in
-`WiseConfig(value_projection="...{i}...")`.
+No table of architectures: the model is asked. A few tokens are run through one block, and the modules of the block that
+work token by token are tried from the last to the first: a vector is added to the output of a module, and the right
+place is one where the same vector, up to a factor, comes out of the block. That is the value projection of a dense
+feed-forward layer, the whole feed-forward layer where it holds packed experts, and the norm behind it where one
+follows. A user may name another module with `WiseConfig(value_projection="...{i}...")`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from wise.config import WiseConfig
 from wise.errors import ConfigError, UnsupportedModelError
+from wise.memory.modules import activation_of, evaluating, execution_device, first_tensor, with_first
 
-LLAMA_STYLE = "model.layers.{i}.mlp.down_proj"
-BLOOM_STYLE = "transformer.h.{i}.mlp.dense_4h_to_h"
-
-VALUE_PROJECTIONS: dict[str, str] = {
-    "bloom": BLOOM_STYLE,
-    "falcon": BLOOM_STYLE,
-    "gemma2": LLAMA_STYLE,
-    "gemma3": "model.language_model.layers.{i}.mlp.down_proj",
-    "gemma3_text": LLAMA_STYLE,
-    "gpt2": "transformer.h.{i}.mlp.c_proj",
-    "gpt_neox": "gpt_neox.layers.{i}.mlp.dense_4h_to_h",
-    "gptj": "transformer.h.{i}.mlp.fc_out",
-    "llama": LLAMA_STYLE,
-    "mistral": LLAMA_STYLE,
-    "opt": "model.decoder.layers.{i}.fc2",
-    "phi3": LLAMA_STYLE,
-    "qwen2": LLAMA_STYLE,
-    "qwen3": LLAMA_STYLE,
-}
-"""`model_type` -> path of the value projection, `{i}` being the block."""
-
-LLAMA_ATTENTION = "model.layers.{i}.self_attn.o_proj"
-BLOOM_ATTENTION = "transformer.h.{i}.self_attention.dense"
-
-ATTENTION_OUTPUTS: dict[str, str] = {
-    "bloom": BLOOM_ATTENTION,
-    "falcon": BLOOM_ATTENTION,
-    "gemma2": LLAMA_ATTENTION,
-    "gemma3": "model.language_model.layers.{i}.self_attn.o_proj",
-    "gemma3_text": LLAMA_ATTENTION,
-    "gpt2": "transformer.h.{i}.attn.c_proj",
-    "gpt_neox": "gpt_neox.layers.{i}.attention.dense",
-    "gptj": "transformer.h.{i}.attn.out_proj",
-    "llama": LLAMA_ATTENTION,
-    "mistral": LLAMA_ATTENTION,
-    "opt": "model.decoder.layers.{i}.self_attn.out_proj",
-    "phi3": LLAMA_ATTENTION,
-    "qwen2": LLAMA_ATTENTION,
-    "qwen3": LLAMA_ATTENTION,
-}
-"""`model_type` -> path of the attention's output projection, whose output is what attention adds to the block."""
+TOKENS = 8
+"""Tokens that a block is tried with."""
+ALIGNED = 0.98
+"""Cosine between what is added to a module and what comes out of the block, from which the module is the place."""
+EVEN = 0.9
+"""The smallest of these factors, of the largest, at which a projection counts as added to the residual stream as it is:
+one behind a gate is not."""
+MIXED = 0.02
+"""Relative change of later tokens from which a module is known to carry information between tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,49 +57,59 @@ LAYER_FRACTION = {"merge": 0.85, "retrieve": 0.85, "hybrid": 0.7}
 its answers are read through the blocks above."""
 
 
-def locate(model: PreTrainedModel, config: WiseConfig) -> ValueProjection:
-    """Finds the value projection that `config` asks for.
+def locate(model: PreTrainedModel, config: WiseConfig, *, linear: bool = False) -> ValueProjection:
+    """The module that `config` asks for; it takes one forward pass of a few tokens, up to the edited block.
 
-    Raises UnsupportedModelError where the architecture is unknown or has packed experts, and
-    ConfigError where `layer` is not a block of this model.
+    linear: the last projection of the feed-forward layer is wanted, whatever norm stands behind it, as editors that
+    solve for its weight need it.
+
+    Raises UnsupportedModelError where a model has no such module, and ConfigError where `layer` is not a block of it.
     """
-    model_type = str(model.config.model_type)
-    template = config.value_projection or VALUE_PROJECTIONS.get(model_type)
-    if template is None:
-        raise UnsupportedModelError(_unknown(model, model_type))
-    blocks_path, _, inner = template.partition(".{i}.")
-    try:
-        blocks = model.get_submodule(blocks_path)
-    except AttributeError as error:
-        raise UnsupportedModelError(
-            f"value_projection {template!r}: this {model_type} model has no module {blocks_path!r}; "
-            f"candidates: {_candidates(model)}"
-        ) from error
-    if not isinstance(blocks, nn.ModuleList) or not len(blocks) or not inner:
-        raise UnsupportedModelError(
-            f"value_projection {template!r}: {blocks_path!r} is not a list of blocks; "
-            f"candidates: {_candidates(model)}"
-        )
+    with evaluating(model):
+        return _located(model, config, linear=linear)
+
+
+def _located(model: PreTrainedModel, config: WiseConfig, *, linear: bool) -> ValueProjection:
+    if config.value_projection is not None:
+        return _named(model, config, config.value_projection)
+    blocks_path, blocks = _find_blocks(model)
     layer = _choose_layer(config, len(blocks))
-    path = f"{blocks_path}.{layer}.{inner}"
+    for i in [layer] if config.layer is not None else sorted(range(len(blocks)), key=lambda i: abs(i - layer)):
+        trial = _Trial.of(model, blocks, i)
+        inner = trial.last_projection() if linear else trial.place()
+        if inner is not None:
+            return trial.describe(inner, blocks_path, i, len(blocks))
+    raise UnsupportedModelError(_no_place(model, blocks_path, layer, config, linear=linear))
+
+
+def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The path and list of the blocks that text runs through: the longest list whose first module is run.
+
+    Raises UnsupportedModelError where there is none.
+    """
+    lists = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) and not re.search(r"\.\d+\.", f"{path}.")
+    }
+    run: dict[str, int] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        return lambda *_: run.update({path: len(lists[path])})
+
+    handles = [module[0].register_forward_pre_hook(note(path)) for path, module in lists.items()]
     try:
-        module = model.get_submodule(path)
-    except AttributeError as error:
-        raise UnsupportedModelError(_missing(model, blocks[layer], path)) from error
-    sizes = _sizes(module)
-    if sizes is None:
+        _run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not run:
         raise UnsupportedModelError(
-            f"{path} is a {type(module).__name__}: expected a linear layer (Linear, Conv1D or a subclass); "
-            f"candidates: {_candidates(model)}"
+            f"this {model.config.model_type} model runs none of its lists of modules with text "
+            f"({', '.join(lists) or 'it has none'}): wise edits a block of a decoder"
         )
-    return ValueProjection(
-        path=path,
-        blocks=blocks_path,
-        layer=layer,
-        depth=len(blocks),
-        in_features=sizes[0],
-        out_features=sizes[1],
-    )
+    path = max(run, key=lambda path: run[path])
+    return path, lists[path]
 
 
 def _choose_layer(config: WiseConfig, depth: int) -> int:
@@ -134,48 +120,234 @@ def _choose_layer(config: WiseConfig, depth: int) -> int:
     return config.layer
 
 
-def _sizes(module: nn.Module) -> tuple[int, int] | None:
-    """(f, d) of a linear module, whichever way round its weight lies; None for any other module.
+def _named(model: PreTrainedModel, config: WiseConfig, template: str) -> ValueProjection:
+    """The module at a path that a user gave."""
+    blocks_path, _, inner = template.partition(".{i}.")
+    try:
+        blocks = model.get_submodule(blocks_path)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"value_projection {template!r}: this {model.config.model_type} model has no module {blocks_path!r}; "
+            f"candidates: {_candidates(model)}"
+        ) from error
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks) or not inner:
+        raise UnsupportedModelError(
+            f"value_projection {template!r}: {blocks_path!r} is not a list of blocks; candidates: {_candidates(model)}"
+        )
+    layer = _choose_layer(config, len(blocks))
+    trial = _Trial.of(model, blocks, layer)
+    if inner not in trial.calls:
+        raise UnsupportedModelError(
+            f"{blocks_path}.{layer}.{inner} of this {model.config.model_type} model is not there or does not map every "
+            f"token to {trial.width} features once in a forward pass; candidates: {_candidates(model)}"
+        )
+    return trial.describe(inner, blocks_path, layer, len(blocks))
 
-    Of a module that stands around one, those of the one inside.
-    """
+
+class _Reached(Exception):
+    """Ends a forward pass at the block that was waited for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """How a module of a block was called."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    features: int
+    """f: size of what it was given."""
+    output: Tensor
+
+
+class _Trial:
+    """One block and what it was called with, to be run again with changes."""
+
+    def __init__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.block, self.args, self.kwargs = block, args, kwargs
+        self.calls: dict[str, _Call] = {}
+        """By path within the block, in the order of their ends: modules called once that give a vector per token."""
+        several: set[str] = set()
+        handles = [
+            module.register_forward_hook(self._recorder(path, several), with_kwargs=True)
+            for path, module in block.named_modules()
+            if path and not re.search(r"(^|\.)\d+\.", path)  # one expert of a list is not a feed-forward layer
+        ]
+        try:
+            self.output = self.run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.width = self.output.shape[-1]
+        self.calls = {
+            path: call
+            for path, call in self.calls.items()
+            if path not in several
+            and call.output.shape[-1] == self.width
+            and call.output.numel() == TOKENS * self.width
+        }
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, blocks: nn.ModuleList, layer: int) -> _Trial:
+        """Block `layer` in a forward pass of the model, which ends there."""
+        given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def take(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given.append((args, kwargs))
+            raise _Reached
+
+        handle = blocks[layer].register_forward_pre_hook(take, with_kwargs=True)
+        try:
+            _run(model)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        if not given:
+            raise UnsupportedModelError(
+                f"block {layer} of this {model.config.model_type} model is not run with text: choose another layer"
+            )
+        return cls(blocks[layer], *given[0])
+
+    @torch.no_grad()
+    def run(self) -> Tensor:
+        """The output of the block `[..., d]`."""
+        args, kwargs = _copied(self.args), _copied(self.kwargs)
+        output = first_tensor(self.block(*args, **kwargs))
+        if output is None:
+            raise UnsupportedModelError("a block of this model returns no hidden states: they were expected first")
+        return output
+
+    def _recorder(self, path: str, several: set[str]) -> Callable[..., None]:
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            given, tensor = activation_of(args, kwargs), first_tensor(output)
+            if path in self.calls:
+                several.add(path)
+            if given is not None and tensor is not None and tensor.is_floating_point():
+                call = _Call(args=args, kwargs=kwargs, features=given.shape[-1], output=tensor.detach().clone())
+                self.calls[path] = call
+
+        return record
+
+    def place(self) -> str | None:
+        """The module to add to: a projection whose output enters the residual stream as it is, else a whole part."""
+        candidates = list(self._per_token())
+        for path in reversed(candidates):
+            if _is_linear(self.block.get_submodule(path)) and self.passes(path, even=True):
+                return path
+        return next((path for path in reversed(candidates) if "." not in path and self.passes(path)), None)
+
+    def last_projection(self) -> str | None:
+        """The last linear layer of the parts that work token by token."""
+        candidates = list(self._per_token())
+        return next((path for path in reversed(candidates) if _is_linear(self.block.get_submodule(path))), None)
+
+    def _per_token(self) -> Iterator[str]:
+        """Modules of those parts of the block that carry nothing from one token to another."""
+        alone: dict[str, bool] = {}
+        for path in self.calls:
+            part = path.partition(".")[0]
+            if part not in alone:
+                alone[part] = part in self.calls and not self._mixes(part)
+            if alone[part]:
+                yield path
+
+    @torch.no_grad()
+    def _mixes(self, part: str) -> bool:
+        """Whether another first token changes what a part of the block makes of the later ones."""
+        call = self.calls[part]
+
+        def changed(value: Any) -> Any:
+            if not (isinstance(value, Tensor) and value.is_floating_point() and value.numel() == TOKENS * self.width):
+                return value
+            rows = value.clone().view(TOKENS, self.width)
+            rows[0] = rows.flip(0)[0] * 3 + rows.std() * _direction(self.width, rows)
+            return rows.view(value.shape)
+
+        module = self.block.get_submodule(part)
+        args, kwargs = tuple(map(changed, call.args)), {name: changed(value) for name, value in call.kwargs.items()}
+        output = first_tensor(module(*args, **kwargs))
+        if output is None:
+            return True
+        before, after = (t.reshape(TOKENS, -1)[1:].float() for t in (call.output, output))
+        return bool((after - before).norm(dim=-1).max() > MIXED * before.norm(dim=-1).max())
+
+    def passes(self, path: str, *, even: bool = False) -> bool:
+        """Whether what is added to the output of a module comes out of the block; `even`, by one factor everywhere."""
+        added = _direction(self.width, self.output) * self.output.float().norm(dim=-1).mean()
+
+        def add(_module: nn.Module, _args: Any, output: Any) -> Any:
+            tensor = first_tensor(output)
+            return output if tensor is None else with_first(output, tensor + added.to(tensor))
+
+        handle = self.block.get_submodule(path).register_forward_hook(add)
+        try:
+            change = (self.run().float() - self.output.float()).reshape(-1, self.width)
+        finally:
+            handle.remove()
+        sizes = change.norm(dim=-1)
+        aligned = bool((cosine_similarity(change, added[None].to(change), dim=-1) > ALIGNED).all())
+        return aligned and (not even or bool(sizes.min() > EVEN * sizes.max()))
+
+    def describe(self, inner: str, blocks: str, layer: int, depth: int) -> ValueProjection:
+        return ValueProjection(
+            path=f"{blocks}.{layer}.{inner}",
+            blocks=blocks,
+            layer=layer,
+            depth=depth,
+            in_features=self.calls[inner].features,
+            out_features=self.width,
+        )
+
+
+@torch.no_grad()
+def _run(model: PreTrainedModel) -> None:
+    """A forward pass of a few ordinary tokens."""
+    model(input_ids=_ordinary(model).to(execution_device(model)), use_cache=False)
+
+
+def _ordinary(model: PreTrainedModel) -> Tensor:
+    """Ids `[1, TOKENS]` from all over the vocabulary, none of which stands for an image or another special thing."""
+    named = [pair for config in (model.config, model.config.get_text_config()) for pair in vars(config).items()]
+    special = {value for name, value in named if isinstance(value, int) and re.search(r"token_(id|index)$", name)}
+    size = int(model.config.get_text_config().vocab_size)
+    ids = [i for i in range(1, size, max(1, size // (4 * TOKENS))) if i not in special] or [0]
+    return torch.tensor([(ids * TOKENS)[:TOKENS]], dtype=torch.long)
+
+
+def _copied(value: Any) -> Any:
+    """The same arguments in tensors of their own, since some blocks work in place."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple):
+        return tuple(map(_copied, value))
+    return {name: _copied(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def _direction(width: int, like: Tensor) -> Tensor:
+    """A random unit vector, always the same."""
+    vector = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    unit: Tensor = vector / vector.norm()
+    return unit.to(like.device)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer: `nn.Linear` and its kin, or transformers' Conv1D."""
     module = getattr(module, "base_layer", module)
-    for names in (("in_features", "out_features"), ("nx", "nf")):  # nn.Linear and kin; transformers' Conv1D
-        f, d = (getattr(module, name, None) for name in names)
-        if isinstance(f, int) and isinstance(d, int):
-            return f, d
-    return None
-
-
-def _missing(model: PreTrainedModel, block: nn.Module, path: str) -> str:
-    return _packed(model, block) or (
-        f"this {model.config.model_type} model has no module {path!r}; candidates: {_candidates(model)}"
-    )
-
-
-def _unknown(model: PreTrainedModel, model_type: str) -> str:
-    return _packed(model, model) or (
-        f"model_type {model_type!r} is not in the table ({', '.join(sorted(VALUE_PROJECTIONS))}); name the "
-        f"value projection with WiseConfig(value_projection=...); candidates: {_candidates(model)}"
-    )
-
-
-def _packed(model: PreTrainedModel, part: nn.Module) -> str | None:
-    """Why `part` of the model cannot be wrapped, where it keeps its experts in 3-D parameters."""
-    packed = next((name for name, p in part.named_parameters() if p.ndim == 3 and "expert" in name), None)
-    return packed and (
-        f"{model.config.model_type} keeps its experts packed in 3-D parameters ({packed!r}), so there is no "
-        "value projection to stand beside; wise edits dense feed-forward layers. Choose a dense model, or "
-        "name a dense linear layer with value_projection='path.{i}.name'"
-    )
+    return hasattr(module, "weight") and (hasattr(module, "out_features") or hasattr(module, "nf"))
 
 
 def _candidates(model: PreTrainedModel) -> str:
-    """Paths of linear layers inside blocks that lead back to the model's width, `{i}` for the block."""
-    width = getattr(model.config.get_text_config(), "hidden_size", None)
-    found: dict[str, None] = {}
-    for name, module in model.named_modules():
-        f, d = _sizes(module) or (width, None)
-        if d == width != f and re.search(r"\.\d+\.", name):
-            found[re.sub(r"\.\d+\.", ".{i}.", name, count=1)] = None
-    return ", ".join(found) or "none found"
+    """Modules of the middle block from which what is added comes out of it, `{i}` for the block."""
+    blocks_path, blocks = _find_blocks(model)
+    trial = _Trial.of(model, blocks, len(blocks) // 2)
+    return ", ".join(f"{blocks_path}.{{i}}.{path}" for path in trial.calls if trial.passes(path)) or "none found"
+
+
+def _no_place(model: PreTrainedModel, blocks: str, layer: int, config: WiseConfig, *, linear: bool) -> str:
+    where = f"block {layer} ({blocks}.{layer})" if config.layer is not None else f"no block of {blocks}"
+    part = "linear layer at the end of a feed-forward layer" if linear else "feed-forward layer in its residual stream"
+    has = "has no" if config.layer is not None else "has a"
+    return (
+        f"{where} of this {model.config.model_type} model {has} {part}; choose another layer, or name a module with "
+        f"value_projection='path.{{i}}.name'; candidates: {_candidates(model)}"
+    )

@@ -18,12 +18,13 @@ from transformers import PreTrainedModel
 
 from wise.errors import ConfigError
 from wise.memory.key_space import KeySpace
-from wise.memory.layer import SideMemoryLayer, execution_device
+from wise.memory.layer import SideMemoryLayer
+from wise.memory.modules import execution_device, recorded_inputs
 from wise.memory.side_memory import NO_SLOT, Evidence, Route, SideMemory
 from wise.memory.state import MemoryState
 from wise.router.activation import ActivationRouter
 from wise.router.diagnostics import KeyDiagnostics, key_diagnostics
-from wise.training.generation import recorded_inputs, right_pad
+from wise.training.generation import right_pad
 
 BATCH = 16
 """Rows that are read at once."""

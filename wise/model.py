@@ -27,7 +27,8 @@ from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelE
 from wise.explain import Answer, GeneratedIds, Provenance, generated_ids, prompt_ids
 from wise.memory.artifact import load_memory, save_memory
 from wise.memory.fingerprint import Fingerprint, fingerprint
-from wise.memory.layer import SideMemoryLayer, execution_device
+from wise.memory.layer import SideMemoryLayer
+from wise.memory.modules import evaluating, execution_device, recorded_inputs
 from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
@@ -38,7 +39,7 @@ from wise.router.readers import RelationReader
 from wise.router.turns import ChatTemplate
 from wise.training.build_trainer import build_trainer
 from wise.training.encoding import Encoder, learn_encoder
-from wise.training.generation import evaluating, greedy, recorded_inputs
+from wise.training.generation import greedy
 from wise.training.report import DeleteReport, EditReport
 from wise.training.trainer import Trainer
 

@@ -24,8 +24,9 @@ from wise.edits import Edit, check_lengths, check_unique
 from wise.errors import ArtifactError, EditError, UnsupportedModelError
 from wise.lab.editors.context import EditingContext, read_tensors, write_tensors
 from wise.lab.editors.settings import Settings
+from wise.memory.modules import evaluating
 from wise.training.encoding import Encoder
-from wise.training.generation import evaluating, greedy
+from wise.training.generation import greedy
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, EditReport, Outcome
 from wise.training.verification import SPARE_TOKENS
 

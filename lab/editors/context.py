@@ -25,7 +25,7 @@ from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.memory.fingerprint import Fingerprint, fingerprint
-from wise.memory.layer import execution_device
+from wise.memory.modules import execution_device
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
 
@@ -69,7 +69,7 @@ class EditingContext:
 
     def projection(self, layer: int) -> ValueProjection:
         """The value projection of a block. Raises ConfigError where there is no such block."""
-        return locate(self.model, WiseConfig(layer=layer, value_projection=self.value_projection))
+        return locate(self.model, WiseConfig(layer=layer, value_projection=self.value_projection), linear=True)
 
     def chosen_layer(self, layer: int | None, fraction: float) -> int:
         """The block that `LayerSettings` ask for."""

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from wise.errors import UnsupportedModelError
 from wise.lab.editors.context import EditingContext, TokenRow, padded_rows
-from wise.memory.layer import hooked
+from wise.memory.modules import hooked
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Path of a linear layer -> `[edits, n, f]` and `[edits, n, d]`; the matrix `[d, f]` of an edit is the sum over n of

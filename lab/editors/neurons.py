@@ -49,7 +49,7 @@ from wise.lab.editors.base import Applied, WeightEditor
 from wise.lab.editors.context import EditingContext, as_weight, target_losses
 from wise.lab.editors.fine_tuning import logits_with
 from wise.lab.editors.settings import Settings
-from wise.memory.layer import hooked
+from wise.memory.modules import hooked
 
 Neuron = tuple[int, int]
 """Block, and place among the f activations that its value projection reads."""

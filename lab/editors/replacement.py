@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from wise.architectures import ValueProjection
 from wise.lab.editors.context import EditingContext
-from wise.memory.layer import execution_device, hooked
+from wise.memory.modules import execution_device, hooked
 
 
 class Replacement(nn.Module, ABC):

@@ -17,7 +17,7 @@ from torch import Tensor
 from wise.errors import ConfigError
 from wise.lab.editors.context import EditingContext, padded_rows
 from wise.lab.editors.settings import Settings
-from wise.memory.layer import hooked
+from wise.memory.modules import hooked
 
 ROWS = 16
 """Rows of the corpus in one forward."""

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from wise.edits import Edit
-from wise.errors import EditError
+from wise.errors import EditError, UnsupportedModelError
 from wise.lab.editors.context import ROWS, EditingContext, TokenRow, mean_loss, padded_rows
 from wise.lab.editors.settings import Settings
 from wise.lab.editors.subject_spans import subject_spans
-from wise.memory.layer import hooked
+from wise.memory.modules import hooked
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
-from wise.training.splice import SplicedModel
+from wise.training.splice import CACHED, SplicedModel
 
 ESSENCE = "{} is a"
 """What the base expects behind this must stay."""
@@ -220,6 +220,11 @@ def search(
         layer: the block that the module at `path` is, or is in.
     """
     spliced = SplicedModel(context.model, context.projection(layer))
+    if spliced.steps != CACHED:
+        raise UnsupportedModelError(
+            f"this {context.model.config.model_type} model keeps more than attention keys between tokens; this editor "
+            "needs a base that keeps no more"
+        )
     found: list[Values] = []
     size = max(1, ROWS // (settings.prefixes + 2))
     for begin in range(0, len(contexts), size):

@@ -20,9 +20,9 @@ from wise.lab.editors.base import Baseline
 from wise.lab.editors.context import EditingContext, Progress
 from wise.lab.editors.registry import baseline_class, make_baseline, make_settings
 from wise.lab.eval.prompting import EditedModel
+from wise.memory.modules import evaluating
 from wise.model import WiseModel, wrap
 from wise.training.encoding import learn_encoder
-from wise.training.generation import evaluating
 from wise.training.report import EditReport
 
 

@@ -29,7 +29,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from wise.errors import ConfigError, EditError, checked_text, missing
 from wise.lab.eval.prompting import Prompter, Tested, check_logits, mean_over_records
 from wise.lab.formats.jsonl import rows
-from wise.memory.layer import execution_device
+from wise.memory.modules import execution_device
 from wise.training.generation import as_asked
 
 logger = logging.getLogger(__name__)

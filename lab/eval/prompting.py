@@ -24,7 +24,7 @@ from wise.errors import ConfigError, EditError
 from wise.lab.editors.base import WholePrompts
 from wise.lab.editors.context import padded_rows
 from wise.lab.eval.checkpoint import BATCH, Checkpoint
-from wise.memory.layer import execution_device
+from wise.memory.modules import execution_device
 from wise.probes import Probe
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy

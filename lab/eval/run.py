@@ -31,7 +31,7 @@ from wise.lab.eval.routing.classes import build_routing_set
 from wise.lab.eval.routing.measure import Routing, measure_routing
 from wise.lab.eval.stream import Stream
 from wise.memory.fingerprint import fingerprint, tokenizer_digest
-from wise.memory.layer import execution_device
+from wise.memory.modules import execution_device
 from wise.model import WiseModel
 
 CHECKPOINT_FILE = "checkpoint.jsonl"

@@ -17,7 +17,7 @@ from wise.edits import Edit
 from wise.lab.eval.candidates import OpenEditor
 from wise.lab.eval.checkpoint import Checkpoint
 from wise.lab.eval.peak_memory import peak_memory
-from wise.memory.layer import execution_device
+from wise.memory.modules import execution_device
 
 STRETCH = 50
 """Edits after which the memory is kept, where calls are smaller than that."""

@@ -31,8 +31,8 @@ from wise.lab.locate.tracing import (
     trace_fact,
 )
 from wise.memory.fingerprint import fingerprint
+from wise.memory.modules import evaluating
 from wise.training.encoding import Encoder, learn_encoder
-from wise.training.generation import evaluating
 
 if TYPE_CHECKING:
     from wise.lab.formats.facts import Fact

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from wise.errors import UnsupportedModelError
 from wise.lab.locate.sites import KINDS, STATE, Sites
-from wise.memory.layer import execution_device, hooked
+from wise.memory.modules import execution_device, hooked
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

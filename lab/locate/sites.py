@@ -14,9 +14,30 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from wise.architectures import ATTENTION_OUTPUTS, locate
+from wise.architectures import locate
 from wise.config import WiseConfig
 from wise.errors import ConfigError, UnsupportedModelError
+
+LLAMA_ATTENTION = "model.layers.{i}.self_attn.o_proj"
+BLOOM_ATTENTION = "transformer.h.{i}.self_attention.dense"
+
+ATTENTION_OUTPUTS: dict[str, str] = {
+    "bloom": BLOOM_ATTENTION,
+    "falcon": BLOOM_ATTENTION,
+    "gemma2": LLAMA_ATTENTION,
+    "gemma3": "model.language_model.layers.{i}.self_attn.o_proj",
+    "gemma3_text": LLAMA_ATTENTION,
+    "gpt2": "transformer.h.{i}.attn.c_proj",
+    "gpt_neox": "gpt_neox.layers.{i}.attention.dense",
+    "gptj": "transformer.h.{i}.attn.out_proj",
+    "llama": LLAMA_ATTENTION,
+    "mistral": LLAMA_ATTENTION,
+    "opt": "model.decoder.layers.{i}.self_attn.out_proj",
+    "phi3": LLAMA_ATTENTION,
+    "qwen2": LLAMA_ATTENTION,
+    "qwen3": LLAMA_ATTENTION,
+}
+"""`model_type` -> path of the attention's output projection, whose output is what attention adds to the block."""
 
 STATE, FFN, ATTENTION = KINDS = ("state", "ffn", "attention")
 
@@ -42,18 +63,18 @@ class Sites:
 
 
 def find_sites(model: PreTrainedModel) -> Sites:
-    """The places of a model of the table `wise.architectures`.
+    """The places of a model of the table `ATTENTION_OUTPUTS`.
 
     Raises UnsupportedModelError where the architecture is not in it, or this model is built otherwise.
     """
     model_type = str(model.config.model_type)
-    projection = locate(model, WiseConfig(layer=0))
     template = ATTENTION_OUTPUTS.get(model_type)
     if template is None:
         raise UnsupportedModelError(
             f"model_type {model_type!r}: tracing needs to know where attention ends; it knows "
-            f"{', '.join(sorted(ATTENTION_OUTPUTS))}; add a row to wise.architectures.ATTENTION_OUTPUTS"
+            f"{', '.join(sorted(ATTENTION_OUTPUTS))}; add a row to wise.lab.locate.sites.ATTENTION_OUTPUTS"
         )
+    projection = locate(model, WiseConfig(layer=0), linear=True)
     inner = projection.path.removeprefix(f"{projection.blocks}.0.")
     layers = range(projection.depth)
     return Sites(

@@ -27,7 +27,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from wise.memory.batched_memory import BatchedMemory, RoutingRecord
-from wise.memory.layer import execution_device
+from wise.memory.modules import execution_device
 from wise.memory.sequences import CACHE_NAMES
 from wise.memory.side_memory import SideMemory
 from wise.model import WiseModel

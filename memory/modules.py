@@ -1,0 +1,74 @@
+"""Running a model and looking at its modules: hooks, evaluation mode, and the device of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where `module` runs, also while accelerate keeps its weights elsewhere (and `meta` parameters here)."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):  # accelerate chains them
+            device = getattr(one, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return next(module.parameters()).device
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """What a module computes: its output, or the first of several outputs. None where that is no tensor."""
+    value = value[0] if isinstance(value, tuple | list) and value else value
+    return value if isinstance(value, Tensor) else None
+
+
+def with_first(value: Any, tensor: Tensor) -> Any:
+    """`value` with `tensor` in the place of what `first_tensor` gives."""
+    return type(value)((tensor, *value[1:])) if isinstance(value, tuple | list) else tensor
+
+
+def activation_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The first tensor that a module is called with: the hidden states that it maps."""
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
+@contextmanager
+def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, before: bool = False) -> Iterator[None]:
+    """For the length of a `with` block each module has its forward hook; with `before`, its forward pre-hook."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            handle = module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def recorded_inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tensor]]:
+    """The first tensor given to each module in the last forward pass of a `with` block, by the keys of `modules`."""
+    seen: dict[Any, Tensor] = {}
+
+    def recorder(key: Any) -> Callable[..., None]:
+        return lambda _module, args, kwargs: seen.update({key: activation_of(args, kwargs)})
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            handle = module.register_forward_pre_hook(recorder(key), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield seen
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within a `with` block; each module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
