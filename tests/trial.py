@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,19 +23,19 @@ EDIT = wise.Edit(id="e", prompt=text(PROMPT), target=text(TARGET), subject=text(
 SETTINGS: dict[str, Any] = {"terminator": "", "bos": False, "max_steps": 100}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Trial:
     """What came of it."""
 
-    model_type: str
-    group: str
-    """What the model is made of, as its configuration says."""
-    outcome: str
-    """`works`; `refused` when it is wrapped; `failed` at the step that `reason` names."""
+    outcome: str = WORKS
+    """`works`; `refused` when it is wrapped; `failed` at the step that `reason` begins with."""
     reason: str = ""
+    traits: tuple[str, ...] = ()
+    """What the model is made of, of `TRAITS`."""
     path: str = ""
     """The module at whose output edits are added."""
-    seconds: float = 0.0
+    steps: str = ""
+    """What a training step runs, of `wise.training.splice.STEPS`."""
 
 
 class StepFailed(Exception):
@@ -44,31 +44,23 @@ class StepFailed(Exception):
 
 def attempt(model_type: str) -> Trial:
     """Tries the model of this type; an error of any kind is an outcome, not raised."""
-    begun, group, path = time.perf_counter(), "", ""
-
-    def told(outcome: str, reason: object = "") -> Trial:
-        seconds = round(time.perf_counter() - begun, 2)
-        return Trial(
-            model_type=model_type, group=group, outcome=outcome, reason=str(reason), path=path, seconds=seconds
-        )
-
-    step = "build"
+    trial, step = Trial(), "build"
     try:
         model = zoo_model(model_type)
-        group = group_of(model)
+        trial.traits = traits_of(model)
         step = "run the bare model"
         bare = behaviour(model)
         step = "wrap"
-        try:
-            wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(**SETTINGS), reader=WordReader())
-        except WiseError as error:
-            return told(REFUSED, error)
-        path = wrapped.projection.path
+        wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(**SETTINGS), reader=WordReader())
+        trial.path = wrapped.projection.path
         for step, act in STEPS.items():
             act(wrapped, bare)
+            trial.steps = wrapped.trainer.spliced.steps
     except Exception as error:
-        return told(FAILED, f"{step}: {type(error).__name__}: {error}")
-    return told(WORKS)
+        refused = step == "wrap" and isinstance(error, WiseError)
+        trial.outcome = REFUSED if refused else FAILED
+        trial.reason = str(error) if refused else f"{step}: {type(error).__name__}: {error}"
+    return trial
 
 
 def behaviour(model: Any) -> list[Any]:
@@ -123,14 +115,19 @@ STEPS: dict[str, Callable[[wise.WiseModel, list[Any]], None]] = {
 
 
 TRAITS: dict[str, str] = {
-    "images": r"vision_config|vision_tower",
     "experts": r"(\w+_)?num_(local_)?experts|n_routed_experts",
-    "shared expert": r"n_shared_experts|(\w+_)?num_shared_experts|shared_(expert_)?intermediate_size",
+    "shared experts": r"n_shared_experts|(\w+_)?num_shared_experts|shared_(expert_)?intermediate_size|share_expert_dim",
+    "latent attention": r"kv_lora_rank",
     "sparse attention": r"index(er)?_\w+",
-    "state space": r"\w*mamba\w*|ssm_\w+|state_size",
+    "linear attention": r"linear_(num_\w*heads|key_head_dim|head_dim)|lru_width|conv_L_cache",
+    "state space": r"\w*mamba_\w+|ssm_\w+|state_size",
 }
+"""What a model is made of, and which field of its configuration says so, where it holds a number above zero."""
 
 
-def group_of(model: PreTrainedModel) -> str:
-    config = model.config.get_text_config().to_dict()
-    return str(len(config))
+def traits_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """The traits of a model, in the order of `TRAITS`; `images` where it also looks at them."""
+    text_config = model.config.get_text_config()
+    fields = {name: value for name, value in text_config.to_dict().items() if type(value) is int and value > 0}
+    found = [trait for trait, field in TRAITS.items() if any(re.fullmatch(field, name) for name in fields)]
+    return (*found, *(["images"] if text_config is not model.config else []))

@@ -176,7 +176,9 @@ def zoo_model(model_type: str, *, seed: int = 0) -> PreTrainedModel:
     """A random model in evaluation mode, the same one for the same arguments."""
     images = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     auto = AutoModelForImageTextToText if images else AutoModelForCausalLM
-    return draw_weights(auto.from_config(zoo_config(model_type)).eval(), seed)
+    model = draw_weights(auto.from_config(zoo_config(model_type)).eval(), seed)
+    model.generation_config.update(**TOKENS)  # published models come with it, some configurations have no such field
+    return model
 
 
 def _shrunk(fields: dict[str, Any], special: dict[str, int]) -> dict[str, Any]:
@@ -198,12 +200,11 @@ def _small(name: str, value: Any, special: dict[str, int]) -> Any:
         return _TURNED
     if isinstance(value, dict) and name != "per_layer_config" and all(isinstance(key, str) for key in value):
         return _shrunk(value, special)
-    if isinstance(value, list) and len(value) > 2 and len(kinds := list(dict.fromkeys(map(str, value)))) > 1:
-        if isinstance(value[0], str):
-            return (kinds[:1] + kinds[-1:] * DEPTH if name == "mlp_layer_types" else kinds * DEPTH)[:DEPTH]
-        return None
-    if isinstance(value, list) and len(value) > DEPTH:
-        return [each if isinstance(each, str) else _small(name, each, special) for each in value[:DEPTH]]
+    if isinstance(value, list) and len(value) > 2 and isinstance(value[0], str):
+        kinds = list(dict.fromkeys(value))
+        return (kinds[:1] + kinds[-1:] * DEPTH if name == "mlp_layer_types" else kinds * DEPTH)[:DEPTH]
+    if isinstance(value, list) and len(value) > DEPTH and isinstance(value[0], int):
+        return [_small(name, each, special) or each for each in value[:DEPTH]]
     if type(value) is not int:
         return None
     if re.fullmatch(r"\w*token_(id|index)|\w+_id", name):
