@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from wise.memory.modules import first_tensor, with_first
 from wise.memory.state import MemoryState
-from wise.training.splice import Rows, SplicedModel
+from wise.training.splice import CACHED, UPPER, WHOLE, Rows, SplicedModel
 
 # Contexts shorter and longer than the sliding window, one of them empty; targets of unlike length.
 ROWS: list[tuple[list[int], list[int]]] = [
@@ -41,7 +42,22 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     "llama, eager attention": ("llama", {"attention": "eager"}),
     "opt, norm after": ("opt", {"do_layer_norm_before": False}),
     "opt, narrow embeddings": ("opt", {"word_embed_proj_dim": 16}),
+    "packed experts": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "a convolution beside attention": ("lfm2", {"layer_types": ["conv", "full_attention", "conv"]}),
+    "a recurrence beside attention": (
+        "qwen3_5_text",
+        {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "head_dim": 8}
+        | {"linear_num_value_heads": 4, "linear_num_key_heads": 2}
+        | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    ),
+    "both in each block": (
+        "falcon_h1",
+        {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8},
+    ),
+    "no cache": ("openai-gpt", {"n_embd": 32, "n_layer": DEPTH, "n_head": 4}),
 }
+STEPS = {"no cache": UPPER}
+"""What training steps run, where it is not `CACHED`."""
 LAYERS = [0, 1, DEPTH - 1]
 
 Delta = Callable[[Tensor], Tensor]
@@ -56,12 +72,13 @@ def full_logits(model: PreTrainedModel, layer: int, row: int, delta: Delta | Non
     prompt, target = ROWS[row]
     seen = len(prompt) - 1
 
-    def add(_module: Any, args: tuple[Tensor], output: Tensor) -> Tensor | None:
-        if delta is None:
+    def add(_module: Any, args: tuple[Tensor], whole: Any) -> Any:
+        output = first_tensor(whole)
+        if delta is None or output is None:
             return None
         tokens = args[0].view(-1, args[0].shape[-1])[seen:]
         added = torch.cat([output.new_zeros(seen, output.shape[-1]), delta(tokens)])
-        return output + added.view_as(output)
+        return with_first(whole, output + added.view_as(output))
 
     handle = model.get_submodule(located(model, layer=layer).path).register_forward_hook(add)
     try:
@@ -86,6 +103,7 @@ def test_logits_and_gradients_are_those_of_the_full_forward(variant: str, layer:
     model_type, changes = VARIANTS[variant]
     model = tiny_model(model_type, **changes).requires_grad_(False)
     upper = spliced(model, layer)
+    assert upper.steps == STEPS.get(variant, CACHED)
     rows = upper.cache(ROWS)
     lengths = [len(target) for _, target in ROWS]
     plain = upper.logits(rows)
@@ -110,6 +128,34 @@ def test_logits_and_gradients_are_those_of_the_full_forward(variant: str, layer:
     (cut,) = torch.autograd.grad(loss_of(labelled, rows.labels[rows.labels != -100]), weight)
     torch.testing.assert_close(cut, mine, rtol=1e-3, atol=1e-3 * float(mine.abs().max()))
     assert torch.equal(upper.logits(rows), plain), "the head is whole again"
+
+
+@pytest.mark.parametrize("variant", ["llama", "gemma2", "packed experts", "a recurrence beside attention"])
+def test_every_kind_of_step_gives_the_same(variant: str) -> None:
+    model_type, changes = VARIANTS[variant]
+    upper = spliced(tiny_model(model_type, **changes).requires_grad_(False), 1)
+    rows = [row for row in ROWS if len(row[0]) > 1]
+    found = []
+    for steps in (WHOLE, UPPER, CACHED):
+        upper._take(steps)
+        cached = upper.cache(rows)
+        added = torch.zeros(len(rows), 4, 32, requires_grad=True)
+        logits = upper.labelled_logits(cached, lambda activation, added=added: added[:, : activation.shape[1]])  # type: ignore[misc]
+        (gradient,) = torch.autograd.grad(logits.square().sum(), added)
+        found.append((logits.detach(), gradient))
+    for logits, gradient in found[1:]:
+        torch.testing.assert_close(logits, found[0][0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
+
+
+def test_a_state_that_is_wrong_would_be_noticed() -> None:
+    model_type, changes = VARIANTS["a recurrence beside attention"]
+    upper = spliced(tiny_model(model_type, **changes), 1)
+    rows = upper.cache([row for row in ROWS if len(row[0]) > 1])
+    assert any(rows.states)
+    spoilt = replace(rows, states=tuple(tuple(state.roll(1, dims=0) for state in layer) for layer in rows.states))
+    real = rows.labels != -100
+    assert (upper.logits(rows)[real] - upper.logits(spoilt)[real]).abs().max() > 0.01
 
 
 def spoil_window(rows: Rows) -> Rows:

@@ -3,8 +3,9 @@
 An edit changes nothing below the edited block, and nothing above it before the first position at which it is active.
 The base is therefore run once per row, and a training step runs no more of it than it must:
 
-* `CACHED`: the upper blocks over the target positions alone, on the cached attention keys and values of the context.
-* `UPPER`: the upper blocks over the whole row, where a block keeps more than attention keys (a recurrent state).
+* `CACHED`: the upper blocks over the target positions alone, on what their caches hold of the context: attention keys
+  and values, and the states of convolutions and recurrences.
+* `UPPER`: the upper blocks over the whole row, where their caches hold more than that.
 * `WHOLE`: the whole model over the whole row, where blocks also share states with blocks below.
 
 Which of them a base allows is tried on two short rows: the first that gives the base's own logits is taken.
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from wise.architectures import ValueProjection
 from wise.errors import UnsupportedModelError
@@ -76,9 +78,12 @@ class Rows:
     """`[batch, targets, f]` the input of the value projection."""
     context: Tensor
     """`[batch, context, f]` the same in the context; meaningless at pads."""
-    keys: tuple[Tensor, ...]
-    """Attention keys of the context, from the edited block up (`CACHED`)."""
-    values: tuple[Tensor, ...]
+    keys: tuple[Tensor | None, ...]
+    """Attention keys of the context, from the edited block up; None where a block has no attention. Empty if the rows
+    are not cached."""
+    values: tuple[Tensor | None, ...]
+    states: tuple[tuple[Tensor, ...], ...]
+    """Of the same blocks, the states of convolutions and recurrences behind the context."""
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -94,8 +99,9 @@ class Rows:
             hidden_before=None if self.hidden_before is None else self.hidden_before[rows],
             activations=self.activations[rows],
             context=self.context[rows],
-            keys=tuple(k[rows] for k in self.keys),
-            values=tuple(v[rows] for v in self.values),
+            keys=tuple(None if k is None else k[rows] for k in self.keys),
+            values=tuple(None if v is None else v[rows] for v in self.values),
+            states=tuple(tuple(state[rows] for state in layer) for layer in self.states),
         )
 
 
@@ -124,6 +130,7 @@ class SplicedModel:
         """The head is a module of the model's top level, so its input can be cut to the labelled positions."""
         self.steps = CACHED
         """What a training step runs: one of `STEPS`."""
+        self._recurrent = _is_recurrent(model)
         blocks = self._full.get_submodule(projection.blocks)
         self._spy.forward = blocks[projection.layer].forward
         blocks[projection.layer].__dict__["forward"] = self._spy
@@ -192,14 +199,17 @@ class SplicedModel:
             if not parts or len(parts[-1]) == AT_ONCE or length > MUCH_LONGER * (len(first[0]) + len(first[1])):
                 parts.append([])
             parts[-1].append(i)
-        found = [self._cache([rows[i] for i in part]) for part in parts]
+        # A state is begun by a context; where a prompt has one token alone there is none.
+        cached = self.steps == CACHED and not (self._recurrent and any(len(prompt) == 1 for prompt, _ in rows))
+        found = [self._cache([rows[i] for i in part], cached=cached) for part in parts]
         whole = found[0] if len(found) == 1 else _joined(found)
         return whole.select(torch.tensor([i for part in parts for i in part], device=self.device).argsort())
 
-    def _cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
+    def _cache(self, rows: Sequence[tuple[list[int], list[int]]], *, cached: bool) -> Rows:
         width = max(len(target) for _, target in rows)
-        shared = len(commonprefix([prompt[:-1] for prompt, _ in rows])) if len(rows) > 1 else 0
-        shared = shared if shared >= WORTH_SHARING else 0
+        cache = self._empty_cache() if cached else None
+        shared = 0 if cache is None or self._recurrent else len(commonprefix([prompt[:-1] for prompt, _ in rows]))
+        shared = shared if len(rows) > 1 and shared >= WORTH_SHARING else 0
         context, left = left_pad([prompt[shared:-1] for prompt, _ in rows], device=self.device)
         inputs = torch.zeros(len(rows), width, dtype=torch.long)
         labels = torch.full((len(rows), width), -100)
@@ -210,30 +220,50 @@ class SplicedModel:
         mask = torch.cat([left.new_ones(len(rows), shared), left, (labels != -100).long()], dim=1)
         prefix = torch.tensor([rows[0][0][:shared]], dtype=torch.long, device=self.device).expand(len(rows), -1)
         own = {"mask": mask, "inputs": inputs, "labels": labels, "before": torch.cat([prefix, context], dim=1)}
-        if self.steps != CACHED:
+        if cache is None:
             return self._run_whole(own)
-        cache = DynamicCache()
-        inner = self._full.get_submodule(self._inner_name)
-        begun = self._begin(inner, cache, rows[0][0][:shared], len(rows))
-        inner(
-            input_ids=torch.cat([context, inputs], dim=1),
-            attention_mask=mask,
-            use_cache=True,
-            **{self._cache_name: cache},
-            **self._position_ids(mask, shared),
-        )
-        seen = shared + context.shape[1]
-        above: list[Any] = [cache.layers[i] for i in range(self.projection.layer, self.projection.depth)]
-        activation = self._take_activation(mask[:, shared:])
+        begun = self._begin(cache, rows[0][0][:shared], len(rows))
+        seen, upper = shared + context.shape[1], range(self.projection.layer, self.projection.depth)
+        states: list[tuple[Tensor, ...]] = [() for _ in upper]
+        activation = begun.new_zeros(len(rows), 0, begun.shape[-1])
+        if self._recurrent:  # a state cannot be cut, so the context is run by itself
+            self._run_inner(cache, context, mask[:, :seen], 0)
+            states = [_states(cache.layers[i]) for i in upper]
+            activation = self._take_activation(context)
+            self._spy.take()
+            self._run_inner(cache, inputs, mask, seen)
+            activation = torch.cat([activation, self._take_activation(inputs)], dim=1)
+        else:
+            self._run_inner(cache, torch.cat([context, inputs], dim=1), mask, shared)
+            activation = self._take_activation(mask[:, shared:])
         hidden = self._spy.take()
         return Rows(
             **own,
-            hidden=hidden[:, context.shape[1] :].clone(),
+            hidden=hidden[:, -width:].clone(),
             hidden_before=None,
             activations=activation[:, context.shape[1] :].clone(),
             context=torch.cat([begun.to(activation), activation[:, : context.shape[1]]], dim=1),
-            keys=tuple(layer.keys[:, :, :seen].clone() for layer in above),
-            values=tuple(layer.values[:, :, :seen].clone() for layer in above),
+            keys=tuple(_cut(cache.layers[i], "keys", seen) for i in upper),
+            values=tuple(_cut(cache.layers[i], "values", seen) for i in upper),
+            states=tuple(states),
+        )
+
+    def _empty_cache(self) -> DynamicCache:
+        """The base's own kind of cache, in which sliding attention keeps all that it has seen."""
+        cache = DynamicCache(config=self._full.config) if self._recurrent else DynamicCache()
+        for i, layer in enumerate(cache.layers):
+            if not hasattr(layer, "conv_states"):
+                cache.layers[i] = DynamicLayer()  # type: ignore[no-untyped-call]
+        return cache
+
+    def _run_inner(self, cache: DynamicCache, ids: Tensor, mask: Tensor, start: int) -> None:
+        """The full copy, without its head, on `ids` behind `start` cached columns."""
+        self._full.get_submodule(self._inner_name)(
+            input_ids=ids,
+            attention_mask=mask,
+            use_cache=True,
+            **{self._cache_name: cache},
+            **self._position_ids(mask, start),
         )
 
     def _run_whole(self, own: dict[str, Tensor]) -> Rows:
@@ -256,21 +286,16 @@ class SplicedModel:
             context=activation[:, :context].clone(),
             keys=(),
             values=(),
+            states=(),
         )
 
-    def _begin(self, inner: Any, cache: DynamicCache, ids: list[int], rows: int) -> Tensor:
+    def _begin(self, cache: DynamicCache, ids: list[int], rows: int) -> Tensor:
         """Runs the common prefix of all rows; the activations there `[rows, shared, f]`."""
         if not ids:
             return torch.zeros(rows, 0, self.projection.in_features, device=self.device)
         tokens = torch.tensor([ids], device=self.device)
         mask = torch.ones_like(tokens)
-        inner(
-            input_ids=tokens,
-            attention_mask=mask,
-            use_cache=True,
-            **{self._cache_name: cache},
-            **self._position_ids(mask, 0),
-        )
+        self._run_inner(cache, tokens, mask, 0)
         cache.batch_repeat_interleave(rows)
         return self._take_activation(mask).expand(rows, -1, -1)
 
@@ -310,9 +335,9 @@ class SplicedModel:
         if rows.hidden_before is not None:
             self._spliced = torch.cat([rows.hidden_before, rows.hidden], dim=1)
         seen = rows.before.shape[1]
-        if self.steps == CACHED:
+        if rows.keys:
             given = {"input_ids": rows.inputs, "use_cache": True, **self._position_ids(rows.mask, seen)}
-            given[self._cache_name] = _past(rows, self.projection.layer)
+            given[self._cache_name] = self._past(rows)
         else:
             ids = torch.cat([rows.before, rows.inputs], dim=1)
             given = {"input_ids": ids, "use_cache": False, **self._position_ids(rows.mask, 0)}
@@ -324,6 +349,24 @@ class SplicedModel:
             self._upper_tap.delta = self._spliced = None
         logits: Tensor = out.logits
         return logits if self._selects and self._wanted is not None else logits[:, -targets:]
+
+    def _past(self, rows: Rows) -> DynamicCache:
+        """A fresh cache that holds the context from the edited block up, and its length alone below."""
+        cache = self._empty_cache()
+        length = rows.before.shape[1]
+        empty = rows.hidden.new_zeros(1).expand(len(rows), 1, length, 1)
+        for i in range(self.projection.layer):
+            if i >= len(cache.layers) or hasattr(cache.layers[i], "update"):
+                cache.update(empty, empty, i)
+            layer: Any = cache.layers[i] if i < len(cache.layers) else None
+            if hasattr(layer, "conv_states"):
+                layer.has_previous_state = dict.fromkeys(layer.conv_states, True)
+        for i, (keys, values, states) in enumerate(zip(rows.keys, rows.values, rows.states, strict=True)):
+            if keys is not None and values is not None:
+                cache.update(keys, values, self.projection.layer + i)
+            if states:
+                _restore(cache.layers[self.projection.layer + i], states)
+        return cache
 
     def labelled_logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
         """The same at the positions with a label, row after row, `[labelled, vocabulary]`.
@@ -361,7 +404,7 @@ class SplicedModel:
     def _remember_type(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             out = forward(*args, **kwargs)
-            self._returns_tuple = isinstance(out, tuple)
+            self._returns_tuple = isinstance(out, tuple | list)
             return out
 
         return run
@@ -425,9 +468,12 @@ def _joined(parts: Sequence[Rows]) -> Rows:
         own = [getattr(part, name) for part in parts]
         return torch.cat([put(t, 1, 0, targets - t.shape[1], value) for t in own])
 
-    def states(name: str) -> tuple[Tensor, ...]:
-        own = [[put(t, 2, context - t.shape[2], 0) for t in getattr(part, name)] for part in parts]
-        return tuple(torch.cat(layer) for layer in zip(*own, strict=True))
+    def attention(name: str) -> tuple[Tensor | None, ...]:
+        layers = zip(*(getattr(part, name) for part in parts), strict=True)
+        return tuple(
+            None if layer[0] is None else torch.cat([put(t, 2, context - t.shape[2], 0) for t in layer])
+            for layer in layers
+        )
 
     def behind_pads(name: str) -> Tensor:
         own = [getattr(part, name) for part in parts]
@@ -446,21 +492,48 @@ def _joined(parts: Sequence[Rows]) -> Rows:
         hidden_before=None if parts[0].hidden_before is None else behind_pads("hidden_before"),
         activations=column("activations"),
         context=behind_pads("context"),
-        keys=states("keys"),
-        values=states("values"),
+        keys=attention("keys"),
+        values=attention("values"),
+        states=tuple(
+            tuple(map(torch.cat, zip(*layer, strict=True)))
+            for layer in zip(*(part.states for part in parts), strict=True)
+        ),
     )
 
 
-def _past(rows: Rows, layer: int) -> DynamicCache:
-    """A fresh cache that holds the context from the edited block up, and its length alone below."""
-    cache = DynamicCache()
-    length = rows.keys[0].shape[-2]
-    empty = rows.keys[0].new_zeros(1).expand(len(rows), 1, length, 1)
-    for i in range(layer):
-        cache.update(empty, empty, i)
-    for i, (keys, values) in enumerate(zip(rows.keys, rows.values, strict=True)):
-        cache.update(keys, values, layer + i)
-    return cache
+def _is_recurrent(model: PreTrainedModel) -> bool:
+    """Whether the cache of a model holds states of convolutions or recurrences."""
+    try:
+        return any(hasattr(layer, "conv_states") for layer in DynamicCache(config=model.config).layers)
+    except (AttributeError, KeyError, TypeError, ValueError):  # a configuration that tells nothing of its layers
+        return False
+
+
+def _cut(layer: Any, name: str, length: int) -> Tensor | None:
+    """The first `length` columns of the keys or values of a layer of a cache; None where it has none."""
+    found = getattr(layer, name, None)
+    return found[:, :, :length].clone() if isinstance(found, Tensor) else None
+
+
+def _states(layer: Any) -> tuple[Tensor, ...]:
+    """Copies of the states of convolutions and recurrences in a layer of a cache."""
+    kept = (*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values())
+    return tuple(state.clone() for state in kept if state is not None)
+
+
+def _restore(layer: Any, states: tuple[Tensor, ...]) -> None:
+    """Puts copied states into a fresh layer of a cache. What is computed from them is not kept: a training step runs
+    once, and a state that was written over could not be differentiated."""
+    count = layer.number_of_states
+    convolved, recurrent = states[: min(count, len(states))], states[min(count, len(states)) :]
+    for i, state in enumerate(convolved):
+        layer.conv_states[i], layer.conv_kernel_size[i] = state, state.shape[-1]
+        layer.is_conv_states_initialized[i] = layer.has_previous_state[i] = True
+    for i, state in enumerate(recurrent):
+        layer.recurrent_states[i], layer.is_recurrent_states_initialized[i] = state, True
+    layer.dtype, layer.device = states[0].dtype, states[0].device
+    layer.update_conv_state = lambda new, state_idx=0, **_: torch.cat([layer.conv_states[state_idx], new], dim=-1)
+    layer.update_recurrent_state = lambda new, state_idx=0, **_: new
 
 
 def _tap(model: nn.Module, projection: ValueProjection) -> _Tap:
