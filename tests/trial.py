@@ -36,6 +36,8 @@ class Trial:
     """The module at whose output edits are added."""
     steps: str = ""
     """What a training step runs, of `wise.training.splice.STEPS`."""
+    pads: bool = True
+    """Whether the bare model reads a left-padded row as it reads it alone. If not, an edit is not asked for so."""
 
 
 class StepFailed(Exception):
@@ -50,11 +52,13 @@ def attempt(model_type: str) -> Trial:
         trial.traits = traits_of(model)
         step = "run the bare model"
         bare = behaviour(model)
+        trial.pads = bare["left-padded"] == bare["alone"]
         step = "wrap"
         wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(**SETTINGS), reader=WordReader())
         trial.path = wrapped.projection.path
         for step, act in STEPS.items():
-            act(wrapped, bare)
+            if trial.pads or act is not say_padded:
+                act(wrapped, bare)
             trial.steps = wrapped.trainer.spliced.steps
     except Exception as error:
         refused = step == "wrap" and isinstance(error, WiseError)
@@ -63,28 +67,44 @@ def attempt(model_type: str) -> Trial:
     return trial
 
 
-def behaviour(model: Any) -> list[Any]:
-    """Logits and greedy tokens, alone and left-padded."""
+Behaviour = dict[str, list[Any]]
+
+
+def behaviour(model: Any) -> Behaviour:
+    """What a model gives for `BATCH`, row by row and left-padded, and for the edited prompt."""
     with torch.no_grad():
-        rows = [model(input_ids=torch.tensor([row])).logits for row in BATCH]
-        batch = model(**padded(BATCH)).logits
-    return [*rows, batch, *(generated(model, [row])[0] for row in BATCH), *generated(model, BATCH)]
+        logits = [model(input_ids=torch.tensor([row])).logits for row in [*BATCH, PROMPT]]
+        padded_logits = model(**padded(BATCH)).logits
+    return {
+        "logits": logits[:-1],
+        "left-padded logits": [padded_logits],
+        "alone": [generated(model, [row])[0] for row in BATCH],
+        "left-padded": generated(model, BATCH),
+        "the prompt": [logits[-1], *generated(model, [PROMPT])],
+    }
 
 
-def _unchanged(model: Any, bare: list[Any]) -> None:
-    for number, (now, then) in enumerate(zip(behaviour(model), bare, strict=True)):
-        if not (torch.equal(now, then) if isinstance(now, torch.Tensor) else now == then):
-            raise StepFailed(f"what the bare model gives is not given ({number})")
+def everything(model: Any, bare: Behaviour) -> None:
+    """All that the bare model gives is given, to the last bit."""
+    now = behaviour(model)
+    for name, given in bare.items():
+        for one, other in zip(now[name], given, strict=True):
+            if not (torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other):
+                raise StepFailed(f"{name}: not what the bare model gives")
 
 
-def _edit(wrapped: wise.WiseModel, bare: list[Any]) -> None:
+def _others(model: Any, bare: Behaviour) -> None:
+    everything(model, {name: given for name, given in bare.items() if name != "the prompt"})
+
+
+def _edit(wrapped: wise.WiseModel, bare: Behaviour) -> None:
     outcome = wrapped.edit([EDIT]).outcomes[0]
     if outcome.status != VERIFIED:
         raise StepFailed(f"{outcome.status}: {outcome.answer!r} in place of {EDIT.target!r}; {outcome}")
 
 
-def _say(rows: list[list[int]], **options: Any) -> Callable[[wise.WiseModel, list[Any]], None]:
-    def act(wrapped: wise.WiseModel, bare: list[Any]) -> None:
+def _say(rows: list[list[int]], **options: Any) -> Callable[[wise.WiseModel, Behaviour], None]:
+    def act(wrapped: wise.WiseModel, bare: Behaviour) -> None:
         said = generated(wrapped, rows, **options)[rows.index(PROMPT)]
         if said != [*TARGET, EOS]:
             raise StepFailed(f"{said} in place of {[*TARGET, EOS]}")
@@ -92,22 +112,24 @@ def _say(rows: list[list[int]], **options: Any) -> Callable[[wise.WiseModel, lis
     return act
 
 
-def _delete(wrapped: wise.WiseModel, bare: list[Any]) -> None:
+def _delete(wrapped: wise.WiseModel, bare: Behaviour) -> None:
     wrapped.delete([EDIT.id])
-    _unchanged(wrapped, bare)
+    everything(wrapped, bare)
 
 
-def _unwrap(wrapped: wise.WiseModel, bare: list[Any]) -> None:
-    _unchanged(wrapped.unwrap(), bare)
+def _unwrap(wrapped: wise.WiseModel, bare: Behaviour) -> None:
+    everything(wrapped.unwrap(), bare)
 
 
-STEPS: dict[str, Callable[[wise.WiseModel, list[Any]], None]] = {
-    "wrap and change nothing": _unchanged,
+say_padded = _say([*BATCH, PROMPT])
+
+STEPS: dict[str, Callable[[wise.WiseModel, Behaviour], None]] = {
+    "wrap and change nothing": everything,
     "edit": _edit,
     "say it alone": _say([PROMPT]),
     "say it without a cache": _say([PROMPT], use_cache=False),
-    "say it left-padded in a batch": _say([*BATCH, PROMPT]),
-    "leave other prompts alone": _unchanged,
+    "say it left-padded in a batch": say_padded,
+    "leave other prompts alone": _others,
     "delete": _delete,
     "unwrap": _unwrap,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from tiny import BOS, EOS, PAD, draw_weights
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
@@ -111,9 +112,10 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
     "paddleocr_vl": _TEXT_TURNED,
     "qwen2": _SLIDING | {"use_sliding_window": True},
-    "qwen2_5_omni_thinker": _TEXT_TURNED,
+    "qwen2_5_omni_thinker": _TEXT_TURNED | {"vision_start_token_id": VOCABULARY - 9},
     "qwen2_5_vl": _TEXT_TURNED,
     "qwen2_vl": _TEXT_TURNED,
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": VOCABULARY - 9},
     "qwen4_exp": {"text_config": _INDEXED},
     "qwen4_exp_text": _INDEXED,
     "reformer": {"axial_pos_embds_dim": [32, 32], "axial_pos_shape": [16, 16]},
@@ -176,7 +178,9 @@ def zoo_model(model_type: str, *, seed: int = 0) -> PreTrainedModel:
     """A random model in evaluation mode, the same one for the same arguments."""
     images = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     auto = AutoModelForImageTextToText if images else AutoModelForCausalLM
-    model = draw_weights(auto.from_config(zoo_config(model_type)).eval(), seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of what is not drawn anew
+        model = draw_weights(auto.from_config(zoo_config(model_type)).eval(), seed)
     model.generation_config.update(**TOKENS)  # published models come with it, some configurations have no such field
     return model
 
@@ -203,8 +207,9 @@ def _small(name: str, value: Any, special: dict[str, int]) -> Any:
     if isinstance(value, list) and len(value) > 2 and isinstance(value[0], str):
         kinds = list(dict.fromkeys(value))
         return (kinds[:1] + kinds[-1:] * DEPTH if name == "mlp_layer_types" else kinds * DEPTH)[:DEPTH]
-    if isinstance(value, list) and len(value) > DEPTH and isinstance(value[0], int):
-        return [_small(name, each, special) or each for each in value[:DEPTH]]
+    if isinstance(value, list) and len(value) > DEPTH:
+        small = [_small(name, each, special) for each in value[:DEPTH]]
+        return None if None in small else small
     if type(value) is not int:
         return None
     if re.fullmatch(r"\w*token_(id|index)|\w+_id", name):
