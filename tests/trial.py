@@ -78,9 +78,9 @@ def behaviour(model: Any) -> Behaviour:
     return {
         "logits": logits[:-1],
         "left-padded logits": [padded_logits],
-        "alone": [generated(model, [row])[0] for row in BATCH],
-        "left-padded": generated(model, BATCH),
-        "the prompt": [logits[-1], *generated(model, [PROMPT])],
+        "alone": [generated(model, [row], max_new_tokens=4)[0] for row in BATCH],
+        "left-padded": generated(model, BATCH, max_new_tokens=4),
+        "the prompt": [logits[-1], *generated(model, [PROMPT], max_new_tokens=4)],
     }
 
 

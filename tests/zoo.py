@@ -63,6 +63,7 @@ _INDEXED = {f"indexer_{name}": value for name, value in _INDEXER.items()}
 _FEWER_HEADS = {"head_dim": 16, "per_layer_config": {i: {"num_attention_heads": 2, "num_key_value_heads": 2} for i in (1, 3)}}
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "apertus1p5": {"audio_token_offset": 0, "image_token_offset": 0},
     "bamba": {"attn_layer_indices": [1, 3]},
     "chameleon": _IMAGE_WORDS,
     "cohere_compass": {"text_config": _COMPASS},
@@ -130,18 +131,18 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 default configuration does not have."""
 
 _NOT_TEXT_ALONE = "does not read text alone"
+_ENCODER = "reads the text with an encoder"
 _NOT_TEXT = "does not write text token after token"
 _TIMM = "its vision tower needs timm"
 
 EXCLUDED: dict[str, str] = {
-    "apertus1p5": _NOT_TEXT_ALONE,
     "blip": _NOT_TEXT_ALONE,
     "blip-2": _NOT_TEXT_ALONE,
     "blt": "transformers 5.24 cannot make its cache",
     "diffusion_gemma": _NOT_TEXT,
     "evolla": "transformers 5.24 has no class for it",
     "fast_vlm": _TIMM,
-    "florence2": _NOT_TEXT_ALONE,
+    "florence2": _ENCODER,
     "gemma3n": _TIMM,
     "gemma4_assistant": "drafts for another model",
     "gemma4_unified_assistant": "drafts for another model",
@@ -156,8 +157,8 @@ EXCLUDED: dict[str, str] = {
     "pi0": _NOT_TEXT,
     "pix2struct": _NOT_TEXT_ALONE,
     "pp_formulanet": _NOT_TEXT_ALONE,
-    "t5gemma2": _NOT_TEXT_ALONE,
-    "udop": _NOT_TEXT_ALONE,
+    "t5gemma2": _ENCODER,
+    "udop": _ENCODER,
     "vision-encoder-decoder": _NOT_TEXT_ALONE,
 }
 """Types of the two tables of transformers that are not a causal language model by themselves, and why."""
