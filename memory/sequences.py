@@ -253,6 +253,8 @@ class _IdsLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             if hasattr(layers[0], name):
                 setattr(self, name, getattr(layers[0], name))
         self.is_initialized = True
+        # Where every layer slides, masks are as wide as those; transformers takes the width from one that does not.
+        self.is_sliding = all(getattr(layer, "is_sliding", False) for layer in layers)
         self.dtype, self.device = ids.dtype, ids.device
         self._first = next((layer for layer in layers if not getattr(layer, "is_sliding", False)), layers[0])
         self._set(ids)

@@ -197,11 +197,12 @@ def test_what_is_cached_is_what_enters_the_layer(model_type: str) -> None:
         torch.testing.assert_close(rows.context[row, rows.context.shape[1] - before :], activation[:before])
     handle.remove()
     ids = [prompt + target for prompt, target in ROWS]
-    activations, mask, _ = upper.observe(ids)
+    activations, outputs, mask, _ = upper.observe(ids)
     assert mask.sum(-1).tolist() == [len(row) for row in ids]
     for row, (prompt, target) in enumerate(ROWS):
         first = mask.shape[1] - len(ids[row]) + len(prompt) - 1
         torch.testing.assert_close(activations[row, first:-1], rows.activations[row, : len(target)])
+        torch.testing.assert_close(outputs[row, first:-1], rows.outputs[row, : len(target)])
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
@@ -237,14 +238,13 @@ def test_observing_tells_the_bases_greedy_next_tokens(model_type: str) -> None:
     upper = SplicedModel(wrapped.model, wrapped.projection)
     with wrapped.disabled() as base:
         expected = [row[0] for row in generated(base, rows, max_new_tokens=1)]
-    assert upper.observe(rows)[2].tolist() == expected
+    assert upper.observe(rows).next.tolist() == expected
 
 
-def test_the_value_projection_is_the_bases_own() -> None:
+def test_what_the_edited_module_gives_is_the_bases_own() -> None:
     wrapped = wrap_tiny("gpt2", layer=1)
-    activation = torch.randn(5, wrapped.projection.in_features)
-    upper = SplicedModel(wrapped.model, wrapped.projection)
-    assert torch.equal(upper.value_projection(activation), wrapped.layer.base_layer(activation))
+    seen = SplicedModel(wrapped.model, wrapped.projection).observe([[5, 6, 7]])
+    assert torch.equal(seen.outputs, wrapped.layer.base_layer(seen.activations))
 
 
 def test_selected_rows_give_the_logits_of_those_rows() -> None:

@@ -280,7 +280,7 @@ def _ending(target: str, terminator: tuple[int, ...]) -> tuple[int, ...]:
 def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     generation = getattr(model, "generation_config", None)
     ids = getattr(generation, "eos_token_id", None)
-    ids = model.config.get_text_config().eos_token_id if ids is None else ids
+    ids = getattr(model.config.get_text_config(), "eos_token_id", None) if ids is None else ids
     ids = tokenizer.eos_token_id if ids is None else ids
     if ids is None:
         raise ConfigError(

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from os.path import commonprefix
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +76,10 @@ class Rows:
     """`[batch, context, d]` the same in the context (`UPPER`)."""
     activations: Tensor
     """`[batch, targets, f]` the input of the value projection."""
+    outputs: Tensor
+    """`[batch, targets, d]` what the edited module gave."""
     context: Tensor
-    """`[batch, context, f]` the same in the context; meaningless at pads."""
+    """`[batch, context, f]` its inputs in the context; meaningless at pads."""
     keys: tuple[Tensor | None, ...]
     """Attention keys of the context, from the edited block up; None where a block has no attention. Empty if the rows
     are not cached."""
@@ -98,11 +100,25 @@ class Rows:
             hidden=self.hidden[rows],
             hidden_before=None if self.hidden_before is None else self.hidden_before[rows],
             activations=self.activations[rows],
+            outputs=self.outputs[rows],
             context=self.context[rows],
             keys=tuple(None if k is None else k[rows] for k in self.keys),
             values=tuple(None if v is None else v[rows] for v in self.values),
             states=tuple(tuple(state[rows] for state in layer) for layer in self.states),
         )
+
+
+class Observation(NamedTuple):
+    """What is seen of the base at rows of ids."""
+
+    activations: Tensor
+    """`[batch, longest, f]` the input of the edited module."""
+    outputs: Tensor
+    """`[batch, longest, d]` its output."""
+    mask: Tensor
+    """`[batch, longest]` 1 for real tokens."""
+    next: Tensor
+    """`[batch]` the greedy next token of each row."""
 
 
 class SplicedModel:
@@ -170,7 +186,8 @@ class SplicedModel:
     def _plain(self, prompt: list[int], target: list[int]) -> Tensor:
         """`[targets, vocabulary]` of the base alone."""
         ids = torch.tensor([[*prompt, *target[:-1]]], device=self.device)
-        logits: Tensor = self._full(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :]
+        positions = self._position_ids(torch.ones_like(ids), 0)
+        logits: Tensor = self._full(input_ids=ids, use_cache=False, **positions).logits[0, len(prompt) - 1 :]
         self._full_tap.seen = None
         return logits
 
@@ -229,19 +246,21 @@ class SplicedModel:
         if self._recurrent:  # a state cannot be cut, so the context is run by itself
             self._run_inner(cache, context, mask[:, :seen], 0)
             states = [_states(cache.layers[i]) for i in upper]
-            activation = self._take_activation(context)
+            activation, _ = self._take_activation(context)
             self._spy.take()
             self._run_inner(cache, inputs, mask, seen)
-            activation = torch.cat([activation, self._take_activation(inputs)], dim=1)
+            last, output = self._take_activation(inputs)
+            activation = torch.cat([activation, last], dim=1)
         else:
             self._run_inner(cache, torch.cat([context, inputs], dim=1), mask, shared)
-            activation = self._take_activation(mask[:, shared:])
+            activation, output = self._take_activation(mask[:, shared:])
         hidden = self._spy.take()
         return Rows(
             **own,
             hidden=hidden[:, -width:].clone(),
             hidden_before=None,
             activations=activation[:, context.shape[1] :].clone(),
+            outputs=output[:, -width:].clone(),
             context=torch.cat([begun.to(activation), activation[:, : context.shape[1]]], dim=1),
             keys=tuple(_cut(cache.layers[i], "keys", seen) for i in upper),
             values=tuple(_cut(cache.layers[i], "values", seen) for i in upper),
@@ -275,7 +294,7 @@ class SplicedModel:
             use_cache=False,
             **self._position_ids(mask, 0),
         )
-        activation, hidden = self._take_activation(mask), self._spy.take()
+        (activation, output), hidden = self._take_activation(mask), self._spy.take()
         if self.steps == WHOLE:  # where nothing is passed on, whatever its shape
             hidden = activation[..., :0]
         return Rows(
@@ -283,6 +302,7 @@ class SplicedModel:
             hidden=hidden[:, context:].clone(),
             hidden_before=hidden[:, :context].clone(),
             activations=activation[:, context:].clone(),
+            outputs=output[:, context:].clone(),
             context=activation[:, :context].clone(),
             keys=(),
             values=(),
@@ -297,35 +317,26 @@ class SplicedModel:
         mask = torch.ones_like(tokens)
         self._run_inner(cache, tokens, mask, 0)
         cache.batch_repeat_interleave(rows)
-        return self._take_activation(mask).expand(rows, -1, -1)
+        return self._take_activation(mask)[0].expand(rows, -1, -1)
 
     @torch.no_grad()
-    def observe(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-        """The base alone on rows of ids, left-padded.
-
-        Returns the input of the value projection at every token `[batch, longest, f]`, the mask `[batch, longest]`, and
-        the greedy next token of each row `[batch]`.
-        """
+    def observe(self, rows: Sequence[Sequence[int]]) -> Observation:
+        """The base alone on rows of ids, left-padded."""
         ids, mask = left_pad(rows, device=self.device)
         positions = self._position_ids(mask, 0)
-        out = self._full(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **positions)
-        return self._take_activation(mask), mask, out.logits[:, -1].argmax(-1)
+        kept = {"logits_to_keep": 1} if self._keeps_logits else {}
+        out = self._full(input_ids=ids, attention_mask=mask, use_cache=False, **kept, **positions)
+        activations, outputs = self._take_activation(mask)
+        return Observation(activations, outputs, mask, out.logits[:, -1].argmax(-1))
 
-    @torch.no_grad()
-    def value_projection(self, activation: Tensor) -> Tensor:
-        """The base's own `W(a)`: `[n, f] -> [n, d]`."""
-        output = first_tensor(self._full_tap.base_layer(activation[None]))
-        if output is None:
-            raise RuntimeError(f"{self.projection.path} returned no tensor")
-        return output.view(len(activation), -1)
-
-    def _take_activation(self, mask: Tensor) -> Tensor:
-        """The activation of the last run of the full copy, in the shape of `mask` (OPT flattens its rows)."""
-        activation = self._full_tap.seen
-        if activation is None:
-            raise RuntimeError("the value projection was not run: is it part of the model's forward?")
+    def _take_activation(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What the edited module was given and gave in the last run of the full copy, rows as in `mask`."""
+        seen = self._full_tap.seen
+        if seen is None:
+            raise RuntimeError("the edited module was not run: is it part of the model's forward?")
         self._full_tap.seen = None
-        return activation.reshape(*mask.shape, -1)
+        activation, output = (tensor.reshape(*mask.shape, -1) for tensor in seen)  # some models flatten rows
+        return activation, output
 
     def logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
         """`[batch, targets, vocabulary]` of the base with `delta` added at the target positions."""
@@ -436,7 +447,8 @@ class _Tap(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.delta: Delta | None = None
-        self.seen: Tensor | None = None
+        self.seen: tuple[Tensor, Tensor] | None = None
+        """What the module was given and gave."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = self.base_layer(*args, **kwargs)
@@ -444,7 +456,7 @@ class _Tap(nn.Module):
         if activation is None or output is None:
             raise RuntimeError("the edited module was called without a tensor, or returned none")
         if self.delta is None:
-            self.seen = activation.detach()
+            self.seen = activation.detach(), output.detach()
             return given
         return with_first(given, output + self.delta(activation).to(output.dtype).view_as(output))
 
@@ -491,6 +503,7 @@ def _joined(parts: Sequence[Rows]) -> Rows:
         hidden=column("hidden"),
         hidden_before=None if parts[0].hidden_before is None else behind_pads("hidden_before"),
         activations=column("activations"),
+        outputs=column("outputs"),
         context=behind_pads("context"),
         keys=attention("keys"),
         values=attention("values"),

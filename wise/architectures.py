@@ -229,17 +229,25 @@ class _Trial:
         return record
 
     def place(self) -> str | None:
-        """The module to add to: a projection whose output enters the residual stream as it is, else a whole part."""
-        candidates = list(self._per_token())
-        for path in reversed(candidates):
-            if _is_linear(self.block.get_submodule(path)) and self.passes(path, even=True):
-                return path
-        return next((path for path in reversed(candidates) if "." not in path and self.passes(path)), None)
+        """The module to add to: a projection whose output enters the residual stream as it is, else the last whole part
+        that works token by token; else a part behind a feed-forward layer: a convolution, or one that is scaled.
+        """
+        candidates = list(self._per_token())[::-1]
+        linear = [path for path in candidates if _is_linear(self.block.get_submodule(path))]
+        whole = [path for path in candidates if "." not in path]
+        later = [path for path in reversed(self.calls) if "." not in path] if linear else []
+        tests: tuple[tuple[list[str], Callable[[str], bool]], ...] = (
+            (linear, lambda path: self.passes(path, even=True)),
+            (whole, self.passes),
+            (later, self.passes),
+            (later, self._is_alike),
+        )
+        return next((path for paths, right in tests for path in paths if right(path)), None)
 
     def last_projection(self) -> str | None:
         """The last linear layer of the parts that work token by token."""
-        candidates = list(self._per_token())
-        return next((path for path in reversed(candidates) if _is_linear(self.block.get_submodule(path))), None)
+        candidates = reversed(list(self._per_token()))
+        return next((path for path in candidates if _is_linear(self.block.get_submodule(path))), None)
 
     def _per_token(self) -> Iterator[str]:
         """Modules of those parts of the block that carry nothing from one token to another."""
@@ -273,6 +281,20 @@ class _Trial:
 
     def passes(self, path: str, *, even: bool = False) -> bool:
         """Whether what is added to the output of a module comes out of the block; `even`, by one factor everywhere."""
+        change = self._change(path)
+        sizes = change.norm(dim=-1)
+        along = cosine_similarity(change, _direction(self.width, change), dim=-1)
+        aligned = bool((along > ALIGNED).any(0).all())  # in one of the streams, where a block has several
+        return aligned and (not even or bool(sizes.min() > EVEN * sizes.max()))
+
+    def _is_alike(self, path: str) -> bool:
+        """Whether what is added to the output of a module changes what comes out of the block alike at every token: so
+        it does where each channel is scaled."""
+        change = self._change(path)
+        return bool((cosine_similarity(change, change[:, :1], dim=-1) > ALIGNED).any(0).all())
+
+    def _change(self, path: str) -> Tensor:
+        """`[streams, TOKENS, d]` what comes out of the block of a vector that is added to the output of a module."""
         added = _direction(self.width, self.output) * self.output.float().norm(dim=-1).mean()
 
         def add(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -281,12 +303,9 @@ class _Trial:
 
         handle = self.block.get_submodule(path).register_forward_hook(add)
         try:
-            change = (self.run().float() - self.output.float()).reshape(-1, self.width)
+            return (self.run().float() - self.output.float()).reshape(-1, TOKENS, self.width)
         finally:
             handle.remove()
-        sizes = change.norm(dim=-1)
-        aligned = bool((cosine_similarity(change, added[None].to(change), dim=-1) > ALIGNED).all())
-        return aligned and (not even or bool(sizes.min() > EVEN * sizes.max()))
 
     def describe(self, inner: str, blocks: str, layer: int, depth: int) -> ValueProjection:
         return ValueProjection(

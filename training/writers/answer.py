@@ -118,9 +118,8 @@ class AnswerWriter:
         )
 
     def _unit(self, examples: Examples) -> float:
-        """Root mean square of the value projection's output at the ends of the prompts."""
-        ends = examples.own.activations[:, 0]
-        return float(self.spliced.value_projection(ends).float().square().mean().sqrt())
+        """Root mean square of what the edited module gives at the ends of the prompts."""
+        return float(examples.own.outputs[:, 0].float().square().mean().sqrt())
 
 
 class Values:

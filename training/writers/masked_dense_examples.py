@@ -119,8 +119,8 @@ def _observed(spliced: SplicedModel, prompts: list[list[int]]) -> list[Tensor]:
     """Activations at every token of the prompts."""
     found = []
     for start in range(0, len(prompts), BATCH):
-        activations, mask, _ = spliced.observe(prompts[start : start + BATCH])
-        found.append(activations[mask.bool()])
+        seen = spliced.observe(prompts[start : start + BATCH])
+        found.append(seen.activations[seen.mask.bool()])
     return found
 
 
@@ -148,6 +148,6 @@ def _swapped(
     found = []
     for start in range(0, len(prompts), BATCH):
         rows, own = zip(*prompts[start : start + BATCH], strict=True)
-        activations, _, said = spliced.observe(rows)
-        found.append(activations[:, -1][said.cpu() != torch.tensor(own)])
+        seen = spliced.observe(rows)
+        found.append(seen.activations[:, -1][seen.next.cpu() != torch.tensor(own)])
     return found

@@ -53,9 +53,9 @@ def measure(
 ) -> BaseStatistics:
     """Samples the base (seeded, without touching the global random state) and measures it."""
     samples = _sample(model, encoder, config.seed)
-    activations, mask, _ = spliced.observe(samples)
-    tokens = activations[mask.bool()]
-    output = spliced.value_projection(tokens)
+    seen = spliced.observe(samples)
+    real = seen.mask.bool()
+    tokens, output = seen.activations[real], seen.outputs[real]
     return BaseStatistics(
         samples=tuple(map(tuple, samples)),
         activations=tokens.float(),
