@@ -22,7 +22,6 @@ import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from wise.architectures import ATTENTION_OUTPUTS, VALUE_PROJECTIONS
 from wise.cli.app import EXIT_CODES, app
 from wise.config import WiseConfig
 from wise.serving.app import build_app
@@ -31,6 +30,7 @@ from wise.serving.settings import Settings
 ROOT = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 SCHEMA_FILE = "reference/openapi.json"
+MODELS_FILE = ROOT / "docs/results/models.json"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -191,9 +191,34 @@ def http_schemas() -> str:
 # -- models, changelog ------------------------------------------------------------------------
 
 
-def architectures() -> str:
-    rows = [(code(name), code(path), code(ATTENTION_OUTPUTS[name])) for name, path in VALUE_PROJECTIONS.items()]
-    return table(("Model type", "Value projection that is edited", "Attention output (for `wise locate`)"), rows)
+def tried_models() -> dict[str, Any]:
+    """What `scripts/check_models.py` found."""
+    found: dict[str, Any] = json.loads(MODELS_FILE.read_text(encoding="utf-8"))
+    return found
+
+
+def models_counted() -> str:
+    found = tried_models()
+    working = sum(one["outcome"] == "works" for one in found["models"].values())
+    return f"Of the {len(found['models'])} types of causal LM in transformers {found['transformers']}, {working} work."
+
+
+def models_that_work() -> str:
+    rows = []
+    for name, one in tried_models()["models"].items():
+        if one["outcome"] == "works":
+            path = re.sub(r"\.\d+\.", ".{i}.", one["path"], count=1)
+            rows.append((code(name), ", ".join(one["traits"]) or "dense", code(path), one["steps"]))
+    return table(("Model type", "Made of", "Edits are added to the output of", "A training step runs on"), rows)
+
+
+def models_that_do_not() -> str:
+    rows = [
+        (code(name), one["outcome"], one_line(one["reason"]))
+        for name, one in tried_models()["models"].items()
+        if one["outcome"] != "works"
+    ]
+    return table(("Model type", "Outcome", "Why"), rows)
 
 
 def changelog() -> str:
@@ -203,7 +228,8 @@ def changelog() -> str:
 GENERATED: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
-        wise_config, service_settings, commands, http_routes, http_errors, http_schemas, architectures, changelog
+        wise_config, service_settings, commands, http_routes, http_errors, http_schemas, models_counted,
+        models_that_work, models_that_do_not, changelog
     )
 }
 

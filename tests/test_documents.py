@@ -24,7 +24,6 @@ from pages import absent_files, blocks, missing_scripts, run_blocks, scripts
 from repository import ROOT
 
 import wise
-from wise.architectures import VALUE_PROJECTIONS
 from wise.cli.app import app
 from wise.serving.settings import Settings, load
 
@@ -101,8 +100,9 @@ def test_routes_that_the_pages_name_are_routes() -> None:
     assert named and named <= known
 
 
-def test_each_architecture_is_there() -> None:
-    assert first_cells(made("architectures")) == list(VALUE_PROJECTIONS)
+def test_each_model_type_is_told_to_work_or_why_not() -> None:
+    told = first_cells(made("models_that_work")) + first_cells(made("models_that_do_not"))
+    assert sorted(told) == model_types()
 
 
 def test_a_mark_that_is_not_known_would_be_seen() -> None:

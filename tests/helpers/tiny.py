@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
 
 import wise
 from wise.architectures import locate
@@ -78,17 +79,22 @@ def tiny_model(
     """A random causal LM in evaluation mode, the same one for the same arguments."""
     settings = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD, "vocab_size": VOCABULARY}
     config = AutoConfig.for_model(model_type, **settings | ARCHITECTURES.get(model_type, _LLAMA) | changes)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    return draw_weights(AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval(), seed)
+
+
+@torch.no_grad()
+def draw_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """Draws every weight of the model, which is returned."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 1:  # norms keep their ones; every bias counts
-                parameter.add_(0.2 * noise)
-            else:
-                inputs = parameter.shape[0] if model_type == "gpt2" else parameter.shape[-1]
-                parameter.copy_(noise * (0.3 if "embed" in name or "wte" in name else 1.5 * inputs**-0.5))
-    return model  # type: ignore[no-any-return]
+    transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
+    for name, parameter in sorted(model.named_parameters()):
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 1:  # norms keep their ones; every bias counts
+            parameter.add_(0.2 * noise)
+        else:
+            inputs = parameter.shape[0] if id(parameter) in transposed else parameter.shape[-1]
+            parameter.copy_(noise * (0.3 if "embed" in name or "wte" in name else 1.5 * inputs**-0.5))
+    return model
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,0 +1,121 @@
+"""Which models can be edited: of every kind one is tried here, and all of them where slow tests run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from trial import REFUSED, STEPS, WORKS, Trial, attempt
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+from zoo import DEPTH, EXCLUDED, model_types, zoo_model
+
+import wise
+from wise.memory.layer import SideMemoryLayer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what models of transformers warn of is not ours
+
+NO_FEED_FORWARD = "has a feed-forward layer in its residual stream"
+REFUSALS: dict[str, str] = {
+    "falcon_mamba": NO_FEED_FORWARD,
+    "mamba": NO_FEED_FORWARD,
+    "mamba2": NO_FEED_FORWARD,
+}
+"""What is refused when it is wrapped, with a part of the reason. Everything else works."""
+
+OF_EVERY_KIND = (
+    "deepseek_v32",  # sparse and latent attention, shared experts
+    "falcon_h1",  # attention and state space side by side
+    "gemma3",  # images, a norm behind the feed-forward
+    "gpt_oss",  # packed experts
+    "jamba",  # state space, experts
+    "lfm2",  # convolution
+    "llama",
+    "longcat_flash",  # two feed-forwards in a block
+    "mamba",  # no feed-forward
+    "opt",  # rows flattened
+    "qwen3_5_moe",  # linear attention, experts, images
+    "zamba2",  # one block in several places
+)
+
+
+def check(model_type: str) -> None:
+    trial = attempt(model_type)
+    expected = REFUSED if model_type in REFUSALS else WORKS
+    assert trial.outcome == expected, trial
+    assert REFUSALS.get(model_type, "") in trial.reason
+
+
+@pytest.mark.parametrize("model_type", OF_EVERY_KIND)
+def test_one_of_every_kind_works(model_type: str) -> None:
+    check(model_type)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", sorted({*model_types()} - {*OF_EVERY_KIND}))
+def test_all_work_but_those_that_are_refused(model_type: str) -> None:
+    check(model_type)
+
+
+def test_the_outcomes_that_are_told_are_those_expected() -> None:
+    file = Path(__file__).resolve().parents[1] / "docs/results/models.json"
+    told = {name: one["outcome"] for name, one in json.loads(file.read_text())["models"].items()}
+    assert told == {name: REFUSED if name in REFUSALS else WORKS for name in model_types()}
+
+
+def test_every_type_of_transformers_is_tried_or_excluded_with_a_reason() -> None:
+    known = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    assert {*EXCLUDED} < known == {*EXCLUDED, *model_types()}
+    assert {*REFUSALS} | {*OF_EVERY_KIND} <= {*model_types()}
+
+
+def test_a_model_is_the_same_each_time_and_has_every_kind_of_block() -> None:
+    one, other = (zoo_model("qwen3_next") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert {*one.config.layer_types} == {"linear_attention", "full_attention"}
+    assert one.config.num_hidden_layers == DEPTH
+
+
+# -- a trial sees what is wrong ---------------------------------------------------------------
+
+
+@contextmanager
+def _louder(monkeypatch: pytest.MonkeyPatch, when: Any) -> Iterator[None]:
+    """The wrapped layer adds to every token, as soon as `when` says so of its memory."""
+    plain = SideMemoryLayer.forward
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        out = plain(self, *args, **kwargs)
+        return out + 1 if when(self.memory) else out
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SideMemoryLayer, "forward", forward)
+        yield
+
+
+def failed_at(trial: Trial) -> str:
+    return trial.reason.partition(":")[0]
+
+
+def test_a_wrapped_model_that_is_not_the_bare_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _louder(monkeypatch, lambda memory: memory is None):
+        assert failed_at(attempt("llama")) == "wrap and change nothing"
+
+
+def test_an_edit_that_is_heard_everywhere_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _louder(monkeypatch, lambda memory: memory is not None):
+        assert failed_at(attempt("llama")) in ("edit", "say it alone", "leave other prompts alone")
+
+
+def test_an_edit_that_is_not_deleted_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wise.WiseModel, "delete", lambda self, ids: None)
+    assert failed_at(attempt("llama")) == "delete"
+
