@@ -66,15 +66,19 @@ class Rows:
 
     def select(self, rows: Tensor) -> Rows:
         """The given rows, in the given order."""
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor[rows.to(tensor.device)]
+
         return Rows(
-            mask=self.mask[rows],
-            inputs=self.inputs[rows],
-            labels=self.labels[rows],
-            hidden=self.hidden[rows],
-            activations=self.activations[rows],
-            context=self.context[rows],
-            keys=tuple(k[rows] for k in self.keys),
-            values=tuple(v[rows] for v in self.values),
+            mask=chosen(self.mask),
+            inputs=chosen(self.inputs),
+            labels=chosen(self.labels),
+            hidden=chosen(self.hidden),
+            activations=chosen(self.activations),
+            context=chosen(self.context),
+            keys=tuple(map(chosen, self.keys)),
+            values=tuple(map(chosen, self.values)),
         )
 
 
@@ -84,8 +88,11 @@ class SplicedModel:
     def __init__(self, model: PreTrainedModel, projection: ValueProjection) -> None:
         self.projection = projection
         self.device = execution_device(model)
+        """Where ids go in and logits come out."""
         self._full = _copy_along(model, f"{projection.blocks}.{projection.layer}")
         self._full_tap = _tap(self._full, projection)
+        self.layer_device = execution_device(self._full_tap.base_layer)
+        """Where the edited layer runs, in a model that is spread over several devices."""
         self.upper: Any = _copy_along(model, f"{projection.blocks}.{projection.layer}")
         """The copy whose blocks below the edited one pass the cached state on."""
         self._upper_tap = _tap(self.upper, projection)
@@ -115,7 +122,7 @@ class SplicedModel:
             parts[-1].append(i)
         found = [self._cache([rows[i] for i in part]) for part in parts]
         whole = found[0] if len(found) == 1 else _joined(found)
-        return whole.select(torch.tensor([i for part in parts for i in part], device=self.device).argsort())
+        return whole.select(torch.tensor([i for part in parts for i in part]).argsort())
 
     def _cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
         width = max(len(target) for _, target in rows)
@@ -258,7 +265,7 @@ class SplicedModel:
             stubs._modules[str(i)] = stub
 
     def _head(self, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-        return forward(hidden if self._wanted is None else hidden[self._wanted][None])
+        return forward(hidden if self._wanted is None else hidden[self._wanted.to(hidden.device)][None])
 
     def _remember_type(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:

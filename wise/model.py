@@ -37,6 +37,7 @@ from wise.router.encoder import load_encoder
 from wise.router.hybrid import RouterInputs
 from wise.router.readers import RelationReader
 from wise.router.turns import ChatTemplate
+from wise.supported import make_differentiable
 from wise.training.build_trainer import build_trainer
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import evaluating, greedy, recorded_inputs
@@ -67,6 +68,7 @@ class WiseModel(nn.Module, PushToHubMixin):
         if any(isinstance(module, SideMemoryLayer) for module in model.modules()):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
         self.projection: ValueProjection = locate(model, config)
+        make_differentiable(model)
         self.inputs: RouterInputs | None = None
         if config.mode == "hybrid":
             self.inputs = RouterInputs(
