@@ -92,19 +92,23 @@ class Rows:
 
     def select(self, rows: Tensor) -> Rows:
         """The given rows, in the given order."""
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor[rows.to(tensor.device)]
+
         return Rows(
-            mask=self.mask[rows],
-            inputs=self.inputs[rows],
-            before=self.before[rows],
-            labels=self.labels[rows],
-            hidden=self.hidden[rows],
-            hidden_before=None if self.hidden_before is None else self.hidden_before[rows],
-            activations=self.activations[rows],
-            outputs=self.outputs[rows],
-            context=self.context[rows],
-            keys=tuple(None if k is None else k[rows] for k in self.keys),
-            values=tuple(None if v is None else v[rows] for v in self.values),
-            states=tuple(tuple(state[rows] for state in layer) for layer in self.states),
+            mask=chosen(self.mask),
+            inputs=chosen(self.inputs),
+            before=chosen(self.before),
+            labels=chosen(self.labels),
+            hidden=chosen(self.hidden),
+            hidden_before=None if self.hidden_before is None else chosen(self.hidden_before),
+            activations=chosen(self.activations),
+            outputs=chosen(self.outputs),
+            context=chosen(self.context),
+            keys=tuple(None if k is None else chosen(k) for k in self.keys),
+            values=tuple(None if v is None else chosen(v) for v in self.values),
+            states=tuple(tuple(map(chosen, layer)) for layer in self.states),
         )
 
 
@@ -128,8 +132,11 @@ class SplicedModel:
         """Raises UnsupportedModelError where the logits of left-padded rows are not those of each row alone."""
         self.projection = projection
         self.device = execution_device(model)
+        """Where ids go in and logits come out."""
         self._full = _copy_along(model, f"{projection.blocks}.{projection.layer}")
         self._full_tap = _tap(self._full, projection)
+        self.layer_device = execution_device(self._full_tap.base_layer)
+        """Where the edited layer runs, in a model that is spread over several devices."""
         self.upper: Any = _copy_along(model, f"{projection.blocks}.{projection.layer}")
         """The copy whose blocks below the edited one pass the cached state on."""
         self._upper_tap = _tap(self.upper, projection)
@@ -220,7 +227,7 @@ class SplicedModel:
         cached = self.steps == CACHED and not (self._recurrent and any(len(prompt) == 1 for prompt, _ in rows))
         found = [self._cache([rows[i] for i in part], cached=cached) for part in parts]
         whole = found[0] if len(found) == 1 else _joined(found)
-        return whole.select(torch.tensor([i for part in parts for i in part], device=self.device).argsort())
+        return whole.select(torch.tensor([i for part in parts for i in part]).argsort())
 
     def _cache(self, rows: Sequence[tuple[list[int], list[int]]], *, cached: bool) -> Rows:
         width = max(len(target) for _, target in rows)
@@ -410,7 +417,7 @@ class SplicedModel:
     def _head(self, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
         if self._wanted is None:
             return forward(hidden)
-        return forward(hidden[:, -self._wanted.shape[1] :][self._wanted][None])
+        return forward(hidden[:, -self._wanted.shape[1] :][self._wanted.to(hidden.device)][None])
 
     def _remember_type(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:

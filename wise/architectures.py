@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from wise.config import WiseConfig
 from wise.errors import ConfigError, UnsupportedModelError
 from wise.memory.modules import activation_of, evaluating, execution_device, first_tensor, with_first
+from wise.supported import make_differentiable
 
 TOKENS = 8
 """Tokens that a block is tried with."""
@@ -65,6 +66,7 @@ def locate(model: PreTrainedModel, config: WiseConfig, *, linear: bool = False) 
 
     Raises UnsupportedModelError where a model has no such module, and ConfigError where `layer` is not a block of it.
     """
+    make_differentiable(model)
     with evaluating(model):
         return _located(model, config, linear=linear)
 

@@ -112,7 +112,7 @@ class AnswerWriter:
         bare = torch.tensor([n == 0 for own in parts for n in range(len(own))])
         return Examples(
             rows=cached,
-            own=cached.select(bare.nonzero()[:, 0].to(self.spliced.device)),
+            own=cached.select(bare.nonzero()[:, 0]),
             owner=torch.tensor([i for i, own in enumerate(parts) for _ in own]),
             bare=bare,
         )
@@ -132,7 +132,7 @@ class Values:
 
     def delta(self, edits: Tensor, activation: Tensor) -> Tensor:
         """The vectors that are added in each row: edits `[rows]`, `[rows, tokens, f]` -> `[rows, tokens, d]`."""
-        return self.values[edits, : activation.shape[1]] * self.unit
+        return self.values[edits.to(self.values.device), : activation.shape[1]] * self.unit
 
     def of(self, edit: int, count: int) -> Tensor:
         """`[count, d]` float32 on the CPU."""
@@ -140,7 +140,7 @@ class Values:
 
     def size(self, edits: Tensor) -> Tensor:
         """`[edits]` the sum over tokens of the mean square of a value, in units."""
-        return self.values[edits].square().mean(-1).sum(-1)
+        return self.values[edits.to(self.values.device)].square().mean(-1).sum(-1)
 
 
 def _shifted(progress: Progress, done: int) -> Progress:

@@ -125,10 +125,10 @@ class Stepping:
     def _look(self, looked: Tensor) -> Tensor:
         """The objective of each edit that has rows among `looked`; records the loss of each row."""
         places = looked.nonzero()[:, 0]
-        rows = self.examples.rows.select(places.to(self.spliced.device))
+        rows = self.examples.rows.select(places)
         edits, owner = torch.unique_consecutive(self.examples.owner[places], return_inverse=True)
         device = self.spliced.device
-        own = self.examples.owner[places].to(device)
+        own = self.examples.owner[places]
         logits = self.spliced.labelled_logits(rows, lambda activation: self.form.delta(own, activation))
         labelled = rows.labels != -100
         row, labels = labelled.nonzero()[:, 0], rows.labels[labelled]
@@ -138,4 +138,4 @@ class Stepping:
         self.row_loss[places], self.wrong[places] = by_row.detach().cpu(), (wrong > 0).cpu()
         owner = owner.to(device)
         mean = by_row.new_zeros(len(edits)).index_add(0, owner, by_row) / torch.bincount(owner)
-        return mean + DECAY * self.form.size(edits.to(device))
+        return mean + DECAY * self.form.size(edits).to(device)

@@ -75,7 +75,7 @@ class MaskedDenseWriter:
             statistics=self.statistics,
             seed=self.config.seed,
         )
-        masks = torch.stack([self._masks(task) for task in tasks]).to(self.spliced.device)  # [slots, k, d, f]
+        masks = torch.stack([self._masks(task) for task in tasks]).to(self.spliced.layer_device)  # [slots, k, d, f]
         start = torch.stack([_start(task, masks[i]) for i, task in enumerate(tasks)])
         k = SHARDS
         shard = torch.tensor([slot * k + i % k for slot, task in enumerate(tasks) for i in range(len(task.edits))])

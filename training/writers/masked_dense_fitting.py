@@ -126,7 +126,7 @@ class Fitting:
                 loss = loss + per_row.sum()
         for g in live:
             members = int((self.group == g).sum())
-            loss = loss + members * self._margin(g)
+            loss = loss + members * self._margin(g).to(loss.device)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=self.weights)  # type: ignore[no-untyped-call]  # the base's own gradients are not ours
         self.optimizer.step()

@@ -34,6 +34,8 @@ from wise.errors import ConfigError
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from wise.lab.eval.candidates import OpenEditor
     from wise.lab.eval.chat.facts import Fact
     from wise.lab.eval.prompting import EditedModel
@@ -141,6 +143,7 @@ def eval_chat(
         "distractors": {str(count): found for count, found in measured.items() if count},
         "verified": report.count("verified"),
         "form": form,
+        "precision": _precision(base),
         "source": data.name if data else facts.name if facts else f"everyday, {half}: {kinds}",
         "preparation_cpu_seconds": prepared,
         "cpu_seconds_per_edit": report.cpu_seconds / len(chosen),
@@ -156,6 +159,14 @@ def eval_chat(
         output.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if as_json:
         show_json(whole)
+
+
+def _precision(base: PreTrainedModel) -> str:
+    from wise.architectures import locate
+    from wise.config import WiseConfig
+    from wise.memory.fingerprint import fingerprint
+
+    return fingerprint(base, locate(base, WiseConfig())).precision
 
 
 def _show(title: str, told: Mapping[str, Any]) -> None:
