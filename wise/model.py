@@ -32,7 +32,7 @@ from wise.loading import load_base, load_tokenizer
 from wise.memory.artifact import load_memory, save_memory
 from wise.memory.base_watch import REMEDY, BaseState, BaseWatch
 from wise.memory.fingerprint import Fingerprint, fingerprint
-from wise.memory.layer import SideMemoryLayer, completed, execution_device
+from wise.memory.layer import SideMemoryLayer, as_child, completed, execution_device
 from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
@@ -88,6 +88,7 @@ class WiseModel(nn.Module, PushToHubMixin):
                 template=ChatTemplate.learn(tokenizer),
             )
         self.model = model
+        as_child(self, "model")
         self._outer = (outer,)
         """What was wrapped, in a tuple so that its parameters are not registered twice."""
         self.tokenizer = tokenizer
