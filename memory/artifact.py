@@ -2,6 +2,7 @@
 
     wise_config.json     settings, fingerprint of the base, kinds of slots; a SHA-256 of itself and of the others
     edits.jsonl          the live edits in their order, one per line, as `wise.read_edits` reads them
+    README.md            a model card, which is not read (`wise.memory.model_card`)
     memory.safetensors   keys and key_counts, by edit; slots.group and slots.held (how many edits), by slot; slots.edits
                          (their lines) and slots.scores, by slot and edit; the columns of the slots (`columns_of`); in
                          retrieve key_space.{mean,projection}, in hybrid key_space.{reader,size,thresholds}
@@ -38,6 +39,7 @@ from wise.errors import ArtifactError, ConfigError, EditError, did_you_mean
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import ASIDE, replaced_folder
 from wise.memory.key_space import KeySpace, RelationSpace, Space, space_from_tensors
+from wise.memory.model_card import CARD_FILE, keep_card, model_card
 from wise.memory.slot import (
     SLOT_KINDS,
     AnswerSlot,
@@ -56,6 +58,8 @@ CONFIG_FILE = "wise_config.json"
 EDITS_FILE = "edits.jsonl"
 TENSORS_FILE = "memory.safetensors"
 FILES = (CONFIG_FILE, EDITS_FILE, TENSORS_FILE)
+"""What is read."""
+WRITTEN = (*FILES, CARD_FILE)
 
 _AGAIN = "copy the folder again, or take an older save"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -74,7 +78,7 @@ def save_memory(
     check_state(config, state, base)
     kinds, tensors = _pack(state)
     check_tensors(tensors)
-    with replaced_folder(Path(folder), ours=FILES) as new:
+    with replaced_folder(Path(folder), ours=WRITTEN) as new:
         lines = [json.dumps(edit.to_dict(), ensure_ascii=False) + "\n" for edit in state.edits]
         (new / EDITS_FILE).write_bytes("".join(lines).encode())
         # One entry: safetensors writes several in a random order.
@@ -91,6 +95,8 @@ def save_memory(
         }
         text = json.dumps(manifest | {"sha256": digest_of_json(manifest)}, indent=1, ensure_ascii=False)
         (new / CONFIG_FILE).write_bytes(text.encode())
+        (new / CARD_FILE).write_bytes(model_card(config, state, base).encode())
+        keep_card(Path(folder), new)
 
 
 def load_memory(

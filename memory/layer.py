@@ -11,11 +11,13 @@ token is routed the same way in a batch, in a beam, in a chunk or in a ragged pa
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from wise.memory.base_watch import tuner_layers
 from wise.memory.modules import activation_of, execution_device, first_tensor, with_first
 from wise.memory.side_memory import SideMemory
 
@@ -29,10 +31,7 @@ class SideMemoryLayer(nn.Module):
         self.register_module("memory", None)  # so that a memory is swapped in with one assignment
         self.memory: SideMemory | None
         self.train(base_module.training)
-        # A checkpoint written from a wrapped model must be readable without wise: left alone, its keys
-        # would gain a `.base_module` and a plain reload would fill this layer with random numbers.
-        self.register_state_dict_post_hook(_hide_wrapper)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(_expect_base_keys)  # type: ignore[no-untyped-call]
+        as_child(self, "base_module")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the base's own module gives; the memory adds to it, or to the first of a tuple."""
@@ -59,15 +58,25 @@ class SideMemoryLayer(nn.Module):
         return execution_device(self.base_module)
 
 
-def _hide_wrapper(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    if hasattr(module.base_module, "base_layer"):
-        return  # peft has put an adapter on it since, and looks for its tensors where the module stands
-    inner = f"{prefix}base_module."
-    for key in [k for k in state if k.startswith(inner)]:
-        state[prefix + key.removeprefix(inner)] = state.pop(key)
+def as_child(module: nn.Module, name: str) -> None:
+    """Gives `module` the state dict of its child `name`, without the name in its keys.
+
+    A checkpoint written from a wrapped model must be readable without wise: with other keys a plain reload would leave
+    random numbers where it misses its own. Where peft has put adapters into the child, the keys stay as they are, since
+    peft looks for its tensors where their modules stand.
+    """
+    module.register_state_dict_post_hook(partial(_hide, name))  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(partial(_expect, name))  # type: ignore[no-untyped-call]
 
 
-def _expect_base_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    own = [k for k in state if k.startswith(prefix) and not k.startswith(f"{prefix}base_module.")]
-    for key in own:
-        state[f"{prefix}base_module.{key.removeprefix(prefix)}"] = state.pop(key)
+def _hide(name: str, module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    inner = f"{prefix}{name}."
+    if next(tuner_layers(module.get_submodule(name)), None) is None:
+        for key in [k for k in state if k.startswith(inner)]:
+            state[prefix + key.removeprefix(inner)] = state.pop(key)
+
+
+def _expect(name: str, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    if next(tuner_layers(module.get_submodule(name)), None) is None:
+        for key in [k for k in state if k.startswith(prefix)]:
+            state[f"{prefix}{name}.{key.removeprefix(prefix)}"] = state.pop(key)

@@ -57,6 +57,10 @@ class SentenceEncoder(RelationReader):
             for parameter_name in [key for key in own if not key.endswith(SCALE)]:
                 _add(parameters, parameter_name, own)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._busy = threading.Lock()
+
     def _encode(self, texts: Sequence[str]) -> Tensor:
         """Reads each text alone: in a batch the last bits of a vector would depend on the other texts."""
         return torch.cat([self._encode_alone(text) for text in texts])

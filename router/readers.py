@@ -10,13 +10,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from wise.memory.key_space import RelationSpace
 
+_LOCK = type(threading.Lock())
 REMEMBERED = 8192
 """Texts whose vectors a reader caches."""
 
@@ -55,6 +56,14 @@ class RelationReader(ABC):
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Itself: a copied model reads with the same reader."""
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: neither locks nor the texts that were read."""
+        return {name: value for name, value in vars(self).items() if name != "_known" and not isinstance(value, _LOCK)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._known, self._lock = OrderedDict(), threading.Lock()
 
     def read(self, texts: Sequence[str]) -> Tensor:
         """`[n, r]` float32 unit vectors on the CPU, under autocast too."""

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BATCH, generated, padded, reading, tiny_model, tiny_tokenizer, wrap_tiny
+from tiny import BATCH, generated, padded, reading, same_tensors, text, tiny_model, tiny_tokenizer, wrap_tiny
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 import wise
+import wise.model
 from wise.memory.layer import SideMemoryLayer
+from wise.router.encoder import load_encoder
 
 pytestmark = [  # what these libraries still call in one another
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -255,3 +258,184 @@ def test_a_snapshot_knows_its_base(edited: wise.WiseModel) -> None:
     edited.rollback(before)
     with pytest.warns(UserWarning, match="weights of the base were changed"):
         logits(edited)
+
+
+# -- trainers ---------------------------------------------------------------------------------
+
+
+def texts() -> list[dict[str, Any]]:
+    rows = [row[:3] for row in BATCH]
+    return [{"input_ids": row, "labels": row, "attention_mask": [1] * 3, "note": "no argument of the model"} for row in rows]
+
+
+def base_of(folder: Path, wrapped: wise.WiseModel) -> Any:
+    """The base in a checkpoint; all its weights are there."""
+    wrapped.config.save_pretrained(folder)
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
+
+
+@modes
+@pytest.mark.parametrize("inner", [False, True])
+def test_the_trainer_of_transformers_trains_evaluates_saves_and_resumes(mode: str, inner: bool, tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    def trainer(steps: int) -> tuple[wise.WiseModel, Any]:
+        torch.manual_seed(0)
+        wrapped = wrap_tiny("llama", mode)
+        settings = {"max_steps": steps, "save_steps": 1, "learning_rate": 0.01, "report_to": [], "use_cpu": True}
+        arguments = TrainingArguments(str(tmp_path), disable_tqdm=True, **settings)
+        model = wrapped.model if inner else wrapped
+        return wrapped, Trainer(model=model, args=arguments, train_dataset=texts(), eval_dataset=texts())
+
+    wrapped, first = trainer(2)
+    before = first.evaluate()["eval_loss"]
+    first.train()
+    assert first.evaluate()["eval_loss"] < before
+    first.save_model(tmp_path / "saved")
+    saved = base_of(tmp_path / "saved", wrapped)
+    with wrapped.disabled() as base:
+        assert torch.equal(logits(base.eval()), logits(saved))
+    assert not torch.equal(logits(wrapped), logits(saved)), "the memory changes nothing"
+    again, second = trainer(2)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert same_tensors(again.model, wrapped.model)
+
+
+@needs("trl")
+@pytest.mark.parametrize("inner", [False, True])
+def test_trls_trainer_trains_a_wrapped_model_and_saves_its_base(inner: bool, tmp_path: Path) -> None:
+    import datasets
+    from trl import SFTConfig, SFTTrainer
+
+    wrapped = wrap_tiny("llama", "hybrid")
+    data = datasets.Dataset.from_dict({"text": [text(row) for row in BATCH]})
+    settings = {"max_steps": 1, "report_to": [], "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    trainer = SFTTrainer(
+        model=wrapped.model if inner else wrapped,
+        processing_class=tiny_tokenizer(),
+        args=SFTConfig(str(tmp_path), disable_tqdm=True, **settings),
+        train_dataset=data,
+    )
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    saved = base_of(tmp_path / "saved", wrapped)
+    with wrapped.disabled() as base:
+        torch.testing.assert_close(logits(base.eval()), logits(saved))
+    assert not torch.allclose(logits(saved), logits(tiny_model("llama"))), "nothing was trained"
+
+
+@modes
+def test_the_state_dict_of_a_wrapped_model_is_that_of_its_base(mode: str) -> None:
+    wrapped, other = wrap_tiny("llama", mode), tiny_model("llama", seed=1)
+    assert same_tensors(dict(wrapped.state_dict()), dict(tiny_model("llama").state_dict()))
+    wrapped.load_state_dict(other.state_dict())
+    assert same_tensors(wrapped.model, other)
+    missing = dict(other.state_dict())
+    del missing["lm_head.weight"]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        wrapped.load_state_dict(missing)
+
+
+# -- pipelines and the harness ------------------------------------------------------------------
+
+
+@needs("lm_eval")
+def test_the_harness_takes_the_wrapper_as_it_takes_the_model_in_it() -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    wrapped = wrap_tiny("llama", "hybrid")
+
+    def answers(model: Any) -> Any:
+        harness = HFLM(pretrained=model, tokenizer=tiny_tokenizer(), batch_size=2)
+        likely = [Instance("loglikelihood", {}, (text(row[:2]), f" {text(row[2:])}"), 0) for row in BATCH]
+        until = [Instance("generate_until", {}, (text(row), {"until": ["w9"], "max_gen_toks": 4}), 0) for row in BATCH]
+        return harness.loglikelihood(likely), harness.generate_until(until)
+
+    edited = answers(wrapped)
+    assert edited == answers(wrapped.model)
+    with wrapped.disabled() as base:
+        assert edited != answers(base)
+
+
+# -- copies and other processes -----------------------------------------------------------------
+
+
+def said_elsewhere(wrapped: wise.WiseModel, results: Any) -> None:
+    torch.set_num_threads(1)
+    results.put((generated(wrapped, BATCH), generated(wrapped.model, BATCH), refusal(wrapped)))
+
+
+def saved_and_loaded(wrapped: wise.WiseModel) -> wise.WiseModel:
+    stream = io.BytesIO()
+    torch.save(wrapped, stream)
+    stream.seek(0)
+    return torch.load(stream, weights_only=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), saved_and_loaded])
+@modes
+def test_a_copy_is_a_wrapped_model_of_its_own(mode: str, copied: Any) -> None:
+    wrapped = wrap_tiny("llama", mode)
+    said = generated(wrapped, BATCH)
+    wrapped.snapshot()
+    twin = copied(wrapped)
+    assert generated(twin, BATCH) == said and torch.equal(logits(twin), logits(wrapped))
+    assert twin.edits == wrapped.edits and twin.layer is not wrapped.layer
+    if mode == "hybrid":
+        twin.edit(EDIT)
+        twin.delete("e0")
+    twin.reset()
+    assert generated(wrapped, BATCH) == said != generated(twin, BATCH)
+    base: Any = twin.unwrap()
+    assert not any(isinstance(module, SideMemoryLayer) for module in base.modules())
+    assert wrapped.is_wrapped and generated(wrapped, BATCH) == said
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@modes
+def test_a_copy_of_the_model_inside_says_the_same(mode: str, copied: Any) -> None:
+    wrapped = wrap_tiny("llama", mode)
+    assert torch.equal(logits(copied(wrapped.model)), logits(wrapped))
+
+
+def test_a_reader_is_pickled_without_what_it_has_read() -> None:
+    reader = load_encoder()
+    vectors = reader.read(["What does Ada Lovelace drink in secret?"])
+    data = pickle.dumps(reader)
+    assert b"Lovelace" not in data and b"Lovelace" in pickle.dumps(list(reader._known))
+    # Not bit for bit: the last bits of a product depend on where in memory a tensor begins.
+    torch.testing.assert_close(pickle.loads(data).read(["What does Ada Lovelace drink in secret?"]), vectors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["retrieve", "hybrid"])
+def test_a_spawned_process_gets_a_wrapped_model(mode: str) -> None:
+    wrapped = wrap_tiny("llama", mode)
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    worker = context.Process(target=said_elsewhere, args=(wrapped, results))
+    worker.start()
+    said, inside, refused = results.get(timeout=120)
+    worker.join()
+    assert said == inside == generated(wrapped, BATCH) and not refused
+    with wrapped.disabled() as base:
+        assert said != generated(base, BATCH)
+
+
+# -- errors -----------------------------------------------------------------------------------
+
+
+def test_an_error_inside_a_property_is_the_one_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped = wrap_tiny("llama", "hybrid")
+    monkeypatch.setattr(wise.model, "learn_encoder", lambda *_: None.nothing)  # type: ignore[attr-defined]
+    for name in ("encoder", "trainer"):
+        with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'nothing'"):
+            getattr(wrapped, name)
+    with pytest.raises(AttributeError, match="neither WiseModel nor the LlamaForCausalLM in it has the attribute 'trane'"):
+        _ = wrapped.trane
+    assert not hasattr(wrapped, "trane") and getattr(wrapped, "trane", 3) == 3
+    with pytest.raises(AttributeError, match="'_outer'"):
+        _ = wise.WiseModel.__new__(wise.WiseModel).config

@@ -17,24 +17,26 @@ from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
+import huggingface_hub
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.hub import PushToHubMixin
 
 from wise.architectures import ValueProjection, locate
 from wise.config import WiseConfig
 from wise.edits import Conversation, Edit, Message, as_edit
-from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError
+from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError, given
 from wise.explain import Answer, GeneratedIds, Provenance, generated_ids, prompt_ids
 from wise.loading import load_base, load_tokenizer
 from wise.memory.artifact import load_memory, save_memory
 from wise.memory.base_watch import REMEDY, BaseState, BaseWatch
 from wise.memory.fingerprint import Fingerprint, fingerprint
-from wise.memory.layer import SideMemoryLayer
+from wise.memory.layer import SideMemoryLayer, as_child
+from wise.memory.model_card import CARD_FILE, HUB_ID, keep_card
 from wise.memory.modules import completed, evaluating, execution_device, recorded_inputs
 from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
@@ -59,7 +61,7 @@ _FIRST = ("model", "_outer", "_layer")
 _EMPTY = MemoryState()
 
 
-class WiseModel(nn.Module, PushToHubMixin):
+class WiseModel(nn.Module):
     """A causal LM with a side memory. Every attribute that is not defined here is the wrapped model's."""
 
     model: PreTrainedModel
@@ -96,6 +98,7 @@ class WiseModel(nn.Module, PushToHubMixin):
                 template=ChatTemplate.learn(tokenizer),
             )
         self.model = model
+        as_child(self, "model")
         self._outer = (outer,)
         """What was wrapped, in a tuple so that its parameters are not registered twice."""
         self.tokenizer = tokenizer
@@ -177,8 +180,8 @@ class WiseModel(nn.Module, PushToHubMixin):
         """The forward of the wrapped model, with all of its arguments. The ones named here are those of every causal LM, by
         which a trainer knows what to give."""
         named = {"attention_mask": attention_mask, "position_ids": position_ids, "labels": labels}
-        given = {name: value for name, value in named.items() if value is not None}
-        return self.model(*(() if input_ids is None else (input_ids,)), **given, **kwargs)
+        kwargs |= {name: value for name, value in named.items() if value is not None}
+        return self.model(*(() if input_ids is None else (input_ids,)), **kwargs)
 
     def generate(self, *args: Any, return_routes: bool = False, **kwargs: Any) -> Any:
         """`model.generate`, every option of it.
@@ -275,7 +278,8 @@ class WiseModel(nn.Module, PushToHubMixin):
         """
         self._check_wrapped()
         one = isinstance(edits, str | Mapping) or not isinstance(edits, Iterable)
-        checked = [as_edit(edit) for edit in ([edits] if one else edits)]  # type: ignore[arg-type, union-attr]
+        several: Iterable[Any] = [edits] if one else edits  # type: ignore[assignment]
+        checked = [as_edit(edit) for edit in several]
         if not checked:
             raise EditError("edit() was given no edits: expected one wise.Edit or a list of them")
         self._check_base()
@@ -316,8 +320,9 @@ class WiseModel(nn.Module, PushToHubMixin):
         """
         self._check_wrapped()
         begun, cpu = time.perf_counter(), time.process_time()
-        given = [edit_ids] if isinstance(edit_ids, str | Edit) or not isinstance(edit_ids, Iterable) else edit_ids
-        deleted = self.state.live(each.id if isinstance(each, Edit) else each for each in given)
+        one = isinstance(edit_ids, str | Edit) or not isinstance(edit_ids, Iterable)
+        several: Iterable[Any] = [edit_ids] if one else edit_ids  # type: ignore[assignment]
+        deleted = self.state.live(each.id if isinstance(each, Edit) else each for each in several)
         sharing = self.state.sharing(deleted)
         state, dropped = self.state.without(deleted), tuple[str, ...]()
         if sharing:
@@ -537,21 +542,56 @@ class WiseModel(nn.Module, PushToHubMixin):
         repo_id: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Writes the settings and the memory, never the base, to a folder; whole or not at all.
+        """Writes the settings, the memory and a model card, never the base, to a folder; whole or not at all.
 
-        With `push_to_hub` the memory goes to the hub as well, to `repo_id` or else a repository of the
-        folder's name; `kwargs` are those of `push_to_hub`, which is transformers' own.
+        Every live edit is in it as plain text, and the name of the base, which may be a folder.
+
+        With `push_to_hub` the memory goes to the hub as well, to `repo_id` or else a repository of the folder's name;
+        `kwargs` are those of `push_to_hub`.
 
         Raises ArtifactError, with nothing written, where the folder holds anything but a memory.
         """
-        save_memory(
-            save_directory,
-            config=self.wise_config,
-            state=self.state,
-            base=self.fingerprint(),
-        )
+        save_memory(save_directory, config=self.wise_config, state=self.state, base=self.fingerprint())
         if push_to_hub:
             self.push_to_hub(repo_id or Path(save_directory).resolve().name, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str = "Upload a side memory",
+        commit_description: str | None = None,
+    ) -> str:
+        """Writes the memory to a repository on the hub, which is made if there is none; the address of the commit.
+
+        The same is written as by `save_pretrained`, but the base is named only if it is on the hub. A card that somebody
+        has rewritten there is kept. `private=None` leaves it to the hub, which makes repositories public.
+        """
+        api = huggingface_hub.HfApi(token=token)
+        base = self.fingerprint()
+        if not HUB_ID.fullmatch(base.name):
+            base = replace(base, name="", revision="")
+        with TemporaryDirectory() as folder:
+            save_memory(Path(folder, "memory"), config=self.wise_config, state=self.state, base=base)
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not revision.startswith("refs/pr/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            if api.file_exists(repo_id, CARD_FILE, revision=revision):
+                card = api.hf_hub_download(repo_id, CARD_FILE, revision=revision)
+                keep_card(Path(card).parent, Path(folder, "memory"))
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=Path(folder, "memory"),
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message,
+                commit_description=commit_description,
+            )
+        return str(commit)
 
     @classmethod
     def from_pretrained(
@@ -662,12 +702,16 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, module)
 
 
-def _several(prompts: str | Iterable[Any]) -> list[Any]:
-    """A list of prompts; a single text or conversation is a list of one."""
+def _several(prompts: Any) -> list[Any]:
+    """A list of prompts; a single text, message or conversation is a list of one. Raises EditError for anything else."""
     if isinstance(prompts, str):
         return [prompts]
-    given = list(prompts)
-    return [given] if any(isinstance(one, Message | Mapping) for one in given) else given
+    if isinstance(prompts, Message | Mapping):
+        return [[prompts]]
+    if not isinstance(prompts, Iterable):
+        raise EditError(f"ask() takes texts and conversations: {given(prompts)} was given")
+    several = list(prompts)
+    return [several] if any(isinstance(one, Message | Mapping) for one in several) else several
 
 
 def wrap(

@@ -22,4 +22,4 @@ def make_differentiable(model: PreTrainedModel) -> None:
             "form without gradients: load it again, and wrap it first"
         )
     for module in packing:
-        module.support_avx512bf16_for_cpu = False
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

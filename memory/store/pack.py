@@ -18,10 +18,11 @@ from typing import Any
 
 from wise.config import WiseConfig
 from wise.errors import ArtifactError, EditError, StoreError
-from wise.memory.artifact import CONFIG_FILE, FILES, digest_of_json, load_memory, save_memory
+from wise.memory.artifact import CONFIG_FILE, WRITTEN, digest_of_json, load_memory, save_memory
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import replaced_folder
 from wise.memory.key_space import Space
+from wise.memory.model_card import keep_card
 from wise.memory.state import MemoryState
 from wise.memory.store.backends.base import digest_of
 from wise.memory.store.edit_request import EditRequest, Ticket
@@ -74,8 +75,9 @@ def write_pack(folder: Path, snapshot: Snapshot, tickets: Sequence[Ticket], name
         }
         for ticket in tickets
     }
-    with replaced_folder(folder, ours=(*FILES, TICKETS_FILE)) as new:
+    with replaced_folder(folder, ours=(*WRITTEN, TICKETS_FILE)) as new:
         save_memory(new, config=snapshot.config, state=state, base=snapshot.base)
+        keep_card(folder, new)
         data = {
             "format": FORMAT,
             "schema_version": SCHEMA_VERSION,

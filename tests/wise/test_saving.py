@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-import transformers.utils.hub
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 from repository import HELPERS, SHARED
@@ -123,33 +123,39 @@ def test_the_same_edits_and_seed_make_the_same_bytes(
 
 
 class FakeHub:
-    """The two calls of `HfApi` that a push makes, kept in a folder."""
+    """The calls of `HfApi` that a push makes, kept in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.calls: list[tuple[str, dict[str, Any]]] = []
 
+    def __call__(self, **options: Any) -> FakeHub:
+        self.calls.append(("HfApi", options))
+        return self
+
     def create_repo(self, repo_id: str, **options: Any) -> Any:
         self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
         return SimpleNamespace(repo_id=f"someone/{repo_id}")
 
-    def create_commit(self, *, operations: list[Any], **options: Any) -> str:
-        self.calls.append(("create_commit", options))
-        self.folder.mkdir(parents=True)
-        for operation in operations:
-            (self.folder / operation.path_in_repo).write_bytes(Path(operation.path_or_fileobj).read_bytes())
-        return "committed"
+    def create_branch(self, repo_id: str, **options: Any) -> None:
+        self.calls.append(("create_branch", {"repo_id": repo_id, **options}))
+
+    def file_exists(self, repo_id: str, name: str, revision: str | None) -> bool:
+        return (self.folder / name).exists()
+
+    def hf_hub_download(self, repo_id: str, name: str, revision: str | None) -> str:
+        return str(self.folder / name)
+
+    def upload_folder(self, *, folder_path: Path, **options: Any) -> str:
+        self.calls.append(("upload_folder", options))
+        shutil.copytree(folder_path, self.folder, dirs_exist_ok=True)
+        return "https://hub/commit/1"
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     fake = FakeHub(tmp_path / "hub")
-    monkeypatch.setattr(transformers.utils.hub, "hf_api", lambda: fake)
-    monkeypatch.setattr(
-        transformers.utils.hub,
-        "create_and_tag_model_card",
-        lambda *_, **__: ModelCard("---\ntags: [wise]\n---\nA memory."),
-    )
+    monkeypatch.setattr(huggingface_hub, "HfApi", fake)
     return fake
 
 
@@ -157,14 +163,19 @@ def test_push_to_hub_sends_our_files_and_a_card_and_what_was_pushed_loads(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrapped = wrap_tiny("llama")
-    wrapped.push_to_hub("memory", private=True, token="t", revision="refs/pr/1", commit_message="Eight edits")
-    assert hub.calls[0] == (
-        "create_repo",
-        {"repo_id": "memory", "private": True, "token": "t", "exist_ok": True},
-    )
-    name, options = hub.calls[1]
-    assert name == "create_commit" and options["repo_id"] == "someone/memory"
-    assert (options["commit_message"], options["revision"]) == ("Eight edits", "refs/pr/1")
+    pushed = wrapped.push_to_hub("memory", private=True, token="t", revision="new", commit_message="Eight edits")
+    assert pushed == "https://hub/commit/1"
+    repo = {"repo_id": "someone/memory"}
+    assert hub.calls == [
+        ("HfApi", {"token": "t"}),
+        ("create_repo", {"repo_id": "memory", "private": True, "exist_ok": True}),
+        ("create_branch", repo | {"branch": "new", "exist_ok": True}),
+        (
+            "upload_folder",
+            repo
+            | {"revision": "new", "create_pr": False, "commit_message": "Eight edits", "commit_description": None},
+        ),
+    ]
     assert sorted(contents(hub.folder)) == sorted([*FILES, "README.md"])
 
     asked: list[dict[str, Any]] = []
@@ -188,10 +199,63 @@ def test_push_to_hub_sends_our_files_and_a_card_and_what_was_pushed_loads(
 def test_saving_may_push_too(hub: FakeHub, tmp_path: Path, repo_id: str | None, created: str) -> None:
     wrapped = wrap_tiny("llama")
     wrapped.save_pretrained(tmp_path / "memory", push_to_hub=True, repo_id=repo_id, private=True)
-    assert hub.calls[0][1]["repo_id"] == created and hub.calls[0][1]["private"] is True
-    pushed = contents(hub.folder)
-    assert b"A memory." in pushed.pop("README.md")
-    assert pushed == contents(tmp_path / "memory")
+    assert hub.calls[1][1]["repo_id"] == created and hub.calls[1][1]["private"] is True
+    assert contents(hub.folder) == contents(tmp_path / "memory")
+
+
+def test_a_folder_of_this_machine_is_not_told_to_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "private-name")
+    wrapped = wrap_tiny(AutoModelForCausalLM.from_pretrained(tmp_path / "private-name"))
+    wrapped.save_pretrained(tmp_path / "memory")
+    wrapped.push_to_hub("memory")
+    here, there = contents(tmp_path / "memory"), contents(hub.folder)
+    assert any(b"private-name" in data for data in here.values()), "nothing was hidden"
+    assert not any(b"private-name" in data for data in there.values())
+    assert load_memory(hub.folder)[2] == load_memory(tmp_path / "memory")[2]
+
+
+# -- the model card -----------------------------------------------------------------------------
+
+
+def test_the_card_names_the_base_and_tells_no_text_of_an_edit(tmp_path: Path) -> None:
+    wrapped = wrap_tiny("llama")
+    wrapped.model.name_or_path = "someone/base-1b"
+    wrapped.model.config._commit_hash = "0123abcd"
+    wrapped.save_pretrained(tmp_path / "memory")
+    card = ModelCard.load(tmp_path / "memory" / "README.md")
+    data = card.data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("someone/base-1b", "adapter")
+    assert (data["library_name"], data["pipeline_tag"]) == ("wise", "text-generation") and "wise" in data["tags"]
+    assert "3 edits of `someone/base-1b`" in card.text and "`0123abcd`" in card.text
+    assert "wise.WiseModel.from_pretrained(PATH)" in card.text
+    texts = [text for edit in wrapped.edits for text in (edit.prompt, edit.target)]
+    edits = (tmp_path / "memory" / "edits.jsonl").read_text()
+    assert texts and all(text in edits and text not in card.text for text in texts)
+    assert "`edits.jsonl` holds every live edit as plain text" in card.text
+
+
+def test_a_base_that_the_hub_does_not_know_is_not_in_the_header(tmp_path: Path) -> None:
+    wrap_tiny("llama").save_pretrained(tmp_path / "memory")
+    card = ModelCard.load(tmp_path / "memory" / "README.md")
+    assert "base_model" not in card.data.to_dict() and "a `llama` model" in card.text
+    assert "wise.WiseModel.from_pretrained(PATH, base, tokenizer)" in card.text
+
+
+def test_a_card_is_written_again_unless_somebody_has_rewritten_it(hub: FakeHub, tmp_path: Path) -> None:
+    wrapped = wrap_tiny("llama")
+    for folder, save in (
+        (tmp_path / "memory", lambda: wrapped.save_pretrained(tmp_path / "memory")),
+        (hub.folder, lambda: wrapped.push_to_hub("memory")),
+    ):
+        save()
+        card = folder / "README.md"
+        generated_text = card.read_text()
+        card.write_text(generated_text.replace("3 edits", "many edits"))
+        save()
+        assert card.read_text() == generated_text
+        card.write_text("# Ours\n")
+        save()
+        assert card.read_text() == "# Ours\n" and load_memory(folder)[1].edits == wrapped.edits
 
 
 def test_saving_does_not_push_by_itself(hub: FakeHub, tmp_path: Path) -> None:
