@@ -70,7 +70,8 @@ def recognise(row: JsonRow, format: str) -> Layout:
 
 
 def _complete(layout: Layout, row: JsonRow) -> bool:
-    return all(peek(row, path) is not None for path in layout.required)
+    """Whether each required path has a value, which in every layout is a text or a list."""
+    return all(not isinstance(peek(row, path), dict | None) for path in layout.required)
 
 
 def _known(layout: Layout, row: JsonRow) -> int:
