@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -42,6 +44,7 @@ from published import (
 
 from wise.edits import Edit, Record
 from wise.errors import EditError
+from wise.formats import LAYOUTS
 from wise.formats.reader import FORMATS, Reading, read_edits, read_records
 from wise.formats.row import as_row
 
@@ -445,6 +448,25 @@ def test_what_is_read_survives_our_own_form(write: Write, name: str, row: Row) -
 
 def test_every_format_is_covered_here() -> None:
     assert FORMATS == ("auto", *sorted(ROWS))
+
+
+def test_the_page_of_files_shows_every_layout() -> None:
+    """Each example has the fields of its layout, and what it cannot do without."""
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "files.md").read_text()
+    shown, format = [], ""
+    for name, example in re.findall(r"^\| (?:`(\w+)` )?\|[^|]+\| `(\{.+\})` \|$", page, flags=re.MULTILINE):
+        format = name or format
+        row = json.loads(example.replace("[...]", "[]").replace("{...}", "{}").replace('"...": ...', ""))
+        fitting = [
+            layout
+            for layout in LAYOUTS
+            if layout.format == format and row.keys() <= layout.fields
+            and {path.partition(".")[0] for path in layout.required} <= row.keys()
+        ]  # fmt: skip
+        assert fitting, example
+        shown.append(fitting[0])
+    assert {layout.format for layout in shown} | {"wise"} == {*FORMATS[1:]}
+    assert len(shown) == len(LAYOUTS) - 1
 
 
 # --- bad records ---------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def test_a_limit_cuts_through_groups(write: Write) -> None:
         ({"prompt": "x"}, "field 'target': missing"),
         ({"target": "x"}, "field 'prompt': missing"),
         ({}, "no known format has these fields: none"),
-        ({"prompt": "x", "subject": "x", "answer": "y"}, "field 'target': missing; fields found: answer"),
+        ({"prompt": "x", "subject": "x", "answer": "y"}, "field 'answer': unknown"),
         ({"question": "x", "subject": "x", "answer": "y"}, "no known format has these fields"),
         (OWN | {"target": ""}, "field 'target': empty"),
         (OWN | {"target": "  "}, "field 'target': empty"),
