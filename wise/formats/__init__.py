@@ -61,8 +61,8 @@ def recognise(row: JsonRow, format: str) -> Layout:
         )
     layouts = [layout for layout in LAYOUTS if format in ("auto", layout.format)]
     best = max(layouts, key=lambda layout: (_complete(layout, row), layout.marked(row) + _known(layout, row)))
-    lacking = {path.partition(".")[0] for path in best.required} - row.keys()
-    if format != "auto" or _complete(best, row) or (len(lacking) <= 1 and 2 * _known(best, row) > len(row)):
+    lacks = len(best.needed - row.keys())
+    if format != "auto" or _complete(best, row) or (lacks <= 1 and 2 * _known(best, row) > len(row)):
         return best
     raise EditError(
         f"no known format has these fields: {', '.join(sorted(row)) or 'none'}; known formats are "
@@ -73,7 +73,7 @@ def recognise(row: JsonRow, format: str) -> Layout:
 
 def _complete(layout: Layout, row: JsonRow) -> bool:
     """Whether each required path has a value, which in every layout is a text or a list."""
-    return all(not isinstance(peek(row, path), dict | None) for path in layout.required)
+    return layout.needed <= row.keys() and all(not isinstance(peek(row, p), dict | None) for p in layout.required)
 
 
 def _known(layout: Layout, row: JsonRow) -> int:
