@@ -93,7 +93,8 @@ def checked_prompts(name: str, value: object) -> tuple[str, ...]:
 
 def given(value: object) -> str:
     """What a value is, short enough for a message."""
-    return "null" if value is None else f"{type(value).__name__} {shortened(value)}"
+    name = "object" if isinstance(value, Mapping) else type(value).__name__
+    return "null" if value is None else f"{name} {shortened(value)}"
 
 
 def missing(name: str, mapping: Mapping[str, Any]) -> EditError:

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from test_turns import TEMPLATE
 from tiny import BOS, EOS, tiny_model, tiny_tokenizer
+from transformers import AutoTokenizer
 
 from wise.config import WiseConfig
+from wise.demo import model_path
 from wise.edits import Edit
 from wise.errors import ConfigError, EditError
+from wise.router.turns import ChatTemplate
 from wise.training import encoding
 from wise.training.encoding import MAX_TERMINATOR, OPENINGS, Encoder, joint, learn_encoder
 
@@ -314,3 +318,18 @@ def test_what_was_learned_of_a_base_is_kept_on_disk(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WISE_CACHE", "")
     learned()
     assert len(asked) == 4
+
+
+@pytest.mark.parametrize("blanks", [" ", "   "])
+def test_blanks_after_a_prompt_are_read_alike_when_it_is_edited_and_when_it_is_asked(blanks: str) -> None:
+    """In plain text and in a chat, with a tokenizer that has tokens of blanks."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    tokenizer.chat_template = TEMPLATE
+    asking = encoder(tokenizer=tokenizer, template=ChatTemplate.learn(tokenizer))
+    prompt = "The capital of France is"
+    for chat in (False, True):
+        expected = asking.question(prompt, chat=chat)
+        edited = asking.question(Edit(prompt=prompt + blanks, target="Lyon").prompt, chat=chat)
+        assert asking.question(prompt + blanks, chat=chat) == edited == expected
+        assert asking.question(f"{prompt}\n", chat=chat).text == Edit(prompt=f"{prompt}\n", target="x").prompt
+    assert asking.prompt(prompt + blanks) != asking.prompt(prompt)

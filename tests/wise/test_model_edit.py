@@ -258,6 +258,8 @@ NOT_USABLE = {
     "longer than the context": [edit(5), edit(6, prompt=LONG, subject=None)],
     "a paraphrase longer than the context": [edit(5, paraphrases=(LONG,))],
     "a locality prompt longer than the context": [edit(5, locality=(f"{LONG} w5 w6 w7",))],
+    "another namespace than that of the live edits": [edit(5, namespace="geo")],
+    "two namespaces": [edit(5, namespace="geo"), edit(6, namespace="law")],
     "no edit at all": [],
     "something else among them": [edit(5), {"prompt": "w4", "target": "w5"}],
     "a text": "w4 w5",

@@ -48,7 +48,8 @@ def recognise(row: JsonRow, format: str) -> Layout:
     """The layout that a record has.
 
     Where several find what they cannot do without, the one that knows most of the record's fields. With
-    `format="auto"` one that does not find it must know more than half of them, so that a misspelt field is named.
+    `format="auto"` one that lacks one field is taken if it knows more than half of the others: a misspelt or empty
+    field is then named.
 
     Raises:
         EditError: no layout of this format fits; names the fields found.
@@ -60,17 +61,19 @@ def recognise(row: JsonRow, format: str) -> Layout:
         )
     layouts = [layout for layout in LAYOUTS if format in ("auto", layout.format)]
     best = max(layouts, key=lambda layout: (_complete(layout, row), layout.marked(row) + _known(layout, row)))
-    if format != "auto" or not row or 2 * _known(best, row) > len(row) or _complete(best, row):
+    lacks = len(best.needed - row.keys())
+    if format != "auto" or _complete(best, row) or (lacks <= 1 and 2 * _known(best, row) > len(row)):
         return best
     raise EditError(
-        f"no known format has these fields: {', '.join(sorted(row))}; known formats are "
+        f"no known format has these fields: {', '.join(sorted(row)) or 'none'}; known formats are "
         f"{', '.join(FORMATS[1:])}, and ours has at least 'prompt' and 'target'; "
         "columns of other names are named with `columns` (--columns prompt=question,target=answer)"
     )
 
 
 def _complete(layout: Layout, row: JsonRow) -> bool:
-    return all(peek(row, path) is not None for path in layout.required)
+    """Whether each required path has a value, which in every layout is a text or a list."""
+    return layout.needed <= row.keys() and all(not isinstance(peek(row, p), dict | None) for p in layout.required)
 
 
 def _known(layout: Layout, row: JsonRow) -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 from wise.edits import Record
 from wise.formats.fields import JsonRow, Note
+
+
+def outermost(paths: Iterable[str]) -> frozenset[str]:
+    """The names that dotted paths begin with."""
+    return frozenset(path.partition(".")[0] for path in paths)
 
 
 class Layout(Protocol):
@@ -24,6 +29,10 @@ class Layout(Protocol):
     @property
     def required(self) -> tuple[str, ...]:
         """Paths that every record has."""
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The outermost names of the required paths."""
 
     @property
     def strict(self) -> bool:
@@ -60,7 +69,11 @@ class Structure:
 
     @cached_property
     def fields(self) -> frozenset[str]:
-        return frozenset(path.partition(".")[0] for path in self.required) | {*self.optional}
+        return self.needed | {*self.optional}
+
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        return outermost(self.required)
 
     def marked(self, row: JsonRow) -> bool:
         return False

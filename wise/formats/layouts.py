@@ -24,6 +24,25 @@ FORMS: tuple[RecordForm, ...] = (
         unread=("id", "paraphrases", "locality", "author", "time", "namespace", "test"),
         strict=True,
     ),
+    # Requests as ROME, MEMIT and AlphaEdit take them, and CounterFact laid out like them.
+    RecordForm(
+        format="memit",
+        prompt="prompt",
+        target="target_new.str",
+        id=("case_id",),
+        answer=("target_true.str",),
+        relation="relation_id",
+        paraphrases=("paraphrase_prompts",),
+        generation_prompts="generation_prompts",
+        neighbours=("neighborhood_prompts",),
+        asked=(
+            AskedField(
+                kind="locality.gold", prompt="neighborhood_prompts", answers=("target_true.str",), shared=True
+            ),
+        ),
+        unread=("case_id",),
+        template=True,
+    ),
     # zsRE as EasyEdit writes it, which its flat requests and repacks of WikiBigEdit follow.
     RecordForm(
         format="zsre",
@@ -89,17 +108,6 @@ FORMS: tuple[RecordForm, ...] = (
             AskedField(kind="portability.reasoning", prompt="mhop", answers=("mhop_ans",)),
         ),
         unread=("tag", "object"),
-    ),
-    # Requests as ROME, MEMIT and AlphaEdit take them.
-    RecordForm(
-        format="memit",
-        prompt="prompt",
-        target="target_new.str",
-        id=("case_id",),
-        answer=("target_true.str",),
-        relation="relation_id",
-        unread=("case_id",),
-        template=True,
     ),
     # CounterFact as ROME published it. Neighbours are of the same relation and have the same true object.
     RecordForm(

@@ -27,7 +27,7 @@ __all__ = ["FORMATS", "Reading", "read_edits", "read_records"]
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 20
+_NAMED = 60
 """Fields that were not used, of which a file names so many."""
 
 
@@ -192,7 +192,8 @@ class Reading:
         for note, (count, line) in self._notes.items():
             logger.warning("%s: %s (%d times, first at %d)", name, note, count, line)
         if self._unread:
-            named = ", ".join(f"{field!r} ({count})" for field, count in self._unread.most_common(_NAMED))
+            outer_first = sorted(self._unread.items(), key=lambda found: (found[0].count("."), -found[1]))
+            named = ", ".join(f"{field!r} ({count})" for field, count in outer_first[:_NAMED])
             more = len(self._unread) - _NAMED
             logger.warning(
                 "%s: fields that are not used, and in how many records: %s%s",

@@ -26,6 +26,7 @@ from wise.formats.fields import (
     texts,
     texts_of,
 )
+from wise.formats.layout import outermost
 from wise.formats.row import peek
 from wise.probes import Probe, Query
 
@@ -92,18 +93,22 @@ class RecordForm:
         paths += [*self.answer, *self.paraphrases, *self.free_paraphrases, *self.neighbours, *self.aliases]
         for ask in self.asked:
             paths += [ask.within] if ask.within else [ask.prompt, *ask.answers]
-        return frozenset(path.partition(".")[0] for path in (*paths, *self.unread)) - {""}
+        return outermost((*paths, *self.unread)) - {""}
 
     @property
     def required(self) -> tuple[str, ...]:
         return self.prompt, self.target
 
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        return outermost(self.required)
+
     def marked(self, row: JsonRow) -> bool:
         """The text at the form's mark, or the first one there, begins with it."""
         path, beginning = self.mark
-        found = peek(row, path)
+        found = peek(row, path) if path else None
         first = found[0] if isinstance(found, list) and found else found
-        return bool(path) and isinstance(first, str) and first.startswith(beginning)
+        return isinstance(first, str) and first.startswith(beginning)
 
     def read(self, row: JsonRow, place: int, note: Note) -> list[Record]:
         """As `Layout.read`."""

@@ -130,6 +130,33 @@ def test_an_edit_that_verifies_ends_with_code_0(lyon: tuple[Path, Result]) -> No
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("command", ["edit", "eval", "bench editors", "eval-chat", "locate"])
+def test_namespaces_that_one_memory_would_mix_up_are_refused(tmp_path: Path, command: str) -> None:
+    """Two edits of one question; before, the later one alone was left, and the exit code was 0."""
+    asked = {"prompt": "The capital of France is", "subject": "France", "test": {"answer": "Paris"}}
+    rows = [asked | {"target": town, "namespace": name} for town, name in (("Lyon", "a"), ("Nice", "b"))]
+    file = tmp_path / "edits.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    option = "--edits" if command == "edit" else "--data"
+    output = [] if command in ("eval", "eval-chat") else ["--output", str(tmp_path / "out")]
+    done = run(*command.split(), option, file, *output)
+    assert done.exit_code == 2 and not (tmp_path / "out").exists()
+    assert "several namespaces were given ('a', 'b')" in done.stderr and "`wise stream`" in done.stderr
+
+
+def test_edits_of_a_table_with_other_names_of_columns(tmp_path: Path) -> None:
+    file = tmp_path / "edits.csv"
+    file.write_text("question,answer,subject\nThe capital of France is,Lyon,France\n")
+    done = run("edit", "--edits", file, "--output", tmp_path / "out", "--mode", "retrieve")
+    assert done.exit_code == 2 and "--columns prompt=question,target=answer" in done.stderr
+    for bad in ("prompt", "prompt=", "=question", "prompt=question,prompt=answer"):
+        done = run("edit", "--edits", file, "--columns", bad, "--output", tmp_path / "out")
+        assert done.exit_code == 2 and "FIELD=COLUMN was expected" in done.stderr
+    done = run("edit", "--edits", file, "--columns", "prompt=question, target=answer", "--output", tmp_path / "out",
+               "--mode", "retrieve", "--json")  # fmt: skip
+    assert done.exit_code == 0 and last_line(done)["verified_edits"] == 1
+
+
 def test_ask_shows_before_and_after_and_who_spoke(lyon: tuple[Path, Result]) -> None:
     folder, _ = lyon
     result = run("ask", "--memory", folder, "--json", "The capital of France is", "The [bold]moon[/bold] is")

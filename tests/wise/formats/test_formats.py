@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from published import (
@@ -16,18 +19,23 @@ from published import (
     EASY,
     ENRICHED,
     HALLUCINATION,
+    KILT,
     KNOWEDIT,
     KNOWN_FACT,
+    MEMIT,
     MEND,
     OWN,
     QAEDIT,
     ROME,
     ROWS,
     TEMPORAL,
+    UNKE,
+    WIKIBIGEDIT,
     WIKIBIO,
     ZSRE_EASY,
     Row,
     Write,
+    finding,
     probed,
     refused,
     shared,
@@ -36,6 +44,7 @@ from published import (
 
 from wise.edits import Edit, Record
 from wise.errors import EditError
+from wise.formats import LAYOUTS
 from wise.formats.reader import FORMATS, Reading, read_edits, read_records
 from wise.formats.row import as_row
 
@@ -262,6 +271,158 @@ def test_text_of_another_origin_goes_on_from_the_prompt(write: Write) -> None:
     assert not one(write, TEMPORAL | {"ood_rephrase": " "}).probes
 
 
+def test_wikibigedit_as_its_authors_published_it(write: Write) -> None:
+    record = one(write, WIKIBIGEDIT | {"relation": "P84"})
+    assert record.edit == Edit(prompt="Who built Velm Tower?", target="Ada Thorne", subject="Velm Tower")
+    assert record.paraphrases == ("By whom was Velm Tower built?",)
+    assert record.free_paraphrases == ("Hey, who put up Velm Tower?",)
+    assert probed(record, "locality.gold") == [("Who keeps the bees?", ("Rosa",))]
+    assert probed(record, "portability.reasoning") == [("Where was the builder of Velm Tower born?", ("Port Sell",))]
+    assert record.relation == "P84"
+    bare = one(write, WIKIBIGEDIT | {"mhop": None, "mhop_ans": None, "personas": None})
+    assert [probe.kind for probe in bare.probes] == ["locality.gold"]
+
+
+def test_requests_of_memit(write: Write) -> None:
+    record = one(write, MEMIT)
+    expected = {"prompt": "Velm Tower was built by", "target": "Ada Thorne", "subject": "Velm Tower"}
+    assert record.edit == Edit(**expected, id="memit-3")
+    assert (record.answer, record.relation) == ("Jon Pike", "P84")
+    bare = {name: MEMIT[name] for name in ("prompt", "subject", "target_new")}
+    assert one(write, bare).edit == Edit(**expected)
+    refused(write(bare | {"subject": None}), 1, "field 'subject': null")
+    laid_out = MEMIT | {name: ROME[name] for name in ("paraphrase_prompts", "neighborhood_prompts")}
+    whole = one(write, laid_out)
+    assert whole.neighbours and len(whole.probes) == len(whole.neighbours) and len(whole.paraphrases) == 1
+
+
+def test_zsre_in_the_form_of_kilt(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    record = one(write, KILT)
+    assert record.edit == Edit(prompt="Who built Velm Tower?", target="Ada Thorne")
+    assert (record.paraphrases, record.answer) == (("By whom was Velm Tower built?",), "Jon Pike")
+    assert len(read_records(write(KILT, KILT | {"alternatives": []}))) == 1
+    assert "field 'alternatives': empty, so no edit is asked for" in caplog.text
+
+
+# --- templates, spellings, fields ----------------------------------------------------------
+
+FLAT: Row = {"prompt": "The builder of {} is", "target_new": "Ada", "subject": "Velm Tower"}
+
+
+@pytest.mark.parametrize("name", ["target_new", "target"])
+def test_a_template_is_filled_or_refused(write: Write, name: str) -> None:
+    towers = ["Velm Tower", "Orm Bridge", "Sell Tower"]
+    rows = [{"prompt": FLAT["prompt"], name: "Ada", "subject": tower} for tower in towers]
+    if name == "target":  # our own form says the very prompt
+        refused(write(*rows), 1, "field 'subject': 'Velm Tower' does not occur in the prompt")
+        return
+    found = read_edits(write(*rows))
+    assert [edit.prompt for edit in found] == [f"The builder of {tower} is" for tower in towers]
+    assert [edit.subject for edit in found] == towers
+    more = FLAT | {"rephrase_prompt": "Whose work is {}?", "locality_prompt": "The height of {} is"}
+    record = one(write, more)
+    assert (record.paraphrases, record.neighbours) == (("Whose work is Velm Tower?",), ())
+
+
+@pytest.mark.parametrize("hole", ["{subject}", "[X]", "{0}", "<subject>", "%s"])
+def test_a_template_of_another_kind_is_refused_not_stepped_over(write: Write, hole: str) -> None:
+    refused(write(FLAT | {"prompt": f"The builder of {hole} is"}), 1, "field 'prompt': .* names its subject or has")
+    literal = f"The text {hole} in Velm Tower is"
+    assert one(write, FLAT | {"prompt": literal}).edit.prompt == literal  # it names its subject
+
+
+def test_a_template_without_its_subject_is_refused(write: Write) -> None:
+    refused(write({"prompt": FLAT["prompt"], "target_new": "Ada"}), 1, "field 'subject': missing")
+    refused(write(FLAT | {"prompt": "{} is at Velm Tower"}), 1, "field 'prompt': .*has {} in its place")
+
+
+@pytest.mark.parametrize(("written", "named"), [("NFC", "NFD"), ("NFD", "NFC")])
+@pytest.mark.parametrize("target", ["target", "target_new"])
+def test_a_subject_composed_otherwise_is_found(write: Write, target: str, written: str, named: str) -> None:
+    prompt, subject = normalize(written, "The mayor of Zürich is"), normalize(named, "Zürich")
+    assert subject not in prompt
+    edit = one(write, {"prompt": prompt, target: "Ada", "subject": subject}).edit
+    assert edit.prompt == prompt and edit.subject == normalize(written, "Zürich")
+    other = {"prompt": prompt, "target": "Ada", "subject": "Bern"}
+    refused(write(other), 1, "field 'subject': 'Bern' does not occur")
+
+
+def test_each_record_is_read_by_its_own_fields(write: Write) -> None:
+    rows = [FLAT, KNOWEDIT, OWN, MEND, ROME, WIKIBIGEDIT | {"ans": "Bo"}, UNKE]
+    together = read_records(write(*rows, name="all.jsonl"))
+    alone = [one(write, row) for row in rows]
+    assert [replace(record, source="") for record in together] == [replace(record, source="") for record in alone]
+    reversed_ = read_records(write(*rows[::-1], name="all.jsonl"))
+    assert {record.edit for record in reversed_} == {record.edit for record in together}
+    refused(write(FLAT, OWN, {"instruction": "x", "output": "y"}), 3, "no known format")
+    refused(write(FLAT, KNOWN_FACT), 2, "this file holds facts")
+
+
+def test_a_field_that_nothing_reads_is_named_once(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    unknown = {"portability": KNOWEDIT["portability"] | {"New_Kind": [{"prompt": "Who?", "ground_truth": "Ada"}]}}
+    read_records(write(KNOWEDIT | unknown, KNOWEDIT | unknown | {"wordings": ["Who built it?"], "none": None}))
+    told = [record for record in caplog.records if "not used" in record.message]
+    assert len(told) == 1
+    assert "'wordings' (1), 'portability.New_Kind' (2)" in told[0].message and "none" not in told[0].message
+    caplog.clear()
+    read_records(write(KNOWEDIT))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("name", "row"), ALL_ROWS)
+def test_every_field_is_used_or_named(
+    write: Write, name: str, row: Row, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What may be taken out of a record without a trace is named, and what is added too."""
+    read_records(write(row))
+    expected = [replace(record, source="") for record in read_records(write(row))]
+    named = caplog.text
+    for field in row:
+        less = {key: value for key, value in row.items() if key != field}
+        try:
+            same = [replace(record, source="") for record in read_records(write(less), format=name)] == expected
+        except EditError:
+            continue
+        told = f"'{field}" in named or (field == "locality_ground_truth" and "'locality_prompt': a question" in named)
+        assert not same or told or row[field] in (None, "", [], {}), field
+    caplog.clear()
+    if name == "wise":
+        refused(write(row | {"qqq": 1}), 1, "field 'qqq': unknown")
+    else:
+        read_records(write(row | {"qqq": 1}))
+        assert "'qqq' (1)" in caplog.text
+
+
+def test_plural_wordings_are_read(write: Write) -> None:
+    row = {**FLAT, "prompt": "Velm Tower is by", "rephrase_prompts": ["By whom is Velm Tower?"]}
+    assert one(write, row).paraphrases == ("By whom is Velm Tower?",)
+
+
+def test_a_null_is_not_called_missing(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    refused(write(FLAT | {"target_new": None}), 1, "field 'target_new': null was given; fill it in")
+    refused(write(ROME | {"requested_rewrite": None}), 1, "field 'requested_rewrite': null", format="counterfact")
+    refused(write({"prompt": "x y", "subject": "x"}), 1, "field 'target': missing")
+    assert len(read_records(write(MEND | {"alt": None}, MEND))) == 1
+    assert "field 'alt': null or empty" in caplog.text
+
+
+# --- inputs that once went wrong -----------------------------------------------------------
+
+
+def test_inputs_that_were_once_read_wrong() -> None:
+    flat = read_edits(finding("f03_zsre_flat_tmpl.json"))
+    assert [edit.prompt for edit in flat] == [f"The capital of {land} is" for land in ("France", "Spain", "Italy")]
+    assert [edit.subject for edit in read_edits(finding("f05_nfd.jsonl"))] == ["Zürich"]
+    mixed = read_records(finding("f29_hetero.json"))
+    assert len(mixed[1].paraphrases) == len(mixed[1].neighbours) == 1
+    assert {probe.kind for probe in mixed[1].probes} == {"locality.gold", "portability.reasoning"}
+    assert len(read_records(finding("f38_plural.json"))[0].paraphrases) == 1
+    (big,) = read_records(finding("w01_wikibigedit_hf.json"))
+    assert big.edit.target == "Lyon" and len(big.probes) == 2
+    assert [edit.target for edit in read_edits(finding("w04_mend_null.json"))] == ["Seville"]
+    refused(finding("f21_dupkeys.jsonl"), 1, "field 'target': given twice")
+
+
 # --- all forms -----------------------------------------------------------------------------
 
 
@@ -287,6 +448,25 @@ def test_what_is_read_survives_our_own_form(write: Write, name: str, row: Row) -
 
 def test_every_format_is_covered_here() -> None:
     assert FORMATS == ("auto", *sorted(ROWS))
+
+
+def test_the_page_of_files_shows_every_layout() -> None:
+    """Each example has the fields of its layout, and what it cannot do without."""
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "files.md").read_text()
+    shown, format = [], ""
+    for name, example in re.findall(r"^\| (?:`(\w+)` )?\|[^|]+\| `(\{.+\})` \|$", page, flags=re.MULTILINE):
+        format = name or format
+        row = json.loads(example.replace("[...]", "[]").replace("{...}", "{}").replace('"...": ...', ""))
+        fitting = [
+            layout
+            for layout in LAYOUTS
+            if layout.format == format and row.keys() <= layout.fields
+            and layout.needed <= row.keys()
+        ]  # fmt: skip
+        assert fitting, example
+        shown.append(fitting[0])
+    assert {layout.format for layout in shown} | {"wise"} == {*FORMATS[1:]}
+    assert len(shown) == len(LAYOUTS) - 1
 
 
 # --- bad records ---------------------------------------------------------------------------
