@@ -138,9 +138,9 @@ class EditingContext:
         about = json.dumps({"kind": kind, "base": self.base.digest, **key}, sort_keys=True)
         file = self.cache / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:20]}.safetensors"
         if file.exists():
-            found = read_tensors(file, about)
-            if found is not None:
-                return found
+            result = read_tensors(file, about)
+            if result is not None:
+                return result
             logger.warning("%s is damaged, or not what its name says; it is computed anew", file)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
         write_tensors(file, tensors, about)
@@ -200,12 +200,12 @@ def padded_rows(
 @torch.no_grad()
 def target_losses(context: EditingContext, rows: Sequence[TokenRow]) -> list[float]:
     """Mean negative log-likelihood of each target in nats, read after its prompt by the model as it now is."""
-    found: list[float] = []
+    results: list[float] = []
     for start in range(0, len(rows), ROWS):
         ids, mask, labels = padded_rows(rows[start : start + ROWS], context.device)
         logits = context.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        found += mean_loss(logits, labels).tolist()
-    return found
+        results += mean_loss(logits, labels).tolist()
+    return results
 
 
 def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:

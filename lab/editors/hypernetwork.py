@@ -264,19 +264,19 @@ class HyperEditor(WeightEditor[H]):
             )
         beside = [order.sample(record.neighbours, min(UNRELATED, len(record.neighbours))) for record in records]
         texts = list(dict.fromkeys([*(r.edit.prompt for r in records), *(text for near in beside for text in near)]))
-        said = dict(zip(texts, self._said([self.encoder.prompt(text) for text in texts]), strict=True))
-        found = []
+        answers = dict(zip(texts, self._said([self.encoder.prompt(text) for text in texts]), strict=True))
+        results = []
         for record, near in zip(records, beside, strict=True):
             edit = record.edit
             wordings = [edit.prompt, *edit.paraphrases, *record.paraphrases]
-            found.append(
+            results.append(
                 Example(
-                    asked=EditQuery(row=self.context.row(edit), old=said[edit.prompt]),
+                    asked=EditQuery(row=self.context.row(edit), old=answers[edit.prompt]),
                     wordings=tuple(self.context.row(edit, wording) for wording in wordings),
-                    unrelated=tuple((self.encoder.prompt(text), said[text]) for text in near),
+                    unrelated=tuple((self.encoder.prompt(text), answers[text]) for text in near),
                 )
             )
-        return found
+        return results
 
     def _readable(self, record: Record) -> bool:
         """Whether the base can read the record's edit and say its target within its context."""
@@ -298,8 +298,8 @@ class HyperEditor(WeightEditor[H]):
     def asked(self, edits: Sequence[Edit]) -> list[EditQuery]:
         """Edits as the hypernetwork reads them, with what the model says so far where it reads that."""
         rows = [self.context.row(edit) for edit in edits]
-        said = self._said([prompt for prompt, _ in rows]) if self.reads_old else [[] for _ in rows]
-        return [EditQuery(row=row, old=old) for row, old in zip(rows, said, strict=True)]
+        answer = self._said([prompt for prompt, _ in rows]) if self.reads_old else [[] for _ in rows]
+        return [EditQuery(row=row, old=old) for row, old in zip(rows, answer, strict=True)]
 
     @torch.no_grad()
     def _write(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> None:

@@ -164,10 +164,10 @@ def refined(scores: Sequence[Tensor], settings: KnowledgeNeuronsSettings) -> lis
         steps += 1
     while int(shared(steps).sum()) < settings.fewest and settings.share + steps * SHARE_STEP > 0:
         steps -= 1
-    found = shared(steps).nonzero().tolist()
+    result = shared(steps).nonzero().tolist()
     mean = torch.stack(list(scores)).mean(0)
-    found.sort(key=lambda at: -float(mean[at[0], at[1]]))
-    return [(int(layer), int(i)) for layer, i in found[: settings.most]]
+    result.sort(key=lambda at: -float(mean[at[0], at[1]]))
+    return [(int(layer), int(i)) for layer, i in result[: settings.most]]
 
 
 def attributions(context: EditingContext, row: Sequence[int], token: int, steps: int) -> Tensor:
@@ -177,13 +177,13 @@ def attributions(context: EditingContext, row: Sequence[int], token: int, steps:
     """
     reading = _LastToken(context, row, steps)
     shares = torch.arange(1, steps + 1, dtype=torch.float32)[:, None] / steps
-    found = []
+    results = []
     for layer, own in enumerate(activations(context, row)):
         scaled = (shares.to(own.device) * own).requires_grad_()
         with torch.enable_grad(), replaced(context, layer, partial(_put, scaled), rows=steps):
             (gradient,) = torch.autograd.grad(reading.probabilities()[:, token].sum(), [scaled])
-        found.append((own * gradient.sum(0) / steps).cpu())
-    return torch.stack(found)
+        results.append((own * gradient.sum(0) / steps).cpu())
+    return torch.stack(results)
 
 
 class _LastToken:
@@ -268,9 +268,9 @@ def embeddings(context: EditingContext) -> Tensor:
     head = context.model.get_output_embeddings()  # type: ignore[no-untyped-call]
     width = context.projection(0).out_features
     if head is None or head.weight.shape[-1] != width:
-        found = "none" if head is None else str(head.weight.shape[-1])
+        result = "none" if head is None else str(head.weight.shape[-1])
         raise UnsupportedModelError(
-            f"output embeddings of width {width} expected, which is what a block puts out, {found} found: KN writes "
+            f"output embeddings of width {width} expected, which is what a block puts out, {result} found: KN writes "
             "them into the blocks; choose another model or another editor"
         )
     weight: Tensor = head.weight.detach()

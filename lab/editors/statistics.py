@@ -42,8 +42,8 @@ def prepared_moments(context: EditingContext, layers: Sequence[int], settings: M
     """The second moments that the settings ask for, ridge included: `[f, f]` of each block, float64."""
     f = context.projection(layers[0]).in_features
     tokens = TOKENS_PER_INPUT * f if settings.tokens is None else settings.tokens
-    found = second_moments(context, layers, tokens=tokens, length=settings.length, seed=settings.seed)
-    return [with_ridge(moment, settings.ridge) for moment in found]
+    result = second_moments(context, layers, tokens=tokens, length=settings.length, seed=settings.seed)
+    return [with_ridge(moment, settings.ridge) for moment in result]
 
 
 def second_moments(
@@ -68,8 +68,8 @@ def second_moments(
         return {"moment": computed[path]}
 
     about = {"tokens": tokens, "length": length, "corpus": context.corpus_digest(), "seed": seed}
-    found = [context.cached("second-moment", {"path": path, **about}, partial(compute, path)) for path in paths]
-    return [tensors["moment"].to(context.device) for tensors in found]
+    results = [context.cached("second-moment", {"path": path, **about}, partial(compute, path)) for path in paths]
+    return [tensors["moment"].to(context.device) for tensors in results]
 
 
 @torch.no_grad()

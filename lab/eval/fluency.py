@@ -51,13 +51,13 @@ class Opening:
 def openings(prompter: Prompter, tested: Sequence[Tested]) -> list[Opening]:
     """The first generation prompts of the first records; one that leaves no room for a text is left out."""
     end = min(TOKENS, prompter.encoder.context)
-    found = []
+    results = []
     for each in tested:
         edit = each.record.edit
         prompts = [prompter.encoder.prompt(text) for text in each.record.generation_prompts]
         fit = [ids for ids in prompts if 0 < len(ids) < end][:MAX_PROMPTS]
-        found += [Opening(record=edit.id, ids=ids) for ids in fit]
-    return found[:MAX_TEXTS]
+        results += [Opening(record=edit.id, ids=ids) for ids in fit]
+    return results[:MAX_TEXTS]
 
 
 def measure_fluency(
@@ -85,12 +85,12 @@ def measure_fluency(
 def entropy(text: str) -> float:
     """The mean of the weighted entropies, in bits, of the text's pairs and triples of words; 0 where there are none."""
     words = WORDS.findall(text)
-    found = []
+    results = []
     for n, weight in WEIGHTS.items():
         counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
         total = counts.total()
-        found.append(weight * -sum(c / total * math.log2(c / total) for c in counts.values()))
-    return fmean(found) + 0.0  # no negative zero
+        results.append(weight * -sum(c / total * math.log2(c / total) for c in counts.values()))
+    return fmean(results) + 0.0  # no negative zero
 
 
 class TopK(LogitsProcessor):
@@ -137,8 +137,8 @@ def _sampled(prompter: Prompter, asked: Sequence[Opening], *, seed: int, base: b
                     generation_config=settings,
                     logits_processor=LogitsProcessorList([TopK([_seed(seed, ids) for ids in own])]),
                 )
-            said = out[:, ids.shape[1] :].tolist()
-            texts += [encoder.text([*prompt, *new]) for prompt, new in zip(own, said, strict=True)]
+            answer = out[:, ids.shape[1] :].tolist()
+            texts += [encoder.text([*prompt, *new]) for prompt, new in zip(own, answer, strict=True)]
         return texts
 
     return prompter.mapped("fluency", asked, compute, lambda opening: len(opening.ids), base=base, batch=BATCH)

@@ -56,7 +56,7 @@ def _begun() -> int | None:
 
 
 def _kib(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
-    if found is None:
+    result = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    if result is None:
         raise OSError(f"{STATUS} has no {name}")
-    return int(found.group(1))
+    return int(result.group(1))

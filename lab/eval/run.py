@@ -208,12 +208,12 @@ class _Stream:
 
 def stops(edits: int) -> list[int]:
     """Where retention is measured: 1, 2, 5, 10, 20, ... and the last edit."""
-    found = {edits}
+    results = {edits}
     power = 1
     while power <= edits:
-        found.update(power * stop for stop in STOPS if power * stop <= edits)
+        results.update(power * stop for stop in STOPS if power * stop <= edits)
         power *= 10
-    return sorted(found)
+    return sorted(results)
 
 
 def _check(records: Sequence[Record], batch: int | None, scope: Scope, editor: str) -> None:
@@ -253,13 +253,13 @@ def _stream(stream: _Stream, records: Sequence[Record], scope: Scope) -> list[di
         stream.advance(len(records))
         return []
     bare = [Record(edit=record.edit, source=record.source) for record in records]
-    found: list[dict[str, float | None]] = []
+    results: list[dict[str, float | None]] = []
     for stop in stops(len(records)):
         stream.advance(stop)
         quality = measure_quality(stream.subject, bare[:stop])
         oldest = {record.edit.id for record in records[: max(1, len(records) // 10)]}
         old = [outcome.generated for outcome in quality.outcomes if outcome.record in oldest]
-        found.append(
+        results.append(
             {
                 "edits": stop,
                 "reliability": quality.generated["reliability"],
@@ -267,7 +267,7 @@ def _stream(stream: _Stream, records: Sequence[Record], scope: Scope) -> list[di
                 "oldest": fmean(old) if old else None,
             }
         )
-    return found
+    return results
 
 
 def _routing(wrapped: OpenEditor, records: Sequence[Record], scope: Scope, progress: Progress) -> Routing | None:

@@ -69,7 +69,7 @@ class Relations:
             before, _, behind = template.partition("{}")
             if words(before + behind):  # a subject alone reads like any text
                 self._around[self._root(_key(template))].add((before, behind))
-        about = {relation: frozenset().union(*map(topics_of, found)) for relation, found in self._prompts.items()}
+        about = {relation: frozenset().union(*map(topics_of, entry)) for relation, entry in self._prompts.items()}
         self._matters: dict[str, frozenset[str]] = about
 
     def _read(self, edit: Edit, paraphrases: Iterable[str], name: str | None) -> list[str]:
@@ -118,12 +118,12 @@ class Relations:
 
     def subject_in(self, text: str, relation: str | None) -> str | None:
         """The subject of `text` where it reads like a template of `relation`; of several readings the shortest."""
-        found = [
+        results = [
             text[len(before) : len(text) - len(behind)].strip()
             for before, behind in self._around.get(relation or "", ())
             if text.startswith(before) and text.endswith(behind) and len(text) > len(before) + len(behind)
         ]
-        return min((subject for subject in found if subject), key=lambda subject: (len(subject), subject), default=None)
+        return min((name for name in results if name), key=lambda name: (len(name), name), default=None)
 
     def asked_by(self, template: str) -> AskedRelation:
         """What a template asks, by its own words and the prompts of its relation."""
