@@ -36,9 +36,9 @@ def edited_linears(context: EditingContext, blocks: int, whole_ffn: bool) -> dic
     results: dict[str, nn.Module] = {}
     for layer in range(max(0, context.depth - blocks), context.depth):
         path = context.projection(layer).path
-        parent, _, own = path.rpartition(".")
+        parent, _, attribute = path.rpartition(".")
         for name, module in context.model.get_submodule(parent).named_children():
-            if name != own and not (whole_ffn and isinstance(module, nn.Linear | Conv1D)):
+            if name != attribute and not (whole_ffn and isinstance(module, nn.Linear | Conv1D)):
                 continue
             if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
                 raise UnsupportedModelError(
@@ -112,11 +112,11 @@ def spoken_loss(found: Tensor, labels: Tensor) -> Tensor:
     return _row_means(each, spoken)
 
 
-def divergence(own: Tensor, edited: Tensor, labels: Tensor) -> Tensor:
+def divergence(base: Tensor, edited: Tensor, labels: Tensor) -> Tensor:
     """Mean KL, in nats, of the edited model from the base per row, over the places that predict: logits
     `[rows, places, vocabulary]` and labels `[rows, places]`, -100 where nothing is predicted, -> `[rows]`."""
     spoken = labels != -100
-    right, result = own[spoken].float().log_softmax(-1), edited[spoken].float().log_softmax(-1)
+    right, result = base[spoken].float().log_softmax(-1), edited[spoken].float().log_softmax(-1)
     return _row_means(kl_div(result, right, reduction="none", log_target=True).sum(-1), spoken)
 
 

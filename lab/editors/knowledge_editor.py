@@ -141,18 +141,18 @@ class KnowledgeEditor(HyperEditor[KnowledgeEditorSettings]):
         result: Tensor = self.model.get_input_embeddings()(ids)
         return result.float().to(self.context.device)
 
-    def gates(self, asked: Sequence[EditQuery]) -> dict[str, Gate]:
+    def gates(self, queries: Sequence[EditQuery]) -> dict[str, Gate]:
         """What the hypernetwork says to edits."""
         between = min(self.encoder.stops)
         rows = [
             [*edit.row[0], between, *(i for i in edit.old if i not in self.encoder.stops), between, *edit.row[1]]
-            for edit in asked
+            for edit in queries
         ]
         results: dict[str, Gate] = self.network(self._embedded(rows), [len(row) for row in rows])
         return results
 
-    def _update(self, asked: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
-        gates = self.gates(asked)  # gradients are 0 at pads, and gating leaves them so
+    def _update(self, queries: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
+        gates = self.gates(queries)  # gradients are 0 at pads, and gating leaves them so
         return {path: gates[path].factors(*pair, self.settings.rate) for path, pair in gradients.items()}
 
     def _begin(self, examples: Sequence[Example]) -> None:

@@ -153,13 +153,13 @@ class Mend(HyperEditor[MendSettings]):
             return
         seen: dict[str, list[Tensor]] = {path: [] for path in self.linears}
         for start in range(0, len(examples), CHUNK):
-            gradients, mask = self.gradients([example.asked for example in examples[start : start + CHUNK]])
+            gradients, mask = self.gradients([example.query for example in examples[start : start + CHUNK]])
             for path, pair in gradients.items():
                 seen[path].append(torch.cat(pair, -1)[mask.bool()])
         for moments, parts in zip(self.network.moments, seen.values(), strict=True):
             moments.fit(torch.cat(parts))
 
-    def _update(self, asked: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
+    def _update(self, queries: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
         result: Factors = self.network(gradients, mask)
         return result
 

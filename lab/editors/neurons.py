@@ -178,11 +178,11 @@ def attributions(context: EditingContext, row: Sequence[int], token: int, steps:
     reading = _LastToken(context, row, steps)
     shares = torch.arange(1, steps + 1, dtype=torch.float32)[:, None] / steps
     results = []
-    for layer, own in enumerate(activations(context, row)):
-        scaled = (shares.to(own.device) * own).requires_grad_()
+    for layer, activation in enumerate(activations(context, row)):
+        scaled = (shares.to(activation.device) * activation).requires_grad_()
         with torch.enable_grad(), replaced(context, layer, partial(_put, scaled), rows=steps):
             (gradient,) = torch.autograd.grad(reading.probabilities()[:, token].sum(), [scaled])
-        results.append((own * gradient.sum(0) / steps).cpu())
+        results.append((activation * gradient.sum(0) / steps).cpu())
     return torch.stack(results)
 
 

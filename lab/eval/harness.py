@@ -151,8 +151,8 @@ def _tokenizer(model: WiseModel) -> PreTrainedTokenizerBase:
     opening = TemplateProcessing(
         single=[bos, "$A"], pair=[bos, "$A", "$B:1"], special_tokens=[(bos, tokenizer.bos_token_id)]
     )
-    own = backend.post_processor
-    backend.post_processor = opening if own is None else Processors([own, opening])
+    processor = backend.post_processor
+    backend.post_processor = opening if processor is None else Processors([processor, opening])
     return tokenizer
 
 
@@ -160,15 +160,15 @@ def _manager(managers: ModuleType, tasks: Sequence[str], include_path: str | Pat
     """Knows the tasks. The index of the harness's own thousands takes long to read, so it is read where needed."""
     folder = None if include_path is None else os.fspath(include_path)
     if folder is not None:
-        own = managers.TaskManager(include_path=folder, include_defaults=False)
-        if set(tasks) <= set(own.all_tasks):
+        local = managers.TaskManager(include_path=folder, include_defaults=False)
+        if set(tasks) <= set(local.all_tasks):
             try:
-                own.load(list(tasks))
-                return own
+                local.load(list(tasks))
+                return local
             except KeyError:  # a group among them names tasks of the harness
                 pass
             except OSError:  # said where the tasks are run
-                return own
+                return local
     manager = managers.TaskManager(include_path=folder)
     known = manager.all_tasks
     for name in tasks:

@@ -75,18 +75,19 @@ def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> 
     prompts of other relations asked of it, which are no wordings of its own relation as well ("X is located in").
     """
     prompts: dict[str, list[str]] = {}
-    own: dict[str, set[str]] = {}
+    by_relation: dict[str, set[str]] = {}
     for record in records:
         if record.relation and record.edit.subject:
             prompts.setdefault(record.relation, []).append(_wording(record.edit.prompt, record))
             texts = (record.edit.prompt, *record.paraphrases)
-            own.setdefault(record.relation, set()).update(_flat(_wording(text, record)) for text in texts)
+            by_relation.setdefault(record.relation, set()).update(_flat(_wording(text, record)) for text in texts)
     order = random.Random(seed)
     results = []
     for record in records:
         others = [name for name in sorted(prompts) if name != record.relation]
         few = order.sample(others, min(wordings, len(others))) if record.edit.subject else []
-        apart = [[text for text in prompts[name] if _flat(text) not in own[record.relation or ""]] for name in few]
+        known = by_relation.get(record.relation or "", set())
+        apart = [[text for text in prompts[name] if _flat(text) not in known] for name in few]
         same = [order.choice(others_).replace("{}", record.edit.subject or "") for others_ in apart if others_]
         named = [text for text in record.neighbours if record.edit.subject and record.edit.subject in text]
         results.append(

@@ -291,11 +291,11 @@ def _oracle(
     slots = {slot.edit_ids[0]: slot.id for slot in model.served.slots}
     results = []
     for i, fact in enumerate(facts):
-        own = [q for q in questions if q.fact == i]
+        group = [q for q in questions if q.fact == i]
         slot = slots.get(fact.edit.id, NO_SLOT)
         with _held_open(model, slot):
-            answers = _ask(model, own, lambda *_: None, "")
-        for question, answer in zip(own, answers, strict=True):
+            answers = _ask(model, group, lambda *_: None, "")
+        for question, answer in zip(group, answers, strict=True):
             asked = replace(question, measure="oracle")
             right = slot != NO_SLOT and says(fact, answer)
             results.append(Result(question=asked, answer=answer, right=right, opened=True))

@@ -203,8 +203,8 @@ def same_relation_draft(material: Material) -> Draft:
 
 def _same_relation(material: Material, record: Record, others: dict[str, list[Record]]) -> Iterator[str]:
     asked = material.relations.asked(record.edit, record.paraphrases)
-    own = [text for text in record.neighbours if material.relations.subject_in(text, asked.relation) is not None]
-    right = [text for text in own if _is_other(material, text, record, asked)]
+    neighbours = [text for text in record.neighbours if material.relations.subject_in(text, asked.relation) is not None]
+    right = [text for text in neighbours if _is_other(material, text, record, asked)]
     yield from right
     if right or asked.relation is None:
         return

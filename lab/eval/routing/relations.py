@@ -54,16 +54,16 @@ class Relations:
         """Relation -> templates of its records' own prompts."""
         self._around: dict[str, set[tuple[str, str]]] = defaultdict(set)
         """Relation -> what stands before and behind the subject in its templates, of prompts and of paraphrases."""
-        own: list[str] = []
+        of_prompts: list[str] = []
         every: list[str] = []
         for edit, paraphrases, name in (
             *((record.edit, record.paraphrases, record.relation) for record in records),
             *((edit, (), None) for edit in edits),
         ):
             templates = self._read(edit, paraphrases, name)
-            own += templates[:1]
+            of_prompts += templates[:1]
             every += templates
-        for template in dict.fromkeys(own):
+        for template in dict.fromkeys(of_prompts):
             self._prompts[self._root(_key(template))][template] = None
         for template in dict.fromkeys(every):
             before, _, behind = template.partition("{}")
@@ -74,13 +74,13 @@ class Relations:
 
     def _read(self, edit: Edit, paraphrases: Iterable[str], name: str | None) -> list[str]:
         """Joins the templates of an edit, its own first, and returns them."""
-        own = template_of(edit.prompt, edit.subject)
-        if own is None:
+        first = template_of(edit.prompt, edit.subject)
+        if first is None:
             return []
         wordings = (template_of(text, edit.subject) for text in (*edit.paraphrases, *paraphrases))
-        templates = [own, *(wording for wording in wordings if wording is not None)]
+        templates = [first, *(wording for wording in wordings if wording is not None)]
         for node in [*map(_key, templates), *([f"relation {name}"] if name else [])]:
-            self._join(_key(own), node)
+            self._join(_key(first), node)
         return templates
 
     def _root(self, node: str) -> str:
