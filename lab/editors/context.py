@@ -25,7 +25,7 @@ from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.memory.fingerprint import Fingerprint, fingerprint
-from wise.memory.layer import execution_device
+from wise.memory.layer import execution_device, hooked
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
 
@@ -206,6 +206,15 @@ def target_losses(context: EditingContext, rows: Sequence[TokenRow]) -> list[flo
         logits = context.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         results += mean_loss(logits, labels).tolist()
     return results
+
+
+def module_inputs(model: PreTrainedModel, paths: Sequence[str], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Path -> what goes into that module in one forward."""
+    seen: dict[str, Tensor] = {}
+    modules = ((path, model.get_submodule(path)) for path in paths)
+    with hooked(((m, lambda _, args, path=path: seen.update({path: args[0]})) for path, m in modules), before=True):
+        model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+    return seen
 
 
 def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ from transformers import DynamicCache
 from wise.edits import Edit
 from wise.errors import UnsupportedModelError
 from wise.lab.editors.base import Applied, WeightEditor
-from wise.lab.editors.context import EditingContext, as_weight, target_losses
+from wise.lab.editors.context import EditingContext, as_weight, module_inputs, target_losses
 from wise.lab.editors.fine_tuning import logits_with
 from wise.lab.editors.settings import Count, CountOrZero, Nonnegative, Settings, Share
 from wise.memory.layer import hooked
@@ -217,14 +217,10 @@ def _put(new: Tensor, x: Tensor) -> Tensor:
 @torch.no_grad()
 def activations(context: EditingContext, row: Sequence[int]) -> list[Tensor]:
     """What the value projection of each block reads at the last token of a row: `[f]` each, float32."""
-    seen: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Callable[[Module, Any], None]:
-        return lambda module, args: seen.__setitem__(layer, args[0].reshape(-1, args[0].shape[-1])[-1].float())
-
-    with hooked(((value_projection(context, i), keep(i)) for i in range(context.depth)), before=True):
-        next_token(context, row)
-    return [seen[layer] for layer in range(context.depth)]
+    paths = [context.projection(layer).path for layer in range(context.depth)]
+    ids = torch.tensor([list(row)], device=context.device)
+    inputs = module_inputs(context.model, paths, ids, torch.ones_like(ids))
+    return [inputs[path].reshape(-1, inputs[path].shape[-1])[-1].float() for path in paths]
 
 
 @torch.no_grad()
