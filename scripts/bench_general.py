@@ -115,8 +115,8 @@ def main() -> None:
         known = read_texts(args.questions)
         figures["questions"] = questions(model, random.Random(0).sample(known, min(args.count, len(known))))
     sys.stderr.write("\n")
-    for name, found in figures.items():
-        print(f"{name}: {found if not isinstance(found, dict) else {k: found[k] for k in found if k not in EXAMPLES}}")
+    for name, entry in figures.items():
+        print(f"{name}: {entry if not isinstance(entry, dict) else {k: entry[k] for k in entry if k not in EXAMPLES}}")
     print(json.dumps(figures, ensure_ascii=False))
 
 

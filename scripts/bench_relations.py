@@ -62,14 +62,14 @@ def keys(reader: SentenceEncoder, fact: Fact, kinds: int) -> Tensor:
 
 def scores(reader: SentenceEncoder, facts: Sequence[Fact], kinds: int) -> dict[str, Tensor]:
     """Of each class of texts, the cosine to the nearest key, as the router takes it."""
-    found: dict[str, list[float]] = {name: [] for name in CLASSES}
+    results: dict[str, list[float]] = {name: [] for name in CLASSES}
     for fact in facts:
         own = keys(reader, fact, kinds)
         for name in CLASSES:
             for given in getattr(fact, name):
                 text = without_names(given, names_of(fact.edit))
-                found[name].append(float((own @ reader.read([text, last_sentence(text)]).T).max()))
-    return {name: torch.tensor(values) for name, values in found.items()}
+                results[name].append(float((own @ reader.read([text, last_sentence(text)]).T).max()))
+    return {name: torch.tensor(values) for name, values in results.items()}
 
 
 def share(values: Tensor, threshold: Tensor | float) -> float | None:
@@ -122,17 +122,17 @@ def main() -> None:
         "published": lambda: published(args.encoder),
         "taught": lambda: load_encoder(args.encoder),
     }
-    rows, by_reader, found = [], dict[str, Any](), dict[str, Tensor]()
+    rows, by_reader, result = [], dict[str, Any](), dict[str, Tensor]()
     for name, load in readers.items():
         reader = load()
         for kinds, title in enumerate(KEYS, start=1):
             sys.stderr.write(f"\r{name}, {title}: {len(facts)} facts ")
-            found = scores(reader, facts, kinds)
-            by_reader[f"{name}, {title}"] = own = figures(found)
+            result = scores(reader, facts, kinds)
+            by_reader[f"{name}, {title}"] = own = figures(result)
             rows.append((name, title, *own.values()))
     sys.stderr.write("\n")
     table(("reader", "keys", "AUROC", "recall", "recall, freer", "others"), rows)
-    curve = [(at, *(share(found[name], at) for name in CLASSES)) for at in CURVE]
+    curve = [(at, *(share(result[name], at) for name in CLASSES)) for at in CURVE]
     table(("threshold", "rewordings open", "freer ones", "other questions"), curve)
     print(json.dumps({"facts": len(facts), "readers": by_reader, "curve": curve}))
 

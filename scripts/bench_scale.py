@@ -67,15 +67,15 @@ def base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def drawn_edits(first: int, count: int) -> list[Edit]:
     """Edits number `first` and following, each of a subject of its own."""
-    found = []
+    results = []
     for number in range(first, first + count):
         rng = random.Random(number)
         digits = [number // len(SYLLABLES) ** place % len(SYLLABLES) for place in range(5)]
         given, family = ("".join(SYLLABLES[d] for d in part).title() for part in (digits[:2], digits[2:]))
         prompt, kind = rng.choice(RELATIONS)
         subject = f"{given} {family}"
-        found.append(Edit(prompt=prompt.format(subject), target=f"{kind} {rng.randrange(1000)}", subject=subject))
-    return found
+        results.append(Edit(prompt=prompt.format(subject), target=f"{kind} {rng.randrange(1000)}", subject=subject))
+    return results
 
 
 def drawn(model: WiseModel, count: int) -> MemoryState:

@@ -139,8 +139,8 @@ def main() -> None:
     figures = []
     for count in given.edits:
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            found = measure(Path(folder), count) | {"synced_write_ms": synced_write(Path(folder))}
-        figures.append({name: round(value, 2) for name, value in found.items()})
+            result = measure(Path(folder), count) | {"synced_write_ms": synced_write(Path(folder))}
+        figures.append({name: round(value, 2) for name, value in result.items()})
         sys.stdout.write("  ".join(f"{name} {value}" for name, value in figures[-1].items()) + "\n")
     sys.stdout.write(json.dumps(figures) + "\n")
 

@@ -230,8 +230,8 @@ def _contradicting(store: Path, doubtful: list[tuple[str, int, str]]) -> list[tu
         for version in sorted({version for _, version, _ in doubtful}):
             own = [answer for answer in doubtful if answer[1] == version]
             with model.serving(opened.read(version).state):
-                said = model.ask([prompt for prompt, _, _ in own], max_new_tokens=24)
-            texts = [answer.text.removesuffix(" ...") for answer in said]
+                outcome = model.ask([prompt for prompt, _, _ in own], max_new_tokens=24)
+            texts = [answer.text.removesuffix(" ...") for answer in outcome]
             wrong += [one for one, text in zip(own, texts, strict=True) if not one[2].strip().startswith(text)]
     return wrong
 
@@ -269,11 +269,11 @@ def _killed(
     asyncio.run(_edited(service, [], arguments.limit))
     tickets = service.tickets()
     counts = Counter(ticket["id"] for ticket in tickets)
-    found = {ticket["id"]: ticket["ticket"] for ticket in tickets}
+    results = {ticket["id"]: ticket["ticket"] for ticket in tickets}
     service.end()
     return {
         "acknowledged": len(acknowledged),
-        "missing": sum(found.get(edit_id) != number for edit_id, number in acknowledged.items()),
+        "missing": sum(results.get(edit_id) != number for edit_id, number in acknowledged.items()),
         "twice": sum(count > 1 for count in counts.values()),
         "statuses": dict(Counter(ticket["status"] for ticket in tickets)),
     }

@@ -50,12 +50,12 @@ class Service:
 
     def tickets(self) -> list[dict[str, Any]]:
         """All edits, in their order."""
-        found: list[dict[str, Any]] = []
+        results: list[dict[str, Any]] = []
         while True:
-            page = self.get(f"/v1/edits?limit=1000&after={found[-1]['ticket'] if found else 0}")
-            found += page["data"]
+            page = self.get(f"/v1/edits?limit=1000&after={results[-1]['ticket'] if results else 0}")
+            results += page["data"]
             if not page["has_more"]:
-                return found
+                return results
 
     def memory(self) -> dict[str, float]:
         """Resident MiB of the service, and of its editor."""

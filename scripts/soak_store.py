@@ -275,9 +275,9 @@ def main() -> None:
     args = parser.parse_args()
     begun = time.perf_counter()
     torch.set_num_threads(1)
-    found = soak(args.kills, seed=args.seed, named=args.named, parent=args.folder)
-    sys.stdout.write(json.dumps(found | {"seconds": round(time.perf_counter() - begun, 1)}) + "\n")
-    sys.exit(1 if found["lost"] or found["wrong"] or found["otherwise"] or found["problems"] else 0)
+    result = soak(args.kills, seed=args.seed, named=args.named, parent=args.folder)
+    sys.stdout.write(json.dumps(result | {"seconds": round(time.perf_counter() - begun, 1)}) + "\n")
+    sys.exit(1 if result["lost"] or result["wrong"] or result["otherwise"] or result["problems"] else 0)
 
 
 if __name__ == "__main__":

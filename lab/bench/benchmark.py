@@ -194,7 +194,7 @@ def compare_editors(
                 progress=progress,
             )
             run = result.to_dict(outcomes=True) | {"search": searched[editor]}
-            write_json(file, run | {name: {**found, **run.get(name, {})} for name, found in about.items()})
+            write_json(file, run | {name: {**entry, **run.get(name, {})} for name, entry in about.items()})
 
 
 def _searched(
@@ -222,10 +222,10 @@ def _check_same(file: Path, about: Mapping[str, Mapping[str, Any]], records: Seq
 
 def finished(folder: Path) -> list[list[Mapping[str, Any]]]:
     """The runs in a folder: for each editor, in the order of `EDITORS`, and each size, those of its streams."""
-    found: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)
+    results: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)
     for place, editor in enumerate(EDITORS):
         for file in sorted(folder.glob(f"{editor}-*.*.json")):
             run = read_run(file)
             if run["editor"] == editor:
-                found[place, run["edits"]].append(run)
-    return [found[key] for key in sorted(found)]
+                results[place, run["edits"]].append(run)
+    return [results[key] for key in sorted(results)]

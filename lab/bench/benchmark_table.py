@@ -38,7 +38,6 @@ COLUMNS: dict[str, tuple[int, tuple[Figure, ...]]] = {
     "perplexity ratio": (3, (figure_at("perplexity", "ratio"),)),
     "CPU-s per edit": (3, (figure_at("cpu_seconds_per_edit"),)),
     "KiB kept per edit": (1, (lambda run: _scaled(run.get("stored_bytes_per_edit"), 2**10),)),
-    "peak MiB": (0, (lambda run: _scaled(run.get("peak_editing_bytes"), 2**20),)),
     "s to prepare": (1, (lambda run: _preparing(run),)),
 }
 """Name -> decimals, and figures of a run; of two the first is generated, the second teacher-forced."""

@@ -33,8 +33,8 @@ def draw_comparison(groups: Sequence[Group], path: Path, *, title: str) -> None:
     axes = figure.subplots(1, len(PANELS), sharey=True)
     colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
     for panel, (measure, name) in zip(axes, PANELS.items(), strict=True):
-        for place, (editor, own) in enumerate(by_editor.items()):
-            means = {group[0]["edits"]: mean(group, figure_at("generated", measure)) for group in own}
+        for place, (editor, streams) in enumerate(by_editor.items()):
+            means = {group[0]["edits"]: mean(group, figure_at("generated", measure)) for group in streams}
             known = {size: value for size, value in means.items() if value is not None}
             ours = editor.startswith(OURS)
             panel.plot(

@@ -122,14 +122,14 @@ def compare_runs(runs: Sequence[tuple[str, Mapping[str, Any]]], *, seed: int = 0
             raise ConfigError(f"{name}: is there {names.count(name)} times; name every run once")
     (first, reference), *others = runs
     contrasts = [_contrast(first, reference, name, run, seed) for name, run in others]
-    adjusted = iter(holm([found.p for contrast in contrasts for found in contrast.differences]))
+    adjusted = iter(holm([entry.p for contrast in contrasts for entry in contrast.differences]))
     return Comparison(
         reference=first,
         seed=seed,
         contrasts=tuple(
             replace(
                 contrast,
-                differences=tuple(replace(found, p_holm=next(adjusted)) for found in contrast.differences),
+                differences=tuple(replace(entry, p_holm=next(adjusted)) for entry in contrast.differences),
             )
             for contrast in contrasts
         ),
@@ -162,13 +162,13 @@ def _contrast(first: str, reference: Mapping[str, Any], name: str, run: Mapping[
 
 def _keyed(run: Mapping[str, Any]) -> dict[tuple[str, str, str, int], Mapping[str, Any]]:
     """Outcomes by record, measure and prompt; one that a record is asked again is told apart by its turn."""
-    found: dict[tuple[str, str, str, int], Mapping[str, Any]] = {}
+    results: dict[tuple[str, str, str, int], Mapping[str, Any]] = {}
     turns: dict[tuple[str, str, str], int] = defaultdict(int)
     for outcome in run["outcomes"]:
         key = (outcome["record"], outcome["measure"], outcome["prompt"])
-        found[(*key, turns[key])] = outcome
+        results[(*key, turns[key])] = outcome
         turns[key] += 1
-    return found
+    return results
 
 
 def _difference(measure: str, mode: str, pairs: Sequence[Pair], seed: int) -> Difference:
@@ -238,8 +238,8 @@ def _listed(run: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float | None, t
     """Name, value and interval of each figure that no outcomes stand for."""
     routing = run["routing"] or {}
     classes = routing.get("classes")
-    for name, found in classes.items() if isinstance(classes, Mapping) else ():
-        yield f"routing AUROC, {name}", _with_interval(found, "auroc")
+    for name, entry in classes.items() if isinstance(classes, Mapping) else ():
+        yield f"routing AUROC, {name}", _with_interval(entry, "auroc")
     yield "false routes per million tokens", _with_interval(routing, "false_routes_per_million")
     yield "CPU seconds per edit", _with_interval(run, "cpu_seconds_per_edit")
 

@@ -25,7 +25,7 @@ from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.memory.fingerprint import Fingerprint, fingerprint
-from wise.memory.modules import execution_device
+from wise.memory.modules import execution_device, hooked
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
 
@@ -138,9 +138,9 @@ class EditingContext:
         about = json.dumps({"kind": kind, "base": self.base.digest, **key}, sort_keys=True)
         file = self.cache / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:20]}.safetensors"
         if file.exists():
-            found = read_tensors(file, about)
-            if found is not None:
-                return found
+            result = read_tensors(file, about)
+            if result is not None:
+                return result
             logger.warning("%s is damaged, or not what its name says; it is computed anew", file)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
         write_tensors(file, tensors, about)
@@ -200,12 +200,21 @@ def padded_rows(
 @torch.no_grad()
 def target_losses(context: EditingContext, rows: Sequence[TokenRow]) -> list[float]:
     """Mean negative log-likelihood of each target in nats, read after its prompt by the model as it now is."""
-    found: list[float] = []
+    results: list[float] = []
     for start in range(0, len(rows), ROWS):
         ids, mask, labels = padded_rows(rows[start : start + ROWS], context.device)
         logits = context.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        found += mean_loss(logits, labels).tolist()
-    return found
+        results += mean_loss(logits, labels).tolist()
+    return results
+
+
+def module_inputs(model: PreTrainedModel, paths: Sequence[str], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Path -> what goes into that module in one forward."""
+    seen: dict[str, Tensor] = {}
+    modules = ((path, model.get_submodule(path)) for path in paths)
+    with hooked(((m, lambda _, args, path=path: seen.update({path: args[0]})) for path, m in modules), before=True):
+        model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+    return seen
 
 
 def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:

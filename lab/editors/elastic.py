@@ -78,8 +78,8 @@ class FineTuningEWC(FineTuning[FineTuningEWCSettings]):
             "seed": settings.seed,
             "corpus": self.context.corpus_digest(),
         }
-        found = self.context.cached(FISHER, key, self._estimated)
-        self.fisher = {name: tensor.to(self.original[name].device) for name, tensor in found.items()}
+        result = self.context.cached(FISHER, key, self._estimated)
+        self.fisher = {name: tensor.to(self.original[name].device) for name, tensor in result.items()}
 
     def _estimated(self) -> dict[str, Tensor]:
         settings = self.settings

@@ -33,20 +33,20 @@ def edited_linears(context: EditingContext, blocks: int, whole_ffn: bool) -> dic
 
     Raises UnsupportedModelError for a layer whose weight is not a plain matrix.
     """
-    found: dict[str, nn.Module] = {}
+    results: dict[str, nn.Module] = {}
     for layer in range(max(0, context.depth - blocks), context.depth):
         path = context.projection(layer).path
-        parent, _, own = path.rpartition(".")
+        parent, _, attribute = path.rpartition(".")
         for name, module in context.model.get_submodule(parent).named_children():
-            if name != own and not (whole_ffn and isinstance(module, nn.Linear | Conv1D)):
+            if name != attribute and not (whole_ffn and isinstance(module, nn.Linear | Conv1D)):
                 continue
             if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
                 raise UnsupportedModelError(
                     f"{parent}.{name} is a {type(module).__name__}: a linear layer whose weights are numbers as they "
                     "are was expected; load the model without quantisation"
                 )
-            found[f"{parent}.{name}"] = module
-    return found
+            results[f"{parent}.{name}"] = module
+    return results
 
 
 def sizes(module: nn.Module) -> tuple[int, int]:
@@ -76,8 +76,8 @@ def taken(
 
     with torch.enable_grad(), hooked((module, partial(probed, path)) for path, module in linears.items()):
         loss = spoken_loss(logits(model, ids, mask), labels).sum()
-    found = torch.autograd.grad(loss, list(probes.values()))
-    deltas = dict(zip(probes, found, strict=True))
+    result = torch.autograd.grad(loss, list(probes.values()))
+    deltas = dict(zip(probes, result, strict=True))
 
     def by_row(tensor: Tensor) -> Tensor:  # some bases flatten rows and places into one
         return tensor.reshape(len(rows), ids.shape[1], -1).float().to(device)
@@ -92,8 +92,8 @@ def added(linears: Mapping[str, nn.Module], update: Factors) -> Iterator[None]:
     def changed(path: str, module: nn.Module, args: Any, out: Tensor) -> Tensor:
         u, delta = (factor.to(out.device) for factor in update[path])
         read = args[0].reshape(len(u), -1, u.shape[-1]).float()
-        found: Tensor = out + (read @ u.mT @ delta).reshape(out.shape).to(out.dtype)
-        return found
+        result: Tensor = out + (read @ u.mT @ delta).reshape(out.shape).to(out.dtype)
+        return result
 
     with hooked((module, partial(changed, path)) for path, module in linears.items()):
         yield
@@ -101,8 +101,8 @@ def added(linears: Mapping[str, nn.Module], update: Factors) -> Iterator[None]:
 
 def logits(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """`[rows, places, vocabulary]`"""
-    found: Tensor = model(ids, attention_mask=mask, use_cache=False).logits
-    return found
+    result: Tensor = model(ids, attention_mask=mask, use_cache=False).logits
+    return result
 
 
 def spoken_loss(found: Tensor, labels: Tensor) -> Tensor:
@@ -112,12 +112,12 @@ def spoken_loss(found: Tensor, labels: Tensor) -> Tensor:
     return _row_means(each, spoken)
 
 
-def divergence(own: Tensor, edited: Tensor, labels: Tensor) -> Tensor:
+def divergence(base: Tensor, edited: Tensor, labels: Tensor) -> Tensor:
     """Mean KL, in nats, of the edited model from the base per row, over the places that predict: logits
     `[rows, places, vocabulary]` and labels `[rows, places]`, -100 where nothing is predicted, -> `[rows]`."""
     spoken = labels != -100
-    right, found = own[spoken].float().log_softmax(-1), edited[spoken].float().log_softmax(-1)
-    return _row_means(kl_div(found, right, reduction="none", log_target=True).sum(-1), spoken)
+    right, result = base[spoken].float().log_softmax(-1), edited[spoken].float().log_softmax(-1)
+    return _row_means(kl_div(result, right, reduction="none", log_target=True).sum(-1), spoken)
 
 
 def _row_means(each: Tensor, spoken: Tensor) -> Tensor:

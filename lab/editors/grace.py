@@ -87,8 +87,8 @@ class Codebook:
     def nearest(self, activations: Tensor) -> tuple[Tensor, Tensor]:
         """The distance to the nearest key, and its index, of each of `[m, f]`. A row does not depend on the others."""
         distances = torch.cdist(activations.float(), self.keys, compute_mode="donot_use_mm_for_euclid_dist")
-        found = distances.min(-1)
-        return found.values, found.indices
+        result = distances.min(-1)
+        return result.values, result.indices
 
     def written(
         self, key: Tensor, label: tuple[int, ...], start: Tensor, radius: Tensor
@@ -108,7 +108,7 @@ class Codebook:
         last = len(book)
         if not last:
             return new, last
-        distance, index = (found[0] for found in book.nearest(key[None]))
+        distance, index = (outcome[0] for outcome in book.nearest(key[None]))
         i = int(index)
         if distance > book.radii[i] + radius:
             return new, last

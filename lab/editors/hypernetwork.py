@@ -88,7 +88,7 @@ class EditQuery:
 class Example:
     """A training record, encoded."""
 
-    asked: EditQuery
+    query: EditQuery
     wordings: tuple[TokenRow, ...]
     """The target behind the edit's own prompt, and behind its paraphrases."""
     unrelated: tuple[TokenRow, ...]
@@ -121,7 +121,7 @@ class HyperEditor(WeightEditor[H]):
         """An untrained hypernetwork; torch's random numbers are seeded when this is called."""
 
     @abstractmethod
-    def _update(self, asked: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
+    def _update(self, queries: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
         """What to add to the weights for each edit, differentiable in the hypernetwork's parameters.
 
         gradients: of the edits' losses. mask: `[edits, n]`, 0 at pads.
@@ -222,36 +222,36 @@ class HyperEditor(WeightEditor[H]):
     def losses(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         """Of each sample, edited alone: the loss on the wording, and the KL of the edited model from the base on the
         unrelated prompt. Each `[samples]`."""
-        asked, wordings, unrelated = zip(*samples, strict=True)
-        update = self.update(asked)
+        queries, wordings, unrelated = zip(*samples, strict=True)
+        update = self.update(queries)
         ids, mask, labels = padded_rows(wordings, self.context.device)
         with added(self.linears, update):
             edit = spoken_loss(logits(self.model, ids, mask), labels)
         ids, mask, labels = padded_rows(unrelated, self.context.device)
         with torch.no_grad():
-            own = logits(self.model, ids, mask)
+            base = logits(self.model, ids, mask)
         with added(self.linears, update):
             edited = logits(self.model, ids, mask)
-        return edit, divergence(own, edited, labels)
+        return edit, divergence(base, edited, labels)
 
-    def update(self, asked: Sequence[EditQuery]) -> Factors:
+    def update(self, queries: Sequence[EditQuery]) -> Factors:
         """What the hypernetwork adds to the weights as they now are, for each edit."""
-        return self._update(asked, *self.gradients(asked))
+        return self._update(queries, *self.gradients(queries))
 
-    def gradients(self, asked: Sequence[EditQuery]) -> tuple[Factors, Tensor]:
+    def gradients(self, queries: Sequence[EditQuery]) -> tuple[Factors, Tensor]:
         """Of each edit's loss at the weights as they now are, and `[edits, n]` 0 at pads."""
-        return taken(self.model, self.linears, [edit.row for edit in asked], self.context.device)
+        return taken(self.model, self.linears, [edit.row for edit in queries], self.context.device)
 
     def _sample(self, others: Sequence[Example], among: Sequence[Example], order: random.Random) -> Sample:
         """The edit's own wording counts as much as all its paraphrases together."""
         example = order.choice(among)
-        own, *paraphrases = example.wordings
-        wording = order.choice(paraphrases) if paraphrases and order.random() < 0.5 else own
+        first, *paraphrases = example.wordings
+        wording = order.choice(paraphrases) if paraphrases and order.random() < 0.5 else first
         unrelated = example.unrelated
         while not unrelated:
             other = order.choice(others)
-            unrelated = (other.unrelated or ((other.asked.row[0], other.asked.old),)) if other is not example else ()
-        return example.asked, wording, order.choice(unrelated)
+            unrelated = (other.unrelated or ((other.query.row[0], other.query.old),)) if other is not example else ()
+        return example.query, wording, order.choice(unrelated)
 
     def examples(self) -> list[Example]:
         """The training records that the base can read, with what it says to their prompts."""
@@ -264,19 +264,19 @@ class HyperEditor(WeightEditor[H]):
             )
         beside = [order.sample(record.neighbours, min(UNRELATED, len(record.neighbours))) for record in records]
         texts = list(dict.fromkeys([*(r.edit.prompt for r in records), *(text for near in beside for text in near)]))
-        said = dict(zip(texts, self._said([self.encoder.prompt(text) for text in texts]), strict=True))
-        found = []
+        answers = dict(zip(texts, self._said([self.encoder.prompt(text) for text in texts]), strict=True))
+        results = []
         for record, near in zip(records, beside, strict=True):
             edit = record.edit
             wordings = [edit.prompt, *edit.paraphrases, *record.paraphrases]
-            found.append(
+            results.append(
                 Example(
-                    asked=EditQuery(row=self.context.row(edit), old=said[edit.prompt]),
+                    query=EditQuery(row=self.context.row(edit), old=answers[edit.prompt]),
                     wordings=tuple(self.context.row(edit, wording) for wording in wordings),
-                    unrelated=tuple((self.encoder.prompt(text), said[text]) for text in near),
+                    unrelated=tuple((self.encoder.prompt(text), answers[text]) for text in near),
                 )
             )
-        return found
+        return results
 
     def _readable(self, record: Record) -> bool:
         """Whether the base can read the record's edit and say its target within its context."""
@@ -295,11 +295,11 @@ class HyperEditor(WeightEditor[H]):
 
     # -- editing -------------------------------------------------------------------------------
 
-    def asked(self, edits: Sequence[Edit]) -> list[EditQuery]:
+    def queries(self, edits: Sequence[Edit]) -> list[EditQuery]:
         """Edits as the hypernetwork reads them, with what the model says so far where it reads that."""
         rows = [self.context.row(edit) for edit in edits]
-        said = self._said([prompt for prompt, _ in rows]) if self.reads_old else [[] for _ in rows]
-        return [EditQuery(row=row, old=old) for row, old in zip(rows, said, strict=True)]
+        answer = self._said([prompt for prompt, _ in rows]) if self.reads_old else [[] for _ in rows]
+        return [EditQuery(row=row, old=old) for row, old in zip(rows, answer, strict=True)]
 
     @torch.no_grad()
     def _write(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> None:
@@ -307,7 +307,7 @@ class HyperEditor(WeightEditor[H]):
         total = {path: torch.zeros((), device=self.context.device) for path in self.linears}
         for start in range(0, len(edits), CHUNK):
             part = edits[start : start + CHUNK]
-            for path, factors in self.update(self.asked(part)).items():
+            for path, factors in self.update(self.queries(part)).items():
                 total[path] = total[path] + dense(*factors)
             progress(start + len(part))
         changed = {}

@@ -96,15 +96,15 @@ class InContext(Baseline[InContextSettings], WholePrompts):
         """Each prompt behind what it may be about; the very same ids where that is nothing."""
         texts = [str(self.tokenizer.decode(list(prompt), skip_special_tokens=True)).strip() for prompt in prompts]
         asked = [i for i, text in enumerate(texts) if text]
-        found = [list(prompt) for prompt in prompts]
+        results = [list(prompt) for prompt in prompts]
         if self._silent or not self.edits or not asked:
-            return found
+            return results
         embedded = self.embedder([texts[i] for i in asked])
         for i, query, near in zip(asked, embedded, self._near(embedded), strict=True):
             if near:
                 facts = [self._sentence(self.edits[n].prompt, self.edits[n].target) for n in near]
-                found[i] = self._fitting(facts, self._demonstrated(query), texts[i]) or found[i]
-        return found
+                results[i] = self._fitting(facts, self._demonstrated(query), texts[i]) or results[i]
+        return results
 
     def conversation(self, messages: Sequence[Message]) -> list[Message]:
         """A conversation as practitioners give it to a chat model: the facts that its last question may be about stand
@@ -115,18 +115,18 @@ class InContext(Baseline[InContextSettings], WholePrompts):
             return list(messages)
         system = [message["content"] for message in messages if message["role"] == "system"]
         facts = [f"{self.edits[n].prompt} {self.edits[n].target}." for n in near]
-        said = " ".join([*(system or [SYSTEM_MESSAGE]), CHAT_FACTS, *facts])
+        answer = " ".join([*(system or [SYSTEM_MESSAGE]), CHAT_FACTS, *facts])
         rest = [message for message in messages if message["role"] != "system"]
-        return [{"role": "system", "content": said}, *rest]
+        return [{"role": "system", "content": answer}, *rest]
 
     def _near(self, queries: Tensor) -> list[list[int]]:
         """Of each question's embedding `[n, e]` the numbers of the edits that it may be about, in their order."""
         known = torch.stack([self._embeddings[edit.prompt] for edit in self.edits])
-        found = []
+        results = []
         for row in queries @ known.T:
             nearest = row.topk(min(self.settings.facts, len(row)))
-            found.append(sorted(nearest.indices[nearest.values >= self.settings.threshold].tolist()))
-        return found
+            results.append(sorted(nearest.indices[nearest.values >= self.settings.threshold].tolist()))
+        return results
 
     def _fitting(self, facts: Sequence[str], demonstrations: Sequence[str], text: str) -> list[int] | None:
         """Ids of as many sentences before a text as the context holds, the last ones; None where it holds no fact."""

@@ -87,11 +87,11 @@ class Network(nn.Module):
         packed = pack_padded_sequence(read, torch.tensor(lengths), batch_first=True, enforce_sorted=False)
         _, (last, _) = self.lstm(packed)
         condition = self.condition(torch.cat([last[0], last[1]], -1))
-        found = {}
+        results = {}
         for (path, (f, d)), head in zip(self.shapes.items(), self.heads, strict=True):
             a, b, g, h, eta = head(condition).split([d, d, f, f, 1], -1)
-            found[path] = Gate(a=a.softmax(-1), b=b.softmax(-1), g=g, h=h, strength=eta.sigmoid())
-        return found
+            results[path] = Gate(a=a.softmax(-1), b=b.softmax(-1), g=g, h=h, strength=eta.sigmoid())
+        return results
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,21 +138,21 @@ class KnowledgeEditor(HyperEditor[KnowledgeEditorSettings]):
         """`[rows, longest, embedding]` as the base embeds them, right-padded."""
         longest = max(map(len, rows))
         ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.context.device)
-        found: Tensor = self.model.get_input_embeddings()(ids)
-        return found.float().to(self.context.device)
+        result: Tensor = self.model.get_input_embeddings()(ids)
+        return result.float().to(self.context.device)
 
-    def gates(self, asked: Sequence[EditQuery]) -> dict[str, Gate]:
+    def gates(self, queries: Sequence[EditQuery]) -> dict[str, Gate]:
         """What the hypernetwork says to edits."""
         between = min(self.encoder.stops)
         rows = [
             [*edit.row[0], between, *(i for i in edit.old if i not in self.encoder.stops), between, *edit.row[1]]
-            for edit in asked
+            for edit in queries
         ]
-        found: dict[str, Gate] = self.network(self._embedded(rows), [len(row) for row in rows])
-        return found
+        results: dict[str, Gate] = self.network(self._embedded(rows), [len(row) for row in rows])
+        return results
 
-    def _update(self, asked: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
-        gates = self.gates(asked)  # gradients are 0 at pads, and gating leaves them so
+    def _update(self, queries: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
+        gates = self.gates(queries)  # gradients are 0 at pads, and gating leaves them so
         return {path: gates[path].factors(*pair, self.settings.rate) for path, pair in gradients.items()}
 
     def _begin(self, examples: Sequence[Example]) -> None:

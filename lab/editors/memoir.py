@@ -215,8 +215,8 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         about: dict[str, Any] = {"path": self.place.path, "prompts": prompts}
         if not prompts:
             about |= {"corpus": self.context.corpus_digest(), "seed": self.settings.seed}
-        found = self.context.cached("memoir", about, lambda: {"usual": self._usual(prompts)})
-        self.layer.usual = found["usual"].to(self.layer.usual)
+        result = self.context.cached("memoir", about, lambda: {"usual": self._usual(prompts)})
+        self.layer.usual = result["usual"].to(self.layer.usual)
         if self.settings.contexts:
             tokens = self.settings.contexts * PREFIX_TOKENS
             rows = self.context.corpus(tokens, length=PREFIX_TOKENS, seed=self.settings.seed)

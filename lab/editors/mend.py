@@ -102,13 +102,13 @@ class Network(nn.Module):
 
     def forward(self, gradients: Factors, mask: Tensor) -> Factors:
         """What to add to the weights: `-alpha delta~` and `u~`, 0 at pads."""
-        found = {}
+        results = {}
         for i, (path, (u, delta)) in enumerate(gradients.items()):
             name, layer = self.place[path]
             z = self.moments[i](torch.cat([u, delta], -1))
             u, delta = self.transforms[name](z, layer).split([u.shape[-1], delta.shape[-1]], -1)
-            found[path] = u, -self.alpha[i] * delta * mask[..., None]
-        return found
+            results[path] = u, -self.alpha[i] * delta * mask[..., None]
+        return results
 
 
 class Moments(nn.Module):
@@ -153,15 +153,15 @@ class Mend(HyperEditor[MendSettings]):
             return
         seen: dict[str, list[Tensor]] = {path: [] for path in self.linears}
         for start in range(0, len(examples), CHUNK):
-            gradients, mask = self.gradients([example.asked for example in examples[start : start + CHUNK]])
+            gradients, mask = self.gradients([example.query for example in examples[start : start + CHUNK]])
             for path, pair in gradients.items():
                 seen[path].append(torch.cat(pair, -1)[mask.bool()])
         for moments, parts in zip(self.network.moments, seen.values(), strict=True):
             moments.fit(torch.cat(parts))
 
-    def _update(self, asked: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
-        found: Factors = self.network(gradients, mask)
-        return found
+    def _update(self, queries: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
+        result: Factors = self.network(gradients, mask)
+        return result
 
     def _objective(self, edit: Tensor, locality: Tensor) -> Tensor:
         return self.settings.edit_weight * edit + locality

@@ -79,5 +79,5 @@ class MultiLayerEditor(SubjectEditor[S]):
             name = f"{path}.weight"
             self.put({name: self.weights[name].double() + as_weight(self.model.get_submodule(path), change)})
         self._written(read(self.context, contexts, keys=self.paths).keys)
-        found = zip(values.steps, target_losses(self.context, [c.rows[0] for c in contexts]), strict=True)
-        return [Applied(steps=steps, loss=loss) for steps, loss in found]
+        results = zip(values.steps, target_losses(self.context, [c.rows[0] for c in contexts]), strict=True)
+        return [Applied(steps=steps, loss=loss) for steps, loss in results]

@@ -45,7 +45,7 @@ from transformers import DynamicCache
 from wise.edits import Edit
 from wise.errors import UnsupportedModelError
 from wise.lab.editors.base import Applied, WeightEditor
-from wise.lab.editors.context import EditingContext, as_weight, target_losses
+from wise.lab.editors.context import EditingContext, as_weight, module_inputs, target_losses
 from wise.lab.editors.fine_tuning import logits_with
 from wise.lab.editors.settings import Count, CountOrZero, Nonnegative, Settings, Share
 from wise.memory.modules import hooked
@@ -164,10 +164,10 @@ def refined(scores: Sequence[Tensor], settings: KnowledgeNeuronsSettings) -> lis
         steps += 1
     while int(shared(steps).sum()) < settings.fewest and settings.share + steps * SHARE_STEP > 0:
         steps -= 1
-    found = shared(steps).nonzero().tolist()
+    result = shared(steps).nonzero().tolist()
     mean = torch.stack(list(scores)).mean(0)
-    found.sort(key=lambda at: -float(mean[at[0], at[1]]))
-    return [(int(layer), int(i)) for layer, i in found[: settings.most]]
+    result.sort(key=lambda at: -float(mean[at[0], at[1]]))
+    return [(int(layer), int(i)) for layer, i in result[: settings.most]]
 
 
 def attributions(context: EditingContext, row: Sequence[int], token: int, steps: int) -> Tensor:
@@ -177,13 +177,13 @@ def attributions(context: EditingContext, row: Sequence[int], token: int, steps:
     """
     reading = _LastToken(context, row, steps)
     shares = torch.arange(1, steps + 1, dtype=torch.float32)[:, None] / steps
-    found = []
-    for layer, own in enumerate(activations(context, row)):
-        scaled = (shares.to(own.device) * own).requires_grad_()
+    results = []
+    for layer, activation in enumerate(activations(context, row)):
+        scaled = (shares.to(activation.device) * activation).requires_grad_()
         with torch.enable_grad(), replaced(context, layer, partial(_put, scaled), rows=steps):
             (gradient,) = torch.autograd.grad(reading.probabilities()[:, token].sum(), [scaled])
-        found.append((own * gradient.sum(0) / steps).cpu())
-    return torch.stack(found)
+        results.append((activation * gradient.sum(0) / steps).cpu())
+    return torch.stack(results)
 
 
 class _LastToken:
@@ -217,14 +217,10 @@ def _put(new: Tensor, x: Tensor) -> Tensor:
 @torch.no_grad()
 def activations(context: EditingContext, row: Sequence[int]) -> list[Tensor]:
     """What the value projection of each block reads at the last token of a row: `[f]` each, float32."""
-    seen: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Callable[[Module, Any], None]:
-        return lambda module, args: seen.__setitem__(layer, args[0].reshape(-1, args[0].shape[-1])[-1].float())
-
-    with hooked(((value_projection(context, i), keep(i)) for i in range(context.depth)), before=True):
-        next_token(context, row)
-    return [seen[layer] for layer in range(context.depth)]
+    paths = [context.projection(layer).path for layer in range(context.depth)]
+    ids = torch.tensor([list(row)], device=context.device)
+    inputs = module_inputs(context.model, paths, ids, torch.ones_like(ids))
+    return [inputs[path].reshape(-1, inputs[path].shape[-1])[-1].float() for path in paths]
 
 
 @torch.no_grad()
@@ -268,9 +264,9 @@ def embeddings(context: EditingContext) -> Tensor:
     head = context.model.get_output_embeddings()  # type: ignore[no-untyped-call]
     width = context.projection(0).out_features
     if head is None or head.weight.shape[-1] != width:
-        found = "none" if head is None else str(head.weight.shape[-1])
+        result = "none" if head is None else str(head.weight.shape[-1])
         raise UnsupportedModelError(
-            f"output embeddings of width {width} expected, which is what a block puts out, {found} found: KN writes "
+            f"output embeddings of width {width} expected, which is what a block puts out, {result} found: KN writes "
             "them into the blocks; choose another model or another editor"
         )
     weight: Tensor = head.weight.detach()

@@ -33,8 +33,8 @@ def baseline_class(name: str) -> type[Baseline[Any]]:
     if name not in BASELINES:
         raise ConfigError(f"editor {name!r} is not known; {did_you_mean(name, BASELINES)}")
     module, _, cls = BASELINES[name].partition(":")
-    found: type[Baseline[Any]] = getattr(import_module(f"wise.lab.editors.{module}"), cls)
-    return found
+    result: type[Baseline[Any]] = getattr(import_module(f"wise.lab.editors.{module}"), cls)
+    return result
 
 
 def make_settings(name: str, settings: Mapping[str, Any]) -> Settings:

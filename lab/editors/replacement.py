@@ -47,11 +47,11 @@ class Replacement(nn.Module, ABC):
     def seen(self, model: PreTrainedModel, prompt: Sequence[int]) -> tuple[Tensor, Tensor]:
         """What goes into the base's layer at each token of a prompt, `[tokens, f]`, and what comes out, `[tokens, d]`;
         alike with edits and without."""
-        found: list[Tensor] = []
+        results: list[Tensor] = []
         ids = torch.tensor([list(prompt)], device=execution_device(model))
-        with hooked([(self.base_layer, lambda _, args, output: found.extend((args[0], output)))]):
+        with hooked([(self.base_layer, lambda _, args, output: results.extend((args[0], output)))]):
             model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        activation, output = (tensor.reshape(len(prompt), -1) for tensor in found)
+        activation, output = (tensor.reshape(len(prompt), -1) for tensor in results)
         return activation, output
 
     @property

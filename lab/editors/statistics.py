@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.lab.editors.context import EditingContext, padded_rows
+from wise.lab.editors.context import EditingContext, module_inputs, padded_rows
 from wise.lab.editors.settings import Bounds, Count, Nonnegative, Settings
-from wise.memory.modules import hooked
 
 ROWS = 16
 """Rows of the corpus in one forward."""
@@ -42,8 +41,8 @@ def prepared_moments(context: EditingContext, layers: Sequence[int], settings: M
     """The second moments that the settings ask for, ridge included: `[f, f]` of each block, float64."""
     f = context.projection(layers[0]).in_features
     tokens = TOKENS_PER_INPUT * f if settings.tokens is None else settings.tokens
-    found = second_moments(context, layers, tokens=tokens, length=settings.length, seed=settings.seed)
-    return [with_ridge(moment, settings.ridge) for moment in found]
+    result = second_moments(context, layers, tokens=tokens, length=settings.length, seed=settings.seed)
+    return [with_ridge(moment, settings.ridge) for moment in result]
 
 
 def second_moments(
@@ -68,8 +67,8 @@ def second_moments(
         return {"moment": computed[path]}
 
     about = {"tokens": tokens, "length": length, "corpus": context.corpus_digest(), "seed": seed}
-    found = [context.cached("second-moment", {"path": path, **about}, partial(compute, path)) for path in paths]
-    return [tensors["moment"].to(context.device) for tensors in found]
+    results = [context.cached("second-moment", {"path": path, **about}, partial(compute, path)) for path in paths]
+    return [tensors["moment"].to(context.device) for tensors in results]
 
 
 @torch.no_grad()
@@ -78,21 +77,12 @@ def _computed(context: EditingContext, paths: Sequence[str], tokens: int, length
     done = 0
     for rows in _batches(context.corpus(tokens, length=length, seed=seed)):
         ids, mask, _ = padded_rows([(row, [0]) for row in rows], context.device)
-        for path, activation in _inputs(context, paths, ids, mask).items():
+        for path, activation in module_inputs(context.model, paths, ids, mask).items():
             keys = activation.reshape(-1, activation.shape[-1])[mask.flatten().bool()].double()
             sums[path] = sums[path] + keys.T @ keys if path in sums else keys.T @ keys
         done += int(mask.sum())
         context.progress("second moment", done, tokens)
     return {path: total / done for path, total in sums.items()}
-
-
-def _inputs(context: EditingContext, paths: Sequence[str], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """What goes into each module in one forward; hooked for no longer, since the base is sampled from in between."""
-    seen: dict[str, Tensor] = {}
-    modules = ((path, context.model.get_submodule(path)) for path in paths)
-    with hooked(((m, lambda _, args, path=path: seen.update({path: args[0]})) for path, m in modules), before=True):
-        context.model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-    return seen
 
 
 def _batches(rows: Iterator[list[int]]) -> Iterator[list[list[int]]]:

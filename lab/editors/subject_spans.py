@@ -18,22 +18,22 @@ def subject_spans(encoder: Encoder, prompt: str, subject: str) -> list[Span]:
     A token counts where it shares a character with the subject.
     """
     text, offsets = _offsets(encoder, prompt)
-    found = []
+    results = []
     for begin in _places(text, subject):
         end = begin + len(subject)
         held = [i for i, (left, right) in enumerate(offsets) if left < min(end, right) and right > max(begin, left)]
         if held:
-            found.append((len(encoder.bos) + held[0], len(encoder.bos) + held[-1] + 1))
-    return found
+            results.append((len(encoder.bos) + held[0], len(encoder.bos) + held[-1] + 1))
+    return results
 
 
 def _places(text: str, subject: str) -> list[int]:
     """Where the subject begins in a text: as whole words, or anywhere where it is nowhere a whole word."""
     literal = re.escape(subject)
     for pattern in (rf"(?<!\w){literal}(?!\w)", literal):
-        found = [match.start() for match in re.finditer(pattern, text)]
-        if found:
-            return found
+        results = [match.start() for match in re.finditer(pattern, text)]
+        if results:
+            return results
     return []
 
 
@@ -44,8 +44,8 @@ def _offsets(encoder: Encoder, prompt: str) -> tuple[str, Sequence[tuple[int, in
     the text is then what all of them read as.
     """
     if encoder.tokenizer.is_fast:
-        found = encoder.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
-        return prompt, [(int(left), int(right)) for left, right in found]
+        result = encoder.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+        return prompt, [(int(left), int(right)) for left, right in result]
     ids = encoder.tokenizer(prompt)["input_ids"]
     texts = [str(encoder.tokenizer.decode(ids[:n], skip_special_tokens=True)) for n in range(len(ids) + 1)]
     shared = [len(commonprefix([before, after])) for before, after in zip(texts, texts[1:], strict=False)]

@@ -163,7 +163,7 @@ def read(
     sizes = torch.tensor([len(c.rows) for c in contexts])
     owner = torch.repeat_interleave(torch.arange(len(contexts)), sizes).to(context.device)
     first = (sizes.cumsum(0) - sizes).to(context.device)
-    found: dict[str, list[Tensor]] = {path: [] for path in (*keys, *out)}
+    results: dict[str, list[Tensor]] = {path: [] for path in (*keys, *out)}
     for begin in range(0, len(rows), ROWS):
         part = rows[begin : begin + ROWS]
         ids, mask, _ = padded_rows([(row, [0]) for row in part], context.device)
@@ -179,8 +179,8 @@ def read(
         ):
             context.model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
         for path, value in seen.items():
-            found[path].append(value)
-    whole = {path: torch.cat(parts) for path, parts in found.items()}
+            results[path].append(value)
+    whole = {path: torch.cat(parts) for path, parts in results.items()}
     return Read(
         keys={path: _means(whole[path], owner, len(contexts)) for path in keys},
         out={path: whole[path][first] for path in out},
@@ -233,15 +233,15 @@ def search(
             f"this {context.model.config.model_type} model keeps more than attention keys between tokens; this editor "
             "needs a base that keeps no more"
         )
-    found: list[Values] = []
+    results: list[Values] = []
     size = max(1, ROWS // (settings.prefixes + 2))
     for begin in range(0, len(contexts), size):
-        found.append(_Search(context, spliced, contexts[begin : begin + size], path, settings).run())
+        results.append(_Search(context, spliced, contexts[begin : begin + size], path, settings).run())
         progress(min(begin + size, len(contexts)))
     return Values(
-        start=torch.cat([v.start for v in found]),
-        offset=torch.cat([v.offset for v in found]),
-        steps=[n for v in found for n in v.steps],
+        start=torch.cat([v.start for v in results]),
+        offset=torch.cat([v.offset for v in results]),
+        steps=[n for v in results for n in v.steps],
     )
 
 
@@ -313,12 +313,12 @@ class _Search:
         on = active[self.owners]
         owners, asks = self.owners[on], (torch.arange(len(on), device=on.device) < self.targets)[on]
         logits = self._logits(on, offset[owners])
-        said = _means(mean_loss(logits[asks], self.labels[on][asks]), owners[asks], self.count)
+        answer = _means(mean_loss(logits[asks], self.labels[on][asks]), owners[asks], self.count)
         now, before = self._essence(logits, on), expected[on[self.targets :]]
         drift = (now.exp() * (now - before)).sum(-1)
         drift = drift.new_zeros(self.count).index_add(0, owners[~asks], drift)
         decay = (offset / norms).pow(2).sum(-1)
-        return said + self.settings.essence_weight * drift + self.settings.weight_decay * decay
+        return answer + self.settings.essence_weight * drift + self.settings.weight_decay * decay
 
     def _essence(self, logits: Tensor, on: Tensor) -> Tensor:
         """Log-probabilities behind the essences among the rows that are `on`: `[essences, vocabulary]`."""

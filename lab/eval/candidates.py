@@ -1,6 +1,6 @@
 """The editors that can be compared on the same records.
 
-To add one, add a row to `EDITORS`; one of the literature also goes into `wise.lab.editors.registry`.
+To add one of the literature, add a row to `wise.lab.editors.registry`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError, did_you_mean
 from wise.lab.editors.context import EditingContext, Progress, silent
-from wise.lab.editors.registry import baseline_class, make_baseline, make_settings
+from wise.lab.editors.registry import BASELINES, baseline_class, make_baseline, make_settings
 from wise.lab.eval.prompting import EditedModel
 from wise.memory.modules import evaluating
 from wise.model import wrap
@@ -28,7 +28,6 @@ from wise.training.report import EditReport
 class EditorSpec:
     """One way of editing."""
 
-    about: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `WiseConfig` that make it what it is; of others, nothing."""
     search: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -48,38 +47,17 @@ _SEARCH: Mapping[str, tuple[Any, ...]] = {
     "max_steps": (40, 70, 120),
 }
 
+BATCHES: Mapping[str, int | None] = {"memit": None, "alphaedit": 100, "icl": None}
+"""Edits per call of the editors of the literature that take more than one."""
+
 EDITORS: dict[str, EditorSpec] = {
-    "wise-merge": EditorSpec(
-        about="WISE-Merge: all edits in one side memory, gated by its own activation",
-        settings={"mode": "merge"},
-        search=_SEARCH,
-        kind="memory",
-    ),
+    "wise-merge": EditorSpec(kind="memory", settings={"mode": "merge"}, search=_SEARCH),
     "wise-retrieve": EditorSpec(
-        about="WISE-Retrieve: one side memory per slot; the nearest edit key names the slot",
-        settings={"mode": "retrieve"},
-        search={**_SEARCH, "key_threshold": (0.6, 0.7, 0.8)},
-        kind="memory",
+        kind="memory", settings={"mode": "retrieve"}, search={**_SEARCH, "key_threshold": (0.6, 0.7, 0.8)}
     ),
-    "wise-hybrid": EditorSpec(
-        about="wise's own: a value for each token of an answer, found by the subject's name and by what is asked",
-        settings={"mode": "hybrid"},
-        search={"max_steps": (40, 70, 120)},
-        kind="memory",
-    ),
-    "ft-l": EditorSpec(about="FT-L: one layer fine-tuned within a norm constraint", batch=1),
-    "ft-m": EditorSpec(about="FT-M: one layer fine-tuned on the target's tokens", batch=1),
-    "ft-ewc": EditorSpec(about="fine-tuning with elastic weight consolidation", batch=1),
-    "rome": EditorSpec(about="ROME: a rank-one change of one layer, in closed form", batch=1),
-    "memit": EditorSpec(about="MEMIT: ridge solves at several layers, all edits at once"),
-    "alphaedit": EditorSpec(about="AlphaEdit: MEMIT's solve in the null space of what is to be kept", batch=100),
-    "mend": EditorSpec(about="MEND: a hypernetwork that transforms fine-tuning gradients", batch=1),
-    "ke": EditorSpec(about="KnowledgeEditor: a hypernetwork that reads the edit and gates its gradient", batch=1),
-    "kn": EditorSpec(about="knowledge neurons: found by integrated gradients, their values rewritten", batch=1),
-    "grace": EditorSpec(about="GRACE: a codebook of values within balls around edit keys", batch=1),
-    "memoir": EditorSpec(about="MEMOIR: a sparse residual memory that prompts open by their masks", batch=1),
-    "icl": EditorSpec(about="in-context editing: retrieved edits are put before the prompt"),
-    "none": EditorSpec(about="the base, not edited: the control", kind="none"),
+    "wise-hybrid": EditorSpec(kind="memory", settings={"mode": "hybrid"}, search={"max_steps": (40, 70, 120)}),
+    **{name: EditorSpec(batch=BATCHES.get(name, 1)) for name in BASELINES},
+    "none": EditorSpec(kind="none"),
 }
 
 

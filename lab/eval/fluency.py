@@ -51,18 +51,18 @@ class Opening:
 def openings(prompter: Prompter, tested: Sequence[Tested]) -> list[Opening]:
     """The first generation prompts of the first records; one that leaves no room for a text is left out."""
     end = min(TOKENS, prompter.encoder.context)
-    found = []
+    results = []
     for each in tested:
         edit = each.record.edit
         prompts = [prompter.encoder.prompt(text) for text in each.record.generation_prompts]
         fit = [ids for ids in prompts if 0 < len(ids) < end][:MAX_PROMPTS]
-        found += [Opening(record=edit.id, ids=ids) for ids in fit]
-    return found[:MAX_TEXTS]
+        results += [Opening(record=edit.id, ids=ids) for ids in fit]
+    return results[:MAX_TEXTS]
 
 
 def measure_fluency(
     prompter: Prompter,
-    asked: Sequence[Opening],
+    prompts: Sequence[Opening],
     *,
     seed: int = 0,
 ) -> dict[str, Any] | None:
@@ -73,24 +73,24 @@ def measure_fluency(
 
     Raises ConfigError where the model gives NaN.
     """
-    if not asked:
+    if not prompts:
         return None
-    figures: dict[str, Any] = {"n": len(asked)}
+    figures: dict[str, Any] = {"n": len(prompts)}
     for name, base in (("entropy", False), ("base_entropy", True)):
-        texts = _sampled(prompter, asked, seed=seed, base=base)
-        figures[name] = mean_over_records((o.record, entropy(text)) for o, text in zip(asked, texts, strict=True))
+        texts = _sampled(prompter, prompts, seed=seed, base=base)
+        figures[name] = mean_over_records((o.record, entropy(text)) for o, text in zip(prompts, texts, strict=True))
     return figures
 
 
 def entropy(text: str) -> float:
     """The mean of the weighted entropies, in bits, of the text's pairs and triples of words; 0 where there are none."""
     words = WORDS.findall(text)
-    found = []
+    results = []
     for n, weight in WEIGHTS.items():
         counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
         total = counts.total()
-        found.append(weight * -sum(c / total * math.log2(c / total) for c in counts.values()))
-    return fmean(found) + 0.0  # no negative zero
+        results.append(weight * -sum(c / total * math.log2(c / total) for c in counts.values()))
+    return fmean(results) + 0.0  # no negative zero
 
 
 class TopK(LogitsProcessor):
@@ -105,13 +105,13 @@ class TopK(LogitsProcessor):
         check_logits(scores)
         top = scores.float().topk(min(TOP_K, scores.shape[-1]))
         values = top.values.cpu()
-        waits = [torch.empty(values.shape[-1]).exponential_(generator=own) for own in self.generators]
+        waits = [torch.empty(values.shape[-1]).exponential_(generator=generator) for generator in self.generators]
         drawn = (values - torch.stack(waits).log()).argmax(-1, keepdim=True)
         only = torch.full_like(scores, -torch.inf)
         return only.scatter(1, top.indices.gather(1, drawn.to(scores.device)), 0.0)
 
 
-def _sampled(prompter: Prompter, asked: Sequence[Opening], *, seed: int, base: bool) -> list[str]:
+def _sampled(prompter: Prompter, openings: Sequence[Opening], *, seed: int, base: bool) -> list[str]:
     """A text behind each prompt, the prompt with it; it does not end before its length."""
     encoder = prompter.encoder
     end = min(TOKENS, encoder.context)
@@ -121,7 +121,7 @@ def _sampled(prompter: Prompter, asked: Sequence[Opening], *, seed: int, base: b
         given = prompter.given([opening.ids for opening in part], base=base)
         pairs = zip(part, given, strict=True)
         for (length, _), group in groupby(pairs, lambda pair: (len(pair[0].ids), len(pair[1]))):
-            own, rows = zip(*((opening.ids, read) for opening, read in group), strict=True)
+            prompts, rows = zip(*((opening.ids, read) for opening, read in group), strict=True)
             settings = GenerationConfig(  # type: ignore[no-untyped-call]
                 do_sample=False,
                 max_new_tokens=end - length,
@@ -135,13 +135,13 @@ def _sampled(prompter: Prompter, asked: Sequence[Opening], *, seed: int, base: b
                     ids,
                     attention_mask=torch.ones_like(ids),
                     generation_config=settings,
-                    logits_processor=LogitsProcessorList([TopK([_seed(seed, ids) for ids in own])]),
+                    logits_processor=LogitsProcessorList([TopK([_seed(seed, ids) for ids in prompts])]),
                 )
-            said = out[:, ids.shape[1] :].tolist()
-            texts += [encoder.text([*prompt, *new]) for prompt, new in zip(own, said, strict=True)]
+            answer = out[:, ids.shape[1] :].tolist()
+            texts += [encoder.text([*prompt, *new]) for prompt, new in zip(prompts, answer, strict=True)]
         return texts
 
-    return prompter.mapped("fluency", asked, compute, lambda opening: len(opening.ids), base=base, batch=BATCH)
+    return prompter.mapped("fluency", openings, compute, lambda opening: len(opening.ids), base=base, batch=BATCH)
 
 
 def _seed(seed: int, ids: Sequence[int]) -> int:

@@ -151,8 +151,8 @@ def _tokenizer(model: WiseModel) -> PreTrainedTokenizerBase:
     opening = TemplateProcessing(
         single=[bos, "$A"], pair=[bos, "$A", "$B:1"], special_tokens=[(bos, tokenizer.bos_token_id)]
     )
-    own = backend.post_processor
-    backend.post_processor = opening if own is None else Processors([own, opening])
+    processor = backend.post_processor
+    backend.post_processor = opening if processor is None else Processors([processor, opening])
     return tokenizer
 
 
@@ -160,15 +160,15 @@ def _manager(managers: ModuleType, tasks: Sequence[str], include_path: str | Pat
     """Knows the tasks. The index of the harness's own thousands takes long to read, so it is read where needed."""
     folder = None if include_path is None else os.fspath(include_path)
     if folder is not None:
-        own = managers.TaskManager(include_path=folder, include_defaults=False)
-        if set(tasks) <= set(own.all_tasks):
+        local = managers.TaskManager(include_path=folder, include_defaults=False)
+        if set(tasks) <= set(local.all_tasks):
             try:
-                own.load(list(tasks))
-                return own
+                local.load(list(tasks))
+                return local
             except KeyError:  # a group among them names tasks of the harness
                 pass
             except OSError:  # said where the tasks are run
-                return own
+                return local
     manager = managers.TaskManager(include_path=folder)
     known = manager.all_tasks
     for name in tasks:
@@ -230,7 +230,7 @@ def _run(
     """What the harness gives for the model as it now is."""
     seeds = {f"{name}_seed": seed for name in ("random", "numpy_random", "torch_random", "fewshot_random")}
     try:
-        found: Mapping[str, Any] = harness.simple_evaluate(
+        results: Mapping[str, Any] = harness.simple_evaluate(
             answering, tasks=list(tasks), task_manager=manager, limit=limit, **seeds
         )
     except OSError as error:  # of datasets: no network, no such data
@@ -238,7 +238,7 @@ def _run(
             f"tasks {', '.join(tasks)}: their data cannot be loaded ({error}); connect to the hub once, or give tasks "
             "with files of their own (dataset_path: json, data_files) by include_path"
         ) from error
-    return found
+    return results
 
 
 def _keys(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -251,9 +251,9 @@ def _keys(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _row(task: str, key: str, base: Mapping[str, Any], edited: Mapping[str, Any], seed: int) -> dict[str, Any]:
     metric, _, name = key.partition(",")
-    before, after = (_number(found["results"][task].get(key)) for found in (base, edited))
-    errors = [_number(found["results"][task].get(f"{metric}_stderr,{name}")) for found in (base, edited)]
-    ours, theirs = (_documents(found, task, metric, name) for found in (base, edited))
+    before, after = (_number(entry["results"][task].get(key)) for entry in (base, edited))
+    errors = [_number(entry["results"][task].get(f"{metric}_stderr,{name}")) for entry in (base, edited)]
+    ours, theirs = (_documents(entry, task, metric, name) for entry in (base, edited))
     changes = [theirs[document] - ours[document] for document in sorted(ours.keys() & theirs.keys())]
     return {
         "task": task,

@@ -64,10 +64,10 @@ def share_interval(
     shares = torch.cat([(w @ hit) / (w @ size) for w in _resampled(count, count, resamples, generator)])
     below, above = torch.quantile(shares, _TAILS).tolist()
     low, high = min(low, below), max(high, above)
-    for found in (hit, size - hit) if 0 < hit.sum() < size.sum() else ():
-        clusters_with = int((found > 0).sum())
+    for entry in (hit, size - hit) if 0 < hit.sum() < size.sum() else ():
+        clusters_with = int((entry > 0).sum())
         if 0 < clusters_with < FEW:
-            together = float(found.sum()) / clusters_with
+            together = float(entry.sum()) / clusters_with
             below, above = _wilson(float(hit.sum() / size.sum()), hits.numel() / together)
             low, high = min(low, below), max(high, above)
     return low, high
@@ -99,12 +99,12 @@ def bootstrap(
     drawn = [
         _resampled(count, max(positive.numel(), negative.numel()), resamples, generator) for count in counts
     ]
-    found: dict[str, list[Tensor]] = {name: [] for name in WEIGHTED}
+    results: dict[str, list[Tensor]] = {name: [] for name in WEIGHTED}
     for hits, false in zip(*drawn, strict=True):
         curve = sides.curve(hits[:, groups[0]], false[:, groups[1]])
         for name, figure in WEIGHTED.items():
-            found[name].append(figure(curve))
-    intervals = {name: torch.quantile(torch.cat(values), _TAILS).tolist() for name, values in found.items()}
+            results[name].append(figure(curve))
+    intervals = {name: torch.quantile(torch.cat(values), _TAILS).tolist() for name, values in results.items()}
     return {name: (low, high) for name, (low, high) in intervals.items()}
 
 

@@ -28,7 +28,7 @@ def windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int = MAX_TOK
     Every window begins as the encoder begins a prompt; where that is with no special token, the first token of a
     window is only read. A text of which nothing can be predicted gives none.
     """
-    found: list[PromptRow] = []
+    results: list[PromptRow] = []
     left = max_tokens
     for text in texts:
         if left <= 0:
@@ -41,11 +41,11 @@ def windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int = MAX_TOK
             window = [*begin, *body[start : start + size]]
             fed = window[1 : 1 + left]
             if fed:
-                found.append(PromptRow(prompt=window[:1], fed=fed))
+                results.append(PromptRow(prompt=window[:1], fed=fed))
                 left -= len(fed)
             if left <= 0:
                 break
-    return found
+    return results
 
 
 def measure_perplexity(
@@ -67,7 +67,7 @@ def measure_perplexity(
         a != b for old, new in zip(before, after, strict=True) for a, b in zip(old["best"], new["best"], strict=True)
     )
     base, edited = (
-        math.exp(min(sum(window["loss"] for window in found) / tokens, MAX_LOSS)) for found in (before, after)
+        math.exp(min(sum(window["loss"] for window in entry) / tokens, MAX_LOSS)) for entry in (before, after)
     )
     return {
         "base": base,

@@ -49,8 +49,8 @@ def draw_run(run: Mapping[str, Any], path: Path) -> None:
 
 def _roc(axes: Axes, routing: Mapping[str, Any]) -> None:
     for name, measured in routing["classes"].items():
-        rates, found = zip(*((max(x, LOWEST), y) for x, y in measured["roc"]), strict=True)
-        axes.step(rates, found, where="post", label=f"{name} (AUROC {measured['auroc']:.3f})")
+        rates, result = zip(*((max(x, LOWEST), y) for x, y in measured["roc"]), strict=True)
+        axes.step(rates, result, where="post", label=f"{name} (AUROC {measured['auroc']:.3f})")
     axes.set(xscale="log", xlim=(LOWEST, 1), ylim=(0, 1.02), title="ROC by class of negatives")
     axes.set(xlabel="share of the class that a threshold routes", ylabel=f"{routing['scored_against']} that it routes")
     axes.legend(fontsize=8)

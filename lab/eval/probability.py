@@ -39,7 +39,7 @@ def pairs(prompter: Prompter, tested: Sequence[Tested]) -> list[Pair]:
     Raises EditError for a prompt that does not fit the context with one of its answers, and for an answer that the
     model has no token for.
     """
-    found = []
+    results = []
     for each in tested:
         record = each.record
         if record.answer is None or record.answer == record.edit.target:
@@ -49,8 +49,8 @@ def pairs(prompter: Prompter, tested: Sequence[Tested]) -> list[Pair]:
             "paraphrase": each.paraphrases,
             "neighbourhood": [p for p in each.neighbours if _shares_answer(record, p)],
         }
-        found += [_pair(prompter, record, name, prompt) for name, asked in prompts.items() for prompt in asked]
-    return found
+        results += [_pair(prompter, record, name, prompt) for name, asked in prompts.items() for prompt in asked]
+    return results
 
 
 def measure_probability(prompter: Prompter, compared: Sequence[Pair]) -> dict[str, Any] | None:
@@ -93,11 +93,11 @@ def _pair(prompter: Prompter, record: Record, measure: str, prompt: str) -> Pair
 
 def _figures(prompter: Prompter, compared: Sequence[Pair], *, base: bool) -> dict[str, Any]:
     rows = [row for pair in compared for row in (pair.new, pair.true)]
-    found = prompter.log_probs("counterfact", rows, base=base)
+    result = prompter.log_probs("counterfact", rows, base=base)
     figures: dict[str, Any] = {}
     for measure in MEASURES:
         scores, magnitudes = [], []
-        for pair, new, true in zip(compared, found[::2], found[1::2], strict=True):
+        for pair, new, true in zip(compared, result[::2], result[1::2], strict=True):
             if pair.measure != measure:
                 continue
             wanted, other = (true, new) if measure == "neighbourhood" else (new, true)

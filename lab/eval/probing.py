@@ -113,14 +113,14 @@ def measure_probes(prompter: Prompter, selection: Selection) -> ProbeFindings:
     queries = list(dict.fromkeys(query for _, probe in counted for query in probe.queries))
     forced = _teacher_forced(prompter, queries, chosen)
     before, _ = _generated(prompter, "probes", queries, chosen, base=True)
-    after, said = _generated(prompter, "probes", queries, chosen, base=False)
+    after, answer = _generated(prompter, "probes", queries, chosen, base=False)
     outcomes = tuple(
         PromptOutcome(
             record=record,
             measure=probe.kind,
             prompt="\n".join(query.prompt for query in probe.queries),
             expected="\n".join(query.answers[0] for query in probe.queries),
-            answer="\n".join(said[query] for query in probe.queries),
+            answer="\n".join(answer[query] for query in probe.queries),
             generated=_needed(probe, after),
             teacher_forced=_combined(probe, forced),
         )
@@ -198,11 +198,11 @@ def _generated(
     encoder = prompter.encoder
     asked = [chosen.queries[query] for query in queries]
     answers = prompter.answers(name, [a.ids for a in asked], [a.limit for a in asked], base=base)
-    right, said = {}, {}
+    right, texts = {}, {}
     for query, one, answer in zip(queries, asked, answers, strict=True):
-        said[query] = encoder.answer(answer)
-        right[query] = answer[-1] in encoder.stops and normalised(said[query]) in one.right
-    return right, said
+        texts[query] = encoder.answer(answer)
+        right[query] = answer[-1] in encoder.stops and normalised(texts[query]) in one.right
+    return right, texts
 
 
 def _begins(said: str, right: Iterable[str]) -> bool:

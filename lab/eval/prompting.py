@@ -286,8 +286,8 @@ def check_logits(values: Tensor) -> None:
 def token_log_probs(places: Tensor, tokens: Sequence[int]) -> Tensor:
     """Log-probability `[n]` of each of `n` tokens by the logits `[n, vocabulary]`; finite, also at probability 0."""
     chosen = torch.tensor(list(tokens), device=places.device).unsqueeze(-1)
-    found = places.log_softmax(-1).gather(-1, chosen).squeeze(-1)
-    return found.clamp(min=torch.finfo(torch.float32).min / (1 + len(tokens)))
+    result = places.log_softmax(-1).gather(-1, chosen).squeeze(-1)
+    return result.clamp(min=torch.finfo(torch.float32).min / (1 + len(tokens)))
 
 
 def plain(answer: str) -> str:

@@ -28,11 +28,13 @@ from wise.lab.eval.prompting import (
     PromptOutcome,
     PromptRow,
     Selection,
+    Tested,
     mean_over_records,
     plain,
     select,
     share,
 )
+from wise.training.encoding import Encoder
 from wise.training.verification import SPARE_TOKENS
 
 RELIABILITY, GENERALIZATION, FREE_GENERALIZATION, LOCALITY = MEASURES = (
@@ -157,7 +159,9 @@ def measure_quality(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
+class Question:
+    """A prompt of a record, as ids."""
+
     record: Record
     measure: str
     prompt: str
@@ -165,22 +169,27 @@ class _Question:
     """The prompt."""
     limit: int
     """Tokens that the answer may have."""
-    gold: list[int]
-    """The target without what ends it; empty for locality."""
+    target: list[int]
+    """The answer wanted, with what ends it; empty for locality."""
 
 
-def _questions(prompter: Prompter, selection: Selection) -> tuple[list[_Question], list[_Question]]:
+def wordings(tested: Tested) -> list[tuple[str, str]]:
+    """Measure, and prompt that must give the target."""
+    prompts = {
+        RELIABILITY: (tested.record.edit.prompt,),
+        GENERALIZATION: tested.paraphrases,
+        FREE_GENERALIZATION: tested.free_paraphrases,
+    }
+    return [(measure, prompt) for measure, texts in prompts.items() for prompt in texts]
+
+
+def _questions(prompter: Prompter, selection: Selection) -> tuple[list[Question], list[Question]]:
     """Prompts that must give the target, and prompts that must give what the base gives."""
     about, beside = [], []
     for tested in selection.tested:
         _check(prompter, tested.record)
-        prompts = {
-            RELIABILITY: (tested.record.edit.prompt,),
-            GENERALIZATION: tested.paraphrases,
-            FREE_GENERALIZATION: tested.free_paraphrases,
-        }
-        about += [_question(prompter, tested.record, measure, p) for measure, asked in prompts.items() for p in asked]
-        beside += [_question(prompter, tested.record, LOCALITY, p) for p in tested.neighbours]
+        about += [question_of(prompter, tested.record, measure, prompt) for measure, prompt in wordings(tested)]
+        beside += [question_of(prompter, tested.record, LOCALITY, p) for p in tested.neighbours]
     return about, beside
 
 
@@ -191,32 +200,40 @@ def _check(prompter: Prompter, record: Record) -> None:
         raise EditError(f"{record.source or record.edit.id}: {error}") from None
 
 
-def _question(prompter: Prompter, record: Record, measure: str, prompt: str) -> _Question:
+def question_of(prompter: Prompter, record: Record, measure: str, prompt: str) -> Question:
+    """Raises EditError for a prompt that leaves no room for its answer."""
     encoder = prompter.encoder
     ids = encoder.prompt(prompt)
     if measure == LOCALITY:
-        least, limit, gold = 1, ANSWER_TOKENS, []
+        target, limit = [], ANSWER_TOKENS
     else:
-        whole = encoder.target(prompt, record.edit.target)
-        least, limit, gold = len(whole), len(whole) + SPARE_TOKENS, whole[: -len(encoder.terminator)]
-    room = prompter.room(record, measure, prompt, ids, least)
-    return _Question(record=record, measure=measure, prompt=prompt, ids=ids, limit=min(limit, room), gold=gold)
+        target = encoder.target(prompt, record.edit.target)
+        limit = len(target) + SPARE_TOKENS
+    room = prompter.room(record, measure, prompt, ids, len(target) or 1)
+    return Question(record=record, measure=measure, prompt=prompt, ids=ids, limit=min(limit, room), target=target)
 
 
-def _ask_about(prompter: Prompter, questions: Sequence[_Question]) -> list[PromptOutcome]:
+def _ask_about(prompter: Prompter, questions: Sequence[Question]) -> list[PromptOutcome]:
     """Prompts that must give the target."""
     encoder = prompter.encoder
-    best = prompter.best("about", [PromptRow(prompt=q.ids, fed=q.gold) for q in questions])
+    gold = [question.target[: -len(encoder.terminator)] for question in questions]
+    best = prompter.best("about", [PromptRow(prompt=q.ids, fed=ids) for q, ids in zip(questions, gold, strict=True)])
     answers = _answers(prompter, "about", questions)
     outcomes = []
-    for question, answer, tokens in zip(questions, answers, best, strict=True):
-        target, said = question.record.edit.target, encoder.answer(answer)
-        right = answer[-1] in encoder.stops and plain(said) == plain(target)
-        outcomes.append(_outcome(question, target, said, right, share(tokens, question.gold)))
+    for question, answer, tokens, wanted in zip(questions, answers, best, gold, strict=True):
+        right = answered_right(encoder, question, answer)
+        outcomes.append(
+            _outcome(question, question.record.edit.target, encoder.answer(answer), right, share(tokens, wanted))
+        )
     return outcomes
 
 
-def _ask_beside(prompter: Prompter, questions: Sequence[_Question]) -> list[PromptOutcome]:
+def answered_right(encoder: Encoder, question: Question, answer: Sequence[int]) -> bool:
+    """The answer stops by itself, and is the target but for white space around it and punctuation at its end."""
+    return answer[-1] in encoder.stops and plain(encoder.answer(answer)) == plain(question.record.edit.target)
+
+
+def _ask_beside(prompter: Prompter, questions: Sequence[Question]) -> list[PromptOutcome]:
     """Prompts that must give what the base gives."""
     encoder = prompter.encoder
     before = _answers(prompter, LOCALITY, questions, base=True)
@@ -230,11 +247,11 @@ def _ask_beside(prompter: Prompter, questions: Sequence[_Question]) -> list[Prom
     ]
 
 
-def _answers(prompter: Prompter, name: str, questions: Sequence[_Question], *, base: bool = False) -> list[list[int]]:
+def _answers(prompter: Prompter, name: str, questions: Sequence[Question], *, base: bool = False) -> list[list[int]]:
     return prompter.answers(name, [q.ids for q in questions], [q.limit for q in questions], base=base)
 
 
-def _outcome(question: _Question, expected: str, answer: str, right: bool, agreement: float) -> PromptOutcome:
+def _outcome(question: Question, expected: str, answer: str, right: bool, agreement: float) -> PromptOutcome:
     return PromptOutcome(
         record=question.record.edit.id,
         measure=question.measure,

@@ -18,7 +18,6 @@ from wise.errors import ConfigError
 from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.candidates import Learning, OpenEditor, all_settings, find_editor, open_editor
 from wise.lab.eval.environment import described, environment
-from wise.lab.eval.peak_memory import peak_memory
 from wise.lab.eval.quality import Quality, measure_quality
 from wise.lab.eval.results_file import SCHEMA
 from wise.lab.eval.routing.classes import build_routing_set
@@ -67,8 +66,6 @@ class Evaluation:
     measuring_seconds: float = 0.0
     stored_bytes: int = 0
     """What must be kept beside the base for all edits."""
-    peak_bytes: int | None = None
-    """The most memory that editing held above what was held before."""
     preparing_seconds: float = 0.0
     """Wall time of what the editor computes once per base; in no figure per edit."""
 
@@ -90,7 +87,6 @@ class Evaluation:
             "cpu_seconds_per_edit": self.cpu_seconds / self.edits,
             "seconds_per_edit": self.seconds / self.edits,
             "stored_bytes_per_edit": self.stored_bytes / self.edits,
-            "peak_editing_bytes": self.peak_bytes,
             "timing": {
                 "started": self.started,
                 "editing_seconds": self.seconds,
@@ -158,7 +154,6 @@ def evaluate(
             started=started.isoformat(timespec="seconds"),
             measuring_seconds=time.perf_counter() - begun - stream.seconds,
             stored_bytes=subject.memory_bytes if subject.edits else 0,
-            peak_bytes=max(stream.peaks, default=None),
             preparing_seconds=stream.preparing_seconds,
         )
     finally:
@@ -172,8 +167,6 @@ class _Stream:
         """batch: edits of a call; None makes one call of all that are asked for."""
         self.subject, self.edits, self.batch, self.progress = subject, edits, batch, progress
         self.reports: list[EditReport] = []
-        self.peaks: list[int] = []
-        """The most memory that a call held above what was held before, of each; empty where the system does not say."""
         self.done = 0
         self.preparing_seconds = 0.0
 
@@ -189,10 +182,7 @@ class _Stream:
         """Applies the edits up to number `end`."""
         while self.done < end:
             start, stop = self.done, min(self.done + (self.batch or end), end)
-            with peak_memory(execution_device(self.subject.model)) as peak:
-                report = self.subject.edit(self.edits[start:stop], progress=self._part)
-            self.reports.append(report)
-            self.peaks += [] if peak.bytes is None else [peak.bytes]
+            self.reports.append(self.subject.edit(self.edits[start:stop], progress=self._part))
             self.done = stop
             self.progress("edits", stop, len(self.edits))
 
@@ -208,12 +198,12 @@ class _Stream:
 
 def stops(edits: int) -> list[int]:
     """Where retention is measured: 1, 2, 5, 10, 20, ... and the last edit."""
-    found = {edits}
+    results = {edits}
     power = 1
     while power <= edits:
-        found.update(power * stop for stop in STOPS if power * stop <= edits)
+        results.update(power * stop for stop in STOPS if power * stop <= edits)
         power *= 10
-    return sorted(found)
+    return sorted(results)
 
 
 def _check(records: Sequence[Record], batch: int | None, scope: Scope, editor: str) -> None:
@@ -253,13 +243,13 @@ def _stream(stream: _Stream, records: Sequence[Record], scope: Scope) -> list[di
         stream.advance(len(records))
         return []
     bare = [Record(edit=record.edit, source=record.source) for record in records]
-    found: list[dict[str, float | None]] = []
+    results: list[dict[str, float | None]] = []
     for stop in stops(len(records)):
         stream.advance(stop)
         quality = measure_quality(stream.subject, bare[:stop])
         oldest = {record.edit.id for record in records[: max(1, len(records) // 10)]}
         old = [outcome.generated for outcome in quality.outcomes if outcome.record in oldest]
-        found.append(
+        results.append(
             {
                 "edits": stop,
                 "reliability": quality.generated["reliability"],
@@ -267,7 +257,7 @@ def _stream(stream: _Stream, records: Sequence[Record], scope: Scope) -> list[di
                 "oldest": fmean(old) if old else None,
             }
         )
-    return found
+    return results
 
 
 def _routing(wrapped: OpenEditor, records: Sequence[Record], scope: Scope, progress: Progress) -> Routing | None:

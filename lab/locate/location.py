@@ -87,9 +87,9 @@ def trace(
         layers=sites.depth,
         seed=seed,
         environment=environment(runner.device),
-        effects={kind: _by_role(known, [found.effects[kind] for found in traces], seed) for kind in KINDS},
-        low_score=fmean(found.low for found in traces),
-        high_score=fmean(found.high for found in traces),
+        effects={kind: _by_role(known, [entry.effects[kind] for entry in traces], seed) for kind in KINDS},
+        low_score=fmean(entry.low for entry in traces),
+        high_score=fmean(entry.high for entry in traces),
     )
 
 

@@ -144,7 +144,7 @@ Hook = Callable[[nn.Module, Any, Any], Any]
 @contextmanager
 def _replaced(block: nn.Module, states: Tensor, width: int | None) -> Iterator[None]:
     """A block that hands `states` on, in the form of its own output: a tensor, or a tuple of `width`."""
-    own = block.__dict__.get("forward")
+    original = block.__dict__.get("forward")
 
     def forward(*_: Any, **__: Any) -> Any:
         return states if width is None else (states, *[None] * (width - 1))
@@ -153,10 +153,10 @@ def _replaced(block: nn.Module, states: Tensor, width: int | None) -> Iterator[N
     try:
         yield
     finally:
-        if own is None:
+        if original is None:
             del block.__dict__["forward"]
         else:
-            block.__dict__["forward"] = own
+            block.__dict__["forward"] = original
 
 
 def _first(output: Any) -> Tensor:

@@ -172,8 +172,8 @@ class _Grid:
         """Per token, per layer: the clean output of `kind` put back there, in a window of layers."""
         depth = self.runner.sites.depth
         columns = [self._column(kind, window_layers(layer, window, depth)) for layer in range(depth)]
-        found: list[list[float]] = torch.stack(columns, dim=1).tolist()
-        return found
+        results: list[list[float]] = torch.stack(columns, dim=1).tolist()
+        return results
 
     def _column(self, kind: str, layers: range) -> Tensor:
         """The effect at each token, `[tokens]` on the CPU."""

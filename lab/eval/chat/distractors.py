@@ -36,11 +36,11 @@ def with_distractors(
     for number, edit in enumerate(edits):
         if not {edit.id, edit.prompt} & taken:
             taken |= {edit.id, edit.prompt}
-            own = wordings.keys(edit).half()
+            vectors = wordings.keys(edit).half()
             answer = answers[len(added) % len(answers)]
-            threshold = wordings.threshold(edit, own.float())
+            threshold = wordings.threshold(edit, vectors.float())
             slots.append(replace(answer, id=len(slots), edit_ids=(edit.id,), scores=(threshold,)))
-            keys[edit.id] = own
+            keys[edit.id] = vectors
             added.append(edit)
         if number % REPORT_EVERY == 0 or number == len(edits) - 1:
             progress("reading distractors", number + 1, len(edits))

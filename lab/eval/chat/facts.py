@@ -59,13 +59,13 @@ def read_facts(path: Path) -> list[Fact]:
 
     Raises EditError, naming the line, for one that is not usable.
     """
-    found = []
+    results = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            found.append(_fact(json.loads(line)))
+            results.append(_fact(json.loads(line)))
         except (KeyError, TypeError, ValueError) as error:
             raise EditError(f"{path}, line {number}: {error}") from error
-    return found
+    return results
 
 
 def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> list[Fact]:
@@ -75,21 +75,22 @@ def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> 
     prompts of other relations asked of it, which are no wordings of its own relation as well ("X is located in").
     """
     prompts: dict[str, list[str]] = {}
-    own: dict[str, set[str]] = {}
+    by_relation: dict[str, set[str]] = {}
     for record in records:
         if record.relation and record.edit.subject:
             prompts.setdefault(record.relation, []).append(_wording(record.edit.prompt, record))
             texts = (record.edit.prompt, *record.paraphrases)
-            own.setdefault(record.relation, set()).update(_flat(_wording(text, record)) for text in texts)
+            by_relation.setdefault(record.relation, set()).update(_flat(_wording(text, record)) for text in texts)
     order = random.Random(seed)
-    found = []
+    results = []
     for record in records:
         others = [name for name in sorted(prompts) if name != record.relation]
         few = order.sample(others, min(wordings, len(others))) if record.edit.subject else []
-        apart = [[text for text in prompts[name] if _flat(text) not in own[record.relation or ""]] for name in few]
+        known = by_relation.get(record.relation or "", set())
+        apart = [[text for text in prompts[name] if _flat(text) not in known] for name in few]
         same = [order.choice(others_).replace("{}", record.edit.subject or "") for others_ in apart if others_]
         named = [text for text in record.neighbours if record.edit.subject and record.edit.subject in text]
-        found.append(
+        results.append(
             Fact(
                 edit=record.edit,
                 rewordings=record.paraphrases[:wordings],
@@ -100,7 +101,7 @@ def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> 
                 kind=record.relation or "",
             )
         )
-    return found
+    return results
 
 
 def _wording(text: str, record: Record) -> str:

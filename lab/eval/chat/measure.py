@@ -213,7 +213,7 @@ class _Prompts:
 
 def base_says(model: EditedModel, facts: Sequence[Fact], *, chat: bool, wanted: int | None) -> list[Fact]:
     """The first `wanted` facts to whose prompt the base says the right answer."""
-    found: list[Fact] = []
+    results: list[Fact] = []
     for start in range(0, len(facts), KNOWN_AT_ONCE):
         part = [fact for fact in facts[start : start + KNOWN_AT_ONCE] if fact.answer]
         prompter = _Prompts(model, chat)
@@ -221,10 +221,10 @@ def base_says(model: EditedModel, facts: Sequence[Fact], *, chat: bool, wanted: 
             prompter.add("known", i, fact.edit.prompt, True)
         with model.disabled():
             answers = _ask(model, prompter.found, lambda *_: None, "", tokens=8)
-        found += [f for f, a in zip(part, answers, strict=True) if _contains(a, f.answer or "")]
-        if wanted is not None and len(found) >= wanted:
+        results += [f for f, a in zip(part, answers, strict=True) if _contains(a, f.answer or "")]
+        if wanted is not None and len(results) >= wanted:
             break
-    return found[:wanted]
+    return results[:wanted]
 
 
 def _questions(model: EditedModel, facts: Sequence[Fact], chat: bool) -> list[Question]:
@@ -256,14 +256,14 @@ def _ask(
     """The texts of the answers, special tokens and all."""
     size = 16
     order = sorted(range(len(questions)), key=lambda i: len(questions[i].ids))
-    said: dict[int, str] = {}
+    answers: dict[int, str] = {}
     for start in range(0, len(order), size):
         part = order[start : start + size]
         prompts = _given(model, [questions[i] for i in part])
         out = greedy(model.model, prompts, stops=model.encoder.stops, max_new_tokens=tokens)
-        said |= {i: str(model.encoder.tokenizer.decode(ids)) for i, ids in zip(part, out, strict=True)}
-        progress(what, len(said), len(questions))
-    return [said[i] for i in range(len(questions))]
+        answers |= {i: str(model.encoder.tokenizer.decode(ids)) for i, ids in zip(part, out, strict=True)}
+        progress(what, len(answers), len(questions))
+    return [answers[i] for i in range(len(questions))]
 
 
 def _given(model: EditedModel, questions: Sequence[Question]) -> list[list[int]]:
@@ -291,11 +291,11 @@ def _oracle(
     slots = {slot.edit_ids[0]: slot.id for slot in model.served.slots}
     results = []
     for i, fact in enumerate(facts):
-        own = [q for q in questions if q.fact == i]
+        group = [q for q in questions if q.fact == i]
         slot = slots.get(fact.edit.id, NO_SLOT)
         with _held_open(model, slot):
-            answers = _ask(model, own, lambda *_: None, "")
-        for question, answer in zip(own, answers, strict=True):
+            answers = _ask(model, group, lambda *_: None, "")
+        for question, answer in zip(group, answers, strict=True):
             asked = replace(question, measure="oracle")
             right = slot != NO_SLOT and says(fact, answer)
             results.append(Result(question=asked, answer=answer, right=right, opened=True))

@@ -101,21 +101,21 @@ def build_routing_set(
 def _side(side: str, drafts: Sequence[Draft], material: Material, skipped: dict[str, str]) -> tuple[RoutingClass, ...]:
     """The classes that could be built; notes why the others could not."""
     built = [_class(draft, material) for draft in drafts]
-    for draft, found in zip(drafts, built, strict=True):
-        if not found.prompts:
+    for draft, entry in zip(drafts, built, strict=True):
+        if not entry.prompts:
             skipped[f"{side}.{draft.name}"] = draft.why_empty
-    if not any(found.prompts for found in built):
+    if not any(entry.prompts for entry in built):
         reasons = "; ".join(draft.why_empty for draft in drafts)
         raise ConfigError(f"no {side} could be built of {len(material.records)} records: {reasons}")
-    return tuple(found for found in built if found.prompts)
+    return tuple(entry for entry in built if entry.prompts)
 
 
 def _class(draft: Draft, material: Material) -> RoutingClass:
     # Where every token counts, the tokens were counted already.
     cap = material.per_class if draft.unit == "prompt" else sys.maxsize
-    found = choose(draft, cap=cap, accept=material.fits)
+    result = choose(draft, cap=cap, accept=material.fits)
     prompts = []
-    for text, place in found:
+    for text, place in result:
         record = draft.sources[place][0]
         prompts.append(RoutingPrompt(text=text, record=record, cluster=str(place) if record is None else None))
     return RoutingClass(name=draft.name, about=draft.about, unit=draft.unit, prompts=tuple(prompts))

@@ -141,8 +141,8 @@ class Material:
 
     def sentences(self) -> list[str]:
         """Those of the running texts that are whole and of ordinary length."""
-        found = [" ".join(sentence.split()) for text in self.texts for sentence in sentences(text)]
-        whole = (sentence for sentence in found if sentence[-1] in ".!?" and sentence.count('"') % 2 == 0)
+        results = [" ".join(sentence.split()) for text in self.texts for sentence in sentences(text)]
+        whole = (sentence for sentence in results if sentence[-1] in ".!?" and sentence.count('"') % 2 == 0)
         return [sentence for sentence in whole if 4 <= len(sentence.split()) <= 40]
 
 
@@ -195,9 +195,9 @@ def _unrelated(text: str, edited: EditedFacts) -> bool:
 
 
 def _shuffled(texts: Sequence[str], rng: random.Random) -> list[str]:
-    found = [text for text in dict.fromkeys(texts) if text.strip()]
-    rng.shuffle(found)
-    return found
+    results = [text for text in dict.fromkeys(texts) if text.strip()]
+    rng.shuffle(results)
+    return results
 
 
 def _enough(texts: Iterable[str], count: int) -> Iterator[str]:

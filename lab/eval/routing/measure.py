@@ -58,10 +58,10 @@ class Routing:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON, and the edges of the histograms."""
-        found = asdict(self) | {"bins": list(BINS)}
+        result = asdict(self) | {"bins": list(BINS)}
         if self.false_routes_per_million_ci is not None:
-            found["false_routes_per_million_ci"] = list(self.false_routes_per_million_ci)
-        return found
+            result["false_routes_per_million_ci"] = list(self.false_routes_per_million_ci)
+        return result
 
 
 def measure_routing(
@@ -111,7 +111,7 @@ def _scored(
     progress: Progress = silent,
 ) -> dict[str, ScoredClass]:
     """The evidence on each class that has prompts; of positives those count that ask for an edit in `live`."""
-    found = {}
+    results = {}
     for each in classes:
         prompts = [prompt for prompt in each.prompts if live is None or prompt.record in live]
         if not prompts:
@@ -124,8 +124,8 @@ def _scored(
             every_token=each.unit == "token",
             progress=progress,
         )
-        found[each.name] = ScoredClass.of(each, prompts, scored)
-    return found
+        results[each.name] = ScoredClass.of(each, prompts, scored)
+    return results
 
 
 def _false_routes(text: ScoredClass | None, seed: int) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _flips(
         kind: count_flips(model, _some(texts), tokens=ANSWER_TOKENS, name=f"routing.flips.{kind}", progress=progress)
         for kind, texts in prompts.items()
     }
-    return _mean(counts[EDITS] + counts[PARAPHRASES]), {kind: _mean(found) for kind, found in counts.items()}
+    return _mean(counts[EDITS] + counts[PARAPHRASES]), {kind: _mean(entry) for kind, entry in counts.items()}
 
 
 def _some(texts: Sequence[str]) -> list[str]:

@@ -117,7 +117,7 @@ def _documents(material: Material, room: int) -> list[Source]:
         return []
     lengths = [material.length(sentence) for sentence in fillers]
     named = [place for place, record in enumerate(material.records) if record.edit.subject is not None]
-    found: dict[int, str] = {}
+    results: dict[int, str] = {}
     left = material.max_tokens
     for place in (named[i] for i in evenly(range(len(named)))):
         text = _document(material, material.records[place], fillers, lengths, room)
@@ -126,8 +126,8 @@ def _documents(material: Material, room: int) -> list[Source]:
         left -= material.length(text)
         if left < 0:
             break
-        found[place] = text
-    return [(material.records[place].edit.id, [text]) for place, text in sorted(found.items())]
+        results[place] = text
+    return [(material.records[place].edit.id, [text]) for place, text in sorted(results.items())]
 
 
 def _document(
@@ -172,8 +172,8 @@ class Names:
         self.names = tuple(dict.fromkeys(names))
         self._trigrams = [trigrams(name) for name in self.names]
         self._holding: dict[str, list[int]] = defaultdict(list)
-        for place, found in enumerate(self._trigrams):
-            for trigram in found:
+        for place, entry in enumerate(self._trigrams):
+            for trigram in entry:
                 self._holding[trigram].append(place)
 
     def nearest(self, name: str) -> Iterator[str]:
@@ -203,8 +203,8 @@ def same_relation_draft(material: Material) -> Draft:
 
 def _same_relation(material: Material, record: Record, others: dict[str, list[Record]]) -> Iterator[str]:
     asked = material.relations.asked(record.edit, record.paraphrases)
-    own = [text for text in record.neighbours if material.relations.subject_in(text, asked.relation) is not None]
-    right = [text for text in own if _is_other(material, text, record, asked)]
+    neighbours = [text for text in record.neighbours if material.relations.subject_in(text, asked.relation) is not None]
+    right = [text for text in neighbours if _is_other(material, text, record, asked)]
     yield from right
     if right or asked.relation is None:
         return
@@ -223,12 +223,12 @@ def _is_other(material: Material, text: str, record: Record, asked: AskedRelatio
 
 
 def _by_relation(material: Material, records: Sequence[Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = defaultdict(list)
+    results: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         relation = material.relations.of(record.edit)
         if relation is not None:
-            found[relation].append(record)
-    return found
+            results[relation].append(record)
+    return results
 
 
 def same_subject_draft(material: Material) -> Draft:
@@ -263,9 +263,9 @@ def _same_subject(
     for names in (usual.get(relation or "", []), sorted(templates)):
         shuffled = rng.sample(names, len(names))
         built = (text for name in shuffled for text in _put_in(material, subject, templates[name], rng))
-        found = list(islice(built, PER_RECORD))
-        if found:
-            yield from found
+        results = list(islice(built, PER_RECORD))
+        if results:
+            yield from results
             return
 
 
@@ -302,15 +302,15 @@ def _is_beside(material: Material, text: str, subject: str) -> bool:
 
 def _subjects(material: Material) -> dict[str, list[str]]:
     """Relation -> subjects that the data asks it of, in records and in neighbours."""
-    found: dict[str, list[str]] = defaultdict(list)
+    results: dict[str, list[str]] = defaultdict(list)
     for record in (*material.records, *material.pool):
         relation = material.relations.of(record.edit)
         if relation is None or record.edit.subject is None:
             continue
-        found[relation].append(record.edit.subject)
+        results[relation].append(record.edit.subject)
         named = (material.relations.subject_in(text, relation) for text in record.neighbours)
-        found[relation] += [subject for subject in named if subject is not None]
-    return found
+        results[relation] += [subject for subject in named if subject is not None]
+    return results
 
 
 def _usual_company(material: Material) -> dict[str, list[str]]:

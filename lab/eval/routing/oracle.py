@@ -20,7 +20,16 @@ from transformers import PreTrainedModel
 from wise.edits import Record
 from wise.errors import ConfigError
 from wise.lab.editors.context import Progress, silent
-from wise.lab.eval.prompting import Prompter, PromptRow, Tested, mean_over_records, plain, select
+from wise.lab.eval.prompting import Prompter, PromptRow, Tested, mean_over_records, select
+from wise.lab.eval.quality import (
+    FREE_GENERALIZATION,
+    GENERALIZATION,
+    RELIABILITY,
+    Question,
+    answered_right,
+    question_of,
+    wordings,
+)
 from wise.lab.eval.routing.scores import served
 from wise.memory.sequences import Ids
 from wise.memory.side_memory import NO_SLOT, Route, Router, SideMemory, SlotBank
@@ -28,9 +37,6 @@ from wise.memory.slot import COMPLETION
 from wise.model import WiseModel
 from wise.router.hybrid import Decision, HybridRouter
 from wise.training.generation import greedy
-from wise.training.verification import SPARE_TOKENS
-
-RELIABILITY, GENERALIZATION, FREE_GENERALIZATION = "reliability", "generalization", "free_generalization"
 
 
 class OracleRouter(Router):
@@ -80,22 +86,16 @@ def consulting(model: WiseModel, router: Router) -> Iterator[PreTrainedModel]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """A prompt, the answer wanted, and the slot that holds it."""
+class SlotQuestion:
+    """A question, and the slot that holds the answer wanted."""
 
-    record: str
-    measure: str
-    row: PromptRow
-    """The prompt, and the target with what ends it."""
-    target: str
+    question: Question
     slot: int
-    limit: int
-    """Tokens that the answer may have."""
 
     @property
     def order(self) -> tuple[int, int]:
         """As `greedy` orders what it is given, so that it leaves the rows of a batch in their places."""
-        return len(self.row.prompt), self.limit
+        return len(self.question.ids), self.question.limit
 
 
 class ForcedRouter(HybridRouter):
@@ -119,8 +119,8 @@ class ForcedRouter(HybridRouter):
         """Where an answer is under way, there it began; of several rows each has its own place."""
         _, answer = self._answers(self._decision.slot)[COMPLETION]
         for end in range(max(0, len(ids) - len(answer)), len(ids)):
-            said = tuple(ids[end + 1 :].tolist())
-            if said == answer[: len(said)] and ids[: end + 1].tobytes() in self._begun:
+            answers = tuple(ids[end + 1 :].tolist())
+            if answers == answer[: len(answers)] and ids[: end + 1].tobytes() in self._begun:
                 return [(end, self._decision)]
         if first:
             return []
@@ -147,11 +147,14 @@ def measure_oracle(
         selected = select(model, records).tested
         live = slots_of(model)
         questions = _questions(prompter, selected, live)
-        found = _forced(prompter, model, questions) if _is_hybrid(model) else _at_places(prompter, model, questions)
-    outcomes = [(q.measure, q.record, float(right)) for q, right in zip(questions, found, strict=True)]
+        ask = _forced if _is_hybrid(model) else _at_places
+        right = ask(prompter, model, questions)
+    outcomes = [
+        (q.question.measure, q.question.record.edit.id, float(hit)) for q, hit in zip(questions, right, strict=True)
+    ]
     for tested in selected:
         record = tested.record.edit.id
-        outcomes += [(measure, record, 0.0) for measure, _ in _prompts(tested) if record not in live]
+        outcomes += [(measure, record, 0.0) for measure, _ in wordings(tested) if record not in live]
     return {
         measure: mean_over_records((record, right) for each, record, right in outcomes if each == measure)
         for measure in (RELIABILITY, GENERALIZATION, FREE_GENERALIZATION)
@@ -163,105 +166,78 @@ def slots_of(model: WiseModel) -> dict[str, int]:
     return {edit_id: slot.id for slot in model.state.slots for edit_id in slot.edit_ids}
 
 
-def _prompts(tested: Tested) -> list[tuple[str, str]]:
-    """(measure, prompt)"""
-    asked = [(GENERALIZATION, prompt) for prompt in tested.paraphrases]
-    asked += [(FREE_GENERALIZATION, prompt) for prompt in tested.free_paraphrases]
-    return [(RELIABILITY, tested.record.edit.prompt), *asked]
-
-
-def _questions(prompter: Prompter, selected: Sequence[Tested], slots: Mapping[str, int]) -> list[Question]:
-    questions = []
-    for tested in selected:
-        edit = tested.record.edit
-        if edit.id not in slots:
-            continue
-        for measure, prompt in _prompts(tested):
-            ids, target = prompter.encoder.prompt(prompt), prompter.encoder.target(prompt, edit.target)
-            room = prompter.room(tested.record, measure, prompt, ids, len(target))
-            questions.append(
-                Question(
-                    record=edit.id,
-                    measure=measure,
-                    row=PromptRow(prompt=ids, fed=target),
-                    target=edit.target,
-                    slot=slots[edit.id],
-                    limit=min(len(target) + SPARE_TOKENS, room),
-                )
-            )
-    return questions
+def _questions(prompter: Prompter, selected: Sequence[Tested], slots: Mapping[str, int]) -> list[SlotQuestion]:
+    return [
+        SlotQuestion(question=question_of(prompter, tested.record, measure, prompt), slot=slot)
+        for tested in selected
+        if (slot := slots.get(tested.record.edit.id)) is not None
+        for measure, prompt in wordings(tested)
+    ]
 
 
 def _is_hybrid(model: WiseModel) -> bool:
     return isinstance(served(model).router, HybridRouter)
 
 
-def _forced(prompter: Prompter, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
+def _forced(prompter: Prompter, model: WiseModel, questions: Sequence[SlotQuestion]) -> list[bool]:
     """Whether each question is answered rightly where every question is taken for the one that its slot answers."""
 
-    def compute(_: PreTrainedModel, part: Sequence[Question]) -> list[bool]:
-        found = []
+    def compute(_: PreTrainedModel, part: Sequence[SlotQuestion]) -> list[bool]:
+        results = []
         for slot, group in groupby(part, lambda question: question.slot):
             router = served(model).router
             if not isinstance(router, HybridRouter):
                 raise RuntimeError("the router was changed while it was measured")
-            found += _answered(model, list(group), ForcedRouter(router, slot))
-        return found
+            results += _answered(model, list(group), ForcedRouter(router, slot))
+        return results
 
     return prompter.mapped("routing.oracle", questions, compute, lambda q: (q.slot, *q.order), base=False)
 
 
-def _at_places(prompter: Prompter, model: WiseModel, questions: Sequence[Question]) -> list[bool]:
+def _at_places(prompter: Prompter, model: WiseModel, questions: Sequence[SlotQuestion]) -> list[bool]:
     """Whether each question is answered rightly where its slot speaks at the places at which it must."""
-    unaided = prompter.best("routing.oracle.unaided", [question.row for question in questions], base=True)
+    rows = [PromptRow(prompt=q.question.ids, fed=q.question.target) for q in questions]
+    unaided = prompter.best("routing.oracle.unaided", rows, base=True)
     asked = list(zip(questions, unaided, strict=True))
 
-    def compute(_: PreTrainedModel, part: Sequence[tuple[Question, list[int]]]) -> list[bool]:
-        found = []
+    def compute(_: PreTrainedModel, part: Sequence[tuple[SlotQuestion, list[int]]]) -> list[bool]:
+        results = []
         for group in _together(part, model.encoder.context):
             alike = [question for question, _ in group]
-            found += _answered(model, alike, OracleRouter(torch.tensor([q.slot for q in alike]), _speaking(group)))
-        return found
+            results += _answered(model, alike, OracleRouter(torch.tensor([q.slot for q in alike]), _speaking(group)))
+        return results
 
     return prompter.mapped("routing.oracle", asked, compute, lambda item: item[0].order, base=False)
 
 
 def _together(
-    part: Sequence[tuple[Question, list[int]]], context: int
-) -> Iterator[Sequence[tuple[Question, list[int]]]]:
+    part: Sequence[tuple[SlotQuestion, list[int]]], context: int
+) -> Iterator[Sequence[tuple[SlotQuestion, list[int]]]]:
     """What `greedy` answers in one call of `generate`: prompts of one length, of which no row leads another past the
     context."""
-    for length, alike in groupby(part, lambda item: len(item[0].row.prompt)):
+    for length, alike in groupby(part, lambda item: item[0].order[0]):
         group = list(alike)
-        fits = length + max(question.limit for question, _ in group) <= context
+        fits = length + max(q.question.limit for q, _ in group) <= context
         yield from [group] if fits else [[item] for item in group]
 
 
-def _speaking(group: Sequence[tuple[Question, list[int]]]) -> Tensor:
+def _speaking(group: Sequence[tuple[SlotQuestion, list[int]]]) -> Tensor:
     """`[rows, places]` bool: where the slot of each row must speak."""
-    found = torch.zeros(len(group), max(len(unaided) for _, unaided in group), dtype=torch.bool)
-    for row, (question, unaided) in enumerate(group):
-        places = speaking_places(question.row.fed, unaided)
-        found[row, : len(places)] = torch.tensor(places)
-    return found
+    result = torch.zeros(len(group), max(len(unaided) for _, unaided in group), dtype=torch.bool)
+    for row, (q, unaided) in enumerate(group):
+        places = speaking_places(q.question.target, unaided)
+        result[row, : len(places)] = torch.tensor(places)
+    return result
 
 
 def speaking_places(target: Sequence[int], unaided: Sequence[int]) -> list[bool]:
     """Where the right slot must speak: first, and wherever the base says something else than the target's token."""
-    return [place == 0 or said != wanted for place, (said, wanted) in enumerate(zip(unaided, target, strict=True))]
+    return [place == 0 or answer != wanted for place, (answer, wanted) in enumerate(zip(unaided, target, strict=True))]
 
 
-def _answered(model: WiseModel, questions: Sequence[Question], router: Router) -> list[bool]:
+def _answered(model: WiseModel, questions: Sequence[SlotQuestion], router: Router) -> list[bool]:
     """Whether each question's answer is right where `router` decides."""
-    encoder = model.encoder
+    prompts, limits = zip(*((q.question.ids, q.question.limit) for q in questions), strict=True)
     with consulting(model, router) as oracle:
-        answers = greedy(
-            oracle,
-            [question.row.prompt for question in questions],
-            stops=encoder.stops,
-            max_new_tokens=[question.limit for question in questions],
-        )
-    return [
-        answer[-1] in encoder.stops and plain(encoder.answer(answer)) == plain(question.target)
-        for question, answer in zip(questions, answers, strict=True)
-    ]
+        answers = greedy(oracle, prompts, stops=model.encoder.stops, max_new_tokens=limits)
+    return [answered_right(model.encoder, q.question, a) for q, a in zip(questions, answers, strict=True)]

@@ -54,33 +54,33 @@ class Relations:
         """Relation -> templates of its records' own prompts."""
         self._around: dict[str, set[tuple[str, str]]] = defaultdict(set)
         """Relation -> what stands before and behind the subject in its templates, of prompts and of paraphrases."""
-        own: list[str] = []
+        of_prompts: list[str] = []
         every: list[str] = []
         for edit, paraphrases, name in (
             *((record.edit, record.paraphrases, record.relation) for record in records),
             *((edit, (), None) for edit in edits),
         ):
             templates = self._read(edit, paraphrases, name)
-            own += templates[:1]
+            of_prompts += templates[:1]
             every += templates
-        for template in dict.fromkeys(own):
+        for template in dict.fromkeys(of_prompts):
             self._prompts[self._root(_key(template))][template] = None
         for template in dict.fromkeys(every):
             before, _, behind = template.partition("{}")
             if words(before + behind):  # a subject alone reads like any text
                 self._around[self._root(_key(template))].add((before, behind))
-        about = {relation: frozenset().union(*map(topics_of, found)) for relation, found in self._prompts.items()}
+        about = {relation: frozenset().union(*map(topics_of, entry)) for relation, entry in self._prompts.items()}
         self._matters: dict[str, frozenset[str]] = about
 
     def _read(self, edit: Edit, paraphrases: Iterable[str], name: str | None) -> list[str]:
         """Joins the templates of an edit, its own first, and returns them."""
-        own = template_of(edit.prompt, edit.subject)
-        if own is None:
+        first = template_of(edit.prompt, edit.subject)
+        if first is None:
             return []
         wordings = (template_of(text, edit.subject) for text in (*edit.paraphrases, *paraphrases))
-        templates = [own, *(wording for wording in wordings if wording is not None)]
+        templates = [first, *(wording for wording in wordings if wording is not None)]
         for node in [*map(_key, templates), *([f"relation {name}"] if name else [])]:
-            self._join(_key(own), node)
+            self._join(_key(first), node)
         return templates
 
     def _root(self, node: str) -> str:
@@ -118,12 +118,12 @@ class Relations:
 
     def subject_in(self, text: str, relation: str | None) -> str | None:
         """The subject of `text` where it reads like a template of `relation`; of several readings the shortest."""
-        found = [
+        results = [
             text[len(before) : len(text) - len(behind)].strip()
             for before, behind in self._around.get(relation or "", ())
             if text.startswith(before) and text.endswith(behind) and len(text) > len(before) + len(behind)
         ]
-        return min((subject for subject in found if subject), key=lambda subject: (len(subject), subject), default=None)
+        return min((name for name in results if name), key=lambda name: (len(name), name), default=None)
 
     def asked_by(self, template: str) -> AskedRelation:
         """What a template asks, by its own words and the prompts of its relation."""

@@ -92,8 +92,8 @@ def gate_ratios(model: WiseModel, prompts: Sequence[str]) -> Tensor:
     """`[n]` evidence at the last token of each prompt: the gate opens from 1. 0 for a model without edits."""
     if model.layer.memory is None:
         return torch.zeros(len(prompts))
-    found = score_prompts(model, prompts, name="routing.ratios")
-    return torch.tensor([scored.values[-1] for scored in found])
+    result = score_prompts(model, prompts, name="routing.ratios")
+    return torch.tensor([scored.values[-1] for scored in result])
 
 
 def served(model: WiseModel) -> SideMemory:

@@ -65,7 +65,7 @@ def negative_figures(
     An interval is None where the sample cannot tell how sure it is: no resample gave another figure, or a rate is
     asked for that so few negatives cannot show. A true-positive rate at such a rate is that at no false route at all.
     """
-    found = _common(negative, seed)
+    result = _common(negative, seed)
     intervals = bootstrap(
         positive.values,
         negative.values,
@@ -74,15 +74,15 @@ def negative_figures(
         seed=seed,
     )
     for name, figure in FIGURES.items():
-        found[name] = figure(positive.values, negative.values)
+        result[name] = figure(positive.values, negative.values)
         low, high = intervals[name]
-        told = low < high and negative.values.numel() >= LEAST.get(name, 1)
-        found[f"{name}_ci"] = [low, high] if told else None
-    found["against_edits"] = (
+        known = low < high and negative.values.numel() >= LEAST.get(name, 1)
+        result[f"{name}_ci"] = [low, high] if known else None
+    result["against_edits"] = (
         None if edits is None else {name: f(edits.values, negative.values) for name, f in FIGURES.items()}
     )
-    found["roc"] = [list(point) for point in roc_curve(positive.values, negative.values)]
-    return found
+    result["roc"] = [list(point) for point in roc_curve(positive.values, negative.values)]
+    return result
 
 
 def positive_figures(positive: ScoredClass, slots: Mapping[str, int], *, keys: bool, seed: int) -> dict[str, Any]:

@@ -36,13 +36,13 @@ def words(text: str) -> Words:
 
 def sentences(text: str) -> list[str]:
     """A running text cut behind full stops, question and exclamation marks, but not behind a title or an initial."""
-    found: list[str] = []
+    results: list[str] = []
     for part in filter(None, _SENTENCE_END.split(text.strip())):
-        if found and _ABBREVIATED.search(found[-1]):
-            found[-1] += f" {part}"
+        if results and _ABBREVIATED.search(results[-1]):
+            results[-1] += f" {part}"
         else:
-            found.append(part)
-    return found
+            results.append(part)
+    return results
 
 
 class Phrases:
@@ -57,13 +57,13 @@ class Phrases:
     def within(self, text: str) -> list[Words]:
         """Those that `text` holds, in the order in which they stand there."""
         spoken = words(text)
-        found: dict[Words, None] = {}
+        results: dict[Words, None] = {}
         for start in range(len(spoken)):
             for length in range(1, _OPENING + 1):
                 for phrase in self._by_opening.get(spoken[start : start + length], ()):
                     if spoken[start : start + len(phrase)] == phrase:
-                        found[phrase] = None
-        return list(found)
+                        results[phrase] = None
+        return list(results)
 
 
 # Words that ask nothing by themselves, so that sharing one of them means nothing.
@@ -132,6 +132,6 @@ _TOPICS_OF: dict[str, frozenset[int]] = {
 
 def topics_of(text: str) -> frozenset[str]:
     """What a text is about: its words that are not empty, and the rows of like words that they stand in."""
-    found = {word for word in words(text.replace("{}", " ")) if word not in _EMPTY}
-    rows = {f"{_ROW}{place}" for word in found for place in _TOPICS_OF.get(word, ())}
-    return frozenset(found | rows)
+    results = {word for word in words(text.replace("{}", " ")) if word not in _EMPTY}
+    rows = {f"{_ROW}{place}" for word in results for place in _TOPICS_OF.get(word, ())}
+    return frozenset(results | rows)

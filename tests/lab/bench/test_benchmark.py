@@ -101,7 +101,7 @@ def test_a_comparison_is_runs_of_the_same_records(plan: Plan, folder: Path) -> N
     searched = json.loads((folder / f"{EDITOR}.search.json").read_text())
     assert len(searched["trials"]) == 2 and all(run["search"] == searched for run in runs)
     assert runs[0]["config"] == runs[1]["config"] and runs[0]["config"]["seed"] == 0
-    assert runs[1]["stored_bytes_per_edit"] > 0 and runs[1]["peak_editing_bytes"] >= 0
+    assert runs[1]["stored_bytes_per_edit"] > 0
 
 
 def test_what_is_done_is_not_done_again(base: Any, plan: Plan, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

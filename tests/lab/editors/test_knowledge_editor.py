@@ -65,7 +65,7 @@ def test_the_update_is_a_gated_and_shifted_gradient(model_type: str) -> None:
     (edit,) = tiny_edits(1)
     before = dict(editor.weights)
     with torch.no_grad():
-        gates = editor.gates(editor.asked([edit]))
+        gates = editor.gates(editor.queries([edit]))
     gradient = gradients(editor, edit)
     editor.edit(edit)
     for path, module in editor.linears.items():
@@ -83,7 +83,7 @@ def test_the_update_is_a_gated_and_shifted_gradient(model_type: str) -> None:
 def test_gates_are_of_rank_one_with_shares_that_sum_to_one() -> None:
     editor = drawn("llama")
     with torch.no_grad():
-        gates = editor.gates(editor.asked(tiny_edits(3)))
+        gates = editor.gates(editor.queries(tiny_edits(3)))
     for gate in gates.values():
         for share in (gate.a, gate.b):
             torch.testing.assert_close(share.sum(-1), torch.ones(3))
@@ -119,13 +119,13 @@ def test_edits_of_one_call_are_made_one_after_the_other() -> None:
 
 def test_it_reads_the_prompt_the_old_answer_and_the_new() -> None:
     editor = drawn("llama")
-    (asked,) = editor.asked(tiny_edits(1))
-    (prompt, target), old = asked.row, asked.old
+    (queries,) = editor.queries(tiny_edits(1))
+    (prompt, target), old = queries.row, queries.old
     assert old == editor._said([prompt])[0]
 
     def said(prompt: list[int], old: list[int], target: list[int]) -> Tensor:
         with torch.no_grad():
-            gates = editor.gates([type(asked)(row=(prompt, target), old=old)])
+            gates = editor.gates([type(queries)(row=(prompt, target), old=old)])
         return torch.cat([gate.g[0] for gate in gates.values()])
 
     own = said(prompt, old, target)
@@ -143,7 +143,7 @@ def test_edits_of_unlike_length_are_read_as_alone() -> None:
     short, long = tiny_edits(2)
     long = Edit(prompt=f"{long.prompt} w80 w81 w82", target=long.target)
     with torch.no_grad():
-        alone, both = editor.gates(editor.asked([short])), editor.gates(editor.asked([short, long]))
+        alone, both = editor.gates(editor.queries([short])), editor.gates(editor.queries([short, long]))
     for path, gate in alone.items():
         torch.testing.assert_close(gate.g[0], both[path].g[0])
         assert not torch.allclose(both[path].g[0], both[path].g[1], atol=1e-4)
@@ -233,9 +233,9 @@ def test_a_record_without_neighbours_leaves_another_ones_answer_alone() -> None:
     examples = editor.examples()
     for example in examples:
         for seed in range(4):
-            asked, wording, unrelated = editor._sample(examples, [example], random.Random(seed))
-            assert wording == asked.row
-            assert unrelated in [(other.asked.row[0], other.asked.old) for other in examples if other is not example]
+            queries, wording, unrelated = editor._sample(examples, [example], random.Random(seed))
+            assert wording == queries.row
+            assert unrelated in [(other.query.row[0], other.query.old) for other in examples if other is not example]
 
 
 def test_three_records_without_neighbours_are_enough() -> None:

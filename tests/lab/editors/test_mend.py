@@ -74,7 +74,7 @@ def test_gradients_are_taken_of_a_frozen_base_too() -> None:
     free, frozen = mend(tiny_context()), mend(tiny_context())
     frozen.model.requires_grad_(False)
     rows = [free.context.row(edit) for edit in tiny_edits(2)]
-    for path, (u, delta) in free.gradients(free.asked(tiny_edits(2)))[0].items():
+    for path, (u, delta) in free.gradients(free.queries(tiny_edits(2)))[0].items():
         found = taken(frozen.model, frozen.linears, rows, frozen.context.device)[0][path]
         assert torch.equal(u, found[0]) and torch.equal(delta, found[1]) and delta.any()
 
@@ -83,7 +83,7 @@ def test_gradients_are_taken_of_a_frozen_base_too() -> None:
 def test_a_row_goes_through_the_weights_plus_its_own_update(model_type: str) -> None:
     editor = mend(tiny_context(model_type), blocks=2)
     generator = torch.Generator().manual_seed(0)
-    gradients, _ = editor.gradients(editor.asked(tiny_edits(2)))
+    gradients, _ = editor.gradients(editor.queries(tiny_edits(2)))
     update = {
         path: tuple(0.1 * torch.randn(t.shape, generator=generator) for t in pair) for path, pair in gradients.items()
     }
@@ -175,7 +175,7 @@ def test_pads_change_nothing() -> None:
     """A pad has no gradient, but the normalised pair of a pad is not 0."""
     editor = mend(tiny_context(training=tiny_records(6)), steps=1, batch=2, rank=4)
     editor.prepare()
-    short, long = editor.asked(tiny_edits(1)), editor.asked([tiny_edits(1)[0], tiny_edits(9)[8]])
+    short, long = editor.queries(tiny_edits(1)), editor.queries([tiny_edits(1)[0], tiny_edits(9)[8]])
     long[1].row[0].extend(range(4, 12))
     alone, padded = editor.update(short), editor.update(long)
     for path in editor.linears:

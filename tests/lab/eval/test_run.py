@@ -18,7 +18,7 @@ from wise.lab.eval.run import Evaluation, Scope, evaluate, stops
 EDITS = 6
 TEXT = ("The kettle was on the stove and nobody had thought of the tea. " * 4,)
 QUESTIONS = ("What is the best way to clean a window?", "How long does it take to boil an egg?")
-TIMES = ("cpu_seconds_per_edit", "seconds_per_edit", "peak_editing_bytes", "timing")
+TIMES = ("cpu_seconds_per_edit", "seconds_per_edit", "timing")
 
 
 class Interrupted(Exception):

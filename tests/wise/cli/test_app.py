@@ -36,7 +36,7 @@ PROMISED = {
 }
 CLASS_FIGURES = {"n", "auroc", "average_precision", "fpr_at_95_tpr", "tpr_at_fpr_0.001"}
 ROUTING = {"classes", "false_routes_per_million", "slot_top1", "edit_top1", "flips", "oracle"}
-TIMES = {"cpu_seconds_per_edit", "seconds_per_edit", "peak_editing_bytes", "timing"}
+TIMES = {"cpu_seconds_per_edit", "seconds_per_edit", "timing"}
 FRANCE = ("--prompt", "The capital of France is", "--target", "Lyon", "--subject", "France")
 
 
