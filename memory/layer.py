@@ -18,15 +18,17 @@ import torch
 from torch import nn
 
 from wise.memory.base_watch import tuner_layers
-from wise.memory.modules import activation_of, execution_device, first_tensor, with_first
+from wise.memory.modules import Around, activation_of, execution_device, first_tensor, with_first
 from wise.memory.side_memory import SideMemory
 
 
-class SideMemoryLayer(nn.Module):
+class SideMemoryLayer(Around):
     """Wraps `base_module`, which maps `[..., f] -> [..., d]`; without a memory it is that, bit for bit."""
 
-    def __init__(self, base_module: nn.Module) -> None:
+    def __init__(self, base_module: nn.Module, block: nn.Module | None = None) -> None:
+        """block: in which it stands, for a module without parameters, which does not tell where it runs."""
         super().__init__()
+        self._block = (block or base_module,)  # in a tuple, so that it is no child
         self.base_module = base_module  # peft takes a module with a child `base_layer` for one of its own
         self.register_module("memory", None)  # so that a memory is swapped in with one assignment
         self.memory: SideMemory | None
@@ -40,22 +42,13 @@ class SideMemoryLayer(nn.Module):
             return output
         return with_first(output, self.memory(activation_of(args, kwargs), first_tensor(output)))
 
-    @property
-    def weight(self) -> Any:
-        """The base layer's weight, for code that looks at a projection's dtype or device."""
-        return self.base_module.weight
-
-    @property
-    def bias(self) -> Any:
-        return self.base_module.bias
-
     def extra_repr(self) -> str:
         """peft shows it where it refuses this layer."""
         return "# the side memory of wise: put adapters for this module on before wise.wrap"
 
     def device(self) -> torch.device:
         """Where this layer runs."""
-        return execution_device(self.base_module)
+        return execution_device(self._block[0])
 
 
 def as_child(module: nn.Module, name: str) -> None:

@@ -11,6 +11,24 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
+class Around(nn.Module):
+    """A module around another one, in whose place it stands. Modules and tensors of the inner one are found on it."""
+
+    base_module: nn.Module
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            inner = self._modules.get("base_module")
+            if inner is None or name == "base_layer":  # by which peft knows layers of its own
+                raise
+            for kept in (inner._modules, inner._parameters, inner._buffers):
+                if name in kept:
+                    return kept[name]
+            raise
+
+
 def execution_device(module: nn.Module) -> torch.device:
     """Where `module` runs, also while accelerate keeps its weights elsewhere (and `meta` parameters here)."""
     for part in module.modules():

@@ -37,7 +37,7 @@ from transformers.cache_utils import DynamicLayer
 from wise.architectures import ValueProjection
 from wise.errors import UnsupportedModelError
 from wise.memory.layer import SideMemoryLayer
-from wise.memory.modules import activation_of, execution_device, first_tensor, with_first
+from wise.memory.modules import Around, activation_of, execution_device, first_tensor, with_first
 from wise.training.generation import UNPADDED, left_pad
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class SplicedModel:
         """Where ids go in and logits come out."""
         self._full = _copy_along(model, f"{projection.blocks}.{projection.layer}")
         self._full_tap = _tap(self._full, projection)
-        self.layer_device = execution_device(self._full_tap.base_layer)
+        self.layer_device = execution_device(self._full.get_submodule(f"{projection.blocks}.{projection.layer}"))
         """Where the edited layer runs, in a model that is spread over several devices."""
         self.upper: Any = _copy_along(model, f"{projection.blocks}.{projection.layer}")
         """The copy whose blocks below the edited one pass the cached state on."""
@@ -492,18 +492,18 @@ class _Spy:
         return hidden
 
 
-class _Tap(nn.Module):
+class _Tap(Around):
     """Takes the place of the edited module: records its input, and adds what is being trained."""
 
-    def __init__(self, base_layer: nn.Module) -> None:
+    def __init__(self, base_module: nn.Module) -> None:
         super().__init__()
-        self.base_layer = base_layer
+        self.base_module = base_module
         self.delta: Delta | None = None
         self.seen: tuple[Tensor, Tensor] | None = None
         """What the module was given and gave."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        given = self.base_layer(*args, **kwargs)
+        given = self.base_module(*args, **kwargs)
         activation, output = activation_of(args, kwargs), first_tensor(given)
         if activation is None or output is None:
             raise RuntimeError("the edited module was called without a tensor, or returned none")

@@ -109,7 +109,8 @@ class WiseModel(nn.Module):
         self._watch = BaseWatch(model)
         self._reset_caches()
         place = _inside_adapters(model, self._projection.path)
-        self._layer = (SideMemoryLayer(model.get_submodule(place)),)
+        block = model.get_submodule(f"{self._projection.blocks}.{self._projection.layer}")
+        self._layer = (SideMemoryLayer(model.get_submodule(place), block),)
         self.layer.register_forward_pre_hook(self._watch)
         try:
             if self.inputs is not None:

@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from wise.errors import UnsupportedModelError
 from wise.memory.modules import first_tensor, with_first
 from wise.memory.state import MemoryState
-from wise.training.splice import CACHED, UPPER, WHOLE, Rows, SplicedModel
+from wise.training.splice import ALONE, CACHED, UPPER, WHOLE, Rows, SplicedModel
 
 # Contexts shorter and longer than the sliding window, one of them empty; targets of unlike length.
 ROWS: list[tuple[list[int], list[int]]] = [
@@ -54,9 +55,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
         "falcon_h1",
         {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8},
     ),
+    "padding changes it": ("roformer", {"embedding_size": 32, "is_decoder": True}),
     "no cache": ("openai-gpt", {"n_embd": 32, "n_layer": DEPTH, "n_head": 4}),
 }
-STEPS = {"no cache": UPPER}
+STEPS = {"no cache": UPPER, "padding changes it": ALONE}
 """What training steps run, where it is not `CACHED`."""
 LAYERS = [0, 1, DEPTH - 1]
 
@@ -156,6 +158,13 @@ def test_a_state_that_is_wrong_would_be_noticed() -> None:
     spoilt = replace(rows, states=tuple(tuple(state.roll(1, dims=0) for state in layer) for layer in rows.states))
     real = rows.labels != -100
     assert (upper.logits(rows)[real] - upper.logits(spoilt)[real]).abs().max() > 0.01
+
+
+def test_a_base_without_gradients_is_refused() -> None:
+    model = tiny_model("llama")
+    model.lm_head.forward = torch.no_grad()(model.lm_head.forward)  # type: ignore[method-assign, operator, union-attr]
+    with pytest.raises(UnsupportedModelError, match="gradient"):
+        spliced(model, 1)
 
 
 def spoil_window(rows: Rows) -> Rows:
