@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wise.architectures import ValueProjection
+from wise.architectures import TargetModule
 from wise.errors import ArtifactError
 from wise.memory.base_watch import adapters_of
 
@@ -53,7 +53,7 @@ class Fingerprint:
 
     model_type: str
     path: str
-    """Dotted path of the value projection."""
+    """Dotted path of the edited module."""
     in_features: int
     """f"""
     out_features: int
@@ -158,7 +158,7 @@ PRECISION = ("dtype", "quantization", "digest")
 
 
 @torch.no_grad()
-def fingerprint(model: PreTrainedModel, projection: ValueProjection) -> Fingerprint:
+def fingerprint(model: PreTrainedModel, target_module: TargetModule) -> Fingerprint:
     """The fingerprint of a base, wrapped or not, wherever accelerate keeps its weights."""
     taken = [(_sample(values, ENTRIES), values.numel(), coarse) for values, coarse in _weights(model)]
     entries = torch.cat([values for values, *_ in taken])
@@ -166,11 +166,11 @@ def fingerprint(model: PreTrainedModel, projection: ValueProjection) -> Fingerpr
     kept = _places(len(entries), KEPT)
     return Fingerprint(
         model_type=str(model.config.model_type),
-        path=projection.path,
-        in_features=projection.in_features,
-        out_features=projection.out_features,
+        path=target_module.path,
+        in_features=target_module.in_features,
+        out_features=target_module.out_features,
         vocabulary=int(model.config.get_text_config().vocab_size),
-        depth=projection.depth,
+        depth=target_module.depth,
         parameters=sum(size for _, size, _ in taken),
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=_quantization(model),

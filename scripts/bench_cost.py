@@ -136,7 +136,7 @@ def whole_step(model: WiseModel, edits: Sequence[wise.Edit], clock: Clock) -> fl
     for steps in (usual, WHOLE) * (STEPS_TIMED + 1):
         spliced.use(steps)
         cached = spliced.cache(rows)
-        added = torch.zeros(spliced.projection.out_features, requires_grad=True)
+        added = torch.zeros(spliced.target_module.out_features, requires_grad=True)
         begun = clock()
         spliced.labelled_logits(cached, lambda a, v=added: v.expand(*a.shape[:2], -1)).logsumexp(-1).sum().backward()  # type: ignore[misc]
         spent.setdefault(steps, []).append(clock() - begun)

@@ -102,7 +102,7 @@ def test_an_adapter_put_on_a_wrapped_model_is_saved_merged_and_taken_off(targets
 
     torch.manual_seed(0)
     wrapped = wrap_tiny("llama")
-    plain, (inputs, outputs) = logits(wrapped), (wrapped.projection.in_features, wrapped.projection.out_features)
+    plain, (inputs, outputs) = logits(wrapped), (wrapped.target_module.in_features, wrapped.target_module.out_features)
     tuned = get_peft_model(wrapped.model, lora(target_modules=targets)).eval()
     with_adapter = logits(tuned)
     assert not torch.allclose(with_adapter, plain)

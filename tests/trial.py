@@ -55,7 +55,7 @@ def attempt(model_type: str) -> Trial:
         trial.pads = bare["left-padded"] == bare["alone"]
         step = "wrap"
         wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(**SETTINGS), reader=WordReader())
-        trial.path = wrapped.projection.path
+        trial.path = wrapped.target_module.path
         for step, act in STEPS.items():
             if trial.pads or act is not say_padded:
                 act(wrapped, bare)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from wise.architectures import ValueProjection
+from wise.architectures import TargetModule
 from wise.config import WiseConfig
 from wise.memory.key_space import KeySpace, Space
 from wise.memory.state import MemoryState
@@ -23,7 +23,7 @@ from wise.training.writers.masked_dense_statistics import measure
 
 def build_trainer(
     model: PreTrainedModel,
-    projection: ValueProjection,
+    target_module: TargetModule,
     encoder: Encoder,
     config: WiseConfig,
     *,
@@ -35,7 +35,7 @@ def build_trainer(
     inputs: what the router of `hybrid` reads; None in the other modes. state: in whose space keys are compared, where
     it has one.
     """
-    spliced = SplicedModel(model, projection)
+    spliced = SplicedModel(model, target_module)
     verifier: Verifier
     writer: Writer
     space: Space
@@ -54,7 +54,7 @@ def build_trainer(
         key_space=space,
         verifier=verifier,
         writer=writer,
-        sharding=Sharding.of(config, projection.in_features),
+        sharding=Sharding.of(config, target_module.in_features),
         config=config,
         dtype=model.dtype,
     )

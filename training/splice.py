@@ -34,7 +34,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from wise.architectures import ValueProjection
+from wise.architectures import TargetModule
 from wise.errors import UnsupportedModelError
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.modules import Around, activation_of, execution_device, first_tensor, with_first
@@ -56,7 +56,7 @@ LOW_PRECISION = 0.1
 """The same in half precision."""
 
 Delta = Callable[[Tensor], Tensor]
-"""`[batch, targets, f] -> [batch, targets, d]`: what is added to the value projection."""
+"""`[batch, targets, f] -> [batch, targets, d]`: what is added to the value target_module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Rows:
     hidden_before: Tensor | None
     """`[batch, context, d]` the same in the context (`UPPER`)."""
     activations: Tensor
-    """`[batch, targets, f]` the input of the value projection."""
+    """`[batch, targets, f]` the input of the value target_module."""
     outputs: Tensor
     """`[batch, targets, d]` what the edited module gave."""
     context: Tensor
@@ -129,19 +129,19 @@ class Observation(NamedTuple):
 class SplicedModel:
     """Two shallow copies of a base: one that fills `Rows`, one that takes training steps on them."""
 
-    def __init__(self, model: PreTrainedModel, projection: ValueProjection) -> None:
+    def __init__(self, model: PreTrainedModel, target_module: TargetModule) -> None:
         """Raises UnsupportedModelError where the logits of left-padded rows are not those of each row alone."""
-        self.projection = projection
+        self.target_module = target_module
         self._model = model
         self.device = execution_device(model)
         """Where ids go in and logits come out."""
-        self._full = _copy_along(model, f"{projection.blocks}.{projection.layer}")
-        self._full_tap = _tap(self._full, projection)
-        self.layer_device = execution_device(self._full.get_submodule(f"{projection.blocks}.{projection.layer}"))
+        self._full = _copy_along(model, f"{target_module.blocks}.{target_module.layer}")
+        self._full_tap = _tap(self._full, target_module)
+        self.layer_device = execution_device(self._full.get_submodule(f"{target_module.blocks}.{target_module.layer}"))
         """Where the edited layer runs, in a model that is spread over several devices."""
-        self.upper: Any = _copy_along(model, f"{projection.blocks}.{projection.layer}")
+        self.upper: Any = _copy_along(model, f"{target_module.blocks}.{target_module.layer}")
         """The copy whose blocks below the edited one pass the cached state on."""
-        self._upper_tap = _tap(self.upper, projection)
+        self._upper_tap = _tap(self.upper, target_module)
         self._inner_name = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
         taken = inspect.signature(model.forward).parameters
         self._positions = "position_ids" in taken
@@ -156,15 +156,15 @@ class SplicedModel:
         self.steps = CACHED
         """What a training step runs: one of `STEPS`."""
         self._recurrent = _is_recurrent(model)
-        blocks = self._full.get_submodule(projection.blocks)
-        self._spy.forward = blocks[projection.layer].forward
-        blocks[projection.layer].__dict__["forward"] = self._spy
-        if projection.layer:
-            below = _copy(blocks[projection.layer - 1])
+        blocks = self._full.get_submodule(target_module.blocks)
+        self._spy.forward = blocks[target_module.layer].forward
+        blocks[target_module.layer].__dict__["forward"] = self._spy
+        if target_module.layer:
+            below = _copy(blocks[target_module.layer - 1])
             below.__dict__["forward"] = self._remember_type(below.forward)
-            blocks._modules[str(projection.layer - 1)] = below
+            blocks._modules[str(target_module.layer - 1)] = below
         self._install_head()
-        self._lower = dict(self.upper.get_submodule(projection.blocks)._modules)
+        self._lower = dict(self.upper.get_submodule(target_module.blocks)._modules)
         self._choose_steps()
 
     @torch.no_grad()
@@ -199,12 +199,12 @@ class SplicedModel:
     @torch.enable_grad()
     def _check_gradient(self, rows: Rows) -> None:
         """Raises UnsupportedModelError where none reaches what is added."""
-        added = torch.zeros(self.projection.out_features, device=rows.activations.device, requires_grad=True)
+        added = torch.zeros(self.target_module.out_features, device=rows.activations.device, requires_grad=True)
         loss = self.logits(rows, lambda a: added.expand(*a.shape[:2], -1)).float().square().mean()
         gradient = torch.autograd.grad(loss, added, allow_unused=True)[0] if loss.requires_grad else None
         if gradient is None or not bool(gradient.isfinite().all()) or not bool(gradient.any()):
             raise UnsupportedModelError(
-                f"no gradient reaches {self.projection.path} of this {self._full.config.model_type} model, so edits "
+                f"no gradient reaches {self.target_module.path} of this {self._full.config.model_type} model, so edits "
                 "cannot be fitted on it"
             )
 
@@ -219,8 +219,8 @@ class SplicedModel:
     def use(self, steps: str) -> None:
         """Has training steps run more or less of the model: one of `STEPS`."""
         self.steps = steps
-        blocks = self.upper.get_submodule(self.projection.blocks)
-        for i in range(self.projection.layer):
+        blocks = self.upper.get_submodule(self.target_module.blocks)
+        for i in range(self.target_module.layer):
             stub = self._lower[str(i)]
             if steps in (CACHED, UPPER):
                 stub = _copy(stub)  # a copy, since some models read attributes off a block before calling it
@@ -267,7 +267,7 @@ class SplicedModel:
         if cache is None:
             return self._run_whole(own)
         begun = self._begin(cache, rows[0][0][:shared], len(rows))
-        seen, upper = shared + context.shape[1], range(self.projection.layer, self.projection.depth)
+        seen, upper = shared + context.shape[1], range(self.target_module.layer, self.target_module.depth)
         states: list[tuple[Tensor, ...]] = [() for _ in upper]
         activation = begun.new_zeros(len(rows), 0, begun.shape[-1])
         if self._recurrent:  # a state cannot be cut, so the context is run by itself
@@ -339,7 +339,7 @@ class SplicedModel:
     def _begin(self, cache: DynamicCache, ids: list[int], rows: int) -> Tensor:
         """Runs the common prefix of all rows; the activations there `[rows, shared, f]`."""
         if not ids:
-            return torch.zeros(rows, 0, self.projection.in_features, device=self.device)
+            return torch.zeros(rows, 0, self.target_module.in_features, device=self.device)
         tokens = torch.tensor([ids], device=self.device)
         mask = torch.ones_like(tokens)
         self._run_inner(cache, tokens, mask, 0)
@@ -418,7 +418,7 @@ class SplicedModel:
         cache = self._empty_cache()
         length = rows.before.shape[1]
         empty = rows.hidden.new_zeros(1).expand(len(rows), 1, length, 1)
-        for i in range(self.projection.layer):
+        for i in range(self.target_module.layer):
             if i >= len(cache.layers) or hasattr(cache.layers[i], "update"):
                 cache.update(empty, empty, i)
             layer: Any = cache.layers[i] if i < len(cache.layers) else None
@@ -426,9 +426,9 @@ class SplicedModel:
                 layer.has_previous_state = dict.fromkeys(layer.conv_states, True)
         for i, (keys, values, states) in enumerate(zip(rows.keys, rows.values, rows.states, strict=True)):
             if keys is not None and values is not None:
-                cache.update(keys, values, self.projection.layer + i)
+                cache.update(keys, values, self.target_module.layer + i)
             if states:
-                _restore(cache.layers[self.projection.layer + i], states)
+                _restore(cache.layers[self.target_module.layer + i], states)
         return cache
 
     def labelled_logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
@@ -616,9 +616,9 @@ def _restore(layer: Any, states: tuple[Tensor, ...]) -> None:
     layer.update_recurrent_state = lambda new, state_idx=0, **_: new
 
 
-def _tap(model: nn.Module, projection: ValueProjection) -> _Tap:
-    parent_path, _, name = projection.path.rpartition(".")
-    parent = _copy_along(model, parent_path, inside=f"{projection.blocks}.{projection.layer}")
+def _tap(model: nn.Module, target_module: TargetModule) -> _Tap:
+    parent_path, _, name = target_module.path.rpartition(".")
+    parent = _copy_along(model, parent_path, inside=f"{target_module.blocks}.{target_module.layer}")
     layer = parent._modules[name]
     tap = _Tap(layer.base_module if isinstance(layer, SideMemoryLayer) else layer)
     parent._modules[name] = tap

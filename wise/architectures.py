@@ -4,7 +4,7 @@ No table of architectures: the model is asked. A few tokens are run through one 
 work token by token are tried from the last to the first: a vector is added to the output of a module, and the right
 place is one where the same vector, up to a factor, comes out of the block. That is the value projection of a dense
 feed-forward layer, the whole feed-forward layer where it holds packed experts, and the norm behind it where one
-follows. A user may name another module with `WiseConfig(value_projection="...{i}...")`.
+follows. A user may name another module with `WiseConfig(target_module="...{i}...")`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MIXED = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValueProjection:
+class TargetModule:
     """The module that is wrapped, and where it stands."""
 
     path: str
@@ -58,7 +58,7 @@ LAYER_FRACTION = {"merge": 0.85, "retrieve": 0.85, "hybrid": 0.7}
 its answers are read through the blocks above."""
 
 
-def locate(model: PreTrainedModel, config: WiseConfig, *, linear: bool = False) -> ValueProjection:
+def locate(model: PreTrainedModel, config: WiseConfig, *, linear: bool = False) -> TargetModule:
     """The module that `config` asks for; it takes one forward pass of a few tokens, up to the edited block.
 
     linear: the last projection of the feed-forward layer is wanted, whatever norm stands behind it, as editors that
@@ -71,9 +71,9 @@ def locate(model: PreTrainedModel, config: WiseConfig, *, linear: bool = False) 
         return _located(model, config, linear=linear)
 
 
-def _located(model: PreTrainedModel, config: WiseConfig, *, linear: bool) -> ValueProjection:
-    if config.value_projection is not None:
-        return _named(model, config, config.value_projection)
+def _located(model: PreTrainedModel, config: WiseConfig, *, linear: bool) -> TargetModule:
+    if config.target_module is not None:
+        return _named(model, config, config.target_module)
     blocks_path, blocks = _find_blocks(model)
     layer = _choose_layer(config, len(blocks))
     for i in [layer] if config.layer is not None else sorted(range(len(blocks)), key=lambda i: abs(i - layer)):
@@ -122,19 +122,19 @@ def _choose_layer(config: WiseConfig, depth: int) -> int:
     return config.layer
 
 
-def _named(model: PreTrainedModel, config: WiseConfig, template: str) -> ValueProjection:
+def _named(model: PreTrainedModel, config: WiseConfig, template: str) -> TargetModule:
     """The module at a path that a user gave."""
     blocks_path, _, inner = template.partition(".{i}.")
     try:
         blocks = model.get_submodule(blocks_path)
     except AttributeError as error:
         raise UnsupportedModelError(
-            f"value_projection {template!r}: this {model.config.model_type} model has no module {blocks_path!r}; "
+            f"target_module {template!r}: this {model.config.model_type} model has no module {blocks_path!r}; "
             f"candidates: {_candidates(model)}"
         ) from error
     if not isinstance(blocks, nn.ModuleList) or not len(blocks) or not inner:
         raise UnsupportedModelError(
-            f"value_projection {template!r}: {blocks_path!r} is not a list of blocks; candidates: {_candidates(model)}"
+            f"target_module {template!r}: {blocks_path!r} is not a list of blocks; candidates: {_candidates(model)}"
         )
     layer = _choose_layer(config, len(blocks))
     trial = _Trial.of(model, blocks, layer)
@@ -323,8 +323,8 @@ class _Trial:
         finally:
             handle.remove()
 
-    def describe(self, inner: str, blocks: str, layer: int, depth: int) -> ValueProjection:
-        return ValueProjection(
+    def describe(self, inner: str, blocks: str, layer: int, depth: int) -> TargetModule:
+        return TargetModule(
             path=f"{blocks}.{layer}.{inner}",
             blocks=blocks,
             layer=layer,
@@ -390,5 +390,5 @@ def _no_place(model: PreTrainedModel, blocks: str, layer: int, config: WiseConfi
     has = "has no" if config.layer is not None else "has a"
     return (
         f"{where} of this {model.config.model_type} model {has} {part}; choose another layer, or name a module with "
-        f"value_projection='path.{{i}}.name'; candidates: {_candidates(model)}"
+        f"target_module='path.{{i}}.name'; candidates: {_candidates(model)}"
     )

@@ -29,8 +29,8 @@ class WiseConfig:
     layer: int | None = None
     """Index of the edited block. A higher one leaves fewer blocks above it: edits take less time, and there is less
     depth left to turn what is added into words. None takes 70 % of the depth, in `merge` and `retrieve` 85 %."""
-    value_projection: str | None = None
-    """Path of the value projection with `{i}` for the block, for architectures that wise does not know."""
+    target_module: str | None = None
+    """Path of the module to whose output the memory adds, with `{i}` for the block. None finds it: see `wise info`."""
     slot_capacity: int | None = None
     """Edits that share a slot (`retrieve`). More of them take less memory, and the slot speaks more often where it
     should not. None goes by the size of the layer."""
@@ -106,7 +106,7 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("mode", lambda v: v in MODES, f"one of {', '.join(MODES)}"),
     ("layer", _integer(0, optional=True), "a block index from 0, or None"),
     (
-        "value_projection",
+        "target_module",
         lambda v: v is None or (isinstance(v, str) and v.count("{i}") == 1),
         "a module path with one {i} for the block index, or None",
     ),

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wise.architectures import ValueProjection, locate
+from wise.architectures import TargetModule, locate
 from wise.config import WiseConfig
 from wise.edits import Conversation, Edit, Message, as_edit
 from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError, given
@@ -86,9 +86,9 @@ class WiseModel(nn.Module):
         _check_tokenizer(tokenizer)
         if any(isinstance(module, SideMemoryLayer) for module in model.modules()):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
-        self._projection: ValueProjection = locate(model, config)
+        self._target_module: TargetModule = locate(model, config)
         with evaluating(model):
-            SplicedModel(model, self._projection)  # a model on which no edit can be fitted is refused here
+            SplicedModel(model, self._target_module)  # a model on which no edit can be fitted is refused here
         self.inputs: RouterInputs | None = None
         if config.mode == "hybrid":
             self.inputs = RouterInputs(
@@ -108,8 +108,8 @@ class WiseModel(nn.Module):
         """Name and revision of the base as a loaded memory has them, which stay with it wherever the base is loaded from."""
         self._watch = BaseWatch(model)
         self._reset_caches()
-        place = _inside_adapters(model, self._projection.path)
-        block = model.get_submodule(f"{self._projection.blocks}.{self._projection.layer}")
+        place = _inside_adapters(model, self._target_module.path)
+        block = model.get_submodule(f"{self._target_module.blocks}.{self._target_module.layer}")
         self._layer = (SideMemoryLayer(model.get_submodule(place), block),)
         self.layer.register_forward_pre_hook(self._watch)
         try:
@@ -137,9 +137,9 @@ class WiseModel(nn.Module):
         return self._layer[0]
 
     @property
-    def projection(self) -> ValueProjection:
+    def target_module(self) -> TargetModule:
         """Where the layer stands. peft may move it, as it puts an adapter on or takes one off."""
-        return replace(self._projection, path=self._path() or self._projection.path)
+        return replace(self._target_module, path=self._path() or self._target_module.path)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and for other processes: all but what refers to this very object."""
@@ -231,7 +231,7 @@ class WiseModel(nn.Module):
                 base = self._watch.state()
                 built = build_trainer(
                     self.model,
-                    self.projection,
+                    self.target_module,
                     self.encoder,
                     self.wise_config,
                     inputs=self.inputs,
@@ -248,7 +248,7 @@ class WiseModel(nn.Module):
 
     def fingerprint(self) -> Fingerprint:
         """Identifies the base and the layer of the side memory."""
-        found = fingerprint(self.model, self._projection)
+        found = fingerprint(self.model, self._target_module)
         name, revision = self._source or (found.name, found.revision)
         return replace(found, name=name, revision=revision)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from wise.architectures import ValueProjection, locate
+from wise.architectures import TargetModule, locate
 from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
@@ -61,8 +61,6 @@ class EditingContext:
     cache: Path | None = None
     """Folder in which what takes long to compute is kept."""
     progress: Progress = silent
-    value_projection: str | None = None
-    """Of an architecture that wise does not know, as in `WiseConfig`."""
 
     @property
     def device(self) -> torch.device:
@@ -73,9 +71,9 @@ class EditingContext:
         """Number of blocks."""
         return self.projection(0).depth
 
-    def projection(self, layer: int) -> ValueProjection:
+    def projection(self, layer: int) -> TargetModule:
         """The value projection of a block. Raises ConfigError where there is no such block."""
-        return locate(self.model, WiseConfig(layer=layer, value_projection=self.value_projection), linear=True)
+        return locate(self.model, WiseConfig(layer=layer), linear=True)
 
     def chosen_layer(self, layer: int | None, fraction: float) -> int:
         """The block that `LayerSettings` ask for."""

@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wise.architectures import ValueProjection
+from wise.architectures import TargetModule
 from wise.edits import Edit
 from wise.lab.editors.base import Applied, LayerEditor
 from wise.lab.editors.context import EditingContext, mean_loss, padded_rows
@@ -135,7 +135,7 @@ class Codebook:
 class CodebookLayer(Replacement):
     """Equation (1)."""
 
-    def __init__(self, context: EditingContext, place: ValueProjection) -> None:
+    def __init__(self, context: EditingContext, place: TargetModule) -> None:
         super().__init__(context, place)
         self.codebook = Codebook.without_entries(place.in_features, place.out_features, context.device)
 

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from wise.architectures import ValueProjection
+from wise.architectures import TargetModule
 from wise.edits import Edit
 from wise.errors import ConfigError
 from wise.lab.editors.base import Applied, LayerEditor, WholePrompts
@@ -99,7 +99,7 @@ class TopHash:
 class MemoryLayer(Replacement):
     """The base's layer and the residual memory. `prompts` must be set before each forward."""
 
-    def __init__(self, context: EditingContext, place: ValueProjection, settings: MemoirSettings) -> None:
+    def __init__(self, context: EditingContext, place: TargetModule, settings: MemoirSettings) -> None:
         super().__init__(context, place)
         f, d = place.in_features, place.out_features
         self.tau = settings.tau

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from wise.architectures import ValueProjection
+from wise.architectures import TargetModule
 from wise.lab.editors.context import EditingContext
 from wise.memory.modules import execution_device, hooked
 
@@ -21,7 +21,7 @@ class Replacement(nn.Module, ABC):
     What a method learns is kept in plain attributes: parameters of the model are those of the base.
     """
 
-    def __init__(self, context: EditingContext, place: ValueProjection) -> None:
+    def __init__(self, context: EditingContext, place: TargetModule) -> None:
         super().__init__()
         self.base_layer = context.model.get_submodule(place.path)
         self.in_features = place.in_features

@@ -220,15 +220,15 @@ def _check(records: Sequence[Record], batch: int | None, scope: Scope, editor: s
 
 def _about(subject: OpenEditor, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
     model = subject.model
-    projection = subject.projection if isinstance(subject, WiseModel) else locate(model, WiseConfig())
+    target_module = subject.target_module if isinstance(subject, WiseModel) else locate(model, WiseConfig())
     with subject.disabled():
-        base = fingerprint(model, projection)
+        base = fingerprint(model, target_module)
     return {
         "seed": config["seed"],
         "config": dict(config),
         "model": described(base)
         | {
-            "layer": projection.layer if isinstance(subject, WiseModel) else None,
+            "layer": target_module.layer if isinstance(subject, WiseModel) else None,
             "tokenizer": tokenizer_digest(tokenizer),
             "attention": model.config._attn_implementation,
         },

@@ -122,13 +122,13 @@ def wrap_tiny(
     mode: str | None = "retrieve",
     *,
     layer: int | None = None,
-    value_projection: str | None = None,
+    target_module: str | None = None,
     **changes: Any,
 ) -> wise.WiseModel:
     """A wrapped tiny model, with a side memory by hand; `mode` None leaves it without."""
     model = tiny_model(base, **changes) if isinstance(base, str) else base
     config = wise.WiseConfig(
-        mode=mode or "retrieve", layer=layer, value_projection=value_projection, key_threshold=KEY_THRESHOLD
+        mode=mode or "retrieve", layer=layer, target_module=target_module, key_threshold=KEY_THRESHOLD
     )
     wrapped = wise.wrap(model, tiny_tokenizer(), config, **reading(config.mode))
     if mode is not None:

@@ -33,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def save(wrapped: wise.WiseModel, folder: Path, state: MemoryState | None = None) -> Path:
-    base = fingerprint(wrapped.model, wrapped.projection)
+    base = fingerprint(wrapped.model, wrapped.target_module)
     save_memory(folder, config=wrapped.wise_config, state=state or wrapped.state, base=base)
     return folder
 

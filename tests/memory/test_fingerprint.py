@@ -28,7 +28,7 @@ def test_the_same_for_the_same_base_wrapped_or_not_and_refused_for_other_weights
     base = taken(tiny_model(model_type))
     wrapped = wrap_tiny(model_type)
     assert wrapped.layer.memory is not None
-    again = fingerprint(wrapped.model, wrapped.projection)
+    again = fingerprint(wrapped.model, wrapped.target_module)
     assert again == base
     base.check(again)
     with pytest.raises(ArtifactError, match="weights: expected digest .* other weights"):

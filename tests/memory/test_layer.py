@@ -174,7 +174,7 @@ def test_a_slot_says_itself_what_the_served_memory_adds() -> None:
         wrapped = wrap_tiny("llama", mode)
         memory = wrapped.layer.memory
         assert memory is not None
-        activation = random(20, wrapped.projection.in_features)
+        activation = random(20, wrapped.target_module.in_features)
         route = memory.route(activation)
         for slot in wrapped.state.slots:
             mine = route.slot == slot.id

@@ -58,7 +58,7 @@ def test_new_keys_are_compared_in_the_space_of_those_that_are_live(mode: str) ->
     assert isinstance(measured, KeySpace)
     given = replace(measured, mean=measured.mean + 1)
     with model.evaluating(), model.disabled():
-        parts = (model.model, model.projection, model.encoder, model.wise_config)
+        parts = (model.model, model.target_module, model.encoder, model.wise_config)
         made = build_trainer(*parts, inputs=None, state=replace(model.state, key_space=given))
     assert made.key_space is given and isinstance(made.writer, MaskedDenseWriter)
     assert made.writer.statistics.key_space is given

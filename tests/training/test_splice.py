@@ -194,13 +194,13 @@ def test_a_wrong_splice_would_be_noticed(model_type: str, spoil: Callable[[Rows]
 def test_what_is_cached_is_what_enters_the_layer(model_type: str) -> None:
     """Also where a memory stands in the model: rows are the base's."""
     wrapped = wrap_tiny(model_type, layer=1)
-    upper = SplicedModel(wrapped.model, wrapped.projection)
+    upper = SplicedModel(wrapped.model, wrapped.target_module)
     rows = upper.cache(ROWS)
     seen: list[Tensor] = []
     handle = wrapped.layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     for row, (prompt, target) in enumerate(ROWS):
         wrapped(torch.tensor([prompt + target[:-1]]), use_cache=False)
-        activation = seen.pop().reshape(-1, wrapped.projection.in_features)
+        activation = seen.pop().reshape(-1, wrapped.target_module.in_features)
         before = len(prompt) - 1
         torch.testing.assert_close(rows.activations[row, : len(target)], activation[before:])
         torch.testing.assert_close(rows.context[row, rows.context.shape[1] - before :], activation[:before])
@@ -244,7 +244,7 @@ def test_delta_sees_the_activations_and_only_the_layers_above_run(model_type: st
 def test_observing_tells_the_bases_greedy_next_tokens(model_type: str) -> None:
     wrapped = wrap_tiny(model_type, layer=1)
     rows = [prompt for prompt, _ in ROWS] * 3
-    upper = SplicedModel(wrapped.model, wrapped.projection)
+    upper = SplicedModel(wrapped.model, wrapped.target_module)
     with wrapped.disabled() as base:
         expected = [row[0] for row in generated(base, rows, max_new_tokens=1)]
     assert upper.observe(rows).next.tolist() == expected
@@ -252,7 +252,7 @@ def test_observing_tells_the_bases_greedy_next_tokens(model_type: str) -> None:
 
 def test_what_the_edited_module_gives_is_the_bases_own() -> None:
     wrapped = wrap_tiny("gpt2", layer=1)
-    seen = SplicedModel(wrapped.model, wrapped.projection).observe([[5, 6, 7]])
+    seen = SplicedModel(wrapped.model, wrapped.target_module).observe([[5, 6, 7]])
     assert torch.equal(seen.outputs, wrapped.layer.base_module(seen.activations))
 
 
@@ -306,7 +306,7 @@ def test_a_delta_that_fails_leaves_the_splice_usable() -> None:
 
 def test_a_memory_that_is_served_does_not_reach_the_splice() -> None:
     wrapped = wrap_tiny("llama", layer=1)
-    upper = SplicedModel(wrapped.model, wrapped.projection)
+    upper = SplicedModel(wrapped.model, wrapped.target_module)
     served = upper.logits(upper.cache(ROWS))
     put(wrapped, MemoryState())
     assert torch.equal(upper.logits(upper.cache(ROWS)), served)

@@ -159,7 +159,7 @@ def test_a_model_without_a_feed_forward_is_refused_and_the_error_says_why() -> N
     for layer, reason in ((None, "no block of backbone.layers"), (1, "block 1 (backbone.layers.1)")):
         with pytest.raises(UnsupportedModelError) as refused:
             located(model, layer=layer)
-        assert reason in str(refused.value) and "value_projection" in str(refused.value)
+        assert reason in str(refused.value) and "target_module" in str(refused.value)
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "gemma2"])
@@ -196,7 +196,7 @@ def test_asking_leaves_the_model_as_it_was() -> None:
 )
 def test_a_path_that_leads_nowhere_is_refused_with_those_that_lead_somewhere(path: str, reason: str) -> None:
     with pytest.raises(UnsupportedModelError) as refused:
-        located(tiny_model("llama"), value_projection=path)
+        located(tiny_model("llama"), target_module=path)
     assert reason in str(refused.value)
     assert "model.layers.{i}.mlp.down_proj" in str(refused.value)
 
@@ -215,4 +215,4 @@ def test_the_language_model_of_a_model_that_also_sees_is_found() -> None:
     assert torch.allclose(recorded.logits, plain[:, -1], atol=1e-5)
     wrapped = wrap_tiny(model, mode=None, layer=1)
     assert torch.equal(wrapped(ids).logits, plain)
-    assert wrapped.projection.path == "model.language_model.layers.1.post_feedforward_layernorm"
+    assert wrapped.target_module.path == "model.language_model.layers.1.post_feedforward_layernorm"

@@ -186,6 +186,6 @@ def test_the_layer_compiled_further_down_is_equal_to_eager(backend: str, mode: s
     compiled = torch.compile(wrapped.layer, fullgraph=True, backend=backend)
     generator = torch.Generator().manual_seed(0)
     for shape in ((3, 9), (1, 1)):  # prefill and decode
-        activation = torch.randn(*shape, wrapped.projection.in_features, generator=generator)
+        activation = torch.randn(*shape, wrapped.target_module.in_features, generator=generator)
         with torch.no_grad():
             torch.testing.assert_close(compiled(activation), wrapped.layer(activation))

@@ -19,7 +19,7 @@ NAN, INFINITY = float("nan"), float("inf")
 BAD: dict[str, list[Any]] = {
     "mode": ["both", "", None, 1, ["merge"]],
     "layer": [-1, 1.0, True, "4"],
-    "value_projection": ["model.layers.4.down_proj", "{i}.{i}", 4, ""],
+    "target_module": ["model.layers.4.down_proj", "{i}.{i}", 4, ""],
     "slot_capacity": [0, -1, 2.0, True],
     "learning_rate": [0, INFINITY, -1e-3, NAN, None],
     "max_steps": [0, 1.0, None, True],
@@ -34,7 +34,7 @@ BAD: dict[str, list[Any]] = {
 GOOD: dict[str, list[Any]] = {
     "mode": ["merge", "retrieve", "hybrid"],
     "layer": [None, 0, 31],
-    "value_projection": [None, "model.layers.{i}.mlp.down_proj"],
+    "target_module": [None, "model.layers.{i}.mlp.down_proj"],
     "slot_capacity": [None, 1],
     "prefixes": [0],
     "key_threshold": [-1, 1, 0.0],

@@ -109,7 +109,7 @@ def test_the_base_is_bit_for_bit_as_it_was(model_type: str, mode: str) -> None:
     assert all(p.grad is None and p.requires_grad for p in base.parameters())
     after = logits(model)
     assert model.unwrap() is base
-    assert base.get_submodule(model.projection.path) is layer
+    assert base.get_submodule(model.target_module.path) is layer
     assert same_tensors(base, pristine)
     with torch.no_grad():
         plain = base(torch.tensor([[5, 6, 7, 30, 60, 61, 8, 9, 20, 21]]), use_cache=False).logits

@@ -166,10 +166,10 @@ def test_wherever_accelerate_keeps_the_weights_the_wrapped_model_speaks_the_same
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_wherever_accelerate_keeps_the_weights_the_splice_is_the_same(placement: str, tmp_path: Path) -> None:
     model = tiny_model("llama")
-    here = SplicedModel(model, wrap_tiny(model, mode=None, layer=LAYER).projection)
+    here = SplicedModel(model, wrap_tiny(model, mode=None, layer=LAYER).target_module)
     moved = PLACEMENTS[placement](tiny_model("llama"), tmp_path)
     wrapped = wrap_tiny(moved, mode=None, layer=LAYER)
-    there = SplicedModel(moved, wrapped.projection)
+    there = SplicedModel(moved, wrapped.target_module)
     mine, theirs = here.cache(ROWS), there.cache(ROWS)
     torch.testing.assert_close(theirs.activations, mine.activations, rtol=0, atol=0)
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -124,7 +124,7 @@ def test_a_state_dict_can_be_loaded_into_a_wrapped_model(model_type: str) -> Non
 def test_a_missing_weight_is_still_reported_when_loading_into_a_wrapped_model() -> None:
     wrapped = wrap_tiny("llama")
     state = snapshot(wrapped.model)
-    del state[f"{wrapped.projection.path}.weight"]
+    del state[f"{wrapped.target_module.path}.weight"]
     with pytest.raises(RuntimeError, match="Missing key"):
         wrapped.model.load_state_dict(state)
 
@@ -168,7 +168,7 @@ def test_a_refused_configuration_leaves_the_model_alone() -> None:
     modules = list(model.named_modules())
     for settings in (
         {"layer": DEPTH},
-        {"value_projection": "model.layers.{i}.nothing"},
+        {"target_module": "model.layers.{i}.nothing"},
         {"encoder": "./no/such/encoder"},
     ):
         with pytest.raises(wise.WiseError):

@@ -70,7 +70,7 @@ class AnswerWriter:
         asked = [self.wordings.of(edit, texts) for edit, texts in zip(edits, further, strict=True)]
         parts = [(i, form) for i in range(len(edits)) for form in range(FORMS) if _of_form(asked[i], form)]
         examples = self._examples([_of_form(asked[i], form) for i, form in parts])
-        values = Values(examples.own.activations, self.spliced.projection.out_features, self._unit(examples))
+        values = Values(examples.own.activations, self.spliced.target_module.out_features, self._unit(examples))
         steps = effort.steps * self.config.max_steps
         fit = Stepping(self.spliced, examples, values, max_steps=steps, rate=effort.rate).run(
             None if progress is None else lambda done: progress(done * len(edits) // len(parts))
@@ -104,7 +104,7 @@ class AnswerWriter:
             values=torch.cat([values.of(own[form], len(answer)) for form, answer in answers.items()]),
             ids=torch.tensor([i for answer in answers.values() for i in answer]),
             counts=torch.tensor([len(answers.get(form, ())) for form in range(FORMS)]),
-            features=self.spliced.projection.in_features,
+            features=self.spliced.target_module.in_features,
         )
 
     def _examples(self, parts: Sequence[Sequence[Wording]]) -> Examples:

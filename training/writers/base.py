@@ -14,7 +14,7 @@ from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
 
 FEATURES_PER_EDIT = 44
-"""Input features of the value projection per edit of a slot, if `slot_capacity` is None.
+"""Input features of the edited module per edit of a slot, if `slot_capacity` is None.
 
 An unrelated token scores about sqrt(edits / features) of what an edited one does, so a slot that holds more than a
 small share of its features cannot keep silent.
@@ -44,7 +44,7 @@ class Sharding:
 
     @classmethod
     def of(cls, config: WiseConfig, features: int) -> Sharding:
-        """In `merge` all edits share one slot, in `hybrid` none do. features: f of the value projection."""
+        """In `merge` all edits share one slot, in `hybrid` none do. features: f of the edited module."""
         if config.mode == "merge":
             return cls(capacity=None)
         if config.mode == "hybrid":

@@ -87,7 +87,7 @@ class MaskedDenseWriter:
     def _masks(self, task: SlotTask) -> Tensor:
         if isinstance(task.start, MaskedDenseSlot):
             return task.start.masks
-        shape = (self.spliced.projection.out_features, self.spliced.projection.in_features)
+        shape = (self.spliced.target_module.out_features, self.spliced.target_module.in_features)
         seed = self.config.seed * 1_000_003 + task.id
         return random_masks(shape, shards=SHARDS, ratio=MASK_RATIO, seed=seed)
 

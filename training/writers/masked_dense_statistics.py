@@ -37,7 +37,7 @@ class BaseStatistics:
     prefixes: tuple[str, ...]
     """Short texts to put before a prompt."""
     scale: float
-    """Mean norm of the value projection's output on those tokens: the unit of the routing margins."""
+    """Mean norm of the edited module's output on those tokens: the unit of the routing margins."""
     key_space: KeySpace
 
     def within(self, key_space: KeySpace) -> BaseStatistics:

@@ -68,6 +68,13 @@ LayerOption = Annotated[
     int | None,
     typer.Option("--layer", help="Index of the edited block. Left out: at 85% of the depth, or 70% in hybrid."),
 ]
+TargetModuleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target-module",
+        help="Path of the module to which the memory adds, {i} for the block. Left out: it is found (`wise info`).",
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of all that is random. Left out: 0.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads to use.")]
 DeviceOption = Annotated[

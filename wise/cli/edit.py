@@ -21,6 +21,7 @@ from wise.cli.common import (
     ProgressOption,
     RelationsOption,
     SeedOption,
+    TargetModuleOption,
     ThreadsOption,
     absolute,
     make_config,
@@ -66,6 +67,7 @@ def edit(
     encoder: EncoderOption = None,
     relations: RelationsOption = None,
     layer: LayerOption = None,
+    target_module: TargetModuleOption = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
     placement: Placement = DEFAULT_PLACEMENT,
@@ -81,9 +83,11 @@ def edit(
     single = settings(prompt=prompt, target=target, subject=subject, aliases=alias)
     wanted = _wanted(edits, format, columns, statement, single)
     _check_output(output)
-    given = settings(mode=mode, encoder=encoder, relations=absolute(relations), layer=layer, seed=seed)
+    given = settings(
+        mode=mode, encoder=encoder, relations=absolute(relations), layer=layer, target_module=target_module, seed=seed
+    )
     if memory is not None and given:
-        raise ConfigError(f"--{next(iter(given))}: a memory keeps the settings it was made with, leave it out")
+        raise ConfigError(f"--{next(iter(given)).replace('_', '-')}: a memory keeps the settings it was made with, leave it out")
     if memory is None:
         wrapped = _wrapped(model, make_config(**given), threads, placement)
     else:

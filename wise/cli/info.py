@@ -16,6 +16,7 @@ from wise.cli.common import (
     ModelOption,
     ModeOption,
     RelationsOption,
+    TargetModuleOption,
     ThreadsOption,
     absolute,
     finite,
@@ -45,6 +46,7 @@ def info(
     encoder: EncoderOption = None,
     relations: RelationsOption = None,
     layer: LayerOption = None,
+    target_module: TargetModuleOption = None,
     threads: ThreadsOption = None,
     placement: Placement = DEFAULT_PLACEMENT,
     allow_precision: AllowPrecisionOption = False,
@@ -55,9 +57,11 @@ def info(
 
     With both --model and --memory it is checked that the memory was made for that model.
     """
-    given = settings(mode=mode, encoder=encoder, relations=absolute(relations), layer=layer)
+    given = settings(
+        mode=mode, encoder=encoder, relations=absolute(relations), layer=layer, target_module=target_module
+    )
     if memory is not None and given:
-        raise ConfigError(f"--{next(iter(given))}: a memory keeps the settings it was made with; leave it out")
+        raise ConfigError(f"--{next(iter(given)).replace('_', '-')}: a memory keeps the settings it was made with; leave it out")
     from wise.memory.artifact import load_memory
     from wise.model import WiseModel
 
@@ -80,12 +84,12 @@ def info(
 
 
 def _model(wrapped: WiseModel) -> dict[str, Any]:
-    place, encoder = wrapped.projection, wrapped.encoder
+    place, encoder = wrapped.target_module, wrapped.encoder
     return {
         "type": wrapped.model.config.model_type,
         "parameters": wrapped.model.num_parameters(),
         "dtype": str(wrapped.model.dtype).removeprefix("torch."),
-        "value_projection": place.path,
+        "target_module": place.path,
         "layer": place.layer,
         "depth": place.depth,
         "f": place.in_features,

@@ -49,6 +49,12 @@ class Settings(BaseSettings):
     mode: str = Field(
         "hybrid", pattern="|".join(MODES), description="Memory mode of a new store; ignored if the store exists."
     )
+    layer: int | None = Field(
+        None, ge=0, description="Index of the edited block, for a new store; default: 70% of the depth (`hybrid`)."
+    )
+    target_module: str | None = Field(
+        None, description="Path of the edited module with {i} for the block, for a new store; default: it is found."
+    )
     encoder: str | None = Field(None, description="Folder or hub id of the sentence encoder; default: the installed.")
     relations: Path | None = Field(None, description="File written by `wise train-router`; default: the shipped one.")
     tokens: Path | None = Field(None, description="File of hashed tokens (`wise token`); default: one token per run.")
@@ -87,7 +93,7 @@ class Settings(BaseSettings):
 
     def wise_config(self, stored: WiseConfig | None) -> WiseConfig:
         """The configuration of a store, or of a new one; `encoder` and `relations` may be elsewhere on this machine."""
-        config = stored or WiseConfig(mode=self.mode)
+        config = stored or WiseConfig(mode=self.mode, layer=self.layer, target_module=self.target_module)
         if self.encoder is not None:
             config = replace(config, encoder=self.encoder)
         if self.relations is not None:

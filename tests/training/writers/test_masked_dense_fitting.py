@@ -55,7 +55,7 @@ class Bench:
         )
 
     def masks(self, groups: int, ratio: float = 0.3) -> Tensor:
-        projection = self.trainer.spliced.projection
+        projection = self.trainer.spliced.target_module
         return random_masks(
             (projection.out_features, projection.in_features), shards=groups, ratio=ratio, seed=1
         )

@@ -238,7 +238,7 @@ def test_info_of_a_memory_and_of_a_model(lyon: tuple[Path, Result], tiny: Path) 
     assert memory["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
     assert memory["mode"] == "retrieve" and memory["reader"] is None
     model = last_line(run("info", "--mode", "retrieve", "--json"))["model"]
-    assert model["value_projection"].startswith("model.layers.5.") and model["terminator"][0] == "."
+    assert model["target_module"].startswith("model.layers.5.") and model["terminator"][0] == "."
     assert model["mode"] == "retrieve" and "reader" not in model
     assert last_line(run("info", "--model", tiny, "--layer", "0", "--json"))["model"]["layer"] == 0
     refused(run("info", "--model", tiny, "--memory", folder), "another base")
