@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import typer.main
 from test_readme import absent_files, blocks, missing_scripts, run_blocks, scripts
+from zoo import model_types
 
 import wise
 from wise.cli.app import app

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from trial import REFUSED, STEPS, WORKS, Trial, attempt
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
+from trial import REFUSED, WORKS, Trial, attempt
 from zoo import DEPTH, EXCLUDED, model_types, zoo_model
 
 import wise

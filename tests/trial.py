@@ -56,7 +56,8 @@ def attempt(model_type: str) -> Trial:
         step = "wrap"
         wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(**SETTINGS), reader=WordReader())
         trial.path = wrapped.projection.path
-        for step, act in STEPS.items():
+        for name, act in STEPS.items():
+            step = name
             if trial.pads or act is not say_padded:
                 act(wrapped, bare)
             trial.steps = wrapped.trainer.spliced.steps
