@@ -52,7 +52,7 @@ def attempt(model_type: str) -> Trial:
         trial.traits = traits_of(model)
         step = "run the bare model"
         bare = behaviour(model)
-        trial.pads = bare["left-padded"] == bare["alone"]
+        trial.pads = bare["left-padded"] == [generated(model, [row], max_new_tokens=4)[0] for row in BATCH]
         step = "wrap"
         wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(**SETTINGS), reader=WordReader())
         trial.path = wrapped.projection.path
@@ -79,7 +79,6 @@ def behaviour(model: Any) -> Behaviour:
     return {
         "logits": logits[:-1],
         "left-padded logits": [padded_logits],
-        "alone": [generated(model, [row], max_new_tokens=4)[0] for row in BATCH],
         "left-padded": generated(model, BATCH, max_new_tokens=4),
         "the prompt": [logits[-1], *generated(model, [PROMPT], max_new_tokens=4)],
     }
