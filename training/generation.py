@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from wise.memory.modules import execution_device
 BATCH = 64
 LONGER, SPARE = 1.4, 16
 """A prompt longer than another by this factor and so many tokens does not share its batch: padding costs time."""
+UNPADDED: WeakSet[PreTrainedModel] = WeakSet()
+"""Models that answer otherwise if a row is left-padded, as `wise.training.splice` finds out: only prompts of one length
+share a batch."""
 DEFAULT_CONTEXT = 2048
 """Context of models whose configuration gives none (ALiBi)."""
 
@@ -22,7 +26,7 @@ def context_length(model: PreTrainedModel) -> int:
     """Tokens that the model sees at once."""
     config = model.config.get_text_config()
     known = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
-    return next((int(length) for length in known if length), DEFAULT_CONTEXT)
+    return next((int(length) for length in known if length and length > 0), DEFAULT_CONTEXT)
 
 
 @torch.no_grad()
@@ -45,7 +49,7 @@ def greedy(
     limits = [max(1, min(n, context - len(p))) for n, p in zip(limits, prompts, strict=True)]
     answers: list[list[int]] = [[] for _ in prompts]
     done = 0
-    for rows in _batches(prompts, limits, context, batch):
+    for rows in _batches(prompts, limits, context, batch, unpadded=model in UNPADDED):
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             max_new_tokens=max(limits[i] for i in rows),
@@ -62,14 +66,14 @@ def greedy(
 
 
 def _batches(
-    prompts: Sequence[Sequence[int]], limits: Sequence[int], context: int, batch: int
+    prompts: Sequence[Sequence[int]], limits: Sequence[int], context: int, batch: int, *, unpadded: bool
 ) -> list[list[int]]:
     """Rows that share a batch. No prompt exceeds the context because of the limit of another one."""
     batches: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), limits[i])):
         own = [len(prompts[j]) for j in (batches[-1] if batches else [])]
         longest = max((*own, len(prompts[i])))
-        apart = bool(own) and longest > LONGER * min(own) + SPARE
+        apart = bool(own) and (longest > LONGER * min(own) + SPARE or (unpadded and longest > min(own)))
         if not batches or len(batches[-1]) == batch or longest + limits[i] > context or apart:
             batches.append([])
         batches[-1].append(i)

@@ -7,6 +7,7 @@ The base is therefore run once per row, and a training step runs no more of it t
   and values, and the states of convolutions and recurrences.
 * `UPPER`: the upper blocks over the whole row, where their caches hold more than that.
 * `WHOLE`: the whole model over the whole row, where blocks also share states with blocks below.
+* `ALONE`: the same, and only rows of one length together, where a row that is left-padded has other logits.
 
 Which of them a base allows is tried on two short rows: the first that gives the base's own logits is taken.
 
@@ -21,7 +22,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os.path import commonprefix
 from types import MethodType
@@ -37,11 +38,11 @@ from wise.architectures import ValueProjection
 from wise.errors import UnsupportedModelError
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.modules import activation_of, execution_device, first_tensor, with_first
-from wise.training.generation import left_pad
+from wise.training.generation import UNPADDED, left_pad
 
 logger = logging.getLogger(__name__)
 
-CACHED, UPPER, WHOLE = STEPS = ("cached", "upper", "whole")
+CACHED, UPPER, WHOLE, ALONE = STEPS = ("cached", "upper", "whole", "alone")
 """What a training step runs, from little to all."""
 AT_ONCE = 48
 """The most rows that are run at once."""
@@ -127,6 +128,7 @@ class SplicedModel:
     def __init__(self, model: PreTrainedModel, projection: ValueProjection) -> None:
         """Raises UnsupportedModelError where the logits of left-padded rows are not those of each row alone."""
         self.projection = projection
+        self._model = model
         self.device = execution_device(model)
         self._full = _copy_along(model, f"{projection.blocks}.{projection.layer}")
         self._full_tap = _tap(self._full, projection)
@@ -169,19 +171,35 @@ class SplicedModel:
         for steps in STEPS:
             self._take(steps)
             try:
-                logits = self.logits(self.cache(samples))
+                rows = self.cache(samples)
+                logits = self.logits(rows)
             except Exception as error:  # whatever an architecture raises where its cache is another
                 logger.debug("training steps on %r states: %s: %s", steps, type(error).__name__, error)
                 continue
             pairs = [(own[: len(right)].float(), right.float()) for own, right in zip(logits, wanted, strict=True)]
             apart = max(float((own - right).abs().max() / right.abs().max()) for own, right in pairs)
             if apart <= tolerance:
+                self._check_gradient(rows)
+                if steps == ALONE:
+                    UNPADDED.add(self._model)
                 return
             logger.debug("training steps on %r states: logits differ by %.2g", steps, apart)
         raise UnsupportedModelError(
-            f"this {self._full.config.model_type} model gives other logits for rows that are left-padded than for each "
-            "row alone, so edits cannot be fitted on it"
+            f"this {self._full.config.model_type} model gives other logits where a prompt and its answer are "
+            "run in steps than in one run, so edits cannot be fitted on it"
         )
+
+    @torch.enable_grad()
+    def _check_gradient(self, rows: Rows) -> None:
+        """Raises UnsupportedModelError where none reaches what is added."""
+        added = torch.zeros(self.projection.out_features, device=rows.activations.device, requires_grad=True)
+        loss = self.logits(rows, lambda a: added.expand(*a.shape[:2], -1)).float().square().mean()
+        gradient = torch.autograd.grad(loss, added, allow_unused=True)[0] if loss.requires_grad else None
+        if gradient is None or not bool(gradient.isfinite().all()) or not bool(gradient.any()):
+            raise UnsupportedModelError(
+                f"no gradient reaches {self.projection.path} of this {self._full.config.model_type} model, so edits "
+                "cannot be fitted on it"
+            )
 
     def _plain(self, prompt: list[int], target: list[int]) -> Tensor:
         """`[targets, vocabulary]` of the base alone."""
@@ -197,7 +215,7 @@ class SplicedModel:
         blocks = self.upper.get_submodule(self.projection.blocks)
         for i in range(self.projection.layer):
             stub = self._lower[str(i)]
-            if steps != WHOLE:
+            if steps in (CACHED, UPPER):
                 stub = _copy(stub)  # a copy, since some models read attributes off a block before calling it
                 stub.__dict__["forward"] = self._hand_on
             blocks._modules[str(i)] = stub
@@ -208,12 +226,14 @@ class SplicedModel:
 
         Rows of similar length share a run, and their common prefix is run once.
         """
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]) + len(rows[i][1]), len(rows[i][0])))
         parts: list[list[int]] = []
         for i in order:
             length = len(rows[i][0]) + len(rows[i][1])
             first = rows[parts[-1][0]] if parts else rows[i]
-            if not parts or len(parts[-1]) == AT_ONCE or length > MUCH_LONGER * (len(first[0]) + len(first[1])):
+            longer = length > MUCH_LONGER * (len(first[0]) + len(first[1]))
+            padded = self.steps == ALONE and len(rows[i][0]) != len(first[0])
+            if not parts or len(parts[-1]) == AT_ONCE or longer or padded:
                 parts.append([])
             parts[-1].append(i)
         # A state is begun by a context; where a prompt has one token alone there is none.
@@ -295,7 +315,7 @@ class SplicedModel:
             **self._position_ids(mask, 0),
         )
         (activation, output), hidden = self._take_activation(mask), self._spy.take()
-        if self.steps == WHOLE:  # where nothing is passed on, whatever its shape
+        if self.steps in (WHOLE, ALONE):  # where nothing is passed on, whatever its shape
             hidden = activation[..., :0]
         return Rows(
             **own,
@@ -322,6 +342,8 @@ class SplicedModel:
     @torch.no_grad()
     def observe(self, rows: Sequence[Sequence[int]]) -> Observation:
         """The base alone on rows of ids, left-padded."""
+        if self.steps == ALONE and len({len(row) for row in rows}) > 1:
+            return _side_by_side([self.observe([row]) for row in rows])
         ids, mask = left_pad(rows, device=self.device)
         positions = self._position_ids(mask, 0)
         kept = {"logits_to_keep": 1} if self._keeps_logits else {}
@@ -340,6 +362,29 @@ class SplicedModel:
 
     def logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
         """`[batch, targets, vocabulary]` of the base with `delta` added at the target positions."""
+        if self.steps == ALONE:
+            return self._by_length(rows, None if delta is None else delta(rows.activations))
+        return self._logits(rows, delta)
+
+    def _by_length(self, rows: Rows, added: Tensor | None) -> Tensor:
+        """The same without padding before a row; `added`: what is added at the target positions of all."""
+        contexts, found = rows.mask[:, : rows.before.shape[1]].sum(1), list[Tensor]()
+        lengths = contexts.unique().tolist()  # type: ignore[no-untyped-call]
+        places = [(contexts == length).nonzero()[:, 0] for length in lengths]
+        wanted = self._wanted
+        try:
+            for length, chosen in zip(lengths, places, strict=True):
+                self._wanted = None
+                own = rows.select(chosen)
+                own = replace(own, before=own.before[:, -length:] if length else own.before[:, :0],
+                              mask=own.mask[:, rows.before.shape[1] - length :])  # fmt: skip
+                found.append(self._logits(own, None if added is None else partial(_given, added[chosen])))
+        finally:
+            self._wanted = wanted
+        logits = torch.cat(found)[torch.cat(places).argsort()]
+        return logits if wanted is None or not self._selects else logits[wanted][None]
+
+    def _logits(self, rows: Rows, delta: Delta | None) -> Tensor:
         targets = rows.inputs.shape[1]
         self._upper_tap.delta = delta and partial(_at_targets, delta, rows.inputs.shape)
         self._spliced = rows.hidden
@@ -466,6 +511,21 @@ def _at_targets(delta: Delta, shape: torch.Size, activation: Tensor) -> Tensor:
     batch, targets = shape
     rows = activation.reshape(batch, -1, activation.shape[-1])
     return pad(delta(rows[:, -targets:]), (0, 0, rows.shape[1] - targets, 0))
+
+
+def _given(added: Tensor, _activation: Tensor) -> Tensor:
+    return added
+
+
+def _side_by_side(seen: Sequence[Observation]) -> Observation:
+    """Rows that were observed one by one, left-padded."""
+    longest = max(one.mask.shape[1] for one in seen)
+
+    def padded(name: str) -> Tensor:
+        own = [getattr(one, name) for one in seen]
+        return torch.cat([pad(t, [0, 0] * (t.ndim - 2) + [longest - t.shape[1], 0]) for t in own])
+
+    return Observation(padded("activations"), padded("outputs"), padded("mask"), torch.cat([one.next for one in seen]))
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

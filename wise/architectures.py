@@ -162,7 +162,8 @@ class _Call:
 class _Trial:
     """One block and what it was called with, to be run again with changes."""
 
-    def __init__(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, block: nn.Module, width: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """width: of the model, of which a block that keeps several streams side by side gives a multiple."""
         self.block, self.args, self.kwargs = block, args, kwargs
         self.calls: dict[str, _Call] = {}
         """By path within the block, in the order of their ends: modules called once that give a vector per token."""
@@ -177,7 +178,12 @@ class _Trial:
         finally:
             for handle in handles:
                 handle.remove()
-        self.width = self.output.shape[-1]
+        if TOKENS not in self.output.shape[:-1]:
+            raise UnsupportedModelError(
+                f"a block of this model gives {list(self.output.shape)} for {TOKENS} tokens: it runs other columns "
+                "than those of the text, by which wise knows where an answer begins"
+            )
+        self.width = self.output.shape[-1] if self.output.shape[-1] % width else width
         self.calls = {
             path: call
             for path, call in self.calls.items()
@@ -206,13 +212,16 @@ class _Trial:
             raise UnsupportedModelError(
                 f"block {layer} of this {model.config.model_type} model is not run with text: choose another layer"
             )
-        return cls(blocks[layer], *given[0])
+        return cls(blocks[layer], _width(model), *given[0])
 
     @torch.no_grad()
     def run(self) -> Tensor:
         """The output of the block `[..., d]`."""
         args, kwargs = _copied(self.args), _copied(self.kwargs)
-        output = first_tensor(self.block(*args, **kwargs))
+        try:
+            output = first_tensor(self.block(*args, **kwargs))
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise UnsupportedModelError(f"a block of this model cannot be run by itself: {error}") from error
         if output is None:
             raise UnsupportedModelError("a block of this model returns no hidden states: they were expected first")
         return output
@@ -235,7 +244,8 @@ class _Trial:
         candidates = list(self._per_token())[::-1]
         linear = [path for path in candidates if _is_linear(self.block.get_submodule(path))]
         whole = [path for path in candidates if "." not in path]
-        later = [path for path in reversed(self.calls) if "." not in path] if linear else []
+        feeds = any(p.ndim > 1 for path in whole for p in self.block.get_submodule(path).parameters())
+        later = [path for path in reversed(self.calls) if "." not in path] if feeds else []
         tests: tuple[tuple[list[str], Callable[[str], bool]], ...] = (
             (linear, lambda path: self.passes(path, even=True)),
             (whole, self.passes),
@@ -303,7 +313,11 @@ class _Trial:
 
         handle = self.block.get_submodule(path).register_forward_hook(add)
         try:
-            return (self.run().float() - self.output.float()).reshape(-1, TOKENS, self.width)
+            change = self.run().float() - self.output.float()
+            # A block may give several streams, in an axis of their own or side by side.
+            streams = change.reshape(*change.shape[:-1], -1, self.width)
+            tokens = max(axis for axis, size in enumerate(streams.shape[:-1]) if size == TOKENS)
+            return streams.movedim(tokens, -2).reshape(-1, TOKENS, self.width)
         finally:
             handle.remove()
 
@@ -331,6 +345,11 @@ def _ordinary(model: PreTrainedModel) -> Tensor:
     size = int(model.config.get_text_config().vocab_size)
     ids = [i for i in range(1, size, max(1, size // (4 * TOKENS))) if i not in special] or [0]
     return torch.tensor([(ids * TOKENS)[:TOKENS]], dtype=torch.long)
+
+
+def _width(model: PreTrainedModel) -> int:
+    known = getattr(model.config.get_text_config(), "hidden_size", None)
+    return int(known or model.get_input_embeddings().weight.shape[-1])  # type: ignore[index]
 
 
 def _copied(value: Any) -> Any:
