@@ -208,8 +208,9 @@ def models_that_work() -> str:
     for name, one in tried_models()["models"].items():
         if one["outcome"] == "works":
             path = re.sub(r"\.\d+\.", ".{i}.", one["path"], count=1)
-            rows.append((code(name), ", ".join(one["traits"]) or "dense", code(path), one["steps"]))
-    return table(("Model type", "Made of", "Edits are added to the output of", "A training step runs on"), rows)
+            rows.append((code(name), ", ".join(one["traits"]), code(path), one["steps"], "" if one["pads"] else "no"))
+    head = ("Model type", "Has", "Edits are added to the output of", "A training step runs on", "Left-padding")
+    return table(head, rows)
 
 
 def models_that_do_not() -> str:

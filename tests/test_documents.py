@@ -22,6 +22,7 @@ import pytest
 import typer.main
 from pages import absent_files, blocks, missing_scripts, run_blocks, scripts
 from repository import ROOT
+from zoo import model_types
 
 import wise
 from wise.cli.app import app

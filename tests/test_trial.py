@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
-from trial import REFUSED, WORKS, Trial, attempt
+from trial import FAILED, REFUSED, WORKS, Trial, attempt
 from zoo import DEPTH, EXCLUDED, model_types, zoo_model
 
 import wise
 from wise.memory.layer import SideMemoryLayer
 
+ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore")  # what models of transformers warn of is not ours
 
 NO_FEED_FORWARD = "has a feed-forward layer in its residual stream"
@@ -66,8 +68,8 @@ def test_all_work_but_those_that_are_refused(model_type: str) -> None:
 
 
 def test_the_outcomes_that_are_told_are_those_expected() -> None:
-    file = Path(__file__).resolve().parents[1] / "docs/results/models.json"
-    told = {name: one["outcome"] for name, one in json.loads(file.read_text())["models"].items()}
+    models = json.loads((ROOT / "docs/results/models.json").read_text())["models"]
+    told = {name: one["outcome"] for name, one in models.items()}
     assert told == {name: REFUSED if name in REFUSALS else WORKS for name in model_types()}
 
 
@@ -119,3 +121,32 @@ def test_an_edit_that_is_not_deleted_fails(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(wise.WiseModel, "delete", lambda self, ids: None)
     assert failed_at(attempt("llama")) == "delete"
 
+
+
+# -- the script ----------------------------------------------------------------------------------
+
+
+def test_the_file_keeps_what_is_not_tried_again_and_no_fault_stops_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "models.json"
+    main = runpy.run_path(str(ROOT / "scripts/check_models.py"))["main"]
+
+    def run(*types: str, wrong: str = "") -> int:
+        tried = {name: Trial(outcome=FAILED if name == wrong else WORKS) for name in types}
+        monkeypatch.setitem(main.__globals__, "attempt", tried.__getitem__)
+        monkeypatch.setitem(main.__globals__, "prepare", lambda threads: None)
+        monkeypatch.setattr("sys.argv", ["check_models.py", *types, "--output", str(file)])
+        return int(main())
+
+    def told() -> dict[str, str]:
+        return {name: one["outcome"] for name, one in json.loads(file.read_text())["models"].items()}
+
+    assert run("opt", "llama", "gpt2", wrong="llama") == 1
+    assert told() == {"gpt2": WORKS, "llama": FAILED, "opt": WORKS}
+    assert run("llama") == 0
+    assert told() == {"gpt2": WORKS, "llama": WORKS, "opt": WORKS}
+    assert capsys.readouterr().out.splitlines() == ["2 works, 1 failed", "3 works"]
+    with pytest.raises(SystemExit, match="lama: not a type of the zoo"):
+        run("lama")
+    assert len(told()) == 3

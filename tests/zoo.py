@@ -36,7 +36,8 @@ SIZES: dict[str, int] = {
     r"\w+_rank|hc_lowrank": 16,
     r"codebook_dim|adapter_(in|out|input)_(dim|size)": WIDTH,
     r"(moe|\w*shared|\w*expert)\w*_(intermediate_size|dim)|expert_ffn_hidden_size": 32,
-    r"\w*intermediate_size\w*|\w*ffn_dim|ffn_hidden_size|d_ff|dff|dim_ff|d_inner|n_inner|mlp_dim|feed_forward_size|mamba_d_ssm": 128,
+    r"\w*intermediate_size\w*|\w*ffn_dim|ffn_hidden_size|d_ff|dff|dim_ff|d_inner|n_inner|mlp_dim": 128,
+    r"mamba_d_ssm|feed_forward_size": 128,
     r"\w*hidden_size\w*|d_model|n_embd|\w*embed_dim|emb_dim|embedding_(dim|size)|lru_width|\w+_embedding_size": WIDTH,
     r"(out|output|projection|projector_\w+)_dim|word_embed_proj_dim": WIDTH,
     r"\w*num_(local_)?experts|n_routed_experts|zero_expert_num": 4,
@@ -47,7 +48,7 @@ SIZES: dict[str, int] = {
     r"sliding_window(_size)?|attention_window_size|local_attention|index_topk": 6,
     r"max_position_embeddings|n_positions|n_ctx|max_seq_len|context_length": 256,
 }
-"""Names of fields that hold a number, and the number that they get. The first pattern that fits the whole name counts."""
+"""Names of fields that hold a number, and the number that they get. The first pattern that fits a whole name counts."""
 
 _TURNED = [4, 2, 2]
 _TEXT_TURNED = {"text_config": {"rope_parameters": {"mrope_section": _TURNED}}}
@@ -57,13 +58,14 @@ _WIDE_WHERE_FULL = {"per_layer_config": {1: {"head_dim": 32}, 3: {"head_dim": 32
 _TWICE_AS_WIDE = {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 32, "mamba_dt_rank": 8}
 _IMAGE_WORDS = {"vocabulary_map": {"<image>": VOCABULARY - 1}, "vq_config": {"base_channels": 32, "resolution": 32}}
 _ROUTED = {"n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2}
-_COMPASS = {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": _TURNED}}}
+_ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": _TURNED}
+_COMPASS = {"rope_parameters": {"full_attention": _ROPE}}
 _INDEXER = {"n_heads": 4, "kv_heads": 1, "head_dim": 16, "budget": 8, "compress_ratio": 2}
 _INDEXED = {f"indexer_{name}": value for name, value in _INDEXER.items()}
-_FEWER_HEADS = {"head_dim": 16, "per_layer_config": {i: {"num_attention_heads": 2, "num_key_value_heads": 2} for i in (1, 3)}}
+_TWO_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+_FEWER_HEADS = {"head_dim": 16, "per_layer_config": {1: _TWO_HEADS, 3: _TWO_HEADS}}
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "apertus1p5": {"audio_token_offset": 0, "image_token_offset": 0},
     "bamba": {"attn_layer_indices": [1, 3]},
     "chameleon": _IMAGE_WORDS,
     "cohere_compass": {"text_config": _COMPASS},
@@ -127,8 +129,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "zamba2": _TWICE_AS_WIDE,
     "zaya": {"num_experts_per_tok": 1},
 }
-"""What the names of fields do not tell: sizes that have no default or depend on each other, and kinds of blocks that the
-default configuration does not have."""
+"""What the names of fields do not tell: sizes that have no default or depend on each other, and kinds of blocks that
+the default configuration does not have."""
 
 _NOT_TEXT_ALONE = "does not read text alone"
 _ENCODER = "reads the text with an encoder"
@@ -136,6 +138,7 @@ _NOT_TEXT = "does not write text token after token"
 _TIMM = "its vision tower needs timm"
 
 EXCLUDED: dict[str, str] = {
+    "apertus1p5": "its coder of images has no small sizes; `apertus1p5_text` is the same language model",
     "blip": _NOT_TEXT_ALONE,
     "blip-2": _NOT_TEXT_ALONE,
     "blt": "transformers 5.24 cannot make its cache",
@@ -189,7 +192,7 @@ def zoo_model(model_type: str, *, seed: int = 0) -> PreTrainedModel:
 def _shrunk(fields: dict[str, Any], special: dict[str, int]) -> dict[str, Any]:
     """What to set otherwise than the default. special: the ids that special tokens have so far."""
     small = {name: _small(name, value, special) for name, value in fields.items()}
-    if "qk_rope_head_dim" in fields:  # latent attention: each head has keys of its own, and `head_dim` is what is turned
+    if "qk_rope_head_dim" in fields:  # each head has keys of its own, and `head_dim` is the part that is turned
         small |= {"num_key_value_heads": 4, "head_dim": 8}
     small = {name: value for name, value in small.items() if value is not None and name in fields}
     return small if "model_type" in fields else fields | small
