@@ -156,15 +156,15 @@ class SplicedModel:
             labels=labels,
             hidden=hidden[:, context.shape[1] :].clone(),
             activations=activation[:, context.shape[1] :].clone(),
-            context=torch.cat([begun.to(activation), activation[:, : context.shape[1]]], dim=1),
+            context=torch.cat([*begun, activation[:, : context.shape[1]]], dim=1),
             keys=tuple(layer.keys[:, :, :seen].clone() for layer in above),
             values=tuple(layer.values[:, :, :seen].clone() for layer in above),
         )
 
-    def _begin(self, inner: Any, cache: DynamicCache, ids: list[int], rows: int) -> Tensor:
-        """Runs the common prefix of all rows; the activations there `[rows, shared, f]`."""
+    def _begin(self, inner: Any, cache: DynamicCache, ids: list[int], rows: int) -> list[Tensor]:
+        """Runs the common prefix of all rows, if there is one; the activations there `[rows, shared, f]`."""
         if not ids:
-            return torch.zeros(rows, 0, self.projection.in_features, device=self.device)
+            return []
         tokens = torch.tensor([ids], device=self.device)
         mask = torch.ones_like(tokens)
         inner(
@@ -175,7 +175,7 @@ class SplicedModel:
             **self._position_ids(mask, 0),
         )
         cache.batch_repeat_interleave(rows)
-        return self._take_activation(mask).expand(rows, -1, -1)
+        return [self._take_activation(mask).expand(rows, -1, -1)]
 
     @torch.no_grad()
     def observe(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -393,6 +393,9 @@ def _copy(module: Any) -> Any:
     clone = copy.copy(module)
     clone.__dict__["_modules"] = dict(module._modules)
     bound = clone.__dict__.get("forward")
+    compiled = getattr(bound, "_torchdynamo_orig_callable", None)
+    if compiled is not None:  # it would run the original module: what is trained is not compiled
+        clone.__dict__["forward"] = MethodType(compiled.__func__, clone)
     if isinstance(bound, partial):  # accelerate's hook, bound to the original module: bind it to the copy
         clone.__dict__["forward"] = partial(bound.func, clone)
         clone.__dict__["_old_forward"] = MethodType(type(clone).forward, clone)

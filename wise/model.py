@@ -37,7 +37,7 @@ from wise.router.encoder import load_encoder
 from wise.router.hybrid import RouterInputs
 from wise.router.readers import RelationReader
 from wise.router.turns import ChatTemplate
-from wise.supported import make_differentiable
+from wise.supported import check_supported, make_differentiable
 from wise.training.build_trainer import build_trainer
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import evaluating, greedy, recorded_inputs
@@ -67,6 +67,7 @@ class WiseModel(nn.Module, PushToHubMixin):
             raise ConfigError(f"reader={reader.name!r}: mode={config.mode!r} has no reader; use mode='hybrid'")
         if any(isinstance(module, SideMemoryLayer) for module in model.modules()):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
+        check_supported(model, config.mode)
         self.projection: ValueProjection = locate(model, config)
         make_differentiable(model)
         self.inputs: RouterInputs | None = None
