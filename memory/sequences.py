@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import DynamicLayer
 
@@ -293,9 +294,14 @@ def _attended(mask: Any, ids: Tensor, past: int) -> Tensor | str:
         mask = mask.get("full_attention", next(iter(mask.values()), None))
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
+    rows, new = ids.shape
+    if isinstance(mask, BlockMask):
+        first = past - max(0, past + new - mask.seq_lengths[1])
+        row = torch.arange(rows, device=ids.device)[:, None].expand(rows, new)
+        place = torch.arange(new, device=ids.device).expand(rows, new)
+        return mask.mask_mod(row, torch.zeros_like(row), place, first + place)  # a real token sees itself
     if not isinstance(mask, Tensor):
         return f"an attention mask of type {type(mask).__name__} does not say which are padding: give it as a tensor"
-    rows, new = ids.shape
     first = past - max(0, past + new - mask.shape[-1])  # one of a sliding window begins later
     own = mask[..., first : first + new].to(ids.device)
     if own.ndim == 2:

@@ -269,7 +269,6 @@ class SplicedModel:
         begun = self._begin(cache, rows[0][0][:shared], len(rows))
         seen, upper = shared + context.shape[1], range(self.target_module.layer, self.target_module.depth)
         states: list[tuple[Tensor, ...]] = [() for _ in upper]
-        activation = begun.new_zeros(len(rows), 0, begun.shape[-1])
         if self._recurrent:  # a state cannot be cut, so the context is run by itself
             self._run_inner(cache, context, mask[:, :seen], 0)
             states = [_states(cache.layers[i]) for i in upper]
@@ -288,7 +287,7 @@ class SplicedModel:
             hidden_before=None,
             activations=activation[:, context.shape[1] :].clone(),
             outputs=output[:, -width:].clone(),
-            context=torch.cat([begun.to(activation), activation[:, : context.shape[1]]], dim=1),
+            context=torch.cat([*begun, activation[:, : context.shape[1]]], dim=1),
             keys=tuple(_cut(cache.layers[i], "keys", seen) for i in upper),
             values=tuple(_cut(cache.layers[i], "values", seen) for i in upper),
             states=tuple(states),
@@ -336,15 +335,15 @@ class SplicedModel:
             states=(),
         )
 
-    def _begin(self, cache: DynamicCache, ids: list[int], rows: int) -> Tensor:
-        """Runs the common prefix of all rows; the activations there `[rows, shared, f]`."""
+    def _begin(self, cache: DynamicCache, ids: list[int], rows: int) -> list[Tensor]:
+        """Runs the common prefix of all rows, if there is one; the activations there `[rows, shared, f]`."""
         if not ids:
-            return torch.zeros(rows, 0, self.target_module.in_features, device=self.device)
+            return []
         tokens = torch.tensor([ids], device=self.device)
         mask = torch.ones_like(tokens)
         self._run_inner(cache, tokens, mask, 0)
         cache.batch_repeat_interleave(rows)
-        return self._take_activation(mask)[0].expand(rows, -1, -1)
+        return [self._take_activation(mask)[0].expand(rows, -1, -1)]
 
     @torch.no_grad()
     def observe(self, rows: Sequence[Sequence[int]]) -> Observation:
@@ -648,6 +647,9 @@ def _copy(module: Any) -> Any:
     clone = copy.copy(module)
     clone.__dict__["_modules"] = dict(module._modules)
     bound = clone.__dict__.get("forward")
+    compiled = getattr(bound, "_torchdynamo_orig_callable", None)
+    if compiled is not None:  # it would run the original module: what is trained is not compiled
+        clone.__dict__["forward"] = MethodType(compiled.__func__, clone)
     if isinstance(bound, partial):  # accelerate's hook, bound to the original module: bind it to the copy
         clone.__dict__["forward"] = partial(bound.func, clone)
         clone.__dict__["_old_forward"] = MethodType(type(clone).forward, clone)

@@ -46,6 +46,7 @@ from wise.router.encoder import load_encoder
 from wise.router.hybrid import RouterInputs
 from wise.router.readers import RelationReader
 from wise.router.turns import ChatTemplate
+from wise.supported import check_supported
 from wise.training.build_trainer import build_trainer
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import greedy
@@ -86,6 +87,7 @@ class WiseModel(nn.Module):
         _check_tokenizer(tokenizer)
         if any(isinstance(module, SideMemoryLayer) for module in model.modules()):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
+        check_supported(model, config.mode)
         self._target_module: TargetModule = locate(model, config)
         with evaluating(model):
             SplicedModel(model, self._target_module)  # a model on which no edit can be fitted is refused here

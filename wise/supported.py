@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from wise.errors import UnsupportedModelError
+
+
+def check_supported(model: PreTrainedModel, mode: str) -> None:
+    """Raises UnsupportedModelError for a base that is compiled as a whole or split over ranks in a way that cannot be
+    edited, with the nearest way that works."""
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedModelError(
+            "this is a compiled model (torch.compile), whose modules cannot be replaced: wrap the model that was "
+            "compiled, and compile the wrapped one"
+        )
+    if any(isinstance(module, FSDPModule) for module in model.modules()):
+        raise UnsupportedModelError(
+            "fully_shard keeps a part of each weight on each rank, and editing runs single blocks: spread the model with "
+            "device_map or, in mode='hybrid', with tp_plan='auto'; or edit a whole copy and shard the rest"
+        )
+    if mode != "hybrid" and (getattr(model, "_tp_size", None) or 1) > 1:
+        raise UnsupportedModelError(
+            f"mode={mode!r}: tp_plan keeps a part of each activation on each rank, and this mode routes by whole ones: "
+            "use mode='hybrid', or spread the model with device_map"
+        )
 
 
 def make_differentiable(model: PreTrainedModel) -> None:

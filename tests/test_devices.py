@@ -1,0 +1,228 @@
+"""A base on several devices or ranks, offloaded, compiled, with other attention: edited as one on the CPU is, or refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload, dispatch_model
+from test_chat_edits import EDITS, TEMPLATE, chat_model
+from tiny import BATCH, DEPTH, generated, put, reading, text, tiny_model, tiny_tokenizer, wrap_tiny
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from two_devices import FAR, two_devices
+
+import wise
+from wise.errors import UnsupportedModelError
+from wise.loading import Placement
+
+LAYER = 1
+modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
+
+
+def wrapped(model: PreTrainedModel, mode: str = "hybrid", **settings: Any) -> wise.WiseModel:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE if mode == "hybrid" else None
+    config = wise.WiseConfig(mode=mode, layer=LAYER, terminator="w9", **settings)
+    return wise.wrap(model, tokenizer, config, **reading(mode))
+
+
+@pytest.fixture(scope="module")
+def here() -> wise.WiseModel:
+    """What one device makes of the edits."""
+    model = chat_model()
+    assert not model.edit(EDITS).failed
+    return model
+
+
+def is_edited_alike(model: wise.WiseModel, here: wise.WiseModel, folder: Path, *, exactly: bool = True) -> None:
+    """Edits, asks, saves and loads: the edits hold, also on another base, and are those that one device makes."""
+    assert not model.edit(EDITS).failed
+    questions = [*(edit.prompt for edit in EDITS), text([33, 34])]
+    assert [answer.text for answer in model.ask(questions)] == [answer.text for answer in here.ask(questions)]
+    for own, other in zip(model.state.slots, here.state.slots, strict=True):
+        assert own.tensors()["values"].any()
+        if exactly:
+            torch.testing.assert_close(own.tensors(), other.tensors())
+    model.save_pretrained(folder)
+    base = tiny_model("llama").to(model.model.dtype)
+    again = wise.WiseModel.from_pretrained(base, model.tokenizer, folder, **reading("hybrid"))
+    assert [answer.text for answer in again.ask(questions[:2])] == [edit.target for edit in EDITS]
+
+
+# -- two devices ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def apart() -> Iterator[None]:
+    with two_devices():
+        yield
+
+
+def spread(first: int) -> PreTrainedModel:
+    """A model whose blocks from `first` on, norm and head are on the other device."""
+    blocks = {f"model.layers.{i}": "cpu" if i < first else FAR for i in range(DEPTH)}
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", **blocks, "model.norm": FAR, "lm_head": FAR}
+    return dispatch_model(tiny_model("llama"), places, main_device="cpu")  # type: ignore[no-any-return]
+
+
+def test_the_devices_are_kept_apart(apart: None) -> None:
+    there = torch.ones(3).to(FAR)
+    assert there.device.type == FAR and (there * 2).cpu().tolist() == [2.0] * 3
+    with pytest.raises(RuntimeError, match="expected all tensors to be on the same device"):
+        there + torch.ones(3)
+
+
+@modes
+@pytest.mark.parametrize("first", [LAYER, LAYER + 1])
+def test_a_model_on_two_devices_says_what_one_on_one_says(apart: None, mode: str, first: int) -> None:
+    plain = wrap_tiny("llama", mode, layer=LAYER)
+    there = wrap_tiny(spread(first), None, layer=LAYER).unwrap()
+    model = wise.wrap(there, tiny_tokenizer(), plain.wise_config, **reading(mode))
+    put(model, plain.state)
+    assert model.layer.device().type == (FAR if first == LAYER else "cpu")
+    said = generated(plain, BATCH)
+    assert generated(model, BATCH) == said
+    with model.disabled() as base:
+        assert generated(base, BATCH) != said
+    assert model.fingerprint() == plain.fingerprint()
+
+
+@pytest.mark.parametrize("first", [LAYER, LAYER + 1])
+def test_a_model_on_two_devices_is_edited_as_one_on_one(
+    apart: None, first: int, here: wise.WiseModel, tmp_path: Path
+) -> None:
+    is_edited_alike(wrapped(spread(first)), here, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["merge", "retrieve"])
+def test_shared_weights_are_fitted_on_two_devices_as_on_one(apart: None, mode: str) -> None:
+    reports = [wrapped(model, mode, max_steps=3).edit(EDITS) for model in (tiny_model("llama"), spread(LAYER))]
+    one, two = ([(done.steps, done.loss, done.answer) for done in report.outcomes] for report in reports)
+    assert [done[0] for done in one] == [done[0] for done in two]
+    assert [done[1] for done in one] == pytest.approx([done[1] for done in two], rel=1e-4)
+    assert [done[2] for done in one] == [done[2] for done in two]
+
+
+# -- offload, precision -----------------------------------------------------------------------
+
+
+def test_an_offloaded_model_is_edited(here: wise.WiseModel, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    cpu_offload(model, torch.device("cpu"))
+    assert model.model.layers[LAYER].mlp.down_proj.weight.is_meta
+    is_edited_alike(wrapped(model), here, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_is_edited(dtype: torch.dtype, here: wise.WiseModel, tmp_path: Path) -> None:
+    is_edited_alike(wrapped(tiny_model("llama").to(dtype)), here, tmp_path, exactly=False)
+
+
+def test_four_bits_keep_their_gradient(tmp_path: Path) -> None:
+    """Where the CPU has AVX512-BF16 bitsandbytes would repack the weights in the first forward."""
+    pytest.importorskip("bitsandbytes")
+    tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    arguments = Placement(quantization="bnb-4bit").arguments()
+    def loaded() -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(tmp_path, **arguments).eval()  # type: ignore[no-any-return]
+
+    used, model = loaded(), wrapped(loaded())
+    layer = model.model.model.layers[0].mlp.gate_proj
+    with torch.no_grad():
+        used(torch.tensor([BATCH[0]]))
+        model(torch.tensor([BATCH[0]]))
+    hidden = torch.randn(1, 64, requires_grad=True)
+    layer(hidden).sum().backward()
+    assert hidden.grad is not None and bool(hidden.grad.any())
+    if used.model.layers[0].mlp.gate_proj.support_avx512bf16_for_cpu:
+        with pytest.raises(UnsupportedModelError, match="repacked its weights.*load it again"):
+            wrapped(used)
+
+
+# -- attention and compilation ----------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}])
+@modes
+def test_flex_attention_with_padding_says_what_sdpa_says(mode: str, options: dict[str, str]) -> None:
+    plain = wrap_tiny("llama", mode, layer=LAYER)
+    flex = wrap_tiny(tiny_model("llama", attention="flex_attention"), mode, layer=LAYER)
+    with torch.compiler.set_stance("force_eager"):  # it compiles a kernel for each shape
+        said = generated(flex, BATCH, **options)
+        with flex.disabled() as base:
+            assert generated(base, BATCH, **options) != said
+    assert said == generated(plain, BATCH)
+
+
+def compiled_forward(model: PreTrainedModel) -> PreTrainedModel:
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+def compiled_inside(model: PreTrainedModel) -> PreTrainedModel:
+    model.model.layers[LAYER].mlp.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("compiled", [compiled_forward, compiled_inside])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_that_was_compiled_is_edited(
+    compiled: Callable[[PreTrainedModel], PreTrainedModel], here: wise.WiseModel, tmp_path: Path
+) -> None:
+    with torch.compiler.set_stance("force_eager"):
+        is_edited_alike(wrapped(compiled(tiny_model("llama"))), here, tmp_path)
+
+
+def test_a_compiled_wrapper_is_refused_with_the_way_out() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(UnsupportedModelError, match="wrap the model that was compiled, and compile the wrapped one"):
+        wrapped(torch.compile(model))  # type: ignore[arg-type]
+    assert wrapped(model).is_wrapped
+
+
+# -- ranks ------------------------------------------------------------------------------------
+
+
+def on_two_ranks(kind: str, folder: Path) -> list[dict[str, Any]]:
+    tiny_model("llama").save_pretrained(folder / "base")
+    tiny_tokenizer().save_pretrained(folder / "base")
+    tests = Path(__file__).parent
+    path = os.pathsep.join(filter(None, [str(tests.parent), str(tests), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tests / "ranks.py"), kind, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+def test_tensor_parallel_ranks_edit_alike_and_as_one_process_does(here: wise.WiseModel, tmp_path: Path) -> None:
+    first, second = on_two_ranks("hybrid", tmp_path)
+    assert first == second and first["width"] == 32, "half of the activation's 64"
+    assert [status for status, _ in first["outcomes"]] == ["verified", "verified"]
+    assert first["said"] == [answer.text for answer in here.ask([EDITS[0].prompt, EDITS[1].prompt, text([33, 34])])]
+    assert any(slot is not None for slot, _ in first["routes"][0])
+    assert first["digest"] == here.fingerprint().digest
+    loaded = wise.WiseModel.from_pretrained(
+        tiny_model("llama"), here.tokenizer, tmp_path / "memory", **reading("hybrid")
+    )
+    for own, other in zip(loaded.state.slots, here.state.slots, strict=True):
+        torch.testing.assert_close(own.tensors()["values"], other.tensors()["values"], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("retrieve", "part of each activation.*mode='hybrid'"), ("fsdp", "fully_shard.*device_map")]
+)
+def test_what_is_split_otherwise_is_refused_on_each_rank(kind: str, reason: str, tmp_path: Path) -> None:
+    for found in on_two_ranks(kind, tmp_path):
+        assert re.search(reason, found["refused"]) and found.get("unchanged", True)
