@@ -101,16 +101,27 @@ def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, before: boo
         for handle in handles:
             handle.remove()
 
-    try:
+    with restoring(remove):
         for module, hook in hooks:
             handles.append(module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook))
         yield
-    finally:
-        completed(remove)
+
+
+@contextmanager
+def restoring(restore: Callable[[], None]) -> Iterator[None]:
+    """Calls `restore` when the block ends, and once more if an interrupt arrives meanwhile, which is raised afterwards."""
+    try:
+        try:
+            yield
+        finally:
+            restore()
+    except BaseException:
+        restore()
+        raise
 
 
 def completed(step: Callable[[], None]) -> None:
-    """Runs `step` to its end, also if an interrupt arrives within it, which is raised afterwards. It may be run twice."""
+    """Runs `step`, from its beginning once more if an interrupt arrives within it, which is raised afterwards."""
     try:
         step()
     except BaseException:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from wise.memory.layer import completed, execution_device, hooked
+from wise.memory.layer import execution_device, hooked, restoring
 
 BATCH = 64
 LONGER, SPARE = 1.4, 16
@@ -105,11 +105,9 @@ def as_asked(model: PreTrainedModel) -> Iterator[None]:
     """Clears the model's own generation settings within a `with` block: `generate` would take what a call leaves open,
     such as a repetition penalty, from them."""
     own = model.generation_config
-    try:
+    with restoring(lambda: setattr(model, "generation_config", own)):
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         yield
-    finally:
-        model.generation_config = own
 
 
 @contextmanager
@@ -121,11 +119,9 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         for module, training in modes:
             module.training = training
 
-    try:
+    with restoring(restore):
         model.eval()  # type: ignore[no-untyped-call]
         yield
-    finally:
-        completed(restore)
 
 
 def _continued(

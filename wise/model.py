@@ -33,7 +33,7 @@ from wise.loading import load_base, load_tokenizer
 from wise.memory.artifact import load_memory, save_memory
 from wise.memory.base_watch import REMEDY, BaseState, BaseWatch
 from wise.memory.fingerprint import Fingerprint, fingerprint
-from wise.memory.layer import SideMemoryLayer, as_child, completed, execution_device
+from wise.memory.layer import SideMemoryLayer, as_child, completed, execution_device, restoring
 from wise.memory.model_card import CARD_FILE, HUB_ID, keep_card
 from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
@@ -456,11 +456,9 @@ class WiseModel(nn.Module):
     def serving(self, state: MemoryState) -> Iterator[PreTrainedModel]:
         """`state` is served within a `with` block; yields the model to ask."""
         memory, before = self._assembled(state), self.layer.memory
-        try:
+        with restoring(lambda: setattr(self.layer, "memory", before)):
             self.layer.memory = memory
             yield self.model
-        finally:
-            completed(lambda: setattr(self.layer, "memory", before))
 
     def _serve(self, state: MemoryState, base: BaseState | None = None) -> None:
         """Serves a state; one without edits keeps nothing else. base: the one on which it was verified."""
