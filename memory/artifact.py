@@ -38,8 +38,8 @@ from wise.edits import Edit, check_unique
 from wise.errors import ArtifactError, ConfigError, EditError, did_you_mean
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import ASIDE, replaced_folder
-from wise.memory.model_card import CARD_FILE, keep_card, model_card
 from wise.memory.key_space import KeySpace, RelationSpace, Space, space_from_tensors
+from wise.memory.model_card import CARD_FILE, keep_card, model_card
 from wise.memory.slot import (
     SLOT_KINDS,
     AnswerSlot,

@@ -109,7 +109,7 @@ def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, before: boo
 
 @contextmanager
 def restoring(restore: Callable[[], None]) -> Iterator[None]:
-    """Calls `restore` when the block ends, and once more if an interrupt arrives meanwhile, which is raised afterwards."""
+    """Calls `restore` when the block ends, and once more if an interrupt arrives in it, which is raised afterwards."""
     try:
         try:
             yield

@@ -82,8 +82,8 @@ def load_base(source: str | PathLike[str], *, revision: str | None = None, dtype
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(
-            f"model {name!r}: {_first_line(error)} (expected a causal LM with safetensors weights, in a folder or on the "
-            "hub)"
+            f"model {name!r}: {_first_line(error)} (expected a causal LM with safetensors weights, in a folder or on "
+            "the hub)"
         ) from error
     return model
 
@@ -104,7 +104,7 @@ def load_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
         raise ConfigError(
             f"no tokenizer was given, and there is none beside the model at {name!r} ({_first_line(error)}); give one"
         ) from error
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def _first_line(error: BaseException) -> str:
