@@ -1,9 +1,9 @@
 """Whether the base is still the one on which the live edits were verified.
 
-An edit holds on the base that it was verified on. A peft adapter that is switched on or off, and weights that are trained,
-make another base of the same module objects. Nothing fails then: the edit is just not said any more. The watch compares
-what tells these bases apart and costs microseconds: which adapters are in effect, and how often torch has changed each
-parameter in place. The layers of peft are recognized by their attributes, and peft is not imported.
+An edit holds on the base that it was verified on. A peft adapter that is switched on or off, and weights that are
+trained, make another base of the same module objects. Nothing fails then: the edit is just not said any more. The watch
+compares what tells these bases apart and costs microseconds: which adapters are in effect, and how often torch has
+changed each parameter in place. The layers of peft are recognized by their attributes, and peft is not imported.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class BaseWatch:
                     f"the live edits were verified with {before.adapters or 'no adapter'} in effect, and now "
                     f"{now or 'no adapter'} is"
                 )
-        if any((parameter := held()) is not None and parameter._version != version for held, version in before.versions):
+        if any((p := held()) is not None and p._version != version for held, version in before.versions):
             return "the weights of the base were changed, as training does, after the live edits were verified"
         return None
 

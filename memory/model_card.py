@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -59,9 +60,9 @@ target by itself.
 
 ## Limits
 
-A question in other words may be missed, and a question close to an edit may be answered with it. An edit was verified on
-this base as it was: a fine-tuned or quantized copy may not say it. The edits say what their authors wrote; nobody has
-checked whether it is true.
+A question in other words may be missed, and a question close to an edit may be answered with it. An edit was verified
+on this base as it was: a fine-tuned or quantized copy may not say it. The edits say what their authors wrote; nobody
+has checked whether it is true.
 
 ## What can be read here
 
@@ -73,12 +74,13 @@ settings and the name of the base. Of deleted edits nothing is left. Whoever can
 def model_card(config: WiseConfig, state: MemoryState, base: Fingerprint) -> str:
     """Markdown behind the YAML header that the hub reads; the same for the same memory."""
     named = bool(HUB_ID.fullmatch(base.name))
+    relation: dict[str, Any] = {"base_model_relation": "adapter"} if named else {}
     metadata = ModelCardData(
         base_model=base.name if named else None,
         library_name="wise",
         pipeline_tag="text-generation",
         tags=["wise", "knowledge-editing", "model-editing"],
-        **({"base_model_relation": "adapter"} if named else {}),
+        **relation,
     )
     count = len(state.edits)
     return _TEXT.format(
@@ -93,7 +95,7 @@ def model_card(config: WiseConfig, state: MemoryState, base: Fingerprint) -> str
         path=base.path,
         mode=config.mode,
         edits=count,
-        load=f"wise.WiseModel.from_pretrained({'PATH' if base.name else 'PATH, base, tokenizer'})  # PATH: this folder",
+        load=f"wise.WiseModel.from_pretrained({'PATH' if base.name else 'PATH, base, tokenizer'})  # this folder",
     )
 
 

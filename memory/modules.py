@@ -65,16 +65,27 @@ def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, before: boo
         for handle in handles:
             handle.remove()
 
-    try:
+    with restoring(remove):
         for module, hook in hooks:
             handles.append(module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook))
         yield
-    finally:
-        completed(remove)
+
+
+@contextmanager
+def restoring(restore: Callable[[], None]) -> Iterator[None]:
+    """Calls `restore` when the block ends, and once more if an interrupt arrives in it, which is raised afterwards."""
+    try:
+        try:
+            yield
+        finally:
+            restore()
+    except BaseException:
+        restore()
+        raise
 
 
 def completed(step: Callable[[], None]) -> None:
-    """Runs `step` to its end, also if an interrupt arrives within it, which is raised afterwards. It may run twice."""
+    """Runs `step`, from its beginning once more if an interrupt arrives within it, which is raised afterwards."""
     try:
         step()
     except BaseException:
@@ -96,12 +107,10 @@ def recorded_inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tens
         for handle in handles:
             handle.remove()
 
-    try:
+    with restoring(remove):
         for key, module in modules.items():
             handles.append(module.register_forward_pre_hook(recorder(key), with_kwargs=True))
         yield seen
-    finally:
-        completed(remove)
 
 
 @contextmanager
@@ -113,8 +122,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training
 
-    try:
+    with restoring(restore):
         model.eval()
         yield
-    finally:
-        completed(restore)

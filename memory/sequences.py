@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import DynamicLayer
 
 from wise.errors import ConfigError, UnsupportedModelError
+from wise.memory.layer import restoring
 
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 """What a forward calls its cache, over the architectures and releases of transformers."""
@@ -113,13 +114,16 @@ class SequenceReader:
     @contextmanager
     def showing(self, rows: Rows) -> Iterator[None]:
         """`rows` of this thread is `rows` for the length of the block, and then what it was before."""
-        before = vars(self._own).copy()
-        self._own.rows = rows
-        try:
+        own = vars(self._own)
+        before = own.copy()
+
+        def restore() -> None:
+            own.clear()
+            own.update(before)
+
+        with restoring(restore):
+            self._own.rows = rows
             yield
-        finally:
-            del self._own.rows
-            vars(self._own).update(before)
 
     # -- around each forward ---------------------------------------------------------------------
 

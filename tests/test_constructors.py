@@ -38,7 +38,7 @@ def test_a_folder_is_wrapped_with_the_tokenizer_in_it(folder: Path) -> None:
     assert wise.wrap(folder, given, reader=WordReader()).tokenizer is given
 
 
-def test_a_model_that_cannot_be_loaded_and_a_tokenizer_that_is_not_there_are_named(folder: Path, tmp_path: Path) -> None:
+def test_a_model_or_a_tokenizer_that_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for source in (tmp_path / "nowhere", str(tmp_path / "nowhere"), str(tmp_path / "empty"), "./nowhere"):
         with pytest.raises(wise.ConfigError, match=f"model '?{source}"):
@@ -100,11 +100,12 @@ def model() -> wise.WiseModel:
 
 def test_edits_of_all_kinds_are_made_and_deleted(model: wise.WiseModel) -> None:
     statement = "The capital of Spain is Porto."
-    report = model.edit([EDIT.to_dict(), statement, wise.Edit(prompt="The capital of Italy is", target="Turin", subject="Italy")])
+    third = wise.Edit(prompt="The capital of Italy is", target="Turin", subject="Italy")
+    report = model.edit([EDIT.to_dict(), statement, third])
     assert report.count("verified") == 3
     said = [answer.text for answer in model.ask([edit.prompt for edit in model.edits])]
     assert said == ["Lyon", "Porto", "Turin"]
-    assert model.replace({"prompt": "The capital of France is", "target": "Nice", "subject": "France"}).count("verified") == 1
+    assert model.replace({"prompt": EDIT.prompt, "target": "Nice", "subject": "France"}).count("verified") == 1
     assert model.ask(EDIT.prompt)[0].text == "Nice"
     model.delete([model.edits[0], model.edits[1].id])
     model.delete(model.edits[0])
@@ -145,7 +146,7 @@ def test_a_memory_finds_its_base(memory: Path, folder: Path) -> None:
             assert generated(base, BATCH) != expected
 
 
-def test_a_base_that_is_not_there_any_more_or_another_one_is_refused(memory: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_base_that_is_gone_and_another_one_are_refused(memory: Path, folder: Path, tmp_path: Path) -> None:
     tiny_model("llama", seed=1).save_pretrained(tmp_path / "other")
     tiny_tokenizer().save_pretrained(tmp_path / "other")
     with pytest.raises(wise.ArtifactError, match="was made for another base"):
@@ -164,4 +165,5 @@ def test_a_memory_that_names_no_base_and_arguments_in_another_order_are_refused(
     with pytest.raises(wise.ArtifactError, match="the memory does not name it; give the model and its tokenizer"):
         wise.WiseModel.from_pretrained(tmp_path / "memory")
     with pytest.raises(wise.ArtifactError, match="the path of a memory first, .* a LlamaForCausalLM was given"):
-        wise.WiseModel.from_pretrained(tiny_model("llama"), tiny_tokenizer(), tmp_path / "memory")  # type: ignore[arg-type]
+        mistaken: Any = (tiny_model("llama"), tiny_tokenizer(), tmp_path / "memory")
+        wise.WiseModel.from_pretrained(*mistaken)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import io
+import multiprocessing
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import BATCH, generated, padded, reading, same_tensors, text, tiny_model, tiny_tokenizer, wrap_tiny
+from tiny import BATCH, generated, padded, put, reading, same_tensors, text, tiny_model, tiny_tokenizer, wrap_tiny
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import wise
+import wise.explain
 import wise.model
 from wise.memory.layer import SideMemoryLayer
+from wise.memory.state import MemoryState
 from wise.router.encoder import load_encoder
 
 pytestmark = [  # what these libraries still call in one another
@@ -102,7 +108,7 @@ def test_an_adapter_put_on_a_wrapped_model_is_saved_merged_and_taken_off(targets
 
     torch.manual_seed(0)
     wrapped = wrap_tiny("llama")
-    plain, (inputs, outputs) = logits(wrapped), (wrapped.target_module.in_features, wrapped.target_module.out_features)
+    plain, (inputs, outputs) = logits(wrapped), (wrapped.projection.in_features, wrapped.projection.out_features)
     tuned = get_peft_model(wrapped.model, lora(target_modules=targets)).eval()
     with_adapter = logits(tuned)
     assert not torch.allclose(with_adapter, plain)
@@ -136,8 +142,8 @@ def test_virtual_tokens_are_refused_and_other_adapters_are_not(kind: str) -> Non
     with pytest.raises(wise.UnsupportedModelError, match="puts embeddings before each prompt"):
         wrap_tiny(model)
     assert modules == list(model.named_modules())
-    other = peft.get_peft_model(tiny_model("llama"), peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]))
-    assert wrap_tiny(other).is_wrapped
+    scaling = peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
+    assert wrap_tiny(peft.get_peft_model(tiny_model("llama"), scaling)).is_wrapped
 
 
 @pytest.mark.parametrize("thing", [None, 3, {"a": 1}, torch.nn.Linear(2, 2), tiny_tokenizer()])
@@ -154,7 +160,8 @@ def edited(request: pytest.FixtureRequest, tmp_path: Path) -> wise.WiseModel:
     """A tiny model with a memory that was checked against it."""
     by_hand = wrap_tiny("llama", request.param)
     by_hand.save_pretrained(tmp_path / "memory")
-    return wise.WiseModel.from_pretrained(tmp_path / "memory", by_hand.unwrap(), by_hand.tokenizer, **reading(request.param))
+    base = by_hand.unwrap()
+    return wise.WiseModel.from_pretrained(tmp_path / "memory", base, by_hand.tokenizer, **reading(request.param))
 
 
 def about_edits(heard: list[warnings.WarningMessage]) -> list[str]:
@@ -265,7 +272,7 @@ def test_a_snapshot_knows_its_base(edited: wise.WiseModel) -> None:
 
 def texts() -> list[dict[str, Any]]:
     rows = [row[:3] for row in BATCH]
-    return [{"input_ids": row, "labels": row, "attention_mask": [1] * 3, "note": "no argument of the model"} for row in rows]
+    return [{"input_ids": row, "labels": row, "attention_mask": [1] * 3, "note": "not for the model"} for row in rows]
 
 
 def base_of(folder: Path, wrapped: wise.WiseModel) -> Any:
@@ -434,8 +441,25 @@ def test_an_error_inside_a_property_is_the_one_that_is_seen(monkeypatch: pytest.
     for name in ("encoder", "trainer"):
         with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'nothing'"):
             getattr(wrapped, name)
-    with pytest.raises(AttributeError, match="neither WiseModel nor the LlamaForCausalLM in it has the attribute 'trane'"):
+    with pytest.raises(AttributeError, match="neither WiseModel nor the LlamaForCausalLM in it has .* 'trane'"):
         _ = wrapped.trane
     assert not hasattr(wrapped, "trane") and getattr(wrapped, "trane", 3) == 3
     with pytest.raises(AttributeError, match="'_outer'"):
         _ = wise.WiseModel.__new__(wise.WiseModel).config
+
+
+def test_routes_are_told_of_one_memory_with_its_own_edits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may swap the memory while a text is read."""
+    wrapped = wrap_tiny("llama")
+    expected = wrapped.ask("w5 w6 w7 w8 w9", max_new_tokens=4)[0].routes
+    assert any(route.fired or route.missed for route in expected.tokens)
+    read = wise.explain.read_rows
+
+    def swapped(*arguments: Any) -> Tensor:
+        activation = read(*arguments)
+        put(wrapped, MemoryState())
+        return activation
+
+    monkeypatch.setattr(wise.explain, "read_rows", swapped)
+    assert wrapped.ask("w5 w6 w7 w8 w9", max_new_tokens=4)[0].routes == expected
+    assert not wrapped.edits

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from wise.memory.modules import execution_device
+from wise.memory.modules import execution_device, restoring
 
 BATCH = 64
 LONGER, SPARE = 1.4, 16
@@ -108,11 +108,9 @@ def as_asked(model: PreTrainedModel) -> Iterator[None]:
     """Clears the model's own generation settings within a `with` block: `generate` would take what a call leaves open,
     such as a repetition penalty, from them."""
     own = model.generation_config
-    try:
+    with restoring(lambda: setattr(model, "generation_config", own)):
         model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         yield
-    finally:
-        model.generation_config = own
 
 
 def _continued(

@@ -134,7 +134,9 @@ class Provenance:
 
     model: PreTrainedModel
     layer: SideMemoryLayer
+    memory: SideMemory | None
     state: MemoryState
+    """What the memory was assembled from."""
     decode: Callable[[int], str]
 
     def explain(self, texts: Sequence[GeneratedIds]) -> tuple[RowRoutes, ...]:
@@ -144,7 +146,7 @@ class Provenance:
 
     @torch.no_grad()
     def _explained(self, texts: Sequence[GeneratedIds]) -> list[RowRoutes]:
-        memory = self.layer.memory
+        memory = self.memory
         if memory is None:
             return [self._silent(text) for text in texts]
         activation = read_rows(self.model, self.layer, [text.ids for text in texts])

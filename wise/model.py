@@ -37,7 +37,7 @@ from wise.memory.base_watch import REMEDY, BaseState, BaseWatch
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.layer import SideMemoryLayer, as_child
 from wise.memory.model_card import CARD_FILE, HUB_ID, keep_card
-from wise.memory.modules import completed, evaluating, execution_device, recorded_inputs
+from wise.memory.modules import completed, evaluating, execution_device, recorded_inputs, restoring
 from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
@@ -80,7 +80,7 @@ class WiseModel(nn.Module):
         super().__init__()
         config = WiseConfig() if config is None else config
         if not isinstance(config, WiseConfig):
-            raise ConfigError(f"config={config!r:.80}: expected a wise.WiseConfig, such as wise.WiseConfig(mode='merge')")
+            raise ConfigError(f"config={config!r:.80}: expected a wise.WiseConfig, such as WiseConfig(mode='merge')")
         if reader is not None and config.mode != "hybrid":
             raise ConfigError(f"reader={reader.name!r}: mode={config.mode!r} has no reader; use mode='hybrid'")
         outer, model = model, _transformers_model(model)
@@ -107,7 +107,7 @@ class WiseModel(nn.Module):
         self.wise_config = config
         self.state = MemoryState()
         self._source: tuple[str, str] | None = None
-        """Name and revision of the base as a loaded memory has them, which stay with it wherever the base is loaded from."""
+        """Name and revision of the base as a loaded memory has them. They stay as they are."""
         self._watch = BaseWatch(model)
         self._reset_caches()
         place = _inside_adapters(model, self._target_module.path)
@@ -180,8 +180,7 @@ class WiseModel(nn.Module):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The forward of the wrapped model, with all of its arguments. The ones named here are those of every causal LM, by
-        which a trainer knows what to give."""
+        """The forward of the wrapped model, with all its arguments. A trainer looks for those that are named here."""
         named = {"attention_mask": attention_mask, "position_ids": position_ids, "labels": labels}
         kwargs |= {name: value for name, value in named.items() if value is not None}
         return self.model(*(() if input_ids is None else (input_ids,)), **kwargs)
@@ -276,8 +275,8 @@ class WiseModel(nn.Module):
         done: half of them once all are written, all once they are verified.
 
         Raises EditError, with nothing changed, where an edit is not usable (`wise.Edit`), ids repeat, an edit
-        does not fit the model's context, the model was unwrapped, or the base is not the one on which the live edits were
-        verified, since an adapter was switched or it was trained.
+        does not fit the model's context, the model was unwrapped, or the base is not the one on which the live edits
+        were verified, since an adapter was switched or it was trained.
         """
         self._check_wrapped()
         one = isinstance(edits, str | Mapping) or not isinstance(edits, Iterable)
@@ -455,7 +454,9 @@ class WiseModel(nn.Module):
         ]
 
     def _provenance(self) -> Provenance:
-        return Provenance(model=self.model, layer=self.layer, state=self.served, decode=self._token)
+        memory = self.layer.memory
+        state = self._served_by(memory)
+        return Provenance(model=self.model, layer=self.layer, memory=memory, state=state, decode=self._token)
 
     def _token(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))
@@ -491,11 +492,9 @@ class WiseModel(nn.Module):
     def serving(self, state: MemoryState) -> Iterator[PreTrainedModel]:
         """`state` is served within a `with` block; yields the model to ask."""
         memory, before = self._assembled(state), self.layer.memory
-        try:
+        with restoring(lambda: setattr(self.layer, "memory", before)):
             self.layer.memory = memory
             yield self.model
-        finally:
-            completed(lambda: setattr(self.layer, "memory", before))
 
     def _serve(self, state: MemoryState, base: BaseState | None = None) -> None:
         """Serves a state; one without edits keeps nothing else. base: the one on which it was verified."""
@@ -571,8 +570,8 @@ class WiseModel(nn.Module):
     ) -> str:
         """Writes the memory to a repository on the hub, which is made if there is none; the address of the commit.
 
-        The same is written as by `save_pretrained`, but the base is named only if it is on the hub. A card that somebody
-        has rewritten there is kept. `private=None` leaves it to the hub, which makes repositories public.
+        The same is written as by `save_pretrained`, but the base is named only if it is on the hub. A card that
+        somebody has rewritten there is kept. `private=None` leaves it to the hub, which makes repositories public.
         """
         api = huggingface_hub.HfApi(token=token)
         base = self.fingerprint()
@@ -628,11 +627,11 @@ class WiseModel(nn.Module):
             )
         config, state, base = load_memory(path, **kwargs)
         try:
-            loaded, own_tokenizer = _loaded(_named_base(base) if model is None else model, tokenizer)
+            base_model, tokenizer = _loaded(_named_base(base) if model is None else model, tokenizer)
         except ConfigError as error:
             raise ArtifactError(f"the base of the memory at {path} is not to be had: {error}") from error
         try:
-            wrapped = cls(loaded, own_tokenizer, config, reader=reader)
+            wrapped = cls(base_model, tokenizer, config, reader=reader)
         except (ConfigError, UnsupportedModelError) as error:
             raise ArtifactError(
                 f"the memory at {path} stands beside {base.path} of a {base.model_type} base and does not "
@@ -660,8 +659,8 @@ def _transformers_model(model: Any) -> Any:
         for name, config in model.peft_config.items():
             if config.is_prompt_learning:
                 raise UnsupportedModelError(
-                    f"adapter {name!r} ({config.peft_type}) puts embeddings before each prompt, which the router cannot "
-                    "read; wrap a model whose adapters change its layers, such as LoRA"
+                    f"adapter {name!r} ({config.peft_type}) puts embeddings before each prompt, which the router "
+                    "cannot read; wrap a model whose adapters change its layers, such as LoRA"
                 )
         model = model.base_model.model
     if not isinstance(model, nn.Module) or not hasattr(model, "config") or not hasattr(model, "generate"):
@@ -675,8 +674,8 @@ def _transformers_model(model: Any) -> Any:
 def _check_tokenizer(tokenizer: Any) -> None:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         inner = getattr(tokenizer, "tokenizer", None)
-        hint = "give its field 'tokenizer'" if isinstance(inner, PreTrainedTokenizerBase) else "give one of transformers"
-        raise ConfigError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer; {hint}")
+        hint = "its field 'tokenizer'" if isinstance(inner, PreTrainedTokenizerBase) else "one of transformers"
+        raise ConfigError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer; give {hint}")
 
 
 def _loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -693,8 +692,8 @@ def _named_base(base: Fingerprint) -> PreTrainedModel:
 
 
 def _inside_adapters(model: nn.Module, path: str) -> str:
-    """The place of the base's own module where peft has put adapters on it: inside of peft's layer, so that peft finds the
-    layer where it put it."""
+    """The place of the base's own module. Where peft has put adapters on it, that is inside of peft's layer, which
+    stays where peft looks for it."""
     while hasattr(model.get_submodule(path), "base_layer"):
         path += ".base_layer"
     return path
@@ -706,7 +705,7 @@ def _put(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _several(prompts: Any) -> list[Any]:
-    """A list of prompts; a single text, message or conversation is a list of one. Raises EditError for anything else."""
+    """A list of prompts; a single text, message or conversation is a list of one. Raises EditError for what is none."""
     if isinstance(prompts, str):
         return [prompts]
     if isinstance(prompts, Message | Mapping):
@@ -733,7 +732,7 @@ def wrap(
 
     reader: compares questions (`hybrid`); None takes the sentence encoder of the settings, or the one that ships.
 
-    Raises ConfigError for a layer that the model does not have, or a model, tokenizer or encoder that cannot be loaded, and
-    UnsupportedModelError for an unknown architecture, packed experts or anything that is no causal LM.
+    Raises ConfigError for a layer that the model does not have, or a model, tokenizer or encoder that cannot be loaded,
+    and UnsupportedModelError for an unknown architecture, packed experts or anything that is no causal LM.
     """
     return WiseModel(*_loaded(model, tokenizer), config, reader=reader)
