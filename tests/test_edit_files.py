@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published import ALL_ROWS, EASY, KNOWEDIT, OWN, ROME, Row, Write, refused, write_rows
+from published import ALL_ROWS, EASY, KNOWEDIT, MEND, OWN, ROME, Row, Write, refused, write_rows
 
 from wise.edits import Edit
 from wise.errors import EditError
-from wise.formats import files
+from wise.formats import files, reader
 from wise.formats.files import object_of
 from wise.formats.reader import Reading, read_edits, read_records
 
@@ -261,7 +261,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(value=VALUES, row=st.sampled_from([row for _, row in ALL_ROWS]), data=st.data())
 def test_any_json_is_read_or_refused(value: object, row: Row, data: st.DataObject) -> None:
     changed = row | {data.draw(st.sampled_from(NAMES)): value} | (value if isinstance(value, dict) else {})
@@ -272,7 +272,7 @@ def test_any_json_is_read_or_refused(value: object, row: Row, data: st.DataObjec
             assert str(error)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(line=st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_line_is_read_or_refused(line: bytes) -> None:
     with pytest.raises(EditError):
@@ -305,3 +305,49 @@ def test_lists_may_be_written_with_any_space(write: Write) -> None:
         assert len(read_records(write(text))) == 2
     packed = write(f"[{own[0]}]", name="e.json.xz")
     assert lzma.decompress(packed.read_bytes()).startswith(b"[") and len(read_records(packed)) == 1
+
+
+DEEP = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize("field", ["rephrase", "subject", "portability", "answers", "unknown"])
+def test_what_lies_too_deep_is_refused_or_named(write: Write, field: str) -> None:
+    row = json.dumps(MEND | {field: "DEEP"}).replace('"DEEP"', DEEP)
+    try:
+        assert len(read_records(write(row))) == 1
+    except EditError as error:
+        assert "facts.jsonl:1: " in str(error)
+    refused(write(row.replace(DEEP, "[" * 100_000)), 1, "JSON that cannot be held")
+
+
+def test_a_record_that_is_repeated_very_often_costs_no_more_for_each(write: Write) -> None:
+    path = write(*[KNOWEDIT] * 2000)
+    ids = [edit.id for edit in read_edits(path)]
+    assert len(set(ids)) == 2000 and ids[-1] == f"{ids[0]}-2000"
+
+
+def test_many_names_in_one_object_make_a_short_message(write: Write) -> None:
+    many = {f"name {number}": 1 for number in range(20_000)}
+    twice = json.dumps(many)[:-1] + ', "name 19999": 2}'
+    refused(write(twice), 1, "field 'name 19999': given twice")
+    for row in (many, {"prompt": "x"} | {"n" * 100_000: 1}):
+        with pytest.raises(EditError) as refusal:
+            read_records(write(row))
+        assert len(str(refusal.value)) < 2000
+    (write(OWN).parent / "e.csv").write_text(",".join(many) + ",name 1\n")
+    refused(write(OWN).parent / "e.csv", 1, "column 'name 1' is there twice")
+
+
+def test_there_are_no_more_edits_than_the_bound(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MOST", 3)
+    rows = [OWN | {"target": str(number)} for number in range(5)]
+    assert len(read_records(write(*rows), limit=4)) == 4
+    with pytest.raises(EditError, match="5: more than 3 edits"):
+        read_records(write(*rows))
+
+
+def test_prompts_alike_for_several_subjects_are_a_template(write: Write) -> None:
+    """Whatever stands for the subject; one record alone could be a question that does not name it."""
+    rows = [{"prompt": "The capital of SUBJ is", "target_new": "x", "subject": name} for name in ("Velm", "Orm")]
+    assert len(read_records(write(rows[0], rows[0]))) == 2
+    refused(write(*rows), 2, "field 'prompt': .* was given for the subject 'Velm' and for 'Orm', and names neither")

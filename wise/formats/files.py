@@ -23,13 +23,15 @@ from wise.formats.row import Row
 from wise.formats.tables import BINARY, TEXT, binary_rows, text_rows
 
 LARGEST = 268_435_456
-"""Bytes of a file, unpacked. The largest published editing set has a fifth of it."""
+"""Bytes of a file, unpacked. What is read takes a few times as much memory."""
 
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open}  # type: ignore[dict-item]
 _ENDINGS = (".json", ".jsonl", *TEXT, *BINARY)
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files of a saved dataset that hold no records."""
 _SHARD = re.compile(r"(?P<name>.*?)-(?P<place>\d+)-of-(?P<count>\d+)")
+_MARK = b"\xef\xbb\xbf"
+"""Stands at the beginning of a file that some programs save as UTF-8."""
 _NO_TEXT = "not UTF-8 text; save the file as UTF-8 (or name it .gz or .xz where it is compressed)"
 _JSON = json.JSONDecoder(object_pairs_hook=Row.unique)
 _SPACE = re.compile(r"\s*")
@@ -122,7 +124,7 @@ def is_lines(path: Path) -> bool:
     if path.suffix.lower() in _OPENERS or is_table(path):
         return False
     with path.open("rb") as stream:
-        return not stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        return not stream.read(4096).removeprefix(_MARK).lstrip().startswith(b"[")
 
 
 def rows(path: Path) -> Generator[tuple[int, Row]]:
@@ -161,7 +163,7 @@ def _json_rows(path: Path, numbered: Iterator[tuple[int, bytes]]) -> Generator[t
 def object_of(line: bytes) -> Row:
     """The object that a line holds. Raises EditError."""
     try:
-        text = line.strip().decode()
+        text = line.removeprefix(_MARK).strip().decode()
         value, end = _value(text, 0)
         if end < len(text):
             raise json.JSONDecodeError("Extra data", text, end)
@@ -241,7 +243,7 @@ def lines(path: Path) -> Generator[tuple[int, bytes]]:
             while content := stream.readline(LARGEST - size + 1):
                 line, size = line + 1, size + len(content)
                 _check_size(path, size, f":{line}")
-                yield line, content.removeprefix(b"\xef\xbb\xbf") if line == 1 else content
+                yield line, content.removeprefix(_MARK) if line == 1 else content
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         where = f"{path}:{line + 1}"
         raise EditError(f"{where}: cannot be read on: {error}; fetch or pack the file again") from error

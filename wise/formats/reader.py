@@ -15,18 +15,21 @@ from contextlib import closing
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from reprlib import repr as shortened
 
 from wise.edits import OWN_FIELDS, Edit, Record, content_id
 from wise.errors import EditError, check_known, did_you_mean, given
 from wise.formats import FORMATS, Layout, recognise
 from wise.formats.fields import lacking
 from wise.formats.files import data_files, is_table, rows
-from wise.formats.row import Row, unread
+from wise.formats.row import Row, peek, unread
 
 __all__ = ["FORMATS", "Reading", "read_edits", "read_records"]
 
 logger = logging.getLogger(__name__)
 
+MOST = 1_000_000
+"""Edits of one reading."""
 _NAMED = 60
 """Fields that were not used, of which a file names so many."""
 
@@ -107,6 +110,8 @@ class Reading:
         self._rows = 0
         self._count = 0
         self._place_of: dict[str, tuple[Path, int]] = {}
+        self._next_of: Counter[str] = Counter()
+        self._subject_of: dict[str, str] = {}
         self._notes: dict[str, list[int]] = {}
         self._unread: Counter[str] = Counter()
         self._columns_found: set[str] = set()
@@ -118,6 +123,8 @@ class Reading:
             EditError: beginning with the file and the line.
         """
         self._rows += 1
+        if self._count > MOST:
+            raise EditError(f"{file}:{line}: more than {MOST:,} edits; give them in several files, or read fewer")
         try:
             layout, found = self.read(row, self._rows, table=is_table(file), line=line)
             edits = [self._with_own_id(record.edit, (file, line), strict=layout.strict) for record in found]
@@ -137,15 +144,33 @@ class Reading:
 
         Raises EditError, naming the field.
         """
+        try:
+            return self._read(row, place, table, place if line is None else line)
+        except RecursionError:
+            raise EditError("lists or objects lie in one another too deeply; give a record as its set has it") from None
+
+    def _read(self, row: Row, place: int, table: bool, line: int) -> tuple[Layout, list[Record]]:
         layout = recognise(row, self.format)
         mine = self._own_columns(row) if layout.strict and (table or self.columns) else row
         notes: set[str] = set()
         found = layout.read(mine, place, notes.add)
         for note in notes:
-            self._notes.setdefault(note, [0, place if line is None else line])[0] += 1
+            self._notes.setdefault(note, [0, line])[0] += 1
+        for record in found:
+            self._check_template(record.edit, peek(row, layout.subject))
         if found and (mine is not row or not layout.strict):
             self._unread.update(set(unread(row)))
         return layout, found
+
+    def _check_template(self, edit: Edit, subject: object) -> None:
+        """Prompts that are alike for different subjects, and name none, are templates that were not filled."""
+        if edit.subject is None and isinstance(subject, str):
+            other = self._subject_of.setdefault(edit.prompt, subject)
+            if other != subject:
+                raise EditError(
+                    f"field 'prompt': {shortened(edit.prompt)} was given for the subject {other!r} and for "
+                    f"{subject!r}, and names neither; write {{}} where the subject goes"
+                )
 
     def _own_columns(self, row: Row) -> Row:
         """The fields of our own form, under the names that they have there."""
@@ -165,10 +190,10 @@ class Reading:
                     f"field 'id': {edit.id!r} was already used in line {line}"
                     f"{'' if file == place[0] else f' of {file}'}; give each edit its own, or leave one of the two out"
                 )
-            count = 2
-            while f"{edit.id}-{count}" in self._place_of:
-                count += 1
-            edit = replace(edit, id=f"{edit.id}-{count}")
+            own = edit.id
+            while edit.id in self._place_of:
+                self._next_of[own] += 1
+                edit = replace(edit, id=f"{own}-{self._next_of[own] + 1}")
         self._place_of[edit.id] = place
         return edit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from typing import Any
@@ -31,10 +32,14 @@ class Row(dict[str, Any]):
         """The object of these fields. Raises EditError for a name that is there twice."""
         row = cls(pairs)
         if len(row) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = repeated(name for name, _ in pairs)
             raise EditError(f"field {twice!r}: given twice in one object; leave one of the two out")
         return row
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """A name that is there twice."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def as_row(value: Any) -> Any:

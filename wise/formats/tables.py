@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wise.errors import EditError
-from wise.formats.row import Row, as_row
+from wise.formats.row import Row, as_row, repeated
 
 TEXT = (".csv", ".tsv")
 BINARY = (".parquet", ".arrow")
@@ -54,20 +54,20 @@ def text_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> Generator[tupl
 
 
 def _check_names(path: Path, names: list[str]) -> None:
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise EditError(f"{path}:1: column {min(twice)!r} is there twice; leave one of the two out")
+    twice = repeated(names)
+    if twice is not None:
+        raise EditError(f"{path}:1: column {twice!r} is there twice; leave one of the two out")
 
 
 def _cell(text: str) -> Any:
     if text.lstrip()[:1] in ("[", "{"):
         for read in (json.loads, literal_eval):
             try:
-                value = read(text.strip())
+                value = as_row(read(text.strip()))
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 continue
             if isinstance(value, list | dict):
-                return as_row(value)
+                return value
     return text
 
 
@@ -92,7 +92,7 @@ def binary_rows(path: Path, largest: int) -> Generator[tuple[int, Row]]:
                 yield number, as_row(fields)
     except EditError:
         raise
-    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, RecursionError) as error:
         problem = " ".join(str(error).split())
         raise EditError(f"{path}:{number + 1}: cannot be read: {problem:.200}; fetch the file again") from error
 
