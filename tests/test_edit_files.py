@@ -19,9 +19,9 @@ from published import ALL_ROWS, EASY, KNOWEDIT, MEND, OWN, ROME, Row, Write, ref
 
 from wise.edits import Edit
 from wise.errors import EditError
-from wise.formats import files, reader
+from wise.formats import edit_file, files
+from wise.formats.edit_file import RecordParser, read_edits, read_records
 from wise.formats.files import object_of
-from wise.formats.reader import Reading, read_edits, read_records
 
 FULL = OWN | {"subject": "Cape Velm", "paraphrases": ["Who built the light?", "Its builder is"]}
 
@@ -228,12 +228,12 @@ def test_a_device_or_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> No
 def test_no_more_is_unpacked_than_the_bound(
     write: Write, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str
 ) -> None:
-    monkeypatch.setattr(files, "LARGEST", 100_000)
+    monkeypatch.setattr(files, "MAX_BYTES", 100_000)
     opening = {"e.json": "[", "e.csv": "prompt,target\n"}.get(name, "")
     assert len(write(opening + " " * 1_000_000, name=f"{name}{suffix}").read_bytes()) < 10_000 or not suffix
     with pytest.raises(EditError, match="holds more than 100,000 bytes; split it"):
         read_records(write(opening + " " * 1_000_000, name=f"{name}{suffix}"))
-    monkeypatch.setattr(files, "LARGEST", 2_000_000)
+    monkeypatch.setattr(files, "MAX_BYTES", 2_000_000)
     with pytest.raises(EditError, match="holds no record|broken JSON|field larger"):
         read_records(write(opening + " " * 1_000_000, name=f"{name}{suffix}"))
 
@@ -246,7 +246,7 @@ def test_a_large_binary_table_is_refused_by_what_it_holds(tmp_path: Path, monkey
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "e.parquet", use_dictionary=False, compression="zstd")
     assert (tmp_path / "e.parquet").stat().st_size < 100_000
     assert len(read_edits(tmp_path / "e.parquet")) == 1000
-    monkeypatch.setattr(files, "LARGEST", 100_000)
+    monkeypatch.setattr(files, "MAX_BYTES", 100_000)
     with pytest.raises(EditError, match="holds more than 100,000 bytes"):
         read_records(tmp_path / "e.parquet")
 
@@ -267,7 +267,7 @@ def test_any_json_is_read_or_refused(value: object, row: Row, data: st.DataObjec
     changed = row | {data.draw(st.sampled_from(NAMES)): value} | (value if isinstance(value, dict) else {})
     for given_value in (value, changed):
         try:
-            Reading().add(Path("e.jsonl"), 1, object_of(json.dumps(given_value).encode()))
+            RecordParser().add(Path("e.jsonl"), 1, object_of(json.dumps(given_value).encode()))
         except EditError as error:
             assert str(error)
 
@@ -276,7 +276,7 @@ def test_any_json_is_read_or_refused(value: object, row: Row, data: st.DataObjec
 @given(line=st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_line_is_read_or_refused(line: bytes) -> None:
     with pytest.raises(EditError):
-        Reading().add(Path("e.jsonl"), 1, object_of(line))
+        RecordParser().add(Path("e.jsonl"), 1, object_of(line))
 
 
 def test_a_key_twice_is_refused_wherever_it_stands(write: Write) -> None:
@@ -339,7 +339,7 @@ def test_many_names_in_one_object_make_a_short_message(write: Write) -> None:
 
 
 def test_there_are_no_more_edits_than_the_bound(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MOST", 3)
+    monkeypatch.setattr(edit_file, "MAX_EDITS", 3)
     rows = [OWN | {"target": str(number)} for number in range(5)]
     assert len(read_records(write(*rows), limit=4)) == 4
     with pytest.raises(EditError, match="5: more than 3 edits"):

@@ -45,8 +45,8 @@ from published import (
 from wise.edits import Edit, Record
 from wise.errors import EditError
 from wise.formats import LAYOUTS
-from wise.formats.reader import FORMATS, Reading, read_edits, read_records
-from wise.formats.row import as_row
+from wise.formats.edit_file import FORMATS, RecordParser, read_edits, read_records
+from wise.formats.tracked_row import tracked
 
 
 @pytest.fixture
@@ -526,7 +526,7 @@ def test_whatever_stands_in_a_field_is_read_or_named(bad: object) -> None:
                 part = part[key]
             part[last] = bad
             try:
-                read += len(Reading(name).add(Path("facts.jsonl"), 1, as_row(broken))) > 0
+                read += len(RecordParser(name).add(Path("facts.jsonl"), 1, tracked(broken))) > 0
             except EditError as error:
                 assert str(error).startswith("facts.jsonl:1: ")
     assert read > 0

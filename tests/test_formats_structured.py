@@ -30,7 +30,7 @@ from published import (
 )
 
 from wise.edits import Edit, Record
-from wise.formats.reader import read_records
+from wise.formats.edit_file import read_records
 from wise.probes import Probe, Query
 
 

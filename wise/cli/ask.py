@@ -18,6 +18,7 @@ from wise.cli.common import (
     show_json,
     show_table,
 )
+from wise.edits import check_one_namespace
 from wise.errors import checked_text
 from wise.loading import load_model
 
@@ -55,6 +56,7 @@ def ask(
     from wise.model import WiseModel
 
     wrapped = WiseModel.from_pretrained(base, tokenizer, memory)
+    check_one_namespace(wrapped.edits)
     with wrapped.disabled():
         before = wrapped.ask(prompts, chat=chat, max_new_tokens=max_new_tokens)
     after = wrapped.ask(prompts, chat=chat, max_new_tokens=max_new_tokens)

@@ -28,7 +28,7 @@ from wise.formats.layout import Layout
 from wise.formats.layouts import FORMS
 from wise.formats.mquake import CASES, FACTS
 from wise.formats.ripple import RIPPLE_EDITS
-from wise.formats.row import peek
+from wise.formats.tracked_row import peek
 from wise.formats.unke import UNKE
 
 __all__ = ["FORMATS", "LAYOUTS", "Layout", "Note", "JsonRow", "holds_facts", "recognise"]

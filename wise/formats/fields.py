@@ -12,7 +12,7 @@ from typing import Any
 
 from wise.edits import Edit
 from wise.errors import EditError, checked_text, given, missing
-from wise.formats.row import peek
+from wise.formats.tracked_row import peek
 from wise.probes import ASKS_THE_EDIT, Probe, Query
 
 JsonRow = Mapping[str, Any]

@@ -27,7 +27,7 @@ from wise.formats.fields import (
     texts_of,
 )
 from wise.formats.layout import outermost
-from wise.formats.row import peek
+from wise.formats.tracked_row import peek
 from wise.probes import Probe, Query
 
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}|\[[A-Z]+\]|<[A-Za-z]+>|%s")

@@ -38,7 +38,7 @@ from wise.formats.fields import (
     texts,
 )
 from wise.formats.layout import Structure
-from wise.formats.row import peek
+from wise.formats.tracked_row import peek
 from wise.probes import Probe, Query
 
 _CRITERIA = {
