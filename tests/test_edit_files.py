@@ -138,14 +138,15 @@ def test_parquet_and_arrow(tmp_path: Path) -> None:
     assert read_records(tmp_path / "rome.parquet")[0].edit == read_edits(write_rows(tmp_path, ROME))[0]
 
 
-def test_dates_of_a_table_are_times(tmp_path: Path) -> None:
+def test_dates_of_a_table_are_times_and_numbers_are_ids(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     from datetime import datetime
 
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist([OWN | {"time": datetime(2026, 1, 2)}]), tmp_path / "e.parquet")
-    assert read_edits(tmp_path / "e.parquet")[0].time == "2026-01-02T00:00:00"
+    pq.write_table(pa.Table.from_pylist([OWN | {"time": datetime(2026, 1, 2), "id": 7}]), tmp_path / "e.parquet")
+    (edit,) = read_edits(tmp_path / "e.parquet")
+    assert (edit.time, edit.id) == ("2026-01-02T00:00:00", "7")  # as in a table of text
 
 
 @pytest.mark.parametrize("name", ["e.parquet", "e.arrow"])
@@ -330,6 +331,7 @@ def test_many_names_in_one_object_make_a_short_message(write: Write) -> None:
     many = {f"name {number}": 1 for number in range(20_000)}
     twice = json.dumps(many)[:-1] + ', "name 19999": 2}'
     refused(write(twice), 1, "field 'name 19999': given twice")
+    refused(write({"\x1b[2J": 1, "b": 2, "c": 3}), 1, r"no known format has these fields: '\\x1b\[2J', b, c")
     for row in (many, {"prompt": "x"} | {"n" * 100_000: 1}):
         with pytest.raises(EditError) as refusal:
             read_records(write(row))

@@ -185,6 +185,13 @@ def test_what_has_no_answer_or_asks_the_edit_is_not_asked(write: Write, caplog: 
     )
 
 
+def test_a_recent_fact_has_no_original(write: Write) -> None:
+    edit = {k: v for k, v in RIPPLE["edit"].items() if k != "original_fact"}
+    record = one(write, RIPPLE | {"edit": edit, "example_type": "recent"})
+    assert (record.edit.prompt, record.edit.target) == ("The name of the spouse of Bo of Orm is", "Ada Thorne")
+    assert (record.edit.subject, record.answer) == ("Bo of Orm", None)
+
+
 def test_a_renamed_original_fact(write: Write) -> None:
     edit = {k: v for k, v in RIPPLE["edit"].items() if k != "original_fact"}
     record = one(write, {"edit": edit | {"previous_fact": RIPPLE["edit"]["original_fact"]}})

@@ -104,7 +104,7 @@ def missing(name: str, mapping: Mapping[str, Any]) -> EditError:
 
 def listed(names: Iterable[str]) -> str:
     """Names in a message: in order, the first of many, long ones cut."""
-    found = sorted(f"{name:.80}" for name in map(str, names))
+    found = sorted(name[:80] if name.isprintable() else ascii(name[:80]) for name in map(str, names))
     return ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "") or "none"
 
 

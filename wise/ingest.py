@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
+from unicodedata import normalize
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from wise.edits import content_id
+from wise.edits import Edit, content_id
 from wise.errors import ConfigError, StoreError
 from wise.formats.edit_file import RecordParser, each_row
 from wise.formats.files import check_file, is_table, object_of
@@ -127,7 +128,7 @@ class Ingestion:
         self._store, self._name, self._parser = store, name, parser
         self._rows = 0
         self._tickets_on: dict[tuple[str, str], list[int]] = {}
-        """Namespace and prompt -> numbers of the tickets, up to ticket `_last`."""
+        """Question -> numbers of the tickets on it, up to ticket `_last`."""
         self._last = 0
 
     def ingest(self, line: Line) -> str:
@@ -157,9 +158,9 @@ class Ingestion:
         An id that the line gives must be the same too.
         """
         for ticket in self._store.journal.tickets(since=self._last):
-            self._tickets_on.setdefault((ticket.edit.namespace, ticket.edit.prompt), []).append(ticket.number)
+            self._tickets_on.setdefault(_question(ticket.edit), []).append(ticket.number)
             self._last = ticket.number
-        for number in reversed(self._tickets_on.get((request.edit.namespace, request.edit.prompt), ())):
+        for number in reversed(self._tickets_on.get(_question(request.edit), ())):
             [ticket] = self._store.journal.tickets(numbers=[number])
             if ticket.status in UNDER_WAY:
                 ids = (ticket.edit.id, ticket.edit.id[: -len(_suffix(""))], content_id(request.edit))
@@ -170,9 +171,13 @@ class Ingestion:
         """The request under another id if its own is that of an edit under way on the same question."""
         edit = request.edit
         under_way = [t for t in self._store.journal.tickets(edit_id=edit.id) if t.status in UNDER_WAY]
-        if not under_way or (under_way[-1].edit.namespace, under_way[-1].edit.prompt) != (edit.namespace, edit.prompt):
+        if not under_way or _question(under_way[-1].edit) != _question(edit):
             return request
         return replace(request, edit=replace(edit, id=edit.id + _suffix(key)))
+
+
+def _question(edit: Edit) -> tuple[str, str]:
+    return edit.namespace, normalize("NFC", edit.prompt)
 
 
 def _suffix(key: str) -> str:

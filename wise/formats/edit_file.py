@@ -180,7 +180,10 @@ class RecordParser:
         column_of = {field: self.columns.get(field, field) for field in OWN_FIELDS}
         taken = {field: column for field, column in column_of.items() if column in row}
         self._columns_found |= set(taken.values())
-        return TrackedRow((field, row[column]) for field, column in taken.items())
+        mine = TrackedRow((field, row[column]) for field, column in taken.items())
+        if isinstance(number := mine.get("id"), int):  # in text it would be a text too
+            mine["id"] = str(number)
+        return mine
 
     def _with_own_id(self, edit: Edit, place: tuple[Path, int], *, strict: bool) -> Edit:
         if edit.id in self._place_of:
