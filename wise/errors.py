@@ -93,7 +93,7 @@ def checked_prompts(name: str, value: object) -> tuple[str, ...]:
 
 def given(value: object) -> str:
     """What a value is, short enough for a message."""
-    name = "object" if isinstance(value, Mapping) else type(value).__name__
+    name = "dict" if isinstance(value, dict) else type(value).__name__
     return "null" if value is None else f"{name} {shortened(value)}"
 
 
