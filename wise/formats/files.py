@@ -39,31 +39,31 @@ _SPACE = re.compile(r"\s*")
 
 def data_files(path: Path) -> list[Path]:
     """The files that a path names: one file, or those of a split of a folder (a dataset saved with `datasets`, a clone
-    of one from the hub, any folder of data files). `FOLDER/SPLIT` names a split, where that is no path of its own.
+    of one from the hub, any folder of data files). `FOLDER/SPLIT` names a split if there is no such file.
 
-    Raises EditError where there is none, or the split must be named.
+    Raises EditError if there is no data file, or several splits and none was named.
     """
     try:
         if path.is_dir():
             splits = _splits(path)
-            if len(splits) == 1:
-                return _complete_split(*splits.popitem())
-            named = ", ".join(sorted(splits))
-            raise EditError(
-                f"{path}: a folder was given that holds several splits: {named}; name one: {path / min(splits)}"
-                if splits
-                else f"{path}: a folder was given that holds no data file ({', '.join(_ENDINGS)})"
-            )
-        if not path.exists() and path.parent.is_dir():
-            return _complete_split(path.name, _splits(path.parent).get(path.name, [path]))
+        elif not path.exists() and path.parent.is_dir():
+            splits = {split: files for split, files in _splits(path.parent).items() if split.name == path.name}
+            splits = {path: splits[path]} if path in splits else splits or {path: [path]}
+        else:
+            return [path]
     except OSError as error:
         raise EditError(f"{path}: cannot be read: {error.strerror}") from None
-    return [path]
+    if not splits:
+        raise EditError(f"{path}: a folder was given that holds no data file ({', '.join(_ENDINGS)})")
+    if len(splits) > 1:
+        raise EditError(f"{path}: holds several splits; name one: {', '.join(map(str, sorted(splits)))}")
+    [files] = splits.values()
+    return _complete(files)
 
 
-def _splits(folder: Path) -> dict[str, list[Path]]:
-    """The data files in a folder and in its folders, by the split in their names."""
-    found: dict[str, list[Path]] = {}
+def _splits(folder: Path) -> dict[Path, list[Path]]:
+    """The data files in a folder and in its folders, by the path without the number of the shard and the ending."""
+    found: dict[Path, list[Path]] = {}
     for file in sorted((*folder.glob("*"), *folder.glob("*/*"))):
         if ending(file) not in _ENDINGS or file.name in _METADATA_FILES or file.name.startswith((".", "cache-")):
             continue
@@ -71,18 +71,19 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
         shard = _SHARD.fullmatch(stem)
         name = shard["name"] if shard else stem
         # `datasets` calls the files of every split `data-...`, and the hub's copies have numbers for names
-        found.setdefault(file.parent.name if name == "data" or name.isdigit() else name, []).append(file)
+        split = file.parent if name == "data" or name.isdigit() else file.parent / name
+        found.setdefault(split, []).append(file)
     return found
 
 
-def _complete_split(name: str, files: list[Path]) -> list[Path]:
-    """The files of a split. Raises EditError where one of them lacks, or it is there twice."""
+def _complete(files: list[Path]) -> list[Path]:
+    """The files of a split. Raises EditError if one is missing, or if they are of several kinds."""
     if len({ending(file) for file in files}) > 1:
-        raise EditError(f"{files[0]}: {name!r} is there in several kinds of file; name one of the files")
+        raise EditError(f"{files[0]}: this split is there in several kinds of file; name one of the files")
     shards = [shard for file in files if (shard := _SHARD.match(file.name))]
     count = max((int(shard["count"]) for shard in shards), default=0)
     if count > len(shards):
-        raise EditError(f"{files[0]}: {len(shards)} of the {count} files of {name!r} are there; fetch the others too")
+        raise EditError(f"{files[0]}: {len(shards)} of the {count} files of this split are there; fetch the others too")
     return files
 
 
