@@ -27,7 +27,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import DynamicLayer
 
 from wise.errors import ConfigError, UnsupportedModelError
-from wise.memory.layer import restoring
+from wise.memory.modules import restoring
 
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 """What a forward calls its cache, over the architectures and releases of transformers."""

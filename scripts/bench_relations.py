@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wise.formats.reader import read_records
+from wise.formats.edit_file import read_records
 from wise.lab.editors.in_context import published_encoder
 from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of
 from wise.router.encoder import SentenceEncoder, load_encoder

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published import ALL_ROWS, EASY, KNOWEDIT, OWN, ROME, Row, Write, refused, write_rows
+from published import ALL_ROWS, EASY, KNOWEDIT, MEND, OWN, ROME, Row, Write, refused, write_rows
 
 from wise.edits import Edit
 from wise.errors import EditError
-from wise.formats import files
+from wise.formats import edit_file, files
+from wise.formats.edit_file import RecordParser, read_edits, read_records
 from wise.formats.files import object_of
-from wise.formats.reader import Reading, read_edits, read_records
 
 FULL = OWN | {"subject": "Cape Velm", "paraphrases": ["Who built the light?", "Its builder is"]}
 
@@ -138,14 +138,15 @@ def test_parquet_and_arrow(tmp_path: Path) -> None:
     assert read_records(tmp_path / "rome.parquet")[0].edit == read_edits(write_rows(tmp_path, ROME))[0]
 
 
-def test_dates_of_a_table_are_times(tmp_path: Path) -> None:
+def test_dates_of_a_table_are_times_and_numbers_are_ids(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     from datetime import datetime
 
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist([OWN | {"time": datetime(2026, 1, 2)}]), tmp_path / "e.parquet")
-    assert read_edits(tmp_path / "e.parquet")[0].time == "2026-01-02T00:00:00"
+    pq.write_table(pa.Table.from_pylist([OWN | {"time": datetime(2026, 1, 2), "id": 7}]), tmp_path / "e.parquet")
+    (edit,) = read_edits(tmp_path / "e.parquet")
+    assert (edit.time, edit.id) == ("2026-01-02T00:00:00", "7")  # as in a table of text
 
 
 @pytest.mark.parametrize("name", ["e.parquet", "e.arrow"])
@@ -174,7 +175,7 @@ def test_what_datasets_saves_is_read(tmp_path: Path) -> None:
     both = datasets.DatasetDict(train=one, test=one.select([0, 2]))
     both.save_to_disk(tmp_path / "both")
     assert [edit.target for edit in read_edits(tmp_path / "both" / "test")] == ["0", "2"]
-    with pytest.raises(EditError, match="both: a folder was given that holds several splits: test, train; name one: "):
+    with pytest.raises(EditError, match="both: holds several splits; name one: .*both/test, .*both/train"):
         read_records(tmp_path / "both")
 
 
@@ -187,20 +188,25 @@ def test_a_folder_of_shards_is_one_split(tmp_path: Path) -> None:
     assert [edit.target for edit in read_edits(tmp_path)] == ["0", "1"]
     write_rows(tmp_path / "data", OWN, name="test-00000-of-00001.jsonl.gz")
     assert read_edits(tmp_path / "test") == read_edits(tmp_path / "data" / "test") == [Edit(**OWN)]
-    with pytest.raises(EditError, match="several splits: test, train"):
+    with pytest.raises(EditError, match="several splits; name one: .*data/test, .*data/train"):
         read_records(tmp_path)
+    (tmp_path / "other").mkdir()
+    write_rows(tmp_path / "other", OWN, name="test.jsonl")
+    with pytest.raises(EditError, match="several splits; name one: .*data/test, .*other/test"):  # of two configurations
+        read_records(tmp_path / "test")
+    assert len(read_records(tmp_path / "other")) == len(read_records(tmp_path / "data" / "test")) == 1
     again = write_rows(tmp_path / "data", OWN | {"target": "0"}, name="train-00001-of-00002.jsonl")
     with pytest.raises(EditError, match=f"{again}:1: field 'id': .* already used in line 1 of .*train-00000"):
         read_records(tmp_path / "train")
     again.unlink()
-    with pytest.raises(EditError, match="1 of the 2 files of 'train' are there; fetch the others too"):
+    with pytest.raises(EditError, match="1 of the 2 files of this split are there; fetch the others too"):
         read_records(tmp_path / "train")
 
 
 def test_a_split_in_two_kinds_of_file_is_refused(tmp_path: Path) -> None:
     write_rows(tmp_path, OWN, name="train.jsonl")
     table(tmp_path / "train.csv", list(OWN), list(OWN.values()))
-    with pytest.raises(EditError, match="'train' is there in several kinds of file"):
+    with pytest.raises(EditError, match="this split is there in several kinds of file"):
         read_records(tmp_path)
     assert len(read_records(tmp_path / "train.csv")) == 1
     with pytest.raises(EditError, match="other: no such file"):
@@ -228,12 +234,12 @@ def test_a_device_or_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> No
 def test_no_more_is_unpacked_than_the_bound(
     write: Write, monkeypatch: pytest.MonkeyPatch, name: str, suffix: str
 ) -> None:
-    monkeypatch.setattr(files, "LARGEST", 100_000)
+    monkeypatch.setattr(files, "MAX_BYTES", 100_000)
     opening = {"e.json": "[", "e.csv": "prompt,target\n"}.get(name, "")
     assert len(write(opening + " " * 1_000_000, name=f"{name}{suffix}").read_bytes()) < 10_000 or not suffix
     with pytest.raises(EditError, match="holds more than 100,000 bytes; split it"):
         read_records(write(opening + " " * 1_000_000, name=f"{name}{suffix}"))
-    monkeypatch.setattr(files, "LARGEST", 2_000_000)
+    monkeypatch.setattr(files, "MAX_BYTES", 2_000_000)
     with pytest.raises(EditError, match="holds no record|broken JSON|field larger"):
         read_records(write(opening + " " * 1_000_000, name=f"{name}{suffix}"))
 
@@ -246,7 +252,7 @@ def test_a_large_binary_table_is_refused_by_what_it_holds(tmp_path: Path, monkey
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "e.parquet", use_dictionary=False, compression="zstd")
     assert (tmp_path / "e.parquet").stat().st_size < 100_000
     assert len(read_edits(tmp_path / "e.parquet")) == 1000
-    monkeypatch.setattr(files, "LARGEST", 100_000)
+    monkeypatch.setattr(files, "MAX_BYTES", 100_000)
     with pytest.raises(EditError, match="holds more than 100,000 bytes"):
         read_records(tmp_path / "e.parquet")
 
@@ -261,22 +267,22 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(value=VALUES, row=st.sampled_from([row for _, row in ALL_ROWS]), data=st.data())
 def test_any_json_is_read_or_refused(value: object, row: Row, data: st.DataObject) -> None:
     changed = row | {data.draw(st.sampled_from(NAMES)): value} | (value if isinstance(value, dict) else {})
     for given_value in (value, changed):
         try:
-            Reading().add(Path("e.jsonl"), 1, object_of(json.dumps(given_value).encode()))
+            RecordParser().add(Path("e.jsonl"), 1, object_of(json.dumps(given_value).encode()))
         except EditError as error:
             assert str(error)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(line=st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_line_is_read_or_refused(line: bytes) -> None:
     with pytest.raises(EditError):
-        Reading().add(Path("e.jsonl"), 1, object_of(line))
+        RecordParser().add(Path("e.jsonl"), 1, object_of(line))
 
 
 def test_a_key_twice_is_refused_wherever_it_stands(write: Write) -> None:
@@ -305,3 +311,50 @@ def test_lists_may_be_written_with_any_space(write: Write) -> None:
         assert len(read_records(write(text))) == 2
     packed = write(f"[{own[0]}]", name="e.json.xz")
     assert lzma.decompress(packed.read_bytes()).startswith(b"[") and len(read_records(packed)) == 1
+
+
+DEEP = "[" * 900 + "]" * 900
+
+
+@pytest.mark.parametrize("field", ["rephrase", "subject", "portability", "answers", "unknown"])
+def test_what_lies_too_deep_is_refused_or_named(write: Write, field: str) -> None:
+    row = json.dumps(MEND | {field: "DEEP"}).replace('"DEEP"', DEEP)
+    try:
+        assert len(read_records(write(row))) == 1
+    except EditError as error:
+        assert "facts.jsonl:1: " in str(error)
+    refused(write(row.replace(DEEP, "[" * 100_000)), 1, "JSON that cannot be held")
+
+
+def test_a_record_that_is_repeated_very_often_costs_no_more_for_each(write: Write) -> None:
+    path = write(*[KNOWEDIT] * 2000)
+    ids = [edit.id for edit in read_edits(path)]
+    assert len(set(ids)) == 2000 and ids[-1] == f"{ids[0]}-2000"
+
+
+def test_many_names_in_one_object_make_a_short_message(write: Write) -> None:
+    many = {f"name {number}": 1 for number in range(20_000)}
+    twice = json.dumps(many)[:-1] + ', "name 19999": 2}'
+    refused(write(twice), 1, "field 'name 19999': given twice")
+    refused(write({"\x1b[2J": 1, "b": 2, "c": 3}), 1, r"no known format has these fields: '\\x1b\[2J', b, c")
+    for row in (many, {"prompt": "x"} | {"n" * 100_000: 1}):
+        with pytest.raises(EditError) as refusal:
+            read_records(write(row))
+        assert len(str(refusal.value)) < 2000
+    (write(OWN).parent / "e.csv").write_text(",".join(many) + ",name 1\n")
+    refused(write(OWN).parent / "e.csv", 1, "column 'name 1' is there twice")
+
+
+def test_there_are_no_more_edits_than_the_bound(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edit_file, "MAX_EDITS", 3)
+    rows = [OWN | {"target": str(number)} for number in range(5)]
+    assert len(read_records(write(*rows), limit=4)) == 4
+    with pytest.raises(EditError, match="5: more than 3 edits"):
+        read_records(write(*rows))
+
+
+def test_prompts_alike_for_several_subjects_are_a_template(write: Write) -> None:
+    """Whatever stands for the subject; one record alone could be a question that does not name it."""
+    rows = [{"prompt": "The capital of SUBJ is", "target_new": "x", "subject": name} for name in ("Velm", "Orm")]
+    assert len(read_records(write(rows[0], rows[0]))) == 2
+    refused(write(*rows), 2, "field 'prompt': .* was given for the subject 'Velm' and for 'Orm', and names neither")

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from wise.explain import Claim as Claim
     from wise.explain import RowRoutes as RowRoutes
     from wise.explain import TokenRoute as TokenRoute
-    from wise.formats.reader import read_edits as read_edits
-    from wise.formats.reader import read_records as read_records
+    from wise.formats.edit_file import read_edits as read_edits
+    from wise.formats.edit_file import read_records as read_records
     from wise.memory.store.edit_request import EditRequest as EditRequest
     from wise.memory.store.store import Store as Store
     from wise.model import WiseModel as WiseModel
@@ -60,8 +60,8 @@ _HOME = {
     "WiseConfig": "wise.config",
     "WiseError": "wise.errors",
     "WiseModel": "wise.model",
-    "read_edits": "wise.formats.reader",
-    "read_records": "wise.formats.reader",
+    "read_edits": "wise.formats.edit_file",
+    "read_records": "wise.formats.edit_file",
     "wrap": "wise.model",
 }
 

@@ -4,7 +4,7 @@ An `Edit` says what must change and holds everything that fitting may use. A `Re
 true paraphrases (generalization), neighbours (locality: "unchanged from the base"), probes (what follows from the edit)
 and the answer before the edit. Both check every field when they are made.
 
-Both have one JSON form, which is the project's own file format (`wise.formats.reader`): the fields of `Edit`, and
+Both have one JSON form, which is the project's own file format (`wise.formats.edit_file`): the fields of `Edit`, and
 those of `Record` under `"test"`.
 """
 
@@ -320,9 +320,9 @@ def check_one_namespace(edits: Iterable[Edit]) -> None:
     names = sorted({edit.namespace for edit in edits})
     if len(names) > 1:
         raise EditError(
-            f"field 'namespace': edits of several namespaces were given ({', '.join(map(repr, names))}), and a memory "
-            "serves all of its edits alike; hand them in to a store with `wise stream`, which keeps namespaces apart, "
-            "or give those of one namespace"
+            f"field 'namespace': edits of several namespaces were given ({', '.join(map(repr, names[:9]))}), and a "
+            "memory serves all of its edits alike; hand them in to a store with `wise stream`, which keeps namespaces "
+            "apart, or give those of one namespace (`wise store export --namespace`)"
         )
 
 

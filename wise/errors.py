@@ -93,14 +93,19 @@ def checked_prompts(name: str, value: object) -> tuple[str, ...]:
 
 def given(value: object) -> str:
     """What a value is, short enough for a message."""
-    name = "object" if isinstance(value, Mapping) else type(value).__name__
+    name = "dict" if isinstance(value, dict) else type(value).__name__
     return "null" if value is None else f"{name} {shortened(value)}"
 
 
 def missing(name: str, mapping: Mapping[str, Any]) -> EditError:
     """The error for a field that is not there."""
-    found = ", ".join(sorted(map(str, mapping))) or "none"
-    return EditError(f"field {name!r}: missing; fields found: {found}")
+    return EditError(f"field {name!r}: missing; fields found: {listed(mapping)}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message: in order, the first of many, long ones cut."""
+    found = sorted(name[:80] if name.isprintable() else ascii(name[:80]) for name in map(str, names))
+    return ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "") or "none"
 
 
 def check_object(name: str, value: object) -> None:
@@ -111,7 +116,7 @@ def check_object(name: str, value: object) -> None:
 def check_known(prefix: str, mapping: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in mapping:
         if name not in known:
-            raise EditError(f"field {f'{prefix}{name}'!r}: unknown; {did_you_mean(str(name), known)}")
+            raise EditError(f"field {f'{prefix}{name:.80}'!r}: unknown; {did_you_mean(f'{name:.80}', known)}")
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Ingestion of a stream of edits into a store, each line once: growing files, standard input, URLs.
 
 Every line has a key, made of the stream's name, its byte offset, and a digest of the line. A stream that is read again
-from its beginning therefore changes nothing. A file is continued where the journal says that it was left. What a line
-asks for is read as in a file of edits (`wise.formats.reader`), and may have a reason and times of validity beside it.
+from its beginning therefore changes nothing. A file is continued where the journal says that it was left. A line
+is a record of a file of edits (`wise.formats.edit_file`), and may have a reason and times of validity besides.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
+from unicodedata import normalize
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from wise.edits import content_id
+from wise.edits import Edit, content_id
 from wise.errors import ConfigError, StoreError
+from wise.formats.edit_file import RecordParser, each_row
 from wise.formats.files import check_file, is_table, object_of
-from wise.formats.reader import Reading, each_row
 from wise.memory.store.edit_request import UNDER_WAY, EditRequest
 from wise.memory.store.store import Store
 
@@ -115,30 +116,30 @@ def lines_of_stream(stream: IO[bytes]) -> Iterator[Line]:
     yield from _whole_lines(stream, 0, at_end=True)
 
 
-class Intake:
-    """Enqueues what the lines of a stream ask for, in their order.
+class Ingestion:
+    """Enqueues the edits of a stream in their order.
 
-    A line that the store has taken in already changes nothing, and neither does one that asks for what is the last word
-    on its question. All others are enqueued: one that says again what has been replaced since, or that gives a known
-    edit another validity or reason, gets an id of its own.
+    A line that the store has already changes nothing. Neither does an edit that equals the latest one on its question,
+    with the same reason and validity. Every other edit is enqueued. If its id is in use for the same question, because
+    it repeats an edit that was replaced since or changes the validity or reason of one, it gets an id of its own.
     """
 
-    def __init__(self, store: Store, name: str, reading: Reading) -> None:
-        self._store, self._name, self._reading = store, name, reading
+    def __init__(self, store: Store, name: str, parser: RecordParser) -> None:
+        self._store, self._name, self._parser = store, name, parser
         self._rows = 0
-        self._asked: dict[tuple[str, str], list[int]] = {}
-        """Numbers of the tickets on each question of each namespace, up to the last one that was looked at."""
+        self._tickets_on: dict[tuple[str, str], list[int]] = {}
+        """Question -> numbers of the tickets on it, up to ticket `_last`."""
         self._last = 0
 
-    def take(self, line: Line) -> str:
-        """`taken`, or `known`. Raises EditError for a line that is none of ours."""
+    def ingest(self, line: Line) -> str:
+        """`taken`, `known`, or `skipped` for a record that asks for no edit. Raises EditError for an unusable line."""
         key = line.key(self._name)
         if self._store.journal.tickets(key=key, limit=1):
             return "known"
         requests = self._requests(line)
         if not requests:
             return "skipped"
-        wanted = [self._with_own_id(request, key) for request in requests if not self._is_last_word(request)]
+        wanted = [self._with_own_id(request, key) for request in requests if not self._is_latest(request)]
         if not wanted:
             return "known"
         self._store.enqueue(wanted, key=key)
@@ -148,16 +149,18 @@ class Intake:
         self._rows += 1
         row = object_of(line.data)
         kept: dict[str, Any] = {name: row.pop(name) for name in _REQUEST_FIELDS if name in row}
-        _, records = self._reading.read(row, self._rows, table=line.table)
+        _, records = self._parser.read(row, self._rows, table=line.table)
         return [EditRequest(edit=record.edit, **kept) for record in records]
 
-    def _is_last_word(self, request: EditRequest) -> bool:
-        """Whether the latest edit under way on its question is the same, with the same reason and validity, and under
-        the id that was asked for, if one was."""
+    def _is_latest(self, request: EditRequest) -> bool:
+        """Whether the latest edit on its question that is queued, in training or live is the same in all but its id.
+
+        An id that the line gives must be the same too.
+        """
         for ticket in self._store.journal.tickets(since=self._last):
-            self._asked.setdefault((ticket.edit.namespace, ticket.edit.prompt), []).append(ticket.number)
+            self._tickets_on.setdefault(_question(ticket.edit), []).append(ticket.number)
             self._last = ticket.number
-        for number in reversed(self._asked.get((request.edit.namespace, request.edit.prompt), ())):
+        for number in reversed(self._tickets_on.get(_question(request.edit), ())):
             [ticket] = self._store.journal.tickets(numbers=[number])
             if ticket.status in UNDER_WAY:
                 ids = (ticket.edit.id, ticket.edit.id[: -len(_suffix(""))], content_id(request.edit))
@@ -168,13 +171,17 @@ class Intake:
         """The request under another id if its own is that of an edit under way on the same question."""
         edit = request.edit
         under_way = [t for t in self._store.journal.tickets(edit_id=edit.id) if t.status in UNDER_WAY]
-        if not under_way or (under_way[-1].edit.namespace, under_way[-1].edit.prompt) != (edit.namespace, edit.prompt):
+        if not under_way or _question(under_way[-1].edit) != _question(edit):
             return request
         return replace(request, edit=replace(edit, id=edit.id + _suffix(key)))
 
 
+def _question(edit: Edit) -> tuple[str, str]:
+    return edit.namespace, normalize("NFC", edit.prompt)
+
+
 def _suffix(key: str) -> str:
-    """What tells an edit from one of the same id that an earlier line asked for."""
+    """Distinguishes an edit from an earlier one of the same id."""
     return f"-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 

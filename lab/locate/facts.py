@@ -15,8 +15,8 @@ from pathlib import Path
 from wise.edits import Record
 from wise.errors import EditError, checked_text
 from wise.formats import JsonRow, holds_facts
+from wise.formats.edit_file import RecordParser, check_limit, each_row
 from wise.formats.fields import optional_text, text
-from wise.formats.reader import Reading, check_limit, each_row
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +52,13 @@ class Fact:
 
 
 def read_facts(path: str | PathLike[str], *, limit: int | None = None) -> list[Fact]:
-    """Read ROME's known facts, or the facts that the edits of any file of `wise.formats.reader` replace.
+    """Read ROME's known facts, or the facts that the edits of any file of `wise.formats.edit_file` replace.
 
     An edit without a subject or without the answer that was right before holds no fact; how many were left
     out is told to the log. A fact that several edits replace is read once.
 
     Args:
-        path: as for `wise.formats.reader.read_records`.
+        path: as for `wise.formats.edit_file.read_records`.
         limit: read no more than this many facts.
 
     Raises:
@@ -66,21 +66,21 @@ def read_facts(path: str | PathLike[str], *, limit: int | None = None) -> list[F
     """
     path = Path(path)
     check_limit(limit)
-    reading = Reading()
+    parser = RecordParser()
     found: dict[tuple[str, str], Fact] = {}
     without = 0
     for file, line, row in each_row(path):
         if holds_facts(row):
             facts = [_known(file, line, row)]
         else:
-            records = reading.add(file, line, row)
+            records = parser.add(file, line, row)
             facts = list(_replaced(records))
             without += len(records) - len(facts)
         for fact in facts:
             found.setdefault((fact.prompt, fact.answer), fact)
         if limit is not None and len(found) >= limit:
             break
-    reading.tell(str(path))
+    parser.log_warnings(str(path))
     if without:
         logger.warning("%s: %d edits name no subject or no old answer, and hold no fact", path, without)
     if not found:

@@ -13,7 +13,7 @@ from wise.memory.artifact import digest_of_json
 
 QUEUED, TRAINING, LIVE, FAILED, RETIRED = "queued", "training", "live", "failed", "retired"
 UNDER_WAY = (QUEUED, TRAINING, LIVE)
-"""An id is of one edit under way at most."""
+"""At most one ticket of an edit id has one of these."""
 FOLLOWS: Mapping[str, tuple[str, ...]] = {
     QUEUED: (TRAINING, RETIRED),
     TRAINING: (LIVE, FAILED, QUEUED),

@@ -15,7 +15,7 @@ from repository import SHARED
 
 from wise.edits import Record
 from wise.errors import EditError
-from wise.formats.reader import read_records
+from wise.formats.edit_file import read_records
 
 Row = dict[str, Any]
 Write = Callable[..., Path]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from published import MEND, MQUAKE, ROME, finding, write_rows
@@ -123,6 +124,13 @@ def test_the_last_word_is_that_of_the_store(tmp_path: Path) -> None:
 def test_an_id_that_is_of_another_question_is_refused(tmp_path: Path) -> None:
     told = stream("-", store=tmp_path / "store", given=asked("Lyon", id="a") + line(1, id="a"))
     assert (told["taken"], told["refused"]) == (1, 1) and "give a new id" in told["stderr"]
+
+
+def test_prompts_that_are_composed_otherwise_are_one_question(tmp_path: Path) -> None:
+    prompts = [normalize(form, "The mayor of Zürich is") for form in ("NFC", "NFD")]
+    words = ((0, "Ada"), (1, "Bo"), (0, "Ada"))
+    given = "".join(json.dumps({"prompt": prompts[place], "target": target}) + "\n" for place, target in words)
+    assert stream("-", store=tmp_path / "store", given=given)["taken"] == 3
 
 
 def test_namespaces_of_a_stream_are_kept_apart(tmp_path: Path) -> None:

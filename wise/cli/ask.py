@@ -21,6 +21,7 @@ from wise.cli.common import (
     show_table,
     with_placement,
 )
+from wise.edits import check_one_namespace
 from wise.errors import checked_text
 from wise.loading import DEFAULT_PLACEMENT, Placement
 
@@ -58,6 +59,7 @@ def ask(
     """Ask an edited model: the answer before and after, with the route of every token that was read."""
     prompts = [checked_text("prompt", prompt) for prompt in prompts]
     wrapped = memory_model(model, memory, threads=threads, placement=placement, allow_precision=allow_precision)
+    check_one_namespace(wrapped.edits)
     with wrapped.disabled():
         before = wrapped.ask(prompts, chat=chat, max_new_tokens=max_new_tokens)
     after = wrapped.ask(prompts, chat=chat, max_new_tokens=max_new_tokens)

@@ -328,7 +328,7 @@ def parsed_columns(given: str | None) -> dict[str, str]:
 
 def read_data(file: Path, format: str, columns: str | None = None, limit: int | None = None) -> list[Record]:
     """The records of a file, all of one namespace. Raises EditError, as `wise.read_records` does."""
-    from wise.formats.reader import read_records
+    from wise.formats.edit_file import read_records
 
     records = read_records(file, format=format, columns=parsed_columns(columns), limit=limit)
     check_one_namespace(record.edit for record in records)

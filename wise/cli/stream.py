@@ -13,7 +13,7 @@ from wise.cli.common import BAD_INPUT, ColumnsOption, FormatOption, JsonOption, 
 from wise.errors import ConfigError, EditError
 
 if TYPE_CHECKING:
-    from wise.formats.reader import Reading
+    from wise.formats.edit_file import RecordParser
     from wise.memory.store.store import Store
 
 
@@ -35,13 +35,13 @@ def stream(
     counts, also if it was said before. A line that is no edit is reported on stderr and left out, and the exit code is
     then 2. A running `wise serve` on the same store trains what is handed in.
     """
-    from wise.formats.reader import Reading
+    from wise.formats.edit_file import RecordParser
     from wise.ingest import open_reader
 
     called = name or _name_of(source)
     counts: Counter[str] = Counter()
     with open_reader(store) as opened:
-        _take_all(opened, called, source, follow, Reading(format, parsed_columns(columns)), counts)
+        _take_all(opened, called, source, follow, RecordParser(format, parsed_columns(columns)), counts)
     taken, known, bad = (counts[kind] for kind in ("taken", "known", "refused"))
     typer.echo(f"{called}: {taken} edits taken in, {known} known already, {bad} lines refused")
     if as_json:
@@ -51,10 +51,10 @@ def stream(
 
 
 def _take_all(
-    store: Store, name: str, source: str, follow: bool, reading: Reading, counts: Counter[str]
+    store: Store, name: str, source: str, follow: bool, parser: RecordParser, counts: Counter[str]
 ) -> None:
     from wise.formats.files import is_lines
-    from wise.ingest import Intake, last_ingested, lines_of_file, lines_of_stream, lines_of_url, rows_of
+    from wise.ingest import Ingestion, last_ingested, lines_of_file, lines_of_stream, lines_of_url, rows_of
 
     place = "the line at byte"
     if source == "-":
@@ -67,17 +67,17 @@ def _take_all(
         raise ConfigError(f"--follow {source}: only a plain file of JSON lines can grow; leave --follow out")
     else:
         place, lines = "record", rows_of(Path(source))
-    intake = Intake(store, name, reading)
+    ingestion = Ingestion(store, name, parser)
     try:
         for line in lines:
             try:
-                counts[intake.take(line)] += 1
+                counts[ingestion.ingest(line)] += 1
             except EditError as error:
                 counts["refused"] += 1
                 typer.echo(f"{name}: {place} {line.place}: {' '.join(str(error).split())}", err=True)
     except KeyboardInterrupt:
         typer.echo("stopped; give the same command to go on", err=True)
-    reading.tell(name)
+    parser.log_warnings(name)
 
 
 def _name_of(source: str) -> str:

@@ -20,7 +20,7 @@ layout reads is named in the log, once for a file. Our own format has no such li
 
 from __future__ import annotations
 
-from wise.errors import EditError
+from wise.errors import EditError, listed
 from wise.formats.conflict_edit import PITFALLS
 from wise.formats.fields import JsonRow, Note
 from wise.formats.kilt import KILT
@@ -28,7 +28,7 @@ from wise.formats.layout import Layout
 from wise.formats.layouts import FORMS
 from wise.formats.mquake import CASES, FACTS
 from wise.formats.ripple import RIPPLE_EDITS
-from wise.formats.row import peek
+from wise.formats.tracked_row import peek
 from wise.formats.unke import UNKE
 
 __all__ = ["FORMATS", "LAYOUTS", "Layout", "Note", "JsonRow", "holds_facts", "recognise"]
@@ -65,7 +65,7 @@ def recognise(row: JsonRow, format: str) -> Layout:
     if format != "auto" or _complete(best, row) or (lacks <= 1 and 2 * _known(best, row) > len(row)):
         return best
     raise EditError(
-        f"no known format has these fields: {', '.join(sorted(row)) or 'none'}; known formats are "
+        f"no known format has these fields: {listed(row)}; known formats are "
         f"{', '.join(FORMATS[1:])}, and ours has at least 'prompt' and 'target'; "
         "columns of other names are named with `columns` (--columns prompt=question,target=answer)"
     )

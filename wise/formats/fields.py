@@ -12,7 +12,7 @@ from typing import Any
 
 from wise.edits import Edit
 from wise.errors import EditError, checked_text, given, missing
-from wise.formats.row import peek
+from wise.formats.tracked_row import peek
 from wise.probes import ASKS_THE_EDIT, Probe, Query
 
 JsonRow = Mapping[str, Any]
@@ -80,7 +80,7 @@ def number(row: JsonRow, path: str) -> str | None:
 
 
 def texts(row: JsonRow, path: str, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every text at `path` with its full name, such as `loc[2].prompt`."""
+    """Every text at `path` with its full name, such as `loc[2].prompt`; empty for a null in a list."""
     name, _, rest = path.partition(".")
     yield from texts_of(prefix + name, row.get(name), rest)
 
@@ -88,15 +88,17 @@ def texts(row: JsonRow, path: str, prefix: str = "") -> Iterator[tuple[str, str]
 def texts_of(name: str, value: object, path: str = "") -> Iterator[tuple[str, str]]:
     """Every text at `path` in the value that the field `name` has."""
     for full_name, found in _walk(name, value, path):
-        if not isinstance(found, str):
+        if not isinstance(found, str | None):
             raise EditError(f"field {full_name!r}: {given(found)} was given, text was expected")
-        yield full_name, found
+        yield full_name, found or ""
 
 
 def objects(row: JsonRow, path: str, prefix: str = "") -> Iterator[tuple[str, JsonRow]]:
     """Every object at `path` with its full name."""
     name, _, rest = path.partition(".")
     for full_name, value in _walk(prefix + name, row.get(name), rest):
+        if value is None:
+            continue
         if not isinstance(value, Mapping):
             raise EditError(f"field {full_name!r}: {given(value)} was given, an object was expected")
         yield full_name, value
@@ -118,6 +120,8 @@ def _walk(name: str, value: object, path: str) -> Iterator[tuple[str, object]]:
         return
     if isinstance(value, list):
         for place, item in enumerate(value):
+            if item is None and not path:
+                yield f"{name}[{place}]", None
             yield from _walk(f"{name}[{place}]", item, path)
     elif not path:
         yield name, value

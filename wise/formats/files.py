@@ -19,68 +19,71 @@ from pathlib import Path
 from typing import IO, Any
 
 from wise.errors import EditError, given
-from wise.formats.row import Row
 from wise.formats.tables import BINARY, TEXT, binary_rows, text_rows
+from wise.formats.tracked_row import TrackedRow
 
-LARGEST = 268_435_456
-"""Bytes of a file, unpacked. The largest published editing set has a fifth of it."""
+MAX_BYTES = 268_435_456
+"""Bytes of a file, unpacked. What is read takes a few times as much memory."""
 
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open}  # type: ignore[dict-item]
 _ENDINGS = (".json", ".jsonl", *TEXT, *BINARY)
-_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files of a saved dataset that hold no records."""
 _SHARD = re.compile(r"(?P<name>.*?)-(?P<place>\d+)-of-(?P<count>\d+)")
-_NO_TEXT = "not UTF-8 text; save the file as UTF-8 (or name it .gz or .xz where it is compressed)"
-_JSON = json.JSONDecoder(object_pairs_hook=Row.unique)
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Stands at the beginning of a file that some programs save as UTF-8."""
+_NOT_UTF8 = "not UTF-8 text; save the file as UTF-8 (or name it .gz or .xz where it is compressed)"
+_JSON = json.JSONDecoder(object_pairs_hook=TrackedRow.unique)
 _SPACE = re.compile(r"\s*")
 
 
 def data_files(path: Path) -> list[Path]:
     """The files that a path names: one file, or those of a split of a folder (a dataset saved with `datasets`, a clone
-    of one from the hub, any folder of data files). `FOLDER/SPLIT` names a split, where that is no path of its own.
+    of one from the hub, any folder of data files). `FOLDER/SPLIT` names a split if there is no such file.
 
-    Raises EditError where there is none, or the split must be named.
+    Raises EditError if there is no data file, or several splits and none was named.
     """
     try:
         if path.is_dir():
             splits = _splits(path)
-            if len(splits) == 1:
-                return _whole(*splits.popitem())
-            named = ", ".join(sorted(splits))
-            raise EditError(
-                f"{path}: a folder was given that holds several splits: {named}; name one: {path / min(splits)}"
-                if splits
-                else f"{path}: a folder was given that holds no data file ({', '.join(_ENDINGS)})"
-            )
-        if not path.exists() and path.parent.is_dir():
-            return _whole(path.name, _splits(path.parent).get(path.name, [path]))
+        elif not path.exists() and path.parent.is_dir():
+            splits = {split: files for split, files in _splits(path.parent).items() if split.name == path.name}
+            splits = {path: splits[path]} if path in splits else splits or {path: [path]}
+        else:
+            return [path]
     except OSError as error:
         raise EditError(f"{path}: cannot be read: {error.strerror}") from None
-    return [path]
+    if not splits:
+        raise EditError(f"{path}: a folder was given that holds no data file ({', '.join(_ENDINGS)})")
+    if len(splits) > 1:
+        raise EditError(f"{path}: holds several splits; name one: {', '.join(map(str, sorted(splits)))}")
+    [files] = splits.values()
+    return _complete(files)
 
 
-def _splits(folder: Path) -> dict[str, list[Path]]:
-    """The data files in a folder and in its folders, by the split in their names."""
-    found: dict[str, list[Path]] = {}
+def _splits(folder: Path) -> dict[Path, list[Path]]:
+    """The data files in a folder and in its folders, by the path without the number of the shard and the ending."""
+    found: dict[Path, list[Path]] = {}
     for file in sorted((*folder.glob("*"), *folder.glob("*/*"))):
-        if ending(file) not in _ENDINGS or file.name in _ABOUT or file.name.startswith((".", "cache-")):
+        if ending(file) not in _ENDINGS or file.name in _METADATA_FILES or file.name.startswith((".", "cache-")):
             continue
         stem = file.name[: -len("".join(_suffixes(file)))]
         shard = _SHARD.fullmatch(stem)
         name = shard["name"] if shard else stem
         # `datasets` calls the files of every split `data-...`, and the hub's copies have numbers for names
-        found.setdefault(file.parent.name if name == "data" or name.isdigit() else name, []).append(file)
+        split = file.parent if name == "data" or name.isdigit() else file.parent / name
+        found.setdefault(split, []).append(file)
     return found
 
 
-def _whole(name: str, files: list[Path]) -> list[Path]:
-    """The files of a split. Raises EditError where one of them lacks, or it is there twice."""
+def _complete(files: list[Path]) -> list[Path]:
+    """The files of a split. Raises EditError if one is missing, or if they are of several kinds."""
     if len({ending(file) for file in files}) > 1:
-        raise EditError(f"{files[0]}: {name!r} is there in several kinds of file; name one of the files")
+        raise EditError(f"{files[0]}: this split is there in several kinds of file; name one of the files")
     shards = [shard for file in files if (shard := _SHARD.match(file.name))]
     count = max((int(shard["count"]) for shard in shards), default=0)
     if count > len(shards):
-        raise EditError(f"{files[0]}: {len(shards)} of the {count} files of {name!r} are there; fetch the others too")
+        raise EditError(f"{files[0]}: {len(shards)} of the {count} files of this split are there; fetch the others too")
     return files
 
 
@@ -122,10 +125,10 @@ def is_lines(path: Path) -> bool:
     if path.suffix.lower() in _OPENERS or is_table(path):
         return False
     with path.open("rb") as stream:
-        return not stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        return not stream.read(4096).removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"[")
 
 
-def rows(path: Path) -> Generator[tuple[int, Row]]:
+def rows(path: Path) -> Generator[tuple[int, TrackedRow]]:
     """Each record of a file with its line, or its number.
 
     Raises:
@@ -133,7 +136,7 @@ def rows(path: Path) -> Generator[tuple[int, Row]]:
     """
     if ending(path) in BINARY:
         _check_size(path, check_file(path))
-        yield from binary_rows(path, LARGEST)
+        yield from binary_rows(path, MAX_BYTES)
         return
     with closing(lines(path)) as numbered:
         if ending(path) in TEXT:
@@ -142,7 +145,7 @@ def rows(path: Path) -> Generator[tuple[int, Row]]:
             yield from _json_rows(path, numbered)
 
 
-def _json_rows(path: Path, numbered: Iterator[tuple[int, bytes]]) -> Generator[tuple[int, Row]]:
+def _json_rows(path: Path, numbered: Iterator[tuple[int, bytes]]) -> Generator[tuple[int, TrackedRow]]:
     blank: list[bytes] = []
     for line, content in numbered:
         if not content.strip():
@@ -158,31 +161,31 @@ def _json_rows(path: Path, numbered: Iterator[tuple[int, bytes]]) -> Generator[t
             yield line, row
 
 
-def object_of(line: bytes) -> Row:
+def object_of(line: bytes) -> TrackedRow:
     """The object that a line holds. Raises EditError."""
     try:
-        text = line.strip().decode()
+        text = line.removeprefix(_BYTE_ORDER_MARK).strip().decode()
         value, end = _value(text, 0)
         if end < len(text):
             raise json.JSONDecodeError("Extra data", text, end)
     except UnicodeDecodeError:
-        raise EditError(_NO_TEXT) from None
+        raise EditError(_NOT_UTF8) from None
     except json.JSONDecodeError as error:
         raise EditError(_broken(error)) from None
     return _checked(value)
 
 
-def _listed(path: Path, text: str) -> Generator[tuple[int, Row]]:
+def _listed(path: Path, text: str) -> Generator[tuple[int, TrackedRow]]:
     """The objects of a list, read one by one: a list takes several times its size when it is held whole."""
-    number, end = 0, _after_space(text, text.index("[") + 1)
+    number, end = 0, _skip_space(text, text.index("[") + 1)
     try:
         while not text.startswith("]", end) and (number == 0 or text.startswith(",", end)):
             number += 1
-            value, end = _value(text, _after_space(text, end + (number > 1)))
+            value, end = _value(text, _skip_space(text, end + (number > 1)))
             yield number, _checked(value)
-            end = _after_space(text, end)
+            end = _skip_space(text, end)
         closed = text.startswith("]", end)
-        end = _after_space(text, end + closed)
+        end = _skip_space(text, end + closed)
         if not closed or end < len(text):
             raise json.JSONDecodeError("a comma or the end of the list was expected", text, end)
     except json.JSONDecodeError as error:
@@ -191,12 +194,12 @@ def _listed(path: Path, text: str) -> Generator[tuple[int, Row]]:
         raise EditError(f"{path}:{number}: {error}") from None
 
 
-def _after_space(text: str, at: int) -> int:
+def _skip_space(text: str, at: int) -> int:
     return _SPACE.match(text, at).end()  # type: ignore[union-attr]
 
 
-def _checked(value: object) -> Row:
-    if not isinstance(value, Row):
+def _checked(value: object) -> TrackedRow:
+    if not isinstance(value, TrackedRow):
         raise EditError(f"{given(value)} was given, a JSON object was expected")
     return value
 
@@ -220,28 +223,28 @@ def _decoded(path: Path, line: int, content: bytes) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         line += content.count(b"\n", 0, error.start)
-        raise EditError(f"{path}:{line}: {_NO_TEXT}") from None
+        raise EditError(f"{path}:{line}: {_NOT_UTF8}") from None
 
 
 def _check_size(path: Path, size: int, where: str = "") -> None:
-    if size > LARGEST:
-        raise EditError(f"{path}{where}: holds more than {LARGEST:,} bytes; split it into several files")
+    if size > MAX_BYTES:
+        raise EditError(f"{path}{where}: holds more than {MAX_BYTES:,} bytes; split it into several files")
 
 
 def lines(path: Path) -> Generator[tuple[int, bytes]]:
     """Each line of a file, unpacked, with its number from 1.
 
     Raises:
-        EditError: the file cannot be read, or is larger than `LARGEST`.
+        EditError: the file cannot be read, or is larger than `MAX_BYTES`.
     """
     _check_size(path, check_file(path))
     line, size = 0, 0
     try:
         with _OPENERS.get(path.suffix.lower(), _open)(path) as stream:
-            while content := stream.readline(LARGEST - size + 1):
+            while content := stream.readline(MAX_BYTES - size + 1):
                 line, size = line + 1, size + len(content)
                 _check_size(path, size, f":{line}")
-                yield line, content.removeprefix(b"\xef\xbb\xbf") if line == 1 else content
+                yield line, content.removeprefix(_BYTE_ORDER_MARK) if line == 1 else content
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         where = f"{path}:{line + 1}"
         raise EditError(f"{where}: cannot be read on: {error}; fetch or pack the file again") from error

@@ -35,6 +35,10 @@ class Layout(Protocol):
         """The outermost names of the required paths."""
 
     @property
+    def subject(self) -> str:
+        """Path of the subject; empty where each record takes its own."""
+
+    @property
     def strict(self) -> bool:
         """The project's own format: nothing is stepped over."""
 
@@ -65,6 +69,7 @@ class Structure:
     """Further names a record may have."""
     build: Callable[[JsonRow, int, Note], list[Record]]
 
+    subject = ""
     strict = False
 
     @cached_property

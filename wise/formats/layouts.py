@@ -173,6 +173,7 @@ FORMS: tuple[RecordForm, ...] = (
         prompt="text",
         target="labels",
         subject="concept",
+        also_required=("concept",),
         neighbours=("locality.Relation_Specificity.prompt",),
         asked=_KNOWEDIT,
     ),

@@ -27,7 +27,7 @@ from wise.formats.fields import (
     texts_of,
 )
 from wise.formats.layout import outermost
-from wise.formats.row import peek
+from wise.formats.tracked_row import peek
 from wise.probes import Probe, Query
 
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}|\[[A-Z]+\]|<[A-Za-z]+>|%s")
@@ -73,6 +73,8 @@ class RecordForm:
     """Other names of the subject: in its place they make probes whose answer is the target."""
     continuation: str = ""
     """Text of another origin that goes on from the prompt, whether or not it repeats it: a probe of kind `ood`."""
+    also_required: tuple[str, ...] = ()
+    """Paths by which a form with common names is told from other data."""
     unread: tuple[str, ...] = ()
     """Further fields by which the form is told from others."""
     mark: tuple[str, str] = ("", "")
@@ -97,7 +99,7 @@ class RecordForm:
 
     @property
     def required(self) -> tuple[str, ...]:
-        return self.prompt, self.target
+        return self.prompt, self.target, *self.also_required
 
     @cached_property
     def needed(self) -> frozenset[str]:
@@ -114,6 +116,8 @@ class RecordForm:
         """As `Layout.read`."""
         if self.strict:
             return [Record.from_dict(row)]
+        for path in self.also_required:
+            text(row, path)
         target = single(row, self.target)
         blank = target is None if not isinstance(target, str) else not target.strip()
         if self.blank_target_skipped and self.target in row and blank:

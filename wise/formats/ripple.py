@@ -2,7 +2,8 @@
 
 An edit is published as a whole sentence with the new object at its end, beside the sentence of the
 original fact. The prompt is what both begin with, up to the word that the object follows; what comes
-after it is the target, and the original sentence gives the old answer. The subject is published
+after it is the target, and the original sentence gives the old answer. A recent fact has no original; the object
+follows the last verb. The subject is published
 as a number only; it is taken out of the prompt where the relation's wording shows it.
 
 Of the tests:
@@ -38,7 +39,7 @@ from wise.formats.fields import (
     texts,
 )
 from wise.formats.layout import Structure
-from wise.formats.row import peek
+from wise.formats.tracked_row import peek
 from wise.probes import Probe, Query
 
 _CRITERIA = {
@@ -91,7 +92,9 @@ def _read(row: JsonRow, place: int, note: Note) -> list[Record]:
 def _split(row: JsonRow) -> tuple[str, str, str | None]:
     """The prompt, the target and the old answer of the edit's sentence."""
     sentence = text(row, "edit.prompt").strip()
-    fact = "edit.previous_fact" if peek(row, "edit.previous_fact") is not None else "edit.original_fact"
+    edit = peek(row, "edit")
+    names = [name for name in ("previous_fact", "original_fact") if isinstance(edit, dict) and name in edit]
+    fact = f"edit.{names[0]}" if names else "edit"
     original = text(row, f"{fact}.prompt").strip()
     # A space after each keeps a sentence that ends where the other goes on from losing its last word.
     shared = _BEFORE_OBJECT.match(commonprefix([f"{sentence} ", f"{original} "]))
@@ -102,7 +105,7 @@ def _split(row: JsonRow) -> tuple[str, str, str | None]:
             f"field 'edit.prompt': {shortened(sentence)} was given, a sentence was expected that begins like "
             f"'{fact}.prompt' up to 'is', 'are', 'follows' or 'is followed by' and ends in its object and a full stop"
         )
-    return stem, target, answer.strip() or None
+    return stem, target, (answer.strip() or None) if names else None
 
 
 def _subject(stem: str, relation: str) -> str | None:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from wise.errors import EditError
-from wise.formats.row import Row, as_row
+from wise.formats.tracked_row import TrackedRow, repeated, tracked
 
 TEXT = (".csv", ".tsv")
 BINARY = (".parquet", ".arrow")
 _ROWS_AT_ONCE = 256
 
 
-def text_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> Generator[tuple[int, Row]]:
+def text_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> Generator[tuple[int, TrackedRow]]:
     """The rows of a table of text, each with the line that it begins in. The first row names the columns; cells are
     separated by the comma, semicolon or tab of which it has most.
 
@@ -48,30 +48,30 @@ def text_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> Generator[tupl
                     f"put a cell that holds {separator!r} in quotes"
                 )
             filled = ((name, _cell(cell)) for name, cell in zip(names, cells, strict=True) if cell.strip())
-            yield line, Row(filled)
+            yield line, TrackedRow(filled)
     except csv.Error as error:
         raise EditError(f"{path}:{reader.line_num}: {error}; save the table as CSV again") from None
 
 
 def _check_names(path: Path, names: list[str]) -> None:
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise EditError(f"{path}:1: column {min(twice)!r} is there twice; leave one of the two out")
+    twice = repeated(names)
+    if twice is not None:
+        raise EditError(f"{path}:1: column {twice!r} is there twice; leave one of the two out")
 
 
 def _cell(text: str) -> Any:
     if text.lstrip()[:1] in ("[", "{"):
         for read in (json.loads, literal_eval):
             try:
-                value = read(text.strip())
+                value = tracked(read(text.strip()))
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 continue
             if isinstance(value, list | dict):
-                return as_row(value)
+                return value
     return text
 
 
-def binary_rows(path: Path, largest: int) -> Generator[tuple[int, Row]]:
+def binary_rows(path: Path, largest: int) -> Generator[tuple[int, TrackedRow]]:
     """The rows of a Parquet or Arrow file with their numbers from 1.
 
     Raises EditError for one that cannot be read, or that holds more than `largest` bytes.
@@ -89,10 +89,10 @@ def binary_rows(path: Path, largest: int) -> Generator[tuple[int, Row]]:
             _check_names(path, batch.schema.names)
             for fields in batch.to_pylist():
                 number += 1
-                yield number, as_row(fields)
+                yield number, tracked(fields)
     except EditError:
         raise
-    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, RecursionError) as error:
         problem = " ".join(str(error).split())
         raise EditError(f"{path}:{number + 1}: cannot be read: {problem:.200}; fetch the file again") from error
 

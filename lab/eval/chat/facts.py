@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from wise.edits import Edit, Record
 from wise.errors import EditError
+from wise.formats.files import rows
 
 HALVES = ("fit", "judge")
 
@@ -55,16 +57,17 @@ def everyday_facts(half: str | None = None, kinds: Sequence[str] = ()) -> list[F
 
 
 def read_facts(path: Path) -> list[Fact]:
-    """Facts of a file of JSON lines, in the shape of `everyday.jsonl`; `aliases`, `kind` and `half` may be left out.
+    """Facts of a file, in the shape of `everyday.jsonl`; `aliases`, `kind` and `half` may be left out.
 
     Raises EditError, naming the line, for one that is not usable.
     """
     results = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            results.append(_fact(json.loads(line)))
-        except (KeyError, TypeError, ValueError) as error:
-            raise EditError(f"{path}, line {number}: {error}") from error
+    with closing(rows(path)) as numbered:
+        for line, row in numbered:
+            try:
+                results.append(_fact(row))
+            except (KeyError, TypeError, ValueError) as error:
+                raise EditError(f"{path}:{line}: {error}") from error
     return results
 
 

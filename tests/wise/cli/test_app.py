@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from wise.cli.app import app
 from wise.demo import model_path
 from wise.demo.facts import load_facts
 from wise.demo.records import demo_records
-from wise.formats.reader import read_records
+from wise.formats.edit_file import read_records
 from wise.lab.eval.candidates import EDITORS
 from wise.lab.eval.results_file import read_run
+from wise.loading import load_model
 from wise.router.encoder import load_encoder
 
 MEASURES = {"reliability", "generalization", "free_generalization", "locality"}
@@ -142,6 +144,19 @@ def test_namespaces_that_one_memory_would_mix_up_are_refused(tmp_path: Path, com
     done = run(*command.split(), option, file, *output)
     assert done.exit_code == 2 and not (tmp_path / "out").exists()
     assert "several namespaces were given ('a', 'b')" in done.stderr and "`wise stream`" in done.stderr
+
+
+def test_a_memory_of_several_namespaces_is_not_asked(tiny: Path, tmp_path: Path) -> None:
+    base, tokenizer = load_model(str(tiny))
+    model = wise.wrap(base, tokenizer, wise.WiseConfig(mode="retrieve", layer=1, terminator=""))
+    model.edit([wise.Edit(id=f"e{i}", prompt=text([i, i + 10]), target=text([i + 40])) for i in (20, 21)])
+    for name in ("default", "b"):
+        first, *rest = model.state.edits
+        model.state = replace(model.state, edits=(replace(first, namespace=name), *rest))
+        model.save_pretrained(tmp_path / name)
+        done = run("ask", text([20, 30]), "--memory", tmp_path / name, "--model", tiny)
+        assert done.exit_code == (0 if name == "default" else 2), done.output
+    assert "several namespaces were given ('b', 'default')" in done.stderr
 
 
 def test_edits_of_a_table_with_other_names_of_columns(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from published import KNOWEDIT, MEND, MQUAKE, OWN, ROME, Row, Write, refused, wr
 
 from wise.edits import Edit
 from wise.errors import EditError
-from wise.formats.reader import read_edits, read_records
+from wise.formats.edit_file import read_edits, read_records
 
 
 @pytest.fixture

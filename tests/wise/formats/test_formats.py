@@ -45,8 +45,8 @@ from published import (
 from wise.edits import Edit, Record
 from wise.errors import EditError
 from wise.formats import LAYOUTS
-from wise.formats.reader import FORMATS, Reading, read_edits, read_records
-from wise.formats.row import as_row
+from wise.formats.edit_file import FORMATS, RecordParser, read_edits, read_records
+from wise.formats.tracked_row import tracked
 
 
 @pytest.fixture
@@ -402,6 +402,8 @@ def test_a_null_is_not_called_missing(write: Write, caplog: pytest.LogCaptureFix
     refused(write(FLAT | {"target_new": None}), 1, "field 'target_new': null was given; fill it in")
     refused(write(ROME | {"requested_rewrite": None}), 1, "field 'requested_rewrite': null", format="counterfact")
     refused(write({"prompt": "x y", "subject": "x"}), 1, "field 'target': missing")
+    listed = one(write, ENRICHED | {"neighborhood_prompts": [None, "Orm Bridge was built by"]})
+    assert len(listed.neighbours) == 1 and "field 'neighborhood_prompts': an empty" in caplog.text
     assert len(read_records(write(MEND | {"alt": None}, MEND))) == 1
     assert "field 'alt': null or empty" in caplog.text
 
@@ -526,7 +528,7 @@ def test_whatever_stands_in_a_field_is_read_or_named(bad: object) -> None:
                 part = part[key]
             part[last] = bad
             try:
-                read += len(Reading(name).add(Path("facts.jsonl"), 1, as_row(broken))) > 0
+                read += len(RecordParser(name).add(Path("facts.jsonl"), 1, tracked(broken))) > 0
             except EditError as error:
                 assert str(error).startswith("facts.jsonl:1: ")
     assert read > 0
@@ -558,10 +560,23 @@ def test_a_zsre_record_without_alt_is_no_edit(write: Write, caplog: pytest.LogCa
 # --- files that are not of a known format --------------------------------------------------
 
 
-@pytest.mark.parametrize("row", [{"instruction": "x", "output": "y"}, {"question": "Who?", "reply": "Ada", "day": 1}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "x", "output": "y"},
+        {"question": "Who?", "reply": "Ada", "day": 1},
+        {"data": [OWN]},
+        {"question": "Who?", "answer": "Ada"},
+    ],
+)
 def test_an_unknown_form_is_refused_with_its_fields_and_the_known_ones(write: Write, row: Row) -> None:
     names = ", ".join(FORMATS[1:])
     refused(write(row), 1, f"no known format has these fields: {', '.join(sorted(row))}; known formats are {names}")
+
+
+def test_data_with_common_names_are_no_edits(write: Write) -> None:
+    refused(write({"text": "a film", "labels": "good"}), 1, "field 'concept': missing")
+    refused(write({"text": "a film", "label": 1}), 1, "no known format")
 
 
 def test_facts_are_no_edits(write: Write) -> None:

@@ -30,7 +30,7 @@ from published import (
 )
 
 from wise.edits import Edit, Record
-from wise.formats.reader import read_records
+from wise.formats.edit_file import read_records
 from wise.probes import Probe, Query
 
 
@@ -183,6 +183,13 @@ def test_what_has_no_answer_or_asks_the_edit_is_not_asked(write: Write, caplog: 
     assert half.probes == (
         Probe(kind="ripple.preservation", queries=(Query(prompt=HEIGHT["prompt"], answers=("30 m",)),)),
     )
+
+
+def test_a_recent_fact_has_no_original(write: Write) -> None:
+    edit = {k: v for k, v in RIPPLE["edit"].items() if k != "original_fact"}
+    record = one(write, RIPPLE | {"edit": edit, "example_type": "recent"})
+    assert (record.edit.prompt, record.edit.target) == ("The name of the spouse of Bo of Orm is", "Ada Thorne")
+    assert (record.edit.subject, record.answer) == ("Bo of Orm", None)
 
 
 def test_a_renamed_original_fact(write: Write) -> None:

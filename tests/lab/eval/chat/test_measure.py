@@ -57,7 +57,7 @@ def test_an_answer_is_right_with_the_target_and_without_the_old_answer(answer: s
 def test_bad_facts_are_named_by_their_line(tmp_path: Path) -> None:
     file = tmp_path / "facts.jsonl"
     file.write_text('{"prompt": "Who?", "target": "he", "paraphrases": []}\n{"prompt": "Who?"}\n')
-    with pytest.raises(EditError, match="line 2"):
+    with pytest.raises(EditError, match=":2: "):
         read_facts(file)
 
 

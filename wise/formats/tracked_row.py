@@ -1,7 +1,8 @@
-"""An object of a file, which records what of it was read, so that what was not can be named."""
+"""An object of a file that records which of its fields were read, so that the others can be named."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from typing import Any
@@ -11,47 +12,51 @@ from wise.errors import EditError
 _NOTHING: tuple[object, ...] = (None, "", [], {})
 
 
-class Row(dict[str, Any]):
-    """A dictionary that knows which of its keys were asked for."""
+class TrackedRow(dict[str, Any]):
+    """A dictionary that records which of its keys were read."""
 
     def __init__(self, fields: Iterable[tuple[str, Any]] = ()) -> None:
         super().__init__(fields)
-        self.asked: set[str] = set()
+        self.read_keys: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
+        self.read_keys.add(key)
         return super().get(key, default)
 
     def __getitem__(self, key: str) -> Any:
-        self.asked.add(key)
+        self.read_keys.add(key)
         return super().__getitem__(key)
 
     @classmethod
-    def unique(cls, pairs: list[tuple[str, Any]]) -> Row:
+    def unique(cls, pairs: list[tuple[str, Any]]) -> TrackedRow:
         """The object of these fields. Raises EditError for a name that is there twice."""
         row = cls(pairs)
         if len(row) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = repeated(name for name, _ in pairs)
             raise EditError(f"field {twice!r}: given twice in one object; leave one of the two out")
         return row
 
 
-def as_row(value: Any) -> Any:
-    """A value of a table with `Row` for its objects, without fields that are null, and dates as ISO 8601 texts."""
+def repeated(names: Iterable[str]) -> str | None:
+    """A name that is there twice."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def tracked(value: Any) -> Any:
+    """A value of a table: objects as `TrackedRow`, null fields left out, dates as ISO 8601 texts."""
     if isinstance(value, Mapping):
-        return Row((name, as_row(inner)) for name, inner in value.items() if inner is not None)
+        return TrackedRow((name, tracked(inner)) for name, inner in value.items() if inner is not None)
     if isinstance(value, list | tuple):
-        return [as_row(inner) for inner in value]
+        return [tracked(inner) for inner in value]
     return value.isoformat() if isinstance(value, date) else value
 
 
 def unread(value: object, path: str = "") -> Iterator[str]:
-    """The path of every field that holds something and that nothing asked for, outermost first."""
-    if isinstance(value, Row):
+    """The path of every field that has a value and was not read, outermost first."""
+    if isinstance(value, TrackedRow):
         for name, inner in value.items():
             way = f"{path}.{name}" if path else name
-            if name in value.asked:
+            if name in value.read_keys:
                 yield from unread(inner, way)
             elif inner not in _NOTHING:
                 yield way

@@ -1,4 +1,4 @@
-"""The reader of edits: our own form and the published editing sets, in any file of `wise.formats.files`.
+"""Reads edits from files: our own layout and those of the published editing sets, in any file of `wise.formats.files`.
 
 All or nothing: either every record asked for was read and checked, or the first problem is
 raised as an `EditError` that begins `FILE:LINE: field 'NAME': ...` and nothing was made.
@@ -15,20 +15,23 @@ from contextlib import closing
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from reprlib import repr as shortened
 
 from wise.edits import OWN_FIELDS, Edit, Record, content_id
-from wise.errors import EditError, check_known, did_you_mean, given
+from wise.errors import EditError, check_known, checked_text, did_you_mean, given
 from wise.formats import FORMATS, Layout, recognise
 from wise.formats.fields import lacking
 from wise.formats.files import data_files, is_table, rows
-from wise.formats.row import Row, unread
+from wise.formats.tracked_row import TrackedRow, peek, unread
 
-__all__ = ["FORMATS", "Reading", "read_edits", "read_records"]
+__all__ = ["FORMATS", "RecordParser", "read_edits", "read_records"]
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 60
-"""Fields that were not used, of which a file names so many."""
+MAX_EDITS = 1_000_000
+"""Edits of one file or folder."""
+_MAX_NAMED = 60
+"""Unused fields that a warning names."""
 
 
 def read_edits(
@@ -68,17 +71,17 @@ def read_records(
         EditError: the first problem in the file, or with the arguments.
     """
     check_limit(limit)
-    path, reading = Path(path), Reading(format, columns)
+    path, parser = Path(path), RecordParser(format, columns)
     records: list[Record] = []
     for file, line, row in each_row(path):
-        records += reading.add(file, line, row)
+        records += parser.add(file, line, row)
         if limit is not None and len(records) >= limit:
             break
-    reading.finish(path)
+    parser.finish(path, whole=limit is None or len(records) < limit)
     return records[:limit]
 
 
-def each_row(path: Path) -> Iterator[tuple[Path, int, Row]]:
+def each_row(path: Path) -> Iterator[tuple[Path, int, TrackedRow]]:
     """Each row that a path names (`wise.formats.files.data_files`), with its file and its line or number there."""
     for file in data_files(path):
         with closing(rows(file)) as numbered:
@@ -92,10 +95,10 @@ def check_limit(limit: int | None) -> None:
         raise EditError(f"limit: {given(limit)} was given, a whole number of at least 1 or None was expected")
 
 
-class Reading:
-    """Reads records, each by its own fields, and keeps what was stepped over and what was not used.
+class RecordParser:
+    """Makes records of rows, each by its own fields; counts defects that were skipped and fields that were not used.
 
-    Raises EditError for a format or a field that there is not.
+    Raises EditError for an unknown format or field.
     """
 
     def __init__(self, format: str = "auto", columns: Mapping[str, str] | None = None) -> None:
@@ -103,21 +106,25 @@ class Reading:
             raise EditError(f"format {format!r} is not known; {did_you_mean(str(format), FORMATS)}")
         check_known("columns.", columns or {}, OWN_FIELDS)
         self.format = "wise" if columns else format
-        self.columns = dict(columns or {})
+        self.columns = {field: checked_text(f"columns.{field}", column) for field, column in (columns or {}).items()}
         self._rows = 0
         self._count = 0
         self._place_of: dict[str, tuple[Path, int]] = {}
+        self._next_of: Counter[str] = Counter()
+        self._subject_of: dict[str, str] = {}
         self._notes: dict[str, list[int]] = {}
         self._unread: Counter[str] = Counter()
         self._columns_found: set[str] = set()
 
-    def add(self, file: Path, line: int, row: Row) -> list[Record]:
+    def add(self, file: Path, line: int, row: TrackedRow) -> list[Record]:
         """The records of one row of a file, each with an id of its own.
 
         Raises:
             EditError: beginning with the file and the line.
         """
         self._rows += 1
+        if self._count > MAX_EDITS:
+            raise EditError(f"{file}:{line}: more than {MAX_EDITS:,} edits; give them in several files, or read fewer")
         try:
             layout, found = self.read(row, self._rows, table=is_table(file), line=line)
             edits = [self._with_own_id(record.edit, (file, line), strict=layout.strict) for record in found]
@@ -128,26 +135,44 @@ class Reading:
         return [replace(record, edit=edit, source=source) for record, edit in zip(found, edits, strict=True)]
 
     def read(
-        self, row: Row, place: int, *, table: bool = False, line: int | None = None
+        self, row: TrackedRow, place: int, *, table: bool = False, line: int | None = None
     ) -> tuple[Layout, list[Record]]:
         """The records of one row, and its layout.
 
-        place: number of the row, for records that have none of their own. table: the row is of a table with named
-        columns, of which ours are read and the others named. line: where it stands; `place` if left out.
+        place: number of the row, for records without a number of their own. table: the row is one of a table; columns
+        that are not ours are named and not refused. line: where the row is; `place` if left out.
 
         Raises EditError, naming the field.
         """
+        try:
+            return self._read(row, place, table, place if line is None else line)
+        except RecursionError:
+            raise EditError("the lists or objects are nested too deeply; give a record as its set has it") from None
+
+    def _read(self, row: TrackedRow, place: int, table: bool, line: int) -> tuple[Layout, list[Record]]:
         layout = recognise(row, self.format)
         mine = self._own_columns(row) if layout.strict and (table or self.columns) else row
         notes: set[str] = set()
         found = layout.read(mine, place, notes.add)
         for note in notes:
-            self._notes.setdefault(note, [0, place if line is None else line])[0] += 1
+            self._notes.setdefault(note, [0, line])[0] += 1
+        for record in found:
+            self._check_template(record.edit, peek(row, layout.subject))
         if found and (mine is not row or not layout.strict):
             self._unread.update(set(unread(row)))
         return layout, found
 
-    def _own_columns(self, row: Row) -> Row:
+    def _check_template(self, edit: Edit, subject: object) -> None:
+        """Refuses one prompt for different subjects that it does not name: a template that was not filled."""
+        if edit.subject is None and isinstance(subject, str):
+            other = self._subject_of.setdefault(edit.prompt, subject)
+            if other != subject:
+                raise EditError(
+                    f"field 'prompt': {shortened(edit.prompt)} was given for the subject {other!r} and for "
+                    f"{subject!r}, and names neither; write {{}} where the subject goes"
+                )
+
+    def _own_columns(self, row: TrackedRow) -> TrackedRow:
         """The fields of our own form, under the names that they have there."""
         for field in ("prompt", "target"):
             if self.columns.get(field, field) not in row:
@@ -155,7 +180,10 @@ class Reading:
         column_of = {field: self.columns.get(field, field) for field in OWN_FIELDS}
         taken = {field: column for field, column in column_of.items() if column in row}
         self._columns_found |= set(taken.values())
-        return Row((field, row[column]) for field, column in taken.items())
+        mine = TrackedRow((field, row[column]) for field, column in taken.items())
+        if isinstance(number := mine.get("id"), int):  # in text it would be a text too
+            mine["id"] = str(number)
+        return mine
 
     def _with_own_id(self, edit: Edit, place: tuple[Path, int], *, strict: bool) -> Edit:
         if edit.id in self._place_of:
@@ -165,36 +193,36 @@ class Reading:
                     f"field 'id': {edit.id!r} was already used in line {line}"
                     f"{'' if file == place[0] else f' of {file}'}; give each edit its own, or leave one of the two out"
                 )
-            count = 2
-            while f"{edit.id}-{count}" in self._place_of:
-                count += 1
-            edit = replace(edit, id=f"{edit.id}-{count}")
+            own = edit.id
+            while edit.id in self._place_of:
+                self._next_of[own] += 1
+                edit = replace(edit, id=f"{own}-{self._next_of[own] + 1}")
         self._place_of[edit.id] = place
         return edit
 
-    def finish(self, path: Path) -> None:
-        """Tells the log what was stepped over and what was not used.
+    def finish(self, path: Path, *, whole: bool) -> None:
+        """Logs the warnings of a file. whole: it was read to its end.
 
         Raises:
-            EditError: no record was read, or a column was named that none of them has.
+            EditError: no record was read, or none has a column that was named.
         """
         if not self._count:
             for note, (_, line) in self._notes.items():
                 raise EditError(f"{path}:{line}: {note}; no record is left")
             raise EditError(f"{path}: holds no record; give a file with one JSON object per line")
         absent = set(self.columns.values()) - self._columns_found
-        if absent:
+        if absent and whole:
             raise EditError(f"{path}: columns: no record has a column {min(absent)!r}; leave it out, or name another")
-        self.tell(str(path))
+        self.log_warnings(str(path))
 
-    def tell(self, name: str) -> None:
-        """Tells the log what was stepped over and what was not used, of a source of this name."""
+    def log_warnings(self, name: str) -> None:
+        """Logs the defects that were skipped and the fields that were not used. name: of the source."""
         for note, (count, line) in self._notes.items():
             logger.warning("%s: %s (%d times, first at %d)", name, note, count, line)
         if self._unread:
             outer_first = sorted(self._unread.items(), key=lambda found: (found[0].count("."), -found[1]))
-            named = ", ".join(f"{field!r} ({count})" for field, count in outer_first[:_NAMED])
-            more = len(self._unread) - _NAMED
+            named = ", ".join(f"{field!r} ({count})" for field, count in outer_first[:_MAX_NAMED])
+            more = len(self._unread) - _MAX_NAMED
             logger.warning(
                 "%s: fields that are not used, and in how many records: %s%s",
                 name, named, f" and {more} more" if more > 0 else "",
