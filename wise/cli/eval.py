@@ -28,9 +28,9 @@ from wise.cli.common import (
     show_json,
     show_table,
 )
+from wise.demo.plotting import check_picture
 from wise.errors import ConfigError, EditError
 from wise.loading import load_model
-from wise.plotting import check_picture
 
 if TYPE_CHECKING:
     from wise.edits import Record
