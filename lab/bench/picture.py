@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from wise.demo.plotting import new_figure, save_figure
 from wise.lab.bench.benchmark_table import Group, figure_at, mean
-from wise.plotting import new_figure, save_figure
 
 PANELS = {
     "reliability": "reliability: the edit's prompt gives the target",

@@ -31,9 +31,9 @@ from wise.cli.common import (
     show_table,
     with_placement,
 )
+from wise.demo.plotting import check_picture
 from wise.errors import ConfigError, EditError
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
-from wise.plotting import check_picture
 
 if TYPE_CHECKING:
     from wise.edits import Record

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from wise.plotting import new_figure, save_figure
+from wise.demo.plotting import new_figure, save_figure
 
 COLOURS = {"edits": "#1b7837", "paraphrases": "#5aae61", "neighbours": "#762a83"}
 WIDEST = 2.0

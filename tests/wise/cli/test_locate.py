@@ -14,10 +14,10 @@ from typer.testing import CliRunner, Result
 import wise
 from wise.cli.app import app
 from wise.cli.locate import show_location
+from wise.demo.plotting import check_picture
 from wise.errors import ConfigError
 from wise.lab.locate.picture import draw
 from wise.lab.locate.roles import ROLES
-from wise.plotting import check_picture
 from wise.training.encoding import learn_encoder
 
 
