@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import ARCHITECTURES, BATCH, EOS, PAD, padded, tiny_model
+from tiny import ARCHITECTURES, BATCH, EOS, PAD, padded, small_batches, tiny_model
 from torch import Tensor, nn
-from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers.cache_utils import StaticLayer
 
 from wise.errors import ConfigError, UnsupportedModelError
 from wise.memory.sequences import CACHE_NAMES, Rows, SequenceReader
@@ -157,6 +158,8 @@ def test_what_was_guessed_wrong_is_forgotten(model_type: str) -> None:
 def test_a_cache_is_cropped_and_emptied_and_filled_again(model_type: str, static: bool) -> None:
     watched = Watched(model_type)
     cache = StaticCache(watched.model.config, max_cache_len=32) if static else DynamicCache()
+    if static and not hasattr(StaticLayer, "crop"):
+        pytest.skip("a static cache can be cropped since transformers 5.24")
     assert watched.read([[5, 6, 7, 8], [9, 10, 11, 12]], cache) is cache
     cache.crop(-2)
     watched.read([[20, 21], [22, 23]], cache)
@@ -271,7 +274,7 @@ def continuously(watched: Watched, rows: Sequences, page: int = 16, **options: A
         generation_config=GenerationConfig(
             **{"do_sample": False} | options, eos_token_id=EOS, pad_token_id=PAD, max_new_tokens=8
         ),
-        continuous_batching_config=ContinuousBatchingConfig(num_blocks=16, page_size=page, max_batch_tokens=16),
+        continuous_batching_config=small_batches(page),
         warmup=False,
         progress_bar=False,
     )

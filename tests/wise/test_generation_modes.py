@@ -23,12 +23,13 @@ from tiny import (
     padded,
     put,
     route_of,
+    small_batches,
     tiny_model,
     tiny_tokenizer,
     wrap_tiny,
 )
 from torch import Tensor
-from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, TextIteratorStreamer
+from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
 
 from wise.errors import ConfigError
 from wise.memory.side_memory import Route, Router, SideMemory, SlotBank
@@ -50,7 +51,7 @@ def continuously(model: Any, rows: Rows, tokens: int = 8) -> Rows:
         generation_config=GenerationConfig(
             do_sample=False, eos_token_id=EOS, pad_token_id=PAD, max_new_tokens=tokens
         ),
-        continuous_batching_config=ContinuousBatchingConfig(num_blocks=16, page_size=16, max_batch_tokens=16),
+        continuous_batching_config=small_batches(),
         warmup=False,
         progress_bar=False,
     )
