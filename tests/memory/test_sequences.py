@@ -341,7 +341,7 @@ def test_a_cache_that_was_filled_without_the_reader_is_refused(model_type: str) 
         "mode='hybrid' goes by token ids, and the cache holds 3 tokens of which 0 were read by this wrapped model: "
         "fill caches with the wrapped model itself"
     ]
-    with pytest.raises(ConfigError, match="the cache holds 3 tokens of which 0 were read"):
+    with pytest.raises(ConfigError, match="3 tokens of which 0"):
         _ = watched.reader.rows
 
 
@@ -359,7 +359,7 @@ def test_embeddings_in_the_place_of_ids_are_refused(model_type: str) -> None:
     watched = Watched(model_type)
     embedded = watched.model.get_input_embeddings()(torch.tensor([BATCH[0]]))
     watched.model(inputs_embeds=embedded)
-    with pytest.raises(ConfigError, match="inputs_embeds were given: give input_ids, or edit with mode='retrieve'"):
+    with pytest.raises(ConfigError, match="inputs_embeds"):
         _ = watched.reader.rows
     watched.read([BATCH[0]])
     assert watched.seen[-1] == [BATCH[0]]
@@ -369,7 +369,7 @@ def test_a_mask_that_is_no_tensor_says_nothing_about_padding() -> None:
     watched = Watched("llama")
     with pytest.raises((AttributeError, TypeError, ValueError, RuntimeError)):  # the model's own
         watched.read([[5, 6]], attention_mask="flex")
-    with pytest.raises(ConfigError, match="an attention mask of type str does not say which are padding"):
+    with pytest.raises(ConfigError, match="type str"):
         _ = watched.reader.rows
 
 
@@ -384,7 +384,7 @@ def test_masks_of_four_dimensions_tell_padding_too(kind: torch.dtype) -> None:
 
 
 def test_a_module_that_takes_no_ids_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="Linear takes input: input_ids were expected"):
+    with pytest.raises(UnsupportedModelError, match="input_ids"):
         SequenceReader(nn.Linear(2, 2))
 
 

@@ -317,7 +317,7 @@ def test_a_file_of_another_base_or_of_other_settings_is_refused(tmp_path: Path) 
         other.model.get_parameter("model.layers.0.mlp.down_proj.weight").add_(0.1)
     with pytest.raises(ArtifactError, match="was trained on another base"):
         mend(other, rank=4, hypernetwork=file).prepare()
-    with pytest.raises(ArtifactError, match="does not fit the settings: rank 5 expected, 4 found"):
+    with pytest.raises(ArtifactError, match="rank 5 expected, 4 found"):
         mend(tiny_context(), rank=5, hypernetwork=file).prepare()
     with pytest.raises(ArtifactError, match="editor 'ke' expected, 'mend' found"):
         make_baseline("ke", tiny_context(), {"hypernetwork": file}).prepare()
