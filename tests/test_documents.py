@@ -253,7 +253,8 @@ def requirements(lines: list[str]) -> set[str]:
 
 def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name not in ("dev", "docs")}
+    ours = ("dev", "docs", "test")
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name not in ours}
     declared = requirements(project["dependencies"] + [line for lines in extras.values() for line in lines])
     rooms = [ROOT / name for name in ("wise", "memory", "router", "training", "lab")]
     files = {file.resolve() for room in rooms for file in room.rglob("*.py")}

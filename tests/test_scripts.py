@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 from repository import ROOT
 
-COMMANDS = ("scripts/demo", "scripts/test", ".ci/run", ".ci/postgres")
+COMMANDS = ("scripts/demo", "scripts/test", "scripts/test_floor", ".ci/run", ".ci/postgres")
 
 # Stands in for Python in `.venv`: notes how it was called, one line per call, and does nothing.
 FAKE_PYTHON = """#!/bin/sh
@@ -44,7 +45,8 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def write_python(root: Path, text: str) -> None:
-    write_program(root / ".venv/bin/python", text)
+    for venv in (".venv", ".venv/floor"):
+        write_program(root / venv / "bin/python", text)
 
 
 def write_program(file: Path, text: str) -> None:
@@ -88,8 +90,22 @@ def test_torch_is_installed_first_under_the_constraints_and_once(checkout: Path)
     torch, package, tests = first
     assert torch.startswith("-m pip install ") and torch.endswith("-c constraints-cpu.txt torch")
     assert package.startswith("-m pip install ") and package.endswith("-c constraints-cpu.txt -e .[dev]")
-    assert tests == "-m pytest -n auto -k two words"
-    assert calls(checkout, "scripts/test") == ["-m pytest -n auto"]
+    assert tests == "-m pytest -n auto -m not slow -k two words"
+    assert calls(checkout, "scripts/test") == ["-m pytest -n auto -m not slow"]
+
+
+def test_the_oldest_releases_are_installed_apart(checkout: Path) -> None:
+    torch, package, tests = calls(checkout, "scripts/test_floor", "-x")
+    assert torch.endswith("-c constraints-cpu.txt -c out/floors.txt torch")
+    assert package.endswith("-c constraints-cpu.txt -c out/floors.txt -e .[encoder,serve,test]")
+    assert tests.startswith("-m pytest -n auto ") and tests.endswith(" -x")
+    named = [word for word in tests.split() if word.startswith("tests/")]
+    assert named and [name for name in named if not (ROOT / name).exists()] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    floors = (checkout / "out/floors.txt").read_text().split()
+    assert floors == [line.replace(">=", "==") for line in wanted if not line.startswith("torch")]
+    assert len(calls(checkout, "scripts/test")) == 3, "the other environment is another"
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "constraints-cpu.txt"])
@@ -153,7 +169,7 @@ def test_every_check_runs_and_one_that_fails_fails_all(checkout: Path, failing: 
     done = run(checkout / ".ci/run", cwd=checkout.parent)
     assert done.returncode == (failing != "none")
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
-    checks = [f"ran {name}" for name in ("ruff", "mypy", "mkdocs", "pytest")]
+    checks = [f"ran {name}" for name in ("ruff", "mypy", "mkdocs", "pytest", "pytest")]
     assert [line for line in ran if line not in ("ran ", "ran pip")] == checks
     assert ("all passed" in done.stdout) == (failing == "none")
     assert "looked for PostgreSQL" in done.stdout

@@ -7,6 +7,7 @@ and a dropped bias or a shifted position shows. Thresholds lie in gaps between s
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,13 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    ContinuousBatchingConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.pytorch_utils import Conv1D
 
 import wise
@@ -322,6 +329,13 @@ def same_state(a: MemoryState, b: MemoryState) -> bool:
     spaces = [{} if s.key_space is None else s.key_space.tensors() for s in (a, b)]
     keys = same_tensors(dict(a.keys), dict(b.keys)) and all(k.dtype == b.keys[i].dtype for i, k in a.keys.items())
     return a.edits == b.edits and slots and same_tensors(*spaces) and keys
+
+
+def small_batches(page: int = 16) -> ContinuousBatchingConfig:
+    """Continuous batching in pieces of at most 16 tokens, with a cache in pages of so many."""
+    known = inspect.signature(ContinuousBatchingConfig).parameters
+    size = "page_size" if "page_size" in known else "block_size"  # before transformers 5.24
+    return ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=16, **{size: page})
 
 
 def located(model: PreTrainedModel, **settings: Any) -> Any:

@@ -402,10 +402,10 @@ def test_a_space_of_another_mode_is_refused(answers: wise.WiseModel, wrapped: wi
 def test_an_answer_is_of_one_edit(answers: wise.WiseModel, tmp_path: Path) -> None:
     one, two, three = answers.state.slots
     both = replace(one, edit_ids=("e0", "e1"), scores=(0.5, 0.5))
-    with pytest.raises(ArtifactError, match="slot 0 has 2 edits, expected one of its own"):
+    with pytest.raises(ArtifactError, match="slot 0 has 2 edits"):
         save(answers, tmp_path / "memory", replace(answers.state, slots=(both, replace(three, id=1))))
     empty = replace(two, id=3, edit_ids=(), scores=())
-    with pytest.raises(ArtifactError, match="slot 3 has 0 edits, expected one of its own"):
+    with pytest.raises(ArtifactError, match="slot 3 has 0 edits"):
         save(answers, tmp_path / "memory", replace(answers.state, slots=(one, two, three, empty)))
 
 
@@ -432,7 +432,7 @@ def test_edits_that_do_not_fit_are_refused(
 def test_a_safetensors_file_of_another_kind_is_refused(saved: Path) -> None:
     save_file(load_file(saved / TENSORS), saved / TENSORS, metadata={"format": "pt"})
     reseal(saved)
-    with pytest.raises(ArtifactError, match="its metadata says format 'pt', expected 'wise-memory'"):
+    with pytest.raises(ArtifactError, match="'pt', expected 'wise-memory'"):
         load_memory(saved)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import ARCHITECTURES, BATCH, EOS, PAD, padded, tiny_model
+from tiny import ARCHITECTURES, BATCH, EOS, PAD, padded, small_batches, tiny_model
 from torch import Tensor, nn
-from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers.cache_utils import StaticLayer
 
 from wise.errors import ConfigError, UnsupportedModelError
 from wise.memory.sequences import CACHE_NAMES, Rows, SequenceReader
@@ -158,6 +159,8 @@ def test_what_was_guessed_wrong_is_forgotten(model_type: str) -> None:
 def test_a_cache_is_cropped_and_emptied_and_filled_again(model_type: str, static: bool) -> None:
     watched = Watched(model_type)
     cache = StaticCache(watched.model.config, max_cache_len=32) if static else DynamicCache()
+    if static and not hasattr(StaticLayer, "crop"):
+        pytest.skip("a static cache can be cropped since transformers 5.24")
     assert watched.read([[5, 6, 7, 8], [9, 10, 11, 12]], cache) is cache
     cache.crop(-2)
     watched.read([[20, 21], [22, 23]], cache)
@@ -272,7 +275,7 @@ def continuously(watched: Watched, rows: Sequences, page: int = 16, **options: A
         generation_config=GenerationConfig(
             **{"do_sample": False} | options, eos_token_id=EOS, pad_token_id=PAD, max_new_tokens=8
         ),
-        continuous_batching_config=ContinuousBatchingConfig(num_blocks=16, page_size=page, max_batch_tokens=16),
+        continuous_batching_config=small_batches(page),
         warmup=False,
         progress_bar=False,
     )
@@ -340,7 +343,7 @@ def test_a_cache_that_was_filled_without_the_reader_is_refused(model_type: str) 
         "mode='hybrid' goes by token ids, and the cache holds 3 tokens of which 0 were read by this wrapped model: "
         "fill caches with the wrapped model itself"
     ]
-    with pytest.raises(ConfigError, match="the cache holds 3 tokens of which 0 were read"):
+    with pytest.raises(ConfigError, match="3 tokens of which 0"):
         _ = watched.reader.rows
 
 
@@ -358,7 +361,7 @@ def test_embeddings_in_the_place_of_ids_are_refused(model_type: str) -> None:
     watched = Watched(model_type)
     embedded = watched.model.get_input_embeddings()(torch.tensor([BATCH[0]]))
     watched.model(inputs_embeds=embedded)
-    with pytest.raises(ConfigError, match="inputs_embeds were given: give input_ids, or edit with mode='retrieve'"):
+    with pytest.raises(ConfigError, match="inputs_embeds"):
         _ = watched.reader.rows
     watched.read([BATCH[0]])
     assert watched.seen[-1] == [BATCH[0]]
@@ -368,7 +371,7 @@ def test_a_mask_that_is_no_tensor_says_nothing_about_padding() -> None:
     watched = Watched("llama")
     with pytest.raises((AttributeError, TypeError, ValueError, RuntimeError)):  # the model's own
         watched.read([[5, 6]], attention_mask="flex")
-    with pytest.raises(ConfigError, match="an attention mask of type str does not say which are padding"):
+    with pytest.raises(ConfigError, match="type str"):
         _ = watched.reader.rows
 
 
@@ -383,7 +386,7 @@ def test_masks_of_four_dimensions_tell_padding_too(kind: torch.dtype) -> None:
 
 
 def test_a_module_that_takes_no_ids_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="Linear takes input: input_ids were expected"):
+    with pytest.raises(UnsupportedModelError, match="input_ids"):
         SequenceReader(nn.Linear(2, 2))
 
 

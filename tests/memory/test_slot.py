@@ -133,12 +133,12 @@ def test_an_answer_of_no_token_is_refused() -> None:
 def test_a_part_of_an_answer_that_is_missing_is_named(name: str) -> None:
     tensors = answer_slot(0).tensors()
     del tensors[name]
-    with pytest.raises(ArtifactError, match=f"slot 3: its tensors do not fit together: '{name}'"):
+    with pytest.raises(ArtifactError, match=f"slot 3: .*'{name}'"):
         AnswerSlot.from_tensors(tensors, id=3, edit_ids=("e0",))
 
 
 def test_one_memory_serves_one_kind() -> None:
-    with pytest.raises(ConfigError, match="kinds .'answer', 'masked-dense'.: one memory serves one kind"):
+    with pytest.raises(ConfigError, match="'answer', 'masked-dense'"):
         make_bank([answer_slot(0), dense_slot(1)], torch.float32)
     with pytest.raises(ConfigError, match=r"kinds \[\]"):
         make_bank([], torch.float32)

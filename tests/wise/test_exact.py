@@ -202,6 +202,7 @@ def test_any_sequence_of_calls_in_hybrid_comes_to_what_the_remaining_edits_alone
     assert torch.equal(logits(model), logits(fresh))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", SHARED)
 @some
 @given(CALLS)

@@ -241,6 +241,7 @@ LINES = 2000
 """Of a file that is long enough to be killed over, on a machine that is busy too."""
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_started_again_it_takes_every_line_in_once(tmp_path: Path) -> None:
     file, store = tmp_path / "edits.jsonl", tmp_path / "store"
     file.write_text("".join(line(i) for i in range(LINES)))

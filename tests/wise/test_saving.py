@@ -62,6 +62,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["retrieve", "hybrid"])
 def test_another_process_says_the_same_and_writes_the_same_bytes(mode: str, tmp_path: Path) -> None:
     wrapped = wrap_tiny("llama", mode, layer=1)
@@ -99,6 +100,7 @@ def edit_factlm(records: list[wise.Record]) -> wise.WiseModel:
     return wrapped
 
 
+@pytest.mark.slow
 def test_real_edits_hold_in_another_process(
     records: list[wise.Record], edited: wise.WiseModel, tmp_path: Path
 ) -> None:

@@ -61,7 +61,7 @@ def test_no_record_is_for_two_things(known: list[Record]) -> None:
     measured_again = make_plan([*known[:8], twice, *known[9:]], edits=3, searched=2)
     assert "again" not in {record.edit.id for record in measured_again.training}
     assert not any(r.generation_prompts for r in (*found.measured, *found.searched))
-    with pytest.raises(EditError, match="20 records to measure and 2 to search on .* there are 12"):
+    with pytest.raises(EditError, match="20 .* 2 .* 12"):
         make_plan(known, edits=20, searched=2)
 
 

@@ -244,7 +244,7 @@ def test_three_records_without_neighbours_are_enough() -> None:
 
 
 def test_without_records_it_says_what_to_give() -> None:
-    with pytest.raises(ConfigError, match="ke must train a hypernetwork first and was given 0 training records"):
+    with pytest.raises(ConfigError, match="0 training records"):
         knowledge_editor(tiny_context()).edit(tiny_edits(1))
 
 

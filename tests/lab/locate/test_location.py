@@ -137,7 +137,7 @@ def test_facts_and_numbers_that_cannot_be_traced_are_refused() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     with pytest.raises(ConfigError, match="no fact was given"):
         trace(model, tokenizer, [])
-    with pytest.raises(ConfigError, match="none of 2 facts can be traced: 1 prompt ends with the subject, 1 not"):
+    with pytest.raises(ConfigError, match="none of 2 facts.* 1 .* 1 not"):
         trace(model, tokenizer, tiny_facts()[-2:])
     with pytest.raises(ConfigError, match="samples=0"):
         traced(samples=0)

@@ -125,9 +125,9 @@ def test_a_store_does_not_keep_a_trace_for_want_of_a_model(folder: Path) -> None
     made(folder / "store", "merge", [edit(0), edit(1)])
     with Store.open(folder / "store") as store:
         events = store.log()
-        with pytest.raises(StoreError, match="edit 'e0' shares a slot with others, which must be written anew"):
+        with pytest.raises(StoreError, match="'e0' shares a slot"):
             store.delete(["e0"])
-        with pytest.raises(StoreError, match="edit 'e0' was to be forgotten and is still in the state"):
+        with pytest.raises(StoreError, match="'e0'.*still in the state"):
             store.delete(["e0"], forget=lambda state, edit_ids: state)
         with pytest.raises(StoreError, match="edit 'e9' was neither live nor claimed"):
             store.delete(["e0"], forget=lambda state, edit_ids: MemoryState(edits=(edit(9),)))
@@ -179,13 +179,13 @@ def test_another_namespace_keeps_its_slots_bit_for_bit(mode: str, folder: Path) 
         store.export_pack(folder / "pack", namespace="geo")
         assert load_memory(folder / "pack")[1].edit_ids == ("e2",)
         if mode == "merge":
-            with pytest.raises(StoreError, match="a merged memory is of one namespace; export one of default, geo"):
+            with pytest.raises(StoreError, match="default, geo"):
                 store.export_pack(folder / "all")
             first, second = left.slots[0].without(["e1"]), left.slots[0].without(["e0"])
             wrong = replace(left, edits=tuple(own), slots=(first, replace(second, id=1)))
             wrong = replace(wrong, keys={i: before.keys[i] for i in ("e0", "e1")})
             current = store.read()
-            with pytest.raises(StoreError, match="one slot for each namespace, and 'default' has 2"):
+            with pytest.raises(StoreError, match="'default' has 2"):
                 store.commit([], wrong, parent=3, config=current.config, base=current.base)  # type: ignore[arg-type]
 
 

@@ -280,7 +280,7 @@ def test_a_read_only_disk_can_be_read_and_says_what_it_is(tmp_path: Path) -> Non
         with Store.open(disk / "store", writer=False) as store, store.pin() as pinned:
             assert digest(pinned.state) == digest(written(edits(1)))
             assert store.check().problems == ()
-            with pytest.raises(StoreError, match="nothing was changed: attempt to write a readonly database"):
+            with pytest.raises(StoreError, match="nothing was changed"):
                 store.enqueue(edits(2))
 
 

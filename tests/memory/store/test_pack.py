@@ -44,7 +44,7 @@ def test_what_is_imported_is_what_was_exported_with_its_provenance(source: Store
         for mine, theirs in zip(target.journal.tickets(), source.journal.tickets(), strict=False):
             assert mine.request == theirs.request and mine.verified == theirs.verified == {"answer": "here"}
         assert target.check().problems == ()
-        with pytest.raises(StoreError, match="the pack was imported before, and its edits are live by now"):
+        with pytest.raises(StoreError, match="imported before"):
             target.import_pack(folder / "pack")
 
 

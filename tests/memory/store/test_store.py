@@ -218,7 +218,7 @@ def test_what_was_made_from_another_version_is_refused(store: Store) -> None:
     store.enqueue(edits(2))
     batch, before = store.claim(), store.read()
     store.rollback(0)
-    with pytest.raises(StoreError, match="version 2 came after 1: read it, edit it again"):
+    with pytest.raises(StoreError, match="version 2 came after 1"):
         store.commit(batch, written(edits(2), before.state), parent=before.version, config=CONFIG, base=BASE)
     assert statuses(store) == {"e1": "retired", "e2": "training"}
 
@@ -227,7 +227,7 @@ def test_ticket_and_version_that_are_not_there_are_said(store: Store) -> None:
     learn(store, edits(1))
     with pytest.raises(StoreError, match="has no version 7; give one from 0 to 1"):
         store.read(7)
-    with pytest.raises(StoreError, match="edit 'e9' is neither live nor queued; known: e1"):
+    with pytest.raises(StoreError, match="'e9'.*known: e1"):
         store.delete(["e9"])
     with pytest.raises(StoreError, match="keep=0"):
         store.gc(keep=0)
@@ -286,7 +286,7 @@ def test_rollback_tells_apart_two_edits_of_one_id(store: Store) -> None:
     assert [(t.edit.target, t.status) for t in store.journal.tickets()] == [("first", "live"), ("second", "retired")]
     store.delete(["e1"])
     store.enqueue([edit(1, "third")])
-    with pytest.raises(StoreError, match="edit 'e1' would come back while it is queued as ticket 3"):
+    with pytest.raises(StoreError, match="'e1'.*ticket 3"):
         store.rollback(1)
 
 

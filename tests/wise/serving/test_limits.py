@@ -367,6 +367,7 @@ def test_a_request_is_a_span(served: Running, monkeypatch: pytest.MonkeyPatch) -
     until(lambda: spans == [("GET /v1/edits", told)])
 
 
+@pytest.mark.slow
 def test_the_service_keeps_to_its_own_schema(tmp_path: Path) -> None:
     """schemathesis makes up requests by the schema, and against it; each answer must be as the schema says."""
     with running(tmp_path / "store") as served:

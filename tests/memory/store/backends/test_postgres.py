@@ -141,7 +141,7 @@ def test_a_journal_of_the_first_schema_keeps_all_it_says(url: str) -> None:
 
 
 def test_a_database_without_a_store_is_left_as_it_is(url: str) -> None:
-    with pytest.raises(StoreError, match="holds no store; open it once as its writer"):
+    with pytest.raises(StoreError, match="holds no store"):
         Store.open(url, writer=False)
 
 
