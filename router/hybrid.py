@@ -258,7 +258,7 @@ class HybridRouter(Router):
         return best
 
     def _rivals_score(self, keys: Tensor, asked: Tensor) -> float:
-        """The best cosine of the vectors `[n, r]` of a question to the rivals of an edit with these keys; -1 without."""
+        """The best cosine of a question, `[n, r]`, to the rivals of an edit with these keys; -1 without any."""
         reader = self.inputs.reader
         with torch.autocast("cpu", enabled=False):
             places = rivals(own_vectors(keys), reader)

@@ -1,4 +1,4 @@
-"""Other questions about an edit's subject: which of them the router leaves alone, and what is reported of the others."""
+"""Other questions about an edit's subject: which the router leaves alone, and what is reported of the others."""
 
 from __future__ import annotations
 
