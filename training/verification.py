@@ -23,9 +23,10 @@ from wise.config import PROMISES
 from wise.edits import Edit
 from wise.memory.slot import CHAT
 from wise.memory.state import MemoryState
-from wise.router.catalog import catalog_of, whole_keys
+from wise.router.catalog import catalog_of, masked_keys, whole_keys
 from wise.router.hybrid import Decision, HybridRouter, RouterInputs
-from wise.router.subjects import SubjectIndex, may_name, name_key, names_of
+from wise.router.subjects import SubjectIndex, may_name, name_key, names_of, without_names
+from wise.router.turns import last_sentence
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.wordings import SISTERS, Wordings, question
@@ -154,7 +155,8 @@ class WordingVerifier:
                 sisters[f"sister: {other}"] = not _asks_for(router.decide(other), own)
             for text in self.wordings.sisters(edit):
                 label, prompt = f"sister: {text}", self.wordings.prompt(text)
-                sisters[label] = not _asks_for(router.decided(prompt), own)
+                near = self._comes_near(state, edit, text, state.slots[own].threshold)
+                sisters[label] = not (near and _asks_for(router.decided(prompt), own))
                 if not sisters[label]:
                     moved.append((sisters, label, prompt, len(encoder.target("", edit.target)) + SPARE_TOKENS))
         if not moved:
@@ -166,6 +168,14 @@ class WordingVerifier:
                 said.append(greedy(model, prompts, stops=encoder.stops, max_new_tokens=limits))
         for (sisters, label, *_), edited, before in zip(moved, *said, strict=True):
             sisters[label] = edited == before
+
+    def _comes_near(self, state: MemoryState, edit: Edit, text: str, threshold: float) -> bool:
+        """Whether a question about its subject may activate an edit. With the subject masked, questions are alike for
+        edits of one relation, so most of them have been read."""
+        names = names_of(edit)
+        asked = without_names(text, names)
+        vectors = self.inputs.reader.read([asked, last_sentence(asked)])
+        return float((masked_keys(state.keys[edit.id].float(), names) @ vectors.T).max()) >= threshold
 
     @staticmethod
     def _about_the_same(state: MemoryState, edit: Edit) -> list[str]:

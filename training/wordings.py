@@ -133,10 +133,9 @@ class Wordings:
         nearest = (self.reader.relation_centres[found] @ vectors.T).amax(-1).argsort(descending=True)[:SISTERS]
         asks = is_question(question(edit))
         known = [self.questions[kind][name]["wordings"] for kind, name in (self._names[i] for i in found[nearest])]
-        return tuple(
-            put(names_of(edit)[0], next((text for text in texts if is_question(text) == asks), texts[0]))
-            for texts in known
-        )
+        few = [next((text for text in texts if is_question(text) == asks), texts[0]) for texts in known]
+        listed = {*edit.paraphrases, *edit.locality}
+        return tuple(text for text in (put(names_of(edit)[0], each) for each in few) if text not in listed)
 
     def _masked(self, edit: Edit, text: str) -> str:
         return without_names(text, names_of(edit))
