@@ -41,6 +41,11 @@ def own_keys(keys: Tensor, edit: Edit) -> Tensor:
     return masked_keys(keys, names_of(edit))[: 2 + len(edit.paraphrases)]
 
 
+def own_vectors(keys: Tensor) -> Tensor:
+    """`[2, r]` of the keys of an edit with a subject: its question, and the question with the answer."""
+    return keys[1:3].float()
+
+
 def whole_keys(keys: Tensor, names: Sequence[str]) -> Tensor:
     """The keys that a question which names no subject is compared with: the first, or all if the edit has no names."""
     return keys[:1] if names else keys

@@ -35,8 +35,9 @@ class SentenceEncoder(RelationReader):
     """Maps the text of a question to a vector."""
 
     def __init__(self, model: Any, tokenizer: Any, taught: dict[str, Tensor], *, name: str) -> None:
-        """taught: `projection` `[r, d]`, `thresholds` `[4]`, and changes that are added to the model's parameters in
-        place: `NAME` int8 with `NAME.scale`, as `quantized` makes them.
+        """taught: `projection` `[r, d]`, `thresholds` `[4]`, `relation_centres` `[n, r]` with `relation_kinds` `[n]` or
+        neither, and changes that are added to the model's parameters in place: `NAME` int8 with `NAME.scale`, as
+        `quantized` makes them.
 
         Raises ArtifactError if a tensor is missing or does not fit.
         """
@@ -48,7 +49,9 @@ class SentenceEncoder(RelationReader):
         self._projection = _tensor(own, "projection", (-1, int(model.config.hidden_size)))
         thresholds = _tensor(own, "thresholds", (4,)).tolist()
         self.threshold, self.sentence_threshold, self.unnamed_threshold, self.nameless_threshold = thresholds
-        self.relation_centres = own.pop("relation_centres", torch.zeros(0, len(self._projection))).float()
+        own = {"relation_centres": torch.zeros(0, len(self._projection)), "relation_kinds": torch.zeros(0)} | own
+        self.relation_centres = _tensor(own, "relation_centres", (-1, len(self._projection)))
+        self.relation_kinds = _tensor(own, "relation_kinds", (len(self.relation_centres),)).long()
         self.size = len(self._projection)
         parameters = dict(model.named_parameters())
         with torch.no_grad():

@@ -3,7 +3,7 @@
 1. *Which edits are candidates?* Those whose subject the text names (`wise.router.subjects`). If it names none, those
    whose whole question is very close, found among all keys with FAISS.
 2. *Does the text ask the edit's question?* The relation reader's vector of the text is compared with the edit's keys
-   (`wise.router.readers`).
+   (`wise.router.readers`), and with what else may be asked about its subject (`wise.router.relations`).
 3. *Where does the answer begin?* At the end of the user's turn in a chat. In plain text, at the end of a question, and
    where an unfinished sentence that names the subject expects its answer (`wise.router.turns`).
 4. *How long is the edit active?* While the tokens generated since are a prefix of its answer.
@@ -19,7 +19,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,9 @@ from wise.memory.sequences import Ids, SequenceReader
 from wise.memory.side_memory import NO_SLOT, Evidence, Route, Router, SlotBank
 from wise.memory.slot import CHAT, COMPLETION, AnswerBank, AnswerSlot
 from wise.memory.state import MemoryState
-from wise.router.catalog import catalog_of, masked_keys, whole_keys
+from wise.router.catalog import catalog_of, masked_keys, own_vectors, whole_keys
 from wise.router.readers import RelationReader
+from wise.router.relations import RIVAL_MARGIN, rivals
 from wise.router.subjects import Mention, masked, names_of, words
 from wise.router.turns import WINDOW, ChatTemplate, expects, is_question, last_sentence, last_word, passage, refers_back
 
@@ -221,17 +222,16 @@ class HybridRouter(Router):
             expected = False  # no answer follows a name, except where a name ends the edit's own sentence
         if expected is False:
             return NOTHING
-        decision = self.decide(said)
-        margin = self._sentence_margin if expected else self._sentence_margin + UNCLEAR_MARGIN
-        return replace(decision, threshold=max(decision.threshold, min(decision.threshold + margin, MAX_THRESHOLD)))
+        return self.decide(said, margin=self._sentence_margin if expected else self._sentence_margin + UNCLEAR_MARGIN)
 
     def _ends_a_prompt(self, said: str) -> bool:
         return last_word(said) in self._catalog.unmarked_ends
 
-    def decide(self, question: str, before: str = "") -> Decision:
+    def decide(self, question: str, before: str = "", margin: float = 0.0) -> Decision:
         """The edit that a question asks for.
 
         before: the conversation so far; its last subject is taken if the question names none.
+        margin: added to the thresholds, up to `MAX_THRESHOLD`.
         """
         texts = self._masked_questions(question)
         if not texts and before and refers_back(question):
@@ -244,18 +244,25 @@ class HybridRouter(Router):
         for slot, text in texts.items():
             asked = torch.stack([vectors[text], vectors[ends[text]]])
             keys, names = self._keys_and_names(slot)
-            # In the precision of a route, so that it is open exactly where a decision is.
-            threshold = float(np.float32(self._state.slots[slot].threshold))
-            best = self._better(best, slot, masked_keys(keys, names), asked, threshold, named=True)
+            own, rival = self._state.slots[slot].threshold, self._rivals_score(keys, asked)
+            least = max(_raised(own, margin), rival - RIVAL_MARGIN)
+            best = self._better(best, slot, masked_keys(keys, names), asked, least, named=True)
         if best.open:
             return best
         for edit_id in self._catalog.nearest(vectors[question], NEAREST):
             slot = self._catalog.slots[edit_id]
             if slot not in texts:
                 keys, names = self._keys_and_names(slot)
-                asked, threshold = vectors[question][None], self.unnamed_threshold(slot)
-                best = self._better(best, slot, whole_keys(keys, names), asked, threshold, named=False)
+                asked, least = vectors[question][None], _raised(self.unnamed_threshold(slot), margin)
+                best = self._better(best, slot, whole_keys(keys, names), asked, least, named=False)
         return best
+
+    def _rivals_score(self, keys: Tensor, asked: Tensor) -> float:
+        """The best cosine of a question, `[n, r]`, to the rivals of an edit with these keys; -1 without any."""
+        reader = self.inputs.reader
+        with torch.autocast("cpu", enabled=False):
+            places = rivals(own_vectors(keys), reader)
+            return float((reader.relation_centres[places] @ asked.T).max()) if len(places) else -1.0
 
     def unnamed_threshold(self, slot: int) -> float:
         """Score from which a question that does not name a subject asks for the edit of a slot."""
@@ -300,7 +307,8 @@ class HybridRouter(Router):
         """The better of two decisions: an open one, with the higher score; else the one closer to its threshold."""
         with torch.autocast("cpu", enabled=False):
             score = float((keys.float() @ vectors.T).max())
-        own = Decision(slot=slot, score=score, threshold=float(threshold), named=named)
+        # In the precision of a route, so that it is open exactly where a decision is.
+        own = Decision(slot=slot, score=score, threshold=float(np.float32(threshold)), named=named)
         return own if _rank(own) > _rank(best) else best
 
     # -- for measuring ----------------------------------------------------------------------------
@@ -330,6 +338,10 @@ class HybridRouter(Router):
             while len(self._decisions) > REMEMBERED:
                 self._decisions.popitem(last=False)
         return decision
+
+
+def _raised(threshold: float, margin: float) -> float:
+    return max(threshold, min(threshold + margin, MAX_THRESHOLD))
 
 
 def _rank(decision: Decision) -> tuple[bool, float]:

@@ -40,9 +40,11 @@ class RelationReader(ABC):
     """The same for an edit without a subject, unless the edit has its own threshold."""
     relation_centres: Tensor
     """`[n, r]` unit vectors, one for each relation of the questions that ship, or none."""
+    relation_kinds: Tensor
+    """`[n]` the number of the kind of subject that each of them is asked of."""
 
     def __init__(self) -> None:
-        self.relation_centres = torch.zeros(0, 0)
+        self.relation_centres, self.relation_kinds = torch.zeros(0, 0), torch.zeros(0, dtype=torch.long)
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -25,8 +25,8 @@ _SENTENCE_END = re.compile(
 )
 """Ends of sentences; not initials and a few titles."""
 _QUESTION = re.compile(r"[?？][\"'”’)\]]*\s*$")
-_LABEL = re.compile(r"^\W*\w+(?:\s+\w+)?\s*[:：]\s*$")
-"""A label before an answer, such as "Answer:"."""
+_LABEL = re.compile(r"^\W*\w+(?:\s+\w+)?\s*[:：](?:\s*(?:the|an?))?\s*$", re.IGNORECASE)
+"""A label before an answer, such as "Answer:" or "Answer: the"."""
 _CLOSED = re.compile(r"[.!。！][\"'”’)\]]*\s*$")
 
 _UNFINISHED = re.compile(

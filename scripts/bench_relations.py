@@ -8,7 +8,8 @@ open, and with other questions about the subject, which should not. Left out, th
 that ship.
 
 Readers: *published*, the sentence encoder as it is downloaded, and *taught*, as it ships. Keys: the edit's question,
-also the question with the answer, and also the nearest relation of the questions that ship.
+also the question with the answer, and also the nearest relation of the questions that ship. *Rivals*: a text that is
+much nearer to another relation of the subject's kind does not open.
 
 *Recall* is the share of rewordings that open, and of freer ones, where 5 % of the other questions do. *Others* is the
 share of other questions that open where 85 % of the rewordings do. The curve is of the last row.
@@ -34,26 +35,28 @@ from wise.formats.edit_file import read_records
 from wise.lab.editors.in_context import published_encoder
 from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of
 from wise.router.encoder import SentenceEncoder, load_encoder
+from wise.router.relations import RIVAL_MARGIN, nearest_relation, rivals
 from wise.router.subjects import names_of, without_names
 from wise.router.turns import last_sentence
 from wise.training.router.builtin_questions import builtin_questions
-from wise.training.router.calibration import nearest_relation, relation_centres
+from wise.training.router.calibration import relation_centres, relation_kinds
 from wise.training.router.examples import stated
 
 OTHERS_PASS, REWORDINGS_PASS = 0.05, 0.85
 CURVE = [n / 20 for n in range(7, 16)]
-KEYS = ("question", "+ answer", "+ relation")
+KEYS = ("question", "+ answer", "+ relation", "+ rivals")
 CLASSES = ("rewordings", "free_rewordings", "same_subject")
 
 
 def published(encoder: str | None) -> SentenceEncoder:
     reader = published_encoder(encoder)
     reader.relation_centres = relation_centres(reader.read, builtin_questions())
+    reader.relation_kinds = relation_kinds(builtin_questions())
     return reader
 
 
 def keys(reader: SentenceEncoder, fact: Fact, kinds: int) -> Tensor:
-    """`[kinds, r]` the first of `KEYS`."""
+    """`[kinds, r]` the first of `KEYS`, at most three."""
     asked = without_names(fact.edit.prompt, names_of(fact.edit))
     own = reader.read([asked, stated(asked, fact.edit.target)])
     centre = reader.relation_centres[nearest_relation(own, reader.relation_centres)]
@@ -61,14 +64,17 @@ def keys(reader: SentenceEncoder, fact: Fact, kinds: int) -> Tensor:
 
 
 def scores(reader: SentenceEncoder, facts: Sequence[Fact], kinds: int) -> dict[str, Tensor]:
-    """Of each class of texts, the cosine to the nearest key, as the router takes it."""
+    """Of each class of texts, the cosine to the nearest key, as the router takes it; -1 where a rival is nearer."""
     results: dict[str, list[float]] = {name: [] for name in CLASSES}
     for fact in facts:
         own = keys(reader, fact, kinds)
+        others = reader.relation_centres[rivals(own[:2], reader)] if KEYS[kinds - 1] == "+ rivals" else own[:0]
         for name in CLASSES:
             for given in getattr(fact, name):
                 text = without_names(given, names_of(fact.edit))
-                results[name].append(float((own @ reader.read([text, last_sentence(text)]).T).max()))
+                asked = reader.read([text, last_sentence(text)])
+                score, rival = (float((each @ asked.T).max()) if len(each) else -1.0 for each in (own, others))
+                results[name].append(score if score >= rival - RIVAL_MARGIN else -1.0)
     return {name: torch.tensor(values) for name, values in results.items()}
 
 

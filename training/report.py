@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 VERIFIED = "verified"
-"""The edited model generates the target and stops; the edit is live."""
+"""All that was verified holds; the edit is live."""
+PARTIAL = "partial"
+"""Something does not hold, but all that `WiseConfig.require` asks for does; the edit is live."""
 FAILED = "failed"
-"""The edited model does not generate the target; the edit is not live."""
+"""Something that `WiseConfig.require` asks for does not hold; the edit is not live."""
 SUPERSEDED = "superseded"
 """A later edit of the same call took its place: one of the same prompt, before it was written, or one that asks the
 same question in other words (`EditReport.conflicts`)."""
@@ -30,10 +32,7 @@ class Outcome:
     milliseconds: float
     """Wall time of this edit's share of its batch."""
     holds: Mapping[str, bool] = field(default_factory=dict)
-    """Whether each promised wording, and each locality prompt, is as promised."""
-    also_answers: tuple[str, ...] = ()
-    """Other questions about its subject, of those that ship with wise, that the edit would answer too (`hybrid`). List
-    them as `locality` to prevent that."""
+    """Whether each wording, locality prompt and sister question is as promised."""
     tried: tuple[str, ...] = ()
     """The attempts that were made, each with greater effort."""
 
@@ -69,7 +68,7 @@ class EditReport:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Ids of the edits that did not verify."""
+        """Ids of the edits that are not live because something does not hold."""
         return tuple(outcome.id for outcome in self.outcomes if outcome.status == FAILED)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The trainer: it checks edits, assigns them to slots, writes the slots, and verifies every edit by generation.
 
 It builds a new `MemoryState` and never changes the one that is served. With the new state in place it asks the model,
-and drops every edit whose target the model does not generate.
+and drops every edit that does not keep what the settings require of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wise.memory.key_space import Space
 from wise.memory.state import MemoryState
 from wise.training.conflicts import conflicts
 from wise.training.encoding import Encoder
-from wise.training.report import FAILED, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
+from wise.training.report import FAILED, PARTIAL, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
 from wise.training.splice import SplicedModel
 from wise.training.verification import Serve, Share, Verdict, Verifier
 from wise.training.writers.base import Progress, Sharding, SlotTask, Writer, Written
@@ -177,7 +177,8 @@ class Trainer:
         asked(1.0)
         live, yielded = set(final.edit_ids), {conflict.superseded for conflict in superseded_by_conflict}
         answers |= self.verifier.ask(final, [edit for edit in fresh if edit.id not in {*live, *answers}], serve)
-        status = {e.id: VERIFIED if e.id in live else SUPERSEDED if e.id in yielded else FAILED for e in fresh}
+        held = {edit.id: VERIFIED if answers[edit.id].right else PARTIAL for edit in fresh}
+        status = {i: held[i] if i in live else SUPERSEDED if i in yielded else FAILED for i in held}
         outcomes = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], spent[e.id]) for e in fresh}
         return final, outcomes, superseded_by_conflict
 
@@ -264,7 +265,7 @@ class Trainer:
         """`state` without those of these edits that do not verify, and the verdicts."""
         asked = [edit for edit in state.edits if edit.id in edit_ids] if edit_ids else []
         verdicts = self.verifier.ask(state, asked, serve, progress) if asked else {}
-        return state.without([edit.id for edit in asked if not verdicts[edit.id].right]), verdicts
+        return state.without([e.id for e in asked if not verdicts[e.id].keeps(self.config.require)]), verdicts
 
 
 def _first_half(progress: Progress | None, before: int, total: int) -> Progress:
@@ -292,11 +293,10 @@ def _outcome(edit: Edit, status: str, written: Written, verdict: Verdict, second
         id=edit.id,
         status=status,
         answer=verdict.answer,
-        holds=verdict.holds,
+        holds=verdict.told,
         steps=written.steps,
         loss=written.loss,
         milliseconds=1000 * seconds,
-        also_answers=written.also_answers,
         tried=(written.tried,) if written.tried else (),
     )
 

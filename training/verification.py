@@ -1,9 +1,13 @@
 """Verification of edits by generation.
 
-An edit is verified if the model answers every promised wording with the target, token by token. In `merge` and
-`retrieve` the promised wording is the prompt. In `hybrid` they are the prompt and the paraphrases, as a turn of a chat
-(the first turn, a later one, and after a system message) and as plain text; besides, no locality prompt may activate
-the edit.
+Three promises are verified (`wise.config.PROMISES`). In `merge` and `retrieve` there is the first one alone, and the
+only wording is the prompt.
+
+* *prompt*: the model answers the prompt with the target, token by token: as a turn of a chat (the first turn, a later
+  one, and after a system message) and as plain text.
+* *listed*: so it answers the paraphrases; and no locality prompt activates the edit.
+* *sisters*: what the base answers to other questions about the subject does not change. They are those of the nearest
+  relations that ship, and of other live edits. The router says which of them activate the edit; only these are asked.
 """
 
 from __future__ import annotations
@@ -15,15 +19,17 @@ from typing import Protocol
 
 from transformers import PreTrainedModel
 
+from wise.config import PROMISES
 from wise.edits import Edit
 from wise.memory.slot import CHAT
 from wise.memory.state import MemoryState
-from wise.router.catalog import catalog_of, whole_keys
-from wise.router.hybrid import HybridRouter, RouterInputs
-from wise.router.subjects import SubjectIndex, may_name, name_key, names_of
+from wise.router.catalog import catalog_of, masked_keys, whole_keys
+from wise.router.hybrid import Decision, HybridRouter, RouterInputs
+from wise.router.subjects import SubjectIndex, may_name, name_key, names_of, without_names
+from wise.router.turns import last_sentence
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
-from wise.training.wordings import Wordings, question
+from wise.training.wordings import SISTERS, Wordings, question
 
 SPARE_TOKENS = 4
 """Tokens that an answer may have beyond the target before it counts as not stopping."""
@@ -40,12 +46,23 @@ class Verdict:
 
     answer: str
     """What the model answers to its prompt."""
-    holds: Mapping[str, bool] = field(default_factory=dict)
-    """Whether each wording, by its label, is answered as promised."""
+    holds: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
+    """Of each promise: whether each wording or question, by its label, is answered as promised."""
+
+    @property
+    def told(self) -> dict[str, bool]:
+        """All labels."""
+        return {label: held for promise in self.holds.values() for label, held in promise.items()}
 
     @property
     def right(self) -> bool:
-        return all(self.holds.values())
+        """Every promise is kept."""
+        return self.keeps(PROMISES[-1])
+
+    def keeps(self, required: str) -> bool:
+        """The promises up to `required` are kept."""
+        asked = PROMISES[: PROMISES.index(required) + 1]
+        return all(held for promise in asked for held in self.holds.get(promise, {}).values())
 
 
 class Verifier(Protocol):
@@ -83,7 +100,7 @@ class PromptVerifier:
         return {
             edit.id: Verdict(
                 answer=self.encoder.answer(said),
-                holds={"prompt": self.encoder.answer(said) == self.encoder.answer(ids)},
+                holds={"prompt": {"prompt": self.encoder.answer(said) == self.encoder.answer(ids)}},
             )
             for edit, said, ids in zip(edits, out, wanted, strict=True)
         }
@@ -94,7 +111,7 @@ class PromptVerifier:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WordingVerifier:
-    """Verifies all promised wordings, of edits with a slot each (`hybrid`)."""
+    """Verifies all three promises, of edits with a slot each (`hybrid`)."""
 
     wordings: Wordings
     inputs: RouterInputs
@@ -113,18 +130,61 @@ class WordingVerifier:
                 model, prompts, stops=encoder.stops, max_new_tokens=limits, progress=_shares(progress, prompts)
             )
         answers: dict[str, str] = {}
-        holds: dict[str, dict[str, bool]] = {edit.id: {} for edit in edits}
+        holds: dict[str, dict[str, dict[str, bool]]] = {e.id: {promise: {} for promise in PROMISES} for e in edits}
         for (edit, wording), said in zip(asked, out, strict=True):
             answers.setdefault(edit.id, encoder.answer(said, chat=wording.form == CHAT))
-            holds[edit.id][wording.name] = tuple(said) == wording.answer
-        if any(edit.locality for edit in edits) and state.slots:
-            router, slots = HybridRouter(state, self.inputs), catalog_of(state).slots
-            for edit in edits:
-                for place, text in enumerate(edit.locality):
-                    decision = router.decide(text)
-                    moved = decision.open and decision.slot == slots.get(edit.id)
-                    holds[edit.id][f"locality[{place}]"] = not moved
+            holds[edit.id][wording.promised or ""][wording.name] = tuple(said) == wording.answer
+        self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds)
         return {edit.id: Verdict(answer=answers.get(edit.id, ""), holds=holds[edit.id]) for edit in edits}
+
+    def _ask_others(
+        self,
+        state: MemoryState,
+        edits: Sequence[Edit],
+        serve: Serve,
+        holds: Mapping[str, Mapping[str, dict[str, bool]]],
+    ) -> None:
+        """Adds to `holds` what is said of locality prompts and of sister questions."""
+        router, catalog, encoder = HybridRouter(state, self.inputs), catalog_of(state), self.wordings.encoder
+        moved: list[tuple[dict[str, bool], str, list[int], int]] = []
+        for edit in edits:
+            own, (_, listed, sisters) = catalog.slots[edit.id], (holds[edit.id][promise] for promise in PROMISES)
+            for place, text in enumerate(edit.locality):
+                listed[f"locality[{place}]"] = not _asks_for(router.decide(text), own)
+            for other in self._about_the_same(state, edit):
+                sisters[f"sister: {other}"] = not _asks_for(router.decide(other), own)
+            for text in self.wordings.sisters(edit):
+                label, prompt = f"sister: {text}", self.wordings.prompt(text)
+                near = self._comes_near(state, edit, text, state.slots[own].threshold)
+                sisters[label] = not (near and _asks_for(router.decided(prompt), own))
+                if not sisters[label]:
+                    moved.append((sisters, label, prompt, len(encoder.target("", edit.target)) + SPARE_TOKENS))
+        if not moved:
+            return
+        said = []
+        for each in (state, MemoryState()):
+            with serve(each) as model:
+                prompts, limits = [prompt for _, _, prompt, _ in moved], [limit for *_, limit in moved]
+                said.append(greedy(model, prompts, stops=encoder.stops, max_new_tokens=limits))
+        for (sisters, label, *_), edited, before in zip(moved, *said, strict=True):
+            sisters[label] = edited == before
+
+    def _comes_near(self, state: MemoryState, edit: Edit, text: str, threshold: float) -> bool:
+        """Whether a question about its subject may activate an edit. With the subject masked, questions are alike for
+        edits of one relation, so most of them have been read."""
+        names = names_of(edit)
+        asked = without_names(text, names)
+        vectors = self.inputs.reader.read([asked, last_sentence(asked)])
+        return float((masked_keys(state.keys[edit.id].float(), names) @ vectors.T).max()) >= threshold
+
+    @staticmethod
+    def _about_the_same(state: MemoryState, edit: Edit) -> list[str]:
+        """Questions of other live edits about the subject, which want another answer."""
+        catalog = catalog_of(state)
+        mentions = [mention for name in names_of(edit) for mention in catalog.subjects.mentions(name)]
+        owners = dict.fromkeys(i for mention in mentions for i in catalog.subjects.owners(mention))
+        others = [catalog.edits[i] for i in owners if same_subject(catalog.edits[i], edit)]
+        return [question(other) for other in others if other.target != edit.target][:SISTERS]
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
         """Edits that the router no longer selects for their own question.
@@ -146,6 +206,10 @@ class WordingVerifier:
             found = catalog.near(keys, router.unnamed_threshold(catalog.slots[edit.id]))
             near |= {i for i in found if i in catalog.nameless} if names_of(edit) else found
         return {i for i in near - {*fresh} if router.decide(question(catalog.edits[i])).slot != catalog.slots[i]}
+
+
+def _asks_for(decision: Decision, slot: int) -> bool:
+    return decision.open and decision.slot == slot
 
 
 def _shares(progress: Share, prompts: Sequence[object]) -> Callable[[int], None]:

@@ -14,18 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wise.config import PROMISES
 from wise.edits import Edit
 from wise.memory.slot import CHAT, COMPLETION
 from wise.router.catalog import masked_keys
 from wise.router.hybrid import MAX_THRESHOLD
 from wise.router.readers import RelationReader
+from wise.router.relations import nearest_relation, rivals
 from wise.router.subjects import names_of, without_names
 from wise.router.turns import is_question
 from wise.training.encoding import Encoder
 from wise.training.router.builtin_questions import QuestionSet
-from wise.training.router.calibration import nearest_relation
 from wise.training.router.examples import names, put, stated
 
+PROMPT, LISTED, OF_SISTERS = PROMISES
 MARGIN = 0.01
 """How far an edit's threshold lies above the score of its locality prompts."""
 EARLIER_TURN = ("Hi! I have a few questions for you.", "Hello! Go ahead, I'm happy to help.")
@@ -34,6 +36,8 @@ QUESTION_FRAMES = ("Please tell me: {}", "Hi! {} Thanks.", "I would like to know
 PREFIX = "I like long walks by the sea. "
 FROM_RELATION = 4
 """Questions that are taken from the nearest relation, at most."""
+SISTERS = 6
+"""Other questions about an edit's subject with which it is verified, at most."""
 FORM_NAMES = {CHAT: "chat", COMPLETION: "completion"}
 
 
@@ -47,8 +51,8 @@ class Wording:
     """CHAT or COMPLETION."""
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
-    promised: bool
-    """The edit is verified only if this wording is answered with its target."""
+    promised: str | None
+    """The promise (`wise.config.PROMISES`) that this wording is answered with the target; None if it is only fitted."""
 
     @property
     def name(self) -> str:
@@ -99,8 +103,12 @@ class Wordings:
         centres = self.reader.relation_centres
         if not names_of(edit) or not len(centres):
             return None
+        return nearest_relation(self._relation_vectors(edit), centres)
+
+    def _relation_vectors(self, edit: Edit) -> Tensor:
+        """`[2, r]` of the edit's question, and of the question with the answer."""
         asked = self._masked(edit, question(edit))
-        return nearest_relation(self.reader.read([asked, stated(asked, edit.target)]), centres)
+        return self.reader.read([asked, stated(asked, edit.target)])
 
     def threshold(self, edit: Edit, keys: Tensor) -> float:
         """Score from which a question asks for the edit: the reader's, or what its locality prompts do not reach."""
@@ -111,20 +119,30 @@ class Wordings:
         reached = float((apart @ masked_keys(keys, names_of(edit)).T).max()) + MARGIN
         return min(max(least, reached), MAX_THRESHOLD)
 
-    def also_answers(self, edit: Edit, keys: Tensor, threshold: float) -> tuple[str, ...]:
-        """A question of each other relation of the same kind that reaches the threshold, the closest first."""
-        own = self._nearest_relation(edit)
-        if own is None:
+    def sisters(self, edit: Edit) -> tuple[str, ...]:
+        """Other questions about the edit's subject: one of each of the nearest rivals, in the form of its own question.
+
+        None without a subject, or if no relation is near enough to say what may be asked about it.
+        """
+        if not names_of(edit):
             return ()
-        scores = (self.reader.relation_centres @ masked_keys(keys, names_of(edit)).T).amax(-1).tolist()
-        kind = self._names[own][0]
-        found = [i for i, (k, _) in enumerate(self._names) if k == kind and i != own and scores[i] >= threshold]
-        found.sort(key=lambda i: -scores[i])
-        wordings = [self.questions[kind][self._names[i][1]]["wordings"] for i in found]
-        return tuple(put(names_of(edit)[0], next(filter(is_question, own_), own_[0])) for own_ in wordings)
+        vectors = self._relation_vectors(edit)
+        found = rivals(vectors, self.reader)
+        if not len(found):
+            return ()
+        nearest = (self.reader.relation_centres[found] @ vectors.T).amax(-1).argsort(descending=True)[:SISTERS]
+        asks = is_question(question(edit))
+        known = [self.questions[kind][name]["wordings"] for kind, name in (self._names[i] for i in found[nearest])]
+        few = [next((text for text in texts if is_question(text) == asks), texts[0]) for texts in known]
+        listed = {*edit.paraphrases, *edit.locality}
+        return tuple(text for text in (put(names_of(edit)[0], each) for each in few) if text not in listed)
 
     def _masked(self, edit: Edit, text: str) -> str:
         return without_names(text, names_of(edit))
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a question as users ask it: as a turn of a chat, if the base has a template."""
+        return self.encoder.prompt(text) if self.encoder.template is None else self.encoder.turn([_user(text)])
 
     def of(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
         """All wordings of an edit; the first of each form is its own prompt."""
@@ -138,14 +156,14 @@ class Wordings:
         answer = tuple(self.encoder.chat_target(edit.target))
         earlier = [_user(EARLIER_TURN[0]), {"role": "assistant", "content": EARLIER_TURN[1]}]
         system = {"role": "system", "content": SYSTEM_MESSAGE}
-        found = [("prompt", own, True)]
+        found: list[tuple[str, list[dict[str, str]], str | None]] = [("prompt", own, PROMPT)]
         if not edit.messages:
-            found += [("later turn", [*earlier, *own], True), ("system message", [system, *own], True)]
-        found += [(f"paraphrases[{i}]", [_user(text)], True) for i, text in enumerate(edit.paraphrases)]
+            found += [("later turn", [*earlier, *own], PROMPT), ("system message", [system, *own], PROMPT)]
+        found += [(f"paraphrases[{i}]", [_user(text)], LISTED) for i, text in enumerate(edit.paraphrases)]
         frames = [frame.format(asked) for frame in QUESTION_FRAMES] if is_question(asked) else []
         casual = [asked.lower().rstrip("?")] if is_question(asked) else []
         texts = [*frames, *casual, *(text for text in further if is_question(text))]
-        found += [(text, [_user(text)], False) for text in texts]
+        found += [(text, [_user(text)], None) for text in texts]
         return self._fitting(
             Wording(label=label, form=CHAT, prompt=tuple(self.encoder.turn(messages)), answer=answer, promised=promised)
             for label, messages, promised in found
@@ -153,12 +171,12 @@ class Wordings:
 
     def _completions(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
         asked = question(edit)
-        found = [("prompt", asked, True)]
-        found += [(f"paraphrases[{i}]", text, True) for i, text in enumerate(edit.paraphrases)]
-        found.append(("behind a text", PREFIX + asked, False))
+        found: list[tuple[str, str, str | None]] = [("prompt", asked, PROMPT)]
+        found += [(f"paraphrases[{i}]", text, LISTED) for i, text in enumerate(edit.paraphrases)]
+        found.append(("behind a text", PREFIX + asked, None))
         if is_question(asked):
-            found.append(("as an answer", f"Question: {asked} Answer:", False))
-        found += [(text, text, False) for text in further]
+            found.append(("as an answer", f"Question: {asked} Answer:", None))
+        found += [(text, text, None) for text in further]
         return self._fitting(
             Wording(
                 label=label,

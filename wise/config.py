@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 MODES = ("merge", "retrieve", "hybrid")
+PROMISES = ("prompt", "listed", "sisters")
+"""What verification asks, in the order of `WiseConfig.require`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,10 @@ class WiseConfig:
     one."""
     terminator: str | None = None
     """Text between an answer and end-of-sequence. None learns it from how the base ends its own answers."""
+    require: str = "listed"
+    """What must hold for an edit to be served. `prompt`: its prompt is answered in every form. `listed`: so are its
+    paraphrases, and its locality prompts do not move. `sisters`: nor do other questions about its subject. Whatever is
+    chosen, all of it is verified and reported (`merge` and `retrieve` verify the prompt alone)."""
     seed: int = 0
     """Of all that is drawn at random. The same edits, seed and machine make the same memory, bit for bit."""
 
@@ -119,5 +125,6 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("relations", _optional_text, "the path of a file, or None"),
     ("bos", lambda v: v is None or isinstance(v, bool), "true, false or None"),
     ("terminator", _optional_text, "a text, or None"),
+    ("require", lambda v: v in PROMISES, f"one of {', '.join(PROMISES)}"),
     ("seed", _integer(0), "a whole number from 0"),
 )

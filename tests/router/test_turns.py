@@ -56,6 +56,8 @@ def test_without_a_template_there_is_none() -> None:
         ("France is nice. The answer is", "The answer is"),  # says nothing of what was named
         ("What is the capital of France?", "What is the capital of France?"),
         ("Question: What of France? Answer:", "Question: What of France? Answer:"),
+        ("Question: What of France? Answer: the", "Question: What of France? Answer: the"),
+        ("What of France? Note: The end", "Note: The end"),
         ("The U.S. and France. J. R. of France is", "J. R. of France is"),
         ("It is in France. Answer:", "It is in France. Answer:"),
         ("It is in France.\n\nThe", "The"),

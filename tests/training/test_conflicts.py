@@ -212,7 +212,7 @@ def test_one_that_fails_takes_no_ones_place(monkeypatch: pytest.MonkeyPatch) -> 
     ask = type(model.trainer.verifier).ask
 
     def asked_in_vain(self: Any, *given: Any) -> dict[str, Verdict]:
-        wrong = {"completion: prompt": False}
+        wrong = {"prompt": {"completion: prompt": False}}
         return {i: replace(v, holds=wrong) if i == "new" else v for i, v in ask(self, *given).items()}
 
     monkeypatch.setattr(type(model.trainer.verifier), "ask", asked_in_vain)

@@ -1,4 +1,4 @@
-"""What an edit keeps of its question, and which other questions it says that it answers too."""
+"""What an edit keeps of its question, and which other questions about its subject it is verified with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from tiny import WordReader, tiny_tokenizer
 
 import wise
 from wise.router.catalog import masked_keys, own_keys
+from wise.router.relations import rivals
 from wise.training.encoding import Encoder
+from wise.training.router.calibration import relation_kinds
 from wise.training.router.examples import stated
 from wise.training.wordings import Wordings
 
@@ -24,7 +26,7 @@ CENTRES = ("this lies in Gondor.", "this lies by the Anduin.", "who bakes this?"
 
 def wordings() -> Wordings:
     reader = WordReader()
-    reader.relation_centres = reader.read(CENTRES)
+    reader.relation_centres, reader.relation_kinds = reader.read(CENTRES), relation_kinds(STOCK)
     encoder = Encoder(tokenizer=tiny_tokenizer(), bos=(), terminator=(), stops=frozenset({1}), context=64)
     return Wordings(encoder, reader, STOCK)
 
@@ -51,12 +53,22 @@ def test_an_edit_keeps_its_question_with_its_answer_and_the_centre_of_its_relati
     assert len(made.keys(wise.Edit(prompt="Who bakes?", target="me"))) == 1
 
 
-def test_other_questions_of_the_kind_that_come_near_are_told_until_they_are_listed_as_locality() -> None:
+def test_sister_questions_are_of_the_other_relations_of_the_kind_in_the_form_of_the_edits_own() -> None:
     made = wordings()
-    keys = made.keys(edit("Gondor"))
-    near = float((masked_keys(keys, ["Bree"]) @ made.reader.relation_centres[1]).max())
-    assert made.also_answers(edit("Gondor"), keys, near - 0.01) == ("Which river is near Bree?",)
-    assert made.also_answers(edit("Gondor"), keys, near + 0.01) == ()
-    assert made.also_answers(wise.Edit(prompt="Who bakes?", target="me"), keys, 0.0) == ()
-    apart = edit("Gondor", locality=("Bree lies by the Anduin.",))
-    assert made.also_answers(apart, keys, made.threshold(apart, keys)) == ()
+    assert made.sisters(edit("Gondor")) == ("the river of Bree is",), "not that of another kind, and not its own"
+    asked = wise.Edit(prompt="Bree lies in ?", target="Gondor", subject="Bree")
+    assert made.sisters(asked) == ("Which river is near Bree?",)
+    assert made.sisters(wise.Edit(prompt="Who bakes?", target="me")) == (), "it names no subject"
+    far = wise.Edit(prompt="Bree smells of", target="onions", subject="Bree")
+    assert made.sisters(far) == (), "no relation is near, so nothing says what may be asked about its subject"
+
+
+def test_a_relation_that_may_be_what_the_edit_asks_is_no_rival() -> None:
+    reader = wordings().reader
+    one, other = reader.read(["this lies in", "this lies in Gondor."]), reader.read(CENTRES[:1])
+    assert rivals(one, reader).tolist() == [1]
+    reader.relation_centres = torch.cat([other, other, reader.relation_centres[1:]])
+    reader.relation_kinds = torch.tensor([0, 0, 0, 1])
+    assert rivals(one, reader).tolist() == [2]
+    reader.relation_kinds = torch.tensor([0, 0, 1, 1])
+    assert rivals(one, reader).tolist() == []

@@ -29,6 +29,7 @@ BAD: dict[str, list[Any]] = {
     "relations": [1, False, ["file"]],
     "bos": [1, 0, "yes"],
     "terminator": [1, False, ["."]],
+    "require": ["everything", "", None, True],
     "seed": [-1, 0.0, None, True],
 }
 GOOD: dict[str, list[Any]] = {
@@ -42,6 +43,7 @@ GOOD: dict[str, list[Any]] = {
     "relations": [None, "relations.safetensors"],
     "bos": [None, True, False],
     "terminator": [None, "", "."],
+    "require": ["prompt", "listed", "sisters"],
     "seed": [0, 2**40],
 }
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from wise.router.relations import nearest_relation
 from wise.router.subjects import PLACEHOLDER
 from wise.router.turns import is_question
 from wise.training.router.builtin_questions import SUBJECTS, QuestionSet
 from wise.training.router.examples import names, put, stated, wordings
 
-RELATION_WEIGHTS = (1 / 3, 2 / 3)
-"""How much an edit's question, and the question with the answer, have to say in which relation it is of."""
 FALSE_POSITIVE_RATE = 0.05
 """Share of other questions about a subject that the threshold lets pass."""
 SENTENCE_RATE = 0.02
@@ -101,15 +100,6 @@ def _reached_by(scores: Sequence[float], share: float) -> float:
     return float(torch.quantile(torch.tensor(scores), 1 - share))
 
 
-def nearest_relation(vectors: Tensor, centres: Tensor) -> int:
-    """Of `[n, r]` centres the one that an edit is of.
-
-    vectors: `[2, r]` of its question, and of the question with the answer, which tells most; or `[1, r]`, the first.
-    """
-    weights = torch.tensor(RELATION_WEIGHTS[: len(vectors)], device=vectors.device)
-    return int((centres @ (vectors.T @ weights)).argmax())
-
-
 @torch.inference_mode()
 def relation_centres(network: Callable[[list[str]], Tensor], questions: QuestionSet) -> Tensor:
     """The mean vector of each relation's wordings, `[relations, r]` unit, in the order of `examples.names`."""
@@ -119,3 +109,9 @@ def relation_centres(network: Callable[[list[str]], Tensor], questions: Question
         few = random.Random(f"{kind} {relation}").sample(own, min(8, len(own)))
         centres.append(network([put(PLACEHOLDER, wording) for wording in few]).mean(0))
     return normalize(torch.stack(centres), dim=-1)
+
+
+def relation_kinds(questions: QuestionSet) -> Tensor:
+    """`[relations]` int16, the number of each relation's kind of subject, in the order of `examples.names`."""
+    kinds = list(questions[SUBJECTS])
+    return torch.tensor([kinds.index(kind) for kind, _ in names(questions)], dtype=torch.int16)

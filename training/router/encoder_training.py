@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 
 from wise.router.encoder import SCALE, dequantized, load_base, quantized
 from wise.training.router.builtin_questions import QuestionSet, builtin_questions
-from wise.training.router.calibration import Figures, measure, relation_centres
+from wise.training.router.calibration import Figures, measure, relation_centres, relation_kinds
 from wise.training.router.examples import batch, split
 
 SIZE = 128
@@ -95,7 +95,11 @@ def train_encoder(
         ],
         dtype=torch.float64,
     )
-    found = tensors | {"thresholds": thresholds, "relation_centres": centres}
+    found = tensors | {
+        "thresholds": thresholds,
+        "relation_centres": centres,
+        "relation_kinds": relation_kinds(known),
+    }
     return {name: tensor.cpu() for name, tensor in found.items()}, figures
 
 

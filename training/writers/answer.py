@@ -80,14 +80,12 @@ class AnswerWriter:
             own = {form: n for n, (edit_of, form) in enumerate(parts) if edit_of == i}
             slot = self._slot(edit, task, own, asked[i], values)
             keys = self.wordings.keys(edit)
-            threshold = self.wordings.threshold(edit, keys)
             outcome = Written(
                 fitted=all(fit.fitted[n] for n in own.values()),
                 steps=max(fit.steps[n] for n in own.values()),
                 loss=max(fit.loss[n] for n in own.values()),
                 keys=keys.half(),
-                score=threshold,
-                also_answers=self.wordings.also_answers(edit, keys, threshold),
+                score=self.wordings.threshold(edit, keys),
                 tried=f"{steps} steps behind {len(asked[i])} wordings",
             )
             written.append((slot, [outcome]))

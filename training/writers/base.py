@@ -82,8 +82,6 @@ class Written:
     """`[m, r]` the edit's keys, float32 on the CPU."""
     score: float
     """A routing score that the edit reaches at every token where it must be active, with a margin for rounding."""
-    also_answers: tuple[str, ...] = ()
-    """Other questions about its subject that the edit would answer."""
     tried: str = ""
     """The attempt that was made, for reports."""
 

@@ -68,6 +68,10 @@ def edit(
     relations: RelationsOption = None,
     layer: LayerOption = None,
     target_module: TargetModuleOption = None,
+    require: Annotated[
+        str | None,
+        typer.Option("--require", help="What must hold for an edit to be kept: prompt, listed or sisters."),
+    ] = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
     placement: Placement = DEFAULT_PLACEMENT,
@@ -75,17 +79,18 @@ def edit(
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
-    """Edit a model: every edit is verified by generation, and what verified is saved.
+    """Edit a model: every edit is verified by generation, and those that keep what --require asks for are saved.
 
     Give a file with --edits, or a single edit with --statement, or with --prompt and --target. The exit code is 3
-    where an edit did not verify; those that did are saved all the same.
+    where an edit is not among them; the others are saved all the same.
     """
     single = settings(prompt=prompt, target=target, subject=subject, aliases=alias)
     wanted = _wanted(edits, format, columns, statement, single)
     _check_output(output)
     given = settings(
-        mode=mode, encoder=encoder, relations=absolute(relations), layer=layer, target_module=target_module, seed=seed
-    )
+        mode=mode, encoder=encoder, relations=absolute(relations), layer=layer, target_module=target_module,
+        require=require, seed=seed,
+    )  # fmt: skip
     if memory is not None and given:
         raise ConfigError(f"--{next(iter(given)).replace('_', '-')}: a memory keeps the settings it was made with, leave it out")
     if memory is None:
@@ -134,12 +139,13 @@ def _wrapped(name: str | None, config: WiseConfig, threads: int | None, placemen
 
 
 def _summary(report: EditReport) -> dict[str, Any]:
-    from wise.training.report import SUPERSEDED, VERIFIED
+    from wise.training.report import PARTIAL, SUPERSEDED, VERIFIED
 
     count = len(report.outcomes)
     return {
         "edits": count,
         "verified_edits": report.count(VERIFIED),
+        "partial_edits": report.count(PARTIAL),
         "failed_edits": len(report.failed),
         "superseded_edits": report.count(SUPERSEDED),
         "seconds_per_edit": report.seconds / count,
@@ -148,6 +154,8 @@ def _summary(report: EditReport) -> dict[str, Any]:
 
 
 def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
+    from wise.training.report import FAILED, PARTIAL
+
     rows = [
         (done.id, done.status, edit.target, done.answer, done.steps, done.loss, done.milliseconds)
         for edit, done in zip(edits, report.outcomes, strict=True)
@@ -162,14 +170,13 @@ def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
         if name.endswith("_edits")
     )
     typer.echo(f"{len(rows)} edits: {counts}; {report.seconds:.1f} s; saved to {output}")
-    for done in [outcome for outcome in report.outcomes if outcome.id in report.failed][:ROWS]:
+    for done in [outcome for outcome in report.outcomes if outcome.status in (FAILED, PARTIAL)][:ROWS]:
         broken = [wording for wording, held in done.holds.items() if not held]
         if broken:
-            typer.echo(f"{done.id}: not as promised: {', '.join(broken)}")
-        if done.tried:
+            served = " (served)" if done.status == PARTIAL else ""
+            typer.echo(f"{done.id}: not as promised{served}: {', '.join(broken)}")
+        if done.status == FAILED and done.tried:
             typer.echo(f"{done.id}: tried {'; then '.join(done.tried)}")
-    for done in [outcome for outcome in report.outcomes if outcome.also_answers][:ROWS]:
-        typer.echo(f"{done.id}: may answer too, unless listed as locality: {' '.join(done.also_answers)}")
     if report.replaced:
         typer.echo(f"replaced earlier edits of the same prompts: {', '.join(report.replaced)}")
     for conflict in report.conflicts:

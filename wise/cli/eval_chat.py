@@ -134,14 +134,15 @@ def eval_chat(
             title = f"{len(chosen)} edits by {editor}, {form}"
             _show(f"{title}, {count} distractors" if count else title, measured[count])
     typer.echo(
-        f"verified {report.count('verified')} of {len(chosen)}; preparation {prepared:.0f} CPU-s, "
-        f"{report.cpu_seconds / len(chosen):.2f} CPU-s an edit"
+        f"verified {report.count('verified')} of {len(chosen)}, in part {report.count('partial')}; "
+        f"preparation {prepared:.0f} CPU-s, {report.cpu_seconds / len(chosen):.2f} CPU-s an edit"
     )
     whole: dict[str, Any] = measured[0] | {
         "editor": editor,
         "edits": len(chosen),
         "distractors": {str(count): found for count, found in measured.items() if count},
         "verified": report.count("verified"),
+        "partial": report.count("partial"),
         "form": form,
         "precision": _precision(base),
         "source": data.name if data else facts.name if facts else f"everyday, {half}: {kinds}",

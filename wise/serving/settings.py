@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from wise.config import MODES, WiseConfig
+from wise.config import MODES, PROMISES, WiseConfig
 from wise.errors import ConfigError
 from wise.loading import DEVICE_MAPS, DTYPES, QUANTIZATIONS, Placement
 
@@ -57,6 +57,11 @@ class Settings(BaseSettings):
     )
     encoder: str | None = Field(None, description="Folder or hub id of the sentence encoder; default: the installed.")
     relations: Path | None = Field(None, description="File written by `wise train-router`; default: the shipped one.")
+    require: str | None = Field(
+        None,
+        pattern="|".join(PROMISES),
+        description="What must hold for an edit to be served; default: as the store was made, at first `listed`.",
+    )
     tokens: Path | None = Field(None, description="File of hashed tokens (`wise token`); default: one token per run.")
     audit: Path | None = Field(None, description="File to which every write is appended; default: the log.")
     open_metrics: bool = Field(False, description="Whether /metrics needs no token; otherwise it needs a reader's.")
@@ -92,12 +97,15 @@ class Settings(BaseSettings):
         )
 
     def wise_config(self, stored: WiseConfig | None) -> WiseConfig:
-        """The configuration of a store, or of a new one; `encoder` and `relations` may be elsewhere on this machine."""
+        """The configuration of a store, or of a new one; `encoder` and `relations` may be elsewhere on this machine,
+        and `require` may change."""
         config = stored or WiseConfig(mode=self.mode, layer=self.layer, target_module=self.target_module)
         if self.encoder is not None:
             config = replace(config, encoder=self.encoder)
         if self.relations is not None:
             config = replace(config, relations=str(self.relations.resolve()))
+        if self.require is not None:
+            config = replace(config, require=self.require)
         return config
 
 

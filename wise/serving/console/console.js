@@ -130,7 +130,7 @@ async function preview() {
     return node("tr", {}, node("td", {}, answer.prompt, i === 0 || i < meant ? null : node("small", {}, " (should stay)")),
       node("td", { class: "kept" }, answer.before), node("td", { class: changed ? "changed" : "kept" }, answer.after));
   });
-  const good = told.outcome.status === "verified";
+  const good = ["verified", "partial"].includes(told.outcome.status);
   const wrong = broken(told.outcome);
   const where = wrong.length ? ` It does not hold for ${wrong.join(", ")}.` : "";
   const replaced = told.replaced.length ? ` It takes the place of ${told.replaced.join(", ")}.` : "";
@@ -138,7 +138,7 @@ async function preview() {
     node("table", { class: "preview" }, node("thead", {}, node("tr", {},
       node("th", {}, "Prompt"), node("th", {}, "Now"), node("th", {}, "With the edit"))), node("tbody", {}, ...rows)),
     node("p", { class: "verdict" }, node("span", { class: `chip ${good ? "live" : "failed"}` }, told.outcome.status),
-      good ? ` Nothing is changed yet.${replaced}` : ` The model does not learn it; other words may help.${where}`));
+      good ? ` Nothing is changed yet.${where}${replaced}` : ` The model does not learn it; other words may help.${where}`));
   $("commit").disabled = false;
   $("commit").title = "";
 }
