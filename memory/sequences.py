@@ -32,6 +32,9 @@ from wise.memory.modules import restoring
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 """What a forward calls its cache, over the architectures and releases of transformers."""
 
+OTHER_STATES = ("cache_params", "state", "mems")
+"""What a forward calls a state of another kind."""
+
 Ids = NDArray[np.int64]
 
 
@@ -73,6 +76,12 @@ class SequenceReader:
             raise UnsupportedModelError(
                 f"{type(model).__name__} takes {', '.join(taken)}: input_ids were expected, by which mode='hybrid' "
                 "knows what is asked; use mode='retrieve'"
+            )
+        other = next((name for name in OTHER_STATES if name in taken), None)
+        if other is not None and not set(taken) & set(CACHE_NAMES):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} keeps what it has read in {other!r}, which is no cache of transformers beside which "
+                "token ids can be kept; use mode='retrieve'"
             )
         self._own = threading.local()
         self._paged: WeakKeyDictionary[Any, _Pages] = WeakKeyDictionary()

@@ -390,6 +390,19 @@ def test_a_module_that_takes_no_ids_is_refused() -> None:
         SequenceReader(nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("name", ["cache_params", "state", "mems", "past_key_values"])
+def test_a_module_that_keeps_another_kind_of_state_is_refused(name: str) -> None:
+    """Ids cannot be kept in it, so a decoded token would be taken for a whole text. The last one is the control."""
+    namespace: dict[str, Any] = {}
+    exec(f"def forward(self, input_ids, {name}=None): ...", namespace)  # noqa: S102
+    module = type("Keeping", (nn.Module,), namespace)()
+    if name == "past_key_values":
+        SequenceReader(module)
+    else:
+        with pytest.raises(UnsupportedModelError, match=name):
+            SequenceReader(module)
+
+
 def test_without_the_reader_the_model_is_as_it_was() -> None:
     watched = Watched("llama")
     watched.reader.remove()
