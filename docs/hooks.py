@@ -200,7 +200,7 @@ def tried_models() -> dict[str, Any]:
 def models_counted() -> str:
     found = tried_models()
     working = sum(one["outcome"] == "works" for one in found["models"].values())
-    return f"Of the {len(found['models'])} types of causal LM in transformers {found['transformers']}, {working} work."
+    return f"Of {len(found['models'])} types of causal LM in transformers {found['transformers']}, {working} work."
 
 
 def models_that_work() -> str:
@@ -214,11 +214,10 @@ def models_that_work() -> str:
 
 
 def models_that_do_not() -> str:
-    rows = [
-        (code(name), one["outcome"], one_line(one["reason"]))
-        for name, one in tried_models()["models"].items()
-        if one["outcome"] != "works"
-    ]
+    found = tried_models()
+    told = {name: (one["outcome"], one["reason"]) for name, one in found["models"].items() if one["outcome"] != "works"}
+    told |= {name: ("not tried", reason) for name, reason in found["excluded"].items()}
+    rows = [(code(name), outcome, one_line(reason)) for name, (outcome, reason) in sorted(told.items())]
     return table(("Model type", "Outcome", "Why"), rows)
 
 

@@ -52,8 +52,7 @@ def attempt(model_type: str) -> Trial:
         trial.traits = traits_of(model)
         step = "run the bare model"
         bare = behaviour(model)
-        alone = torch.cat([_next_logits(model, [row]) for row in BATCH])
-        trial.pads = torch.allclose(_next_logits(model, BATCH), alone, atol=1e-3 * float(alone.abs().max()))
+        trial.pads = pads(model)
         step = "wrap"
         wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(**SETTINGS), reader=WordReader())
         trial.path = wrapped.target_module.path
@@ -85,10 +84,16 @@ def behaviour(model: Any) -> Behaviour:
     }
 
 
-def _next_logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
-    """Of the token behind each row, left-padded: `[rows, vocabulary]`."""
-    options = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-    return model.generate(**padded(rows), pad_token_id=PAD, **options).logits[0]  # type: ignore[no-any-return]
+def pads(model: Any) -> bool:
+    """Whether a model writes behind left-padded rows what it writes behind each row alone."""
+
+    def logits(rows: list[list[int]]) -> torch.Tensor:
+        options = {"min_new_tokens": 4, "max_new_tokens": 4, "do_sample": False, "pad_token_id": PAD}
+        out = model.generate(**padded(rows), **options, output_logits=True, return_dict_in_generate=True)
+        return torch.stack(out.logits, dim=1)
+
+    alone = torch.cat([logits([row]) for row in BATCH])
+    return torch.allclose(logits(BATCH), alone, atol=1e-3 * float(alone.abs().max()))
 
 
 def everything(model: Any, bare: Behaviour) -> None:

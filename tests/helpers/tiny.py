@@ -24,7 +24,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.pytorch_utils import Conv1D
 
 import wise
 from wise.architectures import locate
@@ -93,13 +92,12 @@ def tiny_model(
 def draw_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """Draws every weight of the model, which is returned."""
     generator = torch.Generator().manual_seed(seed)
-    transposed = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}
     for name, parameter in sorted(model.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim == 1:  # norms keep their ones; every bias counts
             parameter.add_(0.2 * noise)
         else:
-            inputs = parameter.shape[0] if id(parameter) in transposed else parameter.shape[-1]
+            inputs = parameter.shape[0] if model.config.model_type == "gpt2" else parameter.shape[-1]
             parameter.copy_(noise * (0.3 if "embed" in name or "wte" in name else 1.5 * inputs**-0.5))
     return model
 
