@@ -9,6 +9,7 @@ import lzma
 import os
 import sys
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import ALL_ROWS, EASY, KNOWEDIT, MEND, OWN, ROME, Row, Write, refused, write_rows
 
+from wise.cli.common import file_facts
 from wise.edits import Edit
 from wise.errors import EditError
 from wise.formats import edit_file, files
@@ -201,6 +203,16 @@ def test_a_folder_of_shards_is_one_split(tmp_path: Path) -> None:
     again.unlink()
     with pytest.raises(EditError, match="1 of the 2 files of this split are there; fetch the others too"):
         read_records(tmp_path / "train")
+
+
+def test_the_digest_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
+    """A report names the data by it."""
+    whole = write_rows(tmp_path, OWN, OWN | {"target": "Bo"}, name="e.jsonl")
+    (tmp_path / "folder").mkdir()
+    for place, row in enumerate((OWN, OWN | {"target": "Bo"})):
+        write_rows(tmp_path / "folder", row, name=f"train-0000{place}-of-00002.jsonl")
+    assert file_facts(tmp_path / "folder") == file_facts(whole) | {"name": "folder"}
+    assert file_facts(tmp_path / "folder" / "train")["sha256"] == sha256(whole.read_bytes()).hexdigest()
 
 
 def test_a_split_in_two_kinds_of_file_is_refused(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ class Edit:
     id: str = ""
     """Left out, it is the content id: the same for the same prompt, target, subject and namespace."""
     subject: str | None = None
-    """The subject of the edit, as it is written in `prompt`."""
+    """The subject of the edit, as it is written in `prompt`. If its letters are composed otherwise (NFC, NFD), it is
+    written like the prompt."""
     aliases: tuple[str, ...] = ()
     """Other names of the subject, by which users may call it."""
     messages: tuple[Message, ...] = ()

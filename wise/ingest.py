@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 from wise.edits import Edit, content_id
 from wise.errors import ConfigError, StoreError
-from wise.formats.edit_file import RecordParser, each_row
+from wise.formats.edit_file import STORE_FIELDS, RecordParser, each_row
 from wise.formats.files import check_file, is_table, object_of
 from wise.memory.store.edit_request import UNDER_WAY, EditRequest
 from wise.memory.store.store import Store
@@ -31,7 +31,6 @@ PAUSE = 0.2
 """Seconds between two looks at a file that may have grown."""
 PATIENCE = 30.0
 """Seconds to wait for a silent server."""
-_REQUEST_FIELDS = ("reason", "valid_from", "valid_until")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +147,7 @@ class Ingestion:
     def _requests(self, line: Line) -> list[EditRequest]:
         self._rows += 1
         row = object_of(line.data)
-        kept: dict[str, Any] = {name: row.pop(name) for name in _REQUEST_FIELDS if name in row}
+        kept: dict[str, Any] = {name: row.pop(name) for name in STORE_FIELDS if name in row}
         _, records = self._parser.read(row, self._rows, table=line.table)
         return [EditRequest(edit=record.edit, **kept) for record in records]
 

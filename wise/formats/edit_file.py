@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 MAX_EDITS = 1_000_000
 """Edits of one file or folder."""
+STORE_FIELDS = ("reason", "valid_from", "valid_until")
+"""Fields of a line of a stream that are not of the edit."""
 _MAX_NAMED = 60
 """Unused fields that a warning names."""
 
@@ -151,6 +153,9 @@ class RecordParser:
 
     def _read(self, row: TrackedRow, place: int, table: bool, line: int) -> tuple[Layout, list[Record]]:
         layout = recognise(row, self.format)
+        for name in STORE_FIELDS if layout.strict else ():
+            if name in row and not table:
+                raise EditError(f"field {name!r}: only a store keeps it; use `wise stream`, or leave the field out")
         mine = self._own_columns(row) if layout.strict and (table or self.columns) else row
         notes: set[str] = set()
         found = layout.read(mine, place, notes.add)

@@ -124,6 +124,7 @@ def test_a_limit_cuts_through_groups(write: Write) -> None:
         (OWN | {"subject": "Port Sell"}, "field 'subject': 'Port Sell' does not occur"),
         (OWN | {"sujbect": "Cape Velm"}, r"field 'sujbect': unknown; did you mean 'subject'\?"),
         (OWN | {"time": "soon"}, "field 'time'"),
+        (OWN | {"valid_until": "2027-01-01"}, "field 'valid_until': only a store keeps it; use `wise stream`"),
         (OWN | {"test": []}, "field 'test': list"),
         (OWN | {"test": {"paraphrases": [OWN["prompt"]]}}, r"field 'test.paraphrases\[0\]'"),
         (OWN, "field 'id': '[0-9a-f]{16}' was already used in line 1"),
