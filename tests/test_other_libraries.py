@@ -146,6 +146,13 @@ def test_virtual_tokens_are_refused_and_other_adapters_are_not(kind: str) -> Non
     assert wrap_tiny(peft.get_peft_model(tiny_model("llama"), scaling)).is_wrapped
 
 
+@needs("peft")
+def test_the_parts_of_an_adapter_are_no_candidates(tuned: Any) -> None:
+    config = wise.WiseConfig(value_projection="base_model.model.model.layers.{i}.mlp.down_proj")
+    with pytest.raises(wise.UnsupportedModelError, match=r"candidates: model.layers.\{i\}.mlp.down_proj$"):
+        wise.wrap(tuned, tiny_tokenizer(), config)
+
+
 @pytest.mark.parametrize("thing", [None, 3, {"a": 1}, torch.nn.Linear(2, 2), tiny_tokenizer()])
 def test_what_is_no_model_is_refused(thing: Any) -> None:
     with pytest.raises(wise.UnsupportedModelError, match=f"given a {type(thing).__name__}: expected a causal LM"):

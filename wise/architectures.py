@@ -175,7 +175,10 @@ def _candidates(model: PreTrainedModel) -> str:
     """Paths of linear layers inside blocks that lead back to the model's width, `{i}` for the block."""
     width = getattr(model.config.get_text_config(), "hidden_size", None)
     found: dict[str, None] = {}
+    adapted = tuple(f"{name}." for name, module in model.named_modules() if hasattr(module, "merged_adapters"))
     for name, module in model.named_modules():
+        if name.startswith(adapted):
+            continue  # a part of one of peft's layers
         f, d = _sizes(module) or (width, None)
         if d == width != f and re.search(r"\.\d+\.", name):
             found[re.sub(r"\.\d+\.", ".{i}.", name, count=1)] = None
