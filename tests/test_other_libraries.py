@@ -377,6 +377,10 @@ def test_the_harness_takes_the_wrapper_as_it_takes_the_model_in_it() -> None:
 # -- copies and other processes -----------------------------------------------------------------
 
 
+def hooks(model: Any) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
 def said_elsewhere(wrapped: wise.WiseModel, results: Any) -> None:
     torch.set_num_threads(1)
     results.put((generated(wrapped, BATCH), generated(wrapped.model, BATCH), refusal(wrapped)))
@@ -405,6 +409,7 @@ def test_a_copy_is_a_wrapped_model_of_its_own(mode: str, copied: Any) -> None:
     assert generated(wrapped, BATCH) == said != generated(twin, BATCH)
     base: Any = twin.unwrap()
     assert not any(isinstance(module, SideMemoryLayer) for module in base.modules())
+    assert hooks(base) == hooks(wrapped.model) - (3 if mode == "hybrid" else 1)
     assert wrapped.is_wrapped and generated(wrapped, BATCH) == said
 
 

@@ -101,7 +101,7 @@ class WiseModel(nn.Module):
         self._watch = BaseWatch(model)
         self._reset_caches()
         place = _inside_adapters(model, self._projection.path)
-        self._layer = (SideMemoryLayer(model.get_submodule(place)),)
+        self._layer = (SideMemoryLayer(model.get_submodule(place)),)  # in a tuple for the same reason
         self.layer.register_forward_pre_hook(self._watch)
         try:
             if self.inputs is not None:
