@@ -146,6 +146,13 @@ def test_virtual_tokens_are_refused_and_other_adapters_are_not(kind: str) -> Non
     assert wrap_tiny(peft.get_peft_model(tiny_model("llama"), scaling)).is_wrapped
 
 
+@needs("peft")
+def test_the_parts_of_an_adapter_are_no_candidates(tuned: Any) -> None:
+    config = wise.WiseConfig(value_projection="base_model.model.model.layers.{i}.mlp.down_proj")
+    with pytest.raises(wise.UnsupportedModelError, match=r"candidates: model.layers.\{i\}.mlp.down_proj$"):
+        wise.wrap(tuned, tiny_tokenizer(), config)
+
+
 @pytest.mark.parametrize("thing", [None, 3, {"a": 1}, torch.nn.Linear(2, 2), tiny_tokenizer()])
 def test_what_is_no_model_is_refused(thing: Any) -> None:
     with pytest.raises(wise.UnsupportedModelError, match=f"given a {type(thing).__name__}: expected a causal LM"):
@@ -370,6 +377,10 @@ def test_the_harness_takes_the_wrapper_as_it_takes_the_model_in_it() -> None:
 # -- copies and other processes -----------------------------------------------------------------
 
 
+def hooks(model: Any) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
 def said_elsewhere(wrapped: wise.WiseModel, results: Any) -> None:
     torch.set_num_threads(1)
     results.put((generated(wrapped, BATCH), generated(wrapped.model, BATCH), refusal(wrapped)))
@@ -398,6 +409,7 @@ def test_a_copy_is_a_wrapped_model_of_its_own(mode: str, copied: Any) -> None:
     assert generated(wrapped, BATCH) == said != generated(twin, BATCH)
     base: Any = twin.unwrap()
     assert not any(isinstance(module, SideMemoryLayer) for module in base.modules())
+    assert hooks(base) == hooks(wrapped.model) - (3 if mode == "hybrid" else 1)
     assert wrapped.is_wrapped and generated(wrapped, BATCH) == said
 
 

@@ -170,10 +170,12 @@ class _Trial:
         self.calls: dict[str, _Call] = {}
         """By path within the block, in the order of their ends: modules called once that give a vector per token."""
         several: set[str] = set()
+        adapted = tuple(f"{path}." for path, module in block.named_modules() if hasattr(module, "merged_adapters"))
         handles = [
             module.register_forward_hook(self._recorder(path, several), with_kwargs=True)
             for path, module in block.named_modules()
-            if path and not re.search(r"(^|\.)\d+\.", path)  # one expert of a list is not a feed-forward layer
+            # One expert of a list is not a feed-forward layer, and a part of one of peft's layers is none of the base.
+            if path and not re.search(r"(^|\.)\d+\.", path) and not path.startswith(adapted)
         ]
         try:
             self.output = self.run()

@@ -112,7 +112,7 @@ class WiseModel(nn.Module):
         self._reset_caches()
         place = _inside_adapters(model, self._target_module.path)
         block = model.get_submodule(f"{self._target_module.blocks}.{self._target_module.layer}")
-        self._layer = (SideMemoryLayer(model.get_submodule(place), block),)
+        self._layer = (SideMemoryLayer(model.get_submodule(place), block),)  # in a tuple for the same reason
         self.layer.register_forward_pre_hook(self._watch)
         try:
             if self.inputs is not None:

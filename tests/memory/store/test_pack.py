@@ -61,6 +61,17 @@ def test_a_pack_is_put_beside_what_is_there_and_takes_the_place_of_the_same_prom
         assert digest(target.read().state) == digest(written([edit(7), mine]))
 
 
+def test_a_pack_is_written_over_the_last_one_and_a_card_of_ones_own_is_kept(source: Store, folder: Path) -> None:
+    card = folder / "pack" / "README.md"
+    source.export_pack(folder / "pack")
+    assert "3 edits" in card.read_text()
+    source.export_pack(folder / "pack", version=1)
+    assert "2 edits" in card.read_text()
+    card.write_text("# Ours\n")
+    source.export_pack(folder / "pack")
+    assert card.read_text() == "# Ours\n" and len(load_memory(folder / "pack")[1].edits) == 3
+
+
 def test_one_namespace_alone(source: Store, folder: Path) -> None:
     assert source.export_pack(folder / "pack", namespace="geo") == 1
     assert load_memory(folder / "pack")[1].edit_ids == ("e3",)
