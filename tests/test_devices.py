@@ -1,4 +1,4 @@
-"""A base on several devices or ranks, offloaded, compiled, with other attention: edited as one on the CPU is, or refused."""
+"""A base on several devices or ranks, offloaded, compiled, with other attention: edited as on the CPU, or refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def is_edited_alike(model: wise.WiseModel, here: wise.WiseModel, folder: Path, *
     for own, other in zip(model.state.slots, here.state.slots, strict=True):
         assert own.tensors()["values"].any()
         if exactly:
-            torch.testing.assert_close(own.tensors(), other.tensors())
+            torch.testing.assert_close(own.tensors(), other.tensors(), rtol=1e-3, atol=1e-3)  # sums in another order
     model.save_pretrained(folder)
     base = tiny_model("llama").to(model.model.dtype)
     again = wise.WiseModel.from_pretrained(base, model.tokenizer, folder, **reading("hybrid"))
