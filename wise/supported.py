@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
@@ -36,7 +38,7 @@ def make_differentiable(model: PreTrainedModel) -> None:
 
     Raises UnsupportedModelError where that has happened already.
     """
-    packing = [m for m in model.modules() if getattr(m, "support_avx512bf16_for_cpu", False)]
+    packing: list[Any] = [m for m in model.modules() if getattr(m, "support_avx512bf16_for_cpu", False)]
     if any(getattr(getattr(m.weight, "quant_state", None), "packing_format_for_cpu", False) for m in packing):
         raise UnsupportedModelError(
             "this 4-bit base was used before it was wrapped, and bitsandbytes has repacked its weights for this CPU in "
