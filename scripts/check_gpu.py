@@ -3,13 +3,13 @@
     python scripts/check_gpu.py --output gpu.json
     python scripts/check_gpu.py --tiny --output cpu.json     # the same code on the CPU, with a tiny base
 
-*Holds*: counterfactuals are written into the shipped model on the GPU, and asked for in one padded batch; how many were
-verified, and whether the answers are those of the first attention. Flash attention is tried where it is installed, and a
-model spread over devices where there are two.
+*Holds*: counterfactuals are written into the shipped model on the GPU, and asked for in one padded batch; how many
+were verified, and whether the answers are those of the first attention. Flash attention is tried where it is installed,
+and a model spread over devices where there are two.
 
-*Costs*: a random Llama of 8 billion parameters in bf16. Milliseconds an edit, of 64 given at once and of one given alone
-(a random base is no easier to edit than a trained one, so read `verified` beside it), and a decoded token beside 64 live
-edits, as a ratio to the bare model, the median of pairs timed in turn.
+*Costs*: a random Llama of 8 billion parameters in bf16. Milliseconds an edit, of 64 given at once and of one given
+alone (a random base is no easier to edit than a trained one, so read `verified` beside it), and a decoded token beside
+64 live edits, as a ratio to the bare model, the median of pairs timed in turn.
 
 A table goes to stdout, and JSON with date and hardware to `--output`.
 """
@@ -155,8 +155,8 @@ def main() -> None:
     args = parse_args()
     if not torch.cuda.is_available() and not args.tiny:
         sys.exit(
-            "check_gpu: torch finds no CUDA device: install torch with CUDA on a machine with an NVIDIA GPU, or try the "
-            "code on the CPU with --tiny"
+            "check_gpu: torch finds no CUDA device: install torch with CUDA on a machine with an NVIDIA GPU, or try "
+            "the code on the CPU with --tiny"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     edits = [record.edit for record in demo_records(args.edits + 2, seed=0)]

@@ -48,7 +48,7 @@ def loaded(folder: Path, memory: str = "memory", base: PreTrainedModel | None = 
     return wise.WiseModel.from_pretrained(base or model, tokenizer, folder / memory, **reading("hybrid"), **given)
 
 
-COPIES: list[dict[str, str]] = [{"dtype": "bfloat16"}, {"dtype": "float16"}, *({"quantization": q} for q in QUANTIZATIONS)]
+COPIES = [{"dtype": "bfloat16"}, {"dtype": "float16"}, *({"quantization": name} for name in QUANTIZATIONS)]
 
 
 @pytest.mark.parametrize("placement", COPIES, ids=lambda given: next(iter(given.values())))

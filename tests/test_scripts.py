@@ -296,3 +296,25 @@ def test_the_bench_of_a_store_ends_with_its_figures_as_json(
     assert [row["edits"] for row in figures] == [3, 70]
     assert all(value > 0 for row in figures for value in row.values())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_runs_its_code_on_a_tiny_base_and_writes_its_figures(
+    bench: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    bench("--tiny", "--edits", "1", "--pairs", "1", "--output", str(file), script="check_gpu.py")
+    figures = json.loads(file.read_text())
+    assert figures["date"] and figures["environment"]["torch"] == torch.__version__
+    dtypes = {row["dtype"] for row in figures["holds"]}
+    assert dtypes == {"float32", "bfloat16", "float16"} and all(row["verified"] for row in figures["holds"])
+    costs = figures["costs"]
+    assert all(costs[name] > 0 for name in ("milliseconds_at_once", "milliseconds_alone", "decode_ratio"))
+    assert "bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_check_of_a_gpu_ends_with_a_message_where_there_is_none(bench: Callable[..., None], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no CUDA device.*--tiny"):
+        bench("--output", str(tmp_path / "figures.json"), script="check_gpu.py")
+    assert not list(tmp_path.iterdir())

@@ -1,8 +1,8 @@
 """A second device, without hardware: its tensors are kept apart from the CPU's as those of a GPU are.
 
-Within `two_devices()` a tensor on `FAR` holds real numbers. An operation that is given tensors of both devices raises, as
-it does with a GPU, except for what torch allows there: numbers (0-d tensors) and indices of the CPU. torch itself knows
-`meta` devices, whose tensors hold nothing; here they are given data.
+Within `two_devices()` a tensor on `FAR` holds real numbers. An operation that is given tensors of both devices raises,
+as it does with a GPU, except for what torch allows there: numbers (0-d tensors) and indices of the CPU. torch itself
+knows `meta` devices, whose tensors hold nothing; here they are given data.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ class _Literals(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             device = kwargs.pop("device")
             return func(*args, **kwargs).to(device)
+        if func is Tensor.tolist:
+            return func(_here(args[0]))
+        if func is Tensor.new_tensor and args[0].device.type == FAR:
+            own = {"dtype": args[0].dtype} | kwargs
+            return torch.tensor(*args[1:], **own).to(FAR)
         return func(*args, **kwargs)
 
 

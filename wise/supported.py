@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
@@ -18,8 +20,8 @@ def check_supported(model: PreTrainedModel, mode: str) -> None:
         )
     if any(isinstance(module, FSDPModule) for module in model.modules()):
         raise UnsupportedModelError(
-            "fully_shard keeps a part of each weight on each rank, and editing runs single blocks: spread the model with "
-            "device_map or, in mode='hybrid', with tp_plan='auto'; or edit a whole copy and shard the rest"
+            "fully_shard keeps a part of each weight on each rank, and editing runs single blocks: spread the model "
+            "with device_map or, in mode='hybrid', with tp_plan='auto'"
         )
     if mode != "hybrid" and (getattr(model, "_tp_size", None) or 1) > 1:
         raise UnsupportedModelError(
@@ -36,11 +38,11 @@ def make_differentiable(model: PreTrainedModel) -> None:
 
     Raises UnsupportedModelError where that has happened already.
     """
-    packing = [m for m in model.modules() if getattr(m, "support_avx512bf16_for_cpu", False)]
+    packing: list[Any] = [m for m in model.modules() if getattr(m, "support_avx512bf16_for_cpu", False)]
     if any(getattr(getattr(m.weight, "quant_state", None), "packing_format_for_cpu", False) for m in packing):
         raise UnsupportedModelError(
-            "this 4-bit base was used before it was wrapped, and bitsandbytes has repacked its weights for this CPU in a "
-            "form without gradients: load it again, and wrap it first"
+            "this 4-bit base was used before it was wrapped, and bitsandbytes has repacked its weights for this CPU in "
+            "a form without gradients: load it again, and wrap it first"
         )
     for module in packing:
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

@@ -161,7 +161,16 @@ def test_comes_back_from_json_as_it_was() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"quantized": [256]}, {"quantized": ["x"]}, {"depth": "three"}, {"digest": None}, {"sample": ["x"]}, {"sample": 1}, {"surprise": 1}, {"depth": ...}],
+    [
+        {"quantized": [256]},
+        {"quantized": ["x"]},
+        {"depth": "three"},
+        {"digest": None},
+        {"sample": ["x"]},
+        {"sample": 1},
+        {"surprise": 1},
+        {"depth": ...},
+    ],
 )
 def test_a_malformed_one_is_refused(change: dict[str, Any]) -> None:
     data = taken(tiny_model("llama")).to_dict() | change
