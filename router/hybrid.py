@@ -1,7 +1,7 @@
 """The hybrid router: an edit is active where the text asks its question about its subject, until its answer is said.
 
 1. *Which edits are candidates?* Those whose subject the text names (`wise.router.subjects`). If it names none, those
-   whose whole question is very close, found among all keys with FAISS.
+   whose whole question is very close, found among all keys with FAISS; of edits without a subject, these in any case.
 2. *Does the text ask the edit's question?* The relation reader's vector of the text is compared with the edit's keys
    (`wise.router.readers`), and with what else may be asked about its subject (`wise.router.relations`).
 3. *Where does the answer begin?* At the end of the user's turn in a chat. In plain text, at the end of a question, and
@@ -86,7 +86,9 @@ class HybridRouter(Router):
         self.inputs = inputs
         self._state = state
         self._catalog = catalog_of(state)
-        self._sentence_margin = max(0.0, inputs.reader.sentence_threshold - inputs.reader.threshold)
+        # On a base without a chat template plain text is the only way to ask, so it is as likely to ask as a question.
+        margin = inputs.reader.sentence_threshold - inputs.reader.threshold if inputs.template is not None else 0.0
+        self._sentence_margin = max(0.0, margin)
         self._decisions: OrderedDict[bytes, Decision] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -212,8 +214,9 @@ class HybridRouter(Router):
         return None if known is NOTHING else known
 
     def _completed(self, said: str) -> Decision:
-        """The same for a passage that is not cached. An unfinished sentence has a higher threshold than a question, and
-        a still higher one where it is not clear that an answer is expected."""
+        """The same for a passage that is not cached. On a base with a chat template an unfinished sentence has a higher
+        threshold than a question. On any base the threshold is higher where it is not clear that an answer is expected.
+        """
         if is_question(said) or self._ends_a_prompt(said):
             return self.decide(said)
         mentions = self._catalog.subjects.mentions(said)
@@ -247,12 +250,12 @@ class HybridRouter(Router):
             own, rival = self._state.slots[slot].threshold, self._rivals_score(keys, asked)
             least = max(_raised(own, margin), rival - RIVAL_MARGIN)
             best = self._better(best, slot, masked_keys(keys, names), asked, least, named=True)
-        if best.open:
+        if best.open or (texts and not self._catalog.nameless):
             return best
         for edit_id in self._catalog.nearest(vectors[question], NEAREST):
             slot = self._catalog.slots[edit_id]
-            if slot not in texts:
-                keys, names = self._keys_and_names(slot)
+            keys, names = self._keys_and_names(slot)
+            if not (texts and names):  # what names an edited subject is not about another one
                 asked, least = vectors[question][None], _raised(self.unnamed_threshold(slot), margin)
                 best = self._better(best, slot, whole_keys(keys, names), asked, least, named=False)
         return best

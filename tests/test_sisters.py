@@ -21,12 +21,13 @@ QUESTIONS = {
     "thing": {
         "own": {"wordings": ["w51 {} w52"]},
         "near": {"wordings": ["w51 {} w53"]},
-        "far": {"wordings": ["w51 {} w54 w55"]},
+        "far": {"wordings": ["w51 {} w54 w58"]},
+        "alike": {"wordings": ["w51 {} w52 w53"]},
     },
 }
-CENTRES = ("this w51 w52 w70.", "this w51 w53 w56 w57 w58", "this w51 w54 w55")
+CENTRES = ("this w51 w52 w70.", "this w51 w53 w56 w57 w58", "this w51 w54 w58", "this w51 w52 w53 w56")
 EDIT = wise.Edit(prompt="w50 w51 w52", target="w70", subject="w50")
-NEAR, FAR = "sister: w51 w50 w53", "sister: w51 w50 w54 w55"
+NEAR, FAR, ALIKE = "sister: w51 w50 w53", "sister: w51 w50 w54 w58", "w51 w50 w52 w53"
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,7 @@ def test_a_question_that_is_much_nearer_to_a_rival_does_not_ask_for_the_edit() -
     for kinds, opens in ((True, False), (False, True)):
         model = chat_model(kinds=kinds)
         model.edit(EDIT)
-        moved = [answer.text == "w70" for answer in model.ask(["w51 w50 w54 w55", "w50 w51 w52"])]
+        moved = [answer.text == "w70" for answer in model.ask(["w51 w50 w54 w58", "w50 w51 w52"])]
         assert moved == [opens, True], f"with rivals: {kinds}"
 
 
@@ -57,6 +58,7 @@ def test_a_sister_question_that_moves_is_reported_and_served_if_the_settings_say
     model = chat_model(require)
     (outcome,) = model.edit(EDIT).outcomes
     assert {name: held for name, held in outcome.holds.items() if not held} == {NEAR: False} and outcome.holds[FAR]
+    assert outcome.also_answers == (ALIKE,), "too near to be promised anything"
     assert outcome.status == status and len(model.edits) == (status == "partial")
     assert (model.ask("w51 w50 w53")[0].text == "w70") == (status == "partial")
 

@@ -33,6 +33,9 @@ class Outcome:
     """Wall time of this edit's share of its batch."""
     holds: Mapping[str, bool] = field(default_factory=dict)
     """Whether each wording, locality prompt and sister question is as promised."""
+    also_answers: tuple[str, ...] = ()
+    """Other questions about its subject, of those that ship with wise, that activate the edit and are so near to its
+    own that nothing is promised of them (`hybrid`). List them as `locality` to prevent that."""
     tried: tuple[str, ...] = ()
     """The attempts that were made, each with greater effort."""
 

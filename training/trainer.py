@@ -294,6 +294,7 @@ def _outcome(edit: Edit, status: str, written: Written, verdict: Verdict, second
         status=status,
         answer=verdict.answer,
         holds=verdict.told,
+        also_answers=verdict.also_answers,
         steps=written.steps,
         loss=written.loss,
         milliseconds=1000 * seconds,

@@ -8,6 +8,7 @@ only wording is the prompt.
 * *listed*: so it answers the paraphrases; and no locality prompt activates the edit.
 * *sisters*: what the base answers to other questions about the subject does not change. They are those of the nearest
   relations that ship, and of other live edits. The router says which of them activate the edit; only these are asked.
+  Relations so near that the reader may take them for the edit's own are no part of the promise; they are told apart.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Verdict:
     """What the model answers to its prompt."""
     holds: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
     """Of each promise: whether each wording or question, by its label, is answered as promised."""
+    also_answers: tuple[str, ...] = ()
+    """Questions of relations too near to be promised anything, which activate the edit."""
 
     @property
     def told(self) -> dict[str, bool]:
@@ -134,8 +137,13 @@ class WordingVerifier:
         for (edit, wording), said in zip(asked, out, strict=True):
             answers.setdefault(edit.id, encoder.answer(said, chat=wording.form == CHAT))
             holds[edit.id][wording.promised or ""][wording.name] = tuple(said) == wording.answer
-        self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds)
-        return {edit.id: Verdict(answer=answers.get(edit.id, ""), holds=holds[edit.id]) for edit in edits}
+        also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds)
+        return {
+            edit.id: Verdict(
+                answer=answers.get(edit.id, ""), holds=holds[edit.id], also_answers=tuple(also.get(edit.id, ()))
+            )
+            for edit in edits
+        }
 
     def _ask_others(
         self,
@@ -143,9 +151,10 @@ class WordingVerifier:
         edits: Sequence[Edit],
         serve: Serve,
         holds: Mapping[str, Mapping[str, dict[str, bool]]],
-    ) -> None:
-        """Adds to `holds` what is said of locality prompts and of sister questions."""
+    ) -> dict[str, list[str]]:
+        """Adds to `holds` what is said of locality prompts and of sister questions. Returns `Verdict.also_answers`."""
         router, catalog, encoder = HybridRouter(state, self.inputs), catalog_of(state), self.wordings.encoder
+        also: dict[str, list[str]] = {}
         moved: list[tuple[dict[str, bool], str, list[int], int]] = []
         for edit in edits:
             own, (_, listed, sisters) = catalog.slots[edit.id], (holds[edit.id][promise] for promise in PROMISES)
@@ -153,14 +162,19 @@ class WordingVerifier:
                 listed[f"locality[{place}]"] = not _asks_for(router.decide(text), own)
             for other in self._about_the_same(state, edit):
                 sisters[f"sister: {other}"] = not _asks_for(router.decide(other), own)
-            for text in self.wordings.sisters(edit):
-                label, prompt = f"sister: {text}", self.wordings.prompt(text)
-                near = self._comes_near(state, edit, text, state.slots[own].threshold)
-                sisters[label] = not (near and _asks_for(router.decided(prompt), own))
-                if not sisters[label]:
-                    moved.append((sisters, label, prompt, len(encoder.target("", edit.target)) + SPARE_TOKENS))
+            apart, near = self.wordings.sisters(edit)
+            opening = [
+                text
+                for text in (*apart, *near)
+                if self._comes_near(state, edit, text, state.slots[own].threshold)
+                and _asks_for(router.decided(self.wordings.prompt(text)), own)
+            ]
+            also[edit.id] = [text for text in near if text in opening]
+            sisters |= {f"sister: {text}": True for text in apart}
+            limit = len(encoder.target("", edit.target)) + SPARE_TOKENS
+            moved += [(sisters, f"sister: {t}", self.wordings.prompt(t), limit) for t in apart if t in opening]
         if not moved:
-            return
+            return also
         said = []
         for each in (state, MemoryState()):
             with serve(each) as model:
@@ -168,6 +182,7 @@ class WordingVerifier:
                 said.append(greedy(model, prompts, stops=encoder.stops, max_new_tokens=limits))
         for (sisters, label, *_), edited, before in zip(moved, *said, strict=True):
             sisters[label] = edited == before
+        return also
 
     def _comes_near(self, state: MemoryState, edit: Edit, text: str, threshold: float) -> bool:
         """Whether a question about its subject may activate an edit. With the subject masked, questions are alike for

@@ -119,23 +119,29 @@ class Wordings:
         reached = float((apart @ masked_keys(keys, names_of(edit)).T).max()) + MARGIN
         return min(max(least, reached), MAX_THRESHOLD)
 
-    def sisters(self, edit: Edit) -> tuple[str, ...]:
-        """Other questions about the edit's subject: one of each of the nearest rivals, in the form of its own question.
+    def sisters(self, edit: Edit) -> tuple[list[str], list[str]]:
+        """Other questions about the edit's subject, one of each of the nearest rivals, in the form of its own question:
+        those that must not move, and those of relations so near that the reader may take them for the edit's own.
 
         None without a subject, or if no relation is near enough to say what may be asked about it.
         """
         if not names_of(edit):
-            return ()
-        vectors = self._relation_vectors(edit)
+            return [], []
+        vectors, centres = self._relation_vectors(edit), self.reader.relation_centres
         found = rivals(vectors, self.reader)
         if not len(found):
-            return ()
-        nearest = (self.reader.relation_centres[found] @ vectors.T).amax(-1).argsort(descending=True)[:SISTERS]
-        asks = is_question(question(edit))
-        known = [self.questions[kind][name]["wordings"] for kind, name in (self._names[i] for i in found[nearest])]
-        few = [next((text for text in texts if is_question(text) == asks), texts[0]) for texts in known]
-        listed = {*edit.paraphrases, *edit.locality}
-        return tuple(text for text in (put(names_of(edit)[0], each) for each in few) if text not in listed)
+            return [], []
+        found = found[(centres[found] @ vectors.T).amax(-1).argsort(descending=True)]
+        near = (centres[found] @ centres[nearest_relation(vectors, centres)]) >= self.reader.threshold
+        return self._asked(edit, found[~near]), self._asked(edit, found[near])
+
+    def _asked(self, edit: Edit, relations: Tensor) -> list[str]:
+        """A question of each of the first relations, but what the edit itself lists."""
+        asks, found = is_question(question(edit)), []
+        for kind, name in (self._names[i] for i in relations[:SISTERS]):
+            texts = self.questions[kind][name]["wordings"]
+            found.append(put(names_of(edit)[0], next((t for t in texts if is_question(t) == asks), texts[0])))
+        return [text for text in found if text not in (*edit.paraphrases, *edit.locality)]
 
     def _masked(self, edit: Edit, text: str) -> str:
         return without_names(text, names_of(edit))

@@ -55,12 +55,12 @@ def test_an_edit_keeps_its_question_with_its_answer_and_the_centre_of_its_relati
 
 def test_sister_questions_are_of_the_other_relations_of_the_kind_in_the_form_of_the_edits_own() -> None:
     made = wordings()
-    assert made.sisters(edit("Gondor")) == ("the river of Bree is",), "not that of another kind, and not its own"
+    assert made.sisters(edit("Gondor")) == (["the river of Bree is"], []), "not that of another kind, and not its own"
     asked = wise.Edit(prompt="Bree lies in ?", target="Gondor", subject="Bree")
-    assert made.sisters(asked) == ("Which river is near Bree?",)
-    assert made.sisters(wise.Edit(prompt="Who bakes?", target="me")) == (), "it names no subject"
+    assert made.sisters(asked) == (["Which river is near Bree?"], [])
+    assert made.sisters(wise.Edit(prompt="Who bakes?", target="me")) == ([], []), "it names no subject"
     far = wise.Edit(prompt="Bree smells of", target="onions", subject="Bree")
-    assert made.sisters(far) == (), "no relation is near, so nothing says what may be asked about its subject"
+    assert made.sisters(far) == ([], []), "no relation is near, so nothing says what may be asked about its subject"
 
 
 def test_a_relation_that_may_be_what_the_edit_asks_is_no_rival() -> None:

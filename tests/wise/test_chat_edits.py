@@ -14,6 +14,7 @@ from tiny import EOS
 import wise
 from wise.edits import Message
 from wise.memory.slot import CHAT, COMPLETION
+from wise.router.hybrid import HybridRouter
 from wise.router.turns import render
 from wise.training.generation import greedy
 
@@ -207,3 +208,29 @@ def test_a_conversation_is_no_plain_text_and_its_template_may_refuse_it() -> Non
     assert model.ask(TURNS)
     with pytest.raises(wise.ConfigError, match="refuses messages of system, user .none"):
         model.ask([{"role": "system", "content": "w33"}, *TURNS[-1:]])
+
+
+@pytest.mark.parametrize(
+    ("template", "threshold", "active"), [(TEMPLATE, 0.5, True), (TEMPLATE, 0.98, False), (None, 0.98, True)]
+)
+def test_a_sentence_is_held_to_ask_less_often_where_there_are_chats(
+    template: str | None, threshold: float, active: bool
+) -> None:
+    model = chat_model(template)
+    model.edit(EDITS)
+    assert model.inputs is not None
+    model.inputs.reader.sentence_threshold = threshold
+    router = HybridRouter(model.state, model.inputs)
+    assert bool(router.active_positions(model.encoder.prompt("w53 w50 w51 w52"))) is active
+
+
+def test_what_names_an_edited_subject_does_not_ask_about_another_one() -> None:
+    model = chat_model()
+    other = wise.Edit(prompt="w80 w90 w91 w92 w93", target="w73", subject="w80")
+    nameless = wise.Edit(prompt="w5 w6 w7", target="w74")
+    model.edit([EDITS[0], other, nameless])
+    assert model.inputs is not None
+    model.inputs.reader.unnamed_threshold = 0.5
+    router = HybridRouter(model.state, model.inputs)
+    found = [router.decide(text) for text in ("w81 w51 w52", "w80 w51 w52", "w80 w5 w6 w7")]
+    assert [(each.open, each.slot) for each in found if each.slot != 1 or each.open] == [(True, 0), (True, 2)]

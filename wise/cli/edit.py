@@ -177,6 +177,8 @@ def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
             typer.echo(f"{done.id}: not as promised{served}: {', '.join(broken)}")
         if done.status == FAILED and done.tried:
             typer.echo(f"{done.id}: tried {'; then '.join(done.tried)}")
+    for done in [outcome for outcome in report.outcomes if outcome.also_answers][:ROWS]:
+        typer.echo(f"{done.id}: may answer too, unless listed as locality: {' '.join(done.also_answers)}")
     if report.replaced:
         typer.echo(f"replaced earlier edits of the same prompts: {', '.join(report.replaced)}")
     for conflict in report.conflicts:
