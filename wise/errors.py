@@ -30,7 +30,7 @@ class ConfigError(WiseError, ValueError):
 
 
 class UnsupportedModelError(WiseError, ValueError):
-    """The model has no feed-forward layer beside which a memory can stand, or is built in a way that wise cannot edit."""
+    """The model has no feed-forward layer beside which a memory can stand, or is built as wise cannot edit."""
 
 
 class EditError(WiseError, ValueError):

@@ -45,4 +45,4 @@ def make_differentiable(model: PreTrainedModel) -> None:
             "a form without gradients: load it again, and wrap it first"
         )
     for module in packing:
-        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        module.support_avx512bf16_for_cpu = False

@@ -92,7 +92,8 @@ def edit(
         require=require, seed=seed,
     )  # fmt: skip
     if memory is not None and given:
-        raise ConfigError(f"--{next(iter(given)).replace('_', '-')}: a memory keeps the settings it was made with, leave it out")
+        option = next(iter(given)).replace("_", "-")
+        raise ConfigError(f"--{option}: a memory keeps the settings it was made with; leave it out")
     if memory is None:
         wrapped = _wrapped(model, make_config(**given), threads, placement)
     else:

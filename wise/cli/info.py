@@ -61,7 +61,8 @@ def info(
         mode=mode, encoder=encoder, relations=absolute(relations), layer=layer, target_module=target_module
     )
     if memory is not None and given:
-        raise ConfigError(f"--{next(iter(given)).replace('_', '-')}: a memory keeps the settings it was made with; leave it out")
+        option = next(iter(given)).replace("_", "-")
+        raise ConfigError(f"--{option}: a memory keeps the settings it was made with; leave it out")
     from wise.memory.artifact import load_memory
     from wise.model import WiseModel
 
