@@ -5,7 +5,7 @@
 
 Each is wrapped with the default mode and given one edit, which it must say alone, in a batch, and without a cache. The
 edit is deleted and the model unwrapped; before and after, logits and greedy tokens must be those of the bare model, bit
-for bit. `tests/zoo.py` makes the models and `tests/trial.py` tries them. Progress goes to stderr. The file holds the
+for bit. `tests/helpers/zoo.py` makes the models and `tests/helpers/trial.py` tries them. Progress goes to stderr. The file holds the
 outcome of each type; where types are named, the others keep what the file says of them.
 """
 
@@ -26,7 +26,7 @@ import transformers
 from wise.loading import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from trial import attempt  # noqa: E402
 from zoo import EXCLUDED, model_types  # noqa: E402

@@ -18,6 +18,11 @@ TURNS = [
     {"role": "user", "content": "w50 w51 w52"},
 ]
 
+EDITS = [
+    wise.Edit(prompt="w50 w51 w52", target="w70 w71", subject="w50"),
+    wise.Edit(prompt="w60 w61 w62", target="w72", subject="w60", paraphrases=("w61 w60 w62",)),
+]
+
 
 def chat_model(template: str | None = TEMPLATE, mode: Any = "hybrid") -> wise.WiseModel:
     tokenizer = tiny_tokenizer()

@@ -8,7 +8,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from chats import TEMPLATE, TURNS, chat_model
+from chats import EDITS, TEMPLATE, TURNS, chat_model
 from tiny import EOS
 
 import wise
@@ -17,11 +17,6 @@ from wise.memory.slot import CHAT, COMPLETION
 from wise.router.hybrid import HybridRouter
 from wise.router.turns import render
 from wise.training.generation import greedy
-
-EDITS = [
-    wise.Edit(prompt="w50 w51 w52", target="w70 w71", subject="w50"),
-    wise.Edit(prompt="w60 w61 w62", target="w72", subject="w60", paraphrases=("w61 w60 w62",)),
-]
 
 
 def answer(model: wise.WiseModel, question: str, *, system: str = "") -> list[int]:

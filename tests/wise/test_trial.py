@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from repository import ROOT
 from torch import nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -22,7 +23,6 @@ from zoo import DEPTH, EXCLUDED, model_types, zoo_model
 import wise
 from wise.memory.layer import SideMemoryLayer
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore")  # what models of transformers warn of is not ours
 
 NO_FEED_FORWARD = "has a feed-forward layer in its residual stream"

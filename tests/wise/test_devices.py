@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model
+from chats import EDITS, TEMPLATE, chat_model
+from repository import HELPERS, ROOT
 from shards import STREAM, edit_stream
-from test_chat_edits import EDITS, TEMPLATE, chat_model
 from tiny import BATCH, DEPTH, generated, put, reading, text, tiny_model, tiny_tokenizer, wrap_tiny
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from two_devices import FAR, two_devices
@@ -25,7 +26,6 @@ from wise.errors import UnsupportedModelError
 from wise.loading import Placement
 from wise.memory.store.store import Store
 
-TESTS = Path(__file__).parent
 LAYER = 1
 modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
 
@@ -199,13 +199,13 @@ def test_a_compiled_wrapper_is_refused_with_the_way_out() -> None:
 def on_two_ranks(kind: str, folder: Path) -> list[dict[str, Any]]:
     tiny_model("llama").save_pretrained(folder / "base")
     tiny_tokenizer().save_pretrained(folder / "base")
-    said = started(str(TESTS / "ranks.py"), kind, str(folder))
+    said = started(str(HELPERS / "ranks.py"), kind, str(folder))
     return json.loads(said[-1])  # type: ignore[no-any-return]
 
 
 def started(*arguments: str) -> list[str]:
     """What Python says with these arguments, line by line."""
-    path = os.pathsep.join(filter(None, [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(ROOT), str(HELPERS), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -239,7 +239,7 @@ def test_what_is_split_otherwise_is_refused_on_each_rank(kind: str, reason: str,
 @pytest.mark.slow
 def test_two_processes_that_edit_shards_of_a_stream_make_what_one_makes(tmp_path: Path) -> None:
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    said = started(*launch, "--mixed_precision", "no", "--main_process_port", "0", str(TESTS / "shards.py"), str(tmp_path))
+    said = started(*launch, "--mixed_precision", "no", "--main_process_port", "0", str(HELPERS / "shards.py"), str(tmp_path))
     assert sorted(line for line in said if "edits" in line) == ["0: gloo, 2 edits", "1: gloo, 1 edits"]
     edit_stream(STREAM, tmp_path / "whole")
     with Store.open(tmp_path / "one") as one, Store.open(tmp_path / "both") as both:

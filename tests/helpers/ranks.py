@@ -29,7 +29,7 @@ def work(rank: int, kind: str, folder: str) -> None:
 
 def split(mode: str, folder: str) -> dict[str, Any]:
     """By tensor parallelism: edits, saves, and asks."""
-    from test_chat_edits import EDITS, TEMPLATE
+    from chats import EDITS, TEMPLATE
     from tiny import reading, text
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

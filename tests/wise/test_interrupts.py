@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from repository import ROOT
 from tiny import memory_by_hand, put, reading, tiny_model, tiny_tokenizer, wrap_tiny
 
 import wise
-from wise.memory.layer import restoring
+from wise.memory.modules import restoring
 
-ROOT = Path(wise.__file__).resolve().parents[1]
 LOCKS = ("with self._lock", "with self._busy", "with _lock")
 """Python does not look for interrupts between the end of such a block and the release of its lock."""
 POINTS = 16

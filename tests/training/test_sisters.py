@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from chats import TEMPLATE
 from pydantic import ValidationError
-from test_turns import TEMPLATE
 from tiny import WordReader, tiny_model, tiny_tokenizer
 
 import wise

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from chats import EDITS, chat_model
 from stores import statuses
-from test_chat_edits import EDITS, chat_model
 from tiny import reading, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
