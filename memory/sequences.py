@@ -80,8 +80,8 @@ class SequenceReader:
         other = next((name for name in OTHER_STATES if name in taken), None)
         if other is not None and not set(taken) & set(CACHE_NAMES):
             raise UnsupportedModelError(
-                f"{type(model).__name__} keeps what it has read in {other!r}, which is no cache of transformers that can "
-                "hold token ids too; use mode='retrieve'"
+                f"{type(model).__name__} keeps what it has read in {other!r}, which is no cache of transformers that "
+                "can hold token ids too; use mode='retrieve'"
             )
         self._own = threading.local()
         self._paged: WeakKeyDictionary[Any, _Pages] = WeakKeyDictionary()

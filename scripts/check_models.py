@@ -5,8 +5,8 @@
 
 Each is wrapped with the default mode and given one edit, which it must say alone, in a batch, and without a cache. The
 edit is deleted and the model unwrapped; before and after, logits and greedy tokens must be those of the bare model, bit
-for bit. `tests/helpers/zoo.py` makes the models and `tests/helpers/trial.py` tries them. Progress goes to stderr. The file holds the
-outcome of each type; where types are named, the others keep what the file says of them.
+for bit. `tests/helpers/zoo.py` makes the models and `tests/helpers/trial.py` tries them. Progress goes to stderr. The
+file holds the outcome of each type; where types are named, the others keep what the file says of them.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_turns import TEMPLATE
+from chats import TEMPLATE
 from tiny import BOS, EOS, tiny_model, tiny_tokenizer
 from transformers import AutoTokenizer
 
