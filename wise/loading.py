@@ -6,16 +6,19 @@ Nothing heavy is imported before a function is called.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wise.errors import ConfigError
+from wise.errors import ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from wise.memory.fingerprint import Fingerprint
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -203,6 +206,53 @@ def load_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
             f"no tokenizer was given, and there is none beside the model at {name!r} ({_first_line(error)}); give one"
         ) from error
     return tokenizer
+
+
+def loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A model, and the tokenizer beside it if none is given. A model that is named by folder or hub id is loaded."""
+    model = load_base(model) if isinstance(model, str | PathLike) else model
+    return model, load_tokenizer(transformers_model(model)) if tokenizer is None else tokenizer
+
+
+def named_base(base: Fingerprint) -> PreTrainedModel:
+    """The base that a memory names. Raises ConfigError if it names none, or none that can be loaded."""
+    if not base.name:
+        raise ConfigError("the memory does not name it; give the model and its tokenizer")
+    return load_base(base.name, revision=base.revision or None, dtype=base.dtype)
+
+
+def transformers_model(model: Any) -> Any:
+    """The model of transformers inside a model of peft; any other model itself.
+
+    Raises UnsupportedModelError for what is no model to generate with, and for adapters that are no part of the layers.
+    """
+    from torch import nn
+
+    peft: Any = sys.modules.get("peft")
+    if peft is not None and isinstance(model, peft.PeftModel | peft.PeftMixedModel):
+        for name, config in model.peft_config.items():
+            if config.is_prompt_learning:
+                raise UnsupportedModelError(
+                    f"adapter {name!r} ({config.peft_type}) puts embeddings before each prompt, which the router "
+                    "cannot read; wrap a model whose adapters change its layers, such as LoRA"
+                )
+        model = model.base_model.model
+    if not isinstance(model, nn.Module) or not hasattr(model, "config") or not hasattr(model, "generate"):
+        raise UnsupportedModelError(
+            f"wrap() was given a {type(model).__name__}: expected a causal LM of transformers, such as "
+            "AutoModelForCausalLM loads, a model of peft around one, or a folder or hub id of one"
+        )
+    return model
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raises ConfigError for anything but a tokenizer of transformers."""
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        inner = getattr(tokenizer, "tokenizer", None)
+        hint = "its field 'tokenizer'" if isinstance(inner, PreTrainedTokenizerBase) else "one of transformers"
+        raise ConfigError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer; give {hint}")
 
 
 def _first_line(error: BaseException) -> str:

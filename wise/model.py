@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -31,7 +30,7 @@ from wise.config import WiseConfig
 from wise.edits import Conversation, Edit, Message, as_edit
 from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError, given
 from wise.explain import Answer, GeneratedIds, Provenance, generated_ids, prompt_ids
-from wise.loading import load_base, load_tokenizer
+from wise.loading import check_tokenizer, loaded, named_base, transformers_model
 from wise.memory.artifact import load_memory, save_memory
 from wise.memory.base_watch import REMEDY, BaseState, BaseWatch
 from wise.memory.fingerprint import Fingerprint, fingerprint
@@ -83,8 +82,8 @@ class WiseModel(nn.Module):
             raise ConfigError(f"config={config!r:.80}: expected a wise.WiseConfig, such as WiseConfig(mode='merge')")
         if reader is not None and config.mode != "hybrid":
             raise ConfigError(f"reader={reader.name!r}: mode={config.mode!r} has no reader; use mode='hybrid'")
-        outer, model = model, _transformers_model(model)
-        _check_tokenizer(tokenizer)
+        outer, model = model, transformers_model(model)
+        check_tokenizer(tokenizer)
         if any(isinstance(module, SideMemoryLayer) for module in model.modules()):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
         check_supported(model, config.mode)
@@ -627,7 +626,7 @@ class WiseModel(nn.Module):
             )
         config, state, base = load_memory(path, **kwargs)
         try:
-            base_model, tokenizer = _loaded(_named_base(base) if model is None else model, tokenizer)
+            base_model, tokenizer = loaded(named_base(base) if model is None else model, tokenizer)
         except ConfigError as error:
             raise ArtifactError(f"the base of the memory at {path} is not to be had: {error}") from error
         try:
@@ -647,48 +646,6 @@ class WiseModel(nn.Module):
             wrapped.unwrap()
             raise
         return wrapped
-
-
-def _transformers_model(model: Any) -> Any:
-    """The model of transformers inside a model of peft; any other model itself.
-
-    Raises UnsupportedModelError for what is no model to generate with, and for adapters that are no part of the layers.
-    """
-    peft: Any = sys.modules.get("peft")
-    if peft is not None and isinstance(model, peft.PeftModel | peft.PeftMixedModel):
-        for name, config in model.peft_config.items():
-            if config.is_prompt_learning:
-                raise UnsupportedModelError(
-                    f"adapter {name!r} ({config.peft_type}) puts embeddings before each prompt, which the router "
-                    "cannot read; wrap a model whose adapters change its layers, such as LoRA"
-                )
-        model = model.base_model.model
-    if not isinstance(model, nn.Module) or not hasattr(model, "config") or not hasattr(model, "generate"):
-        raise UnsupportedModelError(
-            f"wrap() was given a {type(model).__name__}: expected a causal LM of transformers, such as "
-            "AutoModelForCausalLM loads, a model of peft around one, or a folder or hub id of one"
-        )
-    return model
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        inner = getattr(tokenizer, "tokenizer", None)
-        hint = "its field 'tokenizer'" if isinstance(inner, PreTrainedTokenizerBase) else "one of transformers"
-        raise ConfigError(f"tokenizer={type(tokenizer).__name__}: expected a tokenizer; give {hint}")
-
-
-def _loaded(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A model, and the tokenizer beside it if none is given; both loaded where they are named."""
-    model = load_base(model) if isinstance(model, str | PathLike) else model
-    return model, load_tokenizer(_transformers_model(model)) if tokenizer is None else tokenizer
-
-
-def _named_base(base: Fingerprint) -> PreTrainedModel:
-    """The base that a memory names."""
-    if not base.name:
-        raise ConfigError("the memory does not name it; give the model and its tokenizer")
-    return load_base(base.name, revision=base.revision or None, dtype=base.dtype)
 
 
 def _inside_adapters(model: nn.Module, path: str) -> str:
@@ -735,4 +692,4 @@ def wrap(
     Raises ConfigError for a layer that the model does not have, or a model, tokenizer or encoder that cannot be loaded,
     and UnsupportedModelError for an unknown architecture, packed experts or anything that is no causal LM.
     """
-    return WiseModel(*_loaded(model, tokenizer), config, reader=reader)
+    return WiseModel(*loaded(model, tokenizer), config, reader=reader)
