@@ -1,7 +1,7 @@
 """Edits its part of a stream, one by one: `accelerate launch --multi_gpu --num_processes 2 shards.py FOLDER`.
 
-`--multi_gpu` is how accelerate starts several processes; here they are on the CPU. Each has a base of its own, and saves
-its memory to `FOLDER/memoryRANK`; `wise store import` puts them together.
+`--multi_gpu` is how accelerate starts several processes; here they are on the CPU. Each has a base of its own, and
+saves its memory to `FOLDER/memoryRANK`; `wise store import` puts them together.
 """
 
 from __future__ import annotations
