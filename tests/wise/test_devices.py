@@ -154,7 +154,7 @@ def test_four_bits_keep_their_gradient(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch and transformers themselves
 @pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}])
 @modes
 def test_flex_attention_with_padding_says_what_sdpa_says(mode: str, options: dict[str, str]) -> None:
@@ -238,9 +238,8 @@ def test_what_is_split_otherwise_is_refused_on_each_rank(kind: str, reason: str,
 
 @pytest.mark.slow
 def test_two_processes_that_edit_shards_of_a_stream_make_what_one_makes(tmp_path: Path) -> None:
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--main_process_port", "0"]
-    said = started(*launch, str(HELPERS / "shards.py"), str(tmp_path))
+    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --main_process_port 0".split()
+    said = started("-m", "accelerate.commands.launch", *options, str(HELPERS / "shards.py"), str(tmp_path))
     assert sorted(line for line in said if "edits" in line) == ["0: gloo, 2 edits", "1: gloo, 1 edits"]
     edit_stream(STREAM, tmp_path / "whole")
     with Store.open(tmp_path / "one") as one, Store.open(tmp_path / "both") as both:
