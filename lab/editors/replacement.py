@@ -4,30 +4,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from wise.architectures import TargetModule
 from wise.lab.editors.context import EditingContext
-from wise.memory.modules import execution_device, hooked
+from wise.memory.modules import Around, execution_device, hooked
 
 
-class Replacement(nn.Module, ABC):
-    """Wraps `base_layer`, a linear map `[..., f] -> [..., d]`; inactive or empty it is that, bit for bit.
+class Replacement(Around, ABC):
+    """Wraps `base_module`, a linear map `[..., f] -> [..., d]`; inactive or empty it is that, bit for bit.
 
     What a method learns is kept in plain attributes: parameters of the model are those of the base.
     """
 
     def __init__(self, context: EditingContext, place: TargetModule) -> None:
         super().__init__()
-        self.base_layer = context.model.get_submodule(place.path)
+        self.base_module = context.model.get_submodule(place.path)
         self.in_features = place.in_features
         self.out_features = place.out_features
         self.active = True
-        self.train(self.base_layer.training)
+        self.train(self.base_module.training)
 
     @property
     @abstractmethod
@@ -40,7 +39,7 @@ class Replacement(nn.Module, ABC):
 
     def forward(self, activation: Tensor) -> Tensor:
         """`[..., f] -> [..., d]`."""
-        output: Tensor = self.base_layer(activation)
+        output: Tensor = self.base_module(activation)
         return output if self.empty or not self.active else self.changed(activation, output)
 
     @torch.no_grad()
@@ -49,16 +48,7 @@ class Replacement(nn.Module, ABC):
         alike with edits and without."""
         results: list[Tensor] = []
         ids = torch.tensor([list(prompt)], device=execution_device(model))
-        with hooked([(self.base_layer, lambda _, args, output: results.extend((args[0], output)))]):
+        with hooked([(self.base_module, lambda _, args, output: results.extend((args[0], output)))]):
             model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
         activation, output = (tensor.reshape(len(prompt), -1) for tensor in results)
         return activation, output
-
-    @property
-    def weight(self) -> Any:
-        """The base layer's weight, for code that looks at a projection's dtype or device."""
-        return self.base_layer.weight
-
-    @property
-    def bias(self) -> Any:
-        return self.base_layer.bias

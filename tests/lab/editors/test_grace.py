@@ -48,7 +48,7 @@ def test_value_inside_and_base_bit_for_bit_outside(model_type: str) -> None:
     activations = torch.randn(2, 3, editor.layer.in_features, generator=torch.Generator().manual_seed(0))
     if model_type == "opt":
         activations = activations.flatten(0, 1)
-    base = editor.layer.base_layer(activations)
+    base = editor.layer.base_module(activations)
     assert torch.equal(editor.layer(activations), base)
     key = activations.reshape(6, -1)[4]
     near = activations + 0.01
@@ -57,11 +57,11 @@ def test_value_inside_and_base_bit_for_bit_outside(model_type: str) -> None:
     editor.layer.codebook, _ = editor.layer.codebook.written(key, (1,), value, radius)
     assert (near.reshape(6, -1)[4] - key).norm() < radius
     for given in (activations, near):
-        expected = editor.layer.base_layer(given).reshape(6, -1).clone()
+        expected = editor.layer.base_module(given).reshape(6, -1).clone()
         expected[4] = value
         assert torch.equal(editor.layer(given).reshape(6, -1), expected)
     far = activations + 1.0  # the control: beyond the radius
-    assert torch.equal(editor.layer(far), editor.layer.base_layer(far))
+    assert torch.equal(editor.layer(far), editor.layer.base_module(far))
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

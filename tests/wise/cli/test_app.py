@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from chats import TEMPLATE
+from commands import refused, run, tiny_folder
 from tiny import WordReader, text, tiny_model, tiny_tokenizer
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import wise
-from wise.cli.app import app
 from wise.demo import model_path
 from wise.demo.facts import load_facts
 from wise.demo.records import demo_records
@@ -42,28 +42,13 @@ TIMES = {"cpu_seconds_per_edit", "seconds_per_edit", "timing"}
 FRANCE = ("--prompt", "The capital of France is", "--target", "Lyon", "--subject", "France")
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def last_line(result: Result) -> Any:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def refused(result: Result, *parts: str) -> None:
-    """One clear line on stderr, nothing on stdout, exit code 2."""
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    [line] = result.stderr.splitlines()
-    assert line.startswith("wise: ") and all(part in line for part in parts), line
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny random model."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return tiny_folder(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

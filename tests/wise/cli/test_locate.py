@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import torch
+from commands import refused, tiny_folder
 from tiny import text, tiny_model, tiny_tokenizer
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 import wise
-from wise.cli.app import app
 from wise.cli.locate import show_location
 from wise.demo.plotting import check_picture
 from wise.errors import ConfigError
@@ -22,23 +23,12 @@ from wise.training.encoding import learn_encoder
 
 
 def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["locate", *(str(argument) for argument in arguments)])
-
-
-def refused(result: Result, *parts: str) -> None:
-    """One clear line on stderr, nothing on stdout, exit code 2."""
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    line = result.stderr.splitlines()[-1]
-    assert line.startswith("wise: ") and all(part in line for part in parts), line
+    return commands.run("locate", *arguments)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny random model."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return tiny_folder(tmp_path_factory)
 
 
 def rows(edits: bool) -> list[dict[str, Any]]:

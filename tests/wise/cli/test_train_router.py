@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import torch
+from commands import refused
 from questions import SHIPS
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -41,13 +43,7 @@ FIGURES = {
 
 
 def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["train-router", *map(str, arguments)])
-
-
-def refused(result: Result, *parts: str) -> None:
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
-    [line] = result.stderr.splitlines()
-    assert line.startswith("wise: ") and all(part in line for part in parts), line
+    return commands.run("train-router", *arguments)
 
 
 @pytest.fixture(scope="module")

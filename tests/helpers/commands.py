@@ -1,0 +1,31 @@
+"""The command line as the tests call it, and a folder of a tiny model for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from tiny import tiny_model, tiny_tokenizer
+from typer.testing import CliRunner
+
+from wise.cli.app import app
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(result: Result, *parts: str) -> None:
+    """One clear line on stderr, nothing on stdout, exit code 2."""
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    [line] = result.stderr.splitlines()
+    assert line.startswith("wise: ") and all(part in line for part in parts), line
+
+
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
