@@ -16,10 +16,11 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def refused(result: Result, *parts: str) -> None:
-    """One clear line on stderr, nothing on stdout, exit code 2."""
+def refused(result: Result, *parts: str, warnings: int = 0) -> None:
+    """One clear line on stderr behind so many warnings, nothing on stdout, exit code 2."""
     assert (result.exit_code, result.stdout) == (2, ""), result.output
-    [line] = result.stderr.splitlines()
+    *_, line = lines = result.stderr.splitlines()
+    assert len(lines) == 1 + warnings, result.stderr
     assert line.startswith("wise: ") and all(part in line for part in parts), line
 
 

@@ -109,7 +109,7 @@ def test_bad_input_is_refused_before_the_work(tiny: Path, data: Path, known: Pat
     refused(run(*base, "--sweep-edits", "0", "--picture", tmp_path / "heat.xyz"), "--picture", "no format")
     empty = tmp_path / "bare.jsonl"
     empty.write_text(json.dumps({"prompt": text([5, 6]), "target": "w7"}) + "\n")
-    refused(run("--model", tiny, "--data", empty, "--sweep-edits", "0"), "no fact")
+    refused(run("--model", tiny, "--data", empty, "--sweep-edits", "0"), "no fact", warnings=1)
 
 
 # -- pictures and tables ----------------------------------------------------------------------
