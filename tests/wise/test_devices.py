@@ -221,7 +221,7 @@ def test_tensor_parallel_ranks_edit_alike_and_as_one_process_does(here: wise.Wis
     assert any(slot is not None for slot, _ in first["routes"][0])
     assert first["digest"] == here.fingerprint().digest
     loaded = wise.WiseModel.from_pretrained(
-        tiny_model("llama"), here.tokenizer, tmp_path / "memory", **reading("hybrid")
+        tiny_model("llama"), here.tokenizer, tmp_path / "memory0", **reading("hybrid")
     )
     for own, other in zip(loaded.state.slots, here.state.slots, strict=True):
         torch.testing.assert_close(own.tensors()["values"], other.tensors()["values"], rtol=1e-2, atol=1e-2)
