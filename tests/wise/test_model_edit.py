@@ -204,7 +204,7 @@ def test_a_live_edit_that_the_next_call_breaks_is_lost_and_said_so(monkeypatch: 
     ask = type(model.trainer.verifier).ask
 
     def asked(self: Any, *given: Any) -> dict[str, Verdict]:
-        wrong = {"prompt": False}
+        wrong = {"prompt": {"prompt": False}}
         return {i: replace(v, holds=wrong) if i == "e0" else v for i, v in ask(self, *given).items()}
 
     monkeypatch.setattr(type(model.trainer.verifier), "ask", asked)
