@@ -27,6 +27,8 @@ from wise.loading import Placement
 from wise.memory.store.store import Store
 
 LAYER = 1
+LIMIT = 300
+"""Seconds after which processes that wait for each other are given up."""
 modes = pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
 
 
@@ -56,7 +58,7 @@ def is_edited_alike(model: wise.WiseModel, here: wise.WiseModel, folder: Path, *
             torch.testing.assert_close(own.tensors(), other.tensors(), rtol=1e-3, atol=1e-3)  # sums in another order
     model.save_pretrained(folder)
     base = tiny_model("llama").to(model.model.dtype)
-    again = wise.WiseModel.from_pretrained(base, model.tokenizer, folder, **reading("hybrid"))
+    again = wise.WiseModel.from_pretrained(folder, base, model.tokenizer, **reading("hybrid"))
     assert [answer.text for answer in again.ask(questions[:2])] == [edit.target for edit in EDITS]
 
 
@@ -207,7 +209,8 @@ def started(*arguments: str) -> list[str]:
     """What Python says with these arguments, line by line."""
     path = os.pathsep.join(filter(None, [str(ROOT), str(HELPERS), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.splitlines()
 
@@ -221,7 +224,7 @@ def test_tensor_parallel_ranks_edit_alike_and_as_one_process_does(here: wise.Wis
     assert any(slot is not None for slot, _ in first["routes"][0])
     assert first["digest"] == here.fingerprint().digest
     loaded = wise.WiseModel.from_pretrained(
-        tiny_model("llama"), here.tokenizer, tmp_path / "memory0", **reading("hybrid")
+        tmp_path / "memory0", tiny_model("llama"), here.tokenizer, **reading("hybrid")
     )
     for own, other in zip(loaded.state.slots, here.state.slots, strict=True):
         torch.testing.assert_close(own.tensors()["values"], other.tensors()["values"], rtol=1e-2, atol=1e-2)

@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loaded(folder: Path, memory: str = "memory", base: PreTrainedModel | None = None, **given: Any) -> wise.WiseModel:
     model, tokenizer = load_model(str(folder / "base"), placement=Placement(**given.pop("placement", {})))
-    return wise.WiseModel.from_pretrained(base or model, tokenizer, folder / memory, **reading("hybrid"), **given)
+    return wise.WiseModel.from_pretrained(folder / memory, base or model, tokenizer, **reading("hybrid"), **given)
 
 
 COPIES = [{"dtype": "bfloat16"}, {"dtype": "float16"}, *({"quantization": name} for name in QUANTIZATIONS)]
@@ -99,7 +99,7 @@ def test_a_memory_that_was_edited_on_a_copy_is_of_that_copy(folder: Path, tmp_pa
     model = loaded(folder, placement={"dtype": "bfloat16"}, allow_precision=True)
     model.save_pretrained(tmp_path)
     again = wise.WiseModel.from_pretrained(
-        tiny_model("llama").bfloat16(), model.tokenizer, tmp_path, **reading("hybrid")
+        tmp_path, tiny_model("llama").bfloat16(), model.tokenizer, **reading("hybrid")
     )
     assert again.precision_report is None and again.edits == model.edits
 
