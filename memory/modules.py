@@ -57,8 +57,11 @@ def activation_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | 
 
 
 @contextmanager
-def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, before: bool = False) -> Iterator[None]:
-    """For the length of a `with` block each module has its forward hook; with `before`, its forward pre-hook."""
+def hooked(
+    hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, before: bool = False, named: bool = False
+) -> Iterator[None]:
+    """For the length of a `with` block each module has its forward hook; with `before`, its forward pre-hook; with
+    `named`, one that takes named arguments too."""
     handles: list[RemovableHandle] = []
 
     def remove() -> None:
@@ -67,7 +70,8 @@ def hooked(hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, before: boo
 
     with restoring(remove):
         for module, hook in hooks:
-            handles.append(module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook))
+            register = module.register_forward_pre_hook if before else module.register_forward_hook
+            handles.append(register(hook, with_kwargs=named))
         yield
 
 
@@ -101,15 +105,7 @@ def recorded_inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tens
     def recorder(key: Any) -> Callable[..., None]:
         return lambda _module, args, kwargs: seen.update({key: activation_of(args, kwargs)})
 
-    handles: list[RemovableHandle] = []
-
-    def remove() -> None:
-        for handle in handles:
-            handle.remove()
-
-    with restoring(remove):
-        for key, module in modules.items():
-            handles.append(module.register_forward_pre_hook(recorder(key), with_kwargs=True))
+    with hooked([(module, recorder(key)) for key, module in modules.items()], before=True, named=True):
         yield seen
 
 

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from wise.architectures import TargetModule
 from wise.config import WiseConfig
+from wise.errors import UnsupportedModelError
 from wise.memory.key_space import KeySpace, Space
 from wise.memory.state import MemoryState
 from wise.router.hybrid import RouterInputs
@@ -36,6 +37,8 @@ def build_trainer(
     it has one.
     """
     spliced = SplicedModel(model, target_module)
+    if spliced.no_gradient:
+        raise UnsupportedModelError(f"this base can be served but not edited here: {spliced.no_gradient}")
     verifier: Verifier
     writer: Writer
     space: Space

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import PreTrainedModel
 
 from wise.config import WiseConfig
 from wise.errors import ConfigError, UnsupportedModelError
-from wise.memory.modules import activation_of, evaluating, execution_device, first_tensor, with_first
+from wise.memory.modules import activation_of, evaluating, execution_device, first_tensor, hooked, with_first
 from wise.supported import make_differentiable
 
 TOKENS = 8
@@ -99,12 +100,8 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     def note(path: str) -> Callable[..., None]:
         return lambda *_: run.update({path: len(lists[path])})
 
-    handles = [module[0].register_forward_pre_hook(note(path)) for path, module in lists.items()]
-    try:
+    with hooked([(module[0], note(path)) for path, module in lists.items()], before=True):
         _run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
     if not run:
         raise UnsupportedModelError(
             f"this {model.config.model_type} model runs none of its lists of modules with text "
@@ -171,17 +168,14 @@ class _Trial:
         """By path within the block, in the order of their ends: modules called once that give a vector per token."""
         several: set[str] = set()
         adapted = tuple(f"{path}." for path, module in block.named_modules() if hasattr(module, "merged_adapters"))
-        handles = [
-            module.register_forward_hook(self._recorder(path, several), with_kwargs=True)
+        hooks = [
+            (module, self._recorder(path, several))
             for path, module in block.named_modules()
             # One expert of a list is not a feed-forward layer, and a part of one of peft's layers is none of the base.
             if path and not re.search(r"(^|\.)\d+\.", path) and not path.startswith(adapted)
         ]
-        try:
+        with hooked(hooks, named=True):
             self.output = self.run()
-        finally:
-            for handle in handles:
-                handle.remove()
         if TOKENS not in self.output.shape[:-1]:
             raise UnsupportedModelError(
                 f"a block of this model gives {list(self.output.shape)} for {TOKENS} tokens: it runs other columns "
@@ -205,13 +199,8 @@ class _Trial:
             given.append((args, kwargs))
             raise _Reached
 
-        handle = blocks[layer].register_forward_pre_hook(take, with_kwargs=True)
-        try:
+        with suppress(_Reached), hooked([(blocks[layer], take)], before=True, named=True):
             _run(model)
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
         if not given:
             raise UnsupportedModelError(
                 f"block {layer} of this {model.config.model_type} model is not run with text: choose another layer"
@@ -315,15 +304,12 @@ class _Trial:
             tensor = first_tensor(output)
             return output if tensor is None else with_first(output, tensor + added.to(tensor))
 
-        handle = self.block.get_submodule(path).register_forward_hook(add)
-        try:
+        with hooked([(self.block.get_submodule(path), add)]):
             change = self.run().float() - self.output.float()
             # A block may give several streams, in an axis of their own or side by side.
             streams = change.reshape(*change.shape[:-1], -1, self.width)
             tokens = max(axis for axis, size in enumerate(streams.shape[:-1]) if size == TOKENS)
             return streams.movedim(tokens, -2).reshape(-1, TOKENS, self.width)
-        finally:
-            handle.remove()
 
     def describe(self, inner: str, blocks: str, layer: int, depth: int) -> TargetModule:
         return TargetModule(

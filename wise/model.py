@@ -204,7 +204,7 @@ class WiseModel(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             own = inspect.getattr_static(type(self), name, None)
-            if isinstance(own, property):  # which failed with an AttributeError: let that be seen, and no other
+            if isinstance(own, property | cached_property):  # its own AttributeError is to be seen, and no other
                 return own.__get__(self)
             if name in _FIRST:  # not set yet: there is nothing to forward to
                 raise

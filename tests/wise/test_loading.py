@@ -115,7 +115,7 @@ def test_a_folder_whose_own_quantization_is_not_installed_is_named(base: Path, t
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": method}))
     if find_spec("hqq") is not None:
         pytest.skip("hqq is installed")
-    with pytest.raises(ConfigError, match=r"--model .*[Hh][Qq][Qq]"):
+    with pytest.raises(ConfigError, match=r"model .*[Hh][Qq][Qq]"):
         load_model(str(tmp_path))
 
 

@@ -108,7 +108,7 @@ def test_an_adapter_put_on_a_wrapped_model_is_saved_merged_and_taken_off(targets
 
     torch.manual_seed(0)
     wrapped = wrap_tiny("llama")
-    plain, (inputs, outputs) = logits(wrapped), (wrapped.projection.in_features, wrapped.projection.out_features)
+    plain, (inputs, outputs) = logits(wrapped), (wrapped.target_module.in_features, wrapped.target_module.out_features)
     tuned = get_peft_model(wrapped.model, lora(target_modules=targets)).eval()
     with_adapter = logits(tuned)
     assert not torch.allclose(with_adapter, plain)
@@ -148,7 +148,7 @@ def test_virtual_tokens_are_refused_and_other_adapters_are_not(kind: str) -> Non
 
 @needs("peft")
 def test_the_parts_of_an_adapter_are_no_candidates(tuned: Any) -> None:
-    config = wise.WiseConfig(value_projection="base_model.model.model.layers.{i}.mlp.down_proj")
+    config = wise.WiseConfig(target_module="base_model.model.model.layers.{i}.mlp.down_proj")
     with pytest.raises(wise.UnsupportedModelError, match=r"candidates: model.layers.\{i\}.mlp.down_proj$"):
         wise.wrap(tuned, tiny_tokenizer(), config)
 

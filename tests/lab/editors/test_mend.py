@@ -308,7 +308,6 @@ def test_without_records_it_says_what_to_give(count: int) -> None:
         {"edit_rate": -1.0},
         {"rate_rate": 0},
         {"normalise": 1},
-        {"hypernetwork": ""},
         {"blocks": 0},
         {"steps": 0},
         {"batch": 1.5},

@@ -140,7 +140,7 @@ def test_the_command_writes_anew_what_shared_a_slot(folder: Path, monkeypatch: p
     made(folder / "store", "merge", [edit(0), edit(1)])
     asked: list[str | None] = []
 
-    def load(name: str | None, *, threads: int | None) -> tuple[Any, Any]:
+    def load(name: str | None, **_: Any) -> tuple[Any, Any]:
         asked.append(name)
         return tiny_model("llama", **WIDE), tiny_tokenizer()
 
@@ -159,7 +159,7 @@ def test_the_command_refuses_another_base(folder: Path, monkeypatch: pytest.Monk
     other = tiny_model("llama", **WIDE)
     with torch.no_grad():
         next(other.parameters()).mul_(1.5)
-    monkeypatch.setattr(module, "load_model", lambda name, threads: (other, tiny_tokenizer()))
+    monkeypatch.setattr(module, "load_model", lambda name, **_: (other, tiny_tokenizer()))
     result = CliRunner().invoke(app, ["store", "delete", str(folder / "store"), "e1"])
     assert result.exit_code == 2 and "is for another base" in result.stderr
     assert digest(held(folder / "store")) == digest(before)

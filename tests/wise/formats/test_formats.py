@@ -41,6 +41,7 @@ from published import (
     shared,
     write_rows,
 )
+from repository import ROOT
 
 from wise.edits import Edit, Record
 from wise.errors import EditError
@@ -454,7 +455,7 @@ def test_every_format_is_covered_here() -> None:
 
 def test_the_page_of_files_shows_every_layout() -> None:
     """Each example has the fields of its layout, and what it cannot do without."""
-    page = (Path(__file__).parents[1] / "docs" / "reference" / "files.md").read_text()
+    page = (ROOT / "docs" / "reference" / "files.md").read_text()
     shown, format = [], ""
     for name, example in re.findall(r"^\| (?:`(\w+)` )?\|[^|]+\| `(\{.+\})` \|$", page, flags=re.MULTILINE):
         format = name or format
