@@ -446,7 +446,7 @@ def test_a_safetensors_file_of_another_kind_is_refused(saved: Path) -> None:
         ("llama", {"num_hidden_layers": 4}, "another base .*depth: expected 3, found 4"),
         ("llama", {"num_hidden_layers": 1}, "does not fit this model: layer=2: this model has 1 blocks"),
         ("gpt2", {}, "another base .model_type: expected 'llama', found 'gpt2'"),
-        ("mamba", {}, "does not fit this model: no block of backbone.layers"),
+        ("mamba", {}, "does not fit this model: block 2 .backbone.layers.2. of this mamba"),
     ],
 )
 def test_another_base_is_refused_and_left_as_it_was(

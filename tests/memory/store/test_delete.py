@@ -161,7 +161,7 @@ def test_the_command_refuses_another_base(folder: Path, monkeypatch: pytest.Monk
         next(other.parameters()).mul_(1.5)
     monkeypatch.setattr(module, "load_model", lambda name, **_: (other, tiny_tokenizer()))
     result = CliRunner().invoke(app, ["store", "delete", str(folder / "store"), "e1"])
-    assert result.exit_code == 2 and "is for another base" in result.stderr
+    assert result.exit_code == 2 and "made for another base" in result.stderr
     assert digest(held(folder / "store")) == digest(before)
 
 
