@@ -172,6 +172,8 @@ class SequenceReader:
         ids = ids[None] if ids.ndim == 1 else ids
         cache = _cache_in(given)
         layers = getattr(cache, "layers", None)
+        if cache is not None and layers is None:
+            return f"a {type(cache).__name__} does not say what it holds: use mode='retrieve'"
         before = layers[-1].ids if layers and isinstance(layers[-1], _IdsLayer) else ids[:, :0]
         past = before.shape[1]
         cached = 0 if cache is None or not hasattr(cache, "get_seq_length") else int(cache.get_seq_length())

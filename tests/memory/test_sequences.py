@@ -403,6 +403,19 @@ def test_a_module_that_keeps_another_kind_of_state_is_refused(name: str) -> None
             SequenceReader(module)
 
 
+def test_a_cache_that_does_not_say_what_it_holds_is_refused() -> None:
+    """A decoded token would be taken for a whole text."""
+    model = nn.Module()
+    model.forward = lambda input_ids, cache=None: None  # type: ignore[method-assign, misc, assignment]
+    reader = SequenceReader(model)
+    reader.attach()
+    model(torch.tensor([[5, 6]]))
+    assert [row.tolist() for row in reader.rows.ids] == [[5, 6]]
+    model(torch.tensor([[7]]), cache=object())
+    with pytest.raises(ConfigError, match="object does not say"):
+        _ = reader.rows
+
+
 def test_without_the_reader_the_model_is_as_it_was() -> None:
     watched = Watched("llama")
     watched.reader.remove()

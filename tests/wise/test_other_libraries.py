@@ -149,7 +149,8 @@ def test_virtual_tokens_are_refused_and_other_adapters_are_not(kind: str) -> Non
 @needs("peft")
 def test_the_parts_of_an_adapter_are_no_candidates(tuned: Any) -> None:
     config = wise.WiseConfig(target_module="base_model.model.model.layers.{i}.mlp.down_proj")
-    with pytest.raises(wise.UnsupportedModelError, match=r"candidates: model.layers.\{i\}.mlp.down_proj, model.layers.\{i\}.mlp$"):
+    candidates = r"candidates: model.layers.\{i\}.mlp.down_proj, model.layers.\{i\}.mlp$"
+    with pytest.raises(wise.UnsupportedModelError, match=candidates):
         wise.wrap(tuned, tiny_tokenizer(), config)
 
 
