@@ -317,7 +317,8 @@ class _Trial:
             blocks=blocks,
             layer=layer,
             depth=depth,
-            in_features=self.calls[inner].features,
+            # Under tensor parallelism each rank sees a part of what goes into a linear layer.
+            in_features=_inputs(self.block.get_submodule(inner)) or self.calls[inner].features,
             out_features=self.width,
         )
 
@@ -359,10 +360,15 @@ def _direction(width: int, like: Tensor) -> Tensor:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer: `nn.Linear` and its kin, or transformers' Conv1D."""
+    return _inputs(module) is not None
+
+
+def _inputs(module: nn.Module) -> int | None:
+    """f of a linear layer, `nn.Linear` and its kin or transformers' Conv1D; None for any other module."""
     for inner in ("base_module", "base_layer"):  # of a wrapped layer; of one of peft's, or of another editor's
         module = getattr(module, inner, module)
-    return hasattr(module, "weight") and (hasattr(module, "out_features") or hasattr(module, "nf"))
+    found = getattr(module, "in_features", getattr(module, "nx", None))
+    return found if isinstance(found, int) and hasattr(module, "weight") else None
 
 
 def _candidates(model: PreTrainedModel) -> str:
