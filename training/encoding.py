@@ -258,7 +258,8 @@ def _learn_delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig)
         text = tokenizer(config.terminator, add_special_tokens=False)["input_ids"] if config.terminator else []
         terminator = (*text, _eos(tokenizer, bare.stops))
     else:
-        terminator = _learn_terminator(model, begun, [begun.prompt(text) for text in OPENINGS])
+        level = logging.INFO if bare.in_chat else logging.WARNING  # a chat model often goes on with plain text for long
+        terminator = _learn_terminator(model, begun, [begun.prompt(text) for text in OPENINGS], level=level)
     chat: tuple[int, ...] = ()
     if bare.template is not None:
         turns = [render(tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
@@ -325,17 +326,23 @@ def text_loss(model: PreTrainedModel, ids: list[int], *, start: int) -> float:
 
 
 def _learn_terminator(
-    model: PreTrainedModel, encoder: Encoder, prompts: list[list[int]], least: int | None = None
+    model: PreTrainedModel,
+    encoder: Encoder,
+    prompts: list[list[int]],
+    least: int | None = None,
+    level: int = logging.WARNING,
 ) -> tuple[int, ...]:
     """The longest ending that at least half of the base's own answers to `prompts` share.
 
     least: number of different finished answers that are needed; None is half of the prompts.
+    level: of the log message where there are fewer.
     """
     answers = greedy(model, prompts, stops=encoder.stops, max_new_tokens=ANSWER_TOKENS)
     ended = sorted({tuple(a) for a in answers if a and a[-1] in encoder.stops})
     if len(ended) < (len(answers) / 2 if least is None else least):  # also where it gives every prompt the same answer
         eos = _eos(encoder.tokenizer, encoder.stops)
-        logger.warning(
+        logger.log(
+            level,
             "the base gave %d different finished answers to %d prompts, so its way of ending could not be "
             "learned: targets end in end-of-sequence alone; set terminator='.' (say) if its answers end otherwise",
             len(ended),
