@@ -54,6 +54,7 @@ def serve(
         if as_json:
             show_json({"url": url, "token": token})
 
+    typer.echo(f"loading {settings.model or 'the demo model'}: a minute or more where the model is large", err=True)
     run(settings, show)
 
 

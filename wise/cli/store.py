@@ -226,7 +226,7 @@ def export(
     """Write a version of a store as a knowledge pack, which `wise store import` and `wise ask --memory` read."""
     with opened(store, writer=False) as found:
         count = found.export_pack(folder, version=version, namespace=namespace)
-    typer.echo(f"{count} edits, exported to {folder}")
+    typer.echo(f"exported to {folder}; edits: {count}")
     if as_json:
         show_json({"edits": count, "output": str(folder)})
 
@@ -251,6 +251,6 @@ def import_(
 
 def _show_version(version: Version, as_json: bool) -> None:
     """The version that a command made, or left as it was."""
-    typer.echo(f"version {version.number} ({version.kind}) is current and holds {version.edits} edits")
+    typer.echo(f"version {version.number} ({version.kind}) is current; edits: {version.edits}")
     if as_json:
         show_json(version.to_dict())

@@ -43,7 +43,7 @@ def stream(
     with open_reader(store) as opened:
         _take_all(opened, called, source, follow, RecordParser(format, parsed_columns(columns)), counts)
     taken, known, bad = (counts[kind] for kind in ("taken", "known", "refused"))
-    typer.echo(f"{called}: {taken} edits taken in, {known} known already, {bad} lines refused")
+    typer.echo(f"{called}: edits taken in: {taken}, known already: {known}, lines refused: {bad}")
     if as_json:
         show_json({"name": called, "taken": taken, "known": known, "refused": bad})
     if bad:

@@ -109,6 +109,8 @@ class Editor:
 
     def _train(self, tickets: Sequence[Ticket]) -> None:
         edits = [ticket.edit for ticket in tickets]
+        begun = time.monotonic()
+        logger.info("training", extra={"fields": {"edits": [edit.id for edit in edits]}})
         before = self._store.read()
         state, outcomes = edited(self._model, before.state, edits)
         authors = sorted({edit.author for edit in edits if edit.author})
@@ -121,6 +123,8 @@ class Editor:
             outcomes={outcome.id: asdict(outcome) for outcome in outcomes},
             author=", ".join(authors) or None,
         )
+        spent = round(time.monotonic() - begun, 3)
+        logger.info("committed", extra={"fields": {"version": version.number, "seconds": spent}})
         keep = self._settings.keep_versions
         if version.number % keep == 0:
             self._store.gc(keep=keep)
@@ -356,6 +360,7 @@ def _main(settings: Settings, connection: Connection) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service says when it is to end
     logging.getLogger().addHandler(json_handler())
+    logging.getLogger("wise").setLevel(logging.INFO)
     with suppress(OSError):
         os.nice(settings.edit_niceness)
     torch.set_num_threads(settings.edit_threads)
