@@ -121,3 +121,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with restoring(restore):
         model.eval()
         yield
+
+
+def inside_adapters(model: nn.Module, path: str) -> str:
+    """The place of the base's own module. Where peft has put adapters on it, that is inside of peft's layer, which
+    stays where peft looks for it."""
+    while hasattr(model.get_submodule(path), "base_layer"):
+        path += ".base_layer"
+    return path
+
+
+def put_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

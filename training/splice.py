@@ -18,14 +18,12 @@ blocks (masks, rotary angles, soft-capping, its head) stays its own.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from os.path import commonprefix
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +37,8 @@ from wise.errors import UnsupportedModelError
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.modules import Around, activation_of, execution_device, first_tensor, with_first
 from wise.training.generation import UNPADDED, left_pad
+from wise.training.rows import Rows, columns_of, is_recurrent, joined, restore_states, states_of
+from wise.training.shallow_copy import copied_along, shallow_copy
 
 logger = logging.getLogger(__name__)
 
@@ -57,60 +57,6 @@ LOW_PRECISION = 0.1
 
 Delta = Callable[[Tensor], Tensor]
 """`[batch, targets, f] -> [batch, targets, d]`: what is added to the value target_module."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Cached rows. The context is the prompt without its last token; target positions predict the target."""
-
-    mask: Tensor
-    """`[batch, context + targets]` 1 for real tokens: contexts are left-padded, targets right-padded."""
-    inputs: Tensor
-    """`[batch, targets]` input ids: the prompt's last token, then the target without its last."""
-    before: Tensor
-    """`[batch, context]` input ids of the context."""
-    labels: Tensor
-    """`[batch, targets]` the target's ids, -100 where padded."""
-    hidden: Tensor
-    """`[batch, targets, d]` the input of the edited block."""
-    hidden_before: Tensor | None
-    """`[batch, context, d]` the same in the context (`UPPER`)."""
-    activations: Tensor
-    """`[batch, targets, f]` the input of the value target_module."""
-    outputs: Tensor
-    """`[batch, targets, d]` what the edited module gave."""
-    context: Tensor
-    """`[batch, context, f]` its inputs in the context; meaningless at pads."""
-    keys: tuple[Tensor | None, ...]
-    """Attention keys of the context, from the edited block up; None where a block has no attention. Empty if the rows
-    are not cached."""
-    values: tuple[Tensor | None, ...]
-    states: tuple[tuple[Tensor, ...], ...]
-    """Of the same blocks, the states of convolutions and recurrences behind the context."""
-
-    def __len__(self) -> int:
-        return len(self.mask)
-
-    def select(self, rows: Tensor) -> Rows:
-        """The given rows, in the given order."""
-
-        def chosen(tensor: Tensor) -> Tensor:
-            return tensor[rows.to(tensor.device)]
-
-        return Rows(
-            mask=chosen(self.mask),
-            inputs=chosen(self.inputs),
-            before=chosen(self.before),
-            labels=chosen(self.labels),
-            hidden=chosen(self.hidden),
-            hidden_before=None if self.hidden_before is None else chosen(self.hidden_before),
-            activations=chosen(self.activations),
-            outputs=chosen(self.outputs),
-            context=chosen(self.context),
-            keys=tuple(None if k is None else chosen(k) for k in self.keys),
-            values=tuple(None if v is None else chosen(v) for v in self.values),
-            states=tuple(tuple(map(chosen, layer)) for layer in self.states),
-        )
 
 
 class Observation(NamedTuple):
@@ -135,11 +81,11 @@ class SplicedModel:
         self._model = model
         self.device = execution_device(model)
         """Where ids go in and logits come out."""
-        self._full = _copy_along(model, f"{target_module.blocks}.{target_module.layer}")
+        self._full = copied_along(model, f"{target_module.blocks}.{target_module.layer}")
         self._full_tap = _tap(self._full, target_module)
         self.layer_device = execution_device(self._full.get_submodule(f"{target_module.blocks}.{target_module.layer}"))
         """Where the edited layer runs, in a model that is spread over several devices."""
-        self.upper: Any = _copy_along(model, f"{target_module.blocks}.{target_module.layer}")
+        self.upper: Any = copied_along(model, f"{target_module.blocks}.{target_module.layer}")
         """The copy whose blocks below the edited one pass the cached state on."""
         self._upper_tap = _tap(self.upper, target_module)
         self._inner_name = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
@@ -157,12 +103,12 @@ class SplicedModel:
         """What a training step runs: one of `STEPS`."""
         self.no_gradient = ""
         """Why the base cannot be differentiated on this device, though it can be served."""
-        self._recurrent = _is_recurrent(model)
+        self._recurrent = is_recurrent(model)
         blocks = self._full.get_submodule(target_module.blocks)
         self._spy.forward = blocks[target_module.layer].forward
         blocks[target_module.layer].__dict__["forward"] = self._spy
         if target_module.layer:
-            below = _copy(blocks[target_module.layer - 1])
+            below = shallow_copy(blocks[target_module.layer - 1])
             below.__dict__["forward"] = self._remember_type(below.forward)
             blocks._modules[str(target_module.layer - 1)] = below
         self._install_head()
@@ -230,7 +176,7 @@ class SplicedModel:
         for i in range(self.target_module.layer):
             stub = self._lower[str(i)]
             if steps in (CACHED, UPPER):
-                stub = _copy(stub)  # a copy, since some models read attributes off a block before calling it
+                stub = shallow_copy(stub)  # a copy, since some models read attributes off a block before calling it
                 stub.__dict__["forward"] = self._hand_on
             blocks._modules[str(i)] = stub
 
@@ -253,7 +199,7 @@ class SplicedModel:
         # A state is begun by a context; where a prompt has one token alone there is none.
         cached = self.steps == CACHED and not (self._recurrent and any(len(prompt) == 1 for prompt, _ in rows))
         found = [self._cache([rows[i] for i in part], cached=cached) for part in parts]
-        whole = found[0] if len(found) == 1 else _joined(found)
+        whole = found[0] if len(found) == 1 else joined(found)
         return whole.select(torch.tensor([i for part in parts for i in part]).argsort())
 
     def _cache(self, rows: Sequence[tuple[list[int], list[int]]], *, cached: bool) -> Rows:
@@ -278,7 +224,7 @@ class SplicedModel:
         states: list[tuple[Tensor, ...]] = [() for _ in upper]
         if self._recurrent:  # a state cannot be cut, so the context is run by itself
             self._run_inner(cache, context, mask[:, :seen], 0)
-            states = [_states(cache.layers[i]) for i in upper]
+            states = [states_of(cache.layers[i]) for i in upper]
             activation, _ = self._take_activation(context)
             self._spy.take()
             self._run_inner(cache, inputs, mask, seen)
@@ -295,8 +241,8 @@ class SplicedModel:
             activations=activation[:, context.shape[1] :].clone(),
             outputs=output[:, -width:].clone(),
             context=torch.cat([*begun, activation[:, : context.shape[1]]], dim=1),
-            keys=tuple(_cut(cache.layers[i], "keys", seen) for i in upper),
-            values=tuple(_cut(cache.layers[i], "values", seen) for i in upper),
+            keys=tuple(columns_of(cache.layers[i], "keys", seen) for i in upper),
+            values=tuple(columns_of(cache.layers[i], "values", seen) for i in upper),
             states=tuple(states),
         )
 
@@ -434,7 +380,7 @@ class SplicedModel:
             if keys is not None and values is not None:
                 cache.update(keys, values, self.target_module.layer + i)
             if states:
-                _restore(cache.layers[self.target_module.layer + i], states)
+                restore_states(cache.layers[self.target_module.layer + i], states)
         return cache
 
     def labelled_logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
@@ -461,7 +407,7 @@ class SplicedModel:
         name = next((name for name, module in self.upper._modules.items() if module is head is not None), None)
         self._selects = name is not None
         if name is not None:
-            own = _copy(head)
+            own = shallow_copy(head)
             own.__dict__["forward"] = partial(self._head, own.forward)
             self.upper._modules[name] = own
 
@@ -541,123 +487,10 @@ def _side_by_side(seen: Sequence[Observation]) -> Observation:
     return Observation(padded("activations"), padded("outputs"), padded("mask"), torch.cat([one.next for one in seen]))
 
 
-def _joined(parts: Sequence[Rows]) -> Rows:
-    """Rows of several runs, contexts padded on the left and targets on the right."""
-    context = max(part.context.shape[1] for part in parts)
-    targets = max(part.inputs.shape[1] for part in parts)
-
-    def put(tensor: Tensor, axis: int, left: int, right: int, value: float = 0) -> Tensor:
-        return pad(tensor, [0, 0] * (tensor.ndim - 1 - axis) + [left, right], value=value)
-
-    def column(name: str, value: float = 0) -> Tensor:
-        own = [getattr(part, name) for part in parts]
-        return torch.cat([put(t, 1, 0, targets - t.shape[1], value) for t in own])
-
-    def attention(name: str) -> tuple[Tensor | None, ...]:
-        layers = zip(*(getattr(part, name) for part in parts), strict=True)
-        return tuple(
-            None if layer[0] is None else torch.cat([put(t, 2, context - t.shape[2], 0) for t in layer])
-            for layer in layers
-        )
-
-    def behind_pads(name: str) -> Tensor:
-        own = [getattr(part, name) for part in parts]
-        return torch.cat([put(t, 1, context - t.shape[1], 0) for t in own])
-
-    masks = []
-    for part in parts:
-        before, behind = context - part.context.shape[1], targets - part.inputs.shape[1]
-        masks.append(put(part.mask, 1, before, behind))
-    return Rows(
-        mask=torch.cat(masks),
-        inputs=column("inputs"),
-        before=behind_pads("before"),
-        labels=column("labels", -100),
-        hidden=column("hidden"),
-        hidden_before=None if parts[0].hidden_before is None else behind_pads("hidden_before"),
-        activations=column("activations"),
-        outputs=column("outputs"),
-        context=behind_pads("context"),
-        keys=attention("keys"),
-        values=attention("values"),
-        states=tuple(
-            tuple(map(torch.cat, zip(*layer, strict=True)))
-            for layer in zip(*(part.states for part in parts), strict=True)
-        ),
-    )
-
-
-def _is_recurrent(model: PreTrainedModel) -> bool:
-    """Whether the cache of a model holds states of convolutions or recurrences."""
-    try:
-        return any(hasattr(layer, "conv_states") for layer in DynamicCache(config=model.config).layers)
-    except (AttributeError, KeyError, TypeError, ValueError):  # a configuration that tells nothing of its layers
-        return False
-
-
-def _cut(layer: Any, name: str, length: int) -> Tensor | None:
-    """The first `length` columns of the keys or values of a layer of a cache; None where it has none."""
-    found = getattr(layer, name, None)
-    return found[:, :, :length].clone() if isinstance(found, Tensor) else None
-
-
-def _states(layer: Any) -> tuple[Tensor, ...]:
-    """Copies of the states of convolutions and recurrences in a layer of a cache."""
-    kept = (*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values())
-    return tuple(state.clone() for state in kept if state is not None)
-
-
-def _restore(layer: Any, states: tuple[Tensor, ...]) -> None:
-    """Puts copied states into a fresh layer of a cache. What is computed from them is not kept: a training step runs
-    once, and a state that was written over could not be differentiated."""
-    count = layer.number_of_states
-    convolved, recurrent = states[: min(count, len(states))], states[min(count, len(states)) :]
-    for i, state in enumerate(convolved):
-        layer.conv_states[i], layer.conv_kernel_size[i] = state, state.shape[-1]
-        layer.is_conv_states_initialized[i] = layer.has_previous_state[i] = True
-    for i, state in enumerate(recurrent):
-        layer.recurrent_states[i], layer.is_recurrent_states_initialized[i] = state, True
-    layer.dtype, layer.device = states[0].dtype, states[0].device
-    layer.update_conv_state = lambda new, state_idx=0, **_: torch.cat([layer.conv_states[state_idx], new], dim=-1)
-    layer.update_recurrent_state = lambda new, state_idx=0, **_: new
-
-
 def _tap(model: nn.Module, target_module: TargetModule) -> _Tap:
     parent_path, _, name = target_module.path.rpartition(".")
-    parent = _copy_along(model, parent_path, inside=f"{target_module.blocks}.{target_module.layer}")
+    parent = copied_along(model, parent_path, inside=f"{target_module.blocks}.{target_module.layer}")
     layer = parent._modules[name]
     tap = _Tap(layer.base_module if isinstance(layer, SideMemoryLayer) else layer)
     parent._modules[name] = tap
     return tap
-
-
-def _copy_along(model: Any, path: str, inside: str = "") -> Any:
-    """Copies `model` and each module down to `path`; returns the new root (or the new end, below `inside`).
-
-    With `inside`, the modules down to that path are already copies and are walked, not copied again.
-    """
-    root = model if inside else _copy(model)
-    node = root
-    walked: list[str] = []
-    for name in path.split("."):
-        walked.append(name)
-        child = node._modules[name]
-        if not (inside + ".").startswith(".".join(walked) + "."):
-            child = _copy(child)
-            node._modules[name] = child
-        node = child
-    return node if inside else root
-
-
-def _copy(module: Any) -> Any:
-    """A shallow copy: own table of children, shared parameters and buffers."""
-    clone = copy.copy(module)
-    clone.__dict__["_modules"] = dict(module._modules)
-    bound = clone.__dict__.get("forward")
-    compiled = getattr(bound, "_torchdynamo_orig_callable", None)
-    if compiled is not None:  # it would run the original module: what is trained is not compiled
-        clone.__dict__["forward"] = MethodType(compiled.__func__, clone)
-    if isinstance(bound, partial):  # accelerate's hook, bound to the original module: bind it to the copy
-        clone.__dict__["forward"] = partial(bound.func, clone)
-        clone.__dict__["_old_forward"] = MethodType(type(clone).forward, clone)
-    return clone

@@ -405,3 +405,15 @@ def _check_apart(name: str, prompts: Sequence[str], others: Sequence[str], why: 
     for place, prompt in enumerate(prompts):
         if prompt in others:
             raise EditError(f"field {f'{name}[{place}]'!r}: {shortened(prompt)} also {why}; keep it in one place only")
+
+
+def conversations(prompts: Any) -> list[Any]:
+    """A list of prompts; a single text, message or conversation is a list of one. Raises EditError for what is none."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, Message | Mapping):
+        return [[prompts]]
+    if not isinstance(prompts, Iterable):
+        raise EditError(f"ask() takes texts and conversations: {given(prompts)} was given")
+    several = list(prompts)
+    return [several] if any(isinstance(one, Message | Mapping) for one in several) else several

@@ -20,23 +20,31 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
-import huggingface_hub
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.architectures import TargetModule, locate
 from wise.config import WiseConfig
-from wise.edits import Conversation, Edit, Message, as_edit
-from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError, given
+from wise.edits import Conversation, Edit, as_edit, conversations
+from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError
 from wise.explain import Answer, GeneratedIds, Provenance, generated_ids, prompt_ids
 from wise.loading import check_tokenizer, loaded, named_base, transformers_model
 from wise.memory.artifact import load_memory, save_memory
 from wise.memory.base_watch import REMEDY, BaseState, BaseWatch
 from wise.memory.fingerprint import Fingerprint, fingerprint
+from wise.memory.hub import upload
 from wise.memory.layer import SideMemoryLayer, as_child
-from wise.memory.model_card import CARD_FILE, HUB_ID, keep_card
-from wise.memory.modules import completed, evaluating, execution_device, recorded_inputs, restoring
+from wise.memory.model_card import HUB_ID
+from wise.memory.modules import (
+    completed,
+    evaluating,
+    execution_device,
+    inside_adapters,
+    put_module,
+    recorded_inputs,
+    restoring,
+)
 from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
@@ -109,14 +117,14 @@ class WiseModel(nn.Module):
         """Name and revision of the base as a loaded memory has them. They stay as they are."""
         self._watch = BaseWatch(model)
         self._reset_caches()
-        place = _inside_adapters(model, self._target_module.path)
+        place = inside_adapters(model, self._target_module.path)
         block = model.get_submodule(f"{self._target_module.blocks}.{self._target_module.layer}")
         self._layer = (SideMemoryLayer(model.get_submodule(place), block),)  # in a tuple for the same reason
         self.layer.register_forward_pre_hook(self._watch)
         try:
             if self.inputs is not None:
                 self.inputs.sequences.attach()
-            _put(model, place, self.layer)
+            put_module(model, place, self.layer)
         except BaseException:
             self.unwrap()
             raise
@@ -158,7 +166,7 @@ class WiseModel(nn.Module):
         """Puts the base's own layer back and returns the model that was wrapped."""
         path = self._path()
         if path is not None:
-            completed(lambda: _put(self.model, path, self.layer.base_module))
+            completed(lambda: put_module(self.model, path, self.layer.base_module))
         if self.inputs is not None:
             completed(self.inputs.sequences.remove)
         return self._outer[0]
@@ -431,7 +439,7 @@ class WiseModel(nn.Module):
         Raises ConfigError, before anything is asked, if a chat is wanted and the base has no template, and EditError
         for an invalid conversation.
         """
-        questions = [self.encoder.question(prompt, chat=chat) for prompt in _several(prompts)]
+        questions = [self.encoder.question(prompt, chat=chat) for prompt in conversations(prompts)]
         ids = [question.ids for question in questions]
         with self.evaluating():
             out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
@@ -572,27 +580,22 @@ class WiseModel(nn.Module):
         The same is written as by `save_pretrained`, but the base is named only if it is on the hub. A card that
         somebody has rewritten there is kept. `private=None` leaves it to the hub, which makes repositories public.
         """
-        api = huggingface_hub.HfApi(token=token)
         base = self.fingerprint()
         if not HUB_ID.fullmatch(base.name):
             base = replace(base, name="", revision="")
         with TemporaryDirectory() as folder:
-            save_memory(Path(folder, "memory"), config=self.wise_config, state=self.state, base=base)
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            if revision is not None and not revision.startswith("refs/pr/"):
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            if api.file_exists(repo_id, CARD_FILE, revision=revision):
-                card = api.hf_hub_download(repo_id, CARD_FILE, revision=revision)
-                keep_card(Path(card).parent, Path(folder, "memory"))
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=Path(folder, "memory"),
+            memory = Path(folder, "memory")
+            save_memory(memory, config=self.wise_config, state=self.state, base=base)
+            return upload(
+                memory,
+                repo_id,
+                private=private,
+                token=token,
                 revision=revision,
                 create_pr=create_pr,
                 commit_message=commit_message,
                 commit_description=commit_description,
             )
-        return str(commit)
 
     @classmethod
     def from_pretrained(
@@ -646,31 +649,6 @@ class WiseModel(nn.Module):
             wrapped.unwrap()
             raise
         return wrapped
-
-
-def _inside_adapters(model: nn.Module, path: str) -> str:
-    """The place of the base's own module. Where peft has put adapters on it, that is inside of peft's layer, which
-    stays where peft looks for it."""
-    while hasattr(model.get_submodule(path), "base_layer"):
-        path += ".base_layer"
-    return path
-
-
-def _put(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
-
-
-def _several(prompts: Any) -> list[Any]:
-    """A list of prompts; a single text, message or conversation is a list of one. Raises EditError for what is none."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if isinstance(prompts, Message | Mapping):
-        return [[prompts]]
-    if not isinstance(prompts, Iterable):
-        raise EditError(f"ask() takes texts and conversations: {given(prompts)} was given")
-    several = list(prompts)
-    return [several] if any(isinstance(one, Message | Mapping) for one in several) else several
 
 
 def wrap(

@@ -27,7 +27,8 @@ from transformers import PreTrainedModel
 from wise.errors import UnsupportedModelError
 from wise.memory.modules import first_tensor, with_first
 from wise.memory.state import MemoryState
-from wise.training.splice import ALONE, CACHED, UPPER, WHOLE, Rows, SplicedModel
+from wise.training.rows import Rows
+from wise.training.splice import ALONE, CACHED, UPPER, WHOLE, SplicedModel
 
 # Contexts shorter and longer than the sliding window, one of them empty; targets of unlike length.
 ROWS: list[tuple[list[int], list[int]]] = [

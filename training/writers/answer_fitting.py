@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from wise.training.splice import Rows, SplicedModel
+from wise.training.rows import Rows
+from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress
 
 RATE = 3.0

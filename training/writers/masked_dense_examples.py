@@ -16,7 +16,8 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.training.encoding import Encoder
-from wise.training.splice import Rows, SplicedModel
+from wise.training.rows import Rows
+from wise.training.splice import SplicedModel
 from wise.training.writers.base import SlotTask
 from wise.training.writers.masked_dense_statistics import BaseStatistics
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, relu
 
 from wise.config import WiseConfig
-from wise.training.splice import Rows, SplicedModel
+from wise.training.rows import Rows
+from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress
 from wise.training.writers.masked_dense_examples import BATCH, Examples
 

@@ -1,0 +1,147 @@
+"""Rows of prompts and targets as a training step reads them: ids, and what the base had cached of the context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache, PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Cached rows. The context is the prompt without its last token; target positions predict the target."""
+
+    mask: Tensor
+    """`[batch, context + targets]` 1 for real tokens: contexts are left-padded, targets right-padded."""
+    inputs: Tensor
+    """`[batch, targets]` input ids: the prompt's last token, then the target without its last."""
+    before: Tensor
+    """`[batch, context]` input ids of the context."""
+    labels: Tensor
+    """`[batch, targets]` the target's ids, -100 where padded."""
+    hidden: Tensor
+    """`[batch, targets, d]` the input of the edited block."""
+    hidden_before: Tensor | None
+    """`[batch, context, d]` the same in the context (`UPPER`)."""
+    activations: Tensor
+    """`[batch, targets, f]` the input of the value target_module."""
+    outputs: Tensor
+    """`[batch, targets, d]` what the edited module gave."""
+    context: Tensor
+    """`[batch, context, f]` its inputs in the context; meaningless at pads."""
+    keys: tuple[Tensor | None, ...]
+    """Attention keys of the context, from the edited block up; None where a block has no attention. Empty if the rows
+    are not cached."""
+    values: tuple[Tensor | None, ...]
+    states: tuple[tuple[Tensor, ...], ...]
+    """Of the same blocks, the states of convolutions and recurrences behind the context."""
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def select(self, rows: Tensor) -> Rows:
+        """The given rows, in the given order."""
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor[rows.to(tensor.device)]
+
+        return Rows(
+            mask=chosen(self.mask),
+            inputs=chosen(self.inputs),
+            before=chosen(self.before),
+            labels=chosen(self.labels),
+            hidden=chosen(self.hidden),
+            hidden_before=None if self.hidden_before is None else chosen(self.hidden_before),
+            activations=chosen(self.activations),
+            outputs=chosen(self.outputs),
+            context=chosen(self.context),
+            keys=tuple(None if k is None else chosen(k) for k in self.keys),
+            values=tuple(None if v is None else chosen(v) for v in self.values),
+            states=tuple(tuple(map(chosen, layer)) for layer in self.states),
+        )
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Rows of several runs, contexts padded on the left and targets on the right."""
+    context = max(part.context.shape[1] for part in parts)
+    targets = max(part.inputs.shape[1] for part in parts)
+
+    def put(tensor: Tensor, axis: int, left: int, right: int, value: float = 0) -> Tensor:
+        return pad(tensor, [0, 0] * (tensor.ndim - 1 - axis) + [left, right], value=value)
+
+    def column(name: str, value: float = 0) -> Tensor:
+        own = [getattr(part, name) for part in parts]
+        return torch.cat([put(t, 1, 0, targets - t.shape[1], value) for t in own])
+
+    def attention(name: str) -> tuple[Tensor | None, ...]:
+        layers = zip(*(getattr(part, name) for part in parts), strict=True)
+        return tuple(
+            None if layer[0] is None else torch.cat([put(t, 2, context - t.shape[2], 0) for t in layer])
+            for layer in layers
+        )
+
+    def behind_pads(name: str) -> Tensor:
+        own = [getattr(part, name) for part in parts]
+        return torch.cat([put(t, 1, context - t.shape[1], 0) for t in own])
+
+    masks = []
+    for part in parts:
+        before, behind = context - part.context.shape[1], targets - part.inputs.shape[1]
+        masks.append(put(part.mask, 1, before, behind))
+    return Rows(
+        mask=torch.cat(masks),
+        inputs=column("inputs"),
+        before=behind_pads("before"),
+        labels=column("labels", -100),
+        hidden=column("hidden"),
+        hidden_before=None if parts[0].hidden_before is None else behind_pads("hidden_before"),
+        activations=column("activations"),
+        outputs=column("outputs"),
+        context=behind_pads("context"),
+        keys=attention("keys"),
+        values=attention("values"),
+        states=tuple(
+            tuple(map(torch.cat, zip(*layer, strict=True)))
+            for layer in zip(*(part.states for part in parts), strict=True)
+        ),
+    )
+
+
+def is_recurrent(model: PreTrainedModel) -> bool:
+    """Whether the cache of a model holds states of convolutions or recurrences."""
+    try:
+        return any(hasattr(layer, "conv_states") for layer in DynamicCache(config=model.config).layers)
+    except (AttributeError, KeyError, TypeError, ValueError):  # a configuration that tells nothing of its layers
+        return False
+
+
+def columns_of(layer: Any, name: str, length: int) -> Tensor | None:
+    """The first `length` columns of the keys or values of a layer of a cache; None where it has none."""
+    found = getattr(layer, name, None)
+    return found[:, :, :length].clone() if isinstance(found, Tensor) else None
+
+
+def states_of(layer: Any) -> tuple[Tensor, ...]:
+    """Copies of the states of convolutions and recurrences in a layer of a cache."""
+    kept = (*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values())
+    return tuple(state.clone() for state in kept if state is not None)
+
+
+def restore_states(layer: Any, states: tuple[Tensor, ...]) -> None:
+    """Puts copied states into a fresh layer of a cache. What is computed from them is not kept: a training step runs
+    once, and a state that was written over could not be differentiated."""
+    count = layer.number_of_states
+    convolved, recurrent = states[: min(count, len(states))], states[min(count, len(states)) :]
+    for i, state in enumerate(convolved):
+        layer.conv_states[i], layer.conv_kernel_size[i] = state, state.shape[-1]
+        layer.is_conv_states_initialized[i] = layer.has_previous_state[i] = True
+    for i, state in enumerate(recurrent):
+        layer.recurrent_states[i], layer.is_recurrent_states_initialized[i] = state, True
+    layer.dtype, layer.device = states[0].dtype, states[0].device
+    layer.update_conv_state = lambda new, state_idx=0, **_: torch.cat([layer.conv_states[state_idx], new], dim=-1)
+    layer.update_recurrent_state = lambda new, state_idx=0, **_: new

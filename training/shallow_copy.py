@@ -1,0 +1,40 @@
+"""Copies of a model that share its parameters: only the modules down to one place are copied, and can be replaced."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from types import MethodType
+from typing import Any
+
+
+def copied_along(model: Any, path: str, inside: str = "") -> Any:
+    """Copies `model` and each module down to `path`; returns the new root (or the new end, below `inside`).
+
+    With `inside`, the modules down to that path are already copies and are walked, not copied again.
+    """
+    root = model if inside else shallow_copy(model)
+    node = root
+    walked: list[str] = []
+    for name in path.split("."):
+        walked.append(name)
+        child = node._modules[name]
+        if not (inside + ".").startswith(".".join(walked) + "."):
+            child = shallow_copy(child)
+            node._modules[name] = child
+        node = child
+    return node if inside else root
+
+
+def shallow_copy(module: Any) -> Any:
+    """A shallow copy: own table of children, shared parameters and buffers."""
+    clone = copy.copy(module)
+    clone.__dict__["_modules"] = dict(module._modules)
+    bound = clone.__dict__.get("forward")
+    compiled = getattr(bound, "_torchdynamo_orig_callable", None)
+    if compiled is not None:  # it would run the original module: what is trained is not compiled
+        clone.__dict__["forward"] = MethodType(compiled.__func__, clone)
+    if isinstance(bound, partial):  # accelerate's hook, bound to the original module: bind it to the copy
+        clone.__dict__["forward"] = partial(bound.func, clone)
+        clone.__dict__["_old_forward"] = MethodType(type(clone).forward, clone)
+    return clone
