@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from postgres import emptied, postgres_server
-from stores import BASE, CONFIG, digest, edit, edits, end, learn, new_folder, statuses, waiting, written
+from stores import BASE, CONFIG, digest, edit, edits, end, learn, statuses, waiting, written
 from waiting import until
 
 import wise
@@ -21,24 +20,6 @@ from wise.memory.store.edit_request import EditRequest, Ticket
 from wise.memory.store.segments import EditTable, StoredSlot
 from wise.memory.store.store import Store
 from wise.memory.store.versions import read
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres_server() as url:
-        yield url
-
-
-@pytest.fixture(params=["folder", pytest.param("postgres", marks=pytest.mark.postgres)])
-def place(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Where a store can be made."""
-    if request.param == "postgres":
-        url = request.getfixturevalue("server")
-        emptied(url)
-        yield url
-    else:
-        with new_folder() as parent:
-            yield str(parent / "store")
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from postgres import emptied, postgres_server
 from serving import NAME, Running, running
-from stores import end, new_folder, waiting
+from stores import end, waiting
 from waiting import until
 
 from wise.errors import EditError, StoreError
@@ -21,24 +19,11 @@ FRANCE = "The capital of France is"
 LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres_server() as url:
-        yield url
-
-
-@pytest.fixture(params=["folder", pytest.param("postgres", marks=pytest.mark.postgres)])
-def place(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture
+def place(place: str) -> str:
     """A store without edits."""
-    if request.param == "postgres":
-        url = request.getfixturevalue("server")
-        emptied(url)
-        Store.open(url).close()
-        yield url
-    else:
-        with new_folder() as parent:
-            Store.open(parent / "store").close()
-            yield str(parent / "store")
+    Store.open(place).close()
+    return place
 
 
 def said(served: Running) -> str:
