@@ -19,12 +19,15 @@ STARTING = 180.0
 class Service:
     """`wise serve` as a process."""
 
-    def __init__(self, store: Path, log: Path, options: list[str]) -> None:
+    def __init__(
+        self, store: Path, log: Path, options: list[str], environment: dict[str, str] | None = None
+    ) -> None:
+        """environment: further variables of the process."""
         command = [sys.executable, "-m", "wise", "serve", "--store", str(store), "--port", "0", "--json", *options]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        variables = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
         self._log = log.open("ab")
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self._log, env=environment, start_new_session=True
+            command, stdout=subprocess.PIPE, stderr=self._log, env=variables, start_new_session=True
         )
         end = time.monotonic() + STARTING
         line = self._process.stdout.readline() if self._process.stdout else b""
@@ -59,16 +62,20 @@ class Service:
 
     def memory(self) -> dict[str, float]:
         """Resident MiB of the service, and of its editor."""
-        sizes = {}
-        children = subprocess.run(
-            ["ps", "-ww", "-o", "pid=,rss=,args=", "--ppid", str(self._process.pid)], capture_output=True, text=True
-        ).stdout.splitlines()
-        own = subprocess.run(
-            ["ps", "-ww", "-o", "pid=,rss=,args=", "-p", str(self._process.pid)], capture_output=True, text=True
-        ).stdout.splitlines()
-        for name, lines in (("service", own), ("editor", [line for line in children if "spawn_main" in line])):
-            sizes[name] = round(sum(int(line.split()[1]) for line in lines) / 1024, 1)
-        return sizes
+        processes = {"service": self._listed("-p"), "editor": self._editors()}
+        return {name: round(sum(int(line[1]) for line in lines) / 1024, 1) for name, lines in processes.items()}
+
+    def editors(self) -> list[int]:
+        """The process ids of the editor: none while it is being started again."""
+        return [int(line[0]) for line in self._editors()]
+
+    def _editors(self) -> list[list[str]]:
+        return [line for line in self._listed("--ppid") if "spawn_main" in " ".join(line)]
+
+    def _listed(self, option: str) -> list[list[str]]:
+        """Process id, resident KiB and arguments of the service (-p) or of its children (--ppid)."""
+        command = ["ps", "-ww", "-o", "pid=,rss=,args=", option, str(self._process.pid)]
+        return [line.split() for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()]
 
     def kill(self) -> None:
         """All of it, at once."""
