@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -46,6 +46,7 @@ class Running:
 
     service: Service
     url: str
+    server: Server
 
     def client(self, scope: str = "admin", **options: Any) -> httpx.Client:
         """A client with a token of this scope."""
@@ -73,11 +74,13 @@ def running(
     editor_state: str = READY,
     canaries: tuple[str, ...] = (),
     template: str | None = None,
+    on_start: Callable[[int], None] = lambda port: None,
     **given: Any,
 ) -> Iterator[Running]:
     """The shipped model, served from a store; the editor is a thread, which starts sooner than a process.
 
     editor_state: what its editor comes to be in, before this goes on. template: of the model's chats.
+    on_start: called with the port when the server says that it can be reached.
     """
     limits = {"request_timeout": PATIENCE, "shutdown_timeout": 5.0, "port": 0}
     settings = Settings(store=str(folder), name=NAME, **limits | given)
@@ -107,15 +110,16 @@ def running(
         editor=editor if editing else none,
         canaries=canaries,
     )
-    server, listener = Server(service), bound_socket(settings)
+    listener = bound_socket(settings)
     port = listener.getsockname()[1]
+    server = Server(service, on_start=lambda: on_start(port))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
         until(lambda: server.started)
         if editing:
             until(lambda: service.editor.state == editor_state)
-        yield Running(service, f"http://127.0.0.1:{port}")
+        yield Running(service, f"http://127.0.0.1:{port}", server)
     finally:
         service.draining.set()
         server.should_exit = True
