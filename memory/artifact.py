@@ -37,7 +37,7 @@ from wise.config import WiseConfig
 from wise.edits import Edit, check_unique
 from wise.errors import ArtifactError, ConfigError, EditError, did_you_mean
 from wise.memory.fingerprint import Fingerprint
-from wise.memory.folder import ASIDE, replaced_folder
+from wise.memory.folder import replaced_folder, set_aside
 from wise.memory.key_space import KeySpace, RelationSpace, Space, space_from_tensors
 from wise.memory.model_card import CARD_FILE, keep_card, model_card
 from wise.memory.slot import (
@@ -176,9 +176,8 @@ def _download(repo_id: str, **options: Any) -> Path:
 def _check_folder(folder: Path) -> None:
     """There is a memory in `folder`; where there is not, what there is instead."""
     if not folder.is_dir():
-        aside = folder.with_name(ASIDE.format(name=folder.name))
-        if aside.is_dir():
-            _refuse(f"{folder} is missing: a save was cut off; rename {aside}, the whole memory before it")
+        if aside := set_aside(folder):
+            _refuse(f"{folder} is missing: a save was cut off; rename {aside[-1]}, the whole memory before it")
         what = "is a file" if folder.exists() else "does not exist"
         _refuse(
             f"{folder} {what}; give a folder that save_pretrained wrote, or a hub id such as 'owner/name'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from wise.errors import ArtifactError
 
-ASIDE = ".{name}.wise-old"
-"""The folder that is being replaced, between the two renames."""
+ASIDE = ".{name}.{token}.wise-old"
+"""The folder that is being replaced, between the two renames. No user's own folder is called so."""
 NEW = ".{name}.{token}.wise-new"
 """The folder that the new one is written to."""
 
@@ -24,7 +25,7 @@ def replaced_folder(folder: Path, *, ours: Collection[str]) -> Iterator[Path]:
     `folder` may exist if it is empty or holds files named in `ours` only. Where the block or the renaming
     raises, everything is as it was before. When the process is killed or the power fails, `folder` is the old
     one or the new one, whole; only between the two renames it is missing, and then the old one is whole in
-    `.NAME.wise-old` beside it, the new one in `.NAME.*.wise-new`. The next write removes the first; what is
+    `.NAME.*.wise-old` beside it, the new one in `.NAME.*.wise-new`. The next write removes the first; what is
     left of the second may be deleted by hand.
 
     Raises ArtifactError, with nothing touched, where `folder` is a file, holds anything else, or is the
@@ -33,13 +34,14 @@ def replaced_folder(folder: Path, *, ours: Collection[str]) -> Iterator[Path]:
     folder = folder.resolve()
     _check_replaceable(folder, ours)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(NEW.format(name=folder.name, token=secrets.token_hex(4)))
+    token = secrets.token_hex(4)
+    new = folder.with_name(NEW.format(name=folder.name, token=token))
     new.mkdir()
     try:
         yield new
         for file in (*new.iterdir(), new):
             synced(file)
-        _put_in_place(new, folder)
+        _put_in_place(new, folder, folder.with_name(ASIDE.format(name=folder.name, token=token)))
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -62,11 +64,14 @@ def _check_replaceable(folder: Path, ours: Collection[str]) -> None:
         )
 
 
-def _put_in_place(new: Path, folder: Path) -> None:
-    aside = folder.with_name(ASIDE.format(name=folder.name))
+def set_aside(folder: Path) -> list[Path]:
+    """What writes that were cut off have left of `folder`, under the name that it has between the two renames."""
+    name = re.compile(re.escape(ASIDE.format(name=folder.name, token="TOKEN")).replace("TOKEN", "[0-9a-f]{8}"))
+    return sorted(path for path in folder.parent.glob("*.wise-old") if name.fullmatch(path.name) and path.is_dir())
+
+
+def _put_in_place(new: Path, folder: Path, aside: Path) -> None:
     existed = folder.exists()
-    if existed and aside.exists():  # left by a write that was cut off, and older than what stands in place
-        shutil.rmtree(aside)
     try:
         if existed:
             os.rename(folder, aside)
@@ -76,7 +81,8 @@ def _put_in_place(new: Path, folder: Path) -> None:
             os.rename(aside, folder)
         raise
     synced(folder.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    for older in set_aside(folder):
+        shutil.rmtree(older, ignore_errors=True)
 
 
 def synced(path: Path) -> None:

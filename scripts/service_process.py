@@ -20,9 +20,14 @@ class Service:
     """`wise serve` as a process."""
 
     def __init__(
-        self, store: Path, log: Path, options: list[str], environment: dict[str, str] | None = None
+        self,
+        store: Path,
+        log: Path,
+        options: list[str],
+        token: str | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
-        """environment: further variables of the process."""
+        """token: an admin's, where the options name a file of tokens. environment: further variables."""
         command = [sys.executable, "-m", "wise", "serve", "--store", str(store), "--port", "0", "--json", *options]
         variables = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
         self._log = log.open("ab")
@@ -34,7 +39,7 @@ class Service:
         if not line:
             raise SystemExit(f"the service did not start; {log} says why")
         address = json.loads(line)
-        self.url, self.token = address["url"], address["token"]
+        self.url, self.token = address["url"], token or address["token"]
         self.port = int(self.url.rsplit(":", 1)[1])
         while self.ready() != "ready":
             if time.monotonic() > end:
@@ -43,7 +48,7 @@ class Service:
 
     def ready(self) -> str:
         try:
-            return str(json.loads(urllib.request.urlopen(f"{self.url}/ready").read())["editor"])
+            return str(self.get("/ready")["editor"])
         except OSError:
             return "no"
 

@@ -66,7 +66,7 @@ class Soak:
         self.end = time.monotonic() + 60 * arguments.minutes
 
     def _start(self) -> Service:
-        service = Service(self.store, self.log, ["--set", "request_timeout=60"], self.environment)
+        service = Service(self.store, self.log, ["--set", "request_timeout=60"], environment=self.environment)
         self.up.set()
         return service
 

@@ -23,7 +23,7 @@ ROOMS = {
     "wise.training": "training",
     "wise.lab": "lab",
 }
-VOCABULARY = {f"wise.{name}" for name in "architectures config edits errors probes".split()}
+VOCABULARY = {f"wise.{name}" for name in "architectures config edits errors probes safe_text".split()}
 """What any room may import."""
 BELOW = {
     "wise.memory": ("wise.memory",),

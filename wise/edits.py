@@ -20,7 +20,17 @@ from reprlib import repr as shortened
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
-from wise.errors import EditError, check_known, check_object, checked_prompts, checked_text, given, missing, within
+from wise.errors import (
+    EditError,
+    check_known,
+    check_object,
+    checked_namespace,
+    checked_prompts,
+    checked_text,
+    given,
+    missing,
+    within,
+)
 from wise.probes import ASKS_THE_EDIT, Probe
 
 _VERB = re.compile(
@@ -108,8 +118,10 @@ class Edit:
         object.__setattr__(self, name, value)
 
     def _check_texts(self) -> None:
-        for name in ("prompt", "target", "namespace"):
+        for name in ("prompt", "target"):
             checked_text(name, getattr(self, name))
+        if self.namespace != "default":
+            self._set("namespace", checked_namespace(self.namespace))
         for name in ("subject", "author", "time"):
             if getattr(self, name) is not None:
                 checked_text(name, getattr(self, name))

@@ -14,9 +14,11 @@ raised. A message about a field names the field first, so that a reader can put 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import lru_cache
 from reprlib import repr as shortened
 from typing import Any
 
@@ -78,6 +80,51 @@ def checked_text(name: str, value: object) -> str:
         problem = "holds half a surrogate pair; take it out"
         raise EditError(f"field {name!r}: {shortened(value)} {problem}") from None
     return value
+
+
+NAMESPACE_LENGTH = 100
+"""Characters of a namespace: with a model's name it fits every route."""
+_BLANK_LETTERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
+"""What Unicode counts among letters, marks and symbols, and nobody sees."""
+_SCRIPTS = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "CHEROKEE", "COPTIC", "LISU")
+"""Alphabets with letters that look like those of another one of them."""
+
+
+_LATIN_LIKE = frozenset("асеорхуіјѕһӏԁԛԝАВЕКМНОРСТХУІЈЅԌԚԜӀαονρυικχΑΒΕΖΗΙΚΜΝΟΡΤΥΧ")
+"""Cyrillic and Greek letters that look like Latin ones."""
+
+
+def checked_namespace(value: object) -> str:
+    """A namespace as it is stored: in NFC. Two names that look the same are the same, or one of them is refused.
+
+    Raises:
+        EditError: it is too long, has a blank at an end, a character that is not seen or that has a plainer form, or
+            letters that can be taken for those of another alphabet.
+    """
+    return _checked_namespace(checked_text("namespace", value))
+
+
+@lru_cache(maxsize=1024)
+def _checked_namespace(value: str) -> str:
+    name = unicodedata.normalize("NFC", value)
+    problem = None
+    if len(name) > NAMESPACE_LENGTH:
+        problem = f"has {len(name)} characters; give at most {NAMESPACE_LENGTH}"
+    elif name != name.strip():
+        problem = "begins or ends with a blank; take it off"
+    elif hidden := [c for c in name if not c.isprintable() or c in _BLANK_LETTERS or "\ufe00" <= c <= "\ufe0f"]:
+        problem = f"holds the character U+{ord(hidden[0]):04X}, which is not seen; take it out"
+    elif (plain := unicodedata.normalize("NFKC", name)) != name or "  " in name:
+        problem = f"looks like {' '.join(plain.split())!a}; write it so"
+    elif marks := [c for c in name if not c.isascii() and unicodedata.category(c)[0] == "P"]:
+        problem = f"holds the character U+{ord(marks[0]):04X}; use the punctuation of ASCII"
+    elif len(alike := sorted({unicodedata.name(c, "").split(" ")[0] for c in name}.intersection(_SCRIPTS))) > 1:
+        problem = f"mixes letters that look alike, of {' and '.join(alike)}; use those of one alphabet"
+    elif any(map(str.isalpha, name)) and all(c in _LATIN_LIKE for c in name if c.isalpha()):
+        problem = "can be read as if its letters were Latin; use Latin ones, or a name that shows what they are"
+    if problem is not None:
+        raise EditError(f"field 'namespace': {ascii(name[:80])} {problem}")
+    return name
 
 
 def checked_prompts(name: str, value: object) -> tuple[str, ...]:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 from unicodedata import normalize
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
+from urllib.request import Request, urlopen
 
 from wise.edits import Edit, content_id
 from wise.errors import ConfigError, StoreError
@@ -24,6 +27,7 @@ from wise.formats.edit_file import STORE_FIELDS, RecordParser, each_row
 from wise.formats.files import check_file, is_table, object_of
 from wise.memory.store.edit_request import UNDER_WAY, EditRequest
 from wise.memory.store.store import Store
+from wise.safe_text import redacted
 
 LONGEST_LINE = 1_048_576
 """Bytes."""
@@ -102,12 +106,21 @@ def rows_of(path: Path) -> Iterator[Line]:
 
 
 def lines_of_url(url: str) -> Iterator[Line]:
-    """What a server sends, until it ends. Raises ConfigError where it cannot be reached."""
+    """What a server sends, until it ends. A user and a password in the URL are sent to that server alone.
+
+    Raises ConfigError, which names neither of them, where it cannot be reached.
+    """
     try:
-        with urlopen(url, timeout=PATIENCE) as stream:
+        parts = urlsplit(url)
+        user, at, host = parts.netloc.rpartition("@")
+        request = Request(urlunsplit(parts._replace(netloc=host, fragment="")))
+        if at:
+            credentials = b64encode(unquote_to_bytes(user)).decode()
+            request.add_unredirected_header("Authorization", f"Basic {credentials}")
+        with urlopen(request, timeout=PATIENCE) as stream:
             yield from _whole_lines(stream, 0, at_end=True)
-    except (URLError, OSError, ValueError) as error:
-        raise ConfigError(f"{url}: {error}; the address of JSON lines was expected") from error
+    except (URLError, HTTPException, OSError, ValueError) as error:
+        raise ConfigError(redacted(f"{url}: {error}; the address of JSON lines was expected")) from None
 
 
 def lines_of_stream(stream: IO[bytes]) -> Iterator[Line]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-import uvicorn
 from tiny import reading
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,7 +21,7 @@ import wise
 from wise.demo import model_path
 from wise.ingest import open_reader
 from wise.memory.store.store import Store
-from wise.serving.app import Server, build_app
+from wise.serving.app import Server, bound_socket
 from wise.serving.auth import SCOPES, Holder, Tokens, token_digest
 from wise.serving.editor_process import READY, Editor, Worker, run_editor
 from wise.serving.engines.local import Runner
@@ -47,6 +46,7 @@ class Running:
 
     service: Service
     url: str
+    server: Server
 
     def client(self, scope: str = "admin", **options: Any) -> httpx.Client:
         """A client with a token of this scope."""
@@ -74,13 +74,15 @@ def running(
     editor_state: str = READY,
     canaries: tuple[str, ...] = (),
     template: str | None = None,
+    on_start: Callable[[int], None] = lambda port: None,
     **given: Any,
 ) -> Iterator[Running]:
     """The shipped model, served from a store; the editor is a thread, which starts sooner than a process.
 
     editor_state: what its editor comes to be in, before this goes on. template: of the model's chats.
+    on_start: called with the port when the server says that it can be reached.
     """
-    limits = {"request_timeout": PATIENCE, "shutdown_timeout": 5.0}
+    limits = {"request_timeout": PATIENCE, "shutdown_timeout": 5.0, "port": 0}
     settings = Settings(store=str(folder), name=NAME, **limits | given)
     store = open_reader(settings.store)
     config = settings.wise_config(store.read().config)
@@ -108,16 +110,16 @@ def running(
         editor=editor if editing else none,
         canaries=canaries,
     )
-    server = Server(uvicorn.Config(build_app(service), port=0, log_config=None, timeout_graceful_shutdown=5))
-    server.service = service
-    thread = threading.Thread(target=server.run, daemon=True)
+    listener = bound_socket(settings)
+    port = listener.getsockname()[1]
+    server = Server(service, on_start=lambda: on_start(port))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
         until(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
         if editing:
             until(lambda: service.editor.state == editor_state)
-        yield Running(service, f"http://127.0.0.1:{port}")
+        yield Running(service, f"http://127.0.0.1:{port}", server)
     finally:
         service.draining.set()
         server.should_exit = True

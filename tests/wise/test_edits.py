@@ -252,7 +252,7 @@ def edits(draw: st.DrawFn) -> Edit:
         locality=draw(st.lists(TEXT.map("elsewhere {}".format), max_size=3)),  # type: ignore[arg-type]
         author=draw(st.none() | TEXT),
         time=draw(st.none() | st.datetimes().map(lambda time: time.isoformat())),
-        namespace=draw(st.just("default") | TEXT),
+        namespace=draw(st.sampled_from(["default", "geo", "équipe 2", "a/b@c", "команда"])),
     )
 
 

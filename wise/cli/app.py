@@ -26,8 +26,10 @@ from wise.cli.locate import locate
 from wise.cli.serve import serve, token
 from wise.cli.store import app as store
 from wise.cli.stream import stream
+from wise.cli.terminal import LineFormatter, echo
 from wise.cli.train_router import train_router
 from wise.errors import WiseError
+from wise.safe_text import redacted
 
 EXIT_CODES = (
     "Exit codes: 0 all is well; 1 something unexpected went wrong; 2 the usage or the input is wrong; "
@@ -46,7 +48,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except (WiseError, *USERS_FILES) as error:
-            typer.echo(f"wise: {' '.join(str(error).split())}", err=True)
+            echo(f"wise: {redacted(' '.join(str(error).split()))}", err=True)
             raise typer.Exit(BAD_INPUT) from None
 
 
@@ -63,7 +65,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"wise {wise.__version__}")
+        echo(f"wise {wise.__version__}")
         raise typer.Exit
 
 
@@ -80,7 +82,7 @@ def main(
     With --json the last line of stdout is one JSON object.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(LineFormatter("%(levelname)s: %(message)s"))
     handler.setLevel(logging.WARNING)
     logger = logging.getLogger("wise")
     logger.addHandler(handler)

@@ -21,6 +21,7 @@ from wise.cli.common import (
     show_table,
     with_placement,
 )
+from wise.cli.terminal import echo
 from wise.edits import check_one_namespace
 from wise.errors import checked_text
 from wise.loading import DEFAULT_PLACEMENT, Placement
@@ -65,7 +66,7 @@ def ask(
     after = wrapped.ask(prompts, chat=chat, max_new_tokens=max_new_tokens)
     edits = {edit.id: edit for edit in wrapped.edits}
     for base_answer, answer in zip(before, after, strict=True):
-        typer.echo(f"prompt: {answer.prompt}\nbefore: {base_answer.text}\nafter:  {answer.text}")
+        echo(f"prompt: {answer.prompt}\nbefore: {base_answer.text}\nafter:  {answer.text}")
         if explain:
             _explain(answer, edits)
         else:
@@ -131,15 +132,15 @@ def _explain(answer: Answer, edits: Mapping[str, Edit]) -> None:
     show_table("", ("token read", "speaks", "score", "threshold", *columns), rows)
     named = [*answer.routes.fired, *(r.missed.edit for r in answer.routes.tokens if r.missed and r.missed.edit)]
     for edit_id in dict.fromkeys(named):
-        typer.echo(f"{edit_id}: {edits[edit_id].prompt} -> {edits[edit_id].target}")
+        echo(f"{edit_id}: {edits[edit_id].prompt} -> {edits[edit_id].target}")
     _say_missed(answer)
 
 
 def _say_missed(answer: Answer) -> None:
     claim, at = answer.routes.missed, answer.routes.missed_at
     if claim is None or at is None:
-        typer.echo("no other edit came near\n")
+        echo("no other edit came near\n")
         return
     wanting = f"missed by {claim.missed_by:.3f}" if claim.missed_by else "another was nearer"
     token = answer.tokens[at]
-    typer.echo(f"nearest that spoke nowhere: {claim.edit} at {token!r}, evidence {claim.evidence:.3f}, {wanting}\n")
+    echo(f"nearest that spoke nowhere: {claim.edit} at {token!r}, evidence {claim.evidence:.3f}, {wanting}\n")

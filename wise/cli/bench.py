@@ -28,6 +28,7 @@ from wise.cli.common import (
     with_placement,
 )
 from wise.cli.eval import read_corpus
+from wise.cli.terminal import echo
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 SIZES = [1, 10, 100, 500]
@@ -122,9 +123,9 @@ def _draw(groups: Sequence[Sequence[Mapping[str, Any]]], file: Path, title: str)
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        typer.echo("no picture was drawn: it needs matplotlib (pip install 'wise-runtime[report]')", err=True)
+        echo("no picture was drawn: it needs matplotlib (pip install 'wise-runtime[report]')", err=True)
         return
     from wise.lab.bench.picture import draw_comparison
 
     draw_comparison(groups, file, title=title)
-    typer.echo(f"runs, table and picture are in {file.parent}")
+    echo(f"runs, table and picture are in {file.parent}")

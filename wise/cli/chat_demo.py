@@ -19,6 +19,7 @@ from wise.cli.common import (
     show_table,
     with_placement,
 )
+from wise.cli.terminal import echo
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model, prepare
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def chat_demo(
 
         drawn = [(a.line.question, a.score, a.threshold, a.line.target is not None) for a in result.asked]
         draw_decisions(drawn, picture)
-        typer.echo(f"scores and thresholds drawn to {picture}")
+        echo(f"scores and thresholds drawn to {picture}")
     if as_json:
         show_json(
             {
@@ -85,8 +86,8 @@ def _show(result: ChatDemo) -> None:
     show_table("before and after", ("", "question", "before", "after"), rows)
     for outcome in result.report.outcomes:
         held = sum(outcome.holds.values())
-        typer.echo(f"{outcome.status}: {held} of {len(outcome.holds)} wordings hold, answer {outcome.answer!r}")
-    typer.echo(
+        echo(f"{outcome.status}: {held} of {len(outcome.holds)} wordings hold, answer {outcome.answer!r}")
+    echo(
         f"{sum(a.right for a in result.asked)} of {len(result.asked)} as they should be; taken back, the model says "
         f"what it said before: {'yes' if result.undone else 'NO'}\n{result.seconds:.0f} seconds in all"
     )

@@ -30,8 +30,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from rich.text import Text
 
+from wise.cli.terminal import cell, echo, echo_json
 from wise.config import WiseConfig
 from wise.edits import check_one_namespace
 from wise.errors import ConfigError
@@ -192,7 +192,7 @@ def memory_model(
         )
     report = wrapped.precision_report
     if report is not None and not report.lost:  # otherwise it is logged as a warning
-        typer.echo(str(report), err=True)
+        echo(str(report), err=True)
     return wrapped
 
 
@@ -288,21 +288,15 @@ def _lines(console: Console) -> Callable[[str, int, int], None]:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table on stdout. A cell is shown as it is: None as a dash, a Text in its style, floats in short."""
+    """A table on stdout, of cells as `terminal.cell` shows them."""
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(_shown(cell)) for cell in row))
+        table.add_row(*map(cell, row))
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
     console.print(table)
     console.print()
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def check_file(option: str, file: Path | None) -> None:
@@ -347,7 +341,7 @@ def file_facts(file: Path) -> dict[str, Any]:
 
 def show_json(value: Any) -> None:
     """The last line of stdout: compact JSON."""
-    typer.echo(json.dumps(value, separators=(",", ":"), allow_nan=False))
+    echo_json(value)
 
 
 def finite(value: float) -> float | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wise.cli.common import JsonOption, SeedOption, show_json, show_table
+from wise.cli.terminal import echo
 
 if TYPE_CHECKING:
     from wise.lab.bench.run_comparison import Comparison, Contrast
@@ -37,7 +38,7 @@ def compare(
     )
     for contrast in found.contrasts:
         for warning in contrast.warnings:
-            typer.echo(f"WARNING: {contrast.run}: {warning}", err=True)
+            echo(f"WARNING: {contrast.run}: {warning}", err=True)
     for contrast in found.contrasts:
         _show(found, contrast)
     if as_json:
@@ -64,7 +65,7 @@ def _show(comparison: Comparison, contrast: Contrast) -> None:
     if figures:
         show_table("not tested", ("figure", "reference", "run", "difference"), figures)
     found = sum(difference.p_holm <= SIGNIFICANT for difference in contrast.differences)
-    typer.echo(
+    echo(
         f"{found} of {len(contrast.differences)} differences are significant at {SIGNIFICANT} (Holm); "
         f"{contrast.matched} outcomes compared, {contrast.only_reference} of {comparison.reference} and "
         f"{contrast.only_run} of {contrast.run} without a partner"

@@ -19,6 +19,7 @@ from wise.cli.common import (
     with_placement,
 )
 from wise.cli.eval import show_evaluation
+from wise.cli.terminal import echo
 from wise.loading import DEFAULT_PLACEMENT, Placement, prepare
 
 if TYPE_CHECKING:
@@ -58,13 +59,13 @@ def demo(
 
     if records is not None:
         write_records(records, edits, seed=seed)
-        typer.echo(f"records written to {records}")
+        echo(f"records written to {records}")
     with progress_bars(progress) as show:
         result = run_demo(edits=edits, seed=seed, mode=mode, placement=placement, progress=show)
     _show(result)
     if picture is not None:
         draw(result.ratios, picture)
-        typer.echo(f"routing scores drawn to {picture}")
+        echo(f"routing scores drawn to {picture}")
     if as_json:
         show_json(result.to_dict())
 
@@ -77,7 +78,7 @@ def _show(result: DemoResult) -> None:
     show_table("before and after", ("", "prompt", "before", "after"), rows)
     show_evaluation(result.evaluation)
     opened = ", ".join(f"{float((v >= 1).float().mean()):.1%} of {kind}" for kind, v in result.ratios.items())
-    typer.echo(
+    echo(
         f"the base answered {result.base_recall:.1%} of its facts before\n"
         f"the gate opens for {opened}; AUROC of paraphrases against neighbours {result.auroc:.3f}\n"
         f"{result.seconds:.1f} seconds in all"

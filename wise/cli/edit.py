@@ -33,6 +33,7 @@ from wise.cli.common import (
     show_table,
     with_placement,
 )
+from wise.cli.terminal import echo
 from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.errors import ConfigError
@@ -164,25 +165,25 @@ def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
     rows.sort(key=lambda row: row[0] not in report.failed)  # what did not work must not be cut off
     show_table("Edits", ("id", "status", "target", "answer", "steps", "loss", "ms"), rows[:ROWS])
     if len(rows) > ROWS:
-        typer.echo(f"... and {len(rows) - ROWS} more")
+        echo(f"... and {len(rows) - ROWS} more")
     counts = ", ".join(
         f"{count} {name.removesuffix('_edits')}"
         for name, count in _summary(report).items()
         if name.endswith("_edits")
     )
-    typer.echo(f"{len(rows)} edits: {counts}; {report.seconds:.1f} s; saved to {output}")
+    echo(f"{len(rows)} edits: {counts}; {report.seconds:.1f} s; saved to {output}")
     for done in [outcome for outcome in report.outcomes if outcome.status in (FAILED, PARTIAL)][:ROWS]:
         broken = [wording for wording, held in done.holds.items() if not held]
         if broken:
             served = " (served)" if done.status == PARTIAL else ""
-            typer.echo(f"{done.id}: not as promised{served}: {', '.join(broken)}")
+            echo(f"{done.id}: not as promised{served}: {', '.join(broken)}")
         if done.status == FAILED and done.tried:
-            typer.echo(f"{done.id}: tried {'; then '.join(done.tried)}")
+            echo(f"{done.id}: tried {'; then '.join(done.tried)}")
     for done in [outcome for outcome in report.outcomes if outcome.also_answers][:ROWS]:
-        typer.echo(f"{done.id}: may answer too, unless listed as locality: {' '.join(done.also_answers)}")
+        echo(f"{done.id}: may answer too, unless listed as locality: {' '.join(done.also_answers)}")
     if report.replaced:
-        typer.echo(f"replaced earlier edits of the same prompts: {', '.join(report.replaced)}")
+        echo(f"replaced earlier edits of the same prompts: {', '.join(report.replaced)}")
     for conflict in report.conflicts:
-        typer.echo(f"asked in other words, the later edit stays: {conflict.superseded} superseded by {conflict.by}")
+        echo(f"asked in other words, the later edit stays: {conflict.superseded} superseded by {conflict.by}")
     if report.dropped:
-        typer.echo(f"no longer answered as edited, and dropped: {', '.join(report.dropped)}")
+        echo(f"no longer answered as edited, and dropped: {', '.join(report.dropped)}")

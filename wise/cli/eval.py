@@ -31,6 +31,7 @@ from wise.cli.common import (
     show_table,
     with_placement,
 )
+from wise.cli.terminal import echo
 from wise.demo.plotting import check_picture
 from wise.errors import ConfigError, EditError
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
@@ -130,12 +131,12 @@ def evaluate(
     show_evaluation(result)
     if output is not None:
         write_json(output, whole)
-        typer.echo(f"run written to {output}")
+        echo(f"run written to {output}")
     if picture is not None:
         from wise.lab.eval.picture import draw_run
 
         draw_run(whole, picture)
-        typer.echo(f"picture drawn to {picture}")
+        echo(f"picture drawn to {picture}")
     if as_json:
         show_json(_merged(result.to_dict(), about))
 
@@ -153,7 +154,7 @@ def show_evaluation(result: Evaluation) -> None:
     if result.routing is not None:
         _show_routing(result.routing.to_dict())
     count = result.edits
-    typer.echo(
+    echo(
         f"{len(result.failed)} edits failed; per edit {result.cpu_seconds / count:.3f} CPU seconds, "
         f"{result.seconds / count:.3f} seconds and {result.stored_bytes / count / 1024:.1f} KiB to keep"
     )
@@ -176,9 +177,9 @@ def _show_routing(routing: Mapping[str, Any]) -> None:
     columns = ("negatives", "n", "AUROC", "AP", "FPR@95TPR", "TPR@1e-2", "TPR@1e-3", "opened")
     show_table(f"routing: {routing['scored_against']} against", columns, rows)
     for name, why in routing["skipped"].items():
-        typer.echo(f"{name}: not measured, {why}")
+        echo(f"{name}: not measured, {why}")
     oracle = routing["oracle"]
-    typer.echo(
+    echo(
         f"false routes per million tokens of running text: {_short(routing['false_routes_per_million'])} "
         f"({routing['running_text_tokens']} tokens)\n"
         f"with an oracle for a router: reliability {_short(oracle['reliability'])}, "

@@ -30,6 +30,7 @@ from wise.cli.common import (
     show_table,
     with_placement,
 )
+from wise.cli.terminal import echo
 from wise.errors import ConfigError
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
@@ -133,7 +134,7 @@ def eval_chat(
             measured[count] = figures.to_dict()
             title = f"{len(chosen)} edits by {editor}, {form}"
             _show(f"{title}, {count} distractors" if count else title, measured[count])
-    typer.echo(
+    echo(
         f"verified {report.count('verified')} of {len(chosen)}, in part {report.count('partial')}; "
         f"preparation {prepared:.0f} CPU-s, {report.cpu_seconds / len(chosen):.2f} CPU-s an edit"
     )

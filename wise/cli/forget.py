@@ -18,6 +18,7 @@ from wise.cli.common import (
     show_json,
     with_placement,
 )
+from wise.cli.terminal import echo
 from wise.loading import DEFAULT_PLACEMENT, Placement
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def forget(
 
 
 def _show(report: DeleteReport, left: int, output: Path) -> None:
-    typer.echo(f"{len(report.deleted)} deleted, {left} left; {report.seconds:.1f} s; saved to {output}")
+    echo(f"{len(report.deleted)} deleted, {left} left; {report.seconds:.1f} s; saved to {output}")
     if report.rewritten:
-        typer.echo(f"written anew, since they had shared a slot with what was deleted: {', '.join(report.rewritten)}")
+        echo(f"written anew, since they had shared a slot with what was deleted: {', '.join(report.rewritten)}")
     if report.dropped:
-        typer.echo(f"no longer answered as edited, and dropped: {', '.join(report.dropped)}")
+        echo(f"no longer answered as edited, and dropped: {', '.join(report.dropped)}")

@@ -27,6 +27,7 @@ from wise.cli.common import (
     show_table,
     with_placement,
 )
+from wise.cli.terminal import echo
 from wise.errors import ConfigError
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
@@ -145,4 +146,4 @@ def _show(result: dict[str, Any]) -> None:
         for title, rows in (("Slots", slots), ("Edits", edits)):
             show_table(title, tuple(rows[0]) if rows else (), [tuple(row.values()) for row in rows[:ROWS]])
             if len(rows) > ROWS:
-                typer.echo(f"... and {len(rows) - ROWS} more")
+                echo(f"... and {len(rows) - ROWS} more")

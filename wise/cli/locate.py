@@ -25,6 +25,7 @@ from wise.cli.common import (
     show_table,
     with_placement,
 )
+from wise.cli.terminal import echo
 from wise.demo.plotting import check_picture
 from wise.errors import ConfigError, EditError
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
@@ -135,7 +136,7 @@ def show_location(result: Mapping[str, Any]) -> None:
         labels = [f"{role} ({count})" for role, count in zip(result["roles"], effects["n"], strict=True)]
         _show_effects(f"effect of the {title}{width}", "token (facts)", labels, effects["mean"], effects["ci"])
     left_out = ", ".join(f"{count} {why}" for why, count in result["skipped"].items()) or "none"
-    typer.echo(
+    echo(
         f"{result['facts']} facts traced, left out: {left_out}\n"
         "an effect is a difference of probabilities, with its 95% bootstrap interval over facts; the answer's first "
         f"token has {result['high_score']:.3f} clean and {result['low_score']:.3f} with noise\n"
@@ -173,9 +174,9 @@ def _strongest(values: Sequence[float | None], intervals: Sequence[Sequence[floa
 def _show_sweep(result: Mapping[str, Any]) -> None:
     advice = result["recommendation"]
     if advice is None:
-        typer.echo("no layer is recommended: where a trace is strongest does not tell where editing works")
+        echo("no layer is recommended: where a trace is strongest does not tell where editing works")
         return
-    typer.echo()
+    echo()
     rows = [[row[name] for name in SWEEP] for row in result["sweep"]]
     title = (
         "edits at each layer (generated; CPU seconds per edit), and the trace at the subject's last and the last token"
@@ -183,13 +184,13 @@ def _show_sweep(result: Mapping[str, Any]) -> None:
     show_table(title, tuple(SWEEP.values()), rows)
     records = result["sweep_records"]
     last = records["first"] + records["count"] - 1
-    typer.echo(
+    echo(
         f"edited: records {records['first']} to {last} of the file, counting from 0; the layer is chosen on them, so "
         "measure it on others\n"
         "rank correlation with editing success over the layers: "
         + ", ".join(f"{SWEEP[name]} {_short(value)}" for name, value in advice["correlations"].items())
     )
-    typer.echo(f"recommended: layer {advice['layer']}, the best mean of {len(result['sweep'])} layers edited")
+    echo(f"recommended: layer {advice['layer']}, the best mean of {len(result['sweep'])} layers edited")
 
 
 def _short(value: float | None) -> str:
@@ -240,7 +241,7 @@ def _write(result: dict[str, Any], output: Path | None, picture: Path | None) ->
         from wise.lab.locate.picture import draw
 
         draw(result, picture)
-        typer.echo(f"heat maps drawn to {picture}")
+        echo(f"heat maps drawn to {picture}")
     if output is not None:
         write_json(output, result)
-        typer.echo(f"figures written to {output}")
+        echo(f"figures written to {output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from wise.cli.common import AllowPrecisionOption, JsonOption, show_json, with_placement
+from wise.cli.terminal import echo
 from wise.errors import ConfigError
 from wise.loading import DEFAULT_PLACEMENT, Placement
 
@@ -35,11 +37,13 @@ def serve(
     """Serve a model, and edit it while it is served; without options, the demo model.
 
     Settings come from options, then the environment (WISE_PORT=9000), then the file. Without a file of tokens, a
-    token for this run is made and shown. Ends on SIGTERM or Ctrl-C, after the running answers.
+    token for this run is made. It is shown on a terminal, given with --json, and else written to a private file: stderr
+    may be a log that others read. Ends on SIGTERM or Ctrl-C, after the running answers.
     """
     _check_extra()
     from wise.serving.app import run
-    from wise.serving.settings import load
+    from wise.serving.auth import write_token
+    from wise.serving.settings import default_store, load
 
     named = {
         "model": model, "store": store, "host": host, "port": port, "name": name,
@@ -47,15 +51,25 @@ def serve(
     } | asdict(placement)
     settings = load(config, _set(setting) | {key: value for key, value in named.items() if value is not None})
 
+    private = Path(settings.store if "://" not in settings.store else default_store()).absolute().parent / "wise-token"
+
     def show(url: str, token: str | None) -> None:
-        typer.echo(f"wise serves at {url}/v1; the console: {url}/console" + (f"#{token}" if token else ""), err=True)
-        if token:
-            typer.echo(f"token of this run (admin): {token}", err=True)
+        shown = token is not None and sys.stderr.isatty()
+        echo(f"wise serves at {url}/v1; the console: {url}/console" + (f"#{token}" if shown else ""), err=True)
+        if shown:
+            echo(f"token of this run (admin): {token}", err=True)
+        elif token and not as_json:
+            write_token(private, token)
+            echo(f"the token of this run (admin) is in the file {private}, which only you can read", err=True)
         if as_json:
             show_json({"url": url, "token": token})
 
-    typer.echo(f"loading {settings.model or 'the demo model'}: a minute or more where the model is large", err=True)
-    run(settings, show)
+    echo(f"loading {settings.model or 'the demo model'}: a minute or more where the model is large", err=True)
+    try:
+        run(settings, show)
+    finally:
+        if not settings.tokens and not as_json:
+            private.unlink(missing_ok=True)
 
 
 def token(
@@ -65,21 +79,24 @@ def token(
     days: Annotated[
         int | None, typer.Option("--days", min=1, max=36_500, help="Days until it expires. Default: never.")
     ] = None,
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option("--namespace", help="Namespace that it sees and edits alone. Repeat for more. Default: all."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a token for the service, and append its hash to a file. The token is shown once and stored nowhere."""
-    from wise.serving.auth import new_token, token_line
+    from wise.serving.auth import add_token_line, new_token, token_line
 
     made = new_token()
     until = None if days is None else datetime.now(UTC) + timedelta(days=days)
-    line = token_line(name, scope, made, until)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(line + "\n")
-    file.chmod(0o600)
+    add_token_line(file, token_line(name, scope, made, until, namespace or ()))
     ends = until and until.isoformat(timespec="seconds")
-    typer.echo(f"{name} ({scope}{f', until {ends}' if ends else ''}): {made}")
+    limits = (f", until {ends}" if ends else "") + (f", of {', '.join(namespace)}" if namespace else "")
+    echo(f"{name} ({scope}{limits}): {made}")
     if as_json:
-        show_json({"name": name, "scope": scope, "token": made, "file": str(file), "until": ends})
+        told = {"name": name, "scope": scope, "token": made, "file": str(file), "until": ends}
+        show_json(told | {"namespaces": namespace})
 
 
 def _set(pairs: list[str] | None) -> dict[str, str]:

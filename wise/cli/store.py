@@ -22,6 +22,7 @@ from wise.cli.common import (
     show_table,
     with_placement,
 )
+from wise.cli.terminal import echo
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def log(
         _show_versions(made)
     else:
         _show_events(shown, tickets)
-    typer.echo(f"version {current}; {', '.join(f'{n} {status}' for status, n in counts.items()) or 'no edits'}")
+    echo(f"version {current}; {', '.join(f'{n} {status}' for status, n in counts.items()) or 'no edits'}")
     if as_json:
         listed = [event.to_dict() for event in shown] if not versions else [version.to_dict() for version in made]
         show_json({"current": current, "counts": counts, "versions" if versions else "events": listed})
@@ -172,7 +173,7 @@ def delete(
         made = found.delete(edits, forget=forget, author=author, reason=reason)
         dropped = sorted({*before} - {*found.read().state.edit_ids, *edits})
     if dropped:
-        typer.echo(f"no longer answered as edited, and dropped: {', '.join(dropped)}")
+        echo(f"no longer answered as edited, and dropped: {', '.join(dropped)}")
     _show_version(made, as_json)
     if dropped:
         raise typer.Exit(NOT_VERIFIED)
@@ -190,8 +191,8 @@ def check(store: StoreArgument, as_json: JsonOption = False) -> None:
     problems = figures.pop("problems")
     show_table("Store", ("", ""), figures.items())
     for problem in problems:
-        typer.echo(problem)
-    typer.echo("all is whole" if not problems else f"{len(problems)} problems")
+        echo(problem)
+    echo("all is whole" if not problems else f"{len(problems)} problems")
     if as_json:
         show_json(figures | {"problems": problems})
     if problems:
@@ -207,7 +208,7 @@ def gc(
     """Collect old versions and the files that only they need; versions that somebody reads stay."""
     with opened(store, writer=True) as found:
         result = found.gc(keep=keep)
-    typer.echo(
+    echo(
         f"collected {len(result.versions)} versions, removed {result.blobs} files of {result.bytes} bytes; "
         f"{len(result.pinned)} versions are being read and stay"
     )
@@ -226,7 +227,7 @@ def export(
     """Write a version of a store as a knowledge pack, which `wise store import` and `wise ask --memory` read."""
     with opened(store, writer=False) as found:
         count = found.export_pack(folder, version=version, namespace=namespace)
-    typer.echo(f"exported to {folder}; edits: {count}")
+    echo(f"exported to {folder}; edits: {count}")
     if as_json:
         show_json({"edits": count, "output": str(folder)})
 
@@ -251,6 +252,6 @@ def import_(
 
 def _show_version(version: Version, as_json: bool) -> None:
     """The version that a command made, or left as it was."""
-    typer.echo(f"version {version.number} ({version.kind}) is current; edits: {version.edits}")
+    echo(f"version {version.number} ({version.kind}) is current; edits: {version.edits}")
     if as_json:
         show_json(version.to_dict())

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wise.cli.common import BAD_INPUT, ColumnsOption, FormatOption, JsonOption, parsed_columns, show_json
+from wise.cli.terminal import echo
 from wise.errors import ConfigError, EditError
+from wise.safe_text import redacted
 
 if TYPE_CHECKING:
     from wise.formats.edit_file import RecordParser
@@ -43,7 +45,7 @@ def stream(
     with open_reader(store) as opened:
         _take_all(opened, called, source, follow, RecordParser(format, parsed_columns(columns)), counts)
     taken, known, bad = (counts[kind] for kind in ("taken", "known", "refused"))
-    typer.echo(f"{called}: edits taken in: {taken}, known already: {known}, lines refused: {bad}")
+    echo(f"{called}: edits taken in: {taken}, known already: {known}, lines refused: {bad}")
     if as_json:
         show_json({"name": called, "taken": taken, "known": known, "refused": bad})
     if bad:
@@ -74,13 +76,15 @@ def _take_all(
                 counts[ingestion.ingest(line)] += 1
             except EditError as error:
                 counts["refused"] += 1
-                typer.echo(f"{name}: {place} {line.place}: {' '.join(str(error).split())}", err=True)
+                echo(f"{name}: {place} {line.place}: {' '.join(str(error).split())}", err=True)
     except KeyboardInterrupt:
-        typer.echo("stopped; give the same command to go on", err=True)
+        echo("stopped; give the same command to go on", err=True)
     parser.log_warnings(name)
 
 
 def _name_of(source: str) -> str:
     if source == "-":
         return "stdin"
-    return source if source.startswith(("http://", "https://")) else str(Path(source).absolute())
+    if source.startswith(("http://", "https://")):
+        return redacted(source)  # the journal keeps it
+    return str(Path(source).absolute())

@@ -21,6 +21,7 @@ from wise.cli.common import (
     show_json,
     show_table,
 )
+from wise.cli.terminal import echo
 from wise.errors import ConfigError
 from wise.loading import check_device, prepare
 from wise.training.router.builtin_questions import SUBJECTS, builtin_questions, read_questions
@@ -93,4 +94,4 @@ def _show(figures: Figures, taught: QuestionSet, output: Path) -> None:
     ]
     show_table("Held-out relations", ("", "threshold", "rewordings that reach it"), rows)
     sizes = "; ".join(f"{name}: {count}" for name, count in _sizes(taught).items())
-    typer.echo(f"taught on {sizes}; written to {output}")
+    echo(f"taught on {sizes}; written to {output}")

@@ -15,6 +15,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 
 import wise
 from wise.errors import ConfigError
@@ -23,6 +24,7 @@ from wise.loading import load_model
 from wise.model import wrap
 from wise.serving import http_errors, routes_admin, routes_completions, routes_edits, routes_versions
 from wise.serving.auth import ADMIN, Holder, Tokens, new_token, token_digest
+from wise.serving.connections import BACKLOG, Connections, affordable
 from wise.serving.editor_process import editor_process
 from wise.serving.http_errors import ERRORS
 from wise.serving.metrics import set_up_logs
@@ -32,6 +34,10 @@ from wise.serving.settings import Settings
 
 OWNER = "owner"
 """Holder of the token that is made for a run without a file of tokens."""
+KEEP_ALIVE = 30
+"""Seconds of silence between two requests after which a connection is closed."""
+RECEIVED = 65_536
+"""Bytes of a connection that the system holds before they are read; what strangers send takes no more."""
 SWITCH_INTERVAL = 0.001
 """Seconds that a thread keeps the interpreter: engine and event loop must not wait long for each other."""
 
@@ -54,6 +60,7 @@ def build_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would believe the request's `Host`
     )
     app.state.service = service
     http_errors.install(app)
@@ -61,7 +68,21 @@ def build_app(service: Service) -> FastAPI:
         app.include_router(part.router, responses=ERRORS)
     app.include_router(routes_admin.router, responses={503: ERRORS[503]})
     app.include_router(routes_admin.console)
-    app.add_middleware(RequestMiddleware, metrics=service.metrics, body_limit=service.settings.body_limit)
+    settings = service.settings
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "X-Wise-Version", "Retry-After"],
+        )
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=service.metrics,
+        body_limit=settings.body_limit,
+        client_timeout=settings.client_timeout,
+    )
     _remove_422(app)
     return app
 
@@ -83,9 +104,37 @@ def _remove_422(app: FastAPI) -> None:
 
 
 class Server(uvicorn.Server):
-    """Announces the shutdown as soon as it is asked for, and not when the last answer is finished."""
+    """Serves one service. It says when it can be reached, and announces the shutdown as soon as it is asked for, and
+    not when the last answer is finished."""
 
-    service: Service
+    def __init__(self, service: Service, on_start: Callable[[], None] = lambda: None) -> None:
+        """on_start: called when the port accepts connections."""
+        self.service, self._on_start = service, on_start
+        settings = service.settings
+        self.connections = Connections(
+            total=affordable(settings.max_connections),
+            per_address=settings.address_connections,
+            client_timeout=settings.client_timeout,
+        )
+        super().__init__(
+            uvicorn.Config(
+                build_app(service),
+                http=self.connections.protocol,  # type: ignore[arg-type]  # it calls it as it would the class
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,  # nothing here depends on what a proxy says of the client
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
+                timeout_keep_alive=KEEP_ALIVE,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.service.draining.set()
@@ -93,7 +142,8 @@ class Server(uvicorn.Server):
 
 
 def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
-    """Serves until a signal. `show` is called with the URL, and the token of this run if one was made.
+    """Serves until a signal. Once the port accepts connections, `show` is called with the URL, and with the token of
+    this run if one was made.
 
     Raises ConfigError or StoreError if it cannot be served, before anything is.
     """
@@ -102,19 +152,11 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
     torch.set_num_threads(settings.threads)
     token = None if settings.tokens else new_token()
     service = build_service(settings, token)
-    listener = _listener(settings)
+    listener = bound_socket(settings)
     host, port = listener.getsockname()[:2]
-    config = uvicorn.Config(
-        build_app(service),
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
-        timeout_keep_alive=30,
-    )
-    server = Server(config)
-    server.service = service
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    server = Server(service, on_start=lambda: show(url, token))
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when all is over
-    show(f"http://{f'[{host}]' if ':' in host else host}:{port}", token)
     server.run(sockets=[listener])
 
 
@@ -147,10 +189,13 @@ def _canaries(settings: Settings) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def _listener(settings: Settings) -> socket.socket:
+def bound_socket(settings: Settings) -> socket.socket:
+    """The socket to listen on. Raises ConfigError if the address cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sets TCP_NODELAY where the protocol is given: otherwise each answer waits for the client's acknowledgement
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)
     try:
         listener.bind((settings.host, settings.port))
     except OSError as error:

@@ -1,8 +1,11 @@
 """Bearer tokens: hashed at rest, each with a scope and maybe an expiry, and the check of each request against them.
 
 A token is 32 random bytes, so one SHA-256 of it is enough: it cannot be guessed. A line of the file holds a name, a
-scope, the hash, and the expiry if there is one. All hashes are compared, in constant time, so that the time of an
-answer does not tell which tokens exist. A file that changes is read again.
+scope, the hash, and the expiry and the namespaces if there are any. All hashes are compared, in constant time, so that
+the time of an answer does not tell which tokens exist. A file that changes is read again.
+
+A token that is bound to namespaces sees and changes these alone. What is of the whole store (versions, metrics) is
+closed to it. Numbers of tickets, events and versions count over the whole store.
 """
 
 from __future__ import annotations
@@ -10,19 +13,24 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import os
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import quote, unquote
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Request, Response, Security
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from wise.errors import ConfigError
+from wise.errors import ConfigError, EditError, checked_namespace
 from wise.serving.http_errors import DENIED, HTTPError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +38,10 @@ logger = logging.getLogger(__name__)
 READER, EDITOR, ADMIN = "reader", "editor", "admin"
 SCOPES = (READER, EDITOR, ADMIN)
 """Each includes those before it."""
-_LINE = re.compile(r"(?P<name>[\w.@-]+) (?P<scope>\w+) (?P<digest>[0-9a-f]{64})(?: (?P<until>\S+))?")
+_LINE = re.compile(
+    r"(?P<name>[\w.@-]+) (?P<scope>\w+) (?P<digest>[0-9a-f]{64})"
+    r"(?: (?!namespaces=)(?P<until>\S+))?(?: namespaces=(?P<namespaces>\S+))?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +52,30 @@ class Holder:
     scope: str
     until: datetime | None = None
     """When the token expires, with a time zone."""
+    namespaces: frozenset[str] | None = None
+    """Those that it is bound to; None is all of them."""
 
     def may(self, scope: str) -> bool:
         return SCOPES.index(self.scope) >= SCOPES.index(scope)
+
+    def sees(self, namespace: str) -> bool:
+        return self.namespaces is None or namespace in self.namespaces
+
+
+_holder: ContextVar[Holder | None] = ContextVar("holder", default=None)
+"""Who asks, in the context of a request."""
+
+
+def sees(namespace: str) -> bool:
+    """Whether the holder of this request's token may know of a namespace; outside of requests nothing is hidden."""
+    holder = _holder.get()
+    return holder is None or holder.sees(namespace)
+
+
+def sees_all() -> bool:
+    """Whether nothing of the store is hidden from the holder of this request's token."""
+    holder = _holder.get()
+    return holder is None or holder.namespaces is None
 
 
 class Tokens:
@@ -67,8 +99,11 @@ class Tokens:
 
     def holder(self, token: str) -> Holder | None:
         """The holder of a token, expired or not; None if it is not known."""
+        return self.holder_of(token_digest(token))
+
+    def holder_of(self, digest: str) -> Holder | None:
+        """The holder of the token with this SHA-256."""
         self._refresh()
-        digest = token_digest(token)
         found = None
         for holder, known in self._known:
             if hmac.compare_digest(digest, known):
@@ -92,7 +127,7 @@ def _stamp(file: Path) -> tuple[int, ...] | None:
         found = file.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
 
 def _parse(file: Path) -> list[tuple[Holder, str]]:
@@ -107,8 +142,8 @@ def _parse(file: Path) -> list[tuple[Holder, str]]:
         match = _LINE.fullmatch(line.strip())
         if match is None or match["scope"] not in SCOPES:
             raise ConfigError(
-                f"{file}:{number}: a name, one of {', '.join(SCOPES)}, a SHA-256 in hex, and at most a time were "
-                "expected; `wise token` writes such lines"
+                f"{file}:{number}: a name, one of {', '.join(SCOPES)}, a SHA-256 in hex, and at most a time and "
+                "'namespaces=' were expected; `wise token` writes such lines"
             )
         try:
             until = None if match["until"] is None else datetime.fromisoformat(match["until"])
@@ -116,8 +151,18 @@ def _parse(file: Path) -> list[tuple[Holder, str]]:
             raise ConfigError(f"{file}:{number}: {error}; a time is as 2030-01-31T12:00:00+00:00") from error
         if until is not None and until.tzinfo is None:
             until = until.replace(tzinfo=UTC)
-        known.append((Holder(name=match["name"], scope=match["scope"], until=until), match["digest"]))
+        try:
+            bound = match["namespaces"]
+            spaces = None if bound is None else frozenset(map(_namespace, bound.split(",")))
+        except EditError as error:
+            raise ConfigError(f"{file}:{number}: {error}") from error
+        holder = Holder(name=match["name"], scope=match["scope"], until=until, namespaces=spaces)
+        known.append((holder, match["digest"]))
     return known
+
+
+def _namespace(quoted: str) -> str:
+    return checked_namespace(unquote(quoted))
 
 
 def token_digest(token: str) -> str:
@@ -128,15 +173,45 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
-def token_line(name: str, scope: str, token: str, until: datetime | None = None) -> str:
-    """The line of a token in a file. Raises ConfigError for a name or a scope that is not valid."""
+def token_line(
+    name: str, scope: str, token: str, until: datetime | None = None, namespaces: Collection[str] = ()
+) -> str:
+    """The line of a token in a file. Raises ConfigError for a name, a scope or a namespace that is not valid.
+
+    namespaces: those that it is bound to; none of them is all.
+    """
     line = f"{name} {scope} {token_digest(token)}" + (f" {until.isoformat(timespec='seconds')}" if until else "")
     if _LINE.fullmatch(line) is None or scope not in SCOPES:
         raise ConfigError(
             f"{name!r} with scope {scope!r}: letters, digits, '.', '@', '_' and '-' make up a name, and a scope is one "
             f"of {', '.join(SCOPES)}"
         )
-    return line
+    try:
+        spaces = sorted({checked_namespace(space) for space in namespaces})
+    except EditError as error:
+        raise ConfigError(f"--namespace: {error}") from error
+    return line + (f" namespaces={','.join(quote(space, safe='') for space in spaces)}" if spaces else "")
+
+
+def write_token(file: Path, token: str) -> None:
+    """Writes a token to a file of its own, which nobody but its owner can read at any moment."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
+        stream.write(token + "\n")
+
+
+def add_token_line(file: Path, line: str) -> None:
+    """Appends to a file of tokens, which nobody but its owner can read at any moment. Raises ConfigError."""
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        with open(handle, "r+b") as stream:
+            os.fchmod(handle, 0o600)
+            end = stream.seek(0, os.SEEK_END)
+            whole = end == 0 or (stream.seek(end - 1), stream.read(1))[1] == b"\n"
+            stream.write((b"" if whole else b"\n") + line.encode() + b"\n")
+    except OSError as error:
+        raise ConfigError(f"tokens {file}: {error}; name a file that can be written") from error
 
 
 # -- dependencies of routes -------------------------------------------------------------------------
@@ -147,29 +222,35 @@ Credentials = Annotated[
 ]
 
 
-def requires(scope: str) -> Callable[[Request, HTTPAuthorizationCredentials | None], Holder]:
-    """A dependency that gives the holder of the request's token, and refuses one without this scope."""
+class Access:
+    """What let a request in, for as long as it lasts: a stream asks again whether it still holds."""
 
-    def authorized(request: Request, given: Credentials) -> Holder:
-        tokens: Tokens = request.app.state.service.tokens
-        found = None if given is None else tokens.holder(given.credentials)
+    def __init__(self, tokens: Tokens, token: str | None, scope: str, *, whole: bool) -> None:
+        """Raises HTTPError if the token does not open what needs this scope; `whole`: and is of no namespace."""
+        self._tokens, self._scope, self._whole = tokens, scope, whole
+        self._digest = None if token is None else token_digest(token)
+        self.holder = self._current()
+
+    def check(self) -> None:
+        """Raises HTTPError if the token has expired, was taken out of the file, or opens something else by now."""
+        if self._current() != self.holder:
+            raise _unauthorized(f"the token of {self.holder.name} was changed; connect again", "changed_api_key")
+
+    def _current(self) -> Holder:
+        found = None if self._digest is None else self._tokens.holder_of(self._digest)
         if found is None:
-            why = "no token was given" if given is None else "the token is not known"
+            why = "no token was given" if self._digest is None else "the token is not known"
             raise _unauthorized(f"{why}; send the header 'Authorization: Bearer TOKEN'", "invalid_api_key")
         if found.until is not None and found.until <= datetime.now(UTC):
             when = found.until.isoformat(timespec="seconds")
             raise _unauthorized(f"the token of {found.name} expired at {when}; have a new one made", "expired_api_key")
-        if not found.may(scope):
-            raise HTTPError(
-                HTTPStatus.FORBIDDEN,
-                f"the token of {found.name} has the scope {found.scope}, and this needs {scope}",
-                type=DENIED,
-                code="insufficient_scope",
-            )
-        request.state.holder = found.name
+        if not found.may(self._scope):
+            needs = f"has the scope {found.scope}, and this needs {self._scope}"
+            raise _forbidden(f"the token of {found.name} {needs}", "insufficient_scope")
+        if self._whole and found.namespaces is not None:
+            bound = "is bound to namespaces, and this is of the whole store"
+            raise _forbidden(f"the token of {found.name} {bound}", "bound_to_namespaces")
         return found
-
-    return authorized
 
 
 def _unauthorized(message: str, code: str) -> HTTPError:
@@ -177,12 +258,81 @@ def _unauthorized(message: str, code: str) -> HTTPError:
     return HTTPError(HTTPStatus.UNAUTHORIZED, message, type=DENIED, code=code, headers=headers)
 
 
-def requires_metrics(request: Request, given: Credentials) -> None:
-    """A dependency that lets in readers, or anyone if `open_metrics` is set."""
+def _forbidden(message: str, code: str) -> HTTPError:
+    return HTTPError(HTTPStatus.FORBIDDEN, message, type=DENIED, code=code)
+
+
+Check = Callable[[Request], None]
+_CHECKS: dict[object, Check] = {}
+"""Of each dependency of this file: what it asks of a request."""
+
+
+def requires(
+    scope: str, *, whole: bool = False
+) -> Callable[[Request, HTTPAuthorizationCredentials | None], Holder]:
+    """A dependency that gives the holder of the request's token, and refuses one without this scope.
+
+    whole: it also refuses a token that is bound to namespaces. A route of `AuthorizedRoute` looks at the token before
+    it reads the body.
+    """
+
+    def check(request: Request) -> None:
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        given = token.strip() if kind.lower() == "bearer" and token.strip() else None
+        access = Access(request.app.state.service.tokens, given, scope, whole=whole)
+        request.state.access, request.state.holder = access, access.holder.name
+        _holder.set(access.holder)
+
+    def authorized(request: Request, _: Credentials) -> Holder:
+        access: Access = request.state.access
+        return access.holder
+
+    _CHECKS[authorized] = check
+    return authorized
+
+
+def _checks(dependant: Dependant) -> list[Check]:
+    own = [_CHECKS[dependant.call]] if dependant.call in _CHECKS else []
+    return own + [check for part in dependant.dependencies for check in _checks(part)]
+
+
+class AuthorizedRoute(APIRoute):
+    """Looks at the token before anything else: FastAPI itself reads and parses the body before it asks a dependency."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle, checks = super().get_route_handler(), _checks(self.dependant)
+
+        async def guarded(request: Request) -> Response:
+            for check in checks:
+                check(request)
+            return await handle(request)
+
+        return guarded
+
+
+def _check_metrics(request: Request) -> None:
     if not request.app.state.service.settings.open_metrics:
-        requires(READER)(request, given)
+        _CHECKS[_whole_reader](request)
 
 
-Reader = Annotated[Holder, Depends(requires(READER))]
+def requires_metrics(_: Credentials) -> None:
+    """A dependency that lets in readers of the whole store, or anyone if `open_metrics` is set."""
+
+
+_CHECKS[requires_metrics] = _check_metrics
+
+
+def details_allowed(request: Request) -> bool:
+    """Whether whoever asks a route without a token has given one that may know of the whole store."""
+    try:
+        _CHECKS[_whole_reader](request)
+    except HTTPError:
+        return False
+    return True
+
+
+_reader, _whole_reader = requires(READER), requires(READER, whole=True)
+Reader = Annotated[Holder, Depends(_reader)]
+WholeReader = Annotated[Holder, Depends(_whole_reader)]
 Editor = Annotated[Holder, Depends(requires(EDITOR))]
-Admin = Annotated[Holder, Depends(requires(ADMIN))]
+WholeAdmin = Annotated[Holder, Depends(requires(ADMIN, whole=True))]

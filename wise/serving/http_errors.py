@@ -12,14 +12,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from wise.errors import ArtifactError, ConfigError, EditError, StoreError, WiseError
+from wise.safe_text import redacted
 from wise.serving.engines import BusyError, DeadlineError, EngineError
 
 logger = logging.getLogger(__name__)
 
 INVALID, DENIED, MISSING, CONFLICT = "invalid_request_error", "permission_error", "not_found_error", "conflict_error"
 BUSY, BROKEN = "rate_limit_error", "server_error"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
+"""Those of HTTP."""
 RETRY_AFTER = 2
 """Seconds after which a part that is unavailable may be available again."""
 
@@ -44,6 +48,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (401, "There is no token, or it is not known."),
         (403, "The token's scope does not allow this."),
         (404, "It does not exist."),
+        (408, "The body did not come in time."),
         (409, "It conflicts with what exists already."),
         (413, "The body is too large."),
         (429, "The queue is full; try again after `Retry-After` seconds."),
@@ -102,9 +107,9 @@ def http_error(error: Exception) -> HTTPError:
     if isinstance(error, EngineError):
         return HTTPError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error), type=BROKEN, code="engine")
     if isinstance(error, EditError | ConfigError | ArtifactError):
-        return bad_request(str(error))
+        return bad_request(redacted(str(error)))
     if isinstance(error, StoreError):
-        return unavailable(str(error))
+        return unavailable(redacted(str(error)))
     logger.exception("a request failed", exc_info=error)
     message = "something unexpected went wrong; the log says what"
     return HTTPError(HTTPStatus.INTERNAL_SERVER_ERROR, message, type=BROKEN)
@@ -133,7 +138,14 @@ def install(app: FastAPI) -> None:
         kind = MISSING if status == HTTPStatus.NOT_FOUND else INVALID
         message = getattr(error, "detail", None) or HTTPStatus(status).phrase
         headers = getattr(error, "headers", None)
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers = {"Allow": ", ".join(_methods_of(request))}
         return await on_error(request, HTTPError(status, str(message), type=kind, headers=headers))
+
+    def _methods_of(request: Request) -> list[str]:
+        """The methods of a path: each has a route of its own, and the framework names those of the first alone."""
+        scopes = {method: {**request.scope, "method": method} for method in METHODS}
+        return [m for m, scope in scopes.items() if any(r.matches(scope)[0] is Match.FULL for r in app.routes)]
 
     app.add_exception_handler(RequestValidationError, on_invalid_body)
     app.add_exception_handler(HTTPException, on_http_exception)

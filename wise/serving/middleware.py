@@ -14,6 +14,7 @@ from opentelemetry import trace
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from wise.serving.http_errors import METHODS
 from wise.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,12 @@ tracer = trace.get_tracer("wise.serving")
 REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
 UNMATCHED = "unmatched"
 """The route in metrics of paths that do not exist: they must not fill the registry."""
+OTHER = "other"
+"""The method in metrics of those that HTTP does not have."""
+LONGEST_PATH = 200
+"""Characters of a path in the log and in traces."""
+ANSWER_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+"""Of every answer that does not say otherwise."""
 LINGER = 10.0
 """Seconds for which the rest of an unwanted body is read."""
 
@@ -32,19 +39,35 @@ class RequestBody:
     that instead of the answer. So `drain` reads the rest of the body after the answer, for a while.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, limit: int, seconds: float) -> None:
+        """seconds: that the body may take to come."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
-        self._receive, self._limit = receive, limit
+        self._receive, self._limit, self._seconds = receive, limit, seconds
+        self._end: float | None = None
+        """When it must have come, from the first read on: until then the client may wait for `100 Continue`."""
         self._size = int(length) if length.isdigit() else 0
         """Announced bytes, or those received if they are more."""
         self._received = 0
         self.incomplete = self._size > 0 or b"transfer-encoding" in headers
 
     async def receive(self) -> Message:
-        """Raises HTTPException 413 for a body that is, or is announced to be, over the limit."""
+        """Raises HTTPException 413 for a body that is, or is announced to be, over the limit; 408 for one that does not
+        come."""
         self._check()
-        message = await self._next()
+        if not self.incomplete:
+            return await self._next()
+        self._end = self._end or asyncio.get_running_loop().time() + self._seconds
+        try:
+            async with asyncio.timeout_at(self._end):
+                message = await self._next()
+        except TimeoutError:
+            self.incomplete = False  # nobody waits for the rest
+            raise HTTPException(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"the body did not come within {self._seconds:g} s; send it at once",
+                {"Connection": "close"},
+            ) from None
         self._check()
         return message
 
@@ -73,8 +96,8 @@ class RequestBody:
 class RequestMiddleware:
     """Plain ASGI, so that streams stay streams and a client that leaves is noticed."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, body_limit: int) -> None:
-        self.app, self.metrics, self.body_limit = app, metrics, body_limit
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, body_limit: int, client_timeout: float) -> None:
+        self.app, self.metrics, self.body_limit, self.client_timeout = app, metrics, body_limit, client_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,21 +106,23 @@ class RequestMiddleware:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        body = RequestBody(scope, receive, self.body_limit)
+        body = RequestBody(scope, receive, self.body_limit, self.client_timeout)
         begun, status = time.perf_counter(), 500
 
         async def send_on(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                given_names = {name.lower() for name, _ in message["headers"]}
+                more = [pair for pair in ANSWER_HEADERS if pair[0] not in given_names]
+                message["headers"] = [*message["headers"], *more, (b"x-request-id", request_id.encode())]
             if message["type"] == "http.response.body" and body.incomplete and not message.get("more_body", False):
                 await send({**message, "more_body": True})
                 await body.drain()
                 message = {"type": "http.response.body"}
             await send(message)
 
-        with tracer.start_as_current_span(f"{scope['method']} {scope['path']}") as span:
+        with tracer.start_as_current_span(f"{_method(scope)} {scope['path'][:LONGEST_PATH]}") as span:
             span.set_attribute("wise.request_id", request_id)
             try:
                 await self.app(scope, body.receive, send_on)
@@ -107,14 +132,18 @@ class RequestMiddleware:
 
     def _report(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", UNMATCHED)
-        self.metrics.requests.labels(route, scope["method"], status).inc()
+        self.metrics.requests.labels(route, _method(scope), status).inc()
         self.metrics.latency.labels(route).observe(seconds)
         fields = {
             "request": scope["state"]["request_id"],
-            "method": scope["method"],
-            "path": scope["path"],
+            "method": _method(scope),
+            "path": scope["path"][:LONGEST_PATH],
             "status": status,
             "seconds": round(seconds, 4),
             "by": scope["state"].get("holder"),
         }
         logger.info("request", extra={"fields": fields})
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in METHODS else OTHER

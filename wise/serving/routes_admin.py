@@ -11,12 +11,12 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel
 
-from wise.serving.auth import requires_metrics
+from wise.serving.auth import AuthorizedRoute, details_allowed, requires_metrics
 from wise.serving.editor_process import FAILING, READY
 from wise.serving.http_errors import ERRORS, unavailable
 from wise.serving.service import Served
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], route_class=AuthorizedRoute)
 console = APIRouter(include_in_schema=False)
 CONSOLE_FILES = {
     "/console": ("console.html", "text/html"),
@@ -39,10 +39,12 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
+    """Whoever gives no token is told the status alone."""
+
     status: str = "ready"
-    version: int
-    edits: int
-    editor: str
+    version: int | None = None
+    edits: int | None = None
+    editor: str | None = None
 
 
 @router.get("/health")
@@ -53,12 +55,14 @@ async def health(service: Served) -> Health:
     return Health()
 
 
-@router.get("/ready")
-async def ready(service: Served) -> Readiness:
-    """Whether requests should come here; 503 with the reason if not."""
+@router.get("/ready", response_model_exclude_none=True)
+async def ready(request: Request, service: Served) -> Readiness:
+    """Whether requests should come here; 503 with the reason if not. With a reader's token it says more."""
     why = service.not_ready()
     if why is not None:
         raise unavailable(why)
+    if not details_allowed(request):
+        return Readiness()
     current = service.follower.current
     return Readiness(version=current.version, edits=len(current.edits), editor=service.editor.state)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -13,18 +12,19 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from wise.errors import ConfigError, EditError
 from wise.serving import schemas
-from wise.serving.auth import Reader
+from wise.serving.auth import AuthorizedRoute, Reader
 from wise.serving.engines import Delta, FinishReason, GenerationRequest, Job, Logprobs, MemoryHandle, RoutedToken
 from wise.serving.engines.sequence import CONTEXT
-from wise.serving.http_errors import bad_request, error_body, http_error
+from wise.serving.event_stream import error_event, event, event_stream
+from wise.serving.http_errors import bad_request, http_error
 from wise.serving.service import Served, Service
 from wise.training.encoding import Question
 
-router = APIRouter(prefix="/v1", tags=["answers"])
+router = APIRouter(prefix="/v1", tags=["answers"], route_class=AuthorizedRoute)
 COMPLETION_TOKENS = 16
 """OpenAI's own default."""
 STREAM: dict[int | str, dict[str, Any]] = {
@@ -33,19 +33,17 @@ STREAM: dict[int | str, dict[str, Any]] = {
         "content": {"text/event-stream": {"schema": {"type": "object", "properties": {"data": {"type": "string"}}}}},
     }
 }
-NO_BUFFER = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-"""Headers of a stream of events."""
 
 
 @router.get("/models")
 async def models(service: Served, _: Reader) -> schemas.ModelList:
     """The base's namespaces, each as a model."""
-    current = service.follower.current
-    names = zip(service.model_names(current), current.handles.values(), strict=True)
-    return schemas.ModelList(data=[schemas.Model(id=name, edits=len(handle.state.edits)) for name, handle in names])
+    found = service.visible(service.follower.current)
+    data = [schemas.Model(id=name, edits=len(handle.state.edits)) for name, handle in found.items()]
+    return schemas.ModelList(data=data)
 
 
-@router.get("/models/{model}")
+@router.get("/models/{model:path}")
 async def model(model: str, service: Served, _: Reader) -> schemas.Model:
     return schemas.Model(id=model, edits=len(service.handle(model).state.edits))
 
@@ -265,7 +263,7 @@ async def _answer(
     if body.stream:
         job = service.submit(requests, body.options.deadline)  # before the answer begins: errors keep their status
         events = _stream(job, body, requests, writer, head)
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers | NO_BUFFER)
+        return event_stream(events, request.state.access, headers)
     answers = await _generate(service, request, requests, body.options.deadline)
     head |= {"usage": _usage(answers, body.n or 1), "wise": _metadata(service, answers, body.options.routes)}
     return JSONResponse(writer.answer(head, answers), headers=headers)
@@ -284,17 +282,13 @@ async def _stream(
             first = not answer.tokens
             answer.add(delta)
             if delta.text or delta.finish or first or delta.logprobs:
-                yield _event({**base, "choices": [writer.chunk(delta, first)]})
+                yield event({**base, "choices": [writer.chunk(delta, first)]})
         metadata = _metadata(writer.service, answers, body.options.routes)
         last = {**base, "choices": [], "wise": metadata.model_dump()}
-        yield _event(last | ({"usage": _usage(answers, body.n or 1).model_dump()} if usage else {}))
+        yield event(last | ({"usage": _usage(answers, body.n or 1).model_dump()} if usage else {}))
         yield "data: [DONE]\n\n"
     except Exception as error:  # the status is sent already: the error is an event
-        yield _event(error_body(http_error(error)))
-
-
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, separators=(',', ':'), ensure_ascii=False)}\n\n"
+        yield error_event(http_error(error))
 
 
 @dataclass(frozen=True)

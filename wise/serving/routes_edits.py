@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
+from unicodedata import normalize
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -15,12 +16,12 @@ from wise.edits import check_lengths
 from wise.errors import EditError
 from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, EditRequest, Ticket
 from wise.serving import schemas
-from wise.serving.auth import Editor, Holder, Reader
+from wise.serving.auth import AuthorizedRoute, Editor, Holder, Reader, sees
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
 from wise.serving.metrics import audit
 from wise.serving.service import Served, Service
 
-router = APIRouter(prefix="/v1", tags=["edits"])
+router = APIRouter(prefix="/v1", tags=["edits"], route_class=AuthorizedRoute)
 SETTLED: dict[int | str, dict[str, Any]] = {
     200: {"model": schemas.EditsAnswer, "description": "Each edit is live or has failed."}
 }
@@ -71,14 +72,17 @@ async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.E
 @router.get("/edits")
 def list_edits(
     service: Served,
-    _: Reader,
+    holder: Reader,
     status: Annotated[schemas.Status | None, Query()] = None,
     namespace: Annotated[schemas.Text | None, Query(max_length=200)] = None,
     after: Annotated[int, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> schemas.EditList:
     """Edits in the order in which they were submitted."""
-    found = service.store.journal.tickets(status=status, namespace=namespace, since=after, limit=limit + 1)
+    spaces = holder.namespaces if namespace is None else frozenset({normalize("NFC", namespace)})
+    if spaces is not None and holder.namespaces is not None:
+        spaces &= holder.namespaces
+    found = service.store.journal.tickets(status=status, namespaces=spaces, since=after, limit=limit + 1)
     return schemas.EditList(data=[schemas.EditView.of(ticket) for ticket in found[:limit]], has_more=len(found) > limit)
 
 
@@ -137,7 +141,11 @@ async def delete(
         raise conflict(f"edit {edit_id!r} is {ticket.status}; only one that is live or queued can be deleted")
     done = await run_in_threadpool(service.command, "delete", edit_ids=[edit_id], author=holder.name, reason=reason)
     audit("delete", by=holder.name, request=request.state.request_id, edit=edit_id, version=done["number"])
-    return await when_served(service, schemas.VersionView(**done))
+    made = await when_served(service, schemas.VersionView(**done))
+    if holder.namespaces is None:
+        return made
+    live = sum(len(handle.state.edits) for handle in service.visible(service.follower.current).values())
+    return made.model_copy(update={"edits": live})
 
 
 async def when_served(service: Service, version: schemas.VersionView) -> schemas.VersionView:
@@ -205,7 +213,8 @@ async def _settled(service: Service, tickets: Sequence[Ticket]) -> tuple[Ticket,
 
 
 def _newest(service: Service, edit_id: str) -> Ticket:
-    found = service.store.journal.tickets(edit_id=edit_id)
+    """Raises HTTPError 404, also for an edit that the holder of the request's token may not see."""
+    found = [ticket for ticket in service.store.journal.tickets(edit_id=edit_id) if sees(ticket.edit.namespace)]
     if not found:
         raise not_found(f"there is no edit {edit_id!r:.80}; GET /v1/edits lists them", "edit_not_found")
     return found[-1]

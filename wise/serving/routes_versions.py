@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 
@@ -10,16 +9,17 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
+from wise.edits import Edit
 from wise.memory.store.edit_request import Event, Version
-from wise.serving.auth import Admin, Reader
-from wise.serving.http_errors import conflict, not_found
+from wise.serving.auth import AuthorizedRoute, Reader, WholeAdmin, WholeReader, sees, sees_all
+from wise.serving.event_stream import event, event_stream
+from wise.serving.http_errors import bad_request, conflict, not_found
 from wise.serving.metrics import audit
-from wise.serving.routes_completions import NO_BUFFER
 from wise.serving.routes_edits import when_served
 from wise.serving.schemas import DiffAnswer, EditSummary, EventView, RollbackRequest, VersionList, VersionView
 from wise.serving.service import Served, Service
 
-router = APIRouter(prefix="/v1")
+router = APIRouter(prefix="/v1", route_class=AuthorizedRoute)
 Number = Annotated[int, Path(ge=0, lt=2**63)]
 PAGE = 500
 """Events that are read at once."""
@@ -33,14 +33,14 @@ EVENT = {
 
 
 @router.get("/versions", tags=["versions"])
-def list_versions(service: Served, _: Reader) -> VersionList:
+def list_versions(service: Served, _: WholeReader) -> VersionList:
     """All versions, from the first, which is the base without edits."""
     found = [service.store.journal.version(0), *service.store.journal.versions()]
     return VersionList(current=service.follower.current.version, data=[VersionView.of(one) for one in found])
 
 
 @router.get("/versions/{number}", tags=["versions"])
-def show(number: Number, service: Served, _: Reader) -> VersionView:
+def show(number: Number, service: Served, _: WholeReader) -> VersionView:
     return VersionView.of(_version(service, number))
 
 
@@ -48,7 +48,7 @@ def show(number: Number, service: Served, _: Reader) -> VersionView:
 def diff(
     number: Number,
     service: Served,
-    _: Reader,
+    _: WholeReader,
     against: Annotated[int | None, Query(ge=0, lt=2**63, description="Default: the version before.")] = None,
 ) -> DiffAnswer:
     """What turns the version `against` into this one."""
@@ -66,7 +66,7 @@ def diff(
 
 @router.post("/versions/{number}/rollback", tags=["versions"])
 async def rollback(
-    number: Number, request: Request, service: Served, holder: Admin, body: RollbackRequest | None = None
+    number: Number, request: Request, service: Served, holder: WholeAdmin, body: RollbackRequest | None = None
 ) -> VersionView:
     """Makes the memory of an earlier version current again, bit for bit, as a new one; answered once that is served."""
     await run_in_threadpool(_readable, service, number)
@@ -97,6 +97,7 @@ def _readable(service: Service, number: int) -> Version:
     responses={200: {"content": {"text/event-stream": {"schema": EVENT}}, "description": "Events."}},
 )
 async def events(
+    request: Request,
     service: Served,
     _: Reader,
     since: Annotated[
@@ -105,10 +106,14 @@ async def events(
     follow: Annotated[bool, Query(description="Continue with what happens later, and do not end.")] = True,
     last_event_id: Annotated[int | None, Header(ge=0, lt=2**63, description="As browsers send it.")] = None,
 ) -> StreamingResponse:
-    """Events in their order, without gaps. An edit's `live` comes when it is served here."""
+    """Events in their order, without gaps. An edit's `live` comes when it is served here. A token that is bound to
+    namespaces gets the events of edits in these alone."""
     start = last_event_id if last_event_id is not None else since
     first = service.follower.last_event if start is None else start
-    return StreamingResponse(_stream(service, first, follow), media_type="text/event-stream", headers=NO_BUFFER)
+    if first > service.follower.last_event and not await run_in_threadpool(_happened, service, first):
+        param = "since" if last_event_id is None else "Last-Event-ID"
+        raise bad_request(f"{param}: there is no event {first} yet; leave it out, or give 0 for all events", param)
+    return event_stream(_stream(service, first, follow), request.state.access)
 
 
 async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[str]:
@@ -118,19 +123,24 @@ async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[st
             while last < service.follower.last_event:
                 limit = min(PAGE, service.follower.last_event - last)
                 found, edits = await run_in_threadpool(_read, service, last, limit)
-                for event in found:
-                    view = EventView.of(event, edits.get(event.ticket or 0))
-                    data = json.dumps(view.model_dump(), ensure_ascii=False)
-                    yield f"id: {event.number}\nevent: {event.kind}\ndata: {data}\n\n"
-                    last = event.number
+                for one in found:
+                    edit = edits.get(one.ticket or 0)
+                    last = one.number
+                    if sees_all() or (edit is not None and sees(edit.namespace)):
+                        view = EventView.of(one, edit.id if edit else None)
+                        yield event(view.model_dump(), kind=one.kind, number=one.number)
             if not follow or service.draining.is_set():
                 return
             if not await listener.news(HEARTBEAT):
                 yield ": still here\n\n"
 
 
-def _read(service: Service, last: int, limit: int) -> tuple[Sequence[Event], dict[int, str]]:
-    """Events, and the id of the edit of each ticket in them."""
+def _happened(service: Service, number: int) -> bool:
+    return bool(service.store.journal.events(since=number - 1, limit=1))
+
+
+def _read(service: Service, last: int, limit: int) -> tuple[Sequence[Event], dict[int, Edit]]:
+    """Events, and the edit of each ticket in them."""
     found = service.store.journal.events(since=last, limit=limit)
     numbers = sorted({event.ticket for event in found if event.ticket})
-    return found, {ticket.number: ticket.edit.id for ticket in service.store.journal.tickets(numbers=numbers)}
+    return found, {ticket.number: ticket.edit for ticket in service.store.journal.tickets(numbers=numbers)}

@@ -12,15 +12,15 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from wise.errors import WiseError, did_you_mean
+from wise.errors import EditError, WiseError, checked_namespace, did_you_mean
 from wise.memory.store.store import Store
 from wise.model import WiseModel
-from wise.serving.auth import Tokens
+from wise.serving.auth import Tokens, sees
 from wise.serving.editor_process import READY, WAITING, EditorClient, Worker, send_to_writer
 from wise.serving.engines import Delta, Engine, GenerationRequest, Job, MemoryHandle
 from wise.serving.engines.local import LocalEngine
 from wise.serving.follower import DEFAULT_NAMESPACE, Follower, ServedVersion
-from wise.serving.http_errors import not_found, unavailable
+from wise.serving.http_errors import bad_request, not_found, unavailable
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
 
@@ -107,23 +107,38 @@ class Service:
     # -- answering --------------------------------------------------------------------------------
 
     def namespace(self, model: str | None) -> str:
-        """The namespace that a model's name means: `NAME`, or `NAME@NAMESPACE`. Raises HTTPError 404 for others."""
-        name, at, namespace = (model or self.name).partition("@")
-        if name != self.name or (at and not namespace.strip()):
-            known = did_you_mean(str(model), self.model_names(self.follower.current))
-            raise not_found(f"model: {model!r:.80} is not served; {known}", "model_not_found")
-        return namespace or DEFAULT_NAMESPACE
+        """The namespace that a model's name means: `NAME`, or `NAME@NAMESPACE`. Raises HTTPError 404 for others, and
+        for one that the holder of the request's token may not see; 400 for what can be none."""
+        name, at, given = (model or self.name).partition("@")
+        namespace = DEFAULT_NAMESPACE
+        if at and given.strip() and name == self.name:
+            try:
+                namespace = checked_namespace(given)
+            except EditError as error:
+                raise bad_request(f"model: {error}", "model") from error
+        if name != self.name or (at and not given.strip()) or not sees(namespace):
+            known = did_you_mean(model or self.name, self.model_names(self.follower.current))
+            raise not_found(f"model: {model or self.name!r:.80} is not served; {known}", "model_not_found")
+        return namespace
 
     def handle(self, model: str | None) -> MemoryHandle:
-        """The memory that answers to a model's name. Raises HTTPError 404 if there is none."""
+        """The memory that answers to a model's name. Raises HTTPError if there is none, as `namespace` does."""
         namespace, handles = self.namespace(model), self.follower.current.handles
         if namespace not in handles:
-            near = did_you_mean(namespace, handles)
+            near = did_you_mean(namespace, filter(sees, handles))
             raise not_found(f"model: no edit is live in the namespace {namespace!r}; {near}", "model_not_found")
         return handles[namespace]
 
+    def visible(self, version: ServedVersion) -> dict[str, MemoryHandle]:
+        """The memories of the namespaces that the holder of the request's token may see, by model name."""
+        return {
+            self.name if space == DEFAULT_NAMESPACE else f"{self.name}@{space}": handle
+            for space, handle in version.handles.items()
+            if sees(space)
+        }
+
     def model_names(self, version: ServedVersion) -> list[str]:
-        return [self.name if space == DEFAULT_NAMESPACE else f"{self.name}@{space}" for space in version.handles]
+        return list(self.visible(version))
 
     def submit(self, requests: Sequence[GenerationRequest], seconds: float | None = None) -> Job:
         """Raises BusyError, or HTTPError at shutdown."""

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from wise.config import MODES, PROMISES, WiseConfig
 from wise.errors import ConfigError
 from wise.loading import DEVICE_MAPS, DTYPES, QUANTIZATIONS, Placement
+from wise.safe_text import redacted
 
 
 def default_store() -> str:
     """A folder of the user's own data."""
     return str(Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "wise" / "store")
+
+
+def _listed(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -77,11 +83,25 @@ class Settings(BaseSettings):
     cache_tokens: int = Field(131_072, ge=1, description="Tokens that all answers together may hold in the cache.")
     prefill_tokens: int = Field(256, ge=1, description="Tokens of new prompts that one step reads besides decoding.")
     request_timeout: float = Field(60.0, gt=0, description="Seconds that a request may take.")
+    max_connections: int = Field(1000, ge=1, description="Connections that may be open; fewer if the system says so.")
+    address_connections: int = Field(
+        500, ge=1, description="Connections of one address; behind a proxy, as many as `max_connections`."
+    )
+    client_timeout: float = Field(
+        20.0, gt=0, description="Seconds that a client may take to send a request's head, its body, or to read on."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        (), description="Origins, with commas between them, whose pages may use the API from a browser; default: none."
+    )
     body_limit: int = Field(1_048_576, ge=1024, description="Bytes of a request's body.")
     prompt_limit: int = Field(64, ge=1, description="Prompts of one request.")
     answer_limit: int = Field(16, ge=1, description="Answers (`n`) to one prompt.")
     edit_limit: int = Field(256, ge=1, description="Edits of one request.")
     shutdown_timeout: float = Field(30.0, ge=0, description="Seconds that running answers have at shutdown.")
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Without the password of a store's URL, for logs and tracebacks."""
+        return [(name, redacted(value) if isinstance(value, str) else value) for name, value in super().__repr_args__()]
 
     def served_name(self) -> str:
         """The model's name in requests. Raises ConfigError if it has an `@`, which precedes a namespace."""
@@ -128,4 +148,4 @@ def load(file: Path | None, options: dict[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"])) or "settings"
-        raise ConfigError(f"setting {name}={first['input']!r}: {first['msg']}") from error
+        raise ConfigError(redacted(f"setting {name}={first['input']!r}: {first['msg']}")) from None

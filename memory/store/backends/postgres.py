@@ -18,6 +18,7 @@ from wise.errors import ConfigError, StoreError
 from wise.memory.store.backends.base import Backend, Execute, digest_of, missing_blob, verified_blob
 from wise.memory.store.backends.migrations import opening
 from wise.memory.store.failpoints import reach
+from wise.safe_text import redacted
 
 if TYPE_CHECKING:
     import psycopg
@@ -201,7 +202,8 @@ class PostgresBackend(Backend):
         except (self._error, OSError) as error:
             if self._connection is not None and self._connection.broken:
                 what = "lost the connection; open it again, which shows whether what was under way was still done"
-            raise StoreError(f"{self.place} {what}: {' '.join(str(error).split())}; see to the server") from error
+            said = redacted(" ".join(str(error).split()))
+            raise StoreError(f"{self.place} {what}: {said}; see to the server") from error
 
 
 def _number(digest: str) -> int:

@@ -251,13 +251,17 @@ def test_a_client_that_sends_all_before_it_reads_hears_the_answer(
     assert events(served) == before
 
 
-def test_a_body_that_does_not_come_is_not_waited_for_long(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("token", "status"), [("admin", 413), ("nobody", 401)])
+def test_a_body_that_does_not_come_is_not_waited_for_long(
+    served: Running, monkeypatch: pytest.MonkeyPatch, token: str, status: int
+) -> None:
     monkeypatch.setattr(middleware, "LINGER", 0.2)
-    head = f"POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Length: {10**9}\r\nConnection: close\r\n\r\n"
+    head = f"POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Length: {10**9}\r\nConnection: close\r\n"
+    head += f"Authorization: Bearer {token}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=PATIENCE) as connection:
         connection.sendall(head.encode())
         answer = b"".join(iter(lambda: connection.recv(4096), b""))  # until the service closes
-    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
 
 
 def test_without_an_editor_changes_are_refused_and_edits_wait(served: Running) -> None:

@@ -1,0 +1,269 @@
+"""Connections: how many there may be, and how long a client may be silent, or slow to send or to read.
+
+uvicorn closes a connection that is silent between two requests. It waits without end for the first request, for a head
+that comes byte by byte, and for a client that does not read, and takes connections until no file descriptor is left.
+This protocol of it adds what is missing. It needs no lock: all of it runs in the event loop.
+
+When there is no room, a new connection takes the place of the oldest one that nobody with a token is using: one that is
+silent, or whose request has not been authorized. So strangers cannot keep users out. Only where every connection is in
+use is the new one refused, with an answer that says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import time
+from collections import Counter
+from http import HTTPStatus
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from wise.safe_text import json_line
+from wise.serving.http_errors import BUSY, INVALID, RETRY_AFTER, HTTPError, error_body
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 256
+"""Connections that the event loop accepts in one turn, before any of them is looked at."""
+RESERVED = 512
+"""File descriptors for all else: the store, the editor, connections of this turn and those that are refused."""
+PARTING = 1.0
+"""Seconds in which a client that is refused may read the answer."""
+REFUSALS = 64
+"""Clients that are given the time to read it; more are cut off at once."""
+SECONDS_A_LINE = 10.0
+"""Between two lines of the log about refused connections."""
+IPV6_NETWORK = 64
+"""Bits that a provider gives to one customer."""
+
+
+class Connections:
+    """The open connections of one server."""
+
+    def __init__(self, *, total: int, per_address: int, client_timeout: float) -> None:
+        """client_timeout: seconds that a client may take to send a request's head, or to read what is sent to it."""
+        self.total, self.per_address, self.client_timeout = total, per_address, client_timeout
+        self._open: dict[LimitedProtocol, None] = {}
+        """The one that was used last is the last."""
+        self._by_address: Counter[str] = Counter()
+        self._refused = 0
+        self._last_line = -SECONDS_A_LINE
+        self.parting: set[LimitedProtocol] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def protocol(self, **given: Any) -> LimitedProtocol:
+        """What uvicorn asks for a new connection."""
+        return LimitedProtocol(self, **given)
+
+    def admit(self, new: LimitedProtocol) -> HTTPError | None:
+        """Takes a connection in, or says why not."""
+        for count, limit, address in (
+            (self._by_address[new.address], self.per_address, new.address),
+            (len(self._open), self.total, None),
+        ):
+            if count >= limit and not self._make_room(address):
+                self._log_refusal(new)
+                whose = "your address has" if address else "the service has"
+                return HTTPError(
+                    HTTPStatus.TOO_MANY_REQUESTS if address else HTTPStatus.SERVICE_UNAVAILABLE,
+                    f"{whose} {limit} connections in use, which are as many as may be; close one, or try again later",
+                    type=BUSY,
+                    code="too_many_connections",
+                    headers={"Retry-After": str(RETRY_AFTER)},
+                )
+        self._open[new] = None
+        self._by_address[new.address] += 1
+        return None
+
+    def used(self, one: LimitedProtocol) -> None:
+        if one in self._open:
+            del self._open[one]
+            self._open[one] = None
+
+    def leave(self, one: LimitedProtocol) -> None:
+        self.parting.discard(one)
+        if one in self._open:
+            del self._open[one]
+            self._by_address[one.address] -= 1
+            self._by_address += Counter()  # addresses without a connection are forgotten
+
+    def _make_room(self, address: str | None) -> bool:
+        """Closes the oldest connection that may be, of this address if one is given."""
+        for one in self._open:
+            if address in (None, one.address) and not one.in_use():
+                self.leave(one)
+                one.transport.abort()
+                return True
+        return False
+
+    def _log_refusal(self, new: LimitedProtocol) -> None:
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._last_line >= SECONDS_A_LINE:
+            logger.warning(
+                "connections are refused", extra={"fields": {"refused": self._refused, "address": new.address}}
+            )
+            self._refused, self._last_line = 0, now
+
+
+class LimitedProtocol(H11Protocol):
+    """One connection."""
+
+    def __init__(self, connections: Connections, **given: Any) -> None:
+        super().__init__(**given)
+        self._all = connections
+        self.address = ""
+        self._refused = False
+        self._head: asyncio.TimerHandle | None = None
+        """Ends a connection whose request does not come."""
+        self._stalled: asyncio.TimerHandle | None = None
+        """Ends a connection that does not take what is sent."""
+
+    def in_use(self) -> bool:
+        """Whether a request that was authorized is being answered, or its answer not read yet."""
+        if self.cycle is None or "access" not in self.scope["state"]:
+            return False
+        return not self.cycle.response_complete or self.transport.get_write_buffer_size() > 0
+
+    # -- asyncio's calls ------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.address = _address(transport)
+        problem = self._all.admit(self)
+        if problem is None:
+            self._expect_head()
+        else:
+            self._refuse(problem)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        super().data_received(data)
+        self._watch()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop("_stalled")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.leave(self)
+        self._stop("_head")
+        self._stop("_stalled")
+        super().connection_lost(exc)
+
+    # -- uvicorn's calls ------------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        self._all.used(self)
+        super().on_response_complete()
+        self._end_in_time()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._end_in_time()
+
+    def shutdown(self) -> None:
+        if not self._refused:
+            super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(HTTPError(HTTPStatus.BAD_REQUEST, msg, type=INVALID))
+
+    # -- limits ---------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self._expect_head()
+        else:
+            self._stop("_head")
+
+    def _expect_head(self) -> None:
+        if self._head is None:
+            self._head = self.loop.call_later(self._all.client_timeout, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._head = None
+        if self.conn.trailing_data[0]:
+            limit = f"the request did not come within {self._all.client_timeout:g} s"
+            self._refuse(HTTPError(HTTPStatus.REQUEST_TIMEOUT, f"{limit}; send it at once", type=INVALID))
+        else:
+            self.transport.abort()
+
+    def _expect_reading(self) -> None:
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(self._all.client_timeout, self.transport.abort)
+
+    def _end_in_time(self) -> None:
+        """A connection that is being closed first sends what it holds, for as long as the client takes."""
+        if self.transport.is_closing():
+            self._expect_reading()
+
+    def _stop(self, name: str) -> None:
+        timer: asyncio.TimerHandle | None = getattr(self, name)
+        if timer is not None:
+            timer.cancel()
+            setattr(self, name, None)
+
+    def _refuse(self, error: HTTPError) -> None:
+        """Answers, and closes when the client has read it: a connection with unread input is reset at once."""
+        self._refused = True
+        self._stop("_head")
+        self._unset_keepalive_if_required()
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self.cycle.response_started:
+                self.transport.abort()
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        body = json_line(error_body(error)).encode()
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            **error.headers,
+        }
+        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        if len(self._all.parting) >= REFUSALS:
+            self.transport.abort()
+            return
+        self._all.parting.add(self)
+        self.transport.write_eof()
+        self.loop.call_later(PARTING, self.transport.abort)
+
+
+def _address(transport: asyncio.BaseTransport) -> str:
+    """Whose connection it is: an IPv4 address, or the network of an IPv6 one, since one customer has all of it."""
+    peer = transport.get_extra_info("peername")
+    if not isinstance(peer, tuple):
+        return ""
+    address = ip_address(str(peer[0]).partition("%")[0])
+    if address.version == 4:
+        return str(address)
+    return str(address.ipv4_mapped or ip_network((address, IPV6_NETWORK), strict=False))
+
+
+def affordable(wanted: int) -> int:
+    """How many of the wanted connections this process has file descriptors for; it asks the system for more first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted + RESERVED:
+        needed = wanted + RESERVED
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        wanted = max(1, min(wanted, soft - RESERVED))
+    return wanted

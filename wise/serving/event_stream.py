@@ -1,0 +1,62 @@
+"""Server-sent events: how one is written, and a stream that ends when its token does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+
+from wise.safe_text import json_line
+from wise.serving.auth import Access
+from wise.serving.http_errors import HTTPError, error_body
+
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+RECHECK = 1.0
+"""Seconds between two looks at the token of an open stream."""
+
+
+def event(data: Any, *, kind: str | None = None, number: int | None = None) -> str:
+    """One event, whose data is a line of JSON."""
+    head = (f"id: {number}\n" if number is not None else "") + (f"event: {kind}\n" if kind is not None else "")
+    return f"{head}data: {json_line(data, separators=(',', ':'))}\n\n"
+
+
+def error_event(error: HTTPError) -> str:
+    """The last event of a stream that cannot go on: its status is sent already."""
+    return event(error_body(error), kind="error")
+
+
+def event_stream(
+    events: AsyncIterator[str], access: Access, headers: dict[str, str] | None = None
+) -> StreamingResponse:
+    """An answer that sends events. It ends with an error event as soon as the token is no longer valid."""
+    return StreamingResponse(
+        _while_valid(events, access), media_type="text/event-stream", headers=HEADERS | (headers or {})
+    )
+
+
+async def _while_valid(events: AsyncIterator[str], access: Access) -> AsyncIterator[str]:
+    coming: asyncio.Task[str | None] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.create_task(_next(events))
+            await asyncio.wait({coming}, timeout=RECHECK)
+            access.check()
+            if coming.done():
+                found, coming = coming.result(), None
+                if found is None:
+                    return
+                yield found
+    except HTTPError as error:
+        yield error_event(error)
+    finally:
+        if coming is not None:
+            coming.cancel()
+        elif isinstance(events, AsyncGenerator):
+            await events.aclose()
+
+
+async def _next(events: AsyncIterator[str]) -> str | None:
+    return await anext(events, None)
