@@ -28,7 +28,7 @@ class BusyError(WiseError, RuntimeError):
 
 
 class DeadlineError(WiseError, TimeoutError):
-    """A request took longer than it may."""
+    """A request took longer than it may, and nothing was generated for it."""
 
 
 class EngineError(WiseError, RuntimeError):
@@ -161,6 +161,9 @@ class Engine(Protocol):
 
     def submit(self, requests: Sequence[GenerationRequest], *, seconds: float) -> Job:
         """Queues the answers of one HTTP request, which may take so many seconds. Called from an event loop.
+
+        When the time is over, each unfinished answer gets a last delta that says so. An error in one answer ends those
+        of its job, and no others.
 
         Raises BusyError if the queue is full, EngineError if the engine does not run.
         """
