@@ -61,16 +61,16 @@ class BatchedMemory(SideMemory):
         result = output.reshape(len(self.rows), -1, output.shape[-1])
         records = []
         for memory, places in self._groups():
-            record = self._record(memory, places, by_row[list(places)])
+            alone = len(places) == len(by_row)  # nothing to gather
+            record = self._record(memory, places, by_row if alone else by_row[list(places)])
             records.append(record)
             route = record.route
             if route.delta is None:
                 continue
-            own = result[list(places)]
+            own = result if alone else result[list(places)]
             delta = route.delta.to(own.dtype).view(own.shape)
             edited = torch.where(route.open.view(*own.shape[:-1], 1), own + delta, own)
-            index = torch.tensor(places, device=result.device)
-            result = edited if len(places) == len(result) else result.index_copy(0, index, edited)
+            result = edited if alone else result.index_copy(0, torch.tensor(places, device=result.device), edited)
         self.records = tuple(records)
         return result.view(output.shape)
 

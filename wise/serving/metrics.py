@@ -31,12 +31,14 @@ class Metrics:
         self.first = Histogram(
             "wise_first_token_seconds", "Seconds until the first token of an answer.", buckets=LONG, **on
         )
+        self.between = Histogram("wise_inter_token_seconds", "Seconds between two tokens.", buckets=SHORT, **on)
         self.step = Histogram("wise_step_seconds", "Seconds of one step of the engine.", buckets=SHORT, **on)
         self.prompt_tokens = Counter("wise_prompt_tokens", "Tokens of prompts that were read.", **on)
         self.tokens = Counter("wise_generated_tokens", "Tokens that were generated.", **on)
         self.routed = Counter("wise_routed_tokens", "Tokens at which an edit was active.", **on)
         self.running = Gauge("wise_running_answers", "Answers that are being generated.", **on)
         self.queue = Gauge("wise_waiting_answers", "Answers that are queued.", **on)
+        self.cached = Gauge("wise_cache_tokens", "Places of tokens that the cache holds, padding included.", **on)
         self.refused = Counter("wise_refused_requests", "Requests refused because the queue was full.", **on)
         self.version = Gauge("wise_version", "Version that new requests get.", **on)
         self.live = Gauge("wise_live_edits", "Edits that are live.", **on)

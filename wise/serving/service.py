@@ -18,6 +18,7 @@ from wise.model import WiseModel
 from wise.serving.auth import Tokens, sees
 from wise.serving.editor_process import READY, WAITING, EditorClient, Worker, send_to_writer
 from wise.serving.engines import Delta, Engine, GenerationRequest, Job, MemoryHandle
+from wise.serving.engines.grammar import Grammars
 from wise.serving.engines.local import LocalEngine
 from wise.serving.follower import DEFAULT_NAMESPACE, Follower, ServedVersion
 from wise.serving.http_errors import bad_request, not_found, unavailable
@@ -58,7 +59,8 @@ class Service:
             on_version=self._check_canaries,
             allow_precision=settings.allow_precision,
         )
-        self.engine: Engine = LocalEngine(model, settings, self.metrics)
+        self.grammars = Grammars(model.tokenizer, model.encoder.stops)
+        self.engine: Engine = LocalEngine(model, settings, self.metrics, self.grammars)
         self.editor = EditorClient(editor)
         self.draining = threading.Event()
         """Set at shutdown: nothing new is accepted, and streams of events end."""
@@ -141,8 +143,11 @@ class Service:
         return list(self.visible(version))
 
     def submit(self, requests: Sequence[GenerationRequest], seconds: float | None = None) -> Job:
-        """Raises BusyError, or HTTPError at shutdown."""
+        """Raises BusyError, or HTTPError at shutdown or for more answers than the service ever holds."""
         self.refuse_if_draining()
+        most = self.settings.max_queue + self.settings.max_batch_size
+        if len(requests) > most:
+            raise bad_request(f"{len(requests)} answers were asked for in one request, and {most} are held; ask for less")
         limit = self.settings.request_timeout
         return self.engine.submit(requests, seconds=min(limit, seconds or limit))
 

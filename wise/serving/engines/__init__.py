@@ -7,7 +7,7 @@ answer comes from exactly one version while edits go live.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -15,7 +15,8 @@ from wise.errors import WiseError
 from wise.memory.side_memory import SideMemory
 from wise.memory.state import MemoryState
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "deadline"]
+"""Why an answer ended: the model or a stop sequence, its number of tokens, or the time that its request may take."""
 
 
 class BusyError(WiseError, RuntimeError):
@@ -27,7 +28,7 @@ class BusyError(WiseError, RuntimeError):
 
 
 class DeadlineError(WiseError, TimeoutError):
-    """A request took longer than it may."""
+    """A request took longer than it may, and nothing was generated for it."""
 
 
 class EngineError(WiseError, RuntimeError):
@@ -57,17 +58,36 @@ class MemoryHandle:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """One answer to generate."""
+    """One answer to generate. The fields that choose a token have the names and meanings of vLLM's SamplingParams.
+
+    The memory changes the logits; then come, in this order, the grammar, `logit_bias`, the penalties, the temperature,
+    `top_k`, `top_p` and `min_p`.
+    """
 
     prompt: tuple[int, ...]
     handle: MemoryHandle
     max_new_tokens: int
+    """0 reads the prompt, for `prompt_logprobs`, and generates nothing."""
     temperature: float = 0.0
+    """0 takes the likeliest token."""
     top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps all tokens."""
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest are not drawn."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    """Counts the tokens of the prompt too, as the other two do not."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    json_schema: str | None = None
+    """A JSON schema, as JSON: the answer is a document of it."""
     seed: int | None = None
     stops: tuple[str, ...] = ()
     top_logprobs: int | None = None
     """How many of the likeliest tokens to report at each position; None reports no probabilities at all."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt."""
     trace: bool = False
     """Report the route of every token, and not only of those at which an edit was active."""
 
@@ -107,6 +127,8 @@ class Delta:
     routed: tuple[RoutedToken, ...]
     finish: FinishReason | None = None
     """Set in the last delta."""
+    prompt_logprobs: tuple[Logprobs, ...] = ()
+    """In the first delta, if they were asked for: of the prompt's tokens after the first."""
 
 
 @dataclass(eq=False)
@@ -139,6 +161,9 @@ class Engine(Protocol):
 
     def submit(self, requests: Sequence[GenerationRequest], *, seconds: float) -> Job:
         """Queues the answers of one HTTP request, which may take so many seconds. Called from an event loop.
+
+        When the time is over, each unfinished answer gets a last delta that says so. An error in one answer ends those
+        of its job, and no others.
 
         Raises BusyError if the queue is full, EngineError if the engine does not run.
         """

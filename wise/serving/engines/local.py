@@ -1,7 +1,8 @@
 """The engine that runs the model in this process: one thread, step by step, for all requests at once.
 
-A step decodes one token of every sequence and reads some columns of the newest prompts. Sequences join and leave
-between steps. They share one left-padded cache.
+A step decodes one token of every sequence that was read, and reads some columns of every new prompt, so that neither a
+long prompt nor many of them hold up the others. Sequences join and leave between steps. Those that are decoded share
+one left-padded cache, and so do those that are read.
 
 It does not use transformers' continuous batching. That runs all requests of a step under one state of the model, so
 requests could not keep the memory that they began with; it draws for all requests from one seed; and whether it draws
@@ -17,8 +18,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from copy import copy
 from typing import Any
 
 import torch
@@ -31,7 +33,8 @@ from wise.memory.modules import execution_device
 from wise.memory.sequences import CACHE_NAMES
 from wise.memory.side_memory import SideMemory
 from wise.model import WiseModel
-from wise.serving.engines import BusyError, DeadlineError, Delta, EngineError, GenerationRequest, Job, RoutedToken
+from wise.serving.engines import BusyError, Delta, EngineError, GenerationRequest, Job, RoutedToken
+from wise.serving.engines.grammar import Grammars
 from wise.serving.engines.sequence import GeneratedSequence
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
@@ -55,14 +58,16 @@ class Runner:
         self.cache_name = next(name for name in CACHE_NAMES if name in parameters)
         self.takes_positions = "position_ids" in parameters
 
-    def run(self, memories: Sequence[SideMemory | None], ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-        """New ids `[rows, n]` behind the cache, mask `[rows, all]` -> logits after the last `[rows, vocabulary]`."""
+    def run(
+        self, memories: Sequence[SideMemory | None], ids: Tensor, mask: Tensor, cache: DynamicCache, keep: int
+    ) -> Tensor:
+        """New ids `[rows, n]` behind the cache, mask `[rows, all]` -> logits of the last `[rows, keep, vocabulary]`."""
         self.memory.rows = memories
         inputs: dict[str, Any] = {self.cache_name: cache}
         if self.takes_positions:
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        out = self.model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **inputs)
-        logits: Tensor = out.logits[:, -1]
+        out = self.model(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=keep, **inputs)
+        logits: Tensor = out.logits[:, -keep:]
         return logits.float()
 
 
@@ -79,24 +84,39 @@ class Batch:
         return len(self.members)
 
     @torch.no_grad()
-    def feed(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Runs new tokens `[rows, n]`, mask of the same shape -> logits after the last, `[rows, vocabulary]`."""
+    def feed(self, ids: Tensor, mask: Tensor, keep: int = 1) -> Tensor:
+        """Runs new tokens `[rows, n]`, mask of the same shape -> logits of the last `[rows, keep, vocabulary]`."""
         self.mask = torch.cat([self.mask, mask], dim=1)
-        return self.runner.run([member.memory for member in self.members], ids, self.mask, self.cache)
+        return self.runner.run([member.memory for member in self.members], ids, self.mask, self.cache, keep)
+
+    @property
+    def cells(self) -> int:
+        """Places of tokens in the cache, padding included."""
+        return self.mask.numel()
 
     def join(self, other: Batch) -> None:
-        """Takes over the members of another batch, which must not be used afterwards."""
-        if not other.members:
-            return
+        """Takes over the members of another batch, which must not be used afterwards. Either may have read nothing."""
         if not self.members:
             self.members, self.mask, self.cache = other.members, other.mask, other.cache
             return
         width = max(self.mask.shape[1], other.mask.shape[1])
         self.mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)])
-        for own, new in zip(_layers(self.cache), _layers(other.cache), strict=True):
-            own.keys = torch.cat([_widened(own.keys, width), _widened(new.keys, width)])
-            own.values = torch.cat([_widened(own.values, width), _widened(new.values, width)])
+        new = _layers(other.cache) or [None] * len(_layers(self.cache))
+        for own, layer in zip(_layers(self.cache), new, strict=True):
+            for name in ("keys", "values"):
+                states = getattr(own, name)
+                more = states.new_zeros(len(other), *states.shape[1:]) if layer is None else getattr(layer, name)
+                setattr(own, name, torch.cat([_widened(states, width), _widened(more, width)]))
         self.members = [*self.members, *other.members]
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        """These rows as a batch of their own; they leave this one."""
+        taken = copy(self)
+        taken.cache = copy(self.cache)
+        taken.cache.layers = [copy(layer) for layer in _layers(self.cache)]
+        taken.keep(rows)
+        self.keep([row for row in range(len(self)) if row not in rows])
+        return taken
 
     def keep(self, rows: Sequence[int]) -> None:
         """Removes all other rows, and the columns that only they used."""
@@ -125,41 +145,65 @@ def _widened(states: Tensor, width: int) -> Tensor:
 
 
 class Prefill:
-    """Reads prompts into a cache a few columns at a time, so that a long prompt does not hold up decoding."""
+    """Reads prompts into a cache, some columns of each in every step; more may be added between steps.
 
-    def __init__(
-        self, runner: Runner, members: Sequence[GeneratedSequence], prompts: Sequence[Sequence[int]], chunk: int
-    ) -> None:
-        """chunk: tokens of one step, over all rows; a step reads one column at least."""
-        self.batch = Batch(runner, members)
-        self._ids, self._mask = left_pad(prompts, device=runner.device)
-        self._columns = max(1, chunk // len(members))
-        self.done = 0
-        """Columns that are in the cache."""
+    All rows read as many tokens. Only what a row reads first may be less, and is padded, so its pads stand before it.
+    """
 
-    def step(self) -> Tensor | None:
-        """Runs the next columns; the logits after the prompts `[rows, vocabulary]` once all are read."""
-        end = min(self.done + self._columns, self._ids.shape[1])
-        logits = self.batch.feed(self._ids[:, self.done : end], self._mask[:, self.done : end])
-        self.done = end
-        return logits if end == self._ids.shape[1] else None
+    def __init__(self, runner: Runner, tokens: int) -> None:
+        """tokens: of one step, over all rows; a step reads one column at least."""
+        self.batch = Batch(runner)
+        self._tokens = tokens
+        self._prompts: list[Sequence[int]] = []
+        self.done: list[int] = []
+        """Tokens of each row that are in the cache."""
+
+    def add(self, members: Sequence[GeneratedSequence], prompts: Sequence[Sequence[int]]) -> None:
+        self.batch.join(Batch(self.batch.runner, members))
+        self._prompts += prompts
+        self.done += [0] * len(prompts)
+
+    def step(self, *, every: bool = False) -> Tensor:
+        """Reads the next columns -> logits `[rows, n, vocabulary]`: of all n that were read, or else of the last."""
+        left = [len(prompt) - done for prompt, done in zip(self._prompts, self.done, strict=True)]
+        begun = [more for more, done in zip(left, self.done, strict=True) if done]
+        width = min(max(1, self._tokens // len(left)), max(left), *begun)
+        new = [prompt[done : done + width] for prompt, done in zip(self._prompts, self.done, strict=True)]
+        ids, mask = left_pad(new, device=self.batch.runner.device)
+        logits = self.batch.feed(ids, mask, width if every else 1)
+        self.done = [done + len(ids) for done, ids in zip(self.done, new, strict=True)]
+        return logits
+
+    @property
+    def complete(self) -> list[int]:
+        """The rows that are read."""
+        return [row for row, done in enumerate(self.done) if done == len(self._prompts[row])]
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        """These rows as a batch; they leave."""
+        left = [row for row in range(len(self.done)) if row not in rows]
+        self._prompts, self.done = [self._prompts[row] for row in left], [self.done[row] for row in left]
+        return self.batch.take(rows)
 
 
 class LocalEngine:
     """Runs `model`, which nothing else may use from then on. Implements `Engine`."""
 
-    def __init__(self, model: WiseModel, settings: Settings, metrics: Metrics) -> None:
-        self._tokenizer, self._ends = model.tokenizer, model.encoder.stops
+    def __init__(self, model: WiseModel, settings: Settings, metrics: Metrics, grammars: Grammars) -> None:
+        self._tokenizer, self._ends, self._grammars = model.tokenizer, model.encoder.stops, grammars
         self._settings, self._metrics = settings, metrics
         self._memory = BatchedMemory(None if model.inputs is None else model.inputs.sequences)
         model.layer.memory = self._memory
         model.model.eval()  # type: ignore[no-untyped-call]
         self._runner = Runner(model.model, self._memory)
         self._batch = Batch(self._runner)
-        self._prefill: Prefill | None = None
+        self._prefill = Prefill(self._runner, settings.prefill_tokens)
         self._queue: deque[GeneratedSequence] = deque()
+        """What was accepted and is not read yet."""
+        self._accepted: list[GeneratedSequence] = []
+        """What was accepted and has not ended."""
         self._changed = threading.Condition()
-        """Guards the queue and `_open`, which other threads change."""
+        """Guards these two and `_open`, which other threads change."""
         self._open = True
         self._seconds_per_answer = 1.0
         """A moving average."""
@@ -181,121 +225,152 @@ class LocalEngine:
 
     @property
     def busy(self) -> int:
-        return len(self._queue) + len(self._running())
+        return len(self._accepted)
 
     def submit(self, requests: Sequence[GenerationRequest], *, seconds: float) -> Job:
         job = Job(loop=asyncio.get_running_loop(), deadline=time.monotonic() + seconds)
-        new = [GeneratedSequence(job, i, one, self._tokenizer, self._ends) for i, one in enumerate(requests)]
+        new = [
+            GeneratedSequence(job, i, one, self._tokenizer, self._ends, self._grammars)
+            for i, one in enumerate(requests)
+        ]
         size = self._settings.max_batch_size
         with self._changed:
             if not self._open or not self.alive:
                 raise EngineError("the engine does not run; see the log, then start the service again")
-            ahead = len(self._queue)
-            if ahead + len(new) > self._settings.max_queue + max(0, size - self.busy):
-                after = max(1, math.ceil(self._seconds_per_answer * (ahead + len(new)) / size))
+            ahead = len(self._queue) + len(new)
+            if self.busy + len(new) > self._settings.max_queue + size:
+                after = max(1, math.ceil(self._seconds_per_answer * ahead / size))
                 self._metrics.refused.inc()
-                raise BusyError(f"{ahead} answers are waited for already; try again in {after} s", after)
+                raise BusyError(f"{self.busy} answers are waited for already; try again in {after} s", after)
             self._queue.extend(new)
+            self._accepted += new
             self._changed.notify_all()
         return job
 
     # -- the thread -------------------------------------------------------------------------------
 
-    def _running(self) -> list[GeneratedSequence]:
-        prefill = self._prefill
-        return [*(prefill.batch.members if prefill is not None else ()), *self._batch.members]
-
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: not self._open or self.busy)
+                self._changed.wait_for(lambda: not self._open or self._accepted)
                 if not self._open:
                     break
-            try:
+            with self._failing(self._accepted):
                 self._step()
-            except Exception as error:
-                logger.exception("a step of the engine failed")
-                self._fail(EngineError(f"the model failed on this request: {type(error).__name__}; see the log"))
             self._deliver()
-        self._fail(EngineError("the service ends"))
+        self._fail(self._accepted, EngineError("the service ends"))
         self._deliver()
 
     @torch.no_grad()
     def _step(self) -> None:
         begun = time.perf_counter()
-        self._drop()
+        self._cut()
         self._admit()
-        if self._prefill is not None:
-            self._read(self._prefill)
+        if len(self._prefill.batch):
+            with self._failing(self._prefill.batch.members):
+                self._read()
         if len(self._batch):
-            self._decode()
+            with self._failing(self._batch.members):
+                self._decode()
+        self._drop()
         self._metrics.step.observe(time.perf_counter() - begun)
-        self._metrics.running.set(len(self._batch))
+        self._metrics.running.set(len(self._accepted) - len(self._queue))
         self._metrics.queue.set(len(self._queue))
+        self._metrics.cached.set(self._batch.cells + self._prefill.batch.cells)
 
-    def _drop(self) -> None:
-        """Removes sequences whose client left, or whose time is over."""
+    def _cut(self) -> None:
+        """Ends the sequences whose time is over, with what was generated."""
         now = time.monotonic()
         with self._changed:
-            for job in {one.job for one in (*self._queue, *self._running()) if one.job.deadline < now and not one.gone}:
-                job.failed = True
-                self._out.append((job, DeadlineError("the request took longer than it may; ask for less at once")))
-            if any(one.gone for one in self._queue):
-                self._queue = deque(one for one in self._queue if not one.gone)
-        if self._prefill is not None and all(one.gone for one in self._prefill.batch.members):
-            self._prefill = None
-        self._batch.keep([i for i, one in enumerate(self._batch.members) if not one.gone])
+            late = [one for one in self._accepted if one.job.deadline < now and not one.ended]
+        for one in late:
+            with self._failing([one]):
+                self._out.append((one.job, one.end("deadline")))
+        self._drop()
+
+    def _drop(self) -> None:
+        """Removes what has ended."""
+        with self._changed:
+            if any(one.ended for one in self._accepted):
+                self._accepted = [one for one in self._accepted if not one.ended]
+                self._queue = deque(one for one in self._queue if not one.ended)
+        if ended := [i for i, one in enumerate(self._prefill.batch.members) if one.ended]:
+            self._prefill.take(ended)
+        self._batch.keep([i for i, one in enumerate(self._batch.members) if not one.ended])
 
     def _admit(self) -> None:
-        """Starts as many of the queued sequences as there is room for, in their order."""
-        if self._prefill is not None:
-            return
-        taken: list[GeneratedSequence] = []
-        longest = max((one.longest for one in self._batch.members), default=0)
-        tokens, settings = 0, self._settings
+        """Begins to read as many of the queued prompts as there is room for, in their order."""
+        settings, new = self._settings, []
+        members = [*self._batch.members, *self._prefill.batch.members]
+        longest = max((one.longest for one in members), default=0)
         with self._changed:
-            while self._queue and len(self._batch) + len(taken) < settings.max_batch_size:
-                first = self._queue[0]
-                longest = max(longest, first.longest)
-                full = (len(self._batch) + len(taken) + 1) * longest > settings.cache_tokens
-                too_many = tokens + len(first.request.prompt) > settings.prefill_tokens
-                if (full and (taken or len(self._batch))) or (too_many and taken):
+            while self._queue and len(members) < settings.max_batch_size:
+                longest = max(longest, self._queue[0].longest)
+                if members and (len(members) + 1) * longest > settings.cache_tokens:
                     break
-                tokens += len(first.request.prompt)
-                taken.append(self._queue.popleft())
-        if taken:
-            self._prefill = Prefill(self._runner, taken, [one.request.prompt for one in taken], settings.prefill_tokens)
+                new.append(self._queue.popleft())
+                members.append(new[-1])
+        if new:
+            self._prefill.add(new, [one.request.prompt for one in new])
 
-    def _read(self, prefill: Prefill) -> None:
-        start, members = prefill.done, prefill.batch.members
-        logits = prefill.step()
-        lengths = [len(one.request.prompt) for one in members]
-        self._note_routes(members, [start - (max(lengths) - length) for length in lengths], prefill.done - start)
-        if logits is None:
-            return
-        self._metrics.prompt_tokens.inc(sum(lengths))
-        self._prefill = None
-        self._advance(prefill.batch, logits)
-        self._batch.join(prefill.batch)
+    def _read(self) -> None:
+        prefill = self._prefill
+        members, before = prefill.batch.members, prefill.done
+        logits = prefill.step(every=any(one.request.prompt_logprobs is not None for one in members))
+        counts = [now - then for now, then in zip(prefill.done, before, strict=True)]
+        self._metrics.prompt_tokens.inc(sum(counts))
+        width = max(counts)
+        self._note_routes(members, [done - width for done in prefill.done], width)
+        for one, first, own, count in zip(members, before, logits, counts, strict=True):
+            with self._failing([one]):
+                one.read(first, own[-count:])
+        if complete := prefill.complete:
+            last = logits[complete, -1]
+            batch = prefill.take(complete)
+            self._advance(batch, last)
+            self._batch.join(batch)
 
     def _decode(self) -> None:
         members = self._batch.members
         ids = torch.tensor([[one.tokens[-1]] for one in members], device=self._runner.device)
-        logits = self._batch.feed(ids, torch.ones_like(ids))
+        logits = self._batch.feed(ids, torch.ones_like(ids))[:, -1]
         self._note_routes(members, [len(one.request.prompt) + len(one.tokens) - 1 for one in members], 1)
         self._advance(self._batch, logits)
 
     def _advance(self, batch: Batch, logits: Tensor) -> None:
-        """Takes the next token of every sequence; those that are finished leave."""
+        """Takes the next token of every sequence; those that have ended leave. logits: `[rows, vocabulary]`."""
         likeliest = logits.argmax(-1).tolist()  # for all at once: on an accelerator each copy waits
-        before = len(self._out)
         for one, own, token in zip(batch.members, logits, likeliest, strict=True):
-            if not one.gone:
-                self._out.append((one.job, one.advance(own, token)))
-            if one.finish is not None:
-                self._seconds_per_answer += 0.1 * (time.monotonic() - one.begun - self._seconds_per_answer)
-        self._metrics.tokens.inc(len(self._out) - before)
-        batch.keep([i for i, one in enumerate(batch.members) if one.finish is None and not one.gone])
+            if not one.ended:
+                with self._failing([one]):
+                    self._observe(one, one.advance(own, token))
+        batch.keep([i for i, one in enumerate(batch.members) if not one.ended])
+
+    def _observe(self, one: GeneratedSequence, delta: Delta) -> None:
+        self._out.append((one.job, delta))
+        now = time.monotonic()
+        if delta.tokens:
+            self._metrics.tokens.inc()
+            (self._metrics.first if len(one.tokens) == 1 else self._metrics.between).observe(now - one.last)
+        one.last = now
+        if one.finish is not None:
+            self._seconds_per_answer += 0.1 * (now - one.begun - self._seconds_per_answer)
+
+    @contextmanager
+    def _failing(self, members: Sequence[GeneratedSequence]) -> Iterator[None]:
+        """What goes wrong in this block ends these sequences, and no others."""
+        try:
+            yield
+        except Exception as error:
+            logger.exception("the engine failed on %d of %d answers", len(members), len(self._accepted))
+            if not isinstance(error, EngineError):
+                error = EngineError(f"the model failed on this request: {type(error).__name__}; see the log")
+            self._fail(members, error)
+
+    def _fail(self, members: Sequence[GeneratedSequence], error: Exception) -> None:
+        for job in {one.job for one in members if not one.ended}:
+            job.failed = True
+            self._out.append((job, error))
 
     def _note_routes(self, members: Sequence[GeneratedSequence], firsts: Sequence[int], count: int) -> None:
         """Notes the routes of the `count` tokens just read; firsts: the position of each row's first, pads below 0."""
@@ -308,18 +383,6 @@ class LocalEngine:
             for one, route in zip(own, routes, strict=True):
                 one.note(route)
                 self._metrics.routed.inc(sum(token.open and token.position >= 0 for token in route))
-
-    def _fail(self, error: Exception) -> None:
-        """Ends all running sequences; queued ones go on, unless the engine ends."""
-        failed = self._running()
-        with self._changed:
-            if not self._open:
-                failed += self._queue
-                self._queue.clear()
-        for job in {one.job for one in failed if not one.gone}:
-            job.failed = True
-            self._out.append((job, error))
-        self._prefill, self._batch = None, Batch(self._runner)
 
     def _deliver(self) -> None:
         """Hands over all deltas of a step, in one call for each event loop."""

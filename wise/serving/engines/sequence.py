@@ -1,53 +1,22 @@
-"""One sequence that is being generated: how its next token is chosen, and how its tokens become text."""
+"""One sequence that is being generated: its request, its tokens so far, and how they become text."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from wise.memory.side_memory import SideMemory
 from wise.serving.engines import Delta, FinishReason, GenerationRequest, Job, Logprobs, RoutedToken
+from wise.serving.engines.grammar import Grammars
+from wise.serving.engines.sampling import Sampler, logprobs
 
 CONTEXT = 4
 """Tokens that are decoded before new ones, since many tokenizers write a token depending on what precedes it."""
 INCOMPLETE = "\ufffd"
 """What a tokenizer writes for bytes that are not a whole character yet."""
-
-
-class Sampler:
-    """Chooses the tokens of one sequence. It has its own generator, so other sequences in the batch do not matter."""
-
-    def __init__(self, *, temperature: float, top_p: float, seed: int | None) -> None:
-        """temperature: 0 takes the likeliest token. seed: None takes a random one."""
-        self.temperature, self.top_p = temperature, top_p
-        self._generator = torch.Generator()
-        if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(seed)
-
-    def draw(self, logits: Tensor, likeliest: int) -> int:
-        """logits: `[vocabulary]`, and the token for which they are largest."""
-        if self.temperature == 0:
-            return likeliest
-        probabilities = torch.softmax(logits.cpu().double() / self.temperature, dim=-1)
-        if self.top_p < 1:
-            ordered, tokens = probabilities.sort(descending=True, stable=True)
-            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0  # the first is always kept
-            return int(tokens[torch.multinomial(ordered, 1, generator=self._generator)])
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
-
-
-def logprobs(logits: Tensor, token: int, top: int) -> Logprobs:
-    """logits: `[vocabulary]`; top: how many of the likeliest tokens to report."""
-    values = torch.log_softmax(logits, dim=-1)
-    best = values.topk(min(top, len(values)))
-    ranked = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return Logprobs(token=token, logprob=float(values[token]), top=ranked)
 
 
 class Detokenizer:
@@ -112,15 +81,20 @@ class GeneratedSequence:
         request: GenerationRequest,
         tokenizer: PreTrainedTokenizerBase,
         ends: Collection[int],
+        grammars: Grammars,
     ) -> None:
         self.job, self.index, self.request = job, index, request
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
-        self.begun = time.monotonic()
+        self.begun = self.last = time.monotonic()
+        """When it was queued, and when its last token came."""
         self._routed: list[RoutedToken] = []
         """Since the last delta."""
+        self._prompt_logprobs: list[Logprobs] = []
+        """The same."""
         self._ends = ends
-        self._sampler = Sampler(temperature=request.temperature, top_p=request.top_p, seed=request.seed)
+        matcher = None if request.json_schema is None else grammars.matcher(request.json_schema)
+        self._sampler = Sampler(request, matcher)
         self._detokenizer = Detokenizer(tokenizer, request.prompt, request.stops)
 
     @property
@@ -128,34 +102,58 @@ class GeneratedSequence:
         return self.request.handle.memory
 
     @property
-    def gone(self) -> bool:
-        return self.job.cancelled or self.job.failed
+    def ended(self) -> bool:
+        """It is finished, has failed, or nobody waits for it."""
+        return self.finish is not None or self.job.cancelled or self.job.failed
 
     @property
     def longest(self) -> int:
         """Tokens that it may grow to."""
         return len(self.request.prompt) + self.request.max_new_tokens
 
+    def read(self, first: int, logits: Tensor) -> None:
+        """Keeps the log-probabilities of the prompt. logits: `[n, vocabulary]`, from the token at `first` on."""
+        top, following = self.request.prompt_logprobs, self.request.prompt[first + 1 : first + 1 + len(logits)]
+        if top is not None and following:
+            self._prompt_logprobs += logprobs(logits[: len(following)], following, top)
+
     def advance(self, logits: Tensor, likeliest: int) -> Delta:
         """Chooses the next token from `[vocabulary]` logits, which are largest for `likeliest`."""
+        if self.request.max_new_tokens == 0:
+            return self.end("length")
         token = self._sampler.draw(logits, likeliest)
         self.tokens.append(token)
         top = self.request.top_logprobs
+        chances = () if top is None else logprobs(logits[None], [token], top)
         text = "" if token in self._ends else self._detokenizer.add(token)
-        if token in self._ends or self._detokenizer.stopped:
-            self.finish = "stop"
-        elif len(self.tokens) >= self.request.max_new_tokens:
-            self.finish = "length"
-        if self.finish is not None:
-            text += self._detokenizer.end()
+        if token in self._ends or self._detokenizer.stopped or self._sampler.complete:
+            return self.end("stop", text, (token,), chances)
+        if len(self.tokens) >= self.request.max_new_tokens:
+            return self.end("length", text, (token,), chances)
+        return self._delta(text, (token,), chances)
+
+    def end(
+        self,
+        reason: FinishReason,
+        text: str = "",
+        tokens: tuple[int, ...] = (),
+        chances: tuple[Logprobs, ...] = (),
+    ) -> Delta:
+        """The last delta, with these tokens in it."""
+        self.finish = reason
+        return self._delta(text + self._detokenizer.end(), tokens, chances)
+
+    def _delta(self, text: str, tokens: tuple[int, ...], chances: tuple[Logprobs, ...]) -> Delta:
         routed, self._routed = tuple(self._routed), []
+        read, self._prompt_logprobs = tuple(self._prompt_logprobs), []
         return Delta(
             index=self.index,
             text=text,
-            tokens=(token,),
-            logprobs=() if top is None else (logprobs(logits, token, top),),
+            tokens=tokens,
+            logprobs=chances,
             routed=routed,
             finish=self.finish,
+            prompt_logprobs=read,
         )
 
     def note(self, route: Sequence[RoutedToken]) -> None:

@@ -11,7 +11,7 @@ from tiny import ARCHITECTURES, BATCH, EOS, wrap_tiny
 from wise.memory.batched_memory import BatchedMemory
 from wise.memory.side_memory import SideMemory
 from wise.serving.engines.local import Batch, Prefill, Runner
-from wise.serving.engines.sequence import Detokenizer, Sampler, logprobs
+from wise.serving.engines.sequence import Detokenizer
 from wise.training.generation import greedy
 
 LENGTHS = (9, 6, 12)
@@ -25,25 +25,25 @@ class Member:
     new: list[int] = field(default_factory=list)
 
 
-def together(runner: Runner, memory: SideMemory | None, chunk: int) -> list[list[int]]:
-    """The rows of `BATCH`, of which the first begins alone and the others join it while it decodes."""
+def together(runner: Runner, memory: SideMemory | None, chunk: int, late: int) -> list[list[int]]:
+    """The rows of `BATCH`. The first begins alone; the others join it while it is read or decoded, `late` steps later."""
     members = [Member(memory, wanted) for wanted in LENGTHS]
-    batch: Batch = Batch(runner)
-    waiting = [(members[:1], BATCH[:1]), (members[1:], BATCH[1:])]
-    prefill: Prefill | None = None
-    while waiting or prefill or len(batch):
-        if prefill is None and waiting and (not len(batch) or len(members[0].new) >= 3):
-            rows, prompts = waiting.pop(0)
-            prefill = Prefill(runner, rows, prompts, chunk)
-        if prefill is not None:
+    batch, prefill, steps = Batch(runner), Prefill(runner, chunk), 0
+    while steps <= late or len(batch) or len(prefill.batch):
+        if steps in (0, late):
+            rows = slice(0, 1) if steps == 0 else slice(1, None)
+            prefill.add(members[rows], BATCH[rows])
+        if len(prefill.batch):
             logits = prefill.step()
-            if logits is not None:
-                advance(prefill.batch, logits)
-                batch.join(prefill.batch)
-                prefill = None
+            assert logits.shape[1] == 1
+            if complete := prefill.complete:
+                own = prefill.take(complete)
+                advance(own, logits[complete, -1])
+                batch.join(own)
         if len(batch):
             ids = torch.tensor([[member.new[-1]] for member in batch.members])
-            advance(batch, batch.feed(ids, torch.ones_like(ids)))
+            advance(batch, batch.feed(ids, torch.ones_like(ids))[:, -1])
+        steps += 1
     return [member.new for member in members]
 
 
@@ -65,26 +65,10 @@ def test_rows_say_what_they_say_alone(model_type: str, mode: str | None) -> None
     batched = BatchedMemory(None if wrapped.inputs is None else wrapped.inputs.sequences)
     wrapped.layer.memory = batched
     runner = Runner(wrapped.model, batched)
-    for chunk in (1, 7, 512):
-        assert together(runner, memory, chunk) == alone
+    for chunk, late in ((1, 1), (1, 3), (7, 2), (512, 3)):
+        assert together(runner, memory, chunk, late) == alone
     if memory is not None:
-        assert together(runner, None, 512) != alone  # without it they say something else
-
-
-def test_a_row_draws_by_its_own_seed() -> None:
-    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
-    best = int(logits.argmax())
-
-    def drawn(seed: int | None, temperature: float = 1.0, top_p: float = 1.0) -> list[int]:
-        sampler = Sampler(temperature=temperature, top_p=top_p, seed=seed)
-        return [sampler.draw(logits, best) for _ in range(30)]
-
-    assert drawn(1) == drawn(1) != drawn(2)
-    assert drawn(None) != drawn(None)
-    assert set(drawn(1, temperature=0)) == {best} == set(drawn(1, top_p=1e-6))
-    told = logprobs(logits, 7, 3)
-    assert told.top[0][0] == best and len(told.top) == 3
-    assert told.logprob == pytest.approx(float(torch.log_softmax(logits, -1)[7]))
+        assert together(runner, None, 512, 3) != alone  # without it they say something else
 
 
 class Letters:

@@ -1,0 +1,92 @@
+"""JSON schemas as grammars that say which tokens may come next, by llguidance."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from wise.errors import ConfigError
+from wise.serving.engines import EngineError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+KEPT = 64
+"""Compiled schemas that are kept for later requests."""
+OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+"""One space where people write one, since a small model that has the choice can go on with blanks for ever. A keyword
+that is not supported is refused."""
+
+
+class Matcher:
+    """Follows one answer through a grammar."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._matcher.is_stopped())
+
+    def allowed(self, width: int) -> Tensor:
+        """`[width]` bool: the tokens that may come next. width: of the logits, which may exceed the vocabulary.
+
+        Raises EngineError if the grammar is too complex at this point.
+        """
+        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        if self._matcher.is_error():
+            raise EngineError(f"the answer cannot go on within its JSON schema: {self._matcher.get_error()}")
+        bits = np.unpackbits(mask, bitorder="little", count=min(width, 8 * len(mask))).astype(bool)
+        return torch.from_numpy(np.pad(bits, (0, width - len(bits))))
+
+    def take(self, token: int) -> None:
+        self._matcher.consume_token(token)
+
+
+class Grammars:
+    """Compiles JSON schemas for one tokenizer. Safe to use from several threads."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
+        """ends: the tokens at which an answer ends."""
+        self._tokenizer, self._ends = tokenizer, sorted(ends)
+        self._vocabulary: LLTokenizer | None = None
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def matcher(self, schema: str) -> Matcher:
+        """A matcher at the beginning of an answer. schema: as JSON. The first call takes a second or more.
+
+        Raises ConfigError if the schema is not supported.
+        """
+        with self._lock:
+            compiled = self._compiled.pop(schema, None)
+            if compiled is None:
+                compiled = self._compile(schema)
+            self._compiled[schema] = compiled
+            while len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+            return Matcher(compiled.deep_copy())
+
+    def _compile(self, schema: str) -> LLMatcher:
+        try:
+            import llguidance.hf
+        except ImportError as error:
+            raise ConfigError("JSON schemas need llguidance; install wise with the extra `serve`") from error
+        try:
+            if self._vocabulary is None:
+                self._vocabulary = llguidance.hf.from_tokenizer(self._tokenizer, eos_token=self._ends)
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(json.loads(schema), overrides=OPTIONS)
+        except ValueError as error:
+            raise ConfigError(f"this JSON schema is not supported: {error}") from error
+        compiled = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
+        if compiled.is_error():
+            raise ConfigError(f"this JSON schema is not supported: {compiled.get_error()}")
+        return compiled
