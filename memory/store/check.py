@@ -1,22 +1,23 @@
 """The check of a store: it verifies everything that can be reached, and changes nothing.
 
 It is what `wise store check` runs, and the oracle of the tests: files against their digests, manifests against the
-files they name, segments against the rules of a memory, versions against the journal, and every ticket against its
-events.
+files they name, segments against the rules of a memory, versions against the journal (`check_history`), and the
+journal against what was signed or published of it (`anchor`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 from wise.errors import StoreError
 from wise.memory.key_space import KeySpace, RelationSpace, Space
+from wise.memory.store.anchor import Anchor, anchor_problems
 from wise.memory.store.backends.base import Backend
-from wise.memory.store.edit_request import FOLLOWS, LIVE, QUEUED, TRAINING, Event, Ticket, Version
+from wise.memory.store.check_history import History, Progress, check_history
+from wise.memory.store.checked import NOTHING, Checked
+from wise.memory.store.command_queue import damaged_commands
+from wise.memory.store.edit_request import Ticket, Version
 from wise.memory.store.journal import Journal
 from wise.memory.store.segments import StoredSlot, decode_segment, decode_space
 from wise.memory.store.versions import Manifest, check_namespaces, check_places, check_slots
@@ -32,32 +33,56 @@ class Findings:
     events: int
     versions: int
     """That can be read."""
+    erased: int
+    """Tickets whose text was erased."""
     blobs: int
     unneeded: int
     """Files that nothing names: interrupted commits leave them, and `gc` removes them."""
     bytes: int
 
 
-def check(backend: Backend, journal: Journal) -> Findings:
-    """See `Store.check`. Raises StoreError only where the journal cannot be read at all."""
-    problems = [f"the database says: {fault}" for fault in backend.faults()]
-    tickets, events, versions = journal.tickets(), journal.events(), journal.versions()
-    by_number = {ticket.number: ticket for ticket in tickets}
-    problems += _history_problems(tickets, events, versions)
-    reader = _Reader(backend)
-    left = [version for version in versions if not version.collected]
-    for version in left:
-        problems += reader.problems(version, by_number)
-    if left:
-        live = {ticket.number for ticket in tickets if ticket.status == LIVE}
-        if reader.live is not None and reader.live != live:
-            problems.append(f"the current version and the journal differ on tickets {sorted(reader.live ^ live)[:8]}")
+def check(
+    backend: Backend,
+    *,
+    before: Checked = NOTHING,
+    anchor: Anchor | None = None,
+    progress: Progress = lambda name, done, total: None,
+) -> tuple[Findings, Checked]:
+    """See `Store.check`; the second is what was found whole, of which a later check need not understand all again.
+
+    Raises StoreError only where the database cannot be read at all.
+    """
+    with backend.snapshot() as scan:
+        problems = [f"the database says: {fault}" for fault in backend.faults(scan)]
+        history = check_history(scan, before, progress)
+        problems += history.problems
+        problems += [f"command {name:.32} is not what was queued" for name in damaged_commands(scan)]
+        problems += [] if anchor is None else anchor_problems(anchor, scan)
+    reader = _Reader(backend, before.manifests)
+    left = [version for version in history.versions if not version.collected]
     sizes = backend.sizes()
+    for place, version in enumerate(left, start=1):
+        progress("versions", place, len(left))
+        problems += reader.problems(version, current=place == len(left))
+    if left and reader.live is not None and reader.live != history.live:
+        differing = sorted(reader.live ^ history.live)[:8]
+        problems.append(f"the current version and the journal differ on tickets {differing}")
+    return _findings(problems, history, left, sizes, reader), Checked(
+        events=tuple(history.event_pages),
+        tickets=tuple(history.ticket_pages),
+        manifests=frozenset(version.manifest for version in left),
+    )
+
+
+def _findings(
+    problems: list[str], history: History, left: Sequence[Version], sizes: Mapping[str, int], reader: _Reader
+) -> Findings:
     return Findings(
         problems=tuple(problems),
-        tickets=len(tickets),
-        events=len(events),
+        tickets=history.tickets,
+        events=history.events,
         versions=len(left),
+        erased=history.erased,
         blobs=len(sizes),
         unneeded=len(set(sizes) - reader.named),
         bytes=sum(sizes.values()),
@@ -78,6 +103,7 @@ class _Segment:
 
     @classmethod
     def of(cls, slots: Sequence[StoredSlot], tickets: Mapping[int, Ticket]) -> _Segment:
+        """tickets: those of its edits, by number."""
         held = [pair for stored in slots for pair in zip(stored.tickets, stored.edits, strict=True)]
         return cls(
             ids=tuple(edit.id for _, edit in held),
@@ -94,16 +120,19 @@ class _Segment:
 class _Reader:
     """Reads versions, each file once."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, known: Collection[str]) -> None:
+        """known: manifests of versions that were verified before."""
+        self._backend, self._journal, self._known = backend, Journal(backend), known
         self._found: dict[str, _Segment | Space | str] = {}
         """Digest -> what it holds, or what is wrong with it."""
+        self._whole: dict[str, str] = {}
         self.named: set[str] = set()
         self.live: set[int] | None = None
         """Tickets of the version read last; None where it could not be read."""
 
-    def problems(self, version: Version, tickets: dict[int, Ticket]) -> Iterator[str]:
-        """What is wrong with a version."""
+    def problems(self, version: Version, *, current: bool) -> Iterator[str]:
+        """What is wrong with a version. Of one that was verified before, its bytes are read; of the current one, all
+        is verified."""
         place, self.live = f"version {version.number}", None
         self.named.add(version.manifest)
         try:
@@ -112,8 +141,11 @@ class _Reader:
             yield f"{place}: {error}"
             return
         self.named |= manifest.blobs
+        if version.manifest in self._known and not current:
+            yield from (f"{place}: {text}" for text in map(self._bytes, sorted(manifest.blobs)) if text)
+            return
         spaces = {name: self._space(digest) for name, digest in manifest.spaces.items()}
-        found = {digest: self._segment(digest, manifest, spaces, tickets) for digest in manifest.segments}
+        found = {digest: self._segment(digest, manifest, spaces) for digest in manifest.segments}
         wrong = [text for text in (*spaces.values(), *found.values()) if isinstance(text, str)]
         yield from (f"{place}: {text}" for text in wrong)
         if wrong:
@@ -132,6 +164,30 @@ class _Reader:
             yield f"{place}: holds {count} edits, and the journal says {version.edits}"
         yield from (f"{place}: {text}" for segment in segments.values() for text in segment.problems)
 
+    def _bytes(self, digest: str) -> str:
+        """What is wrong with the bytes of a file, if anything is."""
+        if digest not in self._whole:
+            try:
+                self._backend.get(digest)
+                self._whole[digest] = ""
+            except StoreError as error:
+                self._whole[digest] = str(error)
+        return self._whole[digest]
+
+    def _tickets(self, slots: Sequence[StoredSlot]) -> dict[int, Ticket]:
+        numbers = [number for stored in slots for number in stored.tickets]
+        try:
+            return {ticket.number: ticket for ticket in self._journal.tickets(numbers=numbers)}
+        except StoreError:  # one is missing, and every other is looked for by itself
+            found = [self._ticket(number) for number in numbers]
+            return {ticket.number: ticket for ticket in found if ticket is not None}
+
+    def _ticket(self, number: int) -> Ticket | None:
+        try:
+            return self._journal.tickets(numbers=[number])[0]
+        except StoreError:
+            return None
+
     def _space(self, digest: str) -> Space | str:
         if digest not in self._found:
             try:
@@ -146,89 +202,14 @@ class _Reader:
         digest: str,
         manifest: Manifest,
         spaces: dict[str, Space | str],
-        tickets: dict[int, Ticket],
     ) -> _Segment | str:
         if digest not in self._found:
             try:
                 slots = decode_segment(self._backend.get(digest), f"segment {digest[:16]}")
                 space = spaces.get("key_space")
                 check_slots(slots, None if isinstance(space, str) else space, manifest.config, manifest.base)
-                self._found[digest] = _Segment.of(slots, tickets)
+                self._found[digest] = _Segment.of(slots, self._tickets(slots))
             except StoreError as error:
                 self._found[digest] = str(error)
         found = self._found[digest]
         return f"{digest[:16]} is no segment" if isinstance(found, KeySpace | RelationSpace) else found
-
-
-def _history_problems(
-    tickets: Sequence[Ticket], events: Sequence[Event], versions: Sequence[Version]
-) -> Iterator[str]:
-    """The tables agree with what happened, in order and without gaps."""
-    counted = {
-        "ticket": [ticket.number for ticket in tickets],
-        "event": [event.number for event in events],
-        "version": [version.number for version in versions],
-    }
-    for name, numbers in counted.items():
-        missing = sorted(set(range(1, max(numbers, default=0) + 1)) - set(numbers))
-        if missing:
-            yield f"{name} {', '.join(map(str, missing[:8]))} is missing"
-    digest = ""
-    for event in events:
-        if event.digest != event.linked(digest):
-            yield f"event {event.number} is not what was noted, or follows another than was noted"
-        digest = event.digest
-    for before, after in pairwise(events):
-        if after.at < before.at:
-            yield f"event {after.number} is dated before event {before.number}"
-    lives: dict[int, list[Event]] = defaultdict(list)
-    for event in events:
-        if event.ticket is not None:
-            lives[event.ticket].append(event)
-    for ticket in tickets:
-        yield from _life_problems(ticket, lives.pop(ticket.number, []))
-    yield from (f"event {life[0].number} is of ticket {number}, which is missing" for number, life in lives.items())
-    yield from _version_problems(events, versions)
-
-
-def _life_problems(ticket: Ticket, life: Sequence[Event]) -> Iterator[str]:
-    """A ticket is what its events made of it."""
-    name = f"ticket {ticket.number}"
-    if not life or life[0].kind != QUEUED or life[0].detail.get("content") != ticket.content:
-        yield f"{name} is not what was enqueued"
-        return
-    for before, after in pairwise(life):
-        if after.kind not in FOLLOWS.get(before.kind, ()):
-            yield f"{name} went from {before.kind} to {after.kind} (event {after.number})"
-    for field, wanted in _outcome(life).items():
-        if getattr(ticket, field) != wanted:
-            yield f"{name}: {field} is {getattr(ticket, field)!r}, and its events say {wanted!r}"
-
-
-def _outcome(life: Sequence[Event]) -> dict[str, Any]:
-    """What the events of a ticket make of its changing fields."""
-    outcome: dict[str, Any] = {"status": life[0].kind, "live_in": None, "retired_in": None, "verified": None}
-    for before, after in pairwise(life):
-        outcome["status"] = after.kind
-        if after.kind == LIVE:
-            outcome["live_in"] = after.version
-        if before.kind == LIVE:
-            outcome["retired_in"] = after.version
-        if before.kind == TRAINING and after.kind != QUEUED and after.detail:
-            outcome["verified"] = after.detail
-    return outcome
-
-
-def _version_problems(events: Sequence[Event], versions: Sequence[Version]) -> Iterator[str]:
-    """Versions are those that the events speak of."""
-    made = {
-        event.version: {**event.detail, "number": event.version, "at": event.at, "author": event.author}
-        for event in events
-        if event.kind == "version"
-    }
-    collected = {event.version for event in events if event.kind == "collected"}
-    for version in versions:
-        expected = made.pop(version.number, {})
-        if {**expected, "collected": version.number in collected} != version.to_dict():
-            yield f"version {version.number} is not what its events say"
-    yield from (f"version {number} is missing" for number in made)

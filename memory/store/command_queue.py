@@ -3,20 +3,23 @@
 Each step (enqueue, claim, answer, take the answer) is one transaction, so one writer claims a command, once. Commands
 that a writer had claimed when it ended are answered by the next writer, which says just that. The queue is not part of
 the history: an answer is removed when it is taken, and a command that nobody claims is removed when its time is over.
+Each row carries a digest of itself: a command that was damaged is never run.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from wise.memory.store.backends.base import Backend, Execute
+from wise.memory.artifact import digest_of_json
+from wise.memory.store.backends.base import Backend, Execute, Scan
 from wise.memory.store.edit_request import now
 
 QUEUED, CLAIMED, ANSWERED = "queued", "claimed", "answered"
+_COLUMNS = "id, number, name, arguments, until, status, answer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +46,9 @@ class CommandQueue:
         with self._backend.transaction() as execute:
             _remove_late(execute)
             [(last,)] = execute("SELECT COALESCE(MAX(number), 0) FROM commands")
+            row = (command, last + 1, name, json.dumps(arguments), now(after=seconds), QUEUED, None)
             execute(
-                "INSERT INTO commands (id, number, name, arguments, until, status) VALUES (?, ?, ?, ?, ?, ?)",
-                command, last + 1, name, json.dumps(arguments), now(after=seconds), QUEUED,
+                f"INSERT INTO commands ({_COLUMNS}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row, digest_of_json(row)
             )
         return command
 
@@ -54,9 +57,9 @@ class CommandQueue:
         if not self._any("id = ? AND status = ?", command, ANSWERED):
             return None
         with self._backend.transaction() as execute:
-            rows = execute("SELECT answer FROM commands WHERE id = ?", command)
+            rows = _sound(execute(f"SELECT {_COLUMNS}, digest FROM commands WHERE id = ?", command))
             execute("DELETE FROM commands WHERE id = ?", command)
-        return next((dict(json.loads(answer)) for (answer,) in rows), None)
+        return next((dict(json.loads(row[6])) for row in rows), None)
 
     def withdraw(self, command: str) -> bool:
         """Removes a command, with its answer if there is one. Returns whether no writer had claimed it."""
@@ -73,31 +76,55 @@ class CommandQueue:
             return None
         with self._backend.transaction() as execute:
             _remove_late(execute)
-            rows = execute("SELECT id, name, arguments FROM commands WHERE status = ? ORDER BY number LIMIT 1", QUEUED)
-            for command, _, _ in rows:
-                execute("UPDATE commands SET status = ? WHERE id = ?", CLAIMED, command)
-        return next((Command(id=i, name=name, arguments=json.loads(given)) for i, name, given in rows), None)
+            every = f"SELECT {_COLUMNS}, digest FROM commands WHERE status = ? ORDER BY number"
+            rows = _sound(execute(every, QUEUED))[:1]
+            for row in rows:
+                _update(execute, row, CLAIMED, None)
+        return next((Command(id=row[0], name=row[2], arguments=json.loads(row[3])) for row in rows), None)
 
     def answer(self, command: str, answer: Mapping[str, Any]) -> None:
         """Answers a claimed command. Does nothing where it was withdrawn."""
         with self._backend.transaction() as execute:
-            execute(
-                "UPDATE commands SET status = ?, answer = ? WHERE id = ? AND status = ?",
-                ANSWERED, json.dumps(answer), command, CLAIMED,
-            )
+            claimed = f"SELECT {_COLUMNS}, digest FROM commands WHERE id = ? AND status = ?"
+            for row in execute(claimed, command, CLAIMED):
+                _update(execute, row, ANSWERED, json.dumps(answer))
 
     def abandon(self, answer: Mapping[str, Any]) -> None:
         """Answers all claimed commands: the writer that claimed them has ended."""
         if self._any("status = ?", CLAIMED):
             with self._backend.transaction() as execute:
-                execute(
-                    "UPDATE commands SET status = ?, answer = ? WHERE status = ?", ANSWERED, json.dumps(answer), CLAIMED
-                )
+                for row in execute(f"SELECT {_COLUMNS}, digest FROM commands WHERE status = ?", CLAIMED):
+                    _update(execute, row, ANSWERED, json.dumps(answer))
 
     def _any(self, condition: str, *values: str) -> bool:
         """Called often, and so without a transaction that writes."""
         with self._backend.reading() as execute:
             return bool(execute(f"SELECT id FROM commands WHERE {condition} LIMIT 1", *values))
+
+
+def damaged_commands(scan: Scan) -> list[str]:
+    """The commands that are not what was queued or answered, by id."""
+    rows = scan(f"SELECT {_COLUMNS}, digest FROM commands ORDER BY number")
+    return [str(row[0]) for row in rows if row not in _sound([row])]
+
+
+def _sound(rows: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
+    return [row for row in rows if _digest(row[:-1]) == row[-1]]
+
+
+def _digest(row: Sequence[Any]) -> str:
+    try:
+        return digest_of_json(list(row))
+    except (TypeError, ValueError):
+        return "none: it holds bytes"
+
+
+def _update(execute: Execute, row: Sequence[Any], status: str, answer: str | None) -> None:
+    changed = [*row[:5], status, answer]
+    execute(
+        "UPDATE commands SET status = ?, answer = ?, digest = ? WHERE id = ?",
+        status, answer, _digest(changed), row[0],
+    )
 
 
 def _remove_late(execute: Execute) -> None:

@@ -19,9 +19,16 @@ FOLLOWS: Mapping[str, tuple[str, ...]] = {
     TRAINING: (LIVE, FAILED, QUEUED),
     LIVE: (RETIRED,),
     FAILED: (),
-    RETIRED: (LIVE,),
+    RETIRED: (LIVE, QUEUED),
 }
-"""Which status may follow which. Interrupted training is queued again; a rollback brings back what was retired."""
+"""Which status may follow which. Interrupted training is queued again. A rollback brings back what was retired; what was
+retired because its time was over is queued again if the clock says later that it is not."""
+CLOCK = "clock"
+"""The kind of an event that says only that the clock was set."""
+ERASED = "erased"
+"""The kind of the event that says that a ticket's text was erased: see `wise.memory.store.erase`."""
+EXPIRED: Mapping[str, str] = {"why": "expired"}
+"""Detail of the retirement of an edit whose time was over by the clock of then, or had not come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +76,12 @@ class Ticket:
     """The version in which it last ceased to be; None also where it was withdrawn before it was live."""
     verified: Mapping[str, Any] | None
     """What was found when it was trained."""
+    problem: str = ""
+    """Why its row cannot be understood; the fields are then what can still be told of it."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "edit": self.edit.to_dict()}
+        fields = {name: value for name, value in vars(self).items() if name != "problem" or value}
+        return {**fields, "edit": self.edit.to_dict()}
 
     @property
     def request(self) -> EditRequest:
@@ -82,24 +92,26 @@ class Ticket:
     @property
     def content(self) -> str:
         """SHA-256 of all that never changes about it."""
-        changing = ("status", "live_in", "retired_in", "verified")
+        changing = ("status", "live_in", "retired_in", "verified", "problem")
         return digest_of_json({name: value for name, value in self.to_dict().items() if name not in changing})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened. Never changed, never removed."""
+    """Something that happened. Never removed, and changed by an erasure alone."""
 
     number: int
     """Counted from 1 without gaps: whoever has seen event N asks for what came since N."""
     at: str
-    """UTC; never before the event before it, whatever the clock says."""
+    """UTC, by the clock. Not before the event before it, unless the clock was set back (`jumped`)."""
     kind: str
-    """A status that a ticket took, or else `version` or `collected`, of a version."""
+    """A status that a ticket took, or `erased`; or else `version` or `collected`, of a version; or `clock`."""
     ticket: int | None
     version: int | None
     author: str | None
     detail: Mapping[str, Any]
+    jumped: int | None = None
+    """Seconds by which the clock was set forward or back since the event before it, where it was."""
     digest: str = ""
     """SHA-256 over the event and the digest before it: no event can be changed without changing all later ones."""
 
@@ -108,7 +120,8 @@ class Event:
 
     def linked(self, before: str) -> str:
         """The digest that it has after an event of digest `before`."""
-        return digest_of_json([before, {name: value for name, value in vars(self).items() if name != "digest"}])
+        unset = {"digest"} if self.jumped is not None else {"digest", "jumped"}  # which was added later
+        return digest_of_json([before, {name: value for name, value in vars(self).items() if name not in unset}])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,43 +2,44 @@
 
 Tickets are numbered in the order in which they were enqueued, events in the order in which they happened. Both are
 counted under the one lock that every transaction takes, so there are no gaps, and a number is never seen before a
-smaller one. No clock is trusted: a time is recorded, but never one before the last.
+smaller one. Order comes from these numbers alone; whether an edit is valid is judged by the present time.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wise.edits import Edit, check_unique
+from wise.edits import check_unique
 from wise.errors import EditError, StoreError
-from wise.memory.store.backends.base import Backend, Execute
+from wise.memory.store.backends.base import Backend, Execute, digest_of
+from wise.memory.store.clock import Clock
 from wise.memory.store.edit_request import (
+    CLOCK,
+    EXPIRED,
     FOLLOWS,
     LIVE,
     QUEUED,
     RETIRED,
     TRAINING,
+    UNDER_WAY,
     EditRequest,
     Event,
     Ticket,
     Version,
     now,
 )
+from wise.memory.store.rows import EVENT, TICKET, VERSION, event_of, shown_event, shown_ticket, ticket_of, version_of
 
-_TICKET = (
-    "number, edit, reason, valid_from, valid_until, key, accepted_at, status, live_in, retired_in, verified "
-    "FROM tickets"
-)
-_EVENT = "number, at, kind, ticket, version, author, detail, digest FROM events"
-_VERSION = "number, manifest, parent, kind, at, author, reason, edits, collected FROM versions"
 ORIGIN = Version(
     number=0, manifest="", parent=0, kind="origin", at="", author=None, reason=None, edits=0, collected=False
 )
 _BEGINNING = Event(number=0, at="", kind="beginning", ticket=None, version=None, author=None, detail={})
-_NUMBERS = {"number", "ticket", "version", "live_in", "retired_in", "parent", "edits", "collected"}
+ERASED_KEY = "sha256:"
+"""How the key of an erased ticket begins; its SHA-256 follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,9 @@ class Journal:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._clock = Clock()
+        self._time_was_over = True
+        """Whether edits may be retired whose time is not over any more."""
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -73,31 +77,57 @@ class Journal:
     ) -> tuple[Ticket, ...]:
         """Those that meet every condition that is given, by number; `since` is the last number not wanted.
 
-        namespaces: those of one of them.
+        namespaces: those of one of them. A ticket that cannot be read says so: `Ticket.problem`.
         """
-        wanted = {"status": status, "namespace": namespace, "edit_id": edit_id, "key": key}
-        wanted = {name: value for name, value in wanted.items() if value is not None}
-        conditions = "".join(f" AND {name} = ?" for name in wanted)
-        values = [*wanted.values(), *(namespaces or ())]
-        if namespaces is not None:
-            conditions += f" AND namespace IN ({', '.join('?' * len(namespaces)) or 'NULL'})"
-        statement = f"SELECT {_TICKET} WHERE number > ?{conditions} ORDER BY number{_limit(limit)}"
-        with self._backend.reading() as execute:
-            if numbers is None:
-                return _tickets(execute, statement, since, *values)
-            return tuple(_ticket_of(execute, number) for number in numbers)
+        with self._backend.reading() as execute:  # for no longer than it takes: it holds up who writes
+            if numbers is not None:
+                rows = [row for number in numbers for row in _ticket_row(execute, number)]
+            else:
+                condition, values = _conditions(status=status, namespace=namespace, edit_id=edit_id)
+                if key is not None:
+                    condition, values = condition + " AND key IN (?, ?)", (*values, key, erased_key(key))
+                if namespaces is not None:
+                    condition += f" AND namespace IN ({', '.join('?' * len(namespaces)) or 'NULL'})"
+                    values = (*values, *namespaces)
+                statement = f"SELECT {TICKET} WHERE number > ?{condition} ORDER BY number{_limit(limit)}"
+                rows = execute(statement, since, *values)
+        return tuple(map(shown_ticket, rows))
 
-    def events(self, *, since: int = 0, ticket: int | None = None, limit: int | None = None) -> tuple[Event, ...]:
-        """What happened after event `since`, in order."""
-        condition, values = ("", ()) if ticket is None else (" AND ticket = ?", (ticket,))
-        statement = f"SELECT {_EVENT} WHERE number > ?{condition} ORDER BY number{_limit(limit)}"
+    def counts(self, *, namespace: str | None = None, edit_id: str | None = None) -> Mapping[str, int]:
+        """How many tickets have each status."""
+        condition, values = _conditions(namespace=namespace, edit_id=edit_id)
+        statement = f"SELECT status, COUNT(*) FROM tickets WHERE 1 = 1{condition} GROUP BY status"
         with self._backend.reading() as execute:
-            return tuple(_event(row) for row in execute(statement, since, *values))
+            rows = execute(statement, *values)
+        found: Counter[str] = Counter()
+        for status, count in rows:
+            found[str(status)] += count
+        return {status: found[status] for status in (*FOLLOWS, *sorted(found)) if found[status]}
+
+    def events(
+        self,
+        *,
+        since: int = 0,
+        ticket: int | None = None,
+        namespace: str | None = None,
+        edit_id: str | None = None,
+        limit: int | None = None,
+    ) -> tuple[Event, ...]:
+        """What happened after event `since`, in order: all, or to one ticket, or to those of a namespace or an id."""
+        condition, values = _conditions(ticket=ticket)
+        of_tickets, named = _conditions(namespace=namespace, edit_id=edit_id)
+        if named:
+            condition += f" AND ticket IN (SELECT number FROM tickets WHERE number > 0{of_tickets})"
+        statement = f"SELECT {EVENT} WHERE number > ?{condition} ORDER BY number{_limit(limit)}"
+        with self._backend.reading() as execute:
+            rows = execute(statement, since, *values, *named)
+        return tuple(map(shown_event, rows))
 
     def versions(self) -> tuple[Version, ...]:
         """All but version 0, by number."""
         with self._backend.reading() as execute:
-            return tuple(_version(row) for row in execute(f"SELECT {_VERSION} ORDER BY number"))
+            rows = execute(f"SELECT {VERSION} ORDER BY number")
+        return tuple(map(version_of, rows))
 
     def version(self, number: int | None = None) -> Version:
         """Version `number`, or the current one. Raises StoreError where there is no such version."""
@@ -105,12 +135,12 @@ class Journal:
             current = _current(execute)
             if number is None or number == current.number:
                 return current
-            rows = execute(f"SELECT {_VERSION} WHERE number = ?", number)
+            rows = execute(f"SELECT {VERSION} WHERE number = ?", number)
         if number == 0:
             return ORIGIN
         if not rows:
             raise StoreError(f"{self._backend.place} has no version {number}; give one from 0 to {current.number}")
-        return _version(rows[0])
+        return version_of(rows[0])
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -118,16 +148,18 @@ class Journal:
         """See `Store.enqueue`."""
         check_unique([request.edit for request in requests])
         with self._backend.transaction() as execute:
-            earlier = () if key is None else _tickets(execute, f"SELECT {_TICKET} WHERE key = ? ORDER BY number", key)
+            earlier = () if key is None else _tickets(execute, f"SELECT {TICKET} WHERE key = ? ORDER BY number", key)
+            if key is not None and execute("SELECT number FROM tickets WHERE key = ?", erased_key(key)):
+                raise EditError(f"key {key!r} was used for edits that were erased since; use another key")
             if earlier:
                 if [ticket.request for ticket in earlier] != list(requests):
                     first = earlier[0].number
                     raise EditError(f"key {key!r} was used for other edits, from ticket {first} on; use another key")
-                return earlier
-            events = _EventWriter(execute)
+                return tuple(earlier)
+            events = self._writer(execute)
             return tuple(self._accept(execute, events, request, key) for request in requests)
 
-    def _accept(self, execute: Execute, events: _EventWriter, request: EditRequest, key: str | None) -> Ticket:
+    def _accept(self, execute: Execute, events: EventWriter, request: EditRequest, key: str | None) -> Ticket:
         edit = request.edit
         under_way = execute(
             # spelled out as the index spells it, or SQLite would not use it
@@ -161,31 +193,40 @@ class Journal:
 
     def claim(self, limit: int) -> tuple[Ticket, ...]:
         """See `Store.claim`."""
-        due = f"SELECT {_TICKET} WHERE status = ? AND COALESCE(valid_from, '') <= ? ORDER BY number LIMIT ?"
+        due = f"SELECT {TICKET} WHERE status = ? AND COALESCE(valid_from, '') <= ? ORDER BY number LIMIT ?"
+        present = now()
         with self._backend.transaction() as execute:
-            events = _EventWriter(execute)
-            late = execute(
-                "SELECT number FROM tickets WHERE status = ? AND valid_until <= ? ORDER BY number", QUEUED, events.at
-            )
-            for (number,) in late:
-                _move(execute, events, Move(ticket=number, to=RETIRED, detail={"why": "expired"}))
-            claimed = [ticket.number for ticket in _tickets(execute, due, QUEUED, events.at, limit)]
+            events = self._writer(execute)
+            if self._time_was_over or events.jumped:
+                _queue_again(execute, events, present)
+            over = f"SELECT {TICKET} WHERE status = ? AND valid_until <= ? ORDER BY number"
+            for ticket in _tickets(execute, over, QUEUED, present):
+                _move(execute, events, Move(ticket=ticket.number, to=RETIRED, detail=EXPIRED))
+            claimed = [ticket.number for ticket in _tickets(execute, due, QUEUED, present, limit)]
             for number in claimed:
                 _move(execute, events, Move(ticket=number, to=TRAINING))
-            return tuple(_ticket_of(execute, number) for number in claimed)
+            if events.jumped:
+                events.write(CLOCK)
+            found = tuple(_ticket_of(execute, number) for number in claimed)
+        self._time_was_over = False
+        return found
 
     def expired(self) -> tuple[Ticket, ...]:
-        """Live tickets whose time is over."""
-        over = f"SELECT {_TICKET} WHERE status = ? AND valid_until <= ? ORDER BY number"
+        """Live tickets whose time is over, or has not come by a clock that was set back."""
+        over = f"SELECT {TICKET} WHERE status = ? AND {{}} ORDER BY number"
+        present = now()
         with self._backend.reading() as execute:
-            return _tickets(execute, over, LIVE, max(now(), _last_event(execute).at))
+            ended = execute(over.format("valid_until <= ?"), LIVE, present)
+            early = execute(over.format("valid_from > ?"), LIVE, present)
+        return tuple(ticket for ticket in map(shown_ticket, (*ended, *early)) if not ticket.problem)
 
     def move(self, moves: Sequence[Move], *, author: str | None = None) -> None:
         """Tickets take another status while the memory stays what it is."""
         with self._backend.transaction() as execute:
-            events = _EventWriter(execute)
+            events = self._writer(execute)
             for move in moves:
                 _move(execute, events, move, author=author)
+        self._look_for_time_over(moves)
 
     def add_version(
         self,
@@ -205,7 +246,7 @@ class Journal:
                 raise StoreError(
                     f"{self._backend.place}: version {current.number} came between; read it, then edit it again"
                 )
-            events = _EventWriter(execute)
+            events = self._writer(execute)
             number = parent + 1
             execute(
                 "INSERT INTO versions (number, manifest, parent, kind, at, author, reason, edits, collected) "
@@ -216,22 +257,31 @@ class Journal:
             events.write("version", version=number, author=author, detail=detail)
             for move in sorted(moves, key=lambda move: move.to != RETIRED):
                 _move(execute, events, move, version=number, author=author)
-            return _current(execute)
+            made = _current(execute)
+        self._look_for_time_over(moves)
+        return made
 
     def collect(self, version: int) -> None:
         """Records that a version can no longer be read."""
         with self._backend.transaction() as execute:
             execute("UPDATE versions SET collected = 1 WHERE number = ?", version)
-            _EventWriter(execute).write("collected", version=version)
+            self._writer(execute).write("collected", version=version)
+
+    def _writer(self, execute: Execute) -> EventWriter:
+        return EventWriter(execute, now(), self._clock)
+
+    def _look_for_time_over(self, moves: Sequence[Move]) -> None:
+        self._time_was_over |= any(move.detail == EXPIRED for move in moves)
 
 
-class _EventWriter:
+class EventWriter:
     """Adds events within one transaction."""
 
-    def __init__(self, execute: Execute) -> None:
+    def __init__(self, execute: Execute, at: str, clock: Clock) -> None:
+        """at: what the clock says."""
         self._execute = execute
         self._last = _last_event(execute)
-        self.at = max(now(), self._last.at)
+        self.at, self.jumped = clock.look(at, self._last.at)
 
     def write(
         self,
@@ -250,18 +300,18 @@ class _EventWriter:
             version=version,
             author=author,
             detail=detail or {},
+            jumped=self.jumped,
         )
+        self.jumped = None
         self._last = replace(event, digest=event.linked(self._last.digest))
         values = {**vars(self._last), "detail": json.dumps(event.detail, sort_keys=True)}
         self._execute(
-            "INSERT INTO events (number, at, kind, ticket, version, author, detail, digest) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            *values.values(),
+            f"INSERT INTO events ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", *values.values()
         )
 
 
 def _move(
-    execute: Execute, events: _EventWriter, move: Move, *, version: int | None = None, author: str | None = None
+    execute: Execute, events: EventWriter, move: Move, *, version: int | None = None, author: str | None = None
 ) -> None:
     ticket = _ticket_of(execute, move.ticket)
     following = FOLLOWS.get(ticket.status, ())
@@ -287,55 +337,65 @@ def _limit(limit: int | None) -> str:
 
 
 def _current(execute: Execute) -> Version:
-    rows = execute(f"SELECT {_VERSION} ORDER BY number DESC LIMIT 1")
-    return _version(rows[0]) if rows else ORIGIN
+    rows = execute(f"SELECT {VERSION} ORDER BY number DESC LIMIT 1")
+    return version_of(rows[0]) if rows else ORIGIN
 
 
 def _last_event(execute: Execute) -> Event:
-    rows = execute(f"SELECT {_EVENT} ORDER BY number DESC LIMIT 1")
-    return _event(rows[0]) if rows else _BEGINNING
+    rows = execute(f"SELECT {EVENT} ORDER BY number DESC LIMIT 1")
+    return event_of(rows[0]) if rows else _BEGINNING
+
+
+def _ticket_row(execute: Execute, number: int) -> list[tuple[Any, ...]]:
+    rows = execute(f"SELECT {TICKET} WHERE number = ?", number)
+    if not rows:
+        raise StoreError(f"there is no ticket {number}; `wise store log` names those that there are")
+    return rows
 
 
 def _ticket_of(execute: Execute, number: int) -> Ticket:
-    rows = _tickets(execute, f"SELECT {_TICKET} WHERE number = ?", number)
-    if not rows:
-        raise StoreError(f"there is no ticket {number}; `wise store log` names those that there are")
-    return rows[0]
+    return ticket_of(_ticket_row(execute, number)[0])
 
 
-def _tickets(execute: Execute, statement: str, *values: Any) -> tuple[Ticket, ...]:
-    return tuple(_ticket(row) for row in execute(statement, *values))
+def _tickets(execute: Execute, statement: str, *values: Any) -> list[Ticket]:
+    """Those that can be read: another one holds up nobody, and the check names it."""
+    return [ticket for ticket in map(shown_ticket, execute(statement, *values)) if not ticket.problem]
 
 
-def _ticket(row: tuple[Any, ...]) -> Ticket:
-    fields = _fields("ticket", _TICKET, row, json_in=("edit", "verified"))
-    try:
-        return Ticket(**{**fields, "edit": Edit.from_dict(fields["edit"])})
-    except EditError as error:
-        raise _damaged("ticket", row, error) from error
+def _queue_again(execute: Execute, events: EventWriter, present: str) -> None:
+    """Queues what was retired because its time was over, or had not come, if by now that is not so.
+
+    It stays retired if its id is in use again, or a later edit of its prompt is.
+    """
+    outside = (
+        f"SELECT {TICKET} WHERE status = ? AND (valid_until > ? OR valid_until IS NULL AND valid_from IS NOT NULL) "
+        "ORDER BY number"
+    )
+    found = _tickets(execute, outside, RETIRED, present)
+    if not found:
+        return
+    statuses = ", ".join("?" * len(UNDER_WAY))
+    for ticket in found:
+        last = execute("SELECT kind, detail FROM events WHERE ticket = ? ORDER BY number DESC LIMIT 1", ticket.number)
+        if last != [(RETIRED, json.dumps(EXPIRED))]:
+            continue
+        edit = ticket.edit
+        later = _tickets(
+            execute,
+            f"SELECT {TICKET} WHERE namespace = ? AND status IN ({statuses}) AND (edit_id = ? OR number > ?)",
+            edit.namespace, *UNDER_WAY, edit.id, ticket.number,
+        )
+        if not any(other.edit.id == edit.id or other.edit.prompt == edit.prompt for other in later):
+            why = {"why": "the clock was set, and its time is not over"}
+            _move(execute, events, Move(ticket=ticket.number, to=QUEUED, detail=why))
 
 
-def _event(row: tuple[Any, ...]) -> Event:
-    return Event(**_fields("event", _EVENT, row, json_in=("detail",)))
+def erased_key(key: str) -> str:
+    """What stands for the key of an erased ticket, so that the call that is repeated queues nothing again."""
+    return ERASED_KEY + digest_of(key.encode())
 
 
-def _version(row: tuple[Any, ...]) -> Version:
-    fields = _fields("version", _VERSION, row)
-    return Version(**{**fields, "collected": bool(fields["collected"])})
-
-
-def _fields(what: str, columns: str, row: tuple[Any, ...], json_in: Sequence[str] = ()) -> dict[str, Any]:
-    """The columns of a row by name. Raises StoreError where they are not what was written."""
-    names = columns.partition(" FROM ")[0].split(", ")
-    fields = dict(zip(names, row, strict=True))
-    for name in _NUMBERS & fields.keys():
-        if fields[name] is not None and not isinstance(fields[name], int):
-            raise _damaged(what, row, f"{name} is {fields[name]!r:.40}")
-    try:
-        return fields | {name: json.loads(fields[name]) for name in json_in if fields[name] is not None}
-    except (TypeError, ValueError) as error:
-        raise _damaged(what, row, error) from error
-
-
-def _damaged(what: str, row: tuple[Any, ...], why: object) -> StoreError:
-    return StoreError(f"the journal is damaged at {what} {row[0]!r:.20} ({why}); restore it from a backup")
+def _conditions(**wanted: object) -> tuple[str, tuple[object, ...]]:
+    """SQL for the columns that must have a given value, and the values."""
+    given = {name: value for name, value in wanted.items() if value is not None}
+    return "".join(f" AND {name} = ?" for name in given), tuple(given.values())

@@ -18,7 +18,7 @@ snapshot that was read is in memory and does not change.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -31,13 +31,27 @@ from wise.edits import Edit
 from wise.errors import EditError, StoreError, checked_text, did_you_mean
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.state import MemoryState
+from wise.memory.store.anchor import Anchor, head
 from wise.memory.store.backends.base import Backend
 from wise.memory.store.backends.postgres import PostgresBackend
 from wise.memory.store.backends.sqlite import SqliteBackend
 from wise.memory.store.changes import Changeset, Forget, changeset, check_edits, same_slots, without
 from wise.memory.store.check import Findings, check
+from wise.memory.store.check_history import Progress
+from wise.memory.store.checked import NOTHING, read_checked, write_checked
 from wise.memory.store.command_queue import CommandQueue
-from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, TRAINING, EditRequest, Event, Ticket, Version
+from wise.memory.store.edit_request import (
+    EXPIRED,
+    FAILED,
+    LIVE,
+    QUEUED,
+    RETIRED,
+    TRAINING,
+    EditRequest,
+    Event,
+    Ticket,
+    Version,
+)
 from wise.memory.store.gc import GcReport, collect
 from wise.memory.store.journal import Journal, Move
 from wise.memory.store.pack import merged, read_pack, write_pack
@@ -101,12 +115,13 @@ class Store:
         return self.journal.enqueue(wanted, None if key is None else checked_text("key", key))
 
     def claim(self, limit: int = EDITS_AT_ONCE) -> tuple[Ticket, ...]:
-        """The oldest queued tickets that are due, now in training. Queued ones whose time is over are retired."""
+        """The oldest queued tickets that are due, now in training. Queued ones whose time is over are retired, and those
+        that were retired so are queued again if by the present time they are valid, or will be."""
         with self._changing():
             return self.journal.claim(limit)
 
     def expired(self) -> tuple[Ticket, ...]:
-        """Live tickets whose `valid_until` has come; `delete` ends them."""
+        """Live tickets that are not valid at present; `delete` with `expired=True` ends them."""
         return self.journal.expired()
 
     def requeue(self, tickets: Sequence[Ticket], *, why: str) -> None:
@@ -115,7 +130,7 @@ class Store:
         self.journal.move([Move(ticket=ticket.number, to=QUEUED, detail={"why": why}) for ticket in tickets])
 
     def _requeue(self, why: str) -> None:
-        cut_off = self.journal.tickets(status=TRAINING)
+        cut_off = [ticket for ticket in self.journal.tickets(status=TRAINING) if not ticket.problem]
         if cut_off:
             self.requeue(cut_off, why=why)
 
@@ -175,11 +190,13 @@ class Store:
         forget: Forget | None = None,
         author: str | None = None,
         reason: str | None = None,
+        expired: bool = False,
     ) -> Version:
         """Retires edits: live ones are not in the new version, nor any trace of them; queued ones are never trained.
 
         forget: what leaves no trace where edits share slots (`merge`, `retrieve`), as `wise.namespaces.forgotten`; it
         is called only there. Live edits that it does not keep are retired as lost.
+        expired: it is because of their validity; they are queued again if the clock turns out to have been wrong.
 
         Raises StoreError, with nothing changed, for an edit that is neither live nor queued, or where `forget` is
         needed and not given.
@@ -192,7 +209,8 @@ class Store:
                 if edit_id not in known:
                     hint = did_you_mean(edit_id, known) if known else "there are none"
                     raise StoreError(f"edit {edit_id!r} is neither live nor queued; {hint}")
-            moves = [Move(ticket=known[i], to=RETIRED, detail={"why": "deleted"}) for i in dict.fromkeys(edit_ids)]
+            why = EXPIRED if expired else {"why": "deleted"}
+            moves = [Move(ticket=known[i], to=RETIRED, detail=why) for i in dict.fromkeys(edit_ids)]
             live = [edit_id for edit_id in edit_ids if edit_id in parent.tickets]
             if not live:
                 self.journal.move(moves, author=author)
@@ -283,9 +301,30 @@ class Store:
         with self._changing():
             return collect(self.backend, self.journal, keep)
 
-    def check(self) -> Findings:
-        """Verifies all that can be reached: files, references, states, and the journal; changes nothing."""
-        return check(self.backend, self.journal)
+    def check(
+        self,
+        *,
+        checked: Path | None = None,
+        anchor: Anchor | None = None,
+        progress: Progress = lambda name, done, total: None,
+    ) -> Findings:
+        """Verifies all that can be reached: files, references, states, and the journal; changes nothing of them.
+
+        checked: a file of what earlier checks found whole, which is brought up to date: all bytes are read again, and
+        what did not change since is not taken apart again (`wise.memory.store.checked`). Left out, all of it is.
+        anchor: a head that the history must go on from.
+        progress: called with what is checked, how much of it is done, and of how much.
+        """
+        before = NOTHING if checked is None else read_checked(checked)
+        findings, whole = check(self.backend, before=before, anchor=anchor, progress=progress)
+        if checked is not None and not findings.problems and whole != before:
+            with suppress(OSError):  # the disk may be read-only, and then the next check takes longer
+                write_checked(checked, whole)
+        return findings
+
+    def anchor(self) -> Anchor:
+        """The head of the history as it is now: see `wise.memory.store.anchor`."""
+        return head(self.backend)
 
     def log(self, *, since: int = 0, limit: int | None = None) -> tuple[Event, ...]:
         """What happened after event `since`."""
@@ -299,6 +338,9 @@ class Store:
         """Writes a version as a folder that `import_pack` and `WiseModel.from_pretrained` read: see `write_pack`."""
         with self.pin(version) as snapshot:
             tickets = self.journal.tickets(numbers=list(snapshot.tickets.values()))
+            for ticket in tickets:
+                if ticket.problem:
+                    raise StoreError(ticket.problem)
             return write_pack(Path(folder), snapshot, tickets, namespace)
 
     def import_pack(

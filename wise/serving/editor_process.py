@@ -77,7 +77,7 @@ class Editor:
             return True
         expired = self._store.expired()
         if expired:
-            self._delete([ticket.edit.id for ticket in expired], author=None, reason="its time is over")
+            self._delete([t.edit.id for t in expired], author=None, reason="it is not valid now", expired=True)
         tickets = self._store.claim(self._settings.edit_batch)
         if not tickets:
             return bool(expired)
@@ -144,9 +144,11 @@ class Editor:
     def delete(self, edit_ids: list[str], author: str | None, reason: str | None) -> dict[str, Any]:
         return self._delete(edit_ids, author, reason).to_dict()
 
-    def _delete(self, edit_ids: Sequence[str], author: str | None, reason: str | None) -> Version:
+    def _delete(
+        self, edit_ids: Sequence[str], author: str | None, reason: str | None, *, expired: bool = False
+    ) -> Version:
         forget = partial(forgotten, self._model)
-        return self._store.delete(edit_ids, forget=forget, author=author, reason=reason)
+        return self._store.delete(edit_ids, forget=forget, author=author, reason=reason, expired=expired)
 
     def rollback(self, version: int, author: str | None, reason: str | None) -> dict[str, Any]:
         return self._store.rollback(version, author=author, reason=reason).to_dict()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -15,6 +15,12 @@ class Execute(Protocol):
     """Runs one statement, with `?` where a value goes; the rows that it answers with."""
 
     def __call__(self, statement: str, *values: Any) -> list[tuple[Any, ...]]: ...
+
+
+class Scan(Protocol):
+    """Runs one statement that reads, with `?` where a value goes; its rows, one after the other."""
+
+    def __call__(self, statement: str, *values: Any) -> Iterator[tuple[Any, ...]]: ...
 
 
 class Backend(ABC):
@@ -32,6 +38,11 @@ class Backend(ABC):
     @abstractmethod
     def reading(self) -> AbstractContextManager[Execute]:
         """The block reads one state of the rows, whatever is written meanwhile."""
+
+    @abstractmethod
+    def snapshot(self) -> AbstractContextManager[Scan]:
+        """The same for a block that takes long: it holds up nobody who writes. Text that is not UTF-8 is given with
+        surrogates in it."""
 
     @abstractmethod
     def put(self, data: bytes) -> str:
@@ -62,8 +73,12 @@ class Backend(ABC):
         """Whether nobody holds `digest`; where so, nobody can for the length of the block."""
 
     @abstractmethod
-    def faults(self) -> list[str]:
-        """What the database says is wrong with its own files."""
+    def faults(self, scan: Scan) -> list[str]:
+        """What the database says is wrong with its own files, and with the tables and indexes of a journal."""
+
+    @abstractmethod
+    def scrub(self) -> None:
+        """Leaves nothing in the database's own files of rows that were changed or removed."""
 
     @abstractmethod
     def close(self) -> None:

@@ -56,9 +56,21 @@ def _commands(execute: Execute) -> None:
     )
 
 
+def _proofs(execute: Execute) -> None:
+    """Commands have a digest, an event says if the clock was set, and what is asked of many tickets has an index."""
+    execute("DELETE FROM commands")
+    execute("ALTER TABLE commands ADD COLUMN digest TEXT NOT NULL DEFAULT ''")
+    execute("ALTER TABLE events ADD COLUMN jumped BIGINT")
+    execute("CREATE INDEX tickets_by_edit ON tickets (edit_id, number)")
+    execute("CREATE INDEX tickets_by_namespace ON tickets (namespace, number)")
+    execute("CREATE INDEX tickets_by_begin ON tickets (status, valid_from) WHERE valid_from IS NOT NULL")
+    execute("CREATE INDEX tickets_by_end ON tickets (status, valid_until) WHERE valid_until IS NOT NULL")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(name="journal", apply=_journal),
     Migration(name="commands", apply=_commands),
+    Migration(name="proofs", apply=_proofs),
 )
 """Step i makes schema i + 1 of schema i."""
 

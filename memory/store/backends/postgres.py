@@ -8,6 +8,7 @@ one session: when that is lost nothing can be written any more, so there are nev
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from wise.errors import ConfigError, StoreError
-from wise.memory.store.backends.base import Backend, Execute, digest_of, missing_blob, verified_blob
-from wise.memory.store.backends.migrations import opening
+from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, missing_blob, verified_blob
+from wise.memory.store.backends.migrations import create, opening
 from wise.memory.store.failpoints import reach
 from wise.safe_text import redacted
 
@@ -31,6 +32,7 @@ _PREPARE = (
 )
 _WRITER, _TRANSACTION = 7_165_001, 7_165_002
 """Advisory locks of the one writer, and of whoever writes rows just now."""
+_MADE = re.compile(r"CREATE (?:TABLE|UNIQUE INDEX|INDEX)(?: IF NOT EXISTS)? (\w+)")
 PATIENCE = 2.0
 """Seconds to wait for a writer to end: the server notices the end of a process that was killed a little later."""
 
@@ -106,13 +108,23 @@ class PostgresBackend(Backend):
             self._open.execute(b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             yield self._execute
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Scan]:
+        with self.reading() as execute:
+            yield lambda statement, *values: iter(execute(statement, *values))
+
     def _execute(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         cursor = self._open.execute(statement.replace("?", "%s").encode(), values)
         return cursor.fetchall() if cursor.description else []
 
-    def faults(self) -> list[str]:
-        """A server looks after its own files."""
-        return []
+    def faults(self, scan: Scan) -> list[str]:
+        """Tables and indexes that are missing; a server looks after its own files."""
+        made: list[str] = []
+        create(lambda statement, *values: made.append(statement) or [])  # type: ignore[func-returns-value]
+        wanted = {found[1] for text in made if (found := _MADE.match(text))}
+        rows = scan("SELECT relname FROM pg_class WHERE relnamespace = 'wise'::regnamespace")
+        missing = wanted - {name for (name,) in rows}
+        return [f"a table or an index is missing: {name}" for name in sorted(missing)]
 
     # -- bytes ----------------------------------------------------------------------------------
 
@@ -181,6 +193,12 @@ class PostgresBackend(Backend):
                 number & 0xFFFFFFFF,
             )
         )
+
+    def scrub(self) -> None:
+        """Writes the tables anew. The server's log of changes (WAL) holds the rows until it is recycled."""
+        with self._guard, self._store_errors("could not be scrubbed; do it again"):
+            for table in ("tickets", "events", "versions", "commands", "blobs"):
+                self._open.execute(f"VACUUM FULL wise.{table}".encode())
 
     def close(self) -> None:
         with self._guard:

@@ -8,7 +8,11 @@ Bytes are written to a temporary name, synced and renamed, and the folder is syn
 them, so a file in `blobs` is never half written. Rows are in SQLite with `synchronous=FULL` and a rollback journal,
 since SQLite before 3.51.3 can corrupt a write-ahead log; the journal file persists, since a deleted one may come back
 after a power cut and undo the last commit. The folder must be on a local disk of a POSIX system: the locks of network
-file systems are not reliable.
+file systems are not reliable. Files are for their owner alone, since they hold what edits say; what is deleted from a
+file is overwritten.
+
+The writer is the process that has locked the file which is called `writer.lock`. If that file is removed or replaced,
+its process notices in its next transaction, before anything is written, and is no longer the writer.
 """
 
 from __future__ import annotations
@@ -18,23 +22,25 @@ import secrets
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
 from wise.errors import StoreError
 from wise.memory.folder import synced
-from wise.memory.store.backends.base import Backend, Execute, digest_of, missing_blob, verified_blob
+from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, missing_blob, verified_blob
 from wise.memory.store.backends.migrations import create, opening
 from wise.memory.store.failpoints import reach
-from wise.memory.store.locks import SharedLocks, exclusive_lock, unlocked
+from wise.memory.store.locks import SharedLocks, exclusive_lock, is_file_of, new_lock, unlocked
 
 JOURNAL_FILE = "journal.sqlite3"
+UNDO_FILE = f"{JOURNAL_FILE}-journal"
+"""What SQLite keeps of a transaction until it is committed."""
 BLOBS = "blobs"
 LOCK_FILE = "writer.lock"
-PATIENCE = 30.0
-"""Seconds to wait for another process to end its transaction."""
+PATIENCE = 10.0
+"""Seconds to wait for another process to end its transaction, of reading or of writing."""
 
 
 class SqliteBackend(Backend):
@@ -50,6 +56,7 @@ class SqliteBackend(Backend):
         self._guard = RLock()
         self._holds = SharedLocks()
         self._writer_handle: int | None = None
+        self._rows_file: tuple[int, int] | None = None
         self._connection: sqlite3.Connection | None = None
         with opening(self), self._store_errors("cannot be opened"):
             self._check_folder()
@@ -61,12 +68,12 @@ class SqliteBackend(Backend):
         if self._folder.exists() and not self._folder.is_dir():
             raise StoreError(f"{self.place} is a file; give the folder of a store")
         found = {file.name for file in self._folder.iterdir()} if self._folder.is_dir() else set()
-        if LOCK_FILE not in found and (found or not self.writer):
+        if not found & {LOCK_FILE, JOURNAL_FILE} and (found or not self.writer):
             what = f"holds {', '.join(sorted(found)[:4])}" if found else "holds nothing"
             raise StoreError(f"{self.place} {what} and is no store; give the folder of a store, or a new one")
 
     def _claim(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_private(self._folder)
         file = self._folder / LOCK_FILE
         self._writer_handle = exclusive_lock(file)
         if self._writer_handle is None:
@@ -76,7 +83,10 @@ class SqliteBackend(Backend):
             )
         os.ftruncate(self._writer_handle, 0)
         os.pwrite(self._writer_handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        self._blobs.mkdir(exist_ok=True)
+        make_private(self._blobs)
+        for name, mode in ((BLOBS, 0o700), (LOCK_FILE, 0o600), (JOURNAL_FILE, 0o600), (UNDO_FILE, 0o600)):
+            with suppress(FileNotFoundError, PermissionError):
+                (self._folder / name).chmod(mode)
         for folder in (self._folder, self._folder.parent):
             synced(folder)
 
@@ -84,7 +94,13 @@ class SqliteBackend(Backend):
         file = self._folder / JOURNAL_FILE
         if not self.writer and not file.is_file():
             raise StoreError(f"{self.place} has no {JOURNAL_FILE}; open it once as its writer, or restore a backup")
+        if not file.exists():  # SQLite would make one for everybody
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+            file.chmod(0o600)
         connection = sqlite3.connect(file, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        connection.text_factory = _text
+        self._rows_file = _file_of(file)
+        connection.execute("PRAGMA secure_delete=ON")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA journal_mode=PERSIST")
         return connection
@@ -98,6 +114,7 @@ class SqliteBackend(Backend):
             connection.execute("BEGIN IMMEDIATE")
             try:
                 reach("transaction-begun")
+                self._check_in_place()
                 yield self._execute
                 reach("transaction-filled")
                 connection.execute("COMMIT")
@@ -106,6 +123,24 @@ class SqliteBackend(Backend):
                     connection.execute("ROLLBACK")
                 raise
             reach("transaction-durable")
+
+    def _check_in_place(self) -> None:
+        """Raises StoreError if the store was moved or replaced, or another process may be its writer."""
+        if _file_of(self._folder / JOURNAL_FILE) != self._rows_file:
+            raise StoreError(f"{self.place}: {JOURNAL_FILE} was moved or replaced by another; open the store again")
+        lock = self._folder / LOCK_FILE
+        if self._writer_handle is None or is_file_of(self._writer_handle, lock):
+            return
+        if not lock.exists():
+            again = new_lock(lock)
+            if again is not None:
+                os.close(self._writer_handle)
+                self._writer_handle = again
+                return
+        raise StoreError(
+            f"{self.place}: {LOCK_FILE} was removed or replaced, and another process is the writer by now; this one "
+            "writes no more: open the store again"
+        )
 
     @contextmanager
     def reading(self) -> Iterator[Execute]:
@@ -117,6 +152,35 @@ class SqliteBackend(Backend):
             finally:
                 connection.execute("ROLLBACK")
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Scan]:
+        with closing(sqlite3.connect(":memory:", check_same_thread=False)) as copy:
+            with self._guard, self._store_errors("could not be read"):
+                self._copy_rows(copy)
+            copy.text_factory = _text
+
+            def scan(statement: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+                with self._store_errors("could not be read"):
+                    yield from copy.execute(statement, values)
+
+            yield scan
+
+    def _copy_rows(self, copy: sqlite3.Connection) -> None:
+        """In one step, in which nobody writes."""
+
+        def step(status: int, remaining: int, total: int) -> None:
+            if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):  # it would be tried without an end
+                raise _held_up(self.place, "could not be read")
+
+        self._open.backup(copy, progress=step)
+
+    def copy_rows(self, file: Path) -> None:
+        """Makes a database of all rows as they are now: of one moment, while other processes write."""
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.close(handle)
+        with self._guard, self._store_errors("could not be copied"), closing(sqlite3.connect(file)) as copy:
+            self._copy_rows(copy)
+
     @property
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -126,19 +190,19 @@ class SqliteBackend(Backend):
     def _execute(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         return self._open.execute(statement, values).fetchall()
 
-    def faults(self) -> list[str]:
-        """What SQLite finds, and tables that are not those which the migrations make."""
+    def faults(self, scan: Scan) -> list[str]:
+        """What SQLite finds, and tables and indexes that are not exactly those which the migrations make."""
         tables = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
         try:
-            with self.reading() as execute:
-                found = [text for (text,) in execute("PRAGMA integrity_check") if text != "ok"]
-                rows = execute(tables)
+            found = [str(text) for (text,) in scan("PRAGMA integrity_check") if text != "ok"]
+            rows = {str(text) for (text,) in scan(tables)}
         except StoreError as error:
             return [str(error)]
         with closing(sqlite3.connect(":memory:")) as fresh:
             create(lambda statement, *values: fresh.execute(statement, values).fetchall())
-            wanted = fresh.execute(tables).fetchall()
-        return found + [f"a table or an index was altered: {text:.80}" for (text,) in rows if (text,) not in wanted]
+            wanted = {text for (text,) in fresh.execute(tables)}
+        found += [f"a table or an index was altered: {text!r:.80}" for text in sorted(rows - wanted)]
+        return found + [f"a table or an index is missing: {text:.80}" for text in sorted(wanted - rows)]
 
     # -- bytes ----------------------------------------------------------------------------------
 
@@ -155,7 +219,7 @@ class SqliteBackend(Backend):
     def _write(self, path: Path, data: bytes) -> None:
         new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
         try:
-            with new.open("xb") as stream:
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
                 stream.write(data)
                 stream.flush()
                 reach("blob-written")
@@ -199,6 +263,19 @@ class SqliteBackend(Backend):
     def unheld(self, digest: str) -> AbstractContextManager[bool]:
         return unlocked(self._blobs / digest)
 
+    def scrub(self) -> None:
+        """Writes the database anew, then cuts off what the last transactions left in their file."""
+        with self._guard, self._store_errors("could not be scrubbed; do it again"):
+            connection = self._open
+            connection.execute("PRAGMA temp_store=MEMORY")
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA journal_mode=DELETE")
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("ROLLBACK")
+            (self._folder / UNDO_FILE).unlink(missing_ok=True)
+            connection.execute("PRAGMA journal_mode=PERSIST")
+            synced(self._folder)
+
     def close(self) -> None:
         with self._guard:
             if self._connection is not None:
@@ -214,5 +291,36 @@ class SqliteBackend(Backend):
         """Raises the errors of the disk or the database as StoreError."""
         try:
             yield
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                raise _held_up(self.place, what) from error
+            raise StoreError(f"{self.place} {what}: {error}; see to the disk, then try again") from error
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self.place} {what}: {error}; see to the disk, then try again") from error
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="surrogateescape")
+
+
+def _held_up(place: str, what: str) -> StoreError:
+    return StoreError(
+        f"{place} {what}: another process has been reading or writing it for more than {PATIENCE:.0f} s; end that "
+        "process, then try again"
+    )
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder for its owner alone, whatever the umask; one that is there stays as it is."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+
+
+def _file_of(path: Path) -> tuple[int, int] | None:
+    """What stands for the file behind a name."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

@@ -123,7 +123,10 @@ def test_a_clock_that_goes_backwards_changes_no_order(store: Store, monkeypatch:
         monkeypatch.setattr(journal_module, "now", lambda year=year: f"{year}-01-01T00:00:00.000000+00:00")
         store.enqueue([edit(year)])
     learn(store, [])
-    assert [event.at[:4] for event in store.log()[:4]] == ["2040", "2040", "2050", "2050"]
+    assert [event.at[:4] for event in store.log()[:4]] == ["2040", "2030", "2050", "1999"]
+    year = 365 * 86_400
+    assert [round((event.jumped or 0) / year) for event in store.log()[:5]] == [0, -10, 20, -51, 0]
+    assert store.check().problems == ()
     assert store.read().state.edit_ids == ("e2040", "e2030", "e2050", "e1999")
     assert [event.number for event in store.log(since=3)] == list(range(4, len(store.log()) + 1))
 

@@ -20,7 +20,7 @@ from wise.memory.store.store import Store
 
 JOURNAL = "journal.sqlite3"
 EARLIER = range(len(MIGRATIONS))
-RELEASED = {1: ("journal", "e9f9a5e045b6"), 2: ("commands", "b873e1beace6")}
+RELEASED = {1: ("journal", "e9f9a5e045b6"), 2: ("commands", "b873e1beace6"), 3: ("proofs", "510eaace525f")}
 
 
 def steps(connection: sqlite3.Connection, count: int) -> None:

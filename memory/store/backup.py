@@ -1,0 +1,114 @@
+"""Backups: a whole store copied into a new folder, of one moment, while another process writes it.
+
+The rows are copied in one step. Then every file is copied that they need, which never changes; if one was collected in
+between, the rows are copied again. The copy is checked as a whole, and stands in its place only if it is whole. Restoring
+is the same from the other end.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from wise.errors import StoreError
+from wise.memory.folder import replaced_folder
+from wise.memory.store.backends.base import Backend
+from wise.memory.store.backends.sqlite import BLOBS, JOURNAL_FILE, LOCK_FILE, SqliteBackend
+from wise.memory.store.check import Findings, check
+from wise.memory.store.checked import FILE, write_checked
+from wise.memory.store.journal import Journal
+from wise.memory.store.versions import Manifest
+
+TRIES = 10
+"""Copies of the rows before it is given up: a store would have to collect versions all the time."""
+
+
+def copy_store(backend: Backend, target: Path, progress: Callable[[str, int, int], None]) -> Findings:
+    """Copies a store that is open into `target`, which must not be there or be empty. Returns what a check found of it.
+
+    Raises StoreError, with no target made, where the store is not in a folder, the target holds anything, or what would
+    be copied is not whole; ArtifactError where the target is a file.
+    """
+    if not isinstance(backend, SqliteBackend):
+        raise StoreError(
+            f"{backend.place}: everything of a store in PostgreSQL is in its schema 'wise'; back it up with "
+            "`pg_dump --schema=wise --format=custom --file=FILE URL`, restore it with `pg_restore --dbname=URL FILE`, "
+            "then run `wise store check URL`"
+        )
+    if target.is_dir() and any(target.iterdir()):
+        raise StoreError(f"{target} is there already and is not overwritten; give the name of a new folder")
+    with replaced_folder(target, ours=()) as new:
+        new.chmod(0o700)
+        (new / BLOBS).mkdir(mode=0o700)
+        (new / BLOBS).chmod(0o700)
+        _copy(backend, new, progress)
+        with closing(SqliteBackend(new, writer=False)) as copy:
+            findings, whole = check(copy, progress=progress)
+        if findings.problems:
+            raise StoreError(
+                f"{backend.place} is not whole, and nothing was copied: {findings.problems[0]} "
+                f"({len(findings.problems)} problems; `wise store check` names all)"
+            )
+        write_checked(new / FILE, whole)
+        for folder in (new / BLOBS,):
+            _sync(folder)
+    return findings
+
+
+def _copy(backend: SqliteBackend, new: Path, progress: Callable[[str, int, int], None]) -> None:
+    for _ in range(TRIES):
+        (new / JOURNAL_FILE).unlink(missing_ok=True)
+        progress("rows", 0, 1)
+        backend.copy_rows(new / JOURNAL_FILE)
+        with closing(sqlite3.connect(new / JOURNAL_FILE)) as connection:
+            connection.execute("DELETE FROM commands")  # whoever gave them waits at the other store
+            connection.commit()
+            _sync(new / JOURNAL_FILE)
+        (new / f"{JOURNAL_FILE}-journal").unlink(missing_ok=True)
+        (new / LOCK_FILE).touch(0o600)
+        progress("rows", 1, 1)
+        if _copy_files(backend, new, progress):
+            return
+    raise StoreError(f"{backend.place}: versions are collected faster than they can be copied; try again later")
+
+
+def _copy_files(backend: SqliteBackend, new: Path, progress: Callable[[str, int, int], None]) -> bool:
+    """Copies what the versions of the copied rows need. False where a version was collected meanwhile."""
+    with closing(SqliteBackend(new, writer=False)) as copy:
+        manifests = [version.manifest for version in Journal(copy).versions() if not version.collected]
+    needed: dict[str, None] = {}
+    try:
+        for manifest in dict.fromkeys(manifests):
+            needed[manifest] = None
+            needed |= dict.fromkeys(sorted(Manifest.from_bytes(backend.get(manifest), manifest[:16]).blobs))
+        for place, digest in enumerate(needed, start=1):
+            progress("files", place, len(needed))
+            if not (new / BLOBS / digest).exists():
+                _write(new / BLOBS / digest, backend.get(digest))
+    except StoreError:
+        collected = {version.manifest for version in Journal(backend).versions() if version.collected}
+        if not collected & set(manifests):
+            raise
+        return False
+    for file in (new / BLOBS).iterdir():
+        if file.name not in needed:
+            file.unlink()
+    return True
+
+
+def _write(file: Path, data: bytes) -> None:
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

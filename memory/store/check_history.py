@@ -1,0 +1,234 @@
+"""The check of a journal: its tables agree with what its events say, in order, without gaps, to the last byte.
+
+The events are a chain: each has a digest of itself and of the one before. Everything else in the tables must be what
+the events say. Where text was erased, the event of the erasure says what has stood there since.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from wise.errors import StoreError
+from wise.memory.store.backends.base import Scan
+from wise.memory.store.checked import Checked, pages
+from wise.memory.store.edit_request import ERASED, FOLLOWS, LIVE, QUEUED, TRAINING, Event, Ticket, Version
+from wise.memory.store.rows import EVENT, TICKET, TICKETS, VERSION, event_of, ticket_of, version_of
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is checked, how much of it is done, and of how much."""
+STATUS = list(TICKETS).index("status")
+Life = list[tuple[int, str, int | None, str]]
+"""Of a ticket's events: number, kind, version and detail, as they lie in the table."""
+
+
+@dataclass(kw_only=True)
+class History:
+    """What the check of a journal found."""
+
+    problems: list[str] = field(default_factory=list)
+    events: int = 0
+    tickets: int = 0
+    live: set[int] = field(default_factory=set)
+    """Numbers of the live tickets."""
+    erased: int = 0
+    """Tickets whose text was erased."""
+    versions: list[Version] = field(default_factory=list)
+    event_pages: list[str] = field(default_factory=list)
+    ticket_pages: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasures:
+    """What the events of erasures say has stood in the tables since."""
+
+    events: Mapping[int, str]
+    """Event -> the digest that it has, now that text of it was erased."""
+    contents: Mapping[int, str]
+    """Ticket -> the digest of its content by now."""
+
+
+def check_history(scan: Scan, before: Checked, progress: Progress) -> History:
+    """Verifies all rows. What is the same as `before` is read, and not taken apart."""
+    found = History()
+    erasures = _erasures(scan)
+    found.erased = len(erasures.contents)
+    touched = _check_events(scan, found, erasures, before, progress)
+    _check_tickets(scan, found, erasures, before, touched, progress)
+    _check_versions(scan, found)
+    strays = scan("SELECT DISTINCT ticket FROM events WHERE ticket NOT IN (SELECT number FROM tickets)")
+    found.problems += [f"there are events of ticket {number!r:.20}, which is missing" for (number,) in strays]
+    return found
+
+
+def _erasures(scan: Scan) -> Erasures:
+    """Read before the events that they are about; that they are themselves sound is checked with the others."""
+    events: dict[int, str] = {}
+    contents: dict[int, str] = {}
+    for ticket, detail in scan("SELECT ticket, detail FROM events WHERE kind = ? ORDER BY number", ERASED):
+        try:
+            said = json.loads(detail)
+            events |= {int(number): str(digest) for number, digest in said["events"].items()}
+            contents[int(ticket)] = str(said["content"])
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
+            continue  # its own row is found damaged
+    return Erasures(events=events, contents=contents)
+
+
+def _check_events(
+    scan: Scan, found: History, erasures: Erasures, before: Checked, progress: Progress
+) -> set[int]:
+    """Returns the tickets that events are about which were not checked before."""
+    touched: set[int] = set()
+    total = _count(scan, "events")
+    last = Event(number=0, at="", kind="beginning", ticket=None, version=None, author=None, detail={})
+    for place, (digest, page) in enumerate(pages(scan(f"SELECT {EVENT} ORDER BY number"))):
+        found.event_pages.append(digest)
+        found.events += len(page)
+        progress("events", found.events, total)
+        if found.event_pages == [*before.events[: place + 1]]:
+            try:
+                last = event_of(page[-1])
+                continue
+            except StoreError:
+                pass  # it is taken apart, which names the row
+        for row in page:
+            try:
+                event = event_of(row)
+            except StoreError as error:
+                found.problems.append(str(error))
+                continue
+            found.problems += _event_problems(event, last, erasures)
+            last = event
+            if event.ticket is not None:
+                touched.add(event.ticket)
+    return touched
+
+
+def _event_problems(event: Event, last: Event, erasures: Erasures) -> Iterator[str]:
+    if event.number != last.number + 1:
+        yield from _gap("event", last.number, event.number)
+    linked = event.linked(last.digest)
+    if linked not in (event.digest, erasures.events.get(event.number)):
+        yield f"event {event.number} is not what was noted, or follows another than was noted"
+    if event.at < last.at and not (event.jumped or 0) < 0:
+        yield f"event {event.number} is dated before event {last.number}"
+
+
+def _check_tickets(
+    scan: Scan, found: History, erasures: Erasures, before: Checked, touched: set[int], progress: Progress
+) -> None:
+    total, last = _count(scan, "tickets"), 0
+    for place, (digest, page) in enumerate(pages(scan(f"SELECT {TICKET} ORDER BY number"))):
+        found.ticket_pages.append(digest)
+        found.tickets += len(page)
+        progress("tickets", found.tickets, total)
+        known, end = before.tickets[place : place + 1] == (digest,), page[-1][0]
+        if known:
+            found.live |= {row[0] for row in page if row[STATUS] == LIVE}
+            page = [row for row in page if row[0] in touched]
+        sound = []
+        for row in page:
+            try:
+                sound.append(ticket_of(row))
+            except StoreError as error:
+                found.problems.append(str(error))
+        lives = _lives(scan, sound)
+        for ticket in sound:
+            if not known and ticket.number != last + 1:
+                found.problems += _gap("ticket", last, ticket.number)
+            last = ticket.number
+            found.live |= {ticket.number} if ticket.status == LIVE else set()
+            found.problems += _life_problems(ticket, lives.get(ticket.number, []), erasures)
+        last = end if known else last
+
+
+def _lives(scan: Scan, tickets: Sequence[Ticket]) -> dict[int, Life]:
+    """The events of these tickets."""
+    if not tickets:
+        return {}
+    wanted = {ticket.number for ticket in tickets}
+    lives: dict[int, Life] = {}
+    rows = scan(
+        "SELECT ticket, number, kind, version, detail FROM events WHERE ticket >= ? AND ticket <= ? AND kind <> ? "
+        "ORDER BY ticket, number",
+        min(wanted), max(wanted), ERASED,
+    )
+    for ticket, *event in rows:
+        if ticket in wanted:
+            lives.setdefault(ticket, []).append(tuple(event))  # type: ignore[arg-type]
+    return lives
+
+
+def _life_problems(ticket: Ticket, life: Life, erasures: Erasures) -> Iterator[str]:
+    """A ticket is what its events made of it."""
+    name = f"ticket {ticket.number}"
+    queued = life[0][1] == QUEUED if life else False
+    content = erasures.contents.get(ticket.number) or (_object(life[0][3]).get("content") if queued else None)
+    if not queued or content != ticket.content:
+        yield f"{name} is not what was enqueued"
+        return
+    outcome: dict[str, Any] = {"status": QUEUED, "live_in": None, "retired_in": None, "verified": None}
+    for number, kind, version, detail in life[1:]:
+        before, outcome["status"] = outcome["status"], kind
+        if kind not in FOLLOWS.get(before, ()):
+            yield f"{name} went from {before} to {kind} (event {number})"
+        if kind == LIVE:
+            outcome["live_in"] = version
+        if before == LIVE:
+            outcome["retired_in"] = version
+        if before == TRAINING and kind != QUEUED and detail != "{}":
+            outcome["verified"] = _object(detail)
+    for field_, wanted in outcome.items():
+        if getattr(ticket, field_) != wanted:
+            yield f"{name}: {field_} is {getattr(ticket, field_)!r:.200}, and its events say {wanted!r:.200}"
+
+
+def _check_versions(scan: Scan, found: History) -> None:
+    """Versions are those that the events speak of."""
+    made: dict[Any, tuple[Any, ...]] = {}
+    collected = set()
+    for kind, number, *row in scan(
+        "SELECT kind, version, at, author, detail FROM events WHERE kind IN ('version', 'collected') ORDER BY number"
+    ):
+        if kind == "version":
+            made[number] = tuple(row)
+        else:
+            collected.add(number)
+    last = 0
+    for row in scan(f"SELECT {VERSION} ORDER BY number"):
+        try:
+            version = version_of(row)
+        except StoreError as error:
+            found.problems.append(str(error))
+            continue
+        found.versions.append(version)
+        if version.number != last + 1:
+            found.problems += _gap("version", last, version.number)
+        last = version.number
+        at, author, detail = made.pop(version.number, ("", None, "{}"))
+        said = {**_object(detail), "number": version.number, "at": at, "author": author}
+        if {**said, "collected": version.number in collected} != version.to_dict():
+            found.problems.append(f"version {version.number} is not what its events say")
+    found.problems += [f"version {number!r:.20} is missing" for number in made]
+
+
+def _object(text: object) -> dict[str, Any]:
+    try:
+        value = json.loads(str(text))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _gap(name: str, before: int, number: int) -> Iterable[str]:
+    if number <= before:
+        return [f"{name} {number} is there twice"]
+    first, last = before + 1, number - 1
+    return [f"{name} {first} is missing" if first == last else f"{name} {first} to {last} are missing"]
+
+
+def _count(scan: Scan, table: str) -> int:
+    return int(next(scan(f"SELECT COUNT(*) FROM {table}"))[0])

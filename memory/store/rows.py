@@ -1,0 +1,148 @@
+"""The rows of a journal as records: which columns each table has, what may stand in them, and reading them strictly.
+
+Whatever lies in a file may be read here. A row that is not what was written is never taken for one that was: it raises
+StoreError, or, where it must be shown, becomes a ticket that says so (`Ticket.problem`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wise.edits import Edit
+from wise.errors import EditError, StoreError
+from wise.memory.store.edit_request import FOLLOWS, Event, Ticket, Version
+
+LARGEST = 2**62
+"""No count of ours is above it."""
+TEXT, TEXT_OR_NONE, NUMBER, NUMBER_OR_NONE, OBJECT, OBJECT_OR_NONE = range(6)
+"""What a column holds; an object is JSON."""
+
+TICKETS: Mapping[str, int] = {
+    "number": NUMBER, "edit_id": TEXT, "namespace": TEXT, "edit": OBJECT, "reason": TEXT_OR_NONE,
+    "valid_from": TEXT_OR_NONE, "valid_until": TEXT_OR_NONE, "key": TEXT_OR_NONE, "accepted_at": TEXT, "status": TEXT,
+    "live_in": NUMBER_OR_NONE, "retired_in": NUMBER_OR_NONE, "verified": OBJECT_OR_NONE,
+}
+EVENTS: Mapping[str, int] = {
+    "number": NUMBER, "at": TEXT, "kind": TEXT, "ticket": NUMBER_OR_NONE, "version": NUMBER_OR_NONE,
+    "author": TEXT_OR_NONE, "detail": OBJECT, "jumped": NUMBER_OR_NONE, "digest": TEXT,
+}
+VERSIONS: Mapping[str, int] = {
+    "number": NUMBER, "manifest": TEXT, "parent": NUMBER, "kind": TEXT, "at": TEXT, "author": TEXT_OR_NONE,
+    "reason": TEXT_OR_NONE, "edits": NUMBER, "collected": NUMBER,
+}
+TICKET, EVENT, VERSION = (
+    f"{', '.join(columns)} FROM {table}"
+    for table, columns in (("tickets", TICKETS), ("events", EVENTS), ("versions", VERSIONS))
+)
+"""What to put behind SELECT."""
+UNREADABLE = "(this row of the journal cannot be read)"
+
+
+def ticket_of(row: Sequence[Any]) -> Ticket:
+    """Raises StoreError where the row is not one that was written."""
+    fields = _fields("ticket", TICKETS, row)
+    edit_id, namespace = fields.pop("edit_id"), fields.pop("namespace")
+    try:
+        edit = Edit.from_dict(fields["edit"])
+    except (EditError, TypeError, ValueError) as error:
+        raise _damaged("ticket", row, error) from error
+    for name, found, wanted in (("edit_id", edit_id, edit.id), ("namespace", namespace, edit.namespace)):
+        if found != wanted:
+            raise _damaged("ticket", row, f"{name} is {found!r:.60} and its edit says {wanted!r:.60}")
+    if fields["status"] not in FOLLOWS:
+        raise _damaged("ticket", row, f"status is {fields['status']!r:.40}")
+    return Ticket(**{**fields, "edit": edit})
+
+
+def shown_ticket(row: Sequence[Any]) -> Ticket:
+    """The same for whoever shows it: a row that cannot be read is a ticket that says why."""
+    try:
+        return ticket_of(row)
+    except StoreError as error:
+        found = dict(zip(TICKETS, row, strict=True))
+        kept = {
+            name: value
+            for name, kind in TICKETS.items()
+            if kind not in (OBJECT, OBJECT_OR_NONE)
+            for value in [found[name] if _holds(kind, found[name]) else None]
+        }
+        edit = Edit(
+            id=_words(kept.pop("edit_id")), namespace=_words(kept.pop("namespace")), prompt=UNREADABLE,
+            target=UNREADABLE,
+        )
+        known = {"number": kept["number"] or 0, "accepted_at": kept["accepted_at"] or "", "verified": None}
+        status = kept["status"] if kept["status"] in FOLLOWS else "failed"
+        return Ticket(**{**kept, **known, "status": status, "edit": edit, "problem": str(error)})
+
+
+def event_of(row: Sequence[Any]) -> Event:
+    """Raises StoreError where the row is not one that was written."""
+    return Event(**_fields("event", EVENTS, row))
+
+
+def shown_event(row: Sequence[Any]) -> Event:
+    """The same for whoever shows it: a row that cannot be read is an event of kind `damaged` that says why."""
+    try:
+        return event_of(row)
+    except StoreError as error:
+        number = row[0] if _holds(NUMBER, row[0]) else 0
+        return Event(
+            number=number, at="", kind="damaged", ticket=None, version=None, author=None,
+            detail={"problem": str(error)},
+        )
+
+
+def version_of(row: Sequence[Any]) -> Version:
+    """Raises StoreError where the row is not one that was written."""
+    fields = _fields("version", VERSIONS, row)
+    if fields["collected"] not in (0, 1):
+        raise _damaged("version", row, f"collected is {fields['collected']}")
+    return Version(**{**fields, "collected": bool(fields["collected"])})
+
+
+def _words(value: str | None) -> str:
+    return value if value and value.strip() and "\0" not in value else UNREADABLE
+
+
+def _holds(kind: int, value: object) -> bool:
+    if value is None:
+        return kind in (TEXT_OR_NONE, NUMBER_OR_NONE, OBJECT_OR_NONE)
+    if kind in (NUMBER, NUMBER_OR_NONE):
+        return type(value) is int and -LARGEST < value < LARGEST
+    return isinstance(value, str) and _is_unicode(value)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:  # bytes that are not UTF-8, as a backend gives them
+        return False
+
+
+def _fields(what: str, columns: Mapping[str, int], row: Sequence[Any]) -> dict[str, Any]:
+    """The columns of a row by name."""
+    fields = dict(zip(columns, row, strict=True))
+    for name, kind in columns.items():
+        if not _holds(kind, fields[name]):
+            raise _damaged(what, row, f"{name} is {fields[name]!r:.40}")
+        if kind in (OBJECT, OBJECT_OR_NONE) and fields[name] is not None:
+            fields[name] = _object(what, row, name, fields[name])
+    return fields
+
+
+def _object(what: str, row: Sequence[Any], name: str, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(what, row, error) from error
+    if not isinstance(found, dict):
+        raise _damaged(what, row, f"{name} is {found!r:.40}, not an object")
+    if json.dumps(found) != text:
+        raise _damaged(what, row, f"{name} is not spelled as it was written")
+    return found
+
+
+def _damaged(what: str, row: Sequence[Any], why: object) -> StoreError:
+    return StoreError(f"the journal is damaged at {what} {row[0]!r:.20} ({why}); restore it from a backup")
