@@ -68,17 +68,50 @@ class Journal:
         edit_id: str | None = None,
         key: str | None = None,
         since: int = 0,
+        until: int | None = None,
         limit: int | None = None,
+        newest: bool = False,
     ) -> tuple[Ticket, ...]:
-        """Those that meet every condition that is given, by number; `since` is the last number not wanted."""
+        """Those that meet every condition that is given, by number; `since` is the last number not wanted, `until` the
+        last wanted one. newest: the highest numbers first."""
         wanted = {"status": status, "namespace": namespace, "edit_id": edit_id, "key": key}
         wanted = {name: value for name, value in wanted.items() if value is not None}
-        conditions = "".join(f" AND {name} = ?" for name in wanted)
-        statement = f"SELECT {_TICKET} WHERE number > ?{conditions} ORDER BY number{_limit(limit)}"
+        conditions = "".join(f" AND {name} = ?" for name in wanted) + ("" if until is None else " AND number <= ?")
+        order = "number DESC" if newest else "number"
+        statement = f"SELECT {_TICKET} WHERE number > ?{conditions} ORDER BY {order}{_limit(limit)}"
+        values = (*wanted.values(), *(() if until is None else (until,)))
         with self._backend.reading() as execute:
             if numbers is None:
-                return _tickets(execute, statement, since, *wanted.values())
+                return _tickets(execute, statement, since, *values)
             return tuple(_ticket_of(execute, number) for number in numbers)
+
+    def numbers_between(self, accepted_from: str | None, accepted_until: str | None) -> tuple[int, int]:
+        """The last ticket accepted before `accepted_from`, or 0, and the last before `accepted_until`, or of all.
+
+        The times are UTC, as `Ticket.accepted_at`. A binary search, since times of acceptance never fall.
+        """
+        with self._backend.reading() as execute:
+            [(last,)] = execute("SELECT COALESCE(MAX(number), 0) FROM tickets")
+
+            def before(at: str) -> int:
+                low, high = 0, int(last)
+                while low < high:
+                    middle = (low + high + 1) // 2
+                    rows = execute("SELECT accepted_at FROM tickets WHERE number = ?", middle)
+                    low, high = (middle, high) if rows and str(rows[0][0]) < at else (low, middle - 1)
+                return low
+
+            return (
+                0 if accepted_from is None else before(accepted_from),
+                int(last) if accepted_until is None else before(accepted_until),
+            )
+
+    def counts(self) -> tuple[dict[str, int], str | None]:
+        """How many tickets have each status, and when the oldest of those that are queued was accepted."""
+        with self._backend.reading() as execute:
+            found = dict(execute("SELECT status, COUNT(*) FROM tickets GROUP BY status"))
+            oldest = execute("SELECT accepted_at FROM tickets WHERE status = ? ORDER BY number LIMIT 1", QUEUED)
+        return {str(status): int(count) for status, count in found.items()}, oldest[0][0] if oldest else None
 
     def events(self, *, since: int = 0, ticket: int | None = None, limit: int | None = None) -> tuple[Event, ...]:
         """What happened after event `since`, in order."""

@@ -35,7 +35,8 @@ def serve(
     """Serve a model, and edit it while it is served; without options, the demo model.
 
     Settings come from options, then the environment (WISE_PORT=9000), then the file. Without a file of tokens, a
-    token for this run is made and shown. Ends on SIGTERM or Ctrl-C, after the running answers.
+    token for this run is made and shown on stdout. The log goes to stderr, as JSON. Ends on SIGTERM or Ctrl-C, after
+    the running answers.
     """
     _check_extra()
     from wise.serving.app import run
@@ -48,13 +49,13 @@ def serve(
     settings = load(config, _set(setting) | {key: value for key, value in named.items() if value is not None})
 
     def show(url: str, token: str | None) -> None:
-        typer.echo(f"wise serves at {url}/v1; the console: {url}/console" + (f"#{token}" if token else ""), err=True)
-        if token:
-            typer.echo(f"token of this run (admin): {token}", err=True)
         if as_json:
             show_json({"url": url, "token": token})
+            return
+        typer.echo(f"wise serves at {url}/v1; the console: {url}/console" + (f"#{token}" if token else ""))
+        if token:
+            typer.echo(f"token of this run (admin): {token}")
 
-    typer.echo(f"loading {settings.model or 'the demo model'}: a minute or more where the model is large", err=True)
     run(settings, show)
 
 

@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from wise.memory.store.edit_request import Event, Version
 from wise.serving.auth import Admin, Reader
 from wise.serving.http_errors import conflict, not_found
-from wise.serving.metrics import audit
+from wise.serving.logs import audit
 from wise.serving.routes_completions import NO_BUFFER
 from wise.serving.routes_edits import when_served
 from wise.serving.schemas import DiffAnswer, EditSummary, EventView, RollbackRequest, VersionList, VersionView

@@ -151,6 +151,7 @@ class LocalEngine:
     def __init__(self, model: WiseModel, settings: Settings, metrics: Metrics) -> None:
         self._tokenizer, self._ends = model.tokenizer, model.encoder.stops
         self._settings, self._metrics = settings, metrics
+        metrics.cache_limit.set(settings.cache_tokens)
         self._memory = BatchedMemory(None if model.inputs is None else model.inputs.sequences)
         model.layer.memory = self._memory
         model.model.eval()  # type: ignore[no-untyped-call]
@@ -232,6 +233,7 @@ class LocalEngine:
         self._metrics.step.observe(time.perf_counter() - begun)
         self._metrics.running.set(len(self._batch))
         self._metrics.queue.set(len(self._queue))
+        self._metrics.cache.set(self._batch.mask.numel())
 
     def _drop(self) -> None:
         """Removes sequences whose client left, or whose time is over."""
