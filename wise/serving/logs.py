@@ -66,7 +66,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextAsRecords(io.TextIOBase):
-    """Takes the place of stderr: each line of text is a record. Of a line that is written over, the last text counts."""
+    """Takes the place of stderr: each line of text is a record. If a line is written over, its last text counts."""
 
     def __init__(self, stream: TextIO) -> None:
         """stream: what it takes the place of."""

@@ -100,8 +100,8 @@ function finish(answer, got, asked) {
   answer.more.replaceChildren(
     ...(key.length ? [node("ul", { class: "key", "aria-label": "Edits that spoke" }, key)] : []),
     node("p", { class: "meta" }, told.filter(Boolean).join(" \u00b7 ")),
-    node("div", { class: "acts" }, node("button", { type: "button", class: "small", onclick: (event) =>
-      act("chat", event.target, () => compare(answer, asked, event.target)) }, "Without edits")),
+    ...(key.length ? [node("div", { class: "acts" }, node("button", { type: "button", class: "small", onclick: (event) =>
+      act("chat", event.target, () => compare(asked, event.target)) }, "Without edits"))] : []),
     ...(got.routes ? scores(got.routes) : []));
   return got.edits.map((edit) => `An edit spoke: ${edit.target}`).join(". ");
 }
@@ -124,7 +124,7 @@ function marked(text, routes, numbers) {
   }, words, node("sup", {}, String(numbers.get(by) ?? "*"))));
 }
 
-async function compare(answer, asked, button) {
+async function compare(asked, button) {
   const told = await call("/v1/ask", { prompts: [asked], model: session.model, ...(session.chat ? {} : { chat: false }) });
   const box = node("p", { class: "base" }, node("span", { class: "who" }, "Without edits"), ` ${told.answers[0].before || "(nothing)"}`);
   button.closest(".acts").replaceWith(box);

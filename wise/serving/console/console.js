@@ -4,7 +4,7 @@ import { call, events, request, session } from "./api.js";
 import * as chat from "./chat.js";
 import { $, node, say } from "./dom.js";
 import * as edits from "./edits.js";
-import "./editing.js";
+import * as editing from "./editing.js";
 import * as files from "./files.js";
 import { dismiss, notice } from "./notices.js";
 import * as service from "./service.js";
@@ -96,6 +96,7 @@ async function work() {
 async function happened(told) {
   const changed = [...new Set(told.map((event) => event.edit).filter(Boolean))];
   files.happened(told);
+  editing.happened(told);
   await edits.refresh(changed);
   service.happened(told, await edits.names(changed));
   if (told.some((event) => event.version !== null)) await Promise.all([showVersions(), showModels()]);

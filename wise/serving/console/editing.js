@@ -5,6 +5,8 @@ import { $, node, say } from "./dom.js";
 import { broken, formsTable } from "./forms.js";
 import { act, notice } from "./notices.js";
 
+const committed = new Map();  // ticket -> what to call it, until it is live or failed
+
 const lines = (id) => $(id).value.split("\n").map((line) => line.trim()).filter(Boolean);
 const moment = (id) => ($(id).value ? new Date($(id).value).toISOString() : null);
 
@@ -53,8 +55,19 @@ async function commit() {
   $("words").value = edit.prompt;
   $("edit").reset();
   $("previewed").replaceChildren();
-  notice("commit", "done", `Edit ${edit.ticket} is ${edit.status}; the tab Edits follows it.`);
+  committed.set(edit.ticket, `\u201c${edit.prompt}\u201d \u2192 \u201c${edit.target}\u201d`);
+  tell(edit.ticket, edit.status);
   setTimeout(() => ready(false));  // until the next preview
+}
+
+function tell(ticket, state) {
+  notice("commit", state === "failed" ? "problem" : "done", `Edit ${ticket}, ${committed.get(ticket)}, is ${state}.`);
+  if (["live", "failed", "retired"].includes(state)) committed.delete(ticket);
+}
+
+// What events tell of edits that were committed here.
+export function happened(events) {
+  for (const event of events) if (committed.has(event.ticket)) tell(event.ticket, event.kind);
 }
 
 $("edit").addEventListener("submit", (event) => { event.preventDefault(); act("preview", $("preview"), preview); });

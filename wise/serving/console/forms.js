@@ -44,9 +44,12 @@ function row(edit, outcome, label) {
   return cells(textOf(edit, label), formOf(label), before, after, outcome.holds[label]);
 }
 
+// What was answered; "" is an answer, and undefined was not asked.
+const shown = (text) => (text === undefined ? "\u2013" : text || "(nothing)");
+
 function cells(text, form, before, after, held) {
   const changed = before !== after;
   return node("tr", {}, node("td", {}, text, form ? node("small", {}, ` ${form}`) : null),
-    node("td", { class: "kept" }, before ?? "\u2013"), node("td", { class: changed ? "changed" : "kept" }, after ?? "\u2013", changed ? null : node("small", {}, " unchanged")),
+    node("td", { class: "kept" }, shown(before)), node("td", { class: changed ? "changed" : "kept" }, changed ? shown(after) : "unchanged"),
     node("td", {}, held === null ? "" : node("span", { class: `chip ${held ? "live" : "failed"}` }, held ? "yes" : "no")));
 }

@@ -1,6 +1,9 @@
-// Notices: what went wrong, or was done and can be undone. They stay in sight until they are dismissed.
+// Notices: what went wrong, or was done and can be undone. They stay in sight until they are dismissed; what was done
+// and cannot be undone goes by itself.
 
 import { $, node } from "./dom.js";
+
+const SHOWN = 12000;     // milliseconds
 
 // kind: "problem" is read out at once, "done" when there is a pause. about: a notice about the same thing is replaced.
 export function notice(about, kind, text, action) {
@@ -12,6 +15,7 @@ export function notice(about, kind, text, action) {
   const box = node("div", { class: `notice ${kind}`, role: kind === "problem" ? "alert" : "status", "data-about": about },
     node("p", {}), button, node("button", { type: "button", class: "small", "aria-label": "Dismiss", onclick: () => dismiss(about) }, "\u00d7"));
   $("notices").append(box);
+  if (kind === "done" && !action) setTimeout(() => box.remove(), SHOWN);
   box.firstElementChild.textContent = text;  // behind the element, or some screen readers do not say it
 }
 
