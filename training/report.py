@@ -33,6 +33,11 @@ class Outcome:
     """Wall time of this edit's share of its batch."""
     holds: Mapping[str, bool] = field(default_factory=dict)
     """Whether each wording, locality prompt and sister question is as promised."""
+    said: Mapping[str, str] = field(default_factory=dict)
+    """What was answered with the edit to those of them that were asked; the others do not activate it, so what was
+    answered before is answered still."""
+    before: Mapping[str, str] = field(default_factory=dict)
+    """What was answered to each without the edit, where it was asked (`Trainer.with_before`)."""
     also_answers: tuple[str, ...] = ()
     """Other questions about its subject, of those that ship with wise, that activate the edit and are so near to its
     own that nothing is promised of them (`hybrid`). List them as `locality` to prevent that."""

@@ -19,6 +19,7 @@ from wise.memory.key_space import Space
 from wise.memory.state import MemoryState
 from wise.training.conflicts import conflicts
 from wise.training.encoding import Encoder
+from wise.training.generation import greedy
 from wise.training.report import FAILED, PARTIAL, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
 from wise.training.splice import SplicedModel
 from wise.training.verification import Serve, Share, Verdict, Verifier
@@ -26,6 +27,8 @@ from wise.training.writers.base import Progress, Sharding, SlotTask, Writer, Wri
 
 EDITS_AT_ONCE = 64
 """Edits whose slots are written in one batch."""
+ASKED_BEFORE, BEFORE_TOKENS, LONGEST_TEXT = 32, 16, 300
+"""Texts of an edit that are asked without it, the tokens of an answer, and the characters of a text that is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,6 +90,31 @@ class Trainer:
             conflicts=superseded_by_conflict,
         )
         return final, report
+
+    def with_before(
+        self, state: MemoryState, edits: Sequence[Edit], outcomes: Sequence[Outcome], *, serve: Serve
+    ) -> list[Outcome]:
+        """Outcomes of `edits`, with what `state`, the one before them, answers to all that `holds` names.
+
+        An edit has at most `ASKED_BEFORE` such texts, of at most `LONGEST_TEXT` characters.
+        """
+        known = {edit.id: edit for edit in edits}
+        labels = [list(outcome.holds)[:ASKED_BEFORE] for outcome in outcomes]
+        asked = [p for outcome, own in zip(outcomes, labels, strict=True) if own
+                 for p in self.verifier.prompts(known[outcome.id], own)]  # fmt: skip
+        if not asked:
+            return list(outcomes)
+        with serve(state) as model:
+            out = greedy(model, [ids for ids, _ in asked], stops=self.encoder.stops, max_new_tokens=BEFORE_TOKENS)
+        texts = iter([self.encoder.answer(ids, chat=chat) for ids, (_, chat) in zip(out, asked, strict=True)])
+        return [
+            replace(
+                outcome,
+                said={label: text[:LONGEST_TEXT] for label, text in outcome.said.items()},
+                before={label: next(texts)[:LONGEST_TEXT] for label in own},
+            )
+            for outcome, own in zip(outcomes, labels, strict=True)
+        ]
 
     def delete(
         self, state: MemoryState, edit_ids: Collection[str], *, serve: Serve
@@ -294,6 +322,7 @@ def _outcome(edit: Edit, status: str, written: Written, verdict: Verdict, second
         status=status,
         answer=verdict.answer,
         holds=verdict.told,
+        said=verdict.said,
         also_answers=verdict.also_answers,
         steps=written.steps,
         loss=written.loss,

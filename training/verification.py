@@ -32,6 +32,8 @@ from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.wordings import SISTERS, Wordings, question
 
+LOCALITY, SISTER = "locality[{}]", "sister: "
+"""Labels of a locality prompt by its place, and of a sister question before its text."""
 SPARE_TOKENS = 4
 """Tokens that an answer may have beyond the target before it counts as not stopping."""
 
@@ -51,6 +53,8 @@ class Verdict:
     """Of each promise: whether each wording or question, by its label, is answered as promised."""
     also_answers: tuple[str, ...] = ()
     """Questions of relations too near to be promised anything, which activate the edit."""
+    said: Mapping[str, str] = field(default_factory=dict)
+    """By label, what the edited model answers, where it was asked: to the wordings, and to what activates the edit."""
 
     @property
     def told(self) -> dict[str, bool]:
@@ -81,6 +85,10 @@ class Verifier(Protocol):
         """Ids of the other edits of `state` whose answers the edits `fresh` may have changed."""
         ...
 
+    def prompts(self, edit: Edit, labels: Sequence[str]) -> list[tuple[list[int], bool]]:
+        """How what these labels of a verdict name is asked: its ids, and whether they are a turn of a chat."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptVerifier:
@@ -104,12 +112,16 @@ class PromptVerifier:
             edit.id: Verdict(
                 answer=self.encoder.answer(said),
                 holds={"prompt": {"prompt": self.encoder.answer(said) == self.encoder.answer(ids)}},
+                said={"prompt": self.encoder.answer(said)},
             )
             for edit, said, ids in zip(edits, out, wanted, strict=True)
         }
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
         return {*state.edit_ids} - {*fresh}
+
+    def prompts(self, edit: Edit, labels: Sequence[str]) -> list[tuple[list[int], bool]]:
+        return [(self.encoder.prompt(edit.prompt), False) for _ in labels]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,18 +144,31 @@ class WordingVerifier:
             out = greedy(
                 model, prompts, stops=encoder.stops, max_new_tokens=limits, progress=_shares(progress, prompts)
             )
-        answers: dict[str, str] = {}
+        said: dict[str, dict[str, str]] = {edit.id: {} for edit in edits}
         holds: dict[str, dict[str, dict[str, bool]]] = {e.id: {promise: {} for promise in PROMISES} for e in edits}
-        for (edit, wording), said in zip(asked, out, strict=True):
-            answers.setdefault(edit.id, encoder.answer(said, chat=wording.form == CHAT))
-            holds[edit.id][wording.promised or ""][wording.name] = tuple(said) == wording.answer
-        also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds)
+        for (edit, wording), ids in zip(asked, out, strict=True):
+            said[edit.id][wording.name] = encoder.answer(ids, chat=wording.form == CHAT)
+            holds[edit.id][wording.promised or ""][wording.name] = tuple(ids) == wording.answer
+        answers = {edit_id: next(iter(texts.values()), "") for edit_id, texts in said.items()}
+        also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds, said)
         return {
             edit.id: Verdict(
-                answer=answers.get(edit.id, ""), holds=holds[edit.id], also_answers=tuple(also.get(edit.id, ()))
+                answer=answers[edit.id],
+                holds=holds[edit.id],
+                also_answers=tuple(also.get(edit.id, ())),
+                said=said[edit.id],
             )
             for edit in edits
         }
+
+    def prompts(self, edit: Edit, labels: Sequence[str]) -> list[tuple[list[int], bool]]:
+        wordings = {w.name: (list(w.prompt), w.form == CHAT) for w in self.wordings.of(edit, ())}
+        others = {LOCALITY.format(place): text for place, text in enumerate(edit.locality)}
+        chat = self.wordings.encoder.template is not None
+        return [
+            wordings.get(label) or (self.wordings.prompt(others.get(label, label.removeprefix(SISTER))), chat)
+            for label in labels
+        ]
 
     def _ask_others(
         self,
@@ -151,17 +176,21 @@ class WordingVerifier:
         edits: Sequence[Edit],
         serve: Serve,
         holds: Mapping[str, Mapping[str, dict[str, bool]]],
+        said: Mapping[str, dict[str, str]],
     ) -> dict[str, list[str]]:
-        """Adds to `holds` what is said of locality prompts and of sister questions. Returns `Verdict.also_answers`."""
+        """Adds to `holds` whether locality prompts and sister questions are as promised, and to `said` what is
+        answered to those that activate the edit. Returns `Verdict.also_answers`."""
         router, catalog, encoder = HybridRouter(state, self.inputs), catalog_of(state), self.wordings.encoder
         also: dict[str, list[str]] = {}
-        moved: list[tuple[dict[str, bool], str, list[int], int]] = []
+        opened: list[tuple[Edit, dict[str, bool], str]] = []
         for edit in edits:
             own, (_, listed, sisters) = catalog.slots[edit.id], (holds[edit.id][promise] for promise in PROMISES)
             for place, text in enumerate(edit.locality):
-                listed[f"locality[{place}]"] = not _asks_for(router.decide(text), own)
+                listed[LOCALITY.format(place)] = not _asks_for(router.decide(text), own)
             for other in self._about_the_same(state, edit):
-                sisters[f"sister: {other}"] = not _asks_for(router.decide(other), own)
+                sisters[SISTER + other] = not _asks_for(router.decide(other), own)
+            opened += [(edit, {}, label) for label, held in (*listed.items(), *sisters.items())
+                       if not held and label not in said[edit.id]]
             apart, near = self.wordings.sisters(edit)
             opening = [
                 text
@@ -170,18 +199,19 @@ class WordingVerifier:
                 and _asks_for(router.decided(self.wordings.prompt(text)), own)
             ]
             also[edit.id] = [text for text in near if text in opening]
-            sisters |= {f"sister: {text}": True for text in apart}
-            limit = len(encoder.target("", edit.target)) + SPARE_TOKENS
-            moved += [(sisters, f"sister: {t}", self.wordings.prompt(t), limit) for t in apart if t in opening]
-        if not moved:
+            sisters |= {SISTER + text: True for text in apart}
+            opened += [(edit, sisters, SISTER + text) for text in apart if text in opening]
+        if not opened:
             return also
-        said = []
+        prompts = [self.prompts(edit, [label])[0] for edit, _, label in opened]
+        limits = [len(encoder.target("", edit.target)) + SPARE_TOKENS for edit, *_ in opened]
+        out = []
         for each in (state, MemoryState()):
             with serve(each) as model:
-                prompts, limits = [prompt for _, _, prompt, _ in moved], [limit for *_, limit in moved]
-                said.append(greedy(model, prompts, stops=encoder.stops, max_new_tokens=limits))
-        for (sisters, label, *_), edited, before in zip(moved, *said, strict=True):
+                out.append(greedy(model, [ids for ids, _ in prompts], stops=encoder.stops, max_new_tokens=limits))
+        for (edit, sisters, label), (_, chat), edited, before in zip(opened, prompts, *out, strict=True):
             sisters[label] = edited == before
+            said[edit.id][label] = encoder.answer(edited, chat=chat)
         return also
 
     def _comes_near(self, state: MemoryState, edit: Edit, text: str, threshold: float) -> bool:

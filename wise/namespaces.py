@@ -74,9 +74,10 @@ def edited(model: WiseModel, state: MemoryState, edits: Sequence[Edit]) -> tuple
     for namespace in dict.fromkeys(edit.namespace for edit in edits):
         own = [edit for edit in edits if edit.namespace == namespace]
         with model.evaluating():
-            part, report = model.trainer.edit(within(state, namespace), own, serve=model.serving)
+            before = within(state, namespace)
+            part, report = model.trainer.edit(before, own, serve=model.serving)
+            outcomes += model.trainer.with_before(before, own, report.outcomes, serve=model.serving)
         state = _joined(state, {namespace}, part)
-        outcomes += report.outcomes
     return state, outcomes
 
 

@@ -51,7 +51,7 @@ class EditRequest:
         if self.reason is not None:
             object.__setattr__(self, "reason", checked_text("reason", self.reason).strip())
         for name in ("valid_from", "valid_until"):
-            object.__setattr__(self, name, _instant(name, getattr(self, name)))
+            object.__setattr__(self, name, instant(name, getattr(self, name)))
         if self.valid_from and self.valid_until and self.valid_until <= self.valid_from:
             raise EditError(f"field 'valid_until': {self.valid_until} is not after valid_from, {self.valid_from}")
 
@@ -151,17 +151,18 @@ def now(*, after: float = 0.0) -> str:
     return _written(datetime.now(UTC) + timedelta(seconds=after))
 
 
-def _written(instant: datetime) -> str:
-    return instant.astimezone(UTC).isoformat(timespec="microseconds")
+def _written(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def _instant(name: str, value: object) -> str | None:
+def instant(name: str, value: object) -> str | None:
+    """A time that a user gave, as the journal writes times; None stays None. Raises EditError for what is no time."""
     if value is None:
         return None
     text = checked_text(name, value)
     try:
-        instant = datetime.fromisoformat(text)
-        return _written(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
+        at = datetime.fromisoformat(text)
+        return _written(at if at.tzinfo else at.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
         raise EditError(
             f"field {name!r}: {text!r} was given, an ISO 8601 time was expected, such as 2025-01-31T12:00:00+00:00"

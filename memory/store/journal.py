@@ -73,9 +73,12 @@ class Journal:
         edit_id: str | None = None,
         key: str | None = None,
         since: int = 0,
+        until: int | None = None,
         limit: int | None = None,
+        newest: bool = False,
     ) -> tuple[Ticket, ...]:
-        """Those that meet every condition that is given, by number; `since` is the last number not wanted.
+        """Those that meet every condition that is given, by number; `since` is the last number not wanted, `until` the
+        last wanted one. newest: the highest numbers first.
 
         namespaces: those of one of them. A ticket that cannot be read says so: `Ticket.problem`.
         """
@@ -89,9 +92,39 @@ class Journal:
                 if namespaces is not None:
                     condition += f" AND namespace IN ({', '.join('?' * len(namespaces)) or 'NULL'})"
                     values = (*values, *namespaces)
-                statement = f"SELECT {TICKET} WHERE number > ?{condition} ORDER BY number{_limit(limit)}"
+                if until is not None:
+                    condition, values = condition + " AND number <= ?", (*values, until)
+                order = "number DESC" if newest else "number"
+                statement = f"SELECT {TICKET} WHERE number > ?{condition} ORDER BY {order}{_limit(limit)}"
                 rows = execute(statement, since, *values)
         return tuple(map(shown_ticket, rows))
+
+    def numbers_between(self, accepted_from: str | None, accepted_until: str | None) -> tuple[int, int]:
+        """The last ticket accepted before `accepted_from`, or 0, and the last before `accepted_until`, or of all.
+
+        The times are UTC, as `Ticket.accepted_at`. A binary search, since times of acceptance never fall.
+        """
+        with self._backend.reading() as execute:
+            [(last,)] = execute("SELECT COALESCE(MAX(number), 0) FROM tickets")
+
+            def before(at: str) -> int:
+                low, high = 0, int(last)
+                while low < high:
+                    middle = (low + high + 1) // 2
+                    rows = execute("SELECT accepted_at FROM tickets WHERE number = ?", middle)
+                    low, high = (middle, high) if rows and str(rows[0][0]) < at else (low, middle - 1)
+                return low
+
+            return (
+                0 if accepted_from is None else before(accepted_from),
+                int(last) if accepted_until is None else before(accepted_until),
+            )
+
+    def oldest_queued(self) -> str | None:
+        """When the oldest ticket that is queued was accepted."""
+        with self._backend.reading() as execute:
+            found = execute("SELECT accepted_at FROM tickets WHERE status = ? ORDER BY number LIMIT 1", QUEUED)
+        return str(found[0][0]) if found else None
 
     def counts(self, *, namespace: str | None = None, edit_id: str | None = None) -> Mapping[str, int]:
         """How many tickets have each status."""

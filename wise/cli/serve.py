@@ -37,8 +37,9 @@ def serve(
     """Serve a model, and edit it while it is served; without options, the demo model.
 
     Settings come from options, then the environment (WISE_PORT=9000), then the file. Without a file of tokens, a
-    token for this run is made. It is shown on a terminal, given with --json, and else written to a private file: stderr
-    may be a log that others read. Ends on SIGTERM or Ctrl-C, after the running answers.
+    token for this run is made. It is shown on a terminal, given with --json, and else written to a private file: stdout
+    may be a file that others read. The log goes to stderr, as JSON. Ends on SIGTERM or Ctrl-C, after the running
+    answers.
     """
     _check_extra()
     from wise.serving.app import run
@@ -54,17 +55,17 @@ def serve(
     private = Path(settings.store if "://" not in settings.store else default_store()).absolute().parent / "wise-token"
 
     def show(url: str, token: str | None) -> None:
-        shown = token is not None and sys.stderr.isatty()
-        echo(f"wise serves at {url}/v1; the console: {url}/console" + (f"#{token}" if shown else ""), err=True)
-        if shown:
-            echo(f"token of this run (admin): {token}", err=True)
-        elif token and not as_json:
-            write_token(private, token)
-            echo(f"the token of this run (admin) is in the file {private}, which only you can read", err=True)
         if as_json:
             show_json({"url": url, "token": token})
+            return
+        shown = token is not None and sys.stdout.isatty()
+        echo(f"wise serves at {url}/v1; the console: {url}/console" + (f"#{token}" if shown else ""))
+        if shown:
+            echo(f"token of this run (admin): {token}")
+        elif token:
+            write_token(private, token)
+            echo(f"the token of this run (admin) is in the file {private}, which only you can read")
 
-    echo(f"loading {settings.model or 'the demo model'}: a minute or more where the model is large", err=True)
     try:
         run(settings, show)
     finally:

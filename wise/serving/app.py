@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
@@ -22,15 +23,17 @@ from wise.errors import ConfigError
 from wise.ingest import open_reader
 from wise.loading import load_model
 from wise.model import wrap
-from wise.serving import http_errors, routes_admin, routes_completions, routes_edits, routes_versions
+from wise.serving import http_errors, routes_admin, routes_completions, routes_edits, routes_files, routes_versions
 from wise.serving.auth import ADMIN, Holder, Tokens, new_token, token_digest
 from wise.serving.connections import BACKLOG, Connections, affordable
 from wise.serving.editor_process import editor_process
 from wise.serving.http_errors import ERRORS
-from wise.serving.metrics import set_up_logs
+from wise.serving.logs import json_logs
 from wise.serving.middleware import RequestMiddleware
 from wise.serving.service import Service
 from wise.serving.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 OWNER = "owner"
 """Holder of the token that is made for a run without a file of tokens."""
@@ -64,7 +67,7 @@ def build_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     http_errors.install(app)
-    for part in (routes_completions, routes_edits, routes_versions):
+    for part in (routes_completions, routes_edits, routes_files, routes_versions):
         app.include_router(part.router, responses=ERRORS)
     app.include_router(routes_admin.router, responses={503: ERRORS[503]})
     app.include_router(routes_admin.console)
@@ -147,7 +150,12 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
 
     Raises ConfigError or StoreError if it cannot be served, before anything is.
     """
-    set_up_logs(settings.audit)
+    with json_logs(settings.log_level, settings.audit):
+        logger.info("loading %s: a minute or more if the model is large", settings.model or "the demo model")
+        _serve(settings, show)
+
+
+def _serve(settings: Settings, show: Callable[[str, str | None], None]) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     torch.set_num_threads(settings.threads)
     token = None if settings.tokens else new_token()
@@ -170,6 +178,7 @@ def build_service(settings: Settings, token: str | None) -> Service:
     canaries = _canaries(settings)
     store = open_reader(settings.store)
     try:
+        logger.info("loading the model: a minute or more where it is large", extra={"fields": {"model": settings.model}})
         base = load_model(settings.model, placement=settings.placement())
         model = wrap(*base, settings.wise_config(store.read().config))
         make_editor = partial(editor_process, settings)

@@ -34,7 +34,7 @@ from wise.memory.store.store import Store
 from wise.model import WiseModel, wrap
 from wise.namespaces import edited, forgotten, make_ready, within
 from wise.serving.follower import trim_heap
-from wise.serving.metrics import json_handler
+from wise.serving.logs import json_logs
 from wise.serving.settings import Settings
 from wise.training.report import FAILED
 
@@ -159,7 +159,9 @@ class Editor:
         before = within(self._store.read().state, wanted.namespace)
         asked = [self._model.encoder.own_prompt(wanted), *prompts]
         with self._model.evaluating():
-            after, report = self._model.trainer.edit(before, [wanted], serve=self._model.serving)
+            trainer, serve = self._model.trainer, self._model.serving
+            after, report = trainer.edit(before, [wanted], serve=serve)
+            [outcome] = trainer.with_before(before, [wanted], report.outcomes, serve=serve)
         with self._model.serving(before):
             old_answers = self._model.ask(asked)
         with self._model.serving(after):
@@ -168,7 +170,7 @@ class Editor:
             {"prompt": old.prompt, "before": old.text, "after": new.text}
             for old, new in zip(old_answers, new_answers, strict=True)
         ]
-        return {"outcome": asdict(report.outcomes[0]), "replaced": list(report.replaced), "answers": answers}
+        return {"outcome": asdict(outcome), "replaced": list(report.replaced), "answers": answers}
 
 
 def run_command(editor: Editor, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,8 +363,6 @@ def _main(settings: Settings, connection: Connection) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service says when it is to end
-    logging.getLogger().addHandler(json_handler())
-    logging.getLogger("wise").setLevel(logging.INFO)
     with suppress(OSError):
         os.nice(settings.edit_niceness)
     torch.set_num_threads(settings.edit_threads)
@@ -379,4 +379,5 @@ def _main(settings: Settings, connection: Connection) -> None:
             store.close()
             raise
 
-    run_editor(connection, opened)
+    with json_logs(settings.log_level):
+        run_editor(connection, opened)

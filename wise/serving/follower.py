@@ -114,6 +114,8 @@ class Follower:
         """The number of the last event that was announced."""
         self.trouble = ""
         """Why the store cannot be read, if it cannot."""
+        self._counted: tuple[int, tuple[Mapping[str, int], str | None]] = (-1, ({}, None))
+        """The last event before the tickets were counted, and what was found."""
         self._listeners: set[Listener] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="wise-follower", daemon=True)
@@ -126,6 +128,16 @@ class Follower:
         self._stop.set()
         self._thread.join(5 * INTERVAL)
         self._wake()
+
+    def queue(self) -> tuple[Mapping[str, int], str | None]:
+        """Tickets by status, and when the oldest queued one was accepted. They are counted again if anything happened.
+
+        Raises StoreError if the store cannot be read.
+        """
+        if self._counted[0] != self.last_event:
+            journal = self._store.journal
+            self._counted = self.last_event, (journal.counts(), journal.oldest_queued())
+        return self._counted[1]
 
     def listen(self) -> Listener:
         """Waits for news within a `with` block, in an event loop."""

@@ -6,15 +6,20 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
+from typing import Any
 from uuid import uuid4
 
 from opentelemetry import trace
+from opentelemetry.propagate import extract
+from opentelemetry.propagators.textmap import Getter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wise.serving.http_errors import METHODS
+from wise.serving.logs import noting
 from wise.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -30,6 +35,19 @@ ANSWER_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"
 """Of every answer that does not say otherwise."""
 LINGER = 10.0
 """Seconds for which the rest of an unwanted body is read."""
+
+
+class _Headers(Getter[Iterable[tuple[bytes, bytes]]]):
+    """Reads the headers of an ASGI scope for OpenTelemetry."""
+
+    def get(self, carrier: Iterable[tuple[bytes, bytes]], key: str) -> list[str] | None:
+        return [value.decode("latin-1") for name, value in carrier if name.decode("latin-1") == key] or None
+
+    def keys(self, carrier: Iterable[tuple[bytes, bytes]]) -> list[str]:
+        return [name.decode("latin-1") for name, _ in carrier]
+
+
+_HEADERS = _Headers()
 
 
 class RequestBody:
@@ -122,20 +140,25 @@ class RequestMiddleware:
                 message = {"type": "http.response.body"}
             await send(message)
 
-        with tracer.start_as_current_span(f"{_method(scope)} {scope['path'][:LONGEST_PATH]}") as span:
+        name = f"{_method(scope)} {scope['path'][:LONGEST_PATH]}"
+        caller = extract(scope["headers"], getter=_HEADERS)
+        with tracer.start_as_current_span(name, context=caller) as span, noting(request=request_id) as notes:
+            context = span.get_span_context()
+            if context.is_valid:  # of the caller's `traceparent`, or of the tracer
+                notes["trace"] = trace.format_trace_id(context.trace_id)
             span.set_attribute("wise.request_id", request_id)
             try:
                 await self.app(scope, body.receive, send_on)
             finally:
                 span.set_attribute("http.response.status_code", status)
-                self._report(scope, status, time.perf_counter() - begun)
+                self._report(scope, status, time.perf_counter() - begun, notes)
 
-    def _report(self, scope: Scope, status: int, seconds: float) -> None:
+    def _report(self, scope: Scope, status: int, seconds: float, notes: Mapping[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", UNMATCHED)
         self.metrics.requests.labels(route, _method(scope), status).inc()
         self.metrics.latency.labels(route).observe(seconds)
         fields = {
-            "request": scope["state"]["request_id"],
+            **notes,
             "method": _method(scope),
             "path": scope["path"][:LONGEST_PATH],
             "status": status,

@@ -5,24 +5,25 @@ Health and readiness need no token, because the probes that ask have none.
 
 from __future__ import annotations
 
+from datetime import datetime
 from importlib.resources import files
+from pathlib import PurePath
 
 from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from wise.serving.auth import AuthorizedRoute, details_allowed, requires_metrics
+from wise.serving.auth import AuthorizedRoute, Reader, details_allowed, requires_metrics
 from wise.serving.editor_process import FAILING, READY
-from wise.serving.http_errors import ERRORS, unavailable
+from wise.serving.http_errors import ERRORS, not_found, unavailable
 from wise.serving.service import Served
 
 router = APIRouter(tags=["operation"], route_class=AuthorizedRoute)
 console = APIRouter(include_in_schema=False)
-CONSOLE_FILES = {
-    "/console": ("console.html", "text/html"),
-    "/console.css": ("console.css", "text/css"),
-    "/console.js": ("console.js", "text/javascript"),
-}
+CONSOLE = files("wise.serving") / "console"
+PAGE = "console.html"
+MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 CONSOLE_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -47,6 +48,12 @@ class Readiness(BaseModel):
     editor: str | None = None
 
 
+class TokenView(BaseModel):
+    name: str
+    scope: str = Field(description="`reader`, `editor` or `admin`; each includes those before it.")
+    until: datetime | None = Field(description="When it expires.")
+
+
 @router.get("/health")
 async def health(service: Served) -> Health:
     """Whether the process works; 503 if it must be restarted."""
@@ -67,6 +74,12 @@ async def ready(request: Request, service: Served) -> Readiness:
     return Readiness(version=current.version, edits=len(current.edits), editor=service.editor.state)
 
 
+@router.get("/v1/token", responses={status: ERRORS[status] for status in (401, 403)})
+async def token(holder: Reader) -> TokenView:
+    """Who the request's token belongs to, and what it allows."""
+    return TokenView(name=holder.name, scope=holder.scope, until=holder.until)
+
+
 @router.get(
     "/metrics",
     response_class=Response,
@@ -75,7 +88,8 @@ async def ready(request: Request, service: Served) -> Readiness:
 )
 async def metrics(service: Served) -> Response:
     """In the format of Prometheus; needs a reader's token, unless `open_metrics` is set."""
-    service.metrics.editor.set(service.editor.state in (READY, FAILING))
+    service.metrics.set_editor(service.editor.state, up=service.editor.state in (READY, FAILING))
+    service.metrics.set_queue(*await run_in_threadpool(service.follower.queue))
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -85,9 +99,20 @@ async def root() -> RedirectResponse:
 
 
 @console.get("/console")
-@console.get("/console.css")
-@console.get("/console.js")
-async def console_file(request: Request) -> Response:
-    name, media_type = CONSOLE_FILES[request.scope["route"].path]
-    text = (files("wise.serving") / "console" / name).read_text(encoding="utf-8")
-    return Response(text, media_type=f"{media_type}; charset=utf-8", headers=CONSOLE_HEADERS)
+async def page() -> Response:
+    return _console_file(PAGE)
+
+
+@console.get("/console/{name}")
+async def console_file(name: str) -> Response:
+    if name == PAGE or name not in {file.name for file in CONSOLE.iterdir()}:
+        raise not_found(f"the console has no file {name!r:.80}; its page is /console")
+    return _console_file(name)
+
+
+def _console_file(name: str) -> Response:
+    file = CONSOLE / name
+    media_type = MEDIA_TYPES[PurePath(name).suffix]
+    return Response(
+        file.read_text(encoding="utf-8"), media_type=f"{media_type}; charset=utf-8", headers=CONSOLE_HEADERS
+    )

@@ -21,6 +21,7 @@ from wise.serving.engines import Delta, FinishReason, GenerationRequest, Job, Lo
 from wise.serving.engines.sequence import CONTEXT
 from wise.serving.event_stream import error_event, event, event_stream
 from wise.serving.http_errors import bad_request, http_error
+from wise.serving.logs import note
 from wise.serving.service import Served, Service
 from wise.training.encoding import Question
 
@@ -39,13 +40,16 @@ STREAM: dict[int | str, dict[str, Any]] = {
 async def models(service: Served, _: Reader) -> schemas.ModelList:
     """The base's namespaces, each as a model."""
     found = service.visible(service.follower.current)
-    data = [schemas.Model(id=name, edits=len(handle.state.edits)) for name, handle in found.items()]
-    return schemas.ModelList(data=data)
+    return schemas.ModelList(data=[_model(service, name, handle) for name, handle in found.items()])
 
 
 @router.get("/models/{model:path}")
 async def model(model: str, service: Served, _: Reader) -> schemas.Model:
-    return schemas.Model(id=model, edits=len(service.handle(model).state.edits))
+    return _model(service, model, service.handle(model))
+
+
+def _model(service: Service, name: str, handle: MemoryHandle) -> schemas.Model:
+    return schemas.Model(id=name, edits=len(handle.state.edits), chat=service.encoder.template is not None)
 
 
 @router.post("/completions", response_model=schemas.Completion, responses=STREAM)
@@ -205,17 +209,32 @@ class _Generated:
         self.finish = delta.finish or self.finish
 
 
-async def _deltas(job: Job, count: int) -> AsyncIterator[Delta]:
-    """All deltas of a job of `count` answers. Raises what went wrong. If it is left early, the job is cancelled."""
-    left = count
+async def _deltas(job: Job, answers: Sequence[_Generated], service: Service) -> AsyncIterator[Delta]:
+    """All deltas of a job, and measures when they come. Raises what went wrong. If it is left early, the job is
+    cancelled."""
+    left = len(answers)
+    came: dict[int, float] = {}
+    begun = time.monotonic()
     try:
         while left:
             delta = await job.deltas.get()
             if isinstance(delta, Exception):
                 raise delta
+            now = time.monotonic()
+            if delta.index in came:
+                service.metrics.between.observe(now - came[delta.index])
+            else:
+                service.metrics.first.observe(now - begun)
+            came[delta.index] = now
             left -= delta.finish is not None
             yield delta
     finally:
+        usage = _usage(answers, 1)
+        note(
+            version=answers[0].request.handle.version,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+        )
         job.cancelled = bool(left)
 
 
@@ -227,7 +246,7 @@ async def _generate(
     answers = [_Generated(one) for one in requests]
 
     async def collect() -> None:
-        async for delta in _deltas(job, len(answers)):
+        async for delta in _deltas(job, answers, service):
             answers[delta.index].add(delta)
 
     async def disconnect() -> None:
@@ -277,7 +296,7 @@ async def _stream(
     usage = bool(body.stream_options and body.stream_options.include_usage)
     base = {**head, "object": writer.chunk_object} | ({"usage": None} if usage else {})
     try:
-        async for delta in _deltas(job, len(answers)):
+        async for delta in _deltas(job, answers, writer.service):
             answer = answers[delta.index]
             first = not answer.tokens
             answer.add(delta)

@@ -15,11 +15,13 @@ from fastapi.concurrency import run_in_threadpool
 from wise.edits import check_lengths
 from wise.errors import EditError
 from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, EditRequest, Ticket
+from wise.memory.store.ticket_search import TicketFilter, search_tickets
 from wise.serving import schemas
 from wise.serving.auth import AuthorizedRoute, Editor, Holder, Reader, sees
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
-from wise.serving.metrics import audit
+from wise.serving.logs import audit
 from wise.serving.service import Served, Service
+from wise.training.report import SUPERSEDED
 
 router = APIRouter(prefix="/v1", tags=["edits"], route_class=AuthorizedRoute)
 SETTLED: dict[int | str, dict[str, Any]] = {
@@ -55,6 +57,36 @@ def _submission(
 
 
 Submitted = Annotated[Submission, Depends(_submission)]
+Moment = Annotated[schemas.Text | None, Query(max_length=64, description="ISO 8601; UTC if it names no zone.")]
+Words = Annotated[schemas.Text | None, Query(min_length=1, max_length=200)]
+
+
+def _wanted(
+    status: Annotated[schemas.Status | None, Query()] = None,
+    text: Annotated[
+        schemas.Text, Query(max_length=200, description="In prompt, target, subject, other wordings or reason.")
+    ] = "",
+    author: Words = None,
+    namespace: Words = None,
+    accepted_from: Moment = None,
+    accepted_until: Moment = None,
+    valid_at: Moment = None,
+) -> TicketFilter:
+    superseded = status == SUPERSEDED
+    try:
+        return TicketFilter(
+            status=FAILED if superseded else status,
+            outcome=SUPERSEDED if superseded else None,
+            not_outcome=SUPERSEDED if status == FAILED else None,
+            text=text,
+            author=author,
+            namespaces=None if namespace is None else frozenset({normalize("NFC", namespace)}),
+            accepted_from=accepted_from,
+            accepted_until=accepted_until,
+            valid_at=valid_at,
+        )
+    except EditError as error:
+        raise bad_request(str(error)) from error
 
 
 @router.post("/edits", status_code=202, responses=SETTLED)
@@ -73,17 +105,16 @@ async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.E
 def list_edits(
     service: Served,
     holder: Reader,
-    status: Annotated[schemas.Status | None, Query()] = None,
-    namespace: Annotated[schemas.Text | None, Query(max_length=200)] = None,
-    after: Annotated[int, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = 0,
+    wanted: Annotated[TicketFilter, Depends(_wanted)],
+    after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    newest: Annotated[bool, Query(description="The newest first; default: in their order.")] = False,
 ) -> schemas.EditList:
-    """Edits in the order in which they were submitted."""
-    spaces = holder.namespaces if namespace is None else frozenset({normalize("NFC", namespace)})
-    if spaces is not None and holder.namespaces is not None:
-        spaces &= holder.namespaces
-    found = service.store.journal.tickets(status=status, namespaces=spaces, since=after, limit=limit + 1)
-    return schemas.EditList(data=[schemas.EditView.of(ticket) for ticket in found[:limit]], has_more=len(found) > limit)
+    """Edits that meet every condition that is given, in the order in which they were submitted."""
+    wanted = wanted.within(holder.namespaces)
+    page = search_tickets(service.store.journal, wanted, after=after, limit=limit, newest=newest)
+    views = [schemas.EditView.of(ticket) for ticket in page.tickets]
+    return schemas.EditList(data=views, has_more=page.last is not None, next_after=page.last)
 
 
 @router.post("/edits/preview")

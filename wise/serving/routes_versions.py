@@ -14,7 +14,7 @@ from wise.memory.store.edit_request import Event, Version
 from wise.serving.auth import AuthorizedRoute, Reader, WholeAdmin, WholeReader, sees, sees_all
 from wise.serving.event_stream import event, event_stream
 from wise.serving.http_errors import bad_request, conflict, not_found
-from wise.serving.metrics import audit
+from wise.serving.logs import audit
 from wise.serving.routes_edits import when_served
 from wise.serving.schemas import DiffAnswer, EditSummary, EventView, RollbackRequest, VersionList, VersionView
 from wise.serving.service import Served, Service

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from wise.edits import Edit
-from wise.memory.store.edit_request import Event, Ticket, Version
+from wise.memory.store.edit_request import FAILED, Event, Ticket, Version
+from wise.training.report import SUPERSEDED
 
 
 def _check_characters(text: str) -> str:
@@ -31,7 +32,8 @@ Prompts = Annotated[list[Prompt], Field(max_length=64)]
 Reason = Annotated[Text, StringConstraints(min_length=1, max_length=2_000)]
 Instant = Annotated[Text, Field(description="ISO 8601; UTC if it names no zone.", max_length=64)]
 Wait = Literal["ticket", "live"]
-Status = Literal["queued", "training", "live", "failed", "retired"]
+Status = Literal["queued", "training", "live", "failed", "superseded", "retired"]
+"""`superseded`: it failed because a later edit took its place."""
 
 
 class Body(BaseModel):
@@ -197,6 +199,7 @@ class Model(BaseModel):
     created: int = 0
     owned_by: str = "wise"
     edits: int = Field(description="Edits that are live in this namespace.")
+    chat: bool = Field(description="Whether the model has a chat template; without one, ask for completions.")
 
 
 class ModelList(BaseModel):
@@ -338,7 +341,8 @@ class EditView(BaseModel):
     live_in: int | None
     retired_in: int | None
     outcome: dict[str, Any] | None = Field(
-        description="The result of training; `holds` says of each wording whether it is answered as promised."
+        description="The result of training. By the name of a wording or question, `holds` says whether it is answered "
+        "as promised, `before` what was answered without the edit, and `said` what was answered with it."
     )
 
     @classmethod
@@ -349,18 +353,28 @@ class EditView(BaseModel):
         fields = {name: getattr(edit, name) for name in of_edit} | {name: getattr(ticket, name) for name in of_ticket}
         messages = [Turn(**message._asdict()) for message in edit.messages]
         outcome = None if ticket.verified is None else dict(ticket.verified)
+        if ticket.status == FAILED and (outcome or {}).get("status") == SUPERSEDED:
+            fields["status"] = SUPERSEDED
         return cls(**fields, ticket=ticket.number, messages=messages, outcome=outcome)
 
 
 class EditList(BaseModel):
     object: Literal["list"] = "list"
     data: list[EditView]
-    has_more: bool = Field(description="Ask again with `after` the last ticket.")
+    has_more: bool = Field(description="Ask again with `after` set to `next_after`.")
+    next_after: int | None = Field(
+        description="The last ticket that was looked at. A search looks at a bounded number of edits, so a page may "
+        "have fewer edits than `limit`, or none, and more may follow."
+    )
 
 
 class EditsAnswer(BaseModel):
     version: int = Field(description="The version that is served.")
     edits: list[EditView]
+
+
+class FileAnswer(BaseModel):
+    edits: list[EditIn] = Field(description="As `POST /v1/edits` takes them.")
 
 
 # -- events and versions ----------------------------------------------------------------------------

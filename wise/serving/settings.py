@@ -19,6 +19,7 @@ from wise.config import MODES, PROMISES, WiseConfig
 from wise.errors import ConfigError
 from wise.loading import DEVICE_MAPS, DTYPES, QUANTIZATIONS, Placement
 from wise.safe_text import redacted
+from wise.serving.logs import LEVELS
 
 
 def default_store() -> str:
@@ -70,6 +71,9 @@ class Settings(BaseSettings):
     )
     tokens: Path | None = Field(None, description="File of hashed tokens (`wise token`); default: one token per run.")
     audit: Path | None = Field(None, description="File to which every write is appended; default: the log.")
+    log_level: str = Field(
+        "info", pattern=f"^({'|'.join(LEVELS)})$", description=f"Least level that is logged: {', '.join(LEVELS)}."
+    )
     open_metrics: bool = Field(False, description="Whether /metrics needs no token; otherwise it needs a reader's.")
     canaries: Path | None = Field(None, description="Prompts, one per line, at which no edit may be active.")
     canary_limit: float = Field(0.0, ge=0, le=1, description="Share of canary tokens above which the alarm is raised.")

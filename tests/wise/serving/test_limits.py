@@ -19,6 +19,8 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from serving import NAME, PATIENCE, Running, hold, running
 from waiting import until
@@ -61,6 +63,9 @@ def events(served: Running) -> int:
         ("GET", "/v1/edits", "reader"),
         ("GET", "/v1/events?follow=false", "reader"),
         ("GET", "/metrics", "reader"),
+        ("GET", "/v1/token", "reader"),
+        ("GET", "/v1/files/edits", "reader"),
+        ("POST", "/v1/files/edits?name=a.jsonl", "editor"),
         ("POST", "/v1/edits", "editor"),
         ("POST", "/v1/edits/preview", "editor"),
         ("PUT", "/v1/edits/x", "editor"),
@@ -359,8 +364,11 @@ def test_a_request_is_a_span(served: Running, monkeypatch: pytest.MonkeyPatch) -
         def set_attribute(self, name: str, value: Any) -> None:
             spans[-1][1][name] = value
 
+        def get_span_context(self) -> SpanContext:
+            return INVALID_SPAN_CONTEXT
+
     @contextmanager
-    def start(name: str) -> Iterator[Span]:
+    def start(name: str, context: Context) -> Iterator[Span]:
         spans.append((name, {}))
         yield Span()
 

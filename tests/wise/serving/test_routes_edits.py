@@ -345,3 +345,56 @@ def test_canaries_raise_an_alarm(tmp_path: Path) -> None:
         until(lambda: metric("wise_canary_alarm") == 1)
         assert metric("wise_canary_false_routes") >= 1
         assert metric("wise_live_edits") == 2
+
+
+def test_edits_are_searched(served: Running) -> None:
+    nice, lyon = served.edit(LYON, LYON | {"target": "Nice", "reason": "a decree"})
+    served.edit({"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"}, model=f"{NAME}@team-a")
+    with served.client("reader") as client:
+
+        def found(**wanted: Any) -> list[str]:
+            answer = client.get("/v1/edits", params=wanted)
+            assert answer.status_code == 200, answer.text
+            return [edit["target"] for edit in answer.json()["data"]]
+
+        assert (nice["status"], lyon["status"]) == ("superseded", "live")
+        assert (found(), found(newest=True)) == (["Lyon", "Nice", "Porto"], ["Porto", "Nice", "Lyon"])
+        assert (found(status="superseded"), found(status="failed"), found(status="live")) == (
+            ["Lyon"], [], ["Nice", "Porto"]
+        )  # fmt: skip
+        assert (found(text="DECREE"), found(text="spain"), found(text="nowhere")) == (["Nice"], ["Porto"], [])
+        assert (found(namespace="team-a"), found(author="the-editor", namespace="default")) == (
+            ["Porto"], ["Lyon", "Nice"]
+        )  # fmt: skip
+        assert (found(author="nobody"), found(valid_at="2000-01-01")) == ([], ["Lyon", "Nice", "Porto"])
+        last = client.get("/v1/edits", params={"text": "spain"}).json()["data"][0]["accepted_at"]
+        assert (found(accepted_from=last), found(accepted_until=last)) == (["Porto"], ["Lyon", "Nice"])
+        page = client.get("/v1/edits", params={"limit": 2, "newest": True}).json()
+        assert page["has_more"] and page["next_after"] == page["data"][-1]["ticket"] == 2
+        assert found(newest=True, after=page["next_after"]) == ["Lyon"]
+        for wrong in ({"accepted_from": "soon"}, {"text": "x" * 201}, {"after": -1}, {"status": "lost"}):
+            assert client.get("/v1/edits", params=wrong).status_code == 400
+
+
+def test_an_outcome_has_what_was_said_before_and_after(served: Running) -> None:
+    spain = "The capital of Spain is"
+    given = LYON | {"paraphrases": ["In France, the capital is"], "locality": [spain]}
+    [live] = served.edit(given)
+    before, said = live["outcome"]["before"], live["outcome"]["said"]
+    assert before.keys() == live["outcome"]["holds"].keys()
+    assert (before["completion: prompt"], said["completion: prompt"]) == ("Paris", "Lyon")
+    assert before["completion: paraphrases[0]"] == "Paris" and said["completion: paraphrases[0]"] == "Lyon"
+    assert before["locality[0]"] == "Madrid" and "locality[0]" not in said  # it activates no edit: it stays
+    with served.client("editor") as client:
+        preview = client.post("/v1/edits/preview", json={"edit": given | {"target": "Nice"}}).json()["outcome"]
+        assert (preview["before"]["completion: prompt"], preview["said"]["completion: prompt"]) == ("Lyon", "Nice")
+        [nice] = client.put(f"/v1/edits/{live['id']}", json={"target": "Nice", "wait": "live"}).json()["edits"]
+        assert nice["outcome"]["before"]["completion: prompt"] == "Lyon"
+
+
+def test_a_token_knows_its_scope(served: Running) -> None:
+    for scope in ("reader", "editor", "admin"):
+        with served.client(scope) as client:
+            assert client.get("/v1/token").json() == {"name": f"the-{scope}", "scope": scope, "until": None}
+    with served.client("") as client:
+        assert client.get("/v1/token").status_code == 401

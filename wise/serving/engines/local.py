@@ -192,6 +192,7 @@ class LocalEngine:
     def __init__(self, model: WiseModel, settings: Settings, metrics: Metrics, grammars: Grammars) -> None:
         self._tokenizer, self._ends, self._grammars = model.tokenizer, model.encoder.stops, grammars
         self._settings, self._metrics = settings, metrics
+        metrics.cache_limit.set(settings.cache_tokens)
         self._memory = BatchedMemory(None if model.inputs is None else model.inputs.sequences)
         model.layer.memory = self._memory
         model.model.eval()  # type: ignore[no-untyped-call]

@@ -1,0 +1,143 @@
+"""Logs: whoever writes to stderr, one JSON object a line, about its request; and all as before afterwards."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import NAME, Running, running
+from waiting import until
+
+from wise.errors import ConfigError
+from wise.serving.logs import JsonFormatter, audit, json_logs, note, noting
+from wise.serving.settings import load
+
+FRANCE = "The capital of France is"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.fixture
+def stderr(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    return stream
+
+
+def lines(stderr: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stderr.getvalue().splitlines()]
+
+
+def test_every_line_is_one_json_object_whoever_writes_it(stderr: io.StringIO) -> None:
+    library = logging.getLogger("a.library")
+    library.addHandler(logging.StreamHandler(stderr))
+    library.propagate = False
+    try:
+        with json_logs("info"), warnings.catch_warnings():
+            warnings.simplefilter("always")
+            logging.getLogger("wise").info("two\nlines", extra={"fields": {"seconds": 1}})
+            logging.getLogger("wise").debug("too small")
+            library.error("by its own handler")
+            logging.getLogger("uvicorn.error").info("from uvicorn")
+            logging.getLogger("uvicorn.access").info("the middleware says that")
+            warnings.warn("a warning", UserWarning, stacklevel=1)
+            sys.stderr.write("plain ")
+            print("text", file=sys.stderr)
+            sys.stderr.write("\r 10%\r 90%\r100%\n")
+            thread = threading.Thread(target=lambda: 1 / 0)
+            thread.start()
+            thread.join()
+        told = lines(stderr)
+        assert [(line["logger"], line["level"]) for line in told] == [
+            ("wise", "info"), ("a.library", "error"), ("uvicorn.error", "info"), ("py.warnings", "warning"),
+            ("stderr", "warning"), ("stderr", "warning"), ("wise", "critical"),
+        ]  # fmt: skip
+        assert (told[0]["message"], told[0]["seconds"]) == ("two\nlines", 1)
+        assert (told[4]["message"], told[5]["message"]) == ("plain text", "100%")
+        assert "ZeroDivisionError" in told[6]["traceback"]
+        assert sys.stderr is stderr and library.handlers and not library.propagate
+        library.error("plainly")  # negative control, and as before
+        with pytest.raises(json.JSONDecodeError):
+            lines(stderr)
+    finally:
+        library.handlers, library.propagate = [], True
+
+
+def test_nothing_is_left_behind_that_would_write_to_a_closed_stream(
+    stderr: io.StringIO, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = list(logging.getLogger().handlers), logging.getLogger().level, sys.excepthook, threading.excepthook
+    nowhere = Path("/no/such/folder/audit")
+    with pytest.raises(ConfigError, match="audit .*: .*; name a file"), json_logs("debug", nowhere):
+        pass
+    with json_logs("debug"):
+        pass
+    after = list(logging.getLogger().handlers), logging.getLogger().level, sys.excepthook, threading.excepthook
+    assert after == before
+    stderr.close()
+    logging.getLogger("wise").error("later")
+    assert "Logging error" not in capfd.readouterr().err
+    logging.getLogger().addHandler(left := logging.StreamHandler(stderr))  # negative control
+    try:
+        logging.getLogger("wise").error("later")
+    finally:
+        logging.getLogger().removeHandler(left)
+
+
+def test_an_audit_goes_to_its_own_file(stderr: io.StringIO, tmp_path: Path) -> None:
+    with json_logs("info", tmp_path / "audit"):
+        audit("delete", by="anna", request="r1", edit="e1")
+    audit("delete", by="bert", request="r2")
+    [line] = (tmp_path / "audit").read_text().splitlines()
+    assert json.loads(line).items() >= {"message": "delete", "by": "anna", "request": "r1", "edit": "e1"}.items()
+    assert stderr.getvalue() == ""
+
+
+def test_a_record_names_its_request() -> None:
+    record = logging.LogRecord("wise", logging.INFO, "", 0, "done", None, None)
+    note(version=1)  # outside of a request: nothing
+    with noting(request="r1", trace=TRACE) as notes:
+        note(version=2)
+        assert json.loads(JsonFormatter().format(record)).items() >= {"request": "r1", "trace": TRACE}.items()
+        assert notes["version"] == 2
+    assert json.loads(JsonFormatter().format(record)).keys() == {"time", "level", "logger", "message"}
+
+
+def test_a_level_is_one_of_four() -> None:
+    assert load(None, {"log_level": "warning"}).log_level == "warning"
+    with pytest.raises(ConfigError, match="log_level='loud'"):
+        load(None, {"log_level": "loud"})
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("logs") / "store", editing=False) as found:
+        yield found
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_is_logged_with_tokens_version_and_trace(
+    served: Running, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "wise")
+    body = {"model": NAME, "prompt": FRANCE, "stream": stream}
+    for parent, trace in ((f"00-{TRACE}-00f067aa0ba902b7-01", TRACE), ("00-xyz-1-01", None), ("", None)):
+        caplog.clear()
+        with served.client("reader") as client:
+            headers = {"traceparent": parent, "X-Request-ID": "mine"}
+            answer = client.post("/v1/completions", json=body, headers=headers)
+        assert answer.status_code == 200
+        until(lambda: any(record.getMessage() == "request" for record in caplog.records))
+        [told] = [record.fields for record in caplog.records if record.getMessage() == "request"]
+        assert told.get("trace") == trace and told["request"] == "mine"
+        assert (told["version"], told["prompt_tokens"]) == (0, len(served.service.encoder.prompt(FRANCE)))
+        assert 2 <= told["completion_tokens"] <= 4
+        if not stream:
+            assert answer.json()["usage"]["completion_tokens"] == told["completion_tokens"]

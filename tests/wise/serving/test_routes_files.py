@@ -1,0 +1,78 @@
+"""Files of edits over HTTP: read as the command reads them, exported, and read again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from serving import NAME, Running, running
+
+LYON = {"prompt": "The capital of France is", "target": "Lyon", "subject": "France", "aliases": ["the Hexagon"]}
+LINE = json.dumps(LYON)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("store") / "store") as found:
+        yield found
+
+
+def test_a_file_is_read_and_nothing_is_submitted(served: Running) -> None:
+    rome = {"prompt": "{} lies in", "subject": "Rome", "target_new": {"str": "Spain"}, "target_true": {"str": "Italy"}}
+    counterfact = json.dumps({"case_id": 1, "requested_rewrite": rome, "paraphrase_prompts": ["Rome is in"]})
+    with served.client("editor") as client:
+        for name, content, wanted in (
+            ("a.jsonl", LINE, LYON),
+            ("a.JSON", f"[{LINE}]", LYON),
+            ("a.csv", "prompt,target,subject\nThe capital of France is,Lyon,France\n", LYON | {"aliases": []}),
+            ("a.json", f"[{counterfact}]", {"prompt": "Rome lies in", "target": "Spain", "subject": "Rome"}),
+        ):
+            answer = client.post("/v1/files/edits", params={"name": name}, content=content)
+            assert answer.status_code == 200, answer.text
+            [edit] = answer.json()["edits"]
+            assert wanted.items() <= edit.items()
+        assert client.get("/v1/edits").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "status", "said"),
+    [
+        ("a.jsonl", f'{LINE}\n{{"prompt": "x"}}', 400, "line 2: field 'target'"),
+        ("a.jsonl", f'{LINE}\n{{"prompt"', 400, "line 2: broken JSON"),
+        ("a.jsonl", " \n", 400, "holds no record"),
+        ("a.jsonl", "", 400, "body: Field required"),
+        ("a.jsonl", b"\xff\xfe", 400, "not UTF-8"),
+        ("a.exe", LINE, 400, "ends in none of .jsonl"),
+        ("a.jsonl.gz", LINE, 400, "ends in none of .jsonl"),
+        ("../a.parquet", LINE, 400, "ends in none of .jsonl"),
+        ("a.jsonl", f"{LINE}\n" * 20_000, 413, "the body is over"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_its_line(
+    served: Running, name: str, content: str | bytes, status: int, said: str
+) -> None:
+    with served.client("editor") as client:
+        answer = client.post("/v1/files/edits", params={"name": name}, content=content)
+    assert answer.status_code == status and said in answer.json()["error"]["message"], answer.text
+    assert "/tmp" not in answer.text and "edits.jsonl" not in answer.text
+
+
+def test_a_reader_reads_no_file(served: Running) -> None:
+    with served.client("reader") as client:
+        assert client.post("/v1/files/edits", params={"name": "a.jsonl"}, content=LINE).status_code == 403
+
+
+def test_live_edits_are_exported_and_read_again(served: Running) -> None:
+    with served.client("editor") as client:
+        assert client.get("/v1/files/edits").text == ""
+        served.edit(LYON)
+        served.edit({"prompt": "The capital of Spain is", "target": "Porto"}, model=f"{NAME}@team-a")
+        exported = client.get("/v1/files/edits")
+        assert 'filename="edits-version-2.jsonl"' in exported.headers["content-disposition"]
+        rows = [json.loads(line) for line in exported.text.splitlines()]
+        assert [(row["target"], row["namespace"]) for row in rows if "namespace" in row] == [("Porto", "team-a")]
+        again = client.post("/v1/files/edits", params={"name": "a.jsonl"}, content=exported.content).json()["edits"]
+        assert [edit["target"] for edit in again] == ["Lyon", "Porto"] and again[0]["aliases"] == ["the Hexagon"]
+        mine = client.get("/v1/files/edits", params={"namespace": "default"}).text
+        assert json.loads(mine)["target"] == "Lyon"

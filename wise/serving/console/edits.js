@@ -1,0 +1,191 @@
+// The list of edits: searched on the server, page by page, and kept up to date by events.
+
+import { call, may } from "./api.js";
+import { $, keyed, node, say, show, when } from "./dom.js";
+import { broken, formsTable } from "./forms.js";
+import { act, notice } from "./notices.js";
+import { open } from "./tabs.js";
+
+const PAGE = 50;
+const ASKED = 5;         // edits that are asked for to be named
+const EMPTY = 10;        // pages without a find that a search reads on by itself
+let found = [];          // edits as the service has them, the newest first
+let after = null;        // where the next page begins
+let searches = 0;
+
+function conditions() {
+  const given = new URLSearchParams({ newest: "true", limit: String(PAGE) });
+  for (const [name, value] of new FormData($("filters"))) if (value.trim()) given.set(name, value.trim());
+  for (const name of ["accepted_from", "accepted_until", "valid_at"]) if (given.has(name)) given.set(name, instant(name, given.get(name)));
+  return given;
+}
+
+// What a field of a form means, in the reader's own time zone; `until` a day is up to its end.
+function instant(name, value) {
+  const at = new Date(value.length === 10 ? `${value}T00:00` : value);
+  if (name === "accepted_until") at.setDate(at.getDate() + 1);
+  return at.toISOString();
+}
+
+export async function search() {
+  const mine = ++searches;
+  found = [];
+  after = null;
+  await more(mine);
+}
+
+async function more(mine = searches) {
+  say($("found"), "Searching \u2026");
+  let page;
+  try {
+    for (let i = 0; i < EMPTY; i++) {
+      const given = conditions();
+      if (after !== null) given.set("after", String(after));
+      page = await call(`/v1/edits?${given}`);
+      if (mine !== searches) return;  // a newer search took over
+      found.push(...page.data);
+      after = page.has_more ? page.next_after : null;
+      if (page.data.length || after === null) break;
+    }
+  } catch (error) {
+    say($("found"), "The search failed.");
+    throw error;
+  }
+  draw();
+}
+
+function draw() {
+  keyed($("list"), found, (edit) => edit.ticket, make, update);
+  const rest = after === null ? "" : `; those before ${after} were not looked at yet`;
+  say($("found"), found.length ? `${found.length} edit${found.length === 1 ? "" : "s"}${rest}` : after === null ? "No edit was found." : `None yet${rest}`);
+  show($("more"), after !== null, $("list"));
+}
+
+function make(edit) {
+  const item = node("li", {}), parts = {
+    chip: node("span"), what: node("span", { class: "what" }), meta: node("div", { class: "meta" }), body: node("div", { class: "body" }),
+    replace: node("button", { type: "button", class: "small", onclick: (event) => replace(item, event.target) }, "Replace"),
+    remove: node("button", { type: "button", class: "small", onclick: (event) => act("edit", event.target, () => remove(item.edit)) }, "Delete"),
+    form: node("form", { class: "row", hidden: true }),
+  };
+  const summary = node("summary", {}, node("span", { class: "line" }, parts.chip, parts.what), parts.meta);
+  const details = node("details", { ontoggle: () => details.open && act("edit", null, () => detail(item)) }, summary,
+    node("div", { class: "acts" }, parts.replace, parts.remove), parts.form, parts.body);
+  item.append(details);
+  return Object.assign(item, { parts, details, summary });
+}
+
+function update(item, edit) {
+  const { parts } = item, changed = JSON.stringify(item.edit) !== JSON.stringify(edit);
+  item.edit = edit;
+  if (!changed) return;
+  item.dataset.edit = edit.id;
+  item.dataset.status = edit.status;
+  parts.chip.className = `chip ${edit.status}`;
+  say(parts.chip, edit.status);
+  parts.what.replaceChildren(`${edit.prompt} \u2192 `, node("b", {}, edit.target));
+  say(parts.meta, about(edit).filter(Boolean).join(" \u00b7 "));
+  show(parts.replace, edit.status === "live" && may("editor"), item.summary);
+  show(parts.remove, ["live", "queued"].includes(edit.status) && may("editor"), item.summary);
+  if (edit.status !== "live") parts.form.hidden = true;
+  if (item.details.open) act("edit", null, () => detail(item));
+}
+
+function about(edit) {
+  const wrong = broken(edit.outcome);
+  const why = { failed: edit.outcome?.why ?? `it said \u201c${edit.outcome?.answer ?? ""}\u201d`, superseded: "a later edit took its place" }[edit.status];
+  const promised = wrong.length && ["live", "failed"].includes(edit.status) ? `${wrong.length} of ${Object.keys(edit.outcome.holds).length} not as promised` : "";
+  return [
+    `#${edit.ticket}`, when(edit.accepted_at), edit.author, edit.namespace === "default" ? "" : `namespace ${edit.namespace}`,
+    edit.status === "live" ? `since version ${edit.live_in}` : edit.retired_in ? `until version ${edit.retired_in}` : "",
+    edit.valid_from && `valid from ${when(edit.valid_from)}`, edit.valid_until && `valid until ${when(edit.valid_until)}`,
+    why, promised, edit.reason,
+  ];
+}
+
+async function detail(item) {
+  const shown = `${item.edit.ticket} ${item.edit.status}`;
+  if (item.shown === shown) return;
+  item.shown = shown;
+  const told = await call(`/v1/edits/${encodeURIComponent(item.edit.id)}`);
+  const events = told.ticket === item.edit.ticket ? told.events : [];
+  item.parts.body.replaceChildren(...[
+    formsTable(item.edit, item.edit.outcome) ?? node("p", { class: "soft" }, "It was not trained yet, so nothing is known of its answers."),
+    item.edit.outcome?.also_answers?.length ? node("p", { class: "soft" }, `It also answers: ${item.edit.outcome.also_answers.join("; ")}`) : null,
+    events.length ? node("ol", { class: "steps", "aria-label": "Its events" }, events.map((event) =>
+      node("li", {}, node("span", { class: `chip ${event.kind}` }, event.kind), ` ${when(event.at)}${event.author ? `, ${event.author}` : ""}`))) : null,
+  ].filter(Boolean));
+}
+
+function replace(item, button) {
+  const { form } = item.parts, id = `target-${item.edit.ticket}`;
+  form.hidden = !form.hidden;
+  if (form.hidden) return button.focus();
+  const field = node("input", { id, required: true });
+  field.value = item.edit.target;
+  const send = node("button", { class: "quiet" }, "Submit");
+  form.replaceChildren(node("div", {}, node("label", { for: id }, "New answer"), field), send);
+  form.onsubmit = (event) => {
+    event.preventDefault();
+    act("edit", send, async () => {
+      await call(`/v1/edits/${encodeURIComponent(item.edit.id)}`, { target: field.value }, "PUT");
+      form.hidden = true;
+      item.summary.focus();
+    });
+  };
+  field.select();
+}
+
+async function remove(edit) {
+  if (!confirm(`Delete the edit \u201c${edit.prompt}\u201d \u2192 \u201c${edit.target}\u201d?`)) return;
+  const version = await call(`/v1/edits/${encodeURIComponent(edit.id)}`, undefined, "DELETE");
+  notice("edit", "done", `The edit is deleted, in version ${version.number}.`);
+}
+
+// Opens the tab with one edit, whatever was searched for.
+export async function showEdit(id) {
+  const edit = await call(`/v1/edits/${encodeURIComponent(id)}`);
+  open("edits");
+  if (!found.some((one) => one.ticket === edit.ticket)) {
+    found = [edit, ...found];
+    draw();
+  }
+  const item = [...$("list").children].find((child) => child.dataset.key === String(edit.ticket));
+  item.details.open = true;
+  item.summary.focus();
+  item.scrollIntoView({ block: "center" });
+}
+
+// Edits that events told of: those in the list are read again, and new ones appear if they are searched for.
+export async function refresh(changed) {
+  const known = new Set(found.map((edit) => edit.id));
+  const mine = searches;
+  const page = await call(`/v1/edits?${conditions()}`);
+  if (mine !== searches) return;
+  const fresh = new Map(page.data.map((edit) => [edit.ticket, edit]));
+  for (const id of changed.slice(0, PAGE)) {
+    if (known.has(id) && ![...fresh.values()].some((edit) => edit.id === id)) {
+      const edit = await call(`/v1/edits/${encodeURIComponent(id)}`);
+      fresh.set(edit.ticket, edit);
+    }
+  }
+  const rest = found.filter((edit) => !fresh.has(edit.ticket));
+  const matching = new Set(page.data.map((edit) => edit.ticket));
+  found = [...[...fresh.values()].filter((edit) => matching.has(edit.ticket) || found.some((one) => one.ticket === edit.ticket)), ...rest]
+    .sort((a, b) => b.ticket - a.ticket);
+  draw();
+}
+
+// What to call edits in a line: those in the list, and a few others that are asked for.
+export async function names(ids) {
+  const known = new Map(found.map((edit) => [edit.id, edit]));
+  for (const id of ids.filter((one) => !known.has(one)).slice(0, ASKED)) {
+    const edit = await call(`/v1/edits/${encodeURIComponent(id)}`).catch(() => null);
+    if (edit) known.set(id, edit);
+  }
+  return new Map([...known].map(([id, edit]) => [id, `${edit.prompt} \u2192 ${edit.target}`]));
+}
+
+$("filters").addEventListener("submit", (event) => { event.preventDefault(); act("search", $("search"), search); });
+$("filters").addEventListener("reset", () => setTimeout(() => act("search", $("search"), search)));
+$("more").addEventListener("click", () => act("search", $("more"), () => more()));

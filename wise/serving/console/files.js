@@ -1,0 +1,75 @@
+// Files of edits: one is read by the service, shown, and submitted in parts; the live edits are exported.
+
+import { call, request, session } from "./api.js";
+import { $, node, say } from "./dom.js";
+import { act, notice } from "./notices.js";
+
+const PART = 100;        // edits of one request
+const SETTLED = new Set(["live", "failed", "retired"]);
+let following = null;    // the import that is under way
+
+async function read(file) {
+  const told = await (await request(`/v1/files/edits?name=${encodeURIComponent(file.name)}`, { body: file, raw: true })).json();
+  const count = told.edits.length, few = told.edits.slice(0, 5);
+  const submit = node("button", { type: "button", onclick: () => act("import", submit, () => send(told.edits, file.name)) }, `Submit ${count} edit${count === 1 ? "" : "s"}`);
+  box(node("p", { role: "status" }, `${file.name} holds ${count} edit${count === 1 ? "" : "s"}:`),
+    node("ul", { class: "few" }, few.map((edit) => node("li", {}, `${edit.prompt} \u2192 `, node("b", {}, edit.target))), count > few.length ? node("li", { class: "soft" }, "\u2026") : null),
+    node("div", { class: "acts" }, submit, node("button", { type: "button", class: "small", onclick: close }, "Cancel")));
+  submit.focus();
+}
+
+async function send(edits, name) {
+  const bar = node("progress", { max: String(edits.length), value: "0", "aria-label": `Import of ${name}` }), told = node("p", { role: "status" });
+  following = { total: edits.length, sent: 0, tickets: new Set(), settled: {}, bar, told };
+  const mine = following;
+  box(node("p", {}, `Import of ${name}`), bar, told);
+  draw(mine);
+  for (let at = 0; at < edits.length; at += PART) {
+    const answer = await request("/v1/edits", { body: { edits: edits.slice(at, at + PART), model: session.model } });
+    const part = (await answer.json()).edits;
+    for (const edit of part) mine.tickets.add(edit.ticket);
+    mine.sent += part.length;
+    draw(mine);
+  }
+  $("import").append(node("div", { class: "acts" }, node("button", { type: "button", class: "small", onclick: close }, "Close")));
+}
+
+// What events tell of an import that is under way; they may come before the answer that names its tickets.
+export function happened(events) {
+  if (!following) return;
+  for (const event of events) if (SETTLED.has(event.kind)) following.settled[event.ticket] = event.kind;
+  draw(following);
+}
+
+function draw({ total, sent, tickets, settled, bar, told }) {
+  const kinds = [...tickets].map((ticket) => settled[ticket]).filter(Boolean), live = kinds.filter((kind) => kind === "live").length;
+  bar.value = kinds.length;
+  say(told, `${sent} of ${total} submitted, ${live} live${kinds.length > live ? `, ${kinds.length - live} not` : ""}`);
+}
+
+function box(...children) {
+  $("import").hidden = false;
+  $("import").replaceChildren(...children);
+}
+
+function close() {
+  following = null;
+  $("import").hidden = true;
+  $("import").replaceChildren();
+  $("export").focus();
+}
+
+async function save() {
+  const answer = await request("/v1/files/edits");
+  const name = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition"))?.[1] ?? "edits.jsonl";
+  const link = node("a", { href: URL.createObjectURL(await answer.blob()), download: name });
+  link.click();
+  URL.revokeObjectURL(link.href);
+  notice("export", "done", `${name} was saved.`);
+}
+
+$("export").addEventListener("click", () => act("export", $("export"), save));
+$("import-file").addEventListener("change", () => {
+  const [file] = $("import-file").files;
+  if (file) act("import", $("import-file"), () => read(file)).then(() => ($("import-file").value = ""));
+});

@@ -1,0 +1,45 @@
+// Notices: what went wrong, or was done and can be undone. They stay in sight until they are dismissed; what was done
+// and cannot be undone goes by itself.
+
+import { $, node } from "./dom.js";
+
+const SHOWN = 12000;     // milliseconds
+
+// kind: "problem" is read out at once, "done" when there is a pause. about: a notice about the same thing is replaced.
+export function notice(about, kind, text, action) {
+  dismiss(about);
+  const button = action && node("button", { type: "button", class: "small", onclick: async () => {
+    dismiss(about);
+    await action.run();
+  } }, action.name);
+  const box = node("div", { class: `notice ${kind}`, role: kind === "problem" ? "alert" : "status", "data-about": about },
+    node("p", {}), button, node("button", { type: "button", class: "small", "aria-label": "Dismiss", onclick: () => dismiss(about) }, "\u00d7"));
+  $("notices").append(box);
+  if (kind === "done" && !action) setTimeout(() => box.remove(), SHOWN);
+  box.firstElementChild.textContent = text;  // behind the element, or some screen readers do not say it
+}
+
+export function dismiss(about) {
+  for (const box of [...$("notices").children]) if (box.dataset.about === about) box.remove();
+}
+
+// Runs what a control stands for: one at a time, and what goes wrong is said and stays in sight.
+export async function act(about, button, work) {
+  const back = button && document.activeElement === button;
+  if (button) {
+    button.disabled = true;
+    button.setAttribute("aria-busy", "true");
+  }
+  try {
+    dismiss(about);
+    return await work();
+  } catch (error) {
+    notice(about, "problem", error.message);
+  } finally {
+    if (button) {
+      button.disabled = false;
+      button.removeAttribute("aria-busy");
+      if (back && document.activeElement === document.body && button.isConnected) button.focus({ preventScroll: true });
+    }
+  }
+}

@@ -1,0 +1,155 @@
+"""Logs: one JSON object a line on stderr, whoever writes it, with the request it is about; and the audit of writes.
+
+Within `json_logs` nothing else reaches stderr: the loggers of all libraries, warnings, uncaught errors of any thread,
+and plain text, which becomes a record of the logger `stderr`. What a C library writes to the file itself is left as it
+is.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from wise.errors import ConfigError
+from wise.safe_text import json_line, redacted
+
+LEVELS = ("debug", "info", "warning", "error")
+UVICORN_ACCESS = "uvicorn.access"
+"""Not shown: the middleware logs requests, with their ids."""
+audit_log = logging.getLogger("wise.audit")
+_notes: ContextVar[dict[str, Any] | None] = ContextVar("notes", default=None)
+
+
+@contextmanager
+def noting(**fields: Any) -> Iterator[dict[str, Any]]:
+    """The block is one request: each of its records has these fields. Yields all that is noted about it."""
+    notes = dict(fields)
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
+
+
+def note(**fields: Any) -> None:
+    """Adds to what is noted about the request that this is done for; does nothing outside of requests."""
+    notes = _notes.get()
+    if notes is not None:
+        notes.update(fields)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line; `extra={"fields": {...}}` adds fields, and so does the request."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        notes = _notes.get() or {}
+        fields: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **{name: notes[name] for name in ("request", "trace") if notes.get(name)},
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        fields = {name: redacted(value) if isinstance(value, str) else value for name, value in fields.items()}
+        return json_line(fields, default=str)
+
+
+class TextAsRecords(io.TextIOBase):
+    """Takes the place of stderr: each line of text is a record. If a line is written over, its last text counts."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """stream: what it takes the place of."""
+        self._stream, self._rest = stream, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            shown = line.rstrip("\r").rpartition("\r")[2].strip()
+            if shown:
+                logging.getLogger("stderr").warning("%s", shown)
+        return len(text)
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+@contextmanager
+def json_logs(level: str, audit: Path | None = None) -> Iterator[None]:
+    """All logs and other text of this process go to stderr as JSON, and the audit to its own file if there is one.
+
+    All is as before when the block ends, so that a command that fails can say so in plain words.
+    Raises ConfigError if the file cannot be written.
+    """
+    stream = sys.stderr
+    handler = _json(logging.StreamHandler(stream))
+    audits = [] if audit is None else [_json(_file(audit))]
+    root, others = logging.getLogger(), _with_handlers()
+    before = root.handlers, root.level, [(logger, logger.handlers, logger.propagate) for logger in others]
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for logger in others:
+        logger.handlers, logger.propagate = [], logger.name != UVICORN_ACCESS
+    if audits:
+        audit_log.handlers, audit_log.propagate = list(audits), False
+    logging.captureWarnings(True)
+    sys.stderr = TextAsRecords(stream)
+    sys.excepthook = _uncaught
+    threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    try:
+        yield
+    finally:
+        sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+        sys.stderr = stream
+        logging.captureWarnings(False)
+        root.handlers, level_before, saved = before
+        root.setLevel(level_before)
+        for logger, handlers, propagate in saved:
+            logger.handlers, logger.propagate = handlers, propagate
+        for file in audits:
+            file.close()
+
+
+def _with_handlers() -> list[logging.Logger]:
+    """Loggers that write by themselves, and those whose handlers or propagation `json_logs` changes."""
+    known = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    named = [logging.getLogger(UVICORN_ACCESS), audit_log]
+    return [*named, *(one for one in known if one.handlers and one not in named)]
+
+
+def _json(handler: logging.Handler) -> logging.Handler:
+    handler.setFormatter(JsonFormatter())
+    return handler
+
+
+def _file(path: Path) -> logging.Handler:
+    try:
+        return logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"audit {path}: {error}; name a file that can be appended to") from error
+
+
+def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    if not issubclass(kind, KeyboardInterrupt | SystemExit):
+        logging.getLogger("wise").critical("an error was not caught", exc_info=(kind, error or kind(), trace))
+
+
+def audit(action: str, *, by: str, request: str, **fields: Any) -> None:
+    """Records a write: who did what, in which request, and the result."""
+    audit_log.info(action, extra={"fields": {"by": by, "request": request, **fields}})

@@ -1,0 +1,89 @@
+"""Routes of files of edits: `/v1/files/edits`, to read one without submitting it, and to export the live edits."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Query
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from wise.edits import Edit
+from wise.errors import EditError
+from wise.formats import FORMATS
+from wise.formats.edit_file import read_edits
+from wise.serving import schemas
+from wise.serving.auth import Editor, Reader
+from wise.serving.http_errors import bad_request
+from wise.serving.service import Served
+
+router = APIRouter(prefix="/v1/files", tags=["edits"])
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
+"""Files that are read here. Packed and binary ones are not: what they hold has no bound."""
+FILE_EDITS = 10_000
+"""Edits of one file."""
+LINES = {"description": "A JSON object a line, as `wise edit --edits` reads them."}
+FIELDS = tuple(schemas.EditIn.model_fields)
+
+
+@router.post("/edits")
+async def read(
+    content: Annotated[bytes, Body(media_type="application/octet-stream", description="The bytes of the file.")],
+    _: Editor,
+    name: Annotated[schemas.Text, Query(max_length=200, description=f"Its name; ends in {', '.join(ENDINGS)}.")],
+    format: Annotated[schemas.Text, Query(max_length=40, description="As `wise edit --format`.")] = FORMATS[0],
+) -> schemas.FileAnswer:
+    """The edits of a file, as `wise edit --edits` reads them. Nothing is submitted."""
+    ending = Path(name.lower()).suffix
+    if ending not in ENDINGS:
+        raise bad_request(f"name: {name!r:.80} ends in none of {', '.join(ENDINGS)}; give such a file", "name")
+    try:
+        edits = await run_in_threadpool(_read, content, ending, format)
+    except EditError as error:
+        raise bad_request(str(error)) from error
+    return schemas.FileAnswer(edits=[_given(edit) for edit in edits])
+
+
+def _read(content: bytes, ending: str, format: str) -> list[Edit]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"edits{ending}"
+        path.write_bytes(content)
+        try:
+            edits = read_edits(path, format=format, limit=FILE_EDITS + 1)
+        except EditError as error:
+            place, _, why = str(error).removeprefix(f"{path}:").partition(" ")
+            raise EditError(f"line {place} {why}" if place else why) from None
+    if len(edits) > FILE_EDITS:
+        raise EditError(f"more than {FILE_EDITS:,} edits; split the file")
+    return edits
+
+
+def _given(edit: Edit) -> schemas.EditIn:
+    """An edit as it may be submitted: id, author and namespace come from the one who submits it."""
+    return schemas.EditIn(**{name: value for name, value in edit.to_dict().items() if name in FIELDS})
+
+
+@router.get("/edits", response_class=StreamingResponse, responses={200: {"content": {"application/jsonl": LINES}}})
+async def export(
+    service: Served,
+    _: Reader,
+    namespace: Annotated[schemas.Text | None, Query(max_length=200, description="Default: all.")] = None,
+) -> StreamingResponse:
+    """The live edits of the version that is served, as a file of JSON lines."""
+    current = service.follower.current
+    wanted = [edit for edit in current.edits.values() if namespace in (None, edit.namespace)]
+
+    def lines() -> Iterator[str]:
+        for edit in wanted:
+            fields: dict[str, Any] = edit.to_dict()
+            yield json.dumps(fields) + "\n"
+
+    headers = {
+        "Content-Disposition": f'attachment; filename="edits-version-{current.version}.jsonl"',
+        "Cache-Control": "no-store",
+    }
+    return StreamingResponse(lines(), media_type="application/jsonl", headers=headers)
