@@ -58,13 +58,14 @@ class Service:
             on_version=self._check_canaries,
             allow_precision=settings.allow_precision,
         )
-        self.engine: Engine = LocalEngine(model, settings, self.metrics)
+        self.engine = _engine(model, settings, self.metrics)
         self.editor = EditorClient(editor)
         self.draining = threading.Event()
         """Set at shutdown: nothing new is accepted, and streams of events end."""
 
     def start(self) -> None:
         self.engine.start()
+        self.follower.serve_with(self.engine)
         self.editor.start()
         self.follower.start()
         if self._canaries:
@@ -159,6 +160,14 @@ class Service:
                 if isinstance(delta, Delta):
                     routed += len(delta.routed)
         return routed
+
+
+def _engine(model: WiseModel, settings: Settings, metrics: Metrics) -> Engine:
+    if settings.engine == "local":
+        return LocalEngine(model, settings, metrics)
+    from wise.serving.engines.vllm import VllmEngine
+
+    return VllmEngine(model, settings, metrics)
 
 
 def _service_of(request: Request) -> Service:
