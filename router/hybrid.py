@@ -51,7 +51,9 @@ UNCLEAR_MARGIN = 0.1
 class RouterInputs:
     """What the router of one wrapped model reads."""
 
-    sequences: SequenceReader
+    sequences: SequenceReader | None
+    """Of a model of transformers; None where another engine runs the model and follows each sequence by itself
+    (`wise.router.course`)."""
     tokenizer: PreTrainedTokenizerBase
     template: ChatTemplate | None
     reader: RelationReader
@@ -127,6 +129,8 @@ class HybridRouter(Router):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _routes(self, size: int) -> tuple[Ids, Ids, np.ndarray, np.ndarray]:
         """For each token of the forward pass: the slot's value that is added, the slot, its score and threshold."""
+        if self.inputs.sequences is None:
+            raise RuntimeError("this router follows the sequences of another engine, which reads no activations")
         rows = self.inputs.sequences.rows
         if rows.size != size:
             raise RuntimeError(f"{size} tokens reach the side memory and {rows.size} were read")
@@ -142,20 +146,23 @@ class HybridRouter(Router):
 
     def _decisions_of(self, ids: Ids, first: int) -> Iterator[tuple[int, Decision, int]]:
         """Position, decision and value added, of the tokens of a row from `first` on at which a decision was made."""
-        if not len(ids) or first >= len(ids):
-            return
-        template = self.inputs.template
-        openings = [] if template is None else template.openings(ids, max(0, first - self._catalog.longest))
-        if openings or (template is not None and template.openings(ids, 0)):
-            begins = [(end, self._turn(ids, end)) for end in openings]
-            yield from self._answered(ids, first, begins, CHAT)
-        else:
-            yield from self._answered(ids, first, self._completions(ids, first), COMPLETION)
+        form, begins = self.begins(ids, max(0, first - self._catalog.longest))
+        yield from self.answered(ids, first, begins, form)
 
-    def _answered(
+    def begins(self, ids: Ids, first: int) -> tuple[int, list[tuple[int, Decision]]]:
+        """The form of a sequence, `CHAT` or `COMPLETION`, and the positions from `first` on behind which an answer may
+        begin, ascending, each with the decision there."""
+        template = self.inputs.template
+        openings = [] if template is None else template.openings(ids, first)
+        if openings or (template is not None and template.openings(ids, 0)):
+            return CHAT, [(end, self._turn(ids, end)) for end in openings]
+        return COMPLETION, self._completions(ids, first)
+
+    def answered(
         self, ids: Ids, first: int, begins: Sequence[tuple[int, Decision]], form: int
     ) -> Iterator[tuple[int, Decision, int]]:
-        """The positions of the answers that begin at `begins`. No answer begins within another one."""
+        """Position, decision and value added, or NO_SLOT, of the tokens from `first` on that the answers which begin at
+        `begins` reach. No answer begins within another one."""
         taken: set[int] = set()
         for begin, decision in begins:
             if begin in taken:
@@ -188,15 +195,14 @@ class HybridRouter(Router):
         return known
 
     def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
-        """In plain text: the positions at which an answer may begin, with the decision there."""
-        low = max(0, first - self._catalog.longest)
-        text = self._text(ids[max(0, low - WINDOW) :])
+        """In plain text: the positions from `first` on at which an answer may begin, with the decision there."""
+        text = self._text(ids[max(0, first - WINDOW) :])
         found_words = words(text)
         marked = "?" in text or "？" in text or any(word.text in self._catalog.unmarked_ends for word in found_words)
         if not marked and not self._catalog.subjects.among(found_words):
             return []
         found = []
-        for end in range(low, len(ids)):
+        for end in range(first, len(ids)):
             decision = self._completion(self._text(ids[max(0, end + 1 - WINDOW) : end + 1]))
             if decision is not None:
                 found.append((end, decision))

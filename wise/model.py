@@ -122,7 +122,7 @@ class WiseModel(nn.Module):
         self._layer = (SideMemoryLayer(model.get_submodule(place), block),)  # in a tuple for the same reason
         self.layer.register_forward_pre_hook(self._watch)
         try:
-            if self.inputs is not None:
+            if self.inputs is not None and self.inputs.sequences is not None:
                 self.inputs.sequences.attach()
             put_module(model, place, self.layer)
         except BaseException:
@@ -167,7 +167,7 @@ class WiseModel(nn.Module):
         path = self._path()
         if path is not None:
             completed(lambda: put_module(self.model, path, self.layer.base_module))
-        if self.inputs is not None:
+        if self.inputs is not None and self.inputs.sequences is not None:
             completed(self.inputs.sequences.remove)
         return self._outer[0]
 

@@ -27,6 +27,7 @@ def serve(
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on. Default: 8000.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the model in requests.")] = None,
     tokens: Annotated[Path | None, typer.Option("--tokens", help="File of hashed tokens; see `wise token`.")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="local (default) or vllm.")] = None,
     relations: Annotated[Path | None, typer.Option("--relations", help="File written by `wise train-router`.")] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="Memory mode of a new store. Default: hybrid.")] = None,
     placement: Placement = DEFAULT_PLACEMENT,
@@ -48,7 +49,8 @@ def serve(
 
     named = {
         "model": model, "store": store, "host": host, "port": port, "name": name,
-        "tokens": tokens, "relations": relations, "mode": mode, "allow_precision": allow_precision or None,
+        "tokens": tokens, "engine": engine, "relations": relations, "mode": mode,
+        "allow_precision": allow_precision or None,
     } | asdict(placement)
     settings = load(config, _set(setting) | {key: value for key, value in named.items() if value is not None})
 

@@ -26,7 +26,7 @@ from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
 from wise.namespaces import ask_again, check_fits, check_settings, within
 from wise.router.assemble import assemble
-from wise.serving.engines import MemoryHandle
+from wise.serving.engines import Engine, MemoryHandle
 from wise.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -116,10 +116,20 @@ class Follower:
         """Why the store cannot be read, if it cannot."""
         self._counted: tuple[int, tuple[Mapping[str, int], str | None]] = (-1, ({}, None))
         """The last event before the tickets were counted, and what was found."""
+        self._engine: Engine | None = None
         self._listeners: set[Listener] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="wise-follower", daemon=True)
         self._measure()
+
+    def serve_with(self, engine: Engine) -> None:
+        """Gives the current version to an engine, and each later one before requests get it. Raises EngineError."""
+        self._engine = engine
+        self._prepare(self.current)
+
+    def _prepare(self, version: ServedVersion) -> None:
+        if self._engine is not None:
+            self._engine.prepare([*version.handles.values()])
 
     def start(self) -> None:
         self._thread.start()
@@ -163,7 +173,9 @@ class Follower:
         if self._store.journal.version().number != self.current.version:
             snapshot = self._store.read()
             check_settings(self._model, snapshot, self._store.backend.place)  # it may have been empty at the start
-            self.current = served_version(self._model, snapshot)
+            served = served_version(self._model, snapshot)
+            self._prepare(served)
+            self.current = served
             self._measure()
             trim_heap()
             self._on_version(self.current)

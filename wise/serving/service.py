@@ -60,13 +60,14 @@ class Service:
             allow_precision=settings.allow_precision,
         )
         self.grammars = Grammars(model.tokenizer, model.encoder.stops)
-        self.engine: Engine = LocalEngine(model, settings, self.metrics, self.grammars)
+        self.engine = _engine(model, settings, self.metrics, self.grammars)
         self.editor = EditorClient(editor)
         self.draining = threading.Event()
         """Set at shutdown: nothing new is accepted, and streams of events end."""
 
     def start(self) -> None:
         self.engine.start()
+        self.follower.serve_with(self.engine)
         self.editor.start()
         self.follower.start()
         if self._canaries:
@@ -179,6 +180,14 @@ class Service:
                 if isinstance(delta, Delta):
                     routed += len(delta.routed)
         return routed
+
+
+def _engine(model: WiseModel, settings: Settings, metrics: Metrics, grammars: Grammars) -> Engine:
+    if settings.engine == "local":
+        return LocalEngine(model, settings, metrics, grammars)
+    from wise.serving.engines.vllm import VllmEngine
+
+    return VllmEngine(model, settings, metrics)
 
 
 def _service_of(request: Request) -> Service:

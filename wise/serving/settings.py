@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -29,6 +30,16 @@ def default_store() -> str:
 
 def _listed(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _object(given: Any) -> Any:
+    """What a JSON object holds; anything else as it is, to be refused by name."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except ValueError:
+        return given
 
 
 class Settings(BaseSettings):
@@ -77,6 +88,10 @@ class Settings(BaseSettings):
     open_metrics: bool = Field(False, description="Whether /metrics needs no token; otherwise it needs a reader's.")
     canaries: Path | None = Field(None, description="Prompts, one per line, at which no edit may be active.")
     canary_limit: float = Field(0.0, ge=0, le=1, description="Share of canary tokens above which the alarm is raised.")
+    engine: Literal["local", "vllm"] = Field("local", description="What runs the model: this process, or vLLM.")
+    vllm: Annotated[dict[str, Any], BeforeValidator(_object)] = Field(
+        {}, description="Arguments of vLLM's engine, as a JSON object; only with `engine=vllm`."
+    )
     threads: int = Field(1, ge=1, description="CPU threads for answering.")
     edit_threads: int = Field(1, ge=1, description="CPU threads for editing.")
     edit_niceness: int = Field(10, ge=0, le=19, description="Niceness of the editor's process; more favours answers.")

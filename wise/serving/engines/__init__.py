@@ -1,4 +1,6 @@
-"""The interface of what generates text: requests, results and the `Engine` protocol. `engines.local` implements it.
+"""The interface of what generates text: requests, results and the `Engine` protocol.
+
+`engines.local` implements it in this process, `engines.vllm` with vLLM.
 
 A request names the memory that it runs under. It keeps that memory from its first token to its last, so that an
 answer comes from exactly one version while edits go live.
@@ -158,6 +160,10 @@ class Engine(Protocol):
     @property
     def busy(self) -> int:
         """Answers that are queued or being generated."""
+
+    def prepare(self, handles: Sequence[MemoryHandle]) -> None:
+        """Called with the memories of a version, by namespace, before requests under them are submitted; not called
+        from an event loop. Raises EngineError if they cannot be served."""
 
     def submit(self, requests: Sequence[GenerationRequest], *, seconds: float) -> Job:
         """Queues the answers of one HTTP request, which may take so many seconds. Called from an event loop.

@@ -33,7 +33,7 @@ from wise.memory.modules import execution_device
 from wise.memory.sequences import CACHE_NAMES
 from wise.memory.side_memory import SideMemory
 from wise.model import WiseModel
-from wise.serving.engines import BusyError, Delta, EngineError, GenerationRequest, Job, RoutedToken
+from wise.serving.engines import BusyError, Delta, EngineError, GenerationRequest, Job, MemoryHandle, RoutedToken
 from wise.serving.engines.grammar import Grammars
 from wise.serving.engines.sequence import GeneratedSequence
 from wise.serving.metrics import Metrics
@@ -219,6 +219,9 @@ class LocalEngine:
             self._open = False
             self._changed.notify_all()
         self._thread.join(JOIN_TIMEOUT)
+
+    def prepare(self, handles: Sequence[MemoryHandle]) -> None:
+        """Nothing is to be done: a request brings its memory."""
 
     @property
     def alive(self) -> bool:

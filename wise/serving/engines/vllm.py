@@ -1,0 +1,353 @@
+"""The engine that runs the model in vLLM (`wise serve --engine vllm`). It needs the extra `vllm`.
+
+An event loop in a thread of its own talks to vLLM's `AsyncLLM`, whose processes run the model. What a prompt asks is
+decided here (`wise.vllm.requests`); the workers add the edits (`wise.vllm.sequences`), and read versions from the
+store themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import aclosing, suppress
+from dataclasses import fields
+from typing import Any, TypeVar, cast
+from uuid import uuid4
+
+import numpy as np
+
+from wise.demo import model_path
+from wise.edits import Edit
+from wise.errors import ConfigError, EditError, WiseError
+from wise.memory.side_memory import NO_SLOT
+from wise.model import WiseModel
+from wise.router.course import Step
+from wise.router.hybrid import NOTHING, HybridRouter
+from wise.serving.engines import (
+    BusyError,
+    DeadlineError,
+    Delta,
+    EngineError,
+    FinishReason,
+    GenerationRequest,
+    Job,
+    Logprobs,
+    MemoryHandle,
+    RoutedToken,
+)
+from wise.serving.engines.sequence import Detokenizer
+from wise.serving.metrics import Metrics
+from wise.serving.settings import Settings
+from wise.vllm.requests import NOTHING_CARRIED, CarriedEdits, attach, carried_edits, engine_options, load_version
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT = 900.0
+"""Seconds until vLLM must have started: it may load a large model and compile it."""
+LOAD_TIMEOUT = 300.0
+"""Seconds that the workers may take to load a version."""
+ASKED_TIMEOUT = 60.0
+"""Seconds that the edits of a version may take to be asked before it goes live."""
+SPARE_TOKENS = 4
+"""Tokens that an edit may say beyond its target when it is asked."""
+ENVIRONMENT = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
+"""Where nothing else is set: this process has threads, which a fork does not carry over."""
+T = TypeVar("T")
+
+
+class VllmEngine:
+    """Implements `Engine`. `model` is used for its tokenizer and its router, and not run."""
+
+    def __init__(self, model: WiseModel, settings: Settings, metrics: Metrics) -> None:
+        """Raises ConfigError if vLLM is not installed, or cannot serve such a memory."""
+        try:
+            import vllm  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                f"engine='vllm' needs {error.name}, which is not installed: pip install 'wise-runtime[vllm]'"
+            ) from error
+        self._encoder, self._tokenizer = model.encoder, model.tokenizer
+        self._settings, self._metrics = settings, metrics
+        given = {
+            "model": settings.model or str(model_path()),
+            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "max_model_len": model.encoder.context,
+            "max_num_seqs": settings.max_batch_size,
+            "max_num_batched_tokens": settings.max_batch_size + settings.prefill_tokens,
+            "generation_config": "vllm",
+            "seed": 0,
+        } | settings.vllm
+        self._options = engine_options(
+            model.wise_config,
+            model.target_module.path,
+            store=os.path.abspath(settings.store) if "://" not in settings.store else settings.store,
+            chat_template=model.tokenizer.chat_template,
+            given=given,
+        )
+        self._llm: Any = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="wise-vllm", daemon=True)
+        self._started: Future[None] = Future()
+        self._lock = threading.Lock()
+        """Guards the two below."""
+        self._running: Counter[int] = Counter()
+        """Answers by version that are not finished."""
+        self._loaded: list[int] = []
+        """Versions that the workers have, in the order in which they came."""
+        self._asked: dict[str, Edit] = {}
+        """The edits that were asked, by id."""
+
+    def start(self) -> None:
+        self._thread.start()
+        self._started.result(START_TIMEOUT)
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(self._settings.shutdown_timeout)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and self._llm is not None and not self._llm.errored
+
+    @property
+    def busy(self) -> int:
+        return self._running.total()
+
+    def submit(self, requests: Sequence[GenerationRequest], *, seconds: float) -> Job:
+        job = Job(loop=asyncio.get_running_loop(), deadline=time.monotonic() + seconds)
+        with self._lock:
+            if not self.alive:
+                raise EngineError("the engine does not run; see the log, then start the service again")
+            unknown = {r.handle.version for r in requests if r.handle.memory is not None} - {*self._loaded}
+            if unknown:
+                raise EngineError(f"version {min(unknown)} is not served any more; ask again")
+            if self.busy + len(requests) > self._settings.max_queue + self._settings.max_batch_size:
+                self._metrics.refused.inc()
+                raise BusyError(f"{self.busy} answers are waited for already; try again in 1 s", 1)
+            self._running.update(one.handle.version for one in requests)
+        for index, one in enumerate(requests):
+            asyncio.run_coroutine_threadsafe(self._answer(job, index, one), self._loop)
+        return job
+
+    def prepare(self, handles: Sequence[MemoryHandle]) -> None:
+        """Loads a version into the workers, and asks those of its edits once that were not asked yet.
+
+        Versions that no request has any more are dropped there, except the one before it.
+        """
+        version = handles[0].version
+        if version not in self._loaded:
+            self._call(load_version(self._llm, version), LOAD_TIMEOUT)
+            with self._lock:
+                kept = {version, *self._loaded[-1:], *(number for number, count in self._running.items() if count)}
+                gone = [number for number in self._loaded if number not in kept]
+                self._loaded = [number for number in self._loaded if number in kept] + [version]
+            for number in gone:
+                self._call(self._llm.collective_rpc("wise_drop", args=(number,)), LOAD_TIMEOUT)
+        self._call(self._ask_new(handles), LOAD_TIMEOUT)
+
+    # -- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._start())
+        except BaseException as error:
+            self._started.set_exception(error)
+            return
+        self._started.set_result(None)
+        try:
+            self._loop.run_forever()
+        finally:
+            tasks = asyncio.all_tasks(self._loop)
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self._llm.shutdown()
+
+    async def _start(self) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._options))
+        for rank, told in enumerate(await attach(self._llm)):
+            logger.info("vLLM's worker %d serves edits", rank, extra={"fields": told})
+
+    def _call(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
+        """From another thread. Raises EngineError with what went wrong."""
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(seconds)
+        except WiseError:
+            raise
+        except Exception as error:
+            raise EngineError(f"vLLM could not do it: {error!r:.500}") from error
+
+    # -- an answer --------------------------------------------------------------------------------
+
+    async def _answer(self, job: Job, index: int, request: GenerationRequest) -> None:
+        """Puts the deltas of one answer into the job's queue, or an exception."""
+        put: Any = job.deltas.put_nowait
+        try:
+            async with asyncio.timeout(max(0.0, job.deadline - time.monotonic())):
+                async with aclosing(self._deltas(index, request)) as deltas:
+                    async for delta in deltas:
+                        if job.cancelled or job.failed:
+                            return
+                        _deliver(job, put, delta)
+        except TimeoutError:
+            self._fail(job, DeadlineError("the request took longer than it may; ask for less at once"))
+        except asyncio.CancelledError:
+            self._fail(job, EngineError("the service ends"))
+        except Exception as error:
+            logger.exception("vLLM failed on a request")
+            self._fail(job, EngineError(f"the model failed on this request: {type(error).__name__}; see the log"))
+        finally:
+            with self._lock:
+                self._running[request.handle.version] -= 1
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        if not job.failed:
+            job.failed = True
+            _deliver(job, job.deltas.put_nowait, error)
+
+    async def _deltas(self, index: int, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        carried = await asyncio.to_thread(self._carried, request)
+        text = Detokenizer(self._tokenizer, request.prompt, request.stops)
+        ids = np.array([*request.prompt, *[0] * request.max_new_tokens], dtype=np.int64)
+        length = read = len(request.prompt)
+        routed = _routed(request, carried.steps, 0, length)
+        outputs = self._llm.generate(carried.prompt(request.prompt), self._params(request, carried), uuid4().hex)
+        self._metrics.prompt_tokens.inc(length)
+        async with aclosing(outputs):  # if it is left early, vLLM ends the request
+            async for output in outputs:
+                one = output.outputs[0]
+                new = tuple(one.token_ids)
+                ids[length : length + len(new)] = new
+                length += len(new)
+                if length - 1 > read and carried.course is not None:  # the newest token was not read yet
+                    routed += _routed(request, carried.course.read(ids[: length - 1], read), read, length - 1)
+                    read = length - 1
+                said = "".join(text.add(token) for token in new if token not in self._encoder.stops)
+                finish = "stop" if text.stopped else cast(FinishReason | None, one.finish_reason)
+                if finish is not None and finish not in ("stop", "length"):
+                    raise EngineError(f"vLLM ended the request: {finish}")
+                self._metrics.tokens.inc(len(new))
+                self._metrics.routed.inc(sum(each.open for each in routed))
+                yield Delta(
+                    index=index,
+                    text=said + (text.end() if finish else ""),
+                    tokens=new,
+                    logprobs=() if request.top_logprobs is None else _logprobs(new, one.logprobs, request.top_logprobs),
+                    routed=tuple(routed),
+                    finish=finish,
+                )
+                routed = []
+                if finish is not None:
+                    return
+
+    def _carried(self, request: GenerationRequest) -> CarriedEdits:
+        handle = request.handle
+        if handle.memory is None or not isinstance(handle.memory.router, HybridRouter):
+            return NOTHING_CARRIED
+        return carried_edits(
+            request.prompt,
+            handle.memory.router,
+            handle.state,
+            version=handle.version,
+            namespace=handle.namespace or "",
+            stops=self._encoder.stops,
+        )
+
+    def _params(self, request: GenerationRequest, carried: CarriedEdits) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        known = SamplingParams.__struct_fields__
+        chosen = {f.name: getattr(request, f.name) for f in fields(request) if f.name in known}
+        return SamplingParams(
+            **chosen,
+            max_tokens=request.max_new_tokens,
+            stop_token_ids=sorted(self._encoder.stops),
+            logprobs=request.top_logprobs,
+            extra_args=carried.extra_args,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    # -- before a version goes live ---------------------------------------------------------------
+
+    async def _ask_new(self, handles: Sequence[MemoryHandle]) -> None:
+        """Asks the edits that are new, each once, and logs which of them the model does not say in vLLM."""
+        live = {edit.id: (edit, handle) for handle in handles for edit in handle.state.edits}
+        new = [(edit, handle) for edit, handle in live.values() if self._asked.get(edit.id) is not edit]
+        self._asked = {edit_id: edit for edit_id, (edit, _) in live.items()}
+        held = await asyncio.gather(*(self._holds(edit, handle) for edit, handle in new))
+        failed = [edit.id for (edit, _), holds in zip(new, held, strict=True) if not holds]
+        if failed:
+            logger.warning(
+                "%d of %d new edits do not hold in vLLM",
+                len(failed),
+                len(new),
+                extra={"fields": {"version": handles[0].version, "edits": failed[:100]}},
+            )
+
+    async def _holds(self, edit: Edit, handle: MemoryHandle) -> bool:
+        try:
+            question = self._encoder.question(self._encoder.own_prompt(edit))
+        except (ConfigError, EditError):
+            return False
+        wanted = (
+            self._encoder.chat_target(edit.target) if question.chat else self._encoder.target(edit.prompt, edit.target)
+        )
+        request = GenerationRequest(prompt=question.ids, handle=handle, max_new_tokens=len(wanted) + SPARE_TOKENS)
+        said: list[int] = []
+        async with asyncio.timeout(ASKED_TIMEOUT):
+            async for delta in self._deltas(0, request):
+                said += delta.tokens
+        return self._encoder.answer(said, chat=question.chat) == self._encoder.answer(wanted, chat=question.chat)
+
+
+def _deliver(job: Job, put: Any, item: Delta | Exception) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits there
+        job.loop.call_soon_threadsafe(put, item)
+
+
+def _routed(request: GenerationRequest, steps: Sequence[Step], first: int, stop: int) -> list[RoutedToken]:
+    """What is reported of the tokens from `first` to `stop`."""
+    decided = {place: (decision, value) for place, decision, value in steps}
+    places = range(first, stop) if request.trace and request.handle.memory is not None else sorted(decided)
+    found = []
+    for place in places:
+        decision, value = decided.get(place, (NOTHING, NO_SLOT))
+        opened = value != NO_SLOT
+        if opened or request.trace:
+            found.append(
+                RoutedToken(
+                    position=place,
+                    edit=request.handle.edit_id(decision.slot, -1) if opened else None,
+                    slot=decision.slot,
+                    score=decision.score,
+                    threshold=decision.threshold,
+                    open=opened,
+                )
+            )
+    return found
+
+
+def _logprobs(tokens: Sequence[int], given: Sequence[Any], top: int) -> tuple[Logprobs, ...]:
+    """given: of each token, vLLM's numbers of the token and of the likeliest."""
+    found = []
+    for token, own in zip(tokens, given, strict=True):
+        ranked = sorted(((i, one.logprob) for i, one in own.items()), key=lambda pair: (-pair[1], pair[0]))
+        likeliest = tuple(pair for pair in ranked if math.isfinite(pair[1]))[:top]
+        found.append(Logprobs(token=token, logprob=own[token].logprob, top=likeliest))
+    return tuple(found)

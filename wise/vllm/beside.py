@@ -1,0 +1,186 @@
+"""The side memory beside vLLM's own value projection: an out-of-tree layer, and one operator that adds rows to it.
+
+`register` is the entry point that vLLM calls in each of its processes. It gives vLLM a subclass of its
+`RowParallelLinear`, which is that layer everywhere but at the edited place. There it wraps the layer's `quant_method`,
+so that LoRA's layers, which call that method themselves, pass it too.
+
+The operator adds a buffer that was filled before the step. So it is the same computation in eager mode, in a compiled
+graph and in a CUDA graph that is replayed, and it does not matter how the projection is quantized.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wise.errors import ConfigError
+
+TESTED = ("0.32",)
+"""Releases of vLLM in which the tests of this plug-in have run."""
+ANY_VERSION = "WISE_VLLM_ANY_VERSION"
+"""Environment variable: set to 1, another release is tried."""
+LAYER = "RowParallelLinear"
+_sides: dict[str, Side] = {}
+"""Those of this process, by the path of their layer."""
+
+
+class Side:
+    """What is added to one layer's output in the next forward pass, and whether that has happened."""
+
+    def __init__(self, tokens: int, width: int, *, dtype: torch.dtype, device: torch.device | None, adds: bool) -> None:
+        """tokens: the most of one forward pass; width: d; adds: whether this rank adds. Only the first does, since the
+        outputs of all ranks are summed."""
+        self.adds, self.width = adds, width
+        self._buffer = torch.zeros(tokens if adds else 0, width, dtype=dtype, device=device)
+        self._passes = torch.zeros((), dtype=torch.int64, device=device)
+        """Counted where the sum is computed, since Python does not run when a graph is replayed."""
+        self._rows: list[int] = []
+
+    def prepare(self, rows: Sequence[int], values: Sequence[Tensor]) -> None:
+        """In the next forward pass these values `[d]` are added to these rows of the output."""
+        self.clear()
+        if not self.adds or not rows:
+            return
+        if max(rows) >= len(self._buffer):
+            raise RuntimeError(f"row {max(rows)} of a step of at most {len(self._buffer)} tokens")
+        self._rows = list(rows)
+        self._passes.zero_()
+        self._buffer[torch.tensor(self._rows, device=self._buffer.device)] = torch.stack(list(values)).to(self._buffer)
+
+    def clear(self) -> None:
+        """Nothing is added any more."""
+        if self._rows:
+            self._buffer[torch.tensor(self._rows, device=self._buffer.device)] = 0
+            self._rows = []
+
+    def add(self, output: Tensor) -> None:
+        """Adds to `[n, d]` in place."""
+        if not self.adds or not (self._rows or output.is_cuda):  # a graph that is captured must hold the sum
+            return
+        count = min(len(output), len(self._buffer))
+        if self._rows and max(self._rows) >= count:
+            raise RuntimeError(f"the edited layer gave {count} rows and row {max(self._rows)} is edited")
+        output[:count].add_(self._buffer[:count])
+        self._passes.add_(1)
+
+    def check(self) -> None:
+        """After a forward pass. Raises RuntimeError if an edit was due and nothing was added, since an answer without
+        its edit must not be given."""
+        if self._rows and not int(self._passes):
+            raise RuntimeError(
+                "a step of vLLM passed the edited layer by, and an edit was due in it; set enforce_eager=True, and "
+                "report the release of vLLM and its options"
+            )
+
+
+def _add(output: Tensor, layer: str) -> None:
+    _sides[layer].add(output)
+
+
+def _add_nothing(output: Tensor, layer: str) -> None:
+    return
+
+
+def side_of(layer: str) -> Side | None:
+    """That of a layer, if the layer was built in this process."""
+    return _sides.get(layer)
+
+
+def check_version(version: str) -> None:
+    """Raises ConfigError for a release of vLLM in which nothing was tested."""
+    if version.rsplit(".", 1)[0] not in TESTED and os.environ.get(ANY_VERSION) != "1":
+        raise ConfigError(
+            f"vLLM {version} is installed and this release of wise was tested with {', '.join(TESTED)}: install that, "
+            f"or set {ANY_VERSION}=1, run scripts/check_vllm.py, and read what it reports"
+        )
+
+
+def check_options(config: Any) -> None:
+    """config: vLLM's VllmConfig. Raises ConfigError for what cannot be served with edits, with the reason."""
+    parallel = config.parallel_config
+    refused = {
+        f"pipeline_parallel_size={parallel.pipeline_parallel_size}: the stages of a pipeline are at different steps, "
+        "which was not tested": parallel.pipeline_parallel_size > 1,
+        "dual batch overlap: a step's tokens reach the edited layer in parts": parallel.enable_dbo,
+        "prompt embeddings: edits go by token ids": config.model_config.enable_prompt_embeds,
+        "speculative decoding with async scheduling: the number of tokens that were kept is not known before the step; "
+        "set async_scheduling=False": bool(config.speculative_config and config.scheduler_config.async_scheduling),
+    }
+    for reason, found in refused.items():
+        if found:
+            raise ConfigError(f"vLLM with edits refuses {reason}")
+
+
+def register() -> None:
+    """The entry point `vllm.general_plugins`. May be called more than once."""
+    from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
+    from vllm.model_executor.layers.linear import RowParallelLinear
+
+    standing = op_registry_oot.pop(LAYER, None)  # a platform may have brought its own
+    if standing is not None and getattr(standing, "wise", False):
+        op_registry_oot[LAYER] = standing
+        return
+    PluggableLayer.register_oot(name=LAYER)(_layer_class(standing or RowParallelLinear))
+
+
+def _layer_class(standing: Any) -> Any:
+    class EditedRowParallelLinear(standing):  # type: ignore[misc]
+        wise = True
+
+        def __init__(self, *args: Any, prefix: str = "", **options: Any) -> None:
+            super().__init__(*args, prefix=prefix, **options)
+            from vllm.config import get_current_vllm_config
+
+            config = get_current_vllm_config()
+            others = config.additional_config
+            wanted = others.get("wise") if isinstance(others, dict) else None
+            if wanted and wanted["layer"] == prefix:
+                _stand_beside(self, prefix, config)
+
+    return EditedRowParallelLinear
+
+
+def _stand_beside(layer: Any, prefix: str, config: Any) -> None:
+    import vllm
+    from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+    from vllm.utils.torch_utils import direct_register_custom_op
+
+    check_version(vllm.__version__)
+    check_options(config)
+    if not hasattr(torch.ops.vllm, "wise_add"):
+        direct_register_custom_op("wise_add", _add, mutates_args=["output"], fake_impl=_add_nothing)
+
+    class Beside(QuantizeMethodBase):  # type: ignore[misc]
+        """The layer's own method, whose output the side memory is added to."""
+
+        def __init__(self, own: Any) -> None:
+            self.own = own
+
+        def create_weights(self, *args: Any, **options: Any) -> Any:
+            return self.own.create_weights(*args, **options)
+
+        def process_weights_after_loading(self, layer: Any) -> Any:
+            return self.own.process_weights_after_loading(layer)
+
+        def apply(self, layer: Any, *args: Any, **options: Any) -> Any:
+            output = self.own.apply(layer, *args, **options)
+            torch.ops.vllm.wise_add(output, prefix)
+            return output
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "own":
+                raise AttributeError(name)
+            return getattr(self.own, name)
+
+    layer.quant_method = Beside(layer.quant_method)
+    _sides[prefix] = Side(
+        config.scheduler_config.max_num_batched_tokens,
+        layer.output_size,
+        dtype=layer.params_dtype,
+        device=torch.get_default_device(),
+        adds=layer.tp_rank == 0,
+    )

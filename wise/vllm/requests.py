@@ -1,0 +1,176 @@
+"""The front end's side: what a request carries, the key of its prefix cache, and the options of an engine.
+
+What a prompt names is decided here, once, before it is run. A request that names no edited subject carries nothing. Its
+provenance is told here too: which edit is added at which token depends on the ids alone, and a worker that did not add
+it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from wise.config import WiseConfig
+from wise.errors import ConfigError
+from wise.memory.state import MemoryState
+from wise.router.course import Course, Plan, Step
+from wise.router.hybrid import HybridRouter
+
+EXTENSION = "wise.vllm.worker.WiseWorker"
+LOADING = 0.02
+"""Seconds between two questions whether a version is loaded."""
+SMALLEST_CHANGE = 0.1
+"""Nats: a probe changes the log-probability of the likeliest token by more."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CarriedEdits:
+    """What goes with one prompt to the workers."""
+
+    course: Course | None
+    """That has read the prompt; None under the base alone."""
+    steps: tuple[Step, ...]
+    """What was decided at the prompt's tokens."""
+    extra_args: dict[str, Any] | None
+    """Of SamplingParams; None where nothing can be added."""
+    cache_salt: str | None
+    """Of the prompt: requests share cached blocks only if they have the same. None where nothing is added."""
+
+    def prompt(self, ids: Sequence[int]) -> dict[str, Any]:
+        """As vLLM takes it."""
+        given: dict[str, Any] = {"prompt_token_ids": [*ids]}
+        return given if self.cache_salt is None else given | {"cache_salt": self.cache_salt}
+
+
+NOTHING_CARRIED = CarriedEdits(course=None, steps=(), extra_args=None, cache_salt=None)
+
+
+def carried_edits(
+    ids: Sequence[int],
+    router: HybridRouter,
+    state: MemoryState,
+    *,
+    version: int,
+    namespace: str,
+    stops: Collection[int],
+) -> CarriedEdits:
+    """What a prompt carries under the memory of one version and namespace.
+
+    stops: ids at which its generation ends.
+
+    If an answer can begin only in the prompt, as in a chat, the salt is what these answers add, so a prompt that names
+    no edited subject has none and shares its cache across versions. Elsewhere the cache may come to hold what is added
+    in generated text, so the salt is the version.
+    """
+    course = Course(router)
+    steps = tuple(course.read(np.asarray(ids, dtype=np.int64), 0))
+    plan = course.plan(ids, stops)
+    if plan.idle:
+        return CarriedEdits(course=course, steps=steps, extra_args=None, cache_salt=None)
+    carried = {"version": version, "namespace": namespace, "plan": plan.to_json()}
+    return CarriedEdits(
+        course=course, steps=steps, extra_args={"wise": carried}, cache_salt=_salt(plan, state, version, namespace)
+    )
+
+
+def _salt(plan: Plan, state: MemoryState, version: int, namespace: str) -> str:
+    if not plan.open_ended:
+        return f"wise:{plan.digest(state)}"
+    return f"wise:{version}:{hashlib.sha256(namespace.encode()).hexdigest()[:32]}"
+
+
+def engine_options(
+    config: WiseConfig,
+    layer: str,
+    *,
+    store: str | None = None,
+    chat_template: str | None = None,
+    record: bool = False,
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Arguments of vLLM's `EngineArgs` with which the plug-in stands beside a layer.
+
+    layer: path of the edited module, `WiseModel.target_module.path`. store: place from which workers read versions.
+    chat_template: if the front end's tokenizer has another one than its folder. record: keep what is added, for a
+    check. given: arguments to which these are added.
+
+    Raises ConfigError for a memory that vLLM cannot serve.
+    """
+    if config.mode != "hybrid":
+        raise ConfigError(f"mode={config.mode!r}: vLLM serves memories of mode='hybrid', which go by token ids")
+    own: dict[str, Any] = {"layer": layer, "store": store, "record": record}
+    if chat_template is not None:
+        own["chat_template"] = chat_template
+    for name in ("encoder", "relations"):
+        if getattr(config, name) is not None:
+            own[name] = getattr(config, name)
+    options = dict(given or {})
+    taken = options.get("worker_extension_cls")
+    if taken not in (None, EXTENSION):
+        raise ConfigError(f"worker_extension_cls={taken!r}: the side memory needs that place; leave it out")
+    others = options.get("additional_config") or {}
+    return options | {"worker_extension_cls": EXTENSION, "additional_config": {**others, "wise": own}}
+
+
+async def attach(engine: Any) -> list[dict[str, Any]]:
+    """Makes an `AsyncLLM` ready for edits, and tests it. Raises ConfigError if nothing would come of them."""
+    found: list[dict[str, Any]] = await engine.collective_rpc("wise_attach")
+    before, after = [await _first_logprobs(engine, probe) for probe in (False, True)]
+    check_probe(before, after)
+    return found
+
+
+async def load_version(engine: Any, version: int, folder: str | None = None) -> None:
+    """Returns when all workers have the version. Raises what loading it raised."""
+    await engine.collective_rpc("wise_load", args=(version, folder))
+    while not all(await engine.collective_rpc("wise_loaded", args=(version,))):
+        await asyncio.sleep(LOADING)
+
+
+def check_probe(before: Mapping[int, float], after: Mapping[int, float]) -> None:
+    """The self-test: log-probabilities of tokens after one prompt, without and with a probe at its last token.
+
+    Raises ConfigError where the probe changed nothing.
+    """
+    shared = before.keys() & after.keys()
+    changed = before.keys() != after.keys() or any(abs(before[i] - after[i]) > SMALLEST_CHANGE for i in shared)
+    sound = all(math.isfinite(value) for value in before.values())
+    if not (before and sound and changed):
+        raise ConfigError(
+            "the side memory was added at a token and vLLM answered as before: edits would have no effect; set "
+            "enforce_eager=True, and report the release of vLLM and its options"
+        )
+
+
+def probe_request(probe: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Prompt and arguments of SamplingParams of the self-test. Its cache is shared with no other request."""
+    prompt = {"prompt_token_ids": [1, 2, 3], "cache_salt": f"wise:probe:{uuid4().hex}"}
+    return prompt, {
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "logprobs": 5,
+        "detokenize": False,
+        "extra_args": {"wise": {"probe": True}} if probe else None,
+    }
+
+
+async def _first_logprobs(engine: Any, probe: bool) -> dict[int, float]:
+    from vllm import SamplingParams
+
+    prompt, arguments = probe_request(probe)
+    found: dict[int, float] = {}
+    async for output in engine.generate(prompt, SamplingParams(**arguments), f"wise-probe-{uuid4().hex}"):
+        found = logprobs_of(output)
+    return found
+
+
+def logprobs_of(output: Any) -> dict[int, float]:
+    """Of the first token of vLLM's RequestOutput: the likeliest tokens with their log-probabilities."""
+    return {token: one.logprob for token, one in output.outputs[0].logprobs[0].items()}

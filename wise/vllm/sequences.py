@@ -1,0 +1,175 @@
+"""What a worker follows: the sequences of the requests that carry an edit, and what is added at each step.
+
+Holds no type of vLLM. A request that carries nothing is not followed and costs a look-up of its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wise.memory.side_memory import NO_SLOT
+from wise.memory.state import MemoryState
+from wise.router.course import Course, Plan
+from wise.router.hybrid import HybridRouter
+from wise.vllm.beside import Side
+from wise.vllm.runners import StepLayout
+
+PROBE = "probe"
+"""Carried by the request of the self-test."""
+PROBE_SIZE = 1e3
+"""Of each number that is added for a probe, with alternating sign: no layer behind can leave it without an effect."""
+RECORDED = 4096
+"""Requests whose additions are kept, if they are recorded."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ServedMemory:
+    """The memory of one namespace in one version."""
+
+    state: MemoryState
+    router: HybridRouter
+
+    def value(self, slot: int, place: int) -> Tensor:
+        """`[d]`."""
+        values: Tensor = self.state.slots[slot].values[place]  # type: ignore[attr-defined]
+        return values
+
+
+class FollowedSequence:
+    """One request: its ids as they are read, and the course that they take under its memory."""
+
+    def __init__(self, prompt: Sequence[int], memory: ServedMemory, plan: Plan) -> None:
+        self.memory = memory
+        self._ids = np.array([*prompt], dtype=np.int64)
+        self._length = len(prompt)
+        """Of the ids that are known."""
+        self._course = Course(memory.router, plan)
+
+    def read(self, ids: np.ndarray | None, first: int, count: int) -> list[tuple[int, int, int]]:
+        """What is added: position, slot and which of its values.
+
+        ids: of the tokens that are read; None if they are of the prompt, which is known.
+        first, count: the position of the first of them, and how many.
+        """
+        end = first + count
+        if first > self._length:
+            raise RuntimeError(f"vLLM reads token {first} of a sequence of which {self._length} are known")
+        if ids is not None:
+            if end > len(self._ids):
+                self._ids = np.concatenate([self._ids, np.zeros(max(end, 256), dtype=np.int64)])
+            self._ids[first:end] = ids
+            self._length = end
+        steps = self._course.read(self._ids[:end], first)
+        return [(place, decision.slot, value) for place, decision, value in steps if value != NO_SLOT]
+
+    def knows(self, end: int) -> bool:
+        """Whether the ids up to `end` are the prompt's."""
+        return end <= self._course.planned
+
+
+class Followed:
+    """All followed sequences of a worker. Implements `StepObserver`."""
+
+    def __init__(self, side: Side, *, record: bool = False) -> None:
+        """record: keep what was added for each request, for a check."""
+        self._side = side
+        self._probe = PROBE_SIZE * torch.tensor([1.0, -1.0]).repeat(side.width // 2 + 1)[: side.width]
+        self.memories: dict[tuple[int, str], ServedMemory] = {}
+        """By version and namespace."""
+        self._sequences: dict[str, FollowedSequence | None] = {}
+        """By request; None for a probe."""
+        self._probes: dict[str, int] = {}
+        """The position of each."""
+        self._due: set[str] = set()
+        self.recorded: dict[str, dict[int, str]] | None = {} if record else None
+        """By request and position, the edit that was added."""
+
+    @property
+    def adds(self) -> bool:
+        """Whether anything is added on this rank; on others no memory is needed."""
+        return self._side.adds
+
+    def wants(self, request: str) -> bool:
+        return request in self._sequences
+
+    def begin(self, scheduled: Any) -> None:
+        if not self.adds:
+            return
+        for request in scheduled.finished_req_ids:
+            self._sequences.pop(request, None)
+            self._probes.pop(request, None)
+        for new in scheduled.scheduled_new_reqs:
+            carried = ((new.sampling_params and new.sampling_params.extra_args) or {}).get("wise")
+            if carried and new.req_id not in self._sequences:
+                self._follow(new.req_id, new.prompt_token_ids, carried)
+        self._due = {request for request in self._sequences if request in scheduled.num_scheduled_tokens}
+        self._side.clear()
+
+    def _follow(self, request: str, prompt: Sequence[int], carried: Mapping[str, Any]) -> None:
+        if carried.get(PROBE):
+            self._sequences[request], self._probes[request] = None, len(prompt) - 1
+            return
+        key = int(carried["version"]), str(carried["namespace"])
+        if key not in self.memories:
+            known = sorted({version for version, _ in self.memories})
+            raise RuntimeError(f"a request carries version {key[0]} of {key[1]!r}; versions {known} are loaded")
+        plan = Plan.from_json(carried["plan"])
+        if plan.length != len(prompt):
+            raise RuntimeError(f"a request carries a plan of {plan.length} tokens and has {len(prompt)}")
+        self._sequences[request] = FollowedSequence(prompt, self.memories[key], plan)
+
+    def lay_out(self, layout: StepLayout) -> None:
+        self._due -= {row.request for row in layout.rows}
+        rows: list[int] = []
+        values: list[Tensor] = []
+        ids = None
+        for row in layout.rows:
+            sequence = self._sequences[row.request]
+            if sequence is None:
+                place = self._probes[row.request] - row.first
+                if 0 <= place < row.count:
+                    rows.append(row.start + place)
+                    values.append(self._probe)
+                continue
+            new = None
+            if not sequence.knows(row.first + row.count):
+                ids = layout.ids.cpu().numpy() if ids is None else ids
+                new = ids[row.start : row.start + row.count]
+            added = sequence.read(new, row.first, row.count)
+            for position, slot, value in added:
+                rows.append(row.start + position - row.first)
+                values.append(sequence.memory.value(slot, value))
+            self._record(row.request, row.first, sequence, added)
+        self._side.prepare(rows, values)
+
+    def end(self) -> None:
+        """Raises RuntimeError where an edit was due and was not added: vLLM ends rather than answer without it."""
+        if self._due:
+            raise RuntimeError(f"vLLM ran a step of {len(self._due)} requests with edits and did not lay it out")
+        self._side.check()
+        self._side.clear()
+
+    def _record(
+        self, request: str, first: int, sequence: FollowedSequence, added: Sequence[tuple[int, int, int]]
+    ) -> None:
+        if self.recorded is None:
+            return
+        own = self.recorded.pop(request, {})
+        for place in [place for place in own if place >= first]:
+            del own[place]  # of a draft that was refused
+        own |= {place: sequence.memory.state.slots[slot].edit_ids[0] for place, slot, _ in added}
+        self.recorded[request] = own
+        while len(self.recorded) > RECORDED:
+            del self.recorded[next(iter(self.recorded))]
+
+    def drop(self, version: int) -> None:
+        """Forgets a version. The requests that carry it keep it."""
+        for key in [key for key in self.memories if key[0] == version]:
+            del self.memories[key]
+

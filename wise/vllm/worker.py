@@ -1,0 +1,113 @@
+"""What a front end may have a worker of vLLM do: an extension of its class, whose methods are called on all ranks.
+
+vLLM runs such a call between two steps. A version is loaded by a thread, so that no step waits for it, and a front end
+gives it to requests only when all ranks have it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from wise.config import WiseConfig
+from wise.errors import ConfigError
+from wise.ingest import open_reader
+from wise.memory.artifact import load_memory
+from wise.memory.state import MemoryState
+from wise.namespaces import within
+from wise.router.encoder import load_encoder
+from wise.router.hybrid import HybridRouter, RouterInputs
+from wise.router.turns import ChatTemplate
+from wise.vllm.beside import side_of
+from wise.vllm.runners import observe
+from wise.vllm.sequences import Followed, ServedMemory
+
+
+class Memories:
+    """Loads versions, from a store or from a folder that `save_pretrained` wrote. Used by one thread."""
+
+    def __init__(self, options: dict[str, Any], tokenizer_path: str) -> None:
+        self._options, self._tokenizer_path = options, tokenizer_path
+        self._inputs: RouterInputs | None = None
+        store = options.get("store")
+        self._store = None if store is None else open_reader(store)
+
+    def read(self, version: int, folder: str | None) -> dict[tuple[int, str], ServedMemory]:
+        """By version and namespace. folder: of a saved memory; None reads the store's version of that number."""
+        if folder is not None:
+            config, state, _ = load_memory(folder)
+        elif self._store is None:
+            raise ConfigError(f"version {version}: no store was named, and no folder is given")
+        else:
+            snapshot = self._store.read(version)
+            config, state = snapshot.config or WiseConfig(), snapshot.state
+        if config.mode != "hybrid":
+            raise ConfigError(f"mode={config.mode!r}: vLLM serves memories of mode='hybrid', which go by token ids")
+        names = dict.fromkeys(edit.namespace for edit in state.edits)
+        return {(version, name): self._served(within(state, name), config) for name in names}
+
+    def _served(self, state: MemoryState, config: WiseConfig) -> ServedMemory:
+        if self._inputs is None:
+            tokenizer = AutoTokenizer.from_pretrained(self._tokenizer_path)
+            tokenizer.chat_template = self._options.get("chat_template", tokenizer.chat_template)
+            own = self._options
+            self._inputs = RouterInputs(
+                sequences=None,
+                tokenizer=tokenizer,
+                template=ChatTemplate.learn(tokenizer),
+                reader=load_encoder(own.get("encoder", config.encoder), taught=own.get("relations", config.relations)),
+            )
+        return ServedMemory(state=state, router=HybridRouter(state, self._inputs))
+
+
+class WiseWorker:
+    """The extension (`worker_extension_cls`). `self` is vLLM's worker."""
+
+    model_runner: Any
+    vllm_config: Any
+
+    def wise_attach(self) -> dict[str, Any]:
+        """Begins to watch this worker's steps; tells how. Called once, before any request.
+
+        Raises ConfigError if the edited layer does not stand in this model.
+        """
+        config = self.vllm_config
+        options = dict(config.additional_config["wise"])
+        side = side_of(options["layer"])
+        if side is None:
+            raise ConfigError(
+                f"no layer {options['layer']!r} that is a RowParallelLinear was built: vLLM names it otherwise, or the "
+                "plug-in 'wise' was not loaded (see VLLM_PLUGINS)"
+            )
+        self._wise = Followed(side, record=bool(options.get("record")))
+        self._wise_memories = Memories(options, config.model_config.tokenizer)
+        self._wise_loader = ThreadPoolExecutor(1, thread_name_prefix="wise-load")
+        self._wise_loading: dict[int, Future[dict[tuple[int, str], ServedMemory]]] = {}
+        runner = observe(self.model_runner, self._wise)
+        return {"runner": runner, "adds": side.adds, "layer": options["layer"]}
+
+    def wise_load(self, version: int, folder: str | None = None) -> None:
+        """Begins to load a version."""
+        if self._wise.adds:
+            self._wise_loading[version] = self._wise_loader.submit(self._wise_memories.read, version, folder)
+
+    def wise_loaded(self, version: int) -> bool:
+        """Whether a version may be given to requests. Raises what its loading raised."""
+        loading = self._wise_loading.get(version)
+        if loading is None:
+            return True
+        if not loading.done():
+            return False
+        self._wise.memories |= self._wise_loading.pop(version).result()
+        return True
+
+    def wise_drop(self, version: int) -> None:
+        """A version is given to no further request."""
+        self._wise.drop(version)
+
+    def wise_recorded(self) -> dict[str, list[tuple[int, str]]]:
+        """Since the last call: by request, the positions and edits that were added. Needs the option `record`."""
+        found, self._wise.recorded = self._wise.recorded or {}, {}
+        return {request: sorted(own.items()) for request, own in found.items()}
