@@ -51,15 +51,18 @@ def serve(
     } | asdict(placement)
     settings = load(config, _set(setting) | {key: value for key, value in named.items() if value is not None})
 
-    private = Path(settings.store if "://" not in settings.store else default_store()).absolute().parent / "wise-token"
+    private = Path(f"{default_store() if '://' in settings.store else settings.store}.token").absolute()
+    written = False
 
     def show(url: str, token: str | None) -> None:
+        nonlocal written
         shown = token is not None and sys.stderr.isatty()
         echo(f"wise serves at {url}/v1; the console: {url}/console" + (f"#{token}" if shown else ""), err=True)
         if shown:
             echo(f"token of this run (admin): {token}", err=True)
         elif token and not as_json:
             write_token(private, token)
+            written = True
             echo(f"the token of this run (admin) is in the file {private}, which only you can read", err=True)
         if as_json:
             show_json({"url": url, "token": token})
@@ -68,7 +71,7 @@ def serve(
     try:
         run(settings, show)
     finally:
-        if not settings.tokens and not as_json:
+        if written:
             private.unlink(missing_ok=True)
 
 
