@@ -149,7 +149,8 @@ def test_an_error_of_the_writer_leaves_everything_as_it_was(folder: Path) -> Non
 
 
 def test_a_folder_of_the_user_is_never_taken_for_one_that_was_set_aside(folder: Path) -> None:
-    own = [folder.with_name(name) for name in (".memory.wise-old", ".memory.mine.wise-old", ".memory2.0a1b2c3d.wise-old")]
+    names = (".memory.wise-old", ".memory.mine.wise-old", ".memory2.0a1b2c3d.wise-old")
+    own = [folder.with_name(name) for name in names]
     left = folder.with_name(".memory.0a1b2c3d.wise-old")  # by a write that was cut off
     for path in (*own, left):
         path.mkdir()

@@ -54,9 +54,11 @@ def serve(
     } | asdict(placement)
     settings = load(config, _set(setting) | {key: value for key, value in named.items() if value is not None})
 
-    private = Path(settings.store if "://" not in settings.store else default_store()).absolute().parent / "wise-token"
+    private = Path(f"{default_store() if '://' in settings.store else settings.store}.token").absolute()
+    written = False
 
     def show(url: str, token: str | None) -> None:
+        nonlocal written
         if as_json:
             show_json({"url": url, "token": token})
             return
@@ -66,12 +68,13 @@ def serve(
             echo(f"token of this run (admin): {token}")
         elif token:
             write_token(private, token)
+            written = True
             echo(f"the token of this run (admin) is in the file {private}, which only you can read")
 
     try:
         run(settings, show)
     finally:
-        if not settings.tokens and not as_json:
+        if written:
             private.unlink(missing_ok=True)
 
 

@@ -178,7 +178,8 @@ def build_service(settings: Settings, token: str | None) -> Service:
     canaries = _canaries(settings)
     store = open_reader(settings.store)
     try:
-        logger.info("loading the model: a minute or more where it is large", extra={"fields": {"model": settings.model}})
+        fields = {"model": settings.model}
+        logger.info("loading the model: a minute or more where it is large", extra={"fields": fields})
         base = load_model(settings.model, placement=settings.placement())
         model = wrap(*base, settings.wise_config(store.read().config))
         make_editor = partial(editor_process, settings)

@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import threading
+import unicodedata
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import schemathesis
@@ -26,8 +28,10 @@ from serving import NAME, PATIENCE, Running, hold, running
 from waiting import until
 
 from wise.errors import ConfigError
+from wise.memory.store.journal import Move
 from wise.serving import middleware
 from wise.serving.auth import Tokens, new_token, token_digest, token_line
+from wise.serving.editor_process import READY
 from wise.serving.settings import load
 
 FRANCE = "The capital of France is"
@@ -93,6 +97,10 @@ def test_watching_needs_no_token_and_says_nothing_secret(served: Running, monkey
     with served.client("") as client:
         assert client.get("/health").json() == {"status": "ok"}
         assert error_of(client.get("/ready"), 503)["message"] == "the editor is starting; see the log"
+        monkeypatch.setattr(served.service.editor, "state", READY)
+        assert client.get("/ready").json() == {"status": "ready"}
+        with served.client("reader") as reader:
+            assert reader.get("/ready").json() == {"status": "ready", "version": 0, "edits": 0, "editor": "ready"}
         assert "access-control-allow-origin" not in client.get("/health", headers={"Origin": "http://evil"}).headers
 
 
@@ -104,6 +112,103 @@ def test_figures_are_for_readers_or_for_anyone_where_they_were_opened(served: Ru
     with running(tmp_path / "open", editing=False, open_metrics=True) as opened, opened.client("") as stranger:
         assert "wise_requests_total" in stranger.get("/metrics").text
         error_of(stranger.get("/v1/models"), 401)
+
+
+def test_labels_of_metrics_are_bounded_whatever_is_asked_for(served: Running) -> None:
+    with served.client("") as stranger:
+        for number in range(50):
+            stranger.request(f"ODD{number}", "/v1/edits")
+            stranger.request("GET", f"/no/such/{number}")
+            stranger.request(f"ODD{number}", "/health")
+    with served.client("reader") as reader:
+        told = reader.get("/metrics").text
+    assert 'method="other"' in told and "ODD" not in told and "such" not in told
+
+
+def test_answers_say_how_they_may_be_kept_and_methods_are_named(served: Running) -> None:
+    with served.client() as client:
+        for path in ("/v1/edits", "/v1/nothing", "/health", "/openapi.json", "/metrics"):
+            told = client.get(path).headers
+            assert (told["x-content-type-options"], told["cache-control"]) == ("nosniff", "no-store")
+        assert client.get("/console").headers["cache-control"] == "no-cache"
+        for path, methods in (("/v1/edits", "GET, POST"), ("/v1/edits/x", "GET, PUT, DELETE"), ("/health", "GET")):
+            answer = client.patch(path)
+            assert error_of(answer, 405) and answer.headers["allow"] == methods
+        other = client.get("/v1/edits/", headers={"Host": "evil.example"})
+        assert error_of(other, 404) and "evil.example" not in str(other.headers) + other.text
+
+
+def test_other_origins_may_read_only_where_they_are_named(served: Running, tmp_path: Path) -> None:
+    asked = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST",
+             "Access-Control-Request-Headers": "authorization, x-stainless-os"}  # fmt: skip
+    allowed = "access-control-allow-origin"
+    with served.client() as client:
+        assert error_of(client.options("/v1/completions", headers=asked), 405)
+        assert allowed not in client.get("/v1/models", headers=asked).headers
+    origins = load(None, {"cors_origins": "https://chat.example, https://b.example"}).cors_origins
+    assert origins == ("https://chat.example", "https://b.example")
+    with running(tmp_path / "cors", editing=False, cors_origins=origins) as opened, opened.client() as client:
+        told = client.options("/v1/completions", headers=asked)
+        assert told.status_code == 200 and told.headers[allowed] == "https://chat.example"
+        assert "x-stainless-os" in told.headers["access-control-allow-headers"]
+        assert client.get("/v1/models", headers=asked).headers[allowed] == "https://chat.example"
+        refused = client.post("/v1/edits", content=b"x" * 2_000_000, headers=asked)
+        assert refused.status_code == 413 and refused.headers[allowed] == "https://chat.example"
+        assert allowed not in client.get("/v1/models", headers={"Origin": "https://evil.example"}).headers
+
+
+ODD_NAMES = ("team ", "te\u200bam", "a\nb", "\u0442eam", "\uff54eam", "te\u00adam", "\u202eteam", "x" * 101)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_namespace_that_looks_like_another_is_refused(served: Running, name: str) -> None:
+    before = events(served)
+    with served.client() as client:
+        answer = client.post("/v1/edits", json={"model": f"{NAME}@{name}", "edits": [EDIT]})
+        assert "namespace" in error_of(answer, 400)["message"]
+    assert events(served) == before
+
+
+@pytest.mark.parametrize("name", ["team", "a/b@c", "te\u0301am", "x" * 100, "a b", "\u65e5\u672c", "50%", "?&#"])
+def test_a_namespace_is_reached_by_every_route(reach: Running, name: str) -> None:
+    model, stored = f"{NAME}@{name}", unicodedata.normalize("NFC", name)
+    with reach.client() as client:
+        [made] = client.post("/v1/edits", json={"model": model, "edits": [EDIT]}).json()["edits"]
+        assert made["namespace"] == stored
+        found = client.get("/v1/edits", params={"namespace": name}).json()["data"]
+        assert [edit["id"] for edit in found] == [made["id"]]
+        told = error_of(client.get(f"/v1/models/{quote(model, safe='')}"), 404)["message"]
+        assert repr(stored) in told  # it was understood: no edit is live there yet
+
+
+@pytest.fixture(scope="module")
+def reach(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("reach") / "store", editing=False) as found:
+        yield found
+
+
+def test_an_event_that_did_not_happen_yet_is_refused(served: Running) -> None:
+    with served.client("reader") as client:
+        for number in (2**63 - 1, events(served) + 1):
+            answer = client.get("/v1/events", headers={"Last-Event-ID": str(number)})
+            assert "no event" in error_of(answer, 400)["message"]
+            assert error_of(client.get("/v1/events", params={"since": number}), 400)["param"] == "since"
+        last = client.get("/v1/events", params={"since": events(served), "follow": "false"})
+        assert last.status_code == 200 and last.text == ": open\n\n"
+
+
+def test_no_line_of_a_stream_is_split_by_what_it_holds(reach: Running) -> None:
+    ends = "\u2028 \u2029 \x85 \x0c \x1c"
+    with reach.client() as client:
+        edit = {"prompt": f"The capital of {ends} is", "target": "Lyon"}
+        assert client.post("/v1/edits", json={"edits": [edit], "model": f"{NAME}@lines"}).status_code == 202
+        [ticket] = reach.service.store.journal.tickets(namespace="lines")
+        reach.service.store.journal.move([Move(ticket=ticket.number, to="training", detail={"why": ends})])
+        until(lambda: reach.service.follower.last_event == events(reach))
+        told = client.get("/v1/events", params={"since": 0, "follow": "false"}).text
+    lines = [line for line in told.splitlines() if line.startswith("data: ")]
+    assert len(lines) == reach.service.follower.last_event
+    assert json.loads(lines[-1].removeprefix("data: "))["detail"] == {"why": ends}
 
 
 def test_tokens_are_hashed_in_a_private_file(tmp_path: Path) -> None:

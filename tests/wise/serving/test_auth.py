@@ -1,0 +1,236 @@
+"""Tokens: they are looked at before the body and while a stream is open, and one of a namespace sees that alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import NAME, PATIENCE, Running, hold, running, tokens
+from typer.testing import CliRunner
+
+from wise.cli.app import app
+from wise.edits import Edit
+from wise.errors import ConfigError
+from wise.serving.auth import EDITOR, READER, Holder, Tokens, add_token_line, token_digest, token_line
+
+FRANCE, SPAIN, ITALY = (f"The capital of {place} is" for place in ("France", "Spain", "Italy"))
+OURS, THEIRS = f"{NAME}@team-a", f"{NAME}@team-b"
+SCOPES = ("reader", "editor", "admin")
+SECRETS = ("Secret", "Spain", "Italy", "team-b", "the-admin", "hush")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Two teams, each with a live edit; the other has a deleted one besides."""
+    with running(tmp_path_factory.mktemp("auth") / "store", mode="retrieve") as found:
+        bound = frozenset({"team-a"})
+        ours = [(Holder(name=f"a-{s}", scope=s, namespaces=bound), token_digest(f"a-{s}")) for s in (READER, EDITOR)]
+        known = tokens()
+        found.service.tokens = Tokens([*ours, *((h, token_digest(h.scope)) for h in map(known.holder, SCOPES) if h)])
+        found.edit({"prompt": FRANCE, "target": "Lyon", "subject": "France"}, model=OURS)
+        found.edit({"prompt": SPAIN, "target": "Secret", "subject": "Spain", "reason": "hush"}, model=THEIRS)
+        gone = found.edit({"prompt": ITALY, "target": "Secret", "subject": "Italy"}, model=THEIRS)
+        with found.client() as client:
+            assert client.delete(f"/v1/edits/{gone[0]['id']}", params={"reason": "hush"}).status_code == 200
+        yield found
+
+
+def ids(served: Running, namespace: str) -> list[str]:
+    with served.client() as client:
+        return [one["id"] for one in client.get("/v1/edits", params={"namespace": namespace}).json()["data"]]
+
+
+# -- before the body --------------------------------------------------------------------------------
+
+
+def first_answer(served: Running, token: str) -> bytes:
+    """What is heard first by a client that waits before it sends its body."""
+    head = "POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n"
+    head += f"Expect: 100-continue\r\nAuthorization: Bearer {token}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=PATIENCE) as connection:
+        connection.sendall(head.encode())
+        return connection.recv(4096).partition(b"\r\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [("nobody", b"401 Unauthorized"), ("", b"401 Unauthorized"), ("reader", b"403 Forbidden"),
+     ("admin", b"100 Continue")],
+)
+def test_a_body_is_asked_for_only_of_those_who_may_send_it(served: Running, token: str, told: bytes) -> None:
+    assert first_answer(served, token) == b"HTTP/1.1 " + told
+
+
+def test_every_route_but_those_of_probes_wants_a_token(served: Running) -> None:
+    with served.client("") as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        open_to_all = set()
+        for path, operations in paths.items():
+            for method in operations:
+                answer = client.request(method, re.sub(r"\{.*?\}", "1", path), content=b"[" * 1000)
+                if answer.status_code != 401:
+                    open_to_all.add(path)
+    assert open_to_all == {"/health", "/ready"}
+
+
+# -- a token of a namespace -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/models", None, 200),
+        (f"/v1/models/{THEIRS}", None, 404),
+        (f"/v1/models/{NAME}@team-", None, 404),
+        ("/v1/edits", None, 200),
+        ("/v1/edits?namespace=team-b", None, 200),
+        ("/v1/edits?namespace=default", None, 200),
+        ("/v1/edits/{theirs}", None, 404),
+        ("/v1/edits/{gone}", None, 404),
+        ("/v1/events?since=0&follow=false", None, 200),
+        ("/v1/versions", None, 403),
+        ("/v1/versions/1", None, 403),
+        ("/v1/versions/2/diff", None, 403),
+        ("/metrics", None, 403),
+        ("/v1/completions", {"model": THEIRS, "prompt": SPAIN}, 404),
+        ("/v1/completions", {"model": NAME, "prompt": SPAIN}, 404),
+        ("/v1/chat/completions", {"model": THEIRS, "messages": [{"role": "user", "content": "x"}]}, 404),
+        ("/v1/ask", {"model": THEIRS, "prompts": ["x"]}, 404),
+        ("/v1/ask", {"prompts": ["x"]}, 404),
+        ("/v1/edits", {"model": THEIRS, "edits": [{"prompt": "x", "target": "y"}]}, 404),
+        ("/v1/edits", {"edits": [{"prompt": "x", "target": "y"}]}, 404),
+        ("/v1/edits/preview", {"model": THEIRS, "edit": {"prompt": "x", "target": "y"}}, 404),
+        ("PUT /v1/edits/{theirs}", {"target": "y"}, 404),
+        ("DELETE /v1/edits/{theirs}", None, 404),
+    ],
+)
+def test_a_token_of_a_namespace_sees_nothing_of_others(
+    served: Running, path: str, body: dict[str, Any] | None, status: int
+) -> None:
+    theirs, gone = ids(served, "team-b")
+    method, _, path = f"{'GET' if body is None else 'POST'} {path}".rpartition(" ")
+    path, method = path.format(theirs=theirs, gone=gone), method.split(" ")[-1]
+    with served.client("a-editor") as client:
+        answer = client.request(method, path, json=body)
+    assert answer.status_code == status, answer.text
+    told = answer.text
+    for given in (path.rpartition("/")[2], str((body or {}).get("model"))):
+        told = told.replace(repr(given), "")  # an error names what it was given
+    assert not [secret for secret in (*SECRETS, theirs, gone) if secret in told], told
+    with served.client() as client:  # the same is told to somebody who may hear it
+        heard = client.get("/v1/edits").text
+    assert all(secret in heard for secret in ("Secret", "Spain", "Italy", "team-b", theirs, gone))
+
+
+def test_a_token_of_a_namespace_does_there_what_its_scope_says(served: Running) -> None:
+    [ours] = ids(served, "team-a")
+    with served.client("a-editor") as client:
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [OURS]
+        assert client.post("/v1/completions", json={"model": OURS, "prompt": FRANCE}).json()["choices"][0]["text"]
+        assert [edit["id"] for edit in client.get("/v1/edits").json()["data"]] == [ours]
+        assert client.get(f"/v1/edits/{ours}").json()["events"]
+        lines = client.get("/v1/events", params={"since": 0, "follow": "false"}).text.splitlines()
+        kinds = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+        assert kinds == ["queued", "training", "live"]
+        near = client.get(f"/v1/models/{NAME}@team-x").json()["error"]["message"]
+        assert OURS in near
+        body = {"model": OURS, "edits": [{"prompt": ITALY, "target": "Nice", "subject": "Italy"}], "wait": "live"}
+        [edit] = client.post("/v1/edits", json=body).json()["edits"]
+        gone = client.delete(f"/v1/edits/{edit['id']}")
+    assert (edit["status"], gone.status_code, gone.json().get("edits")) == ("live", 200, 1), gone.text
+    with served.client("a-reader") as client:
+        assert client.post("/v1/edits", json={"model": OURS, "edits": []}).status_code == 403
+
+
+# -- while a stream is open -------------------------------------------------------------------------
+
+
+def lines_file(tmp_path: Path, *lines: str) -> Path:
+    file = tmp_path / "tokens"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/completions"])
+@pytest.mark.parametrize(
+    "change",
+    [[], [token_line("eve", "reader", "t", namespaces=["x"])], [token_line("eve", "reader", "t", datetime.now(UTC))]],
+    ids=["revoked", "bound", "expired"],
+)
+def test_a_stream_ends_with_its_token(
+    served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, change: list[str]
+) -> None:
+    kept = token_line("other", "reader", "o")
+    file = lines_file(tmp_path, kept, token_line("eve", "reader", "t"))
+    monkeypatch.setattr(served.service, "tokens", Tokens.read(file))
+    may_step = hold(monkeypatch)
+    body = {"model": OURS, "prompt": FRANCE, "max_tokens": 3, "stream": True}
+    given = ("GET", path, None) if path == "/v1/events" else ("POST", path, body)
+    with served.client("t") as client, client.stream(given[0], given[1], json=given[2]) as stream:
+        lines = stream.iter_lines()
+        if path == "/v1/events":
+            assert next(lines) == ": open"
+        lines_file(tmp_path, kept, *change)
+        told = [line for line in lines if line]
+    may_step.set()
+    assert told[0] == "event: error"
+    assert json.loads(told[1].removeprefix("data: "))["error"]["type"] == "permission_error"
+    assert len(told) == 2
+
+
+def test_a_stream_goes_on_while_its_token_holds(
+    served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = lines_file(tmp_path, token_line("eve", "reader", "t", datetime.now(UTC) + timedelta(hours=1)))
+    monkeypatch.setattr(served.service, "tokens", Tokens.read(file))
+    body = {"model": OURS, "prompt": FRANCE, "max_tokens": 3, "stream": True}
+    with served.client("t") as client, client.stream("GET", "/v1/events") as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == ": open"
+        file.write_text(file.read_text() + token_line("other", "reader", "o") + "\n")
+        assert client.post("/v1/completions", json=body).text.endswith("data: [DONE]\n\n")
+        served.service.store.enqueue([Edit(prompt="The sea is", target="blue", namespace="team-c")])
+        assert any(line == "event: live" or line == "event: failed" for line in lines)
+
+
+# -- files of tokens --------------------------------------------------------------------------------
+
+
+def test_a_file_of_tokens_is_private_from_its_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, before = tmp_path / "tokens", os.umask(0)
+    modes: list[int] = []
+    change = os.fchmod
+    monkeypatch.setattr(os, "fchmod", lambda fd, mode: (modes.append(os.fstat(fd).st_mode & 0o777), change(fd, mode)))
+    try:
+        add_token_line(file, token_line("anna", "reader", "a"))
+        file.chmod(0o644)
+        file.write_text(file.read_text().rstrip("\n"))  # by an editor that leaves out the last end of a line
+        add_token_line(file, token_line("ben", "reader", "b"))
+    finally:
+        os.umask(before)
+    assert modes == [0o600, 0o644] and file.stat().st_mode & 0o777 == 0o600
+    known = Tokens.read(file)
+    assert known.holder("a") and known.holder("b")
+
+
+def test_a_token_is_made_for_namespaces_of_any_name(tmp_path: Path) -> None:
+    file, spaces = tmp_path / "tokens", ["team a", "a,b%=c", "équipe"]
+    options = [part for space in spaces for part in ("--namespace", space)]
+    done = CliRunner().invoke(app, ["token", "anna", "--file", str(file), "--days", "3", "--json", *options])
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout.splitlines()[-1])
+    holder = Tokens.read(file).holder(made["token"])
+    assert holder is not None and holder.namespaces == frozenset(spaces) and holder.until is not None
+    assert holder.sees("team a") and not holder.sees("team") and not holder.sees("default")
+    for wrong in (" team", "te\u200bam", "\u0442eam"):
+        refused = CliRunner().invoke(app, ["token", "anna", "--file", str(file), "--namespace", wrong])
+        assert refused.exit_code == 2 and "--namespace" in refused.stderr
+    with pytest.raises(ConfigError, match="tokens:1"):
+        Tokens.read(lines_file(tmp_path, token_line("anna", "reader", "a") + " namespaces=%20x"))
