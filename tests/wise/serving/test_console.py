@@ -364,7 +364,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(browser: Browser,
             assert page.locator("[role=tabpanel]:visible").count() == 1
             assert page.evaluate(UNNAMED) == []
         reached = []
-        for _ in range(12):
+        for _ in range(11):
             page.keyboard.press("Tab")
             name, style, width = page.evaluate(
                 "(() => { const s = getComputedStyle(document.activeElement); "
