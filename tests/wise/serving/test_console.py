@@ -398,8 +398,10 @@ def test_every_text_stands_out_and_fits_the_screen(browser: Browser, served: Run
                 assert told["count"] > 20 and told["poor"] == [], (tab, size)
                 assert not wide(page), (tab, size)
                 shot(page, f"{size}-{mode}-{tab}")
-        page.add_style_tag(content="small { color: #8a8f98 !important; } .card { width: 2000px; }")  # negative control
         page.click("#tab-chat")
+        assert page.evaluate(CONTRAST)["poor"] == [] and not wide(page)
+        page.evaluate("document.querySelectorAll('small').forEach((one) => (one.style.color = '#777777'))")
+        page.evaluate("document.querySelector('.card').style.width = '2000px'")  # negative controls
         assert page.evaluate(CONTRAST)["poor"] and wide(page)
 
 
