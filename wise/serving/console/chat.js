@@ -89,12 +89,16 @@ function turn(role, name, text) {
 
 // Marks the words that edits wrote, and says below which they were. Returns that as a sentence.
 function finish(answer, got, asked) {
-  const numbers = new Map(got.edits.map((edit, i) => [edit.id, i + 1]));
-  if (got.routes) answer.text.replaceChildren(...marked(got.text, got.routes, numbers));
-  if (!got.text) answer.text.append(node("span", { class: "soft" }, "(nothing)"));
-  const key = got.edits.map((edit, i) => node("li", { hue: hue(edit.id) }, node("i", { "aria-hidden": "true" }), `${i + 1} `,
-    node("button", { type: "button", class: "link", onclick: () => act("chat", null, () => showEdit(edit.id)) },
-      `${edit.prompt ?? edit.id} \u2192 ${edit.target ?? ""}`)));
+  const parts = got.routes ? written(got.text, got.routes) : [{ by: null, text: got.text }];
+  const writers = [...new Set(parts.map((part) => part.by).filter((by) => by !== null))];
+  const known = new Map(got.edits.map((edit) => [edit.id, edit]));
+  answer.text.replaceChildren(...parts.map(({ by, text }) => by === null ? text : node("mark", {
+    class: "spoke", hue: hue(by), title: `written by edit ${writers.indexOf(by) + 1}`,
+  }, text, node("sup", {}, String(writers.indexOf(by) + 1)))));
+  if (!got.text) answer.text.replaceChildren(node("span", { class: "soft" }, "(nothing)"));
+  const nameOf = (id) => (known.has(id) ? `${known.get(id).prompt} \u2192 ${known.get(id).target}` : id);
+  const key = writers.map((id, i) => node("li", { hue: hue(id) }, node("i", { "aria-hidden": "true" }), `${i + 1} `,
+    known.has(id) ? node("button", { type: "button", class: "link", onclick: () => act("chat", null, () => showEdit(id)) }, nameOf(id)) : nameOf(id)));
   const end = { length: "it reached its length", stopped: "stopped", failed: "cut off by an error" }[got.finish];
   const told = [got.version === null ? null : `version ${got.version}`, got.routes && !key.length ? "only the base spoke" : null, end];
   answer.more.replaceChildren(
@@ -103,25 +107,23 @@ function finish(answer, got, asked) {
     ...(key.length ? [node("div", { class: "acts" }, node("button", { type: "button", class: "small", onclick: (event) =>
       act("chat", event.target, () => compare(asked, event.target)) }, "Without edits"))] : []),
     ...(got.routes ? scores(got.routes) : []));
-  return got.edits.map((edit) => `An edit spoke: ${edit.target}`).join(". ");
+  return writers.map((id) => `An edit spoke: ${nameOf(id)}`).join(". ");
 }
 
-// A token is written by the edit that was active when the token before it was read.
-function marked(text, routes, numbers) {
+// The text in parts, each with the edit that wrote it, or null: a token is written by the edit that was active when the
+// token before it was read. A slot that several edits share does not say which of them it was.
+function written(text, routes) {
   const parts = [];
   let at = 0;
   for (let i = 0; i < routes.length && at < text.length; i++) {
     if (routes[i].part !== "answer") continue;
-    const token = routes[i].token, found = text.startsWith(token, at) ? token : text.slice(at, at + token.length);
-    const by = routes[i - 1]?.slot != null ? routes[i - 1].edit ?? "shared" : null;
-    if (parts.length && parts.at(-1).by === by) parts.at(-1).text += found;
-    else parts.push({ by, text: found });
-    at += found.length;
+    const end = at + routes[i].token.length, by = routes[i - 1]?.slot != null ? routes[i - 1].edit ?? "a shared slot" : null;
+    if (parts.length && parts.at(-1).by === by) parts.at(-1).text += text.slice(at, end);
+    else parts.push({ by, text: text.slice(at, end) });
+    at = end;
   }
   if (at < text.length) parts.push({ by: null, text: text.slice(at) });
-  return parts.map(({ by, text: words }) => by === null ? words : node("mark", {
-    class: "spoke", hue: hue(by), title: `written by edit ${numbers.get(by) ?? by}`,
-  }, words, node("sup", {}, String(numbers.get(by) ?? "*"))));
+  return parts;
 }
 
 async function compare(asked, button) {

@@ -86,7 +86,7 @@ function update(item, edit) {
   parts.what.replaceChildren(`${edit.prompt} \u2192 `, node("b", {}, edit.target));
   say(parts.meta, about(edit).filter(Boolean).join(" \u00b7 "));
   show(parts.replace, edit.status === "live" && may("editor"), item.summary);
-  show(parts.remove, ["live", "queued"].includes(edit.status) && may("editor"), item.summary);
+  show(parts.remove, ["live", "queued", "training"].includes(edit.status) && may("editor"), item.summary);
   if (edit.status !== "live") parts.form.hidden = true;
   if (item.details.open) act("edit", null, () => detail(item));
 }
