@@ -38,7 +38,7 @@ from wise.architectures import TargetModule
 from wise.errors import UnsupportedModelError
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.modules import Around, activation_of, execution_device, first_tensor, with_first
-from wise.training.generation import UNPADDED, left_pad
+from wise.training.generation import UNPADDED, Check, left_pad, unchecked
 
 logger = logging.getLogger(__name__)
 
@@ -235,10 +235,10 @@ class SplicedModel:
             blocks._modules[str(i)] = stub
 
     @torch.no_grad()
-    def cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
+    def cache(self, rows: Sequence[tuple[list[int], list[int]]], check: Check = unchecked) -> Rows:
         """Runs the base once over `(prompt ids, target ids)` rows; neither part may be empty.
 
-        Rows of similar length share a run, and their common prefix is run once.
+        Rows of similar length share a run, and their common prefix is run once. `check` is called before each run.
         """
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]) + len(rows[i][1]), len(rows[i][0])))
         parts: list[list[int]] = []
@@ -252,7 +252,10 @@ class SplicedModel:
             parts[-1].append(i)
         # A state is begun by a context; where a prompt has one token alone there is none.
         cached = self.steps == CACHED and not (self._recurrent and any(len(prompt) == 1 for prompt, _ in rows))
-        found = [self._cache([rows[i] for i in part], cached=cached) for part in parts]
+        found = []
+        for part in parts:
+            check()
+            found.append(self._cache([rows[i] for i in part], cached=cached))
         whole = found[0] if len(found) == 1 else _joined(found)
         return whole.select(torch.tensor([i for part in parts for i in part]).argsort())
 

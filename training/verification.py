@@ -29,7 +29,7 @@ from wise.router.hybrid import Decision, HybridRouter, RouterInputs
 from wise.router.subjects import SubjectIndex, may_name, name_key, names_of, without_names
 from wise.router.turns import last_sentence
 from wise.training.encoding import Encoder
-from wise.training.generation import greedy
+from wise.training.generation import Check, greedy, unchecked
 from wise.training.wordings import SISTERS, Wordings, question
 
 SPARE_TOKENS = 4
@@ -72,9 +72,14 @@ class Verifier(Protocol):
     """Verifies edits, and finds the other edits that a new one may have changed."""
 
     def ask(
-        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
+        self,
+        state: MemoryState,
+        edits: Sequence[Edit],
+        serve: Serve,
+        progress: Share = lambda share: None,
+        check: Check = unchecked,
     ) -> dict[str, Verdict]:
-        """By id, with `state` in place."""
+        """By id, with `state` in place. `check` is called between two tokens."""
         ...
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
@@ -89,7 +94,12 @@ class PromptVerifier:
     encoder: Encoder
 
     def ask(
-        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
+        self,
+        state: MemoryState,
+        edits: Sequence[Edit],
+        serve: Serve,
+        progress: Share = lambda share: None,
+        check: Check = unchecked,
     ) -> dict[str, Verdict]:
         if not edits:
             return {}
@@ -98,7 +108,12 @@ class PromptVerifier:
         with serve(state) as model:
             limits = [len(ids) + SPARE_TOKENS for ids in wanted]
             out = greedy(
-                model, prompts, stops=self.encoder.stops, max_new_tokens=limits, progress=_shares(progress, prompts)
+                model,
+                prompts,
+                stops=self.encoder.stops,
+                max_new_tokens=limits,
+                progress=_shares(progress, prompts),
+                check=check,
             )
         return {
             edit.id: Verdict(
@@ -120,7 +135,12 @@ class WordingVerifier:
     inputs: RouterInputs
 
     def ask(
-        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
+        self,
+        state: MemoryState,
+        edits: Sequence[Edit],
+        serve: Serve,
+        progress: Share = lambda share: None,
+        check: Check = unchecked,
     ) -> dict[str, Verdict]:
         encoder = self.wordings.encoder
         asked = [(edit, w) for edit in edits for w in self.wordings.of(edit, ()) if w.promised]
@@ -130,14 +150,19 @@ class WordingVerifier:
             limits = [len(w.answer) + SPARE_TOKENS for _, w in asked]
             prompts = [list(w.prompt) for _, w in asked]
             out = greedy(
-                model, prompts, stops=encoder.stops, max_new_tokens=limits, progress=_shares(progress, prompts)
+                model,
+                prompts,
+                stops=encoder.stops,
+                max_new_tokens=limits,
+                progress=_shares(progress, prompts),
+                check=check,
             )
         answers: dict[str, str] = {}
         holds: dict[str, dict[str, dict[str, bool]]] = {e.id: {promise: {} for promise in PROMISES} for e in edits}
         for (edit, wording), said in zip(asked, out, strict=True):
             answers.setdefault(edit.id, encoder.answer(said, chat=wording.form == CHAT))
             holds[edit.id][wording.promised or ""][wording.name] = tuple(said) == wording.answer
-        also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds)
+        also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds, check)
         return {
             edit.id: Verdict(
                 answer=answers.get(edit.id, ""), holds=holds[edit.id], also_answers=tuple(also.get(edit.id, ()))
@@ -151,12 +176,14 @@ class WordingVerifier:
         edits: Sequence[Edit],
         serve: Serve,
         holds: Mapping[str, Mapping[str, dict[str, bool]]],
+        check: Check,
     ) -> dict[str, list[str]]:
         """Adds to `holds` what is said of locality prompts and of sister questions. Returns `Verdict.also_answers`."""
         router, catalog, encoder = HybridRouter(state, self.inputs), catalog_of(state), self.wordings.encoder
         also: dict[str, list[str]] = {}
         moved: list[tuple[dict[str, bool], str, list[int], int]] = []
         for edit in edits:
+            check()
             own, (_, listed, sisters) = catalog.slots[edit.id], (holds[edit.id][promise] for promise in PROMISES)
             for place, text in enumerate(edit.locality):
                 listed[f"locality[{place}]"] = not _asks_for(router.decide(text), own)
@@ -179,7 +206,7 @@ class WordingVerifier:
         for each in (state, MemoryState()):
             with serve(each) as model:
                 prompts, limits = [prompt for _, _, prompt, _ in moved], [limit for *_, limit in moved]
-                said.append(greedy(model, prompts, stops=encoder.stops, max_new_tokens=limits))
+                said.append(greedy(model, prompts, stops=encoder.stops, max_new_tokens=limits, check=check))
         for (sisters, label, *_), edited, before in zip(moved, *said, strict=True):
             sisters[label] = edited == before
         return also

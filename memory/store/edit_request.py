@@ -16,12 +16,13 @@ UNDER_WAY = (QUEUED, TRAINING, LIVE)
 """At most one ticket of an edit id has one of these."""
 FOLLOWS: Mapping[str, tuple[str, ...]] = {
     QUEUED: (TRAINING, RETIRED),
-    TRAINING: (LIVE, FAILED, QUEUED),
+    TRAINING: (LIVE, FAILED, QUEUED, RETIRED),
     LIVE: (RETIRED,),
     FAILED: (),
     RETIRED: (LIVE,),
 }
-"""Which status may follow which. Interrupted training is queued again; a rollback brings back what was retired."""
+"""Which status may follow which. Interrupted training is queued again; what is withdrawn is retired; a rollback brings
+back what was retired."""
 
 
 @dataclass(frozen=True, kw_only=True)

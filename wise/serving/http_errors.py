@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from wise.errors import ArtifactError, ConfigError, EditError, StoreError, WiseError
+from wise.errors import ArtifactError, ConfigError, ConflictError, EditError, StoreError, WiseError
 from wise.serving.engines import BusyError, DeadlineError, EngineError
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,8 @@ def http_error(error: Exception) -> HTTPError:
         return HTTPError(HTTPStatus.GATEWAY_TIMEOUT, str(error), type=BROKEN, code="deadline")
     if isinstance(error, EngineError):
         return HTTPError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error), type=BROKEN, code="engine")
+    if isinstance(error, ConflictError):
+        return conflict(str(error))
     if isinstance(error, EditError | ConfigError | ArtifactError):
         return bad_request(str(error))
     if isinstance(error, StoreError):

@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel
 
 from wise.serving.auth import requires_metrics
-from wise.serving.editor_process import FAILING, READY
+from wise.serving.editor_client import FAILING, READY
 from wise.serving.http_errors import ERRORS, unavailable
 from wise.serving.service import Served
 
