@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from wise.memory.modules import execution_device, restoring
 
@@ -20,6 +21,13 @@ UNPADDED: WeakSet[PreTrainedModel] = WeakSet()
 share a batch."""
 DEFAULT_CONTEXT = 2048
 """Context of models whose configuration gives none (ALiBi)."""
+
+Check = Callable[[], None]
+"""Called between two steps of what takes long. What it raises ends the work, with nothing changed."""
+
+
+def unchecked() -> None:
+    """The check of work that nobody ends early."""
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -38,11 +46,12 @@ def greedy(
     max_new_tokens: int | Sequence[int],
     batch: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
+    check: Check = unchecked,
 ) -> list[list[int]]:
     """The greedy continuation of each prompt, up to and including its first stop.
 
     `max_new_tokens` may differ per prompt, and ends at the model's context. Prompts of like length share a batch,
-    left-padded. `progress` is called with the number of prompts that are done.
+    left-padded. `progress` is called with the number of prompts that are done, `check` before each token.
     """
     context = context_length(model)
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -56,7 +65,8 @@ def greedy(
             eos_token_id=sorted(stops),
             pad_token_id=min(stops),
         )
-        out = _continued(model, [prompts[i] for i in rows], settings)
+        check()
+        out = _continued(model, [prompts[i] for i in rows], settings, check)
         for i, row in zip(rows, out, strict=True):
             end = next((n + 1 for n, token in enumerate(row) if token in stops), len(row))
             answers[i] = row[: min(end, limits[i])]
@@ -113,13 +123,27 @@ def as_asked(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
+class _Checking(StoppingCriteria):
+    """Stops at no token, and checks after each."""
+
+    def __init__(self, check: Check) -> None:
+        self.check = check
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        self.check()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 def _continued(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig, check: Check = unchecked
 ) -> list[list[int]]:
     """What `model` generates after each prompt, pads and all."""
     ids, mask = left_pad(prompts, device=execution_device(model))
+    checks = {"stopping_criteria": StoppingCriteriaList([_Checking(check)])} if check is not unchecked else {}
     with as_asked(model):
-        out: Tensor = model.generate(ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+        out: Tensor = model.generate(  # type: ignore[operator]
+            ids, attention_mask=mask, generation_config=settings, **checks
+        )
     new: list[list[int]] = out[:, ids.shape[1] :].tolist()
     return new
 

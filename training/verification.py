@@ -29,7 +29,7 @@ from wise.router.hybrid import Decision, HybridRouter, RouterInputs
 from wise.router.subjects import SubjectIndex, may_name, name_key, names_of, without_names
 from wise.router.turns import last_sentence
 from wise.training.encoding import Encoder
-from wise.training.generation import greedy
+from wise.training.generation import Check, greedy, unchecked
 from wise.training.wordings import SISTERS, Wordings, question
 
 LOCALITY, SISTER = "locality[{}]", "sister: "
@@ -76,9 +76,14 @@ class Verifier(Protocol):
     """Verifies edits, and finds the other edits that a new one may have changed."""
 
     def ask(
-        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
+        self,
+        state: MemoryState,
+        edits: Sequence[Edit],
+        serve: Serve,
+        progress: Share = lambda share: None,
+        check: Check = unchecked,
     ) -> dict[str, Verdict]:
-        """By id, with `state` in place."""
+        """By id, with `state` in place. `check` is called between two tokens."""
         ...
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
@@ -97,7 +102,12 @@ class PromptVerifier:
     encoder: Encoder
 
     def ask(
-        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
+        self,
+        state: MemoryState,
+        edits: Sequence[Edit],
+        serve: Serve,
+        progress: Share = lambda share: None,
+        check: Check = unchecked,
     ) -> dict[str, Verdict]:
         if not edits:
             return {}
@@ -106,7 +116,12 @@ class PromptVerifier:
         with serve(state) as model:
             limits = [len(ids) + SPARE_TOKENS for ids in wanted]
             out = greedy(
-                model, prompts, stops=self.encoder.stops, max_new_tokens=limits, progress=_shares(progress, prompts)
+                model,
+                prompts,
+                stops=self.encoder.stops,
+                max_new_tokens=limits,
+                progress=_shares(progress, prompts),
+                check=check,
             )
         return {
             edit.id: Verdict(
@@ -132,7 +147,12 @@ class WordingVerifier:
     inputs: RouterInputs
 
     def ask(
-        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
+        self,
+        state: MemoryState,
+        edits: Sequence[Edit],
+        serve: Serve,
+        progress: Share = lambda share: None,
+        check: Check = unchecked,
     ) -> dict[str, Verdict]:
         encoder = self.wordings.encoder
         asked = [(edit, w) for edit in edits for w in self.wordings.of(edit, ()) if w.promised]
@@ -142,7 +162,12 @@ class WordingVerifier:
             limits = [len(w.answer) + SPARE_TOKENS for _, w in asked]
             prompts = [list(w.prompt) for _, w in asked]
             out = greedy(
-                model, prompts, stops=encoder.stops, max_new_tokens=limits, progress=_shares(progress, prompts)
+                model,
+                prompts,
+                stops=encoder.stops,
+                max_new_tokens=limits,
+                progress=_shares(progress, prompts),
+                check=check,
             )
         said: dict[str, dict[str, str]] = {edit.id: {} for edit in edits}
         holds: dict[str, dict[str, dict[str, bool]]] = {e.id: {promise: {} for promise in PROMISES} for e in edits}
@@ -150,7 +175,7 @@ class WordingVerifier:
             said[edit.id][wording.name] = encoder.answer(ids, chat=wording.form == CHAT)
             holds[edit.id][wording.promised or ""][wording.name] = tuple(ids) == wording.answer
         answers = {edit_id: next(iter(texts.values()), "") for edit_id, texts in said.items()}
-        also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds, said)
+        also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds, said, check)
         return {
             edit.id: Verdict(
                 answer=answers[edit.id],
@@ -177,6 +202,7 @@ class WordingVerifier:
         serve: Serve,
         holds: Mapping[str, Mapping[str, dict[str, bool]]],
         said: Mapping[str, dict[str, str]],
+        check: Check,
     ) -> dict[str, list[str]]:
         """Adds to `holds` whether locality prompts and sister questions are as promised, and to `said` what is
         answered to those that activate the edit. Returns `Verdict.also_answers`."""
@@ -184,6 +210,7 @@ class WordingVerifier:
         also: dict[str, list[str]] = {}
         opened: list[tuple[Edit, dict[str, bool], str]] = []
         for edit in edits:
+            check()
             own, (_, listed, sisters) = catalog.slots[edit.id], (holds[edit.id][promise] for promise in PROMISES)
             for place, text in enumerate(edit.locality):
                 listed[LOCALITY.format(place)] = not _asks_for(router.decide(text), own)
@@ -208,7 +235,8 @@ class WordingVerifier:
         out = []
         for each in (state, MemoryState()):
             with serve(each) as model:
-                out.append(greedy(model, [ids for ids, _ in prompts], stops=encoder.stops, max_new_tokens=limits))
+                ids = [ids for ids, _ in prompts]
+                out.append(greedy(model, ids, stops=encoder.stops, max_new_tokens=limits, check=check))
         for (edit, sisters, label), (_, chat), edited, before in zip(opened, prompts, *out, strict=True):
             sisters[label] = edited == before
             said[edit.id][label] = encoder.answer(edited, chat=chat)

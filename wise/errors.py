@@ -6,7 +6,8 @@
     ├── EditError            (ValueError)    an edit, or a file of edits, is not usable
     ├── ArtifactError        (ValueError)    a saved memory is incomplete, damaged or foreign
     └── StoreError           (RuntimeError)  a store is damaged, full, held by another, or lacks what was asked for
-        └── RefusedError                     a version contradicts itself: the same will be refused again
+        ├── RefusedError                     a version contradicts itself: the same will be refused again
+        └── ConflictError                    what was asked for does not fit what the store holds by now
 
 A message says what was given, what was expected and what to do about it. Nothing has been changed when one of these is
 raised. A message about a field names the field first, so that a reader can put the file and the line before it.
@@ -49,6 +50,10 @@ class StoreError(WiseError, RuntimeError):
 
 class RefusedError(StoreError):
     """A version contradicts itself. The store is well, and takes others; the same will be refused again."""
+
+
+class ConflictError(StoreError):
+    """The store is well, and what was asked for does not fit what it holds by now: asking again will not help."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from wise.errors import ArtifactError, StoreError
 from wise.memory.state import MemoryState
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
+from wise.training.generation import Check, unchecked
 from wise.training.report import Outcome, PrecisionReport
 
 
@@ -61,34 +62,67 @@ def check_settings(model: WiseModel, snapshot: Snapshot, place: str) -> None:
         )
 
 
-def make_ready(model: WiseModel, snapshot: Snapshot, place: str, *, allow_precision: bool = False) -> None:
-    """Prepares `model`, which serves nobody, to edit a store's state. Raises StoreError as `check_fits` does."""
+def make_ready(
+    model: WiseModel,
+    snapshot: Snapshot,
+    place: str,
+    *,
+    allow_precision: bool = False,
+    stage: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Prepares `model`, which serves nobody, to edit a store's state. Raises StoreError as `check_fits` does.
+
+    stage: called with the name of each stage that takes long, as it begins.
+    """
+    stage("comparing the model with the store's")
     check_fits(model, snapshot, place, allow_precision=allow_precision)
+    stage("learning how the model begins and ends its answers")
+    _ = model.encoder
+    stage("measuring the model")
     model.state = snapshot.state  # its space is the one that new keys are compared in
     model.prepare()
 
 
-def edited(model: WiseModel, state: MemoryState, edits: Sequence[Edit]) -> tuple[MemoryState, list[Outcome]]:
-    """`state` with `edits` added, and the outcome of each. Raises EditError as `Trainer.edit` does."""
+def edited(
+    model: WiseModel,
+    state: MemoryState,
+    edits: Sequence[Edit],
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+    check: Check = unchecked,
+) -> tuple[MemoryState, list[Outcome]]:
+    """`state` with `edits` added, and the outcome of each. Raises EditError as `Trainer.edit` does, and what `check`
+    raises, which is called between two steps.
+
+    progress: called with how many edits are done.
+    """
     outcomes: list[Outcome] = []
     for namespace in dict.fromkeys(edit.namespace for edit in edits):
         own = [edit for edit in edits if edit.namespace == namespace]
         with model.evaluating():
-            before = within(state, namespace)
-            part, report = model.trainer.edit(before, own, serve=model.serving)
-            outcomes += model.trainer.with_before(before, own, report.outcomes, serve=model.serving)
+            done, before = len(outcomes), within(state, namespace)
+            part, report = model.trainer.edit(
+                before,
+                own,
+                serve=model.serving,
+                progress=lambda count, done=done: progress(done + count),  # type: ignore[misc]
+                check=check,
+            )
+            outcomes += model.trainer.with_before(before, own, report.outcomes, serve=model.serving, check=check)
         state = _joined(state, {namespace}, part)
     return state, outcomes
 
 
-def forgotten(model: WiseModel, state: MemoryState, edit_ids: Collection[str]) -> MemoryState:
+def forgotten(
+    model: WiseModel, state: MemoryState, edit_ids: Collection[str], check: Check = unchecked
+) -> MemoryState:
     """`state` without these edits, by `Trainer.delete`, and without others that do not verify after that."""
     for names in _independent(state):
         part = _of(state, names)
         gone = [edit_id for edit_id in part.edit_ids if edit_id in edit_ids]
         if gone:
             with model.evaluating():
-                part, _ = model.trainer.delete(part, gone, serve=model.serving)
+                part, _ = model.trainer.delete(part, gone, serve=model.serving, check=check)
             state = _joined(state, names, part)
     return state
 

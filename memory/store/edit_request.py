@@ -16,13 +16,14 @@ UNDER_WAY = (QUEUED, TRAINING, LIVE)
 """At most one ticket of an edit id has one of these."""
 FOLLOWS: Mapping[str, tuple[str, ...]] = {
     QUEUED: (TRAINING, RETIRED),
-    TRAINING: (LIVE, FAILED, QUEUED),
+    TRAINING: (LIVE, FAILED, QUEUED, RETIRED),
     LIVE: (RETIRED,),
     FAILED: (),
     RETIRED: (LIVE, QUEUED),
 }
-"""Which status may follow which. Interrupted training is queued again. A rollback brings back what was retired; what was
-retired because its time was over is queued again if the clock says later that it is not."""
+"""Which status may follow which. Interrupted training is queued again; what is withdrawn is retired. A rollback brings
+back what was retired; what was retired because its time was over is queued again if the clock says later that it is
+not."""
 CLOCK = "clock"
 """The kind of an event that says only that the clock was set."""
 ERASED = "erased"

@@ -28,7 +28,7 @@ from typing import Any, Self
 
 from wise.config import WiseConfig
 from wise.edits import Edit
-from wise.errors import EditError, StoreError, checked_text, did_you_mean
+from wise.errors import ConflictError, EditError, StoreError, checked_text, did_you_mean
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.state import MemoryState
 from wise.memory.store.anchor import Anchor, head
@@ -60,6 +60,8 @@ from wise.memory.store.versions import Difference, Snapshot, difference, read
 EDITS_AT_ONCE = 64
 KEPT_VERSIONS = 100
 """Versions that `gc` keeps by default."""
+ENDED = "the process that trained it ended"
+"""Why a ticket was queued again that was in training when a writer ended without a word."""
 
 
 class Store:
@@ -73,7 +75,7 @@ class Store:
         self._latest = Snapshot(version=0)
         self._writing = RLock()
         if backend.writer:
-            self._requeue("the process that trained it ended")
+            self._requeue(ENDED)
 
     @classmethod
     def open(cls, place: str | PathLike[str], *, writer: bool = True) -> Self:
@@ -157,6 +159,7 @@ class Store:
         """Makes `state` the current version: `tickets`, all in training, go live where it holds them, or else fail.
 
         parent: the version that `state` was made from. Its edits that `state` does not hold are retired.
+        tickets: each still in training; one that was deleted meanwhile is refused.
         outcomes: by edit id, what was verified, as JSON values.
 
         Where nothing but failures came of it there is no new version. Raises StoreError, with the tickets still in
@@ -168,6 +171,10 @@ class Store:
             if before.version != parent:
                 raise StoreError(f"version {before.version} came after {parent}: read it, edit it again, then commit")
             mine = {ticket.edit.id: ticket for ticket in tickets}
+            left = {t.number for t in self.journal.tickets(numbers=[t.number for t in tickets]) if t.status == TRAINING}
+            for edit_id, ticket in mine.items():
+                if ticket.number not in left:
+                    raise StoreError(f"edit {edit_id!r} is not in training any more; train the others without it")
             check_edits(state, before, mine)
             numbers = {**before.tickets, **{i: ticket.number for i, ticket in mine.items()}}
             new = changeset(before, state, numbers, config=config, base=base)
@@ -192,23 +199,29 @@ class Store:
         reason: str | None = None,
         expired: bool = False,
     ) -> Version:
-        """Retires edits: live ones are not in the new version, nor any trace of them; queued ones are never trained.
+        """Retires edits: live ones are not in the new version, nor any trace of them; the others never go live.
+
+        One that is in training is withdrawn: `commit` refuses a state with it.
 
         forget: what leaves no trace where edits share slots (`merge`, `retrieve`), as `wise.namespaces.forgotten`; it
         is called only there. Live edits that it does not keep are retired as lost.
         expired: it is because of their validity; they are queued again if the clock turns out to have been wrong.
 
-        Raises StoreError, with nothing changed, for an edit that is neither live nor queued, or where `forget` is
-        needed and not given.
+        Raises ConflictError, with nothing changed, for an edit that is neither live nor under way, StoreError where
+        `forget` is needed and not given.
         """
         with self._changing():
             parent = self.read()
-            queued = {ticket.edit.id: ticket.number for ticket in self.journal.tickets(status=QUEUED)}
-            known = {**queued, **parent.tickets}
+            under_way = {
+                ticket.edit.id: ticket.number
+                for status in (QUEUED, TRAINING)
+                for ticket in self.journal.tickets(status=status)
+            }
+            known = {**under_way, **parent.tickets}
             for edit_id in edit_ids:
                 if edit_id not in known:
                     hint = did_you_mean(edit_id, known) if known else "there are none"
-                    raise StoreError(f"edit {edit_id!r} is neither live nor queued; {hint}")
+                    raise ConflictError(f"edit {edit_id!r} is neither live nor queued nor in training; {hint}")
             why = EXPIRED if expired else {"why": "deleted"}
             moves = [Move(ticket=known[i], to=RETIRED, detail=why) for i in dict.fromkeys(edit_ids)]
             live = [edit_id for edit_id in edit_ids if edit_id in parent.tickets]
@@ -223,8 +236,8 @@ class Store:
     def rollback(self, version: int, *, author: str | None = None, reason: str | None = None) -> Version:
         """Makes the memory of an earlier version current again, bit for bit, as a new version.
 
-        Raises StoreError, with nothing changed, where it was collected or is damaged, or where an edit that would
-        come back is under way anew.
+        Raises StoreError, with nothing changed, where it was collected or is damaged, ConflictError where there is
+        nothing to roll back or an edit that would come back is under way anew.
         """
         with self._changing():
             current = self.journal.version()
@@ -232,7 +245,7 @@ class Store:
             if version == 0 and current.number:
                 target = self._changeset_of(self.read(), MemoryState()).snapshot
             if target.manifest is None:
-                raise StoreError("nothing was committed yet, so there is nothing to roll back")
+                raise ConflictError("nothing was committed yet, so there is nothing to roll back")
             held = {ticket.number for ticket in self.journal.tickets(status=LIVE)}  # the current one may be damaged
             wanted = set(target.tickets.values())
             self._check_return(target, wanted - held)
@@ -405,7 +418,7 @@ class Store:
         for status in (QUEUED, TRAINING):
             for ticket in self.journal.tickets(status=status):
                 if ticket.edit.id in back:
-                    raise StoreError(
+                    raise ConflictError(
                         f"edit {ticket.edit.id!r} would come back while it is {status} as ticket {ticket.number}; wait "
                         "until that is done, or delete it"
                     )

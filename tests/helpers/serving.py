@@ -23,7 +23,8 @@ from wise.ingest import open_reader
 from wise.memory.store.store import Store
 from wise.serving.app import Server, bound_socket
 from wise.serving.auth import SCOPES, Holder, Tokens, token_digest
-from wise.serving.editor_process import READY, Editor, Worker, run_editor
+from wise.serving.editor_client import READY, Worker
+from wise.serving.editor_process import run_editor
 from wise.serving.engines.local import Runner
 from wise.serving.service import Service
 from wise.serving.settings import Settings
@@ -89,11 +90,12 @@ def running(
     written: list[Store] = []
 
     def editor(connection: Connection) -> Worker:
-        def opened() -> Editor:
+        def opened() -> Store:
             written.append(Store.open(settings.store))
-            return Editor(demo_model(config, template), written[-1], settings)
+            return written[-1]
 
-        return threading.Thread(target=run_editor, args=(connection, opened), daemon=True)
+        given = {"open_store": opened, "load": lambda _: demo_model(config, template)}
+        return threading.Thread(target=run_editor, args=(connection, settings), kwargs=given, daemon=True)
 
     def none(connection: Connection) -> Worker:
         def leave() -> None:

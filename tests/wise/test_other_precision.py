@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from chats import EDITS, chat_model
+from editors import editing
 from stores import statuses
 from tiny import reading, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
@@ -21,7 +22,6 @@ from wise.loading import QUANTIZATIONS, Placement, load_model
 from wise.memory.artifact import save_memory
 from wise.memory.store.store import Store
 from wise.namespaces import ask_again
-from wise.serving.editor_process import Editor
 from wise.serving.follower import Follower
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
@@ -120,7 +120,7 @@ def store(tmp_path: Path) -> Callable[..., Store]:
 
 
 def trained(store: Store, model: wise.WiseModel, edits: list[wise.Edit], settings: Settings) -> None:
-    editor = Editor(model, store, settings)
+    editor = editing(model, store, settings)
     store.enqueue(edits)
     while editor.work():
         pass
@@ -148,12 +148,12 @@ def test_a_store_is_edited_on_a_copy_that_is_allowed_and_stays_of_its_base(store
     with store() as opened:
         copy = model_of(torch.bfloat16)
         with pytest.raises(StoreError, match="allow_precision"):
-            Editor(copy, opened, Settings())
+            editing(copy, opened)
         trained(opened, copy, EDITS[1:], Settings(allow_precision=True))
         snapshot = opened.read()
         assert snapshot.state.edit_ids == tuple(edit.id for edit in EDITS)
         assert snapshot.base is not None and snapshot.base.dtype == "float32"
-        Editor(model_of(torch.float32), opened, Settings())
+        editing(model_of(torch.float32), opened)
         seen: list[tuple[str, int, int]] = []
         reports = ask_again(copy, snapshot, lambda *given: seen.append(given))
         assert seen[-1] == ("default", 2, 2) and reports["default"].held == 2

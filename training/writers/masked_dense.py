@@ -22,6 +22,7 @@ from wise.memory.merging import merge
 from wise.memory.slot import MaskedDenseSlot, Slot
 from wise.router.activation import activation_score
 from wise.training.encoding import Encoder
+from wise.training.generation import Check, unchecked
 from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress, SlotTask, Written
 from wise.training.writers.masked_dense_examples import Examples, prepare
@@ -62,7 +63,11 @@ class MaskedDenseWriter:
         self.config = config
 
     def write(
-        self, tasks: Sequence[SlotTask], progress: Progress | None = None, effort: int = 0
+        self,
+        tasks: Sequence[SlotTask],
+        progress: Progress | None = None,
+        effort: int = 0,
+        check: Check = unchecked,
     ) -> list[tuple[Slot, list[Written]]]:
         """See `Writer`; there is one effort.
 
@@ -74,14 +79,15 @@ class MaskedDenseWriter:
             encoder=self.encoder,
             statistics=self.statistics,
             seed=self.config.seed,
+            check=check,
         )
         masks = torch.stack([self._masks(task) for task in tasks]).to(self.spliced.layer_device)  # [slots, k, d, f]
         start = torch.stack([_start(task, masks[i]) for i, task in enumerate(tasks)])
         k = SHARDS
         shard = torch.tensor([slot * k + i % k for slot, task in enumerate(tasks) for i in range(len(task.edits))])
-        shards = self._fit(examples, start.flatten(0, 1), masks.flatten(0, 1), shard, progress)
+        shards = self._fit(examples, start.flatten(0, 1), masks.flatten(0, 1), shard, progress, check)
         merged = torch.stack([self._merge(deltas) for deltas in shards.weights.view(masks.shape)])
-        served = self._fit(examples, merged, masks.any(1), examples.slot, None)
+        served = self._fit(examples, merged, masks.any(1), examples.slot, None, check)
         return self._collect(tasks, examples, masks, shards, served)
 
     def _masks(self, task: SlotTask) -> Tensor:
@@ -92,7 +98,13 @@ class MaskedDenseWriter:
         return random_masks(shape, shards=SHARDS, ratio=MASK_RATIO, seed=seed)
 
     def _fit(
-        self, examples: Examples, start: Tensor, mask: Tensor, group: Tensor, progress: Progress | None
+        self,
+        examples: Examples,
+        start: Tensor,
+        mask: Tensor,
+        group: Tensor,
+        progress: Progress | None,
+        check: Check,
     ) -> Fit:
         return fit(
             self.spliced,
@@ -103,6 +115,7 @@ class MaskedDenseWriter:
             scale=self.statistics.scale,
             config=self.config,
             progress=progress,
+            check=check,
         )
 
     def _merge(self, deltas: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, relu
 
 from wise.config import WiseConfig
+from wise.training.generation import Check, unchecked
 from wise.training.rows import Rows
 from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress
@@ -58,12 +59,13 @@ def fit(
     scale: float,
     config: WiseConfig,
     progress: Progress | None = None,
+    check: Check = unchecked,
 ) -> Fit:
     """Minimises the WISE objective over each group's weight, with Adam, for at most `config.max_steps` steps.
 
     start, mask: `[groups, d, f]`. group: `[edits]` the group of each edit. scale: unit of the margins.
     """
-    return Fitting(spliced, examples, start, mask, group, scale, config).run(progress)
+    return Fitting(spliced, examples, start, mask, group, scale, config).run(progress, check)
 
 
 class Fitting:
@@ -92,8 +94,9 @@ class Fitting:
         self.quiet = torch.zeros(len(start), dtype=torch.bool)
         self.hardest: list[Tensor] = []
 
-    def run(self, progress: Progress | None) -> Fit:
+    def run(self, progress: Progress | None, check: Check = unchecked) -> Fit:
         for step in range(self.config.max_steps):
+            check()
             if step % RECHECK == 0 or bool(self.fitted.all()):
                 self.check()
                 if progress is not None:

@@ -176,7 +176,7 @@ def _show_sweep(result: Mapping[str, Any]) -> None:
     if advice is None:
         echo("no layer is recommended: where a trace is strongest does not tell where editing works")
         return
-    echo()
+    echo("")
     rows = [[row[name] for name in SWEEP] for row in result["sweep"]]
     title = (
         "edits at each layer (generated; CPU seconds per edit), and the trace at the subject's last and the last token"

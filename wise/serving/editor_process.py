@@ -1,11 +1,12 @@
-"""The editor: a process that is the store's one writer, and the service's client of it.
+"""The editor's process: it opens the store as its writer, prepares a model, and works until the service closes its end.
 
-It trains queued edits, and runs commands: delete, rollback, preview. All of it happens one after the other. It is a
-process of its own, so that training shares neither the interpreter lock nor the threads of answering, can be niced,
-and cannot take the service down. If it dies it is started again; all that it had promised is in the store.
+It is a process of its own, so that training shares neither the interpreter lock nor the threads of answering, can be
+niced, and cannot take the service down. If it dies it is started again (`wise.serving.editor_client`); all that it had
+promised is in the store.
 
-A command goes through a pipe, as JSON, to the editor of the replica that was asked. If another replica's editor is the
-writer, it goes through the store.
+A command comes through a pipe, as JSON, or through the store from another replica. A thread reads the pipe from the
+first moment on. Nothing else reads it, and that thread never waits for the thread of the model, so a message to the
+editor is always taken, and deletes and rollbacks are done while the model is still being prepared.
 """
 
 from __future__ import annotations
@@ -15,342 +16,198 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
-from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any
 
-from wise.edits import Edit
-from wise.errors import ConfigError, EditError, RefusedError, StoreError, WiseError
+from wise.errors import StoreError
 from wise.loading import load_model
-from wise.memory.store.edit_request import Ticket, Version
 from wise.memory.store.store import Store
 from wise.model import WiseModel, wrap
-from wise.namespaces import edited, forgotten, make_ready, within
-from wise.serving.follower import trim_heap
+from wise.serving.editor import Editor, Job, Leave
+from wise.serving.editor_client import (
+    FAILING,
+    NOT_THE_WRITER,
+    PREPARING,
+    READY,
+    WAITING,
+    Worker,
+)
 from wise.serving.logs import json_logs
 from wise.serving.settings import Settings
-from wise.training.report import FAILED
 
 logger = logging.getLogger(__name__)
 
-COMMAND_TIMEOUT = 120.0
-"""Seconds that a command may take: it waits for the batch that is being trained."""
-POLL = 0.05
-"""Seconds between two looks for the answer of another replica."""
 IDLE = 0.1
 """Seconds between two looks at an empty queue."""
 RETRY = 1.0
 """Seconds until the editor asks again to become the writer, or to write."""
-STARTING, WAITING, READY, FAILING, ENDED = "starting", "waiting", "ready", "failing", "ended"
-"""States of the editor: loading, waiting for another writer to end, working, refused by the store, not running."""
-INTERRUPTED = {"kind": "StoreError", "problem": "the writer ended meanwhile; see whether it was done, and try again"}
-"""The answer to a command that was begun by a writer that no longer runs."""
-NOT_THE_WRITER = {"kind": "StoreError", "problem": "another process is the writer of this store by now; try again"}
-_KINDS: dict[str, type[WiseError]] = {kind.__name__: kind for kind in (ConfigError, EditError, StoreError)}
+BEAT = 1.0
+"""Seconds between two signs of life."""
+SECONDS_A_LINE = 10.0
+"""Between two lines of the log about preparing."""
 
 
-class Editor:
-    """Edits `store` with a model of its own, which serves no requests."""
+class EditorEnd:
+    """The editor's end of the pipe, with the thread that reads it."""
 
-    def __init__(self, model: WiseModel, store: Store, settings: Settings) -> None:
-        """Raises StoreError if the store is of another base or other settings."""
-        make_ready(model, store.read(), store.backend.place, allow_precision=settings.allow_precision)
-        store.commands.abandon(INTERRUPTED)
-        self._model, self._store, self._settings = model, store, settings
-
-    def work(self) -> bool:
-        """Runs a command of another replica, or else trains and commits the oldest queued edits.
-
-        Returns False if there is nothing to do. Raises StoreError if the disk does not take the result; the edits are
-        then queued again.
-        """
-        command = self._store.commands.claim()
-        if command is not None:
-            self._store.commands.answer(command.id, run_command(self, command.name, command.arguments))
-            return True
-        expired = self._store.expired()
-        if expired:
-            self._delete([t.edit.id for t in expired], author=None, reason="it is not valid now", expired=True)
-        tickets = self._store.claim(self._settings.edit_batch)
-        if not tickets:
-            return bool(expired)
-        try:
-            self._train(tickets)
-        except StoreError as error:
-            if not isinstance(error, RefusedError):
-                self._store.requeue(tickets, why=str(error))
-                raise
-            self._train_singly(tickets)
-        except Exception as error:
-            if not isinstance(error, EditError):
-                logger.exception("training %d edits failed", len(tickets))
-            self._train_singly(tickets)
-        return True
-
-    def _train_singly(self, tickets: Sequence[Ticket]) -> None:
-        """Trains each edit of a failed batch by itself, so that only those at fault fail."""
-        for ticket in tickets:
-            try:
-                self._train([ticket])
-            except Exception as error:
-                if isinstance(error, StoreError) and not isinstance(error, RefusedError):
-                    raise
-                if not isinstance(error, WiseError):
-                    logger.exception("training edit %s failed", ticket.edit.id)
-                why = {"status": FAILED, "why": f"{type(error).__name__}: {error}"[:500]}
-                self._store.fail([ticket], detail=why)
-
-    def _train(self, tickets: Sequence[Ticket]) -> None:
-        edits = [ticket.edit for ticket in tickets]
-        begun = time.monotonic()
-        logger.info("training", extra={"fields": {"edits": [edit.id for edit in edits]}})
-        before = self._store.read()
-        state, outcomes = edited(self._model, before.state, edits)
-        authors = sorted({edit.author for edit in edits if edit.author})
-        version = self._store.commit(
-            tickets,
-            state,
-            parent=before.version,
-            config=self._model.wise_config,
-            base=before.base or self._model.fingerprint(),  # a store stays one of the precision that it began in
-            outcomes={outcome.id: asdict(outcome) for outcome in outcomes},
-            author=", ".join(authors) or None,
-        )
-        spent = round(time.monotonic() - begun, 3)
-        logger.info("committed", extra={"fields": {"version": version.number, "seconds": spent}})
-        keep = self._settings.keep_versions
-        if version.number % keep == 0:
-            self._store.gc(keep=keep)
-        trim_heap()
-
-    # -- commands ---------------------------------------------------------------------------------
-
-    def do(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs one of the commands below, by its name."""
-        commands: dict[str, Callable[..., dict[str, Any]]] = {
-            "delete": self.delete,
-            "rollback": self.rollback,
-            "preview": self.preview,
-        }
-        return commands[name](**arguments)
-
-    def delete(self, edit_ids: list[str], author: str | None, reason: str | None) -> dict[str, Any]:
-        return self._delete(edit_ids, author, reason).to_dict()
-
-    def _delete(
-        self, edit_ids: Sequence[str], author: str | None, reason: str | None, *, expired: bool = False
-    ) -> Version:
-        forget = partial(forgotten, self._model)
-        return self._store.delete(edit_ids, forget=forget, author=author, reason=reason, expired=expired)
-
-    def rollback(self, version: int, author: str | None, reason: str | None) -> dict[str, Any]:
-        return self._store.rollback(version, author=author, reason=reason).to_dict()
-
-    def preview(self, edit: dict[str, Any], prompts: list[str]) -> dict[str, Any]:
-        """Answers to an edit's own prompt and to others, before and after the edit, which is not stored."""
-        wanted = Edit.from_dict(edit)
-        before = within(self._store.read().state, wanted.namespace)
-        asked = [self._model.encoder.own_prompt(wanted), *prompts]
-        with self._model.evaluating():
-            trainer, serve = self._model.trainer, self._model.serving
-            after, report = trainer.edit(before, [wanted], serve=serve)
-            [outcome] = trainer.with_before(before, [wanted], report.outcomes, serve=serve)
-        with self._model.serving(before):
-            old_answers = self._model.ask(asked)
-        with self._model.serving(after):
-            new_answers = self._model.ask(asked)
-        answers = [
-            {"prompt": old.prompt, "before": old.text, "after": new.text}
-            for old, new in zip(old_answers, new_answers, strict=True)
-        ]
-        return {"outcome": asdict(outcome), "replaced": list(report.replaced), "answers": answers}
-
-
-def run_command(editor: Editor, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer to a command, as JSON: what was `done`, or the `kind` of an error and the `problem`."""
-    try:
-        return {"done": editor.do(name, arguments)}
-    except Exception as error:
-        if not isinstance(error, WiseError):
-            logger.exception("the command %s failed", name)
-        return {"kind": type(error).__name__, "problem": str(error)}
-
-
-def command_result(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """What was done. Raises what the writer raised."""
-    if "done" in answer:
-        return dict(answer["done"])
-    raise _KINDS.get(answer["kind"], StoreError)(answer["problem"])
-
-
-def send_to_writer(store: Store, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Has the store's writer, in another replica, run a command.
-
-    Raises what the writer raised, or StoreError if none takes it up or it takes too long.
-    """
-    command = store.commands.enqueue(name, arguments, COMMAND_TIMEOUT)
-    end = time.monotonic() + COMMAND_TIMEOUT
-    while time.monotonic() < end:
-        answer = store.commands.take_answer(command)
-        if answer is not None:
-            return command_result(answer)
-        time.sleep(POLL)
-    limit = f"within {COMMAND_TIMEOUT:.0f} s"
-    if store.commands.withdraw(command):
-        raise StoreError(f"no writer took it up {limit}, and none will; see that a replica can write")
-    raise StoreError(f"the writer did not answer {limit}; it may still do it")
-
-
-# -- the service's end ------------------------------------------------------------------------------
-
-
-Worker = BaseProcess | threading.Thread
-"""What runs the editor's end: a process, or a thread in tests."""
-
-
-class EditorClient:
-    """Starts the editor, follows its state, and sends it commands. Its methods may be called from any thread."""
-
-    def __init__(self, make: Callable[[Connection], Worker]) -> None:
-        """make: a worker, not started yet, that serves the other end of a connection."""
-        self._make = make
-        self._lock = threading.Lock()
-        self._pending: dict[int, Future[dict[str, Any]]] = {}
-        self._count = 0
-        self._closing = False
-        self._connection: Connection | None = None
-        self._worker: Worker | None = None
-        self.state = STARTING
-        self.why = ""
-        """The reason for a state in which it does not work."""
-        self._thread = threading.Thread(target=self._run, name="wise-editor-client", daemon=True)
-
-    def start(self) -> None:
+    def __init__(self, connection: Connection, at_end: Callable[[], None]) -> None:
+        """at_end: called when the service has closed its end and nothing is in training any more."""
+        self._connection, self._at_end = connection, at_end
+        self._sending = threading.Lock()
+        self._jobs: dict[int, Job] = {}
+        self.editor: Editor | None = None
+        self.leaving = threading.Event()
+        self.stage = ""
+        self._begun = self._said = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="wise-editor-commands", daemon=True)
         self._thread.start()
 
-    def close(self, seconds: float) -> None:
-        """Ends the editor after its current work; kills it after so many seconds."""
-        with self._lock:
-            self._closing = True
-            if self._connection is not None:
-                with suppress(OSError):
-                    self._connection.send_bytes(json.dumps({"leave": True}).encode())
-        self._thread.join(seconds)
-        if self._thread.is_alive() and isinstance(self._worker, BaseProcess):
-            self._worker.kill()  # the store survives it
-
-    def call(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Has the editor run a command.
-
-        Raises what the editor raised, or StoreError if it does not run or takes too long.
-        """
-        answer: Future[dict[str, Any]] = Future()
-        with self._lock:
-            if self._connection is None or self.state not in (READY, FAILING):
-                raise StoreError(f"the editor here is {self.state} {self.why}".rstrip() + "; try again later")
-            self._count += 1
-            message = {"id": self._count, "do": name, "with": arguments}
-            self._pending[self._count] = answer
-            self._connection.send_bytes(json.dumps(message).encode())
-        try:
-            return command_result(answer.result(COMMAND_TIMEOUT))
-        except TimeoutError:
-            limit = f"within {COMMAND_TIMEOUT:.0f} s"
-            raise StoreError(f"the editor did not answer {limit}; it may still do it") from None
+    def tell(self, **changed: Any) -> None:
+        """Tells the service what changed of the editor's status; a new stage goes to the log as well."""
+        if "stage" in changed:
+            self.stage, self._said = changed["stage"], time.monotonic()
+            if self.stage:
+                logger.info("preparing: %s", self.stage)
+        self._send(status=changed)
 
     def _run(self) -> None:
-        while not self._closing:
-            own, others = multiprocessing.Pipe()
-            self._worker = self._make(others)
-            with self._lock:
-                self._connection = own
-                if self._closing:
-                    return
-            self._worker.start()
-            if isinstance(self._worker, BaseProcess):
-                others.close()  # otherwise the end of the process would not be noticed
-            with suppress(EOFError, OSError):
-                while True:
-                    self._receive(json.loads(own.recv_bytes()))
-            with self._lock:
-                self.state, self.why, self._connection = ENDED, "", None
-                lost, self._pending = self._pending, {}
-            for answer in lost.values():
-                answer.set_exception(StoreError("the editor ended meanwhile; see whether it was done, and try again"))
-            self._worker.join()
-            if not self._closing:
-                logger.error("the editor ended; it is started again")
-                time.sleep(RETRY)
-
-    def _receive(self, message: dict[str, Any]) -> None:
-        if "state" in message:
-            self.state, self.why = message["state"], message.get("why", "")
-            return
-        with self._lock:
-            answer = self._pending.pop(message["id"])
-        answer.set_result(message["answer"])
-
-
-# -- the editor's end -------------------------------------------------------------------------------
-
-
-class _Leave(Exception):
-    """The service has closed its end."""
-
-
-def run_editor(connection: Connection, open_editor: Callable[[], Editor]) -> None:
-    """Works off the queue, and runs commands in between, until the service closes its end.
-
-    open_editor: raises StoreError while another process is the writer, and is then called again.
-    """
-    with connection, suppress(_Leave):
-        editor = None
-        while editor is None:
-            try:
-                editor = open_editor()
-            except StoreError as error:
-                _send(connection, state=WAITING, why=f"({error})")
-                _answer(connection, None, RETRY)
-        _send(connection, state=READY)
-        while True:
-            try:
-                if editor.work():
-                    _send(connection, state=READY)
-                else:
-                    _answer(connection, editor, IDLE)
-            except StoreError as error:
-                logger.error("the store does not take what was trained: %s", error)
-                _send(connection, state=FAILING, why=f"({error})")
-                _answer(connection, editor, RETRY)
-            _answer(connection, editor, 0)
-
-
-def _answer(connection: Connection, editor: Editor | None, seconds: float) -> None:
-    """Runs the commands that come within so many seconds. Raises _Leave if none can come any more."""
-    while connection.poll(seconds):
+        beat = attended = 0.0
         try:
-            message = json.loads(connection.recv_bytes())
-        except (EOFError, OSError):
-            raise _Leave from None
+            while True:
+                if self._connection.poll(IDLE):
+                    self._take(json.loads(self._connection.recv_bytes()))
+                now = time.monotonic()
+                if now - beat >= BEAT:
+                    beat = now
+                    self._beat(now)
+                if self.editor is not None and now - attended >= IDLE:
+                    attended = now
+                    self._attend(self.editor)
+        except (EOFError, OSError, Leave):
+            pass
+        except Exception:
+            logger.exception("the editor cannot read its commands; it ends")
+        self.leaving.set()
+        if self.editor is not None:
+            self.editor.leave()
+        self._at_end()
+
+    def _take(self, message: dict[str, Any]) -> None:
         if "leave" in message:
-            raise _Leave
-        answer = NOT_THE_WRITER if editor is None else run_command(editor, message["do"], message["with"])
-        _send(connection, id=message["id"], answer=answer)
-        seconds = 0
+            raise Leave
+        if "cancel" in message:
+            job = self._jobs.pop(message["cancel"], None)
+            if job is not None:
+                job.cancelled = True
+            return
+        number = message["id"]
+
+        def answer(found: dict[str, Any]) -> None:
+            self._jobs.pop(number, None)
+            self._send(id=number, answer=found)
+
+        if self.editor is None:
+            answer(NOT_THE_WRITER)
+            return
+        job = self.editor.do(message["do"], message["with"], answer)
+        if job is not None:
+            self._jobs[number] = job
+
+    def _attend(self, editor: Editor) -> None:
+        try:
+            editor.attend()
+        except StoreError as error:
+            logger.error("the store cannot be asked for commands of other replicas: %s", error)
+
+    def _beat(self, now: float) -> None:
+        self._send(status={"cpu": time.process_time()})
+        if self.stage and now - self._said >= SECONDS_A_LINE:
+            self._said = now
+            share = 100 * time.process_time() / (now - self._begun)
+            logger.info("still preparing: %s; it had %.0f%% of a CPU since its start", self.stage, share)
+
+    def _send(self, **message: Any) -> None:
+        with self._sending, suppress(OSError):  # the thread that reads notices that the service has left
+            self._connection.send_bytes(json.dumps(message).encode())
 
 
-def _send(connection: Connection, **message: Any) -> None:
+def run_editor(
+    connection: Connection,
+    settings: Settings,
+    *,
+    open_store: Callable[[], Store],
+    load: Callable[[Store], WiseModel],
+    at_end: Callable[[], None] = lambda: None,
+) -> None:
+    """Works off the queue until the service closes its end.
+
+    open_store: raises StoreError while another process is the writer, and is then called again.
+    load: a model for the edits of a store.
+    """
+    end = EditorEnd(connection, at_end)
+    models: list[WiseModel] = []
     try:
-        connection.send_bytes(json.dumps(message).encode())
-    except OSError:
-        raise _Leave from None
+        while not end.leaving.is_set():
+            try:
+                editor = _opened(end, settings, open_store, load, models)
+            except StoreError as error:
+                end.tell(state=WAITING, why=str(error))
+                end.leaving.wait(RETRY)
+            else:
+                _work(end, editor)
+    except Leave:
+        return
+    except Exception as error:
+        end.tell(why=f"{type(error).__name__}: {error}")
+        raise
+
+
+def _opened(
+    end: EditorEnd,
+    settings: Settings,
+    open_store: Callable[[], Store],
+    load: Callable[[Store], WiseModel],
+    models: list[WiseModel],
+) -> Editor:
+    """The editor of the store, ready. models: keeps the model that was loaded."""
+    end.tell(stage="")
+    store = open_store()
+    try:
+        end.editor = editor = Editor(store, settings, end.tell)
+        end.tell(state=PREPARING, why="", stage="loading the model")
+        if not models:
+            models.append(load(store))
+        editor.prepare(models[0])
+        return editor
+    except BaseException:
+        end.editor = None
+        store.close()
+        raise
+
+
+def _work(end: EditorEnd, editor: Editor) -> None:
+    """Works until it is to leave, which raises Leave."""
+    end.tell(state=READY, why="", stage="")
+    failing = False
+    while True:
+        try:
+            worked = editor.work()
+        except StoreError as error:
+            failing = True
+            logger.error("the store does not take what was trained: %s", error)
+            end.tell(state=FAILING, why=str(error))
+            end.leaving.wait(RETRY)
+            continue
+        if failing:
+            failing = False
+            end.tell(state=READY, why="")
+        if not worked:
+            editor.wait(IDLE)
 
 
 def editor_process(settings: Settings, connection: Connection) -> Worker:
@@ -366,18 +223,32 @@ def _main(settings: Settings, connection: Connection) -> None:
     with suppress(OSError):
         os.nice(settings.edit_niceness)
     torch.set_num_threads(settings.edit_threads)
-    models: list[WiseModel] = []
 
-    def opened() -> Editor:
-        store = Store.open(settings.store)
-        try:
-            if not models:
-                base = load_model(settings.model, placement=settings.placement())
-                models.append(wrap(*base, settings.wise_config(store.read().config)))
-            return Editor(models[0], store, settings)
-        except BaseException:
-            store.close()
-            raise
+    def load(store: Store) -> WiseModel:
+        base = load_model(settings.model, placement=settings.placement())
+        model = wrap(*base, settings.wise_config(store.read().config))
+        limit_memory(settings.edit_memory)
+        return model
+
+    def end() -> None:
+        sys.stderr.flush()
+        os._exit(0)  # at once, also from within a step that takes long: what was in training is queued again
 
     with json_logs(settings.log_level):
-        run_editor(connection, opened)
+        run_editor(connection, settings, open_store=lambda: Store.open(settings.store), load=load, at_end=end)
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Refuses this process more memory than it has and so much more, so that training fails and nothing is killed.
+
+    Linux only; memory of a GPU is limited by the GPU.
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    with open("/proc/self/status", encoding="ascii") as status:
+        held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+    most, hard = held + int(gigabytes * 2**30), resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from wise.errors import ArtifactError, ConfigError, EditError, StoreError, WiseError
+from wise.errors import ArtifactError, ConfigError, ConflictError, EditError, StoreError, WiseError
 from wise.safe_text import redacted
 from wise.serving.engines import BusyError, DeadlineError, EngineError
 
@@ -106,6 +106,8 @@ def http_error(error: Exception) -> HTTPError:
         return HTTPError(HTTPStatus.GATEWAY_TIMEOUT, str(error), type=BROKEN, code="deadline")
     if isinstance(error, EngineError):
         return HTTPError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error), type=BROKEN, code="engine")
+    if isinstance(error, ConflictError):
+        return conflict(str(error))
     if isinstance(error, EditError | ConfigError | ArtifactError):
         return bad_request(redacted(str(error)))
     if isinstance(error, StoreError):

@@ -50,6 +50,7 @@ class Metrics:
         )
         self.editor = Gauge("wise_editor_up", "Whether this replica's editor runs.", **on)
         self.editor_state = Gauge("wise_editor_state", "1 for the state of this replica's editor.", ["state"], **on)
+        self.editor_restarts = Counter("wise_editor_restarts", "Times that the editor was started again.", **on)
         self.canary_tokens = Gauge("wise_canary_tokens", "Tokens of the canary set.", **on)
         self.false_routes = Gauge(
             "wise_canary_false_routes", "Tokens of the canary set at which an edit is active.", **on

@@ -15,7 +15,7 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, Field
 
 from wise.serving.auth import AuthorizedRoute, Reader, details_allowed, requires_metrics
-from wise.serving.editor_process import FAILING, READY
+from wise.serving.editor_client import FAILING, READY
 from wise.serving.http_errors import ERRORS, not_found, unavailable
 from wise.serving.service import Served
 

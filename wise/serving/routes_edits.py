@@ -12,12 +12,13 @@ from unicodedata import normalize
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from wise.edits import check_lengths
+from wise.edits import Edit, check_lengths
 from wise.errors import EditError
-from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, EditRequest, Ticket
+from wise.memory.store.edit_request import FAILED, LIVE, RETIRED, UNDER_WAY, EditRequest, Ticket
 from wise.memory.store.ticket_search import TicketFilter, search_tickets
 from wise.serving import schemas
 from wise.serving.auth import AuthorizedRoute, Editor, Holder, Reader, sees
+from wise.serving.edit_size import check_characters, check_size
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
 from wise.serving.logs import audit
 from wise.serving.service import Served, Service
@@ -97,7 +98,11 @@ async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.E
     if len(body.edits) > limit:
         raise bad_request(f"edits: {len(body.edits)} were given and {limit} are taken at once", "edits")
     namespace = service.namespace(body.model)
-    wanted = [_checked(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
+
+    def checked() -> list[EditRequest]:
+        return [_checked(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
+
+    wanted = await run_in_threadpool(checked)
     return await _accept(submission, wanted, body.wait == "live")
 
 
@@ -119,15 +124,38 @@ def list_edits(
 
 @router.post("/edits/preview")
 async def preview(body: schemas.PreviewRequest, service: Served, holder: Editor) -> schemas.PreviewAnswer:
-    """Answers to an edit's prompt, its paraphrases and further prompts, before and after it. Nothing is changed."""
+    """Answers to an edit's prompt, its paraphrases and further prompts, before and after it. Nothing is changed.
+
+    Previews are made one after the other, in turns of their holders; too many get a 429.
+    """
+    async with service.previews.turn(holder.name):
+        wanted, asked = await run_in_threadpool(_to_preview, service, body, holder)
+        done = await service.command("preview", edit=wanted.to_dict(), prompts=asked)
+    return schemas.PreviewAnswer(**done)
+
+
+def _to_preview(service: Service, body: schemas.PreviewRequest, holder: Holder) -> tuple[Edit, list[str]]:
+    """The edit, and what is asked besides its own prompt. Raises HTTPError for what cannot be previewed."""
+    encoder, limit = service.encoder, service.settings.preview_limit
+    asked = [*body.edit.paraphrases, *body.prompts]
+    if 1 + len(asked) > limit:
+        raise bad_request(
+            f"prompts: with the edit's own prompt and its paraphrases these are {1 + len(asked)} texts, and "
+            f"preview_limit={limit} are asked at once; give fewer",
+            "prompts",
+        )
+    characters = service.settings.edit_characters
+    for place, prompt in enumerate(body.prompts):
+        if len(prompt) > characters:
+            param = f"prompts.{place}"
+            raise bad_request(f"{param}: it has {len(prompt)} characters and {characters} are read", param)
     wanted = _checked(service, body.edit, service.namespace(body.model), holder, "edit").edit
-    encoder, asked = service.encoder, [*wanted.paraphrases, *body.prompts]
-    for param, prompt in (("edit", encoder.own_prompt(wanted)), *(("prompts", prompt) for prompt in asked)):
-        question = encoder.question(prompt)
+    asked = [*wanted.paraphrases, *body.prompts]
+    for param, text in (("edit", encoder.own_prompt(wanted)), *(("prompts", prompt) for prompt in asked)):
+        question = encoder.question(text)
         if len(question.ids) >= encoder.context:
             raise bad_request(f"{param}: {question.text!r:.60} does not fit the context of {encoder.context}", param)
-    done = await run_in_threadpool(service.command, "preview", edit=wanted.to_dict(), prompts=asked)
-    return schemas.PreviewAnswer(**done)
+    return wanted, asked
 
 
 @router.get("/edits/{edit_id}")
@@ -166,11 +194,14 @@ async def delete(
     holder: Editor,
     reason: Annotated[schemas.Text | None, Query(min_length=1, max_length=2000)] = None,
 ) -> schemas.VersionView:
-    """Removes an edit, live or still queued. Answered when it is not served here any more."""
+    """Removes an edit: a live one, or one that is queued or in training, which is cancelled.
+
+    Answered when it is not served here any more.
+    """
     ticket = await run_in_threadpool(_newest, service, edit_id)
-    if ticket.status not in (LIVE, QUEUED):
-        raise conflict(f"edit {edit_id!r} is {ticket.status}; only one that is live or queued can be deleted")
-    done = await run_in_threadpool(service.command, "delete", edit_ids=[edit_id], author=holder.name, reason=reason)
+    if ticket.status not in UNDER_WAY:
+        raise conflict(f"edit {edit_id!r} is {ticket.status}; only one that is live or under way can be deleted")
+    done = await service.command("delete", edit_ids=[edit_id], author=holder.name, reason=reason)
     audit("delete", by=holder.name, request=request.state.request_id, edit=edit_id, version=done["number"])
     made = await when_served(service, schemas.VersionView(**done))
     if holder.namespaces is None:
@@ -195,9 +226,11 @@ def _checked(service: Service, item: schemas.EditIn, namespace: str, holder: Hol
     encoder = service.encoder
     try:
         edit = item.edit(namespace=namespace, author=holder.name)
+        check_characters(edit, service.settings)
         encoder.check(edit)
         reserve = len(encoder.bos) + len(encoder.terminator)
         check_lengths([edit], lambda text: len(encoder.tokenizer(text)["input_ids"]), encoder.context, reserve)
+        check_size(edit, encoder, service.settings)
         return EditRequest(edit=edit, **item.model_dump(include={"reason", "valid_from", "valid_until"}))
     except EditError as error:
         raise bad_request(f"{place}: {error}" if place else str(error), place or None) from error

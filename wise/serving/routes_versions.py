@@ -71,7 +71,7 @@ async def rollback(
     """Makes the memory of an earlier version current again, bit for bit, as a new one; answered once that is served."""
     await run_in_threadpool(_readable, service, number)
     reason = body.reason if body else None
-    done = await run_in_threadpool(service.command, "rollback", version=number, author=holder.name, reason=reason)
+    done = await service.command("rollback", version=number, author=holder.name, reason=reason)
     audit("rollback", by=holder.name, request=request.state.request_id, to=number, version=done["number"])
     return await when_served(service, VersionView(**done))
 

@@ -16,10 +16,11 @@ from wise.errors import EditError, WiseError, checked_namespace, did_you_mean
 from wise.memory.store.store import Store
 from wise.model import WiseModel
 from wise.serving.auth import Tokens, sees
-from wise.serving.editor_process import READY, WAITING, EditorClient, Worker, send_to_writer
+from wise.serving.editor_client import WAITING, EditorClient, Worker, send_to_writer
 from wise.serving.engines import Delta, Engine, GenerationRequest, Job, MemoryHandle
 from wise.serving.engines.grammar import Grammars
 from wise.serving.engines.local import LocalEngine
+from wise.serving.fair_queue import FairQueue
 from wise.serving.follower import DEFAULT_NAMESPACE, Follower, ServedVersion
 from wise.serving.http_errors import bad_request, not_found, unavailable
 from wise.serving.metrics import Metrics
@@ -61,7 +62,9 @@ class Service:
         )
         self.grammars = Grammars(model.tokenizer, model.encoder.stops)
         self.engine = _engine(model, settings, self.metrics, self.grammars)
-        self.editor = EditorClient(editor)
+        self.editor = EditorClient(editor, self.metrics.editor_restarts.inc)
+        self.previews = FairQueue(settings.preview_queue, settings.request_timeout)
+        """The turns of previews: one at a time goes to the editor."""
         self.draining = threading.Event()
         """Set at shutdown: nothing new is accepted, and streams of events end."""
 
@@ -89,8 +92,6 @@ class Service:
             return "the engine has ended; see the log"
         if self.follower.trouble:
             return "the store cannot be read, or a version not taken over; see the log"
-        if self.editor.state not in (READY, WAITING):
-            return f"the editor is {self.editor.state}; see the log"
         return None
 
     def refuse_if_draining(self) -> None:
@@ -98,14 +99,15 @@ class Service:
         if self.draining.is_set():
             raise unavailable("the service is about to end; ask another replica, or try again")
 
-    def command(self, name: str, **arguments: Any) -> dict[str, Any]:
+    async def command(self, name: str, **arguments: Any) -> dict[str, Any]:
         """Has the store's writer run a command: the editor here, or that of another replica.
 
-        Raises what the writer raised, or StoreError if there is none or it takes too long.
+        Raises what the writer raised, BusyError if too many are under way, or StoreError if there is no writer or it
+        takes too long.
         """
         if self.editor.state == WAITING:
-            return send_to_writer(self.store, name, arguments)
-        return self.editor.call(name, **arguments)
+            return await send_to_writer(self.store, name, arguments)
+        return await self.editor.call(name, **arguments)
 
     # -- answering --------------------------------------------------------------------------------
 

@@ -95,6 +95,21 @@ class Settings(BaseSettings):
     threads: int = Field(1, ge=1, description="CPU threads for answering.")
     edit_threads: int = Field(1, ge=1, description="CPU threads for editing.")
     edit_niceness: int = Field(10, ge=0, le=19, description="Niceness of the editor's process; more favours answers.")
+    edit_seconds: float = Field(
+        300.0, gt=0, description="CPU seconds that training may take, of a batch and then of each of its edits."
+    )
+    edit_memory: float = Field(
+        8.0, gt=0, description="GiB that training may take beside the loaded model, on the CPU (Linux)."
+    )
+    edit_characters: int = Field(16_384, ge=1, description="Characters of each text of an edit.")
+    edit_tokens: int = Field(
+        4_096, ge=1, description="Tokens of an edit: of all its texts together, each wording with the target."
+    )
+    target_tokens: int = Field(256, ge=1, description="Tokens of an edit's target.")
+    preview_seconds: float = Field(30.0, gt=0, description="CPU seconds that a preview may take.")
+    preview_queue: int = Field(16, ge=0, description="Previews that may wait, half of them of one holder.")
+    preview_limit: int = Field(32, ge=1, description="Texts that one preview asks.")
+    namespaces: int = Field(1_000, ge=1, description="Namespaces that may hold edits.")
     edit_batch: int = Field(16, ge=1, le=64, description="Edits that are trained together.")
     keep_versions: int = Field(100, ge=1, description="Versions that stay readable; up to twice as many are stored.")
     max_batch_size: int = Field(64, ge=1, description="Answers that are generated at the same time.")

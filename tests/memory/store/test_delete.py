@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from editors import done, editing
 from stores import digest, new_folder, statuses
 from tiny import same_tensors, text, tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
@@ -22,8 +23,7 @@ from wise.memory.artifact import load_memory
 from wise.memory.state import MemoryState
 from wise.memory.store.segments import decode_segment
 from wise.memory.store.store import Store
-from wise.serving.editor_process import Editor
-from wise.serving.settings import Settings
+from wise.serving.editor import Editor
 
 WIDE = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2}
 SHARED = ("merge", "retrieve")
@@ -60,10 +60,10 @@ def held(place: Path) -> MemoryState:
 def made(place: Path, mode: str, *calls: Sequence[wise.Edit], gone: Sequence[str] = ()) -> MemoryState:
     """The memory of a store that learned in calls, and then was told to delete."""
     with Store.open(place) as store:
-        editor = Editor(wrapped(mode), store, Settings())
+        editor = editing(wrapped(mode), store)
         learn(editor, store, *calls)
         if gone:
-            editor.do("delete", {"edit_ids": list(gone), "author": "me", "reason": "wrong"})
+            done(editor, "delete", edit_ids=list(gone), author="me", reason="wrong")
     return held(place)
 
 
@@ -100,10 +100,11 @@ def test_an_edit_whose_time_is_over_leaves_no_trace_either(
 ) -> None:
     fresh = made(folder / "fresh", mode, [edit(0)])
     with Store.open(folder / "store") as store:
-        editor = Editor(wrapped(mode), store, Settings())
+        editor = editing(wrapped(mode), store)
         learn(editor, store, [edit(0), edit(1)])
         over = store.journal.tickets(edit_id="e1")
         monkeypatch.setattr(store, "expired", lambda: over)
+        editor.attend()
         assert editor.work()
     assert digest(held(folder / "store")) == digest(fresh)
 
@@ -111,10 +112,10 @@ def test_an_edit_whose_time_is_over_leaves_no_trace_either(
 def test_one_that_cannot_be_written_without_the_deleted_one_is_retired_as_lost(folder: Path) -> None:
     with Store.open(folder / "store") as store:
         model = wrapped("merge")
-        editor = Editor(model, store, Settings())
+        editor = editing(model, store)
         learn(editor, store, [edit(0), edit(1)])
         object.__setattr__(model.trainer.config, "max_steps", 0)
-        version = editor.do("delete", {"edit_ids": ["e0"], "author": None, "reason": None})
+        version = done(editor, "delete", edit_ids=["e0"], author=None, reason=None)
         assert version["edits"] == 0 and set(statuses(store).values()) == {"retired"}
         assert [event.detail for event in store.log() if event.kind == "retired"] == [
             {"why": "deleted"}, {"why": "lost"}
@@ -201,7 +202,5 @@ def test_namespaces_that_a_memory_from_elsewhere_put_into_one_slot_are_written_a
     fresh = memory_from_elsewhere(2)
     with Store.open(folder / "store") as store:
         store.import_pack(folder / "memory")
-        Editor(wrapped("merge"), store, Settings()).do(
-            "delete", {"edit_ids": ["e2"], "author": None, "reason": None}
-        )
+        done(editing(wrapped("merge"), store), "delete", edit_ids=["e2"], author=None, reason=None)
     assert digest(held(folder / "store")) == digest(fresh.state)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from chats import TURNS, chat_model
+from editors import editing
 from stores import statuses
 from tiny import WordReader, text, tiny_model, tiny_tokenizer
 
@@ -16,9 +17,7 @@ import wise
 from wise.errors import RefusedError, StoreError
 from wise.memory.store.store import Store
 from wise.router.readers import RelationReader
-from wise.serving import editor_process as module
-from wise.serving.editor_process import Editor
-from wise.serving.settings import Settings
+from wise.serving import editor as module
 
 
 def edit(name: str, first: int) -> wise.Edit:
@@ -39,8 +38,8 @@ def hybrid(reader: RelationReader | None = None) -> wise.WiseModel:
 def poisoned(known: Any, name: str) -> Any:
     """`edited`, but what it writes for one edit is no number."""
 
-    def edited(*args: Any) -> Any:
-        state, outcomes = known(*args)
+    def edited(*args: Any, **options: Any) -> Any:
+        state, outcomes = known(*args, **options)
         slots = [
             replace(slot, values=torch.full_like(slot.values, torch.nan)) if name in slot.edit_ids else slot
             for slot in state.slots
@@ -57,7 +56,7 @@ def test_an_edit_whose_version_is_refused_fails_alone(
     if poison:
         monkeypatch.setattr(module, "edited", poisoned(module.edited, "bad"))
     with Store.open(tmp_path / "store") as store:
-        editor = Editor(hybrid(), store, Settings())
+        editor = editing(hybrid(), store)
         store.enqueue([edit("good", 4), edit("bad", 12), edit("after", 20)])
         assert editor.work() and not editor.work(), "nothing is left in the queue"
         assert statuses(store) == {"good": "live", "bad": "failed" if poison else "live", "after": "live"}
@@ -70,7 +69,7 @@ def test_an_edit_whose_version_is_refused_fails_alone(
 def test_a_disk_that_fails_fails_no_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: another error of the store is raised, and all that was to be trained is queued again."""
     with Store.open(tmp_path / "store") as store:
-        editor = Editor(hybrid(), store, Settings())
+        editor = editing(hybrid(), store)
         store.enqueue([edit("good", 4)])
 
         def full(*args: Any, **settings: Any) -> None:
@@ -86,23 +85,23 @@ def test_a_disk_that_fails_fails_no_edit(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_store_whose_keys_another_reader_made_is_refused(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
-        Editor(hybrid(AnotherReader()), store, Settings())  # an empty store is anyone's
-        editor = Editor(hybrid(), store, Settings())
+        editing(hybrid(AnotherReader()), store)  # an empty store is anyone's
+        editor = editing(hybrid(), store)
         store.enqueue([edit("good", 4)])
         assert editor.work() and statuses(store) == {"good": "live"}
         with pytest.raises(StoreError, match="'words'.*'another'"):
-            Editor(hybrid(AnotherReader()), store, Settings())
-        Editor(hybrid(), store, Settings())
+            editing(hybrid(AnotherReader()), store)
+        editing(hybrid(), store)
 
 
 def test_a_preview_asks_an_edit_as_it_is_given_and_the_rest_as_users_do(tmp_path: Path) -> None:
     model, base, plain = chat_model(), chat_model(), chat_model(None)
     given = {"target": "w70", "subject": "w50"}
     with Store.open(tmp_path / "chat") as store, Store.open(tmp_path / "plain") as other:
-        editor = Editor(model, store, Settings())
+        editor = editing(model, store)
         conversation = editor.preview(given | {"messages": TURNS}, ["w33", "w50 w51 w52"])["answers"]
         turn = editor.preview(given | {"prompt": "w50 w51 w52"}, ["w33", "w50 w51 w52"])["answers"]
-        text_alone = Editor(plain, other, Settings()).preview(given | {"messages": TURNS}, ["w33"])["answers"]
+        text_alone = editing(plain, other).preview(given | {"messages": TURNS}, ["w33"])["answers"]
 
     def said(*prompts: Any, **form: Any) -> list[str]:
         return [answer.text for answer in base.ask(list(prompts), **form)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
+from editors import done
 from serving import NAME, Running, running
 from stores import end, waiting
 from waiting import until
@@ -12,8 +14,10 @@ from waiting import until
 from wise.errors import EditError, StoreError
 from wise.memory.store.command_queue import CommandQueue
 from wise.memory.store.store import Store
-from wise.serving import editor_process
-from wise.serving.editor_process import INTERRUPTED, WAITING, Editor, command_result, run_command, send_to_writer
+from wise.serving import editor_client
+from wise.serving.editor import INTERRUPTED, Editor
+from wise.serving.editor_client import WAITING, command_result, send_to_writer
+from wise.serving.settings import Settings
 
 FRANCE = "The capital of France is"
 LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
@@ -79,10 +83,10 @@ def test_a_replica_that_was_started_in_another_mode_says_so_and_is_not_ready(
 
 
 def test_what_no_writer_takes_up_is_taken_back(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(editor_process, "COMMAND_TIMEOUT", 0.2)
+    monkeypatch.setattr(editor_client, "COMMAND_TIMEOUT", 0.2)
     with Store.open(place, writer=False) as reader:
         with pytest.raises(StoreError, match="none will"):
-            send_to_writer(reader, "delete", {"edit_ids": ["e1"]})
+            asyncio.run(send_to_writer(reader, "delete", {"edit_ids": ["e1"]}))
         assert reader.commands.claim() is None
         claim = CommandQueue.claim
 
@@ -91,7 +95,7 @@ def test_what_no_writer_takes_up_is_taken_back(place: str, monkeypatch: pytest.M
 
         monkeypatch.setattr(CommandQueue, "take_answer", looks)  # it is begun, and never answered
         with pytest.raises(StoreError, match="may still"):
-            send_to_writer(reader, "delete", {"edit_ids": ["e1"]})
+            asyncio.run(send_to_writer(reader, "delete", {"edit_ids": ["e1"]}))
 
 
 def test_a_command_is_claimed_once_in_its_order_and_its_answer_taken_away(place: str) -> None:
@@ -137,10 +141,11 @@ def test_what_a_writer_had_begun_when_it_was_killed_is_said_by_the_next(place: s
         assert command is not None and command.id == asked
 
 
-def test_a_command_that_breaks_down_is_answered() -> None:
-    class Broken:
-        def do(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-            raise RuntimeError("out of memory")
+def test_a_command_that_breaks_down_is_answered(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug")
 
-    with pytest.raises(StoreError, match="out of memory"):
-        command_result(run_command(Broken(), "preview", {}))
+    with Store.open(place) as store:
+        monkeypatch.setattr(store, "rollback", broken)
+        with pytest.raises(StoreError, match="a bug"):
+            done(Editor(store, Settings()), "rollback", version=0, author=None, reason=None)

@@ -1,0 +1,385 @@
+"""Nothing waits for training, nothing is lost by it, and no edit takes more than it may."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from editors import done, editing
+from stores import statuses
+from tiny import WordReader, same_state, text, tiny_model, tiny_tokenizer
+from waiting import until
+
+import wise
+from wise.errors import ConflictError, EditError, StoreError
+from wise.memory.store.store import ENDED, Store
+from wise.serving import editor as module
+from wise.serving.editor import Editor, Leave
+from wise.serving.editor_client import command_result
+from wise.serving.settings import Settings
+
+NOBODY = {"author": None, "reason": None}
+
+
+def edit(name: str, first: int, **fields: Any) -> wise.Edit:
+    asked, target = text([first, first + 1, first + 2]), text([60 + first, 61])
+    return wise.Edit(id=name, prompt=asked, target=target, subject=text([first]), **fields)
+
+
+FIRST, SECOND, LONG, BESIDE = edit("first", 4), edit("second", 8), edit("long", 12), edit("beside", 16)
+
+
+def model() -> wise.WiseModel:
+    config = wise.WiseConfig(mode="hybrid", layer=1, terminator="")
+    return wise.wrap(tiny_model("llama"), tiny_tokenizer(), config, reader=WordReader())
+
+
+def sharing(mode: Any) -> wise.WiseModel:
+    """A model in which edits share slots."""
+    fitting = {"learning_rate": 0.03, "max_steps": 100, "prefixes": 1, "slot_capacity": 4, "layer": 1}
+    wide = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2}
+    config = wise.WiseConfig(mode=mode, terminator="", bos=False, **fitting)  # type: ignore[arg-type]
+    return wise.wrap(tiny_model("llama", **wide), tiny_tokenizer(), config)
+
+
+class Held:
+    """Training that does not end: wherever an edit of this id is, its first step is held until `go_on`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str = "long") -> None:
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+        known = module.edited
+
+        def edited(model: Any, state: Any, edits: Sequence[Any], *, check: Callable[[], None], **more: Any) -> Any:
+            def held() -> None:
+                check()
+                while any(edit.id == name for edit in edits) and not self.may_go_on.is_set():
+                    self.begun.set()
+                    check()
+
+            return known(model, state, edits, check=held, **more)
+
+        monkeypatch.setattr(module, "edited", edited)
+
+
+@contextmanager
+def working(editor: Editor) -> Iterator[threading.Thread]:
+    """The editor works off its queue in a thread of its own, and then ends."""
+
+    def work() -> None:
+        with suppress(Leave):
+            while editor.work():
+                pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield thread
+    except BaseException:
+        editor.leave()  # or it would be held for ever
+        raise
+    finally:
+        thread.join()
+
+
+def test_deletes_rollbacks_and_reads_do_not_wait_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path / "fresh") as store:
+        editor = editing(model(), store)
+        for each in (SECOND, LONG):
+            store.enqueue([each])
+            assert editor.work()
+        wanted = store.read().state
+    held = Held(monkeypatch)
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store)
+        for each in (FIRST, SECOND):
+            store.enqueue([each])
+            assert editor.work()
+        store.enqueue([LONG])
+        with working(editor) as thread:
+            assert held.begun.wait(60)
+            assert done(editor, "delete", edit_ids=["first"], **NOBODY)["edits"] == 1
+            assert store.read().state.edit_ids == ("second",)
+            with pytest.raises(ConflictError, match="neither live nor queued"):
+                done(editor, "delete", edit_ids=["first"], **NOBODY)
+            assert thread.is_alive() and statuses(store)["long"] == "training"
+            held.may_go_on.set()
+        assert statuses(store) == {"first": "retired", "second": "live", "long": "live"}
+        assert same_state(store.read().state, wanted), "it is as if the deleted one had never been there"
+        assert store.check().problems == ()
+
+
+def test_what_is_trained_when_a_version_comes_back_is_trained_again_and_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store)
+        store.enqueue([FIRST])
+        assert editor.work()
+        done(editor, "delete", edit_ids=["first"], **NOBODY)
+        store.enqueue([LONG])
+        with working(editor):
+            assert held.begun.wait(60)
+            assert done(editor, "rollback", version=1, **NOBODY)["number"] == 3
+            held.may_go_on.set()
+        assert statuses(store) == {"first": "live", "long": "live"}
+        assert store.read().version == 4 and store.check().problems == ()
+
+
+@pytest.mark.parametrize("mode", ["merge", "retrieve"])
+def test_a_delete_that_needs_the_model_is_done_between_two_steps(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(sharing(mode), store)
+        store.enqueue([FIRST, SECOND])
+        assert editor.work() and {*statuses(store).values()} == {"live"}
+        store.enqueue([LONG])
+        with working(editor) as thread:
+            assert held.begun.wait(60)
+            answers: list[dict[str, Any]] = []
+            assert editor.do("delete", {"edit_ids": ["first"], **NOBODY}, answers.append) is not None
+            until(lambda: answers)
+            assert command_result(answers[0])["edits"] == 1 and thread.is_alive()
+            held.may_go_on.set()
+        assert statuses(store) == {"first": "retired", "second": "live", "long": "live"}
+        assert store.check().problems == ()
+
+
+def test_an_edit_is_cancelled_while_it_is_queued_and_while_it_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store)
+        store.enqueue([LONG, BESIDE])
+        with working(editor):
+            assert held.begun.wait(60)
+            store.enqueue([SECOND])
+            for name in ("long", "second"):
+                done(editor, "delete", edit_ids=[name], **NOBODY)
+        assert statuses(store) == {"long": "retired", "beside": "live", "second": "retired"}
+        assert store.read().state.edit_ids == ("beside",) and store.check().problems == ()
+        assert [event.detail for event in store.log() if event.kind == "retired"] == [{"why": "deleted"}] * 2
+
+
+def test_what_replaces_an_edit_leaves_it_alone_when_it_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store)
+        store.enqueue([FIRST])
+        assert editor.work()
+        store.enqueue([wise.Edit(id="long", prompt=FIRST.prompt, target=LONG.target, subject=FIRST.subject)])
+        with working(editor):
+            assert held.begun.wait(60)
+            done(editor, "delete", edit_ids=["long"], **NOBODY)
+        assert statuses(store) == {"first": "live", "long": "retired"}
+
+
+def test_previews_are_made_within_training_and_take_their_share_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(tmp_path / "fresh") as store:
+        editor = editing(model(), store)
+        store.enqueue([LONG])
+        assert editor.work()
+        wanted = store.read().state
+    held = Held(monkeypatch)
+    seen: list[tuple[str, str]] = []
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store)
+        store.enqueue([LONG])
+
+        def ask(_: Any = None) -> None:
+            """A client that previews without end."""
+            if _ is not None:
+                seen.append((statuses(store)["long"], _["done"]["outcome"]["status"]))
+            if statuses(store)["long"] == "training" and len(seen) < 50:
+                editor.do("preview", {"edit": SECOND.to_dict(), "prompts": ["w33"]}, ask)
+
+        with working(editor):
+            assert held.begun.wait(60)
+            ask()
+            until(lambda: seen)
+            held.may_go_on.set()
+        assert seen[0] == ("training", "verified") and len(seen) < 50, "training came to its end beside the previews"
+        assert statuses(store) == {"long": "live"}
+        assert same_state(store.read().state, wanted), "what is done in between changes no bit"
+
+
+def test_an_edit_that_takes_too_long_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Held(monkeypatch)
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store, Settings(edit_seconds=1.0))
+        store.enqueue([BESIDE, LONG, SECOND])
+        assert editor.work()
+        assert statuses(store) == {"long": "failed", "beside": "live", "second": "live"}
+        [failed] = store.journal.tickets(edit_id="long")
+        assert failed.verified is not None and "more CPU time than edit_seconds=1 s" in failed.verified["why"]
+
+
+def test_an_edit_that_takes_too_much_memory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(module, "edited", no_room)
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store)
+        store.enqueue([LONG])
+        assert editor.work()
+        [failed] = store.journal.tickets(edit_id="long")
+        assert failed.verified is not None and "more memory than edit_memory=8 GiB" in failed.verified["why"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_the_editor_gets_no_more_memory_than_it_may() -> None:
+    asks = (
+        "import torch\nfrom wise.serving.editor_process import limit_memory\nlimit_memory(0.25)\n"
+        "torch.ones(2**25)\nprint('some')\ntorch.ones(2**28)"
+    )
+    run = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True)
+    assert run.stdout == "some\n" and "can't allocate memory" in run.stderr and run.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("large", "settings", "said"),
+    [
+        (edit("large", 20), {"edit_characters": 9}, r"field 'prompt': it has 11 characters"),
+        (wise.Edit(id="large", prompt="w20 w21", target=" ".join(["w60"] * 9)), {"target_tokens": 8}, "has 9 tokens"),
+        (edit("large", 20, paraphrases=("w20 w22",) * 3), {"edit_tokens": 12}, r"field 'paraphrases\[1\]'.* 13 tokens"),
+    ],
+)
+def test_an_edit_that_is_too_large_fails_before_it_is_trained(
+    large: wise.Edit, settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """However it came into the store. The service refuses it when it is submitted."""
+    small = wise.Edit(id="small", prompt="w4 w5", target="w70", subject="w4")
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store, Settings(**settings))
+        store.enqueue([small, large])
+        assert editor.work() and statuses(store) == {"small": "live", "large": "failed"}
+        [failed] = store.journal.tickets(edit_id="large")
+        with pytest.raises(EditError, match=said):
+            raise EditError((failed.verified or {})["why"])
+
+
+def test_an_edit_that_ends_two_editors_is_quarantined_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """The editor is killed."""
+
+    known = module.edited
+
+    def deadly(model: Any, state: Any, edits: Sequence[wise.Edit], **more: Any) -> Any:
+        if any(edit.id == "long" for edit in edits):
+            raise Killed
+        return known(model, state, edits, **more)
+
+    monkeypatch.setattr(module, "edited", deadly)
+    endings = 0
+    with Store.open(tmp_path / "store") as store:
+        store.enqueue([FIRST, LONG, SECOND])
+    while endings < 9:
+        with Store.open(tmp_path / "store") as store:
+            try:
+                editor = editing(model(), store)
+                while editor.work():
+                    pass
+                break
+            except Killed:
+                endings += 1
+    assert endings == 2
+    with Store.open(tmp_path / "store") as store:
+        assert statuses(store) == {"first": "live", "long": "failed", "second": "live"}
+        [failed] = store.journal.tickets(edit_id="long")
+        assert failed.verified is not None and failed.verified["why"].startswith("quarantined: 2 editors ended")
+
+
+def test_an_editor_that_is_told_to_leave_does_so_at_the_next_step_and_that_counts_as_no_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    left: list[str] = []
+    for _ in range(3):
+        with Store.open(tmp_path / "store") as store:
+            if not store.journal.tickets():
+                store.enqueue([LONG])
+            editor = editing(model(), store)
+
+            def work(editor: Editor = editor) -> None:
+                try:
+                    editor.work()
+                except Leave:
+                    left.append("left")
+
+            thread = threading.Thread(target=work)
+            held.begun.clear()
+            thread.start()
+            assert held.begun.wait(60)
+            editor.leave()
+            assert statuses(store) == {"long": "queued"}
+            thread.join()
+    held.may_go_on.set()
+    with Store.open(tmp_path / "store") as store:
+        assert editing(model(), store).work() and statuses(store) == {"long": "live"} and left == ["left"] * 3
+        assert not [event for event in store.log() if event.detail.get("why") == ENDED]
+
+
+def test_a_preview_that_takes_too_long_or_that_nobody_waits_for_ends(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store, Settings(preview_seconds=1e-6))
+        with pytest.raises(EditError, match="preview_seconds=1e-06 s"):
+            done(editor, "preview", edit=SECOND.to_dict(), prompts=[])
+        answers: list[dict[str, Any]] = []
+        job = editor.do("preview", {"edit": SECOND.to_dict(), "prompts": []}, answers.append)
+        assert job is not None
+        job.cancelled = True
+        editor.work()
+        assert not answers
+
+
+def test_before_the_model_is_there_the_store_is_changed_and_nothing_is_previewed(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store)
+        store.enqueue([FIRST])
+        assert editor.work()
+        preparing = Editor(store, Settings())
+        with pytest.raises(StoreError, match="still preparing"):
+            done(preparing, "preview", edit=SECOND.to_dict(), prompts=[])
+        assert done(preparing, "delete", edit_ids=["first"], **NOBODY)["edits"] == 0
+        assert done(preparing, "rollback", version=1, **NOBODY)["edits"] == 1
+
+
+def test_what_another_replica_asks_for_is_answered_while_an_edit_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(monkeypatch)
+    with Store.open(tmp_path / "store") as store, Store.open(tmp_path / "store", writer=False) as reader:
+        editor = editing(model(), store)
+        store.enqueue([FIRST])
+        assert editor.work()
+        store.enqueue([LONG])
+        with working(editor):
+            assert held.begun.wait(60)
+            command = reader.commands.enqueue("delete", {"edit_ids": ["first"], **NOBODY}, 60)
+            editor.attend()
+            answer = reader.commands.take_answer(command)
+            assert answer is not None and command_result(answer)["edits"] == 0
+            asked = reader.commands.enqueue("preview", {"edit": SECOND.to_dict(), "prompts": []}, 60)
+            editor.attend()
+            told: list[dict[str, Any]] = []
+            until(lambda: told or told.extend(filter(None, [reader.commands.take_answer(asked)])))
+            assert command_result(told[0])["outcome"]["status"] == "verified"
+            assert statuses(store)["long"] == "training"
+            held.may_go_on.set()
+        assert statuses(store) == {"first": "retired", "long": "live"}

@@ -1,0 +1,50 @@
+"""How large an edit may be: what the settings allow, looked at when it is submitted and again before it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from wise.edits import Edit
+from wise.errors import EditError
+from wise.serving.settings import Settings
+from wise.training.encoding import Encoder
+
+
+def check_characters(edit: Edit, settings: Settings) -> None:
+    """Raises EditError, naming the field, for a text with more than `edit_characters`."""
+    limit = settings.edit_characters
+    for name, text in _texts(edit):
+        if len(text) > limit:
+            raise EditError(f"field {name!r}: it has {len(text)} characters and edit_characters={limit}; shorten it")
+
+
+def check_size(edit: Edit, encoder: Encoder, settings: Settings) -> None:
+    """Raises EditError, naming the field, for an edit that is larger than `settings` allow."""
+    check_characters(edit, settings)
+    target = _count(encoder, edit.target)
+    if target > settings.target_tokens:
+        raise EditError(
+            f"field 'target': it has {target} tokens and target_tokens={settings.target_tokens}; shorten it"
+        )
+    total = 0
+    for name, text in _texts(edit):
+        if name != "target":
+            total += _count(encoder, text) + (target if name.startswith(("prompt", "paraphrases")) else 0)
+        if total > settings.edit_tokens:
+            raise EditError(
+                f"field {name!r}: up to it the texts of the edit have {total} tokens, each wording with the target, "
+                f"and edit_tokens={settings.edit_tokens}; give fewer or shorter ones"
+            )
+
+
+def _texts(edit: Edit) -> Iterator[tuple[str, str]]:
+    """Every text of an edit, with the name of its field."""
+    yield "prompt", edit.prompt
+    yield "target", edit.target
+    yield from ((f"messages[{i}]", message.content) for i, message in enumerate(edit.messages))
+    for name in ("paraphrases", "locality", "aliases"):
+        yield from ((f"{name}[{i}]", text) for i, text in enumerate(getattr(edit, name)))
+
+
+def _count(encoder: Encoder, text: str) -> int:
+    return len(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,79 @@
+"""A queue before something that one at a time may use: bounded, and one holder after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from wise.serving.engines import BusyError
+
+
+class FairQueue:
+    """Turns of the holders of tokens. Used in one event loop."""
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        """limit: how many may wait; half of them may be of one holder. seconds: how long each may wait."""
+        self._limit, self._seconds = limit, seconds
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        """By holder, whose turn is next first."""
+        self._taken = False
+        self._average = 1.0
+        """Seconds of a turn: a moving average."""
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return sum(map(len, self._waiting.values()))
+
+    @asynccontextmanager
+    async def turn(self, holder: str) -> AsyncIterator[None]:
+        """The block runs while no other does. Raises BusyError if too many wait, or it waited too long."""
+        if self._taken:
+            await self._wait(holder)
+        self._taken = True
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self._average += 0.3 * (time.monotonic() - begun - self._average)
+            self._hand_on()
+
+    async def _wait(self, holder: str) -> None:
+        own = self._waiting.get(holder, ())
+        if len(self) >= self._limit or len(own) >= math.ceil(self._limit / 2):
+            raise self._busy("too many wait already")
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(holder, deque()).append(turn)
+        try:
+            await asyncio.wait([turn], timeout=self._seconds)
+            if not turn.done():
+                raise self._busy(f"it waited {self._seconds:g} s")
+        except BaseException:
+            if turn.done():
+                self._hand_on()
+            else:
+                self._remove(holder, turn)
+            raise
+
+    def _remove(self, holder: str, turn: asyncio.Future[None]) -> None:
+        self._waiting[holder].remove(turn)
+        if not self._waiting[holder]:
+            del self._waiting[holder]
+
+    def _hand_on(self) -> None:
+        """Gives the turn to the next holder, who goes to the end."""
+        if not self._waiting:
+            self._taken = False
+            return
+        holder = next(iter(self._waiting))
+        turns = self._waiting.pop(holder)
+        turns.popleft().set_result(None)
+        if turns:
+            self._waiting[holder] = turns
+
+    def _busy(self, why: str) -> BusyError:
+        after = max(1, math.ceil(self._average * (len(self) + 1)))
+        return BusyError(f"previews are made one after the other, and {why}; try again in {after} s", after)
