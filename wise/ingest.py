@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +20,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from wise.edits import Edit, content_id
-from wise.errors import ConfigError, StoreError
+from wise.errors import ConfigError, MissingError, StoreError
 from wise.formats.edit_file import STORE_FIELDS, RecordParser, each_row
 from wise.formats.files import check_file, is_table, object_of
 from wise.memory.store.edit_request import UNDER_WAY, EditRequest
@@ -51,8 +52,13 @@ def open_reader(place: str) -> Store:
     """The store, opened to read and to queue edits; created if there is none. Raises StoreError."""
     try:
         return Store.open(place, writer=False)
-    except StoreError:
-        Store.open(place).close()
+    except MissingError:
+        try:
+            Store.open(place).close()
+        except StoreError as error:  # maybe another process was making it
+            with suppress(MissingError):
+                return Store.open(place, writer=False)
+            raise error from None
         return Store.open(place, writer=False)
 
 

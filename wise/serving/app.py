@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
@@ -28,7 +29,9 @@ from wise.serving.http_errors import ERRORS
 from wise.serving.metrics import set_up_logs
 from wise.serving.middleware import RequestMiddleware
 from wise.serving.service import Service
-from wise.serving.settings import Settings
+from wise.serving.settings import Settings, without_effect
+
+logger = logging.getLogger(__name__)
 
 OWNER = "owner"
 """Holder of the token that is made for a run without a file of tokens."""
@@ -88,7 +91,7 @@ class Server(uvicorn.Server):
     service: Service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.service.draining.set()
+        self.service.drain()
         super().handle_exit(sig, frame)
 
 
@@ -113,7 +116,7 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
     )
     server = Server(config)
     server.service = service
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when all is over
+    signal.signal(signal.SIGTERM, server.handle_exit)  # until uvicorn listens to it, and when it raises it once more
     show(f"http://{f'[{host}]' if ':' in host else host}:{port}", token)
     server.run(sockets=[listener])
 
@@ -128,8 +131,12 @@ def build_service(settings: Settings, token: str | None) -> Service:
     canaries = _canaries(settings)
     store = open_reader(settings.store)
     try:
+        stored = store.read().config
+        config = settings.wise_config(stored)  # what has no effect is refused before the model is loaded, or told
+        for told in without_effect(settings, stored):
+            logger.warning("%s", told)
         base = load_model(settings.model, placement=settings.placement())
-        model = wrap(*base, settings.wise_config(store.read().config))
+        model = wrap(*base, config)
         make_editor = partial(editor_process, settings)
         return Service(settings, model=model, store=store, tokens=tokens, editor=make_editor, canaries=canaries)
     except BaseException:

@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from wise.errors import StoreError
+from wise.errors import MissingError, StoreError
 from wise.memory.folder import synced
 from wise.memory.store.backends.base import Backend, Execute, digest_of, missing_blob, verified_blob
 from wise.memory.store.backends.migrations import create, opening
@@ -63,7 +63,8 @@ class SqliteBackend(Backend):
         found = {file.name for file in self._folder.iterdir()} if self._folder.is_dir() else set()
         if LOCK_FILE not in found and (found or not self.writer):
             what = f"holds {', '.join(sorted(found)[:4])}" if found else "holds nothing"
-            raise StoreError(f"{self.place} {what} and is no store; give the folder of a store, or a new one")
+            kind = StoreError if found else MissingError
+            raise kind(f"{self.place} {what} and is no store; give the folder of a store, or a new one")
 
     def _claim(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,9 @@ class SqliteBackend(Backend):
     def _connect(self) -> sqlite3.Connection:
         file = self._folder / JOURNAL_FILE
         if not self.writer and not file.is_file():
-            raise StoreError(f"{self.place} has no {JOURNAL_FILE}; open it once as its writer, or restore a backup")
+            begun = not (self._blobs.is_dir() and any(self._blobs.iterdir()))  # whoever made it came no further
+            kind = MissingError if begun else StoreError
+            raise kind(f"{self.place} has no {JOURNAL_FILE}; open it once as its writer, or restore a backup")
         connection = sqlite3.connect(file, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA journal_mode=PERSIST")
