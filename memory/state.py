@@ -78,6 +78,20 @@ class MemoryState:
         touched = (slot for slot in self.slots if slot.shared and not gone.isdisjoint(slot.edit_ids))
         return tuple(edit_id for slot in touched for edit_id in slot.edit_ids if edit_id not in edit_ids)
 
+    def same(self, other: MemoryState) -> bool:
+        """Whether another snapshot serves the same edits with the same tensors, bit for bit."""
+        if self is other:
+            return True
+        return (
+            len(self.edits) == len(other.edits)
+            and len(self.slots) == len(other.slots)
+            and (self.key_space is other.key_space or self.key_space == other.key_space)
+            and all(map(_equal, self.edits, other.edits))
+            and self.keys.keys() == other.keys.keys()
+            and all(_equal_tensors(keys, other.keys[i]) for i, keys in self.keys.items())
+            and all(map(_same_slots, self.slots, other.slots))
+        )
+
     def without(self, edit_ids: Collection[str]) -> MemoryState:
         """The snapshot in which these edits are no longer live; a slot that holds no other goes with them.
 
@@ -93,6 +107,23 @@ class MemoryState:
             slots=tuple(slot.numbered(i) for i, slot in enumerate(kept)),
             keys={i: keys for i, keys in self.keys.items() if i not in edit_ids},
         )
+
+
+def _equal(one: Edit, other: Edit) -> bool:
+    return one is other or one == other
+
+
+def _equal_tensors(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.dtype == other.dtype and torch.equal(one, other))
+
+
+def _same_slots(one: Slot, other: Slot) -> bool:
+    if one is other:
+        return True
+    if (one.kind, one.id, one.edit_ids, one.scores) != (other.kind, other.id, other.edit_ids, other.scores):
+        return False
+    tensors, others = one.tensors(), other.tensors()
+    return tensors.keys() == others.keys() and all(_equal_tensors(tensors[n], others[n]) for n in tensors)
 
 
 def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:

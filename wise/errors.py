@@ -6,6 +6,7 @@
     ├── EditError            (ValueError)    an edit, or a file of edits, is not usable
     ├── ArtifactError        (ValueError)    a saved memory is incomplete, damaged or foreign
     └── StoreError           (RuntimeError)  a store is damaged, full, held by another, or lacks what was asked for
+        ├── MissingError                     there is no store at a place
         ├── RefusedError                     a version contradicts itself: the same will be refused again
         └── ConflictError                    what was asked for does not fit what the store holds by now
 
@@ -46,6 +47,10 @@ class ArtifactError(WiseError, ValueError):
 
 class StoreError(WiseError, RuntimeError):
     """A store is damaged, held by another writer, on a full disk, or does not have what was asked for."""
+
+
+class MissingError(StoreError):
+    """There is no store at a place, nor anything else; opening it as its writer makes one."""
 
 
 class RefusedError(StoreError):

@@ -12,6 +12,7 @@ import json
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -22,7 +23,7 @@ from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 from wise.edits import Edit, content_id
-from wise.errors import ConfigError, StoreError
+from wise.errors import ConfigError, MissingError, StoreError
 from wise.formats.edit_file import STORE_FIELDS, RecordParser, each_row
 from wise.formats.files import check_file, is_table, object_of
 from wise.memory.store.edit_request import UNDER_WAY, EditRequest
@@ -55,8 +56,13 @@ def open_reader(place: str) -> Store:
     """The store, opened to read and to queue edits; created if there is none. Raises StoreError."""
     try:
         return Store.open(place, writer=False)
-    except StoreError:
-        Store.open(place).close()
+    except MissingError:
+        try:
+            Store.open(place).close()
+        except StoreError as error:  # maybe another process was making it
+            with suppress(MissingError):
+                return Store.open(place, writer=False)
+            raise error from None
         return Store.open(place, writer=False)
 
 

@@ -10,8 +10,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
+from torch import Tensor
+
 from wise.edits import Edit
 from wise.errors import ArtifactError, StoreError
+from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
@@ -125,6 +128,28 @@ def forgotten(
                 part, _ = model.trainer.delete(part, gone, serve=model.serving, check=check)
             state = _joined(state, names, part)
     return state
+
+
+def split(state: MemoryState) -> dict[str, MemoryState]:
+    """The edits of each namespace, with the slots that are theirs; in one pass, however many there are."""
+    edits: dict[str, list[Edit]] = {}
+    for edit in state.edits:
+        edits.setdefault(edit.namespace, []).append(edit)
+    if len(edits) < 2:
+        return dict.fromkeys(edits, state)
+    owner = {edit.id: edit.namespace for edit in state.edits}
+    slots: dict[str, list[Slot]] = {name: [] for name in edits}
+    for slot in state.slots:
+        names = dict.fromkeys(owner[edit_id] for edit_id in slot.edit_ids)
+        for name in names:
+            others = [i for i in slot.edit_ids if owner[i] != name] if len(names) > 1 else ()
+            slots[name].append(slot.without(others).numbered(len(slots[name])))
+    keys: dict[str, dict[str, Tensor]] = {name: {} for name in edits}
+    for edit_id, own in state.keys.items():
+        keys[owner[edit_id]][edit_id] = own
+    return {
+        name: replace(state, edits=tuple(edits[name]), slots=tuple(slots[name]), keys=keys[name]) for name in edits
+    }
 
 
 def within(state: MemoryState, namespace: str) -> MemoryState:

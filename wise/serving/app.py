@@ -31,7 +31,7 @@ from wise.serving.http_errors import ERRORS
 from wise.serving.logs import json_logs
 from wise.serving.middleware import RequestMiddleware
 from wise.serving.service import Service
-from wise.serving.settings import Settings
+from wise.serving.settings import Settings, without_effect
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Server(uvicorn.Server):
             self._on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.service.draining.set()
+        self.service.drain()
         super().handle_exit(sig, frame)
 
 
@@ -164,7 +164,7 @@ def _serve(settings: Settings, show: Callable[[str, str | None], None]) -> None:
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     server = Server(service, on_start=lambda: show(url, token))
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it once more when all is over
+    signal.signal(signal.SIGTERM, server.handle_exit)  # until uvicorn listens to it, and when it raises it once more
     server.run(sockets=[listener])
 
 
@@ -178,10 +178,14 @@ def build_service(settings: Settings, token: str | None) -> Service:
     canaries = _canaries(settings)
     store = open_reader(settings.store)
     try:
+        stored = store.read().config
+        config = settings.wise_config(stored)  # what has no effect is refused before the model is loaded, or told
+        for told in without_effect(settings, stored):
+            logger.warning("%s", told)
         fields = {"model": settings.model}
         logger.info("loading the model: a minute or more where it is large", extra={"fields": fields})
         base = load_model(settings.model, placement=settings.placement())
-        model = wrap(*base, settings.wise_config(store.read().config))
+        model = wrap(*base, config)
         make_editor = partial(editor_process, settings)
         return Service(settings, model=model, store=store, tokens=tokens, editor=make_editor, canaries=canaries)
     except BaseException:

@@ -41,6 +41,7 @@ from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
 from wise.namespaces import edited, forgotten, make_ready, within
 from wise.serving.edit_size import check_size
+from wise.serving.editor_client import KINDS
 from wise.serving.follower import trim_heap
 from wise.serving.settings import Settings
 from wise.training.report import FAILED
@@ -114,7 +115,7 @@ class _Work:
         self.goes_on()
         if time.thread_time() - self.begun - self.aside > self.seconds:
             setting = f"{self.kind}_seconds={self.seconds:g}"
-            raise LimitError(f"it took more CPU time than {setting}; give fewer or shorter texts, or allow more")
+            raise LimitError(f"it took more CPU time than {setting} s; give fewer or shorter texts, or allow more")
 
 
 class Editor:
@@ -183,7 +184,9 @@ class Editor:
             tickets = self._claim()
             if not tickets:
                 return self._run_next(self._previews) or ran
-            self._train_all(tickets)
+            left = [ticket for ticket in tickets if ticket.edit.id in self._training]
+            if left:
+                self._train_all(left)
         except (StoreError, Leave) as error:
             self._queue_again(str(error) or LEAVING)
             raise
@@ -208,7 +211,7 @@ class Editor:
                     f"quarantined: {ENDINGS} editors ended while it was in training; the log of the service says how. "
                     "Submit it again to have it tried again",
                 )
-        return [ticket for ticket in tickets if ticket.edit.id in self._training]
+        return list(tickets)
 
     def _endings(self, ticket: Ticket) -> int:
         """How many editors have ended without a word while it was in training."""
@@ -331,7 +334,7 @@ class Editor:
         arguments = dict(job.arguments)
 
         def run() -> dict[str, Any]:
-            with self._model.disabled():
+            with torch.enable_grad(), self._model.disabled():  # whatever the work around it has set
                 if job.name == PREVIEW:
                     return self.preview(**arguments, wanted=lambda: not job.cancelled)
                 return self._delete_rewriting(**arguments)
@@ -517,5 +520,6 @@ def _answered(name: str, run: Callable[[], dict[str, Any]], answer: Answer) -> N
     except Exception as error:
         if not isinstance(error, WiseError):
             logger.exception("the command %s failed", name)
-        found = {"kind": type(error).__name__, "problem": str(error)}
+        kinds = (kind.__name__ for kind in type(error).__mro__)
+        found = {"kind": next((kind for kind in kinds if kind in KINDS), "StoreError"), "problem": str(error)}
     answer(found)

@@ -39,6 +39,7 @@ STARTING, WAITING, PREPARING, READY, FAILING, ENDED = (
 )  # fmt: skip
 """States of the editor: not yet heard of; waiting for another writer to end; the writer, whose model is being prepared;
 working; refused by the store; not running, and started again soon."""
+STATES = (STARTING, WAITING, PREPARING, READY, FAILING, ENDED)
 ENDED_MEANWHILE = "the editor ended meanwhile; see whether it was done, and try again"
 NOT_THE_WRITER = {"kind": "StoreError", "problem": "another process is the writer of this store by now; try again"}
 """The answer to a command by an editor that has no store."""
@@ -83,14 +84,20 @@ class EditorClient:
     def start(self) -> None:
         self._thread.start()
 
+    def leave(self) -> None:
+        """Tells the editor to end, after the commands that it has been sent. A signal handler may call it."""
+        self._closing.set()
+        outbox = self._outbox
+        if outbox is not None:
+            outbox.put(json.dumps({"leave": True}).encode())
+
     def close(self, seconds: float) -> None:
-        """Ends the editor; kills it after so many seconds."""
+        """Ends the editor; kills it after so many seconds, or at once if it was not heard of yet."""
         with self._lock:
-            self._closing.set()
+            self.leave()
             heard = self.state != STARTING
-            if self._outbox is not None:
-                self._outbox.put(json.dumps({"leave": True}).encode())
-        self._thread.join(seconds if heard else 0)
+        if self._thread.ident is not None:
+            self._thread.join(seconds if heard else 0)
         worker = self._worker
         if isinstance(worker, BaseProcess) and worker.pid is not None and worker.is_alive():
             worker.kill()  # the store survives it
@@ -164,9 +171,13 @@ class EditorClient:
                 if self._closing.is_set():
                     others.close()
                     return
-                worker = self._worker = self._make(others)
                 self.state, self.why, self.since = STARTING, "", time.monotonic()
-                worker.start()
+                try:
+                    worker = self._worker = self._make(others)
+                    worker.start()
+                except BaseException:
+                    others.close()
+                    raise
                 self._outbox = outbox
             if isinstance(worker, BaseProcess):
                 others.close()  # otherwise the end of the process would not be noticed
@@ -219,14 +230,15 @@ def _send_all(connection: Connection, outbox: SimpleQueue[bytes | None]) -> None
 # -- commands to another replica ------------------------------------------------------------------
 
 
-_KINDS: dict[str, type[WiseError]] = {kind.__name__: kind for kind in (ConfigError, ConflictError, EditError)}
+KINDS: dict[str, type[WiseError]] = {kind.__name__: kind for kind in (ConfigError, ConflictError, EditError)}
+"""What a command may raise besides StoreError, by name."""
 
 
 def command_result(answer: Mapping[str, Any]) -> dict[str, Any]:
     """What was done. Raises what the writer raised."""
     if "done" in answer:
         return dict(answer["done"])
-    raise _KINDS.get(answer["kind"], StoreError)(answer["problem"])
+    raise KINDS.get(answer["kind"], StoreError)(answer["problem"])
 
 
 async def send_to_writer(store: Store, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

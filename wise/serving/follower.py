@@ -19,12 +19,13 @@ from datetime import datetime
 
 from wise.edits import Edit
 from wise.errors import StoreError
+from wise.memory.state import MemoryState
 from wise.memory.store.edit_request import FAILED, LIVE, Event, now
 from wise.memory.store.journal import Journal
 from wise.memory.store.store import Store
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
-from wise.namespaces import ask_again, check_fits, check_settings, within
+from wise.namespaces import ask_again, check_fits, check_settings, split
 from wise.router.assemble import assemble
 from wise.serving.engines import Engine, MemoryHandle
 from wise.serving.metrics import Metrics
@@ -50,14 +51,21 @@ class ServedVersion:
     """By namespace: those with live edits, and the default one."""
 
 
-def served_version(model: WiseModel, snapshot: Snapshot) -> ServedVersion:
-    """Builds what serves a snapshot on `model`, whose own memory is not changed."""
+def served_version(model: WiseModel, snapshot: Snapshot, before: ServedVersion | None = None) -> ServedVersion:
+    """Builds what serves a snapshot on `model`, whose own memory is not changed.
+
+    before: the version whose memories are used again for the namespaces in which nothing changed.
+    """
     handles = {}
-    for namespace in sorted({DEFAULT_NAMESPACE, *(edit.namespace for edit in snapshot.state.edits)}):
-        state = within(snapshot.state, namespace)
-        memory = assemble(
-            state, model.wise_config, inputs=model.inputs, device=model.layer.device(), dtype=model.model.dtype
-        )
+    states = {DEFAULT_NAMESPACE: MemoryState()} | split(snapshot.state)
+    for namespace, state in sorted(states.items()):
+        old = before.handles.get(namespace) if before is not None else None
+        if old is not None and old.state.same(state):
+            memory = old.memory
+        else:
+            memory = assemble(
+                state, model.wise_config, inputs=model.inputs, device=model.layer.device(), dtype=model.model.dtype
+            )
         handles[namespace] = MemoryHandle(version=snapshot.version, namespace=namespace, state=state, memory=memory)
     edits = {edit.id: edit for edit in snapshot.state.edits}
     return ServedVersion(version=snapshot.version, edits=edits, handles=handles)
@@ -173,7 +181,7 @@ class Follower:
         if self._store.journal.version().number != self.current.version:
             snapshot = self._store.read()
             check_settings(self._model, snapshot, self._store.backend.place)  # it may have been empty at the start
-            served = served_version(self._model, snapshot)
+            served = served_version(self._model, snapshot, self.current)
             self._prepare(served)
             self.current = served
             self._measure()

@@ -49,8 +49,12 @@ class Metrics:
             **on,
         )
         self.editor = Gauge("wise_editor_up", "Whether this replica's editor runs.", **on)
-        self.editor_state = Gauge("wise_editor_state", "1 for the state of this replica's editor.", ["state"], **on)
         self.editor_restarts = Counter("wise_editor_restarts", "Times that the editor was started again.", **on)
+        self.editor_state = Gauge("wise_editor_state", "1 for the state that the editor is in.", ["state"], **on)
+        self.editor_seconds = Gauge("wise_editor_state_seconds", "Seconds that it has been in it, or its stage.", **on)
+        self.editor_cpu = Gauge("wise_editor_cpu_share", "CPU seconds that the editor gets in a second.", **on)
+        self.previews = Gauge("wise_waiting_previews", "Previews that are queued.", **on)
+        self.canary_failures = Gauge("wise_canary_failures", "Prompts of the canary set that could not be run.", **on)
         self.canary_tokens = Gauge("wise_canary_tokens", "Tokens of the canary set.", **on)
         self.false_routes = Gauge(
             "wise_canary_false_routes", "Tokens of the canary set at which an edit is active.", **on
@@ -64,11 +68,6 @@ class Metrics:
         at = datetime.fromisoformat(now())
         since = at if oldest is None else datetime.fromisoformat(oldest)
         self.oldest_queued.set(max(0.0, (at - since).total_seconds()))
-
-    def set_editor(self, state: str, *, up: bool) -> None:
-        self.editor.set(up)
-        self.editor_state.clear()
-        self.editor_state.labels(state).set(1)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -5,17 +5,19 @@ Health and readiness need no token, because the probes that ask have none.
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from importlib.resources import files
 from pathlib import PurePath
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, Field
 
-from wise.serving.auth import AuthorizedRoute, Reader, details_allowed, requires_metrics
-from wise.serving.editor_client import FAILING, READY
+from wise.serving.auth import AuthorizedRoute, Reader, WholeReader, details_allowed, requires_metrics
+from wise.serving.editor_client import FAILING, READY, STATES
 from wise.serving.http_errors import ERRORS, not_found, unavailable
 from wise.serving.service import Served
 
@@ -46,6 +48,7 @@ class Readiness(BaseModel):
     version: int | None = None
     edits: int | None = None
     editor: str | None = None
+    editing: Annotated[str | None, Field(description="Why edits are not trained; left out if they are.")] = None
 
 
 class TokenView(BaseModel):
@@ -64,14 +67,71 @@ async def health(service: Served) -> Health:
 
 @router.get("/ready", response_model_exclude_none=True)
 async def ready(request: Request, service: Served) -> Readiness:
-    """Whether requests should come here; 503 with the reason if not. With a reader's token it says more."""
+    """Whether requests should come here, for answers; 503 with the reason if not.
+
+    With a reader's token it says more, and what the editor does.
+    """
     why = service.not_ready()
     if why is not None:
         raise unavailable(why)
     if not details_allowed(request):
         return Readiness()
     current = service.follower.current
-    return Readiness(version=current.version, edits=len(current.edits), editor=service.editor.state)
+    return Readiness(
+        version=current.version,
+        edits=len(current.edits),
+        editor=service.editor.state,
+        editing=service.not_editing(),
+    )
+
+
+class EditorStatus(BaseModel):
+    state: str = Field(description=f"One of {', '.join(STATES)}.")
+    why: str | None = Field(description="The reason for a state in which it does not work.")
+    stage: str | None = Field(description="What it does while it prepares.")
+    seconds: float = Field(description="How long it has been in this state, or stage.")
+    training: list[str] = Field(description="Ids of the edits that it trains.")
+    done: int = Field(description="How many of these are done.")
+    previews: int = Field(description="Previews that wait.")
+    restarts: int = Field(description="How often it ended and was started again.")
+    cpu_share: float | None = Field(description="CPU seconds that it gets in a second.")
+
+
+class Status(BaseModel):
+    """What the service does just now."""
+
+    answering: str | None = Field(description="Why requests are not answered; null if they are.")
+    editing: str | None = Field(description="Why edits are not trained; null if they are.")
+    store: str | None = Field(description="Why the store cannot be read, or a version not be taken over; or null.")
+    version: int
+    edits: int
+    namespaces: int
+    editor: EditorStatus
+
+
+@router.get("/v1/status", responses={status: ERRORS[status] for status in (401, 403)})
+async def status(service: Served, _: WholeReader) -> Status:
+    """What answering and editing do, and why one of them does not."""
+    editor, current = service.editor, service.follower.current
+    return Status(
+        answering=service.not_ready(),
+        editing=service.not_editing(),
+        store=service.follower.trouble or None,
+        version=current.version,
+        edits=len(current.edits),
+        namespaces=len(current.handles),
+        editor=EditorStatus(
+            state=editor.state,
+            why=editor.why or None,
+            stage=editor.stage or None,
+            seconds=round(time.monotonic() - editor.since, 1),
+            training=list(editor.training),
+            done=editor.done,
+            previews=len(service.previews),
+            restarts=editor.restarts,
+            cpu_share=None if editor.cpu_share is None else round(editor.cpu_share, 3),
+        ),
+    )
 
 
 @router.get("/v1/token", responses={status: ERRORS[status] for status in (401, 403)})
@@ -88,8 +148,14 @@ async def token(holder: Reader) -> TokenView:
 )
 async def metrics(service: Served) -> Response:
     """In the format of Prometheus; needs a reader's token, unless `open_metrics` is set."""
-    service.metrics.set_editor(service.editor.state, up=service.editor.state in (READY, FAILING))
-    service.metrics.set_queue(*await run_in_threadpool(service.follower.queue))
+    metrics, editor = service.metrics, service.editor
+    metrics.set_queue(*await run_in_threadpool(service.follower.queue))
+    metrics.editor.set(editor.state in (READY, FAILING))
+    for state in STATES:
+        metrics.editor_state.labels(state).set(state == editor.state)
+    metrics.editor_seconds.set(time.monotonic() - editor.since)
+    metrics.editor_cpu.set(editor.cpu_share or 0)
+    metrics.previews.set(len(service.previews))
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -14,11 +14,12 @@ from fastapi.concurrency import run_in_threadpool
 
 from wise.edits import Edit, check_lengths
 from wise.errors import EditError
-from wise.memory.store.edit_request import FAILED, LIVE, RETIRED, UNDER_WAY, EditRequest, Ticket
+from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, TRAINING, UNDER_WAY, EditRequest, Ticket
 from wise.memory.store.ticket_search import TicketFilter, search_tickets
 from wise.serving import schemas
 from wise.serving.auth import AuthorizedRoute, Editor, Holder, Reader, sees
 from wise.serving.edit_size import check_characters, check_size
+from wise.serving.follower import DEFAULT_NAMESPACE
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
 from wise.serving.logs import audit
 from wise.serving.service import Served, Service
@@ -100,6 +101,7 @@ async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.E
     namespace = service.namespace(body.model)
 
     def checked() -> list[EditRequest]:
+        _check_namespace(service, namespace)
         return [_checked(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
 
     wanted = await run_in_threadpool(checked)
@@ -219,6 +221,17 @@ async def when_served(service: Service, version: schemas.VersionView) -> schemas
                 raise unavailable(f"version {version.number} was made, and is not served here yet; see /ready")
             await listener.news(POLL)
     return version
+
+
+def _check_namespace(service: Service, namespace: str) -> None:
+    """Raises HTTPError 409 for a further namespace when as many hold edits, or will, as may."""
+    known, limit = set(service.follower.current.handles), service.settings.namespaces
+    if namespace in known or namespace == DEFAULT_NAMESPACE:
+        return
+    for status in (QUEUED, TRAINING):
+        known |= {ticket.edit.namespace for ticket in service.store.journal.tickets(status=status)}
+    if namespace not in known and len(known) >= limit:
+        raise conflict(f"{len(known)} namespaces hold edits, and namespaces={limit}; use one of them")
 
 
 def _checked(service: Service, item: schemas.EditIn, namespace: str, holder: Holder, place: str) -> EditRequest:

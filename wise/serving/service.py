@@ -1,23 +1,32 @@
-"""The service: its engine, follower, editor and canary check in one object, which the routes are given."""
+"""The service: its engine, follower, editor and canaries in one object, which the routes are given."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from wise.errors import EditError, WiseError, checked_namespace, did_you_mean
+from wise.errors import ConfigError, EditError, checked_namespace, did_you_mean
 from wise.memory.store.store import Store
 from wise.model import WiseModel
 from wise.serving.auth import Tokens, sees
-from wise.serving.editor_client import WAITING, EditorClient, Worker, send_to_writer
-from wise.serving.engines import Delta, Engine, GenerationRequest, Job, MemoryHandle
+from wise.serving.canaries import Canaries
+from wise.serving.editor_client import (
+    ENDED,
+    FAILING,
+    PREPARING,
+    STARTING,
+    WAITING,
+    EditorClient,
+    Worker,
+    send_to_writer,
+)
+from wise.serving.engines import Engine, GenerationRequest, Job, MemoryHandle
 from wise.serving.engines.grammar import Grammars
 from wise.serving.engines.local import LocalEngine
 from wise.serving.fair_queue import FairQueue
@@ -28,7 +37,10 @@ from wise.serving.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-CANARY_TIMEOUT = 60.0
+LEAST = 1.0
+"""Seconds that the editor has to end if answers took all of the shutdown's time."""
+UNHEARD = 10.0
+"""Seconds without a sign of life after which an editor gets no CPU, or was stopped."""
 
 
 class Service:
@@ -52,12 +64,14 @@ class Service:
         self.name = settings.served_name()
         self.metrics = Metrics()
         self.tokenizer, self.encoder = model.tokenizer, model.encoder
-        self._canaries = [self.encoder.prompt(text) for text in canaries]
+        self.canaries = Canaries(
+            [self._canary(text) for text in canaries], lambda: self.engine, self.metrics, settings.canary_limit
+        )
         self.follower = Follower(
             store,
             model,
             self.metrics,
-            on_version=self._check_canaries,
+            on_version=self.canaries.check,
             allow_precision=settings.allow_precision,
         )
         self.grammars = Grammars(model.tokenizer, model.encoder.stops)
@@ -67,19 +81,29 @@ class Service:
         """The turns of previews: one at a time goes to the editor."""
         self.draining = threading.Event()
         """Set at shutdown: nothing new is accepted, and streams of events end."""
+        self._end = float("inf")
+        """When all must have ended, on the monotonic clock."""
 
     def start(self) -> None:
         self.engine.start()
         self.follower.serve_with(self.engine)
         self.editor.start()
         self.follower.start()
-        if self._canaries:
-            threading.Thread(target=self._check_canaries, args=(self.follower.current,), daemon=True).start()
+        self.canaries.start()
+        self.canaries.check(self.follower.current)
+
+    def drain(self) -> None:
+        """Begins the shutdown: nothing new is accepted, and the editor ends. A signal handler may call it."""
+        if not self.draining.is_set():
+            self._end = time.monotonic() + self.settings.shutdown_timeout
+            self.draining.set()
+            self.editor.leave()
 
     def close(self) -> None:
         """Ends all parts; edits that are being trained are queued again when the store is next opened."""
-        self.draining.set()
-        self.editor.close(self.settings.shutdown_timeout)
+        self.drain()
+        self.canaries.close()
+        self.editor.close(max(LEAST, self._end - time.monotonic()))
         self.follower.close()
         self.engine.close()
         self.store.close()
@@ -91,7 +115,26 @@ class Service:
         if not self.engine.alive:
             return "the engine has ended; see the log"
         if self.follower.trouble:
-            return "the store cannot be read, or a version not taken over; see the log"
+            return "the store cannot be read, or a version not taken over; GET /v1/status and the log say why"
+        return None
+
+    def not_editing(self) -> str | None:
+        """Why edits are not trained here, if so. It names no store and no file either."""
+        editor = self.editor
+        if editor.silent > UNHEARD:
+            return f"the editor was not heard of for {editor.silent:.0f} s: it was stopped, or gets no CPU"
+        seconds = time.monotonic() - editor.since
+        if editor.state == PREPARING:
+            share = "" if editor.cpu_share is None else f", with {100 * editor.cpu_share:.0f}% of a CPU"
+            return f"the editor prepares: {editor.stage}, for {seconds:.0f} s{share}"
+        if editor.state == WAITING:
+            return "the editor waits for the store: another process is its writer, or it does not fit this model"
+        if editor.state == FAILING:
+            return "the store does not take what is trained; GET /v1/status and the log say why"
+        if editor.state == ENDED:
+            return f"the editor ended {editor.restarts} times, and is started again; GET /v1/status and the log say why"
+        if editor.state == STARTING:
+            return f"the editor starts, for {seconds:.0f} s"
         return None
 
     def refuse_if_draining(self) -> None:
@@ -108,6 +151,14 @@ class Service:
         if self.editor.state == WAITING:
             return await send_to_writer(self.store, name, arguments)
         return await self.editor.call(name, **arguments)
+
+    def _canary(self, text: str) -> list[int]:
+        """Raises ConfigError for one that the model cannot read."""
+        ids = self.encoder.prompt(text)
+        if not 0 < len(ids) < self.encoder.context:
+            context = self.encoder.context
+            raise ConfigError(f"canaries: {text!r:.60} has {len(ids)} tokens; 1 to {context - 1} were expected")
+        return ids
 
     # -- answering --------------------------------------------------------------------------------
 
@@ -153,35 +204,6 @@ class Service:
             raise bad_request(f"{len(requests)} answers were asked for in one request, and {most} are held; ask for less")
         limit = self.settings.request_timeout
         return self.engine.submit(requests, seconds=min(limit, seconds or limit))
-
-    # -- the canary set ---------------------------------------------------------------------------
-
-    def _check_canaries(self, version: ServedVersion) -> None:
-        """Measures at how many tokens of the canary set an edit is active, and raises the alarm if too many."""
-        if not self._canaries:
-            return
-        with suppress(WiseError):
-            routed = asyncio.run(self._routed_canaries(version))
-            tokens = sum(map(len, self._canaries)) * len(version.handles)
-            self.metrics.canary_tokens.set(tokens)
-            self.metrics.false_routes.set(routed)
-            alarm = routed > self.settings.canary_limit * tokens
-            self.metrics.alarm.set(alarm)
-            if alarm:
-                fields = {"version": version.version, "routed": routed, "tokens": tokens}
-                logger.warning("edits are active at the canary set", extra={"fields": fields})
-
-    async def _routed_canaries(self, version: ServedVersion) -> int:
-        """Tokens of the canary set at which an edit of any namespace is active."""
-        routed = 0
-        for handle in version.handles.values():
-            for ids in self._canaries if handle.memory is not None else ():
-                request = GenerationRequest(prompt=tuple(ids), handle=handle, max_new_tokens=1)
-                job = self.engine.submit([request], seconds=CANARY_TIMEOUT)  # one at a time: users go first
-                delta = await job.deltas.get()
-                if isinstance(delta, Delta):
-                    routed += len(delta.routed)
-        return routed
 
 
 def _engine(model: WiseModel, settings: Settings, metrics: Metrics, grammars: Grammars) -> Engine:

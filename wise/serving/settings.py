@@ -152,8 +152,17 @@ class Settings(BaseSettings):
 
     def wise_config(self, stored: WiseConfig | None) -> WiseConfig:
         """The configuration of a store, or of a new one; `encoder` and `relations` may be elsewhere on this machine,
-        and `require` may change."""
+        and `require` may change.
+
+        Raises ConfigError for `encoder` or `relations` in a mode that has none.
+        """
         config = stored or WiseConfig(mode=self.mode, layer=self.layer, target_module=self.target_module)
+        for name in ("encoder", "relations"):
+            if getattr(self, name) is not None and config.mode != "hybrid":
+                raise ConfigError(
+                    f"setting {name}={str(getattr(self, name))!r}: the store is of mode {config.mode!r}, which "
+                    "compares no questions, so it would have no effect; leave it out"
+                )
         if self.encoder is not None:
             config = replace(config, encoder=self.encoder)
         if self.relations is not None:
@@ -161,6 +170,18 @@ class Settings(BaseSettings):
         if self.require is not None:
             config = replace(config, require=self.require)
         return config
+
+
+def without_effect(settings: Settings, stored: WiseConfig | None) -> list[str]:
+    """The settings of a new store that were given and are not those of the existing one, which count."""
+    if stored is None:
+        return []
+    given = settings.model_fields_set & {"mode", "layer", "target_module"}
+    return [
+        f"setting {name}={getattr(settings, name)!r} has no effect: the store was made with {getattr(stored, name)!r}"
+        for name in sorted(given)
+        if getattr(settings, name) != getattr(stored, name)
+    ]
 
 
 def load(file: Path | None, options: dict[str, Any]) -> Settings:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from wise.errors import ConfigError, StoreError
+from wise.errors import ConfigError, MissingError, StoreError
 from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, missing_blob, verified_blob
 from wise.memory.store.backends.migrations import create, opening
 from wise.memory.store.failpoints import reach
@@ -62,7 +62,7 @@ class PostgresBackend(Backend):
             if writer:
                 self._claim()
             elif not self._one("SELECT to_regclass('wise.migrations') IS NOT NULL"):
-                raise StoreError(f"{self.place} holds no store; open it once as its writer")
+                raise MissingError(f"{self.place} holds no store; open it once as its writer")
             self._connection.execute("SET search_path TO wise")
             self._connection.execute("SET synchronous_commit TO on")
 

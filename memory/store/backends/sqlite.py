@@ -27,7 +27,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from wise.errors import StoreError
+from wise.errors import MissingError, StoreError
 from wise.memory.folder import synced
 from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, missing_blob, verified_blob
 from wise.memory.store.backends.migrations import create, opening
@@ -70,7 +70,8 @@ class SqliteBackend(Backend):
         found = {file.name for file in self._folder.iterdir()} if self._folder.is_dir() else set()
         if not found & {LOCK_FILE, JOURNAL_FILE} and (found or not self.writer):
             what = f"holds {', '.join(sorted(found)[:4])}" if found else "holds nothing"
-            raise StoreError(f"{self.place} {what} and is no store; give the folder of a store, or a new one")
+            kind = StoreError if found else MissingError
+            raise kind(f"{self.place} {what} and is no store; give the folder of a store, or a new one")
 
     def _claim(self) -> None:
         make_private(self._folder)
@@ -93,7 +94,9 @@ class SqliteBackend(Backend):
     def _connect(self) -> sqlite3.Connection:
         file = self._folder / JOURNAL_FILE
         if not self.writer and not file.is_file():
-            raise StoreError(f"{self.place} has no {JOURNAL_FILE}; open it once as its writer, or restore a backup")
+            begun = not (self._blobs.is_dir() and any(self._blobs.iterdir()))  # whoever made it came no further
+            kind = MissingError if begun else StoreError
+            raise kind(f"{self.place} has no {JOURNAL_FILE}; open it once as its writer, or restore a backup")
         if not file.exists():  # SQLite would make one for everybody
             os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
             file.chmod(0o600)

@@ -1,0 +1,109 @@
+"""The canary set: prompts at which no edit may be active, generated on each new version. An alarm says if one is.
+
+A thread of its own does it, through the engine and behind the users, so that the next version does not wait for it. A
+prompt that cannot be run counts as one at which edits are active at every token: what nobody has seen to be well raises
+the alarm, and never clears it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from wise.errors import WiseError
+from wise.serving.engines import BusyError, Delta, Engine, GenerationRequest, MemoryHandle
+from wise.serving.follower import ServedVersion
+from wise.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT = 60.0
+"""Seconds that one prompt may take, with the time that it waits for room."""
+ROOM = 0.5
+"""Seconds until a full engine is asked again."""
+
+
+class Canaries:
+    """Checks the newest version that it was given."""
+
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], engine: Callable[[], Engine], metrics: Metrics, limit: float
+    ) -> None:
+        """prompts: token ids. limit: share of their tokens above which the alarm is raised."""
+        self._prompts, self._engine, self._metrics, self._limit = prompts, engine, metrics, limit
+        self._changed = threading.Condition()
+        self._newest: ServedVersion | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="wise-canaries", daemon=True)
+
+    def start(self) -> None:
+        if self._prompts:
+            self._thread.start()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
+    def check(self, version: ServedVersion) -> None:
+        """Has a version checked, instead of an older one that was not begun."""
+        with self._changed:
+            self._newest = version
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._newest is not None)
+                version, self._newest = self._newest, None
+                if self._closing or version is None:
+                    return
+            routed, failed = asyncio.run(self._measured(version))
+            if not self._closing:
+                self._report(version, routed, failed)
+
+    def _report(self, version: ServedVersion, routed: int, failed: int) -> None:
+        tokens = sum(map(len, self._prompts)) * len(version.handles)
+        self._metrics.canary_tokens.set(tokens)
+        self._metrics.false_routes.set(routed)
+        self._metrics.canary_failures.set(failed)
+        alarm = routed > self._limit * tokens or failed > 0
+        self._metrics.alarm.set(alarm)
+        if alarm:
+            fields = {"version": version.version, "routed": routed, "tokens": tokens, "failed": failed}
+            logger.warning("edits are active at the canary set, or it could not be run", extra={"fields": fields})
+
+    async def _measured(self, version: ServedVersion) -> tuple[int, int]:
+        """Tokens at which an edit of any namespace is active, and prompts that could not be run."""
+        routed = failed = 0
+        for handle in version.handles.values():
+            for ids in self._prompts if handle.memory is not None else ():
+                if self._closing:
+                    return routed, failed
+                found = await self._routed(handle, ids)
+                failed += found is None
+                routed += len(ids) if found is None else found
+        return routed, failed
+
+    async def _routed(self, handle: MemoryHandle, ids: Sequence[int]) -> int | None:
+        """Tokens of one prompt at which an edit is active; None if it could not be run."""
+        end = time.monotonic() + TIMEOUT
+        request = GenerationRequest(prompt=tuple(ids), handle=handle, max_new_tokens=1)
+        while True:
+            try:
+                job = self._engine().submit([request], seconds=end - time.monotonic())  # one at a time: users go first
+                delta = await job.deltas.get()
+            except BusyError as error:
+                if time.monotonic() < end:
+                    await asyncio.sleep(ROOM)
+                    continue
+                delta = error
+            except WiseError as error:
+                delta = error
+            if isinstance(delta, Delta):
+                return len(delta.routed)
+            logger.error("a canary could not be run: %s", delta)
+            return None
