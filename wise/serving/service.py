@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Annotated, Any
@@ -24,10 +25,12 @@ from wise.serving.follower import DEFAULT_NAMESPACE, Follower, ServedVersion
 from wise.serving.http_errors import bad_request, not_found, unavailable
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
+from wise.serving.token_text import TokenText
 
 logger = logging.getLogger(__name__)
 
 CANARY_TIMEOUT = 60.0
+PROMPT_THREADS = 4
 
 
 class Service:
@@ -59,6 +62,9 @@ class Service:
             on_version=self._check_canaries,
             allow_precision=settings.allow_precision,
         )
+        self.token_text = TokenText(model.tokenizer)
+        self.prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, "wise-prompts")
+        """Tokenize, so that the event loop does not."""
         self.grammars = Grammars(model.tokenizer, model.encoder.stops)
         self.engine: Engine = LocalEngine(model, settings, self.metrics, self.grammars)
         self.editor = EditorClient(editor)
@@ -78,6 +84,7 @@ class Service:
         self.editor.close(self.settings.shutdown_timeout)
         self.follower.close()
         self.engine.close()
+        self.prompt_threads.shutdown(wait=False, cancel_futures=True)
         self.store.close()
 
     def not_ready(self) -> str | None:
@@ -132,7 +139,7 @@ class Service:
         self.refuse_if_draining()
         most = self.settings.max_queue + self.settings.max_batch_size
         if len(requests) > most:
-            raise bad_request(f"{len(requests)} answers were asked for in one request, and {most} are held; ask for less")
+            raise bad_request(f"n: {len(requests)} answers were asked for and {most} are held at once; ask for less")
         limit = self.settings.request_timeout
         return self.engine.submit(requests, seconds=min(limit, seconds or limit))
 
