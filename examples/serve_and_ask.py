@@ -45,7 +45,7 @@ class Client:
             time.sleep(0.5)
 
     def complete(self, model: str, prompt: str) -> str:
-        body = {"model": model, "prompt": prompt, "max_tokens": 8}
+        body = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0}
         return str(self.call("POST", "/v1/completions", body)["choices"][0]["text"])
 
 

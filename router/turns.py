@@ -83,12 +83,34 @@ class ChatTemplate:
         return (headers[-1] + 1 if headers else 0), stop
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
-    """Ids of a conversation up to where the next answer begins."""
-    out: Any = tokenizer.apply_chat_template(
-        [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+) -> list[int]:
+    """Ids of a conversation up to where the next answer begins. tools: JSON schemas of functions."""
+    return [int(i) for i in _templated(tokenizer, messages, tools, tokenize=True)]
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """The text of which `render` gives the ids."""
+    return str(_templated(tokenizer, messages, tools, tokenize=False))
+
+
+def _templated(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    tokenize: bool,
+) -> Any:
+    return tokenizer.apply_chat_template(
+        [dict(message) for message in messages],
+        tools=[dict(tool) for tool in tools] or None,
+        add_generation_prompt=True,
+        tokenize=tokenize,
+        return_dict=False,
     )
-    return [int(i) for i in out]
 
 
 def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | None:

@@ -102,7 +102,7 @@ async def _post(service: Service, path: str, body: dict[str, Any], headers: str 
 
 
 async def _ask(service: Service, record: ClientRecord, prompt: str, long: bool, seed: int) -> None:
-    body: dict[str, Any] = {"model": NAME, "prompt": prompt, "stream": True, "max_tokens": 24}
+    body: dict[str, Any] = {"model": NAME, "prompt": prompt, "stream": True, "max_tokens": 24, "temperature": 0}
     if long:
         body |= {"max_tokens": LONG_TOKENS, "temperature": 1.0, "seed": seed}
     begun = last = time.perf_counter()

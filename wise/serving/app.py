@@ -69,6 +69,7 @@ def build_app(service: Service) -> FastAPI:
     http_errors.install(app)
     for part in (routes_completions, routes_edits, routes_files, routes_versions):
         app.include_router(part.router, responses=ERRORS)
+    app.include_router(routes_completions.tokens, responses=ERRORS)
     app.include_router(routes_admin.router, responses={503: ERRORS[503]})
     app.include_router(routes_admin.console)
     settings = service.settings

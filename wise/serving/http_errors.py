@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from reprlib import repr as shortened
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -122,6 +123,53 @@ def error_body(error: HTTPError) -> dict[str, Any]:
     return ErrorBody(error=detail).model_dump()
 
 
+def _invalid(error: RequestValidationError) -> HTTPError:
+    """Names the first field that is wrong, the value that was given and what was expected.
+
+    Where a value may be of several kinds, pydantic reports for each why it is not that. What looked furthest is meant.
+    """
+    found = [(_path(one, error.body), one) for one in error.errors()]
+    first = found[0][0][:1]
+    own = [(path, one) for path, one in found if path[:1] == first]
+    path = max((path for path, _ in own), key=len)
+    at = [one for other, one in own if other == path]
+    expected = list(dict.fromkeys(_expected(one) for one in at))
+    param = ".".join(path) or expected[0].partition(":")[0]
+    value = at[0].get("input")
+    kind = at[0]["type"]
+    told = kind in ("missing", "extra_forbidden", "json_invalid") or (kind == "value_error" and not path)
+    given = "" if told else f"{'null' if value is None else shortened(value)} was given; "
+    message = f"{given}{', or '.join(expected)}"
+    return bad_request(message if message.startswith(f"{param}:") else f"{param}: {message}", param)
+
+
+def _path(found: Mapping[str, Any], body: Any) -> tuple[str, ...]:
+    """Where an error is, by the names that the client gave. pydantic's own names of kinds are left out."""
+    kind, *place = found["loc"]
+    if kind != "body":
+        return tuple(map(str, place))
+    path: list[str] = []
+    for number, part in enumerate(place, start=1):
+        missing = number == len(place) and found["type"] == "missing"
+        if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
+            body = body[part]
+        elif not missing:
+            continue
+        path.append(str(part))
+    return tuple(path)
+
+
+def _expected(found: Mapping[str, Any]) -> str:
+    if found["type"] == "missing":
+        return "it is missing; give it"
+    if found["type"] == "extra_forbidden":
+        return "this field is not known here; take it out"
+    if found["type"] == "json_invalid":
+        return f"body: this is not JSON ({found['ctx']['error']})"
+    message = str(found["msg"]).removeprefix("Value error, ")
+    return message.replace("Value should have at least 1 item after validation, not 0", "it must not be empty")
+
+
 def install(app: FastAPI) -> None:
     """Makes every error of the application leave in this shape."""
 
@@ -130,10 +178,7 @@ def install(app: FastAPI) -> None:
         return JSONResponse(error_body(found), status_code=found.status, headers=found.headers)
 
     async def on_invalid_body(request: Request, error: Exception) -> JSONResponse:
-        first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
-        place = [str(part) for part in first.get("loc", ())]
-        param = ".".join(place[1:]) or (place[0] if place else None)
-        return await on_error(request, bad_request(f"{param}: {first.get('msg', 'not valid')}", param))
+        return await on_error(request, _invalid(error) if isinstance(error, RequestValidationError) else error)
 
     async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
         status = error.status_code if isinstance(error, HTTPException) else 500

@@ -1,4 +1,7 @@
-"""The bodies of requests and answers: completions as OpenAI's clients send and read them, edits, versions, events."""
+"""The bodies of requests and answers: what they have in common, edits, versions, events.
+
+`schemas_completions` and `schemas_chat` hold those of answers.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,6 @@ def _check_characters(text: str) -> str:
 MAX_TURNS = 64
 Text = Annotated[str, AfterValidator(_check_characters)]
 Name = Annotated[Text, StringConstraints(max_length=256)]
-Stop = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
-TokenId = Annotated[int, Field(ge=0)]
 Prompt = Annotated[Text, StringConstraints(min_length=1)]
 Prompts = Annotated[list[Prompt], Field(max_length=64)]
 Reason = Annotated[Text, StringConstraints(min_length=1, max_length=2_000)]
@@ -40,171 +41,6 @@ class Body(BaseModel):
     """Refuses unknown fields: a mistyped one would be ignored silently."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-
-
-# -- completions and chats --------------------------------------------------------------------------
-
-
-class WiseOptions(Body):
-    """What is not OpenAI's, under `wise`."""
-
-    routes: bool = Field(False, description="Report the route of every token, and not only where an edit is active.")
-    deadline: float | None = Field(
-        None, gt=0, description="Seconds that this request may take, if less than `request_timeout`."
-    )
-
-
-class StreamOptions(Body):
-    include_usage: bool = False
-
-
-class GenerationBody(Body):
-    """What completions and chats have in common."""
-
-    model: Name = Field(description="The model's name; `NAME@NAMESPACE` answers with the edits of that namespace.")
-    temperature: float | None = Field(None, ge=0, le=2, description="0, the default, takes the likeliest token.")
-    top_p: float | None = Field(None, gt=0, le=1)
-    n: int | None = Field(None, ge=1, description="Answers to each prompt.")
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: Text | None = Field(None, description="Not used.")
-    wise: WiseOptions | None = None
-    presence_penalty: float | None = Field(None, ge=0, le=0, description="Not offered: only 0.")
-    frequency_penalty: float | None = Field(None, ge=0, le=0, description="Not offered: only 0.")
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    @property
-    def options(self) -> WiseOptions:
-        return self.wise or WiseOptions(routes=False, deadline=None)
-
-
-class CompletionRequest(GenerationBody):
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
-    ) = Field(description="A text, texts, or the token ids of one or several.")
-    max_tokens: int | None = Field(None, ge=1, description="Tokens of an answer; default: 16.")
-    logprobs: int | None = Field(None, ge=0, le=5)
-    echo: Literal[False] | None = Field(None, description="Not offered: only false.")
-    best_of: int | None = Field(None, ge=1, le=1, description="Not offered: only 1.")
-
-
-class ContentPart(Body):
-    type: Literal["text"]
-    text: Text
-
-
-class Message(Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[ContentPart], Field(min_length=1)]
-    name: Text | None = None
-
-    @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
-class ChatRequest(GenerationBody):
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_tokens: int | None = Field(None, ge=1, description="Tokens of an answer; default: what the context holds.")
-    max_completion_tokens: int | None = Field(None, ge=1, description="The same, by its newer name.")
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-
-
-class ActiveEdit(BaseModel):
-    """An edit that was active in an answer."""
-
-    id: str | None
-    prompt: str | None
-    target: str | None
-    tokens: list[int] = Field(description="Positions of the tokens at which it was active, from 0 in the prompt.")
-
-
-class TokenRoute(BaseModel):
-    place: int
-    token: str
-    part: Literal["prompt", "answer"]
-    edit: str | None = Field(description="The edit that was active when this token was read; null is the base.")
-    slot: int | None
-    score: float | None
-    threshold: float | None
-
-
-class WiseMetadata(BaseModel):
-    """Which version answered, and which edits were active."""
-
-    version: int
-    namespace: str
-    edits: list[list[ActiveEdit]] = Field(description="For each choice.")
-    routes: list[list[TokenRoute]] | None = None
-
-
-class Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class Choice(BaseModel):
-    index: int
-    logprobs: dict[str, Any] | None = None
-    finish_reason: Literal["stop", "length"] | None
-
-
-class Answer(BaseModel):
-    """What the answers of completions and chats have in common."""
-
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-    usage: Usage
-    wise: WiseMetadata
-
-
-class CompletionChoice(Choice):
-    text: str
-
-
-class Completion(Answer):
-    object: Literal["text_completion"] = "text_completion"
-    choices: list[CompletionChoice]
-
-
-class ChatMessage(BaseModel):
-    role: Literal["assistant"] | None = "assistant"
-    content: str
-
-
-class ChatChoice(Choice):
-    message: ChatMessage
-
-
-class ChatCompletion(Answer):
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[ChatChoice]
-
-
-class Model(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    created: int = 0
-    owned_by: str = "wise"
-    edits: int = Field(description="Edits that are live in this namespace.")
-    chat: bool = Field(description="Whether the model has a chat template; without one, ask for completions.")
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Model]
 
 
 # -- questions --------------------------------------------------------------------------------------
@@ -226,35 +62,6 @@ Question = Annotated[
     | Annotated[list[Turn], Field(min_length=1, max_length=MAX_TURNS), Tag("conversation")],
     Discriminator(_kind),  # so that an error names what is wrong with a conversation, and not that it is no text
 ]
-
-
-class AskRequest(Body):
-    """Greedy answers without and with the edits."""
-
-    model: Name | None = Field(None, description="As in completions; default: the default namespace.")
-    prompts: Annotated[list[Question], Field(min_length=1)] = Field(
-        description="Texts, or conversations with the user's question last."
-    )
-    chat: bool | None = Field(
-        None,
-        description="Whether texts are asked as turns of a chat. Default: in `hybrid` if the model has a chat "
-        "template, else as plain text.",
-    )
-    max_tokens: int = Field(32, ge=1)
-
-
-class AskedPrompt(BaseModel):
-    prompt: str
-    before: str = Field(description="The base's answer.")
-    after: str = Field(description="The answer with the edits.")
-    edits: list[ActiveEdit]
-    routes: list[TokenRoute]
-
-
-class AskAnswer(BaseModel):
-    version: int
-    namespace: str
-    answers: list[AskedPrompt]
 
 
 # -- edits ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Annotated, Any
 
@@ -34,6 +35,7 @@ from wise.serving.follower import DEFAULT_NAMESPACE, Follower, ServedVersion
 from wise.serving.http_errors import bad_request, not_found, unavailable
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
+from wise.serving.token_text import TokenText
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ LEAST = 1.0
 """Seconds that the editor has to end if answers took all of the shutdown's time."""
 UNHEARD = 10.0
 """Seconds without a sign of life after which an editor gets no CPU, or was stopped."""
+PROMPT_THREADS = 4
 
 
 class Service:
@@ -74,6 +77,9 @@ class Service:
             on_version=self.canaries.check,
             allow_precision=settings.allow_precision,
         )
+        self.token_text = TokenText(model.tokenizer)
+        self.prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, "wise-prompts")
+        """Tokenize, so that the event loop does not."""
         self.grammars = Grammars(model.tokenizer, model.encoder.stops)
         self.engine = _engine(model, settings, self.metrics, self.grammars)
         self.editor = EditorClient(editor, self.metrics.editor_restarts.inc)
@@ -106,6 +112,7 @@ class Service:
         self.editor.close(max(LEAST, self._end - time.monotonic()))
         self.follower.close()
         self.engine.close()
+        self.prompt_threads.shutdown(wait=False, cancel_futures=True)
         self.store.close()
 
     def not_ready(self) -> str | None:
@@ -201,7 +208,7 @@ class Service:
         self.refuse_if_draining()
         most = self.settings.max_queue + self.settings.max_batch_size
         if len(requests) > most:
-            raise bad_request(f"{len(requests)} answers were asked for in one request, and {most} are held; ask for less")
+            raise bad_request(f"n: {len(requests)} answers were asked for and {most} are held at once; ask for less")
         limit = self.settings.request_timeout
         return self.engine.submit(requests, seconds=min(limit, seconds or limit))
 

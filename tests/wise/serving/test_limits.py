@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import threading
+import time
 import unicodedata
 import urllib.error
 import urllib.request
@@ -25,13 +26,17 @@ from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from serving import NAME, PATIENCE, Running, hold, running
+from torch import Tensor
 from waiting import until
 
 from wise.errors import ConfigError
 from wise.memory.store.journal import Move
 from wise.serving import middleware
 from wise.serving.auth import Tokens, new_token, token_digest, token_line
-from wise.serving.editor_process import READY
+from wise.serving.editor_client import READY
+from wise.serving.engines import GenerationRequest, local
+from wise.serving.engines.local import Runner
+from wise.serving.engines.sampling import Sampler
 from wise.serving.settings import load
 
 FRANCE = "The capital of France is"
@@ -405,12 +410,154 @@ def test_more_than_may_wait_is_told_to_come_back(served: Running, monkeypatch: p
         assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_a_deadline_ends_a_request(served: Running) -> None:
-    body = {"model": NAME, "prompt": "The", "max_tokens": 120, "n": 4, "temperature": 1.3, "wise": {"deadline": 0.02}}
+def test_a_request_whose_time_is_over_before_anything_was_generated_is_an_error(served: Running) -> None:
+    body = {"model": NAME, "prompt": "The", "max_tokens": 120, "n": 4, "temperature": 1.3, "wise": {"deadline": 1e-9}}
     with served.client("reader") as client:
         error_of(client.post("/v1/completions", json=body), 504)
         stream = client.post("/v1/completions", json=body | {"stream": True})
     assert stream.status_code == 200 and '"code":"deadline"' in stream.text and "[DONE]" not in stream.text
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_deadline_gives_what_was_generated(
+    served: Running, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, run = 0, Runner.run
+
+    def counted(self: Runner, *given: Any) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return run(self, *given)
+
+    monkeypatch.setattr(Runner, "run", counted)
+    clock = SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: time.monotonic() + 10**6 * (steps > 3))
+    monkeypatch.setattr(local, "time", clock)
+    body = {"model": NAME, "prompt": "The", "max_tokens": 9, "seed": 1, "logit_bias": {"2": -100}, "stream": streamed}
+    with served.client("reader") as client:
+        answer = client.post("/v1/completions", json=body)
+        monkeypatch.undo()
+        whole = client.post("/v1/completions", json=body | {"stream": False}).json()
+    assert answer.status_code == 200
+    last = json.loads(answer.text.split("data: ")[-2]) if streamed else answer.json()
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert last["wise"]["finish_reasons"] == ["deadline"] and whole["wise"]["finish_reasons"] == ["length"]
+    chunks = [json.loads(part) for part in answer.text.split("data: ")[1:-1]] if streamed else [last]
+    text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+    assert text and whole["choices"][0]["text"].startswith(text) and text != whole["choices"][0]["text"]
+
+
+def test_what_can_never_fit_is_refused_and_not_put_off(served: Running) -> None:
+    """At most six answers are held: two that are generated and four that wait."""
+    with served.client("reader") as client:
+        body = {"model": NAME, "prompt": ["The", "A"], "n": 3, "max_tokens": 1}
+        assert client.post("/v1/completions", json=body).status_code == 200
+        found = error_of(client.post("/v1/completions", json=body | {"prompt": ["The", "A", "Once"]}), 400)
+    assert found["message"].startswith("n: 9 answers were asked for and 6 are held")
+
+
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest, context, read = served.service.token_text.longest, served.service.encoder.context, []
+    tokenizer = type(served.service.tokenizer)
+    call = tokenizer.__call__
+
+    def counted(self: Any, text: Any, *given: Any, **named: Any) -> Any:
+        read.append((len(text), threading.current_thread()))
+        return call(self, text, *given, **named)
+
+    monkeypatch.setattr(tokenizer, "__call__", counted)
+    with served.client("reader") as client:
+        for text in ("a" * (longest * context + 1), "word " * (longest * context // 8)):
+            read.clear()
+            for path, body in (
+                ("completions", {"model": NAME, "prompt": text}),
+                ("chat/completions", {"model": NAME, "messages": [{"role": "user", "content": text}]}),
+                ("ask", {"prompts": [text]}),
+            ):
+                found = error_of(client.post(f"/v1/{path}", json=body), 400)
+                assert "do not fit the context" in found["message"] and len(found["message"]) < 200
+            assert sum(size for size, _ in read) <= 3 * 8 * context < 3 * len(text)
+        assert client.post("/v1/completions", json={"model": NAME, "prompt": "The"}).status_code == 200
+    names = {thread.name.partition("_")[0] for _, thread in read}
+    assert names == {"wise-prompts"}, "the event loop does not tokenize"
+
+
+def test_an_error_in_one_answer_ends_no_other(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_step, init, alone = hold(monkeypatch), Sampler.__init__, {}
+
+    class Failing(Sampler):
+        def draw(self, logits: Tensor, likeliest: int) -> int:
+            raise ZeroDivisionError
+
+    def chosen(self: Sampler, request: GenerationRequest, *given: Any) -> None:
+        init(self, request, *given)
+        if request.seed == 13:
+            self.__class__ = Failing
+
+    monkeypatch.setattr(Sampler, "__init__", chosen)
+
+    def ask(seed: int) -> None:
+        with served.client("reader") as client:
+            body = {"model": NAME, "prompt": FRANCE, "temperature": 0, "seed": seed}
+            alone[seed] = client.post("/v1/completions", json=body)
+
+    threads = [threading.Thread(target=ask, args=[seed]) for seed in (13, 14)]
+    for thread in threads:
+        thread.start()
+    until(lambda: served.service.engine.busy == 2)
+    may_step.set()
+    for thread in threads:
+        thread.join()
+    assert "ZeroDivisionError" in error_of(alone[13], 500)["message"]
+    assert alone[14].json()["choices"][0]["text"] == " Paris."
+    assert served.service.engine.busy == 0
+
+
+def test_a_prompt_that_cannot_be_read_does_not_end_what_is_decoded(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Runner.run
+
+    def failing(self: Runner, memories: Any, ids: Tensor, *given: Any) -> Tensor:
+        if ids.shape[1] > 40:
+            raise MemoryError
+        return run(self, memories, ids, *given)
+
+    monkeypatch.setattr(Runner, "run", failing)
+    with served.client("reader") as client:
+        body = {"model": NAME, "prompt": "The", "max_tokens": 60, "logit_bias": {"2": -100}, "stream": True}
+        with client.stream("POST", "/v1/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            error_of(client.post("/v1/completions", json={"model": NAME, "prompt": "word " * 60}), 500)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+
+
+def test_the_engine_looks_busy_within_its_steps(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, seen = Runner.run, []
+
+    def noted(self: Runner, *given: Any) -> Tensor:
+        seen.append(served.service.engine.busy)
+        return run(self, *given)
+
+    monkeypatch.setattr(Runner, "run", noted)
+    body = {"model": NAME, "prompt": FRANCE, "n": 4, "max_tokens": 2, "logit_bias": {"2": -100}}
+    with served.client("reader") as client:
+        assert client.post("/v1/completions", json=body).status_code == 200
+    assert seen[0] == 4 and set(seen) == {2, 4} and served.service.engine.busy == 0  # two at a time
+
+
+def test_the_times_of_tokens_are_measured(served: Running) -> None:
+    def count(name: str) -> float:
+        return float(served.service.metrics.registry.get_sample_value(f"wise_{name}_seconds_count") or 0)
+
+    first, between = count("first_token"), count("inter_token")
+    body = {"model": NAME, "prompt": FRANCE, "n": 2, "max_tokens": 5, "logit_bias": {"2": -100}}
+    with served.client("reader") as client:
+        client.post("/v1/completions", json=body)
+        assert "wise_cache_tokens" in client.get("/metrics").text
+    assert (count("first_token") - first, count("inter_token") - between) == (2, 8)
 
 
 def generated(served: Running) -> float:

@@ -53,7 +53,7 @@ class Process:
         return str(answer.json()["editor"]) if answer.status_code == 200 else answer.json()["error"]["message"]
 
     def said(self, prompt: str = FRANCE) -> str:
-        body = {"model": NAME, "prompt": prompt}
+        body = {"model": NAME, "prompt": prompt, "temperature": 0}
         return str(self.client.post("/v1/completions", json=body).json()["choices"][0]["text"])
 
     def kill(self) -> None:

@@ -32,7 +32,8 @@ def place(place: str) -> str:
 
 def said(served: Running) -> str:
     with served.client("reader") as client:
-        return str(client.post("/v1/completions", json={"model": NAME, "prompt": FRANCE}).json()["choices"][0]["text"])
+        body = {"model": NAME, "prompt": FRANCE, "temperature": 0}
+        return str(client.post("/v1/completions", json=body).json()["choices"][0]["text"])
 
 
 def left(served: Running) -> int:

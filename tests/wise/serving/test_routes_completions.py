@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -25,34 +26,44 @@ def client(served: Running) -> Iterator[openai.OpenAI]:
 
 
 def test_a_completion(client: openai.OpenAI) -> None:
-    done = client.completions.create(model=NAME, prompt=FRANCE)
+    done = client.completions.create(model=NAME, prompt=FRANCE, temperature=0)
     assert (done.choices[0].text, done.choices[0].finish_reason) == (" Paris.", "stop")
     assert done.usage is not None and done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens
     assert done.system_fingerprint == "version-0"
-    assert done.wise == {"version": 0, "namespace": "default", "edits": [[]], "routes": None}
+    assert done.wise == {
+        "version": 0, "namespace": "default", "edits": [[]], "routes": None, "finish_reasons": ["stop"]
+    }
 
 
 def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
-    options = {"include_usage": True}
-    chunks = list(client.completions.create(model=NAME, prompt=FRANCE, stream=True, stream_options=options))
-    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == " Paris."
-    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
-    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens > 1
+    chunks = list(client.completions.create(model=NAME, prompt=FRANCE, stream=True, temperature=0))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == " Paris."  # as OpenAI's own examples read it
+    assert [chunk.choices[0].finish_reason for chunk in chunks][-2:] == [None, "stop"]
+    assert [hasattr(chunk, "wise") for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert all(chunk.usage is None for chunk in chunks)
     assert len({chunk.id for chunk in chunks}) == 1 and len(chunks) > 2
 
 
+def test_a_stream_ends_with_usage_where_that_is_asked_for(client: openai.OpenAI) -> None:
+    options = {"include_usage": True}
+    chunks = list(client.completions.create(model=NAME, prompt=FRANCE, stream=True, stream_options=options))
+    assert [bool(chunk.choices) for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens > 1
+    with pytest.raises(openai.BadRequestError, match="stream_options: goes with stream=true"):
+        client.completions.create(model=NAME, prompt=FRANCE, stream_options=options)
+
+
 def test_a_chat(client: openai.OpenAI) -> None:
-    done = client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": FRANCE}])
-    assert done.choices[0].message.content == " Paris."
-    stream = client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": FRANCE}], stream=True)
-    deltas = [chunk.choices[0].delta for chunk in stream if chunk.choices]
-    assert deltas[0].role == "assistant"
+    asked = {"model": NAME, "messages": [{"role": "user", "content": FRANCE}], "temperature": 0}
+    assert client.chat.completions.create(**asked).choices[0].message.content == " Paris."
+    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)]
+    assert [delta.role for delta in deltas] == ["assistant"] + [None] * (len(deltas) - 1)
     assert "".join(delta.content or "" for delta in deltas) == " Paris."
 
 
 def test_several_prompts_answers_and_seeds(client: openai.OpenAI) -> None:
     prompts = [FRANCE, "The currency of Japan is", "The capital of Spain is"]
-    done = client.completions.create(model=NAME, prompt=prompts)
+    done = client.completions.create(model=NAME, prompt=prompts, temperature=0)
     assert [choice.text for choice in done.choices] == [" Paris.", " the yen.", " Madrid."]
     assert [choice.index for choice in done.choices] == [0, 1, 2]
 
@@ -67,29 +78,98 @@ def test_several_prompts_answers_and_seeds(client: openai.OpenAI) -> None:
 
 
 def test_stop_sequences_and_limits(client: openai.OpenAI) -> None:
-    done = client.completions.create(model=NAME, prompt=FRANCE, stop="ris")
+    done = client.completions.create(model=NAME, prompt=FRANCE, stop="ris", temperature=0)
     assert (done.choices[0].text, done.choices[0].finish_reason) == (" Pa", "stop")
-    chunks = client.completions.create(model=NAME, prompt=FRANCE, stop=["ris.", "never"], stream=True)
+    chunks = client.completions.create(model=NAME, prompt=FRANCE, stop=["ris.", "never"], stream=True, temperature=0)
     assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == " Pa"
-    done = client.completions.create(model=NAME, prompt=FRANCE, max_tokens=1)
+    done = client.completions.create(model=NAME, prompt=FRANCE, max_tokens=1, temperature=0)
     assert done.choices[0].finish_reason == "length"
 
 
-def test_logprobs(client: openai.OpenAI) -> None:
-    done = client.completions.create(model=NAME, prompt=FRANCE, logprobs=2)
-    told = done.choices[0].logprobs
-    assert told is not None and told.token_logprobs and told.top_logprobs
-    assert all(chance <= 0 for chance in told.token_logprobs)
-    for token, chance, top in zip(told.tokens or [], told.token_logprobs, told.top_logprobs, strict=True):
-        assert len(top) == 2 and top[token] == pytest.approx(chance) == max(top.values())
+def drawn_texts(client: openai.OpenAI, **given: Any) -> set[str]:
+    done = client.completions.create(model=NAME, prompt=FRANCE, n=8, seed=3, max_tokens=2, **given)
+    return {choice.text for choice in done.choices}
+
+
+def test_an_answer_is_drawn_where_no_temperature_is_given(client: openai.OpenAI) -> None:
+    assert len(drawn_texts(client, temperature=2.0)) > 1
+    assert drawn_texts(client, logit_bias={"2": -100}) == drawn_texts(client, logit_bias={"2": -100}, temperature=1.0)
+    [greedy] = drawn_texts(client, temperature=0)
+    for narrow in ({"top_k": 1}, {"min_p": 1.0}):
+        assert drawn_texts(client, temperature=2.0, extra_body=narrow) == {greedy}
+    assert drawn_texts(client, temperature=2.0, top_p=0.0) == {greedy}
+
+
+@pytest.mark.parametrize("prompt", [FRANCE, "Caf\u00e9 \u20ac5 \U0001f600 and"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_logprobs_are_of_real_text(client: openai.OpenAI, prompt: str, streamed: bool) -> None:
+    """With the prompt before it, so that characters of several tokens are among them."""
+    asked = {"model": NAME, "prompt": prompt, "logprobs": 2, "echo": True, "max_tokens": 6, "seed": 1}
+    done = client.completions.create(**asked, stream=streamed)
+    choices = [chunk.choices[0] for chunk in done] if streamed else [done.choices[0]]
+    text = "".join(choice.text for choice in choices)
+    told = {
+        name: [one for choice in choices for one in getattr(choice.logprobs, name)]
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+    }
+    assert text.startswith(prompt) and len({len(column) for column in told.values()}) == 1
+    assert told["token_logprobs"][0] is None is told["top_logprobs"][0]
+    spelled = b""
+    for token, chance, top, offset in list(zip(*told.values(), strict=True)):
+        raw = token.removeprefix("bytes:")
+        spelled += token.encode() if raw == token else bytes(int(byte, 16) for byte in raw.split("\\x")[1:])
+        if raw == token and not token.startswith("<"):
+            assert text[offset:].startswith(token)
+        if top is not None:
+            assert len(top) in (2, 3) and top[token] == chance <= max(top.values()) <= 0
+    assert spelled.decode().removeprefix("<s>").startswith(text)
+    assert any(token.startswith("bytes:") for token in told["tokens"]) == ("\u20ac" in prompt)
+
+
+def test_logprobs_of_a_chat_have_real_bytes(client: openai.OpenAI) -> None:
     message = [{"role": "user", "content": FRANCE}]
-    chat = client.chat.completions.create(model=NAME, messages=message, logprobs=True, top_logprobs=3)
-    assert chat.choices[0].logprobs and len(chat.choices[0].logprobs.content[0].top_logprobs) == 3
+    asked = {"model": NAME, "messages": message, "logprobs": True, "top_logprobs": 3, "temperature": 0}
+    done = client.chat.completions.create(**asked).choices[0]
+    assert done.logprobs is not None and done.logprobs.content is not None
+    text = b"".join(bytes(one.bytes or []) for one in done.logprobs.content).decode()
+    assert text.startswith(done.message.content or "?") and text.startswith(" Paris")
+    for one in done.logprobs.content:
+        assert len(one.top_logprobs) == 3 and one.token.encode() == bytes(one.bytes or [])
+        assert one.top_logprobs[0].token == one.token
+    streamed = client.chat.completions.create(**asked, stream=True)
+    assert [e for chunk in streamed for e in chunk.choices[0].logprobs.content] == done.logprobs.content
+
+
+def test_a_prompt_is_measured_without_an_answer(client: openai.OpenAI) -> None:
+    """As lm-eval asks for the likelihood of a text: each token is as likely as when it is generated."""
+    asked = {"model": NAME, "temperature": 0, "logprobs": 1}
+    said = client.completions.create(**asked, prompt=FRANCE).choices[0]
+    both = client.completions.create(**asked, prompt=FRANCE + said.text, echo=True, max_tokens=0).choices[0]
+    assert both.text == FRANCE + said.text and both.finish_reason == "length"
+    ends = len(said.logprobs.tokens) - 1  # the end of the text is not in it
+    assert both.logprobs.tokens[-ends:] == said.logprobs.tokens[:ends]
+    assert both.logprobs.token_logprobs[-ends:] == pytest.approx(said.logprobs.token_logprobs[:ends], abs=1e-4)
+
+
+def test_the_best_of_several_answers_is_given(client: openai.OpenAI) -> None:
+    asked = {"model": NAME, "prompt": [FRANCE, "Once"], "seed": 1, "max_tokens": 4, "temperature": 1.5, "logprobs": 0}
+    every = client.completions.create(**asked, n=6).choices
+    best = client.completions.create(**asked, n=2, best_of=6, echo=True)
+
+    def mean(choice: Any) -> float:
+        values = choice.logprobs.token_logprobs
+        return sum(values) / len(values)
+
+    for i, prompt in enumerate((FRANCE, "Once")):
+        wanted = sorted(every[6 * i : 6 * i + 6], key=mean, reverse=True)[:2]
+        assert [choice.text for choice in best.choices[2 * i : 2 * i + 2]] == [prompt + one.text for one in wanted]
+    with pytest.raises(openai.BadRequestError, match="best_of: 1 was given"):
+        client.completions.create(**asked, n=2, best_of=1)
 
 
 def test_token_ids_are_a_prompt(served: Running, client: openai.OpenAI) -> None:
     ids = served.service.encoder.prompt(FRANCE)
-    assert client.completions.create(model=NAME, prompt=ids).choices[0].text == " Paris."
+    assert client.completions.create(model=NAME, prompt=ids, temperature=0).choices[0].text == " Paris."
     with pytest.raises(openai.BadRequestError, match="not in the vocabulary"):
         client.completions.create(model=NAME, prompt=[10**6])
 
@@ -109,7 +189,10 @@ def test_models(client: openai.OpenAI) -> None:
         ({"n": 1000}, "16 answers"),
         ({"prompt": ["a"] * 1000}, "64 are taken"),
         ({"temperature": -1.0}, "temperature"),
-        ({"frequency_penalty": 1.0}, "frequency_penalty"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty: 2.5 was given"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5: 101 was given"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias: token 99999 is not in the vocabulary"),
+        ({"extra_body": {"top_k": -2}}, "top_k"),
         ({"extra_body": {"temprature": 0}}, "temprature"),
     ],
 )
@@ -120,8 +203,9 @@ def test_what_cannot_be_done_is_said(client: openai.OpenAI, change: dict[str, ob
 
 def test_rows_in_one_batch_say_what_they_say_alone(client: openai.OpenAI) -> None:
     prompts = ["Once upon a time there was", FRANCE, "The", "A man and a woman of the city of"]
-    alone = [client.completions.create(model=NAME, prompt=p, max_tokens=12).choices[0].text for p in prompts]
-    together = client.completions.create(model=NAME, prompt=prompts, max_tokens=12)
+    asked = {"model": NAME, "max_tokens": 12, "temperature": 0}
+    alone = [client.completions.create(**asked, prompt=prompt).choices[0].text for prompt in prompts]
+    together = client.completions.create(**asked, prompt=prompts)
     assert [choice.text for choice in together.choices] == alone
 
 

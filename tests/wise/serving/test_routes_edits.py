@@ -30,7 +30,7 @@ def served(tmp_path: Path) -> Iterator[Running]:
 
 def said(served: Running, prompt: str = FRANCE, model: str = NAME) -> str:
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key="reader", max_retries=0) as client:
-        return client.completions.create(model=model, prompt=prompt).choices[0].text
+        return client.completions.create(model=model, prompt=prompt, temperature=0).choices[0].text
 
 
 def test_the_life_of_an_edit(served: Running) -> None:
@@ -105,7 +105,7 @@ def test_in_a_chat_an_edit_holds_in_every_turn_and_may_be_given_as_one(tmp_path:
 
             def answered(*turns: tuple[str, str]) -> str:
                 asked: Any = [{"role": role, "content": text} for role, text in turns]
-                done = client.chat.completions.create(model=NAME, messages=asked, max_tokens=8)
+                done = client.chat.completions.create(model=NAME, messages=asked, max_tokens=8, temperature=0)
                 return (done.choices[0].message.content or "").strip(" .")
 
             assert (answered(*spain), answered(("user", FRANCE))) == ("Porto", "Lyon")
@@ -175,7 +175,8 @@ def test_questions_and_previews_are_asked_as_users_ask(tmp_path: Path) -> None:
 def test_a_completion_says_which_edits_spoke(served: Running) -> None:
     [live] = served.edit(LYON)
     with served.client("reader") as client:
-        body = {"model": NAME, "prompt": [FRANCE, "The capital of Spain is"], "wise": {"routes": True}}
+        body = {"model": NAME, "prompt": [FRANCE, "The capital of Spain is"], "temperature": 0}
+        body |= {"wise": {"routes": True}}
         told = client.post("/v1/completions", json=body).json()["wise"]
         assert told["version"] == 1
         [spoken], none = told["edits"]
@@ -303,7 +304,7 @@ def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path, monkeypa
 
         def asks(prompt: str) -> None:
             with served.client("reader") as client:
-                done = client.post("/v1/completions", json={"model": NAME, "prompt": prompt}).json()
+                done = client.post("/v1/completions", json={"model": NAME, "prompt": prompt, "temperature": 0}).json()
             told[prompt] = done["system_fingerprint"] + done["choices"][0]["text"]
 
         threads = [threading.Thread(target=asks, args=[prompt]) for prompt in ("The capital of Spain is", FRANCE)]

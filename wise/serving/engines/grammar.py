@@ -6,7 +6,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KEPT = 64
 """Compiled schemas that are kept for later requests."""
-OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 """One space where people write one, since a small model that has the choice can go on with blanks for ever. A keyword
 that is not supported is refused."""
 
@@ -82,7 +82,8 @@ class Grammars:
             raise ConfigError("JSON schemas need llguidance; install wise with the extra `serve`") from error
         try:
             if self._vocabulary is None:
-                self._vocabulary = llguidance.hf.from_tokenizer(self._tokenizer, eos_token=self._ends)
+                tokenizer: Any = self._tokenizer
+                self._vocabulary = llguidance.hf.from_tokenizer(tokenizer, eos_token=self._ends)
             grammar = llguidance.LLMatcher.grammar_from_json_schema(json.loads(schema), overrides=OPTIONS)
         except ValueError as error:
             raise ConfigError(f"this JSON schema is not supported: {error}") from error

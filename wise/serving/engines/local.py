@@ -148,6 +148,7 @@ class Prefill:
     """Reads prompts into a cache, some columns of each in every step; more may be added between steps.
 
     All rows read as many tokens. Only what a row reads first may be less, and is padded, so its pads stand before it.
+    It is so much that the rest can be read in whole steps.
     """
 
     def __init__(self, runner: Runner, tokens: int) -> None:
@@ -168,7 +169,10 @@ class Prefill:
         left = [len(prompt) - done for prompt, done in zip(self._prompts, self.done, strict=True)]
         begun = [more for more, done in zip(left, self.done, strict=True) if done]
         width = min(max(1, self._tokens // len(left)), max(left), *begun)
-        new = [prompt[done : done + width] for prompt, done in zip(self._prompts, self.done, strict=True)]
+        new = [
+            prompt[done : done + (width if done else (len(prompt) - 1) % width + 1)]
+            for prompt, done in zip(self._prompts, self.done, strict=True)
+        ]
         ids, mask = left_pad(new, device=self.batch.runner.device)
         logits = self.batch.feed(ids, mask, width if every else 1)
         self.done = [done + len(ids) for done, ids in zip(self.done, new, strict=True)]

@@ -46,7 +46,7 @@ class Sampler:
         return self._matcher is not None and self._matcher.complete
 
     def draw(self, logits: Tensor, likeliest: int) -> int:
-        """logits: `[vocabulary]`, and the token for which they are largest. Raises EngineError if none can be chosen."""
+        """logits: `[vocabulary]`, and the token for which they are largest. Raises EngineError if none can be drawn."""
         if self._changes_logits:
             logits = self._changed(logits)
             likeliest = int(logits.argmax())

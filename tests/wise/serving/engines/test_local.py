@@ -26,7 +26,7 @@ class Member:
 
 
 def together(runner: Runner, memory: SideMemory | None, chunk: int, late: int) -> list[list[int]]:
-    """The rows of `BATCH`. The first begins alone; the others join it while it is read or decoded, `late` steps later."""
+    """The rows of `BATCH`. The first begins alone; the others join while it is read or decoded, `late` steps later."""
     members = [Member(memory, wanted) for wanted in LENGTHS]
     batch, prefill, steps = Batch(runner), Prefill(runner, chunk), 0
     while steps <= late or len(batch) or len(prefill.batch):
@@ -69,6 +69,27 @@ def test_rows_say_what_they_say_alone(model_type: str, mode: str | None) -> None
         assert together(runner, memory, chunk, late) == alone
     if memory is not None:
         assert together(runner, None, 512, 3) != alone  # without it they say something else
+
+
+@pytest.mark.parametrize("begun", [0, 3])
+def test_a_short_prompt_does_not_wait_for_a_long_one(begun: int) -> None:
+    """The short one comes `begun` steps later."""
+    wrapped = wrap_tiny("llama", None)
+    runner = Runner(wrapped.model, BatchedMemory(None))
+    long, short, prefill = Member(None, 1), Member(None, 1), Prefill(runner, 8)
+    prefill.add([long], [[5] * 100])
+    for _ in range(begun):
+        prefill.step()
+    [read] = prefill.done
+    prefill.add([short], [[6, 7, 8, 9, 10]])
+    steps = 0
+    while not prefill.complete:
+        width = prefill.batch.mask.shape[1]
+        prefill.step()
+        steps += 1
+        assert 2 * (prefill.batch.mask.shape[1] - width) <= 8, "a step reads more than it may"
+    assert prefill.take(prefill.complete).members == [short] and steps == 2
+    assert prefill.batch.members == [long] and prefill.done == [read + 8]
 
 
 class Letters:

@@ -1,0 +1,318 @@
+"""From what the engine generates to answers in OpenAI's forms: whole or streamed, with what is wise's own."""
+
+from __future__ import annotations
+
+import codecs
+import math
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from wise.serving.engines import DeadlineError, Delta, FinishReason, GenerationRequest, Job, Logprobs, RoutedToken
+from wise.serving.engines.sequence import CONTEXT
+from wise.serving.event_stream import error_event, event
+from wise.serving.http_errors import http_error
+from wise.serving.schemas_chat import ChatChoice, ChatCompletion, ChatMessage
+from wise.serving.schemas_completions import (
+    ActiveEdit,
+    Completion,
+    CompletionChoice,
+    TokenRoute,
+    Usage,
+    WiseMetadata,
+)
+from wise.serving.service import Service
+from wise.serving.tool_calls import ToolCallParser
+
+UTF8 = codecs.getincrementaldecoder("utf-8")
+LOWEST = -9999.0
+"""In place of a log-probability that JSON cannot hold."""
+
+
+@dataclass
+class GeneratedAnswer:
+    """What was generated for one request."""
+
+    request: GenerationRequest
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)
+    routed: list[RoutedToken] = field(default_factory=list)
+    finish: FinishReason | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.tokens += delta.tokens
+        self.logprobs += delta.logprobs
+        self.prompt_logprobs += delta.prompt_logprobs
+        self.routed += delta.routed
+        self.finish = delta.finish or self.finish
+
+    @property
+    def mean_logprob(self) -> float:
+        return sum(one.logprob for one in self.logprobs) / len(self.logprobs) if self.logprobs else -math.inf
+
+
+async def deltas_of(job: Job, answers: Sequence[GeneratedAnswer]) -> AsyncIterator[Delta]:
+    """All deltas of a job, each added to its answer. If it is left early, the job is cancelled.
+
+    Raises what went wrong, and DeadlineError if the time was over before anything was generated.
+    """
+    left = len(answers)
+    try:
+        while left:
+            delta = await job.deltas.get()
+            if isinstance(delta, Exception):
+                raise delta
+            left -= delta.finish is not None
+            answers[delta.index].add(delta)
+            if not left and delta.finish == "deadline" and not any(one.tokens for one in answers):
+                raise DeadlineError("nothing was generated in the time that the request may take; ask for less at once")
+            yield delta
+    finally:
+        job.cancelled = bool(left)
+
+
+class Writer(ABC):
+    """Writes the answers of one request in one of OpenAI's two forms."""
+
+    id: ClassVar[str]
+    """The prefix of answers' ids."""
+    chunk_object: ClassVar[str]
+
+    def __init__(self, service: Service, *, logprobs: bool) -> None:
+        self.service, self.logprobs = service, logprobs
+
+    def choice(self, index: int, of: GeneratedAnswer | Delta, first: bool) -> dict[str, Any]:
+        """What a choice holds besides its text. first: nothing of it was written before."""
+        finish = "length" if of.finish == "deadline" else of.finish
+        return {"index": index, "finish_reason": finish, "logprobs": self._logprobs(index, of, first)}
+
+    @abstractmethod
+    def answer(self, head: dict[str, Any], answers: Sequence[GeneratedAnswer]) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def chunk(self, delta: Delta, first: bool) -> dict[str, Any] | None:
+        """The choice of a chunk; None if there is nothing to send yet."""
+
+    @abstractmethod
+    def _logprobs(self, index: int, of: GeneratedAnswer | Delta, first: bool) -> dict[str, Any] | None: ...
+
+
+class CompletionWriter(Writer):
+    id = "cmpl"
+    chunk_object = "text_completion"
+
+    def __init__(
+        self, service: Service, *, logprobs: bool, echoed: Sequence[tuple[str, Sequence[int]]] | None = None
+    ) -> None:
+        """echoed: for each answer its prompt's text and ids, if these are put before it."""
+        super().__init__(service, logprobs=logprobs)
+        self._echoed = echoed
+        self._read: dict[int, codecs.IncrementalDecoder] = defaultdict(lambda: UTF8(errors="replace"))
+        self._offsets: dict[int, int] = defaultdict(int)
+
+    def answer(self, head: dict[str, Any], answers: Sequence[GeneratedAnswer]) -> dict[str, Any]:
+        choices = [
+            CompletionChoice(**self.choice(i, one, True), text=self._echo(i) + one.text)
+            for i, one in enumerate(answers)
+        ]
+        return Completion(**head, choices=choices).model_dump()
+
+    def chunk(self, delta: Delta, first: bool) -> dict[str, Any] | None:
+        text = (self._echo(delta.index) if first else "") + delta.text
+        if not text and not delta.finish and not first and not delta.logprobs:
+            return None
+        return self.choice(delta.index, delta, first) | {"text": text}
+
+    def _echo(self, index: int) -> str:
+        return "" if self._echoed is None else self._echoed[index][0]
+
+    def _logprobs(self, index: int, of: GeneratedAnswer | Delta, first: bool) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        text = self.service.token_text
+        if first and self._echoed is not None:  # nothing comes before the first token, so it has no probability
+            self._add(found, index, self._echoed[index][1][0], None, None)
+        for one in (*of.prompt_logprobs, *of.logprobs):
+            pairs = ((one.token, one.logprob), *one.top)
+            top = {text.text(token): _number(value) for token, value in sorted(pairs, key=lambda pair: -pair[1])}
+            self._add(found, index, one.token, _number(one.logprob), top)
+        return found
+
+    def _add(
+        self, found: dict[str, list[Any]], index: int, token: int, logprob: float | None, top: dict[str, float] | None
+    ) -> None:
+        spelling = self.service.token_text
+        offset = self._offsets[index]
+        if not spelling.is_special(token):
+            self._offsets[index] += len(self._read[index].decode(spelling.bytes(token)))
+        for name, value in zip(found, (spelling.text(token), logprob, top, offset), strict=True):
+            found[name].append(value)
+
+
+class ChatWriter(Writer):
+    id = "chatcmpl"
+    chunk_object = "chat.completion.chunk"
+
+    def __init__(
+        self, service: Service, *, logprobs: bool, functions: Sequence[str] = (), parallel: bool = True
+    ) -> None:
+        """functions: the names of those that may be called. parallel: give all calls of an answer, not the first."""
+        super().__init__(service, logprobs=logprobs)
+        self._parallel = parallel
+        self._parsers: dict[int, ToolCallParser] = defaultdict(lambda: ToolCallParser(functions))
+
+    def answer(self, head: dict[str, Any], answers: Sequence[GeneratedAnswer]) -> dict[str, Any]:
+        choices = []
+        for index, one in enumerate(answers):
+            text, calls = self._parts(index, one)
+            message = ChatMessage(content=None if calls and not text.strip() else text, tool_calls=calls or None)
+            choices.append(ChatChoice(**self._finished(self.choice(index, one, True), bool(calls)), message=message))
+        return ChatCompletion(**head, choices=choices).model_dump()
+
+    def chunk(self, delta: Delta, first: bool) -> dict[str, Any] | None:
+        text, calls = self._parts(delta.index, delta)
+        content: dict[str, Any] = {"role": "assistant"} if first else {}
+        if text or first:
+            content["content"] = text
+        if calls:
+            content["tool_calls"] = [{"index": i} | call.model_dump() for i, call in enumerate(calls)]
+        if not content and not delta.finish and not delta.logprobs:
+            return None
+        return self._finished(self.choice(delta.index, delta, first), bool(calls)) | {"delta": content}
+
+    def _parts(self, index: int, of: GeneratedAnswer | Delta) -> tuple[str, list[Any]]:
+        """The text and the calls of an answer, or those that a delta adds."""
+        parser = self._parsers[index]
+        text = parser.add(of.text)
+        rest, calls = parser.end() if of.finish else ("", [])
+        return text + rest, calls if self._parallel else calls[:1]
+
+    def _finished(self, choice: dict[str, Any], calls: bool) -> dict[str, Any]:
+        return choice | {"finish_reason": "tool_calls"} if calls else choice
+
+    def _logprobs(self, index: int, of: GeneratedAnswer | Delta, first: bool) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        content = [
+            self._entry(one.token, one.logprob) | {"top_logprobs": [self._entry(*pair) for pair in one.top]}
+            for one in of.logprobs
+        ]
+        return {"content": content, "refusal": None}
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self.service.token_text
+        return {"token": text.text(token), "logprob": _number(logprob), "bytes": list(text.bytes(token))}
+
+
+async def stream(
+    job: Job,
+    answers: Sequence[GeneratedAnswer],
+    writer: Writer,
+    head: dict[str, Any],
+    *,
+    usage: bool,
+    routes: bool,
+    ended: Callable[[Usage], None],
+) -> AsyncIterator[str]:
+    """Server-sent events: a chunk for each delta, the last with the `wise` field; usage in one of its own.
+
+    ended: called with the usage when all is generated.
+    """
+    base = {**head, "object": writer.chunk_object} | ({"usage": None} if usage else {})
+    begun: set[int] = set()
+    try:
+        async for delta in deltas_of(job, answers):
+            choice = writer.chunk(delta, delta.index not in begun)
+            begun.add(delta.index)
+            done = all(one.finish for one in answers)
+            more = {"wise": metadata(writer.service, answers, routes).model_dump()} if done else {}
+            if choice is not None:
+                yield event(base | {"choices": [choice]} | more)
+        total = usage_of(answers)
+        ended(total)
+        if usage:
+            yield event(base | {"choices": [], "usage": total.model_dump()})
+        yield "data: [DONE]\n\n"
+    except Exception as error:  # the status is sent already: the error is an event
+        yield error_event(http_error(error))
+
+
+def _number(value: float) -> float:
+    return value if value > LOWEST else LOWEST
+
+
+def usage_of(answers: Iterable[GeneratedAnswer]) -> Usage:
+    """Answers to one prompt follow each other, and it counts once."""
+    prompt = new = 0
+    last: tuple[int, ...] | None = None
+    for one in answers:
+        prompt += 0 if one.request.prompt is last else len(one.request.prompt)
+        new += len(one.tokens)
+        last = one.request.prompt
+    return Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
+
+
+# -- what is wise's own -----------------------------------------------------------------------------
+
+
+def metadata(service: Service, answers: Sequence[GeneratedAnswer], routes: bool) -> WiseMetadata:
+    handle = answers[0].request.handle
+    return WiseMetadata(
+        version=handle.version,
+        namespace=handle.namespace or "",
+        edits=[active_edits(one) for one in answers],
+        routes=[token_routes(service, one) for one in answers] if routes else None,
+        finish_reasons=[one.finish or "stop" for one in answers],
+    )
+
+
+def active_edits(answer: GeneratedAnswer) -> list[ActiveEdit]:
+    """The edits that were active, in the order in which they first were, as the version has them."""
+    positions: dict[str | None, list[int]] = {}
+    for one in answer.routed:
+        if one.open:
+            positions.setdefault(one.edit, []).append(one.position)
+    found = []
+    for edit_id, tokens in positions.items():
+        edit = None if edit_id is None else answer.request.handle.state.by_id.get(edit_id)
+        prompt, target = (edit.prompt, edit.target) if edit else (None, None)
+        found.append(ActiveEdit(id=edit_id, prompt=prompt, target=target, tokens=tokens))
+    return found
+
+
+def token_routes(service: Service, answer: GeneratedAnswer) -> list[TokenRoute]:
+    """Every token of prompt and answer; the last one was never read, so it has no route."""
+    by_position = {one.position: one for one in answer.routed}
+    ids = [*answer.request.prompt, *answer.tokens]
+    routes = []
+    for position in range(len(ids)):
+        one = by_position.get(position)
+        routes.append(
+            TokenRoute(
+                place=position,
+                token=_token_text(service, ids, position),
+                part="prompt" if position < len(answer.request.prompt) else "answer",
+                edit=one.edit if one and one.open else None,
+                slot=one.slot if one and one.open else None,
+                score=_finite(one.score) if one else None,
+                threshold=_finite(one.threshold) if one else None,
+            )
+        )
+    return routes
+
+
+def _token_text(service: Service, ids: Sequence[int], position: int) -> str:
+    """A token as it stands in its text, with the space before it if it brings one."""
+    before = list(ids[max(0, position - CONTEXT) : position])
+    text = str(service.tokenizer.decode([*before, ids[position]]))
+    return text[len(str(service.tokenizer.decode(before))) :]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

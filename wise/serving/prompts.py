@@ -1,0 +1,229 @@
+"""From the bodies of requests to what the engine generates: prompts as token ids, within the limits.
+
+All of this may take long, for texts of a megabyte are tokenized here, and schemas compiled. It runs in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from wise.errors import ConfigError, EditError
+from wise.router.turns import render, rendered
+from wise.serving.engines import GenerationRequest, MemoryHandle
+from wise.serving.http_errors import bad_request
+from wise.serving.schemas_chat import ChatRequest, Message, Tool
+from wise.serving.schemas_completions import AskRequest, CompletionRequest, GenerationBody
+from wise.serving.service import Service
+from wise.serving.tool_calls import call_schema
+from wise.training.encoding import Question
+
+COMPLETION_TOKENS = 16
+"""OpenAI's own default."""
+CHARACTERS = 8
+"""A text of more characters than this for each token of the context is tokenized in parts, each four times the last."""
+SEAM = 16
+"""Tokens by which a part may be longer than it is within its text."""
+
+
+def completion_requests(service: Service, body: CompletionRequest) -> list[GenerationRequest]:
+    """The answers to each prompt. Raises HTTPError for what the model cannot read or the service does not take."""
+    given = body.prompt
+    prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
+    check_count(service, "prompt", len(prompts))
+    limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    count = body.best_of or body.n or 1
+    ranked = count > (body.n or 1)  # by their logprobs
+    return [
+        one
+        for prompt in prompts
+        for one in _requests(
+            service,
+            body,
+            text_ids(service, prompt, "prompt") if isinstance(prompt, str) else prompt,
+            "prompt",
+            limit=limit,
+            count=count,
+            top_logprobs=0 if body.logprobs is None and ranked else body.logprobs,
+            prompt_logprobs=body.logprobs if body.echo else None,
+        )
+    ]
+
+
+def echoed(
+    service: Service, body: CompletionRequest, requests: Sequence[GenerationRequest]
+) -> list[tuple[str, Sequence[int]]]:
+    """The text and the ids of the prompt of each answer that is given."""
+    given = body.prompt if isinstance(body.prompt, list) and not isinstance(body.prompt[0], int) else [body.prompt]
+    found: list[tuple[str, Sequence[int]]] = []
+    for text, one in zip(given, requests[:: len(requests) // len(given)], strict=True):
+        ids = list(one.prompt)
+        decoded = text if isinstance(text, str) else service.tokenizer.decode(ids, skip_special_tokens=True)
+        found += [(str(decoded), ids)] * (body.n or 1)
+    return found
+
+
+def chat_requests(service: Service, body: ChatRequest) -> list[GenerationRequest]:
+    """The answers to a conversation. Raises as `completion_requests` does."""
+    return _requests(
+        service,
+        body,
+        chat_ids(service, body.messages, body.offered),
+        "messages",
+        limit=body.max_completion_tokens or body.max_tokens,
+        count=body.n or 1,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        json_schema=call_schema(body.forced) if body.forced else None,
+    )
+
+
+def ask_requests(service: Service, body: AskRequest) -> tuple[list[Question], list[GenerationRequest]]:
+    """The questions, and for each its answer without edits and with them. Raises as `completion_requests` does."""
+    check_count(service, "prompts", len(body.prompts))
+    handle = service.handle(body.model)
+    base = MemoryHandle(version=handle.version, namespace=None)
+    questions, requests = [], []
+    for place, prompt in enumerate(body.prompts):
+        param = f"prompts.{place}"
+        given = prompt if isinstance(prompt, str) else [turn.model_dump() for turn in prompt]
+        _check_length(service, given if isinstance(given, str) else "".join(turn["content"] for turn in given), param)
+        try:
+            question = service.encoder.question(given, chat=body.chat)
+        except (ConfigError, EditError) as error:
+            raise bad_request(f"{param}: {error}"[:500], param) from error
+        questions.append(question)
+        room = _room(service, question.ids, body.max_tokens, param)
+        requests += [
+            GenerationRequest(prompt=question.ids, handle=one, max_new_tokens=room, trace=True)
+            for one in (base, handle)
+        ]
+    return questions, requests
+
+
+def check_count(service: Service, param: str, count: int) -> None:
+    """Raises HTTPError for more prompts than are taken at once."""
+    limit = service.settings.prompt_limit
+    if count > limit:
+        raise bad_request(f"{param}: {count} prompts were given and {limit} are taken at once", param)
+
+
+def text_ids(service: Service, text: str, param: str, *, special: bool = True) -> list[int]:
+    """Ids of a text. special: it begins as the model's texts begin. Raises HTTPError if it does not fit the context."""
+    _check_length(service, text, param)
+    return service.encoder.prompt(text) if special else service.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def chat_ids(service: Service, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+    """Ids of a conversation, up to where its answer begins. Without a chat template: of its texts, one per line.
+
+    Raises HTTPError if it does not fit the context, or if the template does not take it.
+    """
+    tokenizer = service.tokenizer
+    if tokenizer.chat_template is None:
+        if tools:
+            raise bad_request("tools: this model has no chat template that could be given them", "tools")
+        return text_ids(service, "\n".join(message.text for message in messages), "messages")
+    given = [message.for_template() for message in messages]
+    schemas = [tool.model_dump(exclude_none=True) for tool in tools]
+    try:
+        text = rendered(tokenizer, given, schemas)
+        takes_tools = not tools or text != rendered(tokenizer, given)
+    except Exception as error:  # what a model's own template raises
+        raise bad_request(f"messages: the model's chat template refuses them: {error}"[:500], "messages") from error
+    if not takes_tools:
+        raise bad_request("tools: the chat template of this model does not take tools", "tools")
+    _check_length(service, text, "messages")
+    return render(tokenizer, given, schemas)  # the very ids that edits are verified with
+
+
+def _check_length(service: Service, text: str, param: str) -> None:
+    """Raises HTTPError for a text that cannot fit the context, without tokenizing much more of it than would fit."""
+    context = service.encoder.context
+    fits, part = len(text) <= context * service.token_text.longest, CHARACTERS * context
+    while fits and part < len(text):
+        ids = service.tokenizer(text[:part], add_special_tokens=False)["input_ids"]
+        fits, part = len(ids) <= context + SEAM, 4 * part
+    if not fits:
+        raise bad_request(f"{param}: {len(text)} characters do not fit the context of {context} tokens", param)
+
+
+def _requests(
+    service: Service,
+    body: GenerationBody,
+    prompt: Sequence[int],
+    param: str,
+    *,
+    limit: int | None,
+    count: int,
+    top_logprobs: int | None,
+    prompt_logprobs: int | None = None,
+    json_schema: str | None = None,
+) -> list[GenerationRequest]:
+    """limit: tokens of an answer; None is what there is room for. count: answers to this prompt."""
+    most = service.settings.answer_limit
+    if count > most:
+        raise bad_request(f"n: {count} was given and {most} answers are given at once", "n")
+    room = _room(service, prompt, limit, param)
+    schema = json_schema or (body.response_format.schema_text if body.response_format else None)
+    _check_schema(service, schema, "response_format" if json_schema is None else "tools")
+    handle = service.handle(body.model)
+    ids, biases = tuple(prompt), _biases(service, body)
+    return [
+        GenerationRequest(
+            prompt=ids,
+            handle=handle,
+            max_new_tokens=room,
+            temperature=_or(body.temperature, 1.0),
+            top_p=_or(body.top_p, 1.0),
+            top_k=max(0, body.top_k or 0),
+            min_p=body.min_p or 0.0,
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            repetition_penalty=_or(body.repetition_penalty, 1.0),
+            logit_bias=biases,
+            json_schema=schema,
+            seed=None if body.seed is None else (body.seed + i) % 2**63,
+            stops=body.stops,
+            top_logprobs=top_logprobs,
+            prompt_logprobs=prompt_logprobs,
+            trace=body.options.routes,
+        )
+        for i in range(count)
+    ]
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _check_schema(service: Service, schema: str | None, param: str) -> None:
+    if schema is not None:
+        try:
+            service.grammars.matcher(schema)
+        except ConfigError as error:
+            raise bad_request(f"{param}: {error}"[:500], param) from error
+
+
+def _biases(service: Service, body: GenerationBody) -> dict[int, float]:
+    biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
+    size = len(service.tokenizer)
+    if biases and max(biases) >= size:
+        raise bad_request(f"logit_bias: token {max(biases)} is not in the vocabulary of {size}", "logit_bias")
+    return biases
+
+
+def _room(service: Service, prompt: Sequence[int], limit: int | None, param: str) -> int:
+    """Tokens that an answer may have. Raises HTTPError if the model cannot read that much."""
+    context, size = service.encoder.context, len(service.tokenizer)
+    if not prompt:
+        raise bad_request(f"{param}: has no tokens; give at least one", param)
+    if max(prompt) >= size:
+        raise bad_request(f"{param}: token {max(prompt)} is not in the vocabulary of {size}", param)
+    room, wanted = context - len(prompt), 1 if limit is None else limit
+    given = f"{param}: {len(prompt)} tokens and"
+    if wanted > room:
+        raise bad_request(f"{given} an answer of {wanted} do not fit the context of {context}", param)
+    longest = service.settings.cache_tokens
+    if len(prompt) + wanted > longest:
+        raise bad_request(f"{given} the answer are more than the {longest} that are kept", param)
+    return min(room, longest - len(prompt)) if limit is None else limit

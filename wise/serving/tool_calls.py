@@ -1,0 +1,102 @@
+"""Calls of tools in the text of an answer: as Hermes and Qwen write them, and as one bare JSON object.
+
+An answer in another form stays text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+from uuid import uuid4
+
+from wise.serving.engines.sequence import overlap
+from wise.serving.schemas_chat import FunctionCall, Tool, ToolCall
+
+OPENING, CLOSING = "<tool_call>", "</tool_call>"
+DECODER = json.JSONDecoder()
+
+
+class ToolCallParser:
+    """Separates the calls of one answer from its text, as it comes."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        """names: of the functions that may be called. With none everything is text."""
+        self._names = names
+        self._begun = False
+        """The answer has text that is not blank."""
+        self._held = ""
+        """What is, or may become, a call."""
+
+    def add(self, text: str) -> str:
+        """What is text for certain, now that `text` came."""
+        if not self._names:
+            return text
+        self._held += text
+        if not self._begun and (not self._held.strip() or self._held.lstrip().startswith("{")):
+            return ""
+        at = self._held.find(OPENING)
+        at = len(self._held) - overlap(self._held, OPENING) if at < 0 else at
+        passed, self._held = self._held[:at], self._held[at:]
+        self._begun = self._begun or bool(passed.strip())
+        return passed
+
+    def end(self) -> tuple[str, list[ToolCall]]:
+        """The rest of the text, and the calls."""
+        calls = self._calls(self._held.strip())
+        return ("", calls) if calls else (self._held, [])
+
+    def _calls(self, text: str) -> list[ToolCall]:
+        """The calls that a text consists of; none if it is anything else."""
+        calls = []
+        while text:
+            text = text.removeprefix(OPENING).lstrip()
+            try:
+                found, end = DECODER.raw_decode(text)
+            except ValueError:
+                return []
+            call = self._call(found)
+            if call is None:
+                return []
+            calls.append(call)
+            text = text[end:].lstrip().removeprefix(CLOSING).lstrip()
+        return calls
+
+    def _call(self, found: Any) -> ToolCall | None:
+        if not isinstance(found, dict) or found.get("name") not in self._names:
+            return None
+        arguments = found.get("arguments", found.get("parameters", {}))
+        if not isinstance(arguments, dict):
+            return None
+        function = FunctionCall(name=found["name"], arguments=json.dumps(arguments, ensure_ascii=False))
+        return ToolCall(id=f"call_{uuid4().hex[:24]}", function=function)
+
+
+def call_schema(tools: Sequence[Tool]) -> str:
+    """The JSON schema of a call of one of the tools, as JSON."""
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.function.name},
+                "arguments": _moved(tool.function.parameters or {"type": "object"}, f"/anyOf/{i}/properties/arguments"),
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for i, tool in enumerate(tools)
+    ]
+    return json.dumps({"anyOf": calls})
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema whose references to itself hold when it stands at `place` of another."""
+    if isinstance(schema, list):
+        return [_moved(one, place) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: f"#{place}{value[1:]}" if name == "$ref" and isinstance(value, str) and value.startswith("#")
+        else _moved(value, place)
+        for name, value in schema.items()
+    }
