@@ -22,6 +22,7 @@ class Service:
     def __init__(self, store: Path, log: Path, options: list[str]) -> None:
         command = [sys.executable, "-m", "wise", "serve", "--store", str(store), "--port", "0", "--json", *options]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.store = store
         self._log = log.open("ab")
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self._log, env=environment, start_new_session=True

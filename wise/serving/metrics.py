@@ -45,6 +45,7 @@ class Metrics:
             "wise_edit_seconds", "Seconds from accepting an edit until it was live or failed.", buckets=(*LONG, 300.0),
             **on,
         )
+        self.clock_jumps = Counter("wise_clock_jumps", "Times that a clock was set, by the events of the store.", **on)
         self.editor = Gauge("wise_editor_up", "Whether this replica's editor runs.", **on)
         self.canary_tokens = Gauge("wise_canary_tokens", "Tokens of the canary set.", **on)
         self.false_routes = Gauge(
