@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from wise import __version__
 from wise.config import WiseConfig
 from wise.edits import Edit, check_unique
 from wise.errors import ArtifactError, ConfigError, EditError, did_you_mean
+from wise.memory.bounded_file import MOST_JSON, MOST_TEXT, bounded, check_header
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import replaced_folder, set_aside
 from wise.memory.key_space import KeySpace, RelationSpace, Space, space_from_tensors
@@ -61,6 +61,12 @@ FILES = (CONFIG_FILE, EDITS_FILE, TENSORS_FILE)
 """What is read."""
 WRITTEN = (*FILES, CARD_FILE)
 
+LARGEST = 1e6
+"""Of the numbers of a memory: activations of language models reach some thousands."""
+UNIT = 0.01
+"""By how much the length of a key may differ from 1: keys are stored in half precision."""
+AT_ONCE = 4096
+"""Edits whose keys are measured at once."""
 _AGAIN = "copy the folder again, or take an older save"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -228,7 +234,9 @@ def _read(folder: Path) -> tuple[WiseConfig, MemoryState, Fingerprint]:
 
 def _read_manifest(file: Path) -> _Manifest:
     try:
-        data = json.loads(file.read_bytes())
+        data = json.loads(bounded(file, MOST_JSON).read_bytes())
+    except (ArtifactError, OSError):
+        raise
     except (ValueError, RecursionError) as error:
         _refuse(f"{file.name}: is truncated or not JSON ({error}); {_AGAIN}")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -252,14 +260,12 @@ def _read_manifest(file: Path) -> _Manifest:
         )
     except (ConfigError, ArtifactError) as error:
         _refuse(f"{file.name}: {error}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         _refuse(f"{file.name}: is malformed ({error!r}); {_AGAIN}")
 
 
 def _check_file(file: Path, wanted: Mapping[str, Any]) -> None:
-    if not file.is_file():
-        _refuse(f"{file.name}: is missing; {_AGAIN}")
-    size = file.stat().st_size
+    size = bounded(file, MOST_TEXT if file.name == EDITS_FILE else None).stat().st_size
     if size != wanted.get("bytes"):
         _refuse(f"{file.name}: has {size} bytes of {wanted.get('bytes')}; {_AGAIN}")
     if _measure(file) != wanted:
@@ -277,6 +283,7 @@ def _read_edits(file: Path) -> tuple[Edit, ...]:
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
+    check_header(file)
     try:
         with safe_open(file, framework="pt", device="cpu") as archive:
             found = (archive.metadata() or {}).get("format")
@@ -382,10 +389,15 @@ def _unpack_keys(edits: Sequence[Edit], tensors: dict[str, Tensor]) -> dict[str,
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         # NaN and infinity show in the extremes, which takes no second tensor of the size.
-        if tensor.is_floating_point() and tensor.numel() and not all(e.isfinite() for e in tensor.aminmax()):
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        extremes = tensor.aminmax()
+        if not all(e.isfinite() for e in extremes):
             _refuse(
                 f"tensor {name}: holds NaN or infinity: editing diverged; take an older save, or edit anew"
             )
+        if not name.startswith("key_space.") and max(abs(float(e)) for e in extremes) > LARGEST:
+            _refuse(f"tensor {name}: holds numbers beyond {LARGEST:g}, which no edit needs; take an older save")
 
 
 def check_state(config: WiseConfig, state: MemoryState, base: Fingerprint) -> None:
@@ -409,7 +421,7 @@ def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) ->
         yield f"the slots do not hold exactly the live edits: {', '.join(wrong[:4])}"
     wanted = AnswerSlot.kind if config.mode == "hybrid" else MaskedDenseSlot.kind
     for slot in state.slots:
-        if len(slot.scores) != len(slot.edit_ids) or not all(map(_is_score, slot.scores)):
+        if len(slot.scores) != len(slot.edit_ids) or not all(_is_score(score, config.mode) for score in slot.scores):
             yield f"slot {slot.id} has {len(slot.edit_ids)} edits and scores {slot.scores!r:.80}"
         if slot.kind != wanted:
             yield f"slot {slot.id} is of kind {slot.kind!r}, expected {wanted!r}: it was made in another mode"
@@ -417,10 +429,13 @@ def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) ->
             yield f"slot {slot.id} has {len(slot.edit_ids)} edits, expected one of its own"
         if slot.maps != (base.in_features, base.out_features):
             yield f"slot {slot.id} does not map {base.in_features} features to {base.out_features}"
+        if isinstance(slot, AnswerSlot) and max(slot.ids.tolist(), default=0) >= base.vocabulary:
+            yield f"slot {slot.id} says tokens that the base of {base.vocabulary} does not have"
 
 
-def _is_score(score: object) -> bool:
-    return type(score) is float and math.isfinite(score)
+def _is_score(score: object, mode: str) -> bool:
+    """A cosine in hybrid, and else the size of what is added. One that is not above 0 would open every gate."""
+    return type(score) is float and 0 < score <= (1 if mode == "hybrid" else LARGEST)
 
 
 def _key_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) -> Iterator[str]:
@@ -440,11 +455,25 @@ def _key_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) -> 
         shape = (max(1, len(keys)), space.size)
         if keys.dtype != dtype or keys.shape != shape:
             yield f"keys of edit {i}: {keys.dtype} {list(keys.shape)}, expected {dtype} {list(shape)}"
+    yield from _length_problems(state.keys)
     parts = {"mean": (base.in_features,), "projection": (space.size, base.in_features)}
     for name, shape_ in parts.items() if isinstance(space, KeySpace) else ():
         tensor = getattr(space, name)
         if tensor.dtype != dtype or tensor.shape != shape_:
             yield f"{name}: {tensor.dtype} {list(tensor.shape)}, expected {dtype} {list(shape_)}"
+
+
+def _length_problems(keys: Mapping[str, Tensor]) -> Iterator[str]:
+    """Keys are unit vectors: a longer one would be near to everything."""
+    ids = list(keys)
+    for first in range(0, len(ids), AT_ONCE):
+        some = ids[first : first + AT_ONCE]
+        lengths = torch.cat([keys[i] for i in some]).float().norm(dim=-1)
+        if not bool(((lengths - 1).abs() < UNIT).all()):
+            owners = [i for i in some for _ in range(len(keys[i]))]
+            worst = int((lengths - 1).abs().argmax())
+            yield f"keys of edit {owners[worst]}: one has length {float(lengths[worst]):g}, expected 1"
+            return
 
 
 def _refuse(reason: str) -> NoReturn:

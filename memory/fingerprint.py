@@ -93,7 +93,7 @@ class Fingerprint:
         try:
             sample, quantized = tuple(map(float, data["sample"])), tuple(map(int, data["quantized"]))
             found = cls(**{**data, "sample": sample, "quantized": quantized})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArtifactError(f"the fingerprint of the base is malformed: {error}") from error
         for own in fields(cls):
             wanted = {"int": int, "str": str}.get(str(own.type), tuple)

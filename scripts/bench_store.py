@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
 from wise.config import WiseConfig
 from wise.edits import Edit
@@ -58,7 +59,7 @@ def written(state: MemoryState, edits: Sequence[Edit]) -> MemoryState:
         )
         for i, edit in enumerate(edits)
     ]
-    keys = {edit.id: torch.randn(KEYS, RELATION).half() for edit in edits}
+    keys = {edit.id: normalize(torch.randn(KEYS, RELATION), dim=-1).half() for edit in edits}
     return replace(
         state, edits=(*state.edits, *edits), slots=(*state.slots, *slots), keys={**state.keys, **keys}
     )

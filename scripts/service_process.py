@@ -30,7 +30,7 @@ class Service:
         """token: an admin's, where the options name a file of tokens. environment: further variables."""
         command = [sys.executable, "-m", "wise", "serve", "--store", str(store), "--port", "0", "--json", *options]
         variables = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
-        self.log = log
+        self.store, self.log = store, log
         self._log = log.open("ab")
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self._log, env=variables, start_new_session=True

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from reprlib import repr as shortened
 from typing import Any
 
 from wise.errors import ConfigError, did_you_mean
@@ -67,7 +68,7 @@ class WiseConfig:
         for name, check, wanted in _CHECKS:
             value = getattr(self, name)
             if not check(value):
-                raise ConfigError(f"{name}={value!r}: expected {wanted}")
+                raise ConfigError(f"{name}={shortened(value)}: expected {wanted}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings with `schema_version`, ready for JSON."""
@@ -94,8 +95,12 @@ class WiseConfig:
 Check = Callable[[Any], bool]
 
 
+LARGEST = 2**31 - 1
+"""Of whole numbers."""
+
+
 def _integer(low: int, *, optional: bool = False) -> Check:
-    return lambda v: (optional and v is None) or (type(v) is int and v >= low)
+    return lambda v: (optional and v is None) or (type(v) is int and low <= v <= LARGEST)
 
 
 def _real(low: float, high: float) -> Check:

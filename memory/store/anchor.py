@@ -1,8 +1,8 @@
 """Anchors: the head of a store's history, to be kept or published where whoever may write the store cannot change it.
 
-The events of a journal are a chain, so the number and the digest of one event stand for all before it. Whoever can write
-a store could write its whole history anew, and it would be whole. An anchor from before that does not fit it then. It is
-a small JSON object, which may be signed with an Ed25519 key of the operator's.
+The events of a journal are a chain, so the number and the digest of one event stand for all before it. Whoever can
+write a store could write its whole history anew, and it would be whole. An anchor from before that does not fit it
+then. It is a small JSON object, which may be signed with an Ed25519 key of the operator's.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def read_anchor(file: Path, public_key: Path | None = None) -> Anchor:
 
     public_key: a PEM file; the anchor must be signed with this key.
 
-    Raises StoreError where it is no anchor, its signature is wrong, or it is not signed with that key; ConfigError where
-    the key cannot be read.
+    Raises StoreError where it is no anchor, its signature is wrong, or it is not signed with that key; ConfigError
+    where the key cannot be read.
     """
     wanted = None if public_key is None else _public_key(public_key)
     try:
@@ -97,11 +97,12 @@ def read_anchor(file: Path, public_key: Path | None = None) -> Anchor:
         if anchor.key is not None or signature is not None:
             _verify(anchor, signature)
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise StoreError(f"{file} is no anchor that this release reads ({error!r:.200}); give what "
-                         "`wise store anchor` wrote") from error
+        raise StoreError(
+            f"{file} is no anchor that this release reads ({error!r:.200}); give what `wise store anchor` wrote"
+        ) from error
     if wanted is not None and anchor.key != base64.b64encode(wanted.public_bytes_raw()).decode():
-        raise StoreError(f"{file} is {'signed with another key' if anchor.key else 'not signed'} than {public_key}; "
-                         "give the anchor that was signed with it")
+        found = "signed with another key" if anchor.key else "not signed"
+        raise StoreError(f"{file} is {found}; give the anchor that was signed with the key of {public_key}")
     return anchor
 
 
@@ -112,8 +113,8 @@ def anchor_problems(anchor: Anchor, scan: Scan) -> list[str]:
     rows = list(scan("SELECT digest FROM events WHERE number = ?", anchor.event))
     if not rows:
         [(last,)] = scan("SELECT COALESCE(MAX(number), 0) FROM events")
-        return [f"the history was shortened: it ends at event {last}, and the anchor of {anchor.at} is of event "
-                f"{anchor.event}"]
+        ends = f"it ends at event {last}, and the anchor of {anchor.at} is of event {anchor.event}"
+        return [f"the history was shortened: {ends}"]
     if rows != [(anchor.digest,)]:
         return [f"the history was rewritten: event {anchor.event} is not that of the anchor of {anchor.at}"]
     return []

@@ -1,8 +1,8 @@
 """Backups: a whole store copied into a new folder, of one moment, while another process writes it.
 
 The rows are copied in one step. Then every file is copied that they need, which never changes; if one was collected in
-between, the rows are copied again. The copy is checked as a whole, and stands in its place only if it is whole. Restoring
-is the same from the other end.
+between, the rows are copied again. The copy is checked as a whole, and stands in its place only if it is whole. A
+restored store is a copy of a backup.
 """
 
 from __future__ import annotations
@@ -53,8 +53,6 @@ def copy_store(backend: Backend, target: Path, progress: Callable[[str, int, int
                 f"({len(findings.problems)} problems; `wise store check` names all)"
             )
         write_checked(new / FILE, whole)
-        for folder in (new / BLOBS,):
-            _sync(folder)
     return findings
 
 
@@ -66,8 +64,6 @@ def _copy(backend: SqliteBackend, new: Path, progress: Callable[[str, int, int],
         with closing(sqlite3.connect(new / JOURNAL_FILE)) as connection:
             connection.execute("DELETE FROM commands")  # whoever gave them waits at the other store
             connection.commit()
-            _sync(new / JOURNAL_FILE)
-        (new / f"{JOURNAL_FILE}-journal").unlink(missing_ok=True)
         (new / LOCK_FILE).touch(0o600)
         progress("rows", 1, 1)
         if _copy_files(backend, new, progress):
@@ -78,10 +74,10 @@ def _copy(backend: SqliteBackend, new: Path, progress: Callable[[str, int, int],
 def _copy_files(backend: SqliteBackend, new: Path, progress: Callable[[str, int, int], None]) -> bool:
     """Copies what the versions of the copied rows need. False where a version was collected meanwhile."""
     with closing(SqliteBackend(new, writer=False)) as copy:
-        manifests = [version.manifest for version in Journal(copy).versions() if not version.collected]
+        versions = [version for version in Journal(copy).versions() if not version.collected]
     needed: dict[str, None] = {}
     try:
-        for manifest in dict.fromkeys(manifests):
+        for manifest in dict.fromkeys(version.manifest for version in versions):
             needed[manifest] = None
             needed |= dict.fromkeys(sorted(Manifest.from_bytes(backend.get(manifest), manifest[:16]).blobs))
         for place, digest in enumerate(needed, start=1):
@@ -89,8 +85,8 @@ def _copy_files(backend: SqliteBackend, new: Path, progress: Callable[[str, int,
             if not (new / BLOBS / digest).exists():
                 _write(new / BLOBS / digest, backend.get(digest))
     except StoreError:
-        collected = {version.manifest for version in Journal(backend).versions() if version.collected}
-        if not collected & set(manifests):
+        collected = {version.number for version in Journal(backend).versions() if version.collected}
+        if not collected & {version.number for version in versions}:
             raise
         return False
     for file in (new / BLOBS).iterdir():
@@ -104,11 +100,3 @@ def _write(file: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -158,7 +158,7 @@ def _lives(scan: Scan, tickets: Sequence[Ticket]) -> dict[int, Life]:
     )
     for ticket, *event in rows:
         if ticket in wanted:
-            lives.setdefault(ticket, []).append(tuple(event))  # type: ignore[arg-type]
+            lives.setdefault(ticket, []).append(tuple(event))
     return lives
 
 
@@ -198,9 +198,9 @@ def _check_versions(scan: Scan, found: History) -> None:
         else:
             collected.add(number)
     last = 0
-    for row in scan(f"SELECT {VERSION} ORDER BY number"):
+    for found_row in scan(f"SELECT {VERSION} ORDER BY number"):
         try:
-            version = version_of(row)
+            version = version_of(found_row)
         except StoreError as error:
             found.problems.append(str(error))
             continue

@@ -1,8 +1,8 @@
 """What a check found whole, so that the next one need not understand it again: `checked.json` beside a store.
 
-It holds a digest of each page of rows as they lie in the journal, and the manifests whose versions were verified. A page
-whose digest is the same is not taken apart again, but every byte of it is read; so is every file of a version. So a
-check from here finds what was damaged since, as a complete one does. It trusts this file, as a complete one does not:
+It holds a digest of each page of rows as they lie in the journal, and the manifests whose versions were verified. A
+page whose digest is the same is not taken apart again, but every byte of it is read; so is every file of a version. So
+a check from here finds what was damaged since, as a complete one does. It trusts this file, as a complete one does not:
 whoever may write the store could write it too.
 """
 

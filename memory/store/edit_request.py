@@ -28,6 +28,8 @@ CLOCK = "clock"
 """The kind of an event that says only that the clock was set."""
 ERASED = "erased"
 """The kind of the event that says that a ticket's text was erased: see `wise.memory.store.erase`."""
+ERASED_TEXT = "(erased)"
+"""What stands where a text was erased."""
 EXPIRED: Mapping[str, str] = {"why": "expired"}
 """Detail of the retirement of an edit whose time was over by the clock of then, or had not come."""
 
@@ -79,6 +81,11 @@ class Ticket:
     """What was found when it was trained."""
     problem: str = ""
     """Why its row cannot be understood; the fields are then what can still be told of it."""
+
+    @property
+    def erased(self) -> bool:
+        """Whether its text was erased."""
+        return self.edit.prompt == self.edit.target == ERASED_TEXT
 
     def to_dict(self) -> dict[str, Any]:
         fields = {name: value for name, value in vars(self).items() if name != "problem" or value}

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from wise.edits import check_unique
 from wise.errors import EditError, StoreError
@@ -38,6 +38,7 @@ ORIGIN = Version(
     number=0, manifest="", parent=0, kind="origin", at="", author=None, reason=None, edits=0, collected=False
 )
 _BEGINNING = Event(number=0, at="", kind="beginning", ticket=None, version=None, author=None, detail={})
+Erased = TypeVar("Erased")
 ERASED_KEY = "sha256:"
 """How the key of an erased ticket begins; its SHA-256 follows."""
 
@@ -299,6 +300,11 @@ class Journal:
         with self._backend.transaction() as execute:
             execute("UPDATE versions SET collected = 1 WHERE number = ?", version)
             self._writer(execute).write("collected", version=version)
+
+    def erase(self, work: Callable[[Execute, EventWriter], Erased]) -> Erased:
+        """Has `work` take text out of the rows in one transaction, and write the events that say so."""
+        with self._backend.transaction() as execute:
+            return work(execute, self._writer(execute))
 
     def _writer(self, execute: Execute) -> EventWriter:
         return EventWriter(execute, now(), self._clock)

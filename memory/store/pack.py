@@ -11,7 +11,8 @@ A folder that `save_pretrained` wrote is a pack without tickets.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from wise.config import WiseConfig
 from wise.errors import ArtifactError, EditError, StoreError
 from wise.memory.artifact import CONFIG_FILE, WRITTEN, digest_of_json, load_memory, save_memory
+from wise.memory.bounded_file import MOST_TEXT, bounded
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import replaced_folder
 from wise.memory.key_space import Space
@@ -93,7 +95,7 @@ def read_pack(folder: Path) -> Pack:
     """Raises ArtifactError where there is no pack, or it is damaged."""
     config, state, base = load_memory(folder)
     memory = digest_of((folder / CONFIG_FILE).read_bytes())
-    fields = _read_tickets(folder / TICKETS_FILE, memory) if (folder / TICKETS_FILE).is_file() else {}
+    fields = _read_tickets(folder / TICKETS_FILE, memory) if os.path.lexists(folder / TICKETS_FILE) else {}
     try:
         requests = tuple(
             EditRequest(edit=edit, **{n: v for n, v in fields.get(edit.id, {}).items() if n != "verified"})
@@ -107,13 +109,67 @@ def read_pack(folder: Path) -> Pack:
 
 def _read_tickets(file: Path, memory: str) -> dict[str, Any]:
     try:
-        data = json.loads(file.read_bytes())
+        data = json.loads(bounded(file, MOST_TEXT).read_bytes(), parse_constant=_no_number)
         whole = data.pop("sha256") == digest_of_json(data) and data["format"] == FORMAT and data["memory"] == memory
         if not whole or data["schema_version"] != SCHEMA_VERSION:
             raise ValueError("it was changed, is of another memory, or a newer wise-runtime wrote it")
+        for edit_id, ticket in data["tickets"].items():
+            _check_ticket(edit_id, ticket)
         return dict(data["tickets"])
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{file} is refused: {error}; copy the pack again, or delete this file") from error
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"it holds {name}, where a number was expected")
+
+
+def _check_ticket(edit_id: str, ticket: object) -> None:
+    """Raises ValueError for what a ticket of ours never says."""
+    if not isinstance(ticket, dict) or not ticket.keys() <= {*_TEXTS, "verified"}:
+        raise ValueError(f"ticket {edit_id!r:.60}: {ticket!r:.60} was given, an object of our fields was expected")
+    for name in _TEXTS:
+        if not isinstance(ticket.get(name), str | None):
+            raise ValueError(f"ticket {edit_id!r:.60}: field {name!r} is {ticket[name]!r:.60}, a text was expected")
+    verified = ticket.get("verified")
+    if verified is None:
+        return
+    if not isinstance(verified, dict) or len(json.dumps(verified)) > MOST_OUTCOME:
+        raise ValueError(
+            f"ticket {edit_id!r:.60}: field 'verified' is {verified!r:.60}, an object of up to {MOST_OUTCOME} "
+            "characters was expected"
+        )
+    json.dumps(verified, ensure_ascii=False).encode()  # no half of a surrogate pair
+    for name, value in verified.items():
+        if not _OUTCOME.get(name, _is_plain)(value):
+            raise ValueError(f"ticket {edit_id!r:.60}: field 'verified.{name:.40}' is {value!r:.60}")
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float | None)
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _are_answers(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(held, bool) for held in value.values())
+
+
+_TEXTS = ("reason", "valid_from", "valid_until")
+_OUTCOME: Mapping[str, Callable[[object], bool]] = {
+    "steps": _is_number, "loss": _is_number, "milliseconds": _is_number, "holds": _are_answers,
+    "also_answers": _are_texts, "tried": _are_texts,
+    **dict.fromkeys(("id", "status", "answer", "why"), lambda value: isinstance(value, str)),
+}
+"""What the fields of an outcome are; others are plain values."""
+MOST_OUTCOME = 100_000
+"""Characters of what was verified of an edit."""
 
 
 def merged(snapshot: Snapshot, pack: Pack) -> MemoryState:

@@ -12,7 +12,7 @@ from typing import Any
 
 from wise.edits import Edit
 from wise.errors import EditError, StoreError
-from wise.memory.store.edit_request import FOLLOWS, Event, Ticket, Version
+from wise.memory.store.edit_request import FAILED, FOLLOWS, Event, Ticket, Version
 
 LARGEST = 2**62
 """No count of ours is above it."""
@@ -61,20 +61,19 @@ def shown_ticket(row: Sequence[Any]) -> Ticket:
     try:
         return ticket_of(row)
     except StoreError as error:
-        found = dict(zip(TICKETS, row, strict=True))
-        kept = {
-            name: value
-            for name, kind in TICKETS.items()
-            if kind not in (OBJECT, OBJECT_OR_NONE)
-            for value in [found[name] if _holds(kind, found[name]) else None]
+        told: dict[str, Any] = {
+            name: value if _holds(kind, value) else None
+            for (name, kind), value in zip(TICKETS.items(), row, strict=True)
         }
-        edit = Edit(
-            id=_words(kept.pop("edit_id")), namespace=_words(kept.pop("namespace")), prompt=UNREADABLE,
-            target=UNREADABLE,
-        )
-        known = {"number": kept["number"] or 0, "accepted_at": kept["accepted_at"] or "", "verified": None}
-        status = kept["status"] if kept["status"] in FOLLOWS else "failed"
-        return Ticket(**{**kept, **known, "status": status, "edit": edit, "problem": str(error)})
+        named = {"id": _words(told.pop("edit_id")), "namespace": _words(told.pop("namespace"))}
+        told |= {
+            "number": told["number"] or 0,
+            "accepted_at": told["accepted_at"] or "",
+            "status": told["status"] if told["status"] in FOLLOWS else FAILED,
+            "verified": None,
+            "edit": Edit(**named, prompt=UNREADABLE, target=UNREADABLE),
+        }
+        return Ticket(**told, problem=str(error))
 
 
 def event_of(row: Sequence[Any]) -> Event:

@@ -28,7 +28,7 @@ SPACE_FORMAT = "wise-space"
 FULL = 256 * 1024
 """Bytes of tensors from which a segment takes no more slots: about a hundred edits of one value each."""
 
-_MALFORMED = (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError)
+_MALFORMED = (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, OverflowError)
 """What reading bytes of another kind may raise; errors of edits and slots are among them."""
 
 

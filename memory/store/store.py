@@ -35,10 +35,11 @@ from wise.memory.store.anchor import Anchor, head
 from wise.memory.store.backends.base import Backend
 from wise.memory.store.backends.postgres import PostgresBackend
 from wise.memory.store.backends.sqlite import SqliteBackend
+from wise.memory.store.backup import copy_store
 from wise.memory.store.changes import Changeset, Forget, changeset, check_edits, same_slots, without
 from wise.memory.store.check import Findings, check
 from wise.memory.store.check_history import Progress
-from wise.memory.store.checked import NOTHING, read_checked, write_checked
+from wise.memory.store.checked import FILE, NOTHING, read_checked, write_checked
 from wise.memory.store.command_queue import CommandQueue
 from wise.memory.store.edit_request import (
     EXPIRED,
@@ -52,6 +53,7 @@ from wise.memory.store.edit_request import (
     Ticket,
     Version,
 )
+from wise.memory.store.erase import Erasure, erase
 from wise.memory.store.gc import GcReport, collect
 from wise.memory.store.journal import Journal, Move
 from wise.memory.store.pack import merged, read_pack, write_pack
@@ -117,8 +119,8 @@ class Store:
         return self.journal.enqueue(wanted, None if key is None else checked_text("key", key))
 
     def claim(self, limit: int = EDITS_AT_ONCE) -> tuple[Ticket, ...]:
-        """The oldest queued tickets that are due, now in training. Queued ones whose time is over are retired, and those
-        that were retired so are queued again if by the present time they are valid, or will be."""
+        """The oldest queued tickets that are due, now in training. Queued ones whose time is over are retired; what was
+        retired so is queued again if by the present time it is valid, or will be."""
         with self._changing():
             return self.journal.claim(limit)
 
@@ -286,7 +288,10 @@ class Store:
             yield found
             return
         if found.collected:
-            raise StoreError(f"version {found.number} was collected by gc; `wise store log` names the others")
+            raise StoreError(
+                f"version {found.number} was collected, by gc or because it held an edit that was erased; "
+                "`wise store log` names the others"
+            )
         try:
             self.backend.hold(found.manifest)
         except StoreError:
@@ -335,6 +340,40 @@ class Store:
                 write_checked(checked, whole)
         return findings
 
+    def erase(
+        self,
+        edit_ids: Sequence[str],
+        *,
+        author: str | None = None,
+        reason: str | None = None,
+        with_author: bool = False,
+    ) -> Erasure:
+        """Takes the text and the tensors of edits out of every file: see `wise.memory.store.erase`.
+
+        Their ids, dates and digests stay, and that they were erased, by whom and why. Versions that held one of them
+        can no longer be read or rolled back to. It may be called again, and then completes what was interrupted.
+
+        with_author: erase who asked for them too.
+
+        Raises StoreError, with nothing changed, for an edit that is not there or is queued, in training or live (delete
+        it first), or where a version that holds one is being read; EditError for a reason that repeats the text.
+        """
+        with self._changing():
+            return erase(
+                self.backend, self.journal, edit_ids, author=author, reason=reason, with_author=with_author
+            )
+
+    def backup(
+        self, target: str | PathLike[str], *, progress: Progress = lambda name, done, total: None
+    ) -> Findings:
+        """Copies the store into a new folder while it may be written: see `wise.memory.store.backup.copy_store`."""
+        return copy_store(self.backend, Path(target), progress)
+
+    @property
+    def checked_file(self) -> Path | None:
+        """Where a store in a folder keeps what checks found whole."""
+        return Path(self.backend.place) / FILE if isinstance(self.backend, SqliteBackend) else None
+
     def anchor(self) -> Anchor:
         """The head of the history as it is now: see `wise.memory.store.anchor`."""
         return head(self.backend)
@@ -367,6 +406,9 @@ class Store:
         """
         with self._changing():
             pack = read_pack(Path(folder))
+            for edit in pack.state.edits:
+                if any(ticket.erased for ticket in self.journal.tickets(edit_id=edit.id)):
+                    raise StoreError(f"edit {edit.id!r} of the pack was erased here; export the pack anew without it")
             current = self.read()
             state = merged(current, pack)
             tickets = self.journal.enqueue(pack.requests, f"pack {pack.digest}")

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from wise.config import WiseConfig
 from wise.edits import Edit
-from wise.errors import ArtifactError, ConfigError, RefusedError, StoreError
+from wise.errors import ArtifactError, RefusedError, StoreError
 from wise.memory.artifact import check_state, check_tensors
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.key_space import Space
@@ -82,7 +82,7 @@ class Manifest:
                 order=tuple(join_ranges((int(key), int(first), int(behind)) for key, first, behind in fields["order"])),
                 spaces=dict(fields["spaces"]),
             )
-        except (ArtifactError, ConfigError, LookupError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise StoreError(
                 f"{place}: is no manifest that this release reads: {error!r:.200}; a newer wise-runtime may read it"
             ) from error

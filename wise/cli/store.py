@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +16,16 @@ from wise.cli.common import (
     AllowPrecisionOption,
     JsonOption,
     ModelOption,
+    ProgressOption,
     ThreadsOption,
+    check_file,
+    progress_bars,
     show_json,
     show_table,
     with_placement,
 )
 from wise.cli.terminal import echo
+from wise.errors import ConfigError
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
@@ -36,7 +39,11 @@ StoreArgument = Annotated[
 AuthorOption = Annotated[str | None, typer.Option("--author", help="Who does it, for the journal.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Why, for the journal.")]
 
-app = typer.Typer(name="store", no_args_is_help=True, help="The journal of a store; undo, clean up, export, import.")
+app = typer.Typer(
+    name="store",
+    no_args_is_help=True,
+    help="The journal of a store; undo, prove, back up, erase, clean up, export, import.",
+)
 
 
 @contextmanager
@@ -63,14 +70,17 @@ def log(
     as_json: JsonOption = False,
 ) -> None:
     """Show the journal of a store: every edit from queued to live, failed or retired, by whom and in which version."""
+    shown: Sequence[Event] = ()
+    made: Sequence[Version] = ()
     with opened(store, writer=False) as found:
-        tickets = {t.number: t for t in found.journal.tickets(edit_id=edit, namespace=namespace)}
-        all_of_it = edit is None and namespace is None
-        events = [e for e in found.log(since=since) if e.ticket in tickets or (all_of_it and e.ticket is None)]
-        made = found.journal.versions()
+        if versions:
+            made = found.journal.versions()
+        else:
+            shown = found.journal.events(since=since, namespace=namespace, edit_id=edit, limit=limit)
+        numbers = sorted({event.ticket for event in shown if event.ticket})
+        tickets = {ticket.number: ticket for ticket in found.journal.tickets(numbers=numbers)}
         current = found.journal.version().number
-    counts = dict(Counter(ticket.status for ticket in tickets.values()))
-    shown = events[:limit]
+        counts = dict(found.journal.counts(edit_id=edit, namespace=namespace))
     if versions:
         _show_versions(made)
     else:
@@ -81,19 +91,21 @@ def log(
         show_json({"current": current, "counts": counts, "versions" if versions else "events": listed})
 
 
-def _show_events(events: list[Event], tickets: dict[int, Ticket]) -> None:
+def _show_events(events: Sequence[Event], tickets: dict[int, Ticket]) -> None:
     rows = []
     for event in events:
         ticket = tickets.get(event.ticket or 0)
         what = f"{ticket.edit.prompt} → {ticket.edit.target}" if ticket else event.detail.get("reason")
-        why = event.detail.get("why") or (ticket.reason if ticket else None)
+        why = event.detail.get("why") or event.detail.get("problem") or (ticket.reason if ticket else None)
+        if event.jumped:
+            why = f"the clock was set by {event.jumped:+} s{f'; {why}' if why else ''}"
         rows.append(
             (event.number, event.at[:19], event.kind, ticket and ticket.edit.id, what, event.version, event.author, why)
         )
     show_table("Events", ("", "at (UTC)", "what", "edit", "", "version", "by", "why"), rows)
 
 
-def _show_versions(versions: tuple[Version, ...]) -> None:
+def _show_versions(versions: Sequence[Version]) -> None:
     rows = [
         (v.number, v.at[:19], v.kind, v.edits, v.author, v.reason, "collected" if v.collected else v.manifest[:12])
         for v in versions
@@ -180,13 +192,37 @@ def delete(
 
 
 @app.command()
-def check(store: StoreArgument, as_json: JsonOption = False) -> None:
-    """Verify all of a store: files, references, versions, and the journal. Changes nothing.
+def check(
+    store: StoreArgument,
+    anchor: Annotated[
+        Path | None,
+        typer.Option("--anchor", help="File that `wise store anchor` wrote: the history must go on from there."),
+    ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option("--public-key", help="The anchor must be signed with this Ed25519 key (PEM).")
+    ] = None,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Verify all anew, and not only what changed since the last check.")
+    ] = False,
+    progress: ProgressOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify all of a store: files, references, versions, and the journal. Changes nothing of them.
 
-    The exit code is 4 where something is wrong.
+    Every byte is read. What a check found whole is noted in `checked.json` beside the journal, and is not taken apart
+    again if it is the same; --complete does so. The exit code is 4 where something is wrong.
     """
-    with opened(store, writer=False) as found:
-        result = found.check()
+    from wise.memory.store.anchor import read_anchor
+
+    if public_key is not None and anchor is None:
+        raise ConfigError("--public-key was given without --anchor; give the file that was signed")
+    wanted = None if anchor is None else read_anchor(anchor, public_key)
+    with opened(store, writer=False) as found, progress_bars(progress) as show:
+        checked = None if complete else found.checked_file
+        result = found.check(checked=checked, anchor=wanted, progress=show)
+    if wanted is not None:
+        signed = f"signed with the key {wanted.key}" if wanted.key else "not signed"
+        typer.echo(f"the anchor is of event {wanted.event}, made at {wanted.at}, {signed}")
     figures = asdict(result)
     problems = figures.pop("problems")
     show_table("Store", ("", ""), figures.items())
@@ -197,6 +233,93 @@ def check(store: StoreArgument, as_json: JsonOption = False) -> None:
         show_json(figures | {"problems": problems})
     if problems:
         raise typer.Exit(NOT_WHOLE)
+
+
+@app.command()
+def anchor(
+    store: StoreArgument,
+    key: Annotated[
+        Path | None, typer.Option("--key", help="Sign it with this Ed25519 key (a PEM file). Left out: not signed.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="File to write. Left out: it is printed.")] = None,
+) -> None:
+    """Write down the head of a store's history, to be kept where nobody who can write the store can change it.
+
+    `wise store check --anchor FILE` finds out later whether the history was rewritten or shortened since.
+    """
+    from wise.memory.store.anchor import write_anchor
+
+    check_file("--output", output)
+    with opened(store, writer=False) as found:
+        text = write_anchor(found.anchor(), key)
+    if output is None:
+        typer.echo(text)
+    else:
+        output.write_text(text + "\n")
+
+
+@app.command()
+def backup(
+    store: StoreArgument,
+    target: Annotated[Path, typer.Argument(help="Folder to make.")],
+    progress: ProgressOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a store of one moment into a new folder, also while a service uses it. The copy is verified as a whole.
+
+    A store in PostgreSQL is backed up with pg_dump; the command says how.
+    """
+    _copied(store, target, progress, as_json)
+
+
+@app.command()
+def restore(
+    backup: Annotated[Path, typer.Argument(metavar="BACKUP", help="Folder that `wise store backup` made.")],
+    target: Annotated[Path, typer.Argument(metavar="STORE", help="Folder to make.")],
+    progress: ProgressOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a store of a backup, which stays as it is. The store is verified as a whole. Nothing is overwritten."""
+    _copied(str(backup), target, progress, as_json)
+
+
+def _copied(store: str, target: Path, progress: bool, as_json: bool) -> None:
+    with opened(store, writer=False) as found, progress_bars(progress) as show:
+        result = found.backup(target, progress=show)
+    typer.echo(
+        f"{target} is whole: {result.tickets} edits and {result.versions} versions, {result.blobs} files of "
+        f"{result.bytes} bytes beside the journal"
+    )
+    if as_json:
+        show_json({name: value for name, value in asdict(result).items() if name != "problems"})
+
+
+@app.command()
+def erase(
+    store: StoreArgument,
+    edits: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the edits, which must be deleted first.")],
+    with_author: Annotated[
+        bool, typer.Option("--with-author", help="Erase from their events who asked for them, too.")
+    ] = False,
+    author: AuthorOption = None,
+    reason: ReasonOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the text and the tensors of edits out of every file of a store. This cannot be undone.
+
+    Their ids, dates and digests stay, and that they were erased, when, by whom and why. Versions that held them can no
+    longer be read or rolled back to. Backups and packs that were made before are not changed.
+    """
+    with opened(store, writer=True) as found:
+        result = found.erase(edits, author=author, reason=reason, with_author=with_author)
+    typer.echo(
+        f"erased {len(result.tickets)} edits; {len(result.versions)} versions that held them can no longer be read, "
+        f"and {result.blobs} files were removed; backups and packs that were made before are not changed"
+    )
+    for field, others in result.left.items():
+        typer.echo(f"their {field} is said by other edits too, which keep it: {', '.join(others)}")
+    if as_json:
+        show_json(asdict(result))
 
 
 @app.command()

@@ -25,6 +25,9 @@ from wise.formats.tracked_row import TrackedRow
 MAX_BYTES = 268_435_456
 """Bytes of a file, unpacked. What is read takes a few times as much memory."""
 
+CHUNK = 1_048_576
+"""Bytes that are unpacked at once to measure a packed file."""
+
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open}  # type: ignore[dict-item]
 _ENDINGS = (".json", ".jsonl", *TEXT, *BINARY)
 _METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -240,6 +243,7 @@ def lines(path: Path) -> Generator[tuple[int, bytes]]:
     _check_size(path, check_file(path))
     line, size = 0, 0
     try:
+        _check_unpacked(path)
         with _OPENERS.get(path.suffix.lower(), _open)(path) as stream:
             while content := stream.readline(MAX_BYTES - size + 1):
                 line, size = line + 1, size + len(content)
@@ -248,6 +252,17 @@ def lines(path: Path) -> Generator[tuple[int, bytes]]:
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         where = f"{path}:{line + 1}"
         raise EditError(f"{where}: cannot be read on: {error}; fetch or pack the file again") from error
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises EditError for a packed file that holds too much, in little memory: a few bytes may hold a lot."""
+    if path.suffix.lower() not in _OPENERS:
+        return
+    size = 0
+    with _OPENERS[path.suffix.lower()](path) as stream:
+        while part := stream.read(CHUNK):
+            size += len(part)
+            _check_size(path, size)
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -189,7 +189,7 @@ class Follower:
             self._on_version(self.current)
         if events:
             self._count(events)
-            self.last_event = events[-1].number
+            self.last_event = max(self.last_event, events[-1].number)
             self._wake()
 
     def _wake(self) -> None:
@@ -202,7 +202,10 @@ class Follower:
 
     def _count(self, events: tuple[Event, ...]) -> None:
         outcomes = {event.ticket: event.kind for event in events if event.kind in (LIVE, FAILED) and event.ticket}
+        self._metrics.clock_jumps.inc(sum(event.jumped is not None for event in events))
         for ticket in self._store.journal.tickets(numbers=sorted(outcomes)):
+            if ticket.problem:
+                continue
             self._metrics.edits.labels(outcomes[ticket.number]).inc()
             taken = datetime.fromisoformat(now()) - datetime.fromisoformat(ticket.accepted_at)
             self._metrics.edit_seconds.observe(taken.total_seconds())

@@ -48,6 +48,7 @@ class Metrics:
             "wise_edit_seconds", "Seconds from accepting an edit until it was live or failed.", buckets=(*LONG, 300.0),
             **on,
         )
+        self.clock_jumps = Counter("wise_clock_jumps", "Times that a clock was set, by the events of the store.", **on)
         self.editor = Gauge("wise_editor_up", "Whether this replica's editor runs.", **on)
         self.editor_restarts = Counter("wise_editor_restarts", "Times that the editor was started again.", **on)
         self.editor_state = Gauge("wise_editor_state", "1 for the state that the editor is in.", ["state"], **on)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
@@ -126,6 +128,17 @@ class PreviewAnswer(BaseModel):
     answers: list[dict[str, str]] = Field(description="`prompt`, `before` and `after`, the edit's own prompt first.")
 
 
+def sendable(value: Any) -> Any:
+    """A JSON value of the journal as it can be sent: no number that JSON has not, no half of a surrogate pair."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, Mapping):
+        return {sendable(name): sendable(item) for name, item in value.items()}
+    return [sendable(item) for item in value] if isinstance(value, list) else value
+
+
 class EditView(BaseModel):
     """An edit and its status."""
 
@@ -151,6 +164,9 @@ class EditView(BaseModel):
         description="The result of training. By the name of a wording or question, `holds` says whether it is answered "
         "as promised, `before` what was answered without the edit, and `said` what was answered with it."
     )
+    problem: str | None = Field(
+        default=None, description="Why this row of the journal cannot be read; the other fields are what is left of it."
+    )
 
     @classmethod
     def of(cls, ticket: Ticket) -> EditView:
@@ -159,10 +175,12 @@ class EditView(BaseModel):
         of_ticket = "reason", "valid_from", "valid_until", "accepted_at", "status", "live_in", "retired_in"
         fields = {name: getattr(edit, name) for name in of_edit} | {name: getattr(ticket, name) for name in of_ticket}
         messages = [Turn(**message._asdict()) for message in edit.messages]
-        outcome = None if ticket.verified is None else dict(ticket.verified)
+        outcome = None if ticket.verified is None else sendable(ticket.verified)
         if ticket.status == FAILED and (outcome or {}).get("status") == SUPERSEDED:
             fields["status"] = SUPERSEDED
-        return cls(**fields, ticket=ticket.number, messages=messages, outcome=outcome)
+        return cls(
+            **fields, ticket=ticket.number, messages=messages, outcome=outcome, problem=ticket.problem or None
+        )
 
 
 class EditList(BaseModel):
@@ -200,7 +218,7 @@ class EventView(BaseModel):
     @classmethod
     def of(cls, event: Event, edit: str | None) -> EventView:
         names = "number", "at", "kind", "ticket", "version", "author"
-        return cls(**{name: getattr(event, name) for name in names}, edit=edit, detail=dict(event.detail))
+        return cls(**{name: getattr(event, name) for name in names}, edit=edit, detail=sendable(event.detail))
 
 
 class EditHistory(EditView):

@@ -272,12 +272,13 @@ class SqliteBackend(Backend):
             connection = self._open
             connection.execute("PRAGMA temp_store=MEMORY")
             connection.execute("VACUUM")
-            connection.execute("PRAGMA journal_mode=DELETE")
-            connection.execute("BEGIN EXCLUSIVE")
-            connection.execute("ROLLBACK")
-            (self._folder / UNDO_FILE).unlink(missing_ok=True)
-            connection.execute("PRAGMA journal_mode=PERSIST")
-            synced(self._folder)
+            connection.execute("BEGIN IMMEDIATE")  # so that nobody uses the file
+            try:
+                with open(self._folder / UNDO_FILE, "r+b") as file:
+                    file.truncate()
+                    os.fsync(file.fileno())
+            finally:
+                connection.execute("ROLLBACK")
 
     def close(self) -> None:
         with self._guard:
@@ -298,7 +299,7 @@ class SqliteBackend(Backend):
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 raise _held_up(self.place, what) from error
             raise StoreError(f"{self.place} {what}: {error}; see to the disk, then try again") from error
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last of a message that repeats bad bytes
             raise StoreError(f"{self.place} {what}: {error}; see to the disk, then try again") from error
 
 

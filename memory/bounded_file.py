@@ -1,0 +1,48 @@
+"""Files from elsewhere, looked at before they are read: what they are, where they lie and how large they are."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from wise.errors import ArtifactError
+
+MOST_JSON = 16 * 2**20
+"""Bytes of a file of settings: the largest of ours have a few thousand."""
+MOST_TEXT = 2**30
+"""Bytes of the edits, or the tickets, of a memory: those of a million edits have less."""
+MOST_HEADER = 2**20
+"""Bytes of the header of a safetensors file: it names some ten tensors, however many edits there are."""
+
+
+def bounded(file: Path, most: int | None = None) -> Path:
+    """The file itself, which lies in its folder and is no device, pipe or link to another place.
+
+    The hub's cache is made of links to a folder beside the snapshots; these are followed.
+
+    most: bytes that it may have.
+
+    Raises ArtifactError, with nothing read, where it is anything else.
+    """
+    folder = file.parent.resolve()
+    found = file.resolve()
+    homes = [folder, *([folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [])]
+    if found.parent not in homes:
+        raise ArtifactError(f"{file.name}: is a link to {found}, out of its folder; put the file itself there")
+    try:
+        status = found.stat()
+    except FileNotFoundError:
+        raise ArtifactError(f"{file.name}: is missing; copy the folder again, or take an older save") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ArtifactError(f"{file.name}: is a folder, a pipe or a device, not a file; copy the folder again")
+    if most is not None and status.st_size > most:
+        raise ArtifactError(f"{file.name}: has {status.st_size:,} bytes, and {most:,} are read at the most")
+    return found
+
+
+def check_header(file: Path) -> None:
+    """Raises ArtifactError where a safetensors file has a header that ours cannot have, before it is parsed."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+    if size > MOST_HEADER:
+        raise ArtifactError(f"{file.name}: its header has {size:,} bytes, and {MOST_HEADER:,} are read at the most")

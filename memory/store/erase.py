@@ -1,0 +1,304 @@
+"""Erasure: the text and the tensors of edits leave every file of a store; that they were there and were erased stays.
+
+What goes: all that a ticket's row and events say in words, its key, the reasons of the versions in which it went live
+or was retired, whatever else in the journal repeats a text of it, the versions that held it with their segments, and
+what SQLite keeps of deleted rows. What stays: its id, namespace and dates, its events, and the digests of what was
+erased.
+
+The events stay a chain. A changed event keeps its digest, and the event of the erasure, which is chained as any other,
+says which digest the changed event has by now: see `check_history`.
+
+An erasure can be repeated: a process that was killed in one is followed by another that completes it. It reaches this
+store alone: backups, exported packs and file system snapshots from before are not changed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from wise.edits import Edit
+from wise.errors import EditError, StoreError, checked_text, did_you_mean
+from wise.memory.store.backends.base import Backend, Execute
+from wise.memory.store.edit_request import (
+    ERASED,
+    ERASED_TEXT,
+    FAILED,
+    LIVE,
+    QUEUED,
+    UNDER_WAY,
+    Event,
+    Ticket,
+    Version,
+)
+from wise.memory.store.journal import EventWriter, Journal, erased_key
+from wise.memory.store.rows import EVENT, TICKET, event_of
+from wise.memory.store.segments import decode_segment
+from wise.memory.store.versions import Manifest
+
+WORD = 4
+"""Letters from which a text is looked for within words too; a shorter one of them is looked for as a word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasure:
+    """What an erasure did."""
+
+    tickets: tuple[int, ...]
+    """Whose text was erased now."""
+    versions: tuple[int, ...]
+    """That held one of the edits, and can no longer be read or rolled back to."""
+    blobs: int
+    """Files removed."""
+    left: Mapping[str, tuple[str, ...]]
+    """Fields of the erased edits whose text other edits say too, and the ids of some of these: they keep it."""
+
+
+def erase(
+    backend: Backend,
+    journal: Journal,
+    edit_ids: Sequence[str],
+    *,
+    author: str | None,
+    reason: str | None,
+    with_author: bool = False,
+) -> Erasure:
+    """See `Store.erase`."""
+    reason = None if reason is None else checked_text("reason", reason)
+    tickets = _tickets(journal, edit_ids)
+    fresh = [ticket for ticket in tickets if not ticket.erased]
+    words = _Words(fresh, reason)
+    versions = [version for version in journal.versions() if not version.collected]
+    holding, needed = _holding(backend, versions, {ticket.number for ticket in tickets})
+    with ExitStack() as locks:
+        for version in holding:
+            if not locks.enter_context(backend.unheld(version.manifest)):
+                raise StoreError(
+                    f"version {version.number} holds such an edit and is being read; end that reader, then erase again"
+                )
+        left = journal.erase(
+            lambda execute, events: _erase_rows(execute, events, fresh, words, holding, author, reason, with_author)
+        )
+        unneeded = sorted(set(backend.sizes()) - needed)
+        backend.remove(unneeded)
+    backend.scrub()
+    return Erasure(
+        tickets=tuple(ticket.number for ticket in fresh),
+        versions=tuple(version.number for version in holding),
+        blobs=len(unneeded),
+        left=left,
+    )
+
+
+def _tickets(journal: Journal, edit_ids: Sequence[str]) -> list[Ticket]:
+    """All that were ever enqueued under these ids. Raises StoreError where there is none, or one is under way."""
+    found: list[Ticket] = []
+    for edit_id in dict.fromkeys(edit_ids):
+        own = journal.tickets(edit_id=edit_id)
+        if not own:
+            known = {ticket.edit.id for ticket in journal.tickets(limit=1000)}
+            hint = did_you_mean(edit_id, known) if known else "there are none"
+            raise StoreError(f"there is no edit {edit_id!r}; {hint}")
+        for ticket in own:
+            if ticket.problem:
+                raise StoreError(ticket.problem)
+            if ticket.status in UNDER_WAY:
+                raise StoreError(
+                    f"edit {edit_id!r} is {ticket.status} and stays; delete it first (`wise store delete`, or through "
+                    "the service), then erase it"
+                )
+        found += own
+    if not found:
+        raise StoreError("no edit was named: give the id of at least one")
+    return found
+
+
+def _holding(
+    backend: Backend, versions: Sequence[Version], tickets: Collection[int]
+) -> tuple[list[Version], set[str]]:
+    """The versions that hold one of these tickets, and the files that the others need."""
+    holds: dict[str, bool] = {}
+
+    def held(digest: str) -> bool:
+        if digest not in holds:
+            slots = decode_segment(backend.get(digest), f"{backend.place}: {digest[:16]}")
+            holds[digest] = any(number in tickets for stored in slots for number in stored.tickets)
+        return holds[digest]
+
+    holding: list[Version] = []
+    needed: set[str] = set()
+    for version in versions:
+        place = f"{backend.place}: manifest {version.manifest[:16]}"
+        manifest = Manifest.from_bytes(backend.get(version.manifest), place)
+        if any([held(digest) for digest in manifest.segments]):
+            holding.append(version)
+        else:
+            needed |= {version.manifest, *manifest.blobs}
+    return holding, needed
+
+
+# -- rows -------------------------------------------------------------------------------------
+
+
+def _erase_rows(
+    execute: Execute,
+    events: EventWriter,
+    tickets: Sequence[Ticket],
+    words: _Words,
+    holding: Sequence[Version],
+    author: str | None,
+    reason: str | None,
+    with_author: bool,
+) -> Mapping[str, tuple[str, ...]]:
+    left = words.keep_those_of_others(execute)
+    for version in holding:
+        execute("UPDATE versions SET collected = 1 WHERE number = ?", version.number)
+        events.write("collected", version=version.number)
+    if not tickets:
+        return left
+    changed = _erase_events(execute, {ticket.number for ticket in tickets}, words, with_author)
+    _erase_versions(execute, changed)
+    for number, text in execute("SELECT number, verified FROM tickets WHERE verified IS NOT NULL"):
+        if words.said_in(text):
+            _set(execute, "tickets", number, verified=json.dumps(words.redacted(json.loads(text))))
+    for command, *texts in execute("SELECT id, arguments, answer FROM commands"):
+        if any(text and words.said_in(text) for text in texts):
+            execute("DELETE FROM commands WHERE id = ?", command)
+    digests = {str(event.number): event.digest for event in changed}
+    for ticket in tickets:
+        new = _without_text(ticket)
+        _set(
+            execute, "tickets", ticket.number, edit=json.dumps(new.edit.to_dict()), reason=None, key=new.key,
+            verified=None if ticket.verified is None else json.dumps(new.verified),
+        )
+        detail = {"reason": reason, "content": new.content, "events": digests}
+        events.write(ERASED, ticket=ticket.number, author=author, detail=detail)
+    return left
+
+
+def _without_text(ticket: Ticket) -> Ticket:
+    edit = Edit(id=ticket.edit.id, namespace=ticket.edit.namespace, prompt=ERASED_TEXT, target=ERASED_TEXT)
+    key = None if ticket.key is None else erased_key(ticket.key)
+    return replace(ticket, edit=edit, reason=None, key=key, verified=_GONE if ticket.verified else None)
+
+
+_GONE: Mapping[str, Any] = {"erased": True}
+
+
+def _erase_events(
+    execute: Execute, tickets: Collection[int], words: _Words, with_author: bool
+) -> list[Event]:
+    """Takes the text out of all events that say it, and returns them with the digests that they have by now."""
+    own_versions = {
+        version
+        for number in tickets
+        for (version,) in execute("SELECT version FROM events WHERE ticket = ? AND version IS NOT NULL", number)
+    }
+    changed = []
+    before = ""
+    for row in execute(f"SELECT {EVENT} ORDER BY number"):
+        stored, own = str(row[-1]), row[3] in tickets or (row[2] == "version" and row[4] in own_versions)
+        if own or words.said_in(str(row[6])):
+            event = event_of(row)
+            new = _without_words(event, own, words, with_author)
+            if new != event:
+                _set(execute, "events", event.number, author=new.author, detail=json.dumps(new.detail, sort_keys=True))
+                changed.append(replace(new, digest=new.linked(before)))
+        before = stored
+    return changed
+
+
+def _without_words(event: Event, own: bool, words: _Words, with_author: bool) -> Event:
+    detail = event.detail
+    if event.kind in ("version", ERASED):  # the rest is numbers and digests
+        reason = ERASED_TEXT if own and event.kind == "version" and detail.get("reason") else detail.get("reason")
+        detail = {**detail, "reason": words.redacted(reason)}
+    elif event.kind in (LIVE, FAILED, QUEUED) and detail and "content" not in detail:
+        detail = _GONE if own else {name: words.redacted(value) for name, value in detail.items()}
+    author = ERASED_TEXT if own and with_author and event.author else event.author
+    return replace(event, detail=detail, author=author)
+
+
+def _erase_versions(execute: Execute, changed: Iterable[Event]) -> None:
+    """Makes the table of versions say what its events say by now."""
+    for event in changed:
+        if event.kind == "version" and event.version is not None:
+            _set(execute, "versions", event.version, author=event.author, reason=event.detail.get("reason"))
+
+
+def _set(execute: Execute, table: str, number: int, **values: object) -> None:
+    columns = ", ".join(f"{name} = ?" for name in values)
+    execute(f"UPDATE {table} SET {columns} WHERE number = ?", *values.values(), number)
+
+
+# -- words ------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Words:
+    """The texts that are to be found nowhere any more."""
+
+    tickets: Sequence[Ticket]
+    reason: str | None
+    """Why they are erased: it stays, and so must not repeat them. Raises EditError at construction if it does."""
+    _texts: dict[str, str] = field(default_factory=dict)
+    """Text -> the field that it is of."""
+    _finders: dict[bool, Callable[[str], object]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for ticket in self.tickets:
+            self._texts |= {text: name for name, text in _fields(ticket)}
+        if self.reason is not None and self.said_in(json.dumps(self.reason)):
+            raise EditError("field 'reason': it repeats text that is to be erased, and is kept; word it otherwise")
+
+    def keep_those_of_others(self, execute: Execute) -> dict[str, tuple[str, ...]]:
+        """Looks no longer for texts that other edits say too. Returns their fields and those edits."""
+        left: dict[str, list[str]] = {}
+        own = {ticket.number for ticket in self.tickets}
+        spelled = {json.dumps(text)[1:-1]: (text, name) for text, name in self._texts.items()}
+        for row in execute(f"SELECT {TICKET}"):
+            if row[0] in own:
+                continue
+            said = f"{row[3]} {json.dumps([row[4], row[7]])}"
+            for spelling, (text, name) in spelled.items():
+                if spelling in said:
+                    left.setdefault(name, []).append(str(row[1]))
+                    self._texts.pop(text, None)
+        self._finders.clear()
+        return {name: tuple(dict.fromkeys(ids))[:8] for name, ids in left.items()}
+
+    def said_in(self, text: str) -> bool:
+        """Whether JSON text repeats one of them."""
+        return bool(self._texts) and bool(self._find(spelled=True)(text) or self._find(spelled=False)(text))
+
+    def redacted(self, value: Any) -> Any:
+        """A JSON value without them: a text, or a name, that repeats one is replaced as a whole."""
+        if isinstance(value, str):
+            return ERASED_TEXT if self._texts and self._find(spelled=False)(value) else value
+        if isinstance(value, Mapping):
+            return {self.redacted(name): self.redacted(item) for name, item in value.items()}
+        return [self.redacted(item) for item in value] if isinstance(value, list) else value
+
+    def _find(self, *, spelled: bool) -> Callable[[str], object]:
+        """spelled: as JSON spells them."""
+        if spelled in self._finders:
+            return self._finders[spelled]
+        patterns = []
+        for text in self._texts:
+            wanted = re.escape(json.dumps(text)[1:-1] if spelled else text)
+            patterns.append(wanted if len(text) >= WORD or not text.isascii() else rf"(?<!\w){wanted}(?!\w)")
+        self._finders[spelled] = re.compile("|".join(patterns)).search
+        return self._finders[spelled]
+
+
+def _fields(ticket: Ticket) -> Iterable[tuple[str, str]]:
+    edit = ticket.edit
+    yield from (("prompt", edit.prompt), ("target", edit.target))
+    yield from ((name, text) for name in ("aliases", "paraphrases", "locality") for text in getattr(edit, name))
+    yield from (("messages", message.content) for message in edit.messages)
+    own = (("subject", edit.subject), ("reason", ticket.reason), ("key", ticket.key))
+    yield from ((name, text) for name, text in own if text is not None)
