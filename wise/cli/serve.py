@@ -39,7 +39,7 @@ def serve(
     the running answers.
     """
     _check_extra()
-    from wise.serving.app import run
+    from wise.serving.logs import json_logs
     from wise.serving.settings import load
 
     named = {
@@ -56,7 +56,10 @@ def serve(
         if token:
             typer.echo(f"token of this run (admin): {token}")
 
-    run(settings, show)
+    with json_logs(settings.log_level, settings.audit):
+        from wise.serving.app import run  # what is imported may write to stderr too
+
+        run(settings, show)
 
 
 def token(

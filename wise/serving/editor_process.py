@@ -34,7 +34,7 @@ from wise.memory.store.store import Store
 from wise.model import WiseModel, wrap
 from wise.namespaces import edited, forgotten, make_ready, within
 from wise.serving.follower import trim_heap
-from wise.serving.logs import json_logs
+from wise.serving.logs import run_logged
 from wise.serving.settings import Settings
 from wise.training.report import FAILED
 
@@ -354,10 +354,12 @@ def _send(connection: Connection, **message: Any) -> None:
 def editor_process(settings: Settings, connection: Connection) -> Worker:
     """The editor as a process, not started yet."""
     context = multiprocessing.get_context("spawn")  # a forked torch hangs
-    return context.Process(target=_main, args=(settings, connection), name="wise-editor", daemon=True)
+    arguments = (settings.log_level, f"{__name__}:main", settings, connection)
+    return context.Process(target=run_logged, args=arguments, name="wise-editor", daemon=True)
 
 
-def _main(settings: Settings, connection: Connection) -> None:
+def main(settings: Settings, connection: Connection) -> None:
+    """The editor's end, in its own process."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service says when it is to end
@@ -377,5 +379,4 @@ def _main(settings: Settings, connection: Connection) -> None:
             store.close()
             raise
 
-    with json_logs(settings.log_level):
-        run_editor(connection, opened)
+    run_editor(connection, opened)
