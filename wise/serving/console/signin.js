@@ -7,11 +7,14 @@ import { notice, dismiss } from "./notices.js";
 const KEPT = "wise-token";
 const ASK = "Give a token to connect; `wise serve` shows one when it starts, and `wise token` makes them.";
 
-// The token of the address, or that of this tab; "" if there is none. It is taken out of the address.
+const LINKED = "This link signs you in with a token that somebody put into it. Sign in with it?";
+
+// The token of this tab, or that of the address if the user wants it: anyone can make a link, and what is done after it
+// would be done in the name of whoever has its token. It is taken out of the address. "" if there is none.
 function given() {
-  const linked = location.hash.slice(1);
+  const linked = location.hash.slice(1), kept = sessionStorage.getItem(KEPT) || "";
   if (linked) history.replaceState(null, "", location.pathname);
-  return linked || sessionStorage.getItem(KEPT) || "";
+  return linked && linked !== kept && confirm(LINKED) ? linked : kept;
 }
 
 // Signs in with the token that was given, and with each that is typed in. connected: called after each sign-in.
