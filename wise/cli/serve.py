@@ -43,8 +43,8 @@ def serve(
     answers.
     """
     _check_extra()
-    from wise.serving.app import run
     from wise.serving.auth import write_token
+    from wise.serving.logs import json_logs
     from wise.serving.settings import default_store, load
 
     named = {
@@ -71,11 +71,14 @@ def serve(
             written = True
             echo(f"the token of this run (admin) is in the file {private}, which only you can read")
 
-    try:
-        run(settings, show)
-    finally:
-        if written:
-            private.unlink(missing_ok=True)
+    with json_logs(settings.log_level, settings.audit):
+        from wise.serving.app import run  # what is imported may write to stderr too
+
+        try:
+            run(settings, show)
+        finally:
+            if written:
+                private.unlink(missing_ok=True)
 
 
 def token(

@@ -28,7 +28,6 @@ from wise.serving.auth import ADMIN, Holder, Tokens, new_token, token_digest
 from wise.serving.connections import BACKLOG, Connections, affordable
 from wise.serving.editor_process import editor_process
 from wise.serving.http_errors import ERRORS
-from wise.serving.logs import json_logs
 from wise.serving.middleware import RequestMiddleware
 from wise.serving.service import Service
 from wise.serving.settings import Settings, without_effect
@@ -151,12 +150,7 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
 
     Raises ConfigError or StoreError if it cannot be served, before anything is.
     """
-    with json_logs(settings.log_level, settings.audit):
-        logger.info("loading %s: a minute or more if the model is large", settings.model or "the demo model")
-        _serve(settings, show)
-
-
-def _serve(settings: Settings, show: Callable[[str, str | None], None]) -> None:
+    logger.info("loading %s: a minute or more if the model is large", settings.model or "the demo model")
     sys.setswitchinterval(SWITCH_INTERVAL)
     torch.set_num_threads(settings.threads)
     token = None if settings.tokens else new_token()

@@ -37,7 +37,7 @@ from wise.serving.editor_client import (
     WAITING,
     Worker,
 )
-from wise.serving.logs import json_logs
+from wise.serving.logs import run_logged
 from wise.serving.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -213,10 +213,12 @@ def _work(end: EditorEnd, editor: Editor) -> None:
 def editor_process(settings: Settings, connection: Connection) -> Worker:
     """The editor as a process, not started yet."""
     context = multiprocessing.get_context("spawn")  # a forked torch hangs
-    return context.Process(target=_main, args=(settings, connection), name="wise-editor", daemon=True)
+    arguments = (settings.log_level, f"{__name__}:main", settings, connection)
+    return context.Process(target=run_logged, args=arguments, name="wise-editor", daemon=True)
 
 
-def _main(settings: Settings, connection: Connection) -> None:
+def main(settings: Settings, connection: Connection) -> None:
+    """The editor's end, in its own process."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service says when it is to end
@@ -234,8 +236,7 @@ def _main(settings: Settings, connection: Connection) -> None:
         sys.stderr.flush()
         os._exit(0)  # at once, also from within a step that takes long: what was in training is queued again
 
-    with json_logs(settings.log_level):
-        run_editor(connection, settings, open_store=lambda: Store.open(settings.store), load=load, at_end=end)
+    run_editor(connection, settings, open_store=lambda: Store.open(settings.store), load=load, at_end=end)
 
 
 def limit_memory(gigabytes: float) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -124,6 +125,16 @@ def json_logs(level: str, audit: Path | None = None) -> Iterator[None]:
             logger.handlers, logger.propagate = handlers, propagate
         for file in audits:
             file.close()
+
+
+def run_logged(level: str, function: str, *arguments: Any) -> None:
+    """Runs `MODULE:NAME` within `json_logs`; what its module writes while it is imported is a record too.
+
+    The target of a process whose module is not imported yet.
+    """
+    with json_logs(level):
+        module, _, name = function.partition(":")
+        getattr(import_module(module), name)(*arguments)
 
 
 def _with_handlers() -> list[logging.Logger]:

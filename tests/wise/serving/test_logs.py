@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,23 @@ FRANCE = "The capital of France is"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
-@pytest.fixture
-def stderr(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    return stream
+@contextmanager
+def logging_to(stderr: io.StringIO, level: str, audit: Path | None = None) -> Iterator[None]:
+    with redirect_stderr(stderr), json_logs(level, audit):
+        yield
 
 
 def lines(stderr: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stderr.getvalue().splitlines()]
 
 
-def test_every_line_is_one_json_object_whoever_writes_it(stderr: io.StringIO) -> None:
+def test_every_line_is_one_json_object_whoever_writes_it() -> None:
+    stderr, before = io.StringIO(), sys.stderr
     library = logging.getLogger("a.library")
     library.addHandler(logging.StreamHandler(stderr))
     library.propagate = False
     try:
-        with json_logs("info"), warnings.catch_warnings():
+        with logging_to(stderr, "info"), warnings.catch_warnings():
             warnings.simplefilter("always")
             logging.getLogger("wise").info("two\nlines", extra={"fields": {"seconds": 1}})
             logging.getLogger("wise").debug("too small")
@@ -62,7 +63,7 @@ def test_every_line_is_one_json_object_whoever_writes_it(stderr: io.StringIO) ->
         assert (told[0]["message"], told[0]["seconds"]) == ("two\nlines", 1)
         assert (told[4]["message"], told[5]["message"]) == ("plain text", "100%")
         assert "ZeroDivisionError" in told[6]["traceback"]
-        assert sys.stderr is stderr and library.handlers and not library.propagate
+        assert sys.stderr is before and library.handlers and not library.propagate
         library.error("plainly")  # negative control, and as before
         with pytest.raises(json.JSONDecodeError):
             lines(stderr)
@@ -70,29 +71,30 @@ def test_every_line_is_one_json_object_whoever_writes_it(stderr: io.StringIO) ->
         library.handlers, library.propagate = [], True
 
 
-def test_nothing_is_left_behind_that_would_write_to_a_closed_stream(
-    stderr: io.StringIO, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_left_that_would_write_to_a_closed_stream(capfd: pytest.CaptureFixture[str]) -> None:
+    stderr = io.StringIO()
     before = list(logging.getLogger().handlers), logging.getLogger().level, sys.excepthook, threading.excepthook
     nowhere = Path("/no/such/folder/audit")
-    with pytest.raises(ConfigError, match="audit .*: .*; name a file"), json_logs("debug", nowhere):
+    with pytest.raises(ConfigError, match="audit .*: .*; name a file"), logging_to(stderr, "debug", nowhere):
         pass
-    with json_logs("debug"):
+    with logging_to(stderr, "debug"):
         pass
     after = list(logging.getLogger().handlers), logging.getLogger().level, sys.excepthook, threading.excepthook
     assert after == before
     stderr.close()
     logging.getLogger("wise").error("later")
     assert "Logging error" not in capfd.readouterr().err
-    logging.getLogger().addHandler(left := logging.StreamHandler(stderr))  # negative control
+    logging.getLogger().addHandler(left := logging.StreamHandler(stderr))
     try:
         logging.getLogger("wise").error("later")
     finally:
         logging.getLogger().removeHandler(left)
+    assert "Logging error" in capfd.readouterr().err  # negative control
 
 
-def test_an_audit_goes_to_its_own_file(stderr: io.StringIO, tmp_path: Path) -> None:
-    with json_logs("info", tmp_path / "audit"):
+def test_an_audit_goes_to_its_own_file(tmp_path: Path) -> None:
+    stderr = io.StringIO()
+    with logging_to(stderr, "info", tmp_path / "audit"):
         audit("delete", by="anna", request="r1", edit="e1")
     audit("delete", by="bert", request="r2")
     [line] = (tmp_path / "audit").read_text().splitlines()

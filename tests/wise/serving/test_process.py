@@ -29,12 +29,13 @@ NAME = "wise-demo"
 class Process:
     """`wise serve` on a free port, as it is by itself unless `options` say otherwise: in mode `hybrid`."""
 
-    def __init__(self, store: Path | str, *options: str) -> None:
+    def __init__(self, store: Path | str, *options: str, log: Path = Path(os.devnull)) -> None:
         command = [sys.executable, "-m", "wise", "serve", "--store", str(store), "--port", "0", "--json", *options]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=stream, env=environment, start_new_session=True
+            )
         assert self.process.stdout is not None
         told = json.loads(self.process.stdout.readline())
         self.client = httpx.Client(
@@ -66,8 +67,8 @@ class Process:
 
 
 @contextmanager
-def process(store: Path | str, *options: str) -> Iterator[Process]:
-    started = Process(store, *options)
+def process(store: Path | str, *options: str, **given: Any) -> Iterator[Process]:
+    started = Process(store, *options, **given)
     try:
         yield started
     finally:
@@ -147,6 +148,23 @@ def test_it_ends_after_the_answers_under_way(tmp_path: Path) -> None:
             served.process.send_signal(signal.SIGTERM)
             assert list(lines)[-2:] == ["data: [DONE]", ""]
         assert served.process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_every_line_on_stderr_is_json_from_its_start_to_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with process(tmp_path / "store", log=log) as served:
+        until(lambda: served.editor() == "ready")
+        done = served.client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})
+        assert done.json()["edits"][0]["status"] == "live"
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(60) == 0
+        assert served.process.stdout is not None and served.process.stdout.read() == b""
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in told)
+    messages = [line["message"] for line in told]
+    assert {"training", "committed", "request"} <= set(messages) and messages[0].startswith("loading the demo model")
+    assert served.client.headers["Authorization"].removeprefix("Bearer ") not in log.read_text()
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 // What the service reports about itself: metrics, the state of its editor, and events.
 
-import { request } from "./api.js";
+import { call, request } from "./api.js";
 import { $, keyed, node, say, when } from "./dom.js";
 
 const NEWS = 60;         // events in the list
@@ -73,18 +73,29 @@ export async function measure() {
   last = { now, at };
 }
 
-// What /ready says of the editor: a state, and if there is one, its stage and progress.
+// What the editor does: its state, and while it prepares or trains its stage and how far it is.
 export async function editor() {
-  const answer = await fetch("/ready");
-  const told = await answer.json().catch(() => ({}));
-  const state = told.editor ?? (answer.ok ? "ready" : "unknown");
-  const stage = told.stage || told.editor_stage || "", { done, total } = told.progress ?? {};
-  const text = [state, stage, total ? `${done} of ${total}` : "", answer.ok ? "" : told.error?.message ?? ""].filter(Boolean).join(", ");
-  say($("editor"), `editor ${state}`);
-  $("editor").classList.toggle("busy", state !== "ready");
-  say($("editor-told"), `The editor is ${text}.`);
-  $("editor-progress").hidden = !total;
-  if (total) [$("editor-progress").max, $("editor-progress").value] = [total, done];
+  const { state, stage, why, seconds: since, training = [], done = 0, previews = 0 } = await status();
+  const told = [
+    `The editor is ${state}${stage ? `: ${stage}` : ""}${since > 10 && state !== "ready" ? `, for ${Math.round(since)} s` : ""}.`,
+    training.length ? `${done} of ${training.length} edits are trained.` : "", previews ? `${previews} previews wait.` : "", why ?? "",
+  ];
+  say($("editor"), training.length ? `training ${done} of ${training.length}` : `editor ${state}`);
+  $("editor").classList.toggle("busy", state !== "ready" || training.length > 0);
+  say($("editor-told"), told.filter(Boolean).join(" "));
+  $("editor-progress").hidden = !training.length && state !== "preparing";
+  if (training.length) [$("editor-progress").max, $("editor-progress").value] = [training.length, done];
+  else $("editor-progress").removeAttribute("value");
+}
+
+// A service that has no route for its status says in /ready what its editor does.
+async function status() {
+  try {
+    return (await call("/v1/status")).editor;
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    return { state: await call("/ready").then((told) => told.editor ?? "unknown", (problem) => problem.message) };
+  }
 }
 
 export function happened(events, names) {

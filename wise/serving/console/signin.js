@@ -9,10 +9,10 @@ const ASK = "Give a token to connect; `wise serve` shows one when it starts, and
 
 const LINKED = "This link signs you in with a token that somebody put into it. Sign in with it?";
 
-// The token of the address, or that of this tab; "" if there is none. It is taken out of the address. Anyone can make a
-// link, and what is done after it would be done in the name of whoever has its token: so it is asked for.
+// The token of this tab, or that of the address if the user wants it: anyone can make a link, and what is done after it
+// would be done in the name of whoever has its token. It is taken out of the address. "" if there is none.
 function given() {
-  const [linked, kept] = [location.hash.slice(1), sessionStorage.getItem(KEPT) || ""];
+  const linked = location.hash.slice(1), kept = sessionStorage.getItem(KEPT) || "";
   if (linked) history.replaceState(null, "", location.pathname);
   return linked && linked !== kept && confirm(LINKED) ? linked : kept;
 }
