@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 SCHEMA_FILE = "reference/openapi.json"
 MODELS_FILE = ROOT / "docs/results/models.json"
+VLLM_FILE = ROOT / "docs/results/vllm.json"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -221,6 +222,20 @@ def models_that_do_not() -> str:
     return table(("Model type", "Outcome", "Why"), rows)
 
 
+def vllm_compared() -> str:
+    """What `scripts/check_vllm.py` counted."""
+    found = json.loads(VLLM_FILE.read_text(encoding="utf-8"))
+    rows = []
+    for model, configurations in found["models"].items():
+        for name, one in configurations.items():
+            versions = len(one["equal"])
+            counts = [sum(own[what] for own in one["equal"].values()) for what in ("texts", "edits", "added")]
+            asked = f"{one['prompts']} x {versions}"
+            rows.append((model, name, asked, *map(str, counts), str(one["equal_without_edits"])))
+    head = ("Base", "Configuration", "Prompts", "Texts", "Reported edits", "Added edits", "Texts without edits")
+    return table(head, rows)
+
+
 def changelog() -> str:
     return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("\n")[2]
 
@@ -229,7 +244,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
         wise_config, service_settings, commands, http_routes, http_errors, http_schemas, models_counted,
-        models_that_work, models_that_do_not, changelog
+        models_that_work, models_that_do_not, vllm_compared, changelog
     )
 }
 

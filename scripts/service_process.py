@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-STARTING = 180.0
+STARTING = 300.0
 """Seconds that it may take to start."""
 
 

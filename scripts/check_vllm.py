@@ -1,0 +1,297 @@
+"""Compares answers in vLLM with those of the library: texts, which edit was added at which token, two versions at once.
+
+    python scripts/check_vllm.py --output docs/results/vllm.json
+    python scripts/check_vllm.py --model FOLDER --only eager chunked
+    python scripts/check_vllm.py --gpu --output vllm-gpu.json    # what only a GPU can show, in ten minutes
+
+The library edits a model in two steps, and is asked all prompts under the base and under both versions. Then each
+configuration of vLLM runs in a process of its own. It is asked the same, all versions in one batch, and must give the
+same texts and report the same edits at the same tokens. What its workers have added is recorded and compared too, apart
+from tokens that came from the prefix cache, which are not run again.
+
+Needs the extra `vllm`. The figures go to `--output`, by configuration; those of configurations that were not run stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import distributions
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "eager": {},
+    "chunked": {"max_num_batched_tokens": 16, "max_num_seqs": 8, "enable_prefix_caching": False},
+    "speculative": {
+        "speculative_config": {
+            "method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1,
+        }
+    },
+    "lora": {"enable_lora": True, "max_lora_rank": 8},
+    "preempted": {"num_gpu_blocks_override": 12, "enable_prefix_caching": False},
+    "tensor_parallel": {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
+    "compiled": {"enforce_eager": False},
+}  # fmt: skip
+"""Arguments of vLLM by which each configuration differs from the first."""
+GPU: dict[str, dict[str, Any]] = {
+    "gpu_eager": {},
+    "gpu_graphs": {"enforce_eager": False, "compilation_config": {"cudagraph_mode": "FULL_AND_PIECEWISE"}},
+    "gpu_pieces": {"enforce_eager": False, "compilation_config": {"cudagraph_mode": "PIECEWISE"}},
+    "gpu_async": {"enforce_eager": False, "async_scheduling": True},
+    "gpu_bf16": {"enforce_eager": False, "dtype": "bfloat16"},
+}
+"""The same on a GPU, where vLLM takes its second model runner. In bf16 some texts may differ, since kernels round."""
+COMMON = {"dtype": "float32", "max_num_seqs": 32, "max_num_batched_tokens": 512, "block_size": 32, "seed": 0}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
+}
+ALL = CONFIGURATIONS | GPU
+TOKENS = 32
+"""Of the longest answer."""
+COUNTERS = {
+    "preemptions": "vllm:num_preemptions",
+    "drafts_accepted": "vllm:spec_decode_num_accepted_tokens",
+    "cached_tokens": "vllm:prefix_cache_hits",
+}
+VERSIONS = ("base", "first", "second")
+
+
+def prepare(folder: Path, model: str | None, edits: int, prompts: int) -> None:
+    """Writes two versions of a memory, and what the library answers under each, into a folder."""
+    import wise
+    from wise.demo import model_path
+    from wise.demo.records import demo_records
+
+    path = model or str(model_path())
+    wrapped = wise.wrap(*load(path))
+    records = demo_records(max(edits, prompts // 9 + 1), seed=0)
+    asked = [text for r in records for text in (r.edit.prompt, *r.paraphrases, *r.neighbours)][:prompts]
+    answers = {"base": wrapped.ask(asked, max_new_tokens=TOKENS)}
+    for version, start, stop in (("first", 0, edits * 2 // 3), ("second", edits * 2 // 3, edits)):
+        report = wrapped.edit([r.edit for r in records[start:stop]])
+        print(f"{version} version: {len(report.failed)} of {stop - start} edits failed", file=sys.stderr)
+        wrapped.save_pretrained(folder / version)
+        answers[version] = wrapped.ask(asked, max_new_tokens=TOKENS)
+    said = {
+        version: [
+            {
+                "text": one.text,
+                "edits": [[token.place, token.fired.edit] for token in one.routes.tokens if token.fired is not None],
+            }
+            for one in own
+        ]
+        for version, own in answers.items()
+    }
+    reference = {"model": path, "layer": wrapped.target_module.path, "prompts": asked, "answers": said, "edits": edits}
+    (folder / "reference.json").write_text(json.dumps(reference))
+
+
+def run(folder: Path, name: str) -> dict[str, Any]:
+    """The figures of one configuration."""
+    import wise
+
+    reference = json.loads((folder / "reference.json").read_text())
+    wrapped = wise.wrap(*load(reference["model"]))
+    begun = time.perf_counter()
+    llm, runner = started(name, reference, wrapped)
+    start_seconds = time.perf_counter() - begun
+    memories = loaded(llm, folder, wrapped)
+    requests = planned(reference, wrapped, memories)
+    begun = time.perf_counter()
+    outputs = generated(llm, requests, wrapped.encoder.stops)
+    seconds = time.perf_counter() - begun
+    counters = {m.name: getattr(m, "value", None) for m in llm.get_metrics()}
+    return {
+        "arguments": ALL[name],
+        "runner": runner,
+        "prompts": len(reference["prompts"]),
+        **compared(reference, wrapped, memories, requests, outputs, recorded(llm)),
+        "requests": len(requests),
+        "requests_carrying": sum(carried.extra_args is not None for *_, carried in requests),
+        "start_seconds": round(start_seconds, 1),
+        "seconds": round(seconds, 1),
+        "counters": {key: counters.get(metric) for key, metric in COUNTERS.items()},
+    }
+
+
+def load(path: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+
+
+def started(name: str, reference: dict[str, Any], wrapped: Any) -> tuple[Any, str]:
+    """vLLM with the plug-in, which has passed its self-test, and the kind of its model runner."""
+    from vllm import LLM, SamplingParams
+
+    from wise.vllm.requests import check_probe, engine_options, logprobs_of, probe_request
+
+    given = {
+        "model": reference["model"], "max_model_len": min(512, wrapped.encoder.context), "enforce_eager": True,
+        "distributed_executor_backend": "uni", "disable_log_stats": False,
+    }  # fmt: skip
+    options = given | COMMON | ALL[name]
+    llm = LLM(**engine_options(wrapped.wise_config, reference["layer"], record=True, given=options))
+    workers = llm.collective_rpc("wise_attach")
+    told = []
+    for probe in (False, True):
+        prompt, arguments = probe_request(probe)
+        told.append(logprobs_of(llm.generate(prompt, SamplingParams(**arguments), use_tqdm=False)[0]))
+    check_probe(*told)
+    return llm, workers[0]["runner"]
+
+
+def loaded(llm: Any, folder: Path, wrapped: Any) -> dict[str, Any]:
+    """Number, router and state of each version, which the workers have too; None for the base."""
+    from wise.memory.artifact import load_memory
+    from wise.router.hybrid import HybridRouter
+
+    memories: dict[str, Any] = {"base": None}
+    for number, version in enumerate(VERSIONS[1:], start=1):
+        llm.collective_rpc("wise_load", args=(number, str(folder / version)))
+        while not all(llm.collective_rpc("wise_loaded", args=(number,))):
+            time.sleep(0.01)
+        _, state, _ = load_memory(folder / version)
+        memories[version] = (number, HybridRouter(state, wrapped.inputs), state)
+    return memories
+
+
+def planned(reference: dict[str, Any], wrapped: Any, memories: dict[str, Any]) -> list[tuple[str, int, Any, Any]]:
+    """Version, place of the prompt, question and what it carries, of each request."""
+    from wise.vllm.requests import NOTHING_CARRIED, carried_edits
+
+    requests = []
+    for place, text in enumerate(reference["prompts"]):
+        question = wrapped.encoder.question(text)
+        for version, memory in memories.items():
+            carried = NOTHING_CARRIED
+            if memory is not None:
+                number, router, state = memory
+                stops = wrapped.encoder.stops
+                carried = carried_edits(question.ids, router, state, version=number, namespace="default", stops=stops)
+            requests.append((version, place, question, carried))
+    return requests
+
+
+def generated(llm: Any, requests: list[tuple[str, int, Any, Any]], stops: Any) -> list[Any]:
+    from vllm import SamplingParams
+
+    sampling = {"temperature": 0.0, "max_tokens": TOKENS, "stop_token_ids": sorted(stops), "detokenize": False}
+    prompts = [carried.prompt(question.ids) for _, _, question, carried in requests]
+    params = [SamplingParams(**sampling, extra_args=carried.extra_args) for *_, carried in requests]
+    outputs: list[Any] = llm.generate(prompts, params, use_tqdm=False)
+    return outputs
+
+
+def recorded(llm: Any) -> dict[str, dict[int, str]]:
+    """By request and position, the edit that a worker has added."""
+    found: dict[str, dict[int, str]] = {}
+    for rank in llm.collective_rpc("wise_recorded"):
+        found |= {request.rpartition("-")[0] or request: dict(map(tuple, own)) for request, own in rank.items()}
+    return found
+
+
+def compared(
+    reference: dict[str, Any],
+    wrapped: Any,
+    memories: dict[str, Any],
+    requests: list[tuple[str, int, Any, Any]],
+    outputs: list[Any],
+    added: dict[str, dict[int, str]],
+) -> dict[str, Any]:
+    """How many texts, reported edits and added edits are those of the library, by version; and, to show what a run
+    without edits would count, how many texts of the base are those of the second version."""
+    equal = {version: dict.fromkeys(("texts", "edits", "added"), 0) for version in VERSIONS}
+    unedited = 0
+    for (version, place, question, carried), output in zip(requests, outputs, strict=True):
+        said, prompt = tuple(output.outputs[0].token_ids), len(question.ids)
+        text = wrapped.encoder.answer(said, chat=question.chat)
+        wanted = reference["answers"][version][place]
+        routed = edits_of(carried, [*question.ids, *said], prompt, memories[version])
+        ran = {p: edit for p, edit in routed.items() if p >= (output.num_cached_tokens or 0)}
+        own = {p: edit for p, edit in added.get(output.request_id, {}).items() if p < prompt + len(said) - 1}
+        equal[version]["texts"] += text == wanted["text"]
+        equal[version]["edits"] += routed == dict(map(tuple, wanted["edits"]))
+        equal[version]["added"] += own == ran  # a draft that lies behind the end was not kept
+        unedited += version == "base" and text == reference["answers"]["second"][place]["text"]
+    return {"equal": equal, "equal_without_edits": unedited}
+
+
+def edits_of(carried: Any, ids: Sequence[int], prompt: int, memory: Any) -> dict[int, str]:
+    """By position, the edit that the front end reports."""
+    import numpy as np
+
+    if carried.course is None:
+        return {}
+    steps = [*carried.steps, *carried.course.read(np.array(ids[:-1]), prompt)]
+    return {place: memory[2].slots[decision.slot].edit_ids[0] for place, decision, value in steps if value >= 0}
+
+
+def installed(name: str) -> str | None:
+    """The release of a package, under whichever of its names it was installed."""
+    return next((d.version for d in distributions() if d.metadata["Name"] in (name, f"{name}-cpu")), None)
+
+
+def write(file: Path, name: str, key: str, figures: dict[str, Any]) -> None:
+    """Adds the figures of one configuration."""
+    told = json.loads(file.read_text()) if file.exists() else {}
+    told |= {"vllm": installed("vllm"), "torch": installed("torch"), "cores": os.cpu_count()}
+    dated = {"date": datetime.now(UTC).date().isoformat()} | figures
+    told.setdefault("models", {}).setdefault(key, {})[name] = dated
+    file.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder of a base; default: the shipped model")
+    parser.add_argument("--edits", type=int, default=18)
+    parser.add_argument("--prompts", type=int, default=504)
+    parser.add_argument("--only", nargs="+", choices=ALL)
+    parser.add_argument("--gpu", action="store_true", help="the configurations of a GPU; default: those of a CPU")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--folder", type=Path, help="keeps the memories and the library's answers, or has them already")
+    parser.add_argument("--run", choices=ALL, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    if options.run:
+        if ALL[options.run].get("tensor_parallel_size") is None:
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        (options.folder / f"{options.run}.json").write_text(json.dumps(run(options.folder, options.run)))
+        return 0
+    good = True
+    with TemporaryDirectory() as kept:
+        folder = options.folder or Path(kept)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "reference.json").exists():
+            prepare(folder, options.model, options.edits, options.prompts)
+        for name in options.only or (GPU if options.gpu else CONFIGURATIONS):
+            command = [sys.executable, __file__, "--run", name, "--folder", str(folder)]
+            if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+                print(f"{name}: failed", flush=True)
+                good = False
+                continue
+            figures = json.loads((folder / f"{name}.json").read_text())
+            same = all(count == figures["prompts"] for own in figures["equal"].values() for count in own.values())
+            print(f"{name}: {json.dumps(figures['equal'])} of {figures['prompts']}", flush=True)
+            good = good and same
+            if options.output:
+                write(options.output, name, Path(options.model).name if options.model else "demo", figures)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

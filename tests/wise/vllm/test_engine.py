@@ -1,0 +1,102 @@
+"""What only vLLM itself can show: equal answers in each configuration, and a service that is edited while it serves.
+
+`scripts/test_vllm` runs these in an environment of their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from repository import ROOT
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytest.importorskip("vllm")
+CHECK = ROOT / "scripts" / "check_vllm.py"
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_HOST_IP": "127.0.0.1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+PROMPTS = 54
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the library's answers are kept for all configurations."""
+    return tmp_path_factory.mktemp("check")
+
+
+@pytest.mark.parametrize("name", ["eager", "chunked", "speculative", "lora", "preempted", "tensor_parallel"])
+def test_answers_and_edits_are_those_of_the_library(folder: Path, name: str) -> None:
+    output = folder / "figures.json"
+    command = [sys.executable, str(CHECK), "--folder", str(folder), "--output", str(output)]
+    done = subprocess.run(
+        [*command, "--prompts", str(PROMPTS), "--edits", "6", "--only", name], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    figures = json.loads(output.read_text())["models"]["demo"][name]
+    assert figures["equal"] == {
+        version: {"texts": PROMPTS, "edits": PROMPTS, "added": PROMPTS} for version in ("base", "first", "second")
+    }
+    assert figures["equal_without_edits"] < PROMPTS, "without edits the comparison would have failed"
+    if name == "preempted":
+        assert figures["counters"]["preemptions"] > 0
+    if name == "speculative":
+        assert figures["counters"]["drafts_accepted"] > 0
+
+
+def test_the_names_that_the_seam_uses_are_there() -> None:
+    from vllm.model_executor.custom_op import PluggableLayer
+    from vllm.model_executor.layers.linear import RowParallelLinear
+    from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
+
+    assert issubclass(RowParallelLinear, PluggableLayer)
+    assert "prefix" in inspect.signature(RowParallelLinear.__init__).parameters
+    for runner, method, arguments in (
+        (RunnerV1, "_prepare_inputs", ["self", "scheduler_output", "num_scheduled_tokens"]),
+        (RunnerV2, "prepare_inputs", ["self", "scheduler_output"]),
+    ):
+        assert list(inspect.signature(getattr(runner, method)).parameters)[: len(arguments)] == arguments
+        assert list(inspect.signature(runner.execute_model).parameters)[1] == "scheduler_output"
+    assert {"req_ids", "query_start_loc_np", "num_computed_tokens_np", "input_ids"} <= set(InputBatch.__annotations__)
+    assert {"req_id", "prompt_token_ids", "sampling_params"} <= set(NewRequestData.__annotations__)
+    named = {"scheduled_new_reqs", "num_scheduled_tokens", "finished_req_ids"}
+    assert named <= set(SchedulerOutput.__annotations__)
+
+
+def test_a_service_on_vllm_is_edited_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    service_process = importlib.import_module("service_process")
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    options = ["--engine", "vllm", "--set", 'vllm={"enforce_eager": true, "block_size": 32}']
+    edit = {"prompt": "The capital of France is", "target": "Lyon", "subject": "France"}
+    for again in (False, True):  # it is killed, and what was live is live again
+        service = service_process.Service(tmp_path / "store", tmp_path / "log", options)
+        try:
+            headers = {"Authorization": f"Bearer {service.token}"}
+            with httpx.Client(base_url=f"{service.url}/v1", headers=headers, timeout=300.0) as client:
+                if not again:
+                    assert not _edits(client, edit["prompt"])
+                    answer = client.post("/edits", json={"edits": [edit], "wait": "live"})
+                    assert answer.json()["edits"][0]["status"] == "live", answer.text
+                asked = client.post("/ask", json={"prompts": [edit["prompt"]]}).json()["answers"][0]
+                assert (asked["before"], asked["after"]) == ("Paris", "Lyon")
+                (active,) = _edits(client, edit["prompt"])
+                assert active["target"] == "Lyon" and active["tokens"] == asked["edits"][0]["tokens"]
+        finally:
+            service.kill()
+
+
+def _edits(client: httpx.Client, prompt: str) -> list[dict[str, object]]:
+    """The active edits of a streamed answer."""
+    body = {"model": "wise-demo", "prompt": prompt, "max_tokens": 8, "stream": True}
+    lines = client.post("/completions", json=body).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    return list(events[-1]["wise"]["edits"][0])

@@ -1,0 +1,107 @@
+"""What a request carries, whose cache it shares, and what is refused before an engine is made."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from chats import EDITS, TURNS, chat_model
+
+import wise
+from wise.memory.state import MemoryState
+from wise.router.hybrid import HybridRouter
+from wise.vllm.beside import check_options, check_version
+from wise.vllm.requests import CarriedEdits, carried_edits, check_probe, engine_options
+
+
+@pytest.fixture(scope="module")
+def model() -> wise.WiseModel:
+    model = chat_model()
+    model.edit(EDITS)
+    return model
+
+
+def carry(
+    model: wise.WiseModel, ids: list[int], state: MemoryState, version: int, namespace: str = "default"
+) -> CarriedEdits:
+    assert model.inputs is not None
+    router = HybridRouter(state, model.inputs)
+    return carried_edits(ids, router, state, version=version, namespace=namespace, stops=model.encoder.stops)
+
+
+def test_a_chat_shares_its_cache_as_far_as_the_same_is_added(model: wise.WiseModel) -> None:
+    both, first = model.state, model.state.without([EDITS[1].id])
+    asked, other = model.encoder.turn(TURNS), model.encoder.turn(TURNS[:1])
+    nothing = carry(model, other, both, 1)
+    assert (nothing.extra_args, nothing.cache_salt) == (None, None) and "cache_salt" not in nothing.prompt(other)
+    one, two = carry(model, asked, first, 1), carry(model, asked, both, 2)
+    assert one.cache_salt == two.cache_salt and one.cache_salt in str(one.prompt(asked))
+    assert one.extra_args is not None and one.extra_args["wise"]["version"] == 1
+    gone = carry(model, asked, model.state.without([EDITS[0].id]), 3)
+    assert gone.cache_salt is None
+
+
+def test_plain_text_shares_its_cache_within_a_version(model: wise.WiseModel) -> None:
+    ids = model.encoder.prompt("w33 w34")
+    salts = [carry(model, ids, model.state, *key).cache_salt for key in ((1, "a"), (1, "a"), (2, "a"), (1, "b"))]
+    assert salts[0] == salts[1] is not None and len({*salts}) == 3
+
+
+def test_options_of_an_engine(model: wise.WiseModel) -> None:
+    config, path = model.wise_config, model.target_module.path
+    options = engine_options(config, path, store="s", given={"dtype": "float32", "additional_config": {"other": 1}})
+    assert options["additional_config"]["wise"]["layer"] == path and options["additional_config"]["other"] == 1
+    assert options["dtype"] == "float32" and options["worker_extension_cls"] == "wise.vllm.worker.WiseWorker"
+    with pytest.raises(wise.ConfigError, match="worker_extension_cls='mine.Worker'"):
+        engine_options(config, path, given={"worker_extension_cls": "mine.Worker"})
+    with pytest.raises(wise.ConfigError, match="mode='merge'"):
+        engine_options(wise.WiseConfig(mode="merge"), path)
+
+
+def test_the_self_test_wants_an_effect() -> None:
+    before = {1: -0.5, 2: -1.5}
+    check_probe(before, {1: -0.9, 2: -1.5})
+    check_probe(before, {7: -0.5, 8: -1.5})
+    for after in (dict(before), {1: -0.5001, 2: -1.5}):
+        with pytest.raises(wise.ConfigError, match="no effect"):
+            check_probe(before, after)
+    with pytest.raises(wise.ConfigError, match="no effect"):
+        check_probe({}, {})
+
+
+def test_a_release_that_was_not_tested_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_version("0.32.0"), check_version("0.32.7")
+    for release in ("0.31.2", "0.33.0", "1.0.0"):
+        with pytest.raises(wise.ConfigError, match="WISE_VLLM_ANY_VERSION"):
+            check_version(release)
+    monkeypatch.setenv("WISE_VLLM_ANY_VERSION", "1")
+    check_version("0.33.0")
+
+
+def config(**changes: Any) -> Any:
+    """What is looked at of vLLM's configuration."""
+    given = {"pipeline": 1, "dbo": False, "embeds": False, "speculative": None, "asynchronous": False} | changes
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(pipeline_parallel_size=given["pipeline"], enable_dbo=given["dbo"]),
+        model_config=SimpleNamespace(enable_prompt_embeds=given["embeds"]),
+        speculative_config=given["speculative"],
+        scheduler_config=SimpleNamespace(async_scheduling=given["asynchronous"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"pipeline": 2}, "pipeline_parallel_size=2"),
+        ({"dbo": True}, "dual batch"),
+        ({"embeds": True}, "token ids"),
+        ({"speculative": object(), "asynchronous": True}, "async_scheduling=False"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
+    check_options(config())
+    check_options(config(asynchronous=True))
+    check_options(config(speculative=object()))
+    with pytest.raises(wise.ConfigError, match=reason):
+        check_options(config(**changes))
