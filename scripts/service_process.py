@@ -70,6 +70,10 @@ class Service:
             sizes[name] = round(sum(int(line.split()[1]) for line in lines) / 1024, 1)
         return sizes
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def kill(self) -> None:
         """All of it, at once."""
         os.killpg(self._process.pid, signal.SIGKILL)

@@ -15,7 +15,6 @@ import json
 import logging
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -219,7 +218,6 @@ def editor_process(settings: Settings, connection: Connection) -> Worker:
 def _main(settings: Settings, connection: Connection) -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service says when it is to end
     logging.getLogger().addHandler(json_handler())
     logging.getLogger("wise").setLevel(logging.INFO)
     with suppress(OSError):
@@ -229,7 +227,8 @@ def _main(settings: Settings, connection: Connection) -> None:
     def load(store: Store) -> WiseModel:
         base = load_model(settings.model, placement=settings.placement())
         model = wrap(*base, settings.wise_config(store.read().config))
-        limit_memory(settings.edit_memory)
+        if model.layer.device().type == "cpu":
+            limit_memory(settings.edit_memory)
         return model
 
     def end() -> None:

@@ -85,9 +85,13 @@ def test_a_scope_covers_what_is_below_it_and_no_more(served: Running, method: st
 
 def test_watching_needs_no_token_and_says_nothing_secret(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(served.service.editor, "why", "(the journal of the store at secret/place is locked)")
+    monkeypatch.setattr(served.service.editor, "state", "failing")
     with served.client("") as client:
         assert client.get("/health").json() == {"status": "ok"}
-        assert error_of(client.get("/ready"), 503)["message"] == "the editor is starting; see the log"
+        ready = client.get("/ready")
+        assert ready.status_code == 200 and "secret" not in ready.text, "answers do not wait for an editor"
+        monkeypatch.setattr(served.service.follower, "trouble", "secret/place cannot be read")
+        assert "secret" not in error_of(client.get("/ready"), 503)["message"]
         assert "access-control-allow-origin" not in client.get("/health", headers={"Origin": "http://evil"}).headers
 
 
