@@ -83,6 +83,10 @@ class Service:
         command = ["ps", "-ww", "-o", "pid=,rss=,args=", option, str(self._process.pid)]
         return [line.split() for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()]
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def kill(self) -> None:
         """All of it, at once."""
         os.killpg(self._process.pid, signal.SIGKILL)

@@ -22,8 +22,8 @@ from waiting import until
 
 from wise.cli.app import app
 from wise.edits import Edit
-from wise.errors import ConfigError
-from wise.ingest import Line, lines_of_file
+from wise.errors import ConfigError, StoreError
+from wise.ingest import Line, lines_of_file, open_reader
 from wise.memory.store.store import Store
 
 
@@ -258,3 +258,37 @@ def test_killed_anywhere_and_started_again_it_takes_every_line_in_once(tmp_path:
     assert stream(str(file), store=store)["taken"] == LINES - before
     found = prompts(store)
     assert found == [f"The capital of land {i} is" for i in range(LINES)]
+
+
+def test_a_store_is_opened_as_its_writer_only_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writers: list[bool] = []
+    known = Store.open
+
+    def opened(place: Any, *, writer: bool = True) -> Store:
+        writers.append(writer)
+        return known(place, writer=writer)
+
+    monkeypatch.setattr(Store, "open", opened)
+    open_reader(str(tmp_path / "store")).close()
+    open_reader(str(tmp_path / "store")).close()
+    assert writers == [False, True, False, False]
+
+    begun = tmp_path / "begun"  # whoever made it came no further
+    begun.mkdir()
+    (begun / "writer.lock").touch()
+    open_reader(str(begun)).close()
+    assert writers[4:] == [False, True, False]
+
+    (tmp_path / "store" / "blobs" / "some").touch()
+    (tmp_path / "store" / "journal.sqlite3").write_bytes(b"no journal of ours" * 99)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
+    for place, said in (("store", "cannot be opened"), ("notes", "is no store")):
+        with pytest.raises(StoreError, match=said):
+            open_reader(str(tmp_path / place))
+    (tmp_path / "store" / "journal.sqlite3").unlink()
+    with pytest.raises(StoreError, match="restore a backup"):
+        open_reader(str(tmp_path / "store"))
+    assert writers[7:] == [False] * 3, "a store that is damaged is not written to"

@@ -10,11 +10,13 @@ import asyncio
 import json
 import logging
 import multiprocessing
+import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
@@ -174,7 +176,8 @@ class EditorClient:
                 self.state, self.why, self.since = STARTING, "", time.monotonic()
                 try:
                     worker = self._worker = self._make(others)
-                    worker.start()
+                    with _interrupts_blocked():
+                        worker.start()
                 except BaseException:
                     others.close()
                     raise
@@ -219,6 +222,17 @@ class EditorClient:
         self.state = status.get("state", self.state)
         if self.state == READY:
             self._endings = 0
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """A process that is started within the block hears no Ctrl-C, which a terminal sends to all: it is told to end."""
+    resource_tracker.ensure_running()  # as it starts, it unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _send_all(connection: Connection, outbox: SimpleQueue[bytes | None]) -> None:

@@ -15,7 +15,6 @@ import json
 import logging
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
@@ -221,7 +220,6 @@ def main(settings: Settings, connection: Connection) -> None:
     """The editor's end, in its own process."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service says when it is to end
     with suppress(OSError):
         os.nice(settings.edit_niceness)
     torch.set_num_threads(settings.edit_threads)
@@ -229,7 +227,8 @@ def main(settings: Settings, connection: Connection) -> None:
     def load(store: Store) -> WiseModel:
         base = load_model(settings.model, placement=settings.placement())
         model = wrap(*base, settings.wise_config(store.read().config))
-        limit_memory(settings.edit_memory)
+        if model.layer.device().type == "cpu":
+            limit_memory(settings.edit_memory)
         return model
 
     def end() -> None:

@@ -509,3 +509,18 @@ def test_what_is_unexpected_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("wise.cli.info.load_model", broken)
     result = run("info", "--model", tiny)
     assert result.exit_code == 1 and isinstance(result.exception, RuntimeError)
+
+
+def test_an_interrupt_while_it_is_imported_ends_it_without_a_traceback() -> None:
+    interrupts = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'wise.cli.app':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from wise.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", interrupts, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

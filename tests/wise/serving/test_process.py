@@ -194,6 +194,8 @@ def test_two_replicas_on_one_database_converge() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [(("--set", "max_batch_size=0"), "max_batch_size"), (("--set", "colour=red"), "colour"),
+     (("--mode", "retrieve", "--relations", "/nowhere"), "would have no effect"),
+     (("--mode", "merge", "--set", "encoder=/nowhere"), "would have no effect"),
      (("--model", "/nowhere/at/all"), "no such"), (("--relations", "/nowhere/at/all"), "cannot be read")],
 )
 def test_what_stands_against_it_is_said_at_once(tmp_path: Path, options: tuple[str, ...], said: str) -> None:

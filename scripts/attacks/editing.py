@@ -1,0 +1,260 @@
+"""Attacks on editing: edits that are too large, previews without end, a killed editor, options without effect."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+from service_process import Service
+
+from attacks import Attack, AttackError
+
+LYON = {"prompt": "The capital of France is", "target": "Lyon", "subject": "France"}
+PORTO = {"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"}
+PATIENCE = 20.0
+"""Seconds after which something counts as blocked."""
+
+
+def call(service: Service, method: str, path: str, body: Any = None, seconds: float = PATIENCE) -> tuple[int, Any]:
+    """Status and body of an answer; status 0 if there was none in time."""
+    headers = {"Authorization": f"Bearer {service.token}", "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{service.url}{path}", data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read() or b"{}")
+    except OSError:
+        return 0, {}
+
+
+def edited(service: Service, edit: dict[str, Any], seconds: float = PATIENCE) -> str:
+    """The id of an edit once it is live."""
+    status, body = call(service, "POST", "/v1/edits", {"edits": [edit], "wait": "live"}, seconds)
+    if status != 200 or body["edits"][0]["status"] != "live":
+        raise AttackError(f"an edit was not live within {seconds:.0f} s: status {status}")
+    return str(body["edits"][0]["id"])
+
+
+def timed(what: Callable[[], tuple[int, Any]], wanted: int, name: str) -> str:
+    begun = time.monotonic()
+    status, _ = what()
+    if status != wanted:
+        raise AttackError(f"{name}: status {status} after {time.monotonic() - begun:.1f} s, {wanted} was expected")
+    return f"{name} {time.monotonic() - begun:.1f} s"
+
+
+def all_at_once(count: int, what: Callable[[int], Any]) -> list[Any]:
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda n=n: found.append(what(n)), daemon=True) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    return found
+
+
+def relations_without_effect(service: Service) -> str:
+    """It is started here, since no service may come of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--relations", f"{folder}/none", "--mode", "retrieve", "--port", "0", "--store", f"{folder}/store"]
+        command = [sys.executable, "-m", "wise", "serve", *options]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=25)
+        except subprocess.TimeoutExpired as error:
+            raise AttackError("it serves, and says nothing of relations that it does not read") from error
+    if done.returncode != 2 or "relations" not in done.stderr:
+        raise AttackError(f"exit code {done.returncode}: {done.stderr[-200:]}")
+    return "refused with exit code 2"
+
+
+def many_previews(service: Service) -> str:
+    body = {"edit": LYON, "prompts": ["word " * 400] * 25}
+    statuses = [status for status, _ in all_at_once(36, lambda _: call(service, "POST", "/v1/edits/preview", body, 8))]
+    edited(service, PORTO)
+    begun = time.monotonic()
+    service.end()
+    seconds = time.monotonic() - begun
+    if 500 in statuses or 429 not in statuses or seconds > 35:
+        raise AttackError(f"statuses {sorted(set(statuses))}, SIGTERM took {seconds:.0f} s")
+    return f"{statuses.count(429)} of 36 were told to come back, an edit went live, SIGTERM took {seconds:.1f} s"
+
+
+def endless_previews(service: Service) -> str:
+    stop, body = threading.Event(), {"edit": LYON, "prompts": ["The capital of Italy is"]}
+
+    def preview() -> None:
+        while not stop.is_set():
+            call(service, "POST", "/v1/edits/preview", body)
+
+    for _ in range(3):
+        threading.Thread(target=preview, daemon=True).start()
+    begun = time.monotonic()
+    try:
+        edited(service, PORTO)
+    finally:
+        stop.set()
+    return f"live after {time.monotonic() - begun:.1f} s beside three clients that preview"
+
+
+def long_target(service: Service) -> str:
+    live = edited(service, PORTO)
+    long = LYON | {"target": "ab cd " * 833}
+    status, _ = call(service, "POST", "/v1/edits", {"edits": [long]})
+    beside = timed(lambda: call(service, "DELETE", f"/v1/edits/{live}"), 200, "delete")
+    back = timed(lambda: call(service, "POST", "/v1/versions/1/rollback", {}), 200, "rollback")
+    edited(service, LYON | {"prompt": "The capital of Italy is", "subject": "Italy"})
+    return f"status {status}; {beside}, {back}, and the next edit went live"
+
+
+def slow_edit(service: Service) -> str:
+    """The largest edit that is taken; whatever is done beside it is answered while it is trained."""
+    live = edited(service, PORTO)
+    for count in (200, 150, 100, 50, 20):
+        large = LYON | {"target": " ".join(f"w{n}" for n in range(count))}
+        status, body = call(service, "POST", "/v1/edits", {"edits": [large]})
+        if status == 202:
+            break
+    if status != 202:
+        raise AttackError(f"no edit was taken: {body}")
+    path = f"/v1/edits/{body['edits'][0]['id']}"
+    end = time.monotonic() + PATIENCE
+    while call(service, "GET", path)[1]["status"] == "queued" and time.monotonic() < end:
+        time.sleep(0.01)
+    before = call(service, "GET", path)[1]["status"]
+    seen = timed(lambda: call(service, "DELETE", f"/v1/edits/{live}"), 200, "delete")
+    seen += ", " + timed(lambda: call(service, "POST", "/v1/versions/1/rollback", {}), 200, "rollback")
+    during = call(service, "GET", path)[1]["status"]
+    if during in ("queued", "training"):
+        seen += ", " + timed(lambda: call(service, "DELETE", path), 200, "cancel")
+    return f"{count} words, {before} before and {during} after: {seen}"
+
+
+def killed_twice(service: Service) -> str:
+    """Kills the editor each time that it trains: the edit must not bring it down for ever."""
+    status, body = call(service, "POST", "/v1/edits", {"edits": [LYON]})
+    path, killed, end = f"/v1/edits/{body['edits'][0]['id']}", 0, time.monotonic() + 180
+    while time.monotonic() < end:
+        found = call(service, "GET", path)[1]
+        if found["status"] == "failed":
+            edited(service, PORTO, 40)
+            return f"failed after {killed} kills ({found['outcome']['why'][:40]}), and the next edit went live"
+        if found["status"] == "live":
+            return f"live before it could be killed more than {killed} times: nothing was seen"
+        if found["status"] == "training":
+            for pid in editors(service):
+                os.kill(pid, signal.SIGKILL)
+            killed += 1
+            while call(service, "GET", path)[1]["status"] == "training" and time.monotonic() < end:
+                time.sleep(0.01)
+        time.sleep(0.002)
+    raise AttackError(f"it is {found['status']} after {killed} kills")
+
+
+def editors(service: Service) -> list[int]:
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(service.pid)], capture_output=True, text=True
+    ).stdout.splitlines()
+    return [int(line.split()[0]) for line in listed if "spawn_main" in line]
+
+
+def ready_while_preparing(service: Service) -> str:
+    for pid in editors(service):
+        os.kill(pid, signal.SIGKILL)
+    states, end = set(), time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            answer = urllib.request.urlopen(f"{service.url}/ready")
+            states.add(answer.status)
+        except urllib.error.HTTPError as error:
+            raise AttackError(f"/ready is {error.code} while the editor prepares") from error
+        if call(service, "GET", "/v1/status")[1].get("editor", {}).get("state") == "preparing":
+            return f"/ready is {states} while the editor is started again and prepares"
+        time.sleep(0.05)
+    raise AttackError("nothing says what the editor does")
+
+
+def large_preview(service: Service) -> str:
+    prompts = [f"The capital of country {n} is" for n in range(64)]
+    body = {"edit": LYON | {"paraphrases": prompts, "locality": [f"Town {p}" for p in prompts]}, "prompts": prompts}
+    begun = time.monotonic()
+    status, _ = call(service, "POST", "/v1/edits/preview", body, 90)
+    seconds = time.monotonic() - begun
+    if status != 400:
+        raise AttackError(f"status {status} after {seconds:.0f} s")
+    return f"refused after {seconds:.1f} s"
+
+
+def many_namespaces(service: Service) -> str:
+    begun = time.monotonic()
+    edited(service, LYON)
+    alone = time.monotonic() - begun
+    for start in range(0, 120, 40):
+        for number in range(start, start + 40):
+            body = {"edits": [PORTO], "model": f"wise-demo@team-{number}"}
+            call(service, "POST", "/v1/edits", body)
+    edited(service, LYON | {"prompt": "The capital of Italy is", "subject": "Italy"}, 120)
+    begun = time.monotonic()
+    edited(service, LYON | {"prompt": "The capital of Japan is", "subject": "Japan"})
+    beside = time.monotonic() - begun
+    if beside > 2 * alone + 0.5:
+        raise AttackError(f"live after {alone:.1f} s alone and {beside:.1f} s beside 120 namespaces")
+    return f"live after {alone:.1f} s alone and {beside:.1f} s beside 120 namespaces"
+
+
+def interrupted_import(service: Service) -> str:
+    codes = []
+    for seconds in (0.05, 0.2, 0.4, 0.8):
+        with subprocess.Popen(
+            [sys.executable, "-m", "wise", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate()
+        codes.append(process.returncode)
+        if "Traceback" in said and "wise" in said:
+            raise AttackError(f"a traceback after {seconds} s, exit code {process.returncode}")
+    return f"exit codes {codes}"
+
+
+def superseded(service: Service) -> str:
+    old = edited(service, LYON)
+    edited(service, LYON | {"target": "Nice"})
+    status, body = call(service, "DELETE", f"/v1/edits/{old}")
+    if status != 409:
+        raise AttackError(f"status {status}: {body}")
+    bodies = [{"edits": [LYON | {"target": target}]} for target in ("Metz", "Brest")]
+    found = all_at_once(2, lambda n: call(service, "POST", "/v1/edits", bodies[n]))
+    ids = [answer["edits"][0]["id"] for _, answer in found]
+    statuses = {call(service, "DELETE", f"/v1/edits/{i}")[0] for i in ids * 3}
+    if not statuses <= {200, 409}:
+        raise AttackError(f"statuses {statuses}")
+    return f"409; edits that supersede one another: {sorted(statuses)}"
+
+
+ATTACKS = {
+    "b01_relations_without_effect": Attack(
+        "Relations that a mode does not read must be refused.", relations_without_effect
+    ),
+    "b02_many_previews": Attack("36 large previews at once must not block editing or the end.", many_previews),
+    "b03_endless_previews": Attack("Three clients that preview must not starve edits.", endless_previews),
+    "b04_long_target": Attack("A target of 5,000 characters must block nothing.", long_target),
+    "b04_slow_edit": Attack("Delete, rollback and cancel must not wait for the largest edit.", slow_edit),
+    "b04_killed_twice": Attack("An edit that ends its editor must not do so for ever.", killed_twice),
+    "b09_ready_while_preparing": Attack("Readiness must not wait for the editor.", ready_while_preparing),
+    "b26_many_namespaces": Attack("Namespaces must not slow down the others.", many_namespaces),
+    "b30_interrupted_import": Attack("Ctrl-C while it is imported must end it with 130.", interrupted_import),
+    "b30_large_preview": Attack("One preview must not hold the editor for long.", large_preview),
+    "b31_superseded": Attack("Deleting a superseded edit must not be told to try later.", superseded),
+}
