@@ -32,6 +32,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from wise.errors import ConfigError, EditError, checked_namespace
 from wise.serving.http_errors import DENIED, HTTPError
+from wise.serving.middleware import check_structure
 
 logger = logging.getLogger(__name__)
 
@@ -305,6 +306,7 @@ class AuthorizedRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             for check in checks:
                 check(request)
+            check_structure(await request.body())  # which the request keeps
             return await handle(request)
 
         return guarded

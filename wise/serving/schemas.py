@@ -9,7 +9,17 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    StringConstraints,
+    Tag,
+)
+from pydantic_core import CoreSchema
 
 from wise.edits import Edit
 from wise.memory.store.edit_request import FAILED, Event, Ticket, Version
@@ -39,10 +49,29 @@ Status = Literal["queued", "training", "live", "failed", "superseded", "retired"
 """`superseded`: it failed because a later edit took its place."""
 
 
+def _end_at_first_error(schema: Any) -> None:
+    """Makes all lists within a schema end at their first error."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for part in schema.values():
+            _end_at_first_error(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            _end_at_first_error(part)
+
+
 class Body(BaseModel):
-    """Refuses unknown fields: a mistyped one would be ignored silently."""
+    """Refuses unknown fields: a mistyped one would be ignored silently. Of a list the first error is enough: a list of
+    a million would make a million errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _end_at_first_error(schema)
+        return schema
 
 
 # -- questions --------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
+from pydantic import BaseModel, ValidationError
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from serving import NAME, PATIENCE, Running, hold, running
 from torch import Tensor
@@ -33,10 +34,10 @@ from wise.errors import ConfigError
 from wise.memory.store.journal import Move
 from wise.serving import middleware
 from wise.serving.auth import Tokens, new_token, token_digest, token_line
-from wise.serving.editor_client import READY
 from wise.serving.engines import GenerationRequest, local
 from wise.serving.engines.local import Runner
 from wise.serving.engines.sampling import Sampler
+from wise.serving.schemas import AskRequest, ChatRequest, CompletionRequest, EditsRequest
 from wise.serving.settings import load
 
 FRANCE = "The capital of France is"
@@ -380,6 +381,39 @@ def test_a_body_that_does_not_come_is_not_waited_for_long(
         connection.sendall(head.encode())
         answer = b"".join(iter(lambda: connection.recv(4096), b""))  # until the service closes
     assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+
+
+MILLION = 1_000_000
+
+
+@pytest.mark.parametrize("body", [b"[" * MILLION, b'{"a":' * (MILLION // 5), b'{"edits":[' + b"[]," * (MILLION // 3)])
+def test_json_of_very_many_parts_is_refused_before_it_is_read(
+    reach: Running, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    monkeypatch.setattr(json, "loads", read.append)  # what the framework reads bodies with
+    with reach.client() as client:
+        answer = client.post("/v1/edits", content=body, headers=JSON)
+        monkeypatch.undo()
+        assert "lists, objects and fields" in error_of(answer, 413)["message"] and not read
+        assert "edits" in error_of(client.post("/v1/edits", content=b'{"edits":[[]]}', headers=JSON), 400)["message"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "given"),
+    [
+        (EditsRequest, {"edits": [1] * 1000}),
+        (EditsRequest, {"edits": [EDIT | {"paraphrases": [1] * 64}] * 1000}),
+        (CompletionRequest, {"model": "m", "prompt": [{}] * 1000}),
+        (CompletionRequest, {"model": "m", "prompt": [[-1] * 1000]}),
+        (ChatRequest, {"model": "m", "messages": [1] * 1000}),
+        (AskRequest, {"prompts": [[{}] * 64] * 1000}),
+    ],
+)
+def test_a_list_has_one_error_however_long_it_is(schema: type[BaseModel], given: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        schema.model_validate(given)
+    assert caught.value.error_count() <= 6
 
 
 def test_without_an_editor_changes_are_refused_and_edits_wait(served: Running) -> None:
