@@ -17,7 +17,7 @@ import pytest
 import torch
 from repository import ROOT
 
-COMMANDS = ("scripts/demo", "scripts/test", "scripts/test_floor", ".ci/run", ".ci/postgres")
+COMMANDS = ("scripts/demo", "scripts/test", "scripts/test_floor", ".ci/run", ".ci/postgres", ".ci/chromium")
 
 # Stands in for Python in `.venv`: notes how it was called, one line per call, and does nothing.
 FAKE_PYTHON = """#!/bin/sh
@@ -41,6 +41,7 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, root)
     write_python(root, FAKE_PYTHON)
     write_program(root / ".ci/postgres", "#!/bin/sh\necho looked for PostgreSQL\n")
+    write_program(root / ".ci/chromium", "#!/bin/sh\necho looked for Chromium\n")
     return root
 
 
@@ -172,7 +173,7 @@ def test_every_check_runs_and_one_that_fails_fails_all(checkout: Path, failing: 
     checks = [f"ran {name}" for name in ("ruff", "mypy", "mkdocs", "pytest", "pytest")]
     assert [line for line in ran if line not in ("ran ", "ran pip")] == checks
     assert ("all passed" in done.stdout) == (failing == "none")
-    assert "looked for PostgreSQL" in done.stdout
+    assert "looked for PostgreSQL" in done.stdout and "looked for Chromium" in done.stdout
 
 
 @pytest.fixture
@@ -226,6 +227,23 @@ def test_where_it_is_missing_debians_package_is_installed(machine: Path) -> None
 def test_what_hinders_it_is_said_and_fails_nothing(machine: Path, apt_get: str, said: str) -> None:
     _, wrong, _ = look_for_postgres(machine, apt_get)
     assert wrong.startswith(f"PostgreSQL: {said}") and wrong.endswith("; the tests that need it are skipped\n")
+
+
+@as_root
+def test_a_browser_is_installed_if_there_is_none_and_what_hinders_it_is_said(machine: Path) -> None:
+    def look(apt_get: str) -> tuple[str, str]:
+        write_program(machine / "bin/apt-get", f"#!/bin/sh\n{apt_get}\n")
+        done = run(ROOT / ".ci/chromium", cwd=machine, PATH=str(machine / "bin"))
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
+
+    wrong = look("echo E: no network >&2; exit 100")[1]
+    assert wrong == "Chromium: apt-get did not install it (E: no network); the tests that need it are skipped\n"
+    assert look(f'echo "$@" >>{machine}/calls') == ("installing Chromium\n", "")
+    asked = (machine / "calls").read_text().splitlines()
+    assert asked == ["update -qq", "install -qq --yes --no-install-recommends chromium"]
+    write_program(machine / "bin/chromium", "#!/bin/sh\n")
+    assert look("exit 1") == ("", "")
 
 
 @pytest.fixture
