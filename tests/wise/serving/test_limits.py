@@ -37,7 +37,9 @@ from wise.serving.auth import Tokens, new_token, token_digest, token_line
 from wise.serving.engines import GenerationRequest, local
 from wise.serving.engines.local import Runner
 from wise.serving.engines.sampling import Sampler
-from wise.serving.schemas import AskRequest, ChatRequest, CompletionRequest, EditsRequest
+from wise.serving.schemas import EditsRequest
+from wise.serving.schemas_chat import ChatRequest
+from wise.serving.schemas_completions import AskRequest, CompletionRequest
 from wise.serving.settings import load
 
 FRANCE = "The capital of France is"
