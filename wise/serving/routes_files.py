@@ -17,11 +17,11 @@ from wise.errors import EditError
 from wise.formats import FORMATS
 from wise.formats.edit_file import read_edits
 from wise.serving import schemas
-from wise.serving.auth import Editor, Reader
+from wise.serving.auth import AuthorizedRoute, Editor, Reader
 from wise.serving.http_errors import bad_request
 from wise.serving.service import Served
 
-router = APIRouter(prefix="/v1/files", tags=["edits"])
+router = APIRouter(prefix="/v1/files", tags=["edits"], route_class=AuthorizedRoute)
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
 """Files that are read here. Packed and binary ones are not: what they hold has no bound."""
 FILE_EDITS = 10_000
