@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -136,8 +137,9 @@ async def detokenize(body: schemas_chat.DetokenizeRequest, service: Served, _: R
 
 
 async def _in_thread(service: Service, function: Callable[..., T], *given: Any) -> T:
-    """Runs what may take long, so that the event loop does not wait for it."""
-    return await asyncio.get_running_loop().run_in_executor(service.prompt_threads, partial(function, *given))
+    """Runs what may take long, so that the event loop does not wait for it. It knows whose request it is."""
+    run = partial(copy_context().run, function, *given)
+    return await asyncio.get_running_loop().run_in_executor(service.prompt_threads, run)
 
 
 async def _answer(

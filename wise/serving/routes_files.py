@@ -17,7 +17,7 @@ from wise.errors import EditError
 from wise.formats import FORMATS
 from wise.formats.edit_file import read_edits
 from wise.serving import schemas
-from wise.serving.auth import AuthorizedRoute, Editor, Reader
+from wise.serving.auth import AuthorizedRoute, Editor, Reader, sees
 from wise.serving.http_errors import bad_request
 from wise.serving.service import Served
 
@@ -75,7 +75,7 @@ async def export(
 ) -> StreamingResponse:
     """The live edits of the version that is served, as a file of JSON lines."""
     current = service.follower.current
-    wanted = [edit for edit in current.edits.values() if namespace in (None, edit.namespace)]
+    wanted = [e for e in current.edits.values() if namespace in (None, e.namespace) and sees(e.namespace)]
 
     def lines() -> Iterator[str]:
         for edit in wanted:
