@@ -404,11 +404,14 @@ class Editor:
     def do(self, name: str, arguments: Mapping[str, Any], answer: Answer) -> Job | None:
         """Runs a command, or queues it if it needs the model, and has it answered: what was `done`, or the `kind` of
         an error and the `problem`. Returns the job if it waits."""
-        if name == DELETE and not self._shares(arguments["edit_ids"]):
-            _answered(name, lambda: self._deleted(**arguments).to_dict(), answer)
+        try:
+            waits = name == PREVIEW or (name == DELETE and self._shares(arguments["edit_ids"]))
+        except Exception as error:
+            answer(_failure(name, error))
             return None
-        if name == "rollback":
-            _answered(name, lambda: self._rolled_back(**arguments).to_dict(), answer)
+        if not waits:
+            known = {DELETE: self._deleted, "rollback": self._rolled_back}
+            _answered(name, lambda: known[name](**arguments).to_dict(), answer)
             return None
         if self._prepared is None:
             answer(PREPARING)
@@ -518,8 +521,12 @@ def _answered(name: str, run: Callable[[], dict[str, Any]], answer: Answer) -> N
         answer(INTERRUPTED)
         raise
     except Exception as error:
-        if not isinstance(error, WiseError):
-            logger.exception("the command %s failed", name)
-        kinds = (kind.__name__ for kind in type(error).__mro__)
-        found = {"kind": next((kind for kind in kinds if kind in KINDS), "StoreError"), "problem": str(error)}
+        found = _failure(name, error)
     answer(found)
+
+
+def _failure(name: str, error: Exception) -> dict[str, Any]:
+    if not isinstance(error, WiseError):
+        logger.error("the command %s failed", name, exc_info=error)
+    kinds = (kind.__name__ for kind in type(error).__mro__)
+    return {"kind": next((kind for kind in kinds if kind in KINDS), "StoreError"), "problem": str(error)}

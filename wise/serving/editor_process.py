@@ -122,6 +122,8 @@ class EditorEnd:
             editor.attend()
         except StoreError as error:
             logger.error("the store cannot be asked for commands of other replicas: %s", error)
+        except Exception:
+            logger.exception("a command of another replica cannot be understood")
 
     def _beat(self, now: float) -> None:
         self._send(status={"cpu": time.process_time()})

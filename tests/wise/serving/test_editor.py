@@ -360,6 +360,24 @@ def test_before_the_model_is_there_the_store_is_changed_and_nothing_is_previewed
         assert done(preparing, "rollback", version=1, **NOBODY)["edits"] == 1
 
 
+def test_a_command_that_cannot_be_done_is_answered_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise StoreError("the disk cannot be read")
+
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store)
+        for name, arguments in (("explode", {}), ("rollback", {"to": 3}), ("delete", {}), ("preview", {"edit": 3})):
+            with pytest.raises(StoreError):
+                done(editor, name, **arguments)  # type: ignore[arg-type]
+        with monkeypatch.context() as patch, pytest.raises(StoreError, match="cannot be read"):
+            patch.setattr(store, "read", fails)
+            done(editor, "delete", edit_ids=["first"], **NOBODY)
+        store.enqueue([FIRST])
+        assert editor.work() and statuses(store) == {"first": "live"}
+
+
 def test_what_another_replica_asks_for_is_answered_while_an_edit_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
