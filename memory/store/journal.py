@@ -8,7 +8,7 @@ smaller one. No clock is trusted: a time is recorded, but never one before the l
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,26 +65,19 @@ class Journal:
         numbers: Sequence[int] | None = None,
         status: str | None = None,
         namespace: str | None = None,
-        namespaces: Collection[str] | None = None,
         edit_id: str | None = None,
         key: str | None = None,
         since: int = 0,
         limit: int | None = None,
     ) -> tuple[Ticket, ...]:
-        """Those that meet every condition that is given, by number; `since` is the last number not wanted.
-
-        namespaces: those of one of them.
-        """
+        """Those that meet every condition that is given, by number; `since` is the last number not wanted."""
         wanted = {"status": status, "namespace": namespace, "edit_id": edit_id, "key": key}
         wanted = {name: value for name, value in wanted.items() if value is not None}
         conditions = "".join(f" AND {name} = ?" for name in wanted)
-        values = [*wanted.values(), *(namespaces or ())]
-        if namespaces is not None:
-            conditions += f" AND namespace IN ({', '.join('?' * len(namespaces)) or 'NULL'})"
         statement = f"SELECT {_TICKET} WHERE number > ?{conditions} ORDER BY number{_limit(limit)}"
         with self._backend.reading() as execute:
             if numbers is None:
-                return _tickets(execute, statement, since, *values)
+                return _tickets(execute, statement, since, *wanted.values())
             return tuple(_ticket_of(execute, number) for number in numbers)
 
     def events(self, *, since: int = 0, ticket: int | None = None, limit: int | None = None) -> tuple[Event, ...]:

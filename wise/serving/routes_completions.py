@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 
 from wise.errors import ConfigError, EditError
 from wise.serving import schemas
-from wise.serving.auth import AuthorizedRoute, Reader
+from wise.serving.auth import AuthorizedRoute, NamespaceReader
 from wise.serving.engines import Delta, FinishReason, GenerationRequest, Job, Logprobs, MemoryHandle, RoutedToken
 from wise.serving.engines.sequence import CONTEXT
 from wise.serving.event_stream import error_event, event, event_stream
@@ -36,7 +36,7 @@ STREAM: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/models")
-async def models(service: Served, _: Reader) -> schemas.ModelList:
+async def models(service: Served, _: NamespaceReader) -> schemas.ModelList:
     """The base's namespaces, each as a model."""
     found = service.visible(service.follower.current)
     data = [schemas.Model(id=name, edits=len(handle.state.edits)) for name, handle in found.items()]
@@ -44,12 +44,14 @@ async def models(service: Served, _: Reader) -> schemas.ModelList:
 
 
 @router.get("/models/{model:path}")
-async def model(model: str, service: Served, _: Reader) -> schemas.Model:
+async def model(model: str, service: Served, _: NamespaceReader) -> schemas.Model:
     return schemas.Model(id=model, edits=len(service.handle(model).state.edits))
 
 
 @router.post("/completions", response_model=schemas.Completion, responses=STREAM)
-async def completions(body: schemas.CompletionRequest, request: Request, service: Served, _: Reader) -> Response:
+async def completions(
+    body: schemas.CompletionRequest, request: Request, service: Served, _: NamespaceReader
+) -> Response:
     """Continues a text. With `stream`, server-sent events as OpenAI sends them."""
     requests = [
         one
@@ -60,7 +62,7 @@ async def completions(body: schemas.CompletionRequest, request: Request, service
 
 
 @router.post("/chat/completions", response_model=schemas.ChatCompletion, responses=STREAM)
-async def chat(body: schemas.ChatRequest, request: Request, service: Served, _: Reader) -> Response:
+async def chat(body: schemas.ChatRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
     """Answers messages. If the model has no chat template, it reads their texts, one per line."""
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs: goes with logprobs=true", "top_logprobs")
@@ -73,7 +75,7 @@ async def chat(body: schemas.ChatRequest, request: Request, service: Served, _: 
 
 
 @router.post("/ask")
-async def ask(body: schemas.AskRequest, request: Request, service: Served, _: Reader) -> schemas.AskAnswer:
+async def ask(body: schemas.AskRequest, request: Request, service: Served, _: NamespaceReader) -> schemas.AskAnswer:
     """Greedy answers to the model's own stop, without and with the edits of one version."""
     _check_count(service, "prompts", len(body.prompts))
     handle = service.handle(body.model)

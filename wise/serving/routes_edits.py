@@ -16,7 +16,7 @@ from wise.edits import check_lengths
 from wise.errors import EditError
 from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, EditRequest, Ticket
 from wise.serving import schemas
-from wise.serving.auth import AuthorizedRoute, Editor, Holder, Reader, sees
+from wise.serving.auth import AuthorizedRoute, Holder, NamespaceEditor, NamespaceReader, sees
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
 from wise.serving.metrics import audit
 from wise.serving.service import Served, Service
@@ -26,6 +26,8 @@ SETTLED: dict[int | str, dict[str, Any]] = {
     200: {"model": schemas.EditsAnswer, "description": "Each edit is live or has failed."}
 }
 EditId = Annotated[schemas.Text, Path(max_length=200)]
+PAGE = 1001
+"""Tickets that are read at once."""
 POLL = 1.0
 """Seconds after which a wait looks again, even without news."""
 
@@ -43,7 +45,7 @@ class Submission:
 
 def _submission(
     service: Served,
-    holder: Editor,
+    holder: NamespaceEditor,
     request: Request,
     response: Response,
     idempotency_key: Annotated[
@@ -72,22 +74,27 @@ async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.E
 @router.get("/edits")
 def list_edits(
     service: Served,
-    holder: Reader,
+    _: NamespaceReader,
     status: Annotated[schemas.Status | None, Query()] = None,
     namespace: Annotated[schemas.Text | None, Query(max_length=200)] = None,
     after: Annotated[int, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> schemas.EditList:
     """Edits in the order in which they were submitted."""
-    spaces = holder.namespaces if namespace is None else frozenset({normalize("NFC", namespace)})
-    if spaces is not None and holder.namespaces is not None:
-        spaces &= holder.namespaces
-    found = service.store.journal.tickets(status=status, namespaces=spaces, since=after, limit=limit + 1)
+    found: list[Ticket] = []
+    while len(found) <= limit:
+        page = service.store.journal.tickets(
+            status=status, namespace=namespace and normalize("NFC", namespace), since=after, limit=PAGE
+        )
+        found += [ticket for ticket in page if sees(ticket.edit.namespace)]
+        if len(page) < PAGE:
+            break
+        after = page[-1].number
     return schemas.EditList(data=[schemas.EditView.of(ticket) for ticket in found[:limit]], has_more=len(found) > limit)
 
 
 @router.post("/edits/preview")
-async def preview(body: schemas.PreviewRequest, service: Served, holder: Editor) -> schemas.PreviewAnswer:
+async def preview(body: schemas.PreviewRequest, service: Served, holder: NamespaceEditor) -> schemas.PreviewAnswer:
     """Answers to an edit's prompt, its paraphrases and further prompts, before and after it. Nothing is changed."""
     wanted = _checked(service, body.edit, service.namespace(body.model), holder, "edit").edit
     encoder, asked = service.encoder, [*wanted.paraphrases, *body.prompts]
@@ -100,7 +107,7 @@ async def preview(body: schemas.PreviewRequest, service: Served, holder: Editor)
 
 
 @router.get("/edits/{edit_id}")
-def show(edit_id: EditId, service: Served, _: Reader) -> schemas.EditHistory:
+def show(edit_id: EditId, service: Served, _: NamespaceReader) -> schemas.EditHistory:
     """An edit as it was last submitted, and its events since."""
     ticket = _newest(service, edit_id)
     events = [schemas.EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
@@ -132,7 +139,7 @@ async def delete(
     edit_id: EditId,
     request: Request,
     service: Served,
-    holder: Editor,
+    holder: NamespaceEditor,
     reason: Annotated[schemas.Text | None, Query(min_length=1, max_length=2000)] = None,
 ) -> schemas.VersionView:
     """Removes an edit, live or still queued. Answered when it is not served here any more."""

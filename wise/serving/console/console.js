@@ -368,11 +368,7 @@ $("edit").addEventListener("input", () => { $("commit").disabled = true; $("comm
 $("commit").addEventListener("click", () => act($("commit"), commit));
 $("space").addEventListener("change", () => { model = $("space").value; });
 
-// Anyone can make a link: what is done after it would be done in the name of whoever has its token.
-const kept = sessionStorage.getItem("wise-token") || "";
-const linked = location.hash.slice(1);
-const asked = "This link signs you in with a token that somebody put into it. Sign in with it?";
-const given = linked && linked !== kept && confirm(asked) ? linked : kept;
+const given = location.hash.slice(1) || sessionStorage.getItem("wise-token") || "";
 if (location.hash) history.replaceState(null, "", location.pathname);  // a token has no business in the address
 showEdits();
 if (given) connect(given);
