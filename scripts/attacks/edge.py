@@ -392,10 +392,10 @@ def secrets_told(service: Service) -> str:
 
 
 def silent_sign_in(service: Service) -> str:
-    _, _, script = ask(service, "/console.js")
-    start = script[script.rindex("location.hash.slice") :]
-    if "confirm(" not in script[script.rindex("location.hash") - 1500 :]:
-        raise AttackError(f"a token of a link signs in without a question: {start[:80]!r}")
+    told = [ask(service, path) for path in ("/console.js", "/console/console.js", "/console/signin.js")]
+    signing = [script for status, _, script in told if status == 200 and "location.hash" in script]
+    if not signing or not all("confirm(" in script for script in signing):
+        raise AttackError("a token of a link signs in without a question")
     return "a token of a link is asked about first"
 
 

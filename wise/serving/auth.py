@@ -263,30 +263,30 @@ def _forbidden(message: str, code: str) -> HTTPError:
     return HTTPError(HTTPStatus.FORBIDDEN, message, type=DENIED, code=code)
 
 
-Check = Callable[[Request], None]
+Check = Callable[[Request], object]
 _CHECKS: dict[object, Check] = {}
 """Of each dependency of this file: what it asks of a request."""
 
 
 def requires(
-    scope: str, *, whole: bool = False
-) -> Callable[[Request, HTTPAuthorizationCredentials | None], Holder]:
+    scope: str, *, whole: bool = True
+) -> Callable[[Request, HTTPAuthorizationCredentials | None], Coroutine[Any, Any, Holder]]:
     """A dependency that gives the holder of the request's token, and refuses one without this scope.
 
-    whole: it also refuses a token that is bound to namespaces. A route of `AuthorizedRoute` looks at the token before
-    it reads the body.
+    whole: it also refuses a token that is bound to namespaces. A route that does not must hide what `sees` says.
+    A route of `AuthorizedRoute` looks at the token before it reads the body.
     """
 
-    def check(request: Request) -> None:
+    def check(request: Request) -> Holder:
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         given = token.strip() if kind.lower() == "bearer" and token.strip() else None
         access = Access(request.app.state.service.tokens, given, scope, whole=whole)
         request.state.access, request.state.holder = access, access.holder.name
         _holder.set(access.holder)
-
-    def authorized(request: Request, _: Credentials) -> Holder:
-        access: Access = request.state.access
         return access.holder
+
+    async def authorized(request: Request, _: Credentials) -> Holder:
+        return check(request)
 
     _CHECKS[authorized] = check
     return authorized
@@ -314,27 +314,30 @@ class AuthorizedRoute(APIRoute):
 
 def _check_metrics(request: Request) -> None:
     if not request.app.state.service.settings.open_metrics:
-        _CHECKS[_whole_reader](request)
+        _CHECKS[_reader](request)
 
 
-def requires_metrics(_: Credentials) -> None:
-    """A dependency that lets in readers of the whole store, or anyone if `open_metrics` is set."""
+async def requires_metrics(request: Request, _: Credentials) -> None:
+    """A dependency that lets in readers, or anyone if `open_metrics` is set."""
+    _check_metrics(request)
 
 
 _CHECKS[requires_metrics] = _check_metrics
 
 
 def details_allowed(request: Request) -> bool:
-    """Whether whoever asks a route without a token has given one that may know of the whole store."""
+    """Whether whoever asks a route that needs no token has given one that may know of the whole store."""
     try:
-        _CHECKS[_whole_reader](request)
+        _CHECKS[_reader](request)
     except HTTPError:
         return False
     return True
 
 
-_reader, _whole_reader = requires(READER), requires(READER, whole=True)
+_reader = requires(READER)
 Reader = Annotated[Holder, Depends(_reader)]
-WholeReader = Annotated[Holder, Depends(_whole_reader)]
 Editor = Annotated[Holder, Depends(requires(EDITOR))]
-WholeAdmin = Annotated[Holder, Depends(requires(ADMIN, whole=True))]
+Admin = Annotated[Holder, Depends(requires(ADMIN))]
+NamespaceReader = Annotated[Holder, Depends(requires(READER, whole=False))]
+NamespaceEditor = Annotated[Holder, Depends(requires(EDITOR, whole=False))]
+"""These two may be bound to namespaces."""

@@ -16,7 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, Field
 
-from wise.serving.auth import AuthorizedRoute, Reader, WholeReader, details_allowed, requires_metrics
+from wise.serving.auth import AuthorizedRoute, NamespaceReader, Reader, details_allowed, requires_metrics
 from wise.serving.editor_client import FAILING, READY, STATES
 from wise.serving.http_errors import ERRORS, not_found, unavailable
 from wise.serving.service import Served
@@ -110,7 +110,7 @@ class Status(BaseModel):
 
 
 @router.get("/v1/status", responses={status: ERRORS[status] for status in (401, 403)})
-async def status(service: Served, _: WholeReader) -> Status:
+async def status(service: Served, _: Reader) -> Status:
     """What answering and editing do, and why one of them does not."""
     editor, current = service.editor, service.follower.current
     return Status(
@@ -135,7 +135,7 @@ async def status(service: Served, _: WholeReader) -> Status:
 
 
 @router.get("/v1/token", responses={status: ERRORS[status] for status in (401, 403)})
-async def token(holder: Reader) -> TokenView:
+async def token(holder: NamespaceReader) -> TokenView:
     """Who the request's token belongs to, and what it allows."""
     return TokenView(name=holder.name, scope=holder.scope, until=holder.until)
 

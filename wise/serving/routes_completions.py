@@ -30,7 +30,7 @@ from wise.serving.answers import (
     token_routes,
     usage_of,
 )
-from wise.serving.auth import AuthorizedRoute, Reader
+from wise.serving.auth import AuthorizedRoute, NamespaceReader
 from wise.serving.engines import GenerationRequest, MemoryHandle
 from wise.serving.event_stream import event_stream
 from wise.serving.http_errors import bad_request
@@ -49,14 +49,14 @@ T = TypeVar("T")
 
 
 @router.get("/models")
-async def models(service: Served, _: Reader) -> schemas.ModelList:
+async def models(service: Served, _: NamespaceReader) -> schemas.ModelList:
     """The base's namespaces, each as a model."""
     found = service.visible(service.follower.current)
     return schemas.ModelList(data=[_model(service, name, handle) for name, handle in found.items()])
 
 
 @router.get("/models/{model:path}")
-async def model(model: str, service: Served, _: Reader) -> schemas.Model:
+async def model(model: str, service: Served, _: NamespaceReader) -> schemas.Model:
     return _model(service, model, service.handle(model))
 
 
@@ -70,7 +70,9 @@ def _model(service: Service, name: str, handle: MemoryHandle) -> schemas.Model:
 
 
 @router.post("/completions", response_model=schemas.Completion, responses=STREAM)
-async def completions(body: schemas.CompletionRequest, request: Request, service: Served, _: Reader) -> Response:
+async def completions(
+    body: schemas.CompletionRequest, request: Request, service: Served, _: NamespaceReader
+) -> Response:
     """Continues a text. With `stream`, server-sent events as OpenAI sends them."""
     requests = await _in_thread(service, prompts.completion_requests, service, body)
     echoed = await _in_thread(service, prompts.echoed, service, body, requests) if body.echo else None
@@ -79,7 +81,7 @@ async def completions(body: schemas.CompletionRequest, request: Request, service
 
 
 @router.post("/chat/completions", response_model=schemas_chat.ChatCompletion, responses=STREAM)
-async def chat(body: schemas_chat.ChatRequest, request: Request, service: Served, _: Reader) -> Response:
+async def chat(body: schemas_chat.ChatRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
     """Answers messages. If the model has no chat template, it reads their texts, one per line."""
     requests = await _in_thread(service, prompts.chat_requests, service, body)
     functions = [tool.function.name for tool in body.offered]
@@ -89,7 +91,7 @@ async def chat(body: schemas_chat.ChatRequest, request: Request, service: Served
 
 
 @router.post("/ask")
-async def ask(body: schemas.AskRequest, request: Request, service: Served, _: Reader) -> schemas.AskAnswer:
+async def ask(body: schemas.AskRequest, request: Request, service: Served, _: NamespaceReader) -> schemas.AskAnswer:
     """Greedy answers to the model's own stop, without and with the edits of one version."""
     questions, requests = await _in_thread(service, prompts.ask_requests, service, body)
     answers = await _generate(service, request, requests, None)
@@ -109,7 +111,9 @@ async def ask(body: schemas.AskRequest, request: Request, service: Served, _: Re
 
 
 @tokens.post("/tokenize")
-async def tokenize(body: schemas_chat.TokenizeRequest, service: Served, _: Reader) -> schemas_chat.TokenizeAnswer:
+async def tokenize(
+    body: schemas_chat.TokenizeRequest, service: Served, _: NamespaceReader
+) -> schemas_chat.TokenizeAnswer:
     """The ids of a text, or of messages up to where the answer begins."""
     service.namespace(body.model)
     ids = await _in_thread(service, _tokenized, service, body)
@@ -126,7 +130,9 @@ def _tokenized(service: Service, body: schemas_chat.TokenizeRequest) -> list[int
 
 
 @tokens.post("/detokenize")
-async def detokenize(body: schemas_chat.DetokenizeRequest, service: Served, _: Reader) -> schemas_chat.DetokenizeAnswer:
+async def detokenize(
+    body: schemas_chat.DetokenizeRequest, service: Served, _: NamespaceReader
+) -> schemas_chat.DetokenizeAnswer:
     """The text of ids, special tokens included."""
     service.namespace(body.model)
     size = len(service.tokenizer)

@@ -17,7 +17,7 @@ from wise.errors import EditError
 from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, TRAINING, UNDER_WAY, EditRequest, Ticket
 from wise.memory.store.ticket_search import TicketFilter, search_tickets
 from wise.serving import schemas
-from wise.serving.auth import AuthorizedRoute, Editor, Holder, Reader, sees
+from wise.serving.auth import AuthorizedRoute, Holder, NamespaceEditor, NamespaceReader, sees
 from wise.serving.edit_size import check_characters, check_size
 from wise.serving.follower import DEFAULT_NAMESPACE
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
@@ -30,6 +30,8 @@ SETTLED: dict[int | str, dict[str, Any]] = {
     200: {"model": schemas.EditsAnswer, "description": "Each edit is live or has failed."}
 }
 EditId = Annotated[schemas.Text, Path(max_length=200)]
+PAGE = 1001
+"""Tickets that are read at once."""
 POLL = 1.0
 """Seconds after which a wait looks again, even without news."""
 
@@ -47,7 +49,7 @@ class Submission:
 
 def _submission(
     service: Served,
-    holder: Editor,
+    holder: NamespaceEditor,
     request: Request,
     response: Response,
     idempotency_key: Annotated[
@@ -111,7 +113,7 @@ async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.E
 @router.get("/edits")
 def list_edits(
     service: Served,
-    holder: Reader,
+    holder: NamespaceReader,
     wanted: Annotated[TicketFilter, Depends(_wanted)],
     after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -125,7 +127,7 @@ def list_edits(
 
 
 @router.post("/edits/preview")
-async def preview(body: schemas.PreviewRequest, service: Served, holder: Editor) -> schemas.PreviewAnswer:
+async def preview(body: schemas.PreviewRequest, service: Served, holder: NamespaceEditor) -> schemas.PreviewAnswer:
     """Answers to an edit's prompt, its paraphrases and further prompts, before and after it. Nothing is changed.
 
     Previews are made one after the other, in turns of their holders; too many get a 429.
@@ -161,7 +163,7 @@ def _to_preview(service: Service, body: schemas.PreviewRequest, holder: Holder) 
 
 
 @router.get("/edits/{edit_id}")
-def show(edit_id: EditId, service: Served, _: Reader) -> schemas.EditHistory:
+def show(edit_id: EditId, service: Served, _: NamespaceReader) -> schemas.EditHistory:
     """An edit as it was last submitted, and its events since."""
     ticket = _newest(service, edit_id)
     events = [schemas.EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
@@ -193,7 +195,7 @@ async def delete(
     edit_id: EditId,
     request: Request,
     service: Served,
-    holder: Editor,
+    holder: NamespaceEditor,
     reason: Annotated[schemas.Text | None, Query(min_length=1, max_length=2000)] = None,
 ) -> schemas.VersionView:
     """Removes an edit: a live one, or one that is queued or in training, which is cancelled.

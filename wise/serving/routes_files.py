@@ -17,7 +17,7 @@ from wise.errors import EditError
 from wise.formats import FORMATS
 from wise.formats.edit_file import read_edits
 from wise.serving import schemas
-from wise.serving.auth import AuthorizedRoute, Editor, Reader, sees
+from wise.serving.auth import AuthorizedRoute, NamespaceEditor, NamespaceReader, sees
 from wise.serving.http_errors import bad_request
 from wise.serving.service import Served
 
@@ -33,7 +33,7 @@ FIELDS = tuple(schemas.EditIn.model_fields)
 @router.post("/edits")
 async def read(
     content: Annotated[bytes, Body(media_type="application/octet-stream", description="The bytes of the file.")],
-    _: Editor,
+    _: NamespaceEditor,
     name: Annotated[schemas.Text, Query(max_length=200, description=f"Its name; ends in {', '.join(ENDINGS)}.")],
     format: Annotated[schemas.Text, Query(max_length=40, description="As `wise edit --format`.")] = FORMATS[0],
 ) -> schemas.FileAnswer:
@@ -70,7 +70,7 @@ def _given(edit: Edit) -> schemas.EditIn:
 @router.get("/edits", response_class=StreamingResponse, responses={200: {"content": {"application/jsonl": LINES}}})
 async def export(
     service: Served,
-    _: Reader,
+    _: NamespaceReader,
     namespace: Annotated[schemas.Text | None, Query(max_length=200, description="Default: all.")] = None,
 ) -> StreamingResponse:
     """The live edits of the version that is served, as a file of JSON lines."""

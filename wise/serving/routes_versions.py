@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from wise.edits import Edit
 from wise.memory.store.edit_request import Event, Version
-from wise.serving.auth import AuthorizedRoute, Reader, WholeAdmin, WholeReader, sees, sees_all
+from wise.serving.auth import Admin, AuthorizedRoute, NamespaceReader, Reader, sees, sees_all
 from wise.serving.event_stream import event, event_stream
 from wise.serving.http_errors import bad_request, conflict, not_found
 from wise.serving.logs import audit
@@ -33,14 +33,14 @@ EVENT = {
 
 
 @router.get("/versions", tags=["versions"])
-def list_versions(service: Served, _: WholeReader) -> VersionList:
+def list_versions(service: Served, _: Reader) -> VersionList:
     """All versions, from the first, which is the base without edits."""
     found = [service.store.journal.version(0), *service.store.journal.versions()]
     return VersionList(current=service.follower.current.version, data=[VersionView.of(one) for one in found])
 
 
 @router.get("/versions/{number}", tags=["versions"])
-def show(number: Number, service: Served, _: WholeReader) -> VersionView:
+def show(number: Number, service: Served, _: Reader) -> VersionView:
     return VersionView.of(_version(service, number))
 
 
@@ -48,7 +48,7 @@ def show(number: Number, service: Served, _: WholeReader) -> VersionView:
 def diff(
     number: Number,
     service: Served,
-    _: WholeReader,
+    _: Reader,
     against: Annotated[int | None, Query(ge=0, lt=2**63, description="Default: the version before.")] = None,
 ) -> DiffAnswer:
     """What turns the version `against` into this one."""
@@ -66,7 +66,7 @@ def diff(
 
 @router.post("/versions/{number}/rollback", tags=["versions"])
 async def rollback(
-    number: Number, request: Request, service: Served, holder: WholeAdmin, body: RollbackRequest | None = None
+    number: Number, request: Request, service: Served, holder: Admin, body: RollbackRequest | None = None
 ) -> VersionView:
     """Makes the memory of an earlier version current again, bit for bit, as a new one; answered once that is served."""
     await run_in_threadpool(_readable, service, number)
@@ -99,7 +99,7 @@ def _readable(service: Service, number: int) -> Version:
 async def events(
     request: Request,
     service: Served,
-    _: Reader,
+    _: NamespaceReader,
     since: Annotated[
         int | None, Query(ge=0, lt=2**63, description="The last event not wanted; default: only new ones.")
     ] = None,

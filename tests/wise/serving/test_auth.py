@@ -91,6 +91,7 @@ def test_every_route_but_those_of_probes_wants_a_token(served: Running) -> None:
         (f"/v1/models/{NAME}@team-", None, 404),
         ("/v1/edits", None, 200),
         ("/v1/edits?namespace=team-b", None, 200),
+        ("/v1/edits?limit=1&after=1", None, 200),
         ("/v1/edits?namespace=default", None, 200),
         ("/v1/edits?text=Spain", None, 200),
         ("/v1/edits/{theirs}", None, 404),
