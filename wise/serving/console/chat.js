@@ -12,6 +12,7 @@ let running = null;      // what stops the answer that is streaming
 export function connected() {
   $("chat-title").textContent = session.chat ? "Chat" : "Completions";
   $("with-system").hidden = !session.chat;
+  say($("chat-options").firstElementChild, session.chat ? "System message and length" : "Length");
   say($("words-label"), session.chat ? "Message" : "Text to continue");
 }
 

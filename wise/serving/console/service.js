@@ -8,6 +8,7 @@ const POINTS = 40;       // of a sparkline
 const pace = [];         // tokens per second
 const news = [];
 let last = null;         // counters of the last look
+let hasStatus = true;
 
 function numbers(text) {
   const found = {};
@@ -91,11 +92,12 @@ export async function editor() {
 // A service that has no route for its status says in /ready what its editor does.
 async function status() {
   try {
-    return (await call("/v1/status")).editor;
+    if (hasStatus) return (await call("/v1/status")).editor;
   } catch (error) {
     if (error.status !== 404) throw error;
-    return { state: await call("/ready").then((told) => told.editor ?? "unknown", (problem) => problem.message) };
+    hasStatus = false;
   }
+  return { state: await call("/ready").then((told) => told.editor ?? "unknown", (problem) => problem.message) };
 }
 
 export function happened(events, names) {
