@@ -66,10 +66,12 @@ COUNTERS = {
     "drafts_accepted": "vllm:spec_decode_num_accepted_tokens",
     "cached_tokens": "vllm:prefix_cache_hits",
 }
+PREFACE = "The weather was fine, and people walked along the river. They talked about bread, boats and paper. " * 3
+"""Before each prompt: more tokens than a block of the cache, which all prompts share."""
 VERSIONS = ("base", "first", "second")
 
 
-def prepare(folder: Path, model: str | None, edits: int, prompts: int) -> None:
+def prepare(folder: Path, model: str | None, edits: int, prompts: int, preface: str) -> None:
     """Writes two versions of a memory, and what the library answers under each, into a folder."""
     import wise
     from wise.demo import model_path
@@ -78,7 +80,8 @@ def prepare(folder: Path, model: str | None, edits: int, prompts: int) -> None:
     path = model or str(model_path())
     wrapped = wise.wrap(*load(path))
     records = demo_records(max(edits, prompts // 9 + 1), seed=0)
-    asked = [text for r in records for text in (r.edit.prompt, *r.paraphrases, *r.neighbours)][:prompts]
+    asked = [text for r in records for text in (r.edit.prompt, *r.paraphrases, *r.neighbours)]
+    asked = [preface + text for text in asked[:prompts]]
     answers = {"base": wrapped.ask(asked, max_new_tokens=TOKENS)}
     for version, start, stop in (("first", 0, edits * 2 // 3), ("second", edits * 2 // 3, edits)):
         report = wrapped.edit([r.edit for r in records[start:stop]])
@@ -259,6 +262,7 @@ def main() -> int:
     parser.add_argument("--model", help="folder of a base; default: the shipped model")
     parser.add_argument("--edits", type=int, default=18)
     parser.add_argument("--prompts", type=int, default=504)
+    parser.add_argument("--preface", action="store_true", help="prompts of several cached blocks")
     parser.add_argument("--only", nargs="+", choices=ALL)
     parser.add_argument("--gpu", action="store_true", help="the configurations of a GPU; default: those of a CPU")
     parser.add_argument("--output", type=Path)
@@ -272,12 +276,13 @@ def main() -> int:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         (options.folder / f"{options.run}.json").write_text(json.dumps(run(options.folder, options.run)))
         return 0
+    key = (Path(options.model).name if options.model else "demo") + (", long prompts" if options.preface else "")
     good = True
     with TemporaryDirectory() as kept:
         folder = options.folder or Path(kept)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "reference.json").exists():
-            prepare(folder, options.model, options.edits, options.prompts)
+            prepare(folder, options.model, options.edits, options.prompts, PREFACE if options.preface else "")
         for name in options.only or (GPU if options.gpu else CONFIGURATIONS):
             command = [sys.executable, __file__, "--run", name, "--folder", str(folder)]
             if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
@@ -289,7 +294,7 @@ def main() -> int:
             print(f"{name}: {json.dumps(figures['equal'])} of {figures['prompts']}", flush=True)
             good = good and same
             if options.output:
-                write(options.output, name, Path(options.model).name if options.model else "demo", figures)
+                write(options.output, name, key, figures)
     return 0 if good else 1
 
 

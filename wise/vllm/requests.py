@@ -90,14 +90,13 @@ def engine_options(
     config: WiseConfig,
     layer: str,
     *,
-    store: str | None = None,
     chat_template: str | None = None,
     record: bool = False,
     given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Arguments of vLLM's `EngineArgs` with which the plug-in stands beside a layer.
 
-    layer: path of the edited module, `WiseModel.target_module.path`. store: place from which workers read versions.
+    layer: path of the edited module, `WiseModel.target_module.path`.
     chat_template: if the front end's tokenizer has another one than its folder. record: keep what is added, for a
     check. given: arguments to which these are added.
 
@@ -105,7 +104,7 @@ def engine_options(
     """
     if config.mode != "hybrid":
         raise ConfigError(f"mode={config.mode!r}: vLLM serves memories of mode='hybrid', which go by token ids")
-    own: dict[str, Any] = {"layer": layer, "store": store, "record": record}
+    own: dict[str, Any] = {"layer": layer, "record": record}
     if chat_template is not None:
         own["chat_template"] = chat_template
     for name in ("encoder", "relations"):
@@ -119,9 +118,14 @@ def engine_options(
     return options | {"worker_extension_cls": EXTENSION, "additional_config": {**others, "wise": own}}
 
 
-async def attach(engine: Any) -> list[dict[str, Any]]:
-    """Makes an `AsyncLLM` ready for edits, and tests it. Raises ConfigError if nothing would come of them."""
-    found: list[dict[str, Any]] = await engine.collective_rpc("wise_attach")
+async def attach(engine: Any, store: str | None = None) -> list[dict[str, Any]]:
+    """Makes an `AsyncLLM` ready for edits, and tests it; returns what each worker tells of itself.
+
+    store: place from which the workers read versions; no option of the engine, since it may hold a password.
+
+    Raises ConfigError if nothing would come of edits, or what a worker raised.
+    """
+    found: list[dict[str, Any]] = await engine.collective_rpc("wise_attach", args=(store,))
     before, after = [await _first_logprobs(engine, probe) for probe in (False, True)]
     check_probe(before, after)
     return found

@@ -28,10 +28,9 @@ from wise.vllm.sequences import Followed, ServedMemory
 class Memories:
     """Loads versions, from a store or from a folder that `save_pretrained` wrote. Used by one thread."""
 
-    def __init__(self, options: dict[str, Any], tokenizer_path: str) -> None:
+    def __init__(self, options: dict[str, Any], tokenizer_path: str, store: str | None) -> None:
         self._options, self._tokenizer_path = options, tokenizer_path
         self._inputs: RouterInputs | None = None
-        store = options.get("store")
         self._store = None if store is None else open_reader(store)
 
     def read(self, version: int, folder: str | None) -> dict[tuple[int, str], ServedMemory]:
@@ -68,8 +67,10 @@ class WiseWorker:
     model_runner: Any
     vllm_config: Any
 
-    def wise_attach(self) -> dict[str, Any]:
+    def wise_attach(self, store: str | None = None) -> dict[str, Any]:
         """Begins to watch this worker's steps; tells how. Called once, before any request.
+
+        store: place from which versions are read.
 
         Raises ConfigError if the edited layer does not stand in this model.
         """
@@ -82,7 +83,7 @@ class WiseWorker:
                 "plug-in 'wise' was not loaded (see VLLM_PLUGINS)"
             )
         self._wise = Followed(side, record=bool(options.get("record")))
-        self._wise_memories = Memories(options, config.model_config.tokenizer)
+        self._wise_memories = Memories(options, config.model_config.tokenizer, store if side.adds else None)
         self._wise_loader = ThreadPoolExecutor(1, thread_name_prefix="wise-load")
         self._wise_loading: dict[int, Future[dict[tuple[int, str], ServedMemory]]] = {}
         runner = observe(self.model_runner, self._wise)

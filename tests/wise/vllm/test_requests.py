@@ -6,51 +6,45 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from chats import EDITS, TURNS, chat_model
+from chats import EDITS, TEMPLATE, TURNS
+from followed import answer_router, answer_state
+from tiny import EOS
 
 import wise
 from wise.memory.state import MemoryState
-from wise.router.hybrid import HybridRouter
+from wise.router.turns import render
 from wise.vllm.beside import check_options, check_version
 from wise.vllm.requests import CarriedEdits, carried_edits, check_probe, engine_options
 
-
-@pytest.fixture(scope="module")
-def model() -> wise.WiseModel:
-    model = chat_model()
-    model.edit(EDITS)
-    return model
+STATE = answer_state()
+ASKED, OTHER = (render(answer_router(STATE).inputs.tokenizer, turns) for turns in (TURNS, TURNS[:1]))
 
 
 def carry(
-    model: wise.WiseModel, ids: list[int], state: MemoryState, version: int, namespace: str = "default"
+    ids: list[int], state: MemoryState, version: int, namespace: str = "default", template: str | None = TEMPLATE
 ) -> CarriedEdits:
-    assert model.inputs is not None
-    router = HybridRouter(state, model.inputs)
-    return carried_edits(ids, router, state, version=version, namespace=namespace, stops=model.encoder.stops)
+    router = answer_router(state, template)
+    return carried_edits(ids, router, state, version=version, namespace=namespace, stops={EOS})
 
 
-def test_a_chat_shares_its_cache_as_far_as_the_same_is_added(model: wise.WiseModel) -> None:
-    both, first = model.state, model.state.without([EDITS[1].id])
-    asked, other = model.encoder.turn(TURNS), model.encoder.turn(TURNS[:1])
-    nothing = carry(model, other, both, 1)
-    assert (nothing.extra_args, nothing.cache_salt) == (None, None) and "cache_salt" not in nothing.prompt(other)
-    one, two = carry(model, asked, first, 1), carry(model, asked, both, 2)
-    assert one.cache_salt == two.cache_salt and one.cache_salt in str(one.prompt(asked))
+def test_a_chat_shares_its_cache_as_far_as_the_same_is_added() -> None:
+    nothing = carry(OTHER, STATE, 1)
+    assert (nothing.extra_args, nothing.cache_salt) == (None, None) and "cache_salt" not in nothing.prompt(OTHER)
+    one, two = carry(ASKED, STATE.without([EDITS[1].id]), 1), carry(ASKED, STATE, 2)
+    assert one.cache_salt == two.cache_salt and one.prompt(ASKED)["cache_salt"] == one.cache_salt is not None
     assert one.extra_args is not None and one.extra_args["wise"]["version"] == 1
-    gone = carry(model, asked, model.state.without([EDITS[0].id]), 3)
-    assert gone.cache_salt is None
+    assert carry(ASKED, STATE.without([EDITS[0].id]), 3).cache_salt is None
 
 
-def test_plain_text_shares_its_cache_within_a_version(model: wise.WiseModel) -> None:
-    ids = model.encoder.prompt("w33 w34")
-    salts = [carry(model, ids, model.state, *key).cache_salt for key in ((1, "a"), (1, "a"), (2, "a"), (1, "b"))]
+def test_plain_text_shares_its_cache_within_a_version() -> None:
+    keys = ((1, "a"), (1, "a"), (2, "a"), (1, "b"))
+    salts = [carry([33, 34], STATE, version, namespace, None).cache_salt for version, namespace in keys]
     assert salts[0] == salts[1] is not None and len({*salts}) == 3
 
 
-def test_options_of_an_engine(model: wise.WiseModel) -> None:
-    config, path = model.wise_config, model.target_module.path
-    options = engine_options(config, path, store="s", given={"dtype": "float32", "additional_config": {"other": 1}})
+def test_options_of_an_engine() -> None:
+    config, path = wise.WiseConfig(), "model.layers.1.mlp.down_proj"
+    options = engine_options(config, path, given={"dtype": "float32", "additional_config": {"other": 1}})
     assert options["additional_config"]["wise"]["layer"] == path and options["additional_config"]["other"] == 1
     assert options["dtype"] == "float32" and options["worker_extension_cls"] == "wise.vllm.worker.WiseWorker"
     with pytest.raises(wise.ConfigError, match="worker_extension_cls='mine.Worker'"):

@@ -8,26 +8,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chats import EDITS, TURNS, chat_model
+from chats import TURNS
+from followed import WIDTH, answer_router, answer_state
+from tiny import EOS
 from torch import Tensor
 
 import wise
 from wise.memory.side_memory import NO_SLOT
 from wise.router.hybrid import HybridRouter
+from wise.router.turns import render
 from wise.vllm.beside import Side
 from wise.vllm.requests import carried_edits
 from wise.vllm.runners import observe
 from wise.vllm.sequences import Followed, ServedMemory
 
-STEP = 32
+STEP = 64
 """Tokens of the longest step."""
+STATE = answer_state()
 
 
 @pytest.fixture(scope="module")
-def model() -> wise.WiseModel:
-    model = chat_model()
-    model.edit(EDITS)
-    return model
+def router() -> HybridRouter:
+    return answer_router(STATE)
 
 
 class RunnerV1:
@@ -74,23 +76,18 @@ class RunnerV2(RunnerV1):
 
 
 @pytest.fixture(params=[RunnerV1, RunnerV2], ids=["V1", "V2"])
-def worker(request: pytest.FixtureRequest, model: wise.WiseModel) -> tuple[Any, Followed]:
+def worker(request: pytest.FixtureRequest, router: HybridRouter) -> tuple[Any, Followed]:
     """A runner that is observed, and what is followed in it, with version 3 loaded."""
-    side = Side(STEP, model.state.slots[0].maps[1], dtype=torch.float32, device=None, adds=True)
+    side = Side(STEP, WIDTH, dtype=torch.float32, device=None, adds=True)
     followed = Followed(side, record=True)
-    assert model.inputs is not None
-    followed.memories[3, "default"] = ServedMemory(state=model.state, router=HybridRouter(model.state, model.inputs))
+    followed.memories[3, "default"] = ServedMemory(state=STATE, router=router)
     runner = request.param(side)
     assert observe(runner, followed) == request.param.__name__[-2:]
     return runner, followed
 
 
-def carried(model: wise.WiseModel, ids: list[int]) -> dict[str, Any] | None:
-    assert model.inputs is not None
-    router = HybridRouter(model.state, model.inputs)
-    return carried_edits(
-        ids, router, model.state, version=3, namespace="default", stops=model.encoder.stops
-    ).extra_args
+def carried(router: HybridRouter, ids: list[int]) -> dict[str, Any] | None:
+    return carried_edits(ids, router, STATE, version=3, namespace="default", stops={EOS}).extra_args
 
 
 def step(
@@ -109,25 +106,24 @@ def step(
     )
 
 
-def wanted(model: wise.WiseModel, ids: list[int]) -> Tensor:
+def wanted(router: HybridRouter, ids: list[int]) -> Tensor:
     """`[n, d]`: what the library adds at each token."""
-    assert model.inputs is not None
-    router, row = HybridRouter(model.state, model.inputs), np.array(ids)
-    out = torch.zeros(len(ids), model.state.slots[0].maps[1])
+    row = np.array(ids)
+    out = torch.zeros(len(ids), WIDTH)
     form, begins = router.begins(row, 0)
     for place, decision, value in router.answered(row, 0, begins, form):
         if value != NO_SLOT:
-            out[place] = model.state.slots[decision.slot].values[value]  # type: ignore[attr-defined]
+            out[place] = STATE.slots[decision.slot].values[value]  # type: ignore[attr-defined]
     return out
 
 
-def test_what_is_added_is_what_the_library_adds(model: wise.WiseModel, worker: tuple[Any, Followed]) -> None:
+def test_what_is_added_is_what_the_library_adds(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
     runner, followed = worker
-    prompt = model.encoder.turn(TURNS)
+    prompt = render(router.inputs.tokenizer, TURNS)
     ids = [*prompt, 70, 71, 33]
-    own, cut = wanted(model, ids), len(prompt) - 3
+    own, cut = wanted(router, ids), len(prompt) - 3
     assert own.any(1).sum() >= 3
-    new = {"other": ([33] * 4, None), "a": (prompt, carried(model, prompt))}
+    new = {"other": ([33] * 4, None), "a": (prompt, carried(router, prompt))}
     pieces = [
         runner.execute_model(step(("other", [33] * 4, 0), ("a", prompt[:cut], 0), new=new))[4:],
         runner.execute_model(step(("a", prompt[cut:], cut), ("other", [33], 4)))[:-1],
@@ -139,38 +135,38 @@ def test_what_is_added_is_what_the_library_adds(model: wise.WiseModel, worker: t
     assert "other" not in followed.recorded
 
 
-def test_cached_tokens_are_known_without_being_read(model: wise.WiseModel, worker: tuple[Any, Followed]) -> None:
+def test_cached_tokens_are_known_without_being_read(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
     runner, _ = worker
-    prompt = model.encoder.turn(TURNS)
+    prompt = render(router.inputs.tokenizer, TURNS)
     last = len(prompt) - 1
-    out = runner.execute_model(step(("a", prompt[last:], last), new={"a": (prompt, carried(model, prompt))}))
-    assert torch.equal(out, wanted(model, prompt)[last:]) and out.any()
+    out = runner.execute_model(step(("a", prompt[last:], last), new={"a": (prompt, carried(router, prompt))}))
+    assert torch.equal(out, wanted(router, prompt)[last:]) and out.any()
 
 
-def test_a_request_keeps_its_version_when_it_is_dropped(model: wise.WiseModel, worker: tuple[Any, Followed]) -> None:
+def test_a_request_keeps_its_version_when_it_is_dropped(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
     runner, followed = worker
-    prompt = model.encoder.turn(TURNS)
-    out = runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(model, prompt))}))
+    prompt = render(router.inputs.tokenizer, TURNS)
+    out = runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(router, prompt))}))
     followed.drop(3)
     after = runner.execute_model(step(("a", [70], len(prompt))))
-    assert torch.equal(torch.cat([out, after]), wanted(model, [*prompt, 70])) and after.any()
+    assert torch.equal(torch.cat([out, after]), wanted(router, [*prompt, 70])) and after.any()
     with pytest.raises(RuntimeError, match="version 3"):
-        runner.execute_model(step(("b", prompt, 0), new={"b": (prompt, carried(model, prompt))}))
+        runner.execute_model(step(("b", prompt, 0), new={"b": (prompt, carried(router, prompt))}))
 
 
-def test_a_request_that_ended_is_forgotten(model: wise.WiseModel, worker: tuple[Any, Followed]) -> None:
+def test_a_request_that_ended_is_forgotten(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
     runner, followed = worker
-    prompt = model.encoder.turn(TURNS)
-    runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(model, prompt))}))
+    prompt = render(router.inputs.tokenizer, TURNS)
+    runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(router, prompt))}))
     assert followed.wants("a")
     out = runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, None)}, finished=["a"]))
     assert not followed.wants("a") and not out.any()
 
 
-def test_an_answer_without_its_edit_is_not_given(model: wise.WiseModel, worker: tuple[Any, Followed]) -> None:
+def test_an_answer_without_its_edit_is_not_given(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
     runner, _ = worker
-    prompt = model.encoder.turn(TURNS)
-    new = {"a": (prompt, carried(model, prompt))}
+    prompt = render(router.inputs.tokenizer, TURNS)
+    new = {"a": (prompt, carried(router, prompt))}
     runner.skips_layer = True
     with pytest.raises(RuntimeError, match="passed the edited layer by"):
         runner.execute_model(step(("a", prompt, 0), new=new))
@@ -190,12 +186,12 @@ def test_a_probe_is_added_at_the_last_token_of_its_prompt(worker: tuple[Any, Fol
     assert out[2].abs().min() > 100 and not out[:2].any()
 
 
-def test_other_ranks_add_nothing_and_need_no_memory(model: wise.WiseModel) -> None:
-    side = Side(STEP, 8, dtype=torch.float32, device=None, adds=False)
+def test_other_ranks_add_nothing_and_need_no_memory(router: HybridRouter) -> None:
+    side = Side(STEP, WIDTH, dtype=torch.float32, device=None, adds=False)
     runner = RunnerV1(side)
     observe(runner, Followed(side))
-    prompt = model.encoder.turn(TURNS)
-    out = runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(model, prompt))}))
+    prompt = render(router.inputs.tokenizer, TURNS)
+    out = runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(router, prompt))}))
     assert not out.any()
 
 
@@ -204,6 +200,6 @@ def test_an_unknown_runner_is_refused() -> None:
         def _prepare_inputs(self, batch: Any) -> None: ...
         def execute_model(self, scheduled: Any) -> None: ...
 
-    side = Side(STEP, 8, dtype=torch.float32, device=None, adds=True)
+    side = Side(STEP, WIDTH, dtype=torch.float32, device=None, adds=True)
     with pytest.raises(wise.ConfigError, match="model runner"):
         observe(Runner(), Followed(side))

@@ -87,7 +87,6 @@ class VllmEngine:
         self._options = engine_options(
             model.wise_config,
             model.target_module.path,
-            store=os.path.abspath(settings.store) if "://" not in settings.store else settings.store,
             chat_template=model.tokenizer.chat_template,
             given=given,
         )
@@ -160,6 +159,7 @@ class VllmEngine:
         try:
             self._loop.run_until_complete(self._start())
         except BaseException as error:
+            self._loop.close()
             self._started.set_exception(error)
             return
         self._started.set_result(None)
@@ -171,6 +171,7 @@ class VllmEngine:
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             self._llm.shutdown()
+            self._loop.close()
 
     async def _start(self) -> None:
         for name, value in ENVIRONMENT.items():
@@ -179,7 +180,9 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._options))
-        for rank, told in enumerate(await attach(self._llm)):
+        store = self._settings.store
+        place = store if "://" in store else os.path.abspath(store)
+        for rank, told in enumerate(await attach(self._llm, place)):
             logger.info("vLLM's worker %d serves edits", rank, extra={"fields": told})
 
     def _call(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:

@@ -1,0 +1,49 @@
+"""A router over two edits that were put together by hand, for tests that run no model."""
+
+from __future__ import annotations
+
+import torch
+from chats import EDITS, TEMPLATE
+from tiny import EOS, WordReader, text, tiny_tokenizer
+
+from wise.memory.slot import AnswerSlot
+from wise.memory.state import MemoryState
+from wise.router.hybrid import HybridRouter, RouterInputs
+from wise.router.subjects import PLACEHOLDER
+from wise.router.turns import ChatTemplate
+
+SAID = ([[70, 71, EOS], [70, 71, 9, EOS]], [[72, EOS], [72, 9, EOS]])
+"""Of each edit the ids of its answer in a chat, and in plain text."""
+WIDTH = 8
+"""d"""
+
+
+def answer_state() -> MemoryState:
+    """The two edits, each with random values."""
+    generator, reader = torch.Generator().manual_seed(0), WordReader()
+    slots, keys = [], {}
+    for i, (edit, said) in enumerate(zip(EDITS, SAID, strict=True)):
+        ids = [token for form in said for token in form]
+        slots.append(
+            AnswerSlot(
+                id=i,
+                edit_ids=(edit.id,),
+                scores=(reader.threshold,),
+                values=torch.randn(len(ids), WIDTH, generator=generator),
+                ids=torch.tensor(ids),
+                counts=torch.tensor([len(form) for form in said]),
+                features=WIDTH,
+            )
+        )
+        asked = f"{PLACEHOLDER} {edit.prompt.split(' ', 1)[1]}"
+        keys[edit.id] = reader.read([edit.prompt, asked, f"{asked} {text(said[0][:-1])}"]).half()
+    return MemoryState(edits=tuple(EDITS), slots=tuple(slots), keys=keys, key_space=reader.key_space)
+
+
+def answer_router(state: MemoryState, template: str | None = TEMPLATE) -> HybridRouter:
+    """template: of the tokenizer's chats."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    learned = ChatTemplate.learn(tokenizer)
+    inputs = RouterInputs(sequences=None, tokenizer=tokenizer, template=learned, reader=WordReader())
+    return HybridRouter(state, inputs)

@@ -1,0 +1,246 @@
+"""The engine on vLLM, with vLLM replaced by what it promises: requests, versions, provenance, and what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chats import EDITS, TURNS
+from followed import SAID, answer_router, answer_state
+from tiny import EOS
+from waiting import until
+
+import wise
+from wise.memory.side_memory import NO_SLOT, SideMemory
+from wise.memory.slot import make_bank
+from wise.router.turns import render
+from wise.serving.engines import BusyError, DeadlineError, Delta, EngineError, GenerationRequest, MemoryHandle
+from wise.serving.engines.vllm import VllmEngine
+from wise.serving.metrics import Metrics
+from wise.serving.settings import Settings
+
+STATE = answer_state()
+ROUTER = answer_router(STATE)
+TOKENIZER = ROUTER.inputs.tokenizer
+ASKED, OTHER = (render(TOKENIZER, turns) for turns in (TURNS, TURNS[:1]))
+SECONDS = 30.0
+
+
+class FakeLLM:
+    """Says the edit's answer where a plan says so, and else `w8`; in a step of its own for each token."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.asked: list[tuple[dict[str, Any], Any]] = []
+        self.errored, self.hangs, self.forgets, self.left = False, False, False, 0
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        self.calls.append((method, args))
+        if args == (13, None):
+            raise RuntimeError("segment 13 is damaged")
+        return [{"runner": "V1"} if method == "wise_attach" else True]
+
+    async def generate(self, prompt: dict[str, Any], params: Any, request_id: str) -> AsyncIterator[Any]:
+        self.asked.append((prompt, params))
+        carried = (params.extra_args or {}).get("wise", {})
+        begins = carried.get("plan", {}).get("begins", [])
+        said = SAID[begins[-1][1]][0] if begins and not self.forgets else [8, EOS]
+        try:
+            if self.hangs:
+                await asyncio.Event().wait()
+            for token in said[: params.max_tokens]:
+                told = SimpleNamespace(logprob=-1.0 - 5.0 * bool(carried.get("probe")))
+                finish = "stop" if token == EOS else "length" if params.max_tokens == 1 else None
+                one = SimpleNamespace(token_ids=[token], logprobs=[{token: told}], finish_reason=finish)
+                yield SimpleNamespace(outputs=[one])
+        finally:
+            self.left += 1
+
+    def shutdown(self) -> None:
+        self.errored = True
+
+
+class SamplingParams:
+    __struct_fields__ = ("temperature", "top_p", "seed", "max_tokens")
+
+    def __init__(self, **given: Any) -> None:
+        vars(self).update(given)
+
+
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
+    """What stands in the place of vLLM."""
+    found = FakeLLM()
+    contents = {
+        "vllm": {"SamplingParams": SamplingParams},
+        "vllm.sampling_params": {"RequestOutputKind": SimpleNamespace(DELTA=1)},
+        "vllm.engine": {},
+        "vllm.engine.arg_utils": {"AsyncEngineArgs": SimpleNamespace},
+        "vllm.v1": {},
+        "vllm.v1.engine": {},
+        "vllm.v1.engine.async_llm": {"AsyncLLM": SimpleNamespace(from_engine_args=lambda args: found)},
+    }
+    for name, content in contents.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    return found
+
+
+@pytest.fixture
+def engine(llm: FakeLLM) -> Iterator[VllmEngine]:
+    encoder = SimpleNamespace(
+        stops={EOS},
+        context=64,
+        own_prompt=lambda edit: edit.prompt,
+        question=lambda prompt: SimpleNamespace(
+            ids=tuple(render(TOKENIZER, [{"role": "user", "content": prompt}])), chat=True
+        ),
+        chat_target=lambda target: [*TOKENIZER(target)["input_ids"], EOS],
+        answer=lambda ids, chat: tuple(ids),
+    )
+    model: Any = SimpleNamespace(
+        encoder=encoder,
+        tokenizer=TOKENIZER,
+        wise_config=wise.WiseConfig(),
+        target_module=SimpleNamespace(path="model.layers.1.mlp.down_proj"),
+        model=SimpleNamespace(dtype=torch.float32),
+    )
+    settings = Settings(store="nowhere", max_batch_size=2, max_queue=1, vllm={"block_size": 32})
+    engine = VllmEngine(model, settings, Metrics())
+    engine.start()
+    engine.prepare([handle(1)])
+    yield engine
+    engine.close()
+    assert not engine.alive
+
+
+def handle(version: int) -> MemoryHandle:
+    memory = SideMemory(make_bank(STATE.slots, torch.float32), ROUTER)
+    return MemoryHandle(version=version, namespace="default", state=STATE, memory=memory)
+
+
+def answers(engine: VllmEngine, *requests: GenerationRequest, seconds: float = SECONDS) -> list[Delta]:
+    """All deltas of one job. Raises what was delivered in their place."""
+
+    async def collect() -> list[Delta]:
+        job, found, left = engine.submit(requests, seconds=seconds), [], len(requests)
+        while left:
+            delta = await asyncio.wait_for(job.deltas.get(), SECONDS)
+            if isinstance(delta, Exception):
+                raise delta
+            found.append(delta)
+            left -= delta.finish is not None
+        return found
+
+    return asyncio.run(collect())
+
+
+def request(ids: list[int], version: int = 1, **more: Any) -> GenerationRequest:
+    return GenerationRequest(prompt=tuple(ids), handle=handle(version), **{"max_new_tokens": 8} | more)
+
+
+def test_an_edit_is_carried_said_and_told(engine: VllmEngine, llm: FakeLLM) -> None:
+    deltas = answers(engine, request(ASKED))
+    assert [token for delta in deltas for token in delta.tokens] == [70, 71, EOS]
+    assert deltas[-1].finish == "stop" and "".join(delta.text for delta in deltas).strip() == "w70 w71"
+    routed = [(one.position, one.edit, one.slot) for delta in deltas for one in delta.routed]
+    row = np.array([*ASKED, 70, 71])
+    form, begins = ROUTER.begins(row, 0)
+    wanted = [(p, EDITS[0].id, d.slot) for p, d, v in ROUTER.answered(row, 0, begins, form) if v != NO_SLOT]
+    assert routed == wanted and len(wanted) == 3
+    prompt, params = llm.asked[-1]
+    assert params.extra_args["wise"]["version"] == 1 and prompt["cache_salt"].startswith("wise:")
+    assert (params.temperature, params.max_tokens, params.stop_token_ids) == (0.0, 8, [EOS])
+
+
+def test_what_names_no_edited_subject_carries_nothing(engine: VllmEngine, llm: FakeLLM) -> None:
+    deltas = answers(engine, request(OTHER))
+    prompt, params = llm.asked[-1]
+    assert params.extra_args is None and prompt == {"prompt_token_ids": OTHER}
+    assert [token for delta in deltas for token in delta.tokens] == [8, EOS] and not any(d.routed for d in deltas)
+    (traced, *_) = answers(engine, request(OTHER, trace=True))
+    assert [one.position for one in traced.routed] == list(range(len(OTHER)))
+    base = MemoryHandle(version=1, namespace=None)
+    answers(engine, GenerationRequest(prompt=tuple(ASKED), handle=base, max_new_tokens=8))
+    assert llm.asked[-1][1].extra_args is None
+
+
+def test_a_stop_sequence_ends_the_request_in_vllm(engine: VllmEngine, llm: FakeLLM) -> None:
+    left = llm.left
+    deltas = answers(engine, request(ASKED, stops=(" w71",)))
+    assert "".join(delta.text for delta in deltas).strip() == "w70" and deltas[-1].finish == "stop"
+    assert llm.left == left + 1
+
+
+def test_versions_are_loaded_asked_once_and_dropped(engine: VllmEngine, llm: FakeLLM) -> None:
+    with pytest.raises(EngineError, match="version 2"):
+        answers(engine, request(ASKED, version=2))
+    count = len(llm.asked)
+    for version in (2, 3):
+        engine.prepare([handle(version)])
+    assert len(llm.asked) == count, "the edits of the first version are those of the others"
+    assert llm.calls[0] == ("wise_attach", (os.path.abspath("nowhere"),))
+    assert [args for method, args in llm.calls if method == "wise_load"] == [(1, None), (2, None), (3, None)]
+    assert [args for method, args in llm.calls if method == "wise_drop"] == [(1,)]
+    assert answers(engine, request(ASKED, version=2)) and answers(engine, request(ASKED, version=3))
+    with pytest.raises(EngineError, match="segment 13"):
+        engine.prepare([handle(13)])
+    assert answers(engine, request(ASKED, version=3))
+
+
+def test_edits_that_vllm_does_not_say_are_told(
+    engine: VllmEngine, llm: FakeLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = [wise.Edit(prompt=edit.prompt, target=edit.target, subject=edit.subject, id=edit.id) for edit in EDITS]
+    llm.forgets = True
+    new = MemoryHandle(
+        version=2,
+        namespace="default",
+        state=type(STATE)(edits=tuple(changed), slots=STATE.slots, keys=STATE.keys, key_space=STATE.key_space),
+        memory=handle(2).memory,
+    )
+    with caplog.at_level(logging.WARNING):
+        engine.prepare([new])
+    assert "2 of 2 new edits do not hold in vLLM" in caplog.text
+
+
+def test_deadlines_and_queues(engine: VllmEngine, llm: FakeLLM) -> None:
+    llm.hangs = True
+    with pytest.raises(DeadlineError):
+        answers(engine, request(ASKED), seconds=0.05)
+    with pytest.raises(BusyError, match="answers are waited for"):
+        answers(engine, *[request(ASKED)] * 4)
+    llm.hangs = False
+    until(lambda: engine.busy == 0)
+    assert answers(engine, *[request(ASKED)] * 3)
+
+
+def test_an_engine_that_died_refuses(engine: VllmEngine, llm: FakeLLM) -> None:
+    llm.errored = True
+    with pytest.raises(EngineError, match="does not run"):
+        answers(engine, request(ASKED))
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_the_extra_is_named() -> None:
+    nothing: Any = None
+    with pytest.raises(wise.ConfigError, match=r"wise-runtime\[vllm\]"):
+        VllmEngine(nothing, Settings(store="nowhere"), Metrics())
+
+
+def test_options_of_vllm_are_one_object() -> None:
+    assert Settings(store="s", vllm='{"tensor_parallel_size": 2}').vllm == {"tensor_parallel_size": 2}
+    with pytest.raises(ValueError, match="vllm"):
+        Settings(store="s", vllm="[1]")
+    with pytest.raises(ValueError, match="engine"):
+        Settings(store="s", engine="other")
