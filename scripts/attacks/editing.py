@@ -70,12 +70,15 @@ def relations_without_effect(service: Service) -> str:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--relations", f"{folder}/none", "--mode", "retrieve", "--port", "0", "--store", f"{folder}/store"]
         command = [sys.executable, "-m", "wise", "serve", *options]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=25)
-        except subprocess.TimeoutExpired as error:
-            raise AttackError("it serves, and says nothing of relations that it does not read") from error
-    if done.returncode != 2 or "relations" not in done.stderr:
-        raise AttackError(f"exit code {done.returncode}: {done.stderr[-200:]}")
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            said = []
+            for line in process.stderr or ():
+                said.append(line)
+                if "wise serves at" in line:
+                    process.kill()
+                    raise AttackError("it serves, and says nothing of relations that it does not read")
+    if process.returncode != 2 or "relations" not in said[-1]:
+        raise AttackError(f"exit code {process.returncode}: {said[-1:]}")
     return "refused with exit code 2"
 
 
@@ -179,8 +182,9 @@ def ready_while_preparing(service: Service) -> str:
             states.add(answer.status)
         except urllib.error.HTTPError as error:
             raise AttackError(f"/ready is {error.code} while the editor prepares") from error
-        if call(service, "GET", "/v1/status")[1].get("editor", {}).get("state") == "preparing":
-            return f"/ready is {states} while the editor is started again and prepares"
+        editing = call(service, "GET", "/v1/status")[1].get("editing")
+        if editing:
+            return f"/ready is {states} and /v1/status says: {editing}"
         time.sleep(0.05)
     raise AttackError("nothing says what the editor does")
 
@@ -200,17 +204,19 @@ def many_namespaces(service: Service) -> str:
     begun = time.monotonic()
     edited(service, LYON)
     alone = time.monotonic() - begun
-    for start in range(0, 120, 40):
-        for number in range(start, start + 40):
-            body = {"edits": [PORTO], "model": f"wise-demo@team-{number}"}
-            call(service, "POST", "/v1/edits", body)
-    edited(service, LYON | {"prompt": "The capital of Italy is", "subject": "Italy"}, 120)
+    for number in range(80):
+        call(service, "POST", "/v1/edits", {"edits": [PORTO], "model": f"wise-demo@team-{number}"})
+    end = time.monotonic() + 180
+    while any(call(service, "GET", f"/v1/edits?status={status}")[1]["data"] for status in ("queued", "training")):
+        if time.monotonic() > end:
+            raise AttackError("80 edits are not trained within 180 s")
+        time.sleep(1)
     begun = time.monotonic()
     edited(service, LYON | {"prompt": "The capital of Japan is", "subject": "Japan"})
     beside = time.monotonic() - begun
     if beside > 2 * alone + 0.5:
-        raise AttackError(f"live after {alone:.1f} s alone and {beside:.1f} s beside 120 namespaces")
-    return f"live after {alone:.1f} s alone and {beside:.1f} s beside 120 namespaces"
+        raise AttackError(f"live after {alone:.1f} s alone and {beside:.1f} s beside 80 namespaces")
+    return f"live after {alone:.1f} s alone and {beside:.1f} s beside 80 namespaces"
 
 
 def interrupted_import(service: Service) -> str:
@@ -223,7 +229,7 @@ def interrupted_import(service: Service) -> str:
             process.send_signal(signal.SIGINT)
             _, said = process.communicate()
         codes.append(process.returncode)
-        if "Traceback" in said and "wise" in said:
+        if "wise/cli" in said:  # before that, Python itself starts
             raise AttackError(f"a traceback after {seconds} s, exit code {process.returncode}")
     return f"exit codes {codes}"
 

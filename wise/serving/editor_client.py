@@ -192,6 +192,7 @@ class EditorClient:
             with self._lock:
                 self._outbox = None
             outbox.put(None)
+            sender.join()  # the other end is closed, so it blocks no more; only then is this one
         worker.join()
         if isinstance(worker, BaseProcess) and worker.exitcode:
             self.why = self.why or f"exit code {worker.exitcode}"

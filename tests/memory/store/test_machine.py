@@ -102,7 +102,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
-        known = self.numbers("queued", "live")
+        known = self.numbers("queued", "training", "live")
         if not known:
             with pytest.raises(StoreError, match="neither live nor queued"):
                 self.store.delete(["e0"])
