@@ -274,6 +274,38 @@ def records(draw: st.DrawFn) -> Record:
     )
 
 
+KOMANDA = "\u043a\u043e\u043c\u0430\u043d\u0434\u0430"
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [("team-a", "team-a"), ("te\u0301am", "t\u00e9am"), ("a/b@c 50%", "a/b@c 50%"), ("\u65e5\u672c", "\u65e5\u672c"),
+     (KOMANDA, KOMANDA), ("x" * 100, "x" * 100)],
+)
+def test_a_namespace_has_one_spelling(given: str, stored: str) -> None:
+    made = Edit(prompt="p", target="t", namespace=given)
+    assert made.namespace == stored
+    assert made.id == Edit(prompt="p", target="t", namespace=stored).id
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("team ", "blank"), (" team", "blank"), ("\u00a0team", "blank"), ("a\nb", "U\\+000A"),
+        ("te\u200bam", "U\\+200B"),
+        ("te\u00adam", "U\\+00AD"), ("\u202eteam", "U\\+202E"), ("team\ufe0f", "U\\+FE0F"), ("\u3164", "U\\+3164"),
+        ("a\u00a0b", "U\\+00A0"), ("a  b", "looks like"), ("\uff54eam", "looks like 'team'"),
+        ("\ufb01", "looks like 'fi'"),
+        ("\u0442eam", "CYRILLIC and LATIN"), ("te\u03b1m", "GREEK and LATIN"), ("\u0441\u043e\u0440", "Latin"),
+        ("team\u2010a", "U\\+2010"), ("x" * 101, "101"), ("", "blank"),
+        (3, "text was expected"), (["a"], "text was expected"),
+    ],
+)  # fmt: skip
+def test_a_namespace_that_can_be_taken_for_another_is_refused(name: Any, why: str) -> None:
+    with pytest.raises(EditError, match=f"field 'namespace'.*{why}"):
+        Edit(prompt="p", target="t", namespace=name)
+
+
 @settings(max_examples=80, deadline=None)
 @given(edits())
 def test_an_edit_survives_json(made: Edit) -> None:

@@ -301,12 +301,13 @@ class AuthorizedRoute(APIRoute):
     """Looks at the token before anything else: FastAPI itself reads and parses the body before it asks a dependency."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle, checks = super().get_route_handler(), _checks(self.dependant)
+        handle, checks, has_body = super().get_route_handler(), _checks(self.dependant), self.body_field is not None
 
         async def guarded(request: Request) -> Response:
             for check in checks:
                 check(request)
-            check_structure(await request.body())  # which the request keeps
+            if has_body:
+                check_structure(await request.body())  # which the request keeps
             return await handle(request)
 
         return guarded
