@@ -161,9 +161,9 @@ def test_questions_and_previews_are_asked_as_users_ask(tmp_path: Path) -> None:
         assert {asked(FRANCE, chat=chat)[1]["after"] for chat in (None, True, False)} == {"Lyon"}
         for prompt, more, said in (
             (PORTO["messages"], {"chat": False}, "prompts.0: chat=False"),
-            ([{"role": "king", "content": FRANCE}], {}, "prompts.0.conversation.0.role: Input should be 'system'"),
+            ([{"role": "king", "content": FRANCE}], {}, "prompts.0.0.role: 'king' was given; Input should be 'system'"),
             (PORTO["messages"][:2], {}, "prompts.0: field 'messages': the last one is of 'assistant'"),
-            ([{"role": "user", "content": "word " * 3000}], {}, "prompts: "),
+            ([{"role": "user", "content": "word " * 3000}], {}, "prompts.0: "),
         ):
             refused = client.post("/v1/ask", json={"prompts": [prompt], **more})
             assert (refused.status_code, said in refused.text) == (400, True), refused.text

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from wise.serving.engines import EngineError, GenerationRequest, MemoryHandle
+from wise.serving.engines import EngineError, GenerationRequest, MemoryHandle, sampling
 from wise.serving.engines.sampling import Sampler, logprobs
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
@@ -69,6 +69,16 @@ def test_a_temperature_near_nothing_takes_the_likeliest(temperature: float) -> N
 )
 def test_what_is_cut_off_is_not_drawn(given: dict[str, Any], kept: set[int]) -> None:
     assert set(drawn(LOGITS, 600, **given)) == kept
+
+
+@pytest.mark.parametrize("sorted_at_first", [1, 2, 5])
+def test_the_likeliest_are_enough_for_top_p_or_all_are_sorted(
+    sorted_at_first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "LIKELIEST", sorted_at_first)
+    assert set(drawn(LOGITS, 300, top_p=0.7)) == {0, 1}
+    assert set(drawn(LOGITS, 300, top_p=0.9)) == {0, 1, 2}
+    assert drawn(LOGITS, 50, top_p=0.999) == drawn(LOGITS, 50, top_p=0.999)
 
 
 def test_penalties_are_of_what_was_said() -> None:
