@@ -421,14 +421,14 @@ def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) ->
         yield f"the slots do not hold exactly the live edits: {', '.join(wrong[:4])}"
     wanted = AnswerSlot.kind if config.mode == "hybrid" else MaskedDenseSlot.kind
     for slot in state.slots:
-        if len(slot.scores) != len(slot.edit_ids) or not all(_is_score(score, config.mode) for score in slot.scores):
-            yield f"slot {slot.id} has {len(slot.edit_ids)} edits and scores {slot.scores!r:.80}"
         if slot.kind != wanted:
             yield f"slot {slot.id} is of kind {slot.kind!r}, expected {wanted!r}: it was made in another mode"
         elif config.mode == "hybrid" and len(slot.edit_ids) != 1:
             yield f"slot {slot.id} has {len(slot.edit_ids)} edits, expected one of its own"
         if slot.maps != (base.in_features, base.out_features):
             yield f"slot {slot.id} does not map {base.in_features} features to {base.out_features}"
+        if len(slot.scores) != len(slot.edit_ids) or not all(_is_score(score, config.mode) for score in slot.scores):
+            yield f"slot {slot.id} has {len(slot.edit_ids)} edits and scores {slot.scores!r:.80}"
         if isinstance(slot, AnswerSlot) and max(slot.ids.tolist(), default=0) >= base.vocabulary:
             yield f"slot {slot.id} says tokens that the base of {base.vocabulary} does not have"
 
@@ -469,9 +469,10 @@ def _length_problems(keys: Mapping[str, Tensor]) -> Iterator[str]:
     for first in range(0, len(ids), AT_ONCE):
         some = ids[first : first + AT_ONCE]
         lengths = torch.cat([keys[i] for i in some]).float().norm(dim=-1)
-        if not bool(((lengths - 1).abs() < UNIT).all()):
+        excess = (lengths - 1).abs().nan_to_num(0, posinf=0)  # `check_tensors` names those that are no numbers
+        if bool((excess > UNIT).any()):
             owners = [i for i in some for _ in range(len(keys[i]))]
-            worst = int((lengths - 1).abs().argmax())
+            worst = int(excess.argmax())
             yield f"keys of edit {owners[worst]}: one has length {float(lengths[worst]):g}, expected 1"
             return
 

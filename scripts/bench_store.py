@@ -1,6 +1,7 @@
 """What a store costs: milliseconds to take an edit in, to commit a batch or a lone edit, and to read a version.
 
     python scripts/bench_store.py --edits 100 1000 10000 --folder /some/disk
+    python scripts/bench_store.py --tickets 1000 100000      # only what a long journal costs, in CPU time
 
 Edits of mode `hybrid`: values of 256 numbers for four tokens of an answer in either form, and four keys of 128 numbers
 each. Every figure is the median of several; the time of the disk is in them, so its time for one synced write stands
@@ -131,16 +132,46 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     }
 
 
+def measure_journal(folder: Path, count: int) -> dict[str, Any]:
+    """Milliseconds of CPU that a journal of `count` tickets costs: ten lines of its log, and checks of it."""
+
+    def spent(work: Callable[[], object]) -> float:
+        begun = time.process_time()
+        work()
+        return 1000 * (time.process_time() - begun)
+
+    with Store.open(folder / "store") as store:
+        for first in range(0, count, 1000):
+            store.enqueue(drawn_edits(first, min(1000, count - first)))
+    with Store.open(folder / "store", writer=False) as store:
+        def log() -> None:
+            events = store.journal.events(limit=10)
+            store.journal.tickets(numbers=[event.ticket for event in events if event.ticket])
+            store.journal.counts()
+
+        figures = {"tickets": count, "log_10_ms": statistics.median(spent(log) for _ in range(TIMES))}
+        figures["check_complete_ms"] = spent(store.check)
+        store.check(checked=store.checked_file)
+        figures["check_again_ms"] = spent(lambda: store.check(checked=store.checked_file))
+        store.enqueue(drawn_edits(10**6, 1))
+        figures["check_after_one_ms"] = spent(lambda: store.check(checked=store.checked_file))
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--edits", type=int, nargs="+", default=[100, 1000, 10_000])
+    parser.add_argument("--tickets", type=int, nargs="+", default=[], help="measure journals of so many tickets instead")
     parser.add_argument("--folder", type=Path, default=None, help="where stores are made")
     given = parser.parse_args()
     torch.set_num_threads(1)
     figures = []
-    for count in given.edits:
+    for count in given.tickets or given.edits:
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            result = measure(Path(folder), count) | {"synced_write_ms": synced_write(Path(folder))}
+            if given.tickets:
+                result = measure_journal(Path(folder), count)
+            else:
+                result = measure(Path(folder), count) | {"synced_write_ms": synced_write(Path(folder))}
         figures.append({name: round(value, 2) for name, value in result.items()})
         sys.stdout.write("  ".join(f"{name} {value}" for name, value in figures[-1].items()) + "\n")
     sys.stdout.write(json.dumps(figures) + "\n")

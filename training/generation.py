@@ -108,7 +108,7 @@ def sample(
     )
     device = execution_device(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**64)
         drawn = _continued(model, prompts, settings)
     return [[*prompt, *new] for prompt, new in zip(prompts, drawn, strict=True)]
 

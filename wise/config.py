@@ -96,11 +96,11 @@ Check = Callable[[Any], bool]
 
 
 LARGEST = 2**31 - 1
-"""Of whole numbers."""
+LARGEST_SEED = 2**64
 
 
-def _integer(low: int, *, optional: bool = False) -> Check:
-    return lambda v: (optional and v is None) or (type(v) is int and low <= v <= LARGEST)
+def _integer(low: int, *, optional: bool = False, high: int = LARGEST) -> Check:
+    return lambda v: (optional and v is None) or (type(v) is int and low <= v <= high)
 
 
 def _real(low: float, high: float) -> Check:
@@ -131,5 +131,5 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
     ("bos", lambda v: v is None or isinstance(v, bool), "true, false or None"),
     ("terminator", _optional_text, "a text, or None"),
     ("require", lambda v: v in PROMISES, f"one of {', '.join(PROMISES)}"),
-    ("seed", _integer(0), "a whole number from 0"),
+    ("seed", _integer(0, high=LARGEST_SEED), f"a whole number from 0 to {LARGEST_SEED}"),
 )

@@ -8,7 +8,6 @@ smaller one. Order comes from these numbers alone; whether an edit is valid is j
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -128,15 +127,13 @@ class Journal:
         return str(found[0][0]) if found else None
 
     def counts(self, *, namespace: str | None = None, edit_id: str | None = None) -> Mapping[str, int]:
-        """How many tickets have each status."""
+        """How many tickets have each status, in the order of the first of each."""
         condition, values = _conditions(namespace=namespace, edit_id=edit_id)
-        statement = f"SELECT status, COUNT(*) FROM tickets WHERE 1 = 1{condition} GROUP BY status"
+        grouped = "GROUP BY status ORDER BY MIN(number)"
+        statement = f"SELECT status, COUNT(*) FROM tickets WHERE 1 = 1{condition} {grouped}"
         with self._backend.reading() as execute:
             rows = execute(statement, *values)
-        found: Counter[str] = Counter()
-        for status, count in rows:
-            found[str(status)] += count
-        return {status: found[status] for status in (*FOLLOWS, *sorted(found)) if found[status]}
+        return {str(status): count for status, count in rows}
 
     def events(
         self,

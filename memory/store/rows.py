@@ -65,7 +65,7 @@ def shown_ticket(row: Sequence[Any]) -> Ticket:
             name: value if _holds(kind, value) else None
             for (name, kind), value in zip(TICKETS.items(), row, strict=True)
         }
-        named = {"id": _words(told.pop("edit_id")), "namespace": _words(told.pop("namespace"))}
+        named: dict[str, Any] = {"id": _words(told.pop("edit_id")), "namespace": _words(told.pop("namespace"))}
         told |= {
             "number": told["number"] or 0,
             "accepted_at": told["accepted_at"] or "",

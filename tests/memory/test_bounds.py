@@ -139,7 +139,7 @@ def test_a_memory_that_means_what_no_edit_means_is_refused(
     "change",
     [
         lambda m: m["config"].update(seed=10**400),
-        lambda m: m["config"].update(seed=2**64),
+        lambda m: m["config"].update(seed=2**65),
         lambda m: m["config"].update(max_steps=2**40),
         lambda m: m["base"].update(quantized=[float("inf")]),
         lambda m: m["base"].update(sample=[10**400]),

@@ -195,17 +195,17 @@ class SqliteBackend(Backend):
 
     def faults(self, scan: Scan) -> list[str]:
         """What SQLite finds, and tables and indexes that are not exactly those which the migrations make."""
-        tables = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+        tables = "SELECT type, name, tbl_name, sql FROM sqlite_master"
         try:
             found = [str(text) for (text,) in scan("PRAGMA integrity_check") if text != "ok"]
-            rows = {str(text) for (text,) in scan(tables)}
+            rows = {tuple(map(str, row)) for row in scan(tables)}
         except StoreError as error:
             return [str(error)]
         with closing(sqlite3.connect(":memory:")) as fresh:
             create(lambda statement, *values: fresh.execute(statement, values).fetchall())
-            wanted = {text for (text,) in fresh.execute(tables)}
-        found += [f"a table or an index was altered: {text!r:.80}" for text in sorted(rows - wanted)]
-        return found + [f"a table or an index is missing: {text:.80}" for text in sorted(wanted - rows)]
+            wanted = {tuple(map(str, row)) for row in fresh.execute(tables)}
+        found += [f"a table or an index was altered: {' '.join(row)!r:.120}" for row in sorted(rows - wanted)]
+        return found + [f"a table or an index is missing: {' '.join(row):.120}" for row in sorted(wanted - rows)]
 
     # -- bytes ----------------------------------------------------------------------------------
 
