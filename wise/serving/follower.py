@@ -148,13 +148,14 @@ class Follower:
         self._wake()
 
     def queue(self) -> tuple[Mapping[str, int], str | None]:
-        """Tickets by status, and when the oldest queued one was accepted. They are counted again if anything happened.
+        """Tickets by status, and when the oldest queued one was accepted.
 
-        Raises StoreError if the store cannot be read.
+        They are counted again if anything happened; if the store cannot be read, the last counts stay.
         """
-        if self._counted[0] != self.last_event:
-            journal = self._store.journal
-            self._counted = self.last_event, (journal.counts(), journal.oldest_queued())
+        last, journal = self.last_event, self._store.journal
+        if self._counted[0] != last:
+            with suppress(StoreError):
+                self._counted = last, (journal.counts(), journal.oldest_queued())
         return self._counted[1]
 
     def listen(self) -> Listener:

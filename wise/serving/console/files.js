@@ -1,6 +1,6 @@
-// Files of edits: one is read by the service, shown, and submitted in parts; the live edits are exported.
+// Files of edits: one is read by the service, shown, and submitted in parts; the live edits of a namespace are exported.
 
-import { call, request, session } from "./api.js";
+import { request, session } from "./api.js";
 import { $, node, say } from "./dom.js";
 import { act, notice } from "./notices.js";
 
@@ -8,11 +8,13 @@ const PART = 100;        // edits of one request
 const SETTLED = new Set(["live", "failed", "retired"]);
 let following = null;    // the import that is under way
 
+const space = () => session.model.split("@")[1] ?? "default";
+
 async function read(file) {
   const told = await (await request(`/v1/files/edits?name=${encodeURIComponent(file.name)}`, { body: file, raw: true })).json();
   const count = told.edits.length, few = told.edits.slice(0, 5);
   const submit = node("button", { type: "button", onclick: () => act("import", submit, () => send(told.edits, file.name)) }, `Submit ${count} edit${count === 1 ? "" : "s"}`);
-  box(node("p", { role: "status" }, `${file.name} holds ${count} edit${count === 1 ? "" : "s"}:`),
+  box(node("p", { role: "status" }, `${file.name} holds ${count} edit${count === 1 ? "" : "s"}, which would go into the namespace ${space()}:`),
     node("ul", { class: "few" }, few.map((edit) => node("li", {}, `${edit.prompt} \u2192 `, node("b", {}, edit.target))), count > few.length ? node("li", { class: "soft" }, "\u2026") : null),
     node("div", { class: "acts" }, submit, node("button", { type: "button", class: "small", onclick: close }, "Cancel")));
   submit.focus();
@@ -60,7 +62,7 @@ function close() {
 }
 
 async function save() {
-  const answer = await request("/v1/files/edits");
+  const answer = await request(`/v1/files/edits?namespace=${encodeURIComponent(space())}`);
   const name = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition"))?.[1] ?? "edits.jsonl";
   const link = node("a", { href: URL.createObjectURL(await answer.blob()), download: name });
   link.click();
