@@ -406,7 +406,7 @@ class Editor:
             answer(_failure(name, error))
             return None
         if not waits:
-            known = {DELETE: self._deleted, "rollback": self._rolled_back}
+            known: dict[str, Callable[..., Version]] = {DELETE: self._deleted, "rollback": self._rolled_back}
             _answered(name, lambda: known[name](**arguments).to_dict(), answer)
             return None
         if self._prepared is None:
