@@ -39,7 +39,7 @@ class Client:
             try:
                 self.call("GET", "/ready")
                 return
-            except URLError:  # not listening yet, or 503: the process that trains is still starting
+            except URLError:  # not listening yet
                 if time.monotonic() > end:
                     raise
             time.sleep(0.5)
