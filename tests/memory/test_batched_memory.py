@@ -102,3 +102,17 @@ def test_a_batch_that_it_was_not_told_of_is_refused() -> None:
     batched.rows = [None] * 5
     with pytest.raises(ConfigError, match="5 memories"):
         logits(wrapped, IDS, MASK)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_under_one_memory_are_not_gathered(mode: str) -> None:
+    wrapped = wrap_tiny("llama", mode)
+    memory, batched = wrapped.layer.memory, batched_for(wrapped)
+    seen: list[torch.Tensor] = []
+    batched.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    wrapped.layer.memory = batched
+    for rows, gathered in (([memory] * 3, False), ([memory, None, memory], True)):
+        batched.rows = rows
+        logits(wrapped, IDS, MASK)
+        [record] = batched.records
+        assert (record.activation.data_ptr() != seen[-1].data_ptr()) == gathered
