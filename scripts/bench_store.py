@@ -161,7 +161,7 @@ def measure_journal(folder: Path, count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--edits", type=int, nargs="+", default=[100, 1000, 10_000])
-    parser.add_argument("--tickets", type=int, nargs="+", default=[], help="measure journals of so many tickets instead")
+    parser.add_argument("--tickets", type=int, nargs="+", default=[], help="measure journals of these instead")
     parser.add_argument("--folder", type=Path, default=None, help="where stores are made")
     given = parser.parse_args()
     torch.set_num_threads(1)
