@@ -222,7 +222,7 @@ def check(
         result = found.check(checked=checked, anchor=wanted, progress=show)
     if wanted is not None:
         signed = f"signed with the key {wanted.key}" if wanted.key else "not signed"
-        typer.echo(f"the anchor is of event {wanted.event}, made at {wanted.at}, {signed}")
+        echo(f"the anchor is of event {wanted.event}, made at {wanted.at}, {signed}")
     figures = asdict(result)
     problems = figures.pop("problems")
     show_table("Store", ("", ""), figures.items())
@@ -253,7 +253,7 @@ def anchor(
     with opened(store, writer=False) as found:
         text = write_anchor(found.anchor(), key)
     if output is None:
-        typer.echo(text)
+        echo(text)
     else:
         output.write_text(text + "\n")
 
@@ -286,7 +286,7 @@ def restore(
 def _copied(store: str, target: Path, progress: bool, as_json: bool) -> None:
     with opened(store, writer=False) as found, progress_bars(progress) as show:
         result = found.backup(target, progress=show)
-    typer.echo(
+    echo(
         f"{target} is whole: {result.tickets} edits and {result.versions} versions, {result.blobs} files of "
         f"{result.bytes} bytes beside the journal"
     )
@@ -312,12 +312,12 @@ def erase(
     """
     with opened(store, writer=True) as found:
         result = found.erase(edits, author=author, reason=reason, with_author=with_author)
-    typer.echo(
+    echo(
         f"erased {len(result.tickets)} edits; {len(result.versions)} versions that held them can no longer be read, "
         f"and {result.blobs} files were removed; backups and packs that were made before are not changed"
     )
     for field, others in result.left.items():
-        typer.echo(f"their {field} is said by other edits too, which keep it: {', '.join(others)}")
+        echo(f"their {field} is said by other edits too, which keep it: {', '.join(others)}")
     if as_json:
         show_json(asdict(result))
 

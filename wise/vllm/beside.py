@@ -105,6 +105,8 @@ def check_options(config: Any) -> None:
     refused = {
         f"pipeline_parallel_size={parallel.pipeline_parallel_size}: the stages of a pipeline are at different steps, "
         "which was not tested": parallel.pipeline_parallel_size > 1,
+        f"data_parallel_size={parallel.data_parallel_size}: vLLM tells of one engine only whether it has a version; "
+        "run replicas of the service on one store": parallel.data_parallel_size > 1,
         "dual batch overlap: a step's tokens reach the edited layer in parts": parallel.enable_dbo,
         "prompt embeddings: edits go by token ids": config.model_config.enable_prompt_embeds,
         "speculative decoding with async scheduling: the number of tokens that were kept is not known before the step; "

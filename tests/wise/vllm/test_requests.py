@@ -40,6 +40,9 @@ def test_plain_text_shares_its_cache_within_a_version() -> None:
     keys = ((1, "a"), (1, "a"), (2, "a"), (1, "b"))
     salts = [carry([33, 34], STATE, version, namespace, None).cache_salt for version, namespace in keys]
     assert salts[0] == salts[1] is not None and len({*salts}) == 3
+    router = answer_router(STATE)  # a chat that nothing ends is not the same text under the same version
+    chat = carried_edits(OTHER, router, STATE, version=1, namespace="a", stops=())
+    assert chat.cache_salt is not None and chat.cache_salt not in salts
 
 
 def test_options_of_an_engine() -> None:
@@ -75,9 +78,12 @@ def test_a_release_that_was_not_tested_is_refused(monkeypatch: pytest.MonkeyPatc
 
 def config(**changes: Any) -> Any:
     """What is looked at of vLLM's configuration."""
-    given = {"pipeline": 1, "dbo": False, "embeds": False, "speculative": None, "asynchronous": False} | changes
+    given = {"pipeline": 1, "data": 1, "dbo": False, "embeds": False, "speculative": None, "asynchronous": False}
+    given |= changes
     return SimpleNamespace(
-        parallel_config=SimpleNamespace(pipeline_parallel_size=given["pipeline"], enable_dbo=given["dbo"]),
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=given["pipeline"], data_parallel_size=given["data"], enable_dbo=given["dbo"]
+        ),
         model_config=SimpleNamespace(enable_prompt_embeds=given["embeds"]),
         speculative_config=given["speculative"],
         scheduler_config=SimpleNamespace(async_scheduling=given["asynchronous"]),
@@ -88,6 +94,7 @@ def config(**changes: Any) -> Any:
     ("changes", "reason"),
     [
         ({"pipeline": 2}, "pipeline_parallel_size=2"),
+        ({"data": 2}, "replicas"),
         ({"dbo": True}, "dual batch"),
         ({"embeds": True}, "token ids"),
         ({"speculative": object(), "asynchronous": True}, "async_scheduling=False"),
