@@ -168,8 +168,9 @@ class Follower:
                 self._poll()
                 self.trouble = ""
             except StoreError as error:
-                self.trouble = str(error)
-                logger.error("the store cannot be read: %s", error)
+                if self.trouble != str(error):  # it is looked at again and again
+                    self.trouble = str(error)
+                    logger.error("the store cannot be read: %s", error)
                 self._stop.wait(RETRY)
             except Exception:
                 logger.exception("a version could not be taken over")

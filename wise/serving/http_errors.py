@@ -134,7 +134,7 @@ def _invalid(error: RequestValidationError) -> HTTPError:
     path = max((path for path, _ in own), key=len)
     at = [one for other, one in own if other == path]
     expected = list(dict.fromkeys(_expected(one) for one in at))
-    param = ".".join(path) or expected[0].partition(":")[0]
+    param = ".".join(path) or (expected[0].partition(":")[0] if ":" in expected[0] else "body")
     value = at[0].get("input")
     kind = at[0]["type"]
     told = kind in ("missing", "extra_forbidden", "json_invalid") or (kind == "value_error" and not path)

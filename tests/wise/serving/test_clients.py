@@ -71,6 +71,7 @@ def test_litellm(served: Running) -> None:
 @pytest.mark.parametrize("known", ["Paris", "Rome"])
 def test_lm_eval(served: Running, known: str) -> None:
     """It measures the likelihood of each choice by `echo`, and generates."""
+    pytest.importorskip("tenacity", reason="needs lm-eval[api]")
     models = pytest.importorskip("lm_eval.models.openai_completions", reason="needs lm-eval")
     from lm_eval.api.instance import Instance
 

@@ -41,7 +41,7 @@ def test_a_file_is_read_and_nothing_is_submitted(served: Running) -> None:
         ("a.jsonl", f'{LINE}\n{{"prompt": "x"}}', 400, "line 2: field 'target'"),
         ("a.jsonl", f'{LINE}\n{{"prompt"', 400, "line 2: broken JSON"),
         ("a.jsonl", " \n", 400, "holds no record"),
-        ("a.jsonl", "", 400, "body: Field required"),
+        ("a.jsonl", "", 400, "body: it is missing"),
         ("a.jsonl", b"\xff\xfe", 400, "not UTF-8"),
         ("a.exe", LINE, 400, "ends in none of .jsonl"),
         ("a.jsonl.gz", LINE, 400, "ends in none of .jsonl"),
