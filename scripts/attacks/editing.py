@@ -83,7 +83,7 @@ def relations_without_effect(service: Service) -> str:
 
 
 def many_previews(service: Service) -> str:
-    body = {"edit": LYON, "prompts": ["word " * 400] * 25}
+    body = {"edit": LYON, "prompts": ["word " * 60] * 31}
     statuses = [status for status, _ in all_at_once(36, lambda _: call(service, "POST", "/v1/edits/preview", body, 8))]
     edited(service, PORTO)
     begun = time.monotonic()
