@@ -284,8 +284,10 @@ def bound_token(service: Service) -> str:
             status, _, text = ask(served, path, body, token=token)
             if status >= 500:
                 raise AttackError(f"{path}: status {status}")
-            if any(found in text.replace(path, "").replace("'wise-demo@team-b'", "") for found in
-                   ("Secret", "Spain", "Italy", "team-b", secret["id"], gone["id"])) or "wise_live_edits" in text:
+            for given in (path.rpartition("/")[2], "wise-demo@team-b"):
+                text = text.replace(repr(given), "")  # an error names what it was given
+            known = ("Secret", "Spain", "Italy", "team-b", secret["id"], gone["id"], "wise_live_edits")
+            if any(found in text for found in known):
                 leaks.append(path)
         own = ask(served, "/v1/completions", {"model": "wise-demo@team-a", "prompt": FRANCE}, token=token)
         if leaks or "Lyon" not in own[2]:
