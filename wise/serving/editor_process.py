@@ -104,9 +104,10 @@ class EditorEnd:
             if job is not None:
                 job.cancelled = True
             return
-        number = message["id"]
+        number, answered = message["id"], threading.Event()
 
         def answer(found: dict[str, Any]) -> None:
+            answered.set()
             self._jobs.pop(number, None)
             self._send(id=number, answer=found)
 
@@ -116,6 +117,8 @@ class EditorEnd:
         job = self.editor.do(message["do"], message["with"], answer)
         if job is not None:
             self._jobs[number] = job
+            if answered.is_set():  # in the other thread, meanwhile
+                self._jobs.pop(number, None)
 
     def _attend(self, editor: Editor) -> None:
         try:
