@@ -30,30 +30,29 @@ with Store.open(sys.argv[1], writer=False) as store:
 
 def clock_ahead(service: Service) -> str:
     until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-    _post(service, "/v1/edits", {
-        "edits": [{"id": "valid", "prompt": "The capital of France is", "target": "Lyon", "subject": "France",
-                   "valid_until": until}],
+    valid = _submit(service, {
+        "prompt": "The capital of France is", "target": "Lyon", "subject": "France", "valid_until": until,
     })
-    _wait(service, "valid")
     subprocess.run([sys.executable, "-c", AHEAD, str(service.store)], check=True, capture_output=True)
     _wait(service, "ahead")
-    _post(service, "/v1/edits", {
-        "edits": [{"id": "later", "prompt": "The capital of Spain is", "target": "Seville", "subject": "Spain"}],
-    })
-    _wait(service, "later")
-    found = service.get("/v1/edits/valid")
+    later = _submit(service, {"prompt": "The capital of Spain is", "target": "Seville", "subject": "Spain"})
+    found = service.get(f"/v1/edits/{valid}")
     if found["status"] != "live":
         raise AttackError(f"an edit that is valid for an hour is {found['status']}")
-    dated = service.get("/v1/edits/later")["events"][0]["at"]
+    dated = service.get(f"/v1/edits/{later}")["events"][0]["at"]
     if dated > until:
         raise AttackError(f"an edit of now is dated {dated[:10]}")
     return "the edit is live, and later events have the date of today"
 
 
-def _post(service: Service, path: str, body: Any) -> Any:
+def _submit(service: Service, edit: dict[str, Any]) -> str:
+    """Submits an edit and waits until it was trained. Returns its id."""
     headers = {"Authorization": f"Bearer {service.token}", "Content-Type": "application/json"}
-    request = urllib.request.Request(service.url + path, json.dumps(body).encode(), headers)
-    return json.loads(urllib.request.urlopen(request).read())
+    body = json.dumps({"edits": [edit]}).encode()
+    request = urllib.request.Request(f"{service.url}/v1/edits", body, headers)
+    name = str(json.loads(urllib.request.urlopen(request).read())["edits"][0]["id"])
+    _wait(service, name)
+    return name
 
 
 def _wait(service: Service, edit: str) -> None:
