@@ -103,7 +103,7 @@ class Canaries:
                 delta = error
             except WiseError as error:
                 delta = error
-            if isinstance(delta, Delta):
+            if isinstance(delta, Delta) and delta.finish != "deadline":
                 return len(delta.routed)
             logger.error("a canary could not be run: %s", delta)
             return None

@@ -32,7 +32,6 @@ from wise.router.course import Step
 from wise.router.hybrid import NOTHING, HybridRouter
 from wise.serving.engines import (
     BusyError,
-    DeadlineError,
     Delta,
     EngineError,
     FinishReason,
@@ -207,7 +206,7 @@ class VllmEngine:
                             return
                         _deliver(job, put, delta)
         except TimeoutError:
-            self._fail(job, DeadlineError("the request took longer than it may; ask for less at once"))
+            _deliver(job, put, Delta(index=index, text="", tokens=(), logprobs=(), routed=(), finish="deadline"))
         except asyncio.CancelledError:
             self._fail(job, EngineError("the service ends"))
         except Exception as error:
@@ -228,12 +227,20 @@ class VllmEngine:
         ids = np.array([*request.prompt, *[0] * request.max_new_tokens], dtype=np.int64)
         length = read = len(request.prompt)
         routed = _routed(request, carried.steps, 0, length)
+        before: tuple[Logprobs, ...] = ()
+        begun = came = time.monotonic()
         outputs = self._llm.generate(carried.prompt(request.prompt), self._params(request, carried), uuid4().hex)
         self._metrics.prompt_tokens.inc(length)
         async with aclosing(outputs):  # if it is left early, vLLM ends the request
             async for output in outputs:
                 one = output.outputs[0]
-                new = tuple(one.token_ids)
+                new = tuple(one.token_ids)[: request.max_new_tokens]  # vLLM generates one at least
+                if request.prompt_logprobs is not None and output.prompt_logprobs:
+                    before = _logprobs(request.prompt[1:], output.prompt_logprobs[1:], request.prompt_logprobs)
+                if new:
+                    now = time.monotonic()
+                    (self._metrics.first if came == begun else self._metrics.between).observe(now - came)
+                    came = now
                 ids[length : length + len(new)] = new
                 length += len(new)
                 if length - 1 > read and carried.course is not None:  # the newest token was not read yet
@@ -249,11 +256,16 @@ class VllmEngine:
                     index=index,
                     text=said + (text.end() if finish else ""),
                     tokens=new,
-                    logprobs=() if request.top_logprobs is None else _logprobs(new, one.logprobs, request.top_logprobs),
+                    logprobs=(
+                        ()
+                        if request.top_logprobs is None
+                        else _logprobs(new, one.logprobs[: len(new)], request.top_logprobs)
+                    ),
                     routed=tuple(routed),
                     finish=finish,
+                    prompt_logprobs=before,
                 )
-                routed = []
+                routed, before = [], ()
                 if finish is not None:
                     return
 
@@ -272,13 +284,15 @@ class VllmEngine:
 
     def _params(self, request: GenerationRequest, carried: CarriedEdits) -> Any:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
+        schema = request.json_schema
         known = SamplingParams.__struct_fields__
         chosen = {f.name: getattr(request, f.name) for f in fields(request) if f.name in known}
         return SamplingParams(
             **chosen,
-            max_tokens=request.max_new_tokens,
+            max_tokens=max(1, request.max_new_tokens),
+            structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
             stop_token_ids=sorted(self._encoder.stops),
             logprobs=request.top_logprobs,
             extra_args=carried.extra_args,

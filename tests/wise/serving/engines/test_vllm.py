@@ -23,7 +23,7 @@ import wise
 from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.memory.slot import make_bank
 from wise.router.turns import render
-from wise.serving.engines import BusyError, DeadlineError, Delta, EngineError, GenerationRequest, MemoryHandle
+from wise.serving.engines import BusyError, Delta, EngineError, GenerationRequest, MemoryHandle
 from wise.serving.engines.vllm import VllmEngine
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
@@ -61,7 +61,10 @@ class FakeLLM:
                 told = SimpleNamespace(logprob=-1.0 - 5.0 * bool(carried.get("probe")))
                 finish = "stop" if token == EOS else "length" if params.max_tokens == 1 else None
                 one = SimpleNamespace(token_ids=[token], logprobs=[{token: told}], finish_reason=finish)
-                yield SimpleNamespace(outputs=[one])
+                read = None
+                if getattr(params, "prompt_logprobs", None) is not None:
+                    read = [None, *({i: SimpleNamespace(logprob=-2.0)} for i in prompt["prompt_token_ids"][1:])]
+                yield SimpleNamespace(outputs=[one], prompt_logprobs=read)
         finally:
             self.left += 1
 
@@ -70,7 +73,7 @@ class FakeLLM:
 
 
 class SamplingParams:
-    __struct_fields__ = ("temperature", "top_p", "seed", "max_tokens")
+    __struct_fields__ = ("temperature", "top_p", "top_k", "seed", "max_tokens", "prompt_logprobs")
 
     def __init__(self, **given: Any) -> None:
         vars(self).update(given)
@@ -82,7 +85,10 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
     found = FakeLLM()
     contents = {
         "vllm": {"SamplingParams": SamplingParams},
-        "vllm.sampling_params": {"RequestOutputKind": SimpleNamespace(DELTA=1)},
+        "vllm.sampling_params": {
+            "RequestOutputKind": SimpleNamespace(DELTA=1),
+            "StructuredOutputsParams": SimpleNamespace,
+        },
         "vllm.engine": {},
         "vllm.engine.arg_utils": {"AsyncEngineArgs": SimpleNamespace},
         "vllm.v1": {},
@@ -214,10 +220,20 @@ def test_edits_that_vllm_does_not_say_are_told(
     assert "2 of 2 new edits do not hold in vLLM" in caplog.text
 
 
+def test_what_is_asked_for_is_asked_of_vllm_by_its_names(engine: VllmEngine, llm: FakeLLM) -> None:
+    answers(engine, request(ASKED, top_k=7, json_schema='{"type": "object"}'))
+    _, params = llm.asked[-1]
+    assert (params.top_k, params.structured_outputs.json) == (7, '{"type": "object"}')
+    [delta] = answers(engine, request(ASKED, max_new_tokens=0, prompt_logprobs=2))
+    assert (delta.tokens, delta.text, delta.finish) == ((), "", "length")
+    assert [one.token for one in delta.prompt_logprobs] == ASKED[1:]
+    assert llm.asked[-1][1].structured_outputs is None
+
+
 def test_deadlines_and_queues(engine: VllmEngine, llm: FakeLLM) -> None:
     llm.hangs = True
-    with pytest.raises(DeadlineError):
-        answers(engine, request(ASKED), seconds=0.05)
+    [late] = answers(engine, request(ASKED), seconds=0.05)
+    assert (late.finish, late.tokens) == ("deadline", ())
     with pytest.raises(BusyError, match="answers are waited for"):
         answers(engine, *[request(ASKED)] * 4)
     llm.hangs = False
