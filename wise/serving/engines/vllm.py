@@ -289,6 +289,7 @@ class VllmEngine:
         schema = request.json_schema
         known = SamplingParams.__struct_fields__
         chosen = {f.name: getattr(request, f.name) for f in fields(request) if f.name in known}
+        chosen["logit_bias"] = request.logit_bias or None  # vLLM takes an empty one for a wish
         return SamplingParams(
             **chosen,
             max_tokens=max(1, request.max_new_tokens),
