@@ -153,9 +153,8 @@ class HybridRouter(Router):
         """The form of a sequence, `CHAT` or `COMPLETION`, and the positions from `first` on behind which an answer may
         begin, ascending, each with the decision there."""
         template = self.inputs.template
-        openings = [] if template is None else template.openings(ids, first)
-        if openings or (template is not None and template.openings(ids, 0)):
-            return CHAT, [(end, self._turn(ids, end)) for end in openings]
+        if template is not None and template.begun(ids):
+            return CHAT, [(end, self._turn(ids, end)) for end in template.openings(ids, first)]
         return COMPLETION, self._completions(ids, first)
 
     def answered(

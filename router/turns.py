@@ -54,6 +54,8 @@ class ChatTemplate:
     """Before the text."""
     opening: tuple[int, ...]
     """After the text, up to where the answer begins."""
+    system: tuple[int, ...] = ()
+    """Before a system message that begins a chat; empty where a chat begins as plain text does."""
 
     @classmethod
     def learn(cls, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
@@ -70,7 +72,13 @@ class ChatTemplate:
         opening = commonprefix([row[::-1] for row in (*first, *later)])[::-1]
         ahead = [list(commonprefix(rows))[::-1] for rows in (first, later)]
         header = commonprefix(ahead)[::-1]
-        return cls(header=tuple(header), opening=tuple(opening)) if header and opening else None
+        if not header or not opening:
+            return None
+        return cls(header=tuple(header), opening=tuple(opening), system=_system_header(tokenizer, probes))
+
+    def begun(self, ids: Ids) -> bool:
+        """Whether these are of a chat. A chat that is cut before its first opening is one too."""
+        return any(part and _ends(ids, part, 0) for part in (self.header, self.opening, self.system))
 
     def openings(self, ids: Ids, start: int) -> list[int]:
         """The last tokens of the openings that end at `start` or later, ascending."""
@@ -81,6 +89,16 @@ class ChatTemplate:
         stop = end + 1 - len(self.opening)
         headers = _ends(ids[:stop], self.header, 0)
         return (headers[-1] + 1 if headers else 0), stop
+
+
+def _system_header(tokenizer: PreTrainedTokenizerBase, probes: Sequence[str]) -> tuple[int, ...]:
+    """The ids before a system message; none where the template takes none, or begins as plain text does."""
+    try:
+        rows = [render(tokenizer, [{"role": "system", "content": text}, _user(text)]) for text in probes]
+    except Exception:  # a template raises what it likes where it does not take such turns
+        return ()
+    ahead, plain = (commonprefix(each) for each in (rows, [tokenizer(text)["input_ids"] for text in probes]))
+    return () if ahead == plain[: len(ahead)] else tuple(ahead)
 
 
 def render(

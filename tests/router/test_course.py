@@ -90,6 +90,18 @@ def test_a_prompt_without_an_edited_subject_carries_nothing_in_a_chat() -> None:
     assert course.plan(other, stops=()).open_ended  # nothing would end it before it opens a turn itself
 
 
+def test_a_chat_that_is_read_in_pieces_is_a_chat_from_its_first_piece_on() -> None:
+    router = answer_router(answer_state())
+    turns = [{"role": "system", "content": "w50 w51 w52"}, {"role": "user", "content": "w60 w61 w62 w33 w50 w51 w52"}]
+    ids = render(router.inputs.tokenizer, turns)
+    whole = added(router, ids, 0)
+    assert whole, "nothing was tested"
+    for size in range(1, len(ids)):
+        pieces = [added(router, ids[: first + size], first) for first in range(0, len(ids), size)]
+        assert {place: own for piece in pieces for place, own in piece.items()} == whole
+    assert added(router, [50, 51, 52], 0), "as plain text this asks for an edit"
+
+
 def test_plain_text_may_begin_an_answer_by_itself() -> None:
     router = answer_router(answer_state(), None)
     ids = [33, 34]

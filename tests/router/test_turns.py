@@ -42,6 +42,18 @@ def test_a_system_message_is_no_part_of_the_question() -> None:
     assert ids[slice(*template.question(ids, end))].tolist() == [10]
 
 
+@pytest.mark.parametrize("system", [True, False])
+def test_a_chat_is_one_from_its_first_text_on(system: bool) -> None:
+    tokenizer = chat_tokenizer()
+    template = ChatTemplate.learn(tokenizer)  # type: ignore[arg-type]
+    assert template is not None and template.system
+    turns = [{"role": "system", "content": "w30 w31"}] * system + [user("w10 w11")]
+    ids = np.array(render(tokenizer, turns))  # type: ignore[arg-type]
+    texts = [place for place, token in enumerate(ids) if token in (30, 31, 10, 11)]
+    assert texts and all(template.begun(ids[: place + 1]) for place in texts)
+    assert not template.begun(np.array([30, 31, 10, 11]))
+
+
 def test_without_a_template_there_is_none() -> None:
     assert ChatTemplate.learn(tiny_tokenizer()) is None
 
