@@ -101,10 +101,6 @@ class Router(Resident, ABC):
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         """activation: `[n, f]`."""
 
-    def silent(self, activation: Tensor) -> bool:
-        """Whether no gate opens at any token of `[..., f]`, if that is cheaper to find out than a route."""
-        return False
-
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
         """activation: `[n, f]`. Not on the path of a token: it may cost more than `forward`.
 
@@ -127,8 +123,6 @@ class SideMemory(nn.Module):
 
     def forward(self, activation: Tensor, output: Tensor) -> Tensor:
         """activation `[..., f]` and the base's output `[..., d]` -> `[..., d]`."""
-        if self.router.silent(activation):
-            return output
         route = self.route(activation)
         if route.delta is None:
             return output
