@@ -55,6 +55,7 @@ class TokenView(BaseModel):
     name: str
     scope: str = Field(description="`reader`, `editor` or `admin`; each includes those before it.")
     until: datetime | None = Field(description="When it expires.")
+    namespaces: list[str] | None = Field(description="The namespaces that it sees and edits alone; null for all.")
 
 
 @router.get("/health")
@@ -137,7 +138,8 @@ async def status(service: Served, _: Reader) -> Status:
 @router.get("/v1/token", responses={status: ERRORS[status] for status in (401, 403)})
 async def token(holder: NamespaceReader) -> TokenView:
     """Who the request's token belongs to, and what it allows."""
-    return TokenView(name=holder.name, scope=holder.scope, until=holder.until)
+    namespaces = None if holder.namespaces is None else sorted(holder.namespaces)
+    return TokenView(name=holder.name, scope=holder.scope, until=holder.until, namespaces=namespaces)
 
 
 @router.get(
