@@ -396,6 +396,7 @@ def test_an_outcome_has_what_was_said_before_and_after(served: Running) -> None:
 def test_a_token_knows_its_scope(served: Running) -> None:
     for scope in ("reader", "editor", "admin"):
         with served.client(scope) as client:
-            assert client.get("/v1/token").json() == {"name": f"the-{scope}", "scope": scope, "until": None, "namespaces": None}
+            told = {"name": f"the-{scope}", "scope": scope, "until": None, "namespaces": None}
+            assert client.get("/v1/token").json() == told
     with served.client("") as client:
         assert client.get("/v1/token").status_code == 401
