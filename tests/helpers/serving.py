@@ -123,9 +123,10 @@ def running(
             until(lambda: service.editor.state == editor_state)
         yield Running(service, f"http://127.0.0.1:{port}", server)
     finally:
-        service.draining.set()
+        service.drain()
         server.should_exit = True
         thread.join(PATIENCE)
+        assert not thread.is_alive(), "the service does not end"
         for left in written:  # a process would give it back by ending
             left.close()
 

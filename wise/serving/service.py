@@ -100,9 +100,9 @@ class Service:
 
     def drain(self) -> None:
         """Begins the shutdown: nothing new is accepted, and the editor ends. A signal handler may call it."""
-        if not self.draining.is_set():
+        self.draining.set()
+        if self._end == float("inf"):
             self._end = time.monotonic() + self.settings.shutdown_timeout
-            self.draining.set()
             self.editor.leave()
 
     def close(self) -> None:
