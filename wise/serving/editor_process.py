@@ -169,6 +169,8 @@ def run_editor(
     except Exception as error:
         end.tell(why=f"{type(error).__name__}: {error}")
         raise
+    finally:
+        connection.close()  # so that the service notices, also where this is no process of its own
 
 
 def _opened(

@@ -394,6 +394,8 @@ def test_every_text_stands_out_and_fits_the_screen(browser: Browser, served: Run
             for size, (width, height) in SIZES.items():
                 page.set_viewport_size({"width": width, "height": height})
                 page.click(f"#tab-{tab}")
+                if tab == "service":  # what it shows is asked for when it is opened
+                    expect(page.locator("#tiles .tile").first).to_be_visible()
                 told = page.evaluate(CONTRAST)
                 assert told["count"] > 20 and told["poor"] == [], (tab, size)
                 assert not wide(page), (tab, size)

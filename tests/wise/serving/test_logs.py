@@ -129,7 +129,7 @@ def test_an_answer_is_logged_with_tokens_version_and_trace(
     served: Running, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "wise")
-    body = {"model": NAME, "prompt": FRANCE, "stream": stream}
+    body = {"model": NAME, "prompt": FRANCE, "stream": stream, "temperature": 0}
     for parent, trace in ((f"00-{TRACE}-00f067aa0ba902b7-01", TRACE), ("00-xyz-1-01", None), ("", None)):
         caplog.clear()
         with served.client("reader") as client:
