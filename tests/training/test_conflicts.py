@@ -177,9 +177,9 @@ def failing_at_first(model: wise.WiseModel, monkeypatch: pytest.MonkeyPatch, slo
     """An edit of this id is fitted only by more than the least effort."""
     write = type(model.trainer.writer).write
 
-    def written(self: Any, tasks: Any, progress: Any = None, effort: int = 0) -> Any:
+    def written(self: Any, tasks: Any, progress: Any = None, effort: int = 0, *given: Any) -> Any:
         shut = {slow} if effort == 0 else set()
-        found = write(self, tasks, progress, effort)
+        found = write(self, tasks, progress, effort, *given)
         return [(s, [replace(o, fitted=o.fitted and shut.isdisjoint(s.edit_ids)) for o in each]) for s, each in found]
 
     monkeypatch.setattr(type(model.trainer.writer), "write", written)
@@ -211,9 +211,9 @@ def test_one_that_fails_takes_no_ones_place(monkeypatch: pytest.MonkeyPatch) -> 
     model.edit(asked(0, 60, "old"))
     ask = type(model.trainer.verifier).ask
 
-    def asked_in_vain(self: Any, *given: Any) -> dict[str, Verdict]:
+    def asked_in_vain(self: Any, *given: Any, **more: Any) -> dict[str, Verdict]:
         wrong = {"prompt": {"completion: prompt": False}}
-        return {i: replace(v, holds=wrong) if i == "new" else v for i, v in ask(self, *given).items()}
+        return {i: replace(v, holds=wrong) if i == "new" else v for i, v in ask(self, *given, **more).items()}
 
     monkeypatch.setattr(type(model.trainer.verifier), "ask", asked_in_vain)
     report = model.edit(asked(1, 70, "new"))

@@ -243,7 +243,8 @@ def test_what_is_split_otherwise_is_refused_on_each_rank(kind: str, reason: str,
 def test_two_processes_that_edit_shards_of_a_stream_make_what_one_makes(tmp_path: Path) -> None:
     options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --main_process_port 0".split()
     said = started("-m", "accelerate.commands.launch", *options, str(HELPERS / "shards.py"), str(tmp_path))
-    assert sorted(line for line in said if "edits" in line) == ["0: gloo, 2 edits", "1: gloo, 1 edits"]
+    told = re.findall(r"\d: gloo, \d edits", " ".join(said))  # both write to one stream, at any moment
+    assert sorted(told) == ["0: gloo, 2 edits", "1: gloo, 1 edits"]
     edit_stream(STREAM, tmp_path / "whole")
     with Store.open(tmp_path / "one") as one, Store.open(tmp_path / "both") as both:
         one.import_pack(tmp_path / "whole")

@@ -203,9 +203,9 @@ def test_a_live_edit_that_the_next_call_breaks_is_lost_and_said_so(monkeypatch: 
     model.edit([edit(0), edit(1)])
     ask = type(model.trainer.verifier).ask
 
-    def asked(self: Any, *given: Any) -> dict[str, Verdict]:
+    def asked(self: Any, *given: Any, **more: Any) -> dict[str, Verdict]:
         wrong = {"prompt": {"prompt": False}}
-        return {i: replace(v, holds=wrong) if i == "e0" else v for i, v in ask(self, *given).items()}
+        return {i: replace(v, holds=wrong) if i == "e0" else v for i, v in ask(self, *given, **more).items()}
 
     monkeypatch.setattr(type(model.trainer.verifier), "ask", asked)
     report = model.edit(edit(2))

@@ -43,7 +43,6 @@ def serve(
     answers.
     """
     _check_extra()
-    from wise.serving.auth import write_token
     from wise.serving.logs import json_logs
     from wise.serving.settings import default_store, load
 
@@ -67,6 +66,8 @@ def serve(
         if shown:
             echo(f"token of this run (admin): {token}")
         elif token:
+            from wise.serving.auth import write_token  # what it imports may write to stderr
+
             write_token(private, token)
             written = True
             echo(f"the token of this run (admin) is in the file {private}, which only you can read")

@@ -19,7 +19,6 @@ from pydantic import (
     StringConstraints,
     Tag,
 )
-from pydantic_core import CoreSchema
 
 from wise.edits import Edit
 from wise.memory.store.edit_request import FAILED, Event, Ticket, Version
@@ -68,7 +67,7 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
         schema = handler(source)
         _end_at_first_error(schema)
         return schema
