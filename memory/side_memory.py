@@ -91,7 +91,7 @@ class Evidence(NamedTuple):
 
 
 class Router(Resident, ABC):
-    """Decides, per token and from its activation alone, whether and which slot speaks.
+    """Decides, per token, from its activation or from the ids up to it, whether and which slot speaks.
 
     To add a router, subclass this; keep to tensor operations (no `.item()`, no branch on a value), so
     that the wrapped model still compiles into one graph.
