@@ -31,8 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from soak_store import BASE, CONFIG, written
+from soak_store import BASE, CONFIG, reseal, written
 
 from wise.edits import Edit
 from wise.errors import WiseError
@@ -284,26 +283,13 @@ def memory(folder: Path) -> Path:
     return folder
 
 
-def resealed(folder: Path, change: Callable[[dict[str, Any]], object] = lambda manifest: None) -> None:
-    """Makes the digests of a memory fit its files again."""
-    file = folder / "wise_config.json"
-    manifest = json.loads(file.read_text())
-    del manifest["sha256"]
-    for name in manifest["files"]:
-        data = (folder / name).read_bytes()
-        manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    change(manifest)
-    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    file.write_text(json.dumps(manifest | {"sha256": seal}))
-
-
 def c06_header(folder: Path) -> str:
     """A header of 90 MB must be refused before it is parsed."""
     made = memory(folder / "memory")
     names = {f"x{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(1_200_000)}
     text = json.dumps({"__metadata__": {"format": "wise-memory"}, **names}).encode()[:99_000_000]
     (made / "memory.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
-    resealed(made)
+    reseal(made)
     del names, text
     before, begun = peak(), time.perf_counter()
     refused(lambda: load_memory(made), "the header")
@@ -328,10 +314,7 @@ def c06_values(folder: Path) -> str:
     }
     for number, (what, change) in enumerate(changes.items()):
         made = memory(folder / str(number))
-        tensors = load_file(made / "memory.safetensors")
-        change(tensors)
-        save_file(tensors, made / "memory.safetensors", {"format": "wise-memory"})
-        resealed(made)
+        reseal(made, tensors=change)
         refused(lambda made=made: load_memory(made), what)  # type: ignore[misc]
     return f"{len(changes)} refused"
 
@@ -350,7 +333,7 @@ def c09_settings(folder: Path) -> str:
     }
     for number, (what, change) in enumerate(changes.items()):
         made = memory(folder / str(number))
-        resealed(made, change)
+        reseal(made, change)
         refused(lambda made=made: load_memory(made), what)  # type: ignore[misc]
     return f"{len(changes)} refused"
 

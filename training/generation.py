@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
@@ -26,8 +27,24 @@ Check = Callable[[], None]
 """Called between two steps of what takes long. What it raises ends the work, with nothing changed."""
 
 
-def unchecked() -> None:
-    """The check of work that nobody ends early."""
+_CHECK: ContextVar[Check | None] = ContextVar("check", default=None)
+
+
+@contextmanager
+def checked(check: Check | None) -> Iterator[None]:
+    """`check`, if there is one, is called between two steps of what this thread does in a `with` block."""
+    token = _CHECK.set(check)
+    try:
+        yield
+    finally:
+        _CHECK.reset(token)
+
+
+def between_steps() -> None:
+    """Stands between two steps of what takes long: calls the check of `checked`, if there is one."""
+    check = _CHECK.get()
+    if check is not None:
+        check()
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -46,12 +63,11 @@ def greedy(
     max_new_tokens: int | Sequence[int],
     batch: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
-    check: Check = unchecked,
 ) -> list[list[int]]:
     """The greedy continuation of each prompt, up to and including its first stop.
 
     `max_new_tokens` may differ per prompt, and ends at the model's context. Prompts of like length share a batch,
-    left-padded. `progress` is called with the number of prompts that are done, `check` before each token.
+    left-padded. `progress` is called with the number of prompts that are done.
     """
     context = context_length(model)
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -65,8 +81,8 @@ def greedy(
             eos_token_id=sorted(stops),
             pad_token_id=min(stops),
         )
-        check()
-        out = _continued(model, [prompts[i] for i in rows], settings, check)
+        between_steps()
+        out = _continued(model, [prompts[i] for i in rows], settings)
         for i, row in zip(rows, out, strict=True):
             end = next((n + 1 for n, token in enumerate(row) if token in stops), len(row))
             answers[i] = row[: min(end, limits[i])]
@@ -126,20 +142,17 @@ def as_asked(model: PreTrainedModel) -> Iterator[None]:
 class _Checking(StoppingCriteria):
     """Stops at no token, and checks after each."""
 
-    def __init__(self, check: Check) -> None:
-        self.check = check
-
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        self.check()
+        between_steps()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _continued(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig, check: Check = unchecked
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig
 ) -> list[list[int]]:
     """What `model` generates after each prompt, pads and all."""
     ids, mask = left_pad(prompts, device=execution_device(model))
-    checks = {"stopping_criteria": StoppingCriteriaList([_Checking(check)])} if check is not unchecked else {}
+    checks = {"stopping_criteria": StoppingCriteriaList([_Checking()])} if _CHECK.get() is not None else {}
     with as_asked(model):
         out: Tensor = model.generate(  # type: ignore[operator]
             ids, attention_mask=mask, generation_config=settings, **checks

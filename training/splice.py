@@ -36,7 +36,7 @@ from wise.architectures import TargetModule
 from wise.errors import UnsupportedModelError
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.modules import Around, activation_of, execution_device, first_tensor, with_first
-from wise.training.generation import UNPADDED, Check, left_pad, unchecked
+from wise.training.generation import UNPADDED, between_steps, left_pad
 from wise.training.rows import Rows, columns_of, is_recurrent, joined, restore_states, states_of
 from wise.training.shallow_copy import copied_along, shallow_copy
 
@@ -181,10 +181,10 @@ class SplicedModel:
             blocks._modules[str(i)] = stub
 
     @torch.no_grad()
-    def cache(self, rows: Sequence[tuple[list[int], list[int]]], check: Check = unchecked) -> Rows:
+    def cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
         """Runs the base once over `(prompt ids, target ids)` rows; neither part may be empty.
 
-        Rows of similar length share a run, and their common prefix is run once. `check` is called before each run.
+        Rows of similar length share a run, and their common prefix is run once.
         """
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]) + len(rows[i][1]), len(rows[i][0])))
         parts: list[list[int]] = []
@@ -200,7 +200,7 @@ class SplicedModel:
         cached = self.steps == CACHED and not (self._recurrent and any(len(prompt) == 1 for prompt, _ in rows))
         found = []
         for part in parts:
-            check()
+            between_steps()
             found.append(self._cache([rows[i] for i in part], cached=cached))
         whole = found[0] if len(found) == 1 else joined(found)
         return whole.select(torch.tensor([i for part in parts for i in part]).argsort())

@@ -19,7 +19,7 @@ from wise.memory.key_space import Space
 from wise.memory.state import MemoryState
 from wise.training.conflicts import conflicts
 from wise.training.encoding import Encoder
-from wise.training.generation import Check, greedy, unchecked
+from wise.training.generation import greedy
 from wise.training.report import FAILED, PARTIAL, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
 from wise.training.splice import SplicedModel
 from wise.training.verification import Serve, Share, Verdict, Verifier
@@ -54,12 +54,11 @@ class Trainer:
         serve: Serve,
         replacing: bool = False,
         progress: Progress | None = None,
-        check: Check = unchecked,
     ) -> tuple[MemoryState, EditReport]:
         """Writes `edits` after those of `state`; returns the new state and what became of each edit.
 
         A live edit of the same prompt is replaced, and nothing of it is left. With `replacing`, so is one of its id.
-        `check` is called between two steps of fitting and between two generated tokens.
+        Within `checked` it can be ended between two steps of fitting and between two generated tokens.
 
         Raises EditError, with nothing changed, for duplicate ids, ids that are live already unless `replacing`, and
         edits that do not fit the context.
@@ -74,7 +73,7 @@ class Trainer:
         outcomes: dict[str, Outcome] = {}
         while True:
             replaced = tuple(dict.fromkeys(i for edit in fresh for i in held[edit.id]))
-            final, found, superseded_by_conflict = self._escalated(state, replaced, fresh, serve, progress, check)
+            final, found, superseded_by_conflict = self._escalated(state, replaced, fresh, serve, progress)
             outcomes |= found
             # An edit that fails does not take the place of one that holds: once more, without it.
             failed_replacements = [e for e in fresh if held[e.id] and found[e.id].status == FAILED]
@@ -100,7 +99,6 @@ class Trainer:
         outcomes: Sequence[Outcome],
         *,
         serve: Serve,
-        check: Check = unchecked,
     ) -> list[Outcome]:
         """Outcomes of `edits`, with what `state`, the one before them, answers to all that `holds` names.
 
@@ -114,7 +112,7 @@ class Trainer:
             return list(outcomes)
         with serve(state) as model:
             ids = [ids for ids, _ in asked]
-            out = greedy(model, ids, stops=self.encoder.stops, max_new_tokens=BEFORE_TOKENS, check=check)
+            out = greedy(model, ids, stops=self.encoder.stops, max_new_tokens=BEFORE_TOKENS)
         texts = iter([self.encoder.answer(ids, chat=chat) for ids, (_, chat) in zip(out, asked, strict=True)])
         return [
             replace(
@@ -126,13 +124,13 @@ class Trainer:
         ]
 
     def delete(
-        self, state: MemoryState, edit_ids: Collection[str], *, serve: Serve, check: Check = unchecked
+        self, state: MemoryState, edit_ids: Collection[str], *, serve: Serve
     ) -> tuple[MemoryState, tuple[str, ...]]:
         """`state` without these edits and without others that do not verify any more; the ids of those others."""
-        final, _ = self._verified(self._forgotten(state, edit_ids, check), serve, check)
+        final, _ = self._verified(self._forgotten(state, edit_ids), serve)
         return final, tuple(i for i in state.edit_ids if i not in {*final.edit_ids, *edit_ids})
 
-    def _forgotten(self, state: MemoryState, edit_ids: Collection[str], check: Check) -> MemoryState:
+    def _forgotten(self, state: MemoryState, edit_ids: Collection[str]) -> MemoryState:
         """`state` without these edits. A slot that they shared with others is written anew, from zero.
 
         Slots are written one by one, so that each depends on its own edits and number alone. An edit that cannot be
@@ -146,7 +144,7 @@ class Trainer:
         for slot in left.slots:
             if not sharing.isdisjoint(slot.edit_ids):
                 task = SlotTask(id=slot.id, edits=tuple(known[i] for i in slot.edit_ids))
-                left, results = self._write(left, [task], None, 0, check)
+                left, results = self._write(left, [task], None, 0)
                 sharing -= {i for i, written in results.items() if written.fitted}
         return left.without(sharing)
 
@@ -157,16 +155,15 @@ class Trainer:
         fresh: Sequence[Edit],
         serve: Serve,
         progress: Progress | None,
-        check: Check,
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
         """`_attempt`, then again with greater effort for the edits that failed. A retry that drops another edit is
         discarded."""
-        final, outcomes, superseded_by_conflict = self._attempt(state, replaced, fresh, serve, progress, check)
+        final, outcomes, superseded_by_conflict = self._attempt(state, replaced, fresh, serve, progress)
         for effort in range(1, self.writer.efforts):
             failed = [edit for edit in fresh if outcomes[edit.id].status == FAILED]
             if not failed:
                 break
-            retried, found, yielded = self._attempt(final, (), failed, serve, None, check, effort, fresh)
+            retried, found, yielded = self._attempt(final, (), failed, serve, None, effort, fresh)
             stood = {conflict.superseded for conflict in yielded} & outcomes.keys() - found.keys()
             taken = {*final.edit_ids} <= {*retried.edit_ids, *(conflict.superseded for conflict in yielded)}
             if taken:
@@ -182,7 +179,6 @@ class Trainer:
         fresh: Sequence[Edit],
         serve: Serve,
         progress: Progress | None,
-        check: Check,
         effort: int = 0,
         stream: Sequence[Edit] = (),
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
@@ -194,14 +190,14 @@ class Trainer:
         """
         if not fresh:
             return state, {}, ()
-        kept = self._forgotten(state, replaced, check)
+        kept = self._forgotten(state, replaced)
         new = replace(kept, key_space=self.key_space)
         results: dict[str, Written] = {}
         spent: dict[str, float] = {}
         for tasks in self._batches(kept, fresh):
             started = time.perf_counter()
             shown = _first_half(progress, len(results), len(fresh))
-            new, written = self._write(new, tasks, shown, effort, check)
+            new, written = self._write(new, tasks, shown, effort)
             results |= written
             spent |= dict.fromkeys(written, (time.perf_counter() - started) / len(written))
             shown(len(written))
@@ -212,13 +208,11 @@ class Trainer:
         ordered = sorted((*stood, *fresh), key=lambda edit: place[edit.id])
         written_all = replace(new, edits=(*before, *ordered)).without(unfitted)
         asked = _second_half(progress, len(fresh))
-        final, answers, superseded_by_conflict = self._settled(
-            written_all, place.keys(), serve, check, asked
-        )
+        final, answers, superseded_by_conflict = self._settled(written_all, place.keys(), serve, asked)
         asked(1.0)
         live, yielded = set(final.edit_ids), {conflict.superseded for conflict in superseded_by_conflict}
         left = [edit for edit in fresh if edit.id not in {*live, *answers}]
-        answers |= self.verifier.ask(final, left, serve, check=check)
+        answers |= self.verifier.ask(final, left, serve)
         held = {edit.id: VERIFIED if answers[edit.id].right else PARTIAL for edit in fresh}
         status = {i: held[i] if i in live else SUPERSEDED if i in yielded else FAILED for i in held}
         outcomes = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], spent[e.id]) for e in fresh}
@@ -246,12 +240,12 @@ class Trainer:
         return batches
 
     def _write(
-        self, state: MemoryState, tasks: list[SlotTask], progress: Progress | None, effort: int, check: Check
+        self, state: MemoryState, tasks: list[SlotTask], progress: Progress | None, effort: int
     ) -> tuple[MemoryState, dict[str, Written]]:
         """Writes the slots of `tasks` into `state`, with the keys and scores of the edits they hold."""
         slots, keys = list(state.slots), dict(state.keys)
         results: dict[str, Written] = {}
-        for task, (slot, outcomes) in zip(tasks, self.writer.write(tasks, progress, effort, check), strict=True):
+        for task, (slot, outcomes) in zip(tasks, self.writer.write(tasks, progress, effort), strict=True):
             scores = {}
             for edit, outcome in zip(task.edits, outcomes, strict=True):
                 keys[edit.id], scores[edit.id] = outcome.keys, outcome.score
@@ -260,16 +254,15 @@ class Trainer:
         return replace(state, slots=tuple(slots), keys=keys), results
 
     def _settled(
-        self, state: MemoryState, fresh: Collection[str], serve: Serve, check: Check, progress: Share
+        self, state: MemoryState, fresh: Collection[str], serve: Serve, progress: Share
     ) -> tuple[MemoryState, dict[str, Verdict], tuple[Conflict, ...]]:
         """`_verified`. Of contradicting edits the last one that verifies stays."""
         failed: set[str] = set()
         while True:
             standing = state.without(failed)
             found = conflicts(standing, fresh)
-            final, answers = self._verified(
-                standing.without({each.superseded for each in found}), serve, check, fresh, progress
-            )
+            held = standing.without({each.superseded for each in found})
+            final, answers = self._verified(held, serve, fresh, progress)
             failed_winners = {each.by for each in found} - set(final.edit_ids)
             if not failed_winners:
                 return final, answers, found
@@ -279,7 +272,6 @@ class Trainer:
         self,
         state: MemoryState,
         serve: Serve,
-        check: Check,
         fresh: Collection[str] | None = None,
         progress: Share = lambda share: None,
     ) -> tuple[MemoryState, dict[str, Verdict]]:
@@ -290,29 +282,24 @@ class Trainer:
         their keys and thresholds are gone then, and other answers may change.
         """
         if fresh is not None and not any(slot.shared for slot in state.slots):
-            state, verdicts = self._asked(state, fresh, serve, check, progress)
+            state, verdicts = self._asked(state, fresh, serve, progress)
             held = {*fresh} & {*state.edit_ids}
-            state, others = self._asked(state, self.verifier.touched(state, held), serve, check)
+            state, others = self._asked(state, self.verifier.touched(state, held), serve)
             return state, verdicts | others
         verdicts = {}
         while True:
             count = len(state.edits)
-            state, found = self._asked(state, state.edit_ids, serve, check, progress)
+            state, found = self._asked(state, state.edit_ids, serve, progress)
             verdicts |= found
             if len(state.edits) == count:
                 return state, verdicts
 
     def _asked(
-        self,
-        state: MemoryState,
-        edit_ids: Collection[str],
-        serve: Serve,
-        check: Check,
-        progress: Share = lambda share: None,
+        self, state: MemoryState, edit_ids: Collection[str], serve: Serve, progress: Share = lambda share: None
     ) -> tuple[MemoryState, dict[str, Verdict]]:
         """`state` without those of these edits that do not verify, and the verdicts."""
         asked = [edit for edit in state.edits if edit.id in edit_ids] if edit_ids else []
-        verdicts = self.verifier.ask(state, asked, serve, progress, check) if asked else {}
+        verdicts = self.verifier.ask(state, asked, serve, progress) if asked else {}
         return state.without([e.id for e in asked if not verdicts[e.id].keeps(self.config.require)]), verdicts
 
 

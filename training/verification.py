@@ -29,7 +29,7 @@ from wise.router.hybrid import Decision, HybridRouter, RouterInputs
 from wise.router.subjects import SubjectIndex, may_name, name_key, names_of, without_names
 from wise.router.turns import last_sentence
 from wise.training.encoding import Encoder
-from wise.training.generation import Check, greedy, unchecked
+from wise.training.generation import between_steps, greedy
 from wise.training.wordings import SISTERS, Wordings, question
 
 LOCALITY, SISTER = "locality[{}]", "sister: "
@@ -76,14 +76,9 @@ class Verifier(Protocol):
     """Verifies edits, and finds the other edits that a new one may have changed."""
 
     def ask(
-        self,
-        state: MemoryState,
-        edits: Sequence[Edit],
-        serve: Serve,
-        progress: Share = lambda share: None,
-        check: Check = unchecked,
+        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
     ) -> dict[str, Verdict]:
-        """By id, with `state` in place. `check` is called between two tokens."""
+        """By id, with `state` in place."""
         ...
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
@@ -102,27 +97,13 @@ class PromptVerifier:
     encoder: Encoder
 
     def ask(
-        self,
-        state: MemoryState,
-        edits: Sequence[Edit],
-        serve: Serve,
-        progress: Share = lambda share: None,
-        check: Check = unchecked,
+        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
     ) -> dict[str, Verdict]:
         if not edits:
             return {}
         prompts = [self.encoder.prompt(edit.prompt) for edit in edits]
         wanted = [self.encoder.target(e.prompt, e.target) for e in edits]
-        with serve(state) as model:
-            limits = [len(ids) + SPARE_TOKENS for ids in wanted]
-            out = greedy(
-                model,
-                prompts,
-                stops=self.encoder.stops,
-                max_new_tokens=limits,
-                progress=_shares(progress, prompts),
-                check=check,
-            )
+        out = _generated(self.encoder, state, serve, prompts, wanted, progress)
         return {
             edit.id: Verdict(
                 answer=self.encoder.answer(said),
@@ -147,35 +128,21 @@ class WordingVerifier:
     inputs: RouterInputs
 
     def ask(
-        self,
-        state: MemoryState,
-        edits: Sequence[Edit],
-        serve: Serve,
-        progress: Share = lambda share: None,
-        check: Check = unchecked,
+        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
     ) -> dict[str, Verdict]:
         encoder = self.wordings.encoder
         asked = [(edit, w) for edit in edits for w in self.wordings.of(edit, ()) if w.promised]
         if not asked:
             return {}
-        with serve(state) as model:
-            limits = [len(w.answer) + SPARE_TOKENS for _, w in asked]
-            prompts = [list(w.prompt) for _, w in asked]
-            out = greedy(
-                model,
-                prompts,
-                stops=encoder.stops,
-                max_new_tokens=limits,
-                progress=_shares(progress, prompts),
-                check=check,
-            )
+        prompts, wanted = zip(*((list(w.prompt), w.answer) for _, w in asked), strict=True)
+        out = _generated(encoder, state, serve, prompts, wanted, progress)
         said: dict[str, dict[str, str]] = {edit.id: {} for edit in edits}
         holds: dict[str, dict[str, dict[str, bool]]] = {e.id: {promise: {} for promise in PROMISES} for e in edits}
         for (edit, wording), ids in zip(asked, out, strict=True):
             said[edit.id][wording.name] = encoder.answer(ids, chat=wording.form == CHAT)
             holds[edit.id][wording.promised or ""][wording.name] = tuple(ids) == wording.answer
         answers = {edit_id: next(iter(texts.values()), "") for edit_id, texts in said.items()}
-        also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds, said, check)
+        also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds, said)
         return {
             edit.id: Verdict(
                 answer=answers[edit.id],
@@ -202,7 +169,6 @@ class WordingVerifier:
         serve: Serve,
         holds: Mapping[str, Mapping[str, dict[str, bool]]],
         said: Mapping[str, dict[str, str]],
-        check: Check,
     ) -> dict[str, list[str]]:
         """Adds to `holds` whether locality prompts and sister questions are as promised, and to `said` what is
         answered to those that activate the edit. Returns `Verdict.also_answers`."""
@@ -210,7 +176,7 @@ class WordingVerifier:
         also: dict[str, list[str]] = {}
         opened: list[tuple[Edit, dict[str, bool], str]] = []
         for edit in edits:
-            check()
+            between_steps()
             own, (_, listed, sisters) = catalog.slots[edit.id], (holds[edit.id][promise] for promise in PROMISES)
             for place, text in enumerate(edit.locality):
                 listed[LOCALITY.format(place)] = not _asks_for(router.decide(text), own)
@@ -231,12 +197,8 @@ class WordingVerifier:
         if not opened:
             return also
         prompts = [self.prompts(edit, [label])[0] for edit, _, label in opened]
-        limits = [len(encoder.target("", edit.target)) + SPARE_TOKENS for edit, *_ in opened]
-        out = []
-        for each in (state, MemoryState()):
-            with serve(each) as model:
-                ids = [ids for ids, _ in prompts]
-                out.append(greedy(model, ids, stops=encoder.stops, max_new_tokens=limits, check=check))
+        ids, wanted = [ids for ids, _ in prompts], [encoder.target("", edit.target) for edit, *_ in opened]
+        out = [_generated(encoder, each, serve, ids, wanted) for each in (state, MemoryState())]
         for (edit, sisters, label), (_, chat), edited, before in zip(opened, prompts, *out, strict=True):
             sisters[label] = edited == before
             said[edit.id][label] = encoder.answer(edited, chat=chat)
@@ -285,8 +247,24 @@ def _asks_for(decision: Decision, slot: int) -> bool:
     return decision.open and decision.slot == slot
 
 
-def _shares(progress: Share, prompts: Sequence[object]) -> Callable[[int], None]:
-    return lambda done: progress(done / len(prompts))
+def _generated(
+    encoder: Encoder,
+    state: MemoryState,
+    serve: Serve,
+    prompts: Sequence[Sequence[int]],
+    wanted: Sequence[Sequence[int]],
+    progress: Share = lambda share: None,
+) -> list[list[int]]:
+    """The answers with `state` in place, each with room for more than the wanted one."""
+    limits = [len(ids) + SPARE_TOKENS for ids in wanted]
+    with serve(state) as model:
+        return greedy(
+            model,
+            prompts,
+            stops=encoder.stops,
+            max_new_tokens=limits,
+            progress=lambda done: progress(done / len(prompts)),
+        )
 
 
 def same_subject(one: Edit, other: Edit) -> bool:

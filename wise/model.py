@@ -15,27 +15,23 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wise import saving
 from wise.architectures import TargetModule, locate
 from wise.config import WiseConfig
 from wise.edits import Conversation, Edit, as_edit, conversations
 from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError
 from wise.explain import Answer, GeneratedIds, Provenance, generated_ids, prompt_ids
-from wise.loading import check_tokenizer, loaded, named_base, transformers_model
-from wise.memory.artifact import load_memory, save_memory
+from wise.loading import check_tokenizer, loaded, transformers_model
 from wise.memory.base_watch import REMEDY, BaseState, BaseWatch
 from wise.memory.fingerprint import Fingerprint, fingerprint
-from wise.memory.hub import upload
 from wise.memory.layer import SideMemoryLayer, as_child
-from wise.memory.model_card import HUB_ID
 from wise.memory.modules import (
     completed,
     evaluating,
@@ -514,11 +510,12 @@ class WiseModel(nn.Module):
 
         completed(put)
 
-    def _start_from(self, state: MemoryState) -> None:
-        """Serves a state that was not made here.
+    def start_from(self, state: MemoryState, base: Fingerprint) -> None:
+        """Serves a state that was made elsewhere, on `base`, by whose name and revision this model's base then goes.
 
         Raises ArtifactError where its keys were made by another relation reader.
         """
+        self._source = base.name, base.revision
         if self.inputs is not None and state.edits and state.key_space != self.inputs.reader.key_space:
             found = getattr(state.key_space, "reader", "none")
             raise ArtifactError(
@@ -543,112 +540,9 @@ class WiseModel(nn.Module):
 
     # -- on disk and on the hub --------------------------------------------------------------
 
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike[str],
-        *,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Writes the settings, the memory and a model card, never the base, to a folder; whole or not at all.
-
-        Every live edit is in it as plain text, and the name of the base, which may be a folder.
-
-        With `push_to_hub` the memory goes to the hub as well, to `repo_id` or else a repository of the folder's name;
-        `kwargs` are those of `push_to_hub`.
-
-        Raises ArtifactError, with nothing written, where the folder holds anything but a memory.
-        """
-        save_memory(save_directory, config=self.wise_config, state=self.state, base=self.fingerprint())
-        if push_to_hub:
-            self.push_to_hub(repo_id or Path(save_directory).resolve().name, **kwargs)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        commit_message: str = "Upload a side memory",
-        commit_description: str | None = None,
-    ) -> str:
-        """Writes the memory to a repository on the hub, which is made if there is none; the address of the commit.
-
-        The same is written as by `save_pretrained`, but the base is named only if it is on the hub. A card that
-        somebody has rewritten there is kept. `private=None` leaves it to the hub, which makes repositories public.
-        """
-        base = self.fingerprint()
-        if not HUB_ID.fullmatch(base.name):
-            base = replace(base, name="", revision="")
-        with TemporaryDirectory() as folder:
-            memory = Path(folder, "memory")
-            save_memory(memory, config=self.wise_config, state=self.state, base=base)
-            return upload(
-                memory,
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message,
-                commit_description=commit_description,
-            )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | PathLike[str],
-        model: PreTrainedModel | str | PathLike[str] | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        *,
-        reader: RelationReader | None = None,
-        allow_precision: bool = False,
-        progress: Callable[[int, int], None] | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """The memory saved at `path`, a folder or a hub id, around its base; `kwargs` as for `load_memory`.
-
-        model: the base, or its folder or hub id; None loads the one that the memory names, in the precision in which it
-        was edited.
-        tokenizer: None takes the one beside the base.
-        reader: the one that its keys were made with, as for `wise.wrap` (`hybrid`).
-        allow_precision: take a memory that was made on this base in another precision (a cast or quantized copy). Every
-        edit is then asked again, and all stay live: `precision_report` says which hold, and so does the log. `progress`
-        is called with how many were asked, and of how many.
-
-        Raises ArtifactError, with `model` as it was, where the memory is incomplete, damaged, was made for another base
-        or in another precision that is not allowed, or names no base that can be loaded.
-        """
-        if not isinstance(path, str | PathLike):
-            raise ArtifactError(
-                f"from_pretrained() takes the path of a memory first, and then its base and tokenizer: a "
-                f"{type(path).__name__} was given as the path"
-            )
-        config, state, base = load_memory(path, **kwargs)
-        try:
-            base_model, tokenizer = loaded(named_base(base) if model is None else model, tokenizer)
-        except ConfigError as error:
-            raise ArtifactError(f"the base of the memory at {path} is not to be had: {error}") from error
-        try:
-            wrapped = cls(base_model, tokenizer, config, reader=reader)
-        except (ConfigError, UnsupportedModelError) as error:
-            raise ArtifactError(
-                f"the memory at {path} stands beside {base.path} of a {base.model_type} base and does not "
-                f"fit this model: {error}"
-            ) from error
-        try:
-            same = base.check(wrapped.fingerprint(), allow_precision=allow_precision)
-            wrapped._source = base.name, base.revision
-            wrapped._start_from(state)
-            if not same:
-                wrapped.precision_report = wrapped.ask_again(state, base, progress=progress)
-        except BaseException:
-            wrapped.unwrap()
-            raise
-        return wrapped
+    save_pretrained = saving.save_pretrained
+    push_to_hub = saving.push_to_hub
+    from_pretrained = classmethod(saving.from_pretrained)
 
 
 def wrap(

@@ -18,7 +18,7 @@ from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
-from wise.training.generation import Check, unchecked
+from wise.training.generation import Check, checked
 from wise.training.report import Outcome, PrecisionReport
 
 
@@ -92,7 +92,7 @@ def edited(
     edits: Sequence[Edit],
     *,
     progress: Callable[[int], None] = lambda done: None,
-    check: Check = unchecked,
+    check: Check | None = None,
 ) -> tuple[MemoryState, list[Outcome]]:
     """`state` with `edits` added, and the outcome of each. Raises EditError as `Trainer.edit` does, and what `check`
     raises, which is called between two steps.
@@ -102,30 +102,29 @@ def edited(
     outcomes: list[Outcome] = []
     for namespace in dict.fromkeys(edit.namespace for edit in edits):
         own = [edit for edit in edits if edit.namespace == namespace]
-        with model.evaluating():
+        with model.evaluating(), checked(check):
             done, before = len(outcomes), within(state, namespace)
             part, report = model.trainer.edit(
                 before,
                 own,
                 serve=model.serving,
                 progress=lambda count, done=done: progress(done + count),  # type: ignore[misc]
-                check=check,
             )
-            outcomes += model.trainer.with_before(before, own, report.outcomes, serve=model.serving, check=check)
+            outcomes += model.trainer.with_before(before, own, report.outcomes, serve=model.serving)
         state = _joined(state, {namespace}, part)
     return state, outcomes
 
 
 def forgotten(
-    model: WiseModel, state: MemoryState, edit_ids: Collection[str], check: Check = unchecked
+    model: WiseModel, state: MemoryState, edit_ids: Collection[str], check: Check | None = None
 ) -> MemoryState:
     """`state` without these edits, by `Trainer.delete`, and without others that do not verify after that."""
     for names in _independent(state):
         part = _of(state, names)
         gone = [edit_id for edit_id in part.edit_ids if edit_id in edit_ids]
         if gone:
-            with model.evaluating():
-                part, _ = model.trainer.delete(part, gone, serve=model.serving, check=check)
+            with model.evaluating(), checked(check):
+                part, _ = model.trainer.delete(part, gone, serve=model.serving)
             state = _joined(state, names, part)
     return state
 

@@ -2,7 +2,7 @@
 
 Runs are read by `wise.lab.eval.results_file`. The outcomes of two runs are paired by record, measure and prompt, and
 only paired outcomes are tested. A figure is the mean over records of the mean over a record's prompts. The test is
-`sign_flip` over records; all tests of one comparison are adjusted together (`holm`). McNemar's p is not adjusted.
+`sign_flip` over records; all tests of one comparison are adjusted together (`holm`).
 
 A run keeps no outcomes for routing and cost. They are shown with the intervals that the runs hold, and not tested.
 """
@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from wise.errors import ConfigError
-from wise.lab.eval.significance import LEVEL, RESAMPLES, McNemar, bootstrap_interval, holm, mcnemar, sign_flip
+from wise.lab.eval.significance import LEVEL, RESAMPLES, bootstrap_interval, holm, sign_flip
 from wise.probes import OF_A_CASE
 
 MODES = ("generated", "teacher_forced")
@@ -52,8 +52,6 @@ class Difference:
     """Of `sign_flip` over records."""
     p_holm: float
     """The same, adjusted for all tests of the comparison."""
-    mcnemar: McNemar | None
-    """Over prompts; None where an outcome is not plainly right or wrong. `only_first` are the reference's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +177,6 @@ def _difference(measure: str, mode: str, pairs: Sequence[Pair], seed: int) -> Di
     changes = [round(fmean(b - a for a, b in values), DIGITS) for values in of_record.values()]
     reference, value = fmean(a for a, _ in means), fmean(b for _, b in means)
     p = sign_flip(changes, seed=seed)
-    outcomes = [(ours[mode], theirs[mode]) for ours, theirs in pairs]
-    plain = all(value in (0, 1) for pair in outcomes for value in pair)
     return Difference(
         measure=measure,
         mode=mode,
@@ -192,7 +188,6 @@ def _difference(measure: str, mode: str, pairs: Sequence[Pair], seed: int) -> Di
         interval=bootstrap_interval(changes, seed=seed) if len(changes) > 1 else None,
         p=p,
         p_holm=p,
-        mcnemar=mcnemar([a for a, _ in outcomes], [b for _, b in outcomes]) if plain and mode == "generated" else None,
     )
 
 

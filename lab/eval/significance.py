@@ -9,8 +9,6 @@ were independent finds differences that are not there. What is tested is a vecto
   never 0.
 * `bootstrap_interval`: percentile interval of the mean difference, records drawn with replacement (Efron and
   Tibshirani 1993; clusters drawn whole: Field and Welsh 2007).
-* `mcnemar`: the exact test of McNemar (1947) on single prompts, right or wrong. It takes prompts as independent, so it
-  says too much where a record has several.
 * `holm`: p-values of several tests, adjusted so that the chance of any false finding stays what it is for one
   (Holm 1979).
 
@@ -20,7 +18,6 @@ Everything is a function of its arguments and the seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,35 +34,6 @@ SLACK = 1e-12
 """Share of the sum of all differences by which two sums may differ and count as equal: what rounding does."""
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class McNemar:
-    """What single prompts say."""
-
-    only_first: int
-    """Prompts that only the first run has right."""
-    only_second: int
-    p: float
-    """Two-sided, exact."""
-
-
-def mcnemar(first: Sequence[float], second: Sequence[float]) -> McNemar:
-    """The exact test of McNemar on paired outcomes, each 0 or 1.
-
-    Under the null hypothesis the `only_first` of the n discordant pairs are binomial with 1/2; p is twice the smaller
-    tail, at most 1.
-
-    Raises ConfigError: no pairs, unlike lengths, or an outcome that is neither 0 nor 1.
-    """
-    a, b = _vector("first", first), _vector("second", second)
-    if len(a) != len(b):
-        raise ConfigError(f"mcnemar takes pairs: {len(a)} outcomes were given, and {len(b)} to pair them with")
-    if not np.isin(np.concatenate((a, b)), (0.0, 1.0)).all():
-        raise ConfigError("mcnemar takes outcomes that are 0 or 1; for others take sign_flip")
-    only_first, only_second = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
-    tail = _binomial(only_first + only_second)[: min(only_first, only_second) + 1].sum()
-    return McNemar(only_first=only_first, only_second=only_second, p=min(1.0, 2.0 * float(tail)))
 
 
 def sign_flip(differences: Sequence[float], *, flips: int = FLIPS, seed: int = 0) -> float:
@@ -94,16 +62,14 @@ def sign_flip(differences: Sequence[float], *, flips: int = FLIPS, seed: int = 0
 
 
 def bootstrap_interval(
-    differences: Sequence[float], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+    differences: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of `differences` `[records]`, records drawn with replacement.
+    """The 95 % percentile interval of the mean of `differences` `[records]`, records drawn with replacement.
 
-    Raises ConfigError: no difference, one that is no finite number, no resamples, or a level outside (0, 1).
+    Raises ConfigError: no difference, one that is no finite number, or no resamples.
     """
     values = _vector("differences", differences)
     _check_count("resamples", resamples)
-    if not 0 < level < 1:
-        raise ConfigError(f"level={level}: expected a number between 0 and 1, such as 0.95")
     generator = np.random.default_rng(seed)
     means = np.concatenate(
         [
@@ -111,7 +77,7 @@ def bootstrap_interval(
             for part in _parts(resamples, len(values))
         ]
     )
-    low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+    low, high = np.quantile(means, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return float(low), float(high)
 
 

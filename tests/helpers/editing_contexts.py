@@ -36,6 +36,14 @@ def tiny_edits(count: int, *, first: int = 0) -> list[Edit]:
     return found
 
 
+def tiny_records(count: int) -> tuple[Record, ...]:
+    """Records of `tiny_edits`, each with another wording and a neighbour."""
+    return tuple(
+        Record(edit=edit, paraphrases=(f"w6 {edit.subject} w9",), neighbours=(f"w5 w{60 + i} w7 w8",))
+        for i, edit in enumerate(tiny_edits(count))
+    )
+
+
 @cache
 def _shipped() -> tuple[Any, Encoder]:
     model = AutoModelForCausalLM.from_pretrained(model_path()).eval()

@@ -36,6 +36,7 @@ def _loaded(file: Path) -> ModuleType:
 
 soak = _loaded(ROOT / "scripts" / "soak_store.py")
 BASE, CONFIG, written, digest = soak.BASE, soak.CONFIG, soak.written, soak.digest
+seal, reseal = soak.seal, soak.reseal
 
 
 @contextmanager

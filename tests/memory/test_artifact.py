@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
 import random
 from collections.abc import Callable
@@ -15,6 +13,7 @@ import faiss
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stores import reseal
 from tiny import BATCH, generated, reading, same_state, same_tensors, tiny_model, tiny_tokenizer, wrap_tiny
 
 import wise
@@ -218,27 +217,6 @@ def test_no_folder(saved: Path) -> None:
         load_memory(saved / CONFIG)
     with pytest.raises(ArtifactError, match="does not exist; give a folder"):
         load_memory(saved / "nowhere")
-
-
-def reseal(
-    folder: Path,
-    change: Callable[[dict[str, Any]], object] | None = None,
-    tensors: Callable[[dict[str, torch.Tensor]], object] | None = None,
-) -> None:
-    """Forges a memory whose checksums are all right."""
-    if tensors is not None:
-        held = load_file(folder / TENSORS)
-        tensors(held)
-        save_file(held, folder / TENSORS, metadata={"format": "wise-memory"})
-    manifest = json.loads((folder / CONFIG).read_text())
-    for name in (EDITS, TENSORS):
-        data = (folder / name).read_bytes()
-        manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    if change is not None:
-        change(manifest)
-    del manifest["sha256"]
-    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    (folder / CONFIG).write_text(json.dumps(manifest | {"sha256": seal}))
 
 
 def test_resealing_alone_changes_nothing(saved: Path, wrapped: wise.WiseModel) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stores import BASE, CONFIG, digest, edits, learn, new_folder, written
+from stores import BASE, CONFIG, digest, edits, learn, new_folder, reseal, seal, written
 
 from wise.errors import ArtifactError, EditError
 from wise.formats.edit_file import read_records
@@ -29,27 +27,6 @@ FILES = ("wise_config.json", "edits.jsonl", "memory.safetensors")
 def memory(tmp_path: Path) -> Path:
     save_memory(tmp_path / "memory", config=CONFIG, state=written(edits(1, 2)), base=BASE)
     return tmp_path / "memory"
-
-
-def reseal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda manifest: None) -> None:
-    """Makes the digests of a memory fit its files, as whoever made it could."""
-    file = folder / "wise_config.json"
-    manifest = json.loads(file.read_text())
-    del manifest["sha256"]
-    for name in manifest["files"]:
-        data = (folder / name).read_bytes()
-        manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    change(manifest)
-    seal = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    file.write_text(json.dumps(manifest | {"sha256": seal}))
-
-
-def seal_file(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    data = json.loads(file.read_text())
-    del data["sha256"]
-    change(data)
-    seal = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-    file.write_text(json.dumps(data | {"sha256": seal}))
 
 
 def test_a_memory_that_was_only_sealed_again_is_read(memory: Path) -> None:
@@ -127,10 +104,7 @@ def test_a_header_that_is_too_large_is_refused_before_it_is_parsed(memory: Path)
 def test_a_memory_that_means_what_no_edit_means_is_refused(
     memory: Path, change: Callable[[dict[str, torch.Tensor]], object], said: str
 ) -> None:
-    tensors = load_file(memory / FILES[2])
-    change(tensors)
-    save_file(tensors, memory / FILES[2], {"format": "wise-memory"})
-    reseal(memory)
+    reseal(memory, tensors=change)
     with pytest.raises(ArtifactError, match=said):
         load_memory(memory)
 
@@ -178,7 +152,7 @@ def test_a_ticket_of_a_pack_is_judged_before_anything_is_written(ticket: object,
         with Store.open(folder / "source") as store:
             learn(store, edits(1))
             store.export_pack(folder / "pack")
-        seal_file(folder / "pack" / "tickets.json", lambda data: data["tickets"].update(e1=ticket))
+        seal(folder / "pack" / "tickets.json", lambda data: data["tickets"].update(e1=ticket))
         with Store.open(folder / "target") as store:
             with pytest.raises(ArtifactError, match=said):
                 store.import_pack(folder / "pack")

@@ -152,7 +152,7 @@ def test_a_base_that_is_gone_and_another_one_are_refused(memory: Path, folder: P
     with pytest.raises(wise.ArtifactError, match="was made for another base"):
         wise.WiseModel.from_pretrained(memory, tmp_path / "other")
     shutil.move(folder, tmp_path / "moved")
-    with pytest.raises(wise.ArtifactError, match="the base of the memory at .* is not to be had: model '.*base'"):
+    with pytest.raises(wise.ArtifactError, match="the base of the memory at .* cannot be loaded: model '.*base'"):
         wise.WiseModel.from_pretrained(memory)
     wrapped = wise.WiseModel.from_pretrained(memory, tmp_path / "moved")
     before = {file.name: file.read_bytes() for file in memory.iterdir()}

@@ -15,12 +15,13 @@ from tiny import tiny_model, tiny_tokenizer
 
 from wise import loading
 from wise.cli.app import app
-from wise.cli.common import PLACEMENT_OPTIONS, with_placement
+from wise.cli.options import EditedModelOptions, with_options
 from wise.errors import ConfigError
 from wise.loading import QUANTIZATIONS, Placement, load_model
 from wise.serving.settings import Settings
 
 LOADING = ("ask bench.editors chat-demo demo edit eval eval-chat forget harness info locate serve store.delete").split()
+PLACEMENT = [*inspect.signature(Placement).parameters]
 NO_MODEL = ("compare stream token train-router store.check store.log").split()
 
 
@@ -41,9 +42,7 @@ def options_of(command: str) -> set[str]:
 
 @pytest.mark.parametrize("command", LOADING)
 def test_every_command_that_loads_a_model_takes_the_same_options(command: str) -> None:
-    names = {f"--{name.replace('_', '-')}" for name in PLACEMENT_OPTIONS}
-    assert names <= options_of(command)
-    assert {name.removeprefix("--").replace("-", "_") for name in names} == set(inspect.signature(Placement).parameters)
+    assert {f"--{name.replace('_', '-')}" for name in PLACEMENT} <= options_of(command)
 
 
 @pytest.mark.parametrize("command", NO_MODEL)
@@ -58,17 +57,21 @@ def test_the_service_takes_them_as_settings() -> None:
         Settings(dtype="int4").placement()
 
 
-def test_a_command_is_given_its_placement() -> None:
+def test_a_command_is_given_its_groups_of_options() -> None:
     seen = []
 
-    @with_placement
-    def command(name: str, placement: Placement = loading.DEFAULT_PLACEMENT, last: int = 1) -> None:
-        seen.append((name, placement, last))
+    @with_options
+    def command(name: str, edited: EditedModelOptions, last: int = 1) -> None:
+        seen.append((name, edited, last))
 
-    assert [*inspect.signature(command).parameters] == ["name", *PLACEMENT_OPTIONS, "last"]
-    nothing = dict.fromkeys(PLACEMENT_OPTIONS)
-    command(name="a", last=2, **nothing | {"dtype": "float16"})
-    assert seen == [("a", Placement(dtype="float16"), 2)]
+    options = ["model", "threads", *PLACEMENT, "allow_precision"]
+    assert [*inspect.signature(command).parameters] == ["name", *options, "last"]
+    command(name="a", last=2, **dict.fromkeys(options) | {"dtype": "float16", "threads": 3})
+    ((_, edited, _),) = seen
+    assert seen == [("a", edited, 2)] and edited.is_named
+    assert (edited.base.threads, edited.base.placement.dtype, edited.base.placement.device) == (3, "float16", None)
+    with pytest.raises(ConfigError, match="--dtype int4: expected one of"):
+        command(name="a", last=2, **dict.fromkeys(options) | {"dtype": "int4"})
 
 
 @pytest.mark.parametrize(

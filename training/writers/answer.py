@@ -17,7 +17,7 @@ from torch import Tensor
 from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.memory.slot import FORMS, AnswerSlot, Slot
-from wise.training.generation import Check, unchecked
+from wise.training.generation import between_steps
 from wise.training.splice import SplicedModel
 from wise.training.wordings import Wording, Wordings
 from wise.training.writers.answer_fitting import Examples, Stepping
@@ -48,11 +48,7 @@ class AnswerWriter:
         self.spliced, self.wordings, self.config = spliced, wordings, config
 
     def write(
-        self,
-        tasks: Sequence[SlotTask],
-        progress: Progress | None = None,
-        effort: int = 0,
-        check: Check = unchecked,
+        self, tasks: Sequence[SlotTask], progress: Progress | None = None, effort: int = 0
     ) -> list[tuple[Slot, list[Written]]]:
         """See `Writer`. Raises ValueError for a slot of several edits."""
         edits = [edit for task in tasks for edit in task.edits]
@@ -64,26 +60,26 @@ class AnswerWriter:
         for start in range(0, len(order), AT_ONCE):
             part = order[start : start + AT_ONCE]
             shown = None if progress is None else _shifted(progress, len(written))
-            found = self._write([tasks[i] for i in part], shown, EFFORTS[effort], check)
+            found = self._write([tasks[i] for i in part], shown, EFFORTS[effort])
             written |= zip(part, found, strict=True)
         return [written[i] for i in range(len(edits))]
 
     def _write(
-        self, tasks: Sequence[SlotTask], progress: Progress | None, effort: Effort, check: Check
+        self, tasks: Sequence[SlotTask], progress: Progress | None, effort: Effort
     ) -> list[tuple[Slot, list[Written]]]:
         edits = [task.edits[0] for task in tasks]
         further = [self.wordings.texts(edit) for edit in edits]
         asked = [self.wordings.of(edit, texts) for edit, texts in zip(edits, further, strict=True)]
         parts = [(i, form) for i in range(len(edits)) for form in range(FORMS) if _of_form(asked[i], form)]
-        examples = self._examples([_of_form(asked[i], form) for i, form in parts], check)
+        examples = self._examples([_of_form(asked[i], form) for i, form in parts])
         values = Values(examples.own.activations, self.spliced.target_module.out_features, self._unit(examples))
         steps = effort.steps * self.config.max_steps
         fit = Stepping(self.spliced, examples, values, max_steps=steps, rate=effort.rate).run(
-            None if progress is None else lambda done: progress(done * len(edits) // len(parts)), check
+            None if progress is None else lambda done: progress(done * len(edits) // len(parts))
         )
         written = []
         for i, (edit, task) in enumerate(zip(edits, tasks, strict=True)):
-            check()
+            between_steps()
             own = {form: n for n, (edit_of, form) in enumerate(parts) if edit_of == i}
             slot = self._slot(edit, task, own, asked[i], values)
             keys = self.wordings.keys(edit)
@@ -112,8 +108,8 @@ class AnswerWriter:
             features=self.spliced.target_module.in_features,
         )
 
-    def _examples(self, parts: Sequence[Sequence[Wording]], check: Check) -> Examples:
-        cached = self.spliced.cache([(list(w.prompt), list(w.answer)) for own in parts for w in own], check)
+    def _examples(self, parts: Sequence[Sequence[Wording]]) -> Examples:
+        cached = self.spliced.cache([(list(w.prompt), list(w.answer)) for own in parts for w in own])
         bare = torch.tensor([n == 0 for own in parts for n in range(len(own))])
         return Examples(
             rows=cached,

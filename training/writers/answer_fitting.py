@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from wise.training.generation import Check, unchecked
+from wise.training.generation import between_steps
 from wise.training.rows import Rows
 from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress
@@ -77,14 +77,14 @@ class Stepping:
         self.row_loss = torch.full((len(examples.rows),), torch.inf)
         self.steps = torch.zeros(count, dtype=torch.long)
 
-    def run(self, progress: Progress | None, check: Check = unchecked) -> Stepped:
+    def run(self, progress: Progress | None) -> Stepped:
         owner, bare = self.examples.owner, self.examples.bare
         active = torch.ones(len(self.steps), dtype=torch.bool)
         losses: deque[Tensor] = deque(maxlen=WITHIN + 1)
         whole = active.clone()
         """Edits all of whose rows are checked in this step."""
         for step in range(self.max_steps + 1):
-            check()
+            between_steps()
             last = step == self.max_steps
             looked = active[owner] & (whole[owner] | self._failing() | last)
             objective = self._look(looked)

@@ -12,7 +12,6 @@ from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
-from wise.training.generation import Check, unchecked
 
 FEATURES_PER_EDIT = 44
 """Input features of the edited module per edit of a slot, if `slot_capacity` is None.
@@ -94,15 +93,10 @@ class Writer(Protocol):
     """Number of efforts, each greater than the one before."""
 
     def write(
-        self,
-        tasks: Sequence[SlotTask],
-        progress: Progress | None = None,
-        effort: int = 0,
-        check: Check = unchecked,
+        self, tasks: Sequence[SlotTask], progress: Progress | None = None, effort: int = 0
     ) -> list[tuple[Slot, list[Written]]]:
         """One new slot per task with the result of each of its edits, in the order of the tasks.
 
         effort: counted from 0; a greater one takes longer, for edits that failed with less.
-        check: called between two steps.
         """
         ...

@@ -22,11 +22,10 @@ from wise.memory.merging import merge
 from wise.memory.slot import MaskedDenseSlot, Slot
 from wise.router.activation import activation_score
 from wise.training.encoding import Encoder
-from wise.training.generation import Check, unchecked
 from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress, SlotTask, Written
 from wise.training.writers.masked_dense_examples import Examples, prepare
-from wise.training.writers.masked_dense_fitting import Fit, fit
+from wise.training.writers.masked_dense_fitting import Fit, Fitting
 from wise.training.writers.masked_dense_statistics import BaseStatistics
 
 ROUNDING = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -63,11 +62,7 @@ class MaskedDenseWriter:
         self.config = config
 
     def write(
-        self,
-        tasks: Sequence[SlotTask],
-        progress: Progress | None = None,
-        effort: int = 0,
-        check: Check = unchecked,
+        self, tasks: Sequence[SlotTask], progress: Progress | None = None, effort: int = 0
     ) -> list[tuple[Slot, list[Written]]]:
         """See `Writer`; there is one effort.
 
@@ -79,15 +74,14 @@ class MaskedDenseWriter:
             encoder=self.encoder,
             statistics=self.statistics,
             seed=self.config.seed,
-            check=check,
         )
         masks = torch.stack([self._masks(task) for task in tasks]).to(self.spliced.layer_device)  # [slots, k, d, f]
         start = torch.stack([_start(task, masks[i]) for i, task in enumerate(tasks)])
         k = SHARDS
         shard = torch.tensor([slot * k + i % k for slot, task in enumerate(tasks) for i in range(len(task.edits))])
-        shards = self._fit(examples, start.flatten(0, 1), masks.flatten(0, 1), shard, progress, check)
-        merged = torch.stack([self._merge(deltas) for deltas in shards.weights.view(masks.shape)])
-        served = self._fit(examples, merged, masks.any(1), examples.slot, None, check)
+        shards = self._fit(examples, start.flatten(0, 1), masks.flatten(0, 1), shard, progress)
+        merged = torch.stack([merge(deltas, method=MERGE) for deltas in shards.weights.view(masks.shape)])
+        served = self._fit(examples, merged, masks.any(1), examples.slot, None)
         return self._collect(tasks, examples, masks, shards, served)
 
     def _masks(self, task: SlotTask) -> Tensor:
@@ -98,28 +92,10 @@ class MaskedDenseWriter:
         return random_masks(shape, shards=SHARDS, ratio=MASK_RATIO, seed=seed)
 
     def _fit(
-        self,
-        examples: Examples,
-        start: Tensor,
-        mask: Tensor,
-        group: Tensor,
-        progress: Progress | None,
-        check: Check,
+        self, examples: Examples, start: Tensor, mask: Tensor, group: Tensor, progress: Progress | None
     ) -> Fit:
-        return fit(
-            self.spliced,
-            examples,
-            start=start,
-            mask=mask,
-            group=group,
-            scale=self.statistics.scale,
-            config=self.config,
-            progress=progress,
-            check=check,
-        )
-
-    def _merge(self, deltas: Tensor) -> Tensor:
-        return merge(deltas, method=MERGE)
+        scale = self.statistics.scale
+        return Fitting(self.spliced, examples, start, mask, group, scale, self.config).run(progress)
 
     def _collect(
         self, tasks: Sequence[SlotTask], examples: Examples, masks: Tensor, shards: Fit, served: Fit

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.training.encoding import Encoder
-from wise.training.generation import Check, unchecked
+from wise.training.generation import between_steps
 from wise.training.rows import Rows
 from wise.training.splice import SplicedModel
 from wise.training.writers.base import SlotTask
@@ -51,7 +51,6 @@ def prepare(
     encoder: Encoder,
     statistics: BaseStatistics,
     seed: int,
-    check: Check = unchecked,
 ) -> Examples:
     """Runs the base once over everything that fitting these slots will look at.
 
@@ -60,16 +59,16 @@ def prepare(
     edits = [edit for task in tasks for edit in task.edits]
     slot = torch.tensor([i for i, task in enumerate(tasks) for _ in task.edits])
     held = {edit_id for task in tasks if task.start for edit_id in task.start.edit_ids}
-    bare = spliced.cache([_row(encoder, edit.prompt, edit.target) for edit in edits], check)
+    bare = spliced.cache([_row(encoder, edit.prompt, edit.target) for edit in edits])
     unaided = _unaided(spliced, bare)
     speaking = _speaking(unaided, bare)
     variations = [[] if edit.id in held else _variations(edit, statistics, encoder) for edit in edits]
     flat = [row for ours in variations for row in ours]
-    varied = spliced.cache(flat, check) if flat else None
+    varied = spliced.cache(flat) if flat else None
     numbers = iter(range(len(flat)))
     negatives = []
     for i, task in enumerate(tasks):
-        check()
+        between_steps()
         own = (slot == i).nonzero().squeeze(1)
         rows = bare.select(own)
         plain = rows.activations[(rows.labels != -100).cpu() & ~speaking[own]]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, relu
 
 from wise.config import WiseConfig
-from wise.training.generation import Check, unchecked
+from wise.training.generation import between_steps
 from wise.training.rows import Rows
 from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress
@@ -40,7 +40,7 @@ two, in units of the base's mean output norm."""
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fit:
-    """Result of `fit`, in the order of the edits."""
+    """Result of `Fitting.run`, in the order of the edits."""
 
     weights: Tensor
     """`[groups, d, f]`, zero outside the masks."""
@@ -49,26 +49,9 @@ class Fit:
     loss: list[float]
 
 
-def fit(
-    spliced: SplicedModel,
-    examples: Examples,
-    *,
-    start: Tensor,
-    mask: Tensor,
-    group: Tensor,
-    scale: float,
-    config: WiseConfig,
-    progress: Progress | None = None,
-    check: Check = unchecked,
-) -> Fit:
-    """Minimises the WISE objective over each group's weight, with Adam, for at most `config.max_steps` steps.
-
-    start, mask: `[groups, d, f]`. group: `[edits]` the group of each edit. scale: unit of the margins.
-    """
-    return Fitting(spliced, examples, start, mask, group, scale, config).run(progress, check)
-
-
 class Fitting:
+    """Minimises the WISE objective over each group's weight, with Adam, for at most `config.max_steps` steps."""
+
     def __init__(
         self,
         spliced: SplicedModel,
@@ -79,6 +62,7 @@ class Fitting:
         scale: float,
         config: WiseConfig,
     ) -> None:
+        """start, mask: `[groups, d, f]`. group: `[edits]` the group of each edit. scale: unit of the margins."""
         self.spliced = spliced
         self.examples = examples
         self.group = group  # what is counted stays on the CPU; what is multiplied is where the model is
@@ -94,9 +78,9 @@ class Fitting:
         self.quiet = torch.zeros(len(start), dtype=torch.bool)
         self.hardest: list[Tensor] = []
 
-    def run(self, progress: Progress | None, check: Check = unchecked) -> Fit:
+    def run(self, progress: Progress | None = None) -> Fit:
         for step in range(self.config.max_steps):
-            check()
+            between_steps()
             if step % RECHECK == 0 or bool(self.fitted.all()):
                 self.check()
                 if progress is not None:

@@ -9,29 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from wise.cli.common import (
-    SLOT_STYLES,
-    AllowPrecisionOption,
-    JsonOption,
-    ModelOption,
-    ThreadsOption,
-    finite,
-    memory_model,
-    show_json,
-    show_table,
-    with_placement,
-)
+from wise.cli.common import SLOT_STYLES, finite, show_json, show_table
+from wise.cli.options import EditedModelOptions, JsonOption, with_options
 from wise.cli.terminal import echo
 from wise.edits import check_one_namespace
 from wise.errors import checked_text
-from wise.loading import DEFAULT_PLACEMENT, Placement
 
 if TYPE_CHECKING:
     from wise.edits import Edit
     from wise.explain import Answer, Claim, TokenRoute
 
 
-@with_placement
+@with_options
 def ask(
     prompts: Annotated[
         list[str], typer.Argument(help="What to ask; a text to be completed ends right before the answer.")
@@ -48,18 +37,16 @@ def ask(
             "model has a chat template, else as plain text.",
         ),
     ] = None,
-    model: ModelOption = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Tokens that an answer may have.")
     ] = 32,
-    threads: ThreadsOption = None,
-    placement: Placement = DEFAULT_PLACEMENT,
-    allow_precision: AllowPrecisionOption = False,
+    *,
+    edited: EditedModelOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Ask an edited model: the answer before and after, with the route of every token that was read."""
     prompts = [checked_text("prompt", prompt) for prompt in prompts]
-    wrapped = memory_model(model, memory, threads=threads, placement=placement, allow_precision=allow_precision)
+    wrapped = edited.load(memory)
     check_one_namespace(wrapped.edits)
     with wrapped.disabled():
         before = wrapped.ask(prompts, chat=chat, max_new_tokens=max_new_tokens)

@@ -8,28 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from wise.cli.common import (
-    CacheOption,
-    ColumnsOption,
-    CorpusOption,
-    FormatOption,
+from wise.cli.common import progress_bars, show_json, show_table
+from wise.cli.eval import described
+from wise.cli.options import (
+    DataOption,
+    FormatOptions,
     JsonOption,
-    ModelOption,
+    LearningOptions,
+    ModelOptions,
     ProgressOption,
     SeedOption,
-    ThreadsOption,
-    cache_folder,
-    file_facts,
-    model_name,
-    progress_bars,
-    read_data,
-    show_json,
-    show_table,
-    with_placement,
+    SkipOption,
+    with_options,
 )
-from wise.cli.eval import read_corpus
 from wise.cli.terminal import echo
-from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 SIZES = [1, 10, 100, 500]
 
@@ -37,13 +29,13 @@ app = typer.Typer(help="Compare editors on the same records.", no_args_is_help=T
 
 
 @app.command("editors")
-@with_placement
+@with_options
 def bench_editors(
-    data: Annotated[Path, typer.Option("--data", help="File or folder of edits with the prompts that measure them.")],
+    data: DataOption,
     output: Annotated[Path, typer.Option("--output", help="Folder of the runs; what is in it is not done again.")],
-    model: ModelOption = None,
-    format: FormatOption = "auto",
-    columns: ColumnsOption = None,
+    *,
+    form: FormatOptions,
+    model: ModelOptions,
     editor: Annotated[
         list[str] | None, typer.Option("--editor", help="An editor; repeat for more. Left out: all.")
     ] = None,
@@ -53,7 +45,7 @@ def bench_editors(
     least: Annotated[
         int, typer.Option("--least", min=1, help="Edits measured at each size: short streams are repeated, on others.")
     ] = 20,
-    skip: Annotated[int, typer.Option("--skip", min=0, help="Records of the file to leave out first.")] = 0,
+    skip: SkipOption = 0,
     trials: Annotated[
         int, typer.Option("--trials", min=1, help="Settings tried per editor, the defaults among them.")
     ] = 4,
@@ -63,11 +55,8 @@ def bench_editors(
     text: Annotated[
         Path | None, typer.Option("--text", help="Running text, for perplexity. Left out: some that ships.")
     ] = None,
-    corpus: CorpusOption = None,
-    cache: CacheOption = None,
+    statistics: LearningOptions,
     seed: SeedOption = None,
-    threads: ThreadsOption = None,
-    placement: Placement = DEFAULT_PLACEMENT,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -81,25 +70,24 @@ def bench_editors(
     from wise.lab.bench.benchmark import MEASURED, TRAINING, compare_editors, finished, make_plan
     from wise.lab.bench.benchmark_table import HEAD, markdown, table
     from wise.lab.eval.candidates import find_editor
-    from wise.lab.eval.routing.texts import read_texts, shipped_passages
+    from wise.lab.eval.routing.texts import running_text
 
     chosen = list(editor or MEASURED)
     for name in chosen:
         find_editor(name)
     plan = make_plan(
-        read_data(data, format, columns, skip + sizes[-1] + search_edits + TRAINING),
+        form.read(data, skip + sizes[-1] + search_edits + TRAINING),
         edits=sizes[-1],
         searched=search_edits,
         skip=skip,
         least=least,
         trials=trials,
         seed=seed or 0,
-        texts=tuple(shipped_passages() if text is None else read_texts(text)),
-        corpus=None if corpus is None else read_corpus(corpus),
-        cache=cache_folder(cache),
+        texts=tuple(running_text(text)),
+        **statistics.given(),
     )
-    about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
-    base, tokenizer = load_model(model, threads=threads, placement=placement)
+    about = described(data, form, skip, model)
+    base, tokenizer = model.load()
     with progress_bars(progress) as show:
         compare_editors(
             base,
@@ -114,7 +102,7 @@ def bench_editors(
     groups = finished(output)
     (output / "comparison.md").write_text(markdown(groups), encoding="utf-8")
     show_table("editors, generated / teacher-forced", HEAD, table(groups))
-    _draw(groups, output / "comparison.png", f"{data.name} in {model_name(model)}")
+    _draw(groups, output / "comparison.png", f"{data.name} in {model.called}")
     if as_json:
         show_json([{name: run[name] for name in run if name != "outcomes"} for group in groups for run in group])
 

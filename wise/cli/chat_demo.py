@@ -8,25 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from wise.cli.common import (
-    JsonOption,
-    ProgressOption,
-    ThreadsOption,
-    check_file,
-    make_config,
-    progress_bars,
-    show_json,
-    show_table,
-    with_placement,
-)
+from wise.cli.common import check_file, progress_bars, show_json, show_table
+from wise.cli.options import JsonOption, PlacementOptions, ProgressOption, ThreadsOption, with_options
 from wise.cli.terminal import echo
-from wise.loading import DEFAULT_PLACEMENT, Placement, load_model, prepare
+from wise.loading import load_model, prepare
 
 if TYPE_CHECKING:
     from wise.demo.chat import ChatDemo
 
 
-@with_placement
+@with_options
 def chat_demo(
     model: Annotated[
         str | None,
@@ -36,7 +27,8 @@ def chat_demo(
         Path | None, typer.Option("--picture", help="File to draw scores and thresholds to, such as routing.png.")
     ] = None,
     threads: ThreadsOption = None,
-    placement: Placement = DEFAULT_PLACEMENT,
+    *,
+    placement: PlacementOptions,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -49,7 +41,7 @@ def chat_demo(
 
     base, tokenizer = load_model(model or chat_model_folder(), threads=threads, placement=placement)
     with progress_bars(progress) as show:
-        result = run_chat_demo(wrap(base, tokenizer, make_config(mode="hybrid")), progress=show)
+        result = run_chat_demo(wrap(base, tokenizer), progress=show)
     _show(result)
     if picture is not None:
         from wise.demo.picture import draw_decisions

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import JsonOption, SeedOption, show_json, show_table
+from wise.cli.common import show_json, show_table
+from wise.cli.options import JsonOption, SeedOption
 from wise.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SIGNIFICANT = 0.05
 SMALLEST = 0.001
 """A p below it is shown as below it."""
-COLUMNS = ("measure", "mode", "records", "ref.", "run", "difference [95 %]", "p", "p Holm", "McNemar")
+COLUMNS = ("measure", "mode", "records", "ref.", "run", "difference [95 %]", "p", "p Holm")
 
 
 def compare(
@@ -28,7 +29,7 @@ def compare(
     """Compare runs on the same records: every measure, its difference, and whether that is more than chance.
 
     p: paired permutation test over records. p Holm: the same, adjusted for all tests shown. [95 %]: bootstrap
-    over records. McNemar: exact, over prompts as if those of a record were independent, and not adjusted.
+    over records.
     """
     from wise.lab.bench.run_comparison import compare_runs
     from wise.lab.eval.results_file import read_run
@@ -83,7 +84,6 @@ def _rows(contrast: Contrast) -> Iterator[tuple[Any, ...]]:
             _signed(found.difference) + ("" if found.interval is None else f" [{_bounds(found.interval)}]"),
             shown_p(found.p),
             shown_p(found.p_holm) + ("*" if found.p_holm <= SIGNIFICANT else ""),
-            None if found.mcnemar is None else shown_p(found.mcnemar.p),
         )
 
 

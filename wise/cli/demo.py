@@ -8,25 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from wise.cli.common import (
-    JsonOption,
-    ProgressOption,
-    ThreadsOption,
-    check_file,
-    progress_bars,
-    show_json,
-    show_table,
-    with_placement,
-)
+from wise.cli.common import check_file, progress_bars, show_json, show_table
 from wise.cli.eval import show_evaluation
+from wise.cli.options import JsonOption, PlacementOptions, ProgressOption, ThreadsOption, with_options
 from wise.cli.terminal import echo
-from wise.loading import DEFAULT_PLACEMENT, Placement, prepare
+from wise.loading import prepare
 
 if TYPE_CHECKING:
     from wise.lab.demo import DemoResult
 
 
-@with_placement
+@with_options
 def demo(
     edits: Annotated[int, typer.Option("--edits", min=1, help="Counterfactual edits to make.")] = 100,
     mode: Annotated[
@@ -46,7 +38,8 @@ def demo(
         ),
     ] = None,
     threads: ThreadsOption = None,
-    placement: Placement = DEFAULT_PLACEMENT,
+    *,
+    placement: PlacementOptions,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:

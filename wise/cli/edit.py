@@ -7,49 +7,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import (
-    NOT_VERIFIED,
-    ROWS,
-    AllowPrecisionOption,
-    ColumnsOption,
-    EncoderOption,
-    FormatOption,
+from wise.cli.common import NOT_VERIFIED, ROWS, progress_bars, show_json, show_table
+from wise.cli.options import (
+    EditedModelOptions,
+    FormatOptions,
     JsonOption,
-    LayerOption,
-    ModelOption,
-    ModeOption,
+    MemoryOptions,
     ProgressOption,
-    RelationsOption,
     SeedOption,
-    TargetModuleOption,
-    ThreadsOption,
-    absolute,
-    make_config,
-    memory_model,
-    progress_bars,
-    read_data,
     settings,
-    show_json,
-    show_table,
-    with_placement,
+    with_options,
 )
 from wise.cli.terminal import echo
-from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.errors import ConfigError
-from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
-    from wise.model import WiseModel
     from wise.training.report import EditReport
 
 
-@with_placement
+@with_options
 def edit(
     output: Annotated[Path, typer.Option("--output", help="Folder to save the memory to.")],
     edits: Annotated[Path | None, typer.Option("--edits", help="File or folder of edits.")] = None,
-    format: FormatOption = "auto",
-    columns: ColumnsOption = None,
+    *,
+    form: FormatOptions,
     statement: Annotated[
         str | None, typer.Option("--statement", help="A single edit as one sentence: 'The capital of France is Lyon.'")
     ] = None,
@@ -63,20 +45,13 @@ def edit(
     memory: Annotated[
         Path | None, typer.Option("--memory", help="Memory to edit further; brings its own settings.")
     ] = None,
-    model: ModelOption = None,
-    mode: ModeOption = None,
-    encoder: EncoderOption = None,
-    relations: RelationsOption = None,
-    layer: LayerOption = None,
-    target_module: TargetModuleOption = None,
+    edited: EditedModelOptions,
+    given: MemoryOptions,
     require: Annotated[
         str | None,
         typer.Option("--require", help="What must hold for an edit to be kept: prompt, listed or sisters."),
     ] = None,
     seed: SeedOption = None,
-    threads: ThreadsOption = None,
-    placement: Placement = DEFAULT_PLACEMENT,
-    allow_precision: AllowPrecisionOption = False,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -86,21 +61,16 @@ def edit(
     where an edit is not among them; the others are saved all the same.
     """
     single = settings(prompt=prompt, target=target, subject=subject, aliases=alias)
-    wanted = _wanted(edits, format, columns, statement, single)
+    wanted = _wanted(edits, form, statement, single)
     _check_output(output)
-    given = settings(
-        mode=mode, encoder=encoder, relations=absolute(relations), layer=layer, target_module=target_module,
-        require=require, seed=seed,
-    )  # fmt: skip
-    if memory is not None and given:
-        option = next(iter(given)).replace("_", "-")
-        raise ConfigError(f"--{option}: a memory keeps the settings it was made with; leave it out")
+    config = given.config(memory, require=require, seed=seed)
     if memory is None:
-        wrapped = _wrapped(model, make_config(**given), threads, placement)
+        base, tokenizer = edited.base.load()
+        from wise.model import WiseModel
+
+        wrapped = WiseModel(base, tokenizer, config)
     else:
-        wrapped = memory_model(
-            model, memory, threads=threads, placement=placement, allow_precision=allow_precision, progress=progress
-        )
+        wrapped = edited.load(memory, progress=progress)
     with progress_bars(progress) as show:
         report = wrapped.edit(wanted, progress=lambda done: show("edits", done, len(wanted)))
     wrapped.save_pretrained(output)
@@ -112,14 +82,14 @@ def edit(
 
 
 def _wanted(
-    file: Path | None, format: str, columns: str | None, statement: str | None, single: dict[str, Any]
+    file: Path | None, form: FormatOptions, statement: str | None, single: dict[str, Any]
 ) -> list[Edit]:
     if (file is None) == (statement is None and not single):
         raise ConfigError("give either --edits FILE, or --statement, or --prompt and --target of a single edit")
     if statement is not None and single.keys() & {"prompt", "target"}:
         raise ConfigError("--statement says what is asked and what is answered: leave --prompt and --target out")
     if file is not None:
-        return [record.edit for record in read_data(file, format, columns)]
+        return [record.edit for record in form.read(file)]
     return [Edit.from_dict(single) if statement is None else Edit.from_text(statement, **single)]
 
 
@@ -131,13 +101,6 @@ def _check_output(folder: Path) -> None:
 
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"--output {folder}: holds other things than a memory; name a folder of its own")
-
-
-def _wrapped(name: str | None, config: WiseConfig, threads: int | None, placement: Placement) -> WiseModel:
-    base, tokenizer = load_model(name, threads=threads, placement=placement)
-    from wise.model import WiseModel
-
-    return WiseModel(base, tokenizer, config)
 
 
 def _summary(report: EditReport) -> dict[str, Any]:

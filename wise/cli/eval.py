@@ -2,54 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import (
-    CacheOption,
-    ColumnsOption,
-    CorpusOption,
-    FormatOption,
+from wise.cli.common import check_file, file_facts, progress_bars, show_json, show_table
+from wise.cli.options import (
+    DataOption,
+    FormatOptions,
     JsonOption,
-    ModelOption,
+    LearningOptions,
+    ModelOptions,
     ProgressOption,
     SeedOption,
     SetOption,
-    ThreadsOption,
-    cache_folder,
-    check_file,
-    file_facts,
-    model_name,
+    SkipOption,
     parsed_settings,
-    progress_bars,
-    read_data,
     settings,
-    show_json,
-    show_table,
-    with_placement,
+    with_options,
 )
 from wise.cli.terminal import echo
 from wise.demo.plotting import check_picture
 from wise.errors import ConfigError, EditError
-from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
     from wise.edits import Record
-    from wise.lab.eval.run import Evaluation, Scope
+    from wise.lab.eval.run import Evaluation
 
 POOL = 1000
 """Further records of the file, which are not edited: for negatives of routing, and to train hypernetworks."""
 
 
-@with_placement
+@with_options
 def evaluate(
-    data: Annotated[Path, typer.Option("--data", help="File or folder of edits with the prompts that measure them.")],
-    model: ModelOption = None,
-    format: FormatOption = "auto",
-    columns: ColumnsOption = None,
+    data: DataOption,
+    *,
+    form: FormatOptions,
+    model: ModelOptions,
     editor: Annotated[
         str,
         typer.Option(
@@ -61,7 +52,7 @@ def evaluate(
     edits: Annotated[
         int | None, typer.Option("--edits", min=1, help="Edits to take from the file. Left out: all.")
     ] = None,
-    skip: Annotated[int, typer.Option("--skip", min=0, help="Records of the file to leave out first.")] = 0,
+    skip: SkipOption = 0,
     batch: Annotated[
         int | None, typer.Option("--batch", min=1, help="Edits per call. Left out: as the editor's paper applies them.")
     ] = None,
@@ -76,18 +67,12 @@ def evaluate(
         typer.Option("--text", help="Running text, for false routes and perplexity. Left out: some that ships."),
     ] = None,
     set_: SetOption = None,
-    corpus: CorpusOption = None,
-    cache: CacheOption = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", help="JSON file for the whole run."),
-    ] = None,
+    statistics: LearningOptions,
+    output: Annotated[Path | None, typer.Option("--output", help="JSON file for the whole run.")] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", help="File to draw routing and retention to, such as run.png.")
     ] = None,
     seed: SeedOption = None,
-    threads: ThreadsOption = None,
-    placement: Placement = DEFAULT_PLACEMENT,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -103,18 +88,19 @@ def evaluate(
         if not (routing or retention):
             raise ConfigError("--picture draws routing and retention: give --routing, --retention, or both")
         check_picture(picture)
-    records, pool = _records(data, format, columns, skip, edits)
-    about = {"data": file_facts(data) | {"format": format, "skip": skip}, "model": {"name": model_name(model)}}
-    scope = _scope(routing, retention, pool, text)
+    records, pool = _records(data, form, skip, edits)
+    about = described(data, form, skip, model)
     from wise.lab.eval.candidates import Learning, all_settings
     from wise.lab.eval.results_file import write_json
+    from wise.lab.eval.routing.texts import running_text
+    from wise.lab.eval.run import Scope
     from wise.lab.eval.run import evaluate as run
 
     chosen = parsed_settings(set_) | settings(seed=seed)
     all_settings(editor, chosen)
-    texts = None if corpus is None else read_corpus(corpus)
-    learning = Learning(corpus=texts, training=tuple(pool), cache=cache_folder(cache))
-    base, tokenizer = load_model(model, threads=threads, placement=placement)
+    learning = Learning(training=tuple(pool), **statistics.given())
+    scope = Scope(routing=routing, pool=pool if routing else (), retention=retention, texts=running_text(text))
+    base, tokenizer = model.load()
     with progress_bars(progress) as show:
         result = run(
             base,
@@ -192,11 +178,11 @@ def _short(value: float | None) -> str:
 
 
 def _records(
-    data: Path, format: str, columns: str | None, skip: int, edits: int | None
+    data: Path, form: FormatOptions, skip: int, edits: int | None
 ) -> tuple[list[Record], list[Record]]:
     """The records to edit, and others of the file."""
     limit = None if edits is None else skip + edits + POOL
-    records = read_data(data, format, columns, limit)
+    records = form.read(data, limit)
     chosen = records[skip:] if edits is None else records[skip : skip + edits]
     if len(chosen) < (edits or 1):
         raise EditError(
@@ -206,28 +192,9 @@ def _records(
     return chosen, [*records[skip + len(chosen) :], *records[:skip]][:POOL]
 
 
-def read_corpus(file: Path) -> tuple[str, ...]:
-    """Texts of a file. Raises what `read_texts` raises."""
-    from wise.lab.eval.routing.texts import read_texts
-
-    return tuple(read_texts(file))
-
-
-def _scope(
-    routing: bool,
-    retention: bool,
-    pool: Sequence[Record],
-    text: Path | None,
-) -> Scope:
-    from wise.lab.eval.routing.texts import read_texts, shipped_passages
-    from wise.lab.eval.run import Scope
-
-    return Scope(
-        routing=routing,
-        pool=pool if routing else (),
-        retention=retention,
-        texts=shipped_passages() if text is None else read_texts(text),
-    )
+def described(data: Path, form: FormatOptions, skip: int, model: ModelOptions) -> dict[str, dict[str, Any]]:
+    """What goes into the file of a run beside its figures: which records, and which model."""
+    return {"data": file_facts(data) | {"format": form.format, "skip": skip}, "model": {"name": model.called}}
 
 
 def _merged(run: dict[str, Any], about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

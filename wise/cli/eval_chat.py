@@ -10,29 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import (
+from wise.cli.common import check_file, progress_bars, show_json, show_table
+from wise.cli.options import (
     EncoderOption,
-    FormatOption,
+    FormatOptions,
     JsonOption,
-    ModelOption,
+    ModelOptions,
     ProgressOption,
     RelationsOption,
     SeedOption,
     SetOption,
-    ThreadsOption,
     absolute,
-    check_file,
     parsed_settings,
-    progress_bars,
-    read_data,
     settings,
-    show_json,
-    show_table,
-    with_placement,
+    with_options,
 )
 from wise.cli.terminal import echo
 from wise.errors import ConfigError
-from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,9 +38,10 @@ if TYPE_CHECKING:
 FORMS = ("chat", "completion")
 
 
-@with_placement
+@with_options
 def eval_chat(
-    model: ModelOption = None,
+    *,
+    model: ModelOptions,
     facts: Annotated[
         Path | None,
         typer.Option("--facts", exists=True, dir_okay=False, help="File of facts. Left out: those that ship."),
@@ -59,7 +54,7 @@ def eval_chat(
         Path | None,
         typer.Option("--data", help="File or folder of edits, instead of the shipped facts."),
     ] = None,
-    format_: FormatOption = "auto",
+    read: FormatOptions,
     known: Annotated[
         bool, typer.Option("--known", help="Of --data only the records whose right answer the base says.")
     ] = False,
@@ -89,8 +84,6 @@ def eval_chat(
         Path | None, typer.Option("--save", help="Folder to keep the edits in, before they are asked for.")
     ] = None,
     seed: SeedOption = None,
-    threads: ThreadsOption = None,
-    placement: Placement = DEFAULT_PLACEMENT,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -116,19 +109,19 @@ def eval_chat(
     chosen_settings = parsed_settings(set_) | settings(seed=seed)
     if editor == "wise-hybrid":
         chosen_settings |= settings(encoder=encoder, relations=absolute(relations))
-    base, tokenizer = load_model(model, threads=threads, placement=placement)
+    base, tokenizer = model.load()
     with progress_bars(progress) as show:
         wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=form == "chat", progress=show)
         begun = time.process_time()
         wrapped.prepare()
         prepared = time.process_time() - begun
-        chosen = _facts(wrapped, facts, half, kinds, data, format_, known, skip, limit, form, seed or 0)
+        chosen = _facts(wrapped, facts, half, kinds, data, read, known, skip, limit, form, seed or 0)
         report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
         if save is not None and isinstance(wrapped, WiseModel):
             wrapped.save_pretrained(save)
         measured = {}
         for count in (0, *(distractors or ())):
-            with _distracted(wrapped, data, format_, skip, count, show):
+            with _distracted(wrapped, data, read, skip, count, show):
                 asked = chosen[:measure]
                 figures = measure_chat(wrapped, asked, chat=form == "chat", oracle=oracle and not count, progress=show)
             measured[count] = figures.to_dict()
@@ -181,7 +174,12 @@ def _show(title: str, told: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _distracted(
-    subject: OpenEditor, data: Path | None, format_: str, skip: int, count: int, show: Callable[[str, int, int], None]
+    subject: OpenEditor,
+    data: Path | None,
+    read: FormatOptions,
+    skip: int,
+    count: int,
+    show: Callable[[str, int, int], None],
 ) -> Iterator[None]:
     """So many distractors are live for the length of a `with` block."""
     from wise.lab.eval.chat.distractors import with_distractors
@@ -191,7 +189,7 @@ def _distracted(
         yield
         return
     live = {edit.prompt for edit in subject.edits}
-    further = [r.edit for r in read_data(data, format_)[skip:] if r.edit.prompt not in live][:count]
+    further = [r.edit for r in read.read(data)[skip:] if r.edit.prompt not in live][:count]
     if len(further) < count:
         raise ConfigError(f"--distractors {count}: the file has {len(further)} further records")
     state = with_distractors(subject.state, further, encoder=subject.encoder, inputs=subject.inputs, progress=show)
@@ -205,7 +203,7 @@ def _facts(
     half: str,
     kinds: str,
     data: Path | None,
-    format_: str,
+    read: FormatOptions,
     known: bool,
     skip: int,
     limit: int | None,
@@ -217,7 +215,7 @@ def _facts(
 
     if data is not None:
         many = None if limit is None else skip + limit * (16 if known else 1)
-        found = facts_of(read_data(data, format_, limit=many)[skip:], seed=seed)
+        found = facts_of(read.read(data, many)[skip:], seed=seed)
         found = [fact for fact in found if not known or fact.answer]
         return base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found[:limit]
     if facts is not None:

@@ -8,34 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wise.cli.common import (
-    NOT_VERIFIED,
-    AllowPrecisionOption,
-    JsonOption,
-    ModelOption,
-    ThreadsOption,
-    memory_model,
-    show_json,
-    with_placement,
-)
+from wise.cli.common import NOT_VERIFIED, show_json
+from wise.cli.options import EditedModelOptions, JsonOption, with_options
 from wise.cli.terminal import echo
-from wise.loading import DEFAULT_PLACEMENT, Placement
 
 if TYPE_CHECKING:
     from wise.training.report import DeleteReport
 
 
-@with_placement
+@with_options
 def forget(
     memory: Annotated[Path, typer.Argument(help="Folder of a saved memory, which is replaced as a whole.")],
     ids: Annotated[list[str], typer.Option("--id", help="Id of an edit to take out. Repeat for more.")],
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder to save to instead; the memory stays as it is.")
     ] = None,
-    model: ModelOption = None,
-    threads: ThreadsOption = None,
-    placement: Placement = DEFAULT_PLACEMENT,
-    allow_precision: AllowPrecisionOption = False,
+    *,
+    edited: EditedModelOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Take edits out of a memory, so that it is bit for bit one without them.
@@ -49,7 +38,7 @@ def forget(
     begun, cpu = time.perf_counter(), time.process_time()
     gone = state.live(ids)
     if state.sharing(gone):
-        wrapped = memory_model(model, memory, threads=threads, placement=placement, allow_precision=allow_precision)
+        wrapped = edited.load(memory)
         report = wrapped.delete(gone)
         wrapped.save_pretrained(output or memory)
         left = len(wrapped.edits)

@@ -7,29 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from wise.cli.common import (
-    AllowPrecisionOption,
-    JsonOption,
-    ModelOption,
-    ProgressOption,
-    SeedOption,
-    ThreadsOption,
-    memory_model,
-    show_json,
-    show_table,
-    with_placement,
-)
+from wise.cli.common import show_json, show_table
 from wise.cli.compare import shown_p
-from wise.loading import DEFAULT_PLACEMENT, Placement
+from wise.cli.options import EditedModelOptions, JsonOption, ProgressOption, SeedOption, with_options
 
 COLUMNS = ("task", "metric", "documents", "base", "edited", "difference", "changed", "p")
 
 
-@with_placement
+@with_options
 def harness(
     memory: Annotated[Path, typer.Option("--memory", help="Folder of a saved memory.")],
     tasks: Annotated[str, typer.Option("--tasks", help="Names of tasks, groups or tags, with commas between them.")],
-    model: ModelOption = None,
     include_path: Annotated[
         Path | None,
         typer.Option("--include-path", help="Folder of further task files (YAML); Python that they name is run."),
@@ -39,9 +27,8 @@ def harness(
     ] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Requests at once.")] = None,
     seed: SeedOption = None,
-    threads: ThreadsOption = None,
-    placement: Placement = DEFAULT_PLACEMENT,
-    allow_precision: AllowPrecisionOption = False,
+    *,
+    edited: EditedModelOptions,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -54,9 +41,7 @@ def harness(
 
     names = [name.strip() for name in tasks.split(",")]
     check_request(names, include_path=include_path)
-    wrapped = memory_model(
-        model, memory, threads=threads, placement=placement, allow_precision=allow_precision, progress=progress
-    )
+    wrapped = edited.load(memory, progress=progress)
     found = evaluate_harness(
         wrapped,
         names,

@@ -7,29 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import (
-    ROWS,
-    AllowPrecisionOption,
-    EncoderOption,
-    JsonOption,
-    LayerOption,
-    ModelOption,
-    ModeOption,
-    RelationsOption,
-    TargetModuleOption,
-    ThreadsOption,
-    absolute,
-    finite,
-    make_config,
-    memory_model,
-    settings,
-    show_json,
-    show_table,
-    with_placement,
-)
+from wise.cli.common import ROWS, finite, show_json, show_table
+from wise.cli.options import EditedModelOptions, JsonOption, MemoryOptions, with_options
 from wise.cli.terminal import echo
-from wise.errors import ConfigError
-from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
     from wise.config import WiseConfig
@@ -37,20 +17,14 @@ if TYPE_CHECKING:
     from wise.model import WiseModel
 
 
-@with_placement
+@with_options
 def info(
-    model: ModelOption = None,
     memory: Annotated[
         Path | None, typer.Option("--memory", help="Folder of a saved memory; alone, no model is loaded.")
     ] = None,
-    mode: ModeOption = None,
-    encoder: EncoderOption = None,
-    relations: RelationsOption = None,
-    layer: LayerOption = None,
-    target_module: TargetModuleOption = None,
-    threads: ThreadsOption = None,
-    placement: Placement = DEFAULT_PLACEMENT,
-    allow_precision: AllowPrecisionOption = False,
+    *,
+    edited: EditedModelOptions,
+    given: MemoryOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Show where a model would be edited, how its answers end and how its questions are compared; or what a memory
@@ -58,21 +32,15 @@ def info(
 
     With both --model and --memory it is checked that the memory was made for that model.
     """
-    given = settings(
-        mode=mode, encoder=encoder, relations=absolute(relations), layer=layer, target_module=target_module
-    )
-    if memory is not None and given:
-        option = next(iter(given)).replace("_", "-")
-        raise ConfigError(f"--{option}: a memory keeps the settings it was made with; leave it out")
+    config = given.config(memory)
     from wise.memory.artifact import load_memory
     from wise.model import WiseModel
 
     result: dict[str, Any] = {}
     if memory is None:
-        config = make_config(**given)
-        result["model"] = _model(WiseModel(*load_model(model, threads=threads, placement=placement), config))
-    elif model is not None or placement != DEFAULT_PLACEMENT or allow_precision:
-        wrapped = memory_model(model, memory, threads=threads, placement=placement, allow_precision=allow_precision)
+        result["model"] = _model(WiseModel(*edited.base.load(), config))
+    elif edited.is_named:
+        wrapped = edited.load(memory)
         result["model"] = _model(wrapped)
         result["memory"] = _memory(memory, wrapped.wise_config, wrapped.state)
         if wrapped.precision_report is not None:

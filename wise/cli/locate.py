@@ -9,26 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import (
-    JsonOption,
-    ModelOption,
-    ProgressOption,
-    SeedOption,
-    ThreadsOption,
-    check_file,
-    file_facts,
-    make_config,
-    model_name,
-    progress_bars,
-    read_data,
-    show_json,
-    show_table,
-    with_placement,
-)
+from wise.cli.common import check_file, file_facts, progress_bars, show_json, show_table
+from wise.cli.options import FormatOptions, JsonOption, ModelOptions, ProgressOption, SeedOption, settings, with_options
 from wise.cli.terminal import echo
+from wise.config import WiseConfig
 from wise.demo.plotting import check_picture
 from wise.errors import ConfigError, EditError
-from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
     from wise.edits import Record
@@ -56,10 +42,11 @@ COLUMNS = 6
 """Layers of a table; of a deeper model every second, or third, is shown."""
 
 
-@with_placement
+@with_options
 def locate(
     data: Annotated[Path, typer.Option("--data", help="File of known facts, or of edits of facts.")],
-    model: ModelOption = None,
+    *,
+    model: ModelOptions,
     facts: Annotated[int, typer.Option("--facts", min=1, help="Facts to read, from the start of the file.")] = 100,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of noise per fact.")] = 5,
     window: Annotated[
@@ -80,8 +67,6 @@ def locate(
         Path | None, typer.Option("--picture", help="File to draw the heat maps to, such as heat.png.")
     ] = None,
     seed: SeedOption = None,
-    threads: ThreadsOption = None,
-    placement: Placement = DEFAULT_PLACEMENT,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -90,7 +75,7 @@ def locate(
     The trace puts parts of a clean run back into one with noise on the subject. It says through which tokens and layers
     an answer runs, and not where editing works; so the layer is recommended by the edits alone.
     """
-    make_config(seed=seed)
+    WiseConfig(**settings(seed=seed))
     _check_files(output, picture)
     wanted = _layers(layers, sweep_edits)
     from wise.lab.locate.facts import read_facts
@@ -100,9 +85,8 @@ def locate(
     from wise.lab.locate.location import trace
     from wise.lab.locate.sites import check_layers, find_sites
 
-    base, tokenizer = load_model(model, threads=threads, placement=placement)
+    base, tokenizer = model.load()
     check_layers(wanted, find_sites(base).depth)
-    name = model_name(model)
     figures: dict[str, Any] = {}
     with progress_bars(progress) as show:
         found = trace(
@@ -112,7 +96,7 @@ def locate(
             samples=samples,
             window=window,
             seed=seed or 0,
-            name=name,
+            name=model.called,
             progress=show,
         )
         if records:
@@ -211,7 +195,7 @@ def _layers(given: str | None, edits: int) -> list[int] | None:
 def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Record]]:
     """The records behind those whose facts are traced, and the number of the first of them."""
     try:
-        records = read_data(data, "auto")
+        records = FormatOptions().read(data)
     except EditError as error:
         hint = "the layers are edited with this file; where it holds known facts alone, give --sweep-edits 0"
         raise EditError(f"{error} ({hint})") from None

@@ -10,15 +10,15 @@ from typing import Annotated
 
 import typer
 
-from wise.cli.common import AllowPrecisionOption, JsonOption, show_json, with_placement
+from wise.cli.common import show_json
+from wise.cli.options import AllowPrecisionOption, JsonOption, PlacementOptions, with_options
 from wise.cli.terminal import echo
 from wise.errors import ConfigError
-from wise.loading import DEFAULT_PLACEMENT, Placement
 
 NEEDS = "pip install 'wise-runtime[serve]'"
 
 
-@with_placement
+@with_options
 def serve(
     config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Folder or hub id of a causal LM.")] = None,
@@ -30,7 +30,8 @@ def serve(
     engine: Annotated[str | None, typer.Option("--engine", help="local (default) or vllm.")] = None,
     relations: Annotated[Path | None, typer.Option("--relations", help="File written by `wise train-router`.")] = None,
     mode: Annotated[str | None, typer.Option("--mode", help="Memory mode of a new store. Default: hybrid.")] = None,
-    placement: Placement = DEFAULT_PLACEMENT,
+    *,
+    placement: PlacementOptions,
     allow_precision: AllowPrecisionOption = False,
     setting: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, NAME=VALUE.")] = None,
     as_json: JsonOption = False,

@@ -10,23 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import (
-    NOT_VERIFIED,
-    NOT_WHOLE,
-    AllowPrecisionOption,
-    JsonOption,
-    ModelOption,
-    ProgressOption,
-    ThreadsOption,
-    check_file,
-    progress_bars,
-    show_json,
-    show_table,
-    with_placement,
-)
+from wise.cli.common import NOT_VERIFIED, NOT_WHOLE, check_file, progress_bars, show_json, show_table
+from wise.cli.options import EditedModelOptions, JsonOption, ProgressOption, with_options
 from wise.cli.terminal import echo
 from wise.errors import ConfigError
-from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 
 if TYPE_CHECKING:
     from wise.memory.state import MemoryState
@@ -152,14 +139,12 @@ def rollback(
 
 
 @app.command()
-@with_placement
+@with_options
 def delete(
     store: StoreArgument,
     edits: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the edits.")],
-    model: ModelOption = None,
-    threads: ThreadsOption = None,
-    placement: Placement = DEFAULT_PLACEMENT,
-    allow_precision: AllowPrecisionOption = False,
+    *,
+    edited: EditedModelOptions,
     author: AuthorOption = None,
     reason: ReasonOption = None,
     as_json: JsonOption = False,
@@ -177,8 +162,8 @@ def delete(
             from wise.namespaces import forgotten, make_ready
 
             snapshot = found.read()
-            wrapped = WiseModel(*load_model(model, threads=threads, placement=placement), snapshot.config)
-            make_ready(wrapped, snapshot, store, allow_precision=allow_precision)
+            wrapped = WiseModel(*edited.base.load(), snapshot.config)
+            make_ready(wrapped, snapshot, store, allow_precision=edited.allow_precision)
             return forgotten(wrapped, state, edit_ids)
 
         before = found.read().state.edit_ids

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wise.cli.common import BAD_INPUT, ColumnsOption, FormatOption, JsonOption, parsed_columns, show_json
+from wise.cli.common import BAD_INPUT, show_json
+from wise.cli.options import FormatOptions, JsonOption, with_options
 from wise.cli.terminal import echo
 from wise.errors import ConfigError, EditError
 from wise.safe_text import redacted
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from wise.memory.store.store import Store
 
 
+@with_options
 def stream(
     source: Annotated[str, typer.Argument(help="File or folder of edits, - for JSON lines on stdin, or their URL.")],
     store: Annotated[str, typer.Option("--store", help="Folder of the store, or a postgresql:// URL.")],
@@ -26,8 +28,8 @@ def stream(
         str | None, typer.Option("--name", help="Of the stream, for going on with it; its path or URL if left out.")
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with lines that are appended, until Ctrl-C.")] = False,
-    format: FormatOption = "auto",
-    columns: ColumnsOption = None,
+    *,
+    form: FormatOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Hand in edits line by line; each is in the store when the next one is read.
@@ -43,7 +45,7 @@ def stream(
     called = name or _name_of(source)
     counts: Counter[str] = Counter()
     with open_reader(store) as opened:
-        _take_all(opened, called, source, follow, RecordParser(format, parsed_columns(columns)), counts)
+        _take_all(opened, called, source, follow, RecordParser(form.format, form.named_columns()), counts)
     taken, known, bad = (counts[kind] for kind in ("taken", "known", "refused"))
     echo(f"{called}: edits taken in: {taken}, known already: {known}, lines refused: {bad}")
     if as_json:

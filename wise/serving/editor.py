@@ -44,6 +44,7 @@ from wise.serving.edit_size import check_size
 from wise.serving.editor_client import KINDS
 from wise.serving.follower import trim_heap
 from wise.serving.settings import Settings
+from wise.training.generation import checked
 from wise.training.report import FAILED
 
 logger = logging.getLogger(__name__)
@@ -364,13 +365,9 @@ class Editor:
                 raise StoreError("nobody waits for this preview any more")
 
         with self._working(_Work(PREVIEW, self._settings.preview_seconds, goes_on)):
-            with model.evaluating():
-                after, report = model.trainer.edit(
-                    before, [new], serve=model.serving, check=self._between_steps
-                )
-                [outcome] = model.trainer.with_before(
-                    before, [new], report.outcomes, serve=model.serving, check=self._between_steps
-                )
+            with model.evaluating(), checked(self._between_steps):
+                after, report = model.trainer.edit(before, [new], serve=model.serving)
+                [outcome] = model.trainer.with_before(before, [new], report.outcomes, serve=model.serving)
             answers: list[dict[str, str]] = []
             for start in range(0, len(asked), ASKED_AT_ONCE):
                 self._between_steps()

@@ -38,6 +38,11 @@ def shipped_exchanges() -> list[tuple[str, str]]:
     return [(question, answer) for question, _, answer in (line.partition(_SEPARATOR) for line in lines)]
 
 
+def running_text(path: Path | None) -> list[str]:
+    """The texts of a file; None for the passages that ship."""
+    return shipped_passages() if path is None else read_texts(path)
+
+
 def _shipped(name: str) -> str:
     return (files("wise.lab.eval.routing") / "data" / name).read_text(encoding="utf-8")
 

@@ -94,22 +94,6 @@ def test_a_figure_is_the_mean_over_records_or_cases_and_its_p_that_of_scipy(meas
     assert row.interval is not None and row.interval[0] <= row.difference <= row.interval[1]
 
 
-def test_mcnemar_counts_prompts_that_one_run_alone_has_right() -> None:
-    first, second = outcomes(1, 0.3), outcomes(2, 0.9)
-    found = contrast(a_run(first), a_run(second))
-    for measure in COUNTS:
-        both = [pair for pair in zip(first, second, strict=True) if pair[0]["measure"] == measure]
-        pairs = [(a["generated"], b["generated"]) for a, b in both]
-        alone = of(found, measure).mcnemar
-        assert alone is not None
-        assert (alone.only_first, alone.only_second) == (pairs.count((1, 0)), pairs.count((0, 1)))
-        discordant = alone.only_first + alone.only_second
-        assert alone.p == pytest.approx(stats.binomtest(alone.only_first, discordant).pvalue)
-        assert of(found, measure, "teacher_forced").mcnemar is None
-    halves = [outcome | {"generated": 0.5} for outcome in first]
-    assert of(contrast(a_run(halves), a_run(second)), "reliability").mcnemar is None
-
-
 def test_all_tests_of_all_runs_are_adjusted_together() -> None:
     runs = [(f"run{i}", a_run(outcomes(i, right))) for i, right in enumerate((0.1, 0.9, 1.0))]
     found = compare_runs(runs)

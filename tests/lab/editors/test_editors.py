@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from editing_contexts import tiny_context, tiny_edits
+from editing_contexts import demo_context, records, tiny_context, tiny_edits
 from tiny import same_tensors
 
 from wise.edits import Edit, Record
@@ -19,7 +19,7 @@ from wise.lab.editors.base import Applied, Baseline
 from wise.lab.editors.registry import BASELINES, baseline_class, make_baseline
 from wise.lab.eval.candidates import EDITORS, all_settings, search_space
 from wise.training.generation import greedy
-from wise.training.report import SUPERSEDED
+from wise.training.report import SUPERSEDED, VERIFIED
 
 QUICK: dict[str, dict[str, Any]] = {
     "mend": {"steps": 1, "batch": 1, "rank": 4},
@@ -168,3 +168,65 @@ def test_editors_are_the_registered_ones() -> None:
     assert all(issubclass(baseline_class(name), Baseline) for name in BASELINES)
     with pytest.raises(ConfigError, match="did you mean 'rome'"):
         baseline_class("rom")
+
+
+WRONG: dict[str, list[dict[str, Any]]] = {
+    "ft-l": [{"steps": 0}, {"learning_rate": 0.0}, {"norm_constraint": 0.0}, {"enough": -1}, {"layer": 99}],
+    "ft-m": [{"steps": 0}, {"learning_rate": 0.0}, {"norm_constraint": 0.0}, {"enough": -1}, {"layer": 99}],
+    "ft-ewc": [{"strength": -1.0}, {"fisher_tokens": 1}, {"fisher_length": 1}, {"steps": 0}],
+    "rome": [{"steps": 0}, {"clamp": 0.0}, {"learning_rate": 0.0}, {"prefixes": -1}, {"layer_fraction": 1.0}],
+    "memit": [{"moment_weight": 0.0}],
+    "alphaedit": [{"free_share": 0.0}, {"free_share": 1.5}, {"damping": 0.0}, {"layers": (2, 1)}],
+    "mend": [{"rank": 0}, {"edit_weight": 0}, {"edit_rate": -1.0}, {"rate_rate": 0}, {"normalise": 1}, {"blocks": 0},
+             {"steps": 0}, {"batch": 1.5}, {"held_out": 0.0}, {"held_out": 0.9}, {"learning_rate": float("nan")},
+             {"whole_ffn": None}],
+    "ke": [{"condition": 0}, {"hidden": 1.5}, {"rate": 0}, {"margin": 0}, {"multiplier": -1.0}, {"multiplier_rate": 0}],
+    "kn": [{"integration_steps": 0}, {"threshold": 0.0}, {"share": 1.5}, {"fewest": 0}, {"most": 1},
+           {"new_scale": -1.0}],
+    "grace": [{"epsilon": 0.0}, {"learning_rate": -1.0}, {"steps": 0}, {"enough": -1}],
+    "memoir": [{"active": 0.0}, {"tau": 1.5}, {"learning_rate": 0}, {"steps": 0}, {"contexts": -1}],
+    "icl": [{"facts": 0}, {"threshold": 2.0}, {"demonstrations": -1}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name, all_ in WRONG.items() for wrong in all_])
+def test_settings_out_of_range_are_refused(name: str, wrong: dict[str, Any]) -> None:
+    (setting,) = wrong
+    with pytest.raises(ConfigError, match=f"{setting}="):
+        make_baseline(name, tiny_context(), wrong)
+    assert set(WRONG) == set(BASELINES)
+
+
+MOMENTS = {"tokens": 600, "prefixes": 2}
+SAID: dict[str, tuple[dict[str, Any], int, int]] = {
+    "ft-l": ({}, 2, 0),
+    "ft-m": ({}, 2, 0),
+    "ft-ewc": ({"fisher_tokens": 256}, 1, 0),
+    "rome": (MOMENTS, 1, 1),
+    "memit": (MOMENTS, 2, 1),
+    "alphaedit": (MOMENTS, 2, 1),
+    "kn": ({"prefixes": 2, "new_scale": 8.0}, 1, 0),
+    "grace": ({}, 3, 0),
+    "memoir": ({"contexts": 2}, 2, 0),
+}
+"""Editor -> settings, how many records are edited, and how many are left out first."""
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_the_shipped_model_says_what_was_edited(name: str) -> None:
+    settings, count, skip = SAID[name]
+    learning: dict[str, Any] = {"training": tuple(records(20, skip=2))} if name == "memoir" else {}
+    if settings is MOMENTS:
+        learning["texts"] = tuple(record.edit.prompt for record in records(120, skip=100))
+    editor = make_baseline(name, demo_context(**learning), settings)
+    edits = [record.edit for record in records(count, skip=skip)]
+    # A later call of these may break an earlier edit, so the last call is looked at.
+    calls = [[edit] for edit in edits] if name in ("ft-l", "ft-m") else [edits]
+    try:
+        outcomes = [editor.edit(call).outcomes for call in calls][-1]
+        assert {outcome.status for outcome in outcomes} == {VERIFIED}
+        if name == "rome":
+            assert outcomes[0].loss is not None and outcomes[0].loss < 1
+            assert 1 <= outcomes[0].steps <= editor.settings.steps
+    finally:
+        editor.unwrap()

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from editing_contexts import demo_context, records, tiny_context, tiny_edits
+from editing_contexts import tiny_context, tiny_edits
 from tiny import BATCH, padded, text
 from torch import Tensor
 
 from wise.edits import Edit
-from wise.errors import ConfigError
 from wise.lab.editors.grace import Codebook, Grace, GraceSettings
 from wise.training.generation import greedy
 
@@ -171,18 +170,3 @@ def test_keys_values_and_radii_are_what_is_kept() -> None:
     assert editor.memory_bytes == 0
     editor.edit(tiny_edits(2))
     assert editor.memory_bytes == 2 * 4 * (64 + 32 + 1)
-
-
-@pytest.mark.parametrize("name, value", [("epsilon", 0.0), ("learning_rate", -1.0), ("steps", 0), ("enough", -1)])
-def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=name):
-        GraceSettings(**{name: value})
-
-
-def test_shipped_model_says_what_it_was_told() -> None:
-    editor = Grace(demo_context(), GraceSettings())
-    try:
-        report = editor.edit([record.edit for record in records(3)])
-        assert [outcome.status for outcome in report.outcomes] == ["verified"] * 3
-    finally:
-        editor.unwrap()

@@ -9,25 +9,17 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from editing_contexts import demo_context, records, tiny_context, tiny_edits
+from editing_contexts import demo_context, records, tiny_context, tiny_edits, tiny_records
 from torch import Tensor
 from torch.func import functional_call
 
-from wise.edits import Edit, Record
-from wise.errors import ConfigError
+from wise.edits import Edit
 from wise.lab.editors.context import EditingContext, as_weight, mean_loss, padded_rows
 from wise.lab.editors.knowledge_editor import KnowledgeEditor, KnowledgeEditorSettings
 
 SMALL = {"condition": 8, "hidden": 8}
 SHORT = {"steps": 40, "batch": 4, "condition": 32, "hidden": 32, "learning_rate": 3e-3, "margin": 0.5}
 """Training in seconds."""
-
-
-def tiny_records(count: int) -> tuple[Record, ...]:
-    return tuple(
-        Record(edit=edit, paraphrases=(f"w6 {edit.subject} w9",), neighbours=(f"w5 w{60 + i} w7 w8",))
-        for i, edit in enumerate(tiny_edits(count))
-    )
 
 
 def knowledge_editor(context: EditingContext, **settings: Any) -> KnowledgeEditor:
@@ -189,28 +181,6 @@ def test_training_pays_on_records_never_seen(trained: KnowledgeEditor) -> None:
     assert trained.merit(*trained.measured(samples)) < untrained
 
 
-def test_an_edit_of_the_shipped_model_is_generated(trained: KnowledgeEditor) -> None:
-    reports = []
-    for record in records(4):
-        trained.restore(trained.original)
-        trained.edits = ()
-        reports.append(trained.edit(record.edit))
-    assert sum(report.outcomes[0].status == "verified" for report in reports) >= 2
-
-
-def test_it_comes_from_the_cache_bit_for_bit(
-    trained: KnowledgeEditor, demo: EditingContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(KnowledgeEditor, "_trained", lambda self: pytest.fail("trained although it was kept"))
-    trained.edit(records(1)[0].edit)
-    weights = dict(trained.weights)
-    trained.unwrap()
-    again = knowledge_editor(demo, **SHORT)
-    again.edit(records(1)[0].edit)
-    again.unwrap()
-    assert all(torch.equal(weights[name], again.weights[name]) for name in weights)
-
-
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt"])
 def test_training_moves_every_part_and_is_repeatable(model_type: str) -> None:
     editing_contexts = [tiny_context(model_type, training=tiny_records(8)) for _ in range(2)]
@@ -225,42 +195,3 @@ def test_training_moves_every_part_and_is_repeatable(model_type: str) -> None:
     assert all(not torch.equal(begun[name], tensor) for name, tensor in networks[0].items())
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in begun)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_a_record_without_neighbours_leaves_another_ones_answer_alone() -> None:
-    training = tuple(Record(edit=edit) for edit in tiny_edits(3))
-    editor = knowledge_editor(tiny_context(training=training), **SMALL)
-    examples = editor.examples()
-    for example in examples:
-        for seed in range(4):
-            queries, wording, unrelated = editor._sample(examples, [example], random.Random(seed))
-            assert wording == queries.row
-            assert unrelated in [(other.query.row[0], other.query.old) for other in examples if other is not example]
-
-
-def test_three_records_without_neighbours_are_enough() -> None:
-    training = tuple(Record(edit=edit) for edit in tiny_edits(3))
-    knowledge_editor(tiny_context(training=training), **SMALL, steps=2, batch=2, held_out=0.5).prepare()
-
-
-def test_without_records_it_says_what_to_give() -> None:
-    with pytest.raises(ConfigError, match="0 training records"):
-        knowledge_editor(tiny_context()).edit(tiny_edits(1))
-
-
-def test_records_that_the_base_cannot_read_are_left_out() -> None:
-    strange = tuple(Record(edit=Edit(prompt="w5", target=f"strange{i}")) for i in range(3))
-    readable = knowledge_editor(tiny_context(training=(*strange, *tiny_records(3))), **SMALL)
-    assert len(readable.examples()) == 3
-    with pytest.raises(ConfigError, match="can read 0 of 3 training records"):
-        knowledge_editor(tiny_context(training=strange), **SMALL).prepare()
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"condition": 0}, {"hidden": 1.5}, {"rate": 0}, {"margin": 0}, {"multiplier": -1.0}, {"multiplier_rate": 0}],
-)
-def test_settings_are_checked(settings: dict[str, Any]) -> None:
-    (name,) = settings
-    with pytest.raises(ConfigError, match=f"{name}="):
-        KnowledgeEditorSettings(**settings)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from editing_contexts import demo_context, records, tiny_context, tiny_edits
+from editing_contexts import tiny_context, tiny_edits
 from tiny import BATCH, padded
 from torch import Tensor
 
@@ -195,21 +195,3 @@ def test_unwrapped_model_has_no_hook_left() -> None:
     model = editor.model
     assert model._forward_pre_hooks
     assert not editor.unwrap()._forward_pre_hooks
-
-
-@pytest.mark.parametrize(
-    "name, value", [("active", 0.0), ("tau", 1.5), ("learning_rate", 0), ("steps", 0), ("contexts", -1)]
-)
-def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=name):
-        MemoirSettings(**{name: value})
-
-
-def test_shipped_model_says_what_it_was_told() -> None:
-    part = records(2)
-    editor = Memoir(demo_context(training=tuple(records(20, skip=2))), MemoirSettings(contexts=2))
-    try:
-        report = editor.edit([record.edit for record in part])
-        assert [outcome.status for outcome in report.outcomes] == ["verified"] * 2
-    finally:
-        editor.unwrap()

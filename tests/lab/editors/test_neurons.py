@@ -15,7 +15,7 @@ from tiny import ARCHITECTURES, BOS, tiny_model
 from torch import Tensor
 
 from wise.edits import Edit
-from wise.errors import ConfigError, UnsupportedModelError
+from wise.errors import UnsupportedModelError
 from wise.lab.editors.context import EditingContext
 from wise.lab.editors.neurons import (
     KnowledgeNeurons,
@@ -30,7 +30,6 @@ from wise.lab.editors.neurons import (
     weight_name,
 )
 from wise.lab.editors.registry import make_baseline
-from wise.training.report import VERIFIED
 
 ROW = [BOS, 5, 10, 40, 7]
 SOME = ["llama", "gpt2", "opt", "gpt_neox"]
@@ -177,15 +176,6 @@ def test_a_model_whose_embeddings_do_not_fit_its_blocks_is_refused() -> None:
         make_baseline("kn", context, {})
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"integration_steps": 0}, {"threshold": 0.0}, {"share": 1.5}, {"fewest": 0}, {"most": 1}, {"new_scale": -1.0}],
-)
-def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        make_baseline("kn", tiny_context(), settings)
-
-
 def test_the_neurons_of_a_fact_of_the_shipped_model_carry_it() -> None:
     """Suppressed they make the answer less likely and amplified likelier, unlike as many others."""
     context = demo_context()
@@ -205,11 +195,3 @@ def test_the_neurons_of_a_fact_of_the_shipped_model_carry_it() -> None:
                 found[name].append(float(next_token(context, row)[token].log()) - plain)
     assert fmean(found["suppressed"]) < 0 < fmean(found["amplified"])
     assert fmean(found["suppressed"]) < 4 * min(0.0, fmean(found["others"]))
-
-
-def test_the_shipped_model_says_the_edit() -> None:
-    editor = make_baseline("kn", demo_context(), {"prefixes": 2, "new_scale": 8.0})
-    try:
-        assert editor.edit(records(1)[0].edit).outcomes[0].status == VERIFIED
-    finally:
-        editor.unwrap()

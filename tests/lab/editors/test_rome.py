@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from editing_contexts import demo_context, records, tiny_context, tiny_edits
+from editing_contexts import tiny_context, tiny_edits
 from tiny import tiny_model
 
 from wise.edits import Edit
@@ -24,7 +24,6 @@ from wise.lab.editors.values import (
     search,
     subject_place,
 )
-from wise.training.report import VERIFIED
 from wise.training.splice import SplicedModel
 
 QUICK = {"layer": 1, "tokens": 256, "length": 16, "steps": 4, "prefixes": 2, "prefix_tokens": 3}
@@ -120,9 +119,6 @@ def test_the_layer_follows_the_depth_and_must_be_there():
     assert make_baseline("rome", tiny_context(), {}).projection.layer == int(RomeSettings().layer_fraction * 3)
     with pytest.raises(ConfigError, match="layer=3: this model has 3 blocks"):
         opened(layer=3)
-    for wrong in ({"steps": 0}, {"clamp": 0.0}, {"learning_rate": 0.0}, {"prefixes": -1}, {"layer_fraction": 1.0}):
-        with pytest.raises(ConfigError, match=next(iter(wrong))):
-            RomeSettings(**wrong)
 
 
 def test_a_key_that_is_nought_is_refused():
@@ -250,14 +246,3 @@ def test_the_bases_parameters_are_left_alone():
     for name, p in model.named_parameters():
         assert p.data_ptr() == before[name][0] and torch.equal(p, before[name][1])
         assert p.grad is None and p.requires_grad
-
-
-def test_the_shipped_model_says_what_was_edited():
-    texts = tuple(record.edit.prompt for record in records(120, skip=100))
-    editor = make_baseline("rome", demo_context(texts=texts), {"tokens": 600, "prefixes": 2})
-    try:
-        report = editor.edit(records(1, skip=1)[0].edit)
-        assert report.outcomes[0].status == VERIFIED
-        assert report.outcomes[0].loss < 1 and 1 <= report.outcomes[0].steps <= editor.settings.steps
-    finally:
-        editor.unwrap()

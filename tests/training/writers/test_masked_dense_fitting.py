@@ -14,10 +14,10 @@ from torch import Tensor
 import wise
 from wise.memory.masks import random_masks
 from wise.training.trainer import Trainer
-from wise.training.writers.base import SlotTask
+from wise.training.writers.base import Progress, SlotTask
 from wise.training.writers.masked_dense import MaskedDenseWriter
 from wise.training.writers.masked_dense_examples import Examples, prepare
-from wise.training.writers.masked_dense_fitting import BETA, MARGIN_KEPT, QUIET, Fit, Fitting, fit
+from wise.training.writers.masked_dense_fitting import BETA, MARGIN_KEPT, QUIET, Fit, Fitting
 from wise.training.writers.masked_dense_statistics import BaseStatistics
 
 CONFIG = wise.WiseConfig(
@@ -60,20 +60,13 @@ class Bench:
             (projection.out_features, projection.in_features), shards=groups, ratio=ratio, seed=1
         )
 
-    def arguments(self, examples: Examples, mask: Tensor, **changes: Any) -> dict[str, Any]:
-        return {
-            "start": torch.zeros(mask.shape),
-            "mask": mask,
-            "group": examples.slot,
-            "scale": self.statistics.scale,
-            "config": self.config,
-        } | changes
+    def fit(self, examples: Examples, mask: Tensor, progress: Progress | None = None, **changes: Any) -> Fit:
+        return self.fitting(examples, mask, **changes).run(progress)
 
-    def fit(self, examples: Examples, mask: Tensor, **changes: Any) -> Fit:
-        return fit(self.trainer.spliced, examples, **self.arguments(examples, mask, **changes))
-
-    def fitting(self, examples: Examples, mask: Tensor) -> Fitting:
-        return Fitting(self.trainer.spliced, examples, **self.arguments(examples, mask))
+    def fitting(self, examples: Examples, mask: Tensor, **changes: Any) -> Fitting:
+        given = {"start": torch.zeros(mask.shape), "mask": mask, "group": examples.slot}
+        given |= {"scale": self.statistics.scale, "config": self.config}
+        return Fitting(self.trainer.spliced, examples, **given | changes)
 
 
 def bench(config: wise.WiseConfig) -> Bench:
