@@ -32,9 +32,6 @@ from wise.memory.modules import restoring
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 """What a forward calls its cache, over the architectures and releases of transformers."""
 
-OTHER_STATES = ("cache_params", "state", "mems")
-"""What a forward calls a state of another kind."""
-
 Ids = NDArray[np.int64]
 
 
@@ -76,12 +73,6 @@ class SequenceReader:
             raise UnsupportedModelError(
                 f"{type(model).__name__} takes {', '.join(taken)}: input_ids were expected, by which mode='hybrid' "
                 "knows what is asked; use mode='retrieve'"
-            )
-        other = next((name for name in OTHER_STATES if name in taken), None)
-        if other is not None and not set(taken) & set(CACHE_NAMES):
-            raise UnsupportedModelError(
-                f"{type(model).__name__} keeps what it has read in {other!r}, which is no cache of transformers that "
-                "can hold token ids too; use mode='retrieve'"
             )
         self._own = threading.local()
         self._paged: WeakKeyDictionary[Any, _Pages] = WeakKeyDictionary()
@@ -176,11 +167,11 @@ class SequenceReader:
             return f"a {type(cache).__name__} does not say what it holds: use mode='retrieve'"
         before = layers[-1].ids if layers and isinstance(layers[-1], _IdsLayer) else ids[:, :0]
         past = before.shape[1]
-        cached = 0 if cache is None or not hasattr(cache, "get_seq_length") else int(cache.get_seq_length())
+        cached = 0 if cache is None or not hasattr(cache, "get_seq_length") else _tokens_in(cache)
         if cached != past:
             return (
-                f"the cache holds {cached} tokens of which {past} were read by this wrapped model: fill caches with "
-                "the wrapped model itself"
+                f"the cache holds at least {cached} tokens of which {past} were read by this wrapped model: fill "
+                "caches with the wrapped model itself"
             )
         attended = _attended(given.get("attention_mask"), ids, past)
         if isinstance(attended, str):
@@ -297,6 +288,14 @@ class _IdsLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def _set(self, ids: Tensor) -> None:
         self.keys = ids[:, None, :, None]
         self.values = self.keys[..., :0]
+
+
+def _tokens_in(cache: Any) -> int:
+    """Tokens that a cache holds, at least: one of states alone tells whether there are any."""
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:  # no layer of it counts them
+        return int(cache.has_previous_state())
 
 
 def _cache_in(named: Mapping[str, Any]) -> Any:

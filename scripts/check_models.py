@@ -32,7 +32,7 @@ from trial import attempt  # noqa: E402
 from zoo import EXCLUDED, model_types  # noqa: E402
 
 LIMIT = 120
-"""Seconds after which a trial counts as failed."""
+"""CPU seconds after which a trial counts as failed."""
 
 
 def main() -> int:
@@ -41,14 +41,14 @@ def main() -> int:
     unknown = {*args.types} - {*model_types()}
     if unknown:
         raise SystemExit(f"{', '.join(sorted(unknown))}: not a type of the zoo; they are {', '.join(model_types())}")
-    signal.signal(signal.SIGALRM, _out_of_time)
+    signal.signal(signal.SIGPROF, _out_of_time)
     found = json.loads(args.output.read_text())["models"] if args.types and args.output.exists() else {}
     types = args.types or model_types()
     for number, model_type in enumerate(types, 1):
         begun = time.perf_counter()
-        signal.alarm(LIMIT)
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
         trial = attempt(model_type)
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         seconds = time.perf_counter() - begun
         line = f"{number}/{len(types)} {model_type}: {trial.outcome} {trial.reason}".rstrip()
         print(f"{line} ({seconds:.1f} s)", file=sys.stderr, flush=True)
@@ -65,7 +65,7 @@ def write(file: Path, found: dict[str, dict[str, object]]) -> None:
 
 
 def _out_of_time(_signal: int, _frame: FrameType | None) -> None:
-    raise TimeoutError(f"not done after {LIMIT} seconds")
+    raise TimeoutError(f"not done after {LIMIT} CPU seconds")
 
 
 def parse_args() -> argparse.Namespace:

@@ -49,7 +49,7 @@ from wise.router.encoder import load_encoder
 from wise.router.hybrid import RouterInputs
 from wise.router.readers import RelationReader
 from wise.router.turns import ChatTemplate
-from wise.supported import check_supported
+from wise.supported import check_cache, check_supported
 from wise.training.build_trainer import build_trainer
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import greedy
@@ -94,6 +94,8 @@ class WiseModel(nn.Module):
         self._target_module: TargetModule = locate(model, config)
         with evaluating(model):
             SplicedModel(model, self._target_module)  # a model on which no edit can be fitted is refused here
+            if config.mode == "hybrid":
+                check_cache(model)
         self.inputs: RouterInputs | None = None
         if config.mode == "hybrid":
             self.inputs = RouterInputs(

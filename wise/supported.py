@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from wise.errors import UnsupportedModelError
+from wise.memory.modules import execution_device
+from wise.memory.sequences import CACHE_NAMES
+from wise.training.generation import as_asked
 
 
 def check_supported(model: PreTrainedModel, mode: str) -> None:
@@ -27,6 +31,24 @@ def check_supported(model: PreTrainedModel, mode: str) -> None:
         raise UnsupportedModelError(
             f"mode={mode!r}: tp_plan keeps a part of each activation on each rank, and this mode routes by whole ones: "
             "use mode='hybrid', or spread the model with device_map"
+        )
+
+
+@torch.no_grad()
+def check_cache(model: PreTrainedModel) -> None:
+    """Raises UnsupportedModelError for a base that keeps what it has read in something else than layers, of which
+    mode='hybrid' adds one for the token ids. The base generates one token to show it."""
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, max_new_tokens=1, pad_token_id=0, return_dict_in_generate=True
+    )
+    ids = torch.tensor([[1, 2]], device=execution_device(model))
+    with as_asked(model):
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)  # type: ignore[operator]
+    kept = next((out[name] for name in CACHE_NAMES if out.get(name) is not None), None)
+    if kept is not None and not hasattr(kept, "layers"):
+        raise UnsupportedModelError(
+            f"this {model.config.model_type} model keeps what it has read in a {type(kept).__name__} that has no "
+            "layers, so mode='hybrid', which goes by token ids, has no place for them: use mode='retrieve'"
         )
 
 

@@ -44,7 +44,7 @@ class StepFailed(Exception):
     """A step did not give what it must."""
 
 
-def attempt(model_type: str) -> Trial:
+def attempt(model_type: str, **settings: Any) -> Trial:
     """Tries the model of this type; an error of any kind is an outcome, not raised."""
     trial, step = Trial(), "build"
     try:
@@ -54,7 +54,7 @@ def attempt(model_type: str) -> Trial:
         bare = behaviour(model)
         trial.pads = pads(model)
         step = "wrap"
-        wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(**SETTINGS), reader=WordReader())
+        wrapped = wise.wrap(model, tiny_tokenizer(), wise.WiseConfig(**SETTINGS, **settings), reader=WordReader())
         trial.path = wrapped.target_module.path
         for name, act in STEPS.items():
             step = name

@@ -74,7 +74,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]} | _ROUTED},
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_group": 1},
     "dory": {"num_hidden_layers": 8, "n_input_layers": 2, "n_recurrent_layers": 4, "n_output_layers": 2}
-    | {"layer_types": ["sliding_attention", "mlp", "full_attention", "mlp"] * 2},
+    | {"layer_types": ["sliding_attention", "mlp", "full_attention", "mlp"] * 2}
+    | {"initializer_range": 1.0},  # of which its vectors are multiples: one of 1 is drawn as those of norms are
     "dots1": _ROUTED,
     "dots3_note": {"text_config": _FEWER_HEADS, "audio_config": {"adapter_in_dim": WIDTH, "adapter_out_dim": WIDTH}},
     "dots3_note_text": _FEWER_HEADS,
