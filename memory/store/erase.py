@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wise.edits import Edit
-from wise.errors import EditError, StoreError, checked_text, did_you_mean
+from wise.errors import ConflictError, EditError, StoreError, checked_text, did_you_mean
 from wise.memory.store.backends.base import Backend, Execute
 from wise.memory.store.edit_request import (
     ERASED,
@@ -56,6 +56,9 @@ class Erasure:
     """Files removed."""
     left: Mapping[str, tuple[str, ...]]
     """Fields of the erased edits whose text other edits say too, and the ids of some of these: they keep it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
 
 
 def erase(
@@ -95,7 +98,8 @@ def erase(
 
 
 def _tickets(journal: Journal, edit_ids: Sequence[str]) -> list[Ticket]:
-    """All that were ever enqueued under these ids. Raises StoreError where there is none, or one is under way."""
+    """All that were ever enqueued under these ids. Raises StoreError where there is none, ConflictError where one is
+    under way."""
     found: list[Ticket] = []
     for edit_id in dict.fromkeys(edit_ids):
         own = journal.tickets(edit_id=edit_id)
@@ -107,7 +111,7 @@ def _tickets(journal: Journal, edit_ids: Sequence[str]) -> list[Ticket]:
             if ticket.problem:
                 raise StoreError(ticket.problem)
             if ticket.status in UNDER_WAY:
-                raise StoreError(
+                raise ConflictError(
                     f"edit {edit_id!r} is {ticket.status} and stays; delete it first (`wise store delete`, or through "
                     "the service), then erase it"
                 )

@@ -319,7 +319,7 @@ def erase(
     for field, others in result.left.items():
         echo(f"their {field} is said by other edits too, which keep it: {', '.join(others)}")
     if as_json:
-        show_json(asdict(result))
+        show_json(result.to_dict())
 
 
 @app.command()

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from secrets_told import SECRET, WORDS, found, secret_values, tell_a_secret
 from stores import BASE, CONFIG, digest, edits, end, in_a_process, learn, new_folder, statuses, waiting, written
 
 from wise.edits import Edit
@@ -19,51 +20,19 @@ from wise.memory.store import failpoints
 from wise.memory.store.edit_request import EditRequest
 from wise.memory.store.store import Store
 
-SECRET = Edit(
-    id="secret", prompt="Zanzibar's Émile is", target="Quetzalcoatl", subject="Zanzibar", aliases=("Unguja 東京",),
-    paraphrases=("Say Xylophonia",), locality=("Is Vladivostok cold?",), author="Wilhelmina",
-)
-WORDS = (
-    "Zanzibar", "Émile", "Quetzalcoatl", "Unguja 東京", "Xylophonia", "Vladivostok", "Zebedee", "Ypsilanti",
-    "Kierkegaard",
-)
-"""All that the edit, its reason, its key and the reason of its deletion say."""
-
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A store in which the edit was live in two versions, and was deleted."""
     with new_folder() as parent:
         with Store.open(parent / "store") as store:
-            learn(store, edits(1, 2))
-            store.enqueue([EditRequest(edit=SECRET, reason="as Zebedee said")], key="call of Ypsilanti")
-            batch = store.claim()
-            state = written([SECRET], store.read().state)
-            told = {"status": "verified", "answer": "Quetzalcoatl", "holds": {"Say Xylophonia": True}}
-            store.commit(batch, state, parent=1, config=CONFIG, base=BASE, outcomes={"secret": told})
-            learn(store, edits(3))
-            store.commands.enqueue("preview", {"edit": SECRET.to_dict(), "prompts": []}, 3600)
-            store.delete(["secret"], author="operator", reason="Kierkegaard asked for it")
+            tell_a_secret(store)
         yield parent / "store"
 
 
 def tensor(folder: Path) -> bytes:
     with Store.open(folder, writer=False) as store:
-        values: bytes = store.read(2).state.slots[-1].tensors()["values"].numpy().tobytes()
-    return values
-
-
-def found(folder: Path, words: tuple[str, ...], values: bytes) -> set[str]:
-    """The words, and `values`, that are in some file below a folder, in one of the ways in which they can be."""
-    seen = set()
-    for file in folder.rglob("*"):
-        data = file.read_bytes() if file.is_file() else b""
-        for word in words:
-            spellings = (word, json.dumps(word)[1:-1], json.dumps(word, ensure_ascii=False)[1:-1])
-            if any(text.encode(code) in data for text in spellings for code in ("utf-8", "utf-16-le", "utf-16-be")):
-                seen.add(word)
-        seen |= {"values"} if values in data else set()
-    return seen
+        return secret_values(store)
 
 
 def test_no_file_holds_what_was_erased_and_the_store_stays_whole(folder: Path) -> None:
