@@ -6,7 +6,8 @@ what SQLite keeps of deleted rows. What stays: its id, namespace and dates, its 
 erased.
 
 The events stay a chain. A changed event keeps its digest, and the event of the erasure, which is chained as any other,
-says which digest the changed event has by now: see `check_history`.
+says which digest the changed event has by now: see `check_history`. Whoever can write a store could forge an erasure in
+this way, so the check of an anchor names the erasures since then.
 
 An erasure can be repeated: a process that was killed in one is followed by another that completes it. It reaches this
 store alone: backups, exported packs and file system snapshots from before are not changed.
@@ -21,7 +22,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wise.edits import Edit
 from wise.errors import ConflictError, EditError, StoreError, checked_text, did_you_mean
 from wise.memory.store.backends.base import Backend, Execute
 from wise.memory.store.edit_request import (
@@ -34,6 +34,7 @@ from wise.memory.store.edit_request import (
     Event,
     Ticket,
     Version,
+    without_text,
 )
 from wise.memory.store.journal import EventWriter, Journal, erased_key
 from wise.memory.store.rows import EVENT, TICKET, event_of
@@ -185,9 +186,9 @@ def _erase_rows(
 
 
 def _without_text(ticket: Ticket) -> Ticket:
-    edit = Edit(id=ticket.edit.id, namespace=ticket.edit.namespace, prompt=ERASED_TEXT, target=ERASED_TEXT)
     key = None if ticket.key is None else erased_key(ticket.key)
-    return replace(ticket, edit=edit, reason=None, key=key, verified=_GONE if ticket.verified else None)
+    gone = _GONE if ticket.verified else None
+    return replace(ticket, edit=without_text(ticket.edit), reason=None, key=key, verified=gone)
 
 
 _GONE: Mapping[str, Any] = {"erased": True}

@@ -218,7 +218,7 @@ async def delete(
 async def erase(
     edit_id: EditId, request: Request, service: Served, holder: Admin, body: schemas.ErasureRequest | None = None
 ) -> schemas.ErasureAnswer:
-    """Takes the text and the tensors of an edit out of every file of the store, which cannot be undone. Delete it first.
+    """Takes the text and the tensors of a deleted edit out of every file of the store. This cannot be undone.
 
     Its id, dates and digests stay. Versions that held it can no longer be read or rolled back to.
     """

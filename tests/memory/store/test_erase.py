@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sqlite3
@@ -17,7 +16,10 @@ from stores import BASE, CONFIG, digest, edits, end, in_a_process, learn, new_fo
 from wise.edits import Edit
 from wise.errors import EditError, StoreError
 from wise.memory.store import failpoints
+from wise.memory.store.backends.base import Execute
 from wise.memory.store.edit_request import EditRequest
+from wise.memory.store.journal import EventWriter
+from wise.memory.store.rows import EVENT, event_of
 from wise.memory.store.store import Store
 
 
@@ -189,3 +191,34 @@ def test_a_changed_event_is_accepted_only_as_the_erasure_left_it(folder: Path) -
             connection.commit()
         with Store.open(copy, writer=False) as store:
             assert any(f"event {number} is not what was noted" in problem for problem in store.check().problems)
+
+
+@pytest.mark.parametrize("author", ["somebody else", "(erased)"])
+def test_a_forged_erasure_cannot_put_words_into_a_row_and_is_named_by_an_anchor(folder: Path, author: str) -> None:
+    """Whoever can write the store writes an event that vouches for a row as they like it."""
+
+    def forge(execute: Execute, events: EventWriter) -> None:
+        [row] = execute(f"SELECT {EVENT} WHERE number = 1")
+        [content] = [ticket.content for ticket in tickets]
+        linked = event_of((*row[:5], author, *row[6:])).linked("")
+        vouched = {"reason": None, "content": content, "events": {"1": linked}}
+        execute("UPDATE events SET author = ? WHERE number = 1", author)
+        events.write("erased", ticket=1, detail=vouched)
+
+    with Store.open(folder) as store:
+        tickets, anchor = store.journal.tickets(limit=1), store.anchor()
+        assert store.check(anchor=anchor).erased_since == ()
+        store.journal.erase(forge)
+        found = store.check(anchor=anchor)
+        assert found.erased_since == (store.log()[-1].number,)
+        assert "ticket 1 is not what was enqueued" in found.problems, "it still has its text"
+        told = any("event 1 is not what was noted" in problem for problem in found.problems)
+        assert told == (author != "(erased)")
+
+
+def test_an_anchor_names_the_erasures_since(folder: Path) -> None:
+    with Store.open(folder) as store:
+        before = store.anchor()
+        store.erase(["secret"])
+        assert store.check(anchor=before).erased_since == (store.log()[-1].number,)
+        assert store.check(anchor=store.anchor()).erased_since == () == store.check().erased_since
