@@ -17,7 +17,7 @@ from wise.memory.store.backends.base import Backend
 from wise.memory.store.check_history import History, Progress, check_history
 from wise.memory.store.checked import NOTHING, Checked
 from wise.memory.store.command_queue import damaged_commands
-from wise.memory.store.edit_request import Ticket, Version
+from wise.memory.store.edit_request import ERASED, Ticket, Version
 from wise.memory.store.journal import Journal
 from wise.memory.store.segments import StoredSlot, decode_segment, decode_space
 from wise.memory.store.versions import Manifest, check_namespaces, check_places, check_slots
@@ -35,6 +35,8 @@ class Findings:
     """That can be read."""
     erased: int
     """Tickets whose text was erased."""
+    erased_since: tuple[int, ...]
+    """Events of erasures after the anchor, if one was given. They changed rows that the anchor stands for."""
     blobs: int
     unneeded: int
     """Files that nothing names: interrupted commits leave them, and `gc` removes them."""
@@ -57,7 +59,11 @@ def check(
         history = check_history(scan, before, progress)
         problems += history.problems
         problems += [f"command {name:.32} is not what was queued" for name in damaged_commands(scan)]
-        problems += [] if anchor is None else anchor_problems(anchor, scan)
+        erasures: tuple[int, ...] = ()
+        if anchor is not None:
+            problems += anchor_problems(anchor, scan)
+            later = "SELECT number FROM events WHERE kind = ? AND number > ? ORDER BY number"
+            erasures = tuple(number for (number,) in scan(later, ERASED, anchor.event))
     reader = _Reader(backend, before.manifests)
     left = [version for version in history.versions if not version.collected]
     sizes = backend.sizes()
@@ -67,7 +73,7 @@ def check(
     if left and reader.live is not None and reader.live != history.live:
         differing = sorted(reader.live ^ history.live)[:8]
         problems.append(f"the current version and the journal differ on tickets {differing}")
-    return _findings(problems, history, left, sizes, reader), Checked(
+    return _findings(problems, history, left, sizes, reader, erasures), Checked(
         events=tuple(history.event_pages),
         tickets=tuple(history.ticket_pages),
         manifests=frozenset(version.manifest for version in left),
@@ -75,7 +81,12 @@ def check(
 
 
 def _findings(
-    problems: list[str], history: History, left: Sequence[Version], sizes: Mapping[str, int], reader: _Reader
+    problems: list[str],
+    history: History,
+    left: Sequence[Version],
+    sizes: Mapping[str, int],
+    reader: _Reader,
+    erasures: tuple[int, ...],
 ) -> Findings:
     return Findings(
         problems=tuple(problems),
@@ -83,6 +94,7 @@ def _findings(
         events=history.events,
         versions=len(left),
         erased=history.erased,
+        erased_since=erasures,
         blobs=len(sizes),
         unneeded=len(set(sizes) - reader.named),
         bytes=sum(sizes.values()),

@@ -1,7 +1,7 @@
 """The check of a journal: its tables agree with what its events say, in order, without gaps, to the last byte.
 
 The events are a chain: each has a digest of itself and of the one before. Everything else in the tables must be what
-the events say. Where text was erased, the event of the erasure says what has stood there since.
+the events say. Where text was erased, and only there, the event of the erasure says what has stood there since.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from typing import Any
 from wise.errors import StoreError
 from wise.memory.store.backends.base import Scan
 from wise.memory.store.checked import Checked, pages
-from wise.memory.store.edit_request import ERASED, FOLLOWS, LIVE, QUEUED, TRAINING, Event, Ticket, Version
+from wise.memory.store.edit_request import (
+    ERASED,
+    ERASED_TEXT,
+    FOLLOWS,
+    LIVE,
+    QUEUED,
+    TRAINING,
+    Event,
+    Ticket,
+    Version,
+)
 from wise.memory.store.rows import EVENT, TICKET, TICKETS, VERSION, event_of, ticket_of, version_of
 
 Progress = Callable[[str, int, int], None]
@@ -111,10 +121,14 @@ def _event_problems(event: Event, last: Event, erasures: Erasures) -> Iterator[s
     if event.number != last.number + 1:
         yield from _gap("event", last.number, event.number)
     linked = event.linked(last.digest)
-    if linked not in (event.digest, erasures.events.get(event.number)):
+    if linked != event.digest and not (linked == erasures.events.get(event.number) and _says_erased(event)):
         yield f"event {event.number} is not what was noted, or follows another than was noted"
     if event.at < last.at and not (event.jumped or 0) < 0:
         yield f"event {event.number} is dated before event {last.number}"
+
+
+def _says_erased(event: Event) -> bool:
+    return ERASED in event.detail or ERASED_TEXT in json.dumps([event.author, event.detail])
 
 
 def _check_tickets(
@@ -166,7 +180,9 @@ def _life_problems(ticket: Ticket, life: Life, erasures: Erasures) -> Iterator[s
     """A ticket is what its events made of it."""
     name = f"ticket {ticket.number}"
     queued = life[0][1] == QUEUED if life else False
-    content = erasures.contents.get(ticket.number) or (_object(life[0][3]).get("content") if queued else None)
+    content = _object(life[0][3]).get("content") if queued else None
+    if ticket.number in erasures.contents:
+        content = erasures.contents[ticket.number] if ticket.erased else None
     if not queued or content != ticket.content:
         yield f"{name} is not what was enqueued"
         return

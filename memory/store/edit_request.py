@@ -85,7 +85,7 @@ class Ticket:
     @property
     def erased(self) -> bool:
         """Whether its text was erased."""
-        return self.edit.prompt == self.edit.target == ERASED_TEXT
+        return self.reason is None and self.edit == without_text(self.edit)
 
     def to_dict(self) -> dict[str, Any]:
         fields = {name: value for name, value in vars(self).items() if name != "problem" or value}
@@ -102,6 +102,11 @@ class Ticket:
         """SHA-256 of all that never changes about it."""
         changing = ("status", "live_in", "retired_in", "verified", "problem")
         return digest_of_json({name: value for name, value in self.to_dict().items() if name not in changing})
+
+
+def without_text(edit: Edit) -> Edit:
+    """What is left of an edit that was erased."""
+    return Edit(id=edit.id, namespace=edit.namespace, prompt=ERASED_TEXT, target=ERASED_TEXT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ what SQLite keeps of deleted rows. What stays: its id, namespace and dates, its 
 erased.
 
 The events stay a chain. A changed event keeps its digest, and the event of the erasure, which is chained as any other,
-says which digest the changed event has by now: see `check_history`.
+says which digest the changed event has by now: see `check_history`. Whoever can write a store could forge an erasure in
+this way, so the check of an anchor names the erasures since then.
 
 An erasure can be repeated: a process that was killed in one is followed by another that completes it. It reaches this
 store alone: backups, exported packs and file system snapshots from before are not changed.
@@ -21,8 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wise.edits import Edit
-from wise.errors import EditError, StoreError, checked_text, did_you_mean
+from wise.errors import ConflictError, EditError, StoreError, checked_text, did_you_mean
 from wise.memory.store.backends.base import Backend, Execute
 from wise.memory.store.edit_request import (
     ERASED,
@@ -34,6 +34,7 @@ from wise.memory.store.edit_request import (
     Event,
     Ticket,
     Version,
+    without_text,
 )
 from wise.memory.store.journal import EventWriter, Journal, erased_key
 from wise.memory.store.rows import EVENT, TICKET, event_of
@@ -56,6 +57,9 @@ class Erasure:
     """Files removed."""
     left: Mapping[str, tuple[str, ...]]
     """Fields of the erased edits whose text other edits say too, and the ids of some of these: they keep it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
 
 
 def erase(
@@ -95,7 +99,8 @@ def erase(
 
 
 def _tickets(journal: Journal, edit_ids: Sequence[str]) -> list[Ticket]:
-    """All that were ever enqueued under these ids. Raises StoreError where there is none, or one is under way."""
+    """All that were ever enqueued under these ids. Raises StoreError where there is none, ConflictError where one is
+    under way."""
     found: list[Ticket] = []
     for edit_id in dict.fromkeys(edit_ids):
         own = journal.tickets(edit_id=edit_id)
@@ -107,7 +112,7 @@ def _tickets(journal: Journal, edit_ids: Sequence[str]) -> list[Ticket]:
             if ticket.problem:
                 raise StoreError(ticket.problem)
             if ticket.status in UNDER_WAY:
-                raise StoreError(
+                raise ConflictError(
                     f"edit {edit_id!r} is {ticket.status} and stays; delete it first (`wise store delete`, or through "
                     "the service), then erase it"
                 )
@@ -181,9 +186,9 @@ def _erase_rows(
 
 
 def _without_text(ticket: Ticket) -> Ticket:
-    edit = Edit(id=ticket.edit.id, namespace=ticket.edit.namespace, prompt=ERASED_TEXT, target=ERASED_TEXT)
     key = None if ticket.key is None else erased_key(ticket.key)
-    return replace(ticket, edit=edit, reason=None, key=key, verified=_GONE if ticket.verified else None)
+    gone = _GONE if ticket.verified else None
+    return replace(ticket, edit=without_text(ticket.edit), reason=None, key=key, verified=gone)
 
 
 _GONE: Mapping[str, Any] = {"erased": True}

@@ -355,8 +355,9 @@ class Store:
 
         with_author: erase who asked for them too.
 
-        Raises StoreError, with nothing changed, for an edit that is not there or is queued, in training or live (delete
-        it first), or where a version that holds one is being read; EditError for a reason that repeats the text.
+        Raises ConflictError, with nothing changed, for an edit that is queued, in training or live (delete it first),
+        StoreError for one that is not there, or where a version that holds one is being read, EditError for a reason
+        that repeats the text.
         """
         with self._changing():
             return erase(

@@ -30,6 +30,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.url = f"postgresql:///postgres?host={folder}&user=tester"
+        self.data = folder / "data"
         self._folder = folder
         self._user = None
         if not os.getuid():  # PostgreSQL refuses to be run by root
@@ -38,17 +39,17 @@ class Server:
             except KeyError:
                 pytest.skip("PostgreSQL is not run by root, and there is no user 'postgres' here")
             shutil.chown(folder, self._user)
-        self._run("initdb", "-D", str(folder / "data"), "-U", "tester", "-A", "trust", "-E", "UTF8", "--no-sync")
+        self._run("initdb", "-D", str(self.data), "-U", "tester", "-A", "trust", "-E", "UTF8", "--no-sync")
         self.start()
 
     def start(self) -> None:
         # Without fsync: what is killed here is a process, and what it wrote stays with the system.
         options = f"-k {self._folder} -c listen_addresses= -c fsync=off -c log_min_messages=fatal"
         log = str(self._folder / "log")
-        self._run("pg_ctl", "-D", str(self._folder / "data"), "-w", "-l", log, "-o", options, "start")
+        self._run("pg_ctl", "-D", str(self.data), "-w", "-l", log, "-o", options, "start")
 
     def kill(self) -> None:
-        self._run("pg_ctl", "-D", str(self._folder / "data"), "-w", "-m", "immediate", "stop")
+        self._run("pg_ctl", "-D", str(self.data), "-w", "-m", "immediate", "stop")
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(

@@ -208,14 +208,17 @@ def check(
     if wanted is not None:
         signed = f"signed with the key {wanted.key}" if wanted.key else "not signed"
         echo(f"the anchor is of event {wanted.event}, made at {wanted.at}, {signed}")
+    if result.erased_since:
+        events = ", ".join(map(str, result.erased_since))
+        echo(f"what the anchor stands for was changed by erasures since: see that events {events} are yours")
     figures = asdict(result)
-    problems = figures.pop("problems")
+    problems, since = figures.pop("problems"), figures.pop("erased_since")
     show_table("Store", ("", ""), figures.items())
     for problem in problems:
         echo(problem)
     echo("all is whole" if not problems else f"{len(problems)} problems")
     if as_json:
-        show_json(figures | {"problems": problems})
+        show_json(figures | {"erased_since": since, "problems": problems})
     if problems:
         raise typer.Exit(NOT_WHOLE)
 
@@ -304,7 +307,7 @@ def erase(
     for field, others in result.left.items():
         echo(f"their {field} is said by other edits too, which keep it: {', '.join(others)}")
     if as_json:
-        show_json(asdict(result))
+        show_json(result.to_dict())
 
 
 @app.command()

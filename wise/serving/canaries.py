@@ -2,7 +2,7 @@
 
 A thread of its own does it, through the engine and behind the users, so that the next version does not wait for it. A
 prompt that cannot be run counts as one at which edits are active at every token: what nobody has seen to be well raises
-the alarm, and never clears it.
+the alarm, and never clears it. A namespace whose memory is the one that was checked before is not asked again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from wise.errors import WiseError
+from wise.memory.side_memory import SideMemory
 from wise.serving.engines import BusyError, Delta, Engine, GenerationRequest, MemoryHandle
 from wise.serving.follower import ServedVersion
 from wise.serving.metrics import Metrics
@@ -34,6 +35,8 @@ class Canaries:
     ) -> None:
         """prompts: token ids. limit: share of their tokens above which the alarm is raised."""
         self._prompts, self._engine, self._metrics, self._limit = prompts, engine, metrics, limit
+        self._found: dict[str, tuple[SideMemory, int, int]] = {}
+        """By namespace, the memory that was checked, and what `_of_namespace` found."""
         self._changed = threading.Condition()
         self._newest: ServedVersion | None = None
         self._closing = False
@@ -78,14 +81,25 @@ class Canaries:
 
     async def _measured(self, version: ServedVersion) -> tuple[int, int]:
         """Tokens at which an edit of any namespace is active, and prompts that could not be run."""
+        found = {}
+        for name, handle in version.handles.items():
+            if handle.memory is not None:
+                memory, routed, failed = self._found.get(name, (None, 0, 0))
+                if memory is not handle.memory or failed:
+                    routed, failed = await self._of_namespace(handle)
+                found[name] = handle.memory, routed, failed
+        self._found = found
+        return sum(routed for _, routed, _ in found.values()), sum(failed for _, _, failed in found.values())
+
+    async def _of_namespace(self, handle: MemoryHandle) -> tuple[int, int]:
+        """Tokens at which an edit of the namespace is active, and prompts that could not be run."""
         routed = failed = 0
-        for handle in version.handles.values():
-            for ids in self._prompts if handle.memory is not None else ():
-                if self._closing:
-                    return routed, failed
-                found = await self._routed(handle, ids)
-                failed += found is None
-                routed += len(ids) if found is None else found
+        for ids in self._prompts:
+            if self._closing:
+                return routed, failed
+            found = await self._routed(handle, ids)
+            failed += found is None
+            routed += len(ids) if found is None else found
         return routed, failed
 
     async def _routed(self, handle: MemoryHandle, ids: Sequence[int]) -> int | None:

@@ -6,13 +6,14 @@ Two threads call it, so that no command waits for training:
   slot with others (`merge`, `retrieve`). Between two steps of training it looks whether it must end, and runs what
   waits for the model in between: a delete at once, a preview as soon as training has had as much time as the previews
   before it. So previews take half of the time at most, and wait for one another but not for the end of a long edit.
-* **The thread of commands** deletes, rolls back and withdraws what is in training, in the store alone. It also does
-  what other replicas ask for, and ends what has expired.
+* **The thread of commands** deletes, erases, rolls back and withdraws what is in training, in the store alone. It also
+  does what other replicas ask for, and ends what has expired.
 
 Training begins at one version and ends with a commit, maybe at a later one. If edits were only deleted in between,
 which leaves no trace in others' slots, the new edits are committed without them, as if the deletes had come a moment
 later. In every other case the edits are trained again, from the later version. An edit that is withdrawn while it is
-trained is left out, and the others of its batch are trained again.
+trained is left out, and the others of its batch are trained again. After an erasure they are trained again too, and
+previews that had begun fail, so that nothing is written that repeats what was erased.
 
 An edit fails, with the reason, if it is larger than the settings allow, takes too much CPU time or memory, or was in
 training when an editor ended twice. What fails in a batch is trained by itself, so that the others are not harmed.
@@ -36,6 +37,7 @@ from wise.errors import EditError, RefusedError, StoreError, WiseError
 from wise.memory.state import MemoryState
 from wise.memory.store.changes import Forget
 from wise.memory.store.edit_request import QUEUED, Ticket, Version
+from wise.memory.store.erase import Erasure
 from wise.memory.store.store import ENDED, Store
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
@@ -132,6 +134,7 @@ class Editor:
         """By edit id, what is claimed and neither committed nor failed nor withdrawn."""
         self._stale = False
         """What is trained now began at a version that it cannot follow."""
+        self._erasures = 0
         oldest = store.journal.tickets(status=QUEUED, limit=settings.edit_batch)
         self._careful = any(map(self._endings, oldest))
         """Edits are trained one by one: one of them may have ended an editor."""
@@ -357,12 +360,15 @@ class Editor:
         """
         model, new = self._model, Edit.from_dict(edit)
         check_size(new, model.encoder, self._settings)
+        erasures = self._erasures
         before = within(self._store.read().state, new.namespace)
         asked = [model.encoder.own_prompt(new), *prompts]
 
         def goes_on() -> None:
             if not wanted():
                 raise StoreError("nobody waits for this preview any more")
+            if self._erasures != erasures:
+                raise StoreError("an edit was erased meanwhile; ask for the preview again")
 
         with self._working(_Work(PREVIEW, self._settings.preview_seconds, goes_on)):
             with model.evaluating(), checked(self._between_steps):
@@ -376,6 +382,7 @@ class Editor:
                     with model.serving(state):
                         said.append(model.ask(asked[start : start + ASKED_AT_ONCE]))
                 answers += [{"prompt": o.prompt, "before": o.text, "after": n.text} for o, n in zip(*said, strict=True)]
+            goes_on()
         return {"outcome": asdict(outcome), "replaced": list(report.replaced), "answers": answers}
 
     def _delete_rewriting(
@@ -407,7 +414,11 @@ class Editor:
             answer(_failure(name, error))
             return None
         if not waits:
-            known: dict[str, Callable[..., Version]] = {DELETE: self._deleted, "rollback": self._rolled_back}
+            known: dict[str, Callable[..., Version | Erasure]] = {
+                DELETE: self._deleted,
+                "rollback": self._rolled_back,
+                "erase": self._erased,
+            }
             _answered(name, lambda: known[name](**arguments).to_dict(), answer)
             return None
         if self._prepared is None:
@@ -487,6 +498,12 @@ class Editor:
             made = self._store.rollback(version, author=author, reason=reason)
             self._stale = True
             return made
+
+    def _erased(self, edit_ids: Sequence[str], author: str | None, reason: str | None, with_author: bool) -> Erasure:
+        with self._changing:
+            self._stale = True
+            self._erasures += 1
+            return self._store.erase(edit_ids, author=author, reason=reason, with_author=with_author)
 
 
 def _following(state: MemoryState, before: Snapshot, current: Snapshot) -> MemoryState:

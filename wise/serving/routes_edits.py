@@ -1,4 +1,4 @@
-"""Routes of edits: `/v1/edits`, to submit, list, show, replace, preview and delete them."""
+"""Routes of edits: `/v1/edits`, to submit, list, show, replace, preview, delete and erase them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wise.errors import EditError
 from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, TRAINING, UNDER_WAY, EditRequest, Ticket
 from wise.memory.store.ticket_search import TicketFilter, search_tickets
 from wise.serving import schemas
-from wise.serving.auth import AuthorizedRoute, Holder, NamespaceEditor, NamespaceReader, sees
+from wise.serving.auth import Admin, AuthorizedRoute, Holder, NamespaceEditor, NamespaceReader, sees
 from wise.serving.edit_size import check_characters, check_size
 from wise.serving.follower import DEFAULT_NAMESPACE
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
@@ -212,6 +212,23 @@ async def delete(
         return made
     live = sum(len(handle.state.edits) for handle in service.visible(service.follower.current).values())
     return made.model_copy(update={"edits": live})
+
+
+@router.post("/edits/{edit_id}/erase")
+async def erase(
+    edit_id: EditId, request: Request, service: Served, holder: Admin, body: schemas.ErasureRequest | None = None
+) -> schemas.ErasureAnswer:
+    """Takes the text and the tensors of a deleted edit out of every file of the store. This cannot be undone.
+
+    Its id, dates and digests stay. Versions that held it can no longer be read or rolled back to.
+    """
+    ticket = await run_in_threadpool(_newest, service, edit_id)
+    if ticket.status in UNDER_WAY:
+        raise conflict(f"edit {edit_id!r} is {ticket.status}; delete it first, then erase it")
+    how = body or schemas.ErasureRequest(reason=None, with_author=False)
+    done = await service.command("erase", edit_ids=[edit_id], author=holder.name, **how.model_dump())
+    audit("erase", by=holder.name, request=request.state.request_id, edit=edit_id, versions=done["versions"])
+    return schemas.ErasureAnswer(**done)
 
 
 async def when_served(service: Service, version: schemas.VersionView) -> schemas.VersionView:

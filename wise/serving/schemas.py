@@ -236,7 +236,7 @@ class FileAnswer(BaseModel):
 class EventView(BaseModel):
     number: int
     at: str
-    kind: str = Field(description="The new status of an edit, or `version` or `collected`.")
+    kind: str = Field(description="The new status of an edit, or `erased`; or `version` or `collected`.")
     edit: str | None = Field(description="Its edit.")
     ticket: int | None
     version: int | None
@@ -297,3 +297,17 @@ class DiffAnswer(BaseModel):
 
 class RollbackRequest(Body):
     reason: Reason | None = None
+
+
+class ErasureRequest(Body):
+    reason: Reason | None = Field(None, description="It is kept, and so must not repeat the text.")
+    with_author: bool = Field(False, description="Erase from the edit's events who asked for it, too.")
+
+
+class ErasureAnswer(BaseModel):
+    tickets: list[int] = Field(description="Whose text was erased now.")
+    versions: list[int] = Field(description="That held the edit, and can no longer be read or rolled back to.")
+    blobs: int = Field(description="Files removed.")
+    left: dict[str, list[str]] = Field(
+        description="Fields of the edit whose text other edits say too, and the ids of some of these: they keep it."
+    )

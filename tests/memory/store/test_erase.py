@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sqlite3
@@ -11,23 +10,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from secrets_told import SECRET, WORDS, found, secret_values, tell_a_secret
 from stores import BASE, CONFIG, digest, edits, end, in_a_process, learn, new_folder, statuses, waiting, written
 
 from wise.edits import Edit
 from wise.errors import EditError, StoreError
 from wise.memory.store import failpoints
+from wise.memory.store.backends.base import Execute
 from wise.memory.store.edit_request import EditRequest
+from wise.memory.store.journal import EventWriter
+from wise.memory.store.rows import EVENT, event_of
 from wise.memory.store.store import Store
-
-SECRET = Edit(
-    id="secret", prompt="Zanzibar's Émile is", target="Quetzalcoatl", subject="Zanzibar", aliases=("Unguja 東京",),
-    paraphrases=("Say Xylophonia",), locality=("Is Vladivostok cold?",), author="Wilhelmina",
-)
-WORDS = (
-    "Zanzibar", "Émile", "Quetzalcoatl", "Unguja 東京", "Xylophonia", "Vladivostok", "Zebedee", "Ypsilanti",
-    "Kierkegaard",
-)
-"""All that the edit, its reason, its key and the reason of its deletion say."""
 
 
 @pytest.fixture
@@ -35,35 +28,13 @@ def folder() -> Iterator[Path]:
     """A store in which the edit was live in two versions, and was deleted."""
     with new_folder() as parent:
         with Store.open(parent / "store") as store:
-            learn(store, edits(1, 2))
-            store.enqueue([EditRequest(edit=SECRET, reason="as Zebedee said")], key="call of Ypsilanti")
-            batch = store.claim()
-            state = written([SECRET], store.read().state)
-            told = {"status": "verified", "answer": "Quetzalcoatl", "holds": {"Say Xylophonia": True}}
-            store.commit(batch, state, parent=1, config=CONFIG, base=BASE, outcomes={"secret": told})
-            learn(store, edits(3))
-            store.commands.enqueue("preview", {"edit": SECRET.to_dict(), "prompts": []}, 3600)
-            store.delete(["secret"], author="operator", reason="Kierkegaard asked for it")
+            tell_a_secret(store)
         yield parent / "store"
 
 
 def tensor(folder: Path) -> bytes:
     with Store.open(folder, writer=False) as store:
-        values: bytes = store.read(2).state.slots[-1].tensors()["values"].numpy().tobytes()
-    return values
-
-
-def found(folder: Path, words: tuple[str, ...], values: bytes) -> set[str]:
-    """The words, and `values`, that are in some file below a folder, in one of the ways in which they can be."""
-    seen = set()
-    for file in folder.rglob("*"):
-        data = file.read_bytes() if file.is_file() else b""
-        for word in words:
-            spellings = (word, json.dumps(word)[1:-1], json.dumps(word, ensure_ascii=False)[1:-1])
-            if any(text.encode(code) in data for text in spellings for code in ("utf-8", "utf-16-le", "utf-16-be")):
-                seen.add(word)
-        seen |= {"values"} if values in data else set()
-    return seen
+        return secret_values(store)
 
 
 def test_no_file_holds_what_was_erased_and_the_store_stays_whole(folder: Path) -> None:
@@ -220,3 +191,34 @@ def test_a_changed_event_is_accepted_only_as_the_erasure_left_it(folder: Path) -
             connection.commit()
         with Store.open(copy, writer=False) as store:
             assert any(f"event {number} is not what was noted" in problem for problem in store.check().problems)
+
+
+@pytest.mark.parametrize("author", ["somebody else", "(erased)"])
+def test_a_forged_erasure_cannot_put_words_into_a_row_and_is_named_by_an_anchor(folder: Path, author: str) -> None:
+    """Whoever can write the store writes an event that vouches for a row as they like it."""
+
+    def forge(execute: Execute, events: EventWriter) -> None:
+        [row] = execute(f"SELECT {EVENT} WHERE number = 1")
+        [content] = [ticket.content for ticket in tickets]
+        linked = event_of((*row[:5], author, *row[6:])).linked("")
+        vouched = {"reason": None, "content": content, "events": {"1": linked}}
+        execute("UPDATE events SET author = ? WHERE number = 1", author)
+        events.write("erased", ticket=1, detail=vouched)
+
+    with Store.open(folder) as store:
+        tickets, anchor = store.journal.tickets(limit=1), store.anchor()
+        assert store.check(anchor=anchor).erased_since == ()
+        store.journal.erase(forge)
+        found = store.check(anchor=anchor)
+        assert found.erased_since == (store.log()[-1].number,)
+        assert "ticket 1 is not what was enqueued" in found.problems, "it still has its text"
+        told = any("event 1 is not what was noted" in problem for problem in found.problems)
+        assert told == (author != "(erased)")
+
+
+def test_an_anchor_names_the_erasures_since(folder: Path) -> None:
+    with Store.open(folder) as store:
+        before = store.anchor()
+        store.erase(["secret"])
+        assert store.check(anchor=before).erased_since == (store.log()[-1].number,)
+        assert store.check(anchor=store.anchor()).erased_since == () == store.check().erased_since

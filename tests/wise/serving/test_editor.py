@@ -216,6 +216,37 @@ def test_previews_are_made_within_training_and_take_their_share_only(
         assert same_state(store.read().state, wanted), "what is done in between changes no bit"
 
 
+def test_what_is_erased_is_not_written_again_by_what_had_begun_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    held, caplog_level = Held(monkeypatch), caplog.at_level("INFO")
+    erasing = {"edit_ids": ["first"], **NOBODY, "with_author": False}
+    with Store.open(tmp_path / "store") as store, caplog_level:
+        editor, asking = editing(model(), store), wise.WiseModel.ask
+        store.enqueue([FIRST])
+        assert editor.work()
+        with pytest.raises(ConflictError, match="delete it first"):
+            done(editor, "erase", **erasing)
+        store.enqueue([LONG])
+        with working(editor):
+            assert held.begun.wait(60)
+            done(editor, "delete", edit_ids=["first"], **NOBODY)
+            assert done(editor, "erase", **erasing)["versions"] == (1,)
+            held.may_go_on.set()
+        assert "trained again" in caplog.text and statuses(store) == {"first": "retired", "long": "live"}
+
+        def ask(self: wise.WiseModel, *given: Any) -> Any:
+            done(editor, "erase", **erasing)
+            return asking(self, *given)
+
+        preview = {"edit": SECOND.to_dict(), "prompts": []}
+        assert done(editor, "preview", **preview)["answers"]
+        monkeypatch.setattr(wise.WiseModel, "ask", ask)
+        with pytest.raises(StoreError, match="an edit was erased meanwhile"):
+            done(editor, "preview", **preview)
+        assert store.check().problems == ()
+
+
 def test_an_edit_that_takes_too_long_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Held(monkeypatch)
     with Store.open(tmp_path / "store") as store:

@@ -83,6 +83,7 @@ def events(served: Running) -> int:
         ("PUT", "/v1/edits/x", "editor"),
         ("DELETE", "/v1/edits/x", "editor"),
         ("POST", "/v1/versions/0/rollback", "admin"),
+        ("POST", "/v1/edits/x/erase", "admin"),
     ],
 )
 def test_a_scope_covers_what_is_below_it_and_no_more(served: Running, method: str, path: str, needs: str) -> None:

@@ -98,6 +98,9 @@ def test_preparing_says_how_far_it_is(tmp_path: Path, caplog: pytest.LogCaptureF
     stores[-1].close()
 
 
+PLACES = ("Spain", "Porto"), ("Italy", "Vigo")
+
+
 class Broken:
     """An engine that cannot run anything."""
 
@@ -121,6 +124,35 @@ def test_canaries_that_cannot_be_run_raise_the_alarm(tmp_path: Path) -> None:
         until(lambda: value("wise_canary_alarm") == 1)
         assert (value("wise_canary_failures"), value("wise_canary_false_routes")) == (1, 3)
         broken.close()
+
+
+def test_canaries_ask_only_the_namespaces_that_changed(tmp_path: Path) -> None:
+    porto, vigo = ({"prompt": f"The capital of {place} is", "target": target} for place, target in PLACES)
+    asked: list[str | None] = []
+    with running(tmp_path / "store") as served:
+
+        class Counting:
+            def submit(self, requests: Any, **more: Any) -> Any:
+                asked.extend(one.handle.namespace for one in requests)
+                return served.service.engine.submit(requests, **more)
+
+        metrics = Metrics()
+        canaries = Canaries([[5, 6, 7], [8]], Counting, metrics, 1.0)  # type: ignore[arg-type]
+        canaries.start()
+
+        def check() -> list[str | None]:
+            asked.clear()
+            metrics.canary_tokens.set(0)
+            canaries.check(served.service.follower.current)
+            until(lambda: metrics.registry.get_sample_value("wise_canary_tokens") > 0)
+            return asked
+
+        served.edit(porto, model=f"{NAME}@a")
+        served.edit(vigo, model=f"{NAME}@b")
+        assert check() == ["a", "a", "b", "b"] and check() == []
+        served.edit(porto | {"target": "Vigo"}, model=f"{NAME}@a")
+        assert check() == ["a", "a"]
+        canaries.close()
 
 
 def test_a_canary_that_the_model_cannot_read_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from editors import done
+from secrets_told import found
 from serving import NAME, Running, running
 from stores import end, waiting
 from waiting import until
@@ -67,6 +69,45 @@ def test_what_a_replica_is_asked_for_the_writer_does(place: str, monkeypatch: py
             assert (told.status_code, told.json()["error"]["message"]) == (400, "field 'prompt': no")
         assert [v.kind for v in writer.service.store.journal.versions()] == ["commit", "delete", "rollback"]
         assert left(reader) == 0
+
+
+def test_an_edit_is_erased_while_the_services_run(place: str) -> None:
+    words = ("Lyon", "France", "Zebedee", "Kierkegaard")
+
+    def search() -> set[str]:
+        if "://" not in place:
+            return found(Path(place), words, values)
+        with served.service.store.backend.reading() as execute:
+            tables = ("tickets", "events", "versions", "commands", "blobs")
+            rows = [row for table in tables for row in execute(f"SELECT * FROM {table}")]
+        told = b" ".join(value if isinstance(value, bytes) else str(value).encode() for row in rows for value in row)
+        return {word for word in words if word.encode() in told} | ({"values"} if values in told else set())
+
+    with running(place), running(place, editor_state=WAITING) as served, served.client() as client:
+        spain = {"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"}
+        served.edit(spain)
+        [live] = served.edit(LYON | {"reason": "as Zebedee said"})
+        path = f"/v1/edits/{live['id']}"
+        values = served.service.store.read(2).state.slots[-1].tensors()["values"].numpy().tobytes()
+        refused = client.post(f"{path}/erase")
+        assert refused.status_code == 409 and "is live; delete it first" in refused.text
+        assert client.delete(path, params={"reason": "Kierkegaard asked for it"}).status_code == 200
+        assert search() == {*words, "values"}, "it would not be seen"
+        wrong = client.post(f"{path}/erase", json={"reason": "Lyon is wrong"})
+        assert wrong.status_code == 400 and "it repeats text that is to be erased" in wrong.text
+        done = client.post(f"{path}/erase", json={"reason": "request 17", "with_author": True})
+        assert (done.status_code, done.json()["versions"], done.json()["left"]) == (200, [2], {})
+        assert search() == set()
+        shown = client.get(path).json()
+        assert (shown["prompt"], shown["target"], shown["status"]) == ("(erased)", "(erased)", "retired")
+        assert [(e["kind"], e["author"]) for e in shown["events"]][-1] == ("erased", "the-admin")
+        assert client.post("/v1/versions/2/rollback").status_code == 409
+        assert client.post("/v1/versions/1/rollback").status_code == 200
+        again = client.post(f"{path}/erase")
+        assert again.status_code == 200 and again.json()["tickets"] == []
+        assert said(served) == " Paris." and served.edit(LYON | {"target": "Nice"})[0]["status"] == "live"
+        assert served.service.store.check().problems == ()
+        assert search() == {"France"}, "of the edit that came later"
 
 
 def test_a_replica_that_was_started_in_another_mode_says_so_and_is_not_ready(

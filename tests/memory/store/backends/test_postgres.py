@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from postgres import Server, emptied, postgres
+from secrets_told import WORDS, found, secret_values, tell_a_secret
 from stores import digest, edit, edits, learn, soak, statuses, written
 
 from wise.errors import ConfigError, StoreError
@@ -141,6 +142,37 @@ def test_a_journal_of_the_first_schema_keeps_all_it_says(url: str) -> None:
         Store.open(url, writer=False)
     with Store.open(url) as store:
         assert store.log() == events and store.check().problems == ()
+
+
+def test_what_is_erased_is_in_no_table_and_no_file_of_the_server_but_its_log(server: Server, url: str) -> None:
+    import psycopg
+
+    def everything() -> str:
+        with psycopg.connect(url) as connection:
+            tables = [f"wise.{name}" for (name,) in connection.execute("SELECT relname FROM pg_class WHERE relkind = "
+                      "'r' AND relnamespace = 'wise'::regnamespace")] + ["pg_stats"]
+            rows = [row for table in tables for row in connection.execute(f"SELECT * FROM {table}".encode())]
+        return " ".join(v.decode(errors="replace") if isinstance(v, bytes) else str(v) for row in rows for v in row)
+
+    def in_files() -> set[str]:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CHECKPOINT")
+        return found(server.data, WORDS, values, leave="pg_wal")
+
+    with Store.open(url) as store:
+        tell_a_secret(store)
+        values = secret_values(store)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("ANALYZE")  # as the server does by itself, now and then
+        told = everything()
+        assert all(word in told or ascii(word)[1:-1] in told for word in WORDS), "it would not be seen"
+        assert {"Zanzibar", "Quetzalcoatl", "values"} <= in_files(), "it would not be seen"
+        anchor = store.anchor()
+        assert store.erase(["secret"]).versions == (2, 3)
+        told = everything()
+        assert not [word for word in WORDS if word in told or ascii(word)[1:-1] in told]
+        assert in_files() == set()
+        assert store.check(anchor=anchor).problems == () and store.check().erased == 1
 
 
 def test_a_database_without_a_store_is_left_as_it_is(url: str) -> None:
