@@ -40,6 +40,14 @@ def execution_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
+def release_weights(model: nn.Module) -> None:
+    """Frees the parameters of a model that is not run any more. It keeps its modules, their devices and its dtype."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            empty = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+
+
 def first_tensor(value: Any) -> Tensor | None:
     """What a module computes: its output, or the first of several outputs. None where that is no tensor."""
     value = value[0] if isinstance(value, tuple | list) and value else value

@@ -122,7 +122,7 @@ def list_edits(
     """Edits that meet every condition that is given, in the order in which they were submitted."""
     wanted = wanted.within(holder.namespaces)
     page = search_tickets(service.store.journal, wanted, after=after, limit=limit, newest=newest)
-    views = [schemas.EditView.of(ticket) for ticket in page.tickets]
+    views = [schemas.EditView.of(ticket, service.engine.unheld) for ticket in page.tickets]
     return schemas.EditList(data=views, has_more=page.last is not None, next_after=page.last)
 
 
@@ -167,7 +167,8 @@ def show(edit_id: EditId, service: Served, _: NamespaceReader) -> schemas.EditHi
     """An edit as it was last submitted, and its events since."""
     ticket = _newest(service, edit_id)
     events = [schemas.EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
-    return schemas.EditHistory(**schemas.EditView.of(ticket).model_dump(), events=events)
+    view = schemas.EditView.of(ticket, service.engine.unheld)
+    return schemas.EditHistory(**view.model_dump(), events=events)
 
 
 @router.put("/edits/{edit_id}", status_code=202, responses=SETTLED)
@@ -286,7 +287,7 @@ async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: b
         tickets = await _settled(service, tickets)
         if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):
             submission.response.status_code = HTTPStatus.OK
-    views = [schemas.EditView.of(ticket) for ticket in tickets]
+    views = [schemas.EditView.of(ticket, service.engine.unheld) for ticket in tickets]
     return schemas.EditsAnswer(version=service.follower.current.version, edits=views)
 
 

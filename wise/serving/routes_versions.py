@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from wise.edits import Edit
-from wise.memory.store.edit_request import Event, Version
+from wise.memory.store.edit_request import LIVE, Event, Version
 from wise.serving.auth import Admin, AuthorizedRoute, NamespaceReader, Reader, sees, sees_all
 from wise.serving.event_stream import event, event_stream
 from wise.serving.http_errors import bad_request, conflict, not_found
@@ -21,6 +21,8 @@ from wise.serving.service import Served, Service
 
 router = APIRouter(prefix="/v1", route_class=AuthorizedRoute)
 Number = Annotated[int, Path(ge=0, lt=2**63)]
+UNHELD = "unheld"
+"""The kind of the event that follows `live` if the engine does not say the edit."""
 PAGE = 500
 """Events that are read at once."""
 HEARTBEAT = 15.0
@@ -129,6 +131,9 @@ async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[st
                     if sees_all() or (edit is not None and sees(edit.namespace)):
                         view = EventView.of(one, edit.id if edit else None)
                         yield event(view.model_dump(), kind=one.kind, number=one.number)
+                        if one.kind == LIVE and view.edit in service.engine.unheld:
+                            told = {"kind": UNHELD, "detail": {"said": service.engine.unheld[view.edit]}}
+                            yield event(view.model_dump() | told, kind=UNHELD, number=one.number)
             if not follow or service.draining.is_set():
                 return
             if not await listener.news(HEARTBEAT):

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from wise.edits import Edit
-from wise.memory.store.edit_request import FAILED, Event, Ticket, Version
+from wise.memory.store.edit_request import FAILED, LIVE, Event, Ticket, Version
 from wise.training.report import SUPERSEDED
 
 
@@ -192,12 +192,18 @@ class EditView(BaseModel):
         description="The result of training. By the name of a wording or question, `holds` says whether it is answered "
         "as promised, `before` what was answered without the edit, and `said` what was answered with it."
     )
+    unheld: str | None = Field(
+        default=None,
+        description="What this service's engine says in place of the target: with `engine=vllm` each live edit is "
+        "asked once. Null if it says the target.",
+    )
     problem: str | None = Field(
         default=None, description="Why this row of the journal cannot be read; the other fields are what is left of it."
     )
 
     @classmethod
-    def of(cls, ticket: Ticket) -> EditView:
+    def of(cls, ticket: Ticket, unheld: Mapping[str, str]) -> EditView:
+        """unheld: of the engine."""
         edit = ticket.edit
         of_edit = "id", "prompt", "target", "subject", "aliases", "paraphrases", "locality", "namespace", "author"
         of_ticket = "reason", "valid_from", "valid_until", "accepted_at", "status", "live_in", "retired_in"
@@ -207,7 +213,12 @@ class EditView(BaseModel):
         if ticket.status == FAILED and (outcome or {}).get("status") == SUPERSEDED:
             fields["status"] = SUPERSEDED
         return cls(
-            **fields, ticket=ticket.number, messages=messages, outcome=outcome, problem=ticket.problem or None
+            **fields,
+            ticket=ticket.number,
+            messages=messages,
+            outcome=outcome,
+            unheld=unheld.get(edit.id) if ticket.status == LIVE else None,
+            problem=ticket.problem or None,
         )
 
 
@@ -236,7 +247,10 @@ class FileAnswer(BaseModel):
 class EventView(BaseModel):
     number: int
     at: str
-    kind: str = Field(description="The new status of an edit, or `erased`; or `version` or `collected`.")
+    kind: str = Field(
+        description="The new status of an edit, or `erased`; or `version` or `collected`; or `unheld` of an edit that "
+        "went live and that this service's engine does not say."
+    )
     edit: str | None = Field(description="Its edit.")
     ticket: int | None
     version: int | None

@@ -348,6 +348,24 @@ def test_canaries_raise_an_alarm(tmp_path: Path) -> None:
         assert metric("wise_live_edits") == 2
 
 
+def test_an_edit_that_the_engine_does_not_say_is_told(served: Running) -> None:
+    def told() -> tuple[Any, ...]:
+        with served.client() as client:
+            [listed] = client.get("/v1/edits").json()["data"]
+            shown = client.get(f"/v1/edits/{listed['id']}").json()
+            lines = client.get("/v1/events", params={"since": 0, "follow": False}).text.splitlines()
+            events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
+            details = {event["edit"]: event["detail"] for event in events if event["kind"] == "unheld"}
+            metrics = client.get("/metrics").text
+        assert shown["unheld"] == listed["unheld"]
+        return listed["id"], listed["unheld"], details, "\nwise_unheld_edits 1.0" in metrics
+
+    [live] = served.edit(LYON)
+    assert live["unheld"] is None and told() == (live["id"], None, {}, False)
+    served.service.engine.unheld = {live["id"]: "Paris"}  # as an engine that asked it would find
+    assert told() == (live["id"], "Paris", {live["id"]: {"said": "Paris"}}, True)
+
+
 def test_edits_are_searched(served: Running) -> None:
     nice, lyon = served.edit(LYON, LYON | {"target": "Nice", "reason": "a decree"})
     served.edit({"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"}, model=f"{NAME}@team-a")

@@ -99,7 +99,7 @@ function about(edit) {
     `#${edit.ticket}`, when(edit.accepted_at), edit.author, edit.namespace === "default" ? "" : `namespace ${edit.namespace}`,
     edit.status === "live" ? `since version ${edit.live_in}` : edit.retired_in ? `until version ${edit.retired_in}` : "",
     edit.valid_from && `valid from ${when(edit.valid_from)}`, edit.valid_until && `valid until ${when(edit.valid_until)}`,
-    why, promised, edit.reason,
+    why, promised, edit.unheld == null ? "" : `the engine says \u201c${edit.unheld}\u201d`, edit.reason,
   ];
 }
 

@@ -18,7 +18,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from typing import Any
@@ -223,6 +223,9 @@ class LocalEngine:
             self._open = False
             self._changed.notify_all()
         self._thread.join(JOIN_TIMEOUT)
+
+    unheld: Mapping[str, str] = {}
+    """The editor asked each edit in this very model."""
 
     def prepare(self, handles: Sequence[MemoryHandle]) -> None:
         """Nothing is to be done: a request brings its memory."""

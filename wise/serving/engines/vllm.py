@@ -13,19 +13,17 @@ import math
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 from uuid import uuid4
 
-import numpy as np
-
 from wise.demo import model_path
 from wise.edits import Edit
-from wise.errors import ConfigError, EditError, WiseError
+from wise.errors import ConfigError, WiseError
+from wise.memory.modules import release_weights
 from wise.memory.side_memory import NO_SLOT
 from wise.model import WiseModel
 from wise.router.course import Step
@@ -44,7 +42,9 @@ from wise.serving.engines import (
 from wise.serving.engines.sequence import Detokenizer
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
-from wise.vllm.requests import NOTHING_CARRIED, CarriedEdits, attach, carried_edits, engine_options, load_version
+from wise.vllm.answers import FollowedAnswer
+from wise.vllm.requests import NOTHING_CARRIED, CarriedEdits, attach, carried_edits, engine_options
+from wise.vllm.versions import HeldVersions
 
 logger = logging.getLogger(__name__)
 
@@ -53,19 +53,22 @@ START_TIMEOUT = 900.0
 LOAD_TIMEOUT = 300.0
 """Seconds that the workers may take to load a version."""
 ASKED_TIMEOUT = 60.0
-"""Seconds that the edits of a version may take to be asked before it goes live."""
+"""Seconds that an edit may take to be asked, and that a version waits for its edits; then it goes live meanwhile."""
 SPARE_TOKENS = 4
 """Tokens that an edit may say beyond its target when it is asked."""
-ENVIRONMENT = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1"}
-"""Where nothing else is set: this process has threads, which a fork does not carry over."""
+ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "0"}
+"""Where nothing else is set. This process has threads, which a fork does not carry over; and its log is JSON on stderr,
+while vLLM's own goes to stdout."""
 T = TypeVar("T")
 
 
 class VllmEngine:
-    """Implements `Engine`. `model` is used for its tokenizer and its router, and not run."""
+    """Implements `Engine`. Of `model` it uses the tokenizer and the router; its weights are freed."""
 
     def __init__(self, model: WiseModel, settings: Settings, metrics: Metrics) -> None:
         """Raises ConfigError if vLLM is not installed, or cannot serve such a memory."""
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         try:
             import vllm  # noqa: F401
         except ImportError as error:
@@ -89,18 +92,17 @@ class VllmEngine:
             chat_template=model.tokenizer.chat_template,
             given=given,
         )
+        release_weights(model.model)
         self._llm: Any = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="wise-vllm", daemon=True)
         self._started: Future[None] = Future()
-        self._lock = threading.Lock()
-        """Guards the two below."""
-        self._running: Counter[int] = Counter()
-        """Answers by version that are not finished."""
-        self._loaded: list[int] = []
-        """Versions that the workers have, in the order in which they came."""
+        self._versions = HeldVersions()
         self._asked: dict[str, Edit] = {}
         """The edits that were asked, by id."""
+        self._asking = asyncio.Semaphore(max(1, settings.max_batch_size // 2))
+        """So that users come in between."""
+        self.unheld: Mapping[str, str] = {}
 
     def start(self) -> None:
         self._thread.start()
@@ -117,39 +119,34 @@ class VllmEngine:
 
     @property
     def busy(self) -> int:
-        return self._running.total()
+        return self._versions.running
 
     def submit(self, requests: Sequence[GenerationRequest], *, seconds: float) -> Job:
         job = Job(loop=asyncio.get_running_loop(), deadline=time.monotonic() + seconds)
-        with self._lock:
-            if not self.alive:
-                raise EngineError("the engine does not run; see the log, then start the service again")
-            unknown = {r.handle.version for r in requests if r.handle.memory is not None} - {*self._loaded}
-            if unknown:
-                raise EngineError(f"version {min(unknown)} is not served any more; ask again")
-            if self.busy + len(requests) > self._settings.max_queue + self._settings.max_batch_size:
-                self._metrics.refused.inc()
-                raise BusyError(f"{self.busy} answers are waited for already; try again in 1 s", 1)
-            self._running.update(one.handle.version for one in requests)
+        if not self.alive:
+            raise EngineError("the engine does not run; see the log, then start the service again")
+        if self.busy + len(requests) > self._settings.max_queue + self._settings.max_batch_size:
+            self._metrics.refused.inc()
+            raise BusyError(f"{self.busy} answers are waited for already; try again in 1 s", 1)
+        try:
+            self._versions.begin([_version(one) for one in requests])
+        except LookupError as error:
+            raise EngineError(str(error)) from error
         for index, one in enumerate(requests):
             asyncio.run_coroutine_threadsafe(self._answer(job, index, one), self._loop)
         return job
 
     def prepare(self, handles: Sequence[MemoryHandle]) -> None:
-        """Loads a version into the workers, and asks those of its edits once that were not asked yet.
+        """Loads a version into the workers, and asks those of its edits that were not asked yet.
 
-        Versions that no request has any more are dropped there, except the one before it.
+        The first version was live before, so nobody waits until its edits were asked.
         """
-        version = handles[0].version
-        if version not in self._loaded:
-            self._call(load_version(self._llm, version), LOAD_TIMEOUT)
-            with self._lock:
-                kept = {version, *self._loaded[-1:], *(number for number, count in self._running.items() if count)}
-                gone = [number for number in self._loaded if number not in kept]
-                self._loaded = [number for number in self._loaded if number in kept] + [version]
-            for number in gone:
-                self._call(self._llm.collective_rpc("wise_drop", args=(number,)), LOAD_TIMEOUT)
-        self._call(self._ask_new(handles), LOAD_TIMEOUT)
+        first = self._versions.empty
+        self._call(self._versions.load(self._llm, handles[0].version), LOAD_TIMEOUT)
+        asked = asyncio.run_coroutine_threadsafe(self._ask_new(handles), self._loop)
+        if not first:
+            with suppress(TimeoutError):
+                asked.result(ASKED_TIMEOUT)
 
     # -- the thread -------------------------------------------------------------------------------
 
@@ -173,8 +170,6 @@ class VllmEngine:
             self._loop.close()
 
     async def _start(self) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -213,8 +208,7 @@ class VllmEngine:
             logger.exception("vLLM failed on a request")
             self._fail(job, EngineError(f"the model failed on this request: {type(error).__name__}; see the log"))
         finally:
-            with self._lock:
-                self._running[request.handle.version] -= 1
+            self._versions.end(_version(request))
 
     def _fail(self, job: Job, error: Exception) -> None:
         if not job.failed:
@@ -224,8 +218,8 @@ class VllmEngine:
     async def _deltas(self, index: int, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         carried = await asyncio.to_thread(self._carried, request)
         text = Detokenizer(self._tokenizer, request.prompt, request.stops)
-        ids = np.array([*request.prompt, *[0] * request.max_new_tokens], dtype=np.int64)
-        length = read = len(request.prompt)
+        length = len(request.prompt)
+        followed = None if carried.course is None else FollowedAnswer(request.prompt, carried.course)
         routed = _routed(request, carried.steps, 0, length)
         before: tuple[Logprobs, ...] = ()
         begun = came = time.monotonic()
@@ -241,11 +235,9 @@ class VllmEngine:
                     now = time.monotonic()
                     (self._metrics.first if came == begun else self._metrics.between).observe(now - came)
                     came = now
-                ids[length : length + len(new)] = new
-                length += len(new)
-                if length - 1 > read and carried.course is not None:  # the newest token was not read yet
-                    routed += _routed(request, carried.course.read(ids[: length - 1], read), read, length - 1)
-                    read = length - 1
+                if followed is not None:
+                    first, steps = followed.read, followed.add(new)
+                    routed += _routed(request, steps, first, followed.read)
                 said = "".join(text.add(token) for token in new if token not in self._encoder.stops)
                 finish = "stop" if text.stopped else cast(FinishReason | None, one.finish_reason)
                 if finish is not None and finish not in ("stop", "length"):
@@ -304,34 +296,41 @@ class VllmEngine:
     # -- before a version goes live ---------------------------------------------------------------
 
     async def _ask_new(self, handles: Sequence[MemoryHandle]) -> None:
-        """Asks the edits that are new, each once, and logs which of them the model does not say in vLLM."""
+        """Asks the edits that are new, each once, and tells which of them the model does not say in vLLM."""
         live = {edit.id: (edit, handle) for handle in handles for edit in handle.state.edits}
-        new = [(edit, handle) for edit, handle in live.values() if self._asked.get(edit.id) is not edit]
+        new = {i: pair for i, pair in live.items() if self._asked.get(i) is not pair[0]}
         self._asked = {edit_id: edit for edit_id, (edit, _) in live.items()}
-        held = await asyncio.gather(*(self._holds(edit, handle) for edit, handle in new))
-        failed = [edit.id for (edit, _), holds in zip(new, held, strict=True) if not holds]
-        if failed:
+        self.unheld = {i: said for i, said in self.unheld.items() if i in live and i not in new}
+        answers = await asyncio.gather(*(self._said_instead(edit, handle) for edit, handle in new.values()))
+        found = {i: said for i, said in zip(new, answers, strict=True) if said is not None}
+        if found:
+            self.unheld = {**self.unheld, **found}
             logger.warning(
                 "%d of %d new edits do not hold in vLLM",
-                len(failed),
+                len(found),
                 len(new),
-                extra={"fields": {"version": handles[0].version, "edits": failed[:100]}},
+                extra={"fields": {"version": handles[0].version, "edits": [*found][:100]}},
             )
 
-    async def _holds(self, edit: Edit, handle: MemoryHandle) -> bool:
-        try:
-            question = self._encoder.question(self._encoder.own_prompt(edit))
-        except (ConfigError, EditError):
-            return False
-        wanted = (
-            self._encoder.chat_target(edit.target) if question.chat else self._encoder.target(edit.prompt, edit.target)
-        )
-        request = GenerationRequest(prompt=question.ids, handle=handle, max_new_tokens=len(wanted) + SPARE_TOKENS)
+    async def _said_instead(self, edit: Edit, handle: MemoryHandle) -> str | None:
+        """What is said to an edit's question in place of its target; None if the target is."""
+        encoder = self._encoder
         said: list[int] = []
-        async with asyncio.timeout(ASKED_TIMEOUT):
-            async for delta in self._deltas(0, request):
-                said += delta.tokens
-        return self._encoder.answer(said, chat=question.chat) == self._encoder.answer(wanted, chat=question.chat)
+        try:
+            question = encoder.question(encoder.own_prompt(edit))
+            wanted = encoder.chat_target(edit.target) if question.chat else encoder.target(edit.prompt, edit.target)
+            request = GenerationRequest(prompt=question.ids, handle=handle, max_new_tokens=len(wanted) + SPARE_TOKENS)
+            async with self._asking, asyncio.timeout(ASKED_TIMEOUT):
+                async for delta in self._deltas(0, request):
+                    said += delta.tokens
+            held = encoder.answer(said, chat=question.chat) == encoder.answer(wanted, chat=question.chat)
+        except Exception as error:  # it is told of this edit, and keeps no other from going live
+            return f"(it could not be asked: {type(error).__name__} {error!s:.200})"
+        return None if held else str(self._tokenizer.decode(said, skip_special_tokens=True)).strip()
+
+
+def _version(request: GenerationRequest) -> int | None:
+    return None if request.handle.memory is None else request.handle.version
 
 
 def _deliver(job: Job, put: Any, item: Delta | Exception) -> None:

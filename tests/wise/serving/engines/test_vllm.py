@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -33,6 +34,7 @@ ROUTER = answer_router(STATE)
 TOKENIZER = ROUTER.inputs.tokenizer
 ASKED, OTHER = (render(TOKENIZER, turns) for turns in (TURNS, TURNS[:1]))
 SECONDS = 30.0
+PROBES = 2
 
 
 class FakeLLM:
@@ -41,7 +43,8 @@ class FakeLLM:
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.asked: list[tuple[dict[str, Any], Any]] = []
-        self.errored, self.hangs, self.forgets, self.left = False, False, False, 0
+        self.errored = self.hangs = self.forgets = self.breaks = False
+        self.left = 0
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         self.calls.append((method, args))
@@ -51,6 +54,8 @@ class FakeLLM:
 
     async def generate(self, prompt: dict[str, Any], params: Any, request_id: str) -> AsyncIterator[Any]:
         self.asked.append((prompt, params))
+        if self.breaks:
+            raise ValueError("a prompt that vLLM does not take")
         carried = (params.extra_args or {}).get("wise", {})
         begins = carried.get("plan", {}).get("begins", [])
         said = SAID[begins[-1][1]][0] if begins and not self.forgets else [8, EOS]
@@ -103,7 +108,22 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
 
 
 @pytest.fixture
-def engine(llm: FakeLLM) -> Iterator[VllmEngine]:
+def engine(unused: VllmEngine, llm: FakeLLM) -> VllmEngine:
+    """It serves version 1, whose edits were asked."""
+    unused.prepare([handle(1)])
+    until(lambda: llm.left == PROBES + len(EDITS))
+    return unused
+
+
+@pytest.fixture
+def base() -> torch.nn.Module:
+    found = torch.nn.Linear(2, 2)
+    found.dtype = torch.float32  # as models of transformers have one
+    return found
+
+
+@pytest.fixture
+def unused(llm: FakeLLM, base: torch.nn.Module) -> Iterator[VllmEngine]:
     encoder = SimpleNamespace(
         stops={EOS},
         context=64,
@@ -119,12 +139,11 @@ def engine(llm: FakeLLM) -> Iterator[VllmEngine]:
         tokenizer=TOKENIZER,
         wise_config=wise.WiseConfig(),
         target_module=SimpleNamespace(path="model.layers.1.mlp.down_proj"),
-        model=SimpleNamespace(dtype=torch.float32),
+        model=base,
     )
     settings = Settings(store="nowhere", max_batch_size=2, max_queue=1, vllm={"block_size": 32})
     engine = VllmEngine(model, settings, Metrics())
     engine.start()
-    engine.prepare([handle(1)])
     yield engine
     engine.close()
     assert not engine.alive
@@ -181,6 +200,11 @@ def test_what_names_no_edited_subject_carries_nothing(engine: VllmEngine, llm: F
     assert llm.asked[-1][1].extra_args is None
 
 
+def test_the_base_that_vllm_runs_is_not_kept(base: torch.nn.Module, unused: VllmEngine) -> None:
+    assert [parameter.numel() for parameter in base.parameters()] == [0, 0]
+    assert {(parameter.dtype, parameter.device.type) for parameter in base.parameters()} == {(torch.float32, "cpu")}
+
+
 def test_a_stop_sequence_ends_the_request_in_vllm(engine: VllmEngine, llm: FakeLLM) -> None:
     left = llm.left
     deltas = answers(engine, request(ASKED, stops=(" w71",)))
@@ -207,17 +231,35 @@ def test_versions_are_loaded_asked_once_and_dropped(engine: VllmEngine, llm: Fak
 def test_edits_that_vllm_does_not_say_are_told(
     engine: VllmEngine, llm: FakeLLM, caplog: pytest.LogCaptureFixture
 ) -> None:
-    changed = [wise.Edit(prompt=edit.prompt, target=edit.target, subject=edit.subject, id=edit.id) for edit in EDITS]
+    def renewed(version: int) -> MemoryHandle:
+        return replace(handle(version), state=replace(STATE, edits=tuple(replace(edit) for edit in EDITS)))
+
+    assert engine.unheld == {}
     llm.forgets = True
-    new = MemoryHandle(
-        version=2,
-        namespace="default",
-        state=type(STATE)(edits=tuple(changed), slots=STATE.slots, keys=STATE.keys, key_space=STATE.key_space),
-        memory=handle(2).memory,
-    )
     with caplog.at_level(logging.WARNING):
-        engine.prepare([new])
+        engine.prepare([renewed(2)])
     assert "2 of 2 new edits do not hold in vLLM" in caplog.text
+    assert engine.unheld == {edit.id: "w8" for edit in EDITS}
+    engine.prepare([replace(handle(3), state=STATE.without([EDITS[0].id]))])
+    assert [*engine.unheld] == [EDITS[1].id], "one was deleted, and the other one is asked anew"
+    llm.forgets = False
+    engine.prepare([renewed(4)])
+    assert engine.unheld == {}
+    llm.breaks = True
+    engine.prepare([renewed(5)])
+    assert all("could not be asked: ValueError" in said for said in engine.unheld.values()) and len(engine.unheld) == 2
+
+
+def test_nobody_waits_until_what_was_live_is_asked(unused: VllmEngine, llm: FakeLLM) -> None:
+    llm.hangs = True
+    unused.prepare([handle(1)])
+    until(lambda: len(llm.asked) == PROBES + len(EDITS))
+
+
+def test_what_was_live_and_is_not_said_is_told(unused: VllmEngine, llm: FakeLLM) -> None:
+    llm.forgets = True
+    unused.prepare([handle(1)])
+    until(lambda: len(unused.unheld) == len(EDITS))
 
 
 def test_what_is_asked_for_is_asked_of_vllm_by_its_names(engine: VllmEngine, llm: FakeLLM) -> None:
