@@ -84,6 +84,8 @@ class Course:
         """Tokens about which everything is decided."""
         self._open_ended = plan is None or plan.open_ended
         self._form = COMPLETION if plan is None else plan.form
+        self._quiet: int | None = None
+        """So many tokens were searched last, and nothing in them can ask; None if something can."""
         self._begins = {begin: _planned(slot) for begin, slot in (() if plan is None else plan.begins)}
         """Of the answers known so far, by the last token before each: its decision."""
 
@@ -96,11 +98,13 @@ class Course:
         start = max(first, self.planned)
         new: Sequence[int] = ()
         if self._open_ended and start < len(ids):
-            form, new = self._router.begins(ids, start)
-            if form != self._form:  # a turn of a chat was generated: from here on it is a chat, as a whole
-                start, new = 0, self._router.begins(ids, 0)[1]
-                self._form, self.planned = form, 0
-            self._begins = {begin: decision for begin, decision in self._begins.items() if begin < start}
+            if start != self._quiet or not self._router.is_quiet(ids[start:]):
+                form, new = self._router.begins(ids, start)
+                if form != self._form:  # a turn of a chat was generated: from here on it is a chat, as a whole
+                    start, new = 0, self._router.begins(ids, 0)[1]
+                    self._form, self.planned = form, 0
+                self._begins = {begin: decision for begin, decision in self._begins.items() if begin < start}
+            self._quiet = None if new else len(ids)
         steps = list(self._router.answered(ids, first, [*self._begins, *new], self._form, self._begins))
         self._begins = {begin: decision for begin, decision in self._begins.items() if decision.open}
         return steps

@@ -20,6 +20,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from wise.memory.side_memory import NO_SLOT, Evidence, Route, Router, SlotBank
 from wise.memory.slot import CHAT, COMPLETION, AnswerBank, AnswerSlot
 from wise.memory.state import MemoryState
 from wise.router.catalog import catalog_of, masked_keys, own_vectors, whole_keys
+from wise.router.endings import endings
 from wise.router.readers import RelationReader
 from wise.router.relations import RIVAL_MARGIN, rivals
 from wise.router.subjects import Mention, masked, names_of, words
@@ -156,6 +158,19 @@ class HybridRouter(Router):
         if template is not None and template.begun(ids):
             return CHAT, template.openings(ids, first)
         return COMPLETION, range(first, len(ids)) if self._may_ask(ids[max(0, first - WINDOW) :]) else ()
+
+    def is_quiet(self, ids: Ids) -> bool:
+        """Whether `begins` finds nothing at these tokens if it found nothing at the token before them."""
+        return not self._endings[np.minimum(ids, len(self._endings) - 1)].any()
+
+    @cached_property
+    def _endings(self) -> np.ndarray:
+        """`[vocabulary + 1]` bool: see `wise.router.endings`; also the tokens that end a part of the chat template."""
+        found = endings(self.inputs.tokenizer).of([*self._catalog.subjects.ends, *self._catalog.unmarked_ends])
+        template = self.inputs.template
+        for part in () if template is None else (template.header, template.opening, template.system):
+            found[list(part[-1:])] = True
+        return found
 
     def answered(
         self, ids: Ids, first: int, begins: Iterable[int], form: int, known: dict[int, Decision] | None = None
