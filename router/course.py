@@ -84,9 +84,10 @@ class Course:
         """Tokens about which everything is decided."""
         self._open_ended = plan is None or plan.open_ended
         self._form = COMPLETION if plan is None else plan.form
-        known = [] if plan is None else [(begin, _planned(slot)) for begin, slot in plan.begins]
-        self._begins: list[tuple[int, Decision]] = known
-        """Of the answers known so far: the last token before each, with its decision."""
+        self._quiet: int | None = None
+        """So many tokens were searched last, and nothing in them can ask; None if something can."""
+        self._begins = {begin: _planned(slot) for begin, slot in (() if plan is None else plan.begins)}
+        """Of the answers known so far, by the last token before each: its decision."""
 
     def read(self, ids: Ids, first: int) -> list[Step]:
         """What is decided at the tokens from `first` on.
@@ -95,15 +96,17 @@ class Course:
         later is forgotten: a draft that was refused, or a sequence that is computed again.
         """
         start = max(first, self.planned)
+        new: Sequence[int] = ()
         if self._open_ended and start < len(ids):
-            form, new = self._router.begins(ids, start)
-            if form != self._form:  # a turn of a chat was generated: from here on it is a chat, as a whole
-                self._begins = self._router.begins(ids, 0)[1]
-                self._form, self.planned = form, 0
-            else:
-                self._begins = [pair for pair in self._begins if pair[0] < start] + new
-        steps = list(self._router.answered(ids, first, self._begins, self._form))
-        self._begins = [pair for pair in self._begins if pair[1].open]
+            if start != self._quiet or not self._router.is_quiet(ids[start:]):
+                form, new = self._router.begins(ids, start)
+                if form != self._form:  # a turn of a chat was generated: from here on it is a chat, as a whole
+                    start, new = 0, self._router.begins(ids, 0)[1]
+                    self._form, self.planned = form, 0
+                self._begins = {begin: decision for begin, decision in self._begins.items() if begin < start}
+            self._quiet = None if new else len(ids)
+        steps = list(self._router.answered(ids, first, [*self._begins, *new], self._form, self._begins))
+        self._begins = {begin: decision for begin, decision in self._begins.items() if decision.open}
         return steps
 
     def plan(self, prompt: Sequence[int], stops: Collection[int]) -> Plan:
@@ -113,7 +116,7 @@ class Course:
         """
         template = self._router.inputs.template
         settled = self._form == CHAT and template is not None and not set(stops).isdisjoint(template.opening)
-        begins = tuple((begin, decision.slot) for begin, decision in self._begins if begin < len(prompt))
+        begins = tuple((begin, decision.slot) for begin, decision in self._begins.items() if begin < len(prompt))
         return Plan(form=self._form, length=len(prompt), begins=begins, open_ended=not settled)
 
 

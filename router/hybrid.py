@@ -18,8 +18,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from wise.memory.side_memory import NO_SLOT, Evidence, Route, Router, SlotBank
 from wise.memory.slot import CHAT, COMPLETION, AnswerBank, AnswerSlot
 from wise.memory.state import MemoryState
 from wise.router.catalog import catalog_of, masked_keys, own_vectors, whole_keys
+from wise.router.endings import endings
 from wise.router.readers import RelationReader
 from wise.router.relations import RIVAL_MARGIN, rivals
 from wise.router.subjects import Mention, masked, names_of, words
@@ -149,23 +151,44 @@ class HybridRouter(Router):
         form, begins = self.begins(ids, max(0, first - self._catalog.longest))
         yield from self.answered(ids, first, begins, form)
 
-    def begins(self, ids: Ids, first: int) -> tuple[int, list[tuple[int, Decision]]]:
+    def begins(self, ids: Ids, first: int) -> tuple[int, Sequence[int]]:
         """The form of a sequence, `CHAT` or `COMPLETION`, and the positions from `first` on behind which an answer may
-        begin, ascending, each with the decision there."""
+        begin, ascending. `answered` decides about them."""
         template = self.inputs.template
         if template is not None and template.begun(ids):
-            return CHAT, [(end, self._turn(ids, end)) for end in template.openings(ids, first)]
-        return COMPLETION, self._completions(ids, first)
+            return CHAT, template.openings(ids, first)
+        return COMPLETION, range(first, len(ids)) if self._may_ask(ids[max(0, first - WINDOW) :]) else ()
+
+    def is_quiet(self, ids: Ids) -> bool:
+        """Whether `begins` finds nothing at these tokens if it found nothing at the token before them."""
+        return not self._endings[np.minimum(ids, len(self._endings) - 1)].any()
+
+    @cached_property
+    def _endings(self) -> np.ndarray:
+        """`[vocabulary + 1]` bool: see `wise.router.endings`; also the tokens that end a part of the chat template."""
+        found = endings(self.inputs.tokenizer).of([*self._catalog.subjects.ends, *self._catalog.unmarked_ends])
+        template = self.inputs.template
+        for part in () if template is None else (template.header, template.opening, template.system):
+            found[list(part[-1:])] = True
+        return found
 
     def answered(
-        self, ids: Ids, first: int, begins: Sequence[tuple[int, Decision]], form: int
+        self, ids: Ids, first: int, begins: Iterable[int], form: int, known: dict[int, Decision] | None = None
     ) -> Iterator[tuple[int, Decision, int]]:
         """Position, decision and value added, or NO_SLOT, of the tokens from `first` on that the answers which begin at
-        `begins` reach. No answer begins within another one."""
-        taken: set[int] = set()
-        for begin, decision in begins:
-            if begin in taken:
+        `begins` reach. No answer begins within another one, so nothing is decided there.
+
+        known: decisions that were made, by position. Those that are made here are added to it.
+        """
+        known = {} if known is None else known
+        reached = -1  # the last token to which an answer is added
+        for begin in begins:
+            if begin <= reached:
                 continue
+            decision = known.get(begin) or self._decided_at(ids, begin, form)
+            if decision is None:
+                continue
+            known[begin] = decision
             if not decision.open:
                 if begin >= first:
                     yield begin, decision, NO_SLOT
@@ -174,10 +197,9 @@ class HybridRouter(Router):
             for n in range(len(answer)):
                 if begin + n >= len(ids) or (n and ids[begin + n] != answer[n - 1]):
                     break
-                if n:
-                    taken.add(begin + n)
-                if begin + n >= first:
-                    yield begin + n, decision, start + n
+                reached = begin + n
+                if reached >= first:
+                    yield reached, decision, start + n
 
     # -- what is asked ----------------------------------------------------------------------------
 
@@ -193,19 +215,18 @@ class HybridRouter(Router):
             known = self._remember(key, self.decide(self._text(ids[start:stop]), before=self._text(ids[:start])))
         return known
 
-    def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
-        """In plain text: the positions from `first` on at which an answer may begin, with the decision there."""
-        text = self._text(ids[max(0, first - WINDOW) :])
-        found_words = words(text)
-        marked = "?" in text or "？" in text or any(word.text in self._catalog.unmarked_ends for word in found_words)
-        if not marked and not self._catalog.subjects.among(found_words):
-            return []
-        found = []
-        for end in range(first, len(ids)):
-            decision = self._completion(self._text(ids[max(0, end + 1 - WINDOW) : end + 1]))
-            if decision is not None:
-                found.append((end, decision))
-        return found
+    def _may_ask(self, ids: Ids) -> bool:
+        """Whether plain text can ask for an edit anywhere: it names an edited subject, or ends as a prompt does."""
+        text = self._text(ids)
+        found = words(text)
+        marked = "?" in text or "？" in text or any(word.text in self._catalog.unmarked_ends for word in found)
+        return marked or bool(self._catalog.subjects.among(found))
+
+    def _decided_at(self, ids: Ids, end: int, form: int) -> Decision | None:
+        """The decision at a position where an answer may begin; None in plain text that asks nothing there."""
+        if form == CHAT:
+            return self._turn(ids, end)
+        return self._completion(self._text(ids[max(0, end + 1 - WINDOW) : end + 1]))
 
     def _completion(self, text: str) -> Decision | None:
         """The decision at the end of plain text; None if no answer may begin there."""

@@ -182,6 +182,11 @@ class SubjectIndex(Generic[Owner]):
     def __len__(self) -> int:
         return len(self._owners)
 
+    @property
+    def ends(self) -> Iterator[str]:
+        """The last words of the names."""
+        return (key[-1] for key in self._owners)
+
     def mentions(self, text: str) -> list[Mention]:
         """The names that occur in a text, in their order."""
         return self.among(words(text))

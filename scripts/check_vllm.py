@@ -1,13 +1,15 @@
 """Compares answers in vLLM with those of the library: texts, which edit was added at which token, two versions at once.
 
     python scripts/check_vllm.py --output docs/results/vllm.json
-    python scripts/check_vllm.py --model FOLDER --only eager chunked
+    python scripts/check_vllm.py --model FOLDER --encoder FOLDER --prompts 100 --only eager chunked
     python scripts/check_vllm.py --gpu --output vllm-gpu.json    # what only a GPU can show, in ten minutes
 
 The library edits a model in two steps, and is asked all prompts under the base and under both versions. Then each
 configuration of vLLM runs in a process of its own. It is asked the same, all versions in one batch, and must give the
 same texts and report the same edits at the same tokens. What its workers have added is recorded and compared too, apart
 from tokens that came from the prefix cache, which are not run again.
+
+A configuration that did not do what it is there for (no preemption, no accepted draft, no cached token) fails too.
 
 Needs the extra `vllm`. The figures go to `--output`, by configuration; those of configurations that were not run stay.
 """
@@ -20,7 +22,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -29,16 +31,17 @@ from typing import Any
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "eager": {},
-    "chunked": {"max_num_batched_tokens": 16, "max_num_seqs": 8, "enable_prefix_caching": False},
+    "compiled": {"enforce_eager": False},
+    "chunked": {"max_num_batched_tokens": 16, "max_num_seqs": 8},
+    "cached": {"enable_prefix_caching": True},
+    "preempted": {"num_gpu_blocks_override": 12},
     "speculative": {
         "speculative_config": {
             "method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1,
         }
     },
     "lora": {"enable_lora": True, "max_lora_rank": 8},
-    "preempted": {"num_gpu_blocks_override": 12, "enable_prefix_caching": False},
     "tensor_parallel": {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
-    "compiled": {"enforce_eager": False},
 }  # fmt: skip
 """Arguments of vLLM by which each configuration differs from the first."""
 GPU: dict[str, dict[str, Any]] = {
@@ -49,7 +52,10 @@ GPU: dict[str, dict[str, Any]] = {
     "gpu_bf16": {"enforce_eager": False, "dtype": "bfloat16"},
 }
 """The same on a GPU, where vLLM takes its second model runner. In bf16 some texts may differ, since kernels round."""
-COMMON = {"dtype": "float32", "max_num_seqs": 32, "max_num_batched_tokens": 512, "block_size": 32, "seed": 0}
+COMMON = {
+    "dtype": "float32", "max_num_seqs": 32, "max_num_batched_tokens": 512, "block_size": 32, "seed": 0,
+    "enable_prefix_caching": False,
+}  # fmt: skip
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -59,35 +65,48 @@ ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",
 }
 ALL = CONFIGURATIONS | GPU
-TOKENS = 32
-"""Of the longest answer."""
+TOKENS = 16
+"""Of the longest answer that is compared."""
+GROWN = 48
+"""Tokens that each sequence gets where memory is to run out, past the end of its answer."""
 COUNTERS = {
     "preemptions": "vllm:num_preemptions",
     "drafts_accepted": "vllm:spec_decode_num_accepted_tokens",
     "cached_tokens": "vllm:prefix_cache_hits",
 }
-PREFACE = "The weather was fine, and people walked along the river. They talked about bread, boats and paper. " * 3
-"""Before each prompt: more tokens than a block of the cache, which all prompts share."""
+COUNTED = {"preempted": "preemptions", "speculative": "drafts_accepted", "cached": "cached_tokens"}
+"""What must not be 0 in a configuration."""
+PREFACE = "The weather was fine, and people walked along the river. They talked about bread, boats and paper. " * 2
+"""More tokens than a block of the cache."""
+TOLD = 3
+"""Differences of one configuration that are shown."""
 VERSIONS = ("base", "first", "second")
 
 
-def prepare(folder: Path, model: str | None, edits: int, prompts: int, preface: str) -> None:
+def asked(records: Sequence[Any]) -> list[str]:
+    """The texts of records: in turn by themselves, behind a preface that all share, which caches keep, and behind what
+    the record's edit says, whose words can be drafted."""
+    told = [(r.edit, text) for r in records for text in (r.edit.prompt, *r.paraphrases, *r.neighbours)]
+    kinds = [("", PREFACE, f"{edit.prompt} {edit.target}. ") for edit, _ in told]
+    return [kinds[place][(place + place // 9) % 3] + text for place, (_, text) in enumerate(told)]
+
+
+def prepare(folder: Path, model: str | None, encoder: str | None, edits: int, prompts: int) -> None:
     """Writes two versions of a memory, and what the library answers under each, into a folder."""
     import wise
     from wise.demo import model_path
     from wise.demo.records import demo_records
 
     path = model or str(model_path())
-    wrapped = wise.wrap(*load(path))
+    wrapped = wise.wrap(*load(path), wise.WiseConfig(encoder=encoder))
     records = demo_records(max(edits, prompts // 9 + 1), seed=0)
-    asked = [text for r in records for text in (r.edit.prompt, *r.paraphrases, *r.neighbours)]
-    asked = [preface + text for text in asked[:prompts]]
-    answers = {"base": wrapped.ask(asked, max_new_tokens=TOKENS)}
+    texts = asked(records)[:prompts]
+    answers = {"base": wrapped.ask(texts, max_new_tokens=TOKENS)}
     for version, start, stop in (("first", 0, edits * 2 // 3), ("second", edits * 2 // 3, edits)):
         report = wrapped.edit([r.edit for r in records[start:stop]])
         print(f"{version} version: {len(report.failed)} of {stop - start} edits failed", file=sys.stderr)
         wrapped.save_pretrained(folder / version)
-        answers[version] = wrapped.ask(asked, max_new_tokens=TOKENS)
+        answers[version] = wrapped.ask(texts, max_new_tokens=TOKENS)
     said = {
         version: [
             {
@@ -98,7 +117,8 @@ def prepare(folder: Path, model: str | None, edits: int, prompts: int, preface: 
         ]
         for version, own in answers.items()
     }
-    reference = {"model": path, "layer": wrapped.target_module.path, "prompts": asked, "answers": said, "edits": edits}
+    reference = {"model": path, "encoder": encoder, "layer": wrapped.target_module.path, "edits": edits}
+    reference |= {"prompts": texts, "answers": said}
     (folder / "reference.json").write_text(json.dumps(reference))
 
 
@@ -107,19 +127,23 @@ def run(folder: Path, name: str) -> dict[str, Any]:
     import wise
 
     reference = json.loads((folder / "reference.json").read_text())
-    wrapped = wise.wrap(*load(reference["model"]))
+    wrapped = wise.wrap(*load(reference["model"]), wise.WiseConfig(encoder=reference["encoder"]))
     begun = time.perf_counter()
     llm, runner = started(name, reference, wrapped)
     start_seconds = time.perf_counter() - begun
     memories = loaded(llm, folder, wrapped)
     requests = planned(reference, wrapped, memories)
     begun = time.perf_counter()
-    outputs = generated(llm, requests, wrapped.encoder.stops)
+    outputs = generated(llm, requests, wrapped.encoder.stops, grown=name == "preempted")
     seconds = time.perf_counter() - begun
     counters = {m.name: getattr(m, "value", None) for m in llm.get_metrics()}
     return {
         "arguments": ALL[name],
         "runner": runner,
+        "vllm": installed("vllm"),
+        "torch": installed("torch"),
+        "cores": os.cpu_count(),
+        "edits": reference["edits"],
         "prompts": len(reference["prompts"]),
         **compared(reference, wrapped, memories, requests, outputs, recorded(llm)),
         "requests": len(requests),
@@ -189,14 +213,24 @@ def planned(reference: dict[str, Any], wrapped: Any, memories: dict[str, Any]) -
     return requests
 
 
-def generated(llm: Any, requests: list[tuple[str, int, Any, Any]], stops: Any) -> list[Any]:
+def generated(
+    llm: Any, requests: list[tuple[str, int, Any, Any]], stops: Collection[int], *, grown: bool
+) -> list[Any]:
+    """grown: every sequence gets `GROWN` tokens, also past the end of its answer."""
     from vllm import SamplingParams
 
-    sampling = {"temperature": 0.0, "max_tokens": TOKENS, "stop_token_ids": sorted(stops), "detokenize": False}
+    ends = {"ignore_eos": True} if grown else {"stop_token_ids": sorted(stops)}
+    sampling = {"temperature": 0.0, "max_tokens": GROWN if grown else TOKENS, "detokenize": False} | ends
     prompts = [carried.prompt(question.ids) for _, _, question, carried in requests]
     params = [SamplingParams(**sampling, extra_args=carried.extra_args) for *_, carried in requests]
     outputs: list[Any] = llm.generate(prompts, params, use_tqdm=False)
     return outputs
+
+
+def answer_of(said: Sequence[int], stops: Collection[int]) -> list[int]:
+    """What was generated, up to the end of the answer."""
+    end = next((place + 1 for place, token in enumerate(said) if token in stops), TOKENS)
+    return [*said[: min(end, TOKENS)]]
 
 
 def recorded(llm: Any) -> dict[str, dict[int, str]]:
@@ -218,18 +252,24 @@ def compared(
     """How many texts, reported edits and added edits are those of the library, by version; and, to show what a run
     without edits would count, how many texts of the base are those of the second version."""
     equal = {version: dict.fromkeys(("texts", "edits", "added"), 0) for version in VERSIONS}
-    unedited = 0
+    unedited, told = 0, 0
     for (version, place, question, carried), output in zip(requests, outputs, strict=True):
-        said, prompt = tuple(output.outputs[0].token_ids), len(question.ids)
-        text = wrapped.encoder.answer(said, chat=question.chat)
-        wanted = reference["answers"][version][place]
+        said, prompt = answer_of(output.outputs[0].token_ids, wrapped.encoder.stops), len(question.ids)
         routed = edits_of(carried, [*question.ids, *said], prompt, memories[version])
         ran = {p: edit for p, edit in routed.items() if p >= (output.num_cached_tokens or 0)}
         own = {p: edit for p, edit in added.get(output.request_id, {}).items() if p < prompt + len(said) - 1}
-        equal[version]["texts"] += text == wanted["text"]
-        equal[version]["edits"] += routed == dict(map(tuple, wanted["edits"]))
-        equal[version]["added"] += own == ran  # a draft that lies behind the end was not kept
-        unedited += version == "base" and text == reference["answers"]["second"][place]["text"]
+        wanted = reference["answers"][version][place]
+        pairs = {
+            "texts": (wrapped.encoder.answer(said, chat=question.chat), wanted["text"]),
+            "edits": (routed, dict(map(tuple, wanted["edits"]))),
+            "added": (own, ran),  # a draft that lies behind the end was not kept
+        }
+        for what, (found, expected) in pairs.items():
+            equal[version][what] += found == expected
+            if found != expected and (told := told + 1) <= TOLD:
+                prompt_text = reference["prompts"][place]
+                print(f"{what} of {prompt_text!r}, {version}: {found}, not {expected}", file=sys.stderr)
+        unedited += version == "base" and pairs["texts"][0] == reference["answers"]["second"][place]["text"]
     return {"equal": equal, "equal_without_edits": unedited}
 
 
@@ -251,7 +291,6 @@ def installed(name: str) -> str | None:
 def write(file: Path, name: str, key: str, figures: dict[str, Any]) -> None:
     """Adds the figures of one configuration."""
     told = json.loads(file.read_text()) if file.exists() else {}
-    told |= {"vllm": installed("vllm"), "torch": installed("torch"), "cores": os.cpu_count()}
     dated = {"date": datetime.now(UTC).date().isoformat()} | figures
     told.setdefault("models", {}).setdefault(key, {})[name] = dated
     file.write_text(json.dumps(told, indent=1) + "\n")
@@ -260,9 +299,9 @@ def write(file: Path, name: str, key: str, figures: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a base; default: the shipped model")
+    parser.add_argument("--encoder", help="folder of a sentence encoder; default: the base's own or the installed one")
     parser.add_argument("--edits", type=int, default=18)
     parser.add_argument("--prompts", type=int, default=504)
-    parser.add_argument("--preface", action="store_true", help="prompts of several cached blocks")
     parser.add_argument("--only", nargs="+", choices=ALL)
     parser.add_argument("--gpu", action="store_true", help="the configurations of a GPU; default: those of a CPU")
     parser.add_argument("--output", type=Path)
@@ -276,13 +315,13 @@ def main() -> int:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         (options.folder / f"{options.run}.json").write_text(json.dumps(run(options.folder, options.run)))
         return 0
-    key = (Path(options.model).name if options.model else "demo") + (", long prompts" if options.preface else "")
+    key = Path(options.model).name if options.model else "demo"
     good = True
     with TemporaryDirectory() as kept:
         folder = options.folder or Path(kept)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "reference.json").exists():
-            prepare(folder, options.model, options.edits, options.prompts, PREFACE if options.preface else "")
+            prepare(folder, options.model, options.encoder, options.edits, options.prompts)
         for name in options.only or (GPU if options.gpu else CONFIGURATIONS):
             command = [sys.executable, __file__, "--run", name, "--folder", str(folder)]
             if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
@@ -291,8 +330,9 @@ def main() -> int:
                 continue
             figures = json.loads((folder / f"{name}.json").read_text())
             same = all(count == figures["prompts"] for own in figures["equal"].values() for count in own.values())
-            print(f"{name}: {json.dumps(figures['equal'])} of {figures['prompts']}", flush=True)
-            good = good and same
+            did = name not in COUNTED or bool(figures["counters"][COUNTED[name]])
+            print(f"{name}: {json.dumps(figures['equal'])} of {figures['prompts']}, {figures['counters']}", flush=True)
+            good = good and same and did
             if options.output:
                 write(options.output, name, key, figures)
     return 0 if good else 1

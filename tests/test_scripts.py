@@ -17,7 +17,9 @@ import pytest
 import torch
 from repository import ROOT
 
-COMMANDS = ("scripts/demo", "scripts/test", "scripts/test_floor", ".ci/run", ".ci/postgres", ".ci/chromium")
+COMMANDS = (
+    "scripts/demo", "scripts/test", "scripts/test_floor", "scripts/test_vllm", ".ci/run", ".ci/postgres", ".ci/chromium"
+)  # fmt: skip
 
 # Stands in for Python in `.venv`: notes how it was called, one line per call, and does nothing.
 FAKE_PYTHON = """#!/bin/sh
@@ -46,7 +48,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def write_python(root: Path, text: str) -> None:
-    for venv in (".venv", ".venv/floor"):
+    for venv in (".venv", ".venv/floor", ".venv/vllm"):
         write_program(root / venv / "bin/python", text)
 
 
@@ -170,10 +172,23 @@ def test_every_check_runs_and_one_that_fails_fails_all(checkout: Path, failing: 
     done = run(checkout / ".ci/run", cwd=checkout.parent)
     assert done.returncode == (failing != "none")
     ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
-    checks = [f"ran {name}" for name in ("ruff", "mypy", "mkdocs", "pytest", "pytest")]
+    checks = [f"ran {name}" for name in ("ruff", "mypy", "mkdocs", "pytest", "pytest", "pytest")]
     assert [line for line in ran if line not in ("ran ", "ran pip")] == checks
     assert ("all passed" in done.stdout) == (failing == "none")
     assert "looked for PostgreSQL" in done.stdout and "looked for Chromium" in done.stdout
+
+
+@pytest.mark.parametrize("reason", ["No matching distribution found for vllm", "no network"])
+def test_where_there_is_no_vllm_its_tests_are_not_passed(checkout: Path, reason: str) -> None:
+    """Only where none exists for the machine; what else hinders it fails."""
+    no_vllm = f'case "$*" in *"install --quiet vllm"*) echo "{reason}-cpu" >&2; exit 1;; esac'
+    write_python(checkout, f'#!/bin/sh\n{no_vllm}\necho "ran $2"\n')
+    done = run(checkout / ".ci/run", cwd=checkout.parent, PATH=f"{checkout}:/usr/bin:/bin")
+    there_is_none = reason != "no network"
+    assert done.returncode == (not there_is_none)
+    assert ("NOT RUN: scripts/test_vllm\nall others passed" in done.stdout) is there_is_none
+    assert ("FAILED: scripts/test_vllm" in done.stdout) is not there_is_none
+    assert ("its tests are NOT run" in done.stderr) is there_is_none and f"{reason}-cpu" in done.stderr
 
 
 @pytest.fixture

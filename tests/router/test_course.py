@@ -115,6 +115,21 @@ def test_plain_text_may_begin_an_answer_by_itself() -> None:
     assert 5 in [place for place, _, value in follow.read(np.array(later), 2) if value != NO_SLOT]
 
 
+def test_nothing_is_decided_while_an_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    router = answer_router(answer_state(), None)
+    asked, reader = [], router.inputs.reader
+    read = type(reader).read
+    monkeypatch.setattr(type(reader), "read", lambda self, texts: asked.append(texts) or read(self, texts))
+    prompt, said, other = [50, 51, 52], [70, 71], [33, 33]
+    for behind, more in ((said, False), (other, True)):
+        course = Course(router)
+        course.read(np.array(prompt), 0)
+        before = len(asked)
+        for end in range(len(prompt) + 1, len(prompt) + len(behind) + 1):
+            course.read(np.array([*prompt, *behind][:end]), end - 1)
+        assert (len(asked) > before) is more
+
+
 def test_the_digest_is_of_what_is_added() -> None:
     both = answer_state()
     alone = both.without([EDITS[1].id])

@@ -109,6 +109,8 @@ def check_options(config: Any) -> None:
         "run replicas of the service on one store": parallel.data_parallel_size > 1,
         "dual batch overlap: a step's tokens reach the edited layer in parts": parallel.enable_dbo,
         "prompt embeddings: edits go by token ids": config.model_config.enable_prompt_embeds,
+        f"quantization={config.model_config.quantization!r}: edits are fitted on the base as transformers runs it, and "
+        "none was tried on one that vLLM quantizes": config.model_config.quantization is not None,
         "speculative decoding with async scheduling: the number of tokens that were kept is not known before the step; "
         "set async_scheduling=False": bool(config.speculative_config and config.scheduler_config.async_scheduling),
     }

@@ -52,8 +52,9 @@ def test_options_of_an_engine() -> None:
     assert options["dtype"] == "float32" and options["worker_extension_cls"] == "wise.vllm.worker.WiseWorker"
     with pytest.raises(wise.ConfigError, match="worker_extension_cls='mine.Worker'"):
         engine_options(config, path, given={"worker_extension_cls": "mine.Worker"})
-    with pytest.raises(wise.ConfigError, match="mode='merge'"):
-        engine_options(wise.WiseConfig(mode="merge"), path)
+    for mode in ("merge", "retrieve"):
+        with pytest.raises(wise.ConfigError, match=f"mode='{mode}'.*token ids"):
+            engine_options(wise.WiseConfig(mode=mode), path)
 
 
 def test_the_self_test_wants_an_effect() -> None:
@@ -79,12 +80,13 @@ def test_a_release_that_was_not_tested_is_refused(monkeypatch: pytest.MonkeyPatc
 def config(**changes: Any) -> Any:
     """What is looked at of vLLM's configuration."""
     given = {"pipeline": 1, "data": 1, "dbo": False, "embeds": False, "speculative": None, "asynchronous": False}
+    given["quantization"] = None
     given |= changes
     return SimpleNamespace(
         parallel_config=SimpleNamespace(
             pipeline_parallel_size=given["pipeline"], data_parallel_size=given["data"], enable_dbo=given["dbo"]
         ),
-        model_config=SimpleNamespace(enable_prompt_embeds=given["embeds"]),
+        model_config=SimpleNamespace(enable_prompt_embeds=given["embeds"], quantization=given["quantization"]),
         speculative_config=given["speculative"],
         scheduler_config=SimpleNamespace(async_scheduling=given["asynchronous"]),
     )
@@ -97,6 +99,7 @@ def config(**changes: Any) -> Any:
         ({"data": 2}, "replicas"),
         ({"dbo": True}, "dual batch"),
         ({"embeds": True}, "token ids"),
+        ({"quantization": "awq"}, "quantization='awq'"),
         ({"speculative": object(), "asynchronous": True}, "async_scheduling=False"),
     ],
 )
