@@ -1,4 +1,4 @@
-"""Atomic replacement of a folder: what is written becomes visible with one rename, or not at all."""
+"""Atomic replacement of a folder or a file: what is written becomes visible with one rename, or not at all."""
 
 from __future__ import annotations
 
@@ -45,6 +45,17 @@ def replaced_folder(folder: Path, *, ours: Collection[str]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+
+
+@contextmanager
+def replaced_file(file: Path) -> Iterator[Path]:
+    """Yields a path to write to. When the block ends, it stands where `file` did; if it raises, nothing is left."""
+    new = file.with_name(f".{file.name}.{secrets.token_hex(4)}.new")
+    try:
+        yield new
+        os.replace(new, file)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _check_replaceable(folder: Path, ours: Collection[str]) -> None:

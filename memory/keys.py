@@ -10,29 +10,20 @@ threads at once; nothing may be added or removed meanwhile.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wise.errors import ConfigError, EditError, did_you_mean
-
-_LONGEST = float(np.finfo(np.float32).max) ** 0.5
-"""Length whose square is still a float32."""
 _SPARE = 8
 """Candidates beyond those wanted: enough that a tie at the cut, or a dead row, rarely costs a second search."""
 _MOST_DEAD = 0.25
 """Share of dead rows above which the rows are compacted: a removal then moves three rows on average."""
 _AT_ONCE = 2**22
 """Numbers that one step of ranking holds: 32 MiB."""
-_HINTED = 1000
-"""Edits among which a similar id is looked for; among more it takes seconds, and the list is no help."""
-_NOT_FINITE = "NaN, infinity or a length beyond float32: they cannot be compared"
 
 
 class KeyIndex:
@@ -42,9 +33,7 @@ class KeyIndex:
     """
 
     def __init__(self, dim: int) -> None:
-        """dim: r, the size of a key. Raises ConfigError if it is not a whole number from 1."""
-        if type(dim) is not int or dim < 1:
-            raise ConfigError(f"dim={dim!r}: expected a whole number from 1")
+        """dim: r, the size of a key."""
         self.dim = dim
         self._entries: dict[str, slice] = {}
         """The rows of each edit, in the order of the rows."""
@@ -75,25 +64,8 @@ class KeyIndex:
         return other
 
     def add_rows(self, edit_ids: Sequence[str], sizes: Sequence[int], keys: Tensor) -> None:
-        """Add many edits at once: the i-th has the next `sizes[i]` of the keys `[n, r]`, which are copied.
-
-        Raises EditError, and adds none, if an id is given twice or has keys already, or keys are not finite float32
-        vectors of size r; ConfigError if sizes and keys do not fit.
-        """
-        if len(edit_ids) != len(sizes) or min(sizes, default=1) < 1 or sum(sizes) != len(keys):
-            raise ConfigError(f"{len(edit_ids)} edits, {len(sizes)} sizes of sum {sum(sizes)} and {len(keys)} keys")
-        counts = Counter(edit_ids)
-        known = self._entries.keys() & counts.keys() or {i for i, count in counts.items() if count > 1}
-        if known:
-            raise EditError(f"edit {min(known)!r} already has keys: remove it first or choose another id")
-        if reason := self._misshapen(keys):
-            raise EditError(f"keys of edit {next(iter(edit_ids), '')!r}: {reason}")
+        """Add edits that have no keys yet: the i-th has the next `sizes[i]` of the keys `[n, r]`, which are copied."""
         rows = keys.detach().cpu().numpy()
-        norms = _norms(rows)
-        usable = norms <= _LONGEST
-        if not usable.all():
-            edit_id = edit_ids[int(np.searchsorted(np.cumsum(sizes), usable.argmin(), side="right"))]
-            raise EditError(f"keys of edit {edit_id!r}: {_NOT_FINITE}")
         first, end = len(self._owners), len(self._owners) + len(rows)
         if end > len(self._vectors) or self._written[0] != first:
             self._move(end)
@@ -101,19 +73,13 @@ class KeyIndex:
         self._vectors[first:end], self._alive[first:end] = rows, True
         self._own(edit_ids, sizes)
         self._living += len(rows)
-        self._largest_norm = max(self._largest_norm, float(norms.max(initial=0)))
+        self._largest_norm = max(self._largest_norm, float(_norms(rows).max(initial=0)))
 
     def remove(self, edit_id: str) -> None:
-        """Forget all keys of one edit. Raises EditError if it has none."""
-        known = self._entries
-        if edit_id not in known:
-            hint = "the index is empty"
-            if known:
-                hint = did_you_mean(str(edit_id), known) if len(known) <= _HINTED else f"{len(known)} others have"
-            raise EditError(f"edit {edit_id!r} has no keys here: {hint}")
+        """Forget all keys of one edit."""
         if self._shared:
             self._move(len(self._owners))
-        gone = known.pop(edit_id)
+        gone = self._entries.pop(edit_id)
         self._vectors[gone], self._alive[gone] = 0, False
         self._living -= gone.stop - gone.start
         if len(self._owners) - self._living > _MOST_DEAD * len(self._owners):
@@ -146,15 +112,12 @@ class KeyIndex:
     def search(self, queries: Tensor, k: int = 1) -> list[list[tuple[float, str]]]:
         """Float32 inner product and edit of the `k` keys nearest to each of `queries` `[m, r]`, best first.
 
-        Fewer where the index has fewer. Raises ConfigError if the queries are not finite float32 vectors of size r, or
-        `k` is under 1.
+        Fewer where the index has fewer.
 
         FAISS scores in float32 and breaks ties by its own storage order, so its search is widened until its worst
         candidate trails the last wanted one by more than rounding can explain.
         """
-        vectors = self._checked(queries)
-        if type(k) is not int or k < 1:
-            raise ConfigError(f"k={k!r}: expected a whole number from 1")
+        vectors = np.ascontiguousarray(queries.detach().cpu().numpy())
         used, wanted = len(self._owners), min(k, len(self))
         found: list[list[tuple[float, str]]] = [[] for _ in vectors]
         slack = self._rounding(vectors)
@@ -181,13 +144,8 @@ class KeyIndex:
         return found
 
     def within(self, queries: Tensor, least: float) -> set[str]:
-        """The edits with a key whose float32 inner product with one of `queries` `[m, r]` is `least` or more.
-
-        Raises ConfigError as `search` does, or where there are no queries.
-        """
-        vectors, used = self._checked(queries), len(self._owners)
-        if not len(vectors):
-            raise ConfigError("there are no queries")
+        """The edits with a key whose float32 inner product with one of `queries` `[m, r]` is `least` or more."""
+        vectors, used = queries.detach().cpu().numpy(), len(self._owners)
         near = ((self._vectors[:used] @ vectors.T).max(axis=1) >= least) & self._alive[:used]
         return {self._owners[row] for row in np.flatnonzero(near).tolist()}
 
@@ -200,23 +158,6 @@ class KeyIndex:
         eps, tiny = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
         return 4 * self.dim * (eps * self._largest_norm * _norms(vectors) + tiny)
 
-    # -- what is refused ----------------------------------------------------------------------
-
-    def _checked(self, queries: Tensor) -> NDArray[np.float32]:
-        if reason := self._misshapen(queries):
-            raise ConfigError(f"queries: {reason}")
-        vectors = np.ascontiguousarray(queries.detach().cpu().numpy())
-        if not (_norms(vectors) <= _LONGEST).all():
-            raise ConfigError(f"queries: {_NOT_FINITE}")
-        return vectors
-
-    def _misshapen(self, vectors: Tensor) -> str | None:
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
-            return f"shape {list(vectors.shape)}, expected [n, {self.dim}]"
-        if vectors.dtype != torch.float32:
-            return f"dtype {vectors.dtype}, expected torch.float32: convert with .float()"
-        return None
-
 
 def _flat(queries: NDArray[np.float32], keys: NDArray[np.float32], width: int) -> tuple[Any, Any]:
     """Scores and rows `[m, width]` of the best of all keys `[n, r]` for each of `queries` `[m, r]`, best first."""
@@ -226,7 +167,6 @@ def _flat(queries: NDArray[np.float32], keys: NDArray[np.float32], width: int) -
 
 
 def _norms(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Lengths `[n]` of `[n, r]`: NaN or infinite where a vector is not finite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        lengths: NDArray[np.float64] = np.sqrt(np.einsum("nr,nr->n", vectors, vectors, dtype=np.float64))
+    """Lengths `[n]` of `[n, r]`."""
+    lengths: NDArray[np.float64] = np.sqrt(np.einsum("nr,nr->n", vectors, vectors, dtype=np.float64))
     return lengths

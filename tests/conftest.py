@@ -1,15 +1,22 @@
-"""For all tests: nothing that one run learns of a base is known to the next; and the places where a store can be."""
+"""For all tests: what one run learns of a base is not known to the next, drawn examples are the same each time, and a
+busy machine fails none of them; and the places where a store can be."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from postgres import emptied, postgres_server
 from stores import new_folder
 
 os.environ["WISE_CACHE"] = ""
+with suppress(ImportError):  # the environment of vLLM's tests has no hypothesis
+    from hypothesis import settings
+
+    settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+    settings.load_profile("tests")
 
 
 @pytest.fixture(scope="module")

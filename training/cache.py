@@ -6,15 +6,15 @@ file that cannot be read or written is no error: the measurement is made again.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from wise.memory.folder import replaced_file
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +51,8 @@ def write_cached(kind: str, about: Mapping[str, Any], found: Any) -> None:
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f"{file.stem}-")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-                json.dump({"about": dict(about), "found": found}, out)
-            os.replace(name, file)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        with replaced_file(file) as new:
+            new.write_text(json.dumps({"about": dict(about), "found": found}), encoding="utf-8")
     except OSError as error:
         logger.warning("%s: could not be kept (%s); it is measured anew next time", file, error)
 

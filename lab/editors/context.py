@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +23,7 @@ from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.memory.fingerprint import Fingerprint, fingerprint
+from wise.memory.folder import replaced_file
 from wise.memory.modules import execution_device, hooked
 from wise.training.encoding import OPENINGS, Encoder
 from wise.training.generation import sample
@@ -159,12 +158,8 @@ def read_tensors(file: Path, about: str) -> dict[str, Tensor] | None:
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], about: str) -> None:
     """Writes a file whole or not at all; its folder is made where it is not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        save_file(dict(tensors), draft, metadata={"about": about})
-        os.replace(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replaced_file(file) as new:
+        save_file(dict(tensors), new, metadata={"about": about})
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -71,10 +71,10 @@ def evaluate_harness(
     (None where the harness has none), their `difference`, how many documents came out otherwise (`changed`), and `p`
     of the paired permutation test over documents; both None where the metric is not a mean over documents.
 
-    Raises ConfigError: the harness is not installed, a task that there is not or whose data cannot be loaded, a
-    setting out of range, or a tokenizer that cannot be made to put a beginning-of-sequence where the base needs it.
+    Raises ConfigError: the harness is not installed, a task that there is not or whose data cannot be loaded, or a
+    tokenizer that cannot be made to put a beginning-of-sequence where the base needs it.
     """
-    check_request(tasks, limit=limit, batch_size=batch_size, include_path=include_path)
+    check_request(tasks, include_path)
     harness, language_models, managers = _harness()
     with model.evaluating(), _unlimited(model), _contained(harness, verbose):
         manager = _manager(managers, tasks, include_path)
@@ -97,19 +97,10 @@ def evaluate_harness(
     }
 
 
-def check_request(
-    tasks: Sequence[str],
-    *,
-    limit: int | None = None,
-    batch_size: int = BATCH,
-    include_path: str | PathLike[str] | None = None,
-) -> None:
-    """What can be known before a model is loaded: raises ConfigError for a setting out of range, or no harness."""
-    if isinstance(tasks, str) or not tasks or not all(isinstance(name, str) and name.strip() for name in tasks):
-        raise ConfigError(f"tasks={tasks!r}: a list of at least one name of a task was expected")
-    for name, value in (("limit", limit), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}={value}: expected a whole number from 1")
+def check_request(tasks: Sequence[str], include_path: str | PathLike[str] | None) -> None:
+    """What can be known before a model is loaded: raises ConfigError without a task, a folder or the harness."""
+    if not all(name.strip() for name in tasks):
+        raise ConfigError(f"tasks={tasks!r}: names of tasks were expected")
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(f"include_path={os.fspath(include_path)}: no such folder; give one that holds task files")
     if find_spec("lm_eval") is None:

@@ -12,8 +12,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from wise.errors import ConfigError
-from wise.lab.eval.metrics import WEIGHTED, Sides, checked_scores
+from wise.lab.eval.metrics import WEIGHTED, Sides
 
 Interval = tuple[float, float]
 RESAMPLES = 1000
@@ -26,12 +25,7 @@ _AT_ONCE = 2**20
 
 
 def wilson(hits: int, count: int) -> Interval:
-    """The score interval of a share of independent trials (Wilson 1927); it stays in [0, 1] and has width at 0 hits.
-
-    Raises ConfigError unless 0 <= hits <= count and count >= 1.
-    """
-    if not 0 <= hits <= count or count < 1:
-        raise ConfigError(f"hits={hits} of count={count}: expected at least one trial and no more hits than trials")
+    """The score interval of a share of independent trials (Wilson 1927); it stays in [0, 1] and has width at 0 hits."""
     return _wilson(hits / count, count)
 
 
@@ -86,11 +80,9 @@ def bootstrap(
 
     Positives and negatives are resampled apart, each as many clusters as it has, with replacement (Field & Welsh
     2007); left out, every score is a cluster of its own. Scores are sorted once: a resample is a weight for each.
-
-    Raises ConfigError where either side is empty or holds NaN, or clusters are not named one for each score.
     """
     generator = torch.Generator().manual_seed(seed)
-    sides = Sides.of(checked_scores(positive, "positive").cpu(), checked_scores(negative, "negative").cpu())
+    sides = Sides.of(positive.cpu(), negative.cpu())
     groups = (
         _groups(positive.numel(), positive_clusters)[sides.positive_order],
         _groups(negative.numel(), negative_clusters)[sides.negative_order],
@@ -112,8 +104,6 @@ def _groups(count: int, clusters: Sequence[Hashable] | None) -> Tensor:
     """`[count]` the number of each entry's cluster, counted from 0 in the order in which clusters come up."""
     if clusters is None:
         return torch.arange(count)
-    if len(clusters) != count:
-        raise ConfigError(f"{len(clusters)} clusters for {count} scores: expected one for each")
     numbers: dict[Hashable, int] = {}
     return torch.tensor([numbers.setdefault(name, len(numbers)) for name in clusters])
 

@@ -15,8 +15,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wise.errors import ConfigError
-
 ROC_POINTS = 200
 
 
@@ -55,6 +53,7 @@ class Sides:
 
     @classmethod
     def of(cls, positive: Tensor, negative: Tensor) -> Sides:
+        positive, negative = positive.flatten().double(), negative.flatten().double()  # exact, of every other dtype
         up, down = (-positive).sort(stable=True), (-negative).sort(stable=True)
         return cls(
             positive_order=up.indices,
@@ -116,8 +115,8 @@ WEIGHTED: Mapping[str, Callable[[Curve], Tensor]] = {
 
 
 def plain(positive: Tensor, negative: Tensor, *, figure: Callable[[Curve], Tensor]) -> float:
-    """A figure of scores that all count once. Raises ConfigError if either side is empty or holds NaN."""
-    sides = Sides.of(checked_scores(positive, "positive"), checked_scores(negative, "negative"))
+    """A figure of scores that all count once."""
+    sides = Sides.of(positive, negative)
     ones = torch.ones(1, 1, dtype=torch.float64, device=sides.tied.device)
     return float(figure(sides.curve(ones.expand(1, positive.numel()), ones.expand(1, negative.numel()))))
 
@@ -128,27 +127,22 @@ FIGURES: Mapping[str, Callable[[Tensor, Tensor], float]] = {
 auroc = FIGURES["auroc"]
 
 
-def roc_curve(positive: Tensor, negative: Tensor, points: int = ROC_POINTS) -> list[tuple[float, float]]:
+def roc_curve(positive: Tensor, negative: Tensor) -> list[tuple[float, float]]:
     """The ROC curve as (false-positive rate, true-positive rate), from (0, 0) to (1, 1), both never falling.
 
-    One point per threshold. Where there are more than `points`, some are left out: half of those kept lie evenly
+    One point per threshold. Where there are more than `ROC_POINTS`, some are left out: half of those kept lie evenly
     over the curve, the other half evenly over the logarithm of the false-positive rate, where routing is decided.
     Every point that is kept is one of the exact curve.
-
-    Raises ConfigError if `points` is under 4, or either tensor is empty or holds NaN.
     """
-    if points < 4:
-        raise ConfigError(f"points={points}: expected at least 4")
-    positive = checked_scores(positive, "positive")
-    negative = checked_scores(negative, "negative")
+    positive, negative = positive.flatten().double(), negative.flatten().double()
     hits, false = _counts(positive, negative, _falling(torch.cat([positive, negative])))
     curve = torch.stack([false / negative.numel(), hits / positive.numel()], dim=1)
     curve = torch.cat([curve.new_zeros(1, 2), curve])
-    if len(curve) > points:
-        half = points // 2
+    if len(curve) > ROC_POINTS:
+        half = ROC_POINTS // 2
         even = torch.linspace(0, len(curve) - 1, half, dtype=torch.float64).round().long()
         first = 1 / negative.numel()
-        wanted = torch.logspace(math.log10(first), 0, points - half, dtype=torch.float64)
+        wanted = torch.logspace(math.log10(first), 0, ROC_POINTS - half, dtype=torch.float64)
         # The last point at each rate: the best that a threshold of that rate reaches.
         low = torch.searchsorted(curve[:, 0].cpu().contiguous(), wanted, right=True) - 1
         curve = curve[_falling(torch.cat([even, low])).flip(0).to(curve.device)]
@@ -166,17 +160,3 @@ def _counts(positive: Tensor, negative: Tensor, thresholds: Tensor) -> tuple[Ten
     return tuple(  # type: ignore[return-value]
         (side.numel() - torch.searchsorted(side.sort().values, thresholds)).double() for side in (positive, negative)
     )
-
-
-def checked_scores(scores: Tensor, name: str) -> Tensor:
-    """The scores `[n]` in float64, in which those of every other dtype are exact.
-
-    name: what they are, for messages. Raises ConfigError where there are none, or one is NaN.
-    """
-    flat = scores.detach().flatten().to(torch.float64)
-    if flat.numel() == 0:
-        raise ConfigError(f"no {name} scores: expected at least one")
-    undefined = int(flat.isnan().sum())
-    if undefined:
-        raise ConfigError(f"{undefined} of {flat.numel()} {name} scores are NaN: expected numbers")
-    return flat

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wise.errors import ConfigError, given
+from wise.memory.folder import replaced_file
 
 SCHEMA = 1
 """Of the files that this version writes and reads."""
@@ -97,9 +98,8 @@ def read_run(path: str | PathLike[str]) -> Mapping[str, Any]:
 
 def write_json(file: Path, value: Any) -> None:
     """Writes a file whole or not at all."""
-    draft = file.with_name(f"{file.name}.draft")
-    draft.write_text(json.dumps(value, allow_nan=False, indent=1) + "\n", encoding="utf-8")
-    draft.replace(file)
+    with replaced_file(file) as new:
+        new.write_text(json.dumps(value, allow_nan=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _refused(name: str) -> float:

@@ -124,7 +124,7 @@ def evaluate(
     the model cannot take.
     """
     scope, learning, settings = scope or Scope(), learning or Learning(), settings or {}
-    _check(records, batch, scope, editor)
+    _check(scope, editor)
     batch = batch or find_editor(editor).batch
     config = all_settings(editor, settings)
     started, begun = datetime.now(UTC), time.perf_counter()
@@ -206,12 +206,8 @@ def stops(edits: int) -> list[int]:
     return sorted(results)
 
 
-def _check(records: Sequence[Record], batch: int | None, scope: Scope, editor: str) -> None:
+def _check(scope: Scope, editor: str) -> None:
     chosen = find_editor(editor)
-    if not records:
-        raise ConfigError("no record was given: expected at least one")
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch={batch}: expected a whole number from 1, or None")
     if scope.routing and chosen.kind != "memory":
         raise ConfigError(f"routing measures the router of a side memory, and the editor {editor!r} has none")
     if scope.retention and not chosen.edits:

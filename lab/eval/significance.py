@@ -22,8 +22,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from wise.errors import ConfigError
-
 FLIPS = 10_000
 """Random signs of the permutation test; as many sums of signs are listed where there are no more."""
 RESAMPLES = 10_000
@@ -42,12 +40,8 @@ def sign_flip(differences: Sequence[float], *, flips: int = FLIPS, seed: int = 0
     The share of all signs for which the sum is as far from 0 as it is, or further. Differences of 0 add nothing to any
     sum, and of k differences of one size the sum depends on how many are positive alone; so the sums are listed with
     their probabilities where the product of all k + 1 is at most `flips`, and else drawn, `flips` times.
-
-    Raises ConfigError: no difference, one that is no finite number, or no flips.
     """
-    values = _vector("differences", differences)
-    _check_count("flips", flips)
-    values = values[values != 0]
+    values = np.asarray([value for value in differences if value], dtype=np.float64)
     sizes, counts = np.unique(np.abs(values), return_counts=True)
     least = abs(values.sum()) - SLACK * np.abs(values).sum()
     if sum(np.log(counts + 1.0)) <= np.log(flips):
@@ -64,12 +58,8 @@ def sign_flip(differences: Sequence[float], *, flips: int = FLIPS, seed: int = 0
 def bootstrap_interval(
     differences: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of `differences` `[records]`, records drawn with replacement.
-
-    Raises ConfigError: no difference, one that is no finite number, or no resamples.
-    """
-    values = _vector("differences", differences)
-    _check_count("resamples", resamples)
+    """The 95 % percentile interval of the mean of `differences` `[records]`, records drawn with replacement."""
+    values = np.asarray(differences, dtype=np.float64)
     generator = np.random.default_rng(seed)
     means = np.concatenate(
         [
@@ -83,34 +73,13 @@ def bootstrap_interval(
 
 def holm(ps: Sequence[float]) -> list[float]:
     """p-values adjusted for all of `ps` together, in their order: the i-th smallest of m times m - i + 1, never
-    below an adjusted smaller one, at most 1. Of no p-values, none.
-
-    Raises ConfigError for a p outside [0, 1].
+    below an adjusted smaller one, at most 1.
     """
-    if not len(ps):
-        return []
-    values = _vector("ps", ps)
-    if ((values < 0) | (values > 1)).any():
-        raise ConfigError("holm takes p-values: all must lie in [0, 1]")
+    values = np.asarray(ps, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
     return [float(p) for p in adjusted]
-
-
-def _vector(name: str, values: Sequence[float]) -> Floats:
-    """`values` as `[n]` floats, n at least 1, all finite."""
-    vector = np.asarray(values, dtype=np.float64)
-    if vector.ndim != 1 or not len(vector):
-        raise ConfigError(f"{name}: a list of at least one number was expected, shape {vector.shape} was given")
-    if not np.isfinite(vector).all():
-        raise ConfigError(f"{name}: holds what is no finite number; take it out")
-    return vector
-
-
-def _check_count(name: str, count: int) -> None:
-    if count < 1:
-        raise ConfigError(f"{name}={count}: expected a whole number from 1")
 
 
 def _parts(total: int, width: int) -> list[int]:

@@ -61,7 +61,8 @@ def trace(
     """
     sites = find_sites(model)
     window = default_window(sites.depth) if window is None else window
-    _check(facts, samples, window, sites.depth)
+    if not 1 <= window <= sites.depth:
+        raise ConfigError(f"window={window}: expected a number from 1 to {sites.depth}, the layers of this model")
     runner = Runner(model, sites)
     with evaluating(model), torch.no_grad():
         encoder = learn_encoder(model, tokenizer, WiseConfig(terminator=""))  # how texts end does not matter here
@@ -91,15 +92,6 @@ def trace(
         low_score=fmean(entry.low for entry in traces),
         high_score=fmean(entry.high for entry in traces),
     )
-
-
-def _check(facts: Sequence[Fact], samples: int, window: int, depth: int) -> None:
-    if not facts:
-        raise ConfigError("no fact was given: expected at least one")
-    if samples < 1:
-        raise ConfigError(f"samples={samples}: expected a whole number from 1")
-    if not 1 <= window <= depth:
-        raise ConfigError(f"window={window}: this model has {depth} layers; expected a whole number from 1 to that")
 
 
 def _by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed: int) -> Effects:

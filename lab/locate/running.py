@@ -1,14 +1,14 @@
 """Runs a model with noise on some tokens, and with parts of one run put into another.
 
-Everything is done by hooks, or by a block's `forward` set aside, for the length of one `with` block; the model
-is the very same afterwards, whatever happened. All rows of a run are the same prompt, so nothing is padded.
+Everything is done by hooks for the length of one `with` block; the model is the very same afterwards, whatever
+happened. All rows of a run are the same prompt, so nothing is padded.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wise.errors import UnsupportedModelError
-from wise.lab.locate.sites import KINDS, STATE, Sites
+from wise.lab.locate.sites import KINDS, Sites
 from wise.memory.modules import execution_device, hooked
 
 
@@ -67,7 +67,6 @@ class Runner:
         self.sites = sites
         self.device = execution_device(model)
         self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._widths: list[int | None] = [None] * sites.depth
 
     def logits(self, ids: Sequence[int], *, last: int) -> Tensor:
         """Logits `[last, vocabulary]` float32 behind each of the last tokens of a prompt; nothing else is kept."""
@@ -79,7 +78,7 @@ class Runner:
         Raises UnsupportedModelError where a place is never reached, or more than once.
         """
         rows = 1 if noise is None else len(noise.values)
-        seen: dict[tuple[str, int], list[Taken]] = {}
+        seen: dict[tuple[str, int], list[Tensor]] = {}
         with ExitStack() as stack:
             for kind in KINDS:
                 for layer in range(self.sites.depth):
@@ -92,39 +91,20 @@ class Runner:
                     f"{kind} of layer {layer} was computed {len(taken)} times in one forward, once was expected; "
                     "tracing cannot follow this model"
                 )
-        self._widths = [seen[STATE, i][0][1] for i in self._layers]
-        outputs = {kind: [seen[kind, i][0][0].view(rows, len(ids), -1) for i in self._layers] for kind in KINDS}
+        layers = range(self.sites.depth)
+        outputs = {kind: [seen[kind, i][0].view(rows, len(ids), -1) for i in layers] for kind in KINDS}
         return Run(logits=logits, outputs=outputs)
 
-    def patched(
-        self,
-        ids: Sequence[int],
-        noise: Noise,
-        *,
-        patches: Sequence[Patch] = (),
-        start: int = 0,
-        entering: Tensor | None = None,
-    ) -> Tensor:
-        """Logits `[rows, vocabulary]` behind the last token of a run with noise and with `patches` put in.
-
-        The blocks below `start` are not run: `entering` `[rows, tokens, d]` is what enters block `start`, or, where
-        that is the number of blocks, what leaves the last. A run must have been recorded before.
-        """
+    def patched(self, ids: Sequence[int], noise: Noise, patches: Sequence[Patch] = ()) -> Tensor:
+        """Logits `[rows, vocabulary]` behind the last token of a run with noise and with `patches` put in."""
         rows = len(noise.values)
         by_place: dict[tuple[str, int], list[Patch]] = {}
         for patch in patches:
             by_place.setdefault((patch.kind, patch.layer), []).append(patch)
         with ExitStack() as stack:
-            if entering is not None:
-                for block, width in zip(self.sites.blocks[:start], self._widths, strict=False):
-                    stack.enter_context(_replaced(block, entering, width))
             for (kind, layer), here in by_place.items():
                 stack.enter_context(hooked([(self.sites.module(kind, layer), _putter(here, rows, len(ids)))]))
             return self._forward(ids, rows, noise)[:, -1]
-
-    @property
-    def _layers(self) -> range:
-        return range(self.sites.depth)
 
     @torch.no_grad()
     def _forward(self, ids: Sequence[int], rows: int, noise: Noise | None, last: int = 1) -> Tensor:
@@ -141,40 +121,17 @@ class Runner:
 Hook = Callable[[nn.Module, Any, Any], Any]
 
 
-@contextmanager
-def _replaced(block: nn.Module, states: Tensor, width: int | None) -> Iterator[None]:
-    """A block that hands `states` on, in the form of its own output: a tensor, or a tuple of `width`."""
-    original = block.__dict__.get("forward")
-
-    def forward(*_: Any, **__: Any) -> Any:
-        return states if width is None else (states, *[None] * (width - 1))
-
-    block.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if original is None:
-            del block.__dict__["forward"]
-        else:
-            block.__dict__["forward"] = original
-
-
 def _first(output: Any) -> Tensor:
     """The hidden state that a module gives: its output, or the first part of it."""
     state: Tensor = output[0] if isinstance(output, tuple) else output
     return state
 
 
-Taken = tuple[Tensor, int | None]
-"""A module's hidden state, and of how many its output is where it is a tuple."""
-
-
-def _taker(taken: list[Taken]) -> Hook:
+def _taker(taken: list[Tensor]) -> Hook:
     """A copy is taken: Falcon adds what attention gives into the feed-forward output, in place."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        state = _first(output).clone(memory_format=torch.contiguous_format)
-        taken.append((state, len(output) if isinstance(output, tuple) else None))
+        taken.append(_first(output).clone(memory_format=torch.contiguous_format))
 
     return hook
 

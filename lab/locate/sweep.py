@@ -9,7 +9,6 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.edits import Record
-from wise.errors import ConfigError
 from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.run import evaluate
 from wise.lab.locate.results import FIGURES, TRACED, LayerResult, Location, Sweep
@@ -36,12 +35,9 @@ def sweep(
         first: number in their file of the first record, which the result names.
         layers: the layers to edit; None takes all.
 
-    Raises ConfigError for no records or a layer that there is not, and EditError for a record that the model cannot
-    take.
+    Raises ConfigError for a layer that there is not, and EditError for a record that the model cannot take.
     """
     chosen = check_layers(layers, location.layers)
-    if not records:
-        raise ConfigError("no record was given to edit: expected at least one")
     # Sampled text and probes take most of a measurement, and decide nothing here.
     bare = [replace(record, probes=(), generation_prompts=(), free_paraphrases=(), answer=None) for record in records]
 

@@ -3,8 +3,6 @@
 A prompt is run clean; run with noise on its subject, so that the answer is lost; and run with that noise and one part
 of the clean run put back. How much of the answer's probability returns is what that part carries: its effect. Noise is
 Gaussian, three times as wide as the subjects' own embeddings (appendix B), and several draws are averaged.
-
-What stands below the part put back is the noisy run itself, so it is computed once and all runs start from it.
 """
 
 from __future__ import annotations
@@ -162,8 +160,7 @@ class _Grid:
         self.fact = fact
         self.noise = noise
         self.clean: Run = runner.record(fact.ids)
-        self.noisy: Run = runner.record(fact.ids, noise)
-        self.low = float(_probability(self.noisy.logits, fact.answer).mean())
+        self.low = float(_probability(runner.patched(fact.ids, noise), fact.answer).mean())
         # Indices stay on the CPU: the layers' outputs may lie on several devices.
         self.tokens = torch.arange(fact.span[0], len(fact.ids))
         self.samples = torch.arange(len(noise.values))
@@ -185,19 +182,9 @@ class _Grid:
 
     def _restored(self, kind: str, layers: range, at: Tensor, sample: Tensor) -> Tensor:
         """The answer's probability in rows with the clean output put back at token `at`, `[rows]`."""
-        rows = torch.arange(len(at))
-        start = layers[0] + 1 if kind == STATE else layers[0]
-        entering = self.noisy.outputs[STATE][start - 1][sample] if start else None
-        patches = []
-        if kind != STATE:
-            outputs = self.clean.outputs[kind]
-            patches = [Patch(kind=kind, layer=i, rows=rows, tokens=at, values=outputs[i][0, at]) for i in layers]
-        elif entering is not None:
-            entering[rows, at] = self.clean.outputs[STATE][start - 1][0, at]
-        logits = self.runner.patched(
-            self.fact.ids, self.noise.select(sample), patches=patches, start=start, entering=entering
-        )
-        return _probability(logits, self.fact.answer)
+        rows, outputs = torch.arange(len(at)), self.clean.outputs[kind]
+        patches = [Patch(kind=kind, layer=i, rows=rows, tokens=at, values=outputs[i][0, at]) for i in layers]
+        return _probability(self.runner.patched(self.fact.ids, self.noise.select(sample), patches), self.fact.answer)
 
 
 def _probability(logits: Tensor, answer: int) -> Tensor:

@@ -306,7 +306,7 @@ def test_a_namespace_that_can_be_taken_for_another_is_refused(name: Any, why: st
         Edit(prompt="p", target="t", namespace=name)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(edits())
 def test_an_edit_survives_json(made: Edit) -> None:
     again = Edit.from_dict(json.loads(json.dumps(made.to_dict())))
@@ -314,7 +314,7 @@ def test_an_edit_survives_json(made: Edit) -> None:
     assert replace(again, id="") == replace(made, id="")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(records())
 def test_a_record_survives_json(made: Record) -> None:
     assert Record.from_dict(json.loads(json.dumps(made.to_dict()))) == made

@@ -94,8 +94,6 @@ CALLS = st.lists(
 BEGINNING = [("edit", 0, 0), ("edit", 1, 0), ("edit", 2, 0), ("snapshot", 0, 0)]
 some = settings(
     max_examples=8,
-    deadline=None,
-    derandomize=True,
     phases=[Phase.generate],  # to look for a shorter sequence that fails takes minutes
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -87,7 +87,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 QUERIES = st.builds(Query, prompt=TEXT, answers=st.lists(TEXT, min_size=1, max_size=3))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.builds(
         Probe,

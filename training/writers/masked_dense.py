@@ -38,7 +38,6 @@ SHARDS = 2
 """k: shards of a slot, each trained through its own random mask and then merged."""
 MASK_RATIO = 0.2
 """rho: share of the entries of W that a shard may change."""
-MERGE = "ties"
 
 
 class MaskedDenseWriter:
@@ -80,7 +79,7 @@ class MaskedDenseWriter:
         k = SHARDS
         shard = torch.tensor([slot * k + i % k for slot, task in enumerate(tasks) for i in range(len(task.edits))])
         shards = self._fit(examples, start.flatten(0, 1), masks.flatten(0, 1), shard, progress)
-        merged = torch.stack([merge(deltas, method=MERGE) for deltas in shards.weights.view(masks.shape)])
+        merged = torch.stack([merge(deltas) for deltas in shards.weights.view(masks.shape)])
         served = self._fit(examples, merged, masks.any(1), examples.slot, None)
         return self._collect(tasks, examples, masks, shards, served)
 

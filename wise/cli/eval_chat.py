@@ -96,6 +96,7 @@ def eval_chat(
     """
     from wise.lab.eval.candidates import find_editor, open_editor
     from wise.lab.eval.chat.measure import apply_edits, measure_chat
+    from wise.lab.eval.results_file import write_json
     from wise.model import WiseModel
 
     if form not in FORMS:
@@ -149,9 +150,7 @@ def eval_chat(
         ],
     }
     if output is not None:
-        import json
-
-        output.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(output, whole)
     if as_json:
         show_json(whole)
 

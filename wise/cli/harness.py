@@ -40,7 +40,7 @@ def harness(
     from wise.lab.eval.harness import BATCH, check_request, evaluate_harness
 
     names = [name.strip() for name in tasks.split(",")]
-    check_request(names, include_path=include_path)
+    check_request(names, include_path)
     wrapped = edited.load(memory, progress=progress)
     found = evaluate_harness(
         wrapped,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,8 +15,8 @@ from wise.lab.eval.candidates import OpenEditor, find_editor
 from wise.lab.eval.chat.facts import Fact
 from wise.lab.eval.intervals import wilson
 from wise.lab.eval.prompting import EditedModel
-from wise.lab.eval.routing.oracle import ForcedRouter
-from wise.memory.side_memory import NO_SLOT, SideMemory
+from wise.lab.eval.routing.oracle import ForcedRouter, consulting, slots_of
+from wise.memory.side_memory import NO_SLOT
 from wise.model import WiseModel
 from wise.router.hybrid import HybridRouter
 from wise.router.turns import Message
@@ -291,12 +291,15 @@ def _opened(model: EditedModel, facts: Sequence[Fact], question: Question) -> bo
 def _oracle(
     model: WiseModel, facts: Sequence[Fact], questions: Sequence[Question], progress: Progress
 ) -> list[Result]:
-    slots = {slot.edit_ids[0]: slot.id for slot in model.served.slots}
-    results = []
+    """Of `hybrid` alone, whose edits have a slot each."""
+    memory = model.layer.memory
+    if memory is None or not isinstance(memory.router, HybridRouter):
+        return []
+    slots, results = slots_of(model), []
     for i, fact in enumerate(facts):
         group = [q for q in questions if q.fact == i]
         slot = slots.get(fact.edit.id, NO_SLOT)
-        with _held_open(model, slot):
+        with nullcontext() if slot == NO_SLOT else consulting(model, ForcedRouter(memory.router, slot)):
             answers = _ask(model, group, lambda *_: None, "")
         for question, answer in zip(group, answers, strict=True):
             asked = replace(question, measure="oracle")
@@ -304,18 +307,6 @@ def _oracle(
             results.append(Result(question=asked, answer=answer, right=right, opened=True))
         progress("asking with an oracle", i + 1, len(facts))
     return results
-
-
-@contextmanager
-def _held_open(model: WiseModel, slot: int) -> Iterator[None]:
-    """One edit speaks wherever an answer begins."""
-    before = model.layer.memory
-    if before is not None and isinstance(before.router, HybridRouter) and slot != NO_SLOT:
-        model.layer.memory = SideMemory(before.bank, ForcedRouter(before.router, slot))
-    try:
-        yield
-    finally:
-        model.layer.memory = before
 
 
 def _contains(text: str, words: str) -> bool:

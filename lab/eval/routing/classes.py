@@ -73,12 +73,8 @@ def build_routing_set(
         per_class: prompts of a class of unit "prompt" at most, spread evenly over the records.
         max_tokens: tokens of a class of unit "token" at most.
 
-    Raises:
-        ConfigError: a number below 1, or no positive or no negative prompt could be built.
+    Raises ConfigError where no positive or no negative prompt could be built.
     """
-    for name, value in (("per_class", per_class), ("max_tokens", max_tokens)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{name}: {value!r} was given, a whole number of at least 1 was expected")
     material = gather(
         records,
         live=live,

@@ -275,12 +275,8 @@ def test_without_the_harness_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_wrong_settings_are_refused(tmp_path: Path) -> None:
     wrapped = hand_made(bos=False)
-    for tasks in ([], [""], "hellaswag", [3]):
-        with pytest.raises(ConfigError, match="at least one name"):
-            evaluate_harness(wrapped, tasks)  # type: ignore[arg-type]
-    for settings, said in (({"limit": 0}, "limit=0"), ({"batch_size": 0}, "batch_size=0")):
-        with pytest.raises(ConfigError, match=said):
-            evaluate_harness(wrapped, ["x"], **settings)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="names of tasks"):
+        evaluate_harness(wrapped, ["hellaswag", ""])
     with pytest.raises(ConfigError, match="no such folder"):
         evaluate_harness(wrapped, ["x"], include_path=tmp_path / "gone")
 

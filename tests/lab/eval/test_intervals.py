@@ -14,7 +14,6 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from wise.errors import ConfigError
 from wise.lab.eval.intervals import (
     bootstrap,
     share_interval,
@@ -136,20 +135,6 @@ def test_an_interval_of_a_share_is_never_narrower_than_wilsons() -> None:
     assert apart == wilson(10, 100)
     nothing = share_interval(torch.zeros(100, dtype=torch.bool), [0] * 50 + [1] * 50)
     assert nothing == wilson(0, 100)
-
-
-def test_bad_input_is_refused() -> None:
-    some, none, broken = torch.ones(3), torch.ones(0), torch.tensor([1.0, torch.nan])
-    for positive, negative in [(none, some), (some, none), (broken, some), (some, broken)]:
-        with pytest.raises(ConfigError):
-            bootstrap(positive, negative)
-    with pytest.raises(ConfigError, match="2 clusters for 3 scores"):
-        bootstrap(some, some, positive_clusters=["a", "b"])
-    for hits, count in [(0, 0), (2, 1), (-1, 3)]:
-        with pytest.raises(ConfigError, match="hits="):
-            wilson(hits, count)
-    with pytest.raises(ConfigError):
-        share_interval(torch.zeros(0, dtype=torch.bool))
 
 
 def test_hits_that_come_together_in_few_clusters_widen_the_interval() -> None:

@@ -135,14 +135,10 @@ def test_the_seed_decides_the_noise_and_nothing_else_does() -> None:
 
 def test_facts_and_numbers_that_cannot_be_traced_are_refused() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    with pytest.raises(ConfigError, match="no fact was given"):
-        trace(model, tokenizer, [])
     with pytest.raises(ConfigError, match="none of 2 facts.* 1 .* 1 not"):
         trace(model, tokenizer, tiny_facts()[-2:])
-    with pytest.raises(ConfigError, match="samples=0"):
-        traced(samples=0)
     for window in (0, DEPTH + 1):
-        with pytest.raises(ConfigError, match=f"window={window}: this model has {DEPTH} layers"):
+        with pytest.raises(ConfigError, match=f"window={window}: expected a number from 1 to {DEPTH}"):
             traced(window=window)
 
 

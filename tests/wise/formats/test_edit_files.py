@@ -279,7 +279,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(value=VALUES, row=st.sampled_from([row for _, row in ALL_ROWS]), data=st.data())
 def test_any_json_is_read_or_refused(value: object, row: Row, data: st.DataObject) -> None:
     changed = row | {data.draw(st.sampled_from(NAMES)): value} | (value if isinstance(value, dict) else {})
@@ -290,7 +290,7 @@ def test_any_json_is_read_or_refused(value: object, row: Row, data: st.DataObjec
             assert str(error)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(line=st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_line_is_read_or_refused(line: bytes) -> None:
     with pytest.raises(EditError):

@@ -381,13 +381,6 @@ def test_an_empty_set_is_refused() -> None:
         build(lone, pool=[], text=[], questions=[])
 
 
-@pytest.mark.parametrize("name", ["per_class", "max_tokens"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, None])
-def test_numbers_are_checked(name: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: {value} was given"):
-        build(**{name: value})
-
-
 # -- relations and names ----------------------------------------------------------------------
 
 
