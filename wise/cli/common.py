@@ -311,17 +311,9 @@ def check_file(option: str, file: Path | None) -> None:
         raise ConfigError(f"{option} {file}: the folder {file.parent} cannot be written to; give another")
 
 
-def parsed_columns(given: str | None) -> dict[str, str]:
-    """FIELD=COLUMN pairs with commas between them. Raises ConfigError for what is none."""
-    pairs = [pair.partition("=") for pair in given.split(",")] if given else []
-    found = {field.strip(): column.strip() for field, _, column in pairs}
-    if len(found) < len(pairs) or not all(found) or not all(found.values()):
-        raise ConfigError(f"--columns {given}: FIELD=COLUMN was expected, such as prompt=question,target=answer")
-    return found
-
-
 def read_data(file: Path, format: str, columns: str | None = None, limit: int | None = None) -> list[Record]:
     """The records of a file, all of one namespace. Raises EditError, as `wise.read_records` does."""
+    from wise.formats.columns import parsed_columns
     from wise.formats.edit_file import read_records
 
     records = read_records(file, format=format, columns=parsed_columns(columns), limit=limit)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wise.cli.common import (
+    ColumnsOption,
     EncoderOption,
     FormatOption,
     JsonOption,
@@ -49,7 +50,7 @@ def eval_chat(
     model: ModelOption = None,
     facts: Annotated[
         Path | None,
-        typer.Option("--facts", exists=True, dir_okay=False, help="File of facts. Left out: those that ship."),
+        typer.Option("--facts", exists=True, help="File of facts. Left out: those that ship."),
     ] = None,
     half: Annotated[str, typer.Option("--half", help="Of the shipped facts: judge or fit.")] = "judge",
     kinds: Annotated[
@@ -60,6 +61,7 @@ def eval_chat(
         typer.Option("--data", help="File or folder of edits, instead of the shipped facts."),
     ] = None,
     format_: FormatOption = "auto",
+    columns: ColumnsOption = None,
     known: Annotated[
         bool, typer.Option("--known", help="Of --data only the records whose right answer the base says.")
     ] = False,
@@ -105,10 +107,7 @@ def eval_chat(
     from wise.lab.eval.chat.measure import apply_edits, measure_chat
     from wise.model import WiseModel
 
-    if form not in FORMS:
-        raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
-    if distractors and (data is None or editor != "wise-hybrid"):
-        raise ConfigError("--distractors takes further records of --data, for the editor wise-hybrid: give --data FILE")
+    _check_given(form, data, facts, columns, distractors, editor)
     if save is not None and find_editor(editor).kind != "memory":
         raise ConfigError(f"--save keeps a side memory, and the editor {editor} has none; leave it out")
     if output is not None:
@@ -122,13 +121,13 @@ def eval_chat(
         begun = time.process_time()
         wrapped.prepare()
         prepared = time.process_time() - begun
-        chosen = _facts(wrapped, facts, half, kinds, data, format_, known, skip, limit, form, seed or 0)
+        chosen = _facts(wrapped, facts, half, kinds, data, format_, columns, known, skip, limit, form, seed or 0)
         report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
         if save is not None and isinstance(wrapped, WiseModel):
             wrapped.save_pretrained(save)
         measured = {}
         for count in (0, *(distractors or ())):
-            with _distracted(wrapped, data, format_, skip, count, show):
+            with _distracted(wrapped, data, format_, columns, skip, count, show):
                 asked = chosen[:measure]
                 figures = measure_chat(wrapped, asked, chat=form == "chat", oracle=oracle and not count, progress=show)
             measured[count] = figures.to_dict()
@@ -163,6 +162,18 @@ def eval_chat(
         show_json(whole)
 
 
+def _check_given(
+    form: str, data: Path | None, facts: Path | None, columns: str | None, distractors: list[int] | None, editor: str
+) -> None:
+    """Raises ConfigError for options that do not go together."""
+    if form not in FORMS:
+        raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
+    if columns is not None and data is None and facts is None:
+        raise ConfigError("--columns names the columns of --data or --facts: give one of them")
+    if distractors and (data is None or editor != "wise-hybrid"):
+        raise ConfigError("--distractors takes further records of --data, for the editor wise-hybrid: give --data FILE")
+
+
 def _precision(base: PreTrainedModel) -> str:
     from wise.architectures import locate
     from wise.config import WiseConfig
@@ -181,7 +192,13 @@ def _show(title: str, told: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _distracted(
-    subject: OpenEditor, data: Path | None, format_: str, skip: int, count: int, show: Callable[[str, int, int], None]
+    subject: OpenEditor,
+    data: Path | None,
+    format_: str,
+    columns: str | None,
+    skip: int,
+    count: int,
+    show: Callable[[str, int, int], None],
 ) -> Iterator[None]:
     """So many distractors are live for the length of a `with` block."""
     from wise.lab.eval.chat.distractors import with_distractors
@@ -191,7 +208,7 @@ def _distracted(
         yield
         return
     live = {edit.prompt for edit in subject.edits}
-    further = [r.edit for r in read_data(data, format_)[skip:] if r.edit.prompt not in live][:count]
+    further = [r.edit for r in read_data(data, format_, columns)[skip:] if r.edit.prompt not in live][:count]
     if len(further) < count:
         raise ConfigError(f"--distractors {count}: the file has {len(further)} further records")
     state = with_distractors(subject.state, further, encoder=subject.encoder, inputs=subject.inputs, progress=show)
@@ -206,20 +223,22 @@ def _facts(
     kinds: str,
     data: Path | None,
     format_: str,
+    columns: str | None,
     known: bool,
     skip: int,
     limit: int | None,
     form: str,
     seed: int,
 ) -> Sequence[Fact]:
+    from wise.formats.columns import parsed_columns
     from wise.lab.eval.chat.facts import everyday_facts, facts_of, read_facts
     from wise.lab.eval.chat.measure import base_says
 
     if data is not None:
         many = None if limit is None else skip + limit * (16 if known else 1)
-        found = facts_of(read_data(data, format_, limit=many)[skip:], seed=seed)
+        found = facts_of(read_data(data, format_, columns, many)[skip:], seed=seed)
         found = [fact for fact in found if not known or fact.answer]
         return base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found[:limit]
     if facts is not None:
-        return read_facts(facts)[:limit]
+        return read_facts(facts, parsed_columns(columns))[:limit]
     return everyday_facts(half, [kind.strip() for kind in kinds.split(",") if kind.strip()])[:limit]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wise.cli.common import (
+    ColumnsOption,
+    FormatOption,
     JsonOption,
     ModelOption,
     ProgressOption,
@@ -60,6 +62,8 @@ COLUMNS = 6
 def locate(
     data: Annotated[Path, typer.Option("--data", help="File of known facts, or of edits of facts.")],
     model: ModelOption = None,
+    format: FormatOption = "auto",
+    columns: ColumnsOption = None,
     facts: Annotated[int, typer.Option("--facts", min=1, help="Facts to read, from the start of the file.")] = 100,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of noise per fact.")] = 5,
     window: Annotated[
@@ -93,10 +97,11 @@ def locate(
     make_config(seed=seed)
     _check_files(output, picture)
     wanted = _layers(layers, sweep_edits)
+    from wise.formats.columns import parsed_columns
     from wise.lab.locate.facts import read_facts
 
-    known = read_facts(data, limit=facts)
-    first, records = _behind(data, known, sweep_edits) if sweep_edits else (0, [])
+    known = read_facts(data, format=format, columns=parsed_columns(columns), limit=facts)
+    first, records = _behind(data, known, sweep_edits, format, columns) if sweep_edits else (0, [])
     from wise.lab.locate.location import trace
     from wise.lab.locate.sites import check_layers, find_sites
 
@@ -208,10 +213,12 @@ def _layers(given: str | None, edits: int) -> list[int] | None:
         raise ConfigError(f"--layers {given}: expected numbers with commas between them, such as 0,2,4") from None
 
 
-def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Record]]:
+def _behind(
+    data: Path, facts: Sequence[Fact], edits: int, format: str, columns: str | None
+) -> tuple[int, list[Record]]:
     """The records behind those whose facts are traced, and the number of the first of them."""
     try:
-        records = read_data(data, "auto")
+        records = read_data(data, format, columns)
     except EditError as error:
         hint = "the layers are edited with this file; where it holds known facts alone, give --sweep-edits 0"
         raise EditError(f"{error} ({hint})") from None

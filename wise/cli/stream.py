@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wise.cli.common import BAD_INPUT, ColumnsOption, FormatOption, JsonOption, parsed_columns, show_json
+from wise.cli.common import BAD_INPUT, ColumnsOption, FormatOption, JsonOption, show_json
 from wise.cli.terminal import echo
 from wise.errors import ConfigError, EditError
 from wise.safe_text import redacted
@@ -37,6 +37,7 @@ def stream(
     counts, also if it was said before. A line that is no edit is reported on stderr and left out, and the exit code is
     then 2. A running `wise serve` on the same store trains what is handed in.
     """
+    from wise.formats.columns import parsed_columns
     from wise.formats.edit_file import RecordParser
     from wise.ingest import open_reader
 
