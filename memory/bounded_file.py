@@ -14,6 +14,18 @@ MOST_TEXT = 2**30
 MOST_HEADER = 2**20
 """Bytes of the header of a safetensors file: it names some ten tensors, however many edits there are."""
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def unfetched(file: Path) -> str | None:
+    """Why a file is not the one that its name says: it is a Git LFS pointer. None for any other file."""
+    try:
+        with file.open("rb") as stream:
+            begins = stream.read(len(_POINTER))
+    except OSError:  # whoever reads it says why
+        return None
+    return "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`" if begins == _POINTER else None
+
 
 def bounded(file: Path, most: int | None = None) -> Path:
     """The file itself, which lies in its folder and is no device, pipe or link to another place.
@@ -35,6 +47,9 @@ def bounded(file: Path, most: int | None = None) -> Path:
         raise ArtifactError(f"{file.name}: is missing; copy the folder again, or take an older save") from None
     if not stat.S_ISREG(status.st_mode):
         raise ArtifactError(f"{file.name}: is a folder, a pipe or a device, not a file; copy the folder again")
+    pointer = unfetched(found)
+    if pointer is not None:
+        raise ArtifactError(f"{file.name}: {pointer}")
     if most is not None and status.st_size > most:
         raise ArtifactError(f"{file.name}: has {status.st_size:,} bytes, and {most:,} are read at the most")
     return found

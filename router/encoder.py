@@ -21,6 +21,7 @@ from torch.nn.functional import linear, normalize
 from transformers import AutoModel, AutoTokenizer
 
 from wise.errors import ArtifactError, ConfigError
+from wise.memory.bounded_file import unfetched
 from wise.router.readers import RelationReader
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -111,6 +112,9 @@ def load_base(path: str | None = None) -> tuple[Any, Any]:
 
 def read_taught(file: Path) -> dict[str, Tensor]:
     """The tensors of a file. Raises ArtifactError if it is missing or damaged."""
+    pointer = unfetched(file)
+    if pointer is not None:
+        raise ArtifactError(pointer)
     try:
         with safe_open(file, framework="pt", device="cpu") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118

@@ -305,6 +305,10 @@ OWN_FIELDS = (*_EDIT_FIELDS, "test")
 """Fields of a record in the project's own file format."""
 _PROMPT_LISTS = ("paraphrases", "free_paraphrases", "neighbours", "generation_prompts")
 _TEST_TEXTS = ("answer", "relation", "group")
+COLUMNS = (*OWN_FIELDS, *(f"test.{name}" for name in (*_PROMPT_LISTS, "probes", *_TEST_TEXTS)))
+"""Fields of a record that may have a column of their own."""
+LIST_COLUMNS = ("aliases", "paraphrases", "locality", *(f"test.{name}" for name in _PROMPT_LISTS))
+"""Those that hold lists of texts."""
 
 
 def _probes(value: object) -> tuple[Probe, ...]:

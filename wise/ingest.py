@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from unicodedata import normalize
 from urllib.error import URLError
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
@@ -24,7 +24,7 @@ from urllib.request import Request, urlopen
 
 from wise.edits import Edit, content_id
 from wise.errors import ConfigError, MissingError, StoreError
-from wise.formats.edit_file import STORE_FIELDS, RecordParser, each_row
+from wise.formats.edit_file import RecordParser, each_row
 from wise.formats.files import check_file, is_table, object_of
 from wise.memory.store.edit_request import UNDER_WAY, EditRequest
 from wise.memory.store.store import Store
@@ -166,7 +166,7 @@ class Ingestion:
     def _requests(self, line: Line) -> list[EditRequest]:
         self._rows += 1
         row = object_of(line.data)
-        kept: dict[str, Any] = {name: row.pop(name) for name in STORE_FIELDS if name in row}
+        kept = self._parser.take_store_fields(row)
         _, records = self._parser.read(row, self._rows, table=line.table)
         return [EditRequest(edit=record.edit, **kept) for record in records]
 

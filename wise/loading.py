@@ -24,6 +24,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 QUANTIZATIONS = {"bnb-8bit": "bitsandbytes", "bnb-4bit": "bitsandbytes", "torchao-int8": "torchao"}
 """Each with the library that it needs."""
+MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja")
+"""Endings of what is read of a model and its tokenizer."""
 QUANTIZATION_NEEDS = "pip install 'wise-runtime[quantization]'"
 
 
@@ -164,6 +166,12 @@ def _check_folder(source: str | PathLike[str]) -> None:
     name = str(source)
     if (_is_path(name) or isinstance(source, PathLike)) and not Path(name).is_dir():
         raise ConfigError(f"model {name!r}: no such folder; give one that holds a causal LM, or a hub id")
+    from wise.memory.bounded_file import unfetched
+
+    for file in sorted(Path(name).glob("*.*")):
+        pointer = unfetched(file) if file.is_file() else None
+        if pointer is not None and file.suffix in MODEL_FILES:
+            raise ConfigError(f"model {name!r}: {file.name} {pointer}")
 
 
 def _causal_lm(source: str, arguments: dict[str, Any]) -> PreTrainedModel:

@@ -7,7 +7,7 @@ Associations in GPT"): a prompt that names its subject, whose answer the unedite
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -15,10 +15,14 @@ from pathlib import Path
 from wise.edits import Record
 from wise.errors import EditError, checked_text
 from wise.formats import JsonRow, holds_facts
+from wise.formats.columns import Columns
 from wise.formats.edit_file import RecordParser, check_limit, each_row
 from wise.formats.fields import optional_text, text
 
 logger = logging.getLogger(__name__)
+
+KNOWN = ("prompt", "subject", "attribute", "relation_id")
+"""Fields of a known fact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +55,21 @@ class Fact:
             raise EditError(f"field 'subject': {self.subject!r} does not occur in the prompt {self.prompt!r}")
 
 
-def read_facts(path: str | PathLike[str], *, limit: int | None = None) -> list[Fact]:
+def read_facts(
+    path: str | PathLike[str],
+    *,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> list[Fact]:
     """Read ROME's known facts, or the facts that the edits of any file of `wise.formats.edit_file` replace.
 
     An edit without a subject or without the answer that was right before holds no fact; how many were left
     out is told to the log. A fact that several edits replace is read once.
 
     Args:
-        path: as for `wise.formats.edit_file.read_records`.
+        path: as for `wise.formats.edit_file.read_records`, and so are `format` and `columns`; where `columns` names one
+            for `attribute`, the right answer, the file is one of known facts.
         limit: read no more than this many facts.
 
     Raises:
@@ -66,12 +77,13 @@ def read_facts(path: str | PathLike[str], *, limit: int | None = None) -> list[F
     """
     path = Path(path)
     check_limit(limit)
-    parser = RecordParser()
+    known = Columns(columns, KNOWN) if "attribute" in (columns or {}) else None
+    parser = RecordParser(format, None if known else columns)
     found: dict[tuple[str, str], Fact] = {}
     without = 0
     for file, line, row in each_row(path):
-        if holds_facts(row):
-            facts = [_known(file, line, row)]
+        if known or (not columns and holds_facts(row)):
+            facts = [_known(file, line, known.fields_of(row) if known else row)]
         else:
             records = parser.add(file, line, row)
             facts = list(_replaced(records))
@@ -80,6 +92,9 @@ def read_facts(path: str | PathLike[str], *, limit: int | None = None) -> list[F
             found.setdefault((fact.prompt, fact.answer), fact)
         if limit is not None and len(found) >= limit:
             break
+    absent = known.absent() if known else None
+    if absent is not None:
+        raise EditError(f"{path}: {absent}")
     parser.log_warnings(str(path))
     if without:
         logger.warning("%s: %d edits name no subject or no old answer, and hold no fact", path, without)

@@ -172,6 +172,20 @@ def test_a_file_that_is_none_of_lines_is_handed_in_once(tmp_path: Path, name: st
     assert done.exit_code == 2 and "leave --follow out" in done.stderr
 
 
+def test_what_only_a_store_keeps_may_have_columns_of_other_names(tmp_path: Path) -> None:
+    store, path = tmp_path / "store", tmp_path / "e.csv"
+    path.write_text("prompt,target,why,end\nThe capital of France is,Lyon,moved,2031-01-01\n")
+    given = ["--columns", "reason=why,valid_until=end"]
+    assert stream(str(path), *given, store=store)["taken"] == 1
+    with open_reader(str(store)) as opened:
+        [ticket] = opened.journal.tickets()
+    assert ticket.request.reason == "moved" and str(ticket.request.valid_until).startswith("2031-01-01")
+    told = stream(str(path), *given, "--columns", "reason=why,subject=entity", store=tmp_path / "other")
+    assert "no record has a value in a column 'entity'" in told["stderr"]
+    done = CliRunner().invoke(app, ["edit", "--edits", str(path), *given, "--output", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "field 'reason': only a store keeps it" in done.stderr
+
+
 def test_a_pipe_that_is_named_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     done = CliRunner().invoke(app, ["stream", str(tmp_path / "pipe"), "--store", str(tmp_path / "store")])

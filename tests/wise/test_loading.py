@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import typer.main
 from tiny import tiny_model, tiny_tokenizer
 
+import wise
 from wise import loading
 from wise.cli.app import app
 from wise.cli.options import EditedModelOptions, with_options
@@ -43,6 +45,23 @@ def options_of(command: str) -> set[str]:
 @pytest.mark.parametrize("command", LOADING)
 def test_every_command_that_loads_a_model_takes_the_same_options(command: str) -> None:
     assert {f"--{name.replace('_', '-')}" for name in PLACEMENT} <= options_of(command)
+
+
+@pytest.mark.parametrize("command", ["edit", "stream", "eval", "eval-chat", "locate", "bench.editors"])
+def test_every_command_that_reads_records_takes_the_format_and_other_names_of_columns(command: str) -> None:
+    assert {"--format", "--columns"} <= options_of(command)
+    assert "--columns" not in options_of("compare")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_model_of_which_a_file_was_not_fetched_is_refused_by_name(base: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+    (folder / "notes.bin").write_text("version https://git-lfs.github.com/spec/v1\n")  # is not read
+    load_model(str(folder))
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    for load in (lambda: load_model(str(folder)), lambda: wise.wrap(folder)):
+        with pytest.raises(ConfigError, match=f"{name} is a Git LFS pointer, .*`git lfs pull`"):
+            load()
 
 
 @pytest.mark.parametrize("command", NO_MODEL)

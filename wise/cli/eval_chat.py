@@ -44,7 +44,7 @@ def eval_chat(
     model: ModelOptions,
     facts: Annotated[
         Path | None,
-        typer.Option("--facts", exists=True, dir_okay=False, help="File of facts. Left out: those that ship."),
+        typer.Option("--facts", exists=True, help="File of facts. Left out: those that ship."),
     ] = None,
     half: Annotated[str, typer.Option("--half", help="Of the shipped facts: judge or fit.")] = "judge",
     kinds: Annotated[
@@ -99,10 +99,7 @@ def eval_chat(
     from wise.lab.eval.results_file import write_json
     from wise.model import WiseModel
 
-    if form not in FORMS:
-        raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
-    if distractors and (data is None or editor != "wise-hybrid"):
-        raise ConfigError("--distractors takes further records of --data, for the editor wise-hybrid: give --data FILE")
+    _check_given(form, data, facts, read, distractors, editor)
     if save is not None and find_editor(editor).kind != "memory":
         raise ConfigError(f"--save keeps a side memory, and the editor {editor} has none; leave it out")
     if output is not None:
@@ -153,6 +150,18 @@ def eval_chat(
         write_json(output, whole)
     if as_json:
         show_json(whole)
+
+
+def _check_given(
+    form: str, data: Path | None, facts: Path | None, read: FormatOptions, distractors: list[int] | None, editor: str
+) -> None:
+    """Raises ConfigError for options that do not go together."""
+    if form not in FORMS:
+        raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
+    if read.columns is not None and data is None and facts is None:
+        raise ConfigError("--columns names the columns of --data or --facts: give one of them")
+    if distractors and (data is None or editor != "wise-hybrid"):
+        raise ConfigError("--distractors takes further records of --data, for the editor wise-hybrid: give --data FILE")
 
 
 def _precision(base: PreTrainedModel) -> str:
@@ -218,5 +227,5 @@ def _facts(
         found = [fact for fact in found if not known or fact.answer]
         return base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found[:limit]
     if facts is not None:
-        return read_facts(facts)[:limit]
+        return read_facts(facts, read.named_columns())[:limit]
     return everyday_facts(half, [kind.strip() for kind in kinds.split(",") if kind.strip()])[:limit]

@@ -47,6 +47,7 @@ def locate(
     data: Annotated[Path, typer.Option("--data", help="File of known facts, or of edits of facts.")],
     *,
     model: ModelOptions,
+    read: FormatOptions,
     facts: Annotated[int, typer.Option("--facts", min=1, help="Facts to read, from the start of the file.")] = 100,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of noise per fact.")] = 5,
     window: Annotated[
@@ -80,8 +81,8 @@ def locate(
     wanted = _layers(layers, sweep_edits)
     from wise.lab.locate.facts import read_facts
 
-    known = read_facts(data, limit=facts)
-    first, records = _behind(data, known, sweep_edits) if sweep_edits else (0, [])
+    known = read_facts(data, format=read.format, columns=read.named_columns(), limit=facts)
+    first, records = _behind(data, known, sweep_edits, read) if sweep_edits else (0, [])
     from wise.lab.locate.location import trace
     from wise.lab.locate.sites import check_layers, find_sites
 
@@ -192,10 +193,10 @@ def _layers(given: str | None, edits: int) -> list[int] | None:
         raise ConfigError(f"--layers {given}: expected numbers with commas between them, such as 0,2,4") from None
 
 
-def _behind(data: Path, facts: Sequence[Fact], edits: int) -> tuple[int, list[Record]]:
+def _behind(data: Path, facts: Sequence[Fact], edits: int, read: FormatOptions) -> tuple[int, list[Record]]:
     """The records behind those whose facts are traced, and the number of the first of them."""
     try:
-        records = FormatOptions().read(data)
+        records = read.read(data)
     except EditError as error:
         hint = "the layers are edited with this file; where it holds known facts alone, give --sweep-edits 0"
         raise EditError(f"{error} ({hint})") from None

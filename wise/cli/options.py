@@ -194,14 +194,10 @@ class FormatOptions:
     ] = None
 
     def named_columns(self) -> dict[str, str]:
-        """FIELD=COLUMN pairs with commas between them. Raises ConfigError for what is none."""
-        pairs = [pair.partition("=") for pair in self.columns.split(",")] if self.columns else []
-        found = {field.strip(): column.strip() for field, _, column in pairs}
-        if len(found) < len(pairs) or not all(found) or not all(found.values()):
-            raise ConfigError(
-                f"--columns {self.columns}: FIELD=COLUMN was expected, such as prompt=question,target=answer"
-            )
-        return found
+        """By field, the column that is named. Raises EditError, as `parsed_columns` does."""
+        from wise.formats.columns import parsed_columns
+
+        return parsed_columns(self.columns)
 
     def read(self, file: Path, limit: int | None = None) -> list[Record]:
         """The records of a file, all of one namespace. Raises EditError, as `wise.read_records` does."""

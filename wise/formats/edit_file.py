@@ -16,10 +16,12 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from reprlib import repr as shortened
+from typing import Any
 
-from wise.edits import OWN_FIELDS, Edit, Record, content_id
-from wise.errors import EditError, check_known, checked_text, did_you_mean, given
+from wise.edits import COLUMNS, LIST_COLUMNS, Edit, Record, content_id
+from wise.errors import EditError, did_you_mean, given
 from wise.formats import FORMATS, Layout, recognise
+from wise.formats.columns import Columns
 from wise.formats.fields import lacking
 from wise.formats.files import data_files, is_table, rows
 from wise.formats.tracked_row import TrackedRow, peek, unread
@@ -64,7 +66,8 @@ def read_records(
         path: JSON lines, a JSON list, CSV or TSV (`.gz` or `.xz` where compressed), Parquet or Arrow; or a folder of
             such files, such as `datasets` saves. `FOLDER/SPLIT` names one of several splits.
         format: one of `wise.formats.FORMATS`; `"auto"` goes by the fields of each record.
-        columns: field of `Edit` -> column that it is read from, for a file whose columns have other names.
+        columns: field -> column that it is read from, for a file whose columns have other names. A field is one of
+            `Edit`, or one of `Record` as `test.NAME`.
         limit: read no more than this many records, and no more of the file than they need
             (a JSON list is read whole). A group that it cuts lacks its last records, and with them the
             probes that need all of its edits.
@@ -106,9 +109,8 @@ class RecordParser:
     def __init__(self, format: str = "auto", columns: Mapping[str, str] | None = None) -> None:
         if format not in FORMATS:
             raise EditError(f"format {format!r} is not known; {did_you_mean(str(format), FORMATS)}")
-        check_known("columns.", columns or {}, OWN_FIELDS)
+        self.columns = Columns(columns, (*COLUMNS, *STORE_FIELDS), lists=LIST_COLUMNS)
         self.format = "wise" if columns else format
-        self.columns = {field: checked_text(f"columns.{field}", column) for field, column in (columns or {}).items()}
         self._rows = 0
         self._count = 0
         self._place_of: dict[str, tuple[Path, int]] = {}
@@ -116,7 +118,6 @@ class RecordParser:
         self._subject_of: dict[str, str] = {}
         self._notes: dict[str, list[int]] = {}
         self._unread: Counter[str] = Counter()
-        self._columns_found: set[str] = set()
 
     def add(self, file: Path, line: int, row: TrackedRow) -> list[Record]:
         """The records of one row of a file, each with an id of its own.
@@ -136,6 +137,14 @@ class RecordParser:
         source = f"{file.name}:{line}"
         return [replace(record, edit=edit, source=source) for record, edit in zip(found, edits, strict=True)]
 
+    def take_store_fields(self, row: TrackedRow) -> dict[str, Any]:
+        """Takes what only a store keeps out of a row: reason and times of validity."""
+        used = {column for field, column in self.columns.named.items() if field not in STORE_FIELDS}
+        taken = self.columns.fields_of(row, [name for name in STORE_FIELDS if self.columns.of(name) not in used])
+        for name in taken:
+            del row[self.columns.of(name)]
+        return taken
+
     def read(
         self, row: TrackedRow, place: int, *, table: bool = False, line: int | None = None
     ) -> tuple[Layout, list[Record]]:
@@ -154,7 +163,7 @@ class RecordParser:
     def _read(self, row: TrackedRow, place: int, table: bool, line: int) -> tuple[Layout, list[Record]]:
         layout = recognise(row, self.format)
         for name in STORE_FIELDS if layout.strict else ():
-            if name in row and not table:
+            if self.columns.of(name) in row and (name in self.columns.named or not table):
                 raise EditError(f"field {name!r}: only a store keeps it; use `wise stream`, or leave the field out")
         mine = self._own_columns(row) if layout.strict and (table or self.columns) else row
         notes: set[str] = set()
@@ -162,7 +171,7 @@ class RecordParser:
         for note in notes:
             self._notes.setdefault(note, [0, line])[0] += 1
         for record in found:
-            self._check_template(record.edit, peek(row, layout.subject))
+            self._check_template(record.edit, peek(mine, layout.subject))
         if found and (mine is not row or not layout.strict):
             self._unread.update(set(unread(row)))
         return layout, found
@@ -179,13 +188,10 @@ class RecordParser:
 
     def _own_columns(self, row: TrackedRow) -> TrackedRow:
         """The fields of our own form, under the names that they have there."""
-        for field in ("prompt", "target"):
-            if self.columns.get(field, field) not in row:
-                raise lacking(row, self.columns.get(field, field))
-        column_of = {field: self.columns.get(field, field) for field in OWN_FIELDS}
-        taken = {field: column for field, column in column_of.items() if column in row}
-        self._columns_found |= set(taken.values())
-        mine = TrackedRow((field, row[column]) for field, column in taken.items())
+        for column in map(self.columns.of, ("prompt", "target")):
+            if column not in row:
+                raise lacking(row, column)
+        mine = self.columns.fields_of(row, COLUMNS)
         if isinstance(number := mine.get("id"), int):  # in text it would be a text too
             mine["id"] = str(number)
         return mine
@@ -215,13 +221,19 @@ class RecordParser:
             for note, (_, line) in self._notes.items():
                 raise EditError(f"{path}:{line}: {note}; no record is left")
             raise EditError(f"{path}: holds no record; give a file with one JSON object per line")
-        absent = set(self.columns.values()) - self._columns_found
-        if absent and whole:
-            raise EditError(f"{path}: columns: no record has a column {min(absent)!r}; leave it out, or name another")
+        absent = self.columns.absent()
+        if absent is not None and whole:
+            raise EditError(f"{path}: {absent}")
         self.log_warnings(str(path))
 
     def log_warnings(self, name: str) -> None:
-        """Logs the defects that were skipped and the fields that were not used. name: of the source."""
+        """Logs defects that were skipped, fields that were not used and columns that were not found.
+
+        name: of the source.
+        """
+        absent = self.columns.absent()
+        if absent is not None:
+            logger.warning("%s: %s", name, absent)
         for note, (count, line) in self._notes.items():
             logger.warning("%s: %s (%d times, first at %d)", name, note, count, line)
         if self._unread:

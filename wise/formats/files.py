@@ -21,6 +21,7 @@ from typing import IO, Any
 from wise.errors import EditError, given
 from wise.formats.tables import BINARY, TEXT, binary_rows, text_rows
 from wise.formats.tracked_row import TrackedRow
+from wise.memory.bounded_file import unfetched
 
 MAX_BYTES = 268_435_456
 """Bytes of a file, unpacked. What is read takes a few times as much memory."""
@@ -29,7 +30,9 @@ CHUNK = 1_048_576
 """Bytes that are unpacked at once to measure a packed file."""
 
 _OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {".gz": gzip.open, ".xz": lzma.open}  # type: ignore[dict-item]
-_ENDINGS = (".json", ".jsonl", *TEXT, *BINARY)
+_ENDINGS = (".json", ".jsonl", ".ndjson", *TEXT, *BINARY)
+_NOT_READ = (".zst", ".bz2", ".zip", ".tar", ".tgz", ".7z", ".xlsx", ".xls", ".ods", ".feather", ".orc", ".avro")
+"""Endings of data of other kinds: such a file in a folder is refused, not stepped over."""
 _METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files of a saved dataset that hold no records."""
 _SHARD = re.compile(r"(?P<name>.*?)-(?P<place>\d+)-of-(?P<count>\d+)")
@@ -65,10 +68,13 @@ def data_files(path: Path) -> list[Path]:
 
 
 def _splits(folder: Path) -> dict[Path, list[Path]]:
-    """The data files in a folder and in its folders, by the path without the number of the shard and the ending."""
+    """The data files below a folder, by the path without the number of the shard and the ending."""
     found: dict[Path, list[Path]] = {}
-    for file in sorted((*folder.glob("*"), *folder.glob("*/*"))):
-        if ending(file) not in _ENDINGS or file.name in _METADATA_FILES or file.name.startswith((".", "cache-")):
+    for file in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if hidden or ending(file) not in (*_ENDINGS, *_NOT_READ) or file.is_dir():
+            continue
+        if file.name in _METADATA_FILES or file.name.startswith("cache-"):
             continue
         stem = file.name[: -len("".join(_suffixes(file)))]
         shard = _SHARD.fullmatch(stem)
@@ -106,7 +112,10 @@ def is_table(file: Path) -> bool:
 
 
 def check_file(path: Path) -> int:
-    """The size of a file in bytes. Raises EditError, before anything is opened, for what is no file."""
+    """The size of a file in bytes.
+
+    Raises EditError for what is no file, before it is opened, for a Git LFS pointer, and for a kind that is not read.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -117,6 +126,11 @@ def check_file(path: Path) -> int:
         raise EditError(f"{path}: a folder was given; name one file in it")
     if not stat.S_ISREG(status.st_mode):
         raise EditError(f"{path}: is a pipe or a device; write what it gives to a file, and give that")
+    if path.suffix.lower() in _NOT_READ:
+        raise EditError(f"{path}: {path.suffix} is not read; unpack or save it as one of {', '.join(_ENDINGS)}")
+    pointer = unfetched(path)
+    if pointer is not None:
+        raise EditError(f"{path}: {pointer}")
     return status.st_size
 
 

@@ -7,11 +7,13 @@ alternative the answer; a question without one asks for no edit.
 from __future__ import annotations
 
 from wise.edits import Edit, Record
-from wise.formats.fields import JsonRow, Note, prompts, text, texts
+from wise.formats.fields import JsonRow, Note, lacking, prompts, text, texts
 from wise.formats.layout import Structure
 
 
 def _read(row: JsonRow, place: int, note: Note) -> list[Record]:
+    if "alternatives" not in row:
+        raise lacking(row, "alternatives")
     alternatives = [found for _, found in texts(row, "alternatives") if found.strip()]
     if not alternatives:
         note("field 'alternatives': empty, so no edit is asked for; the record was skipped")

@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from wise.edits import Edit
 from wise.errors import EditError
 from wise.formats import FORMATS
+from wise.formats.columns import parsed_columns
 from wise.formats.edit_file import read_edits
 from wise.serving import schemas
 from wise.serving.auth import AuthorizedRoute, NamespaceEditor, NamespaceReader, sees
@@ -36,27 +37,29 @@ async def read(
     _: NamespaceEditor,
     name: Annotated[schemas.Text, Query(max_length=200, description=f"Its name; ends in {', '.join(ENDINGS)}.")],
     format: Annotated[schemas.Text, Query(max_length=40, description="As `wise edit --format`.")] = FORMATS[0],
+    columns: Annotated[schemas.Text | None, Query(max_length=2000, description="As `wise edit --columns`.")] = None,
 ) -> schemas.FileAnswer:
     """The edits of a file, as `wise edit --edits` reads them. Nothing is submitted."""
     ending = Path(name.lower()).suffix
     if ending not in ENDINGS:
         raise bad_request(f"name: {name!r:.80} ends in none of {', '.join(ENDINGS)}; give such a file", "name")
     try:
-        edits = await run_in_threadpool(_read, content, ending, format)
+        edits = await run_in_threadpool(_read, content, ending, format, columns)
     except EditError as error:
         raise bad_request(str(error)) from error
     return schemas.FileAnswer(edits=[_given(edit) for edit in edits])
 
 
-def _read(content: bytes, ending: str, format: str) -> list[Edit]:
+def _read(content: bytes, ending: str, format: str, columns: str | None) -> list[Edit]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"edits{ending}"
         path.write_bytes(content)
         try:
-            edits = read_edits(path, format=format, limit=FILE_EDITS + 1)
+            edits = read_edits(path, format=format, columns=parsed_columns(columns), limit=FILE_EDITS + 1)
         except EditError as error:
-            place, _, why = str(error).removeprefix(f"{path}:").partition(" ")
-            raise EditError(f"line {place} {why}" if place else why) from None
+            where, _, why = str(error).partition(f"{path}:")
+            place, _, why = why.partition(" ")
+            raise EditError(where or (f"line {place} {why}" if place else why)) from None
     if len(edits) > FILE_EDITS:
         raise EditError(f"more than {FILE_EDITS:,} edits; split the file")
     return edits

@@ -7,18 +7,29 @@ knows, and facts without a name to hold on to. Half of each kind is for fitting 
 from __future__ import annotations
 
 import json
+import logging
 import random
-from collections.abc import Sequence
-from contextlib import closing
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from wise.edits import Edit, Record
-from wise.errors import EditError
-from wise.formats.files import rows
+from wise.errors import EditError, check_known, checked_prompts, listed
+from wise.formats import JsonRow
+from wise.formats.columns import Columns
+from wise.formats.edit_file import each_row
+from wise.formats.fields import optional_text, text
+from wise.formats.files import is_table
+from wise.formats.tracked_row import unread
+
+logger = logging.getLogger(__name__)
 
 HALVES = ("fit", "judge")
+LISTS = ("aliases", "paraphrases", "same_subject", "neighbours")
+FIELDS = ("prompt", "target", "subject", "answer", "kind", "half", *LISTS)
+"""Fields of a fact in a file; `LISTS` are lists of texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +67,28 @@ def everyday_facts(half: str | None = None, kinds: Sequence[str] = ()) -> list[F
     return [_fact(r) for r in rows if half in (None, r["half"]) and (not kinds or r["kind"] in kinds)]
 
 
-def read_facts(path: Path) -> list[Fact]:
-    """Facts of a file, in the shape of `everyday.jsonl`; `aliases`, `kind` and `half` may be left out.
+def read_facts(path: Path, columns: Mapping[str, str] | None = None) -> list[Fact]:
+    """Facts of a file in the shape of `everyday.jsonl`, or of a table with these columns; all but prompt and target may
+    be left out. columns: field -> column, where they differ.
 
-    Raises EditError, naming the line, for one that is not usable.
+    Raises EditError, naming the line, for one that is not usable or has an unknown field. In a table, and with
+    `columns`, what is not used is told to the log.
     """
-    results = []
-    with closing(rows(path)) as numbered:
-        for line, row in numbered:
-            try:
-                results.append(_fact(row))
-            except (KeyError, TypeError, ValueError) as error:
-                raise EditError(f"{path}:{line}: {error}") from error
-    return results
+    named, found, others = Columns(columns, FIELDS, lists=LISTS), list[Fact](), Counter[str]()
+    for file, line, row in each_row(path):
+        try:
+            if not columns and not is_table(file):
+                check_known("", row, FIELDS)
+            found.append(_fact(named.fields_of(row)))
+        except EditError as error:
+            raise EditError(f"{file}:{line}: {error}") from None
+        others.update(unread(row))
+    absent = named.absent()
+    if absent is not None:
+        raise EditError(f"{path}: {absent}")
+    if others:
+        logger.warning("%s: columns that are not used: %s", path, listed(others))
+    return found
 
 
 def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> list[Fact]:
@@ -112,25 +132,18 @@ def _wording(text: str, record: Record) -> str:
     return text.replace(record.edit.subject, "{}") if record.edit.subject else text
 
 
-def _fact(row: dict[str, object]) -> Fact:
-    def texts(name: str) -> tuple[str, ...]:
-        value = row.get(name) or ()
-        if not isinstance(value, list | tuple):
-            raise TypeError(f"field {name!r}: a list of texts was expected")
-        return tuple(map(str, value))
-
-    subject = row.get("subject")
-    prompt = str(row["prompt"])
-    named = None if subject is None else _as_written(str(subject), prompt)
-    edit = Edit(prompt=prompt, target=str(row["target"]), subject=named, aliases=texts("aliases") if named else ())
-    answer = row.get("answer")
+def _fact(row: JsonRow) -> Fact:
+    lists = {name: checked_prompts(name, row.get(name, ())) for name in LISTS}
+    prompt, subject = text(row, "prompt"), optional_text(row, "subject")
+    named = None if subject is None else _as_written(subject, prompt)
+    aliases = lists["aliases"] if named else ()
     return Fact(
-        edit=edit,
-        rewordings=texts("paraphrases"),
-        same_subject=texts("same_subject"),
-        neighbours=texts("neighbours"),
-        answer=None if answer is None else str(answer),
-        kind=str(row.get("kind", "")),
+        edit=Edit(prompt=prompt, target=text(row, "target"), subject=named, aliases=aliases),
+        rewordings=lists["paraphrases"],
+        same_subject=lists["same_subject"],
+        neighbours=lists["neighbours"],
+        answer=optional_text(row, "answer"),
+        kind=optional_text(row, "kind") or "",
     )
 
 

@@ -95,6 +95,20 @@ def test_known_facts_are_traced_without_edits(tiny: Path, known: Path) -> None:
     assert "no layer is recommended" in result.stdout
 
 
+def test_facts_are_read_from_columns_of_other_names(tiny: Path, tmp_path: Path) -> None:
+    few = ("--facts", "3", "--samples", "1", "--sweep-edits", "0")
+    own = {True: "prompt=q,target=new,subject=s,test.answer=old", False: "prompt=q,subject=s,attribute=old"}
+    for edits, names in own.items():
+        file = tmp_path / f"{edits}.csv"
+        told = [(row["prompt"], row["subject"], row.get("target"), row.get("attribute") or row["test"]["answer"])
+                for row in rows(edits)]  # fmt: skip
+        file.write_text("q,s,new,old\n" + "".join(f"{q},{s},{new or ''},{old}\n" for q, s, new, old in told))
+        result = run("--model", tiny, "--data", file, *few, "--columns", names)
+        assert result.exit_code == 0 and "3 facts traced, left out: none" in result.stdout, result.output
+        refused(run("--model", tiny, "--data", file, *few), "--columns")
+        refused(run("--model", tiny, "--data", file, *few, "--columns", f"{names},relation_id=r"), "columns")
+
+
 def test_bad_input_is_refused_before_the_work(tiny: Path, data: Path, known: Path, tmp_path: Path) -> None:
     base = ("--model", tiny, "--data", data)
     refused(run(*base, "--sweep-edits", "50", "--facts", "4"), "50 records", "3 stand behind the 4 facts")

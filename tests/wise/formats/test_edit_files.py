@@ -88,10 +88,35 @@ def test_other_names_of_columns(tmp_path: Path, write: Write, caplog: pytest.Log
     lines = write({"question": "Who built Velm?", "answer": "Ada", "subject": "Velm"})
     assert read_edits(lines, columns=columns) == expected
     refused(path, 2, "field 'questoin': missing; fields found: answer", columns=columns | {"prompt": "questoin"})
-    with pytest.raises(EditError, match="columns: no record has a column 'entity'"):
+    with pytest.raises(EditError, match="columns: no record has a value in a column 'entity'"):
         read_edits(path, columns=columns | {"subject": "entity"})
     with pytest.raises(EditError, match=r"field 'columns.sujbect': unknown; did you mean 'subject'"):
         read_edits(path, columns={"sujbect": "subject"})
+
+
+def test_what_measures_an_edit_may_have_columns_of_its_own(tmp_path: Path, write: Write) -> None:
+    columns = {"prompt": "q", "target": "a", "paraphrases": "other", "test.answer": "old", "test.neighbours": "near"}
+    cells = ["Who built Velm?", "Ada", "Velm's builder is", "Bo", '["Who built Orm?", "The sea is"]']
+    for path in (table(tmp_path / "e.csv", [*columns.values()], cells),
+                 write(dict(zip(columns.values(), [*cells[:-1], json.loads(cells[-1])], strict=True)))):  # fmt: skip
+        (record,) = read_records(path, columns=columns)
+        assert record.edit == Edit(prompt=cells[0], target="Ada", paraphrases=("Velm's builder is",))
+        assert (record.answer, record.neighbours) == ("Bo", ("Who built Orm?", "The sea is"))
+    flat = table(tmp_path / "f.csv", ["prompt", "target", "test.answer"], ["Who built Velm?", "Ada", "Bo"])
+    assert read_records(flat)[0].answer == "Bo"
+    twice = table(tmp_path / "t.csv", ["prompt", "target", "test", "test.answer"], ["a b", "c", '{"answer": "x"}', "y"])
+    refused(twice, 2, "columns 'test' and 'test.answer': both say what 'test.answer' is")
+    with pytest.raises(EditError, match="columns.test.anwser': unknown; did you mean 'test.answer'"):
+        read_records(flat, columns={"test.anwser": "old"})
+    refused(write({"q": "a b", "a": "c", "old": 3}), 1, "field 'test.answer': int 3", columns=columns)
+
+
+@pytest.mark.parametrize("name", ["Subject", " subject", "SUBJECT "])
+def test_a_column_with_almost_the_name_of_a_field_is_not_stepped_over(tmp_path: Path, name: str) -> None:
+    path = table(tmp_path / "e.csv", ["prompt", "target", name], ["Who built Velm?", "Ada", "Velm"])
+    refused(path, 2, f"column '{name}': is it 'subject'")
+    if name == "Subject":
+        assert read_edits(path, columns={"subject": name})[0].subject == "Velm"
 
 
 @pytest.mark.parametrize(
@@ -223,6 +248,34 @@ def test_a_split_in_two_kinds_of_file_is_refused(tmp_path: Path) -> None:
     assert len(read_records(tmp_path / "train.csv")) == 1
     with pytest.raises(EditError, match="other: no such file"):
         read_records(tmp_path / "other")
+
+
+def test_folders_in_folders_are_read_and_other_kinds_of_data_are_not_stepped_over(tmp_path: Path) -> None:
+    for hidden in (".git", "deep/.cache"):
+        (tmp_path / hidden).mkdir(parents=True)
+        write_rows(tmp_path / hidden, OWN, name="e.jsonl")
+    (tmp_path / "deep/er/still").mkdir(parents=True)
+    write_rows(tmp_path / "deep/er/still", OWN, name="train.ndjson")
+    assert read_edits(tmp_path) == [Edit(**OWN)]
+    (tmp_path / "deep/test.jsonl.zst").write_bytes(b"packed otherwise")
+    with pytest.raises(EditError, match="several splits; name one: .*/deep/er/still/train, .*/deep/test.jsonl"):
+        read_records(tmp_path)
+    with pytest.raises(EditError, match=r"test.jsonl.zst: .zst is not read; unpack or save it as one of .json, .jsonl"):
+        read_records(tmp_path / "deep/test.jsonl")
+    assert read_edits(tmp_path / "deep/er/still/train") == [Edit(**OWN)]
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234\n"
+
+
+@pytest.mark.parametrize("name", ["e.jsonl", "e.json", "e.csv", "e.jsonl.gz", "e.parquet", "e.arrow"])
+def test_a_pointer_of_git_lfs_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(POINTER)
+    for path in (tmp_path / name, tmp_path):
+        with pytest.raises(EditError, match=rf"{name}: is a Git LFS pointer, .*`git lfs pull`"):
+            read_records(path)
+    (tmp_path / "e.jsonl").write_text(json.dumps(OWN | {"target": POINTER}) + "\n")  # a text about them is none
+    assert read_edits(tmp_path / "e.jsonl")[0].target == POINTER.rstrip()
 
 
 # --- kinds and sizes -----------------------------------------------------------------------

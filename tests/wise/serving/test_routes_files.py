@@ -35,6 +35,18 @@ def test_a_file_is_read_and_nothing_is_submitted(served: Running) -> None:
         assert client.get("/v1/edits").json()["data"] == []
 
 
+def test_a_file_over_http_may_have_columns_of_other_names(served: Running) -> None:
+    content = "question,answer,subject\nThe capital of France is,Lyon,France\n"
+    with served.client("editor") as client:
+        for columns, status, said in (
+            ("prompt=question,target=answer", 200, '"target":"Lyon"'),
+            ("prompt=question", 400, "line 2: field 'target': missing"),
+            ("prompt", 400, "columns prompt: FIELD=COLUMN was expected"),
+        ):
+            answer = client.post("/v1/files/edits", params={"name": "a.csv", "columns": columns}, content=content)
+            assert answer.status_code == status and said in answer.text, answer.text
+
+
 @pytest.mark.parametrize(
     ("name", "content", "status", "said"),
     [

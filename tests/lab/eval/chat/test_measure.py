@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,32 @@ def test_bad_facts_are_named_by_their_line(tmp_path: Path) -> None:
     file.write_text('{"prompt": "Who?", "target": "he", "paraphrases": []}\n{"prompt": "Who?"}\n')
     with pytest.raises(EditError, match=":2: "):
         read_facts(file)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"target": "he", "paraphrase": []}, "field 'paraphrase': unknown; did you mean 'paraphrases'"),
+        ({"target": None}, "field 'target': null was given"),
+        ({"target": 3}, "field 'target': int 3"),
+        ({"target": "he", "neighbours": 3}, "field 'neighbours': int 3 .* a list of texts"),
+    ],
+)
+def test_nothing_in_a_file_of_facts_is_stepped_over(tmp_path: Path, row: dict[str, object], message: str) -> None:
+    file = tmp_path / "facts.jsonl"
+    file.write_text(json.dumps({"prompt": "Who?"} | row) + "\n")
+    with pytest.raises(EditError, match=f"facts.jsonl:1: {message}"):
+        read_facts(file)
+
+
+def test_a_table_of_facts_has_columns_of_any_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "facts.csv"
+    file.write_text("q,a,subject,neighbours,n\nWho runs Velm?,Ada,velm,Who runs Orm?,1\n")
+    (fact,) = read_facts(file, {"prompt": "q", "target": "a"})
+    assert (fact.edit.prompt, fact.edit.target, fact.edit.subject) == ("Who runs Velm?", "Ada", "Velm")
+    assert fact.neighbours == ("Who runs Orm?",) and "columns that are not used: n" in caplog.text
+    with pytest.raises(EditError, match="no record has a value in a column 'old'"):
+        read_facts(file, {"prompt": "q", "target": "a", "answer": "old"})
 
 
 def test_a_half_that_there_is_not_is_named() -> None:
