@@ -72,8 +72,10 @@ class WiseWorker:
 
         store: place from which versions are read.
 
-        Raises ConfigError if the edited layer does not stand in this model.
+        Raises ConfigError if the edited layer does not stand in this model, or another front end has called it.
         """
+        if hasattr(self, "_wise"):
+            raise ConfigError("another front end gives this engine its edits: start vLLM with --api-server-count 1")
         config = self.vllm_config
         options = dict(config.additional_config["wise"])
         side = side_of(options["layer"])

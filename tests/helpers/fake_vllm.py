@@ -1,0 +1,88 @@
+"""vLLM replaced by what it promises: an engine that says an edit's answer where a request carries its plan."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from copy import copy
+from types import ModuleType, SimpleNamespace
+from typing import Any, Self
+
+import pytest
+from followed import SAID
+from tiny import EOS
+
+
+class FakeLLM:
+    """Says the edit's answer where a plan says so, and else `w8`; in a step of its own for each token."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.asked: list[tuple[dict[str, Any], Any]] = []
+        self.errored = self.hangs = self.forgets = self.breaks = False
+        self.left = 0
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        self.calls.append((method, args))
+        if args == (13, None):
+            raise RuntimeError("segment 13 is damaged")
+        return [{"runner": "V1"} if method == "wise_attach" else True]
+
+    async def generate(self, prompt: dict[str, Any], params: Any, request_id: str, **_: Any) -> AsyncIterator[Any]:
+        self.asked.append((prompt, params))
+        if self.breaks:
+            raise ValueError("a prompt that vLLM does not take")
+        carried = (params.extra_args or {}).get("wise", {})
+        begins = carried.get("plan", {}).get("begins", [])
+        said = SAID[begins[-1][1]][0] if begins and not self.forgets else [8, EOS]
+        try:
+            if self.hangs:
+                await asyncio.Event().wait()
+            for token in said[: params.max_tokens]:
+                told = SimpleNamespace(logprob=-1.0 - 5.0 * bool(carried.get("probe")))
+                finish = "stop" if token == EOS else "length" if params.max_tokens == 1 else None
+                one = SimpleNamespace(index=0, token_ids=[token], logprobs=[{token: told}], finish_reason=finish)
+                read = None
+                if getattr(params, "prompt_logprobs", None) is not None:
+                    read = [None, *({i: SimpleNamespace(logprob=-2.0)} for i in prompt["prompt_token_ids"][1:])]
+                yield SimpleNamespace(outputs=[one], prompt_logprobs=read)
+        finally:
+            self.left += 1
+
+    def shutdown(self) -> None:
+        self.errored = True
+
+
+class SamplingParams:
+    __struct_fields__ = ("temperature", "top_p", "top_k", "seed", "max_tokens", "prompt_logprobs")
+
+    def __init__(self, **given: Any) -> None:
+        self.extra_args: dict[str, Any] | None = None
+        self.n, self.ignore_eos, self.stop_token_ids, self.output_kind = 1, False, [], SimpleNamespace(name="DELTA")
+        vars(self).update(given)
+
+    def clone(self) -> Self:
+        return copy(self)
+
+
+def installed(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
+    """Stands in the place of vLLM for one test."""
+    found = FakeLLM()
+    contents = {
+        "vllm": {"SamplingParams": SamplingParams},
+        "vllm.sampling_params": {
+            "RequestOutputKind": SimpleNamespace(DELTA=1),
+            "StructuredOutputsParams": SimpleNamespace,
+        },
+        "vllm.engine": {},
+        "vllm.engine.arg_utils": {"AsyncEngineArgs": SimpleNamespace},
+        "vllm.v1": {},
+        "vllm.v1.engine": {},
+        "vllm.v1.engine.async_llm": {"AsyncLLM": SimpleNamespace(from_engine_args=lambda args: found)},
+    }
+    for name, content in contents.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    return found

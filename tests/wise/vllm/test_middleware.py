@@ -1,0 +1,187 @@
+"""vLLM's own server with the middleware: edits of a store that changes, and answers that name them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from chats import EDITS, TURNS
+from fake_vllm import FakeLLM, SamplingParams, installed
+from followed import answer_router, answer_state
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from tiny import EOS
+from waiting import until
+
+import wise
+from wise.router.turns import render
+from wise.vllm.edited_client import EditedClient, checked_options
+from wise.vllm.middleware import EditingMiddleware
+from wise.vllm.requests import EXTENSION
+from wise.vllm.sequences import ServedMemory
+
+STATE = answer_state()
+TOKENIZER = answer_router(STATE).inputs.tokenizer
+ASKED, OTHER = (render(TOKENIZER, turns) for turns in (TURNS, TURNS[:1]))
+LAYER = "model.layers.1.mlp.down_proj"
+
+
+class FakeStore:
+    """Its second version is without the first edit."""
+
+    def __init__(self) -> None:
+        self.version, self.closed = 1, False
+        self.journal = SimpleNamespace(version=lambda: SimpleNamespace(number=self.version))
+
+    def read(self, version: int, folder: str | None) -> dict[tuple[int, str], ServedMemory]:
+        if version == 13:
+            raise wise.StoreError("segment 13 is damaged")
+        state = STATE if version == 1 else STATE.without([EDITS[0].id])
+        return {(version, "default"): ServedMemory(state=state, router=answer_router(state))}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
+    return installed(monkeypatch)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
+    found: Any = FakeStore()
+    monkeypatch.setenv("WISE_STORE", "somewhere")
+    monkeypatch.setattr(EditedClient, "open", lambda client, place: EditedClient(client, place, found, found, {EOS}))
+    return found
+
+
+def server(llm: FakeLLM) -> Starlette:
+    """As vLLM's: its routes generate with the client of the application's state."""
+
+    async def ids(request: Request, body: dict[str, Any]) -> AsyncIterator[int]:
+        prompt = {"type": "token", "prompt_token_ids": body["prompt"], "cache_salt": body.get("cache_salt")}
+        params = SamplingParams(max_tokens=8, extra_args=body.get("vllm_xargs"))
+        async for output in request.app.state.engine_client.generate(prompt, params, "1", priority=0):
+            yield output.outputs[0].token_ids[0]
+
+    async def completions(request: Request) -> Response:
+        body = await request.json()
+        if not body["stream"]:
+            return JSONResponse({"id": "c", "ids": [i async for i in ids(request, body)]})
+
+        async def events() -> AsyncIterator[str]:
+            async for token in ids(request, body):
+                yield f"data: {json.dumps({'id': 'c', 'model': 'm', 'choices': [token]})}\n\n"
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    async def models(_: Request) -> Response:
+        return JSONResponse({"data": []})
+
+    app = Starlette(routes=[Route("/completions", completions, methods=["POST"]), Route("/models", models)])
+    app.state.engine_client, app.state.args = llm, SimpleNamespace(chat_template=None)
+    app.add_middleware(EditingMiddleware)
+    return app
+
+
+@pytest.fixture
+def client(llm: FakeLLM, store: FakeStore) -> Iterator[TestClient]:
+    with TestClient(server(llm)) as found:
+        yield found
+    assert store.closed
+
+
+def ask(client: TestClient, prompt: list[int], **more: Any) -> Any:
+    headers = more.pop("headers", {})
+    answer = client.post("/completions", json={"prompt": prompt, "stream": False, **more}, headers=headers)
+    return answer.json() if answer.status_code == 200 and not more.get("stream") else answer
+
+
+def test_an_answer_has_its_edits_and_names_them(client: TestClient, llm: FakeLLM) -> None:
+    answer = ask(client, ASKED)
+    assert answer["ids"] == [70, 71, EOS]
+    last = len(ASKED) - 1
+    told = {name: getattr(EDITS[0], name) for name in ("id", "prompt", "target")} | {"tokens": [*range(last, last + 3)]}
+    assert answer["wise"] == {"version": 1, "namespace": "default", "edits": [[told]]}
+    assert llm.asked[-1][1].extra_args["wise"]["version"] == 1 and llm.asked[-1][0]["cache_salt"].startswith("wise:")
+    other = ask(client, OTHER)
+    assert other["ids"] == [8, EOS] and other["wise"]["edits"] == [[]]
+    assert llm.asked[-1][1].extra_args is None and llm.asked[-1][0]["cache_salt"] is None
+
+
+def test_a_stream_names_its_edits_before_it_is_done(client: TestClient) -> None:
+    lines = ask(client, ASKED, stream=True).text.split("\n\n")
+    assert lines[-2] == "data: [DONE]" and [line[:7] for line in lines[:-2]] == ["data: {"] * 4
+    told = json.loads(lines[-3][6:])
+    assert (told["id"], told["model"], told["choices"]) == ("c", "m", [])
+    assert [edit["id"] for edit in told["wise"]["edits"][0]] == [EDITS[0].id]
+
+
+def test_versions_come_as_they_change(client: TestClient, store: FakeStore, llm: FakeLLM) -> None:
+    store.version = 2
+    until(lambda: ask(client, ASKED)["wise"]["version"] == 2)
+    assert ask(client, ASKED)["ids"] == [8, EOS]
+    store.version = 13
+    assert ask(client, ASKED)["wise"]["version"] == 2
+    store.version = 3
+    until(lambda: ask(client, ASKED)["wise"]["version"] == 3)
+    assert [args[0] for method, args in llm.calls if method == "wise_drop"] == [1]
+
+
+def test_what_a_client_may_not_say(client: TestClient, llm: FakeLLM) -> None:
+    assert ask(client, OTHER, vllm_xargs={"wise": "x", "own": 1})["ids"] == [8, EOS]
+    assert llm.asked[-1][1].extra_args == {"own": 1}
+    salts = []
+    for prompt in (ASKED, OTHER):
+        ask(client, prompt, cache_salt="wise:mine")
+        salts.append(llm.asked[-1][0]["cache_salt"])
+    assert salts[0].startswith("wise:") and salts[0].endswith("/wise:mine") and salts[1] == "/wise:mine"
+    unknown = ask(client, ASKED, headers={"X-Wise-Namespace": "other"})
+    assert unknown.status_code == 404 and "'other'; there are: default" in unknown.json()["error"]["message"]
+    assert client.get("/models").json() == {"data": []}
+
+
+def test_a_server_without_edits_does_not_start(
+    llm: FakeLLM, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.version = 13
+    with pytest.raises(wise.StoreError, match="segment 13"), TestClient(server(llm)):
+        pass
+    app = server(llm)
+    app.state.args.chat_template = "other.jinja"
+    with pytest.raises(wise.ConfigError, match="the tokenizer's own template"), TestClient(app):
+        pass
+    monkeypatch.delenv("WISE_STORE")
+    with pytest.raises(wise.ConfigError, match="WISE_STORE is not set"), TestClient(server(llm)):
+        pass
+
+
+def config(extension: str = EXTENSION, vocabulary: int = 100, **options: Any) -> Any:
+    model = SimpleNamespace(
+        hf_config=SimpleNamespace(model_type="llama"), hf_text_config=SimpleNamespace(vocab_size=vocabulary)
+    )
+    return SimpleNamespace(
+        additional_config=options, parallel_config=SimpleNamespace(worker_extension_cls=extension), model_config=model
+    )
+
+
+def test_how_the_engine_is_started_is_said() -> None:
+    base: Any = SimpleNamespace(model_type="llama", vocabulary=100, path=LAYER)
+    own = {"layer": LAYER, "encoder": "e"}
+    assert checked_options(config(wise=own), base) == checked_options(config(wise=own), None) == own
+    for wrong in (config(), config(extension="", wise=own)):
+        with pytest.raises(wise.ConfigError, match=f"--additional-config.wise.layer {LAYER}"):
+            checked_options(wrong, base)
+    with pytest.raises(wise.ConfigError, match="wise info"):
+        checked_options(config(), None)
+    for other in (config(vocabulary=99, wise=own), config(wise={"layer": "model.layers.0.mlp.down_proj"})):
+        with pytest.raises(wise.ConfigError, match="name its store"):
+            checked_options(other, base)

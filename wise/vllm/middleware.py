@@ -1,0 +1,116 @@
+"""Middleware of vLLM's own server: `vllm serve MODEL --middleware wise.vllm.middleware.EditingMiddleware`.
+
+It serves the newest version of the store at `WISE_STORE`; the header `X-Wise-Namespace` names a namespace. An answer
+has a field `wise` with its version and the edits that were active; a stream has it in an event before `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+
+from wise.errors import ConfigError
+from wise.vllm.edited_client import DEFAULT_NAMESPACE, AskedMemory, EditedClient, asked_memory
+
+STORE = "WISE_STORE"
+"""Environment variable: the store's folder, or its postgresql:// URL."""
+NAMESPACE = "X-Wise-Namespace"
+DONE = b"data: [DONE]"
+HEAD = ("id", "object", "created", "model")
+"""Fields that the events of a stream have in common."""
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class EditingMiddleware:
+    """Starts and ends with the server; the server does not start if edits would have no effect."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._client: EditedClient | None = None
+
+    async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, partial(self._lifespan, scope["app"].state, send))
+        elif scope["type"] != "http" or self._client is None:
+            await self._app(scope, receive, send)
+        else:
+            await self._request(self._client, scope, receive, send)
+
+    async def _lifespan(self, state: Any, send: Send, message: Message) -> None:
+        if message["type"] == "lifespan.startup.complete":
+            store = os.environ.get(STORE)
+            if not store:
+                raise ConfigError(f"{STORE} is not set: the folder of a store was expected, or its URL")
+            if state.args.chat_template:
+                raise ConfigError("--chat-template: chats are known by the tokenizer's own template; put it there")
+            self._client = EditedClient.open(state.engine_client, store)
+            await self._client.start()  # what is raised here is told by the server, which ends
+        elif self._client is not None:
+            self._client.close()
+        await send(message)
+
+    async def _request(self, client: EditedClient, scope: Message, receive: Any, send: Send) -> None:
+        try:
+            asking = client.asking(Headers(scope=scope).get(NAMESPACE, DEFAULT_NAMESPACE))
+            with asking as asked:
+                token = asked_memory.set(asked)
+                try:
+                    await self._app(scope, receive, _Answer(send, asked))
+                finally:
+                    asked_memory.reset(token)
+        except LookupError as error:
+            body = {"error": {"message": str(error), "type": "NotFoundError", "param": NAMESPACE, "code": 404}}
+            await JSONResponse(body, 404)(scope, receive, send)
+
+
+class _Answer:
+    """Sends an answer, with its edits."""
+
+    def __init__(self, send: Send, asked: AskedMemory) -> None:
+        self._send, self._asked = send, asked
+        self._start: Message | None = None
+        """Held back: of an answer in JSON, whose length changes."""
+        self._body = b""
+        self._head: dict[str, Any] = {}
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kind = Headers(raw=message["headers"]).get("content-type", "")
+            if kind.startswith("application/json"):
+                self._start = message
+                return
+        elif self._start is not None:
+            self._body += message.get("body", b"")
+            if message.get("more_body"):
+                return
+            message["body"] = self._told()
+            headers = MutableHeaders(raw=self._start["headers"])
+            headers["content-length"] = str(len(message["body"]))
+            await self._send(self._start)
+        elif self._asked.answers:
+            message["body"] = self._streamed(message.get("body", b""))
+        await self._send(message)
+
+    def _told(self) -> bytes:
+        if not self._asked.answers:
+            return self._body
+        answer = json.loads(self._body)
+        if not isinstance(answer, dict) or "error" in answer:
+            return self._body
+        return json.dumps(answer | {"wise": self._asked.to_dict()}, ensure_ascii=False).encode()
+
+    def _streamed(self, body: bytes) -> bytes:
+        if not self._head and body.startswith(b"data: {"):
+            first = json.loads(body[6 : body.index(b"\n\n")])
+            self._head = {name: first[name] for name in HEAD if name in first}
+        if DONE not in body:
+            return body
+        told = json.dumps({**self._head, "choices": [], "wise": self._asked.to_dict()}, ensure_ascii=False)
+        return body.replace(DONE, f"data: {told}\n\n".encode() + DONE)
