@@ -231,9 +231,27 @@ def vllm_compared() -> str:
             versions = len(one["equal"])
             counts = [sum(own[what] for own in one["equal"].values()) for what in ("texts", "edits", "added")]
             asked = f"{one['prompts']} x {versions}"
-            rows.append((model, name, asked, *map(str, counts), str(one["equal_without_edits"])))
+            did = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in one["counters"].items() if count)
+            rows.append((model, name, asked, *map(str, counts), str(one["equal_without_edits"]), did, one["date"]))
     head = ("Base", "Configuration", "Prompts", "Texts", "Reported edits", "Added edits", "Texts without edits")
-    return table(head, rows)
+    return table((*head, "Of this", "Date"), rows)
+
+
+def vllm_costs() -> str:
+    """What `scripts/bench_vllm.py` measured."""
+    found = json.loads(VLLM_FILE.read_text(encoding="utf-8")).get("costs", {})
+    tables = []
+    for model, one in found.items():
+        for form, sizes in one["forms"].items():
+            names = [name for name in next(iter(sizes.values())) if name != "vLLM"]
+            head = ("Clients", "vLLM alone, tokens a CPU second", *names)
+            rows = []
+            for clients, cell in sizes.items():
+                ratios = (f"{cell[name]['ratio_cpu']:.3f}" for name in names)
+                rows.append((clients, str(cell["vLLM"]["tokens_per_cpu_second"]), *ratios))
+            spent = f"medians of {one['rounds']} rounds, {one['tokens']} tokens an answer"
+            tables.append(f"{model}, {form}, {one['date']}: {spent}\n\n{table(head, rows)}")
+    return "\n\n".join(tables) or "Nothing was measured yet."
 
 
 def changelog() -> str:
@@ -244,7 +262,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
         wise_config, service_settings, commands, http_routes, http_errors, http_schemas, models_counted,
-        models_that_work, models_that_do_not, vllm_compared, changelog
+        models_that_work, models_that_do_not, vllm_compared, vllm_costs, changelog
     )
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 from transformers import AutoTokenizer
 
 from wise.config import WiseConfig
@@ -58,7 +59,9 @@ class Memories:
                 template=ChatTemplate.learn(tokenizer),
                 reader=load_encoder(own.get("encoder", config.encoder), taught=own.get("relations", config.relations)),
             )
-        return ServedMemory(state=state, router=HybridRouter(state, self._inputs))
+        router = HybridRouter(state, self._inputs)
+        router.is_quiet(np.zeros(0, dtype=np.int64))  # what that needs is made here, and not within a step
+        return ServedMemory(state=state, router=router)
 
 
 class WiseWorker:
