@@ -174,7 +174,7 @@ def _download(repo_id: str, **options: Any) -> Path:
         return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(FILES), **options))
     except Exception as error:  # whatever the client fails with is the reason
         raise ArtifactError(
-            f"{repo_id!r} is neither a folder here nor to be had from the hub: {error}; check the name, or "
+            f"{repo_id!r} is neither a folder here nor can it be loaded from the hub: {error}; check the name, or "
             "give a local folder"
         ) from error
 

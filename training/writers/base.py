@@ -24,6 +24,10 @@ Progress = Callable[[int], None]
 """Called with the number of edits that are done."""
 
 
+def silent(done: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlotTask:
     """A slot to be written."""
@@ -93,7 +97,7 @@ class Writer(Protocol):
     """Number of efforts, each greater than the one before."""
 
     def write(
-        self, tasks: Sequence[SlotTask], progress: Progress | None = None, effort: int = 0
+        self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0
     ) -> list[tuple[Slot, list[Written]]]:
         """One new slot per task with the result of each of its edits, in the order of the tasks.
 

@@ -23,7 +23,7 @@ from wise.memory.slot import MaskedDenseSlot, Slot
 from wise.router.activation import activation_score
 from wise.training.encoding import Encoder
 from wise.training.splice import SplicedModel
-from wise.training.writers.base import Progress, SlotTask, Written
+from wise.training.writers.base import Progress, SlotTask, Written, silent
 from wise.training.writers.masked_dense_examples import Examples, prepare
 from wise.training.writers.masked_dense_fitting import Fit, Fitting
 from wise.training.writers.masked_dense_statistics import BaseStatistics
@@ -61,7 +61,7 @@ class MaskedDenseWriter:
         self.config = config
 
     def write(
-        self, tasks: Sequence[SlotTask], progress: Progress | None = None, effort: int = 0
+        self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0
     ) -> list[tuple[Slot, list[Written]]]:
         """See `Writer`; there is one effort.
 
@@ -80,7 +80,7 @@ class MaskedDenseWriter:
         shard = torch.tensor([slot * k + i % k for slot, task in enumerate(tasks) for i in range(len(task.edits))])
         shards = self._fit(examples, start.flatten(0, 1), masks.flatten(0, 1), shard, progress)
         merged = torch.stack([merge(deltas) for deltas in shards.weights.view(masks.shape)])
-        served = self._fit(examples, merged, masks.any(1), examples.slot, None)
+        served = self._fit(examples, merged, masks.any(1), examples.slot, silent)
         return self._collect(tasks, examples, masks, shards, served)
 
     def _masks(self, task: SlotTask) -> Tensor:
@@ -91,7 +91,7 @@ class MaskedDenseWriter:
         return random_masks(shape, shards=SHARDS, ratio=MASK_RATIO, seed=seed)
 
     def _fit(
-        self, examples: Examples, start: Tensor, mask: Tensor, group: Tensor, progress: Progress | None
+        self, examples: Examples, start: Tensor, mask: Tensor, group: Tensor, progress: Progress
     ) -> Fit:
         scale = self.statistics.scale
         return Fitting(self.spliced, examples, start, mask, group, scale, self.config).run(progress)

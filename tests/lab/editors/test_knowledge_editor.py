@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
-from editing_contexts import demo_context, records, tiny_context, tiny_edits, tiny_records
+from editing_contexts import tiny_context, tiny_edits, tiny_records
 from torch import Tensor
 from torch.func import functional_call
 
@@ -18,8 +16,6 @@ from wise.lab.editors.context import EditingContext, as_weight, mean_loss, padde
 from wise.lab.editors.knowledge_editor import KnowledgeEditor, KnowledgeEditorSettings
 
 SMALL = {"condition": 8, "hidden": 8}
-SHORT = {"steps": 40, "batch": 4, "condition": 32, "hidden": 32, "learning_rate": 3e-3, "margin": 0.5}
-"""Training in seconds."""
 
 
 def knowledge_editor(context: EditingContext, **settings: Any) -> KnowledgeEditor:
@@ -157,28 +153,6 @@ def test_the_multiplier_rises_while_the_constraint_is_broken() -> None:
     editor._stepped(0.0)
     assert editor.multiplier == 0.0
     assert editor.merit(1.0, 0.05) == 1.0 and editor.merit(1.0, 0.2) == pytest.approx(2.0)
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> EditingContext:
-    return demo_context(training=tuple(records(64, skip=16)), cache=tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture
-def trained(demo: EditingContext) -> Iterator[KnowledgeEditor]:
-    editor = knowledge_editor(demo, **SHORT)
-    editor.prepare()
-    yield editor
-    editor.unwrap()
-
-
-def test_training_pays_on_records_never_seen(trained: KnowledgeEditor) -> None:
-    unseen = KnowledgeEditor(demo_context(training=tuple(records(16))), trained.settings)
-    examples, order = unseen.examples(), random.Random(0)
-    samples = [unseen._sample(examples, [example], order) for example in examples]
-    unseen.network = unseen.untrained()
-    untrained = unseen.merit(*unseen.measured(samples))
-    assert trained.merit(*trained.measured(samples)) < untrained
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt"])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from editing_contexts import demo_context, records, tiny_context, tiny_edits, tiny_records
+from editing_contexts import tiny_context, tiny_edits, tiny_records
 from torch import Tensor
 from torch.func import functional_call
 
@@ -17,8 +16,6 @@ from wise.lab.editors.factors import added, dense, divergence, spoken_loss, take
 from wise.lab.editors.mend import Mend, MendSettings
 
 ARCHITECTURES = ("llama", "gpt2", "opt", "bloom")
-SHORT = {"steps": 40, "batch": 4, "rank": 32, "learning_rate": 3e-4}
-"""Training in seconds."""
 
 
 def mend(context: EditingContext, **settings: Any) -> Mend:
@@ -175,46 +172,6 @@ def test_pads_change_nothing() -> None:
 
 
 # -- training ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> EditingContext:
-    return demo_context(training=tuple(records(64, skip=16)), cache=tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture
-def trained(demo: EditingContext) -> Iterator[Mend]:
-    editor = mend(demo, **SHORT)
-    editor.prepare()
-    yield editor
-    editor.unwrap()
-
-
-def test_training_pays_on_records_never_seen(trained: Mend, demo: EditingContext) -> None:
-    """The same edits by plain gradient steps, at whatever rate, move what is beside them more for the same success."""
-    plain = Mend(demo_context(training=tuple(records(16))), trained.settings)
-    examples, order = plain.examples(), random.Random(0)
-    samples = [plain._sample(examples, [example], order) for example in examples]
-    before, _ = untrained(plain, rate=0.0).measured(samples)
-    edit, locality = trained.measured(samples)
-    assert edit < 0.25 * before
-    for rate in (0.03, 0.06, 0.12, 0.25, 0.5):
-        plain_edit, plain_locality = untrained(plain, rate).measured(samples)
-        assert plain_edit > edit or plain_locality > locality
-    begun = dict(trained.network.state_dict())
-    begun |= {name: tensor for name, tensor in trained.untrained().state_dict().items() if "moments" not in name}
-    plain.network.load_state_dict(begun)  # nothing learned but the moments
-    assert plain.merit(*plain.measured(samples)) > trained.merit(edit, locality)
-
-
-@pytest.mark.parametrize("change", [{"steps": 39}, {"seed": 1}])
-def test_other_settings_are_not_taken_from_the_cache(demo: EditingContext, change: dict[str, Any]) -> None:
-    assert mend(demo, **SHORT | change)._key() != mend(demo, **SHORT)._key()
-
-
-def test_other_records_are_not_taken_from_the_cache(demo: EditingContext) -> None:
-    others = demo_context(training=demo.training[1:])
-    assert mend(others, **SHORT)._key() != mend(demo, **SHORT)._key()
 
 
 def test_training_leaves_the_base_and_the_random_state_alone() -> None:
