@@ -47,6 +47,21 @@ def test_answers_and_edits_are_those_of_the_library(folder: Path, name: str) -> 
     assert figures["equal_without_edits"] < PROMPTS, "without edits the comparison would have failed"
 
 
+def test_what_it_costs_is_measured_in_turn(tmp_path: Path) -> None:
+    output = tmp_path / "figures.json"
+    output.write_text('{"models": {"other": {}}}')
+    sizes = ["--clients", "1", "2", "--sizes", "3", "--rounds", "1", "--tokens", "4", "--output", str(output)]
+    bench = [sys.executable, str(ROOT / "scripts/bench_vllm.py"), *sizes]
+    done = subprocess.run(bench, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    told = json.loads(output.read_text())
+    cells = told["costs"]["demo"]["forms"]["plain"]
+    assert [*cells] == ["1", "2"] and told["models"] == {"other": {}}
+    for cell in cells.values():
+        assert [*cell] == ["vLLM", "plug-in 0", "plug-in 3", "wise"] and cell["vLLM"]["ratio_cpu"] == 1.0
+        assert min(figure for one in cell.values() for figure in one.values()) > 0
+
+
 def test_the_names_that_the_seam_uses_are_there() -> None:
     from vllm.model_executor.custom_op import PluggableLayer
     from vllm.model_executor.layers.linear import RowParallelLinear
