@@ -30,6 +30,7 @@ from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from service_process import Service
 
@@ -127,7 +128,7 @@ class Soak:
     def _edit(self) -> None:
         fact = self.random.choice(self.facts)
         target = counterfactual(fact, seed=self.random.randrange(1000))
-        edit = {"prompt": train_prompts(fact)[0], "target": target, "subject": fact.subject}
+        edit = {"prompt": train_prompts(fact)[0], "target": target, "subject": fact.subject, "id": uuid4().hex}
         answer = json.loads(self._post("/v1/edits", {"edits": [edit]}))
         with self.lock:
             for made in answer["edits"]:

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.config import WiseConfig
-from wise.edits import Conversation, Edit, Message, checked_messages
+from wise.edits import Conversation, Edit, Message, check_lengths, checked_messages
 from wise.errors import ConfigError, EditError
 from wise.memory.fingerprint import tokenizer_digest, weights_digest
 from wise.memory.modules import execution_device
@@ -169,6 +169,12 @@ class Encoder:
         while ids and ids[-1] in self.stops:
             ids.pop()
         return ids
+
+    def validate(self, edit: Edit) -> None:
+        """Raises EditError for an edit that `check` refuses, or that the context does not hold."""
+        self.check(edit)
+        reserve = len(self.bos) + len(self.terminator)
+        check_lengths([edit], lambda text: len(self.tokenizer(text)["input_ids"]), self.context, reserve)
 
     def check(self, edit: Edit) -> None:
         """Raises EditError for an edit that the base cannot read or generate.

@@ -61,7 +61,6 @@ def greedy(
     *,
     stops: Collection[int],
     max_new_tokens: int | Sequence[int],
-    batch: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
     """The greedy continuation of each prompt, up to and including its first stop.
@@ -74,7 +73,7 @@ def greedy(
     limits = [max(1, min(n, context - len(p))) for n, p in zip(limits, prompts, strict=True)]
     answers: list[list[int]] = [[] for _ in prompts]
     done = 0
-    for rows in _batches(prompts, limits, context, batch, unpadded=model in UNPADDED):
+    for rows in _batches(prompts, limits, context, unpadded=model in UNPADDED):
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             max_new_tokens=max(limits[i] for i in rows),
@@ -92,7 +91,7 @@ def greedy(
 
 
 def _batches(
-    prompts: Sequence[Sequence[int]], limits: Sequence[int], context: int, batch: int, *, unpadded: bool
+    prompts: Sequence[Sequence[int]], limits: Sequence[int], context: int, *, unpadded: bool
 ) -> list[list[int]]:
     """Rows that share a batch. No prompt exceeds the context because of the limit of another one."""
     batches: list[list[int]] = []
@@ -100,7 +99,7 @@ def _batches(
         own = [len(prompts[j]) for j in (batches[-1] if batches else [])]
         longest = max((*own, len(prompts[i])))
         apart = bool(own) and (longest > LONGER * min(own) + SPARE or (unpadded and longest > min(own)))
-        if not batches or len(batches[-1]) == batch or longest + limits[i] > context or apart:
+        if not batches or len(batches[-1]) == BATCH or longest + limits[i] > context or apart:
             batches.append([])
         batches[-1].append(i)
     return batches

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from wise.config import WiseConfig
-from wise.edits import Edit, check_lengths, check_one_namespace, check_unique
+from wise.edits import Edit, check_one_namespace, check_unique
 from wise.errors import EditError
 from wise.memory.key_space import Space
 from wise.memory.state import MemoryState
@@ -226,9 +226,7 @@ class Trainer:
         for edit in edits:
             if edit.id in live:
                 raise EditError(f"field 'id': edit {edit.id!r} is live already; leave it out, or give a new id")
-            self.encoder.check(edit)
-        reserve = len(self.encoder.bos) + len(self.encoder.terminator)
-        check_lengths(edits, lambda text: len(self.encoder.tokenizer(text)["input_ids"]), self.encoder.context, reserve)
+            self.encoder.validate(edit)
 
     def _batches(self, state: MemoryState, edits: Sequence[Edit]) -> list[list[SlotTask]]:
         """The slots to be written for `edits` to join those of `state`, in batches of whole slots."""

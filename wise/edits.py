@@ -385,12 +385,12 @@ def check_unique(edits: Sequence[Edit]) -> None:
 
 
 def check_lengths(
-    edits: Iterable[Edit | Record], count_tokens: Callable[[str], int], context: int, reserve: int = 0
+    edits: Iterable[Edit], count_tokens: Callable[[str], int], context: int, reserve: int = 0
 ) -> None:
     """Refuse an edit that a model cannot see whole.
 
     Args:
-        edits: what is to be applied; a `Record` is named by its source, an `Edit` by its id.
+        edits: what is to be applied.
         count_tokens: how many tokens a text has, special tokens counted as the model will see them.
         context: how many tokens the model sees at once.
         reserve: tokens kept free, for what ends a target or goes before a prompt.
@@ -398,9 +398,7 @@ def check_lengths(
     Raises:
         EditError: a prompt or a paraphrase with the target, or a locality prompt, is longer than that.
     """
-    for item in edits:
-        edit = item.edit if isinstance(item, Record) else item
-        source = item.source if isinstance(item, Record) else ""
+    for edit in edits:
         target = f" {edit.target}"
         whole = {"field 'target': with the prompt it": edit.prompt + target}
         for place, text in enumerate(edit.paraphrases):
@@ -411,8 +409,8 @@ def check_lengths(
             tokens = count_tokens(text)
             if tokens + reserve > context:
                 raise EditError(
-                    f"{source + ': ' if source else ''}{subject} takes {tokens} tokens and {reserve} are "
-                    f"reserved, but the context holds {context}; shorten it (edit {edit.id!r})"
+                    f"{subject} takes {tokens} tokens and {reserve} are reserved, but the context holds {context}; "
+                    f"shorten it (edit {edit.id!r})"
                 )
 
 

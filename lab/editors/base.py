@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wise.edits import Edit, check_lengths, check_unique
+from wise.edits import Edit, check_unique
 from wise.errors import EditError, UnsupportedModelError
 from wise.lab.editors.context import EditingContext
 from wise.lab.editors.settings import Settings
@@ -160,9 +160,7 @@ class Baseline(ABC, Generic[S]):
                     f"field 'subject': edit {edit.id!r} names none, and {type(self).__name__} writes at the subject's "
                     "last token; name the subject as the prompt writes it, or choose another editor"
                 )
-            self.encoder.check(edit)
-        reserve = len(self.encoder.bos) + len(self.encoder.terminator)
-        check_lengths(edits, lambda text: len(self.tokenizer(text)["input_ids"]), self.encoder.context, reserve)
+            self.encoder.validate(edit)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Dropout off, and back as it was afterwards."""

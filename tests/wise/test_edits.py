@@ -415,9 +415,4 @@ def test_check_lengths_covers_all_that_fitting_may_use() -> None:
         check_lengths([edit(paraphrases=[long])], words, context=15)
     with pytest.raises(EditError, match=r"^field 'locality\[0\]'"):
         check_lengths([edit(locality=[long])], words, context=15)
-    check_lengths([Record(edit=edit(), neighbours=(long,))], words, context=15)
-
-
-def test_check_lengths_says_where_a_record_came_from() -> None:
-    with pytest.raises(EditError, match=r"^facts\.jsonl:12: field 'target'"):
-        check_lengths([Record(edit=edit(), source="facts.jsonl:12")], words, context=3)
+    check_lengths([edit()], words, context=15)

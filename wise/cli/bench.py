@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from wise.cli.common import progress_bars, show_json, show_table
+from wise.cli.common import progress_bars, show_table
 from wise.cli.eval import described
 from wise.cli.options import (
     DataOption,
@@ -21,7 +21,7 @@ from wise.cli.options import (
     SkipOption,
     with_options,
 )
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 
 SIZES = [1, 10, 100, 500]
 

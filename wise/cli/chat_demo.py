@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from wise.cli.common import check_file, progress_bars, show_json, show_table
+from wise.cli.common import check_file, progress_bars, show_table
 from wise.cli.options import JsonOption, PlacementOptions, ProgressOption, ThreadsOption, with_options
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 from wise.loading import load_model, prepare
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from wise.cli.terminal import cell, echo_json
+from wise.cli.terminal import cell
 from wise.errors import ConfigError
 
 BAD_INPUT = 2
@@ -119,11 +119,6 @@ def file_facts(file: Path) -> dict[str, Any]:
     for part in data_files(file):
         digest.update(part.read_bytes())
     return {"name": file.name, "sha256": digest.hexdigest()}
-
-
-def show_json(value: Any) -> None:
-    """The last line of stdout: compact JSON."""
-    echo_json(value)
 
 
 def finite(value: float) -> float | None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import show_json, show_table
+from wise.cli.common import show_table
 from wise.cli.options import JsonOption, SeedOption
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 
 if TYPE_CHECKING:
     from wise.lab.bench.run_comparison import Comparison, Contrast

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import NOT_VERIFIED, ROWS, progress_bars, show_json, show_table
+from wise.cli.common import NOT_VERIFIED, ROWS, progress_bars, show_table
 from wise.cli.options import (
     EditedModelOptions,
     FormatOptions,
@@ -18,7 +18,7 @@ from wise.cli.options import (
     settings,
     with_options,
 )
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 from wise.edits import Edit
 from wise.errors import ConfigError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import check_file, file_facts, progress_bars, show_json, show_table
+from wise.cli.common import check_file, file_facts, progress_bars, show_table
 from wise.cli.options import (
     DataOption,
     FormatOptions,
@@ -23,7 +23,7 @@ from wise.cli.options import (
     settings,
     with_options,
 )
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 from wise.demo.plotting import check_picture
 from wise.errors import ConfigError, EditError
 

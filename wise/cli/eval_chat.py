@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import check_file, progress_bars, show_json, show_table
+from wise.cli.common import check_file, progress_bars, show_table
 from wise.cli.options import (
     EncoderOption,
     FormatOptions,
@@ -25,7 +25,7 @@ from wise.cli.options import (
     settings,
     with_options,
 )
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wise.cli.common import NOT_VERIFIED, show_json
+from wise.cli.common import NOT_VERIFIED
 from wise.cli.options import EditedModelOptions, JsonOption, with_options
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 
 if TYPE_CHECKING:
     from wise.training.report import DeleteReport

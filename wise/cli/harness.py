@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from wise.cli.common import show_json, show_table
+from wise.cli.common import show_table
 from wise.cli.compare import shown_p
 from wise.cli.options import EditedModelOptions, JsonOption, ProgressOption, SeedOption, with_options
+from wise.cli.terminal import show_json
 
 COLUMNS = ("task", "metric", "documents", "base", "edited", "difference", "changed", "p")
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import ROWS, finite, show_json, show_table
+from wise.cli.common import ROWS, finite, show_table
 from wise.cli.options import EditedModelOptions, JsonOption, MemoryOptions, with_options
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 
 if TYPE_CHECKING:
     from wise.config import WiseConfig

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import check_file, file_facts, progress_bars, show_json, show_table
+from wise.cli.common import check_file, file_facts, progress_bars, show_table
 from wise.cli.options import FormatOptions, JsonOption, ModelOptions, ProgressOption, SeedOption, settings, with_options
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 from wise.config import WiseConfig
 from wise.demo.plotting import check_picture
 from wise.errors import ConfigError, EditError

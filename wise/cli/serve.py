@@ -10,9 +10,8 @@ from typing import Annotated
 
 import typer
 
-from wise.cli.common import show_json
 from wise.cli.options import AllowPrecisionOption, JsonOption, PlacementOptions, with_options
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 
 NEEDS = "pip install 'wise-runtime[serve]'"

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import NOT_VERIFIED, NOT_WHOLE, check_file, progress_bars, show_json, show_table
+from wise.cli.common import NOT_VERIFIED, NOT_WHOLE, check_file, progress_bars, show_table
 from wise.cli.options import EditedModelOptions, JsonOption, ProgressOption, with_options
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wise.cli.common import BAD_INPUT, show_json
+from wise.cli.common import BAD_INPUT
 from wise.cli.options import FormatOptions, JsonOption, with_options
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError, EditError
 from wise.safe_text import redacted
 

@@ -20,7 +20,7 @@ def echo(text: str = "", *, err: bool = False) -> None:
     typer.echo(escaped(text), err=err)
 
 
-def echo_json(value: Any) -> None:
+def show_json(value: Any) -> None:
     """Exact JSON as one line of stdout; what JSON does not escape by itself is escaped as JSON does."""
     typer.echo(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("\x7f", "\\u007f"))
 

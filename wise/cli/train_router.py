@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wise.cli.common import check_file, file_facts, progress_bars, show_json, show_table
+from wise.cli.common import check_file, file_facts, progress_bars, show_table
 from wise.cli.options import DeviceOption, EncoderOption, JsonOption, ProgressOption, ThreadsOption
-from wise.cli.terminal import echo
+from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 from wise.loading import check_device, prepare
 from wise.training.router.builtin_questions import SUBJECTS, builtin_questions, read_questions

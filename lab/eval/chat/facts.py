@@ -30,6 +30,8 @@ HALVES = ("fit", "judge")
 LISTS = ("aliases", "paraphrases", "same_subject", "neighbours")
 FIELDS = ("prompt", "target", "subject", "answer", "kind", "half", *LISTS)
 """Fields of a fact in a file; `LISTS` are lists of texts."""
+WORDINGS = 3
+"""Of each kind, taken of a record of a published set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +93,8 @@ def read_facts(path: Path, columns: Mapping[str, str] | None = None) -> list[Fac
     return found
 
 
-def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> list[Fact]:
-    """Records of a published set, each with so many of its wordings and neighbours.
+def facts_of(records: Sequence[Record], *, seed: int = 0) -> list[Fact]:
+    """Records of a published set, each with `WORDINGS` of its wordings and neighbours.
 
     Its other questions about the subject are those neighbours that name it, and, where the set tells relations apart,
     prompts of other relations asked of it, which are no wordings of its own relation as well ("X is located in").
@@ -108,7 +110,7 @@ def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> 
     results = []
     for record in records:
         others = [name for name in sorted(prompts) if name != record.relation]
-        few = order.sample(others, min(wordings, len(others))) if record.edit.subject else []
+        few = order.sample(others, min(WORDINGS, len(others))) if record.edit.subject else []
         known = by_relation.get(record.relation or "", set())
         apart = [[text for text in prompts[name] if _flat(text) not in known] for name in few]
         same = [order.choice(others_).replace("{}", record.edit.subject or "") for others_ in apart if others_]
@@ -116,10 +118,10 @@ def facts_of(records: Sequence[Record], *, wordings: int = 3, seed: int = 0) -> 
         results.append(
             Fact(
                 edit=record.edit,
-                rewordings=record.paraphrases[:wordings],
-                free_rewordings=record.free_paraphrases[:wordings],
-                same_subject=(*same, *named[:wordings]),
-                neighbours=tuple(text for text in record.neighbours if text not in named)[:wordings],
+                rewordings=record.paraphrases[:WORDINGS],
+                free_rewordings=record.free_paraphrases[:WORDINGS],
+                same_subject=(*same, *named[:WORDINGS]),
+                neighbours=tuple(text for text in record.neighbours if text not in named)[:WORDINGS],
                 answer=record.answer,
                 kind=record.relation or "",
             )

@@ -64,11 +64,11 @@ class Relations:
             of_prompts += templates[:1]
             every += templates
         for template in dict.fromkeys(of_prompts):
-            self._prompts[self._root(_key(template))][template] = None
+            self._prompts[self._root(normal(template))][template] = None
         for template in dict.fromkeys(every):
             before, _, behind = template.partition("{}")
             if words(before + behind):  # a subject alone reads like any text
-                self._around[self._root(_key(template))].add((before, behind))
+                self._around[self._root(normal(template))].add((before, behind))
         about = {relation: frozenset().union(*map(topics_of, entry)) for relation, entry in self._prompts.items()}
         self._matters: dict[str, frozenset[str]] = about
 
@@ -79,8 +79,8 @@ class Relations:
             return []
         wordings = (template_of(text, edit.subject) for text in (*edit.paraphrases, *paraphrases))
         templates = [first, *(wording for wording in wordings if wording is not None)]
-        for node in [*map(_key, templates), *([f"relation {name}"] if name else [])]:
-            self._join(_key(first), node)
+        for node in [*map(normal, templates), *([f"relation {name}"] if name else [])]:
+            self._join(normal(first), node)
         return templates
 
     def _root(self, node: str) -> str:
@@ -102,7 +102,7 @@ class Relations:
 
     def of_template(self, template: str | None) -> str | None:
         """The relation that a template belongs to; None where no record has it."""
-        key = None if template is None else _key(template)
+        key = None if template is None else normal(template)
         return None if key is None or key not in self._parent else self._root(key)
 
     def of(self, edit: Edit) -> str | None:
@@ -130,11 +130,6 @@ class Relations:
         relation = self.of_template(template)
         known = self._matters.get(relation, frozenset()) if relation is not None else frozenset()
         return AskedRelation(relation=relation, topics=topics_of(template) | known)
-
-
-def _key(template: str) -> str:
-    """A template as it is compared; `{}` stays, and so do marks inside, which tell wordings apart."""
-    return normal(template)
 
 
 UNMOVED = ("locality.gold", "ripple.relation_specificity")
