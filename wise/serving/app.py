@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
@@ -162,6 +163,7 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
     server = Server(service, on_start=lambda: show(url, token))
     signal.signal(signal.SIGTERM, server.handle_exit)  # until uvicorn listens to it, and when it raises it once more
     server.run(sockets=[listener])
+    gc.freeze()  # as it ends, the interpreter would look through a million objects for garbage, for seconds
 
 
 def build_service(settings: Settings, token: str | None) -> Service:

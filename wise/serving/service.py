@@ -40,7 +40,7 @@ from wise.serving.token_text import TokenText
 
 logger = logging.getLogger(__name__)
 
-LEAST = 1.0
+LEAST = 2.0
 """Seconds that the parts have to end if answers took all of the shutdown's time."""
 UNHEARD = 10.0
 """Seconds without a sign of life after which an editor gets no CPU, or was stopped."""

@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     answer_limit: int = Field(16, ge=1, description="Answers (`n`) to one prompt.")
     edit_limit: int = Field(256, ge=1, description="Edits of one request.")
     shutdown_timeout: float = Field(
-        30.0, ge=0, description="Seconds after a SIGTERM until all has ended; answers have one less, at least one."
+        30.0, ge=0, description="Seconds after a SIGTERM until all has ended; answers have two less, at least one."
     )
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
