@@ -2,6 +2,7 @@
 
     python scripts/attack_serve.py             # all attacks
     python scripts/attack_serve.py b02 b19     # those whose names begin so
+    python scripts/attack_serve.py --into docs/results/service.json now     # puts them into a file of runs
     python scripts/attack_serve.py --list
 
 Each attack is a function in `scripts/attacks/`, and gets a fresh `wise serve` of the shipped model on the loopback
@@ -58,6 +59,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="beginnings of names; left out: all")
     parser.add_argument("--list", action="store_true", help="name the attacks and end")
+    parser.add_argument("--into", nargs=2, metavar=("FILE", "RUN"), help="put the results into this run of a file")
     options = parser.parse_args()
     chosen = {
         name: attack
@@ -75,6 +77,8 @@ def main() -> int:
         results[name] = {"held": held, "seen": seen, "seconds": round(time.monotonic() - begun, 1)}
         print(f"{name:<28} {'held' if held else 'BROKEN'}  {seen}", flush=True)
     print(json.dumps(results))
+    if options.into:
+        attacks.record(*options.into, results)
     return 0 if all(result["held"] for result in results.values()) else 1
 
 

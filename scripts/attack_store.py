@@ -2,6 +2,7 @@
 
     python scripts/attack_store.py             # all attacks
     python scripts/attack_store.py c01 c08     # those whose names begin so
+    python scripts/attack_store.py --into docs/results/service.json now     # puts them into a file of runs
 
 Each attack is a function here, and gets an empty folder. It returns what it measured, or raises AttackError with what
 went wrong. With PYTHONPATH set to another checkout, that one is attacked. One line for each attack goes to stdout; the
@@ -30,6 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import attacks
 import torch
 from soak_store import BASE, CONFIG, reseal, written
 
@@ -86,9 +88,16 @@ def altered(folder: Path, *statements: str) -> None:
         connection.commit()
 
 
+def held() -> float:
+    """MiB of memory that this process has; `peak` counts from here."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
 def peak() -> float:
     """MiB of memory that this process has had at the most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM:"))
 
 
 def refused(work: Callable[[], object], what: str) -> None:
@@ -291,7 +300,7 @@ def c06_header(folder: Path) -> str:
     (made / "memory.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
     reseal(made)
     del names, text
-    before, begun = peak(), time.perf_counter()
+    before, begun = held(), time.perf_counter()
     refused(lambda: load_memory(made), "the header")
     spent, grown = time.perf_counter() - begun, peak() - before
     if spent > 2 or grown > 200:
@@ -386,7 +395,7 @@ def c08_shown(folder: Path) -> str:
 
 def c10_files(folder: Path) -> str:
     """Files that are too large, or no files, must be refused before they are read."""
-    before = peak()
+    before = held()
     made = memory(folder / "large")
     (made / "wise_config.json").write_bytes(b"[" + b"0," * 75_000_000 + b"0]")
     refused(lambda: load_memory(made), "a wise_config.json of 150 MB")
@@ -414,7 +423,7 @@ def c10_packed(folder: Path) -> str:
     with lzma.open(file, "wb", preset=1) as stream:
         for _ in range(600):
             stream.write(b" " * 1_000_000)
-    before = peak()
+    before = held()
     refused(lambda: read_records(file), "an .xz that holds 600 MB")
     grown = peak() - before
     if grown > 100:
@@ -527,6 +536,7 @@ ATTACKS = {name: work for name, work in list(globals().items()) if name[:1] in "
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="beginnings of names; left out: all")
+    parser.add_argument("--into", nargs=2, metavar=("FILE", "RUN"), help="put the results into this run of a file")
     options = parser.parse_args()
     results = {}
     for name, work in sorted(ATTACKS.items()):
@@ -535,14 +545,16 @@ def main() -> int:
         begun = time.monotonic()
         with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
             try:
-                held, seen = True, work(Path(folder))
+                whole, seen = True, work(Path(folder))
             except AttackError as error:
-                held, seen = False, str(error)
+                whole, seen = False, str(error)
             except Exception as error:
-                held, seen = False, f"{type(error).__name__}: {error}"
-        results[name] = {"held": held, "seen": seen, "seconds": round(time.monotonic() - begun, 1)}
-        print(f"{name:<24} {'held' if held else 'BROKEN'}  {seen}", flush=True)
+                whole, seen = False, f"{type(error).__name__}: {error}"
+        results[name] = {"held": whole, "seen": seen, "seconds": round(time.monotonic() - begun, 1)}
+        print(f"{name:<24} {'held' if whole else 'BROKEN'}  {seen}", flush=True)
     print(json.dumps(results))
+    if options.into:
+        attacks.record(*options.into, results)
     return 0 if all(result["held"] for result in results.values()) else 1
 
 

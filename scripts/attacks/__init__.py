@@ -6,8 +6,11 @@ A module holds the attacks on one part, in a dictionary `ATTACKS` by name: a let
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from service_process import Service
 
@@ -26,3 +29,11 @@ class Attack:
     """Returns what was measured, in a few words. Raises AttackError if the service did not hold."""
     options: tuple[str, ...] = ()
     """Of `wise serve`; `{folder}` is a folder of the attack's own."""
+
+
+def record(file: str, run: str, results: Mapping[str, Any]) -> None:
+    """Puts results by name into one run of a JSON file, beside those that it has: the page of results is made of it."""
+    path = Path(file)
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found[run] = dict(sorted({**found.get(run, {}), **results}.items()))
+    path.write_text(json.dumps(found, indent=1) + "\n")

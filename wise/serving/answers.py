@@ -170,13 +170,13 @@ class ChatWriter(Writer):
     def answer(self, head: dict[str, Any], answers: Sequence[GeneratedAnswer]) -> dict[str, Any]:
         choices = []
         for index, one in enumerate(answers):
-            text, calls = self._parts(index, one)
+            text, calls = self.parts(index, one)
             message = ChatMessage(content=None if calls and not text.strip() else text, tool_calls=calls or None)
             choices.append(ChatChoice(**self._finished(self.choice(index, one, True), bool(calls)), message=message))
         return ChatCompletion(**head, choices=choices).model_dump()
 
     def chunk(self, delta: Delta, first: bool) -> dict[str, Any] | None:
-        text, calls = self._parts(delta.index, delta)
+        text, calls = self.parts(delta.index, delta)
         content: dict[str, Any] = {"role": "assistant"} if first else {}
         if text or first:
             content["content"] = text
@@ -186,7 +186,7 @@ class ChatWriter(Writer):
             return None
         return self._finished(self.choice(delta.index, delta, first), bool(calls)) | {"delta": content}
 
-    def _parts(self, index: int, of: GeneratedAnswer | Delta) -> tuple[str, list[Any]]:
+    def parts(self, index: int, of: GeneratedAnswer | Delta) -> tuple[str, list[Any]]:
         """The text and the calls of an answer, or those that a delta adds."""
         parser = self._parsers[index]
         text = parser.add(of.text)
@@ -197,13 +197,17 @@ class ChatWriter(Writer):
         return choice | {"finish_reason": "tool_calls"} if calls else choice
 
     def _logprobs(self, index: int, of: GeneratedAnswer | Delta, first: bool) -> dict[str, Any] | None:
+        content = self.token_logprobs(of)
+        return None if content is None else {"content": content, "refusal": None}
+
+    def token_logprobs(self, of: GeneratedAnswer | Delta) -> list[dict[str, Any]] | None:
+        """Those of an answer, or of what a delta adds; None if they were not asked for."""
         if not self.logprobs:
             return None
-        content = [
+        return [
             self._entry(one.token, one.logprob) | {"top_logprobs": [self._entry(*pair) for pair in one.top]}
             for one in of.logprobs
         ]
-        return {"content": content, "refusal": None}
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.service.token_text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
@@ -29,7 +30,7 @@ from wise.serving.connections import BACKLOG, Connections, affordable
 from wise.serving.editor_process import editor_process
 from wise.serving.http_errors import ERRORS
 from wise.serving.middleware import RequestMiddleware
-from wise.serving.service import Service
+from wise.serving.service import LEAST, Service
 from wise.serving.settings import Settings, without_effect
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def build_app(service: Service) -> FastAPI:
         RequestMiddleware,
         metrics=service.metrics,
         body_limit=settings.body_limit,
+        bodies_limit=settings.bodies_limit,
         client_timeout=settings.client_timeout,
     )
     _remove_422(app)
@@ -129,7 +131,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,  # nothing here depends on what a proxy says of the client
                 backlog=BACKLOG,
-                timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout)),
+                timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout - LEAST)),
                 timeout_keep_alive=KEEP_ALIVE,
             )
         )
@@ -161,6 +163,7 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
     server = Server(service, on_start=lambda: show(url, token))
     signal.signal(signal.SIGTERM, server.handle_exit)  # until uvicorn listens to it, and when it raises it once more
     server.run(sockets=[listener])
+    gc.freeze()  # as it ends, the interpreter would look through a million objects for garbage, for seconds
 
 
 def build_service(settings: Settings, token: str | None) -> Service:

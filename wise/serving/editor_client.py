@@ -263,11 +263,15 @@ async def send_to_writer(store: Store, name: str, arguments: Mapping[str, Any]) 
     """
     command = await asyncio.to_thread(store.commands.enqueue, name, arguments, COMMAND_TIMEOUT)
     end = time.monotonic() + COMMAND_TIMEOUT
-    while time.monotonic() < end:
-        answer = await asyncio.to_thread(store.commands.take_answer, command)
-        if answer is not None:
-            return command_result(answer)
-        await asyncio.sleep(POLL)
+    try:
+        while time.monotonic() < end:
+            answer = await asyncio.to_thread(store.commands.take_answer, command)
+            if answer is not None:
+                return command_result(answer)
+            await asyncio.sleep(POLL)
+    except asyncio.CancelledError:  # nobody waits for the answer
+        await asyncio.to_thread(store.commands.withdraw, command)
+        raise
     limit = f"within {COMMAND_TIMEOUT:.0f} s"
     if await asyncio.to_thread(store.commands.withdraw, command):
         raise StoreError(f"no writer took it up {limit}, and none will; see that a replica can write")

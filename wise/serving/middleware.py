@@ -18,7 +18,7 @@ from opentelemetry.propagators.textmap import Getter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wise.serving.http_errors import METHODS
+from wise.serving.http_errors import METHODS, unavailable
 from wise.serving.logs import noting
 from wise.serving.metrics import Metrics
 
@@ -52,6 +52,19 @@ class _Headers(Getter[Iterable[tuple[bytes, bytes]]]):
 _HEADERS = _Headers()
 
 
+class BodyBudget:
+    """Bytes of all bodies that are under way: what is announced counts as soon as it is read, until the answer ends."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+
+    def take(self, size: int) -> None:
+        """Raises HTTPError 503 if there is no room for so many more."""
+        if self.used + size > self.limit:
+            raise unavailable(f"the bodies of the requests under way have {self.used} of {self.limit} bytes; try again")
+        self.used += size
+
+
 class RequestBody:
     """The body of one request, limited in size. `receive` replaces the server's own.
 
@@ -59,11 +72,13 @@ class RequestBody:
     that instead of the answer. So `drain` reads the rest of the body after the answer, for a while.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int, seconds: float) -> None:
-        """seconds: that the body may take to come."""
+    def __init__(self, scope: Scope, receive: Receive, limit: int, seconds: float, budget: BodyBudget) -> None:
+        """seconds: that the body may take to come. budget: what it shares with other bodies."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
-        self._receive, self._limit, self._seconds = receive, limit, seconds
+        self._receive, self._limit, self._seconds, self._budget = receive, limit, seconds, budget
+        self._taken = 0
+        """Of the budget."""
         self._end: float | None = None
         """When it must have come, from the first read on: until then the client may wait for `100 Continue`."""
         self._size = int(length) if length.isdigit() else 0
@@ -73,7 +88,7 @@ class RequestBody:
 
     async def receive(self) -> Message:
         """Raises HTTPException 413 for a body that is, or is announced to be, over the limit; 408 for one that does not
-        come."""
+        come; HTTPError 503 for one that has no room beside others."""
         self._check()
         if not self.incomplete:
             return await self._next()
@@ -111,6 +126,13 @@ class RequestBody:
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the body is over the {self._limit} bytes that are taken; send less at once",
             )
+        self._budget.take(self._size - self._taken)
+        self._taken = self._size
+
+    def release(self) -> None:
+        """Gives back what it took of the budget."""
+        self._budget.used -= self._taken
+        self._taken = 0
 
 
 def check_structure(body: bytes) -> None:
@@ -127,8 +149,12 @@ def check_structure(body: bytes) -> None:
 class RequestMiddleware:
     """Plain ASGI, so that streams stay streams and a client that leaves is noticed."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, body_limit: int, client_timeout: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, body_limit: int, bodies_limit: int, client_timeout: float
+    ) -> None:
+        """body_limit: bytes of one body. bodies_limit: of all together."""
         self.app, self.metrics, self.body_limit, self.client_timeout = app, metrics, body_limit, client_timeout
+        self.budget = BodyBudget(max(body_limit, bodies_limit))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -137,7 +163,7 @@ class RequestMiddleware:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        body = RequestBody(scope, receive, self.body_limit, self.client_timeout)
+        body = RequestBody(scope, receive, self.body_limit, self.client_timeout, self.budget)
         begun, status = time.perf_counter(), 500
 
         async def send_on(message: Message) -> None:
@@ -163,6 +189,7 @@ class RequestMiddleware:
             try:
                 await self.app(scope, body.receive, send_on)
             finally:
+                body.release()
                 span.set_attribute("http.response.status_code", status)
                 self._report(scope, status, time.perf_counter() - begun, notes)
 

@@ -1,4 +1,4 @@
-"""Routes that answer: `/v1/completions`, `/v1/chat/completions` and `/v1/models` as OpenAI has them, and `/v1/ask`.
+"""Routes that answer: completions, chats, responses and models as OpenAI has them, and `/v1/ask`.
 
 `/tokenize` and `/detokenize` are as vLLM has them.
 """
@@ -31,10 +31,12 @@ from wise.serving.answers import (
     usage_of,
 )
 from wise.serving.auth import AuthorizedRoute, NamespaceReader
+from wise.serving.clients import while_connected
 from wise.serving.engines import GenerationRequest, MemoryHandle
 from wise.serving.event_stream import event_stream
 from wise.serving.http_errors import bad_request
 from wise.serving.logs import note
+from wise.serving.responses import ResponseAnswer, ResponseRequest, ResponseWriter
 from wise.serving.service import Served, Service
 
 router = APIRouter(prefix="/v1", tags=["answers"], route_class=AuthorizedRoute)
@@ -84,10 +86,30 @@ async def completions(
 async def chat(body: schemas_chat.ChatRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
     """Answers messages. If the model has no chat template, it reads their texts, one per line."""
     requests = await _in_thread(service, prompts.chat_requests, service, body)
+    return await _answer(request, body, requests, _chat_writer(service, body))
+
+
+@router.post("/responses", response_model=ResponseAnswer, responses=STREAM)
+async def respond(body: ResponseRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
+    """Answers as OpenAI's Responses API does. Nothing is stored: `input` is the whole conversation."""
+    chat = body.chat()
+    requests = await _in_thread(service, prompts.chat_requests, service, chat)
+    writer = ResponseWriter(_chat_writer(service, chat), body, int(time.time()))
+    version = requests[0].handle.version
+    headers = {"X-Wise-Version": str(version)}
+    if body.stream:
+        job = service.submit(requests, body.options.deadline)
+        events = writer.stream(job, GeneratedAnswer(requests[0]), partial(_note, version))
+        return event_stream(events, request.state.access, headers)
+    answers = await _generate(service, request, requests, body.options.deadline)
+    _note(version, usage_of(answers))
+    return JSONResponse(writer.answer(answers[0]), headers=headers)
+
+
+def _chat_writer(service: Service, body: schemas_chat.ChatRequest) -> ChatWriter:
     functions = [tool.function.name for tool in body.offered]
     parallel = body.parallel_tool_calls is not False
-    writer = ChatWriter(service, logprobs=bool(body.logprobs), functions=functions, parallel=parallel)
-    return await _answer(request, body, requests, writer)
+    return ChatWriter(service, logprobs=bool(body.logprobs), functions=functions, parallel=parallel)
 
 
 @router.post("/ask")
@@ -202,17 +224,5 @@ async def _generate(
         async for _ in deltas_of(job, answers):
             pass
 
-    async def disconnect() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    work, leaving = asyncio.ensure_future(collect()), asyncio.ensure_future(disconnect())
-    try:
-        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            work.result()
-        return answers
-    finally:
-        job.cancelled = job.cancelled or not work.done()
-        work.cancel()
-        leaving.cancel()
+    await while_connected(request, collect())
+    return answers

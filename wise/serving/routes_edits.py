@@ -18,6 +18,7 @@ from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, TRAINI
 from wise.memory.store.ticket_search import TicketFilter, search_tickets
 from wise.serving import schemas
 from wise.serving.auth import Admin, AuthorizedRoute, Holder, NamespaceEditor, NamespaceReader, sees
+from wise.serving.clients import while_connected
 from wise.serving.edit_size import check_characters, check_size
 from wise.serving.follower import DEFAULT_NAMESPACE
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
@@ -127,15 +128,20 @@ def list_edits(
 
 
 @router.post("/edits/preview")
-async def preview(body: schemas.PreviewRequest, service: Served, holder: NamespaceEditor) -> schemas.PreviewAnswer:
+async def preview(
+    body: schemas.PreviewRequest, request: Request, service: Served, holder: NamespaceEditor
+) -> schemas.PreviewAnswer:
     """Answers to an edit's prompt, its paraphrases and further prompts, before and after it. Nothing is changed.
 
-    Previews are made one after the other, in turns of their holders; too many get a 429.
+    Previews are made one after the other, in turns of their holders; too many get a 429. One whose client leaves ends.
     """
-    async with service.previews.turn(holder.name):
-        wanted, asked = await run_in_threadpool(_to_preview, service, body, holder)
-        done = await service.command("preview", edit=wanted.to_dict(), prompts=asked)
-    return schemas.PreviewAnswer(**done)
+
+    async def previewed() -> dict[str, Any]:
+        async with service.previews.turn(holder.name):
+            wanted, asked = await run_in_threadpool(_to_preview, service, body, holder)
+            return await service.command("preview", edit=wanted.to_dict(), prompts=asked)
+
+    return schemas.PreviewAnswer(**await while_connected(request, previewed()))
 
 
 def _to_preview(service: Service, body: schemas.PreviewRequest, holder: Holder) -> tuple[Edit, list[str]]:

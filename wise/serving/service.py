@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Annotated, Any
 
@@ -39,8 +40,8 @@ from wise.serving.token_text import TokenText
 
 logger = logging.getLogger(__name__)
 
-LEAST = 1.0
-"""Seconds that the editor has to end if answers took all of the shutdown's time."""
+LEAST = 2.0
+"""Seconds that the parts have to end if answers took all of the shutdown's time."""
 UNHEARD = 10.0
 """Seconds without a sign of life after which an editor gets no CPU, or was stopped."""
 PROMPT_THREADS = 4
@@ -106,12 +107,19 @@ class Service:
             self.editor.leave()
 
     def close(self) -> None:
-        """Ends all parts; edits that are being trained are queued again when the store is next opened."""
+        """Ends all parts; edits that are being trained are queued again when the store is next opened.
+
+        Whatever has not ended when the time is over is left behind: it ends with the process.
+        """
         self.drain()
         self.canaries.close()
-        self.editor.close(max(LEAST, self._end - time.monotonic()))
-        self.follower.close()
-        self.engine.close()
+        end = max(self._end, time.monotonic() + LEAST)
+        ends = (partial(self.editor.close, end - time.monotonic()), self.follower.close, self.engine.close)
+        closing = [threading.Thread(target=one, daemon=True) for one in ends]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join(max(0.0, end - time.monotonic()))
         self.prompt_threads.shutdown(wait=False, cancel_futures=True)
         self.store.close()
 

@@ -128,10 +128,15 @@ class Settings(BaseSettings):
         (), description="Origins, with commas between them, whose pages may use the API from a browser; default: none."
     )
     body_limit: int = Field(1_048_576, ge=1024, description="Bytes of a request's body.")
+    bodies_limit: int = Field(
+        67_108_864, ge=1024, description="Bytes of the bodies of all requests under way; at least `body_limit` count."
+    )
     prompt_limit: int = Field(64, ge=1, description="Prompts of one request.")
     answer_limit: int = Field(16, ge=1, description="Answers (`n`) to one prompt.")
     edit_limit: int = Field(256, ge=1, description="Edits of one request.")
-    shutdown_timeout: float = Field(30.0, ge=0, description="Seconds that running answers have at shutdown.")
+    shutdown_timeout: float = Field(
+        30.0, ge=0, description="Seconds after a SIGTERM until all has ended; answers have two less, at least one."
+    )
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Without the password of a store's URL, for logs and tracebacks."""

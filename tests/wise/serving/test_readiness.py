@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Running, demo_model, running
+from serving import NAME, Running, demo_model, running
 from waiting import until
 
 from wise.config import WiseConfig
@@ -98,9 +98,6 @@ def test_preparing_says_how_far_it_is(tmp_path: Path, caplog: pytest.LogCaptureF
     stores[-1].close()
 
 
-PLACES = ("Spain", "Porto"), ("Italy", "Vigo")
-
-
 class Broken:
     """An engine that cannot run anything."""
 
@@ -127,7 +124,7 @@ def test_canaries_that_cannot_be_run_raise_the_alarm(tmp_path: Path) -> None:
 
 
 def test_canaries_ask_only_the_namespaces_that_changed(tmp_path: Path) -> None:
-    porto, vigo = ({"prompt": f"The capital of {place} is", "target": target} for place, target in PLACES)
+    porto, vigo = ({"prompt": f"The capital of {one} is", "target": "Vigo"} for one in ("Spain", "Italy"))
     asked: list[str | None] = []
     with running(tmp_path / "store") as served:
 
@@ -150,7 +147,7 @@ def test_canaries_ask_only_the_namespaces_that_changed(tmp_path: Path) -> None:
         served.edit(porto, model=f"{NAME}@a")
         served.edit(vigo, model=f"{NAME}@b")
         assert check() == ["a", "a", "b", "b"] and check() == []
-        served.edit(porto | {"target": "Vigo"}, model=f"{NAME}@a")
+        served.edit(porto | {"target": "Porto"}, model=f"{NAME}@a")
         assert check() == ["a", "a"]
         canaries.close()
 

@@ -1,0 +1,74 @@
+"""Who leaves makes room: a client that previews, and the service itself."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import PATIENCE, running
+from waiting import until
+
+from wise.memory.store.store import Store
+from wise.serving.editor import Editor
+from wise.serving.editor_client import WAITING
+
+LYON = {"prompt": "The capital of France is", "target": "Lyon", "subject": "France"}
+
+
+def test_a_preview_whose_client_left_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def preview(_: Editor, edit: Any, prompts: Any, wanted: Any = None) -> dict[str, Any]:
+        begun.set()
+        until(lambda: not wanted())
+        ended.set()
+        return {}
+
+    monkeypatch.setattr(Editor, "preview", preview)
+    with running(tmp_path / "store") as served:
+        with asked_for_a_preview(served.url):
+            assert begun.wait(PATIENCE)
+            with asked_for_a_preview(served.url):
+                until(lambda: len(served.service.previews) == 1)
+            until(lambda: len(served.service.previews) == 0)  # it waited for its turn
+            assert not ended.is_set()
+        assert ended.wait(PATIENCE)
+
+
+def test_a_preview_that_no_writer_took_up_is_withdrawn_when_its_client_leaves(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store") as store, running(tmp_path / "store", editor_state=WAITING) as served:
+
+        def commands() -> int:
+            with store.backend.reading() as execute:
+                return len(execute("SELECT id FROM commands"))
+
+        with asked_for_a_preview(served.url):
+            until(lambda: commands() == 1)
+        until(lambda: commands() == 0)
+
+
+def asked_for_a_preview(url: str) -> socket.socket:
+    """The connection on which it was asked for; nothing is read from it."""
+    sent = json.dumps({"edit": LYON}).encode()
+    head = f"POST /v1/edits/preview HTTP/1.1\r\nHost: x\r\nContent-Length: {len(sent)}\r\n"
+    connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=PATIENCE)
+    connection.sendall(head.encode() + b"Authorization: Bearer editor\r\nContent-Type: application/json\r\n\r\n" + sent)
+    return connection
+
+
+def test_parts_that_do_not_end_do_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+    with running(tmp_path / "store", editing=False, shutdown_timeout=1.0) as served:
+        service = served.service
+        for part in (service.engine, service.follower, service.editor):
+            end = part.close
+            monkeypatch.setattr(part, "close", lambda *given, end=end: (never.wait(PATIENCE), end(*given)))
+        begun = time.monotonic()
+        service.close()
+        assert time.monotonic() - begun < PATIENCE / 4
+        never.set()

@@ -1,0 +1,37 @@
+"""Work for a client, which ends when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from wise.serving.http_errors import INVALID, HTTPError
+
+T = TypeVar("T")
+CLIENT_LEFT = 499
+"""The status in the log and the metrics of a request whose client left; nobody receives it."""
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. It is cancelled if the client of a request, whose body was read, leaves.
+
+    Raises what `work` raises, and then HTTPError 499.
+    """
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise HTTPError(CLIENT_LEFT, "the client left", type=INVALID)
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.wait({working})

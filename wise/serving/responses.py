@@ -1,0 +1,311 @@
+"""OpenAI's Responses API on top of chats: its bodies, the chat that one asks for, and its answers, whole or streamed.
+
+Nothing is stored, so a conversation is sent whole with each request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+
+from wise.serving.answers import ChatWriter, GeneratedAnswer, deltas_of, metadata, usage_of
+from wise.serving.engines import Job
+from wise.serving.event_stream import error_event, event
+from wise.serving.http_errors import http_error
+from wise.serving.schemas import Body, Text
+from wise.serving.schemas_chat import ChatRequest, Function, NamedFunction, ToolCall
+from wise.serving.schemas_completions import NOT_USED, GenerationBody, JsonSchema, Usage, Whole, WiseMetadata
+
+LOGPROBS = "message.output_text.logprobs"
+Progress = Literal["in_progress", "completed", "incomplete"]
+
+
+class TextPart(Body):
+    type: Literal["input_text", "output_text"]
+    text: Text
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Not offered.")
+    logprobs: list[Any] | None = Field(None, description=NOT_USED)
+
+
+class Item(Body):
+    id: Text | None = Field(None, description=NOT_USED)
+    status: Progress | None = Field(None, description=NOT_USED)
+
+
+class MessageItem(Item):
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[TextPart]
+
+    def message(self) -> dict[str, Any]:
+        return {"role": self.role, "content": _joined(self.content)}
+
+
+class CallItem(Item):
+    """A function that an assistant called."""
+
+    type: Literal["function_call"]
+    call_id: Text
+    name: Text
+    arguments: Text = Field(description="A JSON object.")
+
+    def message(self) -> dict[str, Any]:
+        call = {"id": self.call_id, "function": {"name": self.name, "arguments": self.arguments}}
+        return {"role": "assistant", "tool_calls": [call]}
+
+
+class CallOutputItem(Item):
+    """What a called function returned."""
+
+    type: Literal["function_call_output"]
+    call_id: Text
+    output: Text | list[TextPart]
+
+    def message(self) -> dict[str, Any]:
+        return {"role": "tool", "tool_call_id": self.call_id, "content": _joined(self.output)}
+
+
+def _joined(content: str | list[TextPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def _kind(item: object) -> str:
+    kind = item.get("type") if isinstance(item, dict) else getattr(item, "type", None)
+    return kind if kind in ("function_call", "function_call_output") else "message"
+
+
+InputItem = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[CallItem, Tag("function_call")]
+    | Annotated[CallOutputItem, Tag("function_call_output")],
+    Discriminator(_kind),
+]
+
+
+class FunctionTool(Function):
+    type: Literal["function"]
+
+    def for_chat(self) -> dict[str, Any]:
+        return {"type": "function", "function": self.model_dump(exclude={"type"})}
+
+
+class ChosenFunction(NamedFunction):
+    type: Literal["function"]
+
+    def for_chat(self) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": self.name}}
+
+
+class TextFormat(JsonSchema):
+    type: Literal["text", "json_object", "json_schema"]
+    schema_: dict[str, Any] | None = Field(None, alias="schema", description="A JSON schema.")  # type: ignore[assignment]
+
+    def for_chat(self) -> dict[str, Any]:
+        schema = self.model_dump(exclude={"type"}, exclude_none=True, by_alias=True)
+        return {"type": self.type, "json_schema": schema if self.type == "json_schema" else None}
+
+
+class TextConfig(Body):
+    format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = Field(None, description="Not offered: only its default.")
+
+
+class ResponseRequest(GenerationBody):
+    input: Text | Annotated[list[InputItem], Field(min_length=1)]
+    instructions: Text | None = Field(None, description="A system message before `input`.")
+    max_output_tokens: Whole | None = Field(None, ge=1, description="Default: what the context holds.")
+    text: TextConfig | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenFunction | None = None
+    parallel_tool_calls: bool | None = Field(None, description="false: only the first call is given.")
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    previous_response_id: Text | None = Field(None, description="Not offered: answers are not stored.")
+    conversation: Any = Field(None, description="Not offered: answers are not stored.")
+    n: Literal[1] | None = Field(None, description="There is one answer.")
+    response_format: None = Field(None, description="Not offered: use `text.format`.")
+    truncation: Literal["disabled"] | None = Field(None, description="Not offered: only `disabled`.")
+    background: Literal[False] | None = Field(None, description="Not offered.")
+    reasoning: None = Field(None, description="Not offered.")
+
+    @field_validator("previous_response_id", "conversation")
+    @classmethod
+    def _check_stored(cls, value: object) -> None:
+        if value is not None:
+            raise ValueError("answers are not stored here; send the earlier turns in `input`")
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> ResponseRequest:
+        try:
+            self.chat()
+        except ValidationError as error:
+            raise ValueError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
+        return self
+
+    def chat(self) -> ChatRequest:
+        """The chat that is asked for."""
+        shared = set(GenerationBody.model_fields) - {"n", "response_format", "stream_options"}
+        fields = self.model_dump(include=shared, exclude_none=True)
+        messages: list[dict[str, Any]] = []
+        if self.instructions is not None:
+            messages.append({"role": "system", "content": self.instructions})
+        asked = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
+        for one in asked:
+            message = one if isinstance(one, dict) else one.message()
+            if messages and "tool_calls" in message and "tool_calls" in messages[-1]:
+                messages[-1]["tool_calls"] += message["tool_calls"]
+            else:
+                messages.append(message)
+        form = self.text.format if self.text else None
+        chosen = self.tool_choice
+        more = {
+            "messages": messages,
+            "max_tokens": self.max_output_tokens,
+            "response_format": form and form.for_chat(),
+            "tools": [tool.for_chat() for tool in self.tools or ()],
+            "tool_choice": chosen.for_chat() if isinstance(chosen, ChosenFunction) else chosen,
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "logprobs": self.logprobs,
+            "top_logprobs": (self.top_logprobs or 0) if self.logprobs else None,
+        }
+        return ChatRequest.model_validate(fields | more)
+
+    @property
+    def logprobs(self) -> bool:
+        return LOGPROBS in (self.include or ())
+
+
+class ResponseAnswer(BaseModel):
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    model: str
+    status: Progress
+    incomplete_details: dict[str, str] | None = None
+    error: None = None
+    instructions: str | None
+    output: list[dict[str, Any]] = Field(description="A message, or calls of functions, or both.")
+    parallel_tool_calls: bool
+    tool_choice: Any
+    tools: list[dict[str, Any]]
+    store: Literal[False] = False
+    usage: dict[str, Any] | None = None
+    wise: WiseMetadata | None = None
+
+
+class ResponseWriter:
+    """Writes the one answer to a request."""
+
+    def __init__(self, chat: ChatWriter, body: ResponseRequest, created: int) -> None:
+        """chat: separates text from calls, and writes logprobs."""
+        self._chat, self._body = chat, body
+        choice, tools = body.tool_choice, body.tools or []
+        self._head: dict[str, Any] = {
+            "id": f"resp_{uuid4().hex}",
+            "created_at": created,
+            "model": body.model,
+            "instructions": body.instructions,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "tool_choice": choice.model_dump() if isinstance(choice, ChosenFunction) else choice or "auto",
+            "tools": [{"parameters": None, "strict": None} | tool.model_dump(exclude_none=True) for tool in tools],
+        }
+        self._message_id = f"msg_{uuid4().hex}"
+        self._number = -1
+
+    def answer(self, of: GeneratedAnswer) -> dict[str, Any]:
+        text, calls = self._chat.parts(0, of)
+        return self._answer(of, self._output(of, text, calls))
+
+    async def stream(self, job: Job, of: GeneratedAnswer, ended: Callable[[Usage], None]) -> AsyncIterator[str]:
+        """Server-sent events. ended: called with the usage when all is generated."""
+        begun = ResponseAnswer(**self._head, status="in_progress", output=[]).model_dump()
+        place = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
+        text, opened = "", False
+        calls: Sequence[ToolCall] = ()
+        try:
+            yield self._event("response.created", response=begun)
+            yield self._event("response.in_progress", response=begun)
+            async for delta in deltas_of(job, [of]):
+                more, calls = self._chat.parts(0, delta)
+                if not opened and (more or (delta.finish and not calls)):
+                    opened = True
+                    item = self._message("in_progress", [])
+                    yield self._event("response.output_item.added", output_index=0, item=item)
+                    yield self._event("response.content_part.added", **place, part=self._part("", None))
+                if more or (opened and delta.logprobs):
+                    text += more
+                    told = self._chat.token_logprobs(delta) or []
+                    yield self._event("response.output_text.delta", **place, delta=more, logprobs=told)
+            output = self._output(of, text, calls, opened=opened)
+            for line in self._end(output, place):
+                yield line
+            found = self._answer(of, output)
+            yield self._event(f"response.{found['status']}", response=found)
+            ended(usage_of([of]))
+        except Exception as error:  # the status is sent already: the error is an event
+            yield error_event(http_error(error))
+
+    def _end(self, output: Sequence[dict[str, Any]], place: dict[str, Any]) -> Iterator[str]:
+        for index, item in enumerate(output):
+            if item["type"] == "message":
+                [part] = item["content"]
+                done = {"text": part["text"], "logprobs": part["logprobs"] or []}
+                yield self._event("response.output_text.done", **place, **done)
+                yield self._event("response.content_part.done", **place, part=part)
+            else:
+                begun = item | {"arguments": "", "status": "in_progress"}
+                yield self._event("response.output_item.added", output_index=index, item=begun)
+                at = {"item_id": item["id"], "output_index": index}
+                yield self._event("response.function_call_arguments.delta", **at, delta=item["arguments"])
+                done = {"name": item["name"], "arguments": item["arguments"]}
+                yield self._event("response.function_call_arguments.done", **at, **done)
+            yield self._event("response.output_item.done", output_index=index, item=item)
+
+    def _event(self, kind: str, **fields: Any) -> str:
+        self._number += 1
+        return event({"type": kind, "sequence_number": self._number, **fields}, kind=kind)
+
+    def _output(
+        self, of: GeneratedAnswer, text: str, calls: Sequence[ToolCall], *, opened: bool = False
+    ) -> list[dict[str, Any]]:
+        """The items of an answer. opened: it has a message, whatever its text is."""
+        status: Progress = "completed" if of.finish == "stop" else "incomplete"
+        part = self._part(text, self._chat.token_logprobs(of))
+        message = [self._message(status, [part])] if opened or text.strip() or not calls else []
+        return message + [
+            {
+                "type": "function_call", "id": f"fc_{uuid4().hex}", "call_id": call.id, "name": call.function.name,
+                "arguments": call.function.arguments, "status": "completed",
+            }
+            for call in calls
+        ]
+
+    def _message(self, status: Progress, content: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "type": "message", "id": self._message_id, "role": "assistant", "status": status, "content": content
+        }
+
+    @staticmethod
+    def _part(text: str, logprobs: list[dict[str, Any]] | None) -> dict[str, Any]:
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+    def _answer(self, of: GeneratedAnswer, output: list[dict[str, Any]]) -> dict[str, Any]:
+        used, whole = usage_of([of]), of.finish == "stop"
+        usage = {
+            "input_tokens": used.prompt_tokens,
+            "output_tokens": used.completion_tokens,
+            "total_tokens": used.total_tokens,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": 0},
+        }
+        return ResponseAnswer(
+            **self._head,
+            status="completed" if whole else "incomplete",
+            incomplete_details=None if whole else {"reason": "max_output_tokens"},
+            output=output,
+            usage=usage,
+            wise=metadata(self._chat.service, [of], self._body.options.routes),
+        ).model_dump()
