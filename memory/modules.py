@@ -119,14 +119,14 @@ def recorded_inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tens
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within a `with` block; each module's own mode afterwards."""
+    """Evaluation mode within a `with` block, and gradients, whatever the work around it has set; then as before."""
     modes = [(module, module.training) for module in model.modules()]
 
     def restore() -> None:
         for module, training in modes:
             module.training = training
 
-    with restoring(restore):
+    with restoring(restore), torch.inference_mode(False), torch.enable_grad():
         model.eval()
         yield
 

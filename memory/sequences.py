@@ -132,7 +132,9 @@ class SequenceReader:
         given = self._given(args, kwargs)
         ids = given.get("input_ids")
         self._own.new = None
-        if not isinstance(ids, Tensor):
+        if torch.compiler.is_exporting():
+            self._own.rows = "a graph that is exported holds no lookup of them: export in mode='merge' or 'retrieve'"
+        elif not isinstance(ids, Tensor):
             self._own.rows = "inputs_embeds were given: give input_ids, or edit with mode='retrieve'"
         elif "write_index" in given and given.get("cache") is not None:
             self._own.rows = self._read_pages(ids, given)

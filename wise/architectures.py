@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from wise.config import WiseConfig
 from wise.errors import ConfigError, UnsupportedModelError
 from wise.memory.modules import activation_of, evaluating, execution_device, first_tensor, hooked, with_first
-from wise.supported import make_differentiable
+from wise.supported import NOT_RUN, make_differentiable
 
 TOKENS = 8
 """Tokens that a block is tried with."""
@@ -213,7 +213,7 @@ class _Trial:
         args, kwargs = _copied(self.args), _copied(self.kwargs)
         try:
             output = first_tensor(self.block(*args, **kwargs))
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        except NOT_RUN as error:
             raise UnsupportedModelError(f"a block of this model cannot be run by itself: {error}") from error
         if output is None:
             raise UnsupportedModelError("a block of this model returns no hidden states: they were expected first")
@@ -325,8 +325,15 @@ class _Trial:
 
 @torch.no_grad()
 def _run(model: PreTrainedModel) -> None:
-    """A forward pass of a few ordinary tokens."""
-    model(input_ids=_ordinary(model).to(execution_device(model)), use_cache=False)
+    """A forward pass of a few ordinary tokens.
+
+    Raises UnsupportedModelError where a model does not run on them alone.
+    """
+    try:
+        model(input_ids=_ordinary(model).to(execution_device(model)), use_cache=False)
+    except NOT_RUN as error:
+        name = model.config.model_type
+        raise UnsupportedModelError(f"this {name} model does not run on text alone: {error}") from error
 
 
 def _ordinary(model: PreTrainedModel) -> Tensor:

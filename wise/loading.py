@@ -246,9 +246,11 @@ def transformers_model(model: Any) -> Any:
                 )
         model = model.base_model.model
     if not isinstance(model, nn.Module) or not hasattr(model, "config") or not hasattr(model, "generate"):
+        around = isinstance(model, nn.Module) and hasattr(getattr(model, "module", None), "generate")
+        hint = "; give the model inside, its field 'module'" if around else ""
         raise UnsupportedModelError(
             f"wrap() was given a {type(model).__name__}: expected a causal LM of transformers, such as "
-            "AutoModelForCausalLM loads, a model of peft around one, or a folder or hub id of one"
+            f"AutoModelForCausalLM loads, a model of peft around one, or a folder or hub id of one{hint}"
         )
     return model
 

@@ -13,10 +13,28 @@ from wise.memory.modules import execution_device
 from wise.memory.sequences import CACHE_NAMES
 from wise.training.generation import as_asked
 
+NOT_RUN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What models raise that are given something else than they need."""
+
 
 def check_supported(model: PreTrainedModel, mode: str) -> None:
-    """Raises UnsupportedModelError for a base that is compiled as a whole or split over ranks in a way that cannot be
-    edited, with the nearest way that works."""
+    """Raises UnsupportedModelError for a base without weights or gradients, compiled as a whole, or split over ranks in
+    a way that cannot be edited, with the nearest way that works."""
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"this {model.config.model_type} model reads the prompt with an encoder, and wise edits a decoder that "
+            "reads it itself: give a causal LM, such as AutoModelForCausalLM loads"
+        )
+    if execution_device(model).type == "meta":
+        raise UnsupportedModelError(
+            "this model is on the device meta, where tensors hold no values: load its weights, or dispatch it with "
+            "accelerate, before it is wrapped"
+        )
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise UnsupportedModelError(
+            "this model was loaded under torch.inference_mode, and no gradient passes through such weights: load it "
+            "outside (torch.no_grad does no harm)"
+        )
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModelError(
             "this is a compiled model (torch.compile), whose modules cannot be replaced: wrap the model that was "
@@ -43,7 +61,12 @@ def check_cache(model: PreTrainedModel) -> None:
     )
     ids = torch.tensor([[1, 2]], device=execution_device(model))
     with as_asked(model):
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)  # type: ignore[operator]
+        try:
+            out = model.generate(  # type: ignore[operator]
+                ids, attention_mask=torch.ones_like(ids), generation_config=settings
+            )
+        except NOT_RUN as error:
+            raise UnsupportedModelError(f"this {model.config.model_type} model generates no text: {error}") from error
     kept = next((out[name] for name in CACHE_NAMES if out.get(name) is not None), None)
     if kept is not None and not hasattr(kept, "layers"):
         raise UnsupportedModelError(

@@ -14,6 +14,7 @@ from tiny import ARCHITECTURES, BATCH, generated, memory_by_hand, padded, put, t
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from wise.errors import ConfigError
 from wise.memory.side_memory import Route, Router, SideMemory, SlotBank
 from wise.memory.state import MemoryState
 
@@ -43,6 +44,23 @@ def test_the_wrapped_forward_is_one_graph_equal_to_eager(model_type: str) -> Non
     torch.testing.assert_close(edited, logits(wrapped))
     with wrapped.disabled() as base:
         assert not torch.allclose(logits(base), edited)
+
+
+@pytest.mark.parametrize("mode", ["merge", "retrieve", "hybrid"])
+def test_a_memory_is_exported_or_it_is_said_which_can_be(mode: str) -> None:
+    """An exported graph is what ONNX is made of."""
+    wrapped = wrap_tiny("llama", mode, layer=LAYER)
+    ids, options = torch.tensor([BATCH[0][:3]]), {"use_cache": False}
+    if mode == "hybrid":
+        with pytest.raises(ConfigError, match="a graph that is exported holds no lookup.*mode='merge' or 'retrieve'"):
+            torch.export.export(wrapped.model, (ids,), options, strict=False)
+        return
+    exported = torch.export.export(wrapped.model, (ids,), options, strict=False).module()
+    with torch.no_grad():
+        edited = wrapped(ids, **options).logits
+        torch.testing.assert_close(exported(ids, **options).logits, edited)
+        with wrapped.disabled() as base:
+            assert not torch.allclose(base(ids, **options).logits, edited)
 
 
 @modes

@@ -18,7 +18,7 @@ from chats import EDITS, TEMPLATE, chat_model
 from repository import HELPERS, ROOT
 from shards import STREAM, edit_stream
 from tiny import BATCH, DEPTH, generated, put, reading, text, tiny_model, tiny_tokenizer, wrap_tiny
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 from two_devices import FAR, two_devices
 
 import wise
@@ -150,6 +150,66 @@ def test_four_bits_keep_their_gradient(tmp_path: Path) -> None:
     if used.model.layers[0].mlp.gate_proj.support_avx512bf16_for_cpu:
         with pytest.raises(UnsupportedModelError, match="repacked its weights.*load it again"):
             wrapped(used)
+
+
+# -- gradients --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["retrieve", "hybrid"])
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_edits_are_made_whatever_the_work_around_them_has_set(around: Any, mode: str, here: wise.WiseModel) -> None:
+    base = tiny_model("llama")
+    with around():
+        model = wrapped(base, mode)
+        assert not model.edit(EDITS[:1] if mode == "retrieve" else EDITS).failed and not torch.is_grad_enabled()
+        assert model.ask(EDITS[0].prompt)[0].text == EDITS[0].target
+        if mode == "hybrid":
+            for own, other in zip(model.state.slots, here.state.slots, strict=True):
+                torch.testing.assert_close(own.tensors(), other.tensors(), rtol=1e-3, atol=1e-3)
+    model.delete(EDITS[0].id)
+    assert not model.edit(EDITS[0]).failed
+
+
+@torch.inference_mode()
+def test_a_base_without_values_or_gradients_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="loaded under torch.inference_mode.*load it outside"):
+        wrapped(tiny_model("llama"))
+    with pytest.raises(UnsupportedModelError, match="on the device meta.*load its weights"):
+        wrapped(tiny_model("llama").to("meta"))
+
+
+def test_a_model_with_an_encoder_and_one_that_cannot_be_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"vocab_size": 128, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+    with pytest.raises(UnsupportedModelError, match="this t5 model reads the prompt with an encoder.*give a causal LM"):
+        wrapped(T5ForConditionalGeneration(T5Config(**sizes)))
+    broken = tiny_model("llama")
+    monkeypatch.setattr(broken, "prepare_inputs_for_generation", lambda *_args, **_named: {})
+    modules = list(broken.modules())
+    with pytest.raises(UnsupportedModelError, match="this llama model generates no text: ."):
+        wrapped(broken)
+    assert modules == list(broken.modules())
+    broken.model.norm = torch.nn.LayerNorm(7)
+    with pytest.raises(UnsupportedModelError, match="this llama model does not run on text alone: .*shape"):
+        wrapped(broken)
+
+
+def test_a_model_inside_another_one_is_asked_for() -> None:
+    with pytest.raises(UnsupportedModelError, match="given a DataParallel: .*; give .* its field 'module'"):
+        wise.wrap(torch.nn.DataParallel(tiny_model("llama")), tiny_tokenizer())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["retrieve", "hybrid"])
+def test_a_model_in_training_with_dropout_and_checkpoints_is_edited_as_another_one(
+    mode: str, here: wise.WiseModel
+) -> None:
+    base = tiny_model("llama", attention_dropout=0.5)
+    getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)()
+    base.train()
+    model = wrapped(base, mode)
+    assert not model.edit(EDITS[:1] if mode == "retrieve" else EDITS).failed and base.training
+    if mode == "hybrid":
+        for own, other in zip(model.state.slots, here.state.slots, strict=True):
+            torch.testing.assert_close(own.tensors(), other.tensors(), rtol=1e-3, atol=1e-3)
 
 
 # -- attention and compilation ----------------------------------------------------------------
