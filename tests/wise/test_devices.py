@@ -16,7 +16,6 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 from chats import EDITS, TEMPLATE, chat_model
 from repository import HELPERS, ROOT
-from shards import STREAM, edit_stream
 from tiny import BATCH, DEPTH, generated, put, reading, text, tiny_model, tiny_tokenizer, wrap_tiny
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from two_devices import FAR, two_devices
@@ -24,7 +23,6 @@ from two_devices import FAR, two_devices
 import wise
 from wise.errors import UnsupportedModelError
 from wise.loading import Placement
-from wise.memory.store.store import Store
 
 LAYER = 1
 LIMIT = 300
@@ -237,23 +235,3 @@ def test_tensor_parallel_ranks_edit_alike_and_as_one_process_does(here: wise.Wis
 def test_what_is_split_otherwise_is_refused_on_each_rank(kind: str, reason: str, tmp_path: Path) -> None:
     for found in on_two_ranks(kind, tmp_path):
         assert re.search(reason, found["refused"]) and found.get("unchanged", True)
-
-
-@pytest.mark.slow
-def test_two_processes_that_edit_shards_of_a_stream_make_what_one_makes(tmp_path: Path) -> None:
-    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --main_process_port 0".split()
-    said = started("-m", "accelerate.commands.launch", *options, str(HELPERS / "shards.py"), str(tmp_path))
-    told = re.findall(r"\d: gloo, \d edits", " ".join(said))  # both write to one stream, at any moment
-    assert sorted(told) == ["0: gloo, 2 edits", "1: gloo, 1 edits"]
-    edit_stream(STREAM, tmp_path / "whole")
-    with Store.open(tmp_path / "one") as one, Store.open(tmp_path / "both") as both:
-        one.import_pack(tmp_path / "whole")
-        both.import_pack(tmp_path / "memory0")
-        assert both.read().state.edit_ids != one.read().state.edit_ids
-        both.import_pack(tmp_path / "memory1")
-        left, right = one.read().state, both.read().state
-    assert left.edits == right.edits == tuple(STREAM)
-    for own, other in zip(left.slots, right.slots, strict=True):
-        assert own.edit_ids == other.edit_ids and own.scores == other.scores
-        assert all(torch.equal(value, other.tensors()[name]) for name, value in own.tensors().items())
-    assert all(torch.equal(keys, right.keys[edit_id]) for edit_id, keys in left.keys.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,6 +77,10 @@ def edit(
     ] = None,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes that fit edits, each with the model (hybrid). Default: none."),
+    ] = None,
     placement: Placement = DEFAULT_PLACEMENT,
     allow_precision: AllowPrecisionOption = False,
     as_json: JsonOption = False,
@@ -96,12 +102,19 @@ def edit(
         option = next(iter(given)).replace("_", "-")
         raise ConfigError(f"--{option}: a memory keeps the settings it was made with; leave it out")
     if memory is None:
-        wrapped = _wrapped(model, make_config(**given), threads, placement)
+        load = partial(_wrapped, model, make_config(**given), threads, placement)
+        wrapped = load()
     else:
         wrapped = memory_model(
             model, memory, threads=threads, placement=placement, allow_precision=allow_precision, progress=progress
         )
-    with progress_bars(progress) as show:
+        load = partial(_wrapped, model, wrapped.wise_config, threads, placement)
+    with ExitStack() as stack:
+        if workers is not None:
+            from wise.workers import Workers
+
+            wrapped.use_workers(stack.enter_context(Workers(load, workers)))
+        show = stack.enter_context(progress_bars(progress))
         report = wrapped.edit(wanted, progress=lambda done: show("edits", done, len(wanted)))
     wrapped.save_pretrained(output)
     _show(wanted, report, output)
