@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wise.errors import StoreError as StoreError
     from wise.errors import UnsupportedModelError as UnsupportedModelError
     from wise.errors import WiseError as WiseError
+    from wise.errors import WorkerError as WorkerError
     from wise.explain import Answer as Answer
     from wise.explain import Claim as Claim
     from wise.explain import RowRoutes as RowRoutes
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from wise.training.report import DeleteReport as DeleteReport
     from wise.training.report import EditReport as EditReport
     from wise.training.report import Outcome as Outcome
+    from wise.workers import RayTasks as RayTasks
+    from wise.workers import Workers as Workers
 
 # Loaded when first used, so that reading a file of edits or printing help does not load torch.
 _HOME = {
@@ -51,6 +54,7 @@ _HOME = {
     "EditReport": "wise.training.report",
     "EditRequest": "wise.memory.store.edit_request",
     "Outcome": "wise.training.report",
+    "RayTasks": "wise.workers",
     "Record": "wise.edits",
     "RowRoutes": "wise.explain",
     "Store": "wise.memory.store.store",
@@ -60,6 +64,8 @@ _HOME = {
     "WiseConfig": "wise.config",
     "WiseError": "wise.errors",
     "WiseModel": "wise.model",
+    "WorkerError": "wise.errors",
+    "Workers": "wise.workers",
     "read_edits": "wise.formats.edit_file",
     "read_records": "wise.formats.edit_file",
     "wrap": "wise.model",

@@ -41,6 +41,10 @@ class EditError(WiseError, ValueError):
     """An edit, or a file of edits, is not usable; nothing was applied."""
 
 
+class WorkerError(WiseError, RuntimeError):
+    """Processes that fit edits died again and again; nothing was applied."""
+
+
 class ArtifactError(WiseError, ValueError):
     """A saved memory is incomplete, damaged, or belongs to another base model."""
 

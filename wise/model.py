@@ -56,12 +56,14 @@ from wise.training.generation import greedy
 from wise.training.report import DeleteReport, EditReport, PrecisionReport
 from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
+from wise.training.writers.answer import AnswerWriter
 from wise.training.writers.base import silent
+from wise.workers import SharedWriter, Workers, likeness
 
 logger = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 32
-_CACHES = ("_latest", "_snapshots", "encoder", "_trainer")
+_CACHES = ("_latest", "_snapshots", "encoder", "_trainer", "_workers")
 _FIRST = ("model", "_outer", "_layer")
 _EMPTY = MemoryState()
 
@@ -136,6 +138,7 @@ class WiseModel(nn.Module):
         """The states that `snapshot` gave, with the base on which each was verified."""
         self._trainer: tuple[Trainer, BaseState] | None = None
         """With the base that it measured."""
+        self._workers: Workers | None = None
         self.precision_report: PrecisionReport | None = None
         """What `from_pretrained` found, if it was allowed to take a memory of another precision and did."""
 
@@ -244,8 +247,19 @@ class WiseModel(nn.Module):
                     inputs=self.inputs,
                     state=self.state,
                 )
+                if self._workers is not None and isinstance(built.writer, AnswerWriter):
+                    built = replace(built, writer=SharedWriter(built.writer, self._workers, likeness(self)))
                 self._trainer = built, base
         return self._trainer[0]
+
+    def use_workers(self, workers: Workers | None) -> None:
+        """Has other processes fit the edits from now on (`hybrid`), with the same result; None: this one does.
+
+        Raises ConfigError in `merge` and `retrieve`, in which edits share slots and are fitted together.
+        """
+        if workers is not None and self.wise_config.mode != "hybrid":
+            raise ConfigError(f"workers: mode={self.wise_config.mode!r} fits edits together; use mode='hybrid'")
+        self._workers, self._trainer = workers, None
 
     def _is_current(self, trainer: Trainer, base: BaseState) -> bool:
         """Whether a trainer fits the model's device and dtype, the base as it is, and the space of the live keys."""

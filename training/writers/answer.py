@@ -33,8 +33,8 @@ class Effort:
     """Times `answer_fitting.RATE`."""
 
 
-AT_ONCE = 16
-"""Edits that are fitted in one batch. More take more memory and no less time."""
+AT_ONCE, ON_CPU = 16, 4
+"""Edits that are fitted in one batch, on a GPU and on a CPU. More take more memory and no less time."""
 EFFORTS = (Effort(steps=1, rate=1.0), Effort(steps=3, rate=0.3))
 
 
@@ -53,15 +53,20 @@ class AnswerWriter:
         edits = [edit for task in tasks for edit in task.edits]
         if len(edits) != len(tasks):
             raise ValueError(f"{len(tasks)} slots for {len(edits)} edits: a slot of this kind holds one")
-        lengths = [len(self.wordings.encoder.target(edit.prompt, edit.target)) for edit in edits]
-        order = sorted(range(len(edits)), key=lambda i: lengths[i])  # answers of like length waste no padding
         written: dict[int, tuple[Slot, list[Written]]] = {}
-        for start in range(0, len(order), AT_ONCE):
-            part = order[start : start + AT_ONCE]
+        for part in self.parts(tasks):
             shown = _shifted(progress, len(written))
             found = self._write([tasks[i] for i in part], shown, EFFORTS[effort])
             written |= zip(part, found, strict=True)
         return [written[i] for i in range(len(edits))]
+
+    def parts(self, tasks: Sequence[SlotTask]) -> list[list[int]]:
+        """The places of the tasks that are fitted in one batch. What is written depends on who shares a batch."""
+        edits = [task.edits[0] for task in tasks]
+        lengths = [len(self.wordings.encoder.target(edit.prompt, edit.target)) for edit in edits]
+        order = sorted(range(len(edits)), key=lambda i: lengths[i])  # answers of like length waste no padding
+        size = ON_CPU if self.spliced.device.type == "cpu" else AT_ONCE
+        return [order[start : start + size] for start in range(0, len(order), size)]
 
     def _write(
         self, tasks: Sequence[SlotTask], progress: Progress, effort: Effort

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,16 +15,19 @@ from wise.cli.options import (
     FormatOptions,
     JsonOption,
     MemoryOptions,
+    ModelOptions,
     ProgressOption,
     SeedOption,
     settings,
     with_options,
 )
 from wise.cli.terminal import echo, show_json
+from wise.config import WiseConfig
 from wise.edits import Edit
 from wise.errors import ConfigError
 
 if TYPE_CHECKING:
+    from wise.model import WiseModel
     from wise.training.report import EditReport
 
 
@@ -52,6 +57,10 @@ def edit(
         typer.Option("--require", help="What must hold for an edit to be kept: prompt, listed or sisters."),
     ] = None,
     seed: SeedOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes that fit edits, each with the model (hybrid); none if left out."),
+    ] = None,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
 ) -> None:
@@ -64,14 +73,14 @@ def edit(
     wanted = _wanted(edits, form, statement, single)
     _check_output(output)
     config = given.config(memory, require=require, seed=seed)
-    if memory is None:
-        base, tokenizer = edited.base.load()
-        from wise.model import WiseModel
+    wrapped = edited.load(memory, progress=progress) if memory else _wrapped(edited.base, config)
+    with ExitStack() as stack:
+        if workers is not None:
+            from wise.workers import Workers
 
-        wrapped = WiseModel(base, tokenizer, config)
-    else:
-        wrapped = edited.load(memory, progress=progress)
-    with progress_bars(progress) as show:
+            load = partial(_wrapped, edited.base, wrapped.wise_config)
+            wrapped.use_workers(stack.enter_context(Workers(load, workers)))
+        show = stack.enter_context(progress_bars(progress))
         report = wrapped.edit(wanted, progress=lambda done: show("edits", done, len(wanted)))
     wrapped.save_pretrained(output)
     _show(wanted, report, output)
@@ -79,6 +88,12 @@ def edit(
         show_json(_summary(report) | {"output": str(output)} | report.to_dict())
     if report.failed or report.dropped:
         raise typer.Exit(NOT_VERIFIED)
+
+
+def _wrapped(base: ModelOptions, config: WiseConfig) -> WiseModel:
+    from wise.model import WiseModel
+
+    return WiseModel(*base.load(), config)
 
 
 def _wanted(

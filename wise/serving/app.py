@@ -153,8 +153,6 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
     Raises ConfigError or StoreError if it cannot be served, before anything is.
     """
     logger.info("loading %s: a minute or more if the model is large", settings.model or "the demo model")
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    torch.set_num_threads(settings.threads)
     token = None if settings.tokens else new_token()
     service = build_service(settings, token)
     listener = bound_socket(settings)
@@ -167,8 +165,13 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
 
 
 def build_service(settings: Settings, token: str | None) -> Service:
-    """The service with all its parts, not started. token: of the owner, if there is no file of tokens."""
+    """The service with all its parts, not started, in a process that does nothing else.
+
+    token: of the owner, if there is no file of tokens.
+    """
     settings.served_name(), settings.placement()  # what cannot be served is found before the model is loaded
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    torch.set_num_threads(settings.threads)
     if settings.tokens:
         tokens = Tokens.read(settings.tokens)
     else:

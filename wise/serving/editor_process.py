@@ -11,6 +11,7 @@ editor is always taken, and deletes and rollbacks are done while the model is st
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import multiprocessing
@@ -19,10 +20,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+from wise.config import WiseConfig
 from wise.errors import StoreError
 from wise.loading import load_model
 from wise.memory.store.store import Store
@@ -36,8 +39,9 @@ from wise.serving.editor_client import (
     WAITING,
     Worker,
 )
-from wise.serving.logs import run_logged
+from wise.serving.logs import json_logs, run_logged
 from wise.serving.settings import Settings
+from wise.workers import Workers, process_pool
 
 logger = logging.getLogger(__name__)
 
@@ -232,10 +236,13 @@ def main(settings: Settings, connection: Connection) -> None:
     torch.set_num_threads(settings.edit_threads)
 
     def load(store: Store) -> WiseModel:
-        base = load_model(settings.model, placement=settings.placement())
-        model = wrap(*base, settings.wise_config(store.read().config))
-        if model.layer.device().type == "cpu":
-            limit_memory(settings.edit_memory)
+        config = settings.wise_config(store.read().config)
+        model = loaded_model(settings, config)
+        if settings.edit_workers is not None:
+            multiprocessing.current_process().daemon = False  # a daemon may have no children; they end with it
+            pool = partial(process_pool, settings.edit_workers, partial(_log, settings.log_level))
+            again = partial(loaded_model, settings, config)
+            model.use_workers(Workers(again, pool, cpu_seconds=settings.edit_seconds))
         return model
 
     def end() -> None:
@@ -243,6 +250,21 @@ def main(settings: Settings, connection: Connection) -> None:
         os._exit(0)  # at once, also from within a step that takes long: what was in training is queued again
 
     run_editor(connection, settings, open_store=lambda: Store.open(settings.store), load=load, at_end=end)
+
+
+def _log(level: str) -> None:
+    """Has all that a worker writes to stderr be JSON, until it ends."""
+    stack = ExitStack()
+    stack.enter_context(json_logs(level))
+    atexit.register(stack.close)
+
+
+def loaded_model(settings: Settings, config: WiseConfig) -> WiseModel:
+    """The model to edit with, in a process that may then take so much memory and no more."""
+    model = wrap(*load_model(settings.model, placement=settings.placement()), config)
+    if model.layer.device().type == "cpu":
+        limit_memory(settings.edit_memory)
+    return model
 
 
 def limit_memory(gigabytes: float) -> None:

@@ -127,6 +127,18 @@ def json_logs(level: str, audit: Path | None = None) -> Iterator[None]:
             file.close()
 
 
+def log_as_json(level: str, audit: Path | None = None) -> None:
+    """The log of wise goes to stderr as JSON, in a process whose other logs belong to somebody else, such as Ray.
+
+    Raises ConfigError if the file of the audit cannot be written.
+    """
+    log = logging.getLogger("wise")
+    log.handlers, log.propagate = [_json(logging.StreamHandler())], False
+    log.setLevel(level.upper())
+    if audit is not None:
+        audit_log.handlers, audit_log.propagate = [_json(_file(audit))], False
+
+
 def run_logged(level: str, function: str, *arguments: Any) -> None:
     """Runs `MODULE:NAME` within `json_logs`; what its module writes while it is imported is a record too.
 

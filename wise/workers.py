@@ -1,0 +1,221 @@
+"""Workers: other processes that fit the edits of a model (`hybrid`), each with a base of its own.
+
+An edit has a slot of its own, so the batches in which edits are fitted (`AnswerWriter.parts`) need nothing of one
+another. Each is a call of an executor. The process that edits does all else: it verifies, finds conflicts and serves.
+The batches are the same without workers, and so are the bytes that come out.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from functools import partial
+from multiprocessing.connection import wait as wait_for_end
+from typing import TYPE_CHECKING, Any, Self
+from uuid import uuid4
+
+import torch
+
+from wise.config import WiseConfig
+from wise.errors import ConfigError, EditError, WorkerError
+from wise.memory.fingerprint import Fingerprint
+from wise.memory.key_space import Space
+from wise.memory.slot import Slot
+from wise.training.generation import between_steps, checked
+from wise.training.writers.answer import AnswerWriter
+from wise.training.writers.base import Progress, SlotTask, Written, silent
+
+if TYPE_CHECKING:
+    from wise.model import WiseModel
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 2
+"""Times that what a dead worker was fitting is fitted again, in one call."""
+LOOK = 0.05
+"""Seconds between two checks whether to go on, while workers fit."""
+
+Like = tuple[Fingerprint, WiseConfig, Space | None]
+"""What a worker's model must have in common with the one that is edited: base, settings, space of keys."""
+Batch = list[tuple[Slot, list[Written]]]
+
+
+class Workers:
+    """Fits edits in other processes, once it is given to `WiseModel.use_workers`. Close it, or use it in `with`."""
+
+    def __init__(
+        self,
+        load: Callable[[], WiseModel],
+        executor: int | Callable[[], Executor] = 2,
+        *,
+        cpu_seconds: float = float("inf"),
+    ) -> None:
+        """load: makes the model that is edited once more, in a worker; a function of a module, or a `partial` of one.
+        executor: how many processes; or makes an executor, which is called again when a worker has died.
+        cpu_seconds: a batch of edits may take.
+
+        Raises ConfigError for less than one process.
+        """
+        if isinstance(executor, int) and executor < 1:
+            raise ConfigError(f"workers={executor}: expected at least 1")
+        self._load, self._cpu_seconds = load, cpu_seconds
+        self._make = partial(process_pool, executor) if isinstance(executor, int) else executor
+        self._key = uuid4().hex
+        self._executor: Executor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes, after what they do now. They are started again when something is to be fitted."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    def fit(
+        self, batches: Sequence[Sequence[SlotTask]], effort: int, like: Like, done: Progress
+    ) -> list[Batch]:
+        """What a writer writes of each batch. done: called with the number of edits.
+
+        Raises WorkerError if workers die again and again, ConfigError if their model is another one, and what the check
+        between two steps raises. What was begun is then finished by the workers, and lost.
+        """
+        found: dict[int, Batch] = {}
+        given = (self._key, self._load, like, torch.get_num_threads(), self._cpu_seconds)
+        for attempt in range(1 + RETRIES):
+            pending: dict[Future[Batch], int] = {}
+            try:
+                self._executor = self._executor or self._make()
+                for i, tasks in enumerate(batches):
+                    if i not in found:
+                        pending[self._executor.submit(fit_batch, *given, list(tasks), effort)] = i
+                while pending:
+                    between_steps()
+                    for future in wait(pending, LOOK, FIRST_COMPLETED).done:
+                        found[pending.pop(future)] = future.result()
+                        done(sum(len(batches[i]) for i in found))
+                return [found[i] for i in range(len(batches))]
+            except BrokenExecutor as error:
+                self.close()
+                logger.warning("a worker died; what it fitted is fitted again (%d of %d)", attempt, RETRIES)
+                broken = error
+            finally:
+                for future in pending:
+                    future.cancel()
+        raise WorkerError(
+            f"workers died {1 + RETRIES} times while they fitted {sum(map(len, batches))} edits, of which nothing was "
+            "applied: see that there is memory for a model in each, give fewer workers, or edit without them"
+        ) from broken
+
+
+class SharedWriter:
+    """Writes as `own` does; several batches are fitted by workers, a single one here."""
+
+    def __init__(self, own: AnswerWriter, workers: Workers, like: Like) -> None:
+        self.own, self.workers, self.like, self.efforts = own, workers, like, own.efforts
+
+    def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> Batch:
+        """See `Writer`. Raises as `Workers.fit` does."""
+        parts = self.own.parts(tasks)
+        if len(parts) < 2:
+            return self.own.write(tasks, progress, effort)
+        batches = [[tasks[i] for i in part] for part in parts]
+        found = self.workers.fit(batches, effort, self.like, progress)
+        written = {i: one for part, batch in zip(parts, found, strict=True) for i, one in zip(part, batch, strict=True)}
+        return [written[i] for i in range(len(tasks))]
+
+
+def likeness(model: WiseModel) -> Like:
+    return model.fingerprint(), model.wise_config, None if model.inputs is None else model.inputs.reader.key_space
+
+
+# -- in a worker ----------------------------------------------------------------------------------
+
+_models: dict[str, WiseModel] = {}
+"""The model that a worker fits with, by the key of its `Workers`."""
+
+
+def fit_batch(
+    key: str,
+    load: Callable[[], WiseModel],
+    like: Like,
+    threads: int,
+    cpu_seconds: float,
+    tasks: list[SlotTask],
+    effort: int,
+) -> Batch:
+    """Fits one batch; loads the model if this process has not done so.
+
+    threads: as many as where there are no workers, since sums depend on it.
+
+    Raises ConfigError if the model is not the one that is edited, EditError if it takes too much CPU time.
+    """
+    torch.set_num_threads(threads)
+    if key not in _models:
+        model = load()
+        names = ("base", "settings", "relation reader")
+        differing = [name for name, own, wanted in zip(names, likeness(model), like, strict=True) if own != wanted]
+        if differing:
+            raise ConfigError(
+                f"the model that the workers loaded has another {' and '.join(differing)} than the one that is edited: "
+                "have `load` make the same"
+            )
+        _models.clear()
+        _models[key] = model
+    begun = time.thread_time()
+
+    def check() -> None:
+        if time.thread_time() - begun > cpu_seconds:
+            raise EditError(f"fitting {len(tasks)} edits took more than {cpu_seconds:g} s of CPU time")
+
+    model = _models[key]
+    with model.evaluating(), checked(check):
+        return model.trainer.writer.write(tasks, silent, effort)
+
+
+# -- executors ------------------------------------------------------------------------------------
+
+
+def process_pool(count: int, prepare: Callable[[], object] | None = None) -> Executor:
+    """So many processes of this machine. prepare: called in each before all else; a function of a module."""
+    context = multiprocessing.get_context("spawn")  # a forked torch hangs
+    return ProcessPoolExecutor(count, context, initializer=_begin, initargs=(prepare,))
+
+
+def _begin(prepare: Callable[[], object] | None) -> None:
+    """A worker ends with its parent, however that ends; Ctrl-C is the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+    if prepare is not None:
+        prepare()
+
+
+def _follow(sentinel: int) -> None:
+    wait_for_end([sentinel])
+    os._exit(0)
+
+
+class RayTasks(Executor):
+    """Tasks of Ray, on all machines of its cluster. Ray starts a task again whose worker died."""
+
+    def __init__(self, **options: Any) -> None:
+        """options: those of a task of Ray, such as `num_gpus=1`: what each worker has for itself."""
+        self._options = options
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        import ray
+
+        task = ray.remote(function).options(**self._options)
+        found: Future[Any] = task.remote(*arguments, **named).future()
+        return found
