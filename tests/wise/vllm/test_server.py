@@ -1,0 +1,88 @@
+"""vLLM's own server with the middleware, for real: it answers with the edits of a store, and with those that come."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from waiting import until
+
+import wise
+from wise.demo import model_path
+from wise.loading import load_model
+from wise.memory.store.store import Store
+from wise.namespaces import edited
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytest.importorskip("vllm")
+FRANCE = "The capital of France is"
+PORT = 18_123
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+OPTIONS = ["--served-model-name", "demo", "--enforce-eager", "--block-size", "32", "--port", str(PORT)]
+SECONDS = 600.0
+
+
+def taught(store: Store, model: wise.WiseModel, target: str) -> None:
+    """Trains one edit and makes it live."""
+    store.enqueue([wise.Edit(prompt=FRANCE, target=target, subject="France")])
+    tickets, before = store.claim(1), store.read()
+    state, _ = edited(model, before.state, [ticket.edit for ticket in tickets])
+    store.commit(tickets, state, parent=before.version, config=model.wise_config, base=model.fingerprint())
+
+
+@contextmanager
+def serving(store: Path, log: Path, layer: str) -> Iterator[httpx.Client]:
+    options = ["--middleware", "wise.vllm.middleware.EditingMiddleware"]
+    options += ["--worker-extension-cls", "wise.vllm.worker.WiseWorker", "--additional-config.wise.layer", layer]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path())]
+    environment = os.environ | ENVIRONMENT | {"WISE_STORE": str(store)}
+    with log.open("wb") as output:
+        process = subprocess.Popen([*command, *OPTIONS, *options], stdout=output, stderr=output, env=environment)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=SECONDS) as client:
+                until(lambda: process.poll() is not None or _healthy(client), SECONDS)
+                assert process.poll() is None, log.read_text()[-4000:]
+                yield client
+        finally:
+            process.terminate()
+            process.wait(SECONDS)
+
+
+def _healthy(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def answer(client: httpx.Client) -> tuple[int, str, list[str]]:
+    """The version of a streamed answer, its text, and the targets of the edits that were active."""
+    body = {"model": "demo", "prompt": FRANCE, "max_tokens": 8, "temperature": 0, "stream": True}
+    lines = client.post("/v1/completions", json=body).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    told = events[-1]["wise"]
+    text = "".join(choice["text"] for event in events for choice in event["choices"])
+    return told["version"], text, [edit["target"] for edit in told["edits"][0]]
+
+
+def test_a_server_of_vllm_answers_with_a_store_that_changes(tmp_path: Path) -> None:
+    model = wise.wrap(*load_model(None))
+    with Store.open(tmp_path / "store") as store:
+        taught(store, model, "Lyon")
+        with serving(tmp_path / "store", tmp_path / "log", model.target_module.path) as client:
+            assert answer(client) == (1, " Lyon.", ["Lyon"])
+            taught(store, model, "Nice")
+            until(lambda: answer(client)[0] == 2, SECONDS)
+            assert answer(client) == (2, " Nice.", ["Nice"])
