@@ -157,7 +157,8 @@ class HybridRouter(Router):
         template = self.inputs.template
         if template is not None and template.begun(ids):
             return CHAT, template.openings(ids, first)
-        return COMPLETION, range(first, len(ids)) if self._may_ask(ids[max(0, first - WINDOW) :]) else ()
+        text, alone = self._text(ids[max(0, first - WINDOW) :]), len(ids) - first == 1
+        return COMPLETION, range(first, len(ids)) if self._may_ask(text, at_end=alone) else ()
 
     def is_quiet(self, ids: Ids) -> bool:
         """Whether `begins` finds nothing at these tokens if it found nothing at the token before them."""
@@ -215,12 +216,15 @@ class HybridRouter(Router):
             known = self._remember(key, self.decide(self._text(ids[start:stop]), before=self._text(ids[:start])))
         return known
 
-    def _may_ask(self, ids: Ids) -> bool:
-        """Whether plain text can ask for an edit anywhere: it names an edited subject, or ends as a prompt does."""
-        text = self._text(ids)
+    def _may_ask(self, text: str, *, at_end: bool) -> bool:
+        """Whether plain text can ask for an edit anywhere, or else at its end: it names an edited subject, is a
+        question, or ends as a prompt does."""
         found = words(text)
-        marked = "?" in text or "？" in text or any(word.text in self._catalog.unmarked_ends for word in found)
-        return marked or bool(self._catalog.subjects.among(found))
+        if self._catalog.subjects.among(found):
+            return True
+        if at_end:
+            return is_question(text) or self._ends_a_prompt(text)
+        return "?" in text or "？" in text or any(word.text in self._catalog.unmarked_ends for word in found)
 
     def _decided_at(self, ids: Ids, end: int, form: int) -> Decision | None:
         """The decision at a position where an answer may begin; None in plain text that asks nothing there."""
