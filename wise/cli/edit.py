@@ -59,7 +59,7 @@ def edit(
     seed: SeedOption = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Processes that fit edits, each with the model (hybrid); none if left out."),
+        typer.Option("--workers", min=1, help="Processes that fit edits, each with its own model (hybrid)."),
     ] = None,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
