@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -220,38 +221,46 @@ def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def loaded(cwd: Path, names: str, *steps: str) -> list[list[str]]:
-    """The modules that match `names` and are loaded after each of the steps, in one process that knows our helpers."""
-    matching = f"print(*sorted(name for name in sys.modules if re.match({names!r}, name)))"
-    code = [f"import re, sys\nsys.path.insert(0, {str(HELPERS)!r})", *(f"{step}\n{matching}" for step in steps)]
-    done = run("\n".join(code), cwd)
-    assert done.returncode == 0, done.stderr
-    return [line.split() for line in done.stdout.splitlines()]
-
-
-def test_importing_wise_is_light(tmp_path: Path) -> None:
-    heavy = "(torch|transformers|faiss|matplotlib|numpy|typer|rich|fastapi|pydantic)$"
-    light, reading, control = loaded(
-        tmp_path, heavy, "import wise", "wise.read_edits", "import wise.memory.masks"
-    )
-    assert light == reading == [] and "torch" in control
-
-
-def test_editing_and_serving_load_nothing_of_the_laboratory(tmp_path: Path) -> None:
-    edit = """
+STEPS = {
+    "wise": "import wise",
+    "reading": "wise.read_edits",
+    "engine": "import wise.serving.engines.local, wise.serving.editor_process",
+    "service": "import wise.serving.service",
+    "edit": """
 import wise.serving.app
 from chats import chat_model
 from wise import Edit
 assert chat_model().edit(Edit(prompt="w50 w51 w52", target="w70", subject="w50")).count("verified") == 1
-"""
-    none, control = loaded(tmp_path, r"wise\.lab", edit, "import wise.lab.locate.facts")
-    assert none == [] and "wise.lab.locate" in control
+""",
+    "lab": "import wise.lab.locate.facts",
+}
+"""What one process does, one after the other, which knows our helpers."""
 
 
-def test_engines_and_the_editor_know_nothing_of_http(tmp_path: Path) -> None:
-    steps = "import wise.serving.engines.local, wise.serving.editor_process", "import wise.serving.service"
-    none, control = loaded(tmp_path, "(fastapi|starlette|uvicorn)$", *steps)
-    assert none == [] and "fastapi" in control
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The modules that are loaded after each step, one per line."""
+    told = "print(' '.join(sys.modules))"
+    code = [f"import sys\nsys.path.insert(0, {str(HELPERS)!r})", *(f"{step}\n{told}" for step in STEPS.values())]
+    done = run("\n".join(code), tmp_path_factory.mktemp("nowhere"))
+    assert done.returncode == 0, done.stderr
+    return {name: line.replace(" ", "\n") for name, line in zip(STEPS, done.stdout.splitlines(), strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("names", "steps", "control"),
+    [
+        ("(torch|transformers|faiss|matplotlib|numpy|typer|rich|fastapi|pydantic)$", ["wise", "reading"], "engine"),
+        ("(fastapi|starlette|uvicorn)$", ["wise", "engine"], "service"),
+        (r"wise\.lab", ["engine", "service", "edit"], "lab"),
+    ],
+    ids=["importing wise is light", "engines and the editor know no http", "editing and serving load no lab"],
+)
+def test_what_is_not_needed_is_not_loaded(
+    loaded: dict[str, str], names: str, steps: list[str], control: str
+) -> None:
+    assert {step: re.findall(f"^{names}", loaded[step], re.MULTILINE) for step in steps} == {step: [] for step in steps}
+    assert re.search(f"^{names}", loaded[control], re.MULTILINE)
 
 
 @pytest.mark.parametrize("folder", ["router", "memory", "training", "lab"])

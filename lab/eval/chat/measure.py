@@ -291,15 +291,14 @@ def _opened(model: EditedModel, facts: Sequence[Fact], question: Question) -> bo
 def _oracle(
     model: WiseModel, facts: Sequence[Fact], questions: Sequence[Question], progress: Progress
 ) -> list[Result]:
-    """Of `hybrid` alone, whose edits have a slot each."""
     memory = model.layer.memory
-    if memory is None or not isinstance(memory.router, HybridRouter):
-        return []
+    router = None if memory is None else memory.router
     slots, results = slots_of(model), []
     for i, fact in enumerate(facts):
         group = [q for q in questions if q.fact == i]
         slot = slots.get(fact.edit.id, NO_SLOT)
-        with nullcontext() if slot == NO_SLOT else consulting(model, ForcedRouter(memory.router, slot)):
+        forced = ForcedRouter(router, slot) if isinstance(router, HybridRouter) and slot != NO_SLOT else None
+        with nullcontext() if forced is None else consulting(model, forced):
             answers = _ask(model, group, lambda *_: None, "")
         for question, answer in zip(group, answers, strict=True):
             asked = replace(question, measure="oracle")

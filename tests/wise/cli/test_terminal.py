@@ -20,7 +20,7 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 from wise.cli.app import app
-from wise.cli.terminal import LineFormatter, cell
+from wise.cli.terminal import LineFormatter, cell, show_json
 from wise.memory.store.store import Store
 from wise.serving import app as serving
 from wise.serving.settings import Settings
@@ -67,8 +67,6 @@ def test_a_store_of_hostile_edits_is_shown_without_their_control_characters(tmp_
 
 
 def test_json_keeps_every_character(capsys: pytest.CaptureFixture[str]) -> None:
-    from wise.cli.common import show_json
-
     show_json({"text": HOSTILE})
     line = capsys.readouterr().out
     assert json.loads(line) == {"text": HOSTILE} and not raw(line)
