@@ -16,7 +16,7 @@ and a subject of its own, so that keys gather as they do in use. *Decide* is mil
 edit a new question means that names a live subject: mostly the sentence encoder's, and spent once for a question.
 
 *Whole step* is what a training step of `hybrid` costs that runs the whole model, over one that runs the upper blocks on
-cached states.
+cached states; *whole edit* is the same of whole edits, verification included: the same edits, made again both ways.
 
 A table goes to stdout; its last line is one JSON object of the same figures.
 """
@@ -55,7 +55,7 @@ JITTER = 0.05
 STEPS_TIMED = 5
 """Training steps of each kind."""
 COLUMNS = (
-    "mode", "edits", "base_cpu_seconds", "cpu_seconds_per_edit", "whole_step", "prefill", "decode",
+    "mode", "edits", "base_cpu_seconds", "cpu_seconds_per_edit", "whole_step", "whole_edit", "prefill", "decode",
     "decide_milliseconds",
 )  # fmt: skip
 
@@ -144,6 +144,18 @@ def whole_step(model: WiseModel, edits: Sequence[wise.Edit], clock: Clock) -> fl
     return statistics.median(spent[WHOLE][1:]) / statistics.median(spent[usual][1:])  # the first pass allocates
 
 
+def whole_edit(model: WiseModel, edits: Sequence[wise.Edit]) -> float:
+    """How much longer the same edits take whose training steps run the whole model."""
+    before, spliced, spent = model.snapshot(), model.trainer.spliced, dict[str, float]()
+    usual = spliced.steps
+    for steps in (WHOLE, usual):
+        model.reset()
+        spliced.use(steps)
+        spent[steps] = model.edit(edits).cpu_seconds
+    model.rollback(before)
+    return spent[WHOLE] / spent[usual]
+
+
 def running_text(model: WiseModel, count: int) -> list[torch.Tensor]:
     """Passages that ship with wise, as rows of ids `[1, prompt + decoded]`, one after another."""
     ids = [i for passage in shipped_passages() for i in model.encoder.prompt(passage)]
@@ -163,6 +175,7 @@ def measure(mode: str, args: argparse.Namespace, clock: Clock) -> list[dict[str,
     cost = {"base_cpu_seconds": prepared - begun, "cpu_seconds_per_edit": report.cpu_seconds / len(report.outcomes)}
     if mode == "hybrid":
         cost["whole_step"] = whole_step(model, edits[: args.edits], clock)
+        cost["whole_edit"] = whole_edit(model, edits[: args.edits])
     texts = running_text(model, args.repeats)
     rows = [{"mode": mode, "edits": 0} | served(model, bare, MemoryState(), texts, clock)]
     rows.append({"mode": mode, "edits": len(model.edits)} | cost | served(model, bare, model.state, texts, clock))

@@ -250,7 +250,8 @@ class _Trial:
     def last_projection(self) -> str | None:
         """The last linear layer of the parts that work token by token."""
         candidates = reversed(list(self._per_token()))
-        return next((path for path in candidates if _is_linear(self.block.get_submodule(path))), None)
+        modules = {path: self.block.get_submodule(path) for path in candidates}
+        return next((path for path, one in modules.items() if _is_linear(one) and hasattr(one, "weight")), None)
 
     def _per_token(self) -> Iterator[str]:
         """Modules of those parts of the block that carry nothing from one token to another."""
@@ -375,7 +376,8 @@ def _inputs(module: nn.Module) -> int | None:
     for inner in ("base_module", "base_layer"):  # of a wrapped layer; of one of peft's, or of another editor's
         module = getattr(module, inner, module)
     found = getattr(module, "in_features", getattr(module, "nx", None))
-    return found if isinstance(found, int) and hasattr(module, "weight") else None
+    weight = hasattr(module, "weight") or hasattr(module, "qweight")  # as GPTQ and AWQ pack it
+    return found if isinstance(found, int) and weight else None
 
 
 def _candidates(model: PreTrainedModel) -> str:

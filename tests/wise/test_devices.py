@@ -178,6 +178,7 @@ def test_a_base_without_values_or_gradients_is_refused() -> None:
         wrapped(tiny_model("llama").to("meta"))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself, as transformers imports it
 def test_a_model_with_an_encoder_and_one_that_cannot_be_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"vocab_size": 128, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
     with pytest.raises(UnsupportedModelError, match="this t5 model reads the prompt with an encoder.*give a causal LM"):

@@ -131,14 +131,16 @@ def test_a_library_that_is_not_installed_is_named_with_what_installs_it(
 
 def test_a_folder_whose_own_quantization_is_not_installed_is_named(base: Path, tmp_path: Path) -> None:
     config = json.loads((base / "config.json").read_text())
-    method = {"quant_method": "hqq", "quant_config": {}}
     for file in base.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": method}))
-    if find_spec("hqq") is not None:
-        pytest.skip("hqq is installed")
-    with pytest.raises(ConfigError, match=r"model .*[Hh][Qq][Qq]"):
-        load_model(str(tmp_path))
+    four = {"bits": 4, "group_size": 128}
+    for method, library, told in (("hqq", "hqq", "[Hh][Qq][Qq]"), ("gptq", "optimum", "GPTQ .*pip install optimum"),
+                                  ("awq", "gptqmodel", "AWQ .*pip install gptqmodel")):  # fmt: skip
+        if find_spec(library) is None:
+            own = {"quant_method": method, **({"quant_config": {}} if method == "hqq" else four)}
+            (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": own}))
+            with pytest.raises(ConfigError, match=f"model .*{told}"):
+                load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from chats import EDITS, chat_model
 from editors import editing
+from packed import packed_model
 from stores import statuses
 from tiny import reading, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
@@ -102,6 +103,24 @@ def test_a_memory_that_was_edited_on_a_copy_is_of_that_copy(folder: Path, tmp_pa
         tmp_path, tiny_model("llama").bfloat16(), model.tokenizer, **reading("hybrid")
     )
     assert again.precision_report is None and again.edits == model.edits
+
+
+@pytest.mark.parametrize("mode", ["retrieve", "hybrid"])
+def test_a_base_whose_weights_are_packed_is_edited_and_saved_and_is_another_base(mode: str, tmp_path: Path) -> None:
+    """As GPTQ and AWQ pack them."""
+    config = wise.WiseConfig(mode=mode, layer=1, terminator="w9")  # type: ignore[arg-type]
+    model = wise.wrap(packed_model(), tiny_tokenizer(), config, **reading(mode))
+    assert model.target_module.path == "model.layers.1.mlp.down_proj"
+    assert not model.edit(EDITS[:1]).failed
+    model.save_pretrained(tmp_path)
+    again = wise.WiseModel.from_pretrained(tmp_path, packed_model(), tiny_tokenizer(), **reading(mode))
+    assert again.ask(EDITS[0].prompt)[0].text == EDITS[0].target
+    for other, reason in ((packed_model(seed=1), "gptq int4.: the same architecture with other weights"),
+                          (tiny_model("llama"), "parameters: expected")):  # fmt: skip
+        with pytest.raises(ArtifactError, match=reason):
+            wise.WiseModel.from_pretrained(
+                tmp_path, other, tiny_tokenizer(), allow_precision=True, **reading(mode)
+            )
 
 
 # -- a store ----------------------------------------------------------------------------------
