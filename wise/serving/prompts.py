@@ -63,13 +63,13 @@ def echoed(
     return found
 
 
-def chat_requests(service: Service, body: ChatRequest) -> list[GenerationRequest]:
-    """The answers to a conversation. Raises as `completion_requests` does."""
+def chat_requests(service: Service, body: ChatRequest, param: str = "messages") -> list[GenerationRequest]:
+    """The answers to a conversation, which the request gives as `param`. Raises as `completion_requests` does."""
     return _requests(
         service,
         body,
-        chat_ids(service, body.messages, body.offered),
-        "messages",
+        chat_ids(service, body.messages, body.offered, param),
+        param,
         limit=body.max_completion_tokens or body.max_tokens,
         count=body.n or 1,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
@@ -113,7 +113,9 @@ def text_ids(service: Service, text: str, param: str, *, special: bool = True) -
     return service.encoder.prompt(text) if special else service.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def chat_ids(service: Service, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
+def chat_ids(
+    service: Service, messages: Sequence[Message], tools: Sequence[Tool] = (), param: str = "messages"
+) -> list[int]:
     """Ids of a conversation, up to where its answer begins. Without a chat template: of its texts, one per line.
 
     Raises HTTPError if it does not fit the context, or if the template does not take it.
@@ -122,17 +124,17 @@ def chat_ids(service: Service, messages: Sequence[Message], tools: Sequence[Tool
     if tokenizer.chat_template is None:
         if tools:
             raise bad_request("tools: this model has no chat template that could be given them", "tools")
-        return text_ids(service, "\n".join(message.text for message in messages), "messages")
+        return text_ids(service, "\n".join(message.text for message in messages), param)
     given = [message.for_template() for message in messages]
     schemas = [tool.model_dump(exclude_none=True) for tool in tools]
     try:
         text = rendered(tokenizer, given, schemas)
         takes_tools = not tools or text != rendered(tokenizer, given)
     except Exception as error:  # what a model's own template raises
-        raise bad_request(f"messages: the model's chat template refuses them: {error}"[:500], "messages") from error
+        raise bad_request(f"{param}: the model's chat template refuses them: {error}"[:500], param) from error
     if not takes_tools:
         raise bad_request("tools: the chat template of this model does not take tools", "tools")
-    _check_length(service, text, "messages")
+    _check_length(service, text, param)
     return render(tokenizer, given, schemas)  # the very ids that edits are verified with
 
 

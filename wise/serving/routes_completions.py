@@ -93,7 +93,7 @@ async def chat(body: schemas_chat.ChatRequest, request: Request, service: Served
 async def respond(body: ResponseRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
     """Answers as OpenAI's Responses API does. Nothing is stored: `input` is the whole conversation."""
     chat = body.chat()
-    requests = await _in_thread(service, prompts.chat_requests, service, chat)
+    requests = await _in_thread(service, prompts.chat_requests, service, chat, "input")
     writer = ResponseWriter(_chat_writer(service, chat), body, int(time.time()))
     version = requests[0].handle.version
     headers = {"X-Wise-Version": str(version)}

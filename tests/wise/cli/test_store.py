@@ -85,6 +85,18 @@ def test_gc_collects_and_check_finds_what_is_wrong(folder: Path) -> None:
     assert "is damaged" in run("check", folder).stdout
 
 
+def test_an_edit_is_erased_and_an_anchor_from_before_tells_of_it(folder: Path) -> None:
+    anchor = folder.with_name("anchor.json")
+    assert run("anchor", folder, "--output", anchor).exit_code == 0
+    assert told("check", folder, "--anchor", anchor)["erased_since"] == []
+    told("delete", folder, "e1")
+    assert told("erase", folder, "e1", "--reason", "request 17")["versions"] == [1, 2]
+    found = told("check", folder, "--anchor", anchor)
+    [event] = found["erased_since"]
+    assert found["problems"] == []
+    assert f"see that events {event} are yours" in " ".join(run("check", folder, "--anchor", anchor).stdout.split())
+
+
 def test_a_pack_goes_from_store_to_store(folder: Path) -> None:
     pack, other = folder.with_name("pack"), folder.with_name("other")
     assert told("export", folder, pack, "--version", 1) == {"edits": 2, "output": str(pack)}

@@ -118,6 +118,7 @@ def test_an_answer_keeps_to_a_schema(client: openai.OpenAI) -> None:
         ({"background": True}, "background", "True was given"),
         ({"input": []}, "input", "at least 1 item"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input", "input_text"),
+        ({"input": "word " * 9000}, "input", "do not fit the context"),
         ({"tool_choice": "required"}, "tool_choice", "it is not among tools"),
         ({"extra_body": {"colour": "red"}}, "colour", "not known here"),
     ],
