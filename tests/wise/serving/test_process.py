@@ -169,6 +169,36 @@ def test_every_line_on_stderr_is_json_from_its_start_to_its_end(tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_workers_fit_the_edits_of_a_service_and_end_with_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with process(tmp_path / "store", "--set", "edit_workers=2", log=log) as served:
+        until(lambda: served.editor() == "ready")
+        done = served.client.post("/v1/edits", json={"edits": edits(0, 8), "wait": "live"})
+        assert {edit["status"] for edit in done.json()["edits"]} == {"live"}
+        editor = processes_of(served.process.pid, "spawn_main")
+        assert sum(len(processes_of(each, "spawn_main")) for each in editor) == 2
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(60) == 0
+        until(lambda: not is_there(served.process.pid))
+    assert all(json.loads(line)["level"] for line in log.read_text().splitlines())
+
+
+def processes_of(parent: int, command: str) -> list[int]:
+    """Those that a process has started with this in their command line."""
+    children = " ".join(file.read_text() for file in Path(f"/proc/{parent}/task").glob("*/children")).split()
+    return [int(child) for child in children if command in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+def is_there(group: int) -> bool:
+    """Whether any process of a group still runs."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
 @pytest.mark.postgres
 def test_two_replicas_on_one_database_converge() -> None:
     with postgres_server() as url, process(url, *RETRIEVE) as first:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,52 +28,50 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.postgres]
 FRANCE, SPAIN = "The capital of France is", "The capital of Spain is"
 
 
+RUN = """
+import json, sys, ray, ray_serve
+ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000)
+ray.serve.start(http_options={"port": int(sys.argv[1])})
+ray.serve.run(ray_serve.application(json.loads(sys.argv[2])), blocking=True)
+"""
+"""`serve run`, on a port of its own and in a small cluster of its own."""
+PATIENCE = "300"
+"""Seconds that Ray gives its own processes to start."""
+
+
 class Replicas:
-    """A cluster of Ray on this machine, and in it `serve run` with two replicas of the shipped model."""
+    """Two replicas of the shipped model."""
 
     def __init__(self, store: str, folder: Path) -> None:
         pytest.importorskip("ray.serve", reason="Ray is not installed: pip install 'wise-runtime[ray]'")
-        port, cluster = free_ports(2)
-        patient = {"RAY_raylet_start_wait_time_s": "180", "RAY_gcs_server_request_timeout_seconds": "180"}
-        given = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "OMP_NUM_THREADS": "1"} | patient
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": os.environ | given}
-        programs = Path(sys.executable).parent
-        small = ["--num-cpus", "2", "--object-store-memory", "80000000", "--include-dashboard", "false"]
-        command = [programs / "ray", "start", "--head", "--block", "--port", str(cluster), *small]
-        self.cluster = subprocess.Popen(command, **options)
-        assert self.cluster.stdout is not None
-        told = ""
-        for line in self.cluster.stdout:
-            told += line
-            if "Ray runtime started" in line:
-                break
-        assert "Ray runtime started" in told, told
-
         add_token_line(folder / "tokens", token_line("tester", "admin", "secret"))
+        port = free_port()
         # In this mode no process loads the sentence encoder.
         arguments = {"replicas": "2", "store": store, "tokens": str(folder / "tokens"), "mode": "retrieve"}
-        app = {"name": "wise", "import_path": "ray_serve:application", "args": arguments}
-        file = folder / "serve.yaml"
-        file.write_text(json.dumps({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [app]}))
-        command = [programs / "serve", "run", "--address", f"127.0.0.1:{cluster}", "--app-dir", ROOT / "deploy", file]
-        self.process = subprocess.Popen(command, **options)
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "RAY_DEDUP_LOGS": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_gcs_server_request_timeout_seconds": PATIENCE,
+            "RAY_raylet_start_wait_time_s": PATIENCE,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", RUN, str(port), json.dumps(arguments)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT / "deploy",
+        )
         self.log: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.log.append(line)
+            if "is ready at" in line:
+                break
+        else:
+            raise RuntimeError("".join(self.log))
+        self._reader = threading.Thread(target=self.log.extend, args=(self.process.stdout,), daemon=True)
         self._reader.start()
         self.client = httpx.Client(
             base_url=f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer secret"}, timeout=120.0
         )
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.log.extend(self.process.stdout)
-
-    def ready(self) -> bool:
-        assert self.process.poll() is None, "".join(self.log)
-        try:
-            return bool(self.client.get("/ready", timeout=5.0).status_code == 200)
-        except httpx.TransportError:
-            return False
 
     def ask(self, method: str, path: str, **given: Any) -> tuple[int, dict[str, Any]]:
         """The process of the replica that answered, by its log, and what it answered."""
@@ -120,16 +118,15 @@ class Replicas:
         self.process.wait()
         self._reader.join()
         self.client.close()
-        self.cluster.terminate()
-        self.cluster.wait()
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+def free_port() -> int:
+    """One that the system gives to nobody who asks for any, while Ray starts."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
 
 
 def _body(prompt: str) -> dict[str, Any]:
@@ -140,7 +137,6 @@ def _body(prompt: str) -> dict[str, Any]:
 def replicas(store: str, folder: Path) -> Iterator[Replicas]:
     started = Replicas(store, folder)
     try:
-        until(started.ready)
         yield started
     finally:
         started.end()
