@@ -183,7 +183,7 @@ def test_edits_that_vllm_does_not_say_are_told(
     assert engine.unheld == {}
     llm.breaks = True
     engine.prepare([renewed(5)])
-    assert all("could not be asked: ValueError" in said for said in engine.unheld.values()) and len(engine.unheld) == 2
+    assert all("could not be asked: ClientError" in said for said in engine.unheld.values()) and len(engine.unheld) == 2
 
 
 def test_nobody_waits_until_what_was_live_is_asked(unused: VllmEngine, llm: FakeLLM) -> None:
@@ -217,6 +217,12 @@ def test_deadlines_and_queues(engine: VllmEngine, llm: FakeLLM) -> None:
     llm.hangs = False
     until(lambda: engine.busy == 0)
     assert answers(engine, *[request(ASKED)] * 3)
+
+
+def test_what_vllm_refuses_is_said(engine: VllmEngine, llm: FakeLLM) -> None:
+    llm.breaks = True
+    with pytest.raises(wise.ConfigError, match="a prompt that vLLM does not take"):
+        answers(engine, request(ASKED))
 
 
 def test_an_engine_that_died_refuses(engine: VllmEngine, llm: FakeLLM) -> None:
