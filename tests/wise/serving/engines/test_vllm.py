@@ -28,6 +28,7 @@ from wise.serving.engines import BusyError, Delta, EngineError, GenerationReques
 from wise.serving.engines.vllm import VllmEngine
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
+from wise.vllm.front_end import this_process
 
 STATE = answer_state()
 ROUTER = answer_router(STATE)
@@ -155,7 +156,7 @@ def test_versions_are_loaded_asked_once_and_dropped(engine: VllmEngine, llm: Fak
     for version in (2, 3):
         engine.prepare([handle(version)])
     assert len(llm.asked) == count, "the edits of the first version are those of the others"
-    assert llm.calls[0] == ("wise_attach", (os.path.abspath("nowhere"),))
+    assert llm.calls[0] == ("wise_attach", (os.path.abspath("nowhere"), this_process()))
     assert [args for method, args in llm.calls if method == "wise_load"] == [(1, None), (2, None), (3, None)]
     assert [args for method, args in llm.calls if method == "wise_drop"] == [(1,)]
     assert answers(engine, request(ASKED, version=2)) and answers(engine, request(ASKED, version=3))
