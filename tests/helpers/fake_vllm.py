@@ -14,6 +14,10 @@ from followed import SAID
 from tiny import EOS
 
 
+class ClientError(Exception):
+    """Of a request that vLLM refuses."""
+
+
 class FakeLLM:
     """Says the edit's answer where a plan says so, and else `w8`; in a step of its own for each token."""
 
@@ -32,7 +36,7 @@ class FakeLLM:
     async def generate(self, prompt: dict[str, Any], params: Any, request_id: str, **_: Any) -> AsyncIterator[Any]:
         self.asked.append((prompt, params))
         if self.breaks:
-            raise ValueError("a prompt that vLLM does not take")
+            raise ClientError("a prompt that vLLM does not take")
         carried = (params.extra_args or {}).get("wise", {})
         begins = carried.get("plan", {}).get("begins", [])
         said = SAID[begins[-1][1]][0] if begins and not self.forgets else [8, EOS]
@@ -75,6 +79,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
             "RequestOutputKind": SimpleNamespace(DELTA=1),
             "StructuredOutputsParams": SimpleNamespace,
         },
+        "vllm.exceptions": {"VLLMClientError": ClientError},
         "vllm.engine": {},
         "vllm.engine.arg_utils": {"AsyncEngineArgs": SimpleNamespace},
         "vllm.v1": {},

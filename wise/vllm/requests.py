@@ -22,6 +22,7 @@ from wise.errors import ConfigError
 from wise.memory.state import MemoryState
 from wise.router.course import Course, Plan, Step
 from wise.router.hybrid import HybridRouter
+from wise.vllm.front_end import this_process
 
 EXTENSION = "wise.vllm.worker.WiseWorker"
 LOADING = 0.02
@@ -125,7 +126,7 @@ async def attach(engine: Any, store: str | None = None) -> list[dict[str, Any]]:
 
     Raises ConfigError if nothing would come of edits, or what a worker raised.
     """
-    found: list[dict[str, Any]] = await engine.collective_rpc("wise_attach", args=(store,))
+    found: list[dict[str, Any]] = await engine.collective_rpc("wise_attach", args=(store, this_process()))
     before, after = [await _first_logprobs(engine, probe) for probe in (False, True)]
     check_probe(before, after)
     return found

@@ -22,6 +22,7 @@ from wise.router.encoder import load_encoder
 from wise.router.hybrid import HybridRouter, RouterInputs
 from wise.router.turns import ChatTemplate
 from wise.vllm.beside import side_of
+from wise.vllm.front_end import Process, end_with
 from wise.vllm.runners import observe
 from wise.vllm.sequences import Followed, ServedMemory
 
@@ -70,15 +71,17 @@ class WiseWorker:
     model_runner: Any
     vllm_config: Any
 
-    def wise_attach(self, store: str | None = None) -> dict[str, Any]:
+    def wise_attach(self, store: str | None = None, front_end: Process | None = None) -> dict[str, Any]:
         """Begins to watch this worker's steps; tells how. Called once, before any request.
 
-        store: place from which versions are read.
+        store: place from which versions are read. front_end: with which this process ends.
 
         Raises ConfigError if the edited layer does not stand in this model, or another front end has called it.
         """
         if hasattr(self, "_wise"):
             raise ConfigError("another front end gives this engine its edits: start vLLM with --api-server-count 1")
+        if front_end is not None:
+            end_with(front_end)
         config = self.vllm_config
         options = dict(config.additional_config["wise"])
         side = side_of(options["layer"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,14 +24,13 @@ from wise.namespaces import edited
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 pytest.importorskip("vllm")
 FRANCE = "The capital of France is"
-PORT = 18_123
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
-OPTIONS = ["--served-model-name", "demo", "--enforce-eager", "--block-size", "32", "--port", str(PORT)]
+OPTIONS = ["--served-model-name", "demo", "--enforce-eager", "--block-size", "32"]
 SECONDS = 600.0
 
 
@@ -47,11 +47,14 @@ def serving(store: Path, log: Path, layer: str) -> Iterator[httpx.Client]:
     options = ["--middleware", "wise.vllm.middleware.EditingMiddleware"]
     options += ["--worker-extension-cls", "wise.vllm.worker.WiseWorker", "--additional-config.wise.layer", layer]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path())]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     environment = os.environ | ENVIRONMENT | {"WISE_STORE": str(store)}
     with log.open("wb") as output:
-        process = subprocess.Popen([*command, *OPTIONS, *options], stdout=output, stderr=output, env=environment)
+        command += [*OPTIONS, *options, "--port", str(port)]
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=SECONDS) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
                 until(lambda: process.poll() is not None or _healthy(client), SECONDS)
                 assert process.poll() is None, log.read_text()[-4000:]
                 yield client

@@ -192,6 +192,8 @@ class VllmEngine:
 
     async def _answer(self, job: Job, index: int, request: GenerationRequest) -> None:
         """Puts the deltas of one answer into the job's queue, or an exception."""
+        from vllm.exceptions import VLLMClientError
+
         put: Any = job.deltas.put_nowait
         try:
             async with asyncio.timeout(max(0.0, job.deadline - time.monotonic())):
@@ -204,6 +206,8 @@ class VllmEngine:
             _deliver(job, put, Delta(index=index, text="", tokens=(), logprobs=(), routed=(), finish="deadline"))
         except asyncio.CancelledError:
             self._fail(job, EngineError("the service ends"))
+        except (VLLMClientError, ValueError) as error:  # such as a prompt that goes beyond an option of vLLM's
+            self._fail(job, ConfigError(f"vLLM does not take this request: {error!s:.500}"))
         except Exception as error:
             logger.exception("vLLM failed on a request")
             self._fail(job, EngineError(f"the model failed on this request: {type(error).__name__}; see the log"))

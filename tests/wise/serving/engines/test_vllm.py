@@ -28,6 +28,7 @@ from wise.serving.engines import BusyError, Delta, EngineError, GenerationReques
 from wise.serving.engines.vllm import VllmEngine
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
+from wise.vllm.front_end import this_process
 
 STATE = answer_state()
 ROUTER = answer_router(STATE)
@@ -155,7 +156,7 @@ def test_versions_are_loaded_asked_once_and_dropped(engine: VllmEngine, llm: Fak
     for version in (2, 3):
         engine.prepare([handle(version)])
     assert len(llm.asked) == count, "the edits of the first version are those of the others"
-    assert llm.calls[0] == ("wise_attach", (os.path.abspath("nowhere"),))
+    assert llm.calls[0] == ("wise_attach", (os.path.abspath("nowhere"), this_process()))
     assert [args for method, args in llm.calls if method == "wise_load"] == [(1, None), (2, None), (3, None)]
     assert [args for method, args in llm.calls if method == "wise_drop"] == [(1,)]
     assert answers(engine, request(ASKED, version=2)) and answers(engine, request(ASKED, version=3))
@@ -183,7 +184,7 @@ def test_edits_that_vllm_does_not_say_are_told(
     assert engine.unheld == {}
     llm.breaks = True
     engine.prepare([renewed(5)])
-    assert all("could not be asked: ValueError" in said for said in engine.unheld.values()) and len(engine.unheld) == 2
+    assert all("could not be asked: ClientError" in said for said in engine.unheld.values()) and len(engine.unheld) == 2
 
 
 def test_nobody_waits_until_what_was_live_is_asked(unused: VllmEngine, llm: FakeLLM) -> None:
@@ -217,6 +218,12 @@ def test_deadlines_and_queues(engine: VllmEngine, llm: FakeLLM) -> None:
     llm.hangs = False
     until(lambda: engine.busy == 0)
     assert answers(engine, *[request(ASKED)] * 3)
+
+
+def test_what_vllm_refuses_is_said(engine: VllmEngine, llm: FakeLLM) -> None:
+    llm.breaks = True
+    with pytest.raises(wise.ConfigError, match="a prompt that vLLM does not take"):
+        answers(engine, request(ASKED))
 
 
 def test_an_engine_that_died_refuses(engine: VllmEngine, llm: FakeLLM) -> None:
