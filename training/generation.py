@@ -32,7 +32,8 @@ _CHECK: ContextVar[Check | None] = ContextVar("check", default=None)
 
 @contextmanager
 def checked(check: Check | None) -> Iterator[None]:
-    """`check`, if there is one, is called between two steps of what this thread does in a `with` block."""
+    """`check`, if there is one, is called between two steps of what this thread does in a `with` block, but for what
+    the check itself does."""
     token = _CHECK.set(check)
     try:
         yield
@@ -44,7 +45,8 @@ def between_steps() -> None:
     """Stands between two steps of what takes long: calls the check of `checked`, if there is one."""
     check = _CHECK.get()
     if check is not None:
-        check()
+        with checked(None):
+            check()
 
 
 def context_length(model: PreTrainedModel) -> int:
