@@ -11,11 +11,13 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import faiss
 import pytest
 import torch
 from repository import ROOT
+from transformers import AutoModelForCausalLM
 
 COMMANDS = ("scripts/demo", "scripts/test", "scripts/test_floor", ".ci/run", ".ci/postgres", ".ci/chromium")
 
@@ -329,6 +331,28 @@ def test_the_check_of_a_gpu_runs_its_code_on_a_tiny_base_and_writes_its_figures(
     costs = figures["costs"]
     assert all(costs[name] > 0 for name in ("milliseconds_at_once", "milliseconds_alone", "decode_ratio"))
     assert "bfloat16" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_precision_that_cannot_be_tried_is_told_and_the_others_are_tried(
+    bench: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run on a machine that is lent for minutes must not be lost."""
+    make = AutoModelForCausalLM.from_pretrained
+
+    def refuse_eager(*args: Any, **named: Any) -> Any:
+        if named.get("attn_implementation") == "eager":
+            raise ImportError("no such kernel")
+        return make(*args, **named)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse_eager)
+    file = tmp_path / "figures.json"
+    bench("--tiny", "--edits", "1", "--pairs", "1", "--output", str(file), script="check_gpu.py")
+    held = json.loads(file.read_text())["holds"]
+    assert {row["attention"] for row in held if "error" not in row} == {"sdpa"} and len(held) == 6
+    assert capsys.readouterr().out.count("ImportError: no such kernel") == 3
+    with pytest.raises(SystemExit):
+        bench("--tiny", "--output", str(tmp_path / "none" / "figures.json"), script="check_gpu.py")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from wise.errors import EditError, check_known, checked_text
 from wise.formats.tracked_row import TrackedRow
@@ -26,7 +26,7 @@ class Columns:
     """
 
     def __init__(
-        self, named: Mapping[str, str] | None, fields: Collection[str], *, lists: Collection[str] = ()
+        self, named: Mapping[str, str] | None, fields: Sequence[str], *, lists: Collection[str] = ()
     ) -> None:
         """named: field -> column, where they differ. fields: all that there are; lists: those that hold lists.
 
