@@ -78,17 +78,19 @@ def holds(device: torch.device, edits: Sequence[Edit]) -> Iterator[dict[str, Any
     said: dict[str, list[str]] = {}
     for place in places:
         for dtype, attention in attentions(device):
-            base = AutoModelForCausalLM.from_pretrained(
-                model_path(), dtype=getattr(torch, dtype), device_map=place, attn_implementation=attention
-            )
-            model = wise.wrap(base.eval(), tokenizer, WiseConfig(mode="hybrid"))
-            report = model.edit(edits)
-            answers = [answer.text for answer in model.ask([edit.prompt for edit in edits])]
-            first = said.setdefault(dtype, answers)
-            yield {
-                "device": str(place), "dtype": dtype, "attention": attention, "edits": len(edits),
-                "verified": report.count("verified"), "answers_of_the_first": answers == first,
-            }  # fmt: skip
+            row = {"device": str(place), "dtype": dtype, "attention": attention, "edits": len(edits)}
+            try:
+                base = AutoModelForCausalLM.from_pretrained(
+                    model_path(), dtype=getattr(torch, dtype), device_map=place, attn_implementation=attention
+                )
+                model = wise.wrap(base.eval(), tokenizer, WiseConfig(mode="hybrid"))
+                report = model.edit(edits)
+                answers = [answer.text for answer in model.ask([edit.prompt for edit in edits])]
+            except Exception as error:  # of this precision and attention; the others are tried all the same
+                yield row | {"verified": 0, "answers_of_the_first": False, "error": f"{type(error).__name__}: {error}"}
+                continue
+            alike = answers == said.setdefault(dtype, answers)
+            yield row | {"verified": report.count("verified"), "answers_of_the_first": alike}
 
 
 def random_llama(shape: dict[str, int], device: torch.device) -> PreTrainedModel:
@@ -148,6 +150,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if min(args.edits, args.pairs) < 1:
         parser.error("--edits and --pairs start at 1")
+    if not args.output.absolute().parent.is_dir():
+        parser.error(f"--output {args.output}: there is no folder {args.output.parent}; make it first")
     return args
 
 
@@ -160,28 +164,33 @@ def main() -> None:
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     edits = [record.edit for record in demo_records(args.edits + 2, seed=0)]
-    print(f"{'device':10} {'dtype':10} {'attention':18} {'verified':>10} {'as the first':>13}")
-    held = []
-    for row in holds(device, edits[: 2 if args.tiny else HELD]):
-        held.append(row)
-        verified, alike = f"{row['verified']} of {row['edits']}", "yes" if row["answers_of_the_first"] else "no"
-        print(f"{row['device']:10} {row['dtype']:10} {row['attention']:18} {verified:>10} {alike:>13}")
     shape = TINY if args.tiny else LARGE
-    base = random_llama(shape, device)
-    model = wise.wrap(base, AutoTokenizer.from_pretrained(model_path()), WiseConfig(mode="hybrid", terminator=""))
-    spent = costs(model, edits, device, args.pairs)
-    for name, value in spent.items():
-        print(f"{name:24} {value:.3f}" if isinstance(value, float) else f"{name:24} {value}")
-    figures = {
+    held: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(device),
         "cuda": torch.version.cuda,
         "memory_bytes": torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
         "holds": held,
         "shape": shape,
-        "costs": spent,
     }
-    args.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(f"{'device':10} {'dtype':10} {'attention':18} {'verified':>10} {'as the first':>13}")
+    for row in holds(device, edits[: 2 if args.tiny else HELD]):
+        held.append(row)
+        verified, alike = f"{row['verified']} of {row['edits']}", "yes" if row["answers_of_the_first"] else "no"
+        name = f"{row['device']:10} {row['dtype']:10} {row['attention']:18}"
+        print(f"{name} {verified:>10} {alike:>13} {row.get('error', '')}".rstrip(), flush=True)
+        write(args.output, figures)  # what is known, should the rest fail
+    base = random_llama(shape, device)
+    model = wise.wrap(base, AutoTokenizer.from_pretrained(model_path()), WiseConfig(mode="hybrid", terminator=""))
+    spent = costs(model, edits, device, args.pairs)
+    for name, value in spent.items():
+        print(f"{name:24} {value:.3f}" if isinstance(value, float) else f"{name:24} {value}")
+    write(args.output, figures | {"costs": spent})
+
+
+def write(file: Path, figures: dict[str, Any]) -> None:
+    file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

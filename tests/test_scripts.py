@@ -11,11 +11,13 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import faiss
 import pytest
 import torch
 from repository import ROOT
+from transformers import AutoModelForCausalLM
 
 COMMANDS = (
     "scripts/demo", "scripts/test", "scripts/test_floor", "scripts/test_vllm", ".ci/run", ".ci/postgres", ".ci/chromium"
@@ -344,6 +346,22 @@ def test_the_check_of_a_gpu_runs_its_code_on_a_tiny_base_and_writes_its_figures(
     costs = figures["costs"]
     assert all(costs[name] > 0 for name in ("milliseconds_at_once", "milliseconds_alone", "decode_ratio"))
     assert "bfloat16" in capsys.readouterr().out
+
+
+def test_a_precision_that_cannot_be_tried_is_told_and_the_others_are_tried(
+    bench: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run on a machine that is lent for minutes must not be lost."""
+
+    def refuse(*_args: Any, **_named: Any) -> Any:
+        raise ImportError("no such kernel")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    rows = [*runpy.run_path(str(ROOT / "scripts/check_gpu.py"))["holds"](torch.device("cpu"), [])]
+    assert len({(row["dtype"], row["attention"]) for row in rows}) == len(rows) == 6
+    assert all(row["error"] == "ImportError: no such kernel" and not row["verified"] for row in rows)
+    with pytest.raises(SystemExit):
+        bench("--tiny", "--output", str(tmp_path / "none" / "figures.json"), script="check_gpu.py")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
