@@ -185,20 +185,18 @@ def fit_batch(
 # -- executors ------------------------------------------------------------------------------------
 
 
-def process_pool(count: int, prepare: Callable[[], object] | None = None) -> Executor:
-    """So many processes of this machine. prepare: called in each before all else; a function of a module."""
-    context = multiprocessing.get_context("spawn")  # a forked torch hangs
-    return ProcessPoolExecutor(count, context, initializer=_begin, initargs=(prepare,))
-
-
-def _begin(prepare: Callable[[], object] | None) -> None:
+def begin_worker() -> None:
     """A worker ends with its parent, however that ends; Ctrl-C is the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
-    if prepare is not None:
-        prepare()
+
+
+def process_pool(count: int, begin: Callable[..., object] = begin_worker, *given: Any) -> Executor:
+    """So many processes of this machine. begin: called in each with what is given, and calls `begin_worker`."""
+    context = multiprocessing.get_context("spawn")  # a forked torch hangs
+    return ProcessPoolExecutor(count, context, initializer=begin, initargs=given)
 
 
 def _follow(sentinel: int) -> None:

@@ -11,7 +11,6 @@ editor is always taken, and deletes and rollbacks are done while the model is st
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import multiprocessing
@@ -20,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -39,7 +38,7 @@ from wise.serving.editor_client import (
     WAITING,
     Worker,
 )
-from wise.serving.logs import json_logs, run_logged
+from wise.serving.logs import begin_logged, run_logged
 from wise.serving.settings import Settings
 from wise.workers import Workers, process_pool
 
@@ -240,7 +239,8 @@ def main(settings: Settings, connection: Connection) -> None:
         model = loaded_model(settings, config)
         if settings.edit_workers is not None:
             multiprocessing.current_process().daemon = False  # a daemon may have no children; they end with it
-            pool = partial(process_pool, settings.edit_workers, partial(_log, settings.log_level))
+            begin = (begin_logged, settings.log_level, "wise.workers:begin_worker")
+            pool = partial(process_pool, settings.edit_workers, *begin)
             again = partial(loaded_model, settings, config)
             model.use_workers(Workers(again, pool, cpu_seconds=settings.edit_seconds))
         return model
@@ -250,13 +250,6 @@ def main(settings: Settings, connection: Connection) -> None:
         os._exit(0)  # at once, also from within a step that takes long: what was in training is queued again
 
     run_editor(connection, settings, open_store=lambda: Store.open(settings.store), load=load, at_end=end)
-
-
-def _log(level: str) -> None:
-    """Has all that a worker writes to stderr be JSON, until it ends."""
-    stack = ExitStack()
-    stack.enter_context(json_logs(level))
-    atexit.register(stack.close)
 
 
 def loaded_model(settings: Settings, config: WiseConfig) -> WiseModel:

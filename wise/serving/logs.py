@@ -7,12 +7,13 @@ is.
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib import import_module
@@ -147,6 +148,15 @@ def run_logged(level: str, function: str, *arguments: Any) -> None:
     with json_logs(level):
         module, _, name = function.partition(":")
         getattr(import_module(module), name)(*arguments)
+
+
+def begin_logged(level: str, function: str) -> None:
+    """The same, but for the rest of the process: for the beginning of one that does more than this."""
+    stack = ExitStack()
+    stack.enter_context(json_logs(level))
+    atexit.register(stack.close)
+    module, _, name = function.partition(":")
+    getattr(import_module(module), name)()
 
 
 def _with_handlers() -> list[logging.Logger]:

@@ -118,6 +118,8 @@ class Replicas:
         self.process.send_signal(signal.SIGINT)  # as on a terminal
         self.process.wait()
         self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         self.client.close()
 
 
