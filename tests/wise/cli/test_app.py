@@ -506,7 +506,7 @@ def test_what_is_unexpected_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch, t
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("wise.cli.info.load_model", broken)
+    monkeypatch.setattr("wise.cli.options.load_model", broken)
     result = run("info", "--model", tiny)
     assert result.exit_code == 1 and isinstance(result.exception, RuntimeError)
 
