@@ -116,7 +116,7 @@ def test_bad_input_is_refused_before_the_work(tiny: Path, data: Path, known: Pat
     refused(run(*base, "--facts", "4", "--sweep-edits", "2", "--layers", "0,3"), "layers 3", "0 to 2")
     refused(run(*base, "--layers", "one"), "--layers one", "0,2,4")
     refused(run(*base, "--layers", "0", "--sweep-edits", "0"), "leave one of them out")
-    refused(run(*base, "--sweep-edits", "0", "--window", "4"), "window=4", "3 layers")
+    refused(run(*base, "--sweep-edits", "0", "--window", "4"), "window=4", "1 to 3, the layers")
     refused(run("--model", tiny, "--data", tmp_path / "none.jsonl", "--sweep-edits", "0"), "none.jsonl")
     refused(run(*base, "--sweep-edits", "0", "--output", tmp_path / "no" / "x.json"), "--output", "make it first")
     refused(run(*base, "--sweep-edits", "0", "--output", data), "is there already")
