@@ -36,7 +36,7 @@ from wise.router.catalog import catalog_of, masked_keys, own_vectors, whole_keys
 from wise.router.endings import endings
 from wise.router.readers import RelationReader
 from wise.router.relations import RIVAL_MARGIN, rivals
-from wise.router.subjects import Mention, masked, names_of, words
+from wise.router.subjects import Mention, beginnings, masked, names_of, words
 from wise.router.turns import WINDOW, ChatTemplate, expects, is_question, last_sentence, last_word, passage, refers_back
 
 REMEMBERED = 4096
@@ -218,13 +218,14 @@ class HybridRouter(Router):
 
     def _may_ask(self, text: str, *, at_end: bool) -> bool:
         """Whether plain text can ask for an edit anywhere, or else at its end: it names an edited subject, is a
-        question, or ends as a prompt does."""
-        found = words(text)
-        if self._catalog.subjects.among(found):
+        question, or ends as a prompt does. Anywhere may be within a word, which a later token goes on."""
+        found, subjects, ends = words(text), self._catalog.subjects, self._catalog.unmarked_ends
+        if subjects.among(found):
             return True
         if at_end:
             return is_question(text) or self._ends_a_prompt(text)
-        return "?" in text or "？" in text or any(word.text in self._catalog.unmarked_ends for word in found)
+        asked = "?" in text or "？" in text or subjects.cut_among(found)
+        return asked or any(part in ends for word in found for part in (word.text, *beginnings(word)))
 
     def _decided_at(self, ids: Ids, end: int, form: int) -> Decision | None:
         """The decision at a position where an answer may begin; None in plain text that asks nothing there."""

@@ -39,6 +39,11 @@ def words(text: str) -> list[Word]:
     return [Word(_folded(m.group()), m.start(), m.end()) for m in _WORD.finditer(text) if m.group().lower() != "s"]
 
 
+def beginnings(word: Word) -> Iterator[str]:
+    """What is left of a word in a text that ends within it."""
+    return (word.text[:end] for end in range(1, len(word.text)))
+
+
 def name_key(name: str) -> tuple[str, ...]:
     """The normalised words of a name, without a leading article."""
     if name.isascii():  # most are, and 100,000 of them are read where a memory is loaded
@@ -200,6 +205,19 @@ class SubjectIndex(Generic[Owner]):
                 if len(key) == length and key in self._owners:
                     mentions.append(Mention(key, word.start, found[place + length - 1].end))
         return mentions
+
+    def cut_among(self, found: Sequence[Word]) -> bool:
+        """Whether a text of these words that ends within one of them would end with a name: "Par" in "Parisian"."""
+        for place, word in enumerate(found):
+            for part in beginnings(word):
+                if (part,) in self._owners:
+                    return True
+            for length in self._lengths.get(word.text, ()):
+                *rest, last = found[place : place + length]
+                key = tuple(each.text for each in rest)
+                if len(rest) == length - 1 > 0 and any((*key, part) in self._owners for part in beginnings(last)):
+                    return True
+        return False
 
     def owners(self, mention: Mention) -> Sequence[Owner]:
         """The owners of a mentioned name."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
+
 import torch
 from chats import EDITS, TEMPLATE
 from tiny import EOS, WordReader, text, tiny_tokenizer
+from transformers import PreTrainedTokenizerBase
 
+from wise.edits import Edit
 from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState
 from wise.router.hybrid import HybridRouter, RouterInputs
@@ -18,11 +23,11 @@ WIDTH = 8
 """d"""
 
 
-def answer_state() -> MemoryState:
-    """The two edits, each with random values."""
+def answer_state(edits: Sequence[Edit] = EDITS) -> MemoryState:
+    """The edits, at most two, each with random values."""
     generator, reader = torch.Generator().manual_seed(0), WordReader()
     slots, keys = [], {}
-    for i, (edit, said) in enumerate(zip(EDITS, SAID, strict=True)):
+    for i, (edit, said) in enumerate(zip(edits, SAID, strict=False)):
         ids = [token for form in said for token in form]
         slots.append(
             AnswerSlot(
@@ -37,12 +42,14 @@ def answer_state() -> MemoryState:
         )
         asked = f"{PLACEHOLDER} {edit.prompt.split(' ', 1)[1]}"
         keys[edit.id] = reader.read([edit.prompt, asked, f"{asked} {text(said[0][:-1])}"]).half()
-    return MemoryState(edits=tuple(EDITS), slots=tuple(slots), keys=keys, key_space=reader.key_space)
+    return MemoryState(edits=tuple(edits), slots=tuple(slots), keys=keys, key_space=reader.key_space)
 
 
-def answer_router(state: MemoryState, template: str | None = TEMPLATE) -> HybridRouter:
-    """template: of the tokenizer's chats."""
-    tokenizer = tiny_tokenizer()
+def answer_router(
+    state: MemoryState, template: str | None = TEMPLATE, tokenizer: PreTrainedTokenizerBase | None = None
+) -> HybridRouter:
+    """template: of the tokenizer's chats; tokenizer: left out, one of few words."""
+    tokenizer = copy(tokenizer) if tokenizer is not None else tiny_tokenizer()
     tokenizer.chat_template = template
     learned = ChatTemplate.learn(tokenizer)
     inputs = RouterInputs(sequences=None, tokenizer=tokenizer, template=learned, reader=WordReader())

@@ -10,11 +10,12 @@ from tiny import EOS
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from wise.demo import model_path
+from wise.edits import Edit
 from wise.lab.eval.routing.texts import shipped_passages
 from wise.memory.side_memory import NO_SLOT
 from wise.router.course import Course
 from wise.router.endings import endings
-from wise.router.subjects import SubjectIndex
+from wise.router.subjects import SubjectIndex, words
 
 NAMES = ("Umberto Eco", "O'Brien", "C++", "Sri Lanka", "Škoda", "Rhône", "東京", "Bill & Ted", "the box", "Los Angeles")
 TEXTS = (
@@ -66,3 +67,19 @@ def test_text_is_searched_only_where_it_may_come_to_ask(template: str | None, mo
         ids.append(token)
         said += [place for place, _, value in course.read(np.array(ids), len(ids) - 1) if value != NO_SLOT]
     assert said == [len(ids) - 1] and len(searched) > 2
+
+
+@pytest.mark.parametrize("subject", ["Par", "New Par", "東"])
+def test_a_name_within_a_word_is_seen_however_much_is_read_at_once(
+    subject: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    edit = Edit(id="e", prompt=f"The mayor of {subject}", target="Ann", subject=subject)
+    router = answer_router(answer_state([edit]), None, tokenizer)
+    parts = [f"The mayor of {subject}", "isian is here"]
+    ids = [token for part in parts for token in tokenizer(part, add_special_tokens=False)["input_ids"]]
+    asked = len(tokenizer(parts[0], add_special_tokens=False)["input_ids"]) - 1
+    assert asked in router.active_positions(ids[: asked + 1])
+    for end in range(len(ids)):
+        assert (end in router.active_positions(ids)) == (end in router.active_positions(ids[: end + 1])), end
+    index = SubjectIndex([(subject, 0)])
+    assert not index.cut_among(words("Harp, and a new harp")), "no word of it begins as the name does"
