@@ -18,12 +18,14 @@ from chats import EDITS, TEMPLATE, chat_model
 from repository import HELPERS, ROOT
 from shards import STREAM, edit_stream
 from tiny import BATCH, DEPTH, generated, put, reading, text, tiny_model, tiny_tokenizer, wrap_tiny
-from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from torch import Tensor
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 from two_devices import FAR, two_devices
 
 import wise
 from wise.errors import UnsupportedModelError
-from wise.loading import Placement
+from wise.loading import QUANTIZATIONS, Placement, load_model
 from wise.memory.store.store import Store
 
 LAYER = 1
@@ -152,6 +154,27 @@ def test_four_bits_keep_their_gradient(tmp_path: Path) -> None:
             wrapped(used)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the libraries themselves
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_a_quantized_model_is_edited_saved_and_loaded(quantization: str, tmp_path: Path) -> None:
+    pytest.importorskip(QUANTIZATIONS[quantization])
+    folder, memory = tmp_path / "base", tmp_path / "memory"
+    tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    placement = Placement(quantization=quantization)
+    model = wrapped(load_model(str(folder), placement=placement)[0])
+    questions = [edit.prompt for edit in EDITS]
+    before = [answer.text for answer in model.ask(questions)]
+    assert not model.edit(EDITS).failed
+    assert before != [answer.text for answer in model.ask(questions)] == [edit.target for edit in EDITS]
+    model.save_pretrained(memory)
+    base = load_model(str(folder), placement=placement)[0]
+    again = wise.WiseModel.from_pretrained(memory, base, model.tokenizer, **reading("hybrid"))
+    assert [answer.text for answer in again.ask(questions)] == [edit.target for edit in EDITS]
+    with pytest.raises(wise.ArtifactError, match="allow_precision"):
+        wise.WiseModel.from_pretrained(memory, load_model(str(folder))[0], model.tokenizer, **reading("hybrid"))
+
+
 # -- gradients --------------------------------------------------------------------------------
 
 
@@ -228,6 +251,48 @@ def test_flex_attention_with_padding_says_what_sdpa_says(mode: str, options: dic
         with flex.disabled() as base:
             assert generated(base, BATCH, **options) != said
     assert said == generated(plain, BATCH)
+
+
+def attention_by_padding(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
+) -> tuple[Tensor, None]:
+    """Takes what flash attention takes: which tokens are padding `[batch, keys]`, or None, and no mask of pairs."""
+    assert attention_mask is None or attention_mask.ndim == 2
+    size, length = query.shape[2], key.shape[2]
+    seen = torch.ones(size, length, dtype=torch.bool).tril(length - size)
+    mask = seen[None, None] if attention_mask is None else seen & attention_mask[:, None, None, -length:].bool()
+    heads = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(heads, 1) for part in (key, value))
+    bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    said = torch.nn.functional.scaled_dot_product_attention(query, key, value, bias, scale=given.get("scaling"))
+    return said.transpose(1, 2), None
+
+
+@pytest.fixture
+def by_padding() -> Iterator[str]:
+    """The name of that attention, while it is known."""
+    name = "by_padding"
+    AttentionInterface.register(name, attention_by_padding)
+    AttentionMaskInterface.register(name, flash_attention_mask)
+    yield name
+    del AttentionInterface._global_mapping[name], AttentionMaskInterface._global_mapping[name]
+
+
+@modes
+def test_attention_that_is_given_padding_alone_says_what_sdpa_says(mode: str, by_padding: str) -> None:
+    """As flash attention is."""
+    plain = wrap_tiny("llama", mode, layer=LAYER)
+    other = wrap_tiny(tiny_model("llama", attention=by_padding), mode, layer=LAYER)
+    said = generated(other, BATCH)
+    with other.disabled() as base:
+        assert generated(base, BATCH) != said
+    assert said == generated(plain, BATCH)
+
+
+def test_a_model_with_attention_that_is_given_padding_alone_is_edited(
+    by_padding: str, here: wise.WiseModel, tmp_path: Path
+) -> None:
+    is_edited_alike(wrapped(tiny_model("llama", attention=by_padding)), here, tmp_path)
 
 
 def compiled_forward(model: PreTrainedModel) -> PreTrainedModel:
