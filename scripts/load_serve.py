@@ -2,10 +2,11 @@
 
     python scripts/load_serve.py --clients 64 --edits 1000
 
-Starts `wise serve` with the shipped model and a new store, on the loopback interface alone. Clients ask without a
-pause, streaming: questions whose facts are edited meanwhile, decoded greedily, and long texts, drawn. In each of
-several rounds nothing is edited for a while, and then a share of the edits comes in, so that both are measured at like
-sizes of the memory and beside like neighbours on the machine. Reported: failed requests, the time between two
+Starts `wise serve` with a new store, on the loopback interface alone. Clients ask without a pause, streaming: questions
+whose facts are edited meanwhile, decoded greedily, and long texts, drawn. In each of several rounds nothing is edited
+for a while, and then a share of the edits comes in, with a client beside that asks for one preview after the other. So
+both are measured at like sizes of the memory and beside like neighbours on the machine. Reported: failed requests and
+previews, the time between two
 tokens of a stream with and without editing, edits a second and how long each took from post to live, whether each
 answer is what exactly its version says (where no edit of the question is live in it and the answer is not the base's,
 that version is read from the store and asked), and the memory of the processes. With `--kill` the service is killed
@@ -31,7 +32,6 @@ from service_process import Service
 
 from wise.demo.facts import Fact, counterfactual, load_facts, train_prompts
 
-NAME = "wise-demo"
 BATCH = 20
 """Edits of one request."""
 LONG_TOKENS = 64
@@ -102,7 +102,7 @@ async def _post(service: Service, path: str, body: dict[str, Any], headers: str 
 
 
 async def _ask(service: Service, record: ClientRecord, prompt: str, long: bool, seed: int) -> None:
-    body: dict[str, Any] = {"model": NAME, "prompt": prompt, "stream": True, "max_tokens": 24, "temperature": 0}
+    body: dict[str, Any] = {"model": service.name, "prompt": prompt, "stream": True, "max_tokens": 24, "temperature": 0}
     if long:
         body |= {"max_tokens": LONG_TOKENS, "temperature": 1.0, "seed": seed}
     begun = last = time.perf_counter()
@@ -157,8 +157,8 @@ async def _hand_in(service: Service, facts: list[Fact], acknowledged: dict[str, 
         await asyncio.sleep(0.2)
 
 
-def _edit(fact: Fact) -> dict[str, Any]:
-    return {"prompt": train_prompts(fact)[0], "target": counterfactual(fact, seed=0), "subject": fact.subject}
+def _edit(fact: Fact, seed: int = 0) -> dict[str, Any]:
+    return {"prompt": train_prompts(fact)[0], "target": counterfactual(fact, seed=seed), "subject": fact.subject}
 
 
 async def _phase(
@@ -183,6 +183,20 @@ async def _phase(
     if work is not None:
         await work
     return record
+
+
+async def _preview(service: Service, facts: list[Fact], previews: Counter[str]) -> None:
+    """One preview after the other, until it is cancelled. A full queue is an answer; other refusals are failures."""
+    for turn in range(sys.maxsize):
+        edit = _edit(facts[turn % len(facts)], seed=1 + turn)
+        try:
+            reader, writer = await _post(service, "/v1/edits/preview", {"edit": edit, "prompts": [edit["prompt"]]})
+            found = json.loads(await reader.read())
+            writer.close()
+            previews["made" if found["outcome"]["status"] == "verified" else f"not {found['outcome']['status']}"] += 1
+        except OSError as error:
+            previews["told to come back" if str(error).startswith("429") else str(error)[:120]] += 1
+            await asyncio.sleep(1.0)
 
 
 async def _edited(service: Service, facts: list[Fact], limit: float) -> None:
@@ -215,18 +229,17 @@ def _doubtful(phases: list[ClientRecord], tickets: list[dict[str, Any]]) -> list
     return wrong
 
 
-def _contradicting(store: Path, doubtful: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
+def _contradicting(
+    store: Path, doubtful: list[tuple[str, int, str]], model_name: str | None
+) -> list[tuple[str, int, str]]:
     """Those that their version, read from the store and asked alone, does not give."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from wise.demo import model_path
+    from wise.loading import load_model
     from wise.memory.store.store import Store
     from wise.model import wrap
 
     wrong = []
     with Store.open(store, writer=False) as opened:
-        base = AutoModelForCausalLM.from_pretrained(model_path())
-        model = wrap(base, AutoTokenizer.from_pretrained(model_path()), opened.read().config)
+        model = wrap(*load_model(model_name), opened.read().config)
         for version in sorted({version for _, version, _ in doubtful}):
             own = [answer for answer in doubtful if answer[1] == version]
             with model.serving(opened.read(version).state):
@@ -281,6 +294,7 @@ def _killed(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder of a model; left out: the one that ships")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=4)
@@ -291,6 +305,7 @@ def main() -> None:
     arguments = parser.parse_args()
     facts = random.Random(0).sample(load_facts("train"), arguments.edits)
     options = [part for pair in arguments.set for part in ("--set", pair)]
+    options += ["--model", arguments.model] if arguments.model else []
     with tempfile.TemporaryDirectory() as folder:
         store, log = Path(folder) / "store", Path(folder) / "log"
         run = _killed if arguments.kill else _loaded
@@ -312,20 +327,27 @@ def _loaded(
             sys.stderr.write(json.dumps(record.to_dict()) + "\n")
             return record
 
+        async def edit(part: list[Fact]) -> None:
+            previewing = asyncio.create_task(_preview(service, facts, previews))
+            await _edited(service, part, arguments.limit)
+            previewing.cancel()
+
         phases = []
         for start in range(0, len(facts), share):
-            phases += [await phase(), await phase(_edited(service, facts[start : start + share], arguments.limit))]
+            phases += [await phase(), await phase(edit(facts[start : start + share]))]
         return [*phases, await phase()]
 
+    previews: Counter[str] = Counter()
     phases = asyncio.run(all_phases())
     tickets = service.tickets()
     service.end()
     quiet, during = _summed(phases[::2]), _summed(phases[1::2])
     doubtful = _doubtful(phases, tickets)
-    wrong, waited = _contradicting(store, sorted(set(doubtful))), _waited(store)
+    wrong, waited = _contradicting(store, sorted(set(doubtful)), arguments.model), _waited(store)
     return {
         "clients": arguments.clients,
         "edits": dict(Counter(ticket["status"] for ticket in tickets)),
+        "previews": dict(previews),
         "edits_per_second": round(len(waited) / during.seconds, 2),
         "seconds_from_post_to_live": {name: round(value / 1000, 1) for name, value in _quantiles(waited).items()},
         "versions": max((ticket["live_in"] or 0 for ticket in tickets), default=0),

@@ -46,6 +46,7 @@ class Service:
             if time.monotonic() > end:
                 raise SystemExit(f"the service did not become ready; {log} says why")
             time.sleep(0.2)
+        self.name: str = self.get("/v1/models")["data"][0]["id"]
 
     def ready(self) -> str:
         try:

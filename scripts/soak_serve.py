@@ -36,7 +36,6 @@ from service_process import Service
 
 from wise.demo.facts import counterfactual, load_facts, train_prompts
 
-NAME = "wise-demo"
 JUMPS = ("+0", "+3d", "-2d", "+400d", "+0")
 """Where the clock is put, one after the other, relative to the true time."""
 RESTART = 30.0
@@ -104,19 +103,21 @@ class Soak:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.read()
 
+    def _complete(self, **body: Any) -> bytes:
+        return bytes(self._post("/v1/completions", {"model": self.service.name, **body}))
+
     def _prompt(self) -> str:
         return train_prompts(self.random.choice(self.facts))[0]
 
     def _client(self) -> None:
-        body = {"model": NAME, "prompt": self._prompt(), "stream": True, "max_tokens": 24, "temperature": 0}
-        text = self._post("/v1/completions", body)
+        text = self._complete(prompt=self._prompt(), stream=True, max_tokens=24, temperature=0)
         if b"data: [DONE]" not in text:
             raise ValueError("a stream broke off")
         self.asked["streamed"] += 1
 
     def _probe(self) -> None:
         for name, ask in (
-            ("answer", lambda: self._post("/v1/completions", {"model": NAME, "prompt": "The", "max_tokens": 1})),
+            ("answer", lambda: self._complete(prompt="The", max_tokens=1)),
             ("edits", lambda: self._post("/v1/edits?limit=1", None, method="GET")),
             ("health", lambda: self._post("/health", None, method="GET")),
         ):
