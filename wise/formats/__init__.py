@@ -54,7 +54,7 @@ def recognise(row: JsonRow, format: str) -> Layout:
     Raises:
         EditError: no layout of this format fits; names the fields found.
     """
-    if format == "auto" and holds_facts(row):
+    if format != "wise" and holds_facts(row):
         raise EditError(
             "this file holds facts that are known, not edits: field 'attribute' is the right answer, and no other "
             "one is wanted; trace the facts with `wise locate`, or read them with `wise.lab.locate.facts.read_facts`"

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -228,12 +229,24 @@ class EditorClient:
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     """A process that is started within the block hears no Ctrl-C, which a terminal sends to all: it is told to end."""
-    resource_tracker.ensure_running()  # as it starts, it unblocks them
+    _start_tracker()  # as it starts, it unblocks them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_tracker() -> None:
+    """Starts Python's tracker of semaphores, which all processes of the service share. It removes what a killed process
+    left behind, and would say so on stderr as text, where all is JSON."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = f"{before or 'default'},ignore:resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        os.environ.pop("PYTHONWARNINGS")
+        os.environ.update({} if before is None else {"PYTHONWARNINGS": before})
 
 
 def _send_all(connection: Connection, outbox: SimpleQueue[bytes | None]) -> None:

@@ -16,7 +16,7 @@ from tiny import same_tensors, text, tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
 import wise
-from wise.cli import store as module
+from wise.cli import options
 from wise.cli.app import app
 from wise.errors import StoreError
 from wise.memory.artifact import load_memory
@@ -145,7 +145,7 @@ def test_the_command_writes_anew_what_shared_a_slot(folder: Path, monkeypatch: p
         asked.append(name)
         return tiny_model("llama", **WIDE), tiny_tokenizer()
 
-    monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(options, "load_model", load)
     command = ["store", "delete", str(folder / "store"), "e1", "--model", "tiny", "--json"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
@@ -160,7 +160,7 @@ def test_the_command_refuses_another_base(folder: Path, monkeypatch: pytest.Monk
     other = tiny_model("llama", **WIDE)
     with torch.no_grad():
         next(other.parameters()).mul_(1.5)
-    monkeypatch.setattr(module, "load_model", lambda name, **_: (other, tiny_tokenizer()))
+    monkeypatch.setattr(options, "load_model", lambda name, **_: (other, tiny_tokenizer()))
     result = CliRunner().invoke(app, ["store", "delete", str(folder / "store"), "e1"])
     assert result.exit_code == 2 and "made for another base" in result.stderr
     assert digest(held(folder / "store")) == digest(before)
