@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -80,7 +81,10 @@ def test_a_process_that_is_killed_while_it_fits_costs_no_edit(
 def test_tasks_of_ray_make_what_one_process_makes_also_when_one_is_killed(alone: MemoryState, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'wise-runtime[ray]'")
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0"}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000)
+    found_here = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, runtime_env=found_here
+    )
     try:
         marker = tmp_path / "died"
         load = partial(killed_while_it_fits, marker)
