@@ -29,7 +29,8 @@ FRANCE, SPAIN = "The capital of France is", "The capital of Spain is"
 
 
 RUN = """
-import json, sys, ray, ray_serve
+import json, signal, sys, ray, ray_serve
+signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of pytest-xdist ignore it
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000)
 ray.serve.start(http_options={"port": int(sys.argv[1])})
 ray.serve.run(ray_serve.application(json.loads(sys.argv[2])), blocking=True)
