@@ -268,31 +268,24 @@ def attention_by_padding(
     return said.transpose(1, 2), None
 
 
-@pytest.fixture
-def by_padding() -> Iterator[str]:
-    """The name of that attention, while it is known."""
-    name = "by_padding"
-    AttentionInterface.register(name, attention_by_padding)
-    AttentionMaskInterface.register(name, flash_attention_mask)
-    yield name
-    del AttentionInterface._global_mapping[name], AttentionMaskInterface._global_mapping[name]
+BY_PADDING = "by_padding"
+AttentionInterface.register(BY_PADDING, attention_by_padding)
+AttentionMaskInterface.register(BY_PADDING, flash_attention_mask)
 
 
 @modes
-def test_attention_that_is_given_padding_alone_says_what_sdpa_says(mode: str, by_padding: str) -> None:
+def test_attention_that_is_given_padding_alone_says_what_sdpa_says(mode: str) -> None:
     """As flash attention is."""
     plain = wrap_tiny("llama", mode, layer=LAYER)
-    other = wrap_tiny(tiny_model("llama", attention=by_padding), mode, layer=LAYER)
+    other = wrap_tiny(tiny_model("llama", attention=BY_PADDING), mode, layer=LAYER)
     said = generated(other, BATCH)
     with other.disabled() as base:
         assert generated(base, BATCH) != said
     assert said == generated(plain, BATCH)
 
 
-def test_a_model_with_attention_that_is_given_padding_alone_is_edited(
-    by_padding: str, here: wise.WiseModel, tmp_path: Path
-) -> None:
-    is_edited_alike(wrapped(tiny_model("llama", attention=by_padding)), here, tmp_path)
+def test_a_model_with_attention_that_is_given_padding_alone_is_edited(here: wise.WiseModel, tmp_path: Path) -> None:
+    is_edited_alike(wrapped(tiny_model("llama", attention=BY_PADDING)), here, tmp_path)
 
 
 def compiled_forward(model: PreTrainedModel) -> PreTrainedModel:
@@ -314,6 +307,7 @@ def test_a_model_that_was_compiled_is_edited(
         is_edited_alike(wrapped(compiled(tiny_model("llama"))), here, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself
 def test_a_compiled_wrapper_is_refused_with_the_way_out() -> None:
     model = tiny_model("llama")
     with pytest.raises(UnsupportedModelError, match="wrap the model that was compiled, and compile the wrapped one"):
