@@ -26,11 +26,10 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from service_process import Service
 
@@ -51,6 +50,7 @@ class Soak:
         self.arguments = arguments
         self.random = random.Random(arguments.seed)
         self.facts = load_facts("train")
+        self.edits = self._new_edits()
         self.environment = _fake_clock(self.clock)
         self.up = threading.Event()
         self.lock = threading.Lock()
@@ -127,15 +127,23 @@ class Soak:
         self.asked["probes"] += 1
 
     def _edit(self) -> None:
-        fact = self.random.choice(self.facts)
-        target = counterfactual(fact, seed=self.random.randrange(1000))
-        edit = {"prompt": train_prompts(fact)[0], "target": target, "subject": fact.subject, "id": uuid4().hex}
+        edit = next(self.edits)
         answer = json.loads(self._post("/v1/edits", {"edits": [edit]}))
         with self.lock:
             for made in answer["edits"]:
                 self.acknowledged[made["id"]] = made["ticket"]
         self.asked["edits"] += 1
         time.sleep(self.arguments.pause)
+
+    def _new_edits(self) -> Iterator[dict[str, str]]:
+        """No edit twice: a repeated one would be refused while the first is queued, and be counted as taken twice."""
+        given = set()
+        while True:
+            fact = self.random.choice(self.facts)
+            target = counterfactual(fact, seed=self.random.randrange(1000))
+            if (fact, target) not in given:
+                given.add((fact, target))
+                yield {"prompt": train_prompts(fact)[0], "target": target, "subject": fact.subject}
 
     def _delete(self) -> None:
         time.sleep(5 * self.arguments.pause)
@@ -218,6 +226,7 @@ class Soak:
             "longest_seconds": {name: round(value, 2) for name, value in self.slowest.items()},
             "memory_mib": {"first_half": _most(self.memory[:half]), "second_half": _most(self.memory[half:])},
             "store_whole": checked.returncode == 0,
+            "store_told": "" if checked.returncode == 0 else (checked.stdout + checked.stderr)[-500:],
         }
 
 
