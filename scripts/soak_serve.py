@@ -266,9 +266,10 @@ def main() -> int:
     parser.add_argument("--settle", type=float, default=300.0, help="seconds that the last edits may take")
     parser.add_argument("--blocked", type=float, default=5.0, help="seconds that a request may take")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="an empty folder that keeps the store and the log afterwards")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(Path(folder), arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        soak = Soak(arguments.folder or Path(temporary), arguments)
         soak.run()
         report = soak.report()
     sys.stdout.write(json.dumps(report) + "\n")
