@@ -98,8 +98,8 @@ class ServedStore:
 
 
 def _name(args: Namespace) -> str | None:
-    names = args.served_model_name or [None]
-    return names[0] if isinstance(names, list) else names
+    names: list[str] = args.served_model_name or []
+    return names[0] if names else None
 
 
 def _tokens(own: settings.Settings, args: Namespace) -> Tokens:

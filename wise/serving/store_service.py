@@ -23,7 +23,8 @@ from wise.training.encoding import Encoder
 class Followed(Protocol):
     """What is served, as it changes."""
 
-    current: ServedVersion
+    @property
+    def current(self) -> ServedVersion: ...
 
     def listen(self) -> Listener: ...
 
