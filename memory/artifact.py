@@ -19,7 +19,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from os import PathLike
 from pathlib import Path
@@ -34,22 +33,13 @@ from torch import Tensor
 from wise import __version__
 from wise.config import WiseConfig
 from wise.edits import Edit, check_unique
-from wise.errors import ArtifactError, ConfigError, EditError, did_you_mean
+from wise.errors import ArtifactError, ConfigError, EditError
 from wise.memory.bounded_file import MOST_JSON, MOST_TEXT, bounded, check_header
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import replaced_folder, set_aside
 from wise.memory.key_space import KeySpace, RelationSpace, Space, space_from_tensors
 from wise.memory.model_card import CARD_FILE, keep_card, model_card
-from wise.memory.slot import (
-    SLOT_KINDS,
-    AnswerSlot,
-    MaskedDenseSlot,
-    Slot,
-    by_group,
-    columns_of,
-    is_column,
-    split_group,
-)
+from wise.memory.slot import AnswerSlot, MaskedDenseSlot, Slot, columns_of, is_column, slots_of
 from wise.memory.state import MemoryState, gc_paused
 
 FORMAT = "wise-memory"
@@ -71,9 +61,7 @@ _AGAIN = "copy the folder again, or take an older save"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def save_memory(
-    folder: str | PathLike[str], *, config: WiseConfig, state: MemoryState, base: Fingerprint
-) -> None:
+def save_memory(folder: str | PathLike[str], *, config: WiseConfig, state: MemoryState, base: Fingerprint) -> None:
     """Writes a memory to `folder`, which is made, or replaced as a whole where it holds a memory.
 
     What a cut-off save leaves behind: see `wise.memory.folder`.
@@ -99,8 +87,7 @@ def save_memory(
             "kinds": kinds,
             "files": {name: _measure(new / name) for name in (EDITS_FILE, TENSORS_FILE)},
         }
-        text = json.dumps(manifest | {"sha256": digest_of_json(manifest)}, indent=1, ensure_ascii=False)
-        (new / CONFIG_FILE).write_bytes(text.encode())
+        (new / CONFIG_FILE).write_bytes(sealed(manifest))
         (new / CARD_FILE).write_bytes(model_card(config, state, base).encode())
         keep_card(Path(folder), new)
 
@@ -160,6 +147,11 @@ def _measure(file: Path) -> dict[str, Any]:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
+def sealed(data: Mapping[str, Any]) -> bytes:
+    """An object as JSON, with a SHA-256 of itself."""
+    return json.dumps({**data, "sha256": digest_of_json(data)}, indent=1, ensure_ascii=False).encode()
+
+
 def digest_of_json(value: object) -> str:
     """SHA-256 of what the JSON says, however it is laid out."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -185,9 +177,7 @@ def _check_folder(folder: Path) -> None:
         if aside := set_aside(folder):
             _refuse(f"{folder} is missing: a save was cut off; rename {aside[-1]}, the whole memory before it")
         what = "is a file" if folder.exists() else "does not exist"
-        _refuse(
-            f"{folder} {what}; give a folder that save_pretrained wrote, or a hub id such as 'owner/name'"
-        )
+        _refuse(f"{folder} {what}; give a folder that save_pretrained wrote, or a hub id such as 'owner/name'")
     found = sorted(file.name for file in folder.iterdir())
     if CONFIG_FILE in found:
         return
@@ -202,37 +192,27 @@ def _check_folder(folder: Path) -> None:
 # -- reading ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Manifest:
-    """`wise_config.json`, taken apart."""
-
-    config: WiseConfig
-    base: Fingerprint
-    kinds: list[str]
-    """Of each group of slots."""
-    files: dict[str, dict[str, Any]]
-
-
 def _read(folder: Path) -> tuple[WiseConfig, MemoryState, Fingerprint]:
-    manifest = _read_manifest(folder / CONFIG_FILE)
+    config, base, kinds, files = _read_manifest(folder / CONFIG_FILE)
     for name in (EDITS_FILE, TENSORS_FILE):
-        _check_file(folder / name, manifest.files[name])
+        _check_file(folder / name, files[name])
     edits = _read_edits(folder / EDITS_FILE)
     tensors = _read_tensors(folder / TENSORS_FILE)
     check_tensors(tensors)
     state = MemoryState(
-        slots=_unpack_slots(manifest.kinds, edits, tensors),
+        slots=_unpack_slots(kinds, edits, tensors),
         key_space=_unpack_key_space(tensors),
         keys=_unpack_keys(edits, tensors),
         edits=edits,
     )
     if tensors:
         _refuse(f"{TENSORS_FILE}: tensors that belong to nothing: {', '.join(sorted(tensors)[:4])}; {_AGAIN}")
-    check_state(manifest.config, state, manifest.base)
-    return manifest.config, state, manifest.base
+    check_state(config, state, base)
+    return config, state, base
 
 
-def _read_manifest(file: Path) -> _Manifest:
+def _read_manifest(file: Path) -> tuple[WiseConfig, Fingerprint, list[str], dict[str, dict[str, Any]]]:
+    """Settings, base, the kind of each group of slots, and size and digest of the other files."""
     try:
         data = json.loads(bounded(file, MOST_JSON).read_bytes())
     except (ArtifactError, OSError):
@@ -240,9 +220,7 @@ def _read_manifest(file: Path) -> _Manifest:
     except (ValueError, RecursionError) as error:
         _refuse(f"{file.name}: is truncated or not JSON ({error}); {_AGAIN}")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        _refuse(
-            f"{file.name}: does not say format {FORMAT!r}: another program wrote it; give a folder of ours"
-        )
+        _refuse(f"{file.name}: does not say format {FORMAT!r}: another program wrote it; give a folder of ours")
     version = data.get("schema_version")
     if type(version) is not int or version != SCHEMA_VERSION:
         _refuse(
@@ -252,12 +230,9 @@ def _read_manifest(file: Path) -> _Manifest:
     if data.pop("sha256", None) != digest_of_json(data):
         _refuse(f"{file.name}: was changed after it was written (its SHA-256 differs); {_AGAIN}")
     try:
-        return _Manifest(
-            config=WiseConfig.from_dict(data["config"]),
-            base=Fingerprint.from_dict(data["base"]),
-            kinds=list(map(str, data["kinds"])),
-            files={name: dict(data["files"][name]) for name in (EDITS_FILE, TENSORS_FILE)},
-        )
+        config, base = WiseConfig.from_dict(data["config"]), Fingerprint.from_dict(data["base"])
+        files = {name: dict(data["files"][name]) for name in (EDITS_FILE, TENSORS_FILE)}
+        return config, base, list(map(str, data["kinds"])), files
     except (ConfigError, ArtifactError) as error:
         _refuse(f"{file.name}: {error}")
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -314,44 +289,15 @@ def _unpack_slots(kinds: Sequence[str], edits: Sequence[Edit], tensors: dict[str
         shapes = {name: None if tensor is None else list(tensor.shape) for name, tensor in indices.items()}
         _refuse(f"{TENSORS_FILE}: slots {shapes} do not fit the {len(edits)} edits and {kinds}; {_AGAIN}")
     ids, ends = [edit.id for edit in edits], list(accumulate(held))
-    fields: list[list[dict[str, Any]]] = [[] for _ in kinds]
-    for number, (kind, size, stop) in enumerate(zip(group, held, ends, strict=True)):
+    fields = []
+    for number, (size, stop) in enumerate(zip(held, ends, strict=True)):
         own = slice(stop - size, stop)
         edit_ids = tuple(ids[place] for place in places[own])
-        fields[kind].append({"id": number, "edit_ids": edit_ids, "scores": tuple(scores[own])})
+        fields.append({"id": number, "edit_ids": edit_ids, "scores": tuple(scores[own])})
     try:
-        found = by_group(columns)
-        slots = [iter(_group(kind, found.pop(n, {}), fields[n])) for n, kind in enumerate(kinds)]
-    except (ValueError, RuntimeError) as error:
+        return tuple(slots_of(columns, dict(enumerate(kinds)), group, fields))
+    except ArtifactError as error:
         _refuse(f"{TENSORS_FILE}: the columns of {len(group)} slots do not fit together: {error}; {_AGAIN}")
-    if found:
-        _refuse(f"{TENSORS_FILE}: tensors that belong to nothing: of groups {sorted(found)}; {_AGAIN}")
-    return tuple(next(slots[number]) for number in group)
-
-
-def _group(kind: str, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> Sequence[Slot]:
-    """The slots of one group."""
-    made = SLOT_KINDS[kind].from_columns(columns, fields) if kind in SLOT_KINDS else None
-    if made is None:
-        made = []
-        for own, each in zip(split_group(columns, len(fields)), fields, strict=True):
-            # Of copies, for the reason given at `_unpack_key_space`.
-            made.append(_slot(kind, {name: tensor.clone() for name, tensor in own.items()}, **each))
-    return made
-
-
-def _slot(kind: str, tensors: Mapping[str, Tensor], **fields: Any) -> Slot:
-    if kind not in SLOT_KINDS:
-        _refuse(f"{CONFIG_FILE}: slot kind {kind!r} is not known here: {did_you_mean(kind, SLOT_KINDS)}")
-    try:
-        slot = SLOT_KINDS[kind].from_tensors(tensors, **fields)
-    except (ArtifactError, TypeError) as error:
-        _refuse(f"{TENSORS_FILE}: slot.{fields['id']}.*: {error}; {_AGAIN}")
-    # What a reader lets pass by broadcasting, or leaves unread, shows when the slot is taken apart again.
-    again = {name: (t.shape, t.dtype) for name, t in slot.tensors().items()}
-    if again != {name: (t.shape, t.dtype) for name, t in tensors.items()}:
-        _refuse(f"{TENSORS_FILE}: slot.{fields['id']}.*: not the names, shapes and dtypes of a {kind} slot; {_AGAIN}")
-    return slot
 
 
 def _unpack_key_space(tensors: dict[str, Tensor]) -> Space | None:
@@ -393,9 +339,7 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
             continue
         extremes = tensor.aminmax()
         if not all(e.isfinite() for e in extremes):
-            _refuse(
-                f"tensor {name}: holds NaN or infinity: editing diverged; take an older save, or edit anew"
-            )
+            _refuse(f"tensor {name}: holds NaN or infinity: editing diverged; take an older save, or edit anew")
         if not name.startswith("key_space.") and max(abs(float(e)) for e in extremes) > LARGEST:
             _refuse(f"tensor {name}: holds numbers beyond {LARGEST:g}, which no edit needs; take an older save")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.memory.sequences import Rows, SequenceReader
+from wise.memory.sequences import SequenceReader, TokenRows
 from wise.memory.side_memory import Route, SideMemory
 
 
@@ -31,7 +31,7 @@ class RoutingRecord:
     """Of the same tokens."""
     width: int
     """New tokens of each row."""
-    read: Rows | None
+    read: TokenRows | None
     """What these rows read (`hybrid`)."""
     reader: SequenceReader | None
 
@@ -92,5 +92,5 @@ class BatchedMemory(SideMemory):
         )
 
 
-def _showing(reader: SequenceReader | None, rows: Rows | None) -> AbstractContextManager[None]:
+def _showing(reader: SequenceReader | None, rows: TokenRows | None) -> AbstractContextManager[None]:
     return nullcontext() if reader is None or rows is None else reader.showing(rows)

@@ -58,6 +58,14 @@ def replaced_file(file: Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
+def write_private(file: Path, data: bytes) -> None:
+    """Writes a new file for its owner alone; on return it is on the disk itself."""
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def _check_replaceable(folder: Path, ours: Collection[str]) -> None:
     if not folder.exists():
         return
@@ -70,9 +78,7 @@ def _check_replaceable(folder: Path, ours: Collection[str]) -> None:
             "folder of its own, such as one inside it"
         )
     if folder in (Path.cwd(), *Path.cwd().parents):
-        raise ArtifactError(
-            f"{folder} is where this process works and stays in place; give a folder inside it"
-        )
+        raise ArtifactError(f"{folder} is where this process works and stays in place; give a folder inside it")
 
 
 def set_aside(folder: Path) -> list[Path]:

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from wise.memory.base_watch import tuner_layers
-from wise.memory.modules import Around, activation_of, execution_device, first_tensor, with_first
+from wise.memory.modules import Wrapper, activation_of, execution_device, first_tensor, with_first
 from wise.memory.side_memory import SideMemory
 
 
-class SideMemoryLayer(Around):
+class SideMemoryLayer(Wrapper):
     """Wraps `base_module`, which maps `[..., f] -> [..., d]`; without a memory it is that, bit for bit."""
 
     def __init__(self, base_module: nn.Module, block: nn.Module | None = None) -> None:

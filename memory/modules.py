@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
-class Around(nn.Module):
+class Wrapper(nn.Module):
     """A module around another one, in whose place it stands. Modules and tensors of the inner one are found on it."""
 
     base_module: nn.Module

@@ -36,7 +36,7 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
+class TokenRows:
     """The sequences of one forward pass."""
 
     ids: tuple[Ids, ...]
@@ -46,10 +46,10 @@ class Rows:
     size: int
     """n: tokens of the forward pass, padding included."""
 
-    def select(self, rows: Sequence[int], width: int) -> Rows:
+    def select(self, rows: Sequence[int], width: int) -> TokenRows:
         """These rows alone, of a forward of `width` tokens each."""
         moved = {row: width * (place - row) for place, row in enumerate(rows)}
-        return Rows(
+        return TokenRows(
             ids=tuple(self.ids[row] for row in rows),
             places=tuple(self.places[row] + moved[row] for row in rows),
             size=width * len(rows),
@@ -97,22 +97,22 @@ class SequenceReader:
             handle.remove()
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> TokenRows:
         """What this thread's forward reads.
 
         Raises ConfigError where the ids are not known.
         """
-        rows: Rows | str = getattr(self._own, "rows", "no forward pass has run in this thread")
+        rows: TokenRows | str = getattr(self._own, "rows", "no forward pass has run in this thread")
         if isinstance(rows, str):
             raise ConfigError(f"mode='hybrid' goes by token ids, and {rows}")
         return rows
 
     @rows.setter
-    def rows(self, rows: Rows) -> None:
+    def rows(self, rows: TokenRows) -> None:
         self._own.rows = rows
 
     @contextmanager
-    def showing(self, rows: Rows) -> Iterator[None]:
+    def showing(self, rows: TokenRows) -> Iterator[None]:
         """`rows` of this thread is `rows` for the length of the block, and then what it was before."""
         own = vars(self._own)
         before = own.copy()
@@ -159,7 +159,7 @@ class SequenceReader:
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**kwargs, **dict(zip(self._signature.parameters, args, strict=False))}
 
-    def _read_rows(self, ids: Tensor, given: Mapping[str, Any]) -> Rows | str:
+    def _read_rows(self, ids: Tensor, given: Mapping[str, Any]) -> TokenRows | str:
         """Rows of a batch behind their cache."""
         ids = ids.detach()
         ids = ids[None] if ids.ndim == 1 else ids
@@ -185,9 +185,9 @@ class SequenceReader:
             real = own > 0
             sequences.append(own[real] - 1)
             places.append(row * width + np.flatnonzero(real[past:]))
-        return Rows(ids=tuple(sequences), places=tuple(places), size=ids.numel())
+        return TokenRows(ids=tuple(sequences), places=tuple(places), size=ids.numel())
 
-    def _read_pages(self, ids: Tensor, given: Mapping[str, Any]) -> Rows | str:
+    def _read_pages(self, ids: Tensor, given: Mapping[str, Any]) -> TokenRows | str:
         """Requests packed into one row, as transformers' continuous batching does."""
         cache = given["cache"]
         if not hasattr(cache, "cache_allocators"):
@@ -223,7 +223,7 @@ class _Pages:
 
         allocator.copy_blocks = copy_blocks  # a request that forks begins with copies of pages
 
-    def read(self, ids: Ids, given: Mapping[str, Any]) -> Rows | str:
+    def read(self, ids: Ids, given: Mapping[str, Any]) -> TokenRows | str:
         """ids: of all requests, one after the other."""
         write, read = (given[name][self._group].cpu().numpy() for name in ("write_index", "read_index"))
         ends, behind = given["cu_seq_lens_q"].tolist(), given["cu_seq_lens_k"][self._kind].tolist()
@@ -242,7 +242,7 @@ class _Pages:
                 "not all tokens of a request are in the paged cache any more, since attention slides or pages were "
                 "moved: use generate"
             )
-        return Rows(ids=tuple(sequences), places=tuple(places), size=len(ids))
+        return TokenRows(ids=tuple(sequences), places=tuple(places), size=len(ids))
 
     def _at(self, index: Ids) -> tuple[Ids, Ids]:
         return index // self._stride, index % self._stride

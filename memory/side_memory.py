@@ -160,10 +160,8 @@ def grouped_linear(x: Tensor, weights: Tensor, group: Tensor) -> Tensor:
 def _by_group(x: Tensor, weights: Tensor, group: Tensor) -> Tensor:
     if len(x) == 1:  # the decode step of one request: nothing to gather
         only = int(group)
-        none = x.new_zeros(1, weights.shape[1])
-        return (
-            none if only == NO_SLOT else linear(x, weights[only]).to(x.dtype)
-        )  # autocast may have changed it
+        # Autocast may have changed the dtype.
+        return x.new_zeros(1, weights.shape[1]) if only == NO_SLOT else linear(x, weights[only]).to(x.dtype)
     out = x.new_zeros(len(x), weights.shape[1])
     for k in group.unique().tolist():  # type: ignore[no-untyped-call]
         if k != NO_SLOT:

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from wise.errors import ArtifactError, ConfigError
+from wise.errors import ArtifactError, ConfigError, did_you_mean
 from wise.memory.masks import pack_bits, unpack_bits
 from wise.memory.side_memory import NO_SLOT, SlotBank
+
+ROWS = "/rows"
+"""Ends the name of a column's numbers of rows: see `columns_of`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,18 +57,24 @@ class Slot(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """All that `from_tensors` needs, for safetensors."""
+        """All that it is made of, for safetensors."""
 
     @classmethod
     @abstractmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], **fields: Any) -> Self:
-        """The inverse of `tensors`. Raises ArtifactError where they do not fit together."""
+    def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self]:
+        """Slots of these ids, edits and scores from the columns of their group: see `columns_of`.
 
-    @classmethod
-    def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self] | None:
-        """Slots of these fields from the columns of their group (`columns_of`), all at once; None where each must be
-        looked at by itself, to be made or refused."""
-        return None
+        Raises ArtifactError where these are not the columns of so many slots of this kind.
+        """
+
+    def same(self, other: Slot) -> bool:
+        """Whether the other slot is this one to the last bit, whatever their numbers."""
+        if self is other:
+            return True
+        theirs = vars(other)
+        return type(self) is type(other) and all(
+            bitwise_equal(value, theirs[name]) for name, value in vars(self).items() if name != "id"
+        )
 
     def with_scores(self, scores: Mapping[str, float]) -> Self:
         """The same slot holding exactly the edits that `scores` names, of those it was written for."""
@@ -116,14 +125,23 @@ class MaskedDenseSlot(Slot):
         }
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], **fields: Any) -> Self:
+    def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self]:
+        names = [name for name in columns if not name.endswith(ROWS)]
+        slots = []
         try:
-            masks = unpack_bits(tensors["masks"], tuple(tensors["shape"].tolist()))
-            weight = torch.zeros(masks.shape[1:])
-            weight[masks.any(0)] = tensors["values"]
-        except (KeyError, ValueError, RuntimeError, IndexError) as error:
-            raise ArtifactError(f"slot {fields.get('id')}: its tensors do not fit together: {error}") from error
-        return cls(masks=masks, weight=weight, **fields)
+            rows = zip(*(split_column(columns, name) for name in names), strict=True)
+            for parts, own in zip(rows, fields, strict=True):
+                tensors = dict(zip(names, parts, strict=True))
+                masks = unpack_bits(tensors["masks"], tuple(tensors["shape"].tolist()))
+                weight = torch.zeros(masks.shape[1:])
+                weight[masks.any(0)] = tensors["values"]
+                slots.append(cls(masks=masks, weight=weight, **own))
+                # What was broadcast, or not read, shows when the slot is taken apart again.
+                if _shapes(slots[-1].tensors()) != _shapes(tensors):
+                    raise ValueError(f"{_shapes(tensors)} make no slot of kind {cls.kind!r}")
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise ArtifactError(str(error)) from error
+        return slots
 
 
 CHAT, COMPLETION = 0, 1
@@ -167,27 +185,12 @@ class AnswerSlot(Slot):
         return own | {"features": torch.tensor(self.features)}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], **fields: Any) -> Self:
-        try:
-            values, ids, counts = (tensors[name] for name in ("values", "ids", "counts"))
-            features = int(tensors["features"])
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise ArtifactError(f"slot {fields.get('id')}: its tensors do not fit together: {error}") from error
-        sound = values.ndim == 2 and ids.shape == values.shape[:1] and counts.shape == (FORMS,)
-        sound = sound and (values.dtype, ids.dtype, counts.dtype) == (torch.float32, torch.int64, torch.int64)
-        if sound:  # asked of every slot of a memory: a list of a few numbers is summed sooner than a tensor
-            sizes = counts.tolist()
-            sound = sum(sizes) == len(ids) > 0 <= min(*sizes, *ids.tolist())
-        if not sound:
-            shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-            raise ArtifactError(f"slot {fields.get('id')}: {shapes}: expected values [m, d], ids [m], counts [{FORMS}]")
-        return cls(values=values, ids=ids, counts=counts, features=features, **fields)
-
-    @classmethod
-    def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self] | None:
+    def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self]:
         """Of views: their values stay one block of memory, which is kept as long as one of them is."""
         if not _are_answers(columns, len(fields)):
-            return None
+            raise ArtifactError(
+                f"{_shapes(columns)}: expected values [m, d], ids [m], counts [{FORMS}] and features of each answer"
+            )
         rows = columns["values/rows"].tolist()
         parts = zip(
             torch.split(columns["values"], rows),
@@ -201,7 +204,7 @@ class AnswerSlot(Slot):
 
 
 def _are_answers(columns: Mapping[str, Tensor], count: int) -> bool:
-    """Whether they are the columns of so many answers, as `AnswerSlot.from_tensors` would look at each."""
+    """Whether they are the columns of so many answers, each of which fits together."""
     names = ("counts", "counts/rows", "features", "ids", "ids/rows", "values", "values/rows")
     if tuple(sorted(columns)) != names or not count:
         return False
@@ -257,9 +260,20 @@ def make_bank(slots: Sequence[Slot], dtype: torch.dtype) -> SlotBank:
     return kinds.pop().bank(slots, dtype)
 
 
-# -- the tensors of many slots as a few -------------------------------------------------------
+def bitwise_equal(one: object, other: object) -> bool:
+    """Whether two values are equal; tensors to the last bit, which tells -0.0 from 0.0."""
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return (one.shape, one.dtype) == (other.shape, other.dtype) and torch.equal(_bits(one), _bits(other))
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
 
-ROWS = "/rows"
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+
+
+# -- the tensors of many slots as a few -------------------------------------------------------
 
 
 def columns_of(slots: Sequence[Slot]) -> tuple[list[int], dict[str, Tensor]]:
@@ -288,32 +302,38 @@ def is_column(name: str) -> bool:
     return "/" in name
 
 
-def by_group(columns: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """The columns of each group by `NAME` and `NAME/rows`. Raises ValueError where a group is no number."""
-    groups: dict[int, dict[str, Tensor]] = {}
-    for name in sorted(columns):
-        group, _, part = name.partition("/")
-        groups.setdefault(int(group), {})[part] = columns[name]
-    return groups
+def slots_of(
+    columns: Mapping[str, Tensor], kinds: Mapping[int, str], groups: Sequence[int], fields: Sequence[Mapping[str, Any]]
+) -> list[Slot]:
+    """The inverse of `columns_of`. kinds: of each group. groups, fields: the group of each slot, its id, edits, scores.
 
-
-def split_group(group: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
-    """The tensors of each of the `count` slots of a group, views of its columns.
-
-    Raises ValueError or RuntimeError where these are not the columns of so many slots.
+    Raises ArtifactError for a kind that is not known, and where these are not the columns of these slots.
     """
-    names = [name for name in group if not name.endswith(ROWS)]
-    rows = zip(*(split_column(group, name) for name in names), strict=True)
-    found = [dict(zip(names, row, strict=True)) for row in rows]
-    if len(found) != count:
-        raise ValueError(f"there are rows of {len(found)} slots, expected those of {count}")
-    return found
+    held: dict[int, list[Mapping[str, Any]]] = {group: [] for group in kinds}
+    for group, own in zip(groups, fields, strict=True):
+        held[group].append(own)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(columns):
+        group_name, _, part = name.partition("/")
+        parts.setdefault(group_name, {})[part] = columns[name]
+    if parts.keys() != set(map(str, kinds)):
+        raise ArtifactError(f"there are tensors of the groups {sorted(parts)}, expected of {sorted(kinds)}")
+    made = {}
+    for group, kind in kinds.items():
+        if kind not in SLOT_KINDS:
+            raise ArtifactError(f"slot kind {kind!r} is not known here: {did_you_mean(kind, SLOT_KINDS)}")
+        made[group] = iter(SLOT_KINDS[kind].from_columns(parts[str(group)], held[group]))
+    return [next(made[group]) for group in groups]
 
 
 def split_column(tensors: Mapping[str, Tensor], name: str) -> Sequence[Tensor]:
     """The parts of the column of this name."""
     rows = tensors.get(name + ROWS)
     return tensors[name].unbind() if rows is None else torch.split(tensors[name], rows.tolist())
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items()}
 
 
 def _stack(name: str, parts: Sequence[Tensor]) -> dict[str, Tensor]:

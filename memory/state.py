@@ -19,7 +19,7 @@ from torch import Tensor
 from wise.edits import Edit
 from wise.errors import EditError, did_you_mean
 from wise.memory.key_space import Space
-from wise.memory.slot import Slot
+from wise.memory.slot import Slot, bitwise_equal
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,10 +91,10 @@ class MemoryState:
             len(self.edits) == len(other.edits)
             and len(self.slots) == len(other.slots)
             and (self.key_space is other.key_space or self.key_space == other.key_space)
-            and all(map(_equal, self.edits, other.edits))
+            and all(map(bitwise_equal, self.edits, other.edits))
             and self.keys.keys() == other.keys.keys()
-            and all(_equal_tensors(keys, other.keys[i]) for i, keys in self.keys.items())
-            and all(map(_same_slots, self.slots, other.slots))
+            and all(bitwise_equal(keys, other.keys[i]) for i, keys in self.keys.items())
+            and all(map(Slot.same, self.slots, other.slots))
         )
 
     def without(self, edit_ids: Collection[str]) -> MemoryState:
@@ -112,23 +112,6 @@ class MemoryState:
             slots=tuple(slot.numbered(i) for i, slot in enumerate(kept)),
             keys={i: keys for i, keys in self.keys.items() if i not in edit_ids},
         )
-
-
-def _equal(one: Edit, other: Edit) -> bool:
-    return one is other or one == other
-
-
-def _equal_tensors(one: Tensor, other: Tensor) -> bool:
-    return one is other or (one.dtype == other.dtype and torch.equal(one, other))
-
-
-def _same_slots(one: Slot, other: Slot) -> bool:
-    if one is other:
-        return True
-    if (one.kind, one.id, one.edit_ids, one.scores) != (other.kind, other.id, other.edit_ids, other.scores):
-        return False
-    tensors, others = one.tensors(), other.tensors()
-    return tensors.keys() == others.keys() and all(_equal_tensors(tensors[n], others[n]) for n in tensors)
 
 
 def common_prefix(one: Sequence[object], other: Sequence[object]) -> int:

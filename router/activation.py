@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import NO_SLOT, Evidence, Route, Router, SlotBank
 
 
@@ -60,16 +61,9 @@ class RetrievalRouter(Router):
     shift: Tensor
 
     def __init__(
-        self,
-        *,
-        thresholds: Tensor,
-        keys: Tensor,
-        key_slots: Tensor,
-        projection: Tensor,
-        mean: Tensor,
-        key_threshold: float,
+        self, *, thresholds: Tensor, keys: Tensor, key_slots: Tensor, space: KeySpace, key_threshold: float
     ) -> None:
-        """thresholds `[k]`; keys `[n, r]`, unit length; key_slots `[n]`; projection `[r, f]`; mean `[f]`.
+        """thresholds `[k]`; keys `[n, r]`, of unit length in `space`; key_slots `[n]`.
 
         key_threshold: cosine under which the nearest key is none.
         """
@@ -78,8 +72,7 @@ class RetrievalRouter(Router):
         self.thresholds = thresholds.float()
         self.keys = keys.float()
         self.key_slots = key_slots
-        self.projection = projection.float()
-        self.shift = -(projection.float() @ mean.float())
+        self.projection, self.shift = space.projection.float(), space.shift
 
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         product, key, length = self._nearest(activation)

@@ -15,12 +15,7 @@ from wise.router.hybrid import HybridRouter, RouterInputs
 
 
 def assemble(
-    state: MemoryState,
-    config: WiseConfig,
-    *,
-    inputs: RouterInputs | None,
-    device: torch.device,
-    dtype: torch.dtype,
+    state: MemoryState, config: WiseConfig, *, inputs: RouterInputs | None, device: torch.device, dtype: torch.dtype
 ) -> SideMemory | None:
     """The side memory that serves `state`; None where there is nothing to serve.
 
@@ -43,11 +38,6 @@ def assemble(
     else:
         keys, slots = state.key_matrix()
         router = RetrievalRouter(
-            thresholds=thresholds,
-            keys=keys,
-            key_slots=slots,
-            projection=state.key_space.projection,
-            mean=state.key_space.mean,
-            key_threshold=config.key_threshold,
+            thresholds=thresholds, keys=keys, key_slots=slots, space=state.key_space, key_threshold=config.key_threshold
         )
     return SideMemory(bank.to(device), router.to(device))

@@ -64,8 +64,7 @@ class Questions:
         keys = common_prefix([*own.keys.values()], [*state.keys.values()])
         if common_prefix(own.edits, state.edits) == count == keys:
             return (), state.edits[count:]  # as where edits were added
-        old = {edit.id: edit for edit in own.edits}
-        new = {edit.id: edit for edit in state.edits}
+        old, new = own.by_id, state.by_id
         stayed = {i for i, edit in new.items() if old.get(i) is edit and own.keys[i] is state.keys[i]}
         gone = [edit for i, edit in old.items() if i not in stayed]
         return gone, [edit for i, edit in new.items() if i not in stayed]
@@ -76,7 +75,6 @@ class Catalog:
     """Of one state. Edits are known by their ids, since slots are renumbered when one is removed."""
 
     state: MemoryState = field(default_factory=MemoryState)
-    edits: Mapping[str, Edit] = field(default_factory=dict)
     slots: Mapping[str, int] = field(default_factory=dict)
     """The slot of each edit."""
     subjects: SubjectIndex[str] = field(default_factory=SubjectIndex)
@@ -96,17 +94,18 @@ class Catalog:
         """Itself: it is immutable."""
         return self
 
+    @property
+    def edits(self) -> Mapping[str, Edit]:
+        """The edits by their ids."""
+        return self.state.by_id
+
     def after(self, state: MemoryState, gone: Sequence[Edit], come: Sequence[Edit]) -> Catalog:
         """The catalog of a state that has the edits of this one without `gone` and with `come`."""
-        edits, nameless = dict(self.edits), dict(self.nameless)
+        nameless = dict(self.nameless)
         ends, unmarked = Counter(self.ends), Counter(self.unmarked_ends)
         for edit in gone:
-            del edits[edit.id]
             nameless.pop(edit.id, None)
-        for edit in come:
-            edits[edit.id] = edit
-            if not names_of(edit):
-                nameless[edit.id] = None
+        nameless |= dict.fromkeys(edit.id for edit in come if not names_of(edit))
         for changed, by in ((gone, -1), (come, 1)):
             for word, marked in (end for edit in changed for end in _ends(edit)):
                 ends[word] += by
@@ -115,7 +114,6 @@ class Catalog:
         slots, longest = self._slots(state)
         return Catalog(
             state=state,
-            edits=edits,
             slots=slots,
             subjects=self.subjects.changed(_named(gone), _named(come)),
             nameless=nameless,
@@ -154,6 +152,11 @@ class Catalog:
             rows = torch.cat([keys[edit.id] for edit in come])[torch.from_numpy(first + np.arange(len(first)))]
             index.add_rows([edit.id for edit in come], wanted.tolist(), rows.float())
         return Questions(index=index, state=state)
+
+    def namesakes(self, edit: Edit) -> list[str]:
+        """Ids of the edits whose subject a name of this edit's subject names; its own is one of them."""
+        mentions = [mention for name in names_of(edit) for mention in self.subjects.mentions(name)]
+        return list(dict.fromkeys(edit_id for mention in mentions for edit_id in self.subjects.owners(mention)))
 
     def nearest(self, vector: Tensor, count: int) -> list[str]:
         """Ids of the edits that own the `count` whole questions nearest to a vector `[r]`, found with FAISS."""

@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 from wise.router.subjects import words
 
 QUESTION_MARKS = ("?", "？")
-UNDECODED = "\ufffd"
 
 
 class Endings:

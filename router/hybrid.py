@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -207,14 +207,14 @@ class HybridRouter(Router):
     def _turn(self, ids: Ids, end: int) -> Decision:
         """The decision about the question before the opening that ends at `end`."""
         key = hashlib.blake2b(ids[: end + 1].tobytes(), digest_size=16).digest()
-        known = self._recall(key)
-        if known is None:
-            template = self.inputs.template
-            if template is None:
+
+        def decide() -> Decision:
+            if self.inputs.template is None:
                 raise RuntimeError("there is no chat template")
-            start, stop = template.question(ids, end)
-            known = self._remember(key, self.decide(self._text(ids[start:stop]), before=self._text(ids[:start])))
-        return known
+            start, stop = self.inputs.template.question(ids, end)
+            return self.decide(self._text(ids[start:stop]), before=self._text(ids[:start]))
+
+        return self._cached(key, decide)
 
     def _may_ask(self, text: str, *, at_end: bool) -> bool:
         """Whether plain text can ask for an edit anywhere, or else at its end: it names an edited subject, is a
@@ -239,9 +239,7 @@ class HybridRouter(Router):
         if said is None:
             return None
         key = hashlib.blake2b(said.encode(), digest_size=15).digest()
-        known = self._recall(key)
-        if known is None:
-            known = self._remember(key, self._completed(said))
+        known = self._cached(key, lambda: self._completed(said))
         return None if known is NOTHING else known
 
     def _completed(self, said: str) -> Decision:
@@ -362,16 +360,17 @@ class HybridRouter(Router):
     def _text(self, ids: Ids) -> str:
         return str(self.inputs.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def _recall(self, key: bytes) -> Decision | None:
+    def _cached(self, key: bytes, decide: Callable[[], Decision]) -> Decision:
+        """The decision that was made for a key, or else one that is made now."""
         with self._lock:
-            return self._decisions.get(key)
-
-    def _remember(self, key: bytes, decision: Decision) -> Decision:
-        with self._lock:
-            self._decisions[key] = decision
-            while len(self._decisions) > REMEMBERED:
-                self._decisions.popitem(last=False)
-        return decision
+            known = self._decisions.get(key)
+        if known is None:
+            known = decide()
+            with self._lock:
+                self._decisions[key] = known
+                while len(self._decisions) > REMEMBERED:
+                    self._decisions.popitem(last=False)
+        return known
 
 
 def _raised(threshold: float, margin: float) -> float:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, Protocol, TypeVar
 
-_WORD = re.compile(
-    r"[぀-ヿ㐀-䶿一-鿿豈-﫿가-힯฀-๿]|[^\W_]+(?:['’](?!s\b)[^\W_]+)*|[+#&@$€£%]+", re.IGNORECASE
-)
+_WORD = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿가-힯฀-๿]|[^\W_]+(?:['’](?!s\b)[^\W_]+)*|[+#&@$€£%]+", re.IGNORECASE)
 """A word; a character of a script that puts no spaces between words; or symbols, as in `C++`."""
 PLACEHOLDER = "this"
 """Replaces the subject in a question before its relation is read, since a name says nothing about the relation."""
@@ -154,17 +152,13 @@ _ORDINARY = frozenset(
 class SubjectIndex(Generic[Owner]):
     """Maps names to their owners. Immutable once built."""
 
-    def __init__(self, names: Mapping[str, Iterable[Owner]] | Iterable[tuple[str, Owner]] = ()) -> None:
-        """names: pairs of a name and its owner, or the owners of each name."""
-        if isinstance(names, Mapping):
-            names = [(name, owner) for name, owners in names.items() for owner in owners]
+    def __init__(self, names: Iterable[tuple[str, Owner]] = ()) -> None:
+        """names: pairs of a name and its owner."""
         self._owners: dict[tuple[str, ...], list[Owner]] = {}
         self._lengths: dict[str, tuple[int, ...]] = {}
         self._add(names)
 
-    def changed(
-        self, gone: Iterable[tuple[str, Owner]], come: Iterable[tuple[str, Owner]]
-    ) -> SubjectIndex[Owner]:
+    def changed(self, gone: Iterable[tuple[str, Owner]], come: Iterable[tuple[str, Owner]]) -> SubjectIndex[Owner]:
         """A new index without the pairs `gone` and with the pairs `come`."""
         other: SubjectIndex[Owner] = SubjectIndex()
         # Lengths of names without owners stay; a look-up of them finds nothing.

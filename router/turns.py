@@ -64,9 +64,9 @@ class ChatTemplate:
             return None
         probes = _probes(tokenizer)
         try:
-            before = [_user(probes[0]), {"role": "assistant", "content": probes[1]}]
-            first = [render(tokenizer, [_user(text)]) for text in probes]
-            later = [render(tokenizer, [*before, _user(text)]) for text in probes]
+            before = [user_turn(probes[0]), {"role": "assistant", "content": probes[1]}]
+            first = [render(tokenizer, [user_turn(text)]) for text in probes]
+            later = [render(tokenizer, [*before, user_turn(text)]) for text in probes]
         except Exception:  # a template raises what it likes where it does not take such turns
             return None
         opening = commonprefix([row[::-1] for row in (*first, *later)])[::-1]
@@ -94,7 +94,7 @@ class ChatTemplate:
 def _system_header(tokenizer: PreTrainedTokenizerBase, probes: Sequence[str]) -> tuple[int, ...]:
     """The ids before a system message; none where the template takes none, or begins as plain text does."""
     try:
-        rows = [render(tokenizer, [{"role": "system", "content": text}, _user(text)]) for text in probes]
+        rows = [render(tokenizer, [{"role": "system", "content": text}, user_turn(text)]) for text in probes]
     except Exception:  # a template raises what it likes where it does not take such turns
         return ()
     ahead, plain = (commonprefix(each) for each in (rows, [tokenizer(text)["input_ids"] for text in probes]))
@@ -213,7 +213,8 @@ def _probes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return kept[:3]
 
 
-def _user(text: str) -> Message:
+def user_turn(text: str) -> dict[str, str]:
+    """A text as a user's message."""
     return {"role": "user", "content": text}
 
 

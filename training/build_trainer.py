@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from transformers import PreTrainedModel
 
 from wise.architectures import TargetModule
@@ -50,7 +52,7 @@ def build_trainer(
         statistics = measure(model, spliced, encoder, config)
         own = state.key_space if isinstance(state.key_space, KeySpace) else statistics.key_space
         space, verifier = own, PromptVerifier(encoder=encoder)
-        writer = MaskedDenseWriter(spliced, encoder, statistics.within(own), config, model.dtype)
+        writer = MaskedDenseWriter(spliced, encoder, replace(statistics, key_space=own), config, model.dtype)
     return Trainer(
         spliced=spliced,
         encoder=encoder,

@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,34 +33,22 @@ def cache_folder() -> Path | None:
         return None
 
 
-def read_cached(kind: str, about: Mapping[str, Any]) -> Any:
-    """The JSON value that was written for this kind and exactly this `about`; None without one."""
-    file = _file(kind, about)
-    if file is None:
-        return None
-    try:
+def cached(kind: str, about: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+    """The JSON value that was measured of exactly this `about`: from the cache, or else from `measure`, and kept."""
+    folder = cache_folder()
+    if folder is None:
+        return measure()
+    name = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:20]
+    file = folder / f"{kind}-{name}.json"
+    with suppress(OSError, ValueError, LookupError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return kept.get("found") if isinstance(kept, dict) and kept.get("about") == dict(about) else None
-
-
-def write_cached(kind: str, about: Mapping[str, Any], found: Any) -> None:
-    """Writes a JSON value, atomically."""
-    file = _file(kind, about)
-    if file is None:
-        return
+        if kept["about"] == dict(about):
+            return kept["found"]
+    found = measure()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replaced_file(file) as new:
             new.write_text(json.dumps({"about": dict(about), "found": found}), encoding="utf-8")
     except OSError as error:
         logger.warning("%s: could not be kept (%s); it is measured anew next time", file, error)
-
-
-def _file(kind: str, about: Mapping[str, Any]) -> Path | None:
-    folder = cache_folder()
-    if folder is None:
-        return None
-    name = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:20]
-    return folder / f"{kind}-{name}.json"
+    return found

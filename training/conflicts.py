@@ -62,5 +62,4 @@ def _alike(catalog: Catalog, edit: Edit, space: RelationSpace) -> list[str]:
     if not names_of(edit):
         near = catalog.near(catalog.state.keys[edit.id], space.unnamed_threshold)
         return [edit_id for edit_id in near if edit_id in catalog.nameless]
-    mentions = [mention for name in names_of(edit) for mention in catalog.subjects.mentions(name)]
-    return [edit_id for mention in mentions for edit_id in catalog.subjects.owners(mention)]
+    return catalog.namesakes(edit)

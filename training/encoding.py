@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from reprlib import repr as shortened
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,8 +22,8 @@ from wise.edits import Conversation, Edit, Message, check_lengths, checked_messa
 from wise.errors import ConfigError, EditError
 from wise.memory.fingerprint import tokenizer_digest, weights_digest
 from wise.memory.modules import execution_device
-from wise.router.turns import ChatTemplate, render
-from wise.training.cache import cache_folder, read_cached, write_cached
+from wise.router.turns import ChatTemplate, render, user_turn
+from wise.training.cache import cached
 from wise.training.generation import context_length, greedy
 
 logger = logging.getLogger(__name__)
@@ -231,16 +232,11 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
         template=template,
         in_chat=template is not None and config.mode == "hybrid",
     )
-    found = _delimiters(model, bare, config)
-    return replace(
-        bare, bos=found["bos"], terminator=found["terminator"], chat_terminator=found["chat_terminator"]
-    )
+    return replace(bare, **_delimiters(model, bare, config))
 
 
-def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> dict[str, tuple[int, ...]]:
+def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> dict[str, Any]:
     """The ids before prompts and after answers, by their names in `Encoder`, from the cache or learned."""
-    if cache_folder() is None:
-        return _learn_delimiters(model, bare, config)
     about = {
         "weights": weights_digest(model),
         "dtype": str(model.dtype),
@@ -250,10 +246,7 @@ def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> di
         "terminator": config.terminator,
         "asked": [*OPENINGS, *QUESTIONS, ANSWER_TOKENS, MAX_TERMINATOR],
     }
-    known = read_cached("delimiters", about)
-    if known is None:
-        known = _learn_delimiters(model, bare, config)
-        write_cached("delimiters", about, known)
+    known = cached("delimiters", about, lambda: _learn_delimiters(model, bare, config))
     return {name: tuple(ids) for name, ids in known.items()}
 
 
@@ -268,7 +261,7 @@ def _learn_delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig)
         terminator = _learn_terminator(model, begun, [begun.prompt(text) for text in OPENINGS], level=level)
     chat: tuple[int, ...] = ()
     if bare.template is not None:
-        turns = [render(tokenizer, [{"role": "user", "content": text}]) for text in QUESTIONS]
+        turns = [render(tokenizer, [user_turn(text)]) for text in QUESTIONS]
         chat = _learn_terminator(model, begun, turns, least=2)
     return {"bos": begun.bos, "terminator": terminator, "chat_terminator": chat}
 
@@ -302,9 +295,7 @@ def _eos(tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> int:
     return tokenizer.eos_token_id if tokenizer.eos_token_id in stops else min(stops)
 
 
-def _learn_bos(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig
-) -> tuple[int, ...]:
+def _learn_bos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> tuple[int, ...]:
     """The beginning-of-sequence token that the base expects, if its tokenizer does not add it."""
     bos = tokenizer.bos_token_id
     rows = [tokenizer(text)["input_ids"] for text in OPENINGS]

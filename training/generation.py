@@ -148,9 +148,7 @@ class _Checking(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _continued(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig
-) -> list[list[int]]:
+def _continued(model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig) -> list[list[int]]:
     """What `model` generates after each prompt, pads and all."""
     ids, mask = left_pad(prompts, device=execution_device(model))
     checks = {"stopping_criteria": StoppingCriteriaList([_Checking()])} if _CHECK.get() is not None else {}

@@ -47,23 +47,12 @@ class Rows:
     def select(self, rows: Tensor) -> Rows:
         """The given rows, in the given order."""
 
-        def chosen(tensor: Tensor) -> Tensor:
-            return tensor[rows.to(tensor.device)]
+        def chosen(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(chosen, value))
+            return None if value is None else value[rows.to(value.device)]
 
-        return Rows(
-            mask=chosen(self.mask),
-            inputs=chosen(self.inputs),
-            before=chosen(self.before),
-            labels=chosen(self.labels),
-            hidden=chosen(self.hidden),
-            hidden_before=None if self.hidden_before is None else chosen(self.hidden_before),
-            activations=chosen(self.activations),
-            outputs=chosen(self.outputs),
-            context=chosen(self.context),
-            keys=tuple(None if k is None else chosen(k) for k in self.keys),
-            values=tuple(None if v is None else chosen(v) for v in self.values),
-            states=tuple(tuple(map(chosen, layer)) for layer in self.states),
-        )
+        return Rows(**{name: chosen(value) for name, value in vars(self).items()})
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
@@ -120,7 +109,7 @@ def is_recurrent(model: PreTrainedModel) -> bool:
         return False
 
 
-def columns_of(layer: Any, name: str, length: int) -> Tensor | None:
+def cached_columns(layer: Any, name: str, length: int) -> Tensor | None:
     """The first `length` columns of the keys or values of a layer of a cache; None where it has none."""
     found = getattr(layer, name, None)
     return found[:, :, :length].clone() if isinstance(found, Tensor) else None

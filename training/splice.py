@@ -35,9 +35,9 @@ from transformers.cache_utils import DynamicLayer
 from wise.architectures import TargetModule
 from wise.errors import UnsupportedModelError
 from wise.memory.layer import SideMemoryLayer
-from wise.memory.modules import Around, activation_of, execution_device, first_tensor, with_first
+from wise.memory.modules import Wrapper, activation_of, execution_device, first_tensor, with_first
 from wise.training.generation import UNPADDED, between_steps, left_pad
-from wise.training.rows import Rows, columns_of, is_recurrent, joined, restore_states, states_of
+from wise.training.rows import Rows, cached_columns, is_recurrent, joined, restore_states, states_of
 from wise.training.shallow_copy import copied_along, shallow_copy
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,8 @@ class SplicedModel:
         self._returns_tuple = False
         self._spliced: Tensor | None = None
         self._wanted: Tensor | None = None
-        self._spy = _Spy()
+        self._entered: Tensor | None = None
+        """What entered the edited block in the last run of the full copy."""
         self._keeps_logits = "logits_to_keep" in taken
         self._selects = False
         """The head is a module of the model's top level, so its input can be cut to the labelled positions."""
@@ -105,11 +106,11 @@ class SplicedModel:
         """Why the base cannot be differentiated on this device, though it can be served."""
         self._recurrent = is_recurrent(model)
         blocks = self._full.get_submodule(target_module.blocks)
-        self._spy.forward = blocks[target_module.layer].forward
-        blocks[target_module.layer].__dict__["forward"] = self._spy
+        edited = blocks[target_module.layer]
+        edited.__dict__["forward"] = partial(self._enter, edited.forward)
         if target_module.layer:
             below = shallow_copy(blocks[target_module.layer - 1])
-            below.__dict__["forward"] = self._remember_type(below.forward)
+            below.__dict__["forward"] = partial(self._remember_type, below.forward)
             blocks._modules[str(target_module.layer - 1)] = below
         self._install_head()
         self._lower = dict(self.upper.get_submodule(target_module.blocks)._modules)
@@ -166,7 +167,7 @@ class SplicedModel:
         ids = torch.tensor([[*prompt, *target[:-1]]], device=self.device)
         positions = self._position_ids(torch.ones_like(ids), 0)
         logits: Tensor = self._full(input_ids=ids, use_cache=False, **positions).logits[0, len(prompt) - 1 :]
-        self._full_tap.seen = None
+        self._full_tap.seen = self._entered = None
         return logits
 
     def use(self, steps: str) -> None:
@@ -228,15 +229,13 @@ class SplicedModel:
         if self._recurrent:  # a state cannot be cut, so the context is run by itself
             self._run_inner(cache, context, mask[:, :seen], 0)
             states = [states_of(cache.layers[i]) for i in upper]
-            activation, _ = self._take_activation(context)
-            self._spy.take()
+            activation, *_ = self._take_seen(context)
             self._run_inner(cache, inputs, mask, seen)
-            last, output = self._take_activation(inputs)
+            last, output, hidden = self._take_seen(inputs)
             activation = torch.cat([activation, last], dim=1)
         else:
             self._run_inner(cache, torch.cat([context, inputs], dim=1), mask, shared)
-            activation, output = self._take_activation(mask[:, shared:])
-        hidden = self._spy.take()
+            activation, output, hidden = self._take_seen(mask[:, shared:])
         return Rows(
             **own,
             hidden=hidden[:, -width:].clone(),
@@ -244,8 +243,8 @@ class SplicedModel:
             activations=activation[:, context.shape[1] :].clone(),
             outputs=output[:, -width:].clone(),
             context=torch.cat([*begun, activation[:, : context.shape[1]]], dim=1),
-            keys=tuple(columns_of(cache.layers[i], "keys", seen) for i in upper),
-            values=tuple(columns_of(cache.layers[i], "values", seen) for i in upper),
+            keys=tuple(cached_columns(cache.layers[i], "keys", seen) for i in upper),
+            values=tuple(cached_columns(cache.layers[i], "values", seen) for i in upper),
             states=tuple(states),
         )
 
@@ -276,7 +275,7 @@ class SplicedModel:
             use_cache=False,
             **self._position_ids(mask, 0),
         )
-        (activation, output), hidden = self._take_activation(mask), self._spy.take()
+        activation, output, hidden = self._take_seen(mask)
         if self.steps in (WHOLE, ALONE):  # where nothing is passed on, whatever its shape
             hidden = activation[..., :0]
         return Rows(
@@ -299,7 +298,7 @@ class SplicedModel:
         mask = torch.ones_like(tokens)
         self._run_inner(cache, tokens, mask, 0)
         cache.batch_repeat_interleave(rows)
-        return [self._take_activation(mask)[0].expand(rows, -1, -1)]
+        return [self._take_seen(mask)[0].expand(rows, -1, -1)]
 
     @torch.no_grad()
     def observe(self, rows: Sequence[Sequence[int]]) -> Observation:
@@ -310,17 +309,18 @@ class SplicedModel:
         positions = self._position_ids(mask, 0)
         kept = {"logits_to_keep": 1} if self._keeps_logits else {}
         out = self._full(input_ids=ids, attention_mask=mask, use_cache=False, **kept, **positions)
-        activations, outputs = self._take_activation(mask)
+        activations, outputs, _ = self._take_seen(mask)
         return Observation(activations, outputs, mask, out.logits[:, -1].argmax(-1))
 
-    def _take_activation(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What the edited module was given and gave in the last run of the full copy, rows as in `mask`."""
-        seen = self._full_tap.seen
-        if seen is None:
+    def _take_seen(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the edited module was given and gave in the last run of the full copy, rows as in `mask`, and what
+        entered its block."""
+        seen, hidden = self._full_tap.seen, self._entered
+        if seen is None or hidden is None:
             raise RuntimeError("the edited module was not run: is it part of the model's forward?")
-        self._full_tap.seen = None
+        self._full_tap.seen = self._entered = None
         activation, output = (tensor.reshape(*mask.shape, -1) for tensor in seen)  # some models flatten rows
-        return activation, output
+        return activation, output, hidden
 
     def logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
         """`[batch, targets, vocabulary]` of the base with `delta` added at the target positions."""
@@ -419,35 +419,21 @@ class SplicedModel:
             return forward(hidden)
         return forward(hidden[:, -self._wanted.shape[1] :][self._wanted.to(hidden.device)][None])
 
-    def _remember_type(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            out = forward(*args, **kwargs)
-            self._returns_tuple = isinstance(out, tuple | list)
-            return out
+    def _remember_type(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        out = forward(*args, **kwargs)
+        self._returns_tuple = isinstance(out, tuple | list)
+        return out
 
-        return run
+    def _enter(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs the edited block; records the hidden state that enters it."""
+        self._entered = args[0] if args else kwargs["hidden_states"]
+        return forward(*args, **kwargs)
 
     def _hand_on(self, *_args: Any, **_kwargs: Any) -> Any:
         return (self._spliced, None) if self._returns_tuple else self._spliced
 
 
-class _Spy:
-    """Records the hidden state that enters a block, then runs the block."""
-
-    hidden: Tensor
-    forward: Callable[..., Any]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.hidden = args[0] if args else kwargs["hidden_states"]
-        return self.forward(*args, **kwargs)
-
-    def take(self) -> Tensor:
-        hidden = self.hidden
-        del self.hidden
-        return hidden
-
-
-class _Tap(Around):
+class _Tap(Wrapper):
     """Takes the place of the edited module: records its input, and adds what is being trained."""
 
     def __init__(self, base_module: nn.Module) -> None:

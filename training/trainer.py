@@ -23,7 +23,7 @@ from wise.training.generation import greedy
 from wise.training.report import FAILED, PARTIAL, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
 from wise.training.splice import SplicedModel
 from wise.training.verification import Serve, Share, Verdict, Verifier
-from wise.training.writers.base import Progress, Sharding, SlotTask, Writer, Written, silent
+from wise.training.writers.base import FitResult, Progress, Sharding, SlotTask, Writer, silent
 
 EDITS_AT_ONCE = 64
 """Edits whose slots are written in one batch."""
@@ -93,12 +93,7 @@ class Trainer:
         return final, report
 
     def with_before(
-        self,
-        state: MemoryState,
-        edits: Sequence[Edit],
-        outcomes: Sequence[Outcome],
-        *,
-        serve: Serve,
+        self, state: MemoryState, edits: Sequence[Edit], outcomes: Sequence[Outcome], *, serve: Serve
     ) -> list[Outcome]:
         """Outcomes of `edits`, with what `state`, the one before them, answers to all that `holds` names.
 
@@ -140,7 +135,7 @@ class Trainer:
         left = state.without(edit_ids)
         if not sharing:
             return left
-        known = {edit.id: edit for edit in left.edits}
+        known = left.by_id
         for slot in left.slots:
             if not sharing.isdisjoint(slot.edit_ids):
                 task = SlotTask(id=slot.id, edits=tuple(known[i] for i in slot.edit_ids))
@@ -149,12 +144,7 @@ class Trainer:
         return left.without(sharing)
 
     def _escalated(
-        self,
-        state: MemoryState,
-        replaced: Collection[str],
-        fresh: Sequence[Edit],
-        serve: Serve,
-        progress: Progress,
+        self, state: MemoryState, replaced: Collection[str], fresh: Sequence[Edit], serve: Serve, progress: Progress
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
         """`_attempt`, then again with greater effort for the edits that failed. A retry that drops another edit is
         discarded."""
@@ -192,7 +182,7 @@ class Trainer:
             return state, {}, ()
         kept = self._forgotten(state, replaced)
         new = replace(kept, key_space=self.key_space)
-        results: dict[str, Written] = {}
+        results: dict[str, FitResult] = {}
         spent: dict[str, float] = {}
         for tasks in self._batches(kept, fresh):
             started = time.perf_counter()
@@ -239,10 +229,10 @@ class Trainer:
 
     def _write(
         self, state: MemoryState, tasks: list[SlotTask], progress: Progress, effort: int
-    ) -> tuple[MemoryState, dict[str, Written]]:
+    ) -> tuple[MemoryState, dict[str, FitResult]]:
         """Writes the slots of `tasks` into `state`, with the keys and scores of the edits they hold."""
         slots, keys = list(state.slots), dict(state.keys)
-        results: dict[str, Written] = {}
+        results: dict[str, FitResult] = {}
         for task, (slot, outcomes) in zip(tasks, self.writer.write(tasks, progress, effort), strict=True):
             scores = {}
             for edit, outcome in zip(task.edits, outcomes, strict=True):
@@ -311,12 +301,12 @@ def _second_half(progress: Progress, total: int) -> Share:
     return lambda share: progress(total // 2 + int(share * (total - total // 2)))
 
 
-def _outcome(edit: Edit, status: str, written: Written, verdict: Verdict, seconds: float) -> Outcome:
+def _outcome(edit: Edit, status: str, written: FitResult, verdict: Verdict, seconds: float) -> Outcome:
     return Outcome(
         id=edit.id,
         status=status,
         answer=verdict.answer,
-        holds=verdict.told,
+        holds=verdict.results,
         said=verdict.said,
         also_answers=verdict.also_answers,
         steps=written.steps,

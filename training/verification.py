@@ -57,7 +57,7 @@ class Verdict:
     """By label, what the edited model answers, where it was asked: to the wordings, and to what activates the edit."""
 
     @property
-    def told(self) -> dict[str, bool]:
+    def results(self) -> dict[str, bool]:
         """All labels."""
         return {label: held for promise in self.holds.values() for label, held in promise.items()}
 
@@ -104,14 +104,12 @@ class PromptVerifier:
         prompts = [self.encoder.prompt(edit.prompt) for edit in edits]
         wanted = [self.encoder.target(e.prompt, e.target) for e in edits]
         out = _generated(self.encoder, state, serve, prompts, wanted, progress)
-        return {
-            edit.id: Verdict(
-                answer=self.encoder.answer(said),
-                holds={"prompt": {"prompt": self.encoder.answer(said) == self.encoder.answer(ids)}},
-                said={"prompt": self.encoder.answer(said)},
-            )
-            for edit, said, ids in zip(edits, out, wanted, strict=True)
-        }
+        verdicts = {}
+        for edit, said, ids in zip(edits, out, wanted, strict=True):
+            answer, target = self.encoder.answer(said), self.encoder.answer(ids)
+            holds = {"prompt": {"prompt": answer == target}}
+            verdicts[edit.id] = Verdict(answer=answer, holds=holds, said={"prompt": answer})
+        return verdicts
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
         return {*state.edit_ids} - {*fresh}
@@ -216,9 +214,7 @@ class WordingVerifier:
     def _about_the_same(state: MemoryState, edit: Edit) -> list[str]:
         """Questions of other live edits about the subject, which want another answer."""
         catalog = catalog_of(state)
-        mentions = [mention for name in names_of(edit) for mention in catalog.subjects.mentions(name)]
-        owners = dict.fromkeys(i for mention in mentions for i in catalog.subjects.owners(mention))
-        others = [catalog.edits[i] for i in owners if same_subject(catalog.edits[i], edit)]
+        others = [catalog.edits[i] for i in catalog.namesakes(edit) if same_subject(catalog.edits[i], edit)]
         return [question(other) for other in others if other.target != edit.target][:SISTERS]
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:

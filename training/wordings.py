@@ -22,7 +22,7 @@ from wise.router.hybrid import MAX_THRESHOLD
 from wise.router.readers import RelationReader
 from wise.router.relations import nearest_relation, rivals
 from wise.router.subjects import names_of, without_names
-from wise.router.turns import is_question
+from wise.router.turns import is_question, user_turn
 from wise.training.encoding import Encoder
 from wise.training.router.builtin_questions import QuestionSet
 from wise.training.router.examples import names, put, stated
@@ -148,7 +148,7 @@ class Wordings:
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a question as users ask it: as a turn of a chat, if the base has a template."""
-        return self.encoder.prompt(text) if self.encoder.template is None else self.encoder.turn([_user(text)])
+        return self.encoder.prompt(text) if self.encoder.template is None else self.encoder.turn([user_turn(text)])
 
     def of(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
         """All wordings of an edit; the first of each form is its own prompt."""
@@ -158,22 +158,20 @@ class Wordings:
         if self.encoder.template is None:
             return []
         asked = question(edit)
-        own = [message._asdict() for message in edit.messages] or [_user(asked)]
-        answer = tuple(self.encoder.chat_target(edit.target))
-        earlier = [_user(EARLIER_TURN[0]), {"role": "assistant", "content": EARLIER_TURN[1]}]
+        own = [message._asdict() for message in edit.messages] or [user_turn(asked)]
+        answer = self.encoder.chat_target(edit.target)
+        earlier = [user_turn(EARLIER_TURN[0]), {"role": "assistant", "content": EARLIER_TURN[1]}]
         system = {"role": "system", "content": SYSTEM_MESSAGE}
         found: list[tuple[str, list[dict[str, str]], str | None]] = [("prompt", own, PROMPT)]
         if not edit.messages:
             found += [("later turn", [*earlier, *own], PROMPT), ("system message", [system, *own], PROMPT)]
-        found += [(f"paraphrases[{i}]", [_user(text)], LISTED) for i, text in enumerate(edit.paraphrases)]
+        found += [(f"paraphrases[{i}]", [user_turn(text)], LISTED) for i, text in enumerate(edit.paraphrases)]
         frames = [frame.format(asked) for frame in QUESTION_FRAMES] if is_question(asked) else []
         casual = [asked.lower().rstrip("?")] if is_question(asked) else []
         texts = [*frames, *casual, *(text for text in further if is_question(text))]
-        found += [(text, [_user(text)], None) for text in texts]
-        return self._fitting(
-            Wording(label=label, form=CHAT, prompt=tuple(self.encoder.turn(messages)), answer=answer, promised=promised)
-            for label, messages, promised in found
-        )
+        found += [(text, [user_turn(text)], None) for text in texts]
+        rows = ((label, self.encoder.turn(messages), answer, promised) for label, messages, promised in found)
+        return self._fitting(CHAT, rows)
 
     def _completions(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
         asked = question(edit)
@@ -183,20 +181,19 @@ class Wordings:
         if is_question(asked):
             found.append(("as an answer", f"Question: {asked} Answer:", None))
         found += [(text, text, None) for text in further]
-        return self._fitting(
-            Wording(
-                label=label,
-                form=COMPLETION,
-                prompt=tuple(self.encoder.prompt(text)),
-                answer=tuple(self.encoder.target(text, edit.target)),
-                promised=promised,
-            )
-            for label, text, promised in found
-        )
+        encode, target = self.encoder.prompt, edit.target
+        rows = ((label, encode(text), self.encoder.target(text, target), promised) for label, text, promised in found)
+        return self._fitting(COMPLETION, rows)
 
-    def _fitting(self, found: Iterable[Wording]) -> list[Wording]:
-        """Those that fit the context and whose answer has the same ids as that of the first."""
-        rows = list(found)
+    def _fitting(self, form: int, found: Iterable[tuple[str, list[int], list[int], str | None]]) -> list[Wording]:
+        """Those that fit the context and whose answer has the same ids as that of the first.
+
+        found: label, prompt, answer and promise of each.
+        """
+        rows = [
+            Wording(label=label, form=form, prompt=tuple(prompt), answer=tuple(answer), promised=promised)
+            for label, prompt, answer, promised in found
+        ]
         same = [w for w in rows if w.answer == rows[0].answer]
         return [w for w in same if len(w.prompt) + len(w.answer) <= self.encoder.context]
 
@@ -204,7 +201,3 @@ class Wordings:
 def question(edit: Edit) -> str:
     """The edit's question: its prompt, or the last message of its conversation."""
     return edit.messages[-1].content if edit.messages else edit.prompt
-
-
-def _user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}

@@ -96,7 +96,7 @@ def lines_of_file(file: Path, name: str, last: tuple[int, str] | None, *, follow
                 )
             place = last[0] + len(again)
         while True:
-            yield from _whole_lines(stream, place, at_end=not follow)
+            yield from lines_of_stream(stream, place, at_end=not follow)
             place = stream.tell()
             if not follow:
                 return
@@ -124,14 +124,27 @@ def lines_of_url(url: str) -> Iterator[Line]:
             credentials = b64encode(unquote_to_bytes(user)).decode()
             request.add_unredirected_header("Authorization", f"Basic {credentials}")
         with urlopen(request, timeout=PATIENCE) as stream:
-            yield from _whole_lines(stream, 0, at_end=True)
+            yield from lines_of_stream(stream)
     except (URLError, HTTPException, OSError, ValueError) as error:
         raise ConfigError(redacted(f"{url}: {error}; the address of JSON lines was expected")) from None
 
 
-def lines_of_stream(stream: IO[bytes]) -> Iterator[Line]:
-    """Until it ends."""
-    yield from _whole_lines(stream, 0, at_end=True)
+def lines_of_stream(stream: IO[bytes], place: int = 0, *, at_end: bool = True) -> Iterator[Line]:
+    """Lines that are not blank, until the stream ends.
+
+    place: offset of its next byte. at_end: its end is the end of its last line; else a line without an end is put back.
+
+    Raises ConfigError for a line without end.
+    """
+    while data := stream.readline(LONGEST_LINE + 1):
+        if len(data) > LONGEST_LINE:
+            raise ConfigError(f"the line at byte {place} is longer than {LONGEST_LINE} bytes: JSON lines were expected")
+        if not data.endswith(b"\n") and not at_end:
+            stream.seek(place)
+            return
+        if data.strip():
+            yield Line(place=place, data=data.rstrip(b"\r\n"))
+        place += len(data)
 
 
 class Ingestion:
@@ -205,19 +218,3 @@ def _suffix(key: str) -> str:
 
 def _without_id(request: EditRequest) -> EditRequest:
     return replace(request, edit=replace(request.edit, id=""))
-
-
-def _whole_lines(stream: IO[bytes], place: int, *, at_end: bool) -> Iterator[Line]:
-    """Lines that are not blank. One without its end is whole only where the stream is at its end; else it is put back.
-
-    Raises ConfigError for a line without end.
-    """
-    while data := stream.readline(LONGEST_LINE + 1):
-        if len(data) > LONGEST_LINE:
-            raise ConfigError(f"the line at byte {place} is longer than {LONGEST_LINE} bytes: JSON lines were expected")
-        if not data.endswith(b"\n") and not at_end:
-            stream.seek(place)
-            return
-        if data.strip():
-            yield Line(place=place, data=data.rstrip(b"\r\n"))
-        place += len(data)

@@ -58,7 +58,7 @@ from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
 from wise.training.writers.answer import AnswerWriter
 from wise.training.writers.base import silent
-from wise.workers import SharedWriter, Workers, likeness
+from wise.workers import SharedWriter, Workers, traits_of
 
 logger = logging.getLogger(__name__)
 
@@ -240,15 +240,10 @@ class WiseModel(nn.Module):
             with self.evaluating(), self.disabled():
                 base = self._watch.state()
                 built = build_trainer(
-                    self.model,
-                    self.target_module,
-                    self.encoder,
-                    self.wise_config,
-                    inputs=self.inputs,
-                    state=self.state,
+                    self.model, self.target_module, self.encoder, self.wise_config, inputs=self.inputs, state=self.state
                 )
                 if self._workers is not None and isinstance(built.writer, AnswerWriter):
-                    built = replace(built, writer=SharedWriter(built.writer, self._workers, likeness(self)))
+                    built = replace(built, writer=SharedWriter(built.writer, self._workers, traits_of(self)))
                 self._trainer = built, base
         return self._trainer[0]
 
@@ -304,11 +299,7 @@ class WiseModel(nn.Module):
         checked = [as_edit(edit) for edit in several]
         if not checked:
             raise EditError("edit() was given no edits: expected one wise.Edit or a list of them")
-        self._check_base()
-        with self.evaluating():
-            state, report = self.trainer.edit(self.state, checked, serve=self.serving, progress=progress or silent)
-        self._serve(state, self._watch.state())
-        return report
+        return self._edit(checked, progress=progress or silent)
 
     def replace(self, edit: Edit | Mapping[str, Any] | str) -> EditReport:
         """Replaces the live edits that have the id or the prompt of a new one.
@@ -324,9 +315,12 @@ class WiseModel(nn.Module):
                 f"field 'id': no live edit has the id {edit.id!r} or the prompt {edit.prompt!r:.80}; make a new one "
                 "with edit()"
             )
+        return self._edit([edit], replacing=True)
+
+    def _edit(self, edits: Sequence[Edit], **how: Any) -> EditReport:
         self._check_base()
         with self.evaluating():
-            state, report = self.trainer.edit(self.state, [edit], serve=self.serving, replacing=True)
+            state, report = self.trainer.edit(self.state, edits, serve=self.serving, **how)
         self._serve(state, self._watch.state())
         return report
 

@@ -26,10 +26,9 @@ from wise.config import WiseConfig
 from wise.errors import ConfigError, EditError, WorkerError
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.key_space import Space
-from wise.memory.slot import Slot
 from wise.training.generation import between_steps, checked
 from wise.training.writers.answer import AnswerWriter
-from wise.training.writers.base import Progress, SlotTask, Written, silent
+from wise.training.writers.base import Progress, SlotResults, SlotTask, silent
 
 if TYPE_CHECKING:
     from wise.model import WiseModel
@@ -41,9 +40,8 @@ RETRIES = 2
 LOOK = 0.05
 """Seconds between two checks whether to go on, while workers fit."""
 
-Like = tuple[Fingerprint, WiseConfig, Space | None]
+Traits = tuple[Fingerprint, WiseConfig, Space | None]
 """What a worker's model must have in common with the one that is edited: base, settings, space of keys."""
-Batch = list[tuple[Slot, list[Written]]]
 
 
 class Workers:
@@ -82,17 +80,17 @@ class Workers:
             executor.shutdown(wait=False, cancel_futures=True)
 
     def fit(
-        self, batches: Sequence[Sequence[SlotTask]], effort: int, like: Like, done: Progress
-    ) -> list[Batch]:
+        self, batches: Sequence[Sequence[SlotTask]], effort: int, traits: Traits, done: Progress
+    ) -> list[SlotResults]:
         """What a writer writes of each batch. done: called with the number of edits.
 
         Raises WorkerError if workers die again and again, ConfigError if their model is another one, and what the check
         between two steps raises. What was begun is then finished by the workers, and lost.
         """
-        found: dict[int, Batch] = {}
-        given = (self._key, self._load, like, torch.get_num_threads(), self._cpu_seconds)
+        found: dict[int, SlotResults] = {}
+        given = (self._key, self._load, traits, torch.get_num_threads(), self._cpu_seconds)
         for attempt in range(1 + RETRIES):
-            pending: dict[Future[Batch], int] = {}
+            pending: dict[Future[SlotResults], int] = {}
             try:
                 self._executor = self._executor or self._make()
                 for i, tasks in enumerate(batches):
@@ -106,8 +104,9 @@ class Workers:
                 return [found[i] for i in range(len(batches))]
             except BrokenExecutor as error:
                 self.close()
-                logger.warning("a worker died; what it fitted is fitted again (%d of %d)", attempt, RETRIES)
                 broken = error
+                if attempt < RETRIES:
+                    logger.warning("a worker died; what it fitted is fitted again (%d of %d)", attempt + 1, RETRIES)
             finally:
                 for future in pending:
                     future.cancel()
@@ -120,21 +119,21 @@ class Workers:
 class SharedWriter:
     """Writes as `own` does; several batches are fitted by workers, a single one here."""
 
-    def __init__(self, own: AnswerWriter, workers: Workers, like: Like) -> None:
-        self.own, self.workers, self.like, self.efforts = own, workers, like, own.efforts
+    def __init__(self, own: AnswerWriter, workers: Workers, traits: Traits) -> None:
+        self.own, self.workers, self.traits, self.efforts = own, workers, traits, own.efforts
 
-    def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> Batch:
+    def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
         """See `Writer`. Raises as `Workers.fit` does."""
         parts = self.own.parts(tasks)
         if len(parts) < 2:
             return self.own.write(tasks, progress, effort)
         batches = [[tasks[i] for i in part] for part in parts]
-        found = self.workers.fit(batches, effort, self.like, progress)
+        found = self.workers.fit(batches, effort, self.traits, progress)
         written = {i: one for part, batch in zip(parts, found, strict=True) for i, one in zip(part, batch, strict=True)}
         return [written[i] for i in range(len(tasks))]
 
 
-def likeness(model: WiseModel) -> Like:
+def traits_of(model: WiseModel) -> Traits:
     return model.fingerprint(), model.wise_config, None if model.inputs is None else model.inputs.reader.key_space
 
 
@@ -147,12 +146,12 @@ _models: dict[str, WiseModel] = {}
 def fit_batch(
     key: str,
     load: Callable[[], WiseModel],
-    like: Like,
+    traits: Traits,
     threads: int,
     cpu_seconds: float,
     tasks: list[SlotTask],
     effort: int,
-) -> Batch:
+) -> SlotResults:
     """Fits one batch; loads the model if this process has not done so.
 
     threads: as many as where there are no workers, since sums depend on it.
@@ -163,7 +162,7 @@ def fit_batch(
     if key not in _models:
         model = load()
         names = ("base", "settings", "relation reader")
-        differing = [name for name, own, wanted in zip(names, likeness(model), like, strict=True) if own != wanted]
+        differing = [name for name, own, wanted in zip(names, traits_of(model), traits, strict=True) if own != wanted]
         if differing:
             raise ConfigError(
                 f"the model that the workers loaded has another {' and '.join(differing)} than the one that is edited: "

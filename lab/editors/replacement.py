@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from wise.architectures import TargetModule
 from wise.lab.editors.context import EditingContext
-from wise.memory.modules import Around, execution_device, hooked
+from wise.memory.modules import Wrapper, execution_device, hooked
 
 
-class Replacement(Around, ABC):
+class Replacement(Wrapper, ABC):
     """Wraps `base_module`, a linear map `[..., f] -> [..., d]`; inactive or empty it is that, bit for bit.
 
     What a method learns is kept in plain attributes: parameters of the model are those of the base.

@@ -11,15 +11,12 @@ import base64
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wise.errors import ConfigError, StoreError
 from wise.memory.artifact import digest_of_json
 from wise.memory.store.backends.base import Backend, Scan
 from wise.memory.store.edit_request import now
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 FORMAT = "wise-anchor"
 SCHEMA_VERSION = 1
@@ -63,15 +60,7 @@ def write_anchor(anchor: Anchor, key: Path | None = None) -> str:
     """
     if key is None:
         return json.dumps(anchor.content)
-    serialization = _serialization()
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    try:
-        private = serialization.load_pem_private_key(_read(key), password=None)
-    except (TypeError, ValueError) as error:
-        raise _no_key(key, "private", str(error)) from error
-    if not isinstance(private, Ed25519PrivateKey):
-        raise _no_key(key, "private", type(private).__name__)
+    private = _key(key, "private")
     signed = Anchor(**{**asdict(anchor), "key": base64.b64encode(private.public_key().public_bytes_raw()).decode()})
     signature = base64.b64encode(private.sign(digest_of_json(signed.content).encode())).decode()
     return json.dumps(signed.content | {"signature": signature})
@@ -85,7 +74,7 @@ def read_anchor(file: Path, public_key: Path | None = None) -> Anchor:
     Raises StoreError where it is no anchor, its signature is wrong, or it is not signed with that key; ConfigError
     where the key cannot be read.
     """
-    wanted = None if public_key is None else _public_key(public_key)
+    wanted = None if public_key is None else _key(public_key, "public")
     try:
         data = json.loads(_read(file))
         if (data.pop("format"), data.pop("schema_version")) != (FORMAT, SCHEMA_VERSION):
@@ -122,33 +111,31 @@ def anchor_problems(anchor: Anchor, scan: Scan) -> list[str]:
 
 def _verify(anchor: Anchor, signature: object) -> None:
     """Raises ValueError where the signature is not that of the anchor's own key."""
-    _serialization()
+    _, ed25519 = _cryptography()
     from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    key = Ed25519PublicKey.from_public_bytes(base64.b64decode(str(anchor.key), validate=True))
+    key = ed25519.Ed25519PublicKey.from_public_bytes(base64.b64decode(str(anchor.key), validate=True))
     try:
         key.verify(base64.b64decode(str(signature), validate=True), digest_of_json(anchor.content).encode())
     except InvalidSignature:
         raise ValueError("the signature is wrong: it was changed after it was signed") from None
 
 
-def _public_key(file: Path) -> Ed25519PublicKey:
-    serialization = _serialization()
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
+def _key(file: Path, kind: str) -> Any:
+    """The Ed25519 key in a PEM file. kind: `private` or `public`. Raises ConfigError where it holds none."""
+    serialization, ed25519 = _cryptography()
+    data = _read(file)
     try:
-        key = serialization.load_pem_public_key(_read(file))
-    except ValueError as error:
-        raise _no_key(file, "public", str(error)) from error
-    if not isinstance(key, Ed25519PublicKey):
-        raise _no_key(file, "public", type(key).__name__)
+        if kind == "private":
+            key = serialization.load_pem_private_key(data, password=None)
+        else:
+            key = serialization.load_pem_public_key(data)
+        if not isinstance(key, ed25519.Ed25519PrivateKey | ed25519.Ed25519PublicKey):
+            raise ValueError(f"it is a {type(key).__name__}")
+    except (TypeError, ValueError) as error:
+        make = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out key.pub"
+        raise ConfigError(f"{file} is no {kind} Ed25519 key in PEM ({error!s:.120}); make one: {make}") from error
     return key
-
-
-def _no_key(file: Path, kind: str, why: str) -> ConfigError:
-    make = "openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out key.pub"
-    return ConfigError(f"{file} is no {kind} Ed25519 key in PEM ({why:.120}); make one: {make}")
 
 
 def _read(file: Path) -> bytes:
@@ -162,9 +149,10 @@ def _read(file: Path) -> bytes:
     return data
 
 
-def _serialization() -> Any:
+def _cryptography() -> tuple[Any, Any]:
     try:
         from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
         raise ConfigError("signed anchors need cryptography: pip install 'wise-runtime[sign]'") from None
-    return serialization
+    return serialization, ed25519

@@ -7,20 +7,19 @@ restored store is a copy of a backup.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 from wise.errors import StoreError
-from wise.memory.folder import replaced_folder
+from wise.memory.folder import replaced_folder, write_private
 from wise.memory.store.backends.base import Backend
 from wise.memory.store.backends.sqlite import BLOBS, JOURNAL_FILE, LOCK_FILE, SqliteBackend
 from wise.memory.store.check import Findings, check
 from wise.memory.store.checked import FILE, write_checked
 from wise.memory.store.journal import Journal
-from wise.memory.store.versions import Manifest
+from wise.memory.store.versions import read_manifest
 
 TRIES = 10
 """Copies of the rows before it is given up: a store would have to collect versions all the time."""
@@ -62,6 +61,7 @@ def _copy(backend: SqliteBackend, new: Path, progress: Callable[[str, int, int],
         progress("rows", 0, 1)
         backend.copy_rows(new / JOURNAL_FILE)
         with closing(sqlite3.connect(new / JOURNAL_FILE)) as connection:
+            connection.execute("PRAGMA secure_delete=ON")  # not every build of SQLite overwrites by itself
             connection.execute("DELETE FROM commands")  # whoever gave them waits at the other store
             connection.commit()
         (new / LOCK_FILE).touch(0o600)
@@ -79,11 +79,11 @@ def _copy_files(backend: SqliteBackend, new: Path, progress: Callable[[str, int,
     try:
         for manifest in dict.fromkeys(version.manifest for version in versions):
             needed[manifest] = None
-            needed |= dict.fromkeys(sorted(Manifest.from_bytes(backend.get(manifest), manifest[:16]).blobs))
+            needed |= dict.fromkeys(sorted(read_manifest(backend, manifest).blobs))
         for place, digest in enumerate(needed, start=1):
             progress("files", place, len(needed))
             if not (new / BLOBS / digest).exists():
-                _write(new / BLOBS / digest, backend.get(digest))
+                write_private(new / BLOBS / digest, backend.get(digest))
     except StoreError:
         collected = {version.number for version in Journal(backend).versions() if version.collected}
         if not collected & {version.number for version in versions}:
@@ -93,10 +93,3 @@ def _copy_files(backend: SqliteBackend, new: Path, progress: Callable[[str, int,
         if file.name not in needed:
             file.unlink()
     return True
-
-
-def _write(file: Path, data: bytes) -> None:
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -21,12 +21,12 @@ from wise.memory.store.backends.base import digest_of
 from wise.memory.store.edit_request import Ticket
 from wise.memory.store.segments import (
     FULL,
-    EditTable,
     StoredSlot,
-    edit_table,
+    check_tickets,
     encode_segment,
     encode_space,
     split_into_segments,
+    stored,
 )
 from wise.memory.store.versions import (
     Manifest,
@@ -67,11 +67,12 @@ def changeset(
             f"the store is for the base {parent.base.model_type} {parent.base.digest[:12]} and this state for "
             f"{base.model_type} {base.digest[:12]}: keep a store for each base"
         )
-    table = edit_table(state, tickets)
-    ranges = _ranges(parent, state, table)
-    fresh = [table.stored(slot) for segment, *at in ranges if segment is None for slot in state.slots[slice(*at)]]
+    check_tickets(state, tickets)
+    ranges = _ranges(parent, state, tickets)
+    new_slots = (slot for segment, *at in ranges if segment is None for slot in state.slots[slice(*at)])
+    fresh = [stored(slot, state, tickets) for slot in new_slots]
     check_slots(fresh, state.key_space, config, base)
-    names = ({table.edits[i].namespace for i in slot.edit_ids} for slot in state.slots)
+    names = ({state.by_id[i].namespace for i in slot.edit_ids} for slot in state.slots)
     check_namespaces(config, names, "the version is refused")
     blobs: list[bytes] = []
     written: dict[str, list[StoredSlot]] = {}
@@ -92,7 +93,7 @@ def changeset(
     snapshot = Snapshot(
         version=parent.version + 1,
         state=state,
-        tickets=dict(zip(table.edits, map(tickets.__getitem__, table.edits), strict=True)),
+        tickets={edit_id: tickets[edit_id] for edit_id in state.edit_ids},
         config=config,
         base=base,
         manifest=manifest,
@@ -101,21 +102,21 @@ def changeset(
     return Changeset(manifest=manifest, snapshot=snapshot, blobs=(*blobs, *space_blobs))
 
 
-def _ranges(parent: Snapshot, state: MemoryState, table: EditTable) -> list[Range[str | None]]:
+def _ranges(parent: Snapshot, state: MemoryState, tickets: Mapping[str, int]) -> list[Range[str | None]]:
     """All slots in their order: the segment and places where they are already, or None and the slots to write."""
     if parent.manifest is None:
         return [(None, 0, len(state.slots))]
-    same = _untouched(parent, state, table)
+    same = _untouched(parent, state, tickets)
     found: list[Range[str | None]] = [*cut_ranges(parent.manifest.slots, 0, same)]
-    stored = {
+    held = {
         own.slot.edit_ids: (digest, start + i, own)
         for digest, start, stop in cut_ranges(parent.manifest.slots, same, len(parent.state.slots))
         for i, own in enumerate(parent.segments[digest][start:stop])
         if own.edits
     }
     for i, slot in enumerate(state.slots[same:], start=same):
-        digest, place, own = stored.get(slot.edit_ids, ("", 0, None))
-        known = own is not None and own.equals(slot, table)
+        digest, place, own = held.get(slot.edit_ids, ("", 0, None))
+        known = own is not None and own.equals(slot, state, tickets)
         found.append((digest, place, place + 1) if known else (None, i, i + 1))
     rewritten = _rewritten(parent.manifest, found)
     at = 0
@@ -126,14 +127,14 @@ def _ranges(parent: Snapshot, state: MemoryState, table: EditTable) -> list[Rang
     return join_ranges(found)
 
 
-def _untouched(parent: Snapshot, state: MemoryState, table: EditTable) -> int:
+def _untouched(parent: Snapshot, state: MemoryState, tickets: Mapping[str, int]) -> int:
     """How many slots, from the first, are the parent's very own, with the same edits, tickets and keys."""
     same = common_prefix(parent.state.slots, state.slots)
     ids = [edit_id for slot in state.slots[:same] for edit_id in slot.edit_ids]
     alike = (
-        all(map(is_, map(table.edits.get, ids), map(parent.edits.get, ids)))
-        and all(map(is_, map(table.keys.get, ids), map(parent.state.keys.get, ids)))
-        and all(map(eq, map(table.tickets.get, ids), map(parent.tickets.get, ids)))
+        all(map(is_, map(state.by_id.get, ids), map(parent.state.by_id.get, ids)))
+        and all(map(is_, map(state.keys.get, ids), map(parent.state.keys.get, ids)))
+        and all(map(eq, map(tickets.get, ids), map(parent.tickets.get, ids)))
     )
     return same if alike else 0
 
@@ -209,7 +210,7 @@ def without(parent: Snapshot, edit_ids: Collection[str], forget: Forget | None) 
 def check_edits(state: MemoryState, parent: Snapshot, mine: Mapping[str, Ticket]) -> None:
     """Every edit of a state is one that was live, or one of these tickets, unaltered. Raises StoreError."""
     for edit in state.edits[common_prefix(state.edits, parent.state.edits) :]:
-        known = parent.edits.get(edit.id)
+        known = parent.state.by_id.get(edit.id)
         if known is edit:
             continue
         if edit.id in mine:

@@ -7,20 +7,22 @@ journal against what was signed or published of it (`anchor`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from wise.errors import StoreError
-from wise.memory.key_space import KeySpace, RelationSpace, Space
+from wise.memory.key_space import Space
 from wise.memory.store.anchor import Anchor, anchor_problems
 from wise.memory.store.backends.base import Backend
-from wise.memory.store.check_history import History, Progress, check_history
+from wise.memory.store.check_history import Progress, check_history
 from wise.memory.store.checked import NOTHING, Checked
 from wise.memory.store.command_queue import damaged_commands
 from wise.memory.store.edit_request import ERASED, Ticket, Version
 from wise.memory.store.journal import Journal
 from wise.memory.store.segments import StoredSlot, decode_segment, decode_space
-from wise.memory.store.versions import Manifest, check_namespaces, check_places, check_slots
+from wise.memory.store.versions import Manifest, check_namespaces, check_places, check_slots, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,31 +75,21 @@ def check(
     if left and reader.live is not None and reader.live != history.live:
         differing = sorted(reader.live ^ history.live)[:8]
         problems.append(f"the current version and the journal differ on tickets {differing}")
-    return _findings(problems, history, left, sizes, reader, erasures), Checked(
-        events=tuple(history.event_pages),
-        tickets=tuple(history.ticket_pages),
-        manifests=frozenset(version.manifest for version in left),
-    )
-
-
-def _findings(
-    problems: list[str],
-    history: History,
-    left: Sequence[Version],
-    sizes: Mapping[str, int],
-    reader: _Reader,
-    erasures: tuple[int, ...],
-) -> Findings:
-    return Findings(
+    findings = Findings(
         problems=tuple(problems),
         tickets=history.tickets,
         events=history.events,
         versions=len(left),
-        erased=history.erased,
+        erased=len(history.erased_tickets),
         erased_since=erasures,
         blobs=len(sizes),
         unneeded=len(set(sizes) - reader.named),
         bytes=sum(sizes.values()),
+    )
+    return findings, Checked(
+        events=tuple(history.event_pages),
+        tickets=tuple(history.ticket_pages),
+        manifests=frozenset(version.manifest for version in left),
     )
 
 
@@ -135,9 +127,8 @@ class _Reader:
     def __init__(self, backend: Backend, known: Collection[str]) -> None:
         """known: manifests of versions that were verified before."""
         self._backend, self._journal, self._known = backend, Journal(backend), known
-        self._found: dict[str, _Segment | Space | str] = {}
-        """Digest -> what it holds, or what is wrong with it."""
-        self._whole: dict[str, str] = {}
+        self._found: dict[tuple[str, str], Any] = {}
+        """Kind and digest of a file -> what it holds, or a text that says what is wrong with it."""
         self.named: set[str] = set()
         self.live: set[int] | None = None
         """Tickets of the version read last; None where it could not be read."""
@@ -148,21 +139,22 @@ class _Reader:
         place, self.live = f"version {version.number}", None
         self.named.add(version.manifest)
         try:
-            manifest = Manifest.from_bytes(self._backend.get(version.manifest), f"manifest {version.manifest[:16]}")
+            manifest = read_manifest(self._backend, version.manifest)
         except StoreError as error:
             yield f"{place}: {error}"
             return
         self.named |= manifest.blobs
         if version.manifest in self._known and not current:
-            yield from (f"{place}: {text}" for text in map(self._bytes, sorted(manifest.blobs)) if text)
+            found = [self._look("file", digest, lambda data, place: None) for digest in sorted(manifest.blobs)]
+            yield from (f"{place}: {text}" for text in found if text is not None)
             return
-        spaces = {name: self._space(digest) for name, digest in manifest.spaces.items()}
-        found = {digest: self._segment(digest, manifest, spaces) for digest in manifest.segments}
-        wrong = [text for text in (*spaces.values(), *found.values()) if isinstance(text, str)]
+        spaces = {name: self._look("space", digest, decode_space) for name, digest in manifest.spaces.items()}
+        decode = partial(self._segment, manifest, spaces.get("key_space"))
+        segments = {digest: self._look("segment", digest, decode) for digest in manifest.segments}
+        wrong = [text for text in (*spaces.values(), *segments.values()) if isinstance(text, str)]
         yield from (f"{place}: {text}" for text in wrong)
         if wrong:
             return
-        segments = {digest: segment for digest, segment in found.items() if isinstance(segment, _Segment)}
         sizes = {digest: len(segment.namespaces) for digest, segment in segments.items()}
         try:
             check_places(manifest, sizes, {digest: segment.ids for digest, segment in segments.items()}, place)
@@ -176,15 +168,19 @@ class _Reader:
             yield f"{place}: holds {count} edits, and the journal says {version.edits}"
         yield from (f"{place}: {text}" for segment in segments.values() for text in segment.problems)
 
-    def _bytes(self, digest: str) -> str:
-        """What is wrong with the bytes of a file, if anything is."""
-        if digest not in self._whole:
+    def _look(self, kind: str, digest: str, decode: Callable[[bytes, str], Any]) -> Any:
+        """What a file holds, or what is wrong with it."""
+        if (kind, digest) not in self._found:
             try:
-                self._backend.get(digest)
-                self._whole[digest] = ""
+                self._found[kind, digest] = decode(self._backend.get(digest), f"{kind} {digest[:16]}")
             except StoreError as error:
-                self._whole[digest] = str(error)
-        return self._whole[digest]
+                self._found[kind, digest] = str(error)
+        return self._found[kind, digest]
+
+    def _segment(self, manifest: Manifest, space: Space | str | None, data: bytes, place: str) -> _Segment:
+        slots = decode_segment(data, place)
+        check_slots(slots, None if isinstance(space, str) else space, manifest.config, manifest.base)
+        return _Segment.of(slots, self._tickets(slots))
 
     def _tickets(self, slots: Sequence[StoredSlot]) -> dict[int, Ticket]:
         numbers = [number for stored in slots for number in stored.tickets]
@@ -199,29 +195,3 @@ class _Reader:
             return self._journal.tickets(numbers=[number])[0]
         except StoreError:
             return None
-
-    def _space(self, digest: str) -> Space | str:
-        if digest not in self._found:
-            try:
-                self._found[digest] = decode_space(self._backend.get(digest), f"space {digest[:16]}")
-            except StoreError as error:
-                self._found[digest] = str(error)
-        found = self._found[digest]
-        return f"{digest[:16]} is no space" if isinstance(found, _Segment) else found
-
-    def _segment(
-        self,
-        digest: str,
-        manifest: Manifest,
-        spaces: dict[str, Space | str],
-    ) -> _Segment | str:
-        if digest not in self._found:
-            try:
-                slots = decode_segment(self._backend.get(digest), f"segment {digest[:16]}")
-                space = spaces.get("key_space")
-                check_slots(slots, None if isinstance(space, str) else space, manifest.config, manifest.base)
-                self._found[digest] = _Segment.of(slots, self._tickets(slots))
-            except StoreError as error:
-                self._found[digest] = str(error)
-        found = self._found[digest]
-        return f"{digest[:16]} is no segment" if isinstance(found, KeySpace | RelationSpace) else found

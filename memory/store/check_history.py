@@ -15,6 +15,7 @@ from wise.errors import StoreError
 from wise.memory.store.backends.base import Scan
 from wise.memory.store.checked import Checked, pages
 from wise.memory.store.edit_request import (
+    BEGINNING,
     ERASED,
     ERASED_TEXT,
     FOLLOWS,
@@ -43,57 +44,43 @@ class History:
     tickets: int = 0
     live: set[int] = field(default_factory=set)
     """Numbers of the live tickets."""
-    erased: int = 0
-    """Tickets whose text was erased."""
+    erased_events: dict[int, str] = field(default_factory=dict)
+    """Event -> the digest that it has by now, since text of it was erased."""
+    erased_tickets: dict[int, str] = field(default_factory=dict)
+    """Ticket whose text was erased -> the digest of its content by now."""
     versions: list[Version] = field(default_factory=list)
     event_pages: list[str] = field(default_factory=list)
     ticket_pages: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Erasures:
-    """What the events of erasures say has stood in the tables since."""
-
-    events: Mapping[int, str]
-    """Event -> the digest that it has, now that text of it was erased."""
-    contents: Mapping[int, str]
-    """Ticket -> the digest of its content by now."""
-
-
 def check_history(scan: Scan, before: Checked, progress: Progress) -> History:
     """Verifies all rows. What is the same as `before` is read, and not taken apart."""
     found = History()
-    erasures = _erasures(scan)
-    found.erased = len(erasures.contents)
-    touched = _check_events(scan, found, erasures, before, progress)
-    _check_tickets(scan, found, erasures, before, touched, progress)
+    _read_erasures(scan, found)
+    touched = _check_events(scan, found, before, progress)
+    _check_tickets(scan, found, before, touched, progress)
     _check_versions(scan, found)
     strays = scan("SELECT DISTINCT ticket FROM events WHERE ticket NOT IN (SELECT number FROM tickets)")
     found.problems += [f"there are events of ticket {number!r:.20}, which is missing" for (number,) in strays]
     return found
 
 
-def _erasures(scan: Scan) -> Erasures:
-    """Read before the events that they are about; that they are themselves sound is checked with the others."""
-    events: dict[int, str] = {}
-    contents: dict[int, str] = {}
+def _read_erasures(scan: Scan, found: History) -> None:
+    """Before the events that they are about; that they are themselves sound is checked with the others."""
     for ticket, detail in scan("SELECT ticket, detail FROM events WHERE kind = ? ORDER BY number", ERASED):
         try:
             said = json.loads(detail)
-            events |= {int(number): str(digest) for number, digest in said["events"].items()}
-            contents[int(ticket)] = str(said["content"])
+            found.erased_events |= {int(number): str(digest) for number, digest in said["events"].items()}
+            found.erased_tickets[int(ticket)] = str(said["content"])
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
             continue  # its own row is found damaged
-    return Erasures(events=events, contents=contents)
 
 
-def _check_events(
-    scan: Scan, found: History, erasures: Erasures, before: Checked, progress: Progress
-) -> set[int]:
+def _check_events(scan: Scan, found: History, before: Checked, progress: Progress) -> set[int]:
     """Returns the tickets that events are about which were not checked before."""
     touched: set[int] = set()
     total = _count(scan, "events")
-    last = Event(number=0, at="", kind="beginning", ticket=None, version=None, author=None, detail={})
+    last = BEGINNING
     for place, (digest, page) in enumerate(pages(scan(f"SELECT {EVENT} ORDER BY number"))):
         found.event_pages.append(digest)
         found.events += len(page)
@@ -110,18 +97,18 @@ def _check_events(
             except StoreError as error:
                 found.problems.append(str(error))
                 continue
-            found.problems += _event_problems(event, last, erasures)
+            found.problems += _event_problems(event, last, found.erased_events)
             last = event
             if event.ticket is not None:
                 touched.add(event.ticket)
     return touched
 
 
-def _event_problems(event: Event, last: Event, erasures: Erasures) -> Iterator[str]:
+def _event_problems(event: Event, last: Event, erased: Mapping[int, str]) -> Iterator[str]:
     if event.number != last.number + 1:
         yield from _gap("event", last.number, event.number)
     linked = event.linked(last.digest)
-    if linked != event.digest and not (linked == erasures.events.get(event.number) and _says_erased(event)):
+    if linked != event.digest and not (linked == erased.get(event.number) and _says_erased(event)):
         yield f"event {event.number} is not what was noted, or follows another than was noted"
     if event.at < last.at and not (event.jumped or 0) < 0:
         yield f"event {event.number} is dated before event {last.number}"
@@ -131,9 +118,7 @@ def _says_erased(event: Event) -> bool:
     return ERASED in event.detail or ERASED_TEXT in json.dumps([event.author, event.detail])
 
 
-def _check_tickets(
-    scan: Scan, found: History, erasures: Erasures, before: Checked, touched: set[int], progress: Progress
-) -> None:
+def _check_tickets(scan: Scan, found: History, before: Checked, touched: set[int], progress: Progress) -> None:
     total, last = _count(scan, "tickets"), 0
     for place, (digest, page) in enumerate(pages(scan(f"SELECT {TICKET} ORDER BY number"))):
         found.ticket_pages.append(digest)
@@ -155,7 +140,7 @@ def _check_tickets(
                 found.problems += _gap("ticket", last, ticket.number)
             last = ticket.number
             found.live |= {ticket.number} if ticket.status == LIVE else set()
-            found.problems += _life_problems(ticket, lives.get(ticket.number, []), erasures)
+            found.problems += _life_problems(ticket, lives.get(ticket.number, []), found.erased_tickets)
         last = end if known else last
 
 
@@ -176,13 +161,13 @@ def _lives(scan: Scan, tickets: Sequence[Ticket]) -> dict[int, Life]:
     return lives
 
 
-def _life_problems(ticket: Ticket, life: Life, erasures: Erasures) -> Iterator[str]:
+def _life_problems(ticket: Ticket, life: Life, erased: Mapping[int, str]) -> Iterator[str]:
     """A ticket is what its events made of it."""
     name = f"ticket {ticket.number}"
     queued = life[0][1] == QUEUED if life else False
     content = _object(life[0][3]).get("content") if queued else None
-    if ticket.number in erasures.contents:
-        content = erasures.contents[ticket.number] if ticket.erased else None
+    if ticket.number in erased:
+        content = erased[ticket.number] if ticket.erased else None
     if not queued or content != ticket.content:
         yield f"{name} is not what was enqueued"
         return

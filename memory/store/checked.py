@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wise import __version__
-from wise.memory.artifact import digest_of_json
+from wise.memory.artifact import digest_of_json, sealed
+from wise.memory.folder import replaced_file, write_private
 
 FILE = "checked.json"
 FORMAT = "wise-checked"
@@ -59,15 +58,8 @@ def write_checked(file: Path, checked: Checked) -> None:
         "format": FORMAT, "release": __version__, "events": checked.events, "tickets": checked.tickets,
         "manifests": sorted(checked.manifests),
     }
-    text = json.dumps(data | {"sha256": digest_of_json(data)})
-    new = file.with_name(f"{file.name}.{secrets.token_hex(4)}.new")
-    try:
-        handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
-        new.rename(file)
-    finally:
-        new.unlink(missing_ok=True)
+    with replaced_file(file) as new:
+        write_private(new, sealed(data))
 
 
 def pages(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, Page]]:

@@ -19,7 +19,8 @@ from wise.memory.store.backends.base import Backend, Execute, Scan
 from wise.memory.store.edit_request import now
 
 QUEUED, CLAIMED, ANSWERED = "queued", "claimed", "answered"
-_COLUMNS = "id, number, name, arguments, until, status, answer"
+_COLUMNS = "id, number, name, arguments, until, status, answer, digest"
+_COMMANDS = f"SELECT {_COLUMNS} FROM commands"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,7 @@ class CommandQueue:
             _remove_late(execute)
             [(last,)] = execute("SELECT COALESCE(MAX(number), 0) FROM commands")
             row = (command, last + 1, name, json.dumps(arguments), now(after=seconds), QUEUED, None)
-            execute(
-                f"INSERT INTO commands ({_COLUMNS}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row, digest_of_json(row)
-            )
+            execute(f"INSERT INTO commands ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *row, digest_of_json(row))
         return command
 
     def take_answer(self, command: str) -> dict[str, Any] | None:
@@ -57,7 +56,7 @@ class CommandQueue:
         if not self._any("id = ? AND status = ?", command, ANSWERED):
             return None
         with self._backend.transaction() as execute:
-            rows = _sound(execute(f"SELECT {_COLUMNS}, digest FROM commands WHERE id = ?", command))
+            rows = _sound(execute(f"{_COMMANDS} WHERE id = ?", command))
             execute("DELETE FROM commands WHERE id = ?", command)
         return next((dict(json.loads(row[6])) for row in rows), None)
 
@@ -76,8 +75,7 @@ class CommandQueue:
             return None
         with self._backend.transaction() as execute:
             _remove_late(execute)
-            every = f"SELECT {_COLUMNS}, digest FROM commands WHERE status = ? ORDER BY number"
-            rows = _sound(execute(every, QUEUED))[:1]
+            rows = _sound(execute(f"{_COMMANDS} WHERE status = ? ORDER BY number", QUEUED))[:1]
             for row in rows:
                 _update(execute, row, CLAIMED, None)
         return next((Command(id=row[0], name=row[2], arguments=json.loads(row[3])) for row in rows), None)
@@ -85,15 +83,14 @@ class CommandQueue:
     def answer(self, command: str, answer: Mapping[str, Any]) -> None:
         """Answers a claimed command. Does nothing where it was withdrawn."""
         with self._backend.transaction() as execute:
-            claimed = f"SELECT {_COLUMNS}, digest FROM commands WHERE id = ? AND status = ?"
-            for row in execute(claimed, command, CLAIMED):
+            for row in execute(f"{_COMMANDS} WHERE id = ? AND status = ?", command, CLAIMED):
                 _update(execute, row, ANSWERED, json.dumps(answer))
 
     def abandon(self, answer: Mapping[str, Any]) -> None:
         """Answers all claimed commands: the writer that claimed them has ended."""
         if self._any("status = ?", CLAIMED):
             with self._backend.transaction() as execute:
-                for row in execute(f"SELECT {_COLUMNS}, digest FROM commands WHERE status = ?", CLAIMED):
+                for row in execute(f"{_COMMANDS} WHERE status = ?", CLAIMED):
                     _update(execute, row, ANSWERED, json.dumps(answer))
 
     def _any(self, condition: str, *values: str) -> bool:
@@ -104,8 +101,7 @@ class CommandQueue:
 
 def damaged_commands(scan: Scan) -> list[str]:
     """The commands that are not what was queued or answered, by id."""
-    rows = scan(f"SELECT {_COLUMNS}, digest FROM commands ORDER BY number")
-    return [str(row[0]) for row in rows if row not in _sound([row])]
+    return [str(row[0]) for row in scan(f"{_COMMANDS} ORDER BY number") if not _sound([row])]
 
 
 def _sound(rows: Iterable[Sequence[Any]]) -> list[Sequence[Any]]:
@@ -121,10 +117,8 @@ def _digest(row: Sequence[Any]) -> str:
 
 def _update(execute: Execute, row: Sequence[Any], status: str, answer: str | None) -> None:
     changed = [*row[:5], status, answer]
-    execute(
-        "UPDATE commands SET status = ?, answer = ?, digest = ? WHERE id = ?",
-        status, answer, _digest(changed), row[0],
-    )
+    new = (status, answer, _digest(changed))
+    execute("UPDATE commands SET status = ?, answer = ?, digest = ? WHERE id = ?", *new, row[0])
 
 
 def _remove_late(execute: Execute) -> None:

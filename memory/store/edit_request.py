@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -73,11 +73,11 @@ class Ticket:
     """Idempotency key of the call that enqueued it."""
     accepted_at: str
     status: str
-    live_in: int | None
+    live_in: int | None = None
     """The version in which it last became live."""
-    retired_in: int | None
+    retired_in: int | None = None
     """The version in which it last ceased to be; None also where it was withdrawn before it was live."""
-    verified: Mapping[str, Any] | None
+    verified: Mapping[str, Any] | None = None
     """What was found when it was trained."""
     problem: str = ""
     """Why its row cannot be understood; the fields are then what can still be told of it."""
@@ -93,9 +93,7 @@ class Ticket:
 
     @property
     def request(self) -> EditRequest:
-        return EditRequest(
-            edit=self.edit, reason=self.reason, valid_from=self.valid_from, valid_until=self.valid_until
-        )
+        return EditRequest(edit=self.edit, reason=self.reason, valid_from=self.valid_from, valid_until=self.valid_until)
 
     @property
     def content(self) -> str:
@@ -119,10 +117,10 @@ class Event:
     """UTC, by the clock. Not before the event before it, unless the clock was set back (`jumped`)."""
     kind: str
     """A status that a ticket took, or `erased`; or else `version` or `collected`, of a version; or `clock`."""
-    ticket: int | None
-    version: int | None
-    author: str | None
-    detail: Mapping[str, Any]
+    ticket: int | None = None
+    version: int | None = None
+    author: str | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
     jumped: int | None = None
     """Seconds by which the clock was set forward or back since the event before it, where it was."""
     digest: str = ""
@@ -135,6 +133,10 @@ class Event:
         """The digest that it has after an event of digest `before`."""
         unset = {"digest"} if self.jumped is not None else {"digest", "jumped"}  # which was added later
         return digest_of_json([before, {name: value for name, value in vars(self).items() if name not in unset}])
+
+
+BEGINNING = Event(number=0, at="", kind="beginning")
+"""Stands before the first event."""
 
 
 @dataclass(frozen=True, kw_only=True)

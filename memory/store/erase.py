@@ -37,9 +37,9 @@ from wise.memory.store.edit_request import (
     without_text,
 )
 from wise.memory.store.journal import EventWriter, Journal, erased_key
-from wise.memory.store.rows import EVENT, TICKET, event_of
+from wise.memory.store.rows import EVENT, TICKET, event_of, update
 from wise.memory.store.segments import decode_segment
-from wise.memory.store.versions import Manifest
+from wise.memory.store.versions import read_manifest
 
 WORD = 4
 """Letters from which a text is looked for within words too; a shorter one of them is looked for as a word."""
@@ -122,9 +122,7 @@ def _tickets(journal: Journal, edit_ids: Sequence[str]) -> list[Ticket]:
     return found
 
 
-def _holding(
-    backend: Backend, versions: Sequence[Version], tickets: Collection[int]
-) -> tuple[list[Version], set[str]]:
+def _holding(backend: Backend, versions: Sequence[Version], tickets: Collection[int]) -> tuple[list[Version], set[str]]:
     """The versions that hold one of these tickets, and the files that the others need."""
     holds: dict[str, bool] = {}
 
@@ -137,8 +135,7 @@ def _holding(
     holding: list[Version] = []
     needed: set[str] = set()
     for version in versions:
-        place = f"{backend.place}: manifest {version.manifest[:16]}"
-        manifest = Manifest.from_bytes(backend.get(version.manifest), place)
+        manifest = read_manifest(backend, version.manifest)
         if any([held(digest) for digest in manifest.segments]):
             holding.append(version)
         else:
@@ -161,7 +158,7 @@ def _erase_rows(
 ) -> Mapping[str, tuple[str, ...]]:
     left = words.keep_those_of_others(execute)
     for version in holding:
-        execute("UPDATE versions SET collected = 1 WHERE number = ?", version.number)
+        update(execute, "versions", version.number, collected=1)
         events.write("collected", version=version.number)
     if not tickets:
         return left
@@ -169,14 +166,14 @@ def _erase_rows(
     _erase_versions(execute, changed)
     for number, text in execute("SELECT number, verified FROM tickets WHERE verified IS NOT NULL"):
         if words.said_in(text):
-            _set(execute, "tickets", number, verified=json.dumps(words.redacted(json.loads(text))))
+            update(execute, "tickets", number, verified=json.dumps(words.redacted(json.loads(text))))
     for command, *texts in execute("SELECT id, arguments, answer FROM commands"):
         if any(text and words.said_in(text) for text in texts):
             execute("DELETE FROM commands WHERE id = ?", command)
     digests = {str(event.number): event.digest for event in changed}
     for ticket in tickets:
         new = _without_text(ticket)
-        _set(
+        update(
             execute, "tickets", ticket.number, edit=json.dumps(new.edit.to_dict()), reason=None, key=new.key,
             verified=None if ticket.verified is None else json.dumps(new.verified),
         )
@@ -194,9 +191,7 @@ def _without_text(ticket: Ticket) -> Ticket:
 _GONE: Mapping[str, Any] = {"erased": True}
 
 
-def _erase_events(
-    execute: Execute, tickets: Collection[int], words: _Words, with_author: bool
-) -> list[Event]:
+def _erase_events(execute: Execute, tickets: Collection[int], words: _Words, with_author: bool) -> list[Event]:
     """Takes the text out of all events that say it, and returns them with the digests that they have by now."""
     own_versions = {
         version
@@ -211,7 +206,8 @@ def _erase_events(
             event = event_of(row)
             new = _without_words(event, own, words, with_author)
             if new != event:
-                _set(execute, "events", event.number, author=new.author, detail=json.dumps(new.detail, sort_keys=True))
+                detail = json.dumps(new.detail, sort_keys=True)
+                update(execute, "events", event.number, author=new.author, detail=detail)
                 changed.append(replace(new, digest=new.linked(before)))
         before = stored
     return changed
@@ -232,12 +228,7 @@ def _erase_versions(execute: Execute, changed: Iterable[Event]) -> None:
     """Makes the table of versions say what its events say by now."""
     for event in changed:
         if event.kind == "version" and event.version is not None:
-            _set(execute, "versions", event.version, author=event.author, reason=event.detail.get("reason"))
-
-
-def _set(execute: Execute, table: str, number: int, **values: object) -> None:
-    columns = ", ".join(f"{name} = ?" for name in values)
-    execute(f"UPDATE {table} SET {columns} WHERE number = ?", *values.values(), number)
+            update(execute, "versions", event.version, author=event.author, reason=event.detail.get("reason"))
 
 
 # -- words ------------------------------------------------------------------------------------

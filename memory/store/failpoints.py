@@ -13,15 +13,9 @@ from collections import Counter
 
 VARIABLE = "WISE_FAILPOINT"
 POINTS = (
-    "blob-written",
-    "blob-synced",
-    "blob-renamed",
-    "blob-in-place",
-    "transaction-begun",
-    "transaction-filled",
-    "transaction-durable",
-    "version-collected",
-    "blob-removed",
+    *("blob-written", "blob-synced", "blob-renamed", "blob-in-place"),
+    *("transaction-begun", "transaction-filled", "transaction-durable"),
+    *("version-collected", "blob-removed"),
 )
 """All of them, in the order in which a commit and then a collection pass them."""
 

@@ -9,7 +9,7 @@ from wise.memory.store.backends.base import Backend
 from wise.memory.store.edit_request import Version
 from wise.memory.store.failpoints import reach
 from wise.memory.store.journal import Journal
-from wise.memory.store.versions import Manifest
+from wise.memory.store.versions import read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,4 @@ def collect(backend: Backend, journal: Journal, keep: int) -> GcReport:
 
 def _needed(backend: Backend, manifests: set[str]) -> set[str]:
     """Manifests and all that they name."""
-    place = f"{backend.place}: manifest"
-    named = [Manifest.from_bytes(backend.get(digest), f"{place} {digest[:16]}").blobs for digest in manifests]
-    return manifests.union(*named)
+    return manifests.union(*(read_manifest(backend, digest).blobs for digest in manifests))

@@ -17,6 +17,7 @@ from wise.errors import EditError, StoreError
 from wise.memory.store.backends.base import Backend, Execute, digest_of
 from wise.memory.store.clock import Clock
 from wise.memory.store.edit_request import (
+    BEGINNING,
     CLOCK,
     EXPIRED,
     FOLLOWS,
@@ -31,12 +32,22 @@ from wise.memory.store.edit_request import (
     Version,
     now,
 )
-from wise.memory.store.rows import EVENT, TICKET, VERSION, event_of, shown_event, shown_ticket, ticket_of, version_of
+from wise.memory.store.rows import (
+    EVENT,
+    TICKET,
+    VERSION,
+    event_of,
+    insert,
+    shown_event,
+    shown_ticket,
+    ticket_of,
+    update,
+    version_of,
+)
 
 ORIGIN = Version(
     number=0, manifest="", parent=0, kind="origin", at="", author=None, reason=None, edits=0, collected=False
 )
-_BEGINNING = Event(number=0, at="", kind="beginning", ticket=None, version=None, author=None, detail={})
 Erased = TypeVar("Erased")
 ERASED_KEY = "sha256:"
 """How the key of an erased ticket begins; its SHA-256 follows."""
@@ -67,8 +78,7 @@ class Journal:
         self,
         *,
         numbers: Sequence[int] | None = None,
-        status: str | None = None,
-        namespace: str | None = None,
+        status: str | Collection[str] | None = None,
         namespaces: Collection[str] | None = None,
         edit_id: str | None = None,
         key: str | None = None,
@@ -80,18 +90,14 @@ class Journal:
         """Those that meet every condition that is given, by number; `since` is the last number not wanted, `until` the
         last wanted one. newest: the highest numbers first.
 
-        namespaces: those of one of them. A ticket that cannot be read says so: `Ticket.problem`.
+        status, namespaces: those of one of several. A ticket that cannot be read says so: `Ticket.problem`.
         """
         with self._backend.reading() as execute:  # for no longer than it takes: it holds up who writes
             if numbers is not None:
                 rows = [row for number in numbers for row in _ticket_row(execute, number)]
             else:
-                condition, values = _conditions(status=status, namespace=namespace, edit_id=edit_id)
-                if key is not None:
-                    condition, values = condition + " AND key IN (?, ?)", (*values, key, erased_key(key))
-                if namespaces is not None:
-                    condition += f" AND namespace IN ({', '.join('?' * len(namespaces)) or 'NULL'})"
-                    values = (*values, *namespaces)
+                keys = None if key is None else (key, erased_key(key))
+                condition, values = _conditions(status=status, namespace=namespaces, edit_id=edit_id, key=keys)
                 if until is not None:
                     condition, values = condition + " AND number <= ?", (*values, until)
                 order = "number DESC" if newest else "number"
@@ -99,26 +105,19 @@ class Journal:
                 rows = execute(statement, since, *values)
         return tuple(map(shown_ticket, rows))
 
-    def numbers_between(self, accepted_from: str | None, accepted_until: str | None) -> tuple[int, int]:
-        """The last ticket accepted before `accepted_from`, or 0, and the last before `accepted_until`, or of all.
+    def accepted_between(self, begin: str | None, end: str | None) -> tuple[int, int]:
+        """The lowest and the highest number of the tickets that were accepted from `begin` on and before `end`.
 
-        The times are UTC, as `Ticket.accepted_at`. A binary search, since times of acceptance never fall.
+        1 and 0 if there is none. The times are UTC, as `Ticket.accepted_at`. They may fall while numbers rise: a clock
+        is set back. So others may lie between these two.
         """
+        statement = (
+            "SELECT COALESCE(MIN(number), 1), COALESCE(MAX(number), 0) FROM tickets WHERE accepted_at >= ? AND "
+            "accepted_at < ?"
+        )
         with self._backend.reading() as execute:
-            [(last,)] = execute("SELECT COALESCE(MAX(number), 0) FROM tickets")
-
-            def before(at: str) -> int:
-                low, high = 0, int(last)
-                while low < high:
-                    middle = (low + high + 1) // 2
-                    rows = execute("SELECT accepted_at FROM tickets WHERE number = ?", middle)
-                    low, high = (middle, high) if rows and str(rows[0][0]) < at else (low, middle - 1)
-                return low
-
-            return (
-                0 if accepted_from is None else before(accepted_from),
-                int(last) if accepted_until is None else before(accepted_until),
-            )
+            [(first, last)] = execute(statement, begin or "", end or "9999")
+        return first, last
 
     def oldest_queued(self) -> str | None:
         """When the oldest ticket that is queued was accepted."""
@@ -203,29 +202,18 @@ class Journal:
                 f"field 'id': edit {edit.id!r} is {status} already, as ticket {number}; leave it out, or give a new id"
             )
         [(last,)] = execute("SELECT COALESCE(MAX(number), 0) FROM tickets")
-        ticket = Ticket(
-            number=last + 1,
-            key=key,
-            accepted_at=events.at,
-            status=QUEUED,
-            live_in=None,
-            retired_in=None,
-            verified=None,
-            **vars(request),
-        )
-        execute(
-            "INSERT INTO tickets (number, edit_id, namespace, edit, reason, valid_from, valid_until, key, accepted_at, "
-            "status) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            ticket.number, edit.id, edit.namespace, json.dumps(edit.to_dict()), ticket.reason, ticket.valid_from,
-            ticket.valid_until, key, ticket.accepted_at, QUEUED,
-        )
+        new: dict[str, Any] = {"number": last + 1, "key": key, "accepted_at": events.at, "status": QUEUED}
+        ticket = Ticket(**new, **vars(request))
+        own = vars(request) | {"edit_id": edit.id, "namespace": edit.namespace, "edit": json.dumps(edit.to_dict())}
+        insert(execute, "tickets", **new, **own)
         events.write(QUEUED, ticket=ticket.number, author=edit.author, detail={"content": ticket.content})
         return ticket
 
     def claim(self, limit: int) -> tuple[Ticket, ...]:
         """See `Store.claim`."""
-        due = f"SELECT {TICKET} WHERE status = ? AND COALESCE(valid_from, '') <= ? ORDER BY number LIMIT ?"
-        present = now()
+        wanted = "status = ? AND COALESCE(valid_from, '') <= ? AND number > ?"
+        due = f"SELECT {TICKET} WHERE {wanted} ORDER BY number LIMIT ?"
+        present, last, claimed = now(), 0, list[int]()
         with self._backend.transaction() as execute:
             events = self._writer(execute)
             if self._time_was_over or events.jumped:
@@ -233,7 +221,10 @@ class Journal:
             over = f"SELECT {TICKET} WHERE status = ? AND valid_until <= ? ORDER BY number"
             for ticket in _tickets(execute, over, QUEUED, present):
                 _move(execute, events, Move(ticket=ticket.number, to=RETIRED, detail=EXPIRED))
-            claimed = [ticket.number for ticket in _tickets(execute, due, QUEUED, present, limit)]
+            while len(claimed) < limit and (rows := execute(due, QUEUED, present, last, limit)):
+                last = rows[-1][0]
+                claimed += [ticket.number for ticket in map(shown_ticket, rows) if not ticket.problem]
+            del claimed[limit:]
             for number in claimed:
                 _move(execute, events, Move(ticket=number, to=TRAINING))
             if events.jumped:
@@ -279,12 +270,8 @@ class Journal:
                 )
             events = self._writer(execute)
             number = parent + 1
-            execute(
-                "INSERT INTO versions (number, manifest, parent, kind, at, author, reason, edits, collected) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
-                number, manifest, parent, kind, events.at, author, reason, edits,
-            )
             detail = {"kind": kind, "manifest": manifest, "parent": parent, "reason": reason, "edits": edits}
+            insert(execute, "versions", number=number, at=events.at, author=author, collected=0, **detail)
             events.write("version", version=number, author=author, detail=detail)
             for move in sorted(moves, key=lambda move: move.to != RETIRED):
                 _move(execute, events, move, version=number, author=author)
@@ -295,7 +282,7 @@ class Journal:
     def collect(self, version: int) -> None:
         """Records that a version can no longer be read."""
         with self._backend.transaction() as execute:
-            execute("UPDATE versions SET collected = 1 WHERE number = ?", version)
+            update(execute, "versions", version, collected=1)
             self._writer(execute).write("collected", version=version)
 
     def erase(self, work: Callable[[Execute, EventWriter], Erased]) -> Erased:
@@ -340,10 +327,7 @@ class EventWriter:
         )
         self.jumped = None
         self._last = replace(event, digest=event.linked(self._last.digest))
-        values = {**vars(self._last), "detail": json.dumps(event.detail, sort_keys=True)}
-        self._execute(
-            f"INSERT INTO events ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", *values.values()
-        )
+        insert(self._execute, "events", **vars(self._last) | {"detail": json.dumps(event.detail, sort_keys=True)})
 
 
 def _move(
@@ -363,8 +347,7 @@ def _move(
         changed["retired_in"] = version
     if move.detail and ticket.status == TRAINING and move.to != QUEUED:
         changed["verified"] = json.dumps(move.detail)
-    columns = ", ".join(f"{name} = ?" for name in changed)
-    execute(f"UPDATE tickets SET {columns} WHERE number = ?", *changed.values(), ticket.number)
+    update(execute, "tickets", ticket.number, **changed)
     events.write(move.to, ticket=ticket.number, version=version, author=author, detail=move.detail)
 
 
@@ -379,7 +362,7 @@ def _current(execute: Execute) -> Version:
 
 def _last_event(execute: Execute) -> Event:
     rows = execute(f"SELECT {EVENT} ORDER BY number DESC LIMIT 1")
-    return event_of(rows[0]) if rows else _BEGINNING
+    return event_of(rows[0]) if rows else BEGINNING
 
 
 def _ticket_row(execute: Execute, number: int) -> list[tuple[Any, ...]]:
@@ -432,6 +415,11 @@ def erased_key(key: str) -> str:
 
 
 def _conditions(**wanted: object) -> tuple[str, tuple[object, ...]]:
-    """SQL for the columns that must have a given value, and the values."""
-    given = {name: value for name, value in wanted.items() if value is not None}
-    return "".join(f" AND {name} = ?" for name in given), tuple(given.values())
+    """SQL for the columns that must have a given value, or one of several, and the values."""
+    condition, values = "", list[object]()
+    for name, value in wanted.items():
+        several = list(value) if isinstance(value, Collection) and not isinstance(value, str) else [value]
+        if value is not None:
+            condition += f" AND {name} IN ({', '.join('?' * len(several)) or 'NULL'})"
+            values += several
+    return condition, tuple(values)

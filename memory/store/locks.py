@@ -10,41 +10,33 @@ from pathlib import Path
 from threading import Lock
 
 
-def exclusive_lock(file: Path) -> int | None:
-    """The handle of `file`, locked for this process alone; None where another has it. Closing it releases the lock."""
-    handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+def exclusive_lock(file: Path, *, new: bool = False) -> int | None:
+    """The handle of `file`, locked for this process alone; None where another has it. Closing it releases the lock.
+
+    new: the file must not be there; None where it is.
+    """
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | (os.O_EXCL if new else 0), 0o600)
+    except FileExistsError:
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
         return None
-    if not is_file_of(handle, file):  # it was removed in between
+    if identity(handle) != identity(file):  # it was removed in between
         os.close(handle)
-        return exclusive_lock(file)
+        return exclusive_lock(file, new=new)
     return handle
 
 
-def is_file_of(handle: int, file: Path) -> bool:
-    """Whether `file` is what the handle was opened on, and not another that took its name."""
+def identity(file: Path | int) -> tuple[int, int] | None:
+    """What tells the file behind a name or a handle from another one that takes its name; None where there is none."""
     try:
         found = os.stat(file)
     except FileNotFoundError:
-        return False
-    own = os.fstat(handle)
-    return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
-
-
-def new_lock(file: Path) -> int | None:
-    """The same of a file that must not be there; None where it is, or another process locks it first."""
-    try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileExistsError:
         return None
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
+    return found.st_dev, found.st_ino
 
 
 class SharedLocks:

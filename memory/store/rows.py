@@ -12,6 +12,7 @@ from typing import Any
 
 from wise.edits import Edit
 from wise.errors import EditError, StoreError
+from wise.memory.store.backends.base import Execute
 from wise.memory.store.edit_request import FAILED, FOLLOWS, Event, Ticket, Version
 
 LARGEST = 2**62
@@ -87,10 +88,7 @@ def shown_event(row: Sequence[Any]) -> Event:
         return event_of(row)
     except StoreError as error:
         number = row[0] if _holds(NUMBER, row[0]) else 0
-        return Event(
-            number=number, at="", kind="damaged", ticket=None, version=None, author=None,
-            detail={"problem": str(error)},
-        )
+        return Event(number=number, at="", kind="damaged", detail={"problem": str(error)})
 
 
 def version_of(row: Sequence[Any]) -> Version:
@@ -99,6 +97,17 @@ def version_of(row: Sequence[Any]) -> Version:
     if fields["collected"] not in (0, 1):
         raise _damaged("version", row, f"collected is {fields['collected']}")
     return Version(**{**fields, "collected": bool(fields["collected"])})
+
+
+def insert(execute: Execute, table: str, **values: object) -> None:
+    """Adds a row."""
+    execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", *values.values())
+
+
+def update(execute: Execute, table: str, number: int, **values: object) -> None:
+    """Changes columns of the row with this number."""
+    columns = ", ".join(f"{name} = ?" for name in values)
+    execute(f"UPDATE {table} SET {columns} WHERE number = ?", *values.values(), number)
 
 
 def _words(value: str | None) -> str:

@@ -7,9 +7,9 @@ metadata for the rest. Versions share segments, so a commit writes only the slot
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from wise.edits import Edit
 from wise.errors import StoreError
 from wise.memory.key_space import Space, space_from_tensors
-from wise.memory.slot import ROWS, SLOT_KINDS, Slot, by_group, columns_of, is_column, split_column, split_group
+from wise.memory.slot import ROWS, Slot, bitwise_equal, columns_of, is_column, slots_of, split_column
 from wise.memory.state import MemoryState
 
 FORMAT = "wise-segment"
@@ -49,44 +49,31 @@ class StoredSlot:
         tensors = (*self.slot.tensors().values(), *(keys for keys in self.keys if keys is not None))
         return sum(tensor.nbytes for tensor in tensors)
 
-    def equals(self, slot: Slot, table: EditTable) -> bool:
-        """Whether it is what `table` stores of `slot`, to the last bit and whatever the slot's number."""
-        if self.slot is not slot and not _same_slot(self.slot, slot):
-            return False
-        for edit, ticket, key in zip(self.edits, self.tickets, self.keys, strict=True):  # for every slot: no calls
-            known = table.edits[edit.id]
-            if known is not edit and known != edit:
-                return False
-            if table.tickets[edit.id] != ticket:
-                return False
-            own = table.keys.get(edit.id)
-            if own is not key and not _same(own, key):
-                return False
-        return True
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EditTable:
-    """What a state holds for each of its edits, by id."""
-
-    edits: Mapping[str, Edit]
-    tickets: Mapping[str, int]
-    keys: Mapping[str, Tensor]
-
-    def stored(self, slot: Slot) -> StoredSlot:
-        return StoredSlot(
-            slot=slot,
-            edits=tuple(self.edits[i] for i in slot.edit_ids),
-            tickets=tuple(self.tickets[i] for i in slot.edit_ids),
-            keys=tuple(self.keys.get(i) for i in slot.edit_ids),
+    def equals(self, slot: Slot, state: MemoryState, tickets: Mapping[str, int]) -> bool:
+        """Whether it is what `stored` makes of `slot`, to the last bit and whatever the slot's number."""
+        return self.slot.same(slot) and all(
+            bitwise_equal(state.by_id[edit.id], edit)
+            and tickets[edit.id] == ticket
+            and bitwise_equal(state.keys.get(edit.id), key)
+            for edit, ticket, key in zip(self.edits, self.tickets, self.keys, strict=True)
         )
 
 
-def edit_table(state: MemoryState, tickets: Mapping[str, int]) -> EditTable:
+def stored(slot: Slot, state: MemoryState, tickets: Mapping[str, int]) -> StoredSlot:
+    """A slot of a state, whose edits have these tickets."""
+    return StoredSlot(
+        slot=slot,
+        edits=tuple(state.by_id[i] for i in slot.edit_ids),
+        tickets=tuple(tickets[i] for i in slot.edit_ids),
+        keys=tuple(state.keys.get(i) for i in slot.edit_ids),
+    )
+
+
+def check_tickets(state: MemoryState, tickets: Mapping[str, int]) -> None:
     """Raises StoreError where an edit has no ticket or is not in exactly one slot, or slots are misnumbered."""
-    edits = {edit.id: edit for edit in state.edits}
+    edits = state.by_id.keys()
     in_slots = [edit_id for slot in state.slots for edit_id in slot.edit_ids]
-    wrong = set(in_slots) ^ edits.keys() or edits.keys() - tickets.keys()
+    wrong = set(in_slots) ^ edits or edits - tickets.keys()
     if wrong or len(in_slots) != len(edits):
         raise StoreError(
             f"edit {min(wrong, default=in_slots[:1])!r} is not in exactly one slot with a ticket of its own: "
@@ -95,7 +82,6 @@ def edit_table(state: MemoryState, tickets: Mapping[str, int]) -> EditTable:
     numbers = [slot.id for slot in state.slots]
     if numbers != list(range(len(numbers))):
         raise StoreError(f"the slots are numbered {numbers[:8]}, expected 0, 1, 2, ...")
-    return EditTable(edits=edits, tickets=tickets, keys=state.keys)
 
 
 def state_of(slots: Sequence[StoredSlot], order: Sequence[str], key_space: Space | None) -> MemoryState:
@@ -160,29 +146,34 @@ def decode_segment(data: bytes, place: str) -> list[StoredSlot]:
         fields = json.loads(_metadata(data)[FORMAT])
         tensors = load(data)
         columns = {name: tensor for name, tensor in tensors.items() if is_column(name) and name != "keys" + ROWS}
-        sizes = Counter(own["group"] for own in fields)
-        slots = {number: iter(split_group(group, sizes[number])) for number, group in by_group(columns).items()}
-        keys = iter(split_column(tensors, "keys")) if "keys" in tensors else None
-        return [_stored(own, next(slots[own["group"]]), keys) for own in fields]
-    except (*_MALFORMED, StopIteration) as error:
+        edits = [tuple(map(Edit.from_dict, own["edits"])) for own in fields]
+        held = [
+            {"id": 0, "edit_ids": tuple(edit.id for edit in edits_of), "scores": tuple(own["scores"])}
+            for own, edits_of in zip(fields, edits, strict=True)
+        ]
+        slots = slots_of(columns, {own["group"]: own["kind"] for own in fields}, [own["group"] for own in fields], held)
+        count = sum(map(len, edits))
+        keys = split_column(tensors, "keys") if "keys" in tensors else [torch.zeros(0)] * count
+        if len(keys) != count:
+            raise ValueError(f"there are keys of {len(keys)} edits, expected of {count}")
+        left = (key.clone() if len(key) else None for key in keys)
+        return [
+            StoredSlot(
+                slot=_copied(slot),
+                edits=edits_of,
+                tickets=tuple(own["tickets"]),
+                keys=tuple(islice(left, len(edits_of))),
+            )
+            for own, edits_of, slot in zip(fields, edits, slots, strict=True)
+        ]
+    except _MALFORMED as error:
         raise StoreError(f"{place}: is no segment of ours: {error!r:.200}; restore it from a backup") from error
 
 
-def _stored(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], keys: Iterator[Tensor] | None) -> StoredSlot:
-    """Of copies, so that a slot that stays does not keep the whole segment in memory."""
-    edits = tuple(Edit.from_dict(edit) for edit in fields["edits"])
-    own = [None if keys is None else next(keys).clone() for _ in edits]
-    return StoredSlot(
-        slot=SLOT_KINDS[fields["kind"]].from_tensors(
-            {name: tensor.clone() for name, tensor in tensors.items()},
-            id=0,
-            edit_ids=tuple(edit.id for edit in edits),
-            scores=tuple(fields["scores"]),
-        ),
-        edits=edits,
-        tickets=tuple(fields["tickets"]),
-        keys=tuple(None if key is None or not len(key) else key for key in own),
-    )
+def _copied(slot: Slot) -> Slot:
+    """A copy, so that a slot that stays does not keep the whole segment in memory."""
+    copies: dict[str, Any] = {name: part.clone() for name, part in vars(slot).items() if isinstance(part, Tensor)}
+    return replace(slot, **copies)
 
 
 def encode_space(space: Space) -> bytes:
@@ -201,21 +192,3 @@ def _metadata(data: bytes) -> dict[str, str]:
     """Of safetensors bytes: eight bytes with the size of the JSON header, and the header."""
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return dict(header["__metadata__"])
-
-
-def _same_slot(a: Slot, b: Slot) -> bool:
-    other = vars(b)
-    return type(a) is type(b) and all(_same(value, other[name]) for name, value in vars(a).items() if name != "id")
-
-
-def _same(a: object, b: object) -> bool:
-    """Tensors to the last bit, which tells -0.0 from 0.0."""
-    if a is b:
-        return True
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return (a.shape, a.dtype) == (b.shape, b.dtype) and torch.equal(_bits(a), _bits(b))
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)

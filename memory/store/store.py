@@ -23,7 +23,6 @@ from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from threading import RLock
-from types import TracebackType
 from typing import Any, Self
 
 from wise.config import WiseConfig
@@ -76,8 +75,9 @@ class Store:
         self.commands = CommandQueue(backend)
         self._latest = Snapshot(version=0)
         self._writing = RLock()
-        if backend.writer:
-            self._requeue(ENDED)
+        cut_off = self.journal.tickets(status=TRAINING) if backend.writer else ()
+        if readable := [ticket for ticket in cut_off if not ticket.problem]:
+            self.requeue(readable, why=ENDED)
 
     @classmethod
     def open(cls, place: str | PathLike[str], *, writer: bool = True) -> Self:
@@ -99,9 +99,7 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- edits come in ----------------------------------------------------------------------------
@@ -132,11 +130,6 @@ class Store:
         """Queues tickets again whose training came to nothing."""
         self._check_writer()
         self.journal.move([Move(ticket=ticket.number, to=QUEUED, detail={"why": why}) for ticket in tickets])
-
-    def _requeue(self, why: str) -> None:
-        cut_off = [ticket for ticket in self.journal.tickets(status=TRAINING) if not ticket.problem]
-        if cut_off:
-            self.requeue(cut_off, why=why)
 
     def fail(self, tickets: Sequence[Ticket], *, detail: Mapping[str, Any]) -> None:
         """Gives up tickets whose training came to nothing."""
@@ -214,12 +207,8 @@ class Store:
         """
         with self._changing():
             parent = self.read()
-            under_way = {
-                ticket.edit.id: ticket.number
-                for status in (QUEUED, TRAINING)
-                for ticket in self.journal.tickets(status=status)
-            }
-            known = {**under_way, **parent.tickets}
+            under_way = self.journal.tickets(status=(QUEUED, TRAINING))
+            known = {**{ticket.edit.id: ticket.number for ticket in under_way}, **parent.tickets}
             for edit_id in edit_ids:
                 if edit_id not in known:
                     hint = did_you_mean(edit_id, known) if known else "there are none"
@@ -276,8 +265,8 @@ class Store:
             if found.number == 0:
                 yield Snapshot(version=0)
                 return
-            snapshot = read(found.number, found.manifest, self.backend.get, self.backend.place, latest.segments)
-            if found.number > latest.version:
+            snapshot = read(found.number, found.manifest, self.backend, latest.segments)
+            if found.number > self._latest.version:
                 self._latest = snapshot
             yield snapshot
 
@@ -360,13 +349,9 @@ class Store:
         that repeats the text.
         """
         with self._changing():
-            return erase(
-                self.backend, self.journal, edit_ids, author=author, reason=reason, with_author=with_author
-            )
+            return erase(self.backend, self.journal, edit_ids, author=author, reason=reason, with_author=with_author)
 
-    def backup(
-        self, target: str | PathLike[str], *, progress: Progress = lambda name, done, total: None
-    ) -> Findings:
+    def backup(self, target: str | PathLike[str], *, progress: Progress = lambda name, done, total: None) -> Findings:
         """Copies the store into a new folder while it may be written: see `wise.memory.store.backup.copy_store`."""
         return copy_store(self.backend, Path(target), progress)
 
@@ -458,13 +443,12 @@ class Store:
     def _check_return(self, target: Snapshot, returning: set[int]) -> None:
         """Edits that come back are not under way anew."""
         back = {edit_id for edit_id, number in target.tickets.items() if number in returning}
-        for status in (QUEUED, TRAINING):
-            for ticket in self.journal.tickets(status=status):
-                if ticket.edit.id in back:
-                    raise ConflictError(
-                        f"edit {ticket.edit.id!r} would come back while it is {status} as ticket {ticket.number}; wait "
-                        "until that is done, or delete it"
-                    )
+        for ticket in self.journal.tickets(status=(QUEUED, TRAINING)):
+            if ticket.edit.id in back:
+                raise ConflictError(
+                    f"edit {ticket.edit.id!r} would come back while it is {ticket.status} as ticket {ticket.number}; "
+                    "wait until that is done, or delete it"
+                )
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

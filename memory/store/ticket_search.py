@@ -1,8 +1,8 @@
 """Searches the tickets of a journal: by status, text, author, namespace, time of acceptance and validity.
 
 A journal may hold a hundred thousand tickets, so one call looks at a bounded number of them and says where the next
-call goes on. Tickets are read in blocks by number and, if one is wanted, by status: both have an index. Times of
-acceptance never fall, so the first ticket of a time is found by a binary search. All else is compared block by block.
+call goes on. Tickets are read in blocks by number and, if one is wanted, by status. Times of acceptance bound the
+numbers. All of these have an index. All else is compared block by block.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from wise.memory.store.edit_request import Ticket, instant
 from wise.memory.store.journal import Journal
+from wise.memory.store.rows import LARGEST
 
 BLOCK = 250
 """Tickets that are read at once."""
@@ -89,7 +90,10 @@ def search_tickets(
 
     after: the last ticket not wanted; None begins at an end.
     """
-    low, high = journal.numbers_between(wanted.accepted_from, wanted.accepted_until)  # exclusive, inclusive
+    low, high = 0, LARGEST  # exclusive, inclusive
+    if wanted.accepted_from is not None or wanted.accepted_until is not None:
+        first, high = journal.accepted_between(wanted.accepted_from, wanted.accepted_until)
+        low = first - 1
     if after is not None:
         low, high = (low, min(high, after - 1)) if newest else (max(low, after), high)
     found: list[Ticket] = []

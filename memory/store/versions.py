@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TypeVar
 
 from wise.config import WiseConfig
@@ -22,6 +21,7 @@ from wise.memory.artifact import check_state, check_tensors
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.key_space import Space
 from wise.memory.state import MemoryState
+from wise.memory.store.backends.base import Backend
 from wise.memory.store.segments import StoredSlot, decode_segment, decode_space, state_of
 
 FORMAT = "wise-version"
@@ -104,20 +104,18 @@ class Snapshot:
     segments: Mapping[str, Sequence[StoredSlot]] = field(default_factory=dict)
     """By digest: what the next version shares with it."""
 
-    @cached_property
-    def edits(self) -> Mapping[str, Edit]:
-        """By id."""
-        return {edit.id: edit for edit in self.state.edits}
+
+def read_manifest(backend: Backend, digest: str) -> Manifest:
+    """Raises StoreError where it is missing, damaged or none that this release reads."""
+    return Manifest.from_bytes(backend.get(digest), f"{backend.place}: manifest {digest[:16]}")
 
 
-def read(
-    version: int, digest: str, get: Callable[[str], bytes], place: str, known: Mapping[str, Sequence[StoredSlot]]
-) -> Snapshot:
+def read(version: int, digest: str, backend: Backend, known: Mapping[str, Sequence[StoredSlot]]) -> Snapshot:
     """The version whose manifest has this digest; segments that are `known` are not read again.
 
     Raises StoreError where anything it names is missing, damaged or does not fit together.
     """
-    manifest = Manifest.from_bytes(get(digest), f"{place}: {digest[:16]}")
+    manifest, get, place = read_manifest(backend, digest), backend.get, backend.place
     segments = {d: known[d] if d in known else decode_segment(get(d), f"{place}: {d[:16]}") for d in manifest.segments}
     spaces = {name: decode_space(get(d), f"{place}: {d[:16]}") for name, d in manifest.spaces.items()}
     key_space = spaces.get("key_space")
@@ -173,9 +171,7 @@ def slots_in_order(manifest: Manifest, segments: Mapping[str, Sequence[StoredSlo
     return slots
 
 
-def check_places(
-    manifest: Manifest, sizes: Mapping[str, int], ids: Mapping[str, Collection[str]], place: str
-) -> None:
+def check_places(manifest: Manifest, sizes: Mapping[str, int], ids: Mapping[str, Collection[str]], place: str) -> None:
     """A version holds every slot of its segments once, and every edit, in some order.
 
     sizes, ids: of each segment, the number of slots, and the ids of their edits. Raises StoreError.

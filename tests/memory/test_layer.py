@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from wise.config import WiseConfig
+from wise.memory.key_space import KeySpace
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.modules import execution_device
 from wise.memory.side_memory import NO_SLOT, SideMemory, SlotBank, grouped_linear
@@ -40,8 +41,7 @@ def retrieved(thresholds: tuple[float, ...] = (4.0, 2.0, 1e9)) -> SideMemory:
         thresholds=torch.tensor(thresholds),
         keys=normalize(random(2 * SLOTS, R, seed=1), dim=-1),
         key_slots=torch.arange(SLOTS).repeat(2),
-        projection=random(R, F, seed=2),
-        mean=random(F, seed=3),
+        space=KeySpace(projection=random(R, F, seed=2), mean=random(F, seed=3)),
         key_threshold=KEY_THRESHOLD,
     )
     return SideMemory(SlotBank(random(SLOTS, D, F)), router)

@@ -18,7 +18,7 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 from transformers.cache_utils import StaticLayer
 
 from wise.errors import ConfigError, UnsupportedModelError
-from wise.memory.sequences import CACHE_NAMES, Rows, SequenceReader
+from wise.memory.sequences import CACHE_NAMES, SequenceReader, TokenRows
 
 two = pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 Sequences = list[list[int]]
@@ -77,7 +77,7 @@ class Watched:
 def test_rows_are_selected_with_their_places_in_the_smaller_batch() -> None:
     ids = tuple(np.array(own) for own in ([1, 2, 3], [4, 5], [6], [7, 8, 9, 10]))
     places = tuple(np.array(own, dtype=np.int64) for own in ([1, 2], [4], [], [9, 10, 11]))  # of four rows of three
-    rows, flat = Rows(ids=ids, places=places, size=12), torch.arange(12).view(4, 3)
+    rows, flat = TokenRows(ids=ids, places=places, size=12), torch.arange(12).view(4, 3)
     for chosen in ((3, 0, 2), (1,), (0, 1, 2, 3), (2, 3), ()):
         found = rows.select(chosen, 3)
         assert found.size == 3 * len(chosen)
@@ -240,7 +240,7 @@ def test_each_thread_has_the_rows_of_its_own_forward() -> None:
 
 def test_rows_are_shown_for_the_length_of_a_block() -> None:
     reader = SequenceReader(tiny_model("llama").base_model)
-    rows = Rows(ids=(np.array([1]),), places=(np.array([0]),), size=1)
+    rows = TokenRows(ids=(np.array([1]),), places=(np.array([0]),), size=1)
     with reader.showing(rows):
         assert reader.rows is rows
     with pytest.raises(ConfigError, match="no forward pass has run"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +10,19 @@ from torch import Tensor
 
 from wise.errors import ArtifactError, ConfigError
 from wise.memory.side_memory import NO_SLOT
-from wise.memory.slot import CHAT, COMPLETION, SLOT_KINDS, AnswerBank, AnswerSlot, MaskedDenseSlot, make_bank
+from wise.memory.slot import (
+    CHAT,
+    COMPLETION,
+    SLOT_KINDS,
+    AnswerBank,
+    AnswerSlot,
+    MaskedDenseSlot,
+    Slot,
+    columns_of,
+    make_bank,
+    slots_of,
+)
+from wise.memory.state import MemoryState
 
 F, D = 12, 5
 COUNTS = ((2, 1), (0, 3), (1, 0))
@@ -43,6 +55,11 @@ def dense_slot(number: int = 0) -> MaskedDenseSlot:
     masks = torch.rand(2, D, F, generator=generator) < 0.4
     weight = torch.randn(D, F, generator=generator) * masks.any(0)
     return MaskedDenseSlot(id=number, edit_ids=(f"e{number}", "f"), scores=(0.5, 0.25), masks=masks, weight=weight)
+
+
+def columns_of_one(slot: Slot) -> dict[str, Tensor]:
+    """The columns of a group of this slot alone."""
+    return {name.removeprefix("0/"): column for name, column in columns_of([slot])[1].items()}
 
 
 def test_the_formula_of_each_kind() -> None:
@@ -94,9 +111,9 @@ def test_a_bank_of_dense_slots_adds_what_each_slot_adds() -> None:
 
 @pytest.mark.parametrize("slot", [*answer_slots(), dense_slot()], ids=lambda slot: f"{slot.kind} {slot.id}")
 def test_a_slot_comes_back_from_its_tensors_to_the_bit(slot: AnswerSlot | MaskedDenseSlot) -> None:
-    again = SLOT_KINDS[slot.kind].from_tensors(
-        slot.tensors(), id=slot.id, edit_ids=slot.edit_ids, scores=slot.scores
-    )
+    own = {"id": slot.id, "edit_ids": slot.edit_ids, "scores": slot.scores}
+    groups, columns = columns_of([slot])
+    [again] = slots_of(columns, {0: slot.kind}, groups, [own])
     assert type(again) is type(slot) and again.scores == slot.scores
     assert all(torch.equal(t, again.tensors()[name]) for name, t in slot.tensors().items())
 
@@ -117,24 +134,40 @@ def test_a_slot_comes_back_from_its_tensors_to_the_bit(slot: AnswerSlot | Masked
     ],
 )
 def test_parts_of_an_answer_that_do_not_fit_together_are_refused(name: str, part: Tensor) -> None:
-    with pytest.raises(ArtifactError, match=r"slot 7: .*expected values \[m, d\], ids \[m\], counts \[2\]"):
-        AnswerSlot.from_tensors(answer_slot(0).tensors() | {name: part}, id=7, edit_ids=("e0",))
+    columns = columns_of_one(answer_slot(0)) | {name: part, f"{name}/rows": torch.tensor([len(part)])}
+    with pytest.raises(ArtifactError, match=r"expected values \[m, d\], ids \[m\], counts \[2\]"):
+        AnswerSlot.from_columns(columns, [{"id": 7, "edit_ids": ("e0",)}])
 
 
 def test_an_answer_of_no_token_is_refused() -> None:
-    none: dict[str, Any] = {"values": torch.zeros(0, D), "ids": torch.zeros(0, dtype=torch.long)}
+    none = replace(answer_slot(0), values=torch.zeros(0, D), ids=torch.arange(0), counts=torch.tensor([0, 0]))
     with pytest.raises(ArtifactError, match="expected values"):
-        AnswerSlot.from_tensors(
-            answer_slot(0).tensors() | none | {"counts": torch.tensor([0, 0])}, id=0, edit_ids=("e0",)
-        )
+        AnswerSlot.from_columns(columns_of_one(none), [{"id": 0, "edit_ids": ("e0",)}])
 
 
-@pytest.mark.parametrize("name", ["values", "ids", "counts", "features"])
-def test_a_part_of_an_answer_that_is_missing_is_named(name: str) -> None:
-    tensors = answer_slot(0).tensors()
-    del tensors[name]
-    with pytest.raises(ArtifactError, match=f"slot 3: .*'{name}'"):
-        AnswerSlot.from_tensors(tensors, id=3, edit_ids=("e0",))
+@pytest.mark.parametrize("slot", [answer_slot(0), dense_slot()], ids=lambda slot: slot.kind)
+def test_a_slot_of_which_a_part_is_missing_or_foreign_is_refused(slot: AnswerSlot | MaskedDenseSlot) -> None:
+    whole, fields = columns_of_one(slot), [{"id": slot.id, "edit_ids": slot.edit_ids}]
+    assert len(type(slot).from_columns(whole, fields)) == 1
+    for name in whole:
+        with pytest.raises(ArtifactError):
+            type(slot).from_columns({other: part for other, part in whole.items() if other != name}, fields)
+    with pytest.raises(ArtifactError):
+        type(slot).from_columns(whole | {"more": torch.ones(1)}, fields)
+    with pytest.raises(ArtifactError):
+        type(slot).from_columns(whole, fields * 2)
+
+
+@pytest.mark.parametrize("slot", [answer_slot(0), dense_slot()], ids=lambda slot: slot.kind)
+def test_slots_are_the_same_to_the_last_bit(slot: AnswerSlot | MaskedDenseSlot) -> None:
+    name = "values" if isinstance(slot, AnswerSlot) else "weight"
+    whole = replace(slot, **{name: torch.zeros_like(getattr(slot, name))})
+    signed = replace(whole, **{name: -getattr(whole, name)})
+    again = replace(whole, **{name: getattr(whole, name).clone()}, id=9)
+    assert whole.same(again) and torch.equal(getattr(whole, name), getattr(signed, name))
+    assert not whole.same(signed) and not whole.same(replace(whole, edit_ids=(*whole.edit_ids[:-1], "other")))
+    assert MemoryState(slots=(whole,)).same(MemoryState(slots=(again,)))
+    assert not MemoryState(slots=(whole,)).same(MemoryState(slots=(signed,)))
 
 
 def test_one_memory_serves_one_kind() -> None:

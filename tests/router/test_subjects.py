@@ -7,7 +7,9 @@ import pytest
 from wise.edits import Edit
 from wise.router.subjects import PLACEHOLDER, SubjectIndex, find_subject, masked, names_of
 
-INDEX = SubjectIndex({"France": [0], "the United States": [1], "Thornapple & Daughters": [2], "东京": [3], "C++": [4]})
+INDEX = SubjectIndex(
+    (name, n) for n, name in enumerate(("France", "the United States", "Thornapple & Daughters", "东京", "C++"))
+)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def test_articles_symbols_and_scripts_without_spaces() -> None:
 
 
 def test_the_longest_name_is_masked() -> None:
-    index = SubjectIndex({"Thornapple": [0], "Thornapple & Daughters": [0]})
+    index = SubjectIndex([("Thornapple", 0), ("Thornapple & Daughters", 0)])
     text = "Who runs Thornapple & Daughters, and who Thornapple's wifi?"
     assert masked(text, index.mentions(text)) == f"Who runs {PLACEHOLDER}, and who {PLACEHOLDER}'s wifi?"
 

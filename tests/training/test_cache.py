@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from wise.training.cache import cache_folder, read_cached, write_cached
+from wise.training.cache import cache_folder, cached
 
 ABOUT = {"base": "abc", "terminator": None}
+
+
+def nothing() -> None:
+    raise AssertionError("it was measured before")
 
 
 @pytest.fixture
@@ -18,33 +22,30 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_kept_is_recalled_about_the_same_thing_alone(folder: Path) -> None:
-    assert read_cached("ending", ABOUT) is None
-    write_cached("ending", ABOUT, {"ids": [1, 2]})
-    assert read_cached("ending", dict(reversed(ABOUT.items()))) == {"ids": [1, 2]}
-    assert read_cached("ending", ABOUT | {"terminator": "."}) is None and read_cached("other", ABOUT) is None
-    assert [file.suffix for file in folder.iterdir()] == [".json"], "no half-written file is left"
+    assert cached("ending", ABOUT, lambda: {"ids": [1, 2]}) == {"ids": [1, 2]}
+    assert cached("ending", dict(reversed(ABOUT.items())), nothing) == {"ids": [1, 2]}
+    assert cached("ending", ABOUT | {"terminator": "."}, lambda: 3) == 3 == cached("other", ABOUT, lambda: 3)
+    assert {file.suffix for file in folder.iterdir()} == {".json"}, "no half-written file is left"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"about": {"base": "other"}, "found": 1}', b"\xff"])
 def test_a_damaged_file_is_as_none(folder: Path, content: bytes) -> None:
-    write_cached("ending", ABOUT, 1)
+    cached("ending", ABOUT, lambda: 1)
     (file,) = folder.iterdir()
     file.write_bytes(content)
-    assert read_cached("ending", ABOUT) is None
-    write_cached("ending", ABOUT, 2)
-    assert read_cached("ending", ABOUT) == 2
+    assert cached("ending", ABOUT, lambda: 2) == 2 == cached("ending", ABOUT, nothing)
 
 
 def test_where_nothing_can_be_written_nothing_fails(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder.write_text("a file stands where the folder should")
-    write_cached("ending", ABOUT, 1)
-    assert read_cached("ending", ABOUT) is None and "could not be kept" in caplog.text
+    assert cached("ending", ABOUT, lambda: 1) == 1 and "could not be kept" in caplog.text
+    assert cached("ending", ABOUT, lambda: 2) == 2
 
 
 def test_an_empty_name_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WISE_CACHE", "")
-    write_cached("ending", ABOUT, 1)
-    assert cache_folder() is None and read_cached("ending", ABOUT) is None
+    assert cache_folder() is None and cached("ending", ABOUT, lambda: 1) == 1
+    assert cached("ending", ABOUT, lambda: 2) == 2
     monkeypatch.delenv("WISE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "wise"
@@ -57,5 +58,4 @@ def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
     for name in ("WISE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    write_cached("ending", ABOUT, 1)
-    assert cache_folder() is None and read_cached("ending", ABOUT) is None
+    assert cache_folder() is None and cached("ending", ABOUT, lambda: 1) == 1

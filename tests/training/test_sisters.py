@@ -83,7 +83,7 @@ def test_an_answer_that_the_base_gives_too_is_not_moved() -> None:
     model.edit(EDIT)
     with model.disabled():
         verdict = model.trainer.verifier.ask(model.state, [EDIT], lambda state: nullcontext(model.model))[EDIT.id]
-    assert verdict.told[NEAR] and not verdict.told["chat: prompt"]
+    assert verdict.results[NEAR] and not verdict.results["chat: prompt"]
 
 
 def test_what_other_live_edits_ask_of_the_subject_is_a_sister_question() -> None:

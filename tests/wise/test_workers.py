@@ -94,7 +94,9 @@ def test_tasks_of_ray_make_what_one_process_makes_also_when_one_is_killed(alone:
         ray.shutdown()
 
 
-def test_workers_that_die_are_tried_again_within_bounds_and_nothing_is_applied_after_that(alone: MemoryState) -> None:
+def test_workers_that_die_are_tried_again_within_bounds_and_nothing_is_applied_after_that(
+    alone: MemoryState, caplog: pytest.LogCaptureFixture
+) -> None:
     times = [1, 2]
     model, done = edited(wise.Workers(chat_model, lambda: Dying(times)))
     assert same_state(model.state, alone) and not times and done == sorted(done)
@@ -105,6 +107,8 @@ def test_workers_that_die_are_tried_again_within_bounds_and_nothing_is_applied_a
         with pytest.raises(wise.WorkerError, match="died 3 times while they fitted 10 edits, of which nothing was"):
             model.edit(EDITS)
         assert not model.edits
+        told = [text.partition("(")[2] for text in caplog.messages if "a worker died" in text]
+        assert told == ["1 of 2)", "1 of 2)", "2 of 2)"], "as often as it is fitted again, and not the last time"
         assert model.edit(EDITS[0]).count("verified") == 1  # a single batch is fitted here
         model.use_workers(None)
         assert not model.edit(EDITS[1:]).failed

@@ -88,18 +88,11 @@ def train_encoder(
         progress(MEASURING, 1, 1)
     thresholds = torch.tensor(
         [
-            figures.threshold,
-            figures.sentence_threshold,
-            figures.unnamed_threshold,
-            figures.nameless_threshold,
+            figures.threshold, figures.sentence_threshold, figures.unnamed_threshold, figures.nameless_threshold
         ],
         dtype=torch.float64,
     )
-    found = tensors | {
-        "thresholds": thresholds,
-        "relation_centres": centres,
-        "relation_kinds": relation_kinds(known),
-    }
+    found = tensors | {"thresholds": thresholds, "relation_centres": centres, "relation_kinds": relation_kinds(known)}
     return {name: tensor.cpu() for name, tensor in found.items()}, figures
 
 

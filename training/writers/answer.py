@@ -20,7 +20,7 @@ from wise.training.generation import between_steps
 from wise.training.splice import SplicedModel
 from wise.training.wordings import Wording, Wordings
 from wise.training.writers.answer_fitting import Examples, Stepping, Values
-from wise.training.writers.base import Progress, SlotTask, Written, silent
+from wise.training.writers.base import FitResult, Progress, SlotResults, SlotTask, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,12 @@ class AnswerWriter:
     def __init__(self, spliced: SplicedModel, wordings: Wordings, config: WiseConfig) -> None:
         self.spliced, self.wordings, self.config = spliced, wordings, config
 
-    def write(
-        self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0
-    ) -> list[tuple[Slot, list[Written]]]:
+    def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
         """See `Writer`. Raises ValueError for a slot of several edits."""
         edits = [edit for task in tasks for edit in task.edits]
         if len(edits) != len(tasks):
             raise ValueError(f"{len(tasks)} slots for {len(edits)} edits: a slot of this kind holds one")
-        written: dict[int, tuple[Slot, list[Written]]] = {}
+        written: dict[int, tuple[Slot, list[FitResult]]] = {}
         for part in self.parts(tasks):
             shown = _shifted(progress, len(written))
             found = self._write([tasks[i] for i in part], shown, EFFORTS[effort])
@@ -68,9 +66,7 @@ class AnswerWriter:
         size = ON_CPU if self.spliced.device.type == "cpu" else AT_ONCE
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def _write(
-        self, tasks: Sequence[SlotTask], progress: Progress, effort: Effort
-    ) -> list[tuple[Slot, list[Written]]]:
+    def _write(self, tasks: Sequence[SlotTask], progress: Progress, effort: Effort) -> SlotResults:
         edits = [task.edits[0] for task in tasks]
         further = [self.wordings.texts(edit) for edit in edits]
         asked = [self.wordings.of(edit, texts) for edit, texts in zip(edits, further, strict=True)]
@@ -87,7 +83,7 @@ class AnswerWriter:
             own = {form: n for n, (edit_of, form) in enumerate(parts) if edit_of == i}
             slot = self._slot(edit, task, own, asked[i], values)
             keys = self.wordings.keys(edit)
-            outcome = Written(
+            outcome = FitResult(
                 fitted=all(fit.fitted[n] for n in own.values()),
                 steps=max(fit.steps[n] for n in own.values()),
                 loss=max(fit.loss[n] for n in own.values()),

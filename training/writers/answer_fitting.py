@@ -63,13 +63,11 @@ class Examples:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Stepped:
+class StepResult:
     """The result of each edit."""
 
     fitted: list[bool]
     """The base decodes its answer after its own prompt."""
-    wrong: list[bool]
-    """Whether each row is still answered wrong."""
     steps: list[int]
     loss: list[float]
 
@@ -77,9 +75,7 @@ class Stepped:
 class Stepping:
     """Adam on the values of edits."""
 
-    def __init__(
-        self, spliced: SplicedModel, examples: Examples, form: Values, *, max_steps: int, rate: float
-    ) -> None:
+    def __init__(self, spliced: SplicedModel, examples: Examples, form: Values, *, max_steps: int, rate: float) -> None:
         """max_steps: 0 only checks the values as they are. rate: times `RATE`."""
         self.spliced, self.examples, self.form, self.max_steps = spliced, examples, form, max_steps
         count = len(examples.own)
@@ -88,7 +84,7 @@ class Stepping:
         self.row_loss = torch.full((len(examples.rows),), torch.inf)
         self.steps = torch.zeros(count, dtype=torch.long)
 
-    def run(self, progress: Progress) -> Stepped:
+    def run(self, progress: Progress) -> StepResult:
         owner, bare = self.examples.owner, self.examples.bare
         active = torch.ones(len(self.steps), dtype=torch.bool)
         losses: deque[Tensor] = deque(maxlen=WITHIN + 1)
@@ -111,12 +107,7 @@ class Stepping:
                 break
             self._step(objective[going[active].to(objective.device)].sum(), going)
             active = going
-        return Stepped(
-            fitted=(~self.wrong[bare]).tolist(),
-            wrong=self.wrong.tolist(),
-            steps=self.steps.tolist(),
-            loss=self._mean().tolist(),
-        )
+        return StepResult(fitted=(~self.wrong[bare]).tolist(), steps=self.steps.tolist(), loss=self._mean().tolist())
 
     def _failing(self) -> Tensor:
         return self.wrong | (self.row_loss > ENOUGH)

@@ -73,7 +73,7 @@ class Sharding:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Written:
+class FitResult:
     """The result of fitting one edit."""
 
     fitted: bool
@@ -90,16 +90,18 @@ class Written:
     """The attempt that was made, for reports."""
 
 
+SlotResults = list[tuple[Slot, list[FitResult]]]
+"""A new slot for each task, and the result of each of its edits."""
+
+
 class Writer(Protocol):
     """Writes slots that own separate parameters; many are written in one batch."""
 
     efforts: int
     """Number of efforts, each greater than the one before."""
 
-    def write(
-        self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0
-    ) -> list[tuple[Slot, list[Written]]]:
-        """One new slot per task with the result of each of its edits, in the order of the tasks.
+    def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
+        """Writes the slots, in the order of the tasks.
 
         effort: counted from 0; a greater one takes longer, for edits that failed with less.
         """

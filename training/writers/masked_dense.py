@@ -19,11 +19,11 @@ from torch import Tensor
 from wise.config import WiseConfig
 from wise.memory.masks import random_masks
 from wise.memory.merging import merge
-from wise.memory.slot import MaskedDenseSlot, Slot
+from wise.memory.slot import MaskedDenseSlot
 from wise.router.activation import activation_score
 from wise.training.encoding import Encoder
 from wise.training.splice import SplicedModel
-from wise.training.writers.base import Progress, SlotTask, Written, silent
+from wise.training.writers.base import FitResult, Progress, SlotResults, SlotTask, silent
 from wise.training.writers.masked_dense_examples import Examples, prepare
 from wise.training.writers.masked_dense_fitting import Fit, Fitting
 from wise.training.writers.masked_dense_statistics import BaseStatistics
@@ -60,19 +60,13 @@ class MaskedDenseWriter:
         self.statistics = statistics
         self.config = config
 
-    def write(
-        self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0
-    ) -> list[tuple[Slot, list[Written]]]:
+    def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
         """See `Writer`; there is one effort.
 
         The result depends on the tasks, the config and the base, not on what was written before.
         """
         examples = prepare(
-            tasks,
-            spliced=self.spliced,
-            encoder=self.encoder,
-            statistics=self.statistics,
-            seed=self.config.seed,
+            tasks, spliced=self.spliced, encoder=self.encoder, statistics=self.statistics, seed=self.config.seed
         )
         masks = torch.stack([self._masks(task) for task in tasks]).to(self.spliced.layer_device)  # [slots, k, d, f]
         start = torch.stack([_start(task, masks[i]) for i, task in enumerate(tasks)])
@@ -90,16 +84,14 @@ class MaskedDenseWriter:
         seed = self.config.seed * 1_000_003 + task.id
         return random_masks(shape, shards=SHARDS, ratio=MASK_RATIO, seed=seed)
 
-    def _fit(
-        self, examples: Examples, start: Tensor, mask: Tensor, group: Tensor, progress: Progress
-    ) -> Fit:
+    def _fit(self, examples: Examples, start: Tensor, mask: Tensor, group: Tensor, progress: Progress) -> Fit:
         scale = self.statistics.scale
         return Fitting(self.spliced, examples, start, mask, group, scale, self.config).run(progress)
 
     def _collect(
         self, tasks: Sequence[SlotTask], examples: Examples, masks: Tensor, shards: Fit, served: Fit
-    ) -> list[tuple[Slot, list[Written]]]:
-        written: list[tuple[Slot, list[Written]]] = []
+    ) -> SlotResults:
+        written: SlotResults = []
         first = 0
         for i, task in enumerate(tasks):
             slot = MaskedDenseSlot(
@@ -111,7 +103,7 @@ class MaskedDenseWriter:
             outcomes = []
             for e in range(first, first + len(task.edits)):
                 anchors = examples.bare.activations[e][examples.speaking[e]]
-                outcome = Written(
+                outcome = FitResult(
                     fitted=served.fitted[e],
                     steps=shards.steps[e] + served.steps[e],
                     loss=served.loss[e],

@@ -45,12 +45,7 @@ class Examples:
 
 
 def prepare(
-    tasks: Sequence[SlotTask],
-    *,
-    spliced: SplicedModel,
-    encoder: Encoder,
-    statistics: BaseStatistics,
-    seed: int,
+    tasks: Sequence[SlotTask], *, spliced: SplicedModel, encoder: Encoder, statistics: BaseStatistics, seed: int
 ) -> Examples:
     """Runs the base once over everything that fitting these slots will look at.
 

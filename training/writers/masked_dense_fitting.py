@@ -210,9 +210,7 @@ def margin_loss(edited: Tensor, unrelated: Tensor, *, low: float, high: float, g
     by the worst token, not by the mean.
     """
     worst = unrelated.max()
-    return (
-        relu(unrelated - low).mean() + relu(high - edited).mean() + relu(gap - (edited - worst)).mean()
-    )
+    return relu(unrelated - low).mean() + relu(high - edited).mean() + relu(gap - (edited - worst)).mean()
 
 
 def score(delta: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ random prefixes that edits are also trained behind, the unit of the routing marg
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,34 +30,22 @@ KEY_SIZE = 256
 class BaseStatistics:
     """Measured once per base and seed."""
 
-    samples: tuple[tuple[int, ...], ...]
-    """Texts in the base's own words."""
     activations: Tensor
-    """`[n, f]` float32 at every token of them."""
+    """`[n, f]` float32 at every token of texts in the base's own words."""
     prefixes: tuple[str, ...]
     """Short texts to put before a prompt."""
     scale: float
     """Mean norm of the edited module's output on those tokens: the unit of the routing margins."""
     key_space: KeySpace
 
-    def within(self, key_space: KeySpace) -> BaseStatistics:
-        """The same statistics with another space of keys."""
-        return replace(self, key_space=key_space)
 
-
-def measure(
-    model: PreTrainedModel,
-    spliced: SplicedModel,
-    encoder: Encoder,
-    config: WiseConfig,
-) -> BaseStatistics:
+def measure(model: PreTrainedModel, spliced: SplicedModel, encoder: Encoder, config: WiseConfig) -> BaseStatistics:
     """Samples the base (seeded, without touching the global random state) and measures it."""
     samples = _sample(model, encoder, config.seed)
     seen = spliced.observe(samples)
     real = seen.mask.bool()
     tokens, output = seen.activations[real], seen.outputs[real]
     return BaseStatistics(
-        samples=tuple(map(tuple, samples)),
         activations=tokens.float(),
         prefixes=_prefixes(encoder, samples, config),
         scale=float(torch.linalg.vector_norm(output.float(), dim=-1).mean()),

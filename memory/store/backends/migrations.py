@@ -43,9 +43,7 @@ def _journal(execute: Execute) -> None:
     execute("CREATE INDEX tickets_by_key ON tickets (key)")
     execute("CREATE INDEX events_by_ticket ON events (ticket, number)")
     # Two tickets of one edit cannot be under way at once.
-    execute(
-        "CREATE UNIQUE INDEX tickets_under_way ON tickets (edit_id) WHERE status IN ('queued', 'training', 'live')"
-    )
+    execute("CREATE UNIQUE INDEX tickets_under_way ON tickets (edit_id) WHERE status IN ('queued', 'training', 'live')")
 
 
 def _commands(execute: Execute) -> None:
@@ -67,10 +65,16 @@ def _proofs(execute: Execute) -> None:
     execute("CREATE INDEX tickets_by_end ON tickets (status, valid_until) WHERE valid_until IS NOT NULL")
 
 
+def _acceptance(execute: Execute) -> None:
+    """Tickets are found by the time at which they were accepted."""
+    execute("CREATE INDEX tickets_by_acceptance ON tickets (accepted_at, number)")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(name="journal", apply=_journal),
     Migration(name="commands", apply=_commands),
     Migration(name="proofs", apply=_proofs),
+    Migration(name="acceptance", apply=_acceptance),
 )
 """Step i makes schema i + 1 of schema i."""
 

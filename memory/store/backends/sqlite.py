@@ -18,7 +18,6 @@ its process notices in its next transaction, before anything is written, and is 
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -28,11 +27,11 @@ from threading import RLock
 from typing import Any
 
 from wise.errors import MissingError, StoreError
-from wise.memory.folder import synced
+from wise.memory.folder import replaced_file, synced
 from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, missing_blob, verified_blob
 from wise.memory.store.backends.migrations import create, opening
 from wise.memory.store.failpoints import reach
-from wise.memory.store.locks import SharedLocks, exclusive_lock, is_file_of, new_lock, unlocked
+from wise.memory.store.locks import SharedLocks, exclusive_lock, identity, unlocked
 
 JOURNAL_FILE = "journal.sqlite3"
 UNDO_FILE = f"{JOURNAL_FILE}-journal"
@@ -102,7 +101,7 @@ class SqliteBackend(Backend):
             file.chmod(0o600)
         connection = sqlite3.connect(file, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         connection.text_factory = _text
-        self._rows_file = _file_of(file)
+        self._rows_file = identity(file)
         connection.execute("PRAGMA secure_delete=ON")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA journal_mode=PERSIST")
@@ -129,13 +128,13 @@ class SqliteBackend(Backend):
 
     def _check_in_place(self) -> None:
         """Raises StoreError if the store was moved or replaced, or another process may be its writer."""
-        if _file_of(self._folder / JOURNAL_FILE) != self._rows_file:
+        if identity(self._folder / JOURNAL_FILE) != self._rows_file:
             raise StoreError(f"{self.place}: {JOURNAL_FILE} was moved or replaced by another; open the store again")
         lock = self._folder / LOCK_FILE
-        if self._writer_handle is None or is_file_of(self._writer_handle, lock):
+        if self._writer_handle is None or identity(self._writer_handle) == identity(lock):
             return
         if not lock.exists():
-            again = new_lock(lock)
+            again = exclusive_lock(lock, new=True)
             if again is not None:
                 os.close(self._writer_handle)
                 self._writer_handle = again
@@ -220,18 +219,13 @@ class SqliteBackend(Backend):
         return digest
 
     def _write(self, path: Path, data: bytes) -> None:
-        new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
-        try:
+        with replaced_file(path) as new:
             with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
                 stream.write(data)
                 stream.flush()
                 reach("blob-written")
                 os.fsync(stream.fileno())
             reach("blob-synced")
-            new.rename(path)
-        except BaseException:
-            new.unlink(missing_ok=True)
-            raise
         reach("blob-renamed")
 
     def get(self, digest: str) -> bytes:
@@ -319,12 +313,3 @@ def make_private(folder: Path) -> None:
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-
-
-def _file_of(path: Path) -> tuple[int, int] | None:
-    """What stands for the file behind a name."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino

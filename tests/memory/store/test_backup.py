@@ -8,6 +8,7 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stores import digest, edits, end, learn, new_folder, statuses, waiting, written
@@ -43,6 +44,26 @@ def test_a_backup_is_the_store_and_can_be_written(parent: Path) -> None:
         assert restored.commands.claim() is None, "whoever gave it waits for another store"
         learn(restored, [])
         assert statuses(restored)["e4"] == "live" and restored.check().problems == ()
+
+
+def test_nothing_is_left_in_a_backup_of_commands_that_are_not_in_it(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def careless(*given: Any, **named: Any) -> sqlite3.Connection:
+        """As a build of SQLite that does not overwrite what is deleted unless it is told to."""
+        connection = connect(*given, **named)
+        connection.execute("PRAGMA secure_delete=OFF")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", careless)
+    with Store.open(parent / "store") as store:
+        learn(store, edits(1))
+        store.commands.enqueue("delete", {"reason": "known to nobody"}, 3600)
+        store.backup(parent / "backup")
+    said = [b"known to nobody" in (parent / name / "journal.sqlite3").read_bytes() for name in ("store", "backup")]
+    assert said == [True, False]
 
 
 def test_nothing_is_overwritten(parent: Path) -> None:

@@ -273,5 +273,5 @@ def test_a_row_that_cannot_be_read_stops_nobody(folder: Path) -> None:
         shown = {ticket.number: ticket.problem for ticket in store.journal.tickets()}
         assert "verified is 'x'" in shown[1] and "edit is [1]" in shown[4] and not shown[2]
         assert store.log(limit=1)[0].kind == "damaged" and "event 1" in store.log(limit=1)[0].detail["problem"]
-        assert [ticket.edit.id for ticket in store.claim()] == ["e8"]
+        assert [ticket.edit.id for ticket in store.claim(1)] == ["e8"], "ticket 4 is queued before it"
         assert len(store.check().problems) >= 3

@@ -14,6 +14,7 @@ from wise.memory.store import journal as journal_module
 from wise.memory.store.clock import Clock
 from wise.memory.store.edit_request import EditRequest
 from wise.memory.store.store import Store
+from wise.memory.store.ticket_search import TicketFilter, search_tickets
 
 Set = Callable[[str], None]
 
@@ -68,6 +69,21 @@ def test_an_edit_is_valid_again_when_a_clock_that_was_set_forward_is_set_back(
     assert statuses(store)["e1"] == "retired", "its time is over"
     assert store.check().problems == ()
     store.close()
+
+
+def test_tickets_are_found_by_their_time_though_it_fell_while_numbers_rose(folder: Path, set_clock: Set) -> None:
+    with Store.open(folder) as store:
+        for number, day in enumerate(("2030-01-01", "2050-01-01", "2031-01-01", "2032-01-01"), start=1):
+            set_clock(day)
+            store.enqueue([edit(number)])
+
+        def found(**bounds: str) -> list[int]:
+            return [one.number for one in search_tickets(store.journal, TicketFilter(**bounds), limit=9).tickets]
+
+        assert found(accepted_until="2040-01-01") == [1, 3, 4]
+        assert found(accepted_from="2030-06-01") == [2, 3, 4]
+        assert found(accepted_from="2031-01-01", accepted_until="2031-06-01") == [3]
+        assert found(accepted_from="2033-01-01", accepted_until="2040-01-01") == []
 
 
 def test_an_edit_that_went_live_early_waits_for_its_time(folder: Path, set_clock: Set) -> None:

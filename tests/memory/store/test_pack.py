@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from wise.memory.store import failpoints
 from wise.memory.store.edit_request import EditRequest
 from wise.memory.store.pack import TICKETS_FILE
 from wise.memory.store.store import Store
+from wise.training.report import Outcome
 
 
 @pytest.fixture
@@ -46,6 +47,23 @@ def test_what_is_imported_is_what_was_exported_with_its_provenance(source: Store
         assert target.check().problems == ()
         with pytest.raises(StoreError, match="imported before"):
             target.import_pack(folder / "pack")
+
+
+def test_all_that_is_noted_of_an_edit_is_carried(folder: Path) -> None:
+    texts = {f"paraphrases[{number}]": "在" * 300 for number in range(32)}
+    outcome = Outcome(
+        id="e1", status="verified", answer="here", steps=3, loss=0.5, milliseconds=1.5, holds={"chat: prompt": True},
+        said=texts, before=texts, also_answers=("Who is it?",), tried=("3 steps",),
+    )  # fmt: skip
+    assert all(vars(outcome).values()), "of every field there is something to carry"
+    with Store.open(folder / "source") as source:
+        source.enqueue(edits(1))
+        noted = {"e1": asdict(outcome)}
+        source.commit(source.claim(), written(edits(1)), parent=0, config=CONFIG, base=BASE, outcomes=noted)
+        source.export_pack(folder / "pack")
+    with Store.open(folder / "target") as target:
+        target.import_pack(folder / "pack")
+        assert target.journal.tickets()[0].verified == json.loads(json.dumps(asdict(outcome)))
 
 
 def test_a_pack_is_put_beside_what_is_there_and_takes_the_place_of_the_same_prompt(source: Store, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
 from wise.memory.store import journal as journal_module
 from wise.memory.store.edit_request import EditRequest, Ticket
-from wise.memory.store.segments import EditTable, StoredSlot
+from wise.memory.store.segments import StoredSlot
 from wise.memory.store.store import Store
 from wise.memory.store.versions import read
 
@@ -52,7 +52,7 @@ def test_what_is_acknowledged_is_there_in_its_order_with_all_that_was_said(place
         assert first.request == full and first.valid_until == "2998-12-31T22:00:00.000000+00:00"
     with Store.open(place) as store:
         assert store.journal.tickets() == (first, second)
-        assert store.journal.tickets(namespace="geo") == (first,) and store.journal.tickets(since=1) == (second,)
+        assert store.journal.tickets(namespaces=["geo"]) == (first,) and store.journal.tickets(since=1) == (second,)
         assert [event.author for event in store.log()] == ["someone", None]
 
 
@@ -281,9 +281,9 @@ def test_a_commit_looks_at_what_is_new_and_knows_the_rest_by_its_being_the_same(
     looked: list[tuple[str, ...]] = []
     equals = StoredSlot.equals
 
-    def counted(self: StoredSlot, slot: Slot, table: EditTable) -> bool:
+    def counted(self: StoredSlot, slot: Slot, state: MemoryState, tickets: Mapping[str, int]) -> bool:
         looked.append(slot.edit_ids)
-        return equals(self, slot, table)
+        return equals(self, slot, state, tickets)
 
     monkeypatch.setattr(StoredSlot, "equals", counted)
     learn(store, edits(40))
@@ -305,7 +305,7 @@ def test_a_commit_looks_at_what_is_new_and_knows_the_rest_by_its_being_the_same(
 def again_read(store: Store) -> MemoryState:
     """As it is on the disk."""
     current = store.journal.version()
-    return read(current.number, current.manifest, store.backend.get, "", {}).state
+    return read(current.number, current.manifest, store.backend, {}).state
 
 
 def test_diff_says_what_came_went_and_changed(store: Store) -> None:

@@ -214,7 +214,7 @@ def test_no_line_of_a_stream_is_split_by_what_it_holds(reach: Running) -> None:
     with reach.client() as client:
         edit = {"prompt": f"The capital of {ends} is", "target": "Lyon"}
         assert client.post("/v1/edits", json={"edits": [edit], "model": f"{NAME}@lines"}).status_code == 202
-        [ticket] = reach.service.store.journal.tickets(namespace="lines")
+        [ticket] = reach.service.store.journal.tickets(namespaces=["lines"])
         reach.service.store.journal.move([Move(ticket=ticket.number, to="training", detail={"why": ends})])
         until(lambda: reach.service.follower.last_event == events(reach))
         told = client.get("/v1/events", params={"since": 0, "follow": "false"}).text

@@ -13,6 +13,7 @@ import wise
 from wise.errors import ConfigError
 from wise.lab.eval.routing import gate_ratios
 from wise.lab.eval.routing.scores import prompt_ids, score_prompts, score_rows
+from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import NO_SLOT, Router, SlotBank
 from wise.router.activation import ActivationRouter, RetrievalRouter
 
@@ -34,8 +35,9 @@ def random_memory(
         thresholds=thresholds,
         keys=keys,
         key_slots=torch.arange(9) % 3,
-        projection=torch.randn(4, 7, generator=generator),
-        mean=torch.randn(7, generator=generator),
+        space=KeySpace(
+            projection=torch.randn(4, 7, generator=generator), mean=torch.randn(7, generator=generator)
+        ),
         key_threshold=key_threshold,
     )
     return bank, router

@@ -20,7 +20,8 @@ from wise.memory.store.store import Store
 
 JOURNAL = "journal.sqlite3"
 EARLIER = range(len(MIGRATIONS))
-RELEASED = {1: ("journal", "e9f9a5e045b6"), 2: ("commands", "b873e1beace6"), 3: ("proofs", "510eaace525f")}
+RELEASED = {1: ("journal", "e9f9a5e045b6"), 2: ("commands", "b873e1beace6"), 3: ("proofs", "510eaace525f"),
+            4: ("acceptance", "03df4e1ad2d4")}
 
 
 def steps(connection: sqlite3.Connection, count: int) -> None:
