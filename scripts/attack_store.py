@@ -3,6 +3,7 @@
     python scripts/attack_store.py             # all attacks
     python scripts/attack_store.py c01 c08     # those whose names begin so
     python scripts/attack_store.py --into docs/results/service.json now     # puts them into a file of runs
+    python scripts/attack_store.py --list
 
 Each attack is a function here, and gets an empty folder. It returns what it measured, or raises AttackError with what
 went wrong. With PYTHONPATH set to another checkout, that one is attacked. One line for each attack goes to stdout; the
@@ -11,8 +12,6 @@ last line is one JSON object. The exit code is 1 if an attack succeeded.
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 import lzma
 import os
@@ -22,18 +21,18 @@ import shutil
 import signal
 import sqlite3
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attacks
 import torch
-from soak_store import BASE, CONFIG, reseal, written
+from attacks import AttackError
+from soak_store import BASE, CONFIG, reseal, seal, written
 
 from wise.edits import Edit
 from wise.errors import WiseError
@@ -47,12 +46,10 @@ SLOWEST = 0.2
 JOURNAL = "journal.sqlite3"
 
 
-class AttackError(Exception):
-    """The store did what it must not; the message says what was seen."""
-
-
 def learn(store: Store, edits: list[Edit], **told: Any) -> None:
-    store.enqueue(edits, **told)
+    """Commits all that is queued, after `edits`."""
+    if edits:
+        store.enqueue(edits, **told)
     batch, current = store.claim(), store.read()
     state = written([ticket.edit for ticket in batch], current.state)
     outcomes = {ticket.edit.id: {"status": "verified", "answer": ticket.edit.target} for ticket in batch}
@@ -359,12 +356,7 @@ def c08_packs(folder: Path) -> str:
     for number, ticket in enumerate(wrong):
         with Store.open(folder / "source", writer=False) as store:
             store.export_pack(folder / str(number))
-        file = folder / str(number) / "tickets.json"
-        data = json.loads(file.read_text())
-        del data["sha256"]
-        data["tickets"]["a"] = ticket
-        seal = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-        file.write_text(json.dumps(data | {"sha256": seal}))
+        seal(folder / str(number) / "tickets.json", lambda data, ticket=ticket: data["tickets"].update(a=ticket))  # type: ignore[misc]
         with Store.open(folder / f"target {number}") as store:
             refused(lambda number=number, store=store: store.import_pack(folder / str(number)), f"{ticket!r:.60}")  # type: ignore[misc]
             if store.journal.tickets():
@@ -385,7 +377,7 @@ def c08_shown(folder: Path) -> str:
     )
     with Store.open(folder / "store", writer=False) as store:
         try:
-            shown = [EditView.of(ticket).model_dump_json() for ticket in store.journal.tickets()]
+            shown = [EditView.of(ticket, {}).model_dump_json() for ticket in store.journal.tickets()]
             for text in shown:
                 json.dumps(json.loads(text), allow_nan=False, ensure_ascii=False).encode()
         except Exception as error:
@@ -505,12 +497,12 @@ def b08_clock(folder: Path) -> str:
         batch = store.claim()
         if batch:
             store.requeue(batch, why="as it was")
-            learn_queued(store)
+            learn(store, [])
 
     original = journal.now
     with Store.open(folder / "store") as store:
         store.enqueue([EditRequest(edit=edit("a"), valid_until="2099-01-01")])
-        learn_queued(store)
+        learn(store, [])
         journal.now = lambda: "2150-01-01T00:00:00.000000+00:00"
         look(store)
         journal.now = original
@@ -524,39 +516,16 @@ def b08_clock(folder: Path) -> str:
     return "the edit is live again after a restart, and later events have the date of today"
 
 
-def learn_queued(store: Store) -> None:
-    batch, current = store.claim(), store.read()
-    state = written([ticket.edit for ticket in batch], current.state)
-    store.commit(batch, state, parent=current.version, config=CONFIG, base=replace(BASE))
-
-
-ATTACKS = {name: work for name, work in list(globals().items()) if name[:1] in "bc" and name[1:3].isdigit()}
+def in_a_folder(attack: Callable[[Path], str]) -> str:
+    """Does it in an empty folder, in memory where there is such."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        return attack(Path(folder))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="beginnings of names; left out: all")
-    parser.add_argument("--into", nargs=2, metavar=("FILE", "RUN"), help="put the results into this run of a file")
-    options = parser.parse_args()
-    results = {}
-    for name, work in sorted(ATTACKS.items()):
-        if options.names and not name.startswith(tuple(options.names)):
-            continue
-        begun = time.monotonic()
-        with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
-            try:
-                whole, seen = True, work(Path(folder))
-            except AttackError as error:
-                whole, seen = False, str(error)
-            except Exception as error:
-                whole, seen = False, f"{type(error).__name__}: {error}"
-        results[name] = {"held": whole, "seen": seen, "seconds": round(time.monotonic() - begun, 1)}
-        print(f"{name:<24} {'held' if whole else 'BROKEN'}  {seen}", flush=True)
-    print(json.dumps(results))
-    if options.into:
-        attacks.record(*options.into, results)
-    return 0 if all(result["held"] for result in results.values()) else 1
+    named = {name: work for name, work in globals().items() if name[:1] in "bc" and name[1:3].isdigit()}
+    return attacks.main(__doc__, {name: (work.__doc__, partial(in_a_folder, work)) for name, work in named.items()})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

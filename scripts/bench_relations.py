@@ -31,7 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wise.cli.terminal import cell
 from wise.formats.edit_file import read_records
+from wise.lab.bench.benchmark_table import markdown
 from wise.lab.editors.in_context import published_encoder
 from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of
 from wise.router.encoder import SentenceEncoder, load_encoder
@@ -94,10 +96,7 @@ def figures(found: dict[str, Tensor]) -> dict[str, float | None]:
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
-    for row in rows:
-        print(f"| {' | '.join('-' if v is None else f'{v:.3f}' if isinstance(v, float) else str(v) for v in row)} |")
-    print()
+    print(markdown(titles, [[cell(value).plain for value in row] for row in rows]))
 
 
 def parse_args() -> argparse.Namespace:

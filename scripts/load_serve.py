@@ -205,7 +205,7 @@ async def _edited(service: Service, facts: list[Fact], limit: float) -> None:
     await _hand_in(service, facts, {}, f"{begun}")
     while time.monotonic() - begun < limit:
         left = await asyncio.to_thread(
-            lambda: [len(service.get(f"/v1/edits?limit=1&status={s}")["data"]) for s in ("queued", "training")]
+            lambda: [len(service.fetch(f"/v1/edits?limit=1&status={s}")["data"]) for s in ("queued", "training")]
         )
         if not any(left):
             return

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +48,53 @@ class Service:
             if time.monotonic() > end:
                 raise SystemExit(f"the service did not become ready; {log} says why")
             time.sleep(0.2)
-        self.name: str = self.get("/v1/models")["data"][0]["id"]
+        self.name: str = self.fetch("/v1/models")["data"][0]["id"]
 
     def ready(self) -> str:
         try:
-            return str(self.get("/ready")["editor"])
+            return str(self.fetch("/ready")["editor"])
         except OSError:
             return "no"
 
-    def get(self, path: str) -> Any:
-        request = urllib.request.Request(f"{self.url}{path}", headers={"Authorization": f"Bearer {self.token}"})
-        return json.loads(urllib.request.urlopen(request).read())
+    def open(
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        method: str | None = None,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float = 120.0,
+    ) -> Any:
+        """The answer of urllib, to be read as it comes. Raises HTTPError, an OSError, for a refusal.
+
+        token: another one than the admin's; "" for none.
+        """
+        data = None if body is None else json.dumps(body).encode()
+        given = {"Content-Type": "application/json", **(headers or {})}
+        if token != "":
+            given["Authorization"] = f"Bearer {token or self.token}"
+        request = urllib.request.Request(f"{self.url}{path}", data, given, method=method)
+        return urllib.request.urlopen(request, timeout=seconds)
+
+    def ask(self, path: str, body: Any = None, **how: Any) -> tuple[int, Any, str]:
+        """Status, headers and text of an answer, also of a refusal. how: as `open` takes it."""
+        try:
+            with self.open(path, body, **how) as answer:
+                return answer.status, answer.headers, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.headers, error.read().decode()
+
+    def fetch(self, path: str, body: Any = None, **how: Any) -> Any:
+        """The JSON of an answer; with a body it is a POST. Raises HTTPError for a refusal."""
+        with self.open(path, body, **how) as answer:
+            return json.loads(answer.read())
 
     def tickets(self) -> list[dict[str, Any]]:
         """All edits, in their order."""
         results: list[dict[str, Any]] = []
         while True:
-            page = self.get(f"/v1/edits?limit=1000&after={results[-1]['ticket'] if results else 0}")
+            page = self.fetch(f"/v1/edits?limit=1000&after={results[-1]['ticket'] if results else 0}")
             results += page["data"]
             if not page["has_more"]:
                 return results

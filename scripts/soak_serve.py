@@ -24,7 +24,6 @@ import tempfile
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
@@ -96,15 +95,9 @@ class Soak:
 
     # -- what is done at once ----------------------------------------------------------------------
 
-    def _post(self, path: str, body: Any, *, method: str = "POST", **headers: str) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        given = {"Authorization": f"Bearer {self.service.token}", "Content-Type": "application/json", **headers}
-        request = urllib.request.Request(f"{self.service.url}{path}", data=data, headers=given, method=method)
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return answer.read()
-
     def _complete(self, **body: Any) -> bytes:
-        return bytes(self._post("/v1/completions", {"model": self.service.name, **body}))
+        with self.service.open("/v1/completions", {"model": self.service.name, **body}) as answer:
+            return bytes(answer.read())
 
     def _prompt(self) -> str:
         return train_prompts(self.random.choice(self.facts))[0]
@@ -118,8 +111,8 @@ class Soak:
     def _probe(self) -> None:
         for name, ask in (
             ("answer", lambda: self._complete(prompt="The", max_tokens=1)),
-            ("edits", lambda: self._post("/v1/edits?limit=1", None, method="GET")),
-            ("health", lambda: self._post("/health", None, method="GET")),
+            ("edits", lambda: self.service.fetch("/v1/edits?limit=1")),
+            ("health", lambda: self.service.fetch("/health")),
         ):
             self._timed(name, ask)
         self.asked["probes"] += 1
@@ -132,7 +125,7 @@ class Soak:
 
     def _edit(self) -> None:
         edit = next(self.edits)
-        answer = json.loads(self._post("/v1/edits", {"edits": [edit]}))
+        answer = self.service.fetch("/v1/edits", {"edits": [edit]})
         with self.lock:
             for made in answer["edits"]:
                 self.acknowledged[made["id"]] = made["ticket"]
@@ -151,10 +144,10 @@ class Soak:
 
     def _delete(self) -> None:
         time.sleep(5 * self.arguments.pause)
-        live = json.loads(self._post("/v1/edits?limit=20&status=live", None, method="GET"))["data"]
+        live = self.service.fetch("/v1/edits?limit=20&status=live")["data"]
         if live:
             chosen = self.random.choice(live)["id"]
-            self._timed("delete", lambda: self._post(f"/v1/edits/{chosen}", None, method="DELETE"))
+            self._timed("delete", lambda: self.service.fetch(f"/v1/edits/{chosen}", method="DELETE"))
             self.deleted.add(chosen)
             self.asked["deletes"] += 1
 
@@ -163,7 +156,7 @@ class Soak:
         fact = self.random.choice(self.facts)
         edit = {"prompt": train_prompts(fact)[0], "target": counterfactual(fact, seed=1), "subject": fact.subject}
         try:
-            self._post("/v1/edits/preview", {"edit": edit, "prompts": [self._prompt()]})
+            self.service.fetch("/v1/edits/preview", {"edit": edit, "prompts": [self._prompt()]})
         except urllib.error.HTTPError as error:
             if error.code != 429:
                 raise
@@ -228,13 +221,13 @@ class Soak:
             "deleted_and_live": revived,
             "statuses": dict(Counter(ticket["status"] for ticket in tickets)),
             "longest_seconds": {name: round(value, 2) for name, value in self.slowest.items()},
-            "memory_mib": {"first_half": _most(self.memory[:half]), "second_half": _most(self.memory[half:])},
+            "memory_mib": {"first_half": _medians(self.memory[:half]), "second_half": _medians(self.memory[half:])},
             "store_whole": checked.returncode == 0,
             "store_told": "" if checked.returncode == 0 else (checked.stdout + checked.stderr)[-500:],
         }
 
 
-def _most(samples: list[dict[str, float]]) -> dict[str, float]:
+def _medians(samples: list[dict[str, float]]) -> dict[str, float]:
     """The median of each process, in MiB."""
     return {
         name: sorted(sample[name] for sample in samples)[len(samples) // 2] for name in (samples or [{}])[0]

@@ -106,6 +106,11 @@ def test_each_model_type_is_told_to_work_or_why_not() -> None:
     assert sorted(told) == sorted([*model_types(), *EXCLUDED])
 
 
+def test_every_public_name_is_on_the_page_of_the_api() -> None:
+    named = re.findall(r"^::: wise\.(\w+)", (ROOT / "docs/reference/api.md").read_text(), flags=re.MULTILINE)
+    assert set(wise.__all__) <= set(named)
+
+
 def test_a_mark_that_is_not_known_would_be_seen() -> None:
     with pytest.raises(KeyError):
         hooks().filled("<!-- generated: nothing -->")

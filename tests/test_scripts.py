@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faiss
@@ -18,6 +19,8 @@ import pytest
 import torch
 from repository import ROOT
 from transformers import AutoModelForCausalLM
+
+from wise.memory.store.store import Store
 
 COMMANDS = (
     "scripts/demo", "scripts/test", "scripts/test_floor", "scripts/test_vllm", ".ci/run", ".ci/postgres", ".ci/chromium"
@@ -369,3 +372,34 @@ def test_the_check_of_a_gpu_ends_with_a_message_where_there_is_none(bench: Calla
     with pytest.raises(SystemExit, match="no CUDA device.*--tiny"):
         bench("--output", str(tmp_path / "figures.json"), script="check_gpu.py")
     assert not list(tmp_path.iterdir())
+
+
+QUICK = ("b08", "c01_fo", "c01_r", "c02", "c06_v", "c07", "c08", "c09")
+
+
+@pytest.mark.parametrize("script", ["attack_store.py", "attack_serve.py"])
+def test_attacks_are_listed_each_with_what_must_hold(
+    bench: Callable[..., None], script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    with pytest.raises(SystemExit) as ended:
+        bench("--list", script=script)
+    listed = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0 and len(listed) > 10
+    assert all(line[1:3].isdigit() and ": " in line and line.endswith(".") for line in listed)
+
+
+def test_a_store_holds_against_what_has_broken_one_before(
+    bench: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    with pytest.raises(SystemExit) as ended:
+        bench(*QUICK, "--into", str(tmp_path / "runs.json"), "now", script="attack_store.py")
+    told = capsys.readouterr().out
+    found = json.loads(told.splitlines()[-1])
+    assert ended.value.code == 0 and all(one["held"] for one in found.values()) and len(found) > len(QUICK), told
+    assert json.loads((tmp_path / "runs.json").read_text())["now"] == found
+    monkeypatch.setattr(Store, "check", lambda *_, **__: SimpleNamespace(problems=()))  # which sees nothing
+    with pytest.raises(SystemExit) as ended:
+        bench("c01_r", script="attack_store.py")
+    assert ended.value.code == 1 and "BROKEN" in capsys.readouterr().out

@@ -4,6 +4,7 @@
     ├── ConfigError          (ValueError)    a setting is missing, unknown or out of range
     ├── UnsupportedModelError(ValueError)    the model has no feed-forward layer that can be wrapped
     ├── EditError            (ValueError)    an edit, or a file of edits, is not usable
+    ├── WorkerError          (RuntimeError)  processes that fit edits died again and again
     ├── ArtifactError        (ValueError)    a saved memory is incomplete, damaged or foreign
     └── StoreError           (RuntimeError)  a store is damaged, full, held by another, or lacks what was asked for
         ├── MissingError                     there is no store at a place

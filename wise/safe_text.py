@@ -7,6 +7,7 @@ stream by lines take U+0085, U+2028 and U+2029 for ends of lines. Addresses may 
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -59,6 +60,11 @@ def redacted(text: str) -> str:
     for pattern, kept in _SECRETS:
         text = pattern.sub(kept, text)
     return text
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON has; a threshold that nothing reaches is none."""
+    return value if math.isfinite(value) else None
 
 
 def json_line(value: Any, **options: Any) -> str:

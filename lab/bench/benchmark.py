@@ -24,7 +24,7 @@ from wise.errors import ConfigError, EditError
 from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.candidates import EDITORS, Learning, find_editor, search_space
 from wise.lab.eval.quality import RELIABILITY
-from wise.lab.eval.results_file import read_run, write_json
+from wise.lab.eval.results_file import read_run, with_source, write_json
 from wise.lab.eval.run import Scope, evaluate
 
 CANDIDATES = 10_000
@@ -194,7 +194,7 @@ def compare_editors(
                 progress=progress,
             )
             run = result.to_dict(outcomes=True) | {"search": searched[editor]}
-            write_json(file, run | {name: {**entry, **run.get(name, {})} for name, entry in about.items()})
+            write_json(file, with_source(run, about))
 
 
 def _searched(

@@ -66,12 +66,7 @@ def table(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     ]
 
 
-def markdown(groups: Sequence[Group]) -> str:
-    """The table in Markdown."""
-    return markdown_table(HEAD, table(groups))
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows under a head, in Markdown."""
     lines: list[Sequence[str]] = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -96,6 +96,11 @@ def read_run(path: str | PathLike[str]) -> Mapping[str, Any]:
     return run
 
 
+def with_source(run: Mapping[str, Any], about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A run with what it does not find out itself: `about` has objects by key, such as the names of data and model."""
+    return {**run, **{name: {**source, **run.get(name, {})} for name, source in about.items()}}
+
+
 def write_json(file: Path, value: Any) -> None:
     """Writes a file whole or not at all."""
     with replaced_file(file) as new:

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wise.demo.plotting import new_figure, save_figure
+from wise.lab.locate.sites import ATTENTION, FFN, KINDS, STATE, TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLES = {
-    "state": ("hidden state after a layer", "Purples"),
-    "ffn": ("feed-forward output", "Greens"),
-    "attention": ("attention output", "Reds"),
-}
-"""Kind -> title and colours, as in the paper."""
+COLOURS = {STATE: "Purples", FFN: "Greens", ATTENTION: "Reds"}
+"""As in the paper."""
 FIGURES = {"reliability": "#08519c", "generalization": "#6baed6", "locality": "#d94801", "success": "black"}
 WRITTEN = 12
 """Layers up to which the cells hold their numbers."""
@@ -33,9 +30,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     swept = bool(result["sweep"])
     figure = new_figure(max(14.0, 0.9 * result["layers"]), 7.5 if swept else 4.0)
     parts: Any = figure.subfigures(1 + swept, 1, squeeze=False)
-    maps = parts[0, 0].subplots(1, len(TITLES), sharey=True)
-    for axes, (kind, (title, colours)) in zip(maps, TITLES.items(), strict=True):
-        _heat_map(axes, result, kind, title, colours)
+    maps = parts[0, 0].subplots(1, len(KINDS), sharey=True)
+    for axes, kind in zip(maps, KINDS, strict=True):
+        _heat_map(axes, result, kind)
     if swept:
         _success(parts[1, 0].subplots(), result)
     name = result["model"].get("name") or result["model"].get("type", "")
@@ -47,12 +44,12 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _heat_map(axes: Axes, result: Mapping[str, Any], kind: str, title: str, colours: str) -> None:
+def _heat_map(axes: Axes, result: Mapping[str, Any], kind: str) -> None:
     effects = result["effects"][kind]
     table = [[float("nan") if value is None else value for value in row] for row in effects["mean"]]
     known = [value for row in effects["mean"] for value in row if value is not None]
     low, high = min(0.0, *known), max(0.01, *known)
-    image = axes.imshow(table, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    image = axes.imshow(table, cmap=COLOURS[kind], vmin=low, vmax=high, aspect="auto")
     if result["layers"] <= WRITTEN:
         for row, values in enumerate(effects["mean"]):
             for layer, value in enumerate(values):
@@ -61,7 +58,7 @@ def _heat_map(axes: Axes, result: Mapping[str, Any], kind: str, title: str, colo
                     shown = f"{value:.2f}".replace("-0.00", "0.00")
                     axes.text(layer, row, shown, ha="center", va="center", size=8.5, color="white" if dark else "black")
     width = "" if kind == "state" or result["window"] == 1 else f", {result['window']} layers around"
-    axes.set_title(f"{title}{width}", size=11)
+    axes.set_title(f"{TITLES[kind]}{width}", size=11)
     axes.set_yticks(range(len(result["roles"])), _labels(result["roles"], effects["n"]))
     axes.set_xlabel("layer restored")
     _layers(axes, result["layers"])

@@ -40,6 +40,7 @@ ATTENTION_OUTPUTS: dict[str, str] = {
 """`model_type` -> path of the attention's output projection, whose output is what attention adds to the block."""
 
 STATE, FFN, ATTENTION = KINDS = ("state", "ffn", "attention")
+TITLES = {STATE: "hidden state after a layer", FFN: "feed-forward output", ATTENTION: "attention output"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

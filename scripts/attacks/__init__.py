@@ -1,12 +1,16 @@
-"""What has broken a service before, as functions that do it again. `scripts/attack_serve.py` runs them.
+"""What has broken a service or a store before, as functions that do it again, and the command that runs them.
 
-A module holds the attacks on one part, in a dictionary `ATTACKS` by name: a letter and a number, then what is done
-(`b06_unknown_paths`).
+`scripts/attack_serve.py` runs the modules of this folder, each of which holds the attacks on one part of a service in a
+dictionary `ATTACKS` by name: a letter and a number, then what is done (`b06_unknown_paths`).
+`scripts/attack_store.py` holds those on a store, a memory and a pack.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +20,7 @@ from service_process import Service
 
 
 class AttackError(Exception):
-    """The service did what it must not; the message says what was seen."""
+    """What was attacked did what it must not; the message says what was seen."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,42 @@ class Attack:
     """Of `wise serve`; `{folder}` is a folder of the attack's own."""
 
 
-def record(file: str, run: str, results: Mapping[str, Any]) -> None:
+def main(about: str | None, attacks: Mapping[str, tuple[str, Callable[[], str]]]) -> int:
+    """The command that runs attacks. One line for each goes to stdout; the last line is one JSON object.
+
+    about: what the help says. attacks: by name, what is done and must hold, and what does it and returns what it
+    measured.
+
+    Returns 1 if an attack succeeded.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="beginnings of names; left out: all")
+    parser.add_argument("--list", action="store_true", help="name the attacks and end")
+    parser.add_argument("--into", nargs=2, metavar=("FILE", "RUN"), help="put the results into this run of a file")
+    options = parser.parse_args()
+    chosen = {n: a for n, a in sorted(attacks.items()) if not options.names or n.startswith(tuple(options.names))}
+    if options.list:
+        print("\n".join(f"{name}: {what}" for name, (what, _) in chosen.items()))
+        return 0
+    results = {}
+    for number, (name, (_, attack)) in enumerate(chosen.items(), start=1):
+        print(f"{number} of {len(chosen)}: {name}", file=sys.stderr)
+        begun = time.monotonic()
+        try:
+            held, seen = True, attack()
+        except AttackError as error:
+            held, seen = False, str(error)
+        except Exception as error:
+            held, seen = False, f"{type(error).__name__}: {error}"
+        results[name] = {"held": held, "seen": seen, "seconds": round(time.monotonic() - begun, 1)}
+        print(f"{name:<28} {'held' if held else 'BROKEN'}  {seen}", flush=True)
+    print(json.dumps(results))
+    if options.into:
+        _record(*options.into, results)
+    return 0 if all(result["held"] for result in results.values()) else 1
+
+
+def _record(file: str, run: str, results: Mapping[str, Any]) -> None:
     """Puts results by name into one run of a JSON file, beside those that it has: the page of results is made of it."""
     path = Path(file)
     found = json.loads(path.read_text()) if path.exists() else {}

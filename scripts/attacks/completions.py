@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,16 +20,8 @@ LONGEST_GAP = 1.0
 
 def ask(service: Service, body: dict[str, Any], path: str = "/v1/completions") -> tuple[int, Any]:
     """The status and the body of an answer."""
-    request = urllib.request.Request(
-        service.url + path,
-        data=json.dumps({"model": MODEL} | body).encode(),
-        headers={"Authorization": f"Bearer {service.token}", "Content-Type": "application/json"},
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+    status, _, text = service.ask(path, {"model": MODEL} | body, seconds=60)
+    return status, text
 
 
 def answer(service: Service, body: dict[str, Any], path: str = "/v1/completions") -> Any:
@@ -44,12 +34,7 @@ def answer(service: Service, body: dict[str, Any], path: str = "/v1/completions"
 
 def chunks(service: Service, body: dict[str, Any]) -> Iterator[Any]:
     """The events of a stream as they come. Raises AttackError for one that breaks off."""
-    request = urllib.request.Request(
-        f"{service.url}/v1/completions",
-        data=json.dumps({"model": MODEL, "stream": True} | body).encode(),
-        headers={"Authorization": f"Bearer {service.token}", "Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=60) as stream:
+    with service.open("/v1/completions", {"model": MODEL, "stream": True} | body, seconds=60) as stream:
         for line in stream:
             if line.startswith(b"data: [DONE]"):
                 return

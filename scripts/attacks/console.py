@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 import urllib.parse
-import urllib.request
 from typing import Any
 
 from service_process import Service
@@ -25,19 +24,12 @@ LOGGED = ("request", "trace", "version", "completion_tokens")
 
 
 def post(service: Service, path: str, body: dict[str, Any]) -> Any:
-    headers = {
-        "Authorization": f"Bearer {service.token}",
-        "Content-Type": "application/json",
-        "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01",
-    }
-    request = urllib.request.Request(service.url + path, json.dumps(body).encode(), headers)
-    return json.loads(urllib.request.urlopen(request).read())
+    return service.fetch(path, body, headers={"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"})
 
 
 def watched(service: Service) -> str:
     post(service, "/v1/completions", {"model": "wise-demo", "prompt": FRANCE})
-    request = urllib.request.Request(f"{service.url}/metrics", headers={"Authorization": f"Bearer {service.token}"})
-    lines = urllib.request.urlopen(request).read().decode().splitlines()
+    lines = service.ask("/metrics")[2].splitlines()
     metrics = {name: float(value) for name, _, value in (x.rpartition(" ") for x in lines if not x.startswith("#"))}
     missing = [name for name in METRICS if name not in metrics]
     if missing or not metrics["wise_first_token_seconds_count"]:
@@ -71,7 +63,7 @@ def searched(service: Service) -> str:
     if (lyon["status"], nice["status"]) != ("superseded", "live"):
         raise AttackError(f"an edit that a later one took the place of is {lyon['status']}")
     query = urllib.parse.urlencode({"text": "NICE", "valid_at": "2030-01-01", "newest": "true"})
-    found = [edit["target"] for edit in service.get(f"/v1/edits?{query}")["data"]]
+    found = [edit["target"] for edit in service.fetch(f"/v1/edits?{query}")["data"]]
     if found != ["Nice"]:
         raise AttackError(f"a search for one edit found {found}")
     return "the superseded edit is called so, and the other one found by its text"

@@ -11,12 +11,12 @@ import tempfile
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from service_process import Service
 
@@ -26,27 +26,6 @@ FRANCE = "The capital of France is"
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def ask(
-    service: Service,
-    path: str,
-    body: Any = None,
-    *,
-    token: str | None = None,
-    method: str | None = None,
-) -> tuple[int, Any, Any]:
-    """Status, headers and text of an answer. token: another one than the admin's; "" for none."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{service.url}{path}", data=data, method=method)
-    if token != "":
-        request.add_header("Authorization", f"Bearer {token or service.token}")
-    request.add_header("Content-Type", "application/json")
-    try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            return answer.status, answer.headers, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.headers, error.read().decode()
-
-
 def connection(service: Service, seconds: float = 20.0) -> socket.socket:
     return socket.create_connection(("127.0.0.1", service.port), timeout=seconds)
 
@@ -54,7 +33,7 @@ def connection(service: Service, seconds: float = 20.0) -> socket.socket:
 def answers(service: Service) -> float:
     """Seconds of one completion. Raises AttackError where it does not come."""
     begun = time.monotonic()
-    status, _, text = ask(service, "/v1/completions", {"model": "wise-demo", "prompt": FRANCE, "max_tokens": 3})
+    status, _, text = service.ask("/v1/completions", {"model": "wise-demo", "prompt": FRANCE, "max_tokens": 3})
     if status != 200:
         raise AttackError(f"a completion got status {status}: {text[:100]}")
     return time.monotonic() - begun
@@ -72,7 +51,7 @@ def idle_connections(service: Service) -> str:
                 with ignored():
                     idle[-1].sendall(b"POST /v1/edits HTTP/1.1\r\nHost: x\r\n")  # and never an end of the head
         spent = answers(service)
-        files = len(list(Path(f"/proc/{service._process.pid}/fd").iterdir()))
+        files = len(list(Path(f"/proc/{service.pid}/fd").iterdir()))
         if files > 1_100:
             raise AttackError(f"{files} file descriptors are open, and stay so")
         time.sleep(25)
@@ -131,7 +110,7 @@ def established(service: Service, port: int) -> bool:
 def unknown_paths(service: Service) -> str:
     paths, methods, most = 600, 600, 100_000
     for number in range(paths):
-        status, _, _ = ask(service, f"/no/such/path/{number}", token="")
+        status, _, _ = service.ask(f"/no/such/path/{number}", token="")
         if status >= 500:
             raise AttackError(f"status {status}")
     with connection(service) as one:
@@ -141,8 +120,8 @@ def unknown_paths(service: Service) -> str:
             if not one.recv(65536):
                 raise AttackError("an odd method ends the connection")
     for text in ("../../etc", "%00", "%F0%9F%98%80" * 50, "{edit_id}", 'a"b\\', "\u0430"):
-        ask(service, f"/v1/edits/{urllib.request.quote(text, safe='%')}")
-    _, _, text = ask(service, "/metrics")
+        service.ask(f"/v1/edits/{quote(text, safe='%')}")
+    _, _, text = service.ask("/metrics")
     labels = len(re.findall(r"^wise_requests_total", text, re.MULTILINE))
     if len(text) > most or labels > 50:
         raise AttackError(f"/metrics has {len(text)} bytes and {labels} series of requests")
@@ -174,7 +153,7 @@ def brackets_of_strangers(service: Service) -> str:
     def watch() -> None:
         while not stop.is_set():
             begun = time.monotonic()
-            ask(service, "/health", token="")
+            service.ask("/health", token="")
             waits.append(time.monotonic() - begun)
             most[0] = max(most[0], service.memory()["service"])
 
@@ -228,7 +207,7 @@ def wise(*arguments: str) -> str:
 
 def edit(service: Service, prompt: str, target: str, model: str | None = None, **more: Any) -> dict[str, Any]:
     body = {"edits": [{"prompt": prompt, "target": target, **more}], "wait": "live", "model": model}
-    status, _, text = ask(service, "/v1/edits", body)
+    status, _, text = service.ask("/v1/edits", body)
     if status != 200:
         raise AttackError(f"an edit got status {status}: {text[:200]}")
     return dict(json.loads(text)["edits"][0])
@@ -240,8 +219,7 @@ class Events(threading.Thread):
     def __init__(self, service: Service, token: str) -> None:
         super().__init__(daemon=True)
         self.lines: list[str] = []
-        request = urllib.request.Request(f"{service.url}/v1/events", headers={"Authorization": f"Bearer {token}"})
-        self._answer = urllib.request.urlopen(request, timeout=60)
+        self._answer = service.open("/v1/events", token=token, seconds=60)
         self.start()
 
     def run(self) -> None:
@@ -269,7 +247,7 @@ def bound_token(service: Service) -> str:
         token = new_token(file, "eve", "--namespace", "team-a", "--scope", "editor")
         secret = edit(served, "The capital of Spain is", "Secretville", "wise-demo@team-b", subject="Spain")
         gone = edit(served, "The capital of Italy is", "Secretburg", "wise-demo@team-b", subject="Italy")
-        ask(served, f"/v1/edits/{gone['id']}", method="DELETE")
+        served.ask(f"/v1/edits/{gone['id']}", method="DELETE")
         edit(served, FRANCE, "Lyon", "wise-demo@team-a", subject="France")
         leaks = []
         for path, body in (
@@ -281,7 +259,7 @@ def bound_token(service: Service) -> str:
             ("/v1/ask", {"model": "wise-demo@team-c", "prompts": [FRANCE]}),
             ("/v1/edits", {"model": "wise-demo@team-b", "edits": [{"prompt": FRANCE, "target": "X"}]}),
         ):  # fmt: skip
-            status, _, text = ask(served, path, body, token=token)
+            status, _, text = served.ask(path, body, token=token)
             if status >= 500:
                 raise AttackError(f"{path}: status {status}")
             for given in (path.rpartition("/")[2], "wise-demo@team-b"):
@@ -289,7 +267,7 @@ def bound_token(service: Service) -> str:
             known = ("Secret", "Spain", "Italy", "team-b", secret["id"], gone["id"], "wise_live_edits")
             if any(found in text for found in known):
                 leaks.append(path)
-        own = ask(served, "/v1/completions", {"model": "wise-demo@team-a", "prompt": FRANCE}, token=token)
+        own = served.ask("/v1/completions", {"model": "wise-demo@team-a", "prompt": FRANCE}, token=token)
         if leaks or "Lyon" not in own[2]:
             raise AttackError(f"told a token of team-a of team-b: {leaks}; its own: {own[0]}")
     return "a token of one namespace sees nothing of another"
@@ -298,13 +276,13 @@ def bound_token(service: Service) -> str:
 def odd_namespaces(service: Service) -> str:
     odd = ("team ", "te\u200bam", "a\nb", "\u0442eam", "\uff54eam", "team\u00ad", "\u202eteam", "te\u0301am")
     body = {"edits": [{"prompt": FRANCE, "target": "Lyon", "subject": "France"}]}
-    taken = [name for name in odd if ask(service, "/v1/edits", body | {"model": f"wise-demo@{name}"})[0] < 300]
+    taken = [name for name in odd if service.ask("/v1/edits", body | {"model": f"wise-demo@{name}"})[0] < 300]
     known = {ticket["namespace"] for ticket in service.tickets()}
     if set(taken) - {odd[-1]} or known - {"t\u00e9am"}:
         raise AttackError(f"look-alikes are namespaces: {sorted(map(ascii, known))}")
     made = edit(service, FRANCE, "Nice", "wise-demo@a/b@c", subject="France")
     for path in (f"/v1/edits/{made['id']}", "/v1/models/wise-demo@a/b@c", "/v1/models/wise-demo%40a%2Fb%40c"):
-        if ask(service, path)[0] != 200:
+        if service.ask(path)[0] != 200:
             raise AttackError(f"{path} does not reach its namespace")
     return f"{len(odd) - 1} look-alikes are refused, and every namespace is reached"
 
@@ -320,7 +298,7 @@ def controls(service: Service) -> str:
         said = [told[0].stdout + told[0].stderr, told[1]]
         exact = json.loads(wise("store", "log", str(store), "--json").splitlines()[-1])
     edit(service, line["prompt"], line["target"])
-    said.append((Path(f"/proc/{service._process.pid}/fd/2").resolve()).read_text())
+    said.append((Path(f"/proc/{service.pid}/fd/2").resolve()).read_text())
     raw = [sorted(set(CONTROLS.findall(one))) for one in said]
     if any(raw) or not exact["events"]:
         raise AttackError(f"raw controls from stream, log and the service's log: {raw}")
@@ -331,16 +309,16 @@ def headers(service: Service) -> str:
     problems = []
     lines = "a\u2028b\u2029c\x85d"
     made = edit(service, f"The capital of {lines} is", "Lyon")
-    ask(service, f"/v1/edits/{made['id']}?reason={urllib.request.quote(lines)}", method="DELETE")
-    _, _, stream = ask(service, "/v1/events?since=0&follow=false")
+    service.ask(f"/v1/edits/{made['id']}?reason={quote(lines)}", method="DELETE")
+    _, _, stream = service.ask("/v1/events?since=0&follow=false")
     body = {"model": "wise-demo", "prompt": "The", "max_tokens": 2, "stream": True}
-    _, _, more = ask(service, "/v1/completions", body)
+    _, _, more = service.ask("/v1/completions", body)
     if re.search("[\u2028\u2029\x85]", stream + more):
         problems.append("a stream of events holds raw ends of lines")
-    _, found, _ = ask(service, "/v1/edits")
+    _, found, _ = service.ask("/v1/edits")
     if (found["x-content-type-options"], found["cache-control"]) != ("nosniff", "no-store"):
         problems.append("no nosniff or no-store")
-    status, found, _ = ask(service, "/v1/edits", method="PATCH")
+    status, found, _ = service.ask("/v1/edits", method="PATCH")
     if (status, set((found["allow"] or "").split(", "))) != (405, {"GET", "POST"}):
         problems.append(f"405 allows {found['allow']}")
     with connection(service) as one:
@@ -365,7 +343,7 @@ class _Lines(BaseHTTPRequestHandler):
 
 def secrets_told(service: Service) -> str:
     told = {}
-    log = Path(f"/proc/{service._process.pid}/fd/2").resolve()
+    log = Path(f"/proc/{service.pid}/fd/2").resolve()
     with tempfile.TemporaryDirectory() as folder, HTTPServer(("127.0.0.1", 0), _Lines) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://anna:hunter2@127.0.0.1:{server.server_port}/f.jsonl?access_token=sesame&sig=sesame#sesame"
@@ -394,7 +372,7 @@ def secrets_told(service: Service) -> str:
 
 
 def silent_sign_in(service: Service) -> str:
-    told = [ask(service, path) for path in ("/console.js", "/console/console.js", "/console/signin.js")]
+    told = [service.ask(path) for path in ("/console.js", "/console/console.js", "/console/signin.js")]
     signing = [script for status, _, script in told if status == 200 and "location.hash" in script]
     if not signing or not all("confirm(" in script for script in signing):
         raise AttackError("a token of a link signs in without a question")
@@ -402,7 +380,7 @@ def silent_sign_in(service: Service) -> str:
 
 
 def strangers_of_ready(service: Service) -> str:
-    _, _, told = ask(service, "/ready", token="")
+    _, _, told = service.ask("/ready", token="")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         own = folder / ".memory.wise-old"
@@ -422,11 +400,8 @@ def strangers_of_ready(service: Service) -> str:
 
 def last_event(service: Service) -> str:
     for number in (2**63 - 1, 10**6):
-        request = urllib.request.Request(f"{service.url}/v1/events")
-        request.add_header("Authorization", f"Bearer {service.token}")
-        request.add_header("Last-Event-ID", str(number))
         try:
-            with urllib.request.urlopen(request, timeout=3):
+            with service.open("/v1/events", headers={"Last-Event-ID": str(number)}, seconds=3):
                 raise AttackError(f"Last-Event-ID {number}: a stream in which nothing comes")
         except urllib.error.HTTPError as error:
             if error.code != 400:

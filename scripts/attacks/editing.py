@@ -10,8 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from typing import Any
 
@@ -27,16 +25,11 @@ PATIENCE = 20.0
 
 def call(service: Service, method: str, path: str, body: Any = None, seconds: float = PATIENCE) -> tuple[int, Any]:
     """Status and body of an answer; status 0 if there was none in time."""
-    headers = {"Authorization": f"Bearer {service.token}", "Content-Type": "application/json"}
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{service.url}{path}", data, headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=seconds) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read() or b"{}")
+        status, _, text = service.ask(path, body, method=method, seconds=seconds)
     except OSError:
         return 0, {}
+    return status, json.loads(text or "{}")
 
 
 def edited(service: Service, edit: dict[str, Any], seconds: float = PATIENCE) -> str:
@@ -156,7 +149,7 @@ def killed_twice(service: Service) -> str:
         if found["status"] == "live":
             return f"live before it could be killed more than {killed} times: nothing was seen"
         if found["status"] == "training":
-            for pid in editors(service):
+            for pid in service.editors():
                 os.kill(pid, signal.SIGKILL)
             killed += 1
             while call(service, "GET", path)[1]["status"] == "training" and time.monotonic() < end:
@@ -165,23 +158,15 @@ def killed_twice(service: Service) -> str:
     raise AttackError(f"it is {found['status']} after {killed} kills")
 
 
-def editors(service: Service) -> list[int]:
-    listed = subprocess.run(
-        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(service.pid)], capture_output=True, text=True
-    ).stdout.splitlines()
-    return [int(line.split()[0]) for line in listed if "spawn_main" in line]
-
-
 def ready_while_preparing(service: Service) -> str:
-    for pid in editors(service):
+    for pid in service.editors():
         os.kill(pid, signal.SIGKILL)
     states, end = set(), time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        try:
-            answer = urllib.request.urlopen(f"{service.url}/ready")
-            states.add(answer.status)
-        except urllib.error.HTTPError as error:
-            raise AttackError(f"/ready is {error.code} while the editor prepares") from error
+        status, _, _ = service.ask("/ready", token="")
+        states.add(status)
+        if status != 200:
+            raise AttackError(f"/ready is {status} while the editor prepares")
         editing = call(service, "GET", "/v1/status")[1].get("editing")
         if editing:
             return f"/ready is {states} and /v1/status says: {editing}"

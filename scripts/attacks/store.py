@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
-import urllib.request
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,10 +34,10 @@ def clock_ahead(service: Service) -> str:
     subprocess.run([sys.executable, "-c", AHEAD, str(service.store)], check=True, capture_output=True)
     _wait(service, "ahead")
     later = _submit(service, {"prompt": "The capital of Spain is", "target": "Seville", "subject": "Spain"})
-    found = service.get(f"/v1/edits/{valid}")
+    found = service.fetch(f"/v1/edits/{valid}")
     if found["status"] != "live":
         raise AttackError(f"an edit that is valid for an hour is {found['status']}")
-    dated = service.get(f"/v1/edits/{later}")["events"][0]["at"]
+    dated = service.fetch(f"/v1/edits/{later}")["events"][0]["at"]
     if dated > until:
         raise AttackError(f"an edit of now is dated {dated[:10]}")
     return "the edit is live, and later events have the date of today"
@@ -47,17 +45,14 @@ def clock_ahead(service: Service) -> str:
 
 def _submit(service: Service, edit: dict[str, Any]) -> str:
     """Submits an edit and waits until it was trained. Returns its id."""
-    headers = {"Authorization": f"Bearer {service.token}", "Content-Type": "application/json"}
-    body = json.dumps({"edits": [edit]}).encode()
-    request = urllib.request.Request(f"{service.url}/v1/edits", body, headers)
-    name = str(json.loads(urllib.request.urlopen(request).read())["edits"][0]["id"])
+    name = str(service.fetch("/v1/edits", {"edits": [edit]})["edits"][0]["id"])
     _wait(service, name)
     return name
 
 
 def _wait(service: Service, edit: str) -> None:
     end = time.monotonic() + PATIENCE
-    while service.get(f"/v1/edits/{edit}")["status"] in ("queued", "training"):
+    while service.fetch(f"/v1/edits/{edit}")["status"] in ("queued", "training"):
         if time.monotonic() > end:
             raise AttackError(f"edit {edit!r} was not trained within {PATIENCE:.0f} s")
         time.sleep(0.2)

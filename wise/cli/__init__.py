@@ -1,4 +1,4 @@
-"""The command line: `wise edit`, `ask`, `eval`, `info` and `demo`, one file each.
+"""The `wise` command, one file for each command or group.
 
 What they do is in the library; here are only options, tables and exit codes.
 """

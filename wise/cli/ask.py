@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from wise.cli.common import SLOT_STYLES, finite, show_table
+from wise.cli.common import SLOT_STYLES, show_table
 from wise.cli.options import EditedModelOptions, JsonOption, with_options
 from wise.cli.terminal import echo, show_json
 from wise.edits import check_one_namespace
 from wise.errors import checked_text
+from wise.safe_text import finite
 
 if TYPE_CHECKING:
     from wise.edits import Edit

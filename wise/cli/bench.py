@@ -100,8 +100,9 @@ def bench_editors(
             progress=show,
         )
     groups = finished(output)
-    (output / "comparison.md").write_text(markdown(groups), encoding="utf-8")
-    show_table("editors, generated / teacher-forced", HEAD, table(groups))
+    rows = table(groups)
+    (output / "comparison.md").write_text(markdown(HEAD, rows), encoding="utf-8")
+    show_table("editors, generated / teacher-forced", HEAD, rows)
     _draw(groups, output / "comparison.png", f"{data.name} in {model.called}")
     if as_json:
         show_json([{name: run[name] for name in run if name != "outcomes"} for group in groups for run in group])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from wise.cli.common import check_file, progress_bars, show_table
+from wise.cli.common import check_picture, progress_bars, show_table
 from wise.cli.options import JsonOption, PlacementOptions, ProgressOption, ThreadsOption, with_options
 from wise.cli.terminal import echo, show_json
 from wise.loading import load_model, prepare
@@ -33,7 +33,7 @@ def chat_demo(
     progress: ProgressOption = False,
 ) -> None:
     """Correct a few facts in a chat model, ask in other words and in a later turn, and take all of it back."""
-    check_file("--picture", picture)
+    check_picture(picture)
     prepare(threads)
     from wise.demo.chat import run_chat_demo
     from wise.demo.fetch import chat_model_folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import sys
 import time
@@ -24,7 +23,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from wise.cli.terminal import cell
+from wise.cli.terminal import cell, echo
+from wise.demo.plotting import new_figure
 from wise.errors import ConfigError
 
 BAD_INPUT = 2
@@ -87,16 +87,21 @@ def _lines(console: Console) -> Callable[[str, int, int], None]:
     return show
 
 
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table on stdout, of cells as `terminal.cell` shows them."""
+def show_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, limit: int | None = None
+) -> None:
+    """A table on stdout, of cells as `terminal.cell` shows them. limit: rows that are shown; more are only counted."""
+    rows = list(rows)
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, show_header=any(columns))
     for column in columns:
         table.add_column(column, overflow="fold")
-    for row in rows:
+    for row in rows[:limit]:
         table.add_row(*map(cell, row))
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
     console.print(table)
     console.print()
+    if limit is not None and len(rows) > limit:
+        echo(f"... and {len(rows) - limit} more")
 
 
 def check_file(option: str, file: Path | None) -> None:
@@ -111,6 +116,17 @@ def check_file(option: str, file: Path | None) -> None:
         raise ConfigError(f"{option} {file}: the folder {file.parent} cannot be written to; give another")
 
 
+def check_picture(file: Path | None) -> None:
+    """The same of a picture, whose ending must say a format that matplotlib writes. Raises ConfigError also where that
+    is not installed."""
+    check_file("--picture", file)
+    if file is None:
+        return
+    known = new_figure(1, 1).canvas.get_supported_filetypes()
+    if file.suffix.removeprefix(".").lower() not in known:
+        raise ConfigError(f"--picture {file}: its ending says no format; give one of .{', .'.join(sorted(known))}")
+
+
 def file_facts(file: Path) -> dict[str, Any]:
     """Which file it was, or which files of a folder, for whoever reads the figures."""
     from wise.formats.files import data_files
@@ -119,8 +135,3 @@ def file_facts(file: Path) -> dict[str, Any]:
     for part in data_files(file):
         digest.update(part.read_bytes())
     return {"name": file.name, "sha256": digest.hexdigest()}
-
-
-def finite(value: float) -> float | None:
-    """A number that JSON has; a threshold that nothing reaches is none."""
-    return value if math.isfinite(value) else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from wise.cli.common import check_file, progress_bars, show_table
+from wise.cli.common import check_file, check_picture, progress_bars, show_table
 from wise.cli.eval import show_evaluation
 from wise.cli.options import JsonOption, PlacementOptions, ProgressOption, ThreadsOption, with_options
 from wise.cli.terminal import echo, show_json
@@ -45,6 +45,7 @@ def demo(
 ) -> None:
     """Edit the model that ships with wise, and measure what became of it. Nothing is downloaded."""
     check_file("--records", records)
+    check_picture(picture)
     prepare(threads)
     from wise.demo.picture import draw
     from wise.demo.records import write_records

@@ -141,9 +141,7 @@ def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
         for edit, done in zip(edits, report.outcomes, strict=True)
     ]
     rows.sort(key=lambda row: row[0] not in report.failed)  # what did not work must not be cut off
-    show_table("Edits", ("id", "status", "target", "answer", "steps", "loss", "ms"), rows[:ROWS])
-    if len(rows) > ROWS:
-        echo(f"... and {len(rows) - ROWS} more")
+    show_table("Edits", ("id", "status", "target", "answer", "steps", "loss", "ms"), rows, limit=ROWS)
     counts = ", ".join(
         f"{count} {name.removesuffix('_edits')}"
         for name, count in _summary(report).items()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import check_file, file_facts, progress_bars, show_table
+from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table
 from wise.cli.options import (
     DataOption,
     FormatOptions,
@@ -23,8 +23,7 @@ from wise.cli.options import (
     settings,
     with_options,
 )
-from wise.cli.terminal import echo, show_json
-from wise.demo.plotting import check_picture
+from wise.cli.terminal import cell, echo, show_json
 from wise.errors import ConfigError, EditError
 
 if TYPE_CHECKING:
@@ -82,16 +81,14 @@ def evaluate(
     papers do. Locality: prompts whose answer is still that of the base. Generalization: paraphrases that were not
     used in fitting.
     """
-    for name, file in (("--output", output), ("--picture", picture)):
-        check_file(name, file)
-    if picture is not None:
-        if not (routing or retention):
-            raise ConfigError("--picture draws routing and retention: give --routing, --retention, or both")
-        check_picture(picture)
+    check_file("--output", output)
+    check_picture(picture)
+    if picture is not None and not (routing or retention):
+        raise ConfigError("--picture draws routing and retention: give --routing, --retention, or both")
     records, pool = _records(data, form, skip, edits)
     about = described(data, form, skip, model)
     from wise.lab.eval.candidates import Learning, all_settings
-    from wise.lab.eval.results_file import write_json
+    from wise.lab.eval.results_file import with_source, write_json
     from wise.lab.eval.routing.texts import running_text
     from wise.lab.eval.run import Scope
     from wise.lab.eval.run import evaluate as run
@@ -113,7 +110,7 @@ def evaluate(
             learning=learning,
             progress=show,
         )
-    whole = _merged(result.to_dict(outcomes=True), about)
+    whole = with_source(result.to_dict(outcomes=True), about)
     show_evaluation(result)
     if output is not None:
         write_json(output, whole)
@@ -124,7 +121,7 @@ def evaluate(
         draw_run(whole, picture)
         echo(f"picture drawn to {picture}")
     if as_json:
-        show_json(_merged(result.to_dict(), about))
+        show_json(with_source(result.to_dict(), about))
 
 
 def show_evaluation(result: Evaluation) -> None:
@@ -166,15 +163,11 @@ def _show_routing(routing: Mapping[str, Any]) -> None:
         echo(f"{name}: not measured, {why}")
     oracle = routing["oracle"]
     echo(
-        f"false routes per million tokens of running text: {_short(routing['false_routes_per_million'])} "
+        f"false routes per million tokens of running text: {cell(routing['false_routes_per_million'])} "
         f"({routing['running_text_tokens']} tokens)\n"
-        f"with an oracle for a router: reliability {_short(oracle['reliability'])}, "
-        f"generalization {_short(oracle['generalization'])}, free wordings {_short(oracle['free_generalization'])}"
+        f"with an oracle for a router: reliability {cell(oracle['reliability'])}, "
+        f"generalization {cell(oracle['generalization'])}, free wordings {cell(oracle['free_generalization'])}"
     )
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _records(
@@ -195,7 +188,3 @@ def _records(
 def described(data: Path, form: FormatOptions, skip: int, model: ModelOptions) -> dict[str, dict[str, Any]]:
     """What goes into the file of a run beside its figures: which records, and which model."""
     return {"data": file_facts(data) | {"format": form.format, "skip": skip}, "model": {"name": model.called}}
-
-
-def _merged(run: dict[str, Any], about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return run | {name: {**found, **run.get(name, {})} for name, found in about.items()}

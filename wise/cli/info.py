@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import ROWS, finite, show_table
+from wise.cli.common import ROWS, show_table
 from wise.cli.options import EditedModelOptions, JsonOption, MemoryOptions, with_options
-from wise.cli.terminal import echo, show_json
+from wise.cli.terminal import show_json
+from wise.safe_text import finite
 
 if TYPE_CHECKING:
     from wise.config import WiseConfig
@@ -112,6 +113,4 @@ def _show(result: dict[str, Any]) -> None:
         counted = memory | {"edits": len(edits), "slots": len(slots)}
         show_table("Memory", ("", ""), counted.items())
         for title, rows in (("Slots", slots), ("Edits", edits)):
-            show_table(title, tuple(rows[0]) if rows else (), [tuple(row.values()) for row in rows[:ROWS]])
-            if len(rows) > ROWS:
-                echo(f"... and {len(rows) - ROWS} more")
+            show_table(title, tuple(rows[0]) if rows else (), [tuple(row.values()) for row in rows], limit=ROWS)

@@ -9,22 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import check_file, file_facts, progress_bars, show_table
+from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table
 from wise.cli.options import FormatOptions, JsonOption, ModelOptions, ProgressOption, SeedOption, settings, with_options
 from wise.cli.terminal import echo, show_json
 from wise.config import WiseConfig
-from wise.demo.plotting import check_picture
 from wise.errors import ConfigError, EditError
 
 if TYPE_CHECKING:
     from wise.edits import Record
     from wise.lab.locate.facts import Fact
 
-KINDS = {
-    "state": "hidden state after a layer",
-    "ffn": "feed-forward output",
-    "attention": "attention output",
-}
 SWEEP = {
     "layer": "layer",
     "reliability": "reliability",
@@ -77,7 +71,8 @@ def locate(
     an answer runs, and not where editing works; so the layer is recommended by the edits alone.
     """
     WiseConfig(**settings(seed=seed))
-    _check_files(output, picture)
+    check_file("--output", output)
+    check_picture(picture)
     wanted = _layers(layers, sweep_edits)
     from wise.lab.locate.facts import read_facts
 
@@ -114,7 +109,9 @@ def locate(
 
 def show_location(result: Mapping[str, Any]) -> None:
     """The tables of one trace, and of the edits beside it."""
-    for kind, title in KINDS.items():
+    from wise.lab.locate.sites import TITLES
+
+    for kind, title in TITLES.items():
         effects = result["effects"][kind]
         window = result["window"]
         width = "" if kind == "state" or window == 1 else f", {window} layers at a time"
@@ -209,14 +206,6 @@ def _behind(data: Path, facts: Sequence[Fact], edits: int, read: FormatOptions) 
             "ask for fewer --facts or --sweep-edits, or give --sweep-edits 0"
         )
     return first, chosen
-
-
-def _check_files(output: Path | None, picture: Path | None) -> None:
-    """Found out before the work and not after it. Raises ConfigError."""
-    for option, file in (("--output", output), ("--picture", picture)):
-        check_file(option, file)
-    if picture is not None:
-        check_picture(picture)
 
 
 def _write(result: dict[str, Any], output: Path | None, picture: Path | None) -> None:

@@ -271,20 +271,29 @@ def settings(**given: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def parsed_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
+def named_values(pairs: Sequence[str] | None) -> dict[str, str]:
     """NAME=VALUE pairs. Raises ConfigError for one that is none, or a name that is given twice."""
-    found: dict[str, Any] = {}
+    found: dict[str, str] = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise ConfigError(f"--set {pair}: NAME=VALUE was expected, such as learning_rate=0.1")
+            raise ConfigError(f"--set {pair}: NAME=VALUE was expected, such as seed=1")
         if name in found:
             raise ConfigError(f"--set {pair}: {name} is given twice; leave one out")
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value
+        found[name] = value
     return found
+
+
+def parsed_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """NAME=VALUE pairs, the values JSON or else text. Raises ConfigError as `named_values` does."""
+    return {name: _json_or_text(value) for name, value in named_values(pairs).items()}
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
 
 
 def absolute(file: Path | None) -> str | None:

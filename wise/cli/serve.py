@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from wise.cli.options import AllowPrecisionOption, JsonOption, PlacementOptions, with_options
+from wise.cli.options import AllowPrecisionOption, JsonOption, PlacementOptions, named_values, with_options
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 
@@ -51,9 +51,11 @@ def serve(
         "tokens": tokens, "engine": engine, "relations": relations, "mode": mode,
         "allow_precision": allow_precision or None,
     } | asdict(placement)
-    settings = load(config, _set(setting) | {key: value for key, value in named.items() if value is not None})
+    given = {key: value for key, value in named.items() if value is not None}
+    settings = load(config, named_values(setting) | given)
 
-    private = Path(f"{default_store() if '://' in settings.store else settings.store}.token").absolute()
+    place = Path(default_store() if "://" in settings.store else settings.store).absolute()
+    private = place.with_name(f"{place.name}.token")
     written = False
 
     def show(url: str, token: str | None) -> None:
@@ -107,16 +109,6 @@ def token(
     if as_json:
         told = {"name": name, "scope": scope, "token": made, "file": str(file), "until": ends}
         show_json(told | {"namespaces": namespace})
-
-
-def _set(pairs: list[str] | None) -> dict[str, str]:
-    found = {}
-    for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"--set {pair}: NAME=VALUE was expected, such as max_batch_size=32")
-        found[key] = value
-    return found
 
 
 def _check_extra() -> None:

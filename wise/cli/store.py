@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from unicodedata import normalize
 
 import typer
 
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 
 StoreArgument = Annotated[
     str, typer.Argument(metavar="STORE", help="Folder of a store, or its postgresql:// URL.")
+]
+
+
+def _as_stored(namespace: str | None) -> str | None:
+    return None if namespace is None else normalize("NFC", namespace)
+
+
+NamespaceOption = Annotated[
+    str | None, typer.Option("--namespace", help="Edits of this namespace only.", callback=_as_stored)
 ]
 AuthorOption = Annotated[str | None, typer.Option("--author", help="Who does it, for the journal.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Why, for the journal.")]
@@ -52,7 +62,7 @@ def log(
     since: Annotated[int, typer.Option("--since", min=0, help="Show what happened after this event.")] = 0,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Show so many events at the most.")] = None,
     edit: Annotated[str | None, typer.Option("--edit", help="Show what happened to the edit of this id.")] = None,
-    namespace: Annotated[str | None, typer.Option("--namespace", help="Show edits of this namespace only.")] = None,
+    namespace: NamespaceOption = None,
     versions: Annotated[bool, typer.Option("--versions", help="Show versions instead of events.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -332,7 +342,7 @@ def export(
     store: StoreArgument,
     folder: Annotated[Path, typer.Argument(help="Folder to write: a memory, with what the journal says of its edits.")],
     version: Annotated[int | None, typer.Option("--version", min=1, help="Left out: the current one.")] = None,
-    namespace: Annotated[str | None, typer.Option("--namespace", help="Edits of this namespace only.")] = None,
+    namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a version of a store as a knowledge pack, which `wise store import` and `wise ask --memory` read."""

@@ -20,13 +20,6 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def check_picture(path: Path) -> None:
-    """Before long work: raises ConfigError where matplotlib cannot write the format that the name's ending says."""
-    known = new_figure(1, 1).canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".").lower() not in known:
-        raise ConfigError(f"--picture {path}: its ending says no format; give one of .{', .'.join(sorted(known))}")
-
-
 def save_figure(figure: Figure, path: Path) -> None:
     """Raises ConfigError where the file cannot be written in the format that its ending says."""
     try:

@@ -73,7 +73,7 @@ def recognise(row: JsonRow, format: str) -> Layout:
 
 def _complete(layout: Layout, row: JsonRow) -> bool:
     """Whether each required path has a value, which in every layout is a text or a list."""
-    return layout.needed <= row.keys() and all(not isinstance(peek(row, p), dict | None) for p in layout.required)
+    return layout.needed <= row.keys() and all(not isinstance(peek(row, p), dict | None) for p in layout.paths)
 
 
 def _known(layout: Layout, row: JsonRow) -> int:

@@ -26,7 +26,7 @@ from wise.formats.fields import (
     texts,
     texts_of,
 )
-from wise.formats.layout import outermost
+from wise.formats.layout import Layout, outermost
 from wise.formats.tracked_row import peek
 from wise.probes import Probe, Query
 
@@ -51,7 +51,7 @@ class AskedField:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordForm:
+class RecordForm(Layout):
     """One published layout. A path names a field; dots go into objects, lists are gone through."""
 
     format: str
@@ -90,7 +90,6 @@ class RecordForm:
 
     @cached_property
     def fields(self) -> frozenset[str]:
-        """The names a record of this form may have, outermost level."""
         paths = [self.prompt, self.target, self.subject, self.relation, self.generation_prompts, self.continuation]
         paths += [*self.answer, *self.paraphrases, *self.free_paraphrases, *self.neighbours, *self.aliases]
         for ask in self.asked:
@@ -98,12 +97,8 @@ class RecordForm:
         return outermost((*paths, *self.unread)) - {""}
 
     @property
-    def required(self) -> tuple[str, ...]:
+    def paths(self) -> tuple[str, ...]:
         return self.prompt, self.target, *self.also_required
-
-    @cached_property
-    def needed(self) -> frozenset[str]:
-        return outermost(self.required)
 
     def marked(self, row: JsonRow) -> bool:
         """The text at the form's mark, or the first one there, begins with it."""
@@ -113,7 +108,6 @@ class RecordForm:
         return isinstance(first, str) and first.startswith(beginning)
 
     def read(self, row: JsonRow, place: int, note: Note) -> list[Record]:
-        """As `Layout.read`."""
         if self.strict:
             return [Record.from_dict(row)]
         for path in self.also_required:

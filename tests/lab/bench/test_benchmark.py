@@ -123,7 +123,7 @@ def test_the_table_and_the_picture_are_of_the_runs(folder: Path, tmp_path: Path)
     assert rows[0][:4] == (EDITOR, "1", "2", " / ".join(f"{mean:.3f}" for mean in means))
     trial = {"settings": {}, "preparing_seconds": 12.34}
     assert table([[dict(groups[1][0]) | {"search": {"chosen": {}, "trials": [trial]}}]])[0][-1] == "12.3"
-    lines = markdown(groups).splitlines()
+    lines = markdown(HEAD, table(groups)).splitlines()
     assert len(lines) == 4 and lines[3].startswith(f"| {EDITOR} | 3 | 1 |")
     draw_comparison(groups, tmp_path / "figure.png", title="two runs")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

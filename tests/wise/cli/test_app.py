@@ -442,6 +442,8 @@ def test_the_demo_edits_the_shipped_model_and_draws_what_it_measured(tmp_path: P
     edited = {record.edit.prompt for record in first}
     assert all(record.neighbours and edited.isdisjoint(record.neighbours) for record in rest)
     refused(run("demo", "--records", file), "records.jsonl", "is there already")
+    refused(run("demo", "--picture", picture), "routing.png", "is there already")
+    refused(run("demo", "--picture", tmp_path / "routing.xyz"), "routing.xyz", "no format")
     figures = last_line(result)
     assert set(figures) >= {*PROMISED, "base_recall", "routing", "seconds"}
     assert figures["edits"] == 6 and figures["base_recall"] >= 0.98 and figures["seconds"] < 60

@@ -14,8 +14,8 @@ from tiny import text, tiny_model, tiny_tokenizer
 from typer.testing import Result
 
 import wise
+from wise.cli.common import check_picture
 from wise.cli.locate import show_location
-from wise.demo.plotting import check_picture
 from wise.errors import ConfigError
 from wise.lab.locate.picture import draw
 from wise.lab.locate.roles import ROLES

@@ -145,7 +145,7 @@ def test_the_token_of_a_run_does_not_go_to_the_log(
     monkeypatch.setattr(serving, "run", serve)
     before = os.umask(0)
     try:
-        done = run("serve", "--store", tmp_path / "store", *(["--json"] if as_json else []))
+        done = run("serve", "--store", f"{tmp_path / 'store'}/", *(["--json"] if as_json else []))
     finally:
         os.umask(before)
     assert done.exit_code == 0, done.output

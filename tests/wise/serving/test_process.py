@@ -239,6 +239,7 @@ def test_two_replicas_on_one_database_converge() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [(("--set", "max_batch_size=0"), "max_batch_size"), (("--set", "colour=red"), "colour"),
+     (("--set", "name=one", "--set", "name=two"), "given twice"),
      (("--mode", "retrieve", "--relations", "/nowhere"), "would have no effect"),
      (("--mode", "merge", "--set", "encoder=/nowhere"), "would have no effect"),
      (("--model", "/nowhere/at/all"), "no such"), (("--relations", "/nowhere/at/all"), "cannot be read")],

@@ -63,7 +63,7 @@ class GenerationRequest:
     """One answer to generate. The fields that choose a token have the names and meanings of vLLM's SamplingParams.
 
     The memory changes the logits; then come, in this order, the grammar, `logit_bias`, the penalties, the temperature,
-    `top_k`, `top_p` and `min_p`.
+    `min_p`, `top_k` and `top_p`.
     """
 
     prompt: tuple[int, ...]
