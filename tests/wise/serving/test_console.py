@@ -403,7 +403,7 @@ def test_every_text_stands_out_and_fits_the_screen(browser: Browser, served: Run
         page.click("#tab-chat")
         assert page.evaluate(CONTRAST)["poor"] == [] and not wide(page)
         page.evaluate("document.querySelectorAll('small').forEach((one) => (one.style.color = '#777777'))")
-        page.evaluate("document.querySelector('.card').style.width = '2000px'")  # negative controls
+        page.evaluate("document.querySelector('#chat .card').style.width = '2000px'")  # negative controls
         assert page.evaluate(CONTRAST)["poor"] and wide(page)
 
 
@@ -414,7 +414,7 @@ def test_the_page_loads_nothing_from_elsewhere(browser: Browser, plain: Running)
     refused: list[str] = []
     page.on("console", lambda message: refused.append(message.text) if message.type == "error" else None)
     page.goto(f"{plain.url}/")
-    expect(notice(page)).to_contain_text("Give a token")
+    expect(page.locator("#access")).to_contain_text("token of the service")
     assert page.url == f"{plain.url}/console"
     assert len(asked) > 5 and all(url.startswith((plain.url, "data:")) for url in asked)
     assert not refused, refused

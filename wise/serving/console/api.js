@@ -5,22 +5,22 @@ const SCOPES = ["reader", "editor", "admin"];
 
 export const may = (scope) => SCOPES.indexOf(session.scope) >= SCOPES.indexOf(scope);
 
-export async function request(path, { body, method, raw, signal } = {}) {
+export async function request(path, { body, method, raw, signal, headers } = {}) {
   const sent = body === undefined ? undefined : raw ? body : JSON.stringify(body);
   const type = raw ? "application/octet-stream" : "application/json";
   let answer;
   try {
     answer = await fetch(path, {
       method: method || (body === undefined ? "GET" : "POST"), body: sent, signal,
-      headers: { Authorization: `Bearer ${session.token}`, ...(body === undefined ? {} : { "Content-Type": type }) },
+      headers: { Authorization: `Bearer ${session.token}`, ...(body === undefined ? {} : { "Content-Type": type }), ...headers },
     });
   } catch (error) {
     if (signal?.aborted) throw error;
-    throw new Error("The service cannot be reached; see that it runs, and try again.");
+    throw new Error("The service cannot be reached; see that it runs");
   }
   if (answer.ok) return answer;
   const told = await answer.json().catch(() => null);
-  const error = new Error(told?.error?.message ?? `The service answered ${answer.status} ${answer.statusText}.`);
+  const error = new Error(told?.error?.message ?? `The service answered ${answer.status} ${answer.statusText}`);
   error.status = answer.status;
   throw error;
 }

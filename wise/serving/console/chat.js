@@ -10,7 +10,7 @@ const turns = [];        // of this conversation, as the service takes them
 let running = null;      // what stops the answer that is streaming
 
 export function connected() {
-  $("chat-title").textContent = session.chat ? "Chat" : "Completions";
+  say($("chat-title"), session.chat ? "Chat" : "Completions");
   $("with-system").hidden = !session.chat;
   say($("chat-options").firstElementChild, session.chat ? "System message and length" : "Length");
   say($("words-label"), session.chat ? "Message" : "Text to continue");
@@ -28,7 +28,6 @@ async function send() {
   $("words").value = "";
   $("stop").hidden = false;
   $("send").disabled = true;
-  $("chat-hint").hidden = true;
   dismiss("chat");
   turns.push({ role: "user", content: words });
   const asked = session.chat ? messages() : words;
@@ -68,9 +67,12 @@ async function stream(asked, answer, got) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data), choice = chunk.choices?.[0];
     if (chunk.error) throw new Error(chunk.error.message);
-    if (chunk.wise) [got.routes, got.edits, got.version] = [chunk.wise.routes?.[0], chunk.wise.edits?.[0] ?? [], chunk.wise.version];
     const text = choice?.delta?.content ?? choice?.text ?? "";
     if (choice?.finish_reason) got.finish = choice.finish_reason;
+    if (chunk.wise) {
+      [got.routes, got.edits, got.version] = [chunk.wise.routes?.[0], chunk.wise.edits?.[0] ?? [], chunk.wise.version];
+      got.finish = chunk.wise.finish_reasons?.[0] ?? got.finish;
+    }
     if (!text) continue;
     const near = innerHeight + scrollY >= document.body.scrollHeight - 80;
     got.text += text;
@@ -100,7 +102,7 @@ function finish(answer, got, asked) {
   const nameOf = (id) => (known.has(id) ? `${known.get(id).prompt} \u2192 ${known.get(id).target}` : id);
   const key = writers.map((id, i) => node("li", { hue: hue(id) }, node("i", { "aria-hidden": "true" }), `${i + 1} `,
     known.has(id) ? node("button", { type: "button", class: "link", onclick: () => act("chat", null, () => showEdit(id)) }, nameOf(id)) : nameOf(id)));
-  const end = { length: "it reached its length", stopped: "stopped", failed: "cut off by an error" }[got.finish];
+  const end = { length: "cut off at the longest answer", deadline: "cut off: its time was over", stopped: "stopped", failed: "cut off by an error" }[got.finish];
   const told = [got.version === null ? null : `version ${got.version}`, got.routes && !key.length ? "only the base spoke" : null, end];
   answer.more.replaceChildren(
     ...(key.length ? [node("ul", { class: "key", "aria-label": "Edits that spoke" }, key)] : []),
@@ -147,7 +149,7 @@ function scores(routes) {
       node("td", {}, `${route.score.toFixed(3)} / ${route.threshold.toFixed(3)}`));
   });
   return [node("details", {}, node("summary", {}, "Scores of the router"), node("table", { class: "scores" },
-    node("thead", {}, node("tr", {}, node("th", {}, "Token read"), node("th", {}, "Score"), node("th", {}, "score / threshold"))),
+    node("thead", {}, node("tr", {}, node("th", {}, "Token"), node("th", { colspan: "2" }, "Score / threshold"))),
     node("tbody", {}, rows)))];
 }
 
@@ -160,6 +162,6 @@ $("clear").addEventListener("click", () => {
   running?.abort();
   turns.length = 0;
   $("turns").replaceChildren();
-  $("chat-hint").hidden = false;
+  dismiss("chat");
   $("words").focus();
 });

@@ -6,10 +6,10 @@ import { $, node, say } from "./dom.js";
 import * as edits from "./edits.js";
 import * as editing from "./editing.js";
 import * as files from "./files.js";
-import { dismiss, notice } from "./notices.js";
+import { notice, trouble } from "./notices.js";
 import * as service from "./service.js";
-import { signIn } from "./signin.js";
-import "./tabs.js";
+import { signedOut, signIn } from "./signin.js";
+import { open } from "./tabs.js";
 import * as versions from "./versions.js";
 
 const EVERY = 2000;      // milliseconds between two looks at the metrics
@@ -26,6 +26,7 @@ async function allowed(tab, work) {
   } catch (error) {
     if (error.status !== 403) throw error;
     $(tab).hidden = true;
+    if ($(tab).ariaSelected === "true") open("chat");
   }
 }
 
@@ -42,6 +43,7 @@ async function showModels() {
   say($("model"), names[0]?.split("@")[0] ?? "");
   session.chat = told.data[0]?.chat ?? false;
   chat.connected();
+  editing.connected();
 }
 
 async function showVersions() {
@@ -50,10 +52,13 @@ async function showVersions() {
   say($("version"), number === null ? "" : `version ${number}`);
 }
 
+// on: null while it connects.
 function status(on) {
-  $("status").className = `dot ${on ? "on" : "off"}`;
-  $("status").setAttribute("aria-label", on ? "connected" : "not connected");
-  $("facts").hidden = !on && !session.scope;
+  const told = on === null ? "connecting" : on ? "connected" : "not connected";
+  $("status").className = `dot ${on === null ? "" : on ? "on" : "off"}`;
+  $("status").setAttribute("aria-label", told);
+  $("status").title = told;
+  if (on) $("facts").hidden = false;
 }
 
 async function follow(mine) {
@@ -64,16 +69,21 @@ async function follow(mine) {
       const path = since === null ? "/v1/events" : `/v1/events?since=${since}`;
       const answer = await request(path, { signal: mine.signal });
       status(true);
-      dismiss("service");
+      trouble("service", "");
       for await (const data of events(answer)) {
-        waiting.push(JSON.parse(data));
+        const event = JSON.parse(data);
+        if (event.error) throw new Error(event.error.message);  // of the token: the next request says so, too
+        waiting.push(event);
         since = waiting.at(-1).number;
         work();
       }
     } catch (error) {
       if (mine.signal.aborted) return;
-      notice("service", "problem", error.message);
-      if ([401, 403].includes(error.status)) return status(false);
+      if (error.status === 401) {
+        status(false);
+        return signedOut(error.message);
+      }
+      trouble("service", `${error.message}; the page connects again by itself`);
     }
     status(false);
     await new Promise((done) => setTimeout(done, AGAIN));
@@ -96,28 +106,30 @@ async function work() {
 async function happened(told) {
   const changed = [...new Set(told.map((event) => event.edit).filter(Boolean))];
   files.happened(told);
-  editing.happened(told);
+  edits.happened(told);
   await edits.refresh(changed);
   service.happened(told, await edits.names(changed));
   if (told.some((event) => event.version !== null)) await Promise.all([showVersions(), showModels()]);
 }
 
+async function look() {
+  await service.look().catch(() => {});  // said by the stream of events
+  await allowed("tab-service", service.measure).catch(() => {});
+}
+
 async function watch() {
   for (;;) {
-    if (session.scope && !document.hidden) {
-      await service.editor().catch(() => {});  // said by the stream of events
-      await allowed("tab-service", service.measure).catch(() => {});
-    }
+    if (session.scope && !document.hidden) await look();
     await new Promise((done) => setTimeout(done, EVERY));
   }
 }
 
-signIn((known) => {
+signIn(() => {
   following?.abort();
-  status(false);
-  if (!known) return;
   following = new AbortController();
+  status(null);
   follow(following);
+  look();
 });
 $("space").addEventListener("change", () => { session.model = $("space").value; });
 watch();

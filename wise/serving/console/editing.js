@@ -1,11 +1,13 @@
 // A new edit: previewed in the words of its form, then committed.
 
-import { call, session } from "./api.js";
+import { call, request, session } from "./api.js";
 import { $, node, say } from "./dom.js";
+import { follow, names } from "./edits.js";
 import { broken, formsTable } from "./forms.js";
-import { act, notice } from "./notices.js";
+import { act } from "./notices.js";
 
-const committed = new Map();  // ticket -> what to call it, until it is live or failed
+const HINT = "A preview changes nothing; it must be good before the edit can be committed.";
+let running = null;      // what ends the preview that is running
 
 const lines = (id) => $(id).value.split("\n").map((line) => line.trim()).filter(Boolean);
 const moment = (id) => ($(id).value ? new Date($(id).value).toISOString() : null);
@@ -19,35 +21,42 @@ function wanted() {
   };
 }
 
+export function connected() {
+  say($("prompt-hint"), session.chat ? "a question as users ask it" : "a text that ends right before the answer");
+}
+
 async function preview() {
-  const edit = wanted(), begun = performance.now();
+  const edit = wanted(), begun = performance.now(), mine = running = new AbortController();
   const tick = () => say($("preview-progress"), `The editor tries it: ${Math.round((performance.now() - begun) / 1000)} s`);
   tick();
   const timer = setInterval(tick, 1000);
+  $("cancel").hidden = false;
   try {
-    show(edit, await call("/v1/edits/preview", { edit, model: session.model, prompts: lines("probes") }));
+    const body = { edit, model: session.model, prompts: lines("probes") };
+    await show(edit, await (await request("/v1/edits/preview", { body, signal: mine.signal })).json());
+  } catch (error) {
+    if (!mine.signal.aborted) throw error;
   } finally {
     clearInterval(timer);
-    say($("preview-progress"), "");
+    $("cancel").hidden = true;
+    say($("preview-progress"), HINT);
   }
 }
 
-function show(edit, told) {
+async function show(edit, told) {
+  const replaced = await names(told.replaced), same = JSON.stringify(wanted()) === JSON.stringify(edit);
   const good = ["verified", "partial"].includes(told.outcome.status), wrong = broken(told.outcome).length;
   const said = [
     good ? "Nothing is changed yet." : "The model does not learn it; other words may help.",
     wrong ? `${wrong} of ${Object.keys(told.outcome.holds).length} are not as promised.` : "",
-    told.replaced.length ? `It takes the place of ${told.replaced.join(", ")}.` : "",
+    same ? "" : "The form was changed since: preview it again.",
+    told.replaced.length ? `It would replace ${told.replaced.map((id) => `\u201c${replaced.get(id) ?? id}\u201d`).join(", ")}.` : "",
   ];
   $("previewed").replaceChildren(
     node("p", { class: "verdict", role: "status" }, node("span", { class: `chip ${good ? "live" : "failed"}` }, told.outcome.status), ` ${said.filter(Boolean).join(" ")}`),
     formsTable(edit, told.outcome, told.answers.slice(1 + edit.paraphrases.length)) ?? "");
-  ready(true);
-}
-
-function ready(previewed) {
-  $("commit").disabled = !previewed;
-  $("commit").title = previewed ? "" : "Preview it first";
+  $("commit").disabled = !good || !same;
+  $("previewed").scrollIntoView({ block: "nearest" });
 }
 
 async function commit() {
@@ -55,21 +64,14 @@ async function commit() {
   $("words").value = edit.prompt;
   $("edit").reset();
   $("previewed").replaceChildren();
-  committed.set(edit.ticket, `\u201c${edit.prompt}\u201d \u2192 \u201c${edit.target}\u201d`);
-  tell(edit.ticket, edit.status);
-  setTimeout(() => ready(false));  // until the next preview
+  follow(edit);
+  setTimeout(() => ($("commit").disabled = true));  // until the next preview
 }
 
-function tell(ticket, state) {
-  notice("commit", state === "failed" ? "problem" : "done", `Edit ${ticket}, ${committed.get(ticket)}, is ${state}.`);
-  if (["live", "failed", "retired"].includes(state)) committed.delete(ticket);
-}
-
-// What events tell of edits that were committed here.
-export function happened(events) {
-  for (const event of events) if (committed.has(event.ticket)) tell(event.ticket, event.kind);
-}
+say($("preview-progress"), HINT);
 
 $("edit").addEventListener("submit", (event) => { event.preventDefault(); act("preview", $("preview"), preview); });
-$("edit").addEventListener("input", (event) => { if (event.target.id !== "probes") ready(false); });
+$("edit").addEventListener("input", (event) => { if (event.target.id !== "probes") $("commit").disabled = true; });
+$("space").addEventListener("change", () => ($("commit").disabled = true));
+$("cancel").addEventListener("click", () => running?.abort());
 $("commit").addEventListener("click", () => act("commit", $("commit"), commit));

@@ -6,12 +6,14 @@ import { broken, formsTable } from "./forms.js";
 import { act, notice } from "./notices.js";
 import { open } from "./tabs.js";
 
+const ERASED = "(erased)";  // stands for a text that was erased
 const PAGE = 50;
 const ASKED = 5;         // edits that are asked for to be named
 const EMPTY = 10;        // pages without a find that a search reads on by itself
 let found = [];          // edits as the service has them, the newest first
 let after = null;        // where the next page begins
 let searches = 0;
+const submitted = new Map();  // ticket -> what to call an edit that was submitted here, until it is live or failed
 
 function conditions() {
   const given = new URLSearchParams({ newest: "true", limit: String(PAGE) });
@@ -56,19 +58,20 @@ async function more(mine = searches) {
 
 function draw() {
   keyed($("list"), found, (edit) => edit.ticket, make, update);
-  const rest = after === null ? "" : `; those before ${after} were not looked at yet`;
-  say($("found"), found.length ? `${found.length} edit${found.length === 1 ? "" : "s"}${rest}` : after === null ? "No edit was found." : `None yet${rest}`);
+  const more = after === null ? "" : "; older ones were not searched yet", all = [...conditions().keys()].length === 2;
+  const none = after !== null ? "None so far" : all ? "There are no edits yet." : "No edit was found.";
+  say($("found"), (found.length ? `${found.length} edit${found.length === 1 ? "" : "s"}` : none) + more);
   show($("more"), after !== null, $("list"));
 }
 
 function make(edit) {
   const item = node("li", {}), parts = {
-    chip: node("span"), what: node("span", { class: "what" }), meta: node("div", { class: "meta" }), body: node("div", { class: "body" }),
+    chip: node("span"), flag: node("span", { class: "chip warn" }), what: node("span", { class: "what" }), meta: node("div", { class: "meta" }), body: node("div", { class: "body" }),
     replace: node("button", { type: "button", class: "small", onclick: (event) => replace(item, event.target) }, "Replace"),
     remove: node("button", { type: "button", class: "small", onclick: (event) => act("edit", event.target, () => remove(item.edit)) }, "Delete"),
     form: node("form", { class: "row", hidden: true }),
   };
-  const summary = node("summary", {}, node("span", { class: "line" }, parts.chip, parts.what), parts.meta);
+  const summary = node("summary", {}, node("span", { class: "line" }, parts.chip, parts.flag, parts.what), parts.meta);
   const details = node("details", { ontoggle: () => details.open && act("edit", null, () => detail(item)) }, summary,
     node("div", { class: "acts" }, parts.replace, parts.remove), parts.form, parts.body);
   item.append(details);
@@ -81,9 +84,13 @@ function update(item, edit) {
   if (!changed) return;
   item.dataset.edit = edit.id;
   item.dataset.status = edit.status;
-  parts.chip.className = `chip ${edit.status}`;
-  say(parts.chip, edit.status);
-  parts.what.replaceChildren(`${edit.prompt} \u2192 `, node("b", {}, edit.target));
+  const state = edit.problem ? "damaged" : erased(edit) ? "erased" : edit.status;
+  parts.chip.className = `chip ${state}`;
+  say(parts.chip, state);
+  say(parts.flag, edit.status !== "live" ? "" : edit.unheld !== null ? "not said" : broken(edit.outcome).length ? "in part" : "");
+  parts.flag.hidden = !parts.flag.textContent;
+  if (edit.problem || erased(edit)) say(parts.what, edit.problem ? `Edit ${edit.id}` : "Its text was erased");
+  else parts.what.replaceChildren(`${edit.prompt} \u2192 `, node("b", {}, edit.target));
   say(parts.meta, about(edit).filter(Boolean).join(" \u00b7 "));
   show(parts.replace, edit.status === "live" && may("editor"), item.summary);
   show(parts.remove, ["live", "queued", "training"].includes(edit.status) && may("editor"), item.summary);
@@ -91,30 +98,59 @@ function update(item, edit) {
   if (item.details.open) act("edit", null, () => detail(item));
 }
 
+const erased = (edit) => edit.prompt === ERASED && edit.target === ERASED;
+
 function about(edit) {
-  const wrong = broken(edit.outcome);
-  const why = { failed: edit.outcome?.why ?? `it said \u201c${edit.outcome?.answer ?? ""}\u201d`, superseded: "a later edit took its place" }[edit.status];
+  const wrong = broken(edit.outcome), said = edit.outcome?.answer == null ? "" : `it said \u201c${edit.outcome.answer}\u201d`;
+  const why = { failed: edit.outcome?.why ?? said, superseded: "a later edit took its place" }[edit.status];
   const promised = wrong.length && ["live", "failed"].includes(edit.status) ? `${wrong.length} of ${Object.keys(edit.outcome.holds).length} not as promised` : "";
   return [
     `#${edit.ticket}`, when(edit.accepted_at), edit.author, edit.namespace === "default" ? "" : `namespace ${edit.namespace}`,
     edit.status === "live" ? `since version ${edit.live_in}` : edit.retired_in ? `until version ${edit.retired_in}` : "",
     edit.valid_from && `valid from ${when(edit.valid_from)}`, edit.valid_until && `valid until ${when(edit.valid_until)}`,
-    why, promised, edit.unheld == null ? "" : `the engine says \u201c${edit.unheld}\u201d`, edit.reason,
+    why, promised, edit.unheld === null ? "" : `this engine says \u201c${edit.unheld}\u201d in its place`, edit.reason, edit.problem,
   ];
 }
 
 async function detail(item) {
   const shown = `${item.edit.ticket} ${item.edit.status}`;
   if (item.shown === shown) return;
-  item.shown = shown;
   const told = await call(`/v1/edits/${encodeURIComponent(item.edit.id)}`);
+  item.shown = shown;
   const events = told.ticket === item.edit.ticket ? told.events : [];
   item.parts.body.replaceChildren(...[
-    formsTable(item.edit, item.edit.outcome) ?? node("p", { class: "soft" }, "It was not trained yet, so nothing is known of its answers."),
+    ...given(item.edit),
+    formsTable(item.edit, item.edit.outcome) ?? node("p", { class: "soft" }, UNKNOWN[item.edit.status] ?? "Nothing is kept of its answers."),
     item.edit.outcome?.also_answers?.length ? node("p", { class: "soft" }, `It also answers: ${item.edit.outcome.also_answers.join("; ")}`) : null,
     events.length ? node("ol", { class: "steps", "aria-label": "Its events" }, events.map((event) =>
-      node("li", {}, node("span", { class: `chip ${event.kind}` }, event.kind), ` ${when(event.at)}${event.author ? `, ${event.author}` : ""}`))) : null,
+      node("li", {}, node("span", { class: `chip ${event.kind}` }, event.kind), ` ${[when(event.at), event.author, event.detail.why !== item.edit.outcome?.why && event.detail.why].filter(Boolean).join(", ")}`))) : null,
   ].filter(Boolean));
+}
+
+const UNKNOWN = { queued: "It waits to be trained.", training: "It is being trained." };
+
+// What the edit was given besides its prompt and answer, and what its forms do not show.
+function given(edit) {
+  const told = [
+    ["Subject", edit.subject], ["Aliases", edit.aliases.join(", ")], ["Conversation", edit.messages.map((one) => `${one.role}: ${one.content}`).join("\n")],
+    ...(edit.outcome?.holds ? [] : [["Paraphrases", edit.paraphrases.join("\n")], ["Neighbours", edit.locality.join("\n")]]),
+  ].filter(([, text]) => text);
+  return told.length && !edit.problem ? [node("dl", {}, told.flatMap(([name, text]) => [node("dt", {}, name), node("dd", {}, text)]))] : [];
+}
+
+// Tells what becomes of an edit that was submitted here.
+export function follow(edit) {
+  submitted.set(edit.ticket, `\u201c${edit.prompt}\u201d \u2192 \u201c${edit.target}\u201d`);
+  tell(edit.ticket, edit.status);
+}
+
+function tell(ticket, state, why) {
+  notice("commit", state === "failed" ? "problem" : "done", `Edit ${ticket}, ${submitted.get(ticket)}, is ${state}${why ? `: ${why}` : ""}.`);
+  if (["live", "failed", "superseded", "retired"].includes(state)) submitted.delete(ticket);
+}
+
+export function happened(events) {
+  for (const { ticket, kind, detail } of events) if (submitted.has(ticket)) tell(ticket, detail.status === "superseded" ? detail.status : kind, detail.why);
 }
 
 function replace(item, button) {
@@ -128,7 +164,7 @@ function replace(item, button) {
   form.onsubmit = (event) => {
     event.preventDefault();
     act("edit", send, async () => {
-      await call(`/v1/edits/${encodeURIComponent(item.edit.id)}`, { target: field.value }, "PUT");
+      follow((await call(`/v1/edits/${encodeURIComponent(item.edit.id)}`, { target: field.value }, "PUT")).edits[0]);
       form.hidden = true;
       item.summary.focus();
     });

@@ -11,7 +11,8 @@ let following = null;    // the import that is under way
 const space = () => session.model.split("@")[1] ?? "default";
 
 async function read(file) {
-  const told = await (await request(`/v1/files/edits?name=${encodeURIComponent(file.name)}`, { body: file, raw: true })).json();
+  const told = await request(`/v1/files/edits?name=${encodeURIComponent(file.name)}`, { body: file, raw: true }).then(
+    (answer) => answer.json(), (error) => { throw new Error(`${file.name} cannot be imported, and nothing was submitted: ${error.message}`); });
   const count = told.edits.length, few = told.edits.slice(0, 5);
   const submit = node("button", { type: "button", onclick: () => act("import", submit, () => send(told.edits, file.name)) }, `Submit ${count} edit${count === 1 ? "" : "s"}`);
   box(node("p", { role: "status" }, `${file.name} holds ${count} edit${count === 1 ? "" : "s"}, which would go into the namespace ${space()}:`),
@@ -20,20 +21,33 @@ async function read(file) {
   submit.focus();
 }
 
-async function send(edits, name) {
+function send(edits, name) {
   const bar = node("progress", { max: String(edits.length), value: "0", "aria-label": `Import of ${name}` }), told = node("p", { role: "status" });
-  following = { total: edits.length, sent: 0, tickets: new Set(), settled: {}, bar, told };
-  const mine = following;
-  box(node("p", {}, `Import of ${name}`), bar, told);
-  draw(mine);
-  for (let at = 0; at < edits.length; at += PART) {
-    const answer = await request("/v1/edits", { body: { edits: edits.slice(at, at + PART), model: session.model } });
-    const part = (await answer.json()).edits;
-    for (const edit of part) mine.tickets.add(edit.ticket);
-    mine.sent += part.length;
+  const rest = node("button", { type: "button", hidden: true, onclick: () => act("import", rest, () => submit(mine)) });
+  const mine = following = { edits, key: `${Date.now()}-${Math.random()}`, sent: 0, tickets: new Set(), settled: {}, bar, told, rest };
+  box(node("p", {}, `Import of ${name}`), bar, told,
+    node("div", { class: "acts" }, rest, node("button", { type: "button", class: "small", onclick: close }, "Close")));
+  return submit(mine);
+}
+
+// Submits what was not submitted yet. A part whose answer was lost is not taken twice: it has a key.
+async function submit(mine) {
+  const { edits, rest } = mine;
+  rest.hidden = true;
+  try {
+    while (mine.sent < edits.length) {
+      draw(mine);
+      const headers = { "Idempotency-Key": `${mine.key}-${mine.sent}` };
+      const answer = await request("/v1/edits", { body: { edits: edits.slice(mine.sent, mine.sent + PART), model: mine.model ??= session.model }, headers });
+      const part = (await answer.json()).edits;
+      for (const edit of part) mine.tickets.add(edit.ticket);
+      mine.sent += part.length;
+    }
+  } finally {
     draw(mine);
+    rest.hidden = mine.sent === edits.length;
+    say(rest, `Submit the other ${edits.length - mine.sent}`);
   }
-  $("import").append(node("div", { class: "acts" }, node("button", { type: "button", class: "small", onclick: close }, "Close")));
 }
 
 // What events tell of an import that is under way; they may come before the answer that names its tickets.
@@ -43,10 +57,10 @@ export function happened(events) {
   draw(following);
 }
 
-function draw({ total, sent, tickets, settled, bar, told }) {
+function draw({ edits, sent, tickets, settled, bar, told }) {
   const kinds = [...tickets].map((ticket) => settled[ticket]).filter(Boolean), live = kinds.filter((kind) => kind === "live").length;
   bar.value = kinds.length;
-  say(told, `${sent} of ${total} submitted, ${live} live${kinds.length > live ? `, ${kinds.length - live} not` : ""}`);
+  say(told, `${sent} of ${edits.length} submitted, ${live} live${kinds.length > live ? `, ${kinds.length - live} not` : ""}`);
 }
 
 function box(...children) {
@@ -67,7 +81,7 @@ async function save() {
   const link = node("a", { href: URL.createObjectURL(await answer.blob()), download: name });
   link.click();
   URL.revokeObjectURL(link.href);
-  notice("export", "done", `${name} was saved.`);
+  notice("export", "done", `${name} was saved: the live edits of the namespace ${space()}.`);
 }
 
 $("export").addEventListener("click", () => act("export", $("export"), save));

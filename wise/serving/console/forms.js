@@ -50,6 +50,6 @@ const shown = (text) => (text === undefined ? "\u2013" : text || "(nothing)");
 function cells(text, form, before, after, held) {
   const changed = before !== after;
   return node("tr", {}, node("td", {}, text, form ? node("small", {}, ` ${form}`) : null),
-    node("td", { class: "kept" }, shown(before)), node("td", { class: changed ? "changed" : "kept" }, changed ? shown(after) : "unchanged"),
+    node("td", { class: "kept" }, shown(before)), node("td", { class: held === false ? "broken" : changed ? "changed" : "kept" }, changed ? shown(after) : "unchanged"),
     node("td", {}, held === null ? "" : node("span", { class: `chip ${held ? "live" : "failed"}` }, held ? "yes" : "no")));
 }

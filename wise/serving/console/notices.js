@@ -23,6 +23,16 @@ export function dismiss(about) {
   for (const box of [...$("notices").children]) if (box.dataset.about === about) box.remove();
 }
 
+// A problem that lasts is said when it begins or changes, and not each time that it is met; "" ends it.
+const lasting = new Map();
+
+export function trouble(about, text) {
+  if ((lasting.get(about) ?? "") === text) return;
+  lasting.set(about, text);
+  if (text) notice(about, "problem", text);
+  else dismiss(about);
+}
+
 // Runs what a control stands for: one at a time, and what goes wrong is said and stays in sight.
 export async function act(about, button, work) {
   const back = button && document.activeElement === button;

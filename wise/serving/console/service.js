@@ -2,13 +2,13 @@
 
 import { call, request } from "./api.js";
 import { $, keyed, node, say, when } from "./dom.js";
+import { trouble } from "./notices.js";
 
 const NEWS = 60;         // events in the list
 const POINTS = 40;       // of a sparkline
 const pace = [];         // tokens per second
 const news = [];
 let last = null;         // counters of the last look
-let hasStatus = true;
 
 function numbers(text) {
   const found = {};
@@ -66,39 +66,53 @@ export async function measure() {
     tile("between tokens", seconds(mean(now, "wise_inter_token_seconds"))),
     tile("cache used", cache),
     tile("edits live", String(now.wise_live_edits ?? 0)),
-    tile("edits the engine does not say", String(now.wise_unheld_edits ?? 0), now.wise_unheld_edits > 0),
+    tile("live edits not said by the engine", String(now.wise_unheld_edits ?? 0), now.wise_unheld_edits > 0),
     tile("edits queued", String(now['wise_tickets{status="queued"}'] ?? 0)),
-    tile("age of the oldest queued", now.wise_oldest_queued_seconds ? seconds(now.wise_oldest_queued_seconds) : "\u2013"),
+    tile("wait of the oldest queued edit", now.wise_oldest_queued_seconds ? seconds(now.wise_oldest_queued_seconds) : "\u2013"),
     tile("tokens routed to edits", (now.wise_routed_tokens_total ?? 0).toLocaleString()),
-    tile("false routes on canaries", now.wise_canary_tokens ? String(now.wise_canary_false_routes) : "no set", now.wise_canary_alarm > 0),
+    tile("canary tokens routed to edits", now.wise_canary_tokens ? String(now.wise_canary_false_routes) : "no canaries", now.wise_canary_alarm > 0),
   ], (one) => one.name, make, update);
   last = { now, at };
 }
 
-// What the editor does: its state, and while it prepares or trains its stage and how far it is.
-export async function editor() {
-  const { state, stage, why, seconds: since, training = [], done = 0, previews = 0 } = await status();
-  const told = [
-    `The editor is ${state}${stage ? `: ${stage}` : ""}${since > 10 && state !== "ready" ? `, for ${Math.round(since)} s` : ""}.`,
-    training.length ? `${done} of ${training.length} edits are trained.` : "", previews ? `${previews} previews wait.` : "", why ?? "",
-  ];
-  say($("editor"), training.length ? `training ${done} of ${training.length}` : `editor ${state}`);
-  $("editor").classList.toggle("busy", state !== "ready" || training.length > 0);
-  say($("editor-told"), told.filter(Boolean).join(" "));
-  $("editor-progress").hidden = !training.length && state !== "preparing";
-  if (training.length) [$("editor-progress").max, $("editor-progress").value] = [training.length, done];
-  else $("editor-progress").removeAttribute("value");
+// Whether it answers and edits, why not, and how far the editor is.
+export async function look() {
+  const { answering, editing, store, editor } = await status();
+  trouble("answering", answering ? `Questions are not answered: ${answering}.` : "");
+  const lines = [answering ? `Not answering: ${answering}.` : "Questions are answered.", store && `Store: ${store}.`];
+  if (editor) lines.push(...editorTold(editor, editing));
+  keyed($("state"), lines.filter(Boolean), (line) => lines.indexOf(line), () => node("li"), say);
 }
 
-// A service that has no route for its status says in /ready what its editor does.
+function editorTold({ state, why, training, done, previews, restarts }, editing) {
+  const now = editing && state === "ready" ? "silent" : state, trains = now === "ready" && training.length > 0;
+  say($("editor"), trains ? `training ${done} of ${training.length}` : `editor ${now}`);
+  $("editor").classList.toggle("busy", trains || ["starting", "waiting", "preparing"].includes(now));
+  $("editor").classList.toggle("bad", ["silent", "failing", "ended"].includes(now));
+  $("not-editing").hidden = !editing;
+  say($("not-editing"), editing ? `New edits wait: ${editing}.` : "");
+  $("editor-progress").hidden = !trains && now !== "preparing";
+  if (trains) [$("editor-progress").max, $("editor-progress").value] = [training.length, done];
+  else $("editor-progress").removeAttribute("value");
+  return [
+    editing ? `Edits are not trained here: ${editing}.` : trains ? `Edits are trained: ${done} of ${training.length} are done.` : "The editor is ready.",
+    why && `The editor says: ${why}`, previews > 0 && `Previews that wait: ${previews}.`,
+    restarts > 0 && `The editor ended and was started again: ${restarts} times.`,
+  ];
+}
+
+// A token that is bound to namespaces may only ask whether the service answers.
 async function status() {
   try {
-    if (hasStatus) return (await call("/v1/status")).editor;
+    return await call("/v1/status");
   } catch (error) {
-    if (error.status !== 404) throw error;
-    hasStatus = false;
+    if (error.status !== 403) throw error;
   }
-  return { state: await call("/ready").then((told) => told.editor ?? "unknown", (problem) => problem.message) };
+  const answering = await call("/ready").then(() => null, (problem) => {
+    if (problem.status !== 503) throw problem;
+    return problem.message;
+  });
+  return { answering };
 }
 
 export function happened(events, names) {

@@ -2,12 +2,12 @@
 
 import { call, session, may } from "./api.js";
 import { $, say } from "./dom.js";
-import { notice, dismiss } from "./notices.js";
+import { trouble } from "./notices.js";
 
 const KEPT = "wise-token";
-const ASK = "Give a token to connect; `wise serve` shows one when it starts, and `wise token` makes them.";
-
+const AGAIN = 1500;      // milliseconds until a service that did not answer is asked again
 const LINKED = "This link signs you in with a token that somebody put into it. Sign in with it?";
+let attempts = 0;
 
 // The token of this tab, or that of the address if the user wants it: anyone can make a link, and what is done after it
 // would be done in the name of whoever has its token. It is taken out of the address. "" if there is none.
@@ -20,33 +20,54 @@ function given() {
 // Signs in with the token that was given, and with each that is typed in. connected: called after each sign-in.
 export function signIn(connected) {
   const take = async (token) => {
+    const mine = ++attempts;
     session.token = token;
-    try {
-      const told = await call("/v1/token");
-      [session.scope, session.holder] = [told.scope, told.name];
-      sessionStorage.setItem(KEPT, token);
-      dismiss("token");
-    } catch (error) {
-      session.scope = session.holder = "";
-      notice("token", "problem", error.message);
+    let told = null;
+    while (!told) {
+      try {
+        told = await call("/v1/token");
+      } catch (error) {
+        if (mine !== attempts) return;
+        if (error.status >= 400 && error.status < 500) return signedOut(error.message);
+        trouble("token", `${error.message}; it is asked again`);
+        await new Promise((done) => setTimeout(done, AGAIN));
+      }
+      if (mine !== attempts) return;
     }
-    say($("holder"), session.holder ? `${session.holder} (${session.scope})` : "");
+    [session.scope, session.holder] = [told.scope, told.name];
+    sessionStorage.setItem(KEPT, token);
+    trouble("token", "");
+    say($("holder"), `${session.holder} (${session.scope})`);
     allow();
-    connected(session.scope !== "");
+    connected();
   };
   $("access").addEventListener("submit", (event) => {
     event.preventDefault();
     const typed = $("token").value.trim();
     $("token").value = "";
+    trouble("token", "");
     if (typed) take(typed);
+  });
+  $("leave").addEventListener("click", () => {
+    sessionStorage.removeItem(KEPT);
+    location.reload();  // nothing that the token showed stays on the page
   });
   allow();
   const token = given();
   if (token) take(token);
-  else notice("token", "problem", ASK);
+}
+
+// Asks for a token: the one there was is refused. What is on the page stays, and is shown again after the next sign-in.
+export function signedOut(why) {
+  session.scope = session.holder = session.token = "";
+  sessionStorage.removeItem(KEPT);
+  allow();
+  trouble("token", why);
+  $("token").focus();
 }
 
 // Shows what the token allows: an element names the scope that it needs.
-export function allow(root = document) {
-  for (const element of root.querySelectorAll("[data-needs]")) element.hidden = !may(element.dataset.needs);
+function allow() {
+  for (const element of document.querySelectorAll("[data-needs]")) element.hidden = !may(element.dataset.needs);
+  $("access").hidden = may("reader");
 }

@@ -51,6 +51,7 @@ function update(item, version) {
 
 async function compare(before, after) {
   [$("before").value, $("after").value] = [before, after];
+  $("difference").replaceChildren();
   const told = await call(`/v1/versions/${after}/diff?against=${before}`);
   const line = (css, sign, word, edit) => node("li", { class: css }, node("span", { "aria-hidden": "true" }, `${sign} `), node("span", { class: "hidden" }, `${word}: `),
     `${edit.prompt} \u2192 `, node("b", {}, edit.target), edit.namespace === "default" ? null : node("small", {}, ` ${edit.namespace}`));
@@ -60,6 +61,7 @@ async function compare(before, after) {
   ];
   $("difference").replaceChildren(node("p", { class: "soft" }, `Version ${before} to version ${after}: ${told.added.length} added, ${told.removed.length} removed, ${told.changed.length} changed.`),
     lines.length ? node("ul", { class: "diff" }, lines) : "");
+  $("difference").scrollIntoView({ block: "nearest" });
 }
 
 async function rollback(number) {
