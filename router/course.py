@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from wise.memory.sequences import Ids
-from wise.memory.slot import CHAT, COMPLETION
 from wise.memory.state import MemoryState
 from wise.router.hybrid import Decision, HybridRouter
+from wise.router.turns import NEVER
 
 Step = tuple[int, Decision, int]
 """A position, the decision there, and which value of the decision's slot is added; NO_SLOT where none is."""
@@ -28,10 +28,10 @@ Step = tuple[int, Decision, int]
 class Plan:
     """What is decided about a prompt before it is run, under one memory."""
 
-    form: int
-    """CHAT or COMPLETION."""
     length: int
     """Tokens of the prompt."""
+    chat: int
+    """The token from which on the prompt is a chat; `length` if it is none."""
     begins: tuple[tuple[int, int], ...]
     """The last token before each answer, and the slot of the edit that gives it; ascending."""
     open_ended: bool
@@ -45,18 +45,18 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """All that `from_json` needs, as numbers and lists."""
         begins = [list(pair) for pair in self.begins]
-        return {"form": self.form, "length": self.length, "begins": begins, "open_ended": self.open_ended}
+        return {"length": self.length, "chat": self.chat, "begins": begins, "open_ended": self.open_ended}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`. Raises ValueError for anything else."""
         try:
             begins = tuple((int(begin), int(slot)) for begin, slot in data["begins"])
-            plan = cls(form=data["form"], length=data["length"], begins=begins, open_ended=data["open_ended"])
+            plan = cls(length=data["length"], chat=data["chat"], begins=begins, open_ended=data["open_ended"])
+            inside = 0 <= plan.chat <= plan.length and all(0 <= at < plan.length and slot >= 0 for at, slot in begins)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{data!r:.200} is no plan: {error!r}") from error
-        inside = all(0 <= begin < plan.length and slot >= 0 for begin, slot in begins)
-        if plan.form not in (CHAT, COMPLETION) or not inside or sorted(begins) != list(begins):
+        if not inside or sorted(begins) != list(begins):
             raise ValueError(f"{data!r:.200} is no plan: ascending positions of its prompt were expected")
         return plan
 
@@ -66,7 +66,7 @@ class Plan:
 
         state: the memory's; its slots are those of `begins`.
         """
-        found = hashlib.sha256(bytes([self.form]))
+        found = hashlib.sha256()
         for begin, slot in self.begins:
             found.update(begin.to_bytes(8, "little"))
             for name, tensor in sorted(state.slots[slot].tensors().items()):
@@ -83,7 +83,7 @@ class Course:
         self.planned = 0 if plan is None else plan.length
         """Tokens about which everything is decided."""
         self._open_ended = plan is None or plan.open_ended
-        self._form = COMPLETION if plan is None else plan.form
+        self._chat = NEVER if plan is None or plan.chat == plan.length else plan.chat
         self._quiet: int | None = None
         """So many tokens were searched last, and nothing in them can ask; None if something can."""
         self._begins = {begin: _planned(slot) for begin, slot in (() if plan is None else plan.begins)}
@@ -99,13 +99,10 @@ class Course:
         new: Sequence[int] = ()
         if self._open_ended and start < len(ids):
             if start != self._quiet or not self._router.is_quiet(ids[start:]):
-                form, new = self._router.begins(ids, start)
-                if form != self._form:  # a turn of a chat was generated: from here on it is a chat, as a whole
-                    start, new = 0, self._router.begins(ids, 0)[1]
-                    self._form, self.planned = form, 0
+                self._chat, new = self._router.begins(ids, start)
                 self._begins = {begin: decision for begin, decision in self._begins.items() if begin < start}
             self._quiet = None if new else len(ids)
-        steps = list(self._router.answered(ids, first, [*self._begins, *new], self._form, self._begins))
+        steps = list(self._router.answered(ids, first, [*self._begins, *new], self._chat, self._begins))
         self._begins = {begin: decision for begin, decision in self._begins.items() if decision.open}
         return steps
 
@@ -115,9 +112,10 @@ class Course:
         stops: ids at which generation ends. A chat whose openings contain one of them cannot begin a turn by itself.
         """
         template = self._router.inputs.template
-        settled = self._form == CHAT and template is not None and not set(stops).isdisjoint(template.opening)
+        chat = min(self._chat, len(prompt))
+        settled = chat < len(prompt) and template is not None and not set(stops).isdisjoint(template.opening)
         begins = tuple((begin, decision.slot) for begin, decision in self._begins.items() if begin < len(prompt))
-        return Plan(form=self._form, length=len(prompt), begins=begins, open_ended=not settled)
+        return Plan(length=len(prompt), chat=chat, begins=begins, open_ended=not settled)
 
 
 def _planned(slot: int) -> Decision:

@@ -37,7 +37,17 @@ from wise.router.endings import endings
 from wise.router.readers import RelationReader
 from wise.router.relations import RIVAL_MARGIN, rivals
 from wise.router.subjects import Mention, beginnings, masked, names_of, words
-from wise.router.turns import WINDOW, ChatTemplate, expects, is_question, last_sentence, last_word, passage, refers_back
+from wise.router.turns import (
+    NEVER,
+    WINDOW,
+    ChatTemplate,
+    expects,
+    is_question,
+    last_sentence,
+    last_word,
+    passage,
+    refers_back,
+)
 
 REMEMBERED = 4096
 """Decisions that a router keeps."""
@@ -147,18 +157,39 @@ class HybridRouter(Router):
         return value, slot, score, threshold
 
     def _decisions_of(self, ids: Ids, first: int) -> Iterator[tuple[int, Decision, int]]:
-        """Position, decision and value added, of the tokens of a row from `first` on at which a decision was made."""
-        form, begins = self.begins(ids, max(0, first - self._catalog.longest))
-        yield from self.answered(ids, first, begins, form)
+        """Position, decision and value added, of the tokens of a row from `first` on at which a decision was made.
+
+        Whether an answer begins depends on those before it, which may reach it. So they are followed from a token on
+        that no earlier one reaches.
+        """
+        start = first
+        while True:
+            chat, begins = self.begins(ids, max(0, start - self._catalog.longest))
+            across = (begin for begin in begins if begin < start <= self._reach(ids, begin, chat))
+            earlier = next(across, None)
+            if earlier is None:
+                break
+            start = earlier
+        yield from self.answered(ids, first, [begin for begin in begins if begin >= start], chat)
+
+    def _reach(self, ids: Ids, begin: int, chat: int) -> int:
+        """The last token to which the answer that may begin behind `begin` is added; -1 if none begins there."""
+        form = _form(begin, chat)
+        decision = self._decided_at(ids, begin, form)
+        if decision is None or not decision.open:
+            return -1
+        return begin + _said(ids, begin, self._answers(decision.slot)[form][1]) - 1
 
     def begins(self, ids: Ids, first: int) -> tuple[int, Sequence[int]]:
-        """The form of a sequence, `CHAT` or `COMPLETION`, and the positions from `first` on behind which an answer may
-        begin, ascending. `answered` decides about them."""
+        """The token from which on a sequence is a chat (`ChatTemplate.start`), and the positions from `first` on behind
+        which an answer may begin, ascending. `answered` decides about them."""
         template = self.inputs.template
-        if template is not None and template.begun(ids):
-            return CHAT, template.openings(ids, first)
-        text, alone = self._text(ids[max(0, first - WINDOW) :]), len(ids) - first == 1
-        return COMPLETION, range(first, len(ids)) if self._may_ask(text, at_end=alone) else ()
+        chat = NEVER if template is None else template.start(ids)
+        openings = [] if template is None or chat == NEVER else template.openings(ids, max(first, chat))
+        stop = min(chat, len(ids))
+        if first >= stop or not self._may_ask(self._text(ids[max(0, first - WINDOW) : stop]), at_end=stop - first == 1):
+            return chat, openings
+        return chat, [*range(first, stop), *openings]
 
     def is_quiet(self, ids: Ids) -> bool:
         """Whether `begins` finds nothing at these tokens if it found nothing at the token before them."""
@@ -174,18 +205,19 @@ class HybridRouter(Router):
         return found
 
     def answered(
-        self, ids: Ids, first: int, begins: Iterable[int], form: int, known: dict[int, Decision] | None = None
+        self, ids: Ids, first: int, begins: Iterable[int], chat: int, known: dict[int, Decision] | None = None
     ) -> Iterator[tuple[int, Decision, int]]:
         """Position, decision and value added, or NO_SLOT, of the tokens from `first` on that the answers which begin at
         `begins` reach. No answer begins within another one, so nothing is decided there.
 
-        known: decisions that were made, by position. Those that are made here are added to it.
+        chat: see `begins`. known: decisions that were made, by position. Those that are made here are added to it.
         """
         known = {} if known is None else known
         reached = -1  # the last token to which an answer is added
         for begin in begins:
             if begin <= reached:
                 continue
+            form = _form(begin, chat)
             decision = known.get(begin) or self._decided_at(ids, begin, form)
             if decision is None:
                 continue
@@ -195,12 +227,9 @@ class HybridRouter(Router):
                     yield begin, decision, NO_SLOT
                 continue
             start, answer = self._answers(decision.slot)[form]
-            for n in range(len(answer)):
-                if begin + n >= len(ids) or (n and ids[begin + n] != answer[n - 1]):
-                    break
-                reached = begin + n
-                if reached >= first:
-                    yield reached, decision, start + n
+            reached = begin + _said(ids, begin, answer) - 1
+            for place in range(max(begin, first), reached + 1):
+                yield place, decision, start + place - begin
 
     # -- what is asked ----------------------------------------------------------------------------
 
@@ -231,7 +260,10 @@ class HybridRouter(Router):
         """The decision at a position where an answer may begin; None in plain text that asks nothing there."""
         if form == CHAT:
             return self._turn(ids, end)
-        return self._completion(self._text(ids[max(0, end + 1 - WINDOW) : end + 1]))
+        start = max(0, end + 1 - WINDOW)
+        text = self._text(ids[start : end + 1])
+        cut = words(text)[:1] if start else []  # it may be the end of a longer word, and is then no name
+        return self._completion(text[cut[0].end :] if cut else text)
 
     def _completion(self, text: str) -> Decision | None:
         """The decision at the end of plain text; None if no answer may begin there."""
@@ -371,6 +403,19 @@ class HybridRouter(Router):
                 while len(self._decisions) > REMEMBERED:
                     self._decisions.popitem(last=False)
         return known
+
+
+def _form(begin: int, chat: int) -> int:
+    """The form of an answer that begins behind `begin`, in a sequence that is a chat from the token `chat` on."""
+    return CHAT if begin >= chat else COMPLETION
+
+
+def _said(ids: Ids, begin: int, answer: Sequence[int]) -> int:
+    """How many values of an answer are added from `begin` on: while the tokens behind it are a prefix of the answer."""
+    count = 1
+    while count < len(answer) and begin + count < len(ids) and ids[begin + count] == answer[count - 1]:
+        count += 1
+    return count
 
 
 def _raised(threshold: float, margin: float) -> float:

@@ -7,6 +7,7 @@ passes.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
@@ -18,6 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from wise.memory.sequences import Ids
 from wise.router.subjects import Mention, find_subject, words
 
+NEVER = sys.maxsize
+"""Behind every token."""
 WINDOW = 128
 """Tokens of plain text that are read before a position."""
 _SENTENCE_END = re.compile(
@@ -76,9 +79,11 @@ class ChatTemplate:
             return None
         return cls(header=tuple(header), opening=tuple(opening), system=_system_header(tokenizer, probes))
 
-    def begun(self, ids: Ids) -> bool:
-        """Whether these are of a chat. A chat that is cut before its first opening is one too."""
-        return any(part and _ends(ids, part, 0) for part in (self.header, self.opening, self.system))
+    def start(self, ids: Ids) -> int:
+        """The token from which on these are a chat, the last of the first part of one; NEVER if they hold none. A chat
+        that is cut before its first opening is one too."""
+        ends = [_ends(ids, part, 0)[:1] for part in (self.header, self.opening, self.system) if part]
+        return min((end for found in ends for end in found), default=NEVER)
 
     def openings(self, ids: Ids, start: int) -> list[int]:
         """The last tokens of the openings that end at `start` or later, ascending."""

@@ -86,6 +86,11 @@ class CommandQueue:
             for row in execute(f"{_COMMANDS} WHERE id = ? AND status = ?", command, CLAIMED):
                 _update(execute, row, ANSWERED, json.dumps(answer))
 
+    def claimed(self) -> set[str]:
+        """The ids of the commands that were claimed, and neither answered nor withdrawn."""
+        with self._backend.reading() as execute:
+            return {str(row[0]) for row in execute("SELECT id FROM commands WHERE status = ?", CLAIMED)}
+
     def abandon(self, answer: Mapping[str, Any]) -> None:
         """Answers all claimed commands: the writer that claimed them has ended."""
         if self._any("status = ?", CLAIMED):

@@ -11,7 +11,6 @@ from followed import answer_router, answer_state
 from tiny import EOS
 
 from wise.memory.side_memory import NO_SLOT
-from wise.memory.slot import CHAT, COMPLETION
 from wise.router.course import Course, Plan
 from wise.router.hybrid import HybridRouter
 from wise.router.turns import render
@@ -28,8 +27,8 @@ def router(request: pytest.FixtureRequest) -> HybridRouter:
 def added(router: HybridRouter, ids: list[int], first: int) -> dict[int, tuple[int, int]]:
     """By position, slot and value that are added to the tokens from `first` on, if all are read at once."""
     row = np.array(ids)
-    form, begins = router.begins(row, 0)
-    return {p: (d.slot, value) for p, d, value in router.answered(row, first, begins, form) if value != NO_SLOT}
+    chat, begins = router.begins(row, 0)
+    return {p: (d.slot, value) for p, d, value in router.answered(row, first, begins, chat) if value != NO_SLOT}
 
 
 def generated(router: HybridRouter, ids: list[int], prompt: int) -> dict[int, tuple[int, int]]:
@@ -84,7 +83,7 @@ def test_a_prompt_without_an_edited_subject_carries_nothing_in_a_chat() -> None:
         course.read(np.array(ids), 0)
         plans.append(course.plan(ids, stops={EOS}))
     assert plans[0].begins == ((len(named) - 1, 0),) and not plans[0].idle
-    assert plans[1].idle and plans[1].form == CHAT
+    assert plans[1].idle and plans[1].chat < len(other)
     course = Course(router)
     course.read(np.array(other), 0)
     assert course.plan(other, stops=()).open_ended  # nothing would end it before it opens a turn itself
@@ -108,7 +107,7 @@ def test_plain_text_may_begin_an_answer_by_itself() -> None:
     course = Course(router)
     course.read(np.array(ids), 0)
     plan = course.plan(ids, stops={EOS})
-    assert plan.form == COMPLETION and plan.open_ended and not plan.idle
+    assert plan.chat == plan.length and plan.open_ended and not plan.idle
     follow = Course(router, plan)
     assert not [step for step in follow.read(np.array(ids), 0) if step[2] != NO_SLOT]
     later = [*ids, EOS, 50, 51, 52]
@@ -133,19 +132,22 @@ def test_nothing_is_decided_while_an_answer_is_said(monkeypatch: pytest.MonkeyPa
 def test_the_digest_is_of_what_is_added() -> None:
     both = answer_state()
     alone = both.without([EDITS[1].id])
-    plan = Plan(form=CHAT, length=9, begins=((8, 0),), open_ended=False)
+    plan = Plan(length=9, chat=1, begins=((8, 0),), open_ended=False)
     assert plan.digest(alone) == plan.digest(both)
-    second = Plan(form=CHAT, length=9, begins=((8, 1),), open_ended=False)
-    elsewhere = Plan(form=CHAT, length=9, begins=((7, 0),), open_ended=False)
+    second = Plan(length=9, chat=1, begins=((8, 1),), open_ended=False)
+    elsewhere = Plan(length=9, chat=1, begins=((7, 0),), open_ended=False)
     assert len({each.digest(both) for each in (plan, second, elsewhere)}) == 3
 
 
 @pytest.mark.parametrize(
     "damage",
-    [{"begins": [[9, 0]]}, {"begins": [[3, 0], [1, 0]]}, {"begins": [[1, -1]]}, {"begins": [3]}, {"form": 7}],
+    [
+        {"begins": [[9, 0]]}, {"begins": [[3, 0], [1, 0]]}, {"begins": [[1, -1]]}, {"begins": [3]},
+        {"chat": 10}, {"chat": "1"},
+    ],
 )
 def test_what_is_no_plan_is_refused(damage: dict[str, object]) -> None:
-    sound = Plan(form=CHAT, length=9, begins=((8, 0),), open_ended=False).to_json()
+    sound = Plan(length=9, chat=1, begins=((8, 0),), open_ended=False).to_json()
     assert Plan.from_json(sound).begins == ((8, 0),)
     with pytest.raises(ValueError, match="no plan"):
         Plan.from_json(sound | damage)

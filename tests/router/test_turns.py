@@ -8,7 +8,7 @@ from chats import TEMPLATE
 from tiny import tiny_tokenizer
 
 from wise.router.subjects import SubjectIndex
-from wise.router.turns import ChatTemplate, expects, is_question, passage, refers_back, render
+from wise.router.turns import NEVER, ChatTemplate, expects, is_question, passage, refers_back, render
 
 
 def chat_tokenizer() -> object:
@@ -50,8 +50,8 @@ def test_a_chat_is_one_from_its_first_text_on(system: bool) -> None:
     turns = [{"role": "system", "content": "w30 w31"}] * system + [user("w10 w11")]
     ids = np.array(render(tokenizer, turns))  # type: ignore[arg-type]
     texts = [place for place, token in enumerate(ids) if token in (30, 31, 10, 11)]
-    assert texts and all(template.begun(ids[: place + 1]) for place in texts)
-    assert not template.begun(np.array([30, 31, 10, 11]))
+    assert texts and all(template.start(ids[: place + 1]) <= place for place in texts)
+    assert template.start(np.array([30, 31, 10, 11])) == NEVER
 
 
 def test_without_a_template_there_is_none() -> None:

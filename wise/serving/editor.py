@@ -7,7 +7,7 @@ Two threads call it, so that no command waits for training:
   waits for the model in between: a delete at once, a preview as soon as training has had as much time as the previews
   before it. So previews take half of the time at most, and wait for one another but not for the end of a long edit.
 * **The thread of commands** deletes, erases, rolls back and withdraws what is in training, in the store alone. It also
-  does what other replicas ask for, and ends what has expired.
+  does what other replicas ask for, until they withdraw it, and ends what has expired.
 
 Training begins at one version and ends with a commit, maybe at a later one. If edits were only deleted in between,
 which leaves no trace in others' slots, the new edits are committed without them, as if the deletes had come a moment
@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -142,6 +143,8 @@ class Editor:
         """Guards the jobs."""
         self._deletes: deque[Job] = deque()
         self._previews: deque[Job] = deque()
+        self._asked: dict[str, Job] = {}
+        """What other replicas ask for and waits for the model, by the command's id. For the thread of commands."""
         self._expiring: set[str] = set()
         self._works: list[_Work] = []
         """What is being done, the innermost last."""
@@ -431,10 +434,14 @@ class Editor:
         return job
 
     def attend(self) -> None:
-        """Takes up what other replicas ask for, and ends what has expired. Raises StoreError."""
+        """Takes up what other replicas ask for, cancels what they have withdrawn, and ends what has expired. Raises
+        StoreError."""
         while command := self._store.commands.claim():
-            number = command.id
-            self.do(command.name, command.arguments, lambda found, number=number: self._reply(number, found))  # type: ignore[misc]
+            job = self.do(command.name, command.arguments, partial(self._reply, command.id))
+            if job is not None:
+                self._asked[command.id] = job
+        for left in self._asked.keys() - self._store.commands.claimed() if self._asked else ():
+            self._asked.pop(left).cancelled = True  # which changes nothing where it was answered
         late = [t.edit.id for t in self._store.expired() if t.edit.id not in self._expiring]
         if late:
             self._expiring.update(late)

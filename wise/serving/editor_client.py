@@ -270,20 +270,22 @@ def command_result(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def send_to_writer(store: Store, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Has the store's writer, in another replica, run a command.
+    """Has the store's writer, in another replica, run a command. Cancelled, it withdraws the command, and what waits
+    for the writer's model ends there too.
 
     Raises what the writer raised, or StoreError if none takes it up or it takes too long.
     """
-    command = await asyncio.to_thread(store.commands.enqueue, name, arguments, COMMAND_TIMEOUT)
-    end = time.monotonic() + COMMAND_TIMEOUT
+    queued = asyncio.ensure_future(asyncio.to_thread(store.commands.enqueue, name, arguments, COMMAND_TIMEOUT))
     try:
+        command = await asyncio.shield(queued)
+        end = time.monotonic() + COMMAND_TIMEOUT
         while time.monotonic() < end:
             answer = await asyncio.to_thread(store.commands.take_answer, command)
             if answer is not None:
                 return command_result(answer)
             await asyncio.sleep(POLL)
     except asyncio.CancelledError:  # nobody waits for the answer
-        await asyncio.to_thread(store.commands.withdraw, command)
+        await asyncio.to_thread(store.commands.withdraw, await queued)
         raise
     limit = f"within {COMMAND_TIMEOUT:.0f} s"
     if await asyncio.to_thread(store.commands.withdraw, command):

@@ -68,7 +68,7 @@ def carried_edits(
 
     If an answer can begin only in the prompt, as in a chat, the salt is what these answers add, so a prompt that names
     no edited subject has none and shares its cache across versions. Elsewhere the cache may come to hold what is added
-    in generated text, so the salt is the version and the form of the text, in which answers begin at other places.
+    in generated text, so the salt is the version.
     """
     course = Course(router)
     steps = tuple(course.read(np.asarray(ids, dtype=np.int64), 0))
@@ -84,7 +84,7 @@ def carried_edits(
 def _salt(plan: Plan, state: MemoryState, version: int, namespace: str) -> str:
     if not plan.open_ended:
         return f"wise:{plan.digest(state)}"
-    return f"wise:{version}:{plan.form}:{hashlib.sha256(namespace.encode()).hexdigest()[:32]}"
+    return f"wise:{version}:{hashlib.sha256(namespace.encode()).hexdigest()[:32]}"
 
 
 def engine_options(

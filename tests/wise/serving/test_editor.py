@@ -432,3 +432,37 @@ def test_what_another_replica_asks_for_is_answered_while_an_edit_is_trained(
             assert statuses(store)["long"] == "training"
             held.may_go_on.set()
         assert statuses(store) == {"first": "retired", "long": "live"}
+
+
+def test_what_another_replica_withdraws_ends_whether_it_waits_or_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking, asked, left = wise.WiseModel.ask, list[int](), list[str]()
+    preview = {"edit": SECOND.to_dict(), "prompts": ["w33"] * module.ASKED_AT_ONCE}
+    with Store.open(tmp_path / "store") as store, Store.open(tmp_path / "store", writer=False) as reader:
+        editor = editing(model(), store)
+
+        def ask(self: wise.WiseModel, prompts: Any) -> Any:
+            asked.append(len(prompts))
+            for command in left:
+                reader.commands.withdraw(command)
+            editor.attend()
+            return asking(self, prompts)
+
+        def wanted() -> str:
+            asked.clear()
+            command = reader.commands.enqueue("preview", preview, 60)
+            editor.attend()
+            return command
+
+        monkeypatch.setattr(wise.WiseModel, "ask", ask)
+        command = wanted()
+        assert editor.work() and len(asked) == 4, "nobody withdraws it: two times before and after"
+        answer = reader.commands.take_answer(command)
+        assert answer is not None and len(command_result(answer)["answers"]) == 1 + module.ASKED_AT_ONCE
+        reader.commands.withdraw(wanted())
+        editor.attend()
+        assert editor.work() and not asked, "it waited"
+        left.append(wanted())
+        assert editor.work() and len(asked) == 2, "it ran, and was withdrawn when the first texts were asked"
+        assert reader.commands.take_answer(left[0]) is None

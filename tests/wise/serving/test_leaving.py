@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from waiting import until
 
 from wise.memory.store.store import Store
 from wise.serving.editor import Editor
-from wise.serving.editor_client import WAITING
+from wise.serving.editor_client import READY, WAITING
 
 LYON = {"prompt": "The capital of France is", "target": "Lyon", "subject": "France"}
 
 
-def test_a_preview_whose_client_left_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "by another replica"])
+def test_a_preview_whose_client_left_is_given_up(
+    elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """elsewhere: another replica's editor makes it."""
     begun, ended = threading.Event(), threading.Event()
 
     def preview(_: Editor, edit: Any, prompts: Any, wanted: Any = None) -> dict[str, Any]:
@@ -30,7 +35,11 @@ def test_a_preview_whose_client_left_is_given_up(tmp_path: Path, monkeypatch: py
         return {}
 
     monkeypatch.setattr(Editor, "preview", preview)
-    with running(tmp_path / "store") as served:
+    with ExitStack() as services:
+        if elsewhere:
+            services.enter_context(running(tmp_path / "store"))
+        state = WAITING if elsewhere else READY
+        served = services.enter_context(running(tmp_path / "store", editor_state=state))
         with asked_for_a_preview(served.url):
             assert begun.wait(PATIENCE)
             with asked_for_a_preview(served.url):

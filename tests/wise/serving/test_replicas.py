@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from editors import done
 from secrets_told import found
-from serving import NAME, Running, running
+from serving import NAME, PATIENCE, Running, running
 from stores import end, waiting
 from waiting import until
 
@@ -138,6 +139,37 @@ def test_what_no_writer_takes_up_is_taken_back(place: str, monkeypatch: pytest.M
         monkeypatch.setattr(CommandQueue, "take_answer", looks)  # it is begun, and never answered
         with pytest.raises(StoreError, match="may still"):
             asyncio.run(send_to_writer(reader, "delete", {"edit_ids": ["e1"]}))
+
+
+def test_a_command_whose_sender_leaves_while_it_is_queued_is_not_left_behind(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_go_on, queued = threading.Event(), threading.Event(), list[str]()
+    enqueue = CommandQueue.enqueue
+
+    def slow(self: CommandQueue, *given: Any) -> str:
+        begun.set()
+        assert may_go_on.wait(PATIENCE)
+        queued.append(enqueue(self, *given))
+        return queued[-1]
+
+    async def leave(sends: asyncio.Task[Any]) -> None:
+        assert await asyncio.to_thread(begun.wait, PATIENCE)
+        sends.cancel()
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await sends
+
+    async def run() -> None:
+        await leave(asyncio.create_task(send_to_writer(reader, "delete", {"edit_ids": ["e1"]})))
+
+    monkeypatch.setattr(CommandQueue, "enqueue", slow)
+    with Store.open(place, writer=False) as reader:
+        asyncio.run(run())
+        assert len(queued) == 1 and reader.commands.claim() is None
+        kept = reader.commands.enqueue("delete", {}, PATIENCE)  # negative control: nobody leaves
+        claimed = reader.commands.claim()
+        assert claimed is not None and claimed.id == kept
 
 
 def test_a_command_is_claimed_once_in_its_order_and_its_answer_taken_away(place: str) -> None:

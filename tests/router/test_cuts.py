@@ -1,0 +1,118 @@
+"""However a text is cut into forward passes, each of its tokens is routed the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from chats import EDITS, TEMPLATE
+from followed import answer_router, answer_state
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import EOS
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+import wise
+from wise.memory.sequences import Rows, SequenceReader
+from wise.memory.side_memory import NO_SLOT
+from wise.memory.slot import AnswerBank, make_bank
+from wise.router.course import Course
+from wise.router.turns import WINDOW
+
+NESTED = (
+    [[70, 71, EOS], [70, 60, 61, 62, 72, 50, 51, 52, 9, EOS]],
+    [[72, EOS], [72, 50, 51, 52, 70, 60, 61, 62, 9, EOS]],
+)
+"""Answers in whose middle the other edit's question is asked, and its answer begun."""
+PARTS = ([50, 51, 52], [60, 61, 62], [70, 60, 61, 62], [72, 50, 51, 52], [70], [72], [9], [EOS], [33])
+
+
+class Reads(nn.Module):
+    """What a sequence reader needs of a model."""
+
+    def forward(self, input_ids: torch.Tensor) -> None: ...
+
+
+class Routed:
+    """A router in the place where it stands in a model."""
+
+    def __init__(self, template: str | None, tokenizer: Any = None, edits: Sequence[wise.Edit] = EDITS) -> None:
+        state = answer_state(edits, NESTED)
+        self.sequences = SequenceReader(Reads())
+        self.router = answer_router(state, template, tokenizer, self.sequences)
+        bank = make_bank(state.slots, torch.float32)
+        assert isinstance(bank, AnswerBank)
+        self.bank = bank
+
+    def __call__(self, ids: Sequence[int], cuts: Sequence[int]) -> dict[int, tuple[int, list[float]]]:
+        """By position, the slot that is active and what is added, in forward passes that end at `cuts` and at the
+        end."""
+        row, found = np.array(ids, dtype=np.int64), {}
+        for first, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
+            size = end - first
+            with self.sequences.showing(Rows(ids=(row[:end],), places=(np.arange(size),), size=size)):
+                route = self.router(torch.zeros(size, 1), self.bank)
+            for place in np.flatnonzero(route.open & (route.slot >= 0)):
+                assert route.delta is not None
+                found[first + int(place)] = int(route.slot[place]), route.delta[place].tolist()
+        return found
+
+
+@pytest.fixture(scope="module", params=[TEMPLATE, None], ids=["chat", "plain"])
+def routed(request: pytest.FixtureRequest) -> Routed:
+    return Routed(request.param)
+
+
+@given(data=st.data())
+def test_a_text_is_routed_the_same_however_it_is_cut(routed: Routed, data: st.DataObject) -> None:
+    """Also one that is a chat from its middle on."""
+    template = routed.router.inputs.template
+    turns = [] if template is None else [[*template.opening], [*template.header], [*template.header]]
+    drawn = data.draw(st.lists(st.sampled_from([*PARTS, *turns]), min_size=1, max_size=12))
+    ids = [i for part in drawn for i in part]
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(ids) - 1)), max_size=4)) - {len(ids)})
+    whole = routed(ids, ())
+    assert routed(ids, cuts) == whole
+    assert routed(ids, range(1, len(ids))) == whole
+    assert sorted(whole) == routed.router.active_positions(ids)
+    course, followed = Course(routed.router), dict[int, int]()
+    for first, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
+        followed |= {p: d.slot for p, d, value in course.read(np.array(ids[:end]), first) if value != NO_SLOT}
+    assert followed == {place: slot for place, (slot, _) in whole.items()}
+
+
+def test_in_these_texts_answers_ask_for_edits_themselves() -> None:
+    """Or nothing would be tested."""
+    routed = Routed(None)
+    (_, first), (_, second) = NESTED
+    slots = {place: slot for place, (slot, _) in routed([50, 51, 52, *first[:-1]], ()).items() if place >= 2}
+    assert slots == dict.fromkeys(range(2, 2 + len(first)), 0), "the whole answer, and nothing within it"
+    within = [33, *first[1:4]]
+    assert routed(within, ())[3][0] == 1 and len(second) > 4, "by itself it asks for the other edit"
+
+
+def test_a_name_that_begins_at_the_edge_of_what_is_read_is_one_only_if_it_is_a_word() -> None:
+    letters = sorted({*"wxz 0123456789"})
+    model = models.WordLevel({letter: i for i, letter in enumerate(["?", *letters])}, unk_token="?")
+    cutting = Tokenizer(model)
+    cutting.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    cutting.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=cutting, unk_token="?", clean_up_tokenization_spaces=False)
+    routed = Routed(None, tokenizer)
+
+    def active(head: str, length: int) -> list[int]:
+        """length: of a text that asks for an edit, which stands behind the head and before a text that asks again."""
+        rest = "w50 " + "z" * (length - 12) + " w51 w52"
+        ids = tokenizer(f"{head}{rest} w60 w61 w62")["input_ids"]
+        found = [sorted(routed(ids, cuts)) for cuts in ((), range(1, len(ids)))]
+        assert found[0] == found[1]
+        return [place for place in found[0] if place < len(head) + len(rest)]
+
+    assert active(" ", WINDOW - 8), "so it would be answered"
+    assert not active("x", WINDOW - 8), "another name"
+    assert not active("x", WINDOW), "the same, of which only the end is read"
