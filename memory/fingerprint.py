@@ -2,13 +2,13 @@
 
 A memory is a change to one layer of one checkpoint; beside any other it is noise. So a sample of every parameter is
 taken, which costs milliseconds and also notices a base that was fine-tuned elsewhere. The same checkpoint in another
-precision has other bits but is the same base. What can be told there:
+precision has other bits but is the same base. What can be recognised there:
 
-* A cast (bf16, fp16, float32) is told exactly: rounded to the coarser precision, every sampled entry must be the same.
+* A cast (bf16, fp16, float32) is recognised: rounded to the coarser precision, every sampled entry must be the same.
   A fine-tune that moved a sampled entry by more than that rounding is refused.
-* In a quantized copy, the parameters that were left alone (embeddings, norms, mostly the head) are told as exactly.
+* In a quantized copy, the parameters that were left alone (embeddings, norms, mostly the head) are compared likewise.
   The quantized ones must be within `QUANTIZED` of the original, as a whole: 4 bits lose about 0.1, other weights differ
-  by 1.4. A fine-tune that left all of the former alone and moved the latter by less cannot be told from rounding.
+  by 1.4. A fine-tune that left all of the former alone and moved the latter by less looks like rounding.
 * A copy that packs its weights in a way that is not known here (it has another number of entries) is another base.
 """
 
@@ -235,12 +235,12 @@ def _quantization(model: PreTrainedModel) -> str:
     settings = getattr(model.config, "quantization_config", None)
     if settings is None:
         return ""
-    told = settings if isinstance(settings, dict) else settings.to_dict()
-    method = str(getattr(told.get("quant_method"), "value", told.get("quant_method")))
-    if told.get("load_in_4bit"):
-        return f"{method} {told.get('bnb_4bit_quant_type')}"
+    given = settings if isinstance(settings, dict) else settings.to_dict()
+    method = str(getattr(given.get("quant_method"), "value", given.get("quant_method")))
+    if given.get("load_in_4bit"):
+        return f"{method} {given.get('bnb_4bit_quant_type')}"
     kind = getattr(settings, "quant_type", None)
-    bits = told.get("bits") or (8 if told.get("load_in_8bit") else None)
+    bits = given.get("bits") or (8 if given.get("load_in_8bit") else None)
     return " ".join([method, *([type(kind).__name__] if kind is not None else []), *([f"int{bits}"] if bits else [])])
 
 

@@ -20,7 +20,7 @@ from wise.memory.masks import pack_bits, unpack_bits
 from wise.memory.side_memory import NO_SLOT, SlotBank
 
 ROWS = "/rows"
-"""Ends the name of a column's numbers of rows: see `columns_of`."""
+"""Suffix of a column's name: how many rows each slot has in that column (`columns_of`)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

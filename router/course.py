@@ -120,4 +120,4 @@ class Course:
 
 def _planned(slot: int) -> Decision:
     """An open decision that was made elsewhere: its score went into its provenance there."""
-    return Decision(slot=slot, score=1.0, threshold=0.0, named=True)
+    return Decision(slot=slot, score=1.0, threshold=0.0)

@@ -1,6 +1,6 @@
 """Tokens with which plain text may come to ask: those that can end a name, a question or a prompt.
 
-For an engine that is told one token of each of many sequences at a time. Most of them end no name, so a look-up of
+For an engine that gets one token of each of many sequences at a time. Most of them end no name, so a look-up of
 their ids saves decoding and searching the text. The ids say too much and never too little: where one may end a name,
 the text is searched as ever.
 """

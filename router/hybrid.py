@@ -81,15 +81,13 @@ class Decision:
     """Cosine of the question to the nearest of its keys."""
     threshold: float
     """Score from which that edit is active."""
-    named: bool
-    """The text names its subject."""
 
     @property
     def open(self) -> bool:
         return self.slot != NO_SLOT and self.score >= self.threshold
 
 
-NOTHING = Decision(slot=NO_SLOT, score=0.0, threshold=float("inf"), named=False)
+NOTHING = Decision(slot=NO_SLOT, score=0.0, threshold=float("inf"))
 
 
 class HybridRouter(Router):
@@ -310,7 +308,7 @@ class HybridRouter(Router):
             keys, names = self._keys_and_names(slot)
             own, rival = self._state.slots[slot].threshold, self._rivals_score(keys, asked)
             least = max(_raised(own, margin), rival - RIVAL_MARGIN)
-            best = self._better(best, slot, masked_keys(keys, names), asked, least, named=True)
+            best = self._better(best, slot, masked_keys(keys, names), asked, least)
         if best.open or (texts and not self._catalog.nameless):
             return best
         for edit_id in self._catalog.nearest(vectors[question], NEAREST):
@@ -318,7 +316,7 @@ class HybridRouter(Router):
             keys, names = self._keys_and_names(slot)
             if not (texts and names):  # what names an edited subject is not about another one
                 asked, least = vectors[question][None], _raised(self.unnamed_threshold(slot), margin)
-                best = self._better(best, slot, whole_keys(keys, names), asked, least, named=False)
+                best = self._better(best, slot, whole_keys(keys, names), asked, least)
         return best
 
     def _rivals_score(self, keys: Tensor, asked: Tensor) -> float:
@@ -365,14 +363,12 @@ class HybridRouter(Router):
             found[slot] = texts[key]
         return found
 
-    def _better(
-        self, best: Decision, slot: int, keys: Tensor, vectors: Tensor, threshold: float, *, named: bool
-    ) -> Decision:
+    def _better(self, best: Decision, slot: int, keys: Tensor, vectors: Tensor, threshold: float) -> Decision:
         """The better of two decisions: an open one, with the higher score; else the one closer to its threshold."""
         with torch.autocast("cpu", enabled=False):
             score = float((keys.float() @ vectors.T).max())
         # In the precision of a route, so that it is open exactly where a decision is.
-        own = Decision(slot=slot, score=score, threshold=float(np.float32(threshold)), named=named)
+        own = Decision(slot=slot, score=score, threshold=float(np.float32(threshold)))
         return own if _rank(own) > _rank(best) else best
 
     # -- for measuring ----------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from wise.errors import ConfigError, EditError
 from wise.memory.fingerprint import tokenizer_digest, weights_digest
 from wise.memory.modules import execution_device
 from wise.router.turns import ChatTemplate, render, user_turn
-from wise.training.cache import cached
+from wise.training.cache import cache_folder, cached
 from wise.training.generation import context_length, greedy
 
 logger = logging.getLogger(__name__)
@@ -237,6 +237,8 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
 
 def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> dict[str, Any]:
     """The ids before prompts and after answers, by their names in `Encoder`, from the cache or learned."""
+    if cache_folder() is None:
+        return _learn_delimiters(model, bare, config)
     about = {
         "weights": weights_digest(model),
         "dtype": str(model.dtype),

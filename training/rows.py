@@ -55,50 +55,32 @@ class Rows:
         return Rows(**{name: chosen(value) for name, value in vars(self).items()})
 
 
+PADDED_BEFORE = ("mask", "before", "hidden_before", "context", "keys", "values")
+"""Fields of `Rows` with positions of the context."""
+PADDED_BEHIND = ("mask", "inputs", "labels", "hidden", "activations", "outputs")
+"""Those with positions of the target."""
+
+
 def joined(parts: Sequence[Rows]) -> Rows:
     """Rows of several runs, contexts padded on the left and targets on the right."""
     context = max(part.context.shape[1] for part in parts)
     targets = max(part.inputs.shape[1] for part in parts)
 
-    def put(tensor: Tensor, axis: int, left: int, right: int, value: float = 0) -> Tensor:
-        return pad(tensor, [0, 0] * (tensor.ndim - 1 - axis) + [left, right], value=value)
+    def whole(name: str, values: Sequence[Any], axis: int = 1) -> Any:
+        """One field, of these values in the parts. axis: of the positions."""
+        if values[0] is None:
+            return None
+        if isinstance(values[0], tuple):  # by layer, and with heads before the positions
+            return tuple(whole(name, layer, axis=2) for layer in zip(*values, strict=True))
+        padded = []
+        for part, tensor in zip(parts, values, strict=True):
+            before = context - part.context.shape[1] if name in PADDED_BEFORE else 0
+            behind = targets - part.inputs.shape[1] if name in PADDED_BEHIND else 0
+            sides = [0, 0] * (tensor.ndim - 1 - axis) + [before, behind]
+            padded.append(pad(tensor, sides, value=-100 if name == "labels" else 0) if before or behind else tensor)
+        return torch.cat(padded)
 
-    def column(name: str, value: float = 0) -> Tensor:
-        own = [getattr(part, name) for part in parts]
-        return torch.cat([put(t, 1, 0, targets - t.shape[1], value) for t in own])
-
-    def attention(name: str) -> tuple[Tensor | None, ...]:
-        layers = zip(*(getattr(part, name) for part in parts), strict=True)
-        return tuple(
-            None if layer[0] is None else torch.cat([put(t, 2, context - t.shape[2], 0) for t in layer])
-            for layer in layers
-        )
-
-    def behind_pads(name: str) -> Tensor:
-        own = [getattr(part, name) for part in parts]
-        return torch.cat([put(t, 1, context - t.shape[1], 0) for t in own])
-
-    masks = []
-    for part in parts:
-        before, behind = context - part.context.shape[1], targets - part.inputs.shape[1]
-        masks.append(put(part.mask, 1, before, behind))
-    return Rows(
-        mask=torch.cat(masks),
-        inputs=column("inputs"),
-        before=behind_pads("before"),
-        labels=column("labels", -100),
-        hidden=column("hidden"),
-        hidden_before=None if parts[0].hidden_before is None else behind_pads("hidden_before"),
-        activations=column("activations"),
-        outputs=column("outputs"),
-        context=behind_pads("context"),
-        keys=attention("keys"),
-        values=attention("values"),
-        states=tuple(
-            tuple(map(torch.cat, zip(*layer, strict=True)))
-            for layer in zip(*(part.states for part in parts), strict=True)
-        ),
-    )
+    return Rows(**{name: whole(name, [getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 def is_recurrent(model: PreTrainedModel) -> bool:

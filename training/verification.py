@@ -8,7 +8,7 @@ only wording is the prompt.
 * *listed*: so it answers the paraphrases; and no locality prompt activates the edit.
 * *sisters*: what the base answers to other questions about the subject does not change. They are those of the nearest
   relations that ship, and of other live edits. The router says which of them activate the edit; only these are asked.
-  Relations so near that the reader may take them for the edit's own are no part of the promise; they are told apart.
+  Relations so near that the reader may take them for the edit's own are not promised; they are reported apart.
 """
 
 from __future__ import annotations

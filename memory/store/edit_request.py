@@ -31,7 +31,7 @@ ERASED = "erased"
 ERASED_TEXT = "(erased)"
 """What stands where a text was erased."""
 EXPIRED: Mapping[str, str] = {"why": "expired"}
-"""Detail of the retirement of an edit whose time was over by the clock of then, or had not come."""
+"""Detail of the retirement of an edit that was not valid by the clock of that moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Ticket:
     verified: Mapping[str, Any] | None = None
     """What was found when it was trained."""
     problem: str = ""
-    """Why its row cannot be understood; the fields are then what can still be told of it."""
+    """Why its row cannot be understood; the other fields then hold what can still be read."""
 
     @property
     def erased(self) -> bool:

@@ -62,19 +62,19 @@ def shown_ticket(row: Sequence[Any]) -> Ticket:
     try:
         return ticket_of(row)
     except StoreError as error:
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             name: value if _holds(kind, value) else None
             for (name, kind), value in zip(TICKETS.items(), row, strict=True)
         }
-        named: dict[str, Any] = {"id": _words(told.pop("edit_id")), "namespace": _words(told.pop("namespace"))}
-        told |= {
-            "number": told["number"] or 0,
-            "accepted_at": told["accepted_at"] or "",
-            "status": told["status"] if told["status"] in FOLLOWS else FAILED,
+        named: dict[str, Any] = {"id": _words(fields.pop("edit_id")), "namespace": _words(fields.pop("namespace"))}
+        fields |= {
+            "number": fields["number"] or 0,
+            "accepted_at": fields["accepted_at"] or "",
+            "status": fields["status"] if fields["status"] in FOLLOWS else FAILED,
             "verified": None,
             "edit": Edit(**named, prompt=UNREADABLE, target=UNREADABLE),
         }
-        return Ticket(**told, problem=str(error))
+        return Ticket(**fields, problem=str(error))
 
 
 def event_of(row: Sequence[Any]) -> Event:

@@ -28,7 +28,7 @@ UNNAMED_RATE = 0.0005
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """How well wordings of held-out relations are told apart, and the thresholds found on them."""
+    """How well wordings of held-out relations are distinguished, and the thresholds found on them."""
 
     threshold: float
     sentence_threshold: float

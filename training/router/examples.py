@@ -1,6 +1,6 @@
 """Training batches for the relation reader: pairs of wordings that ask the same, among pairs that ask something else.
 
-A batch has three groups of pairs, and a pair is told from the others of its group. Two groups are read as the router
+A batch has three groups of pairs, and a pair must differ from others of its group. Two groups are read as the router
 reads a question that names an edit's subject, with "this" in its place: relations of one kind of subject, which are
 close to one another, and relations of any kind, which may have one wording in common. The third group is read as it
 stands, as a question that names no edited subject: there the same relation of another subject counts as different.
@@ -16,7 +16,7 @@ from wise.router.subjects import PLACEHOLDER
 from wise.training.router.builtin_questions import SUBJECTS, QuestionSet
 
 KIND_RIVALS = 22
-"""Relations of one kind of subject that a masked question is told from at once."""
+"""Relations of one kind of subject that a masked question is distinguished from at once."""
 ANY_RIVALS = 64
 """The same of any kind."""
 ANSWERED = 0.8

@@ -108,7 +108,7 @@ class ForcedRouter(HybridRouter):
         Router.__init__(self)
         self.__dict__.update({k: v for k, v in vars(router).items() if k not in self.__dict__})
         self._decisions, self._lock = OrderedDict(), threading.Lock()
-        self._decision = Decision(slot=slot, score=1.0, threshold=0.0, named=True)
+        self._decision = Decision(slot=slot, score=1.0, threshold=0.0)
         self._begun: set[bytes] = set()
         """The texts at whose ends an answer begins."""
 
