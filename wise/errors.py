@@ -5,6 +5,7 @@
     ├── UnsupportedModelError(ValueError)    the model has no feed-forward layer that can be wrapped
     ├── EditError            (ValueError)    an edit, or a file of edits, is not usable
     ├── ArtifactError        (ValueError)    a saved memory is incomplete, damaged or foreign
+    ├── StartError           (RuntimeError)  the service cannot start, since its engine or its store fails
     └── StoreError           (RuntimeError)  a store is damaged, full, held by another, or lacks what was asked for
         ├── MissingError                     there is no store at a place
         ├── RefusedError                     a version contradicts itself: the same will be refused again
@@ -47,6 +48,10 @@ class WorkerError(WiseError, RuntimeError):
 
 class ArtifactError(WiseError, ValueError):
     """A saved memory is incomplete, damaged, or belongs to another base model."""
+
+
+class StartError(WiseError, RuntimeError):
+    """The service cannot start, since its engine or its store fails."""
 
 
 class StoreError(WiseError, RuntimeError):

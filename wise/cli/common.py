@@ -27,7 +27,7 @@ from rich.table import Table
 from wise.cli.terminal import cell
 from wise.errors import ConfigError
 
-BAD_INPUT = 2
+UNEXPECTED, BAD_INPUT = 1, 2
 NOT_VERIFIED = 3
 NOT_WHOLE = 4
 ROWS = 20
