@@ -84,8 +84,7 @@ def in_vllm(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequenc
         llm, _ = started("eager", reference, wrapped)
         for size in sizes:
             llm.collective_rpc("wise_load", args=(size, str(folder / str(size))))
-            while not all(llm.collective_rpc("wise_loaded", args=(size,))):
-                time.sleep(0.05)
+            llm.collective_rpc("wise_take", args=(size,))
             state = load_memory(folder / str(size))[1]
             memories[size] = HybridRouter(state, wrapped.inputs), state
     else:

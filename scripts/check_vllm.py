@@ -189,8 +189,7 @@ def loaded(llm: Any, folder: Path, wrapped: Any) -> dict[str, Any]:
     memories: dict[str, Any] = {"base": None}
     for number, version in enumerate(VERSIONS[1:], start=1):
         llm.collective_rpc("wise_load", args=(number, str(folder / version)))
-        while not all(llm.collective_rpc("wise_loaded", args=(number,))):
-            time.sleep(0.01)
+        llm.collective_rpc("wise_take", args=(number,))
         _, state, _ = load_memory(folder / version)
         memories[version] = (number, HybridRouter(state, wrapped.inputs), state)
     return memories

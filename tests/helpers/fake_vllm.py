@@ -24,6 +24,9 @@ class FakeLLM:
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.asked: list[tuple[dict[str, Any], Any]] = []
+        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=1))
+        self.ranks: list[int | None] = []
+        """Of the data parallel engines that were asked."""
         self.errored = self.hangs = self.forgets = self.breaks = False
         self.left = 0
 
@@ -33,8 +36,11 @@ class FakeLLM:
             raise RuntimeError("segment 13 is damaged")
         return [{"runner": "V1"} if method == "wise_attach" else True]
 
-    async def generate(self, prompt: dict[str, Any], params: Any, request_id: str, **_: Any) -> AsyncIterator[Any]:
+    async def generate(
+        self, prompt: dict[str, Any], params: Any, request_id: str, *, data_parallel_rank: int | None = None, **_: Any
+    ) -> AsyncIterator[Any]:
         self.asked.append((prompt, params))
+        self.ranks.append(data_parallel_rank)
         if self.breaks:
             raise ClientError("a prompt that vLLM does not take")
         carried = (params.extra_args or {}).get("wise", {})

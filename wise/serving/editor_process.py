@@ -230,11 +230,11 @@ def main(settings: Settings, connection: Connection) -> None:
     """The editor's end, in its own process."""
     import torch
 
-    with suppress(OSError):
-        os.nice(settings.edit_niceness)
     torch.set_num_threads(settings.edit_threads)
 
     def load(store: Store) -> WiseModel:
+        with suppress(OSError):
+            os.nice(settings.edit_niceness)  # Linux: this thread and its own, so that no delete waits for a CPU
         config = settings.wise_config(store.read().config)
         model = loaded_model(settings, config)
         if settings.edit_workers is not None:

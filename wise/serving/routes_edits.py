@@ -12,7 +12,7 @@ from unicodedata import normalize
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from wise.edits import Edit, check_lengths
+from wise.edits import Edit
 from wise.errors import EditError
 from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, TRAINING, UNDER_WAY, EditRequest, Ticket
 from wise.memory.store.ticket_search import TicketFilter, search_tickets
@@ -23,7 +23,7 @@ from wise.serving.edit_size import check_characters, check_size
 from wise.serving.follower import DEFAULT_NAMESPACE
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
 from wise.serving.logs import audit
-from wise.serving.service import Served, Service
+from wise.serving.store_service import Stored, StoreService
 from wise.training.report import SUPERSEDED
 
 router = APIRouter(prefix="/v1", tags=["edits"], route_class=AuthorizedRoute)
@@ -41,7 +41,7 @@ POLL = 1.0
 class Submission:
     """What submitting edits takes besides its body."""
 
-    service: Service
+    service: StoreService
     holder: Holder
     request: Request
     response: Response
@@ -49,7 +49,7 @@ class Submission:
 
 
 def _submission(
-    service: Served,
+    service: Stored,
     holder: NamespaceEditor,
     request: Request,
     response: Response,
@@ -113,7 +113,7 @@ async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.E
 
 @router.get("/edits")
 def list_edits(
-    service: Served,
+    service: Stored,
     holder: NamespaceReader,
     wanted: Annotated[TicketFilter, Depends(_wanted)],
     after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = None,
@@ -123,13 +123,13 @@ def list_edits(
     """Edits that meet every condition that is given, in the order in which they were submitted."""
     wanted = wanted.within(holder.namespaces)
     page = search_tickets(service.store.journal, wanted, after=after, limit=limit, newest=newest)
-    views = [schemas.EditView.of(ticket, service.engine.unheld) for ticket in page.tickets]
+    views = [schemas.EditView.of(ticket, service.unheld) for ticket in page.tickets]
     return schemas.EditList(data=views, has_more=page.last is not None, next_after=page.last)
 
 
 @router.post("/edits/preview")
 async def preview(
-    body: schemas.PreviewRequest, request: Request, service: Served, holder: NamespaceEditor
+    body: schemas.PreviewRequest, request: Request, service: Stored, holder: NamespaceEditor
 ) -> schemas.PreviewAnswer:
     """Answers to an edit's prompt, its paraphrases and further prompts, before and after it. Nothing is changed.
 
@@ -144,7 +144,7 @@ async def preview(
     return schemas.PreviewAnswer(**await while_connected(request, previewed()))
 
 
-def _to_preview(service: Service, body: schemas.PreviewRequest, holder: Holder) -> tuple[Edit, list[str]]:
+def _to_preview(service: StoreService, body: schemas.PreviewRequest, holder: Holder) -> tuple[Edit, list[str]]:
     """The edit, and what is asked besides its own prompt. Raises HTTPError for what cannot be previewed."""
     encoder, limit = service.encoder, service.settings.preview_limit
     asked = [*body.edit.paraphrases, *body.prompts]
@@ -169,11 +169,11 @@ def _to_preview(service: Service, body: schemas.PreviewRequest, holder: Holder) 
 
 
 @router.get("/edits/{edit_id}")
-def show(edit_id: EditId, service: Served, _: NamespaceReader) -> schemas.EditHistory:
+def show(edit_id: EditId, service: Stored, _: NamespaceReader) -> schemas.EditHistory:
     """An edit as it was last submitted, and its events since."""
     ticket = _newest(service, edit_id)
     events = [schemas.EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
-    view = schemas.EditView.of(ticket, service.engine.unheld)
+    view = schemas.EditView.of(ticket, service.unheld)
     return schemas.EditHistory(**view.model_dump(), events=events)
 
 
@@ -201,7 +201,7 @@ async def replace(edit_id: EditId, body: schemas.Replacement, submission: Submit
 async def delete(
     edit_id: EditId,
     request: Request,
-    service: Served,
+    service: Stored,
     holder: NamespaceEditor,
     reason: Annotated[schemas.Text | None, Query(min_length=1, max_length=2000)] = None,
 ) -> schemas.VersionView:
@@ -223,7 +223,7 @@ async def delete(
 
 @router.post("/edits/{edit_id}/erase")
 async def erase(
-    edit_id: EditId, request: Request, service: Served, holder: Admin, body: schemas.ErasureRequest | None = None
+    edit_id: EditId, request: Request, service: Stored, holder: Admin, body: schemas.ErasureRequest | None = None
 ) -> schemas.ErasureAnswer:
     """Takes the text and the tensors of a deleted edit out of every file of the store. This cannot be undone.
 
@@ -238,7 +238,7 @@ async def erase(
     return schemas.ErasureAnswer(**done)
 
 
-async def when_served(service: Service, version: schemas.VersionView) -> schemas.VersionView:
+async def when_served(service: StoreService, version: schemas.VersionView) -> schemas.VersionView:
     """The version, once it is served here. Raises HTTPError if that takes too long."""
     end = time.monotonic() + service.settings.request_timeout
     with service.follower.listen() as listener:
@@ -249,7 +249,7 @@ async def when_served(service: Service, version: schemas.VersionView) -> schemas
     return version
 
 
-def _check_namespace(service: Service, namespace: str) -> None:
+def _check_namespace(service: StoreService, namespace: str) -> None:
     """Raises HTTPError 409 for a further namespace when as many hold edits, or will, as may."""
     known, limit = set(service.follower.current.handles), service.settings.namespaces
     if namespace in known or namespace == DEFAULT_NAMESPACE:
@@ -260,15 +260,13 @@ def _check_namespace(service: Service, namespace: str) -> None:
         raise conflict(f"{len(known)} namespaces hold edits, and namespaces={limit}; use one of them")
 
 
-def _checked(service: Service, item: schemas.EditIn, namespace: str, holder: Holder, place: str) -> EditRequest:
+def _checked(service: StoreService, item: schemas.EditIn, namespace: str, holder: Holder, place: str) -> EditRequest:
     """An edit that this model can take. Raises HTTPError that names its place in the body."""
     encoder = service.encoder
     try:
         edit = item.edit(namespace=namespace, author=holder.name)
         check_characters(edit, service.settings)
-        encoder.check(edit)
-        reserve = len(encoder.bos) + len(encoder.terminator)
-        check_lengths([edit], lambda text: len(encoder.tokenizer(text)["input_ids"]), encoder.context, reserve)
+        encoder.validate(edit)
         check_size(edit, encoder, service.settings)
         return EditRequest(edit=edit, **item.model_dump(include={"reason", "valid_from", "valid_until"}))
     except EditError as error:
@@ -293,11 +291,11 @@ async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: b
         tickets = await _settled(service, tickets)
         if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):
             submission.response.status_code = HTTPStatus.OK
-    views = [schemas.EditView.of(ticket, service.engine.unheld) for ticket in tickets]
+    views = [schemas.EditView.of(ticket, service.unheld) for ticket in tickets]
     return schemas.EditsAnswer(version=service.follower.current.version, edits=views)
 
 
-async def _settled(service: Service, tickets: Sequence[Ticket]) -> tuple[Ticket, ...]:
+async def _settled(service: StoreService, tickets: Sequence[Ticket]) -> tuple[Ticket, ...]:
     """The tickets once each has failed or is live and served here; or as they are when the time is over."""
     end = time.monotonic() + service.settings.request_timeout
     numbers = [ticket.number for ticket in tickets]
@@ -315,7 +313,7 @@ async def _settled(service: Service, tickets: Sequence[Ticket]) -> tuple[Ticket,
             await listener.news(POLL)
 
 
-def _newest(service: Service, edit_id: str) -> Ticket:
+def _newest(service: StoreService, edit_id: str) -> Ticket:
     """Raises HTTPError 404, also for an edit that the holder of the request's token may not see."""
     found = [ticket for ticket in service.store.journal.tickets(edit_id=edit_id) if sees(ticket.edit.namespace)]
     if not found:

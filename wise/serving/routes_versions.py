@@ -131,7 +131,7 @@ async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[st
                     if sees_all() or (edit is not None and sees(edit.namespace)):
                         view = EventView.of(one, edit.id if edit else None)
                         yield event(view.model_dump(), kind=one.kind, number=one.number)
-                        said = service.engine.unheld.get(view.edit or "")
+                        said = service.unheld.get(view.edit or "")
                         if one.kind == LIVE and said is not None:
                             told = {"kind": UNHELD, "detail": {"said": said}}
                             yield event(view.model_dump() | told, kind=UNHELD, number=one.number)

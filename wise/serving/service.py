@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
@@ -13,29 +13,20 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from wise.errors import ConfigError, EditError, StartError, WiseError, checked_namespace, did_you_mean
+from wise.errors import ConfigError, StartError, WiseError, did_you_mean
 from wise.memory.store.store import Store
 from wise.model import WiseModel
 from wise.serving.auth import Tokens, sees
 from wise.serving.canaries import Canaries
-from wise.serving.editor_client import (
-    ENDED,
-    FAILING,
-    PREPARING,
-    STARTING,
-    WAITING,
-    EditorClient,
-    Worker,
-    send_to_writer,
-)
+from wise.serving.editor_client import ENDED, FAILING, PREPARING, STARTING, WAITING, EditorClient, Worker
 from wise.serving.engines import Engine, GenerationRequest, Job, MemoryHandle
 from wise.serving.engines.grammar import Grammars
 from wise.serving.engines.local import LocalEngine
-from wise.serving.fair_queue import FairQueue
-from wise.serving.follower import DEFAULT_NAMESPACE, Follower, ServedVersion
-from wise.serving.http_errors import bad_request, not_found, unavailable
+from wise.serving.follower import Follower
+from wise.serving.http_errors import bad_request, not_found
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
+from wise.serving.store_service import StoreService
 from wise.serving.token_text import TokenText
 
 logger = logging.getLogger(__name__)
@@ -47,8 +38,10 @@ UNHEARD = 10.0
 PROMPT_THREADS = 4
 
 
-class Service:
+class Service(StoreService):
     """Answers from one model and one store."""
+
+    follower: Follower
 
     def __init__(
         self,
@@ -64,10 +57,9 @@ class Service:
 
         Raises StoreError if the store does not fit the model.
         """
-        self.settings, self.store, self.tokens = settings, store, tokens
-        self.name = settings.served_name()
+        super().__init__(settings, store=store, tokens=tokens, encoder=model.encoder)
         self.metrics = Metrics()
-        self.tokenizer, self.encoder = model.tokenizer, model.encoder
+        self.tokenizer = model.tokenizer
         self.canaries = Canaries(
             [self._canary(text) for text in canaries], lambda: self.engine, self.metrics, settings.canary_limit
         )
@@ -84,10 +76,6 @@ class Service:
         self.grammars = Grammars(model.tokenizer, model.encoder.stops)
         self.engine = _engine(model, settings, self.metrics, self.grammars)
         self.editor = EditorClient(editor, self.metrics.editor_restarts.inc)
-        self.previews = FairQueue(settings.preview_queue, settings.request_timeout)
-        """The turns of previews: one at a time goes to the editor."""
-        self.draining = threading.Event()
-        """Set at shutdown: nothing new is accepted, and streams of events end."""
         self._end = float("inf")
         """When all must have ended, on the monotonic clock."""
 
@@ -161,21 +149,6 @@ class Service:
             return f"the editor starts, for {seconds:.0f} s"
         return None
 
-    def refuse_if_draining(self) -> None:
-        """Raises HTTPError 503 at shutdown."""
-        if self.draining.is_set():
-            raise unavailable("the service is about to end; ask another replica, or try again")
-
-    async def command(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Has the store's writer run a command: the editor here, or that of another replica.
-
-        Raises what the writer raised, BusyError if too many are under way, or StoreError if there is no writer or it
-        takes too long.
-        """
-        if self.editor.state == WAITING:
-            return await send_to_writer(self.store, name, arguments)
-        return await self.editor.call(name, **arguments)
-
     def _canary(self, text: str) -> list[int]:
         """Raises ConfigError for one that the model cannot read."""
         ids = self.encoder.prompt(text)
@@ -184,22 +157,17 @@ class Service:
             raise ConfigError(f"canaries: {text!r:.60} has {len(ids)} tokens; 1 to {context - 1} were expected")
         return ids
 
-    # -- answering --------------------------------------------------------------------------------
+    async def command(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """By the editor here, if it is the writer."""
+        if self.editor.state == WAITING:
+            return await super().command(name, **arguments)
+        return await self.editor.call(name, **arguments)
 
-    def namespace(self, model: str | None) -> str:
-        """The namespace that a model's name means: `NAME`, or `NAME@NAMESPACE`. Raises HTTPError 404 for others, and
-        for one that the holder of the request's token may not see; 400 for what can be none."""
-        name, at, given = (model or self.name).partition("@")
-        namespace = DEFAULT_NAMESPACE
-        if at and given.strip() and name == self.name:
-            try:
-                namespace = checked_namespace(given)
-            except EditError as error:
-                raise bad_request(f"model: {error}", "model") from error
-        if name != self.name or (at and not given.strip()) or not sees(namespace):
-            known = did_you_mean(model or self.name, self.model_names(self.follower.current))
-            raise not_found(f"model: {model or self.name!r:.80} is not served; {known}", "model_not_found")
-        return namespace
+    @property
+    def unheld(self) -> Mapping[str, str]:
+        return self.engine.unheld
+
+    # -- answering --------------------------------------------------------------------------------
 
     def handle(self, model: str | None) -> MemoryHandle:
         """The memory that answers to a model's name. Raises HTTPError if there is none, as `namespace` does."""
@@ -208,17 +176,6 @@ class Service:
             near = did_you_mean(namespace, filter(sees, handles))
             raise not_found(f"model: no edit is live in the namespace {namespace!r}; {near}", "model_not_found")
         return handles[namespace]
-
-    def visible(self, version: ServedVersion) -> dict[str, MemoryHandle]:
-        """The memories of the namespaces that the holder of the request's token may see, by model name."""
-        return {
-            self.name if space == DEFAULT_NAMESPACE else f"{self.name}@{space}": handle
-            for space, handle in version.handles.items()
-            if sees(space)
-        }
-
-    def model_names(self, version: ServedVersion) -> list[str]:
-        return list(self.visible(version))
 
     def submit(self, requests: Sequence[GenerationRequest], seconds: float | None = None) -> Job:
         """Raises BusyError, or HTTPError at shutdown or for more answers than the service ever holds."""

@@ -105,8 +105,8 @@ def check_options(config: Any) -> None:
     refused = {
         f"pipeline_parallel_size={parallel.pipeline_parallel_size}: the stages of a pipeline are at different steps, "
         "which was not tested": parallel.pipeline_parallel_size > 1,
-        f"data_parallel_size={parallel.data_parallel_size}: vLLM tells of one engine only whether it has a version; "
-        "run replicas of the service on one store": parallel.data_parallel_size > 1,
+        "data parallel engines of several front ends: each would follow the store alone; let one front end have all, "
+        "or run replicas of the service on one store": parallel.local_engines_only,
         "dual batch overlap: a step's tokens reach the edited layer in parts": parallel.enable_dbo,
         "prompt embeddings: edits go by token ids": config.model_config.enable_prompt_embeds,
         f"quantization={config.model_config.quantization!r}: edits are fitted on the base as transformers runs it, and "

@@ -76,7 +76,8 @@ class EditedClient:
         self._client, self._place, self._store = client, place, store
         self._memories, self._ends = memories, frozenset(ends)
         self._versions = HeldVersions()
-        self._served: tuple[int, dict[tuple[int, str], ServedMemory]] = (0, {})
+        self.served: tuple[int, dict[tuple[int, str], ServedMemory]] = (0, {})
+        """The newest version that the workers have, and its memories by version and namespace."""
         self._generate = client.generate
         self._following: asyncio.Task[None] | None = None
 
@@ -113,21 +114,21 @@ class EditedClient:
             await asyncio.sleep(INTERVAL)
             try:
                 version = await asyncio.to_thread(self._newest)
-                if version != self._served[0]:
+                if version != self.served[0]:
                     await self._take_over(version)
             except Exception:
-                logger.exception("the store's newest version could not be taken over; %d is served", self._served[0])
+                logger.exception("the store's newest version could not be taken over; %d is served", self.served[0])
 
     async def _take_over(self, version: int) -> None:
         memories = await asyncio.to_thread(self._memories.read, version, None)
         await self._versions.load(self._client, version)
-        self._served = version, memories
+        self.served = version, memories
         logger.info("version %d is served: %d namespaces have edits", version, len(memories))
 
     @contextmanager
     def asking(self, namespace: str = DEFAULT_NAMESPACE) -> Iterator[AskedMemory]:
         """A request keeps the newest memory of a namespace within the block. Raises LookupError if it has no edits."""
-        version, memories = self._served
+        version, memories = self.served
         if namespace != DEFAULT_NAMESPACE and (version, namespace) not in memories:
             known = ", ".join(sorted(name for _, name in memories))
             raise LookupError(f"no edit is live in the namespace {namespace!r:.80}; there are: {known or 'none'}")

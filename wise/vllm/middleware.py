@@ -21,6 +21,8 @@ from wise.vllm.edited_client import DEFAULT_NAMESPACE, AskedMemory, EditedClient
 STORE = "WISE_STORE"
 """Environment variable: the store's folder, or its postgresql:// URL."""
 NAMESPACE = "X-Wise-Namespace"
+CLIENT = "wise_client"
+"""Name of the `EditedClient` in the state of the server."""
 DONE = b"data: [DONE]"
 HEAD = ("id", "object", "created", "model")
 """Fields that the events of a stream have in common."""
@@ -52,6 +54,7 @@ class EditingMiddleware:
                 raise ConfigError("--chat-template: chats are known by the tokenizer's own template; put it there")
             self._client = EditedClient.open(state.engine_client, store)
             await self._client.start()  # what is raised here is told by the server, which ends
+            setattr(state, CLIENT, self._client)
         elif self._client is not None:
             self._client.close()
         await send(message)

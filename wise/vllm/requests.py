@@ -127,16 +127,23 @@ async def attach(engine: Any, store: str | None = None) -> list[dict[str, Any]]:
     Raises ConfigError if nothing would come of edits, or what a worker raised.
     """
     found: list[dict[str, Any]] = await engine.collective_rpc("wise_attach", args=(store, this_process()))
-    before, after = [await _first_logprobs(engine, probe) for probe in (False, True)]
-    check_probe(before, after)
+    size = engine.vllm_config.parallel_config.data_parallel_size
+    for rank in range(size) if size > 1 else [None]:
+        before, after = [await _first_logprobs(engine, probe, rank) for probe in (False, True)]
+        check_probe(before, after)
     return found
 
 
 async def load_version(engine: Any, version: int, folder: str | None = None) -> None:
-    """Returns when all workers have the version. Raises what loading it raised."""
+    """Returns when all workers have the version. Raises what loading it raised.
+
+    With data parallel engines vLLM returns what the workers of the first one told, and raises what any raised. So the
+    first one is waited for without a pause of its steps; the others then have loaded it, or nearly.
+    """
     await engine.collective_rpc("wise_load", args=(version, folder))
     while not all(await engine.collective_rpc("wise_loaded", args=(version,))):
         await asyncio.sleep(LOADING)
+    await engine.collective_rpc("wise_take", args=(version,))
 
 
 def check_probe(before: Mapping[int, float], after: Mapping[int, float]) -> None:
@@ -166,12 +173,14 @@ def probe_request(probe: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
-async def _first_logprobs(engine: Any, probe: bool) -> dict[int, float]:
+async def _first_logprobs(engine: Any, probe: bool, rank: int | None) -> dict[int, float]:
+    """rank: of one of several data parallel engines."""
     from vllm import SamplingParams
 
     prompt, arguments = probe_request(probe)
     found: dict[int, float] = {}
-    async for output in engine.generate(prompt, SamplingParams(**arguments), f"wise-probe-{uuid4().hex}"):
+    request = f"wise-probe-{uuid4().hex}"
+    async for output in engine.generate(prompt, SamplingParams(**arguments), request, data_parallel_rank=rank):
         found = logprobs_of(output)
     return found
 

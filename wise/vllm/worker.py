@@ -103,14 +103,14 @@ class WiseWorker:
             self._wise_loading[version] = self._wise_loader.submit(self._wise_memories.read, version, folder)
 
     def wise_loaded(self, version: int) -> bool:
-        """Whether a version may be given to requests. Raises what its loading raised."""
-        loading = self._wise_loading.get(version)
-        if loading is None:
-            return True
-        if not loading.done():
-            return False
-        self._wise.memories |= self._wise_loading.pop(version).result()
-        return True
+        """Whether `wise_take` would not have to wait."""
+        return version not in self._wise_loading or self._wise_loading[version].done()
+
+    def wise_take(self, version: int) -> None:
+        """From here on a version may be given to requests. Raises what its loading raised."""
+        loading = self._wise_loading.pop(version, None)
+        if loading is not None:
+            self._wise.memories |= loading.result()
 
     def wise_drop(self, version: int) -> None:
         """A version is given to no further request."""

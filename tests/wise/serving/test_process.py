@@ -129,15 +129,29 @@ def test_killed_while_it_trains_it_has_every_acknowledged_edit_once(tmp_path: Pa
 def test_an_editor_that_dies_is_started_again_while_answering_goes_on(tmp_path: Path) -> None:
     with process(tmp_path / "store", *RETRIEVE) as served:
         until(lambda: served.editor() == "ready")
-        listed = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(served.process.pid)]
-        children = subprocess.run(listed, capture_output=True, text=True).stdout.splitlines()
-        [editor] = [line.split()[0] for line in children if "spawn_main" in line]
-        os.kill(int(editor), signal.SIGKILL)
+        [editor] = processes_of(served.process.pid, "spawn_main")
+        os.kill(editor, signal.SIGKILL)
         until(lambda: served.editor() != "ready")
         assert served.said() == " Paris."
         done = served.client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})
         assert done.json()["edits"][0]["status"] == "live"
         assert served.said() == " Lyon."
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness is of a whole process")
+def test_what_trains_is_niced_and_what_runs_commands_is_not(tmp_path: Path) -> None:
+    with process(tmp_path / "store", *RETRIEVE) as served:
+        until(lambda: served.editor() == "ready")
+        [editor] = processes_of(served.process.pid, "spawn_main")
+        niceness = {int(task.name): os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks(editor)}
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert niceness.pop(editor) > own and own in niceness.values()
+
+
+def tasks(process: int) -> list[Path]:
+    """The threads of a process; the first has the number of the process."""
+    return [*Path(f"/proc/{process}/task").iterdir()]
 
 
 @pytest.mark.slow

@@ -84,12 +84,17 @@ def test_the_names_that_the_seam_uses_are_there() -> None:
     assert named <= set(SchedulerOutput.__annotations__)
 
 
-def test_a_service_on_vllm_is_edited_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engines", [1, 2])
+def test_a_service_on_vllm_is_edited_and_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engines: int
+) -> None:
+    """engines: data parallel ones."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
     service_process = importlib.import_module("service_process")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    options = ["--engine", "vllm", "--set", 'vllm={"enforce_eager": true, "block_size": 32}']
+    given = {"enforce_eager": True, "block_size": 32, "data_parallel_size": engines}
+    options = ["--engine", "vllm", "--set", f"vllm={json.dumps(given)}"]
     edit = {"prompt": "The capital of France is", "target": "Lyon", "subject": "France"}
     for again in (False, True):  # it is killed, and what was live is live again
         service = service_process.Service(tmp_path / "store", tmp_path / "log", options)
@@ -97,20 +102,20 @@ def test_a_service_on_vllm_is_edited_and_killed(tmp_path: Path, monkeypatch: pyt
             headers = {"Authorization": f"Bearer {service.token}"}
             with httpx.Client(base_url=f"{service.url}/v1", headers=headers, timeout=300.0) as client:
                 if not again:
-                    assert not _edits(client, edit["prompt"])
+                    assert _edits(client, edit["prompt"], 1) == [[]]
                     answer = client.post("/edits", json={"edits": [edit], "wait": "live"})
                     assert answer.json()["edits"][0]["status"] == "live", answer.text
                 asked = client.post("/ask", json={"prompts": [edit["prompt"]]}).json()["answers"][0]
                 assert (asked["before"], asked["after"]) == ("Paris", "Lyon")
-                (active,) = _edits(client, edit["prompt"])
-                assert active["target"] == "Lyon" and active["tokens"] == asked["edits"][0]["tokens"]
+                for (active,) in _edits(client, edit["prompt"], 4 * engines):
+                    assert active["target"] == "Lyon" and active["tokens"] == asked["edits"][0]["tokens"]
         finally:
             service.kill()
 
 
-def _edits(client: httpx.Client, prompt: str) -> list[dict[str, object]]:
-    """The active edits of a streamed answer."""
-    body = {"model": "wise-demo", "prompt": prompt, "max_tokens": 8, "stream": True}
+def _edits(client: httpx.Client, prompt: str, count: int) -> list[list[dict[str, object]]]:
+    """The active edits of each of so many streamed answers, which are generated at the same time."""
+    body = {"model": "wise-demo", "prompt": [prompt] * count, "max_tokens": 8, "stream": True}
     lines = client.post("/completions", json=body).text.splitlines()
     events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-    return list(events[-1]["wise"]["edits"][0])
+    return list(events[-1]["wise"]["edits"])

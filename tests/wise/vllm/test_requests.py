@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from chats import EDITS, TEMPLATE, TURNS
+from fake_vllm import installed
 from followed import answer_router, answer_state
 from tiny import EOS
 
@@ -14,7 +16,7 @@ import wise
 from wise.memory.state import MemoryState
 from wise.router.turns import render
 from wise.vllm.beside import check_options, check_version
-from wise.vllm.requests import CarriedEdits, carried_edits, check_probe, engine_options
+from wise.vllm.requests import CarriedEdits, attach, carried_edits, check_probe, engine_options
 
 STATE = answer_state()
 ASKED, OTHER = (render(answer_router(STATE).inputs.tokenizer, turns) for turns in (TURNS, TURNS[:1]))
@@ -68,6 +70,14 @@ def test_the_self_test_wants_an_effect() -> None:
         check_probe({}, {})
 
 
+@pytest.mark.parametrize(("engines", "ranks"), [(1, [None] * 2), (2, [0, 0, 1, 1])])
+def test_every_engine_is_tested(monkeypatch: pytest.MonkeyPatch, engines: int, ranks: list[int | None]) -> None:
+    llm = installed(monkeypatch)
+    llm.vllm_config.parallel_config.data_parallel_size = engines
+    asyncio.run(attach(llm))
+    assert llm.ranks == ranks
+
+
 def test_a_release_that_was_not_tested_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_version("0.32.0"), check_version("0.32.7")
     for release in ("0.31.2", "0.33.0", "1.0.0"):
@@ -79,12 +89,12 @@ def test_a_release_that_was_not_tested_is_refused(monkeypatch: pytest.MonkeyPatc
 
 def config(**changes: Any) -> Any:
     """What is looked at of vLLM's configuration."""
-    given = {"pipeline": 1, "data": 1, "dbo": False, "embeds": False, "speculative": None, "asynchronous": False}
+    given = {"pipeline": 1, "fronts": False, "dbo": False, "embeds": False, "speculative": None, "asynchronous": False}
     given["quantization"] = None
     given |= changes
     return SimpleNamespace(
         parallel_config=SimpleNamespace(
-            pipeline_parallel_size=given["pipeline"], data_parallel_size=given["data"], enable_dbo=given["dbo"]
+            pipeline_parallel_size=given["pipeline"], local_engines_only=given["fronts"], enable_dbo=given["dbo"]
         ),
         model_config=SimpleNamespace(enable_prompt_embeds=given["embeds"], quantization=given["quantization"]),
         speculative_config=given["speculative"],
@@ -96,7 +106,7 @@ def config(**changes: Any) -> Any:
     ("changes", "reason"),
     [
         ({"pipeline": 2}, "pipeline_parallel_size=2"),
-        ({"data": 2}, "replicas"),
+        ({"fronts": True}, "replicas"),
         ({"dbo": True}, "dual batch"),
         ({"embeds": True}, "token ids"),
         ({"quantization": "awq"}, "quantization='awq'"),

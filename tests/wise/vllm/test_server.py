@@ -30,13 +30,13 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
-OPTIONS = ["--served-model-name", "demo", "--enforce-eager", "--block-size", "32"]
+OPTIONS = ["--served-model-name", "demo", "--enforce-eager", "--block-size", "32", "--api-key", "a-key"]
 SECONDS = 600.0
+KEY = {"Authorization": "Bearer a-key"}
 
 
-def taught(store: Store, model: wise.WiseModel, target: str) -> None:
-    """Trains one edit and makes it live."""
-    store.enqueue([wise.Edit(prompt=FRANCE, target=target, subject="France")])
+def trained(store: Store, model: wise.WiseModel) -> None:
+    """Trains the next edit and makes it live."""
     tickets, before = store.claim(1), store.read()
     state, _ = edited(model, before.state, [ticket.edit for ticket in tickets])
     store.commit(tickets, state, parent=before.version, config=model.wise_config, base=model.fingerprint())
@@ -49,12 +49,12 @@ def serving(store: Path, log: Path, layer: str) -> Iterator[httpx.Client]:
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_path())]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    environment = os.environ | ENVIRONMENT | {"WISE_STORE": str(store)}
+    environment = os.environ | ENVIRONMENT | {"WISE_STORE": str(store), "VLLM_PLUGINS": "wise"}
     with log.open("wb") as output:
         command += [*OPTIONS, *options, "--port", str(port)]
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS, headers=KEY) as client:
                 until(lambda: process.poll() is not None or _healthy(client), SECONDS)
                 assert process.poll() is None, log.read_text()[-4000:]
                 yield client
@@ -83,9 +83,15 @@ def answer(client: httpx.Client) -> tuple[int, str, list[str]]:
 def test_a_server_of_vllm_answers_with_a_store_that_changes(tmp_path: Path) -> None:
     model = wise.wrap(*load_model(None))
     with Store.open(tmp_path / "store") as store:
-        taught(store, model, "Lyon")
+        store.enqueue([wise.Edit(prompt=FRANCE, target="Lyon", subject="France")])
+        trained(store, model)
         with serving(tmp_path / "store", tmp_path / "log", model.target_module.path) as client:
             assert answer(client) == (1, " Lyon.", ["Lyon"])
-            taught(store, model, "Nice")
+            body = {"edits": [{"prompt": FRANCE, "target": "Nice", "subject": "France"}]}
+            assert client.post("/v1/edits", json=body).status_code == 202
+            trained(store, model)
             until(lambda: answer(client)[0] == 2, SECONDS)
             assert answer(client) == (2, " Nice.", ["Nice"])
+            statuses = [(edit["target"], edit["status"]) for edit in client.get("/v1/edits").json()["data"]]
+            assert statuses == [("Lyon", "retired"), ("Nice", "live")]
+            assert client.get("/v1/edits", headers={"Authorization": "Bearer other"}).status_code == 401

@@ -1,0 +1,128 @@
+"""`/v1/edits` in vLLM's own server: an endpoint plug-in of vLLM (`vllm.endpoint_plugins`, its release 0.26).
+
+Edits go into the store that `EditingMiddleware` follows; a `wise serve` or `wise stream` on the same store trains them.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import State
+from starlette.routing import Route
+
+from wise.edits import Edit
+from wise.errors import ConfigError
+from wise.ingest import open_reader
+from wise.router.turns import ChatTemplate
+from wise.serving import http_errors, routes_edits, settings
+from wise.serving.auth import ADMIN, Holder, Tokens, token_digest
+from wise.serving.engines import MemoryHandle
+from wise.serving.follower import DEFAULT_NAMESPACE, Listener, ServedVersion
+from wise.serving.http_errors import ERRORS, unavailable
+from wise.serving.metrics import Metrics
+from wise.serving.middleware import RequestMiddleware
+from wise.serving.store_service import StoreService
+from wise.training.encoding import Encoder
+from wise.vllm.middleware import CLIENT, STORE
+
+OWNER = "owner"
+"""Holder of a key that the server was given with `--api-key`."""
+
+
+class EditEndpoints:
+    """What vLLM asks of such a plug-in."""
+
+    name = "wise"
+    required_tasks = ("generate",)
+
+    def __init__(self) -> None:
+        self._app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Adds the routes behind those of the server. They keep their own errors, and the server keeps its own."""
+        http_errors.install(self._app)
+        self._app.include_router(routes_edits.router, responses=ERRORS)
+        app.router.routes.append(Route("/v1/edits{rest:path}", self._app))
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Raises ConfigError if no store or no token is named, or StoreError if there is no such store."""
+        place = os.environ.get(STORE)
+        if not place:
+            raise ConfigError(f"{STORE} is not set: the folder of a store was expected, or its URL")
+        own = settings.load(None, {"model": engine_client.vllm_config.model_config.model, "name": _name(args)})
+        service = StoreService(
+            own, store=open_reader(place), tokens=_tokens(own, args), encoder=_encoder(engine_client)
+        )
+        service.follower = ServedStore(state)
+        self._app.state.service = service
+        self._app.add_middleware(
+            RequestMiddleware,
+            metrics=Metrics(),
+            body_limit=own.body_limit,
+            bodies_limit=own.bodies_limit,
+            client_timeout=own.client_timeout,
+        )
+
+
+class ServedStore:
+    """The version with which vLLM's server answers."""
+
+    def __init__(self, state: State) -> None:
+        """state: of the server, where the middleware leaves its client."""
+        self._state = state
+        self._built: ServedVersion | None = None
+
+    @property
+    def current(self) -> ServedVersion:
+        """Raises HTTPError 503 if the server has no edits."""
+        client = getattr(self._state, CLIENT, None)
+        if client is None:
+            raise unavailable("the server runs without --middleware wise.vllm.middleware.EditingMiddleware: give it")
+        version, memories = client.served
+        if self._built is None or self._built.version != version:
+            states = {namespace: memory.state for (_, namespace), memory in memories.items()}
+            edits: dict[str, Edit] = {edit.id: edit for state in states.values() for edit in state.edits}
+            handles = {
+                name: MemoryHandle(version=version, namespace=name, state=state) for name, state in states.items()
+            }
+            handles.setdefault(DEFAULT_NAMESPACE, MemoryHandle(version=version, namespace=DEFAULT_NAMESPACE))
+            self._built = ServedVersion(version=version, edits=edits, handles=handles)
+        return self._built
+
+    def listen(self) -> Listener:
+        """One that hears of nothing: who waits looks again by itself."""
+        return Listener(set())
+
+
+def _name(args: Namespace) -> str | None:
+    names: list[str] = args.served_model_name or []
+    return names[0] if names else None
+
+
+def _tokens(own: settings.Settings, args: Namespace) -> Tokens:
+    if own.tokens:
+        return Tokens.read(own.tokens)
+    keys = args.api_key or [key for key in [os.environ.get("VLLM_API_KEY")] if key]
+    if not keys:
+        raise ConfigError(
+            "who may edit? Give the server --api-key, whose holder may, or set WISE_TOKENS to a file of `wise token`"
+        )
+    return Tokens([(Holder(name=OWNER, scope=ADMIN), token_digest(key)) for key in keys])
+
+
+def _encoder(client: Any) -> Encoder:
+    """What checks an edit before it is taken: the editor, which has the base, checks it again."""
+    tokenizer = client.get_tokenizer()
+    template = ChatTemplate.learn(tokenizer)
+    return Encoder(
+        tokenizer=tokenizer,
+        bos=(),
+        terminator=(),
+        stops=frozenset({tokenizer.eos_token_id} - {None}),
+        context=client.vllm_config.model_config.max_model_len,
+        template=template,
+        in_chat=template is not None,
+    )
