@@ -34,7 +34,9 @@ def application(arguments: dict[str, str]) -> Application:
 
     def build() -> FastAPI:
         log_as_json(settings.log_level, settings.audit)
-        return build_app(build_service(settings, None))
+        service = build_service(settings, None)
+        service.start()
+        return build_app(service)
 
     @serve.deployment(
         name="wise",

@@ -6,6 +6,7 @@
     ├── EditError            (ValueError)    an edit, or a file of edits, is not usable
     ├── WorkerError          (RuntimeError)  processes that fit edits died again and again
     ├── ArtifactError        (ValueError)    a saved memory is incomplete, damaged or foreign
+    ├── StartError           (RuntimeError)  the service cannot start, since its engine or its store fails
     └── StoreError           (RuntimeError)  a store is damaged, full, held by another, or lacks what was asked for
         ├── MissingError                     there is no store at a place
         ├── RefusedError                     a version contradicts itself: the same will be refused again
@@ -48,6 +49,10 @@ class WorkerError(WiseError, RuntimeError):
 
 class ArtifactError(WiseError, ValueError):
     """A saved memory is incomplete, damaged, or belongs to another base model."""
+
+
+class StartError(WiseError, RuntimeError):
+    """The service cannot start, since its engine or its store fails."""
 
 
 class StoreError(WiseError, RuntimeError):

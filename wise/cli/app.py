@@ -13,7 +13,7 @@ import wise
 from wise.cli.ask import ask
 from wise.cli.bench import app as bench
 from wise.cli.chat_demo import chat_demo
-from wise.cli.common import BAD_INPUT
+from wise.cli.common import BAD_INPUT, UNEXPECTED
 from wise.cli.compare import compare
 from wise.cli.demo import demo
 from wise.cli.edit import edit
@@ -28,7 +28,7 @@ from wise.cli.store import app as store
 from wise.cli.stream import stream
 from wise.cli.terminal import LineFormatter, echo
 from wise.cli.train_router import train_router
-from wise.errors import WiseError
+from wise.errors import StartError, WiseError
 from wise.safe_text import redacted
 
 EXIT_CODES = (
@@ -49,7 +49,7 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except (WiseError, *USERS_FILES) as error:
             echo(f"wise: {redacted(' '.join(str(error).split()))}", err=True)
-            raise typer.Exit(BAD_INPUT) from None
+            raise typer.Exit(UNEXPECTED if isinstance(error, StartError) else BAD_INPUT) from None
 
 
 app = typer.Typer(

@@ -27,7 +27,7 @@ from wise.cli.terminal import cell, echo
 from wise.demo.plotting import new_figure
 from wise.errors import ConfigError
 
-BAD_INPUT = 2
+UNEXPECTED, BAD_INPUT = 1, 2
 NOT_VERIFIED = 3
 NOT_WHOLE = 4
 ROWS = 20

@@ -46,11 +46,10 @@ SWITCH_INTERVAL = 0.001
 
 
 def build_app(service: Service) -> FastAPI:
-    """The service as an ASGI application, which starts and ends it."""
+    """The service, which was started, as an ASGI application, which ends it."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        service.start()
         try:
             yield
         finally:
@@ -110,7 +109,8 @@ def _remove_422(app: FastAPI) -> None:
 
 class Server(uvicorn.Server):
     """Serves one service. It says when it can be reached, and announces the shutdown as soon as it is asked for, and
-    not when the last answer is finished."""
+    not when the last answer is finished. It starts the service itself: whoever runs it gets the error where that fails,
+    which uvicorn would log as a traceback."""
 
     def __init__(self, service: Service, on_start: Callable[[], None] = lambda: None) -> None:
         """on_start: called when the port accepts connections."""
@@ -137,6 +137,8 @@ class Server(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Raises as `Service.start` does."""
+        self.service.start()
         await super().startup(sockets)
         if self.started:
             self._on_start()
@@ -150,17 +152,17 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
     """Serves until a signal. Once the port accepts connections, `show` is called with the URL, and with the token of
     this run if one was made.
 
-    Raises ConfigError or StoreError if it cannot be served, before anything is.
+    Raises ConfigError, StoreError or StartError if it cannot be served, before anything is.
     """
     logger.info("loading %s: a minute or more if the model is large", settings.model or "the demo model")
     token = None if settings.tokens else new_token()
     service = build_service(settings, token)
-    listener = bound_socket(settings)
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    server = Server(service, on_start=lambda: show(url, token))
-    signal.signal(signal.SIGTERM, server.handle_exit)  # until uvicorn listens to it, and when it raises it once more
-    server.run(sockets=[listener])
+    with bound_socket(settings) as listener:
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        server = Server(service, on_start=lambda: show(url, token))
+        signal.signal(signal.SIGTERM, server.handle_exit)  # until uvicorn listens, and when it raises it once more
+        server.run(sockets=[listener])
     gc.freeze()  # as it ends, the interpreter would look through a million objects for garbage, for seconds
 
 

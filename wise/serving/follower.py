@@ -144,7 +144,8 @@ class Follower:
 
     def close(self) -> None:
         self._stop.set()
-        self._thread.join(5 * INTERVAL)
+        if self._thread.ident is not None:  # or the service never started
+            self._thread.join(5 * INTERVAL)
         self._wake()
 
     def queue(self) -> tuple[Mapping[str, int], str | None]:

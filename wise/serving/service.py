@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from wise.errors import ConfigError, did_you_mean
+from wise.errors import ConfigError, StartError, WiseError, did_you_mean
 from wise.memory.store.store import Store
 from wise.model import WiseModel
 from wise.serving.auth import Tokens, sees
@@ -80,12 +80,21 @@ class Service(StoreService):
         """When all must have ended, on the monotonic clock."""
 
     def start(self) -> None:
-        self.engine.start()
-        self.follower.serve_with(self.engine)
-        self.editor.start()
-        self.follower.start()
-        self.canaries.start()
-        self.canaries.check(self.follower.current)
+        """Raises ConfigError, or StartError with the reason; all that had begun ends then."""
+        try:
+            self.engine.start()
+            self.follower.serve_with(self.engine)
+            self.editor.start()
+            self.follower.start()
+            self.canaries.start()
+            self.canaries.check(self.follower.current)
+        except Exception as error:
+            logger.debug("the service cannot start", exc_info=True)
+            self.close()
+            if isinstance(error, ConfigError):
+                raise
+            why = str(error) if isinstance(error, WiseError) else f"{type(error).__name__}: {error}"
+            raise StartError(f"the service cannot start: {why}; log_level=debug says where") from error
 
     def drain(self) -> None:
         """Begins the shutdown: nothing new is accepted, and the editor ends. A signal handler may call it."""

@@ -19,7 +19,10 @@ from typer.testing import CliRunner
 from waiting import until
 
 from wise.cli.app import app
+from wise.errors import StoreError
 from wise.memory.store.store import Store
+from wise.serving.engines.local import LocalEngine
+from wise.serving.follower import Follower
 
 FRANCE = "The capital of France is"
 LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
@@ -247,3 +250,29 @@ def test_two_replicas_on_one_database_converge() -> None:
 def test_what_stands_against_it_is_said_at_once(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
     done = CliRunner().invoke(app, ["serve", "--store", str(tmp_path / "store"), *options])
     assert done.exit_code == 2 and said in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "error", "level"),
+    [
+        (LocalEngine, "start", RuntimeError("no room"), "info"),
+        (Follower, "serve_with", StoreError("no store"), "debug"),
+    ],
+)
+def test_what_fails_as_it_starts_is_said_in_one_line(
+    part: type, name: str, error: Exception, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(part, name, fails)
+    handler, options = signal.getsignal(signal.SIGTERM), ("--port", "0", "--set", f"log_level={level}")
+    try:
+        done = CliRunner().invoke(app, ["serve", "--store", str(tmp_path / "store"), *RETRIEVE, *options])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    *logged, last = done.stderr.splitlines()
+    why = "no store" if isinstance(error, StoreError) else "RuntimeError: no room"
+    assert last == f"wise: the service cannot start: {why}; log_level=debug says where"
+    assert done.exit_code == 1 and done.stdout == "" and all(map(json.loads, logged))
+    assert ("Traceback" in done.stderr) == (level == "debug")

@@ -18,7 +18,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from repository import ROOT
-from waiting import until
+from waiting import DEADLINE, until
 
 from wise.memory.store.store import Store
 from wise.serving.auth import add_token_line, token_line
@@ -31,13 +31,14 @@ FRANCE, SPAIN = "The capital of France is", "The capital of Spain is"
 RUN = """
 import json, signal, sys, ray, ray_serve
 signal.signal(signal.SIGINT, signal.default_int_handler)  # processes of pytest-xdist ignore it
-ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000)
+here = ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000)
+print("session:", here.address_info["session_dir"], flush=True)
 ray.serve.start(http_options={"port": int(sys.argv[1])})
 ray.serve.run(ray_serve.application(json.loads(sys.argv[2])), blocking=True)
 """
 """`serve run`, on a port of its own and in a small cluster of its own."""
-PATIENCE = "300"
-"""Seconds that Ray gives its own processes to start."""
+PATIENCE = 300
+"""Seconds that Ray gives its own processes to start, and that the replicas have to be ready after that."""
 
 
 class Replicas:
@@ -51,37 +52,49 @@ class Replicas:
         arguments = {"replicas": "2", "store": store, "tokens": str(folder / "tokens"), "mode": "retrieve"}
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
-            "RAY_DEDUP_LOGS": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_gcs_server_request_timeout_seconds": PATIENCE,
-            "RAY_raylet_start_wait_time_s": PATIENCE,
+            "RAY_gcs_server_request_timeout_seconds": str(PATIENCE),
+            "RAY_raylet_start_wait_time_s": str(PATIENCE),
+            "RAY_agent_register_timeout_ms": str(1000 * PATIENCE),
         }
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", RUN, str(port), json.dumps(arguments)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT / "deploy",
-        )
-        self.log: list[str] = []
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.log.append(line)
-            if "is ready at" in line:
-                break
-        else:
-            raise RuntimeError("".join(self.log))
-        self._reader = threading.Thread(target=self.log.extend, args=(self.process.stdout,), daemon=True)
-        self._reader.start()
+        self._output = folder / "output"
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", RUN, str(port), json.dumps(arguments)],
+                stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT / "deploy",
+            )
         self.client = httpx.Client(
             base_url=f"http://127.0.0.1:{port}", headers={"Authorization": "Bearer secret"}, timeout=120.0
         )
 
+    def wait(self) -> None:
+        """Returns when they are ready."""
+
+        def ready() -> bool:
+            return "is ready at" in self._output.read_text()
+
+        until(lambda: ready() or self.process.poll() is not None, 2 * PATIENCE, "the replicas are not ready")
+        if not ready():
+            raise RuntimeError(self._output.read_text())
+        [session] = re.findall("^session: (.*)$", self._output.read_text(), re.MULTILINE)
+        self._logs = Path(session, "logs")
+
     def ask(self, method: str, path: str, **given: Any) -> tuple[int, dict[str, Any]]:
-        """The process of the replica that answered, by its log, and what it answered."""
+        """The process of the replica that answered, by its log, and what it answered. Raises HTTPError."""
         answer = self.client.request(method, path, **given)
-        assert answer.status_code == 200, answer.text
+        answer.raise_for_status()
         request = answer.headers["x-request-id"].partition(",")[0]  # Ray gives the same once more
-        mine = re.compile(rf'pid=(\d+)\)[^{{]*{{.*"request": "{request}"')
-        until(lambda: any(map(mine.search, self.log)))
-        return next(int(found[1]) for found in map(mine.search, self.log) if found), answer.json()
+        found: list[int] = []
+        missing = f"no replica's log in {self._logs} has the request {request}, which was answered"
+        until(lambda: found.extend(self._processes(request)) or found, missing=missing)
+        return found[0], answer.json()
+
+    def _processes(self, request: str) -> list[int]:
+        """Those that have logged a request, by Ray's files of what each writes to stderr. What Ray shows of these is
+        read while it is written, so a line may be shown in two parts."""
+        named = f'"request": "{request}"'
+        files = [file for file in self._logs.glob("worker-*.err") if named in file.read_text(errors="replace")]
+        return [int(file.stem.rpartition("-")[2]) for file in files]
 
     def said(self, prompt: str) -> dict[int, str]:
         """What each of the two replicas answers, by its process."""
@@ -90,7 +103,7 @@ class Replicas:
         def both() -> bool:
             try:
                 process, answer = self.ask("POST", "/v1/completions", json=_body(prompt))
-            except (AssertionError, httpx.TransportError):
+            except httpx.HTTPError:
                 return False  # a replica is dead, or starts
             found[process] = answer["choices"][0]["text"]
             return len(found) == 2
@@ -116,12 +129,13 @@ class Replicas:
         assert [each["status"] for each in answer["edits"]] == ["live"]
 
     def end(self) -> None:
-        self.process.send_signal(signal.SIGINT)  # as on a terminal
-        self.process.wait()
-        self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
         self.client.close()
+        self.process.send_signal(signal.SIGINT)  # as on a terminal
+        try:
+            self.process.wait(DEADLINE)
+        finally:
+            self.process.kill()  # if it did not end
+            self.process.wait()
 
 
 def free_port() -> int:
@@ -141,6 +155,7 @@ def _body(prompt: str) -> dict[str, Any]:
 def replicas(store: str, folder: Path) -> Iterator[Replicas]:
     started = Replicas(store, folder)
     try:
+        started.wait()
         yield started
     finally:
         started.end()

@@ -222,7 +222,8 @@ class LocalEngine:
         with self._changed:
             self._open = False
             self._changed.notify_all()
-        self._thread.join(JOIN_TIMEOUT)
+        if self._thread.ident is not None:  # or it never started
+            self._thread.join(JOIN_TIMEOUT)
 
     unheld: Mapping[str, str] = {}
     """The editor asked each edit in this very model."""

@@ -105,8 +105,16 @@ class VllmEngine:
         self.unheld: Mapping[str, str] = {}
 
     def start(self) -> None:
+        """Raises EngineError, with the reason, if vLLM does not start; ConfigError if it cannot serve such a memory."""
         self._thread.start()
-        self._started.result(START_TIMEOUT)
+        try:
+            self._started.result(START_TIMEOUT)
+        except WiseError:
+            raise
+        except (Exception, SystemExit) as error:
+            why = f"({type(error).__name__}: {error!s:.1000})" if str(error) else f"within {START_TIMEOUT:.0f} s"
+            what = "see what it logged before this, and give it other options with the setting `vllm`"
+            raise EngineError(f"vLLM did not start {why}; {what}") from error
 
     def close(self) -> None:
         if self._thread.is_alive():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -25,6 +27,7 @@ from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.memory.slot import make_bank
 from wise.router.turns import render
 from wise.serving.engines import BusyError, Delta, EngineError, GenerationRequest, MemoryHandle
+from wise.serving.engines import vllm as module
 from wise.serving.engines.vllm import VllmEngine
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
@@ -60,7 +63,15 @@ def base() -> torch.nn.Module:
 
 
 @pytest.fixture
-def unused(llm: FakeLLM, base: torch.nn.Module) -> Iterator[VllmEngine]:
+def unused(unstarted: VllmEngine) -> Iterator[VllmEngine]:
+    unstarted.start()
+    yield unstarted
+    unstarted.close()
+    assert not unstarted.alive
+
+
+@pytest.fixture
+def unstarted(llm: FakeLLM, base: torch.nn.Module) -> VllmEngine:
     encoder = SimpleNamespace(
         stops={EOS},
         context=64,
@@ -79,11 +90,7 @@ def unused(llm: FakeLLM, base: torch.nn.Module) -> Iterator[VllmEngine]:
         model=base,
     )
     settings = Settings(store="nowhere", max_batch_size=2, max_queue=1, vllm={"block_size": 32})
-    engine = VllmEngine(model, settings, Metrics())
-    engine.start()
-    yield engine
-    engine.close()
-    assert not engine.alive
+    return VllmEngine(model, settings, Metrics())
 
 
 def handle(version: int) -> MemoryHandle:
@@ -233,6 +240,28 @@ def test_an_engine_that_died_refuses(engine: VllmEngine, llm: FakeLLM) -> None:
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+@pytest.mark.parametrize("error", [RuntimeError("Engine core initialization failed"), SystemExit("no GPU"), None])
+def test_an_engine_that_does_not_start_says_why(
+    error: BaseException | None, unstarted: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+
+    def fails(_: Any) -> None:
+        if error is None:
+            assert may_end.wait(SECONDS)
+        raise error or RuntimeError("late")
+
+    if error is None:
+        monkeypatch.setattr(module, "START_TIMEOUT", 0.1)
+    monkeypatch.setattr(sys.modules["vllm.v1.engine.async_llm"].AsyncLLM, "from_engine_args", fails)
+    said = "within 0 s" if error is None else rf"\({type(error).__name__}: {error}\)"
+    with pytest.raises(EngineError, match=f"^vLLM did not start {said}; see what it logged"):
+        unstarted.start()
+    may_end.set()
+    unstarted.close()
+    assert not unstarted.alive
+
+
 def test_without_vllm_the_extra_is_named() -> None:
     nothing: Any = None
     with pytest.raises(wise.ConfigError, match=r"wise-runtime\[vllm\]"):
