@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from wise.safe_text import finite
 from wise.serving.engines import DeadlineError, Delta, FinishReason, GenerationRequest, Job, Logprobs, RoutedToken
 from wise.serving.engines.sequence import CONTEXT
 from wise.serving.event_stream import error_event, event
@@ -304,8 +305,8 @@ def token_routes(service: Service, answer: GeneratedAnswer) -> list[TokenRoute]:
                 part="prompt" if position < len(answer.request.prompt) else "answer",
                 edit=one.edit if one and one.open else None,
                 slot=one.slot if one and one.open else None,
-                score=_finite(one.score) if one else None,
-                threshold=_finite(one.threshold) if one else None,
+                score=finite(one.score) if one else None,
+                threshold=finite(one.threshold) if one else None,
             )
         )
     return routes
@@ -316,7 +317,3 @@ def _token_text(service: Service, ids: Sequence[int], position: int) -> str:
     before = list(ids[max(0, position - CONTEXT) : position])
     text = str(service.tokenizer.decode([*before, ids[position]]))
     return text[len(str(service.tokenizer.decode(before))) :]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

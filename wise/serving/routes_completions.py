@@ -53,8 +53,7 @@ T = TypeVar("T")
 @router.get("/models")
 async def models(service: Served, _: NamespaceReader) -> schemas.ModelList:
     """The base's namespaces, each as a model."""
-    found = service.visible(service.follower.current)
-    return schemas.ModelList(data=[_model(service, name, handle) for name, handle in found.items()])
+    return schemas.ModelList(data=[_model(service, name, handle) for name, handle in service.visible().items()])
 
 
 @router.get("/models/{model:path}")

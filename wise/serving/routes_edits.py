@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
-from unicodedata import normalize
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from wise.edits import Edit, check_lengths
+from wise.edits import Edit
 from wise.errors import EditError
 from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, TRAINING, UNDER_WAY, EditRequest, Ticket
 from wise.memory.store.ticket_search import TicketFilter, search_tickets
 from wise.serving import schemas
 from wise.serving.auth import Admin, AuthorizedRoute, Holder, NamespaceEditor, NamespaceReader, sees
 from wise.serving.clients import while_connected
-from wise.serving.edit_size import check_characters, check_size
+from wise.serving.edit_size import check_size
 from wise.serving.follower import DEFAULT_NAMESPACE
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
 from wise.serving.logs import audit
@@ -31,8 +30,6 @@ SETTLED: dict[int | str, dict[str, Any]] = {
     200: {"model": schemas.EditsAnswer, "description": "Each edit is live or has failed."}
 }
 EditId = Annotated[schemas.Text, Path(max_length=200)]
-PAGE = 1001
-"""Tickets that are read at once."""
 POLL = 1.0
 """Seconds after which a wait looks again, even without news."""
 
@@ -43,7 +40,6 @@ class Submission:
 
     service: Service
     holder: Holder
-    request: Request
     response: Response
     key: str | None
 
@@ -51,14 +47,13 @@ class Submission:
 def _submission(
     service: Served,
     holder: NamespaceEditor,
-    request: Request,
     response: Response,
     idempotency_key: Annotated[
         str | None,
         Header(min_length=1, max_length=200, description="The same key with the same edits submits nothing twice."),
     ] = None,
 ) -> Submission:
-    return Submission(service, holder, request, response, idempotency_key)
+    return Submission(service, holder, response, idempotency_key)
 
 
 Submitted = Annotated[Submission, Depends(_submission)]
@@ -72,7 +67,7 @@ def _wanted(
         schemas.Text, Query(max_length=200, description="In prompt, target, subject, other wordings or reason.")
     ] = "",
     author: Words = None,
-    namespace: Words = None,
+    namespace: Annotated[schemas.Namespace | None, Query(min_length=1, max_length=200)] = None,
     accepted_from: Moment = None,
     accepted_until: Moment = None,
     valid_at: Moment = None,
@@ -85,7 +80,7 @@ def _wanted(
             not_outcome=SUPERSEDED if status == FAILED else None,
             text=text,
             author=author,
-            namespaces=None if namespace is None else frozenset({normalize("NFC", namespace)}),
+            namespaces=None if namespace is None else frozenset({namespace}),
             accepted_from=accepted_from,
             accepted_until=accepted_until,
             valid_at=valid_at,
@@ -200,7 +195,6 @@ async def replace(edit_id: EditId, body: schemas.Replacement, submission: Submit
 @router.delete("/edits/{edit_id}")
 async def delete(
     edit_id: EditId,
-    request: Request,
     service: Served,
     holder: NamespaceEditor,
     reason: Annotated[schemas.Text | None, Query(min_length=1, max_length=2000)] = None,
@@ -213,17 +207,17 @@ async def delete(
     if ticket.status not in UNDER_WAY:
         raise conflict(f"edit {edit_id!r} is {ticket.status}; only one that is live or under way can be deleted")
     done = await service.command("delete", edit_ids=[edit_id], author=holder.name, reason=reason)
-    audit("delete", by=holder.name, request=request.state.request_id, edit=edit_id, version=done["number"])
+    audit("delete", by=holder.name, edit=edit_id, version=done["number"])
     made = await when_served(service, schemas.VersionView(**done))
     if holder.namespaces is None:
         return made
-    live = sum(len(handle.state.edits) for handle in service.visible(service.follower.current).values())
+    live = sum(len(handle.state.edits) for handle in service.visible().values())
     return made.model_copy(update={"edits": live})
 
 
 @router.post("/edits/{edit_id}/erase")
 async def erase(
-    edit_id: EditId, request: Request, service: Served, holder: Admin, body: schemas.ErasureRequest | None = None
+    edit_id: EditId, service: Served, holder: Admin, body: schemas.ErasureRequest | None = None
 ) -> schemas.ErasureAnswer:
     """Takes the text and the tensors of a deleted edit out of every file of the store. This cannot be undone.
 
@@ -234,7 +228,7 @@ async def erase(
         raise conflict(f"edit {edit_id!r} is {ticket.status}; delete it first, then erase it")
     how = body or schemas.ErasureRequest(reason=None, with_author=False)
     done = await service.command("erase", edit_ids=[edit_id], author=holder.name, **how.model_dump())
-    audit("erase", by=holder.name, request=request.state.request_id, edit=edit_id, versions=done["versions"])
+    audit("erase", by=holder.name, edit=edit_id, versions=done["versions"])
     return schemas.ErasureAnswer(**done)
 
 
@@ -262,14 +256,10 @@ def _check_namespace(service: Service, namespace: str) -> None:
 
 def _checked(service: Service, item: schemas.EditIn, namespace: str, holder: Holder, place: str) -> EditRequest:
     """An edit that this model can take. Raises HTTPError that names its place in the body."""
-    encoder = service.encoder
     try:
         edit = item.edit(namespace=namespace, author=holder.name)
-        check_characters(edit, service.settings)
-        encoder.check(edit)
-        reserve = len(encoder.bos) + len(encoder.terminator)
-        check_lengths([edit], lambda text: len(encoder.tokenizer(text)["input_ids"]), encoder.context, reserve)
-        check_size(edit, encoder, service.settings)
+        check_size(edit, service.encoder, service.settings)
+        service.encoder.validate(edit)
         return EditRequest(edit=edit, **item.model_dump(include={"reason", "valid_from", "valid_until"}))
     except EditError as error:
         raise bad_request(f"{place}: {error}" if place else str(error), place or None) from error
@@ -288,7 +278,7 @@ async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: b
 
     tickets = await run_in_threadpool(store)
     ids, numbers = [ticket.edit.id for ticket in tickets], [ticket.number for ticket in tickets]
-    audit("edit", by=by, request=submission.request.state.request_id, edits=ids, tickets=numbers)
+    audit("edit", by=by, edits=ids, tickets=numbers)
     if wait:
         tickets = await _settled(service, tickets)
         if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):

@@ -74,7 +74,7 @@ def _given(edit: Edit) -> schemas.EditIn:
 async def export(
     service: Served,
     _: NamespaceReader,
-    namespace: Annotated[schemas.Text | None, Query(max_length=200, description="Default: all.")] = None,
+    namespace: Annotated[schemas.Namespace | None, Query(max_length=200, description="Default: all.")] = None,
 ) -> StreamingResponse:
     """The live edits of the version that is served, as a file of JSON lines."""
     current = service.follower.current

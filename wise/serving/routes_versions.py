@@ -68,13 +68,13 @@ def diff(
 
 @router.post("/versions/{number}/rollback", tags=["versions"])
 async def rollback(
-    number: Number, request: Request, service: Served, holder: Admin, body: RollbackRequest | None = None
+    number: Number, service: Served, holder: Admin, body: RollbackRequest | None = None
 ) -> VersionView:
     """Makes the memory of an earlier version current again, bit for bit, as a new one; answered once that is served."""
     await run_in_threadpool(_readable, service, number)
     reason = body.reason if body else None
     done = await service.command("rollback", version=number, author=holder.name, reason=reason)
-    audit("rollback", by=holder.name, request=request.state.request_id, to=number, version=done["number"])
+    audit("rollback", by=holder.name, to=number, version=done["number"])
     return await when_served(service, VersionView(**done))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,13 +31,11 @@ from wise.serving.engines import Engine, GenerationRequest, Job, MemoryHandle
 from wise.serving.engines.grammar import Grammars
 from wise.serving.engines.local import LocalEngine
 from wise.serving.fair_queue import FairQueue
-from wise.serving.follower import DEFAULT_NAMESPACE, Follower, ServedVersion
+from wise.serving.follower import DEFAULT_NAMESPACE, Follower
 from wise.serving.http_errors import bad_request, not_found, unavailable
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
 from wise.serving.token_text import TokenText
-
-logger = logging.getLogger(__name__)
 
 LEAST = 2.0
 """Seconds that the parts have to end if answers took all of the shutdown's time."""
@@ -188,7 +185,7 @@ class Service:
             except EditError as error:
                 raise bad_request(f"model: {error}", "model") from error
         if name != self.name or (at and not given.strip()) or not sees(namespace):
-            known = did_you_mean(model or self.name, self.model_names(self.follower.current))
+            known = did_you_mean(model or self.name, self.visible())
             raise not_found(f"model: {model or self.name!r:.80} is not served; {known}", "model_not_found")
         return namespace
 
@@ -200,16 +197,13 @@ class Service:
             raise not_found(f"model: no edit is live in the namespace {namespace!r}; {near}", "model_not_found")
         return handles[namespace]
 
-    def visible(self, version: ServedVersion) -> dict[str, MemoryHandle]:
+    def visible(self) -> dict[str, MemoryHandle]:
         """The memories of the namespaces that the holder of the request's token may see, by model name."""
         return {
             self.name if space == DEFAULT_NAMESPACE else f"{self.name}@{space}": handle
-            for space, handle in version.handles.items()
+            for space, handle in self.follower.current.handles.items()
             if sees(space)
         }
-
-    def model_names(self, version: ServedVersion) -> list[str]:
-        return list(self.visible(version))
 
     def submit(self, requests: Sequence[GenerationRequest], seconds: float | None = None) -> Job:
         """Raises BusyError, or HTTPError at shutdown or for more answers than the service ever holds."""

@@ -194,16 +194,15 @@ class VllmEngine:
         """Puts the deltas of one answer into the job's queue, or an exception."""
         from vllm.exceptions import VLLMClientError
 
-        put: Any = job.deltas.put_nowait
         try:
             async with asyncio.timeout(max(0.0, job.deadline - time.monotonic())):
                 async with aclosing(self._deltas(index, request)) as deltas:
                     async for delta in deltas:
                         if job.cancelled or job.failed:
                             return
-                        _deliver(job, put, delta)
+                        _deliver(job, delta)
         except TimeoutError:
-            _deliver(job, put, Delta(index=index, text="", tokens=(), logprobs=(), routed=(), finish="deadline"))
+            _deliver(job, Delta(index=index, text="", tokens=(), logprobs=(), routed=(), finish="deadline"))
         except asyncio.CancelledError:
             self._fail(job, EngineError("the service ends"))
         except (VLLMClientError, ValueError) as error:  # such as a prompt that goes beyond an option of vLLM's
@@ -217,7 +216,7 @@ class VllmEngine:
     def _fail(self, job: Job, error: Exception) -> None:
         if not job.failed:
             job.failed = True
-            _deliver(job, job.deltas.put_nowait, error)
+            _deliver(job, error)
 
     async def _deltas(self, index: int, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         carried = await asyncio.to_thread(self._carried, request)
@@ -337,9 +336,9 @@ def _version(request: GenerationRequest) -> int | None:
     return None if request.handle.memory is None else request.handle.version
 
 
-def _deliver(job: Job, put: Any, item: Delta | Exception) -> None:
+def _deliver(job: Job, item: Delta | Exception) -> None:
     with suppress(RuntimeError):  # the loop is closed: nobody waits there
-        job.loop.call_soon_threadsafe(put, item)
+        job.loop.call_soon_threadsafe(job.deltas.put_nowait, item)
 
 
 def _routed(request: GenerationRequest, steps: Sequence[Step], first: int, stop: int) -> list[RoutedToken]:
