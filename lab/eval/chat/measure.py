@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wise.edits import Edit
 from wise.lab.editors.base import WholePrompts
+from wise.lab.editors.context import Progress, silent
 from wise.lab.editors.in_context import InContext
 from wise.lab.eval.candidates import OpenEditor, find_editor
 from wise.lab.eval.chat.facts import Fact
@@ -48,8 +49,6 @@ GENERAL = (
     "Why is exercise good for you?",
     "Write one sentence that thanks a colleague for her help.",
 )
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,7 +137,7 @@ def measure_chat(
     *,
     chat: bool = True,
     oracle: bool = True,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> ChatFigures:
     """Asks an edited model, in the chat template or, with `chat` False, as plain texts to be completed.
 
@@ -223,7 +222,7 @@ def base_says(model: EditedModel, facts: Sequence[Fact], *, chat: bool, wanted: 
         for i, fact in enumerate(part):
             prompter.add("known", i, fact.edit.prompt, True)
         with model.disabled():
-            answers = _ask(model, prompter.found, lambda *_: None, "", tokens=8)
+            answers = _ask(model, prompter.found, silent, "", tokens=8)
         results += [f for f, a in zip(part, answers, strict=True) if _contains(a, f.answer or "")]
         if wanted is not None and len(results) >= wanted:
             break
@@ -299,7 +298,7 @@ def _oracle(
         slot = slots.get(fact.edit.id, NO_SLOT)
         forced = ForcedRouter(router, slot) if isinstance(router, HybridRouter) and slot != NO_SLOT else None
         with nullcontext() if forced is None else consulting(model, forced):
-            answers = _ask(model, group, lambda *_: None, "")
+            answers = _ask(model, group, silent, "")
         for question, answer in zip(group, answers, strict=True):
             asked = replace(question, measure="oracle")
             right = slot != NO_SLOT and says(fact, answer)
