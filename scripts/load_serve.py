@@ -6,11 +6,10 @@ Starts `wise serve` with a new store, on the loopback interface alone. Clients a
 whose facts are edited meanwhile, decoded greedily, and long texts, drawn. In each of several rounds nothing is edited
 for a while, and then a share of the edits comes in, with a client beside that asks for one preview after the other. So
 both are measured at like sizes of the memory and beside like neighbours on the machine. Reported: failed requests and
-previews, the time between two
-tokens of a stream with and without editing, edits a second and how long each took from post to live, whether each
-answer is what exactly its version says (where no edit of the question is live in it and the answer is not the base's,
-that version is read from the store and asked), and the memory of the processes. The last line is JSON. What is left
-when such a service is killed, `scripts/soak_serve.py` looks at.
+previews, the time between two tokens of a stream with and without editing, edits a second and how long each took from
+post to live, whether each answer is what exactly its version says (where no edit of the question is live in it and the
+answer is not the base's, that version is read from the store and asked), and the memory of the processes. The last
+line is JSON. What is left when such a service is killed, `scripts/soak_serve.py` looks at.
 """
 
 from __future__ import annotations
