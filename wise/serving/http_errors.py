@@ -101,7 +101,7 @@ def http_error(error: Exception) -> HTTPError:
     if isinstance(error, HTTPError):
         return error
     if isinstance(error, RequestValidationError):
-        return _invalid(error)
+        return _validation_error(error)
     if isinstance(error, BusyError):
         headers = {"Retry-After": str(error.retry_after)}
         return HTTPError(HTTPStatus.TOO_MANY_REQUESTS, str(error), type=BUSY, code="busy", headers=headers)
@@ -125,7 +125,7 @@ def error_body(error: HTTPError) -> dict[str, Any]:
     return ErrorBody(error=detail).model_dump()
 
 
-def _invalid(error: RequestValidationError) -> HTTPError:
+def _validation_error(error: RequestValidationError) -> HTTPError:
     """Names the first field that is wrong, the value that was given and what was expected.
 
     Where a value may be of several kinds, pydantic reports for each why it is not that. What looked furthest is meant.
@@ -135,7 +135,7 @@ def _invalid(error: RequestValidationError) -> HTTPError:
     own = [(path, one) for path, one in found if path[:1] == first]
     path = max((path for path, _ in own), key=len)
     at = [one for other, one in own if other == path]
-    expected = list(dict.fromkeys(_expected(one) for one in at))
+    expected = list(dict.fromkeys(_expectation(one) for one in at))
     param = ".".join(path) or (expected[0].partition(":")[0] if ":" in expected[0] else "body")
     value = at[0].get("input")
     kind = at[0]["type"]
@@ -161,7 +161,7 @@ def _path(found: Mapping[str, Any], body: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _expected(found: Mapping[str, Any]) -> str:
+def _expectation(found: Mapping[str, Any]) -> str:
     if found["type"] == "missing":
         return "it is missing; give it"
     if found["type"] == "extra_forbidden":

@@ -61,7 +61,7 @@ Moment = Annotated[schemas.Text | None, Query(max_length=64, description="ISO 86
 Words = Annotated[schemas.Text | None, Query(min_length=1, max_length=200)]
 
 
-def _wanted(
+def _ticket_filter(
     status: Annotated[schemas.Status | None, Query()] = None,
     text: Annotated[
         schemas.Text, Query(max_length=200, description="In prompt, target, subject, other wordings or reason.")
@@ -100,7 +100,7 @@ async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.E
 
     def checked() -> list[EditRequest]:
         _check_namespace(service, namespace)
-        return [_checked(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
+        return [_checked_request(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
 
     wanted = await run_in_threadpool(checked)
     return await _accept(submission, wanted, body.wait == "live")
@@ -110,7 +110,7 @@ async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.E
 def list_edits(
     service: Served,
     holder: NamespaceReader,
-    wanted: Annotated[TicketFilter, Depends(_wanted)],
+    wanted: Annotated[TicketFilter, Depends(_ticket_filter)],
     after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     newest: Annotated[bool, Query(description="The newest first; default: in their order.")] = False,
@@ -154,7 +154,7 @@ def _to_preview(service: Service, body: schemas.PreviewRequest, holder: Holder) 
         if len(prompt) > characters:
             param = f"prompts.{place}"
             raise bad_request(f"{param}: it has {len(prompt)} characters and {characters} are read", param)
-    wanted = _checked(service, body.edit, service.namespace(body.model), holder, "edit").edit
+    wanted = _checked_request(service, body.edit, service.namespace(body.model), holder, "edit").edit
     asked = [*wanted.paraphrases, *body.prompts]
     for param, text in (("edit", encoder.own_prompt(wanted)), *(("prompts", prompt) for prompt in asked)):
         question = encoder.question(text)
@@ -166,7 +166,7 @@ def _to_preview(service: Service, body: schemas.PreviewRequest, holder: Holder) 
 @router.get("/edits/{edit_id}")
 def show(edit_id: EditId, service: Served, _: NamespaceReader) -> schemas.EditHistory:
     """An edit as it was last submitted, and its events since."""
-    ticket = _newest(service, edit_id)
+    ticket = _newest_ticket(service, edit_id)
     events = [schemas.EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
     view = schemas.EditView.of(ticket, service.engine.unheld)
     return schemas.EditHistory(**view.model_dump(), events=events)
@@ -175,7 +175,7 @@ def show(edit_id: EditId, service: Served, _: NamespaceReader) -> schemas.EditHi
 @router.put("/edits/{edit_id}", status_code=202, responses=SETTLED)
 async def replace(edit_id: EditId, body: schemas.Replacement, submission: Submitted) -> schemas.EditsAnswer:
     """Submits another answer to a live edit's prompt; the old one stays until the new one is live."""
-    ticket = await run_in_threadpool(_newest, submission.service, edit_id)
+    ticket = await run_in_threadpool(_newest_ticket, submission.service, edit_id)
     if ticket.status != LIVE:
         raise conflict(f"edit {edit_id!r} is {ticket.status}, and only a live one can be replaced")
     old = ticket.edit
@@ -188,7 +188,7 @@ async def replace(edit_id: EditId, body: schemas.Replacement, submission: Submit
         "locality": list(old.locality),
     }
     given = schemas.EditIn(**fields | body.model_dump(exclude={"wait"}, exclude_none=True))
-    wanted = _checked(submission.service, given, old.namespace, submission.holder, "")
+    wanted = _checked_request(submission.service, given, old.namespace, submission.holder, "")
     return await _accept(submission, [wanted], body.wait == "live")
 
 
@@ -203,7 +203,7 @@ async def delete(
 
     Answered when it is not served here any more.
     """
-    ticket = await run_in_threadpool(_newest, service, edit_id)
+    ticket = await run_in_threadpool(_newest_ticket, service, edit_id)
     if ticket.status not in UNDER_WAY:
         raise conflict(f"edit {edit_id!r} is {ticket.status}; only one that is live or under way can be deleted")
     done = await service.command("delete", edit_ids=[edit_id], author=holder.name, reason=reason)
@@ -223,7 +223,7 @@ async def erase(
 
     Its id, dates and digests stay. Versions that held it can no longer be read or rolled back to.
     """
-    ticket = await run_in_threadpool(_newest, service, edit_id)
+    ticket = await run_in_threadpool(_newest_ticket, service, edit_id)
     if ticket.status in UNDER_WAY:
         raise conflict(f"edit {edit_id!r} is {ticket.status}; delete it first, then erase it")
     how = body or schemas.ErasureRequest(reason=None, with_author=False)
@@ -254,7 +254,7 @@ def _check_namespace(service: Service, namespace: str) -> None:
         raise conflict(f"{len(known)} namespaces hold edits, and namespaces={limit}; use one of them")
 
 
-def _checked(service: Service, item: schemas.EditIn, namespace: str, holder: Holder, place: str) -> EditRequest:
+def _checked_request(service: Service, item: schemas.EditIn, namespace: str, holder: Holder, place: str) -> EditRequest:
     """An edit that this model can take. Raises HTTPError that names its place in the body."""
     try:
         edit = item.edit(namespace=namespace, author=holder.name)
@@ -280,14 +280,14 @@ async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: b
     ids, numbers = [ticket.edit.id for ticket in tickets], [ticket.number for ticket in tickets]
     audit("edit", by=by, edits=ids, tickets=numbers)
     if wait:
-        tickets = await _settled(service, tickets)
+        tickets = await _settled_tickets(service, tickets)
         if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):
             submission.response.status_code = HTTPStatus.OK
     views = [schemas.EditView.of(ticket, service.engine.unheld) for ticket in tickets]
     return schemas.EditsAnswer(version=service.follower.current.version, edits=views)
 
 
-async def _settled(service: Service, tickets: Sequence[Ticket]) -> tuple[Ticket, ...]:
+async def _settled_tickets(service: Service, tickets: Sequence[Ticket]) -> tuple[Ticket, ...]:
     """The tickets once each has failed or is live and served here; or as they are when the time is over."""
     end = time.monotonic() + service.settings.request_timeout
     numbers = [ticket.number for ticket in tickets]
@@ -305,7 +305,7 @@ async def _settled(service: Service, tickets: Sequence[Ticket]) -> tuple[Ticket,
             await listener.news(POLL)
 
 
-def _newest(service: Service, edit_id: str) -> Ticket:
+def _newest_ticket(service: Service, edit_id: str) -> Ticket:
     """Raises HTTPError 404, also for an edit that the holder of the request's token may not see."""
     found = [ticket for ticket in service.store.journal.tickets(edit_id=edit_id) if sees(ticket.edit.namespace)]
     if not found:

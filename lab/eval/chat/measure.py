@@ -155,7 +155,8 @@ def measure_chat(
     for question in questions:
         answer = answers[question]
         expected = says(facts[question.fact], answer) if question.said else answer == before[question]
-        results.append(Result(question=question, answer=answer, right=expected, opened=_opened(model, facts, question)))
+        opened = _opens_right_gate(model, facts, question)
+        results.append(Result(question=question, answer=answer, right=expected, opened=opened))
     results += [
         replace(result, question=replace(result.question, measure=UNRELATED))
         for result in results
@@ -261,14 +262,14 @@ def _ask(
     answers: dict[int, str] = {}
     for start in range(0, len(order), size):
         part = order[start : start + size]
-        prompts = _given(model, [questions[i] for i in part])
+        prompts = _prompt_ids(model, [questions[i] for i in part])
         out = greedy(model.model, prompts, stops=model.encoder.stops, max_new_tokens=tokens)
         answers |= {i: str(model.encoder.tokenizer.decode(ids)) for i, ids in zip(part, out, strict=True)}
         progress(what, len(answers), len(questions))
     return [answers[i] for i in range(len(questions))]
 
 
-def _given(model: EditedModel, questions: Sequence[Question]) -> list[list[int]]:
+def _prompt_ids(model: EditedModel, questions: Sequence[Question]) -> list[list[int]]:
     """What is read in the place of prompts by an editor that looks at them as a whole; by others, the prompts."""
     if isinstance(model, InContext) and all(q.messages for q in questions):
         return [model.encoder.turn(model.conversation(q.messages)) for q in questions]
@@ -276,7 +277,7 @@ def _given(model: EditedModel, questions: Sequence[Question]) -> list[list[int]]
     return model.given(prompts) if isinstance(model, WholePrompts) else prompts
 
 
-def _opened(model: EditedModel, facts: Sequence[Fact], question: Question) -> bool | None:
+def _opens_right_gate(model: EditedModel, facts: Sequence[Fact], question: Question) -> bool | None:
     """The router opens the gate at the end of a prompt, that of the edit which is asked for."""
     memory = model.layer.memory if isinstance(model, WiseModel) else None
     if not isinstance(model, WiseModel) or memory is None or not isinstance(memory.router, HybridRouter):

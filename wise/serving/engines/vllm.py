@@ -219,11 +219,11 @@ class VllmEngine:
             _deliver(job, error)
 
     async def _deltas(self, index: int, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        carried = await asyncio.to_thread(self._carried, request)
+        carried = await asyncio.to_thread(self._carried_edits, request)
         text = Detokenizer(self._tokenizer, request.prompt, request.stops)
         length = len(request.prompt)
         followed = None if carried.course is None else FollowedAnswer(request.prompt, carried.course)
-        routed = _routed(request, carried.steps, 0, length)
+        routed = _routed_tokens(request, carried.steps, 0, length)
         before: tuple[Logprobs, ...] = ()
         begun = came = time.monotonic()
         outputs = self._llm.generate(carried.prompt(request.prompt), self._params(request, carried), uuid4().hex)
@@ -240,7 +240,7 @@ class VllmEngine:
                     came = now
                 if followed is not None:
                     first, steps = followed.read, followed.add(new)
-                    routed += _routed(request, steps, first, followed.read)
+                    routed += _routed_tokens(request, steps, first, followed.read)
                 said = "".join(text.add(token) for token in new if token not in self._encoder.stops)
                 finish = "stop" if text.stopped else cast(FinishReason | None, one.finish_reason)
                 if finish is not None and finish not in ("stop", "length"):
@@ -264,7 +264,7 @@ class VllmEngine:
                 if finish is not None:
                     return
 
-    def _carried(self, request: GenerationRequest) -> CarriedEdits:
+    def _carried_edits(self, request: GenerationRequest) -> CarriedEdits:
         handle = request.handle
         if handle.memory is None or not isinstance(handle.memory.router, HybridRouter):
             return NOTHING_CARRIED
@@ -341,7 +341,7 @@ def _deliver(job: Job, item: Delta | Exception) -> None:
         job.loop.call_soon_threadsafe(job.deltas.put_nowait, item)
 
 
-def _routed(request: GenerationRequest, steps: Sequence[Step], first: int, stop: int) -> list[RoutedToken]:
+def _routed_tokens(request: GenerationRequest, steps: Sequence[Step], first: int, stop: int) -> list[RoutedToken]:
     """What is reported of the tokens from `first` to `stop`."""
     decided = {place: (decision, value) for place, decision, value in steps}
     places = range(first, stop) if request.trace and request.handle.memory is not None else sorted(decided)
