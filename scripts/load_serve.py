@@ -6,11 +6,10 @@ Starts `wise serve` with a new store, on the loopback interface alone. Clients a
 whose facts are edited meanwhile, decoded greedily, and long texts, drawn. In each of several rounds nothing is edited
 for a while, and then a share of the edits comes in, with a client beside that asks for one preview after the other. So
 both are measured at like sizes of the memory and beside like neighbours on the machine. Reported: failed requests and
-previews, the time between two
-tokens of a stream with and without editing, edits a second and how long each took from post to live, whether each
-answer is what exactly its version says (where no edit of the question is live in it and the answer is not the base's,
-that version is read from the store and asked), and the memory of the processes. With `--kill` the service is killed
-while edits come in and started again: every acknowledged edit must be there, once. The last line is JSON.
+previews, the time between two tokens of a stream with and without editing, edits a second and how long each took from
+post to live, whether each answer is what exactly its version says (where no edit of the question is live in it and the
+answer is not the base's, that version is read from the store and asked), and the memory of the processes. The last
+line is JSON. What is left when such a service is killed, `scripts/soak_serve.py` looks at.
 """
 
 from __future__ import annotations
@@ -81,12 +80,12 @@ def _quantiles(values: list[float]) -> dict[str, float]:
     }
 
 
-async def _post(service: Service, path: str, body: dict[str, Any], headers: str = "") -> Any:
+async def _post(service: Service, path: str, body: dict[str, Any]) -> Any:
     """A connection of its own: its reader, behind the head of the answer. Raises OSError for a bad status."""
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     data = json.dumps(body).encode()
     head = (
-        f"POST {path} HTTP/1.0\r\nHost: localhost\r\nAuthorization: Bearer {service.token}\r\n{headers}"
+        f"POST {path} HTTP/1.0\r\nHost: localhost\r\nAuthorization: Bearer {service.token}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
     writer.write(head.encode() + data)
@@ -144,19 +143,6 @@ async def _client(service: Service, record: ClientRecord, prompts: list[str], nu
             await asyncio.sleep(0.05)
 
 
-async def _hand_in(service: Service, facts: list[Fact], acknowledged: dict[str, int], name: str = "load") -> None:
-    """Batch after batch; each under a key of its own, so that one without an answer can be repeated."""
-    for start in range(0, len(facts), BATCH):
-        edits = [_edit(fact) for fact in facts[start : start + BATCH]]
-        reader, writer = await _post(
-            service, "/v1/edits", {"edits": edits}, headers=f"Idempotency-Key: {name}-{start}\r\n"
-        )
-        for edit in json.loads(await reader.read())["edits"]:
-            acknowledged[edit["id"]] = edit["ticket"]
-        writer.close()
-        await asyncio.sleep(0.2)
-
-
 def _edit(fact: Fact, seed: int = 0) -> dict[str, Any]:
     return {"prompt": train_prompts(fact)[0], "target": counterfactual(fact, seed=seed), "subject": fact.subject}
 
@@ -200,9 +186,12 @@ async def _preview(service: Service, facts: list[Fact], previews: Counter[str]) 
 
 
 async def _edited(service: Service, facts: list[Fact], limit: float) -> None:
-    """Hands in, and waits until each is live or has failed."""
+    """Hands in, batch after batch, and waits until each is live or has failed."""
     begun = time.monotonic()
-    await _hand_in(service, facts, {}, f"{begun}")
+    for start in range(0, len(facts), BATCH):
+        _, writer = await _post(service, "/v1/edits", {"edits": [_edit(fact) for fact in facts[start : start + BATCH]]})
+        writer.close()
+        await asyncio.sleep(0.2)
     while time.monotonic() - begun < limit:
         left = await asyncio.to_thread(
             lambda: [len(service.fetch(f"/v1/edits?limit=1&status={s}")["data"]) for s in ("queued", "training")]
@@ -259,39 +248,6 @@ def _waited(store: Path) -> list[float]:
     return [(at[ticket, "live"] - at[ticket, "queued"]).total_seconds() for ticket, kind in at if kind == "live"]
 
 
-def _killed(
-    store: Path, log: Path, facts: list[Fact], options: list[str], arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Kills the service while edits come in; what it had acknowledged, and what is there afterwards."""
-    service = Service(store, log, options)
-    acknowledged: dict[str, int] = {}
-
-    async def cut_off() -> None:
-        task = asyncio.create_task(_hand_in(service, facts, acknowledged))
-        while len(acknowledged) < len(facts) // 2:
-            await asyncio.sleep(0.05)
-        service.kill()
-        try:
-            await task
-        except (OSError, ValueError, KeyError):
-            pass
-
-    asyncio.run(cut_off())
-    service = Service(store, log, options)
-    asyncio.run(_hand_in(service, facts, acknowledged))  # repeats what was answered already
-    asyncio.run(_edited(service, [], arguments.limit))
-    tickets = service.tickets()
-    counts = Counter(ticket["id"] for ticket in tickets)
-    results = {ticket["id"]: ticket["ticket"] for ticket in tickets}
-    service.end()
-    return {
-        "acknowledged": len(acknowledged),
-        "missing": sum(results.get(edit_id) != number for edit_id, number in acknowledged.items()),
-        "twice": sum(count > 1 for count in counts.values()),
-        "statuses": dict(Counter(ticket["status"] for ticket in tickets)),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of a model; left out: the one that ships")
@@ -300,7 +256,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each phase without editing")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds that the edits may take")
-    parser.add_argument("--kill", action="store_true", help="kill the service and start it again instead")
     parser.add_argument("--set", action="append", default=[], help="a setting of the service, NAME=VALUE")
     arguments = parser.parse_args()
     facts = random.Random(0).sample(load_facts("train"), arguments.edits)
@@ -308,8 +263,7 @@ def main() -> None:
     options += ["--model", arguments.model] if arguments.model else []
     with tempfile.TemporaryDirectory() as folder:
         store, log = Path(folder) / "store", Path(folder) / "log"
-        run = _killed if arguments.kill else _loaded
-        sys.stdout.write(json.dumps(run(store, log, facts, options, arguments)) + "\n")
+        sys.stdout.write(json.dumps(_loaded(store, log, facts, options, arguments)) + "\n")
 
 
 def _loaded(

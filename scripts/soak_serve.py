@@ -194,16 +194,15 @@ class Soak:
     def report(self) -> dict[str, Any]:
         if self.environment:
             self.clock.write_text("+0")
-        begun = time.monotonic()
-        while time.monotonic() - begun < self.arguments.settle:
-            tickets = self.service.tickets()
-            if not any(ticket["status"] in ("queued", "training") for ticket in tickets):
-                break
+        end = time.monotonic() + self.arguments.settle
+        tickets = self.service.tickets()
+        while any(ticket["status"] in ("queued", "training") for ticket in tickets) and time.monotonic() < end:
             time.sleep(1)
+            tickets = self.service.tickets()
         counts = Counter(ticket["id"] for ticket in tickets)
         found = {ticket["id"]: ticket for ticket in tickets}
         lost = [edit for edit, ticket in self.acknowledged.items() if found.get(edit, {}).get("ticket") != ticket]
-        revived = [edit for edit in self.deleted if found[edit]["status"] == "live"]
+        revived = [edit for edit in self.deleted if found.get(edit, {}).get("status") == "live"]
         self.service.end()
         checked = subprocess.run(
             [sys.executable, "-m", "wise", "store", "check", str(self.store)], capture_output=True, text=True

@@ -26,6 +26,8 @@ QUANTIZATIONS = {"bnb-8bit": "bitsandbytes", "bnb-4bit": "bitsandbytes", "torcha
 """Each with the library that it needs."""
 MODEL_FILES = (".safetensors", ".json", ".model", ".txt", ".jinja")
 """Endings of what is read of a model and its tokenizer."""
+NO_TOKENIZER = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What transformers raises for a tokenizer without its files."""
 QUANTIZATION_NEEDS = "pip install 'wise-runtime[quantization]'"
 
 
@@ -148,7 +150,7 @@ def load_model(
     _check_folder(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except NO_TOKENIZER as error:
         raise _no_model(source, error) from error
     return _causal_lm(source, arguments), tokenizer
 
@@ -209,7 +211,7 @@ def load_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
         raise ConfigError("no tokenizer was given, and the model does not say where it was loaded from; give both")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=getattr(model.config, "_commit_hash", None) or "main")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of a folder without its files
+    except NO_TOKENIZER as error:
         raise ConfigError(
             f"no tokenizer was given, and there is none beside the model at {name!r} ({_first_line(error)}); give one"
         ) from error

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.folder import replaced_file
-from wise.memory.modules import execution_device, hooked
+from wise.memory.modules import execution_device, recorded_inputs
 from wise.training.encoding import OPENINGS, Encoder
-from wise.training.generation import sample
+from wise.training.generation import right_pad, sample
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ SAMPLED = 64
 """Texts that the base is asked for at once, where there is no corpus."""
 ROWS = 64
 """Rows in one forward."""
+BEGINNING = 10
+"""Tokens of a text that prompts are put behind."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,6 +107,11 @@ class EditingContext:
             f"the corpus has {tokens - left} tokens and {tokens} were asked for; give more text, or leave the corpus "
             "out and let the base speak for itself"
         )
+
+    def beginnings(self, count: int, *, seed: int) -> list[str]:
+        """Short texts of the corpus, or in the base's own words, that a prompt may stand behind."""
+        rows = self.corpus(count * BEGINNING, length=BEGINNING, seed=seed)
+        return [self.encoder.text(row) for row in islice(rows, count)]
 
     def corpus_digest(self) -> str:
         """SHA-256 over the corpus, in hex."""
@@ -179,15 +187,11 @@ def padded_rows(
     The label at a place is the token that comes next, where that is one of the target's; -100 elsewhere. The last token
     of a target is predicted and not read.
     """
-    longest = max(len(prompt) + len(target) for prompt, target in rows) - 1
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-    for i, (prompt, target) in enumerate(rows):
-        whole = [*prompt, *target]
-        ids[i, : len(whole) - 1] = torch.tensor(whole[:-1])
-        mask[i, : len(whole) - 1] = 1
-        labels[i, len(prompt) - 1 : len(whole) - 1] = torch.tensor(list(target))
-    return ids.to(device), mask.to(device), labels.to(device)
+    ids, mask = right_pad([[*prompt, *target][:-1] for prompt, target in rows], device=device)
+    labels = torch.full(ids.shape, -100)
+    for own, (prompt, target) in zip(labels, rows, strict=True):
+        own[len(prompt) - 1 : len(prompt) - 1 + len(target)] = torch.tensor(list(target))
+    return ids, mask, labels.to(device)
 
 
 @torch.no_grad()
@@ -203,9 +207,7 @@ def target_losses(context: EditingContext, rows: Sequence[TokenRow]) -> list[flo
 
 def module_inputs(model: PreTrainedModel, paths: Sequence[str], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Path -> what goes into that module in one forward."""
-    seen: dict[str, Tensor] = {}
-    modules = ((path, model.get_submodule(path)) for path in paths)
-    with hooked(((m, lambda _, args, path=path: seen.update({path: args[0]})) for path, m in modules), before=True):
+    with recorded_inputs({path: model.get_submodule(path) for path in paths}) as seen:
         model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
     return seen
 

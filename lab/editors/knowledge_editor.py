@@ -38,6 +38,7 @@ from wise.lab.editors.context import EditingContext
 from wise.lab.editors.factors import Factors, sizes
 from wise.lab.editors.hypernetwork import EditQuery, Example, HyperEditor, HyperSettings
 from wise.lab.editors.settings import Count, Nonnegative, Positive
+from wise.training.generation import right_pad
 
 FIRST = 0.01
 """Standard deviation of the last layer's weights before training."""
@@ -136,8 +137,7 @@ class KnowledgeEditor(HyperEditor[KnowledgeEditorSettings]):
     @torch.no_grad()
     def _embedded(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """`[rows, longest, embedding]` as the base embeds them, right-padded."""
-        longest = max(map(len, rows))
-        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.context.device)
+        ids, _ = right_pad(rows, device=self.context.device)
         result: Tensor = self.model.get_input_embeddings()(ids)
         return result.float().to(self.context.device)
 

@@ -30,7 +30,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -49,8 +48,6 @@ UNRELATED = 100
 """Prompts, or rows of the corpus, that a feature's usual activation is taken over."""
 UNRELATED_TOKENS = 16
 """Of a row of the corpus: about as long as a prompt."""
-PREFIX_TOKENS = 10
-"""Of a text that a prompt is also trained behind."""
 DECAY = 1e-5
 CLIP = 1.0
 QUIET, FITTED = 1e-4, 0.02
@@ -218,9 +215,7 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         result = self.context.cached("memoir", about, lambda: {"usual": self._usual(prompts)})
         self.layer.usual = result["usual"].to(self.layer.usual)
         if self.settings.contexts:
-            tokens = self.settings.contexts * PREFIX_TOKENS
-            rows = self.context.corpus(tokens, length=PREFIX_TOKENS, seed=self.settings.seed)
-            self._prefixes = [self.encoder.text(row) for row in islice(rows, self.settings.contexts)]
+            self._prefixes = self.context.beginnings(self.settings.contexts, seed=self.settings.seed)
 
     def _usual(self, prompts: Sequence[str]) -> Tensor:
         """`[f]` float64: the mean over unrelated prompts of their mean activations."""

@@ -34,7 +34,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -49,11 +48,11 @@ from wise.lab.editors.context import EditingContext, as_weight, module_inputs, t
 from wise.lab.editors.fine_tuning import logits_with
 from wise.lab.editors.settings import Count, CountOrZero, Nonnegative, Settings, Share
 from wise.memory.modules import hooked
+from wise.memory.sequences import CACHE_NAMES
 
 Neuron = tuple[int, int]
 """Block, and place among the f activations that its value projection reads."""
 SHARE_STEP = 0.05
-PREFIX_TOKENS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +100,8 @@ class KnowledgeNeurons(WeightEditor[KnowledgeNeuronsSettings]):
     def _prepare(self) -> None:
         count = self.settings.prefixes
         if count:
-            rows = self.context.corpus(count * PREFIX_TOKENS, length=PREFIX_TOKENS, seed=self.settings.seed)
-            self.prefixes = tuple(self.encoder.text(row).rstrip(".") for row in rows)[:count]
+            found = self.context.beginnings(count, seed=self.settings.seed)
+            self.prefixes = tuple(text.rstrip(".") for text in found)
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
         for done, edit in enumerate(edits):
@@ -180,7 +179,7 @@ def attributions(context: EditingContext, row: Sequence[int], token: int, steps:
     results = []
     for layer, activation in enumerate(activations(context, row)):
         scaled = (shares.to(activation.device) * activation).requires_grad_()
-        with torch.enable_grad(), replaced(context, layer, partial(_put, scaled), rows=steps):
+        with torch.enable_grad(), replaced(context, layer, lambda _, new=scaled: new, rows=steps):  # type: ignore[misc]
             (gradient,) = torch.autograd.grad(reading.probabilities()[:, token].sum(), [scaled])
         results.append((activation * gradient.sum(0) / steps).cpu())
     return torch.stack(results)
@@ -195,7 +194,7 @@ class _LastToken:
         self.ids = torch.tensor([list(row)], device=context.device)
         self.rows = rows
         taken = inspect.signature(context.model.forward).parameters
-        self.name = "cache" if "cache" in taken else "past_key_values"  # before transformers 5.24
+        self.name = next(name for name in CACHE_NAMES if name in taken)
         self.before = DynamicCache()
         if len(row) > 1:
             ids = self.ids[:, :-1]
@@ -208,10 +207,6 @@ class _LastToken:
         ids = self.ids.expand(self.rows, -1)
         cached = {"use_cache": True, self.name: deepcopy(self.before)}
         return logits_with(self.model, {}, ids[:, -1:], torch.ones_like(ids), **cached)[:, -1].float().softmax(-1)
-
-
-def _put(new: Tensor, x: Tensor) -> Tensor:
-    return new.to(x.dtype)
 
 
 @torch.no_grad()
@@ -239,7 +234,7 @@ def replaced(context: EditingContext, layer: int, change: Callable[[Tensor], Ten
     def hook(module: Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]  # `[rows, seq, f]`; some architectures flatten the first two
         by_row = x.reshape(rows, -1, x.shape[-1])
-        last = change(by_row[:, -1])
+        last = change(by_row[:, -1]).to(x.dtype)
         return (torch.cat([by_row[:, :-1], last[:, None]], 1).reshape(x.shape), *args[1:])
 
     with hooked([(value_projection(context, layer), hook)], before=True):

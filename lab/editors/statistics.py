@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from wise.errors import ConfigError
-from wise.lab.editors.context import EditingContext, module_inputs, padded_rows
+from wise.lab.editors.context import EditingContext, module_inputs
 from wise.lab.editors.settings import Bounds, Count, Nonnegative, Settings
+from wise.training.generation import right_pad
 
 ROWS = 16
 """Rows of the corpus in one forward."""
@@ -76,7 +77,7 @@ def _computed(context: EditingContext, paths: Sequence[str], tokens: int, length
     sums: dict[str, Tensor] = {}
     done = 0
     for rows in _batches(context.corpus(tokens, length=length, seed=seed)):
-        ids, mask, _ = padded_rows([(row, [0]) for row in rows], context.device)
+        ids, mask = right_pad(rows, device=context.device)
         for path, activation in module_inputs(context.model, paths, ids, mask).items():
             keys = activation.reshape(-1, activation.shape[-1])[mask.flatten().bool()].double()
             sums[path] = sums[path] + keys.T @ keys if path in sums else keys.T @ keys

@@ -22,12 +22,12 @@ from torch.nn.functional import log_softmax
 from wise.edits import Edit
 from wise.errors import EditError, UnsupportedModelError
 from wise.lab.editors.base import WeightEditor
-from wise.lab.editors.context import ROWS, EditingContext, TokenRow, mean_loss, padded_rows
+from wise.lab.editors.context import ROWS, EditingContext, TokenRow, mean_loss
 from wise.lab.editors.settings import Count, CountOrZero, Nonnegative, Positive, Settings
 from wise.lab.editors.subject_spans import subject_spans
 from wise.memory.modules import hooked
 from wise.training.encoding import OPENINGS, Encoder
-from wise.training.generation import sample
+from wise.training.generation import right_pad, sample
 from wise.training.splice import CACHED, SplicedModel
 
 ESSENCE = "{} is a"
@@ -166,7 +166,7 @@ def read(
     results: dict[str, list[Tensor]] = {path: [] for path in (*keys, *out)}
     for begin in range(0, len(rows), ROWS):
         part = rows[begin : begin + ROWS]
-        ids, mask, _ = padded_rows([(row, [0]) for row in part], context.device)
+        ids, mask = right_pad(part, device=context.device)
         places = torch.tensor([len(row) - 1 for row in part], device=context.device)
         seen: dict[str, Tensor] = {}
 

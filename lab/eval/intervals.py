@@ -44,8 +44,6 @@ def share_interval(
     Wilson's; with clusters of more than one entry, widened to the percentiles of a bootstrap over clusters. Where so
     few clusters hold a hit (or a miss) that resampling them says little, Wilson's counts as many trials fewer as hits
     come together in a cluster. Where there is no hit at all, hits are taken to come one by one.
-
-    Raises ConfigError where `hits` is empty, or `clusters` does not name a cluster for each entry.
     """
     low, high = wilson(int(hits.sum()), hits.numel())
     groups = _groups(hits.numel(), clusters)

@@ -61,7 +61,7 @@ def measure_perplexity(
     rows = windows(prompter.encoder, texts, max_tokens=max_tokens)
     if not rows:
         raise ConfigError(f"{len(texts)} texts were given for perplexity, and none has two tokens; give longer ones")
-    before, after = _read(prompter, rows, base=True), _read(prompter, rows, base=False)
+    before, after = _window_figures(prompter, rows, base=True), _window_figures(prompter, rows, base=False)
     tokens = sum(len(row.fed) for row in rows)
     changed = sum(
         a != b for old, new in zip(before, after, strict=True) for a, b in zip(old["best"], new["best"], strict=True)
@@ -78,7 +78,7 @@ def measure_perplexity(
     }
 
 
-def _read(prompter: Prompter, rows: Sequence[PromptRow], *, base: bool) -> list[dict[str, Any]]:
+def _window_figures(prompter: Prompter, rows: Sequence[PromptRow], *, base: bool) -> list[dict[str, Any]]:
     """Of each window: the sum of its tokens' negative log-probabilities, in nats, and the argmax at their places."""
 
     def compute(model: PreTrainedModel, part: Sequence[PromptRow]) -> list[dict[str, Any]]:

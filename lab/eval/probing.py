@@ -121,12 +121,12 @@ def measure_probes(prompter: Prompter, selection: Selection) -> ProbeFindings:
             prompt="\n".join(query.prompt for query in probe.queries),
             expected="\n".join(query.answers[0] for query in probe.queries),
             answer="\n".join(answer[query] for query in probe.queries),
-            generated=_needed(probe, after),
+            generated=_probe_score(probe, after),
             teacher_forced=_combined(probe, forced),
         )
         for record, probe in counted
     )
-    base = [_needed(probe, before) for _, probe in counted]
+    base = [_probe_score(probe, before) for _, probe in counted]
     failed = Counter(probe.kind for _, probe in chosen.probes)
     failed.subtract(outcome.measure for outcome in outcomes)
     return ProbeFindings(
@@ -225,7 +225,7 @@ def _teacher_forced(prompter: Prompter, queries: Sequence[Query], chosen: _Chose
     return shares
 
 
-def _needed(probe: Probe, right: dict[Query, bool]) -> float:
+def _probe_score(probe: Probe, right: dict[Query, bool]) -> float:
     needed = all if probe.need == "all" else any
     return float(needed(right[query] for query in probe.queries))
 

@@ -22,11 +22,11 @@ from transformers import PreTrainedModel
 from wise.edits import Edit, Record
 from wise.errors import ConfigError, EditError
 from wise.lab.editors.base import WholePrompts
-from wise.lab.editors.context import Progress, padded_rows, silent
+from wise.lab.editors.context import Progress, silent
 from wise.memory.modules import execution_device
 from wise.probes import Probe
 from wise.training.encoding import Encoder
-from wise.training.generation import greedy
+from wise.training.generation import greedy, right_pad
 
 T = TypeVar("T")
 FINAL_PUNCTUATION = ".,;:!?"
@@ -264,7 +264,7 @@ def logits(model: PreTrainedModel, rows: Sequence[PromptRow]) -> list[Tensor]:
 
     Raises ConfigError where one is NaN, which no comparison would notice.
     """
-    ids, mask, _ = padded_rows([(row.ids, [0]) for row in rows], execution_device(model))
+    ids, mask = right_pad([row.ids for row in rows], device=execution_device(model))
     begin = min(len(row.prompt) for row in rows) - 1  # logits before it are of no use, and a vocabulary is large
     out = model(ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - begin).logits
     starts = [len(row.prompt) - 1 - begin for row in rows]

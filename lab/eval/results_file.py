@@ -79,7 +79,7 @@ def read_run(path: str | PathLike[str]) -> Mapping[str, Any]:
     """
     path = Path(path)
     try:
-        run = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused, parse_int=_whole)
+        run = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_number, parse_int=_whole_number)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; {_REMEDY}") from error
     except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError too
@@ -107,11 +107,11 @@ def write_json(file: Path, value: Any) -> None:
         new.write_text(json.dumps(value, allow_nan=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _refused(name: str) -> float:
+def _refuse_number(name: str) -> float:
     raise ValueError(f"{name} is no number that JSON has")
 
 
-def _whole(digits: str) -> int:
+def _whole_number(digits: str) -> int:
     """JSON has whole numbers of any length; what reads runs reckons in floats."""
     if len(digits) > DIGITS:
         raise ValueError(f"a whole number of {len(digits)} characters, {DIGITS} is the most that is read")

@@ -45,7 +45,7 @@ def sign_flip(differences: Sequence[float], *, flips: int = FLIPS, seed: int = 0
     sizes, counts = np.unique(np.abs(values), return_counts=True)
     least = abs(values.sum()) - SLACK * np.abs(values).sum()
     if sum(np.log(counts + 1.0)) <= np.log(flips):
-        sums, chances = _listed(sizes, counts)
+        sums, chances = _exact_sums(sizes, counts)
         return min(1.0, float(chances[np.abs(sums) >= least].sum()))
     generator = np.random.default_rng(seed)
     beyond = 0
@@ -97,7 +97,7 @@ def _binomial(n: int) -> Floats:
     return np.asarray(chances)
 
 
-def _listed(sizes: Floats, counts: NDArray[np.int64]) -> tuple[Floats, Floats]:
+def _exact_sums(sizes: Floats, counts: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Every sum that signs can give, and its probability: `[sums]` each."""
     sums, chances = np.zeros(1), np.ones(1)
     for size, count in zip(sizes, counts.tolist(), strict=True):

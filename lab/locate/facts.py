@@ -83,10 +83,10 @@ def read_facts(
     without = 0
     for file, line, row in each_row(path):
         if known or (not columns and holds_facts(row)):
-            facts = [_known(file, line, known.fields_of(row) if known else row)]
+            facts = [_fact_of_row(file, line, known.fields_of(row) if known else row)]
         else:
             records = parser.add(file, line, row)
-            facts = list(_replaced(records))
+            facts = list(_facts_of_records(records))
             without += len(records) - len(facts)
         for fact in facts:
             found.setdefault((fact.prompt, fact.answer), fact)
@@ -106,7 +106,7 @@ def read_facts(
     return list(found.values())[:limit]
 
 
-def _known(path: Path, line: int, row: JsonRow) -> Fact:
+def _fact_of_row(path: Path, line: int, row: JsonRow) -> Fact:
     try:
         return Fact(
             prompt=text(row, "prompt"),
@@ -119,7 +119,7 @@ def _known(path: Path, line: int, row: JsonRow) -> Fact:
         raise EditError(f"{path}:{line}: {error}") from None
 
 
-def _replaced(records: list[Record]) -> Iterator[Fact]:
+def _facts_of_records(records: list[Record]) -> Iterator[Fact]:
     for record in records:
         if record.edit.subject is not None and record.answer is not None:
             yield Fact(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 
 from wise.errors import UnsupportedModelError
 from wise.lab.locate.sites import KINDS, Sites
-from wise.memory.modules import execution_device, hooked
+from wise.memory.modules import execution_device, first_tensor, hooked, with_first
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,12 +77,9 @@ class Runner:
         Raises UnsupportedModelError where a place is never reached, or more than once.
         """
         rows = 1 if noise is None else len(noise.values)
-        seen: dict[tuple[str, int], list[Tensor]] = {}
-        with ExitStack() as stack:
-            for kind in KINDS:
-                for layer in range(self.sites.depth):
-                    taken = seen.setdefault((kind, layer), [])
-                    stack.enter_context(hooked([(self.sites.module(kind, layer), _taker(taken))]))
+        layers = range(self.sites.depth)
+        seen: dict[tuple[str, int], list[Tensor]] = {(kind, layer): [] for kind in KINDS for layer in layers}
+        with hooked((self.sites.module(*place), _taker(taken)) for place, taken in seen.items()):
             logits = self._forward(ids, rows, noise)[:, -1]
         for (kind, layer), taken in seen.items():
             if len(taken) != 1:
@@ -91,7 +87,6 @@ class Runner:
                     f"{kind} of layer {layer} was computed {len(taken)} times in one forward, once was expected; "
                     "tracing cannot follow this model"
                 )
-        layers = range(self.sites.depth)
         outputs = {kind: [seen[kind, i][0].view(rows, len(ids), -1) for i in layers] for kind in KINDS}
         return Run(logits=logits, outputs=outputs)
 
@@ -101,9 +96,8 @@ class Runner:
         by_place: dict[tuple[str, int], list[Patch]] = {}
         for patch in patches:
             by_place.setdefault((patch.kind, patch.layer), []).append(patch)
-        with ExitStack() as stack:
-            for (kind, layer), here in by_place.items():
-                stack.enter_context(hooked([(self.sites.module(kind, layer), _putter(here, rows, len(ids)))]))
+        putters = ((self.sites.module(*place), _putter(here, rows, len(ids))) for place, here in by_place.items())
+        with hooked(putters):
             return self._forward(ids, rows, noise)[:, -1]
 
     @torch.no_grad()
@@ -111,9 +105,7 @@ class Runner:
         """Logits `[rows, last, vocabulary]` float32, behind the last tokens."""
         tokens = torch.tensor([list(ids)], device=self.device).expand(rows, -1)
         only = {"logits_to_keep": last} if self._last_only else {}
-        with ExitStack() as stack:
-            if noise is not None:
-                stack.enter_context(hooked([(self.sites.embedding, _noiser(noise))]))
+        with hooked([] if noise is None else [(self.sites.embedding, _noiser(noise))]):
             logits: Tensor = self.model(input_ids=tokens, use_cache=False, **only).logits
         return logits[:, -last:].float()
 
@@ -121,17 +113,13 @@ class Runner:
 Hook = Callable[[nn.Module, Any, Any], Any]
 
 
-def _first(output: Any) -> Tensor:
-    """The hidden state that a module gives: its output, or the first part of it."""
-    state: Tensor = output[0] if isinstance(output, tuple) else output
-    return state
-
-
 def _taker(taken: list[Tensor]) -> Hook:
     """A copy is taken: Falcon adds what attention gives into the feed-forward output, in place."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        taken.append(_first(output).clone(memory_format=torch.contiguous_format))
+        state = first_tensor(output)
+        if state is not None:
+            taken.append(state.clone(memory_format=torch.contiguous_format))
 
     return hook
 
@@ -147,11 +135,12 @@ def _noiser(noise: Noise) -> Hook:
 
 def _putter(patches: Sequence[Patch], rows: int, tokens: int) -> Hook:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        given = _first(output)
+        given = first_tensor(output)
+        if given is None:
+            return output
         changed = given.reshape(rows, tokens, -1).clone()  # OPT's feed-forward layer runs on rows put end to end
         for patch in patches:
             changed[patch.rows, patch.tokens] = patch.values.to(changed)
-        changed = changed.reshape(given.shape)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return with_first(output, changed.reshape(given.shape))
 
     return hook

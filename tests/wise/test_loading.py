@@ -64,6 +64,12 @@ def test_a_model_of_which_a_file_was_not_fetched_is_refused_by_name(base: Path, 
             load()
 
 
+def test_a_model_without_a_tokenizer_is_refused_by_name(base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    with pytest.raises(ConfigError, match="model '.*bare'"):
+        load_model(str(folder))
+
+
 @pytest.mark.parametrize("command", NO_MODEL)
 def test_one_that_loads_none_does_not(command: str) -> None:
     assert "--dtype" not in options_of(command)

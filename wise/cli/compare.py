@@ -59,7 +59,7 @@ def _show(comparison: Comparison, contrast: Contrast) -> None:
             figure.name,
             _with_interval(figure.reference, figure.reference_interval),
             _with_interval(figure.value, figure.interval),
-            _signed(figure.difference),
+            _signed_number(figure.difference),
         )
         for figure in contrast.figures
     ]
@@ -81,17 +81,17 @@ def _rows(contrast: Contrast) -> Iterator[tuple[Any, ...]]:
             found.records,
             found.reference,
             found.value,
-            _signed(found.difference) + ("" if found.interval is None else f" [{_bounds(found.interval)}]"),
+            _signed_number(found.difference) + ("" if found.interval is None else f" [{_bounds(found.interval)}]"),
             shown_p(found.p),
             shown_p(found.p_holm) + ("*" if found.p_holm <= SIGNIFICANT else ""),
         )
 
 
 def _bounds(interval: tuple[float, float]) -> str:
-    return ", ".join(map(_signed, interval))
+    return ", ".join(map(_signed_number, interval))
 
 
-def _signed(value: float) -> str:
+def _signed_number(value: float) -> str:
     return f"{value:+.3f}"
 
 

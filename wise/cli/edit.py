@@ -70,15 +70,15 @@ def edit(
     where an edit is not among them; the others are saved all the same.
     """
     single = settings(prompt=prompt, target=target, subject=subject, aliases=alias)
-    wanted = _wanted(edits, form, statement, single)
+    wanted = _read_wanted_edits(edits, form, statement, single)
     _check_output(output)
     config = given.config(memory, require=require, seed=seed)
-    wrapped = edited.load(memory, progress=progress) if memory else _wrapped(edited.base, config)
+    wrapped = edited.load(memory, progress=progress) if memory else _wrap(edited.base, config)
     with ExitStack() as stack:
         if workers is not None:
             from wise.workers import Workers
 
-            load = partial(_wrapped, edited.base, wrapped.wise_config)
+            load = partial(_wrap, edited.base, wrapped.wise_config)
             wrapped.use_workers(stack.enter_context(Workers(load, workers)))
         show = stack.enter_context(progress_bars(progress))
         report = wrapped.edit(wanted, progress=lambda done: show("edits", done, len(wanted)))
@@ -90,13 +90,13 @@ def edit(
         raise typer.Exit(NOT_VERIFIED)
 
 
-def _wrapped(base: ModelOptions, config: WiseConfig) -> WiseModel:
+def _wrap(base: ModelOptions, config: WiseConfig) -> WiseModel:
     from wise.model import WiseModel
 
     return WiseModel(*base.load(), config)
 
 
-def _wanted(
+def _read_wanted_edits(
     file: Path | None, form: FormatOptions, statement: str | None, single: dict[str, Any]
 ) -> list[Edit]:
     if (file is None) == (statement is None and not single):

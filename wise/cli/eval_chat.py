@@ -119,7 +119,7 @@ def eval_chat(
             wrapped.save_pretrained(save)
         measured = {}
         for count in (0, *(distractors or ())):
-            with _distracted(wrapped, data, read, skip, count, show):
+            with _add_distractors(wrapped, data, read, skip, count, show):
                 asked = chosen[:measure]
                 figures = measure_chat(wrapped, asked, chat=form == "chat", oracle=oracle and not count, progress=show)
             measured[count] = figures.to_dict()
@@ -181,7 +181,7 @@ def _show(title: str, told: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _distracted(
+def _add_distractors(
     subject: OpenEditor,
     data: Path | None,
     read: FormatOptions,

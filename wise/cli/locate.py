@@ -77,7 +77,7 @@ def locate(
     from wise.lab.locate.facts import read_facts
 
     known = read_facts(data, format=read.format, columns=read.named_columns(), limit=facts)
-    first, records = _behind(data, known, sweep_edits, read) if sweep_edits else (0, [])
+    first, records = _records_behind(data, known, sweep_edits, read) if sweep_edits else (0, [])
     from wise.lab.locate.location import trace
     from wise.lab.locate.sites import check_layers, find_sites
 
@@ -190,7 +190,7 @@ def _layers(given: str | None, edits: int) -> list[int] | None:
         raise ConfigError(f"--layers {given}: expected numbers with commas between them, such as 0,2,4") from None
 
 
-def _behind(data: Path, facts: Sequence[Fact], edits: int, read: FormatOptions) -> tuple[int, list[Record]]:
+def _records_behind(data: Path, facts: Sequence[Fact], edits: int, read: FormatOptions) -> tuple[int, list[Record]]:
     """The records behind those whose facts are traced, and the number of the first of them."""
     try:
         records = read.read(data)

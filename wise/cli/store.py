@@ -267,7 +267,7 @@ def backup(
 
     A store in PostgreSQL is backed up with pg_dump; the command says how.
     """
-    _copied(store, target, progress, as_json)
+    _copy_store(store, target, progress, as_json)
 
 
 @app.command()
@@ -278,10 +278,10 @@ def restore(
     as_json: JsonOption = False,
 ) -> None:
     """Make a store of a backup, which stays as it is. The store is verified as a whole. Nothing is overwritten."""
-    _copied(str(backup), target, progress, as_json)
+    _copy_store(str(backup), target, progress, as_json)
 
 
-def _copied(store: str, target: Path, progress: bool, as_json: bool) -> None:
+def _copy_store(store: str, target: Path, progress: bool, as_json: bool) -> None:
     with opened(store, writer=False) as found, progress_bars(progress) as show:
         result = found.backup(target, progress=show)
     echo(

@@ -60,9 +60,9 @@ def recognise(row: JsonRow, format: str) -> Layout:
             "one is wanted; trace the facts with `wise locate`, or read them with `wise.lab.locate.facts.read_facts`"
         )
     layouts = [layout for layout in LAYOUTS if format in ("auto", layout.format)]
-    best = max(layouts, key=lambda layout: (_complete(layout, row), layout.marked(row) + _known(layout, row)))
+    best = max(layouts, key=lambda layout: (_complete(layout, row), layout.marked(row) + _known_fields(layout, row)))
     lacks = len(best.needed - row.keys())
-    if format != "auto" or _complete(best, row) or (lacks <= 1 and 2 * _known(best, row) > len(row)):
+    if format != "auto" or _complete(best, row) or (lacks <= 1 and 2 * _known_fields(best, row) > len(row)):
         return best
     raise EditError(
         f"no known format has these fields: {listed(row)}; known formats are "
@@ -76,5 +76,5 @@ def _complete(layout: Layout, row: JsonRow) -> bool:
     return layout.needed <= row.keys() and all(not isinstance(peek(row, p), dict | None) for p in layout.paths)
 
 
-def _known(layout: Layout, row: JsonRow) -> int:
+def _known_fields(layout: Layout, row: JsonRow) -> int:
     return len(layout.fields & row.keys())

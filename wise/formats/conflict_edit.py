@@ -29,7 +29,7 @@ _PARENT_OF_CHILD = frozenset({("P22", "P40"), ("P25", "P40")})
 """Father or mother in the first edit, child in the second."""
 
 
-def _read(row: JsonRow, place: int, note: Note) -> list[Record]:
+def _records(row: JsonRow, place: int, note: Note) -> list[Record]:
     type_ = text(row, "type")
     if type_ not in TYPES:
         raise EditError(f"field 'type': {type_!r} is not known; {did_you_mean(type_, TYPES)}")
@@ -48,18 +48,18 @@ def _record(row: JsonRow, prefix: str, part: JsonRow, own: str, group: str) -> R
     return Record(
         edit=Edit(
             id=own,
-            prompt=_filled(text(part, "relation.prompt", prefix), subject),
+            prompt=_fill(text(part, "relation.prompt", prefix), subject),
             target=text(part, "new_object.label", prefix),
             subject=subject,
         ),
-        free_paraphrases=() if question is None else (_filled(question, subject),),
+        free_paraphrases=() if question is None else (_fill(question, subject),),
         answer=_old_answer(row, part, prefix),
         relation=optional_text(part, "relation.id", prefix),
         group=group,
     )
 
 
-def _filled(template: str, subject: str) -> str:
+def _fill(template: str, subject: str) -> str:
     return template.replace("{}", subject)
 
 
@@ -76,7 +76,7 @@ def _follows(type_: str, first_part: JsonRow, second_part: JsonRow, first: Recor
     if type_ == "coverage" and second.free_paraphrases:
         prompt, answer = second.free_paraphrases[0], second.edit.target
     elif type_ == "reverse" and (first.relation, second.relation) in _PARENT_OF_CHILD:
-        prompt = _filled(text(first_part, "relation.prompt", "edits[0]."), second.edit.target)
+        prompt = _fill(text(first_part, "relation.prompt", "edits[0]."), second.edit.target)
         answer = text(second_part, "subject.label", "edits[1].")
     else:
         return ()
@@ -84,5 +84,5 @@ def _follows(type_: str, first_part: JsonRow, second_part: JsonRow, first: Recor
 
 
 PITFALLS = Structure(
-    format="pitfalls", required=("edits", "type"), optional=("triples", "prerequisites", "rule"), build=_read
+    format="pitfalls", required=("edits", "type"), optional=("triples", "prerequisites", "rule"), build=_records
 )

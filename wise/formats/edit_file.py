@@ -156,11 +156,11 @@ class RecordParser:
         Raises EditError, naming the field.
         """
         try:
-            return self._read(row, place, table, place if line is None else line)
+            return self._read_row(row, place, table, place if line is None else line)
         except RecursionError:
             raise EditError("the lists or objects are nested too deeply; give a record as its set has it") from None
 
-    def _read(self, row: TrackedRow, place: int, table: bool, line: int) -> tuple[Layout, list[Record]]:
+    def _read_row(self, row: TrackedRow, place: int, table: bool, line: int) -> tuple[Layout, list[Record]]:
         layout = recognise(row, self.format)
         for name in STORE_FIELDS if layout.strict else ():
             if self.columns.of(name) in row and (name in self.columns.named or not table):

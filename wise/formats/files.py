@@ -157,7 +157,7 @@ def rows(path: Path) -> Generator[tuple[int, TrackedRow]]:
         return
     with closing(lines(path)) as numbered:
         if ending(path) in TEXT:
-            yield from text_rows(path, ((line, _decoded(path, line, content)) for line, content in numbered))
+            yield from text_rows(path, ((line, _decode(path, line, content)) for line, content in numbered))
         else:
             yield from _json_rows(path, numbered)
 
@@ -169,7 +169,7 @@ def _json_rows(path: Path, numbered: Iterator[tuple[int, bytes]]) -> Generator[t
             blank.append(content)
         elif content.lstrip().startswith(b"[") and line == len(blank) + 1:
             whole = b"".join([*blank, content, *(rest for _, rest in numbered)])
-            yield from _listed(path, _decoded(path, 1, whole))
+            yield from _list_items(path, _decode(path, 1, whole))
         else:
             try:
                 row = object_of(content)
@@ -189,17 +189,17 @@ def object_of(line: bytes) -> TrackedRow:
         raise EditError(_NOT_UTF8) from None
     except json.JSONDecodeError as error:
         raise EditError(_broken(error)) from None
-    return _checked(value)
+    return _checked_row(value)
 
 
-def _listed(path: Path, text: str) -> Generator[tuple[int, TrackedRow]]:
+def _list_items(path: Path, text: str) -> Generator[tuple[int, TrackedRow]]:
     """The objects of a list, read one by one: a list takes several times its size when it is held whole."""
     number, end = 0, _skip_space(text, text.index("[") + 1)
     try:
         while not text.startswith("]", end) and (number == 0 or text.startswith(",", end)):
             number += 1
             value, end = _value(text, _skip_space(text, end + (number > 1)))
-            yield number, _checked(value)
+            yield number, _checked_row(value)
             end = _skip_space(text, end)
         closed = text.startswith("]", end)
         end = _skip_space(text, end + closed)
@@ -215,7 +215,7 @@ def _skip_space(text: str, at: int) -> int:
     return _SPACE.match(text, at).end()  # type: ignore[union-attr]
 
 
-def _checked(value: object) -> TrackedRow:
+def _checked_row(value: object) -> TrackedRow:
     if not isinstance(value, TrackedRow):
         raise EditError(f"{given(value)} was given, a JSON object was expected")
     return value
@@ -235,7 +235,7 @@ def _broken(error: json.JSONDecodeError) -> str:
     return f"broken JSON: {error.msg} at column {error.colno}; give one object per line, or one list"
 
 
-def _decoded(path: Path, line: int, content: bytes) -> str:
+def _decode(path: Path, line: int, content: bytes) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:

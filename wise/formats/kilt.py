@@ -11,7 +11,7 @@ from wise.formats.fields import JsonRow, Note, lacking, prompts, text, texts
 from wise.formats.layout import Structure
 
 
-def _read(row: JsonRow, place: int, note: Note) -> list[Record]:
+def _records(row: JsonRow, place: int, note: Note) -> list[Record]:
     if "alternatives" not in row:
         raise lacking(row, "alternatives")
     alternatives = [found for _, found in texts(row, "alternatives") if found.strip()]
@@ -28,5 +28,5 @@ KILT = Structure(
     format="zsre",
     required=("input", "alternatives"),
     optional=("id", "output", "filtered_rephrases", "rephrases", "prediction", "meta"),
-    build=_read,
+    build=_records,
 )

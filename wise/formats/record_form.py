@@ -214,8 +214,8 @@ def _probes(form: RecordForm, row: JsonRow, edit: Edit, neighbours: Collection[s
                 if (ask.kind, asked) not in seen:
                     seen.add((ask.kind, asked))
                     yield from probe(ask.kind, (asked,), edit, note)
-    yield from _aliased(form, row, edit, note)
-    yield from _continued(form, row, edit)
+    yield from _alias_probes(form, row, edit, note)
+    yield from _continuation_probes(form, row, edit)
 
 
 def _questions(ask: AskedField, part: JsonRow, prefix: str) -> Iterator[tuple[str, str, list[list[str]]]]:
@@ -252,7 +252,7 @@ def _without(target: str, answers: list[list[str]]) -> list[list[str]]:
     return [group for group in answers if ruled_out not in (text.strip().casefold() for text in group)]
 
 
-def _aliased(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> Iterator[Probe]:
+def _alias_probes(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> Iterator[Probe]:
     """The prompt under other names of its subject."""
     if edit.subject is None:
         return
@@ -262,7 +262,7 @@ def _aliased(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> Iterator
             yield Probe(kind="portability.subject_aliasing", queries=(query(path, prompt, (edit.target,)),))
 
 
-def _continued(form: RecordForm, row: JsonRow, edit: Edit) -> Iterator[Probe]:
+def _continuation_probes(form: RecordForm, row: JsonRow, edit: Edit) -> Iterator[Probe]:
     if not form.continuation:
         return
     answer = optional_text(row, form.continuation)

@@ -67,7 +67,7 @@ _CALLED = {"SEX_OR_GENDER": "gender", "CAPITAL": "capital city"}
 """Relations that the prompt calls by another name than their own."""
 
 
-def _read(row: JsonRow, place: int, note: Note) -> list[Record]:
+def _records(row: JsonRow, place: int, note: Note) -> list[Record]:
     stem, target, answer = _split(row)
     relation = text(row, "edit.relation")
     edit = Edit(prompt=stem, target=target, subject=_subject(stem, relation))
@@ -152,5 +152,8 @@ def _queries(test: JsonRow, field: str, prefix: str) -> Iterator[Query]:
 
 
 RIPPLE_EDITS = Structure(
-    format="rippleedits", required=("edit.prompt", "edit.relation"), optional=("example_type", *_CRITERIA), build=_read
+    format="rippleedits",
+    required=("edit.prompt", "edit.relation"),
+    optional=("example_type", *_CRITERIA),
+    build=_records,
 )

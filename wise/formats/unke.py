@@ -17,7 +17,7 @@ from wise.formats.layout import Structure
 from wise.probes import Probe
 
 
-def _read(row: JsonRow, place: int, note: Note) -> list[Record]:
+def _records(row: JsonRow, place: int, note: Note) -> list[Record]:
     own = number(row, "id")
     edit = Edit(id="" if own is None else f"unke-{own}", prompt=text(row, "question"), target=text(row, "answer"))
     paraphrases = prompts(row, ("para_question",), {edit.prompt}, note)
@@ -25,7 +25,7 @@ def _read(row: JsonRow, place: int, note: Note) -> list[Record]:
 
 
 def _parts(row: JsonRow, note: Note) -> tuple[Probe, ...]:
-    questions, answers = _listed(row, "sub_question"), _listed(row, "sub_answer")
+    questions, answers = _text_list(row, "sub_question"), _text_list(row, "sub_answer")
     if len(questions) != len(answers):
         raise EditError(
             f"field 'sub_answer': a list of {len(answers)} was given, one for each of the {len(questions)} of "
@@ -40,7 +40,7 @@ def _parts(row: JsonRow, note: Note) -> tuple[Probe, ...]:
     return tuple(probes)
 
 
-def _listed(row: JsonRow, name: str) -> list[tuple[str, str]]:
+def _text_list(row: JsonRow, name: str) -> list[tuple[str, str]]:
     value = row.get(name)
     if value is None:
         raise lacking(row, name)
@@ -60,5 +60,5 @@ UNKE = Structure(
     format="unke",
     required=("question", "answer", "sub_question", "sub_answer"),
     optional=("id", "para_question"),
-    build=_read,
+    build=_records,
 )

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from wise.safe_text import finite
 from wise.serving.engines import DeadlineError, Delta, FinishReason, GenerationRequest, Job, Logprobs, RoutedToken
 from wise.serving.engines.sequence import CONTEXT
 from wise.serving.event_stream import error_event, event
@@ -172,7 +173,8 @@ class ChatWriter(Writer):
         for index, one in enumerate(answers):
             text, calls = self.parts(index, one)
             message = ChatMessage(content=None if calls and not text.strip() else text, tool_calls=calls or None)
-            choices.append(ChatChoice(**self._finished(self.choice(index, one, True), bool(calls)), message=message))
+            choice = self._with_finish_reason(self.choice(index, one, True), bool(calls))
+            choices.append(ChatChoice(**choice, message=message))
         return ChatCompletion(**head, choices=choices).model_dump()
 
     def chunk(self, delta: Delta, first: bool) -> dict[str, Any] | None:
@@ -184,7 +186,7 @@ class ChatWriter(Writer):
             content["tool_calls"] = [{"index": i} | call.model_dump() for i, call in enumerate(calls)]
         if not content and not delta.finish and not delta.logprobs:
             return None
-        return self._finished(self.choice(delta.index, delta, first), bool(calls)) | {"delta": content}
+        return self._with_finish_reason(self.choice(delta.index, delta, first), bool(calls)) | {"delta": content}
 
     def parts(self, index: int, of: GeneratedAnswer | Delta) -> tuple[str, list[Any]]:
         """The text and the calls of an answer, or those that a delta adds."""
@@ -193,7 +195,7 @@ class ChatWriter(Writer):
         rest, calls = parser.end() if of.finish else ("", [])
         return text + rest, calls if self._parallel else calls[:1]
 
-    def _finished(self, choice: dict[str, Any], calls: bool) -> dict[str, Any]:
+    def _with_finish_reason(self, choice: dict[str, Any], calls: bool) -> dict[str, Any]:
         return choice | {"finish_reason": "tool_calls"} if calls else choice
 
     def _logprobs(self, index: int, of: GeneratedAnswer | Delta, first: bool) -> dict[str, Any] | None:
@@ -304,8 +306,8 @@ def token_routes(service: Service, answer: GeneratedAnswer) -> list[TokenRoute]:
                 part="prompt" if position < len(answer.request.prompt) else "answer",
                 edit=one.edit if one and one.open else None,
                 slot=one.slot if one and one.open else None,
-                score=_finite(one.score) if one else None,
-                threshold=_finite(one.threshold) if one else None,
+                score=finite(one.score) if one else None,
+                threshold=finite(one.threshold) if one else None,
             )
         )
     return routes
@@ -316,7 +318,3 @@ def _token_text(service: Service, ids: Sequence[int], position: int) -> str:
     before = list(ids[max(0, position - CONTEXT) : position])
     text = str(service.tokenizer.decode([*before, ids[position]]))
     return text[len(str(service.tokenizer.decode(before))) :]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -154,7 +154,6 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
 
     Raises ConfigError, StoreError or StartError if it cannot be served, before anything is.
     """
-    logger.info("loading %s: a minute or more if the model is large", settings.model or "the demo model")
     token = None if settings.tokens else new_token()
     service = build_service(settings, token)
     with bound_socket(settings) as listener:
@@ -185,8 +184,7 @@ def build_service(settings: Settings, token: str | None) -> Service:
         config = settings.wise_config(stored)  # what has no effect is refused before the model is loaded, or told
         for told in without_effect(settings, stored):
             logger.warning("%s", told)
-        fields = {"model": settings.model}
-        logger.info("loading the model: a minute or more where it is large", extra={"fields": fields})
+        logger.info("loading %s: a minute or more if the model is large", settings.model or "the demo model")
         base = load_model(settings.model, placement=settings.placement())
         model = wrap(*base, config)
         make_editor = partial(editor_process, settings)

@@ -337,7 +337,6 @@ def details_allowed(request: Request) -> bool:
 
 _reader = requires(READER)
 Reader = Annotated[Holder, Depends(_reader)]
-Editor = Annotated[Holder, Depends(requires(EDITOR))]
 Admin = Annotated[Holder, Depends(requires(ADMIN))]
 NamespaceReader = Annotated[Holder, Depends(requires(READER, whole=False))]
 NamespaceEditor = Annotated[Holder, Depends(requires(EDITOR, whole=False))]

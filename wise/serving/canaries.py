@@ -36,7 +36,7 @@ class Canaries:
         """prompts: token ids. limit: share of their tokens above which the alarm is raised."""
         self._prompts, self._engine, self._metrics, self._limit = prompts, engine, metrics, limit
         self._found: dict[str, tuple[SideMemory, int, int]] = {}
-        """By namespace, the memory that was checked, and what `_of_namespace` found."""
+        """By namespace, the memory that was checked, and what `_count_in_namespace` found."""
         self._changed = threading.Condition()
         self._newest: ServedVersion | None = None
         self._closing = False
@@ -64,7 +64,7 @@ class Canaries:
                 version, self._newest = self._newest, None
                 if self._closing or version is None:
                     return
-            routed, failed = asyncio.run(self._measured(version))
+            routed, failed = asyncio.run(self._count_in_version(version))
             if not self._closing:
                 self._report(version, routed, failed)
 
@@ -79,30 +79,30 @@ class Canaries:
             fields = {"version": version.version, "routed": routed, "tokens": tokens, "failed": failed}
             logger.warning("edits are active at the canary set, or it could not be run", extra={"fields": fields})
 
-    async def _measured(self, version: ServedVersion) -> tuple[int, int]:
+    async def _count_in_version(self, version: ServedVersion) -> tuple[int, int]:
         """Tokens at which an edit of any namespace is active, and prompts that could not be run."""
         found = {}
         for name, handle in version.handles.items():
             if handle.memory is not None:
                 memory, routed, failed = self._found.get(name, (None, 0, 0))
                 if memory is not handle.memory or failed:
-                    routed, failed = await self._of_namespace(handle)
+                    routed, failed = await self._count_in_namespace(handle)
                 found[name] = handle.memory, routed, failed
         self._found = found
         return sum(routed for _, routed, _ in found.values()), sum(failed for _, _, failed in found.values())
 
-    async def _of_namespace(self, handle: MemoryHandle) -> tuple[int, int]:
+    async def _count_in_namespace(self, handle: MemoryHandle) -> tuple[int, int]:
         """Tokens at which an edit of the namespace is active, and prompts that could not be run."""
         routed = failed = 0
         for ids in self._prompts:
             if self._closing:
                 return routed, failed
-            found = await self._routed(handle, ids)
+            found = await self._count_in_prompt(handle, ids)
             failed += found is None
             routed += len(ids) if found is None else found
         return routed, failed
 
-    async def _routed(self, handle: MemoryHandle, ids: Sequence[int]) -> int | None:
+    async def _count_in_prompt(self, handle: MemoryHandle, ids: Sequence[int]) -> int | None:
         """Tokens of one prompt at which an edit is active; None if it could not be run."""
         end = time.monotonic() + TIMEOUT
         request = GenerationRequest(prompt=tuple(ids), handle=handle, max_new_tokens=1)

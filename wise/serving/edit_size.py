@@ -10,17 +10,12 @@ from wise.serving.settings import Settings
 from wise.training.encoding import Encoder
 
 
-def check_characters(edit: Edit, settings: Settings) -> None:
-    """Raises EditError, naming the field, for a text with more than `edit_characters`."""
-    limit = settings.edit_characters
-    for name, text in _texts(edit):
-        if len(text) > limit:
-            raise EditError(f"field {name!r}: it has {len(text)} characters and edit_characters={limit}; shorten it")
-
-
 def check_size(edit: Edit, encoder: Encoder, settings: Settings) -> None:
     """Raises EditError, naming the field, for an edit that is larger than `settings` allow."""
-    check_characters(edit, settings)
+    limit = settings.edit_characters
+    for name, text in _texts(edit):
+        if len(text) > limit:  # before any text is tokenized
+            raise EditError(f"field {name!r}: it has {len(text)} characters and edit_characters={limit}; shorten it")
     target = _count(encoder, edit.target)
     if target > settings.target_tokens:
         raise EditError(

@@ -21,7 +21,6 @@ from wise.edits import Edit
 from wise.errors import StoreError
 from wise.memory.state import MemoryState
 from wise.memory.store.edit_request import FAILED, LIVE, Event, now
-from wise.memory.store.journal import Journal
 from wise.memory.store.store import Store
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
@@ -118,7 +117,7 @@ class Follower:
         if not check_fits(model, snapshot, store.backend.place, allow_precision=allow_precision):
             ask_again(model, snapshot, _log_progress(time.monotonic()))
         self.current = served_version(model, snapshot)
-        self.last_event = _last_event(store.journal)
+        self.last_event = store.anchor().event
         """The number of the last event that was announced."""
         self.trouble = ""
         """Why the store cannot be read, if it cannot."""
@@ -240,15 +239,3 @@ class Listener:
         happened = self._event.is_set()
         self._event.clear()
         return happened
-
-
-def _last_event(journal: Journal) -> int:
-    """The number of the last event. Numbers have no gaps, so a binary search finds it."""
-    step = 1
-    while journal.events(since=step - 1, limit=1):
-        step *= 2
-    low, high = step // 2, step  # event `low` exists (or is 0), `high` does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if journal.events(since=middle - 1, limit=1) else (low, middle)
-    return low

@@ -100,6 +100,8 @@ def http_error(error: Exception) -> HTTPError:
     """The HTTP error for any exception; one that wise does not raise on purpose becomes a 500 and is logged."""
     if isinstance(error, HTTPError):
         return error
+    if isinstance(error, RequestValidationError):
+        return _validation_error(error)
     if isinstance(error, BusyError):
         headers = {"Retry-After": str(error.retry_after)}
         return HTTPError(HTTPStatus.TOO_MANY_REQUESTS, str(error), type=BUSY, code="busy", headers=headers)
@@ -123,7 +125,7 @@ def error_body(error: HTTPError) -> dict[str, Any]:
     return ErrorBody(error=detail).model_dump()
 
 
-def _invalid(error: RequestValidationError) -> HTTPError:
+def _validation_error(error: RequestValidationError) -> HTTPError:
     """Names the first field that is wrong, the value that was given and what was expected.
 
     Where a value may be of several kinds, pydantic reports for each why it is not that. What looked furthest is meant.
@@ -133,7 +135,7 @@ def _invalid(error: RequestValidationError) -> HTTPError:
     own = [(path, one) for path, one in found if path[:1] == first]
     path = max((path for path, _ in own), key=len)
     at = [one for other, one in own if other == path]
-    expected = list(dict.fromkeys(_expected(one) for one in at))
+    expected = list(dict.fromkeys(_expectation(one) for one in at))
     param = ".".join(path) or (expected[0].partition(":")[0] if ":" in expected[0] else "body")
     value = at[0].get("input")
     kind = at[0]["type"]
@@ -159,7 +161,7 @@ def _path(found: Mapping[str, Any], body: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _expected(found: Mapping[str, Any]) -> str:
+def _expectation(found: Mapping[str, Any]) -> str:
     if found["type"] == "missing":
         return "it is missing; give it"
     if found["type"] == "extra_forbidden":
@@ -177,24 +179,19 @@ def install(app: FastAPI) -> None:
         found = http_error(error)
         return JSONResponse(error_body(found), status_code=found.status, headers=found.headers)
 
-    async def on_invalid_body(request: Request, error: Exception) -> JSONResponse:
-        return await on_error(request, _invalid(error) if isinstance(error, RequestValidationError) else error)
-
-    async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
-        status = error.status_code if isinstance(error, HTTPException) else 500
+    async def on_http_exception(request: Request, error: Any) -> JSONResponse:
+        status = error.status_code
         kind = MISSING if status == HTTPStatus.NOT_FOUND else INVALID
-        message = getattr(error, "detail", None) or HTTPStatus(status).phrase
-        headers = getattr(error, "headers", None)
+        headers = error.headers
         if status == HTTPStatus.METHOD_NOT_ALLOWED:
             headers = {"Allow": ", ".join(_methods_of(request))}
-        return await on_error(request, HTTPError(status, str(message), type=kind, headers=headers))
+        return await on_error(request, HTTPError(status, str(error.detail), type=kind, headers=headers))
 
     def _methods_of(request: Request) -> list[str]:
         """The methods of a path: each has a route of its own, and the framework names those of the first alone."""
         scopes = {method: {**request.scope, "method": method} for method in METHODS}
         return [m for m, scope in scopes.items() if any(r.matches(scope)[0] is Match.FULL for r in app.routes)]
 
-    app.add_exception_handler(RequestValidationError, on_invalid_body)
     app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_exception_handler(WiseError, on_error)
-    app.add_exception_handler(Exception, on_error)
+    for kind in (RequestValidationError, WiseError, Exception):
+        app.add_exception_handler(kind, on_error)

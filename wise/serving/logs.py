@@ -183,6 +183,7 @@ def _uncaught(kind: type[BaseException], error: BaseException | None, trace: Tra
         logging.getLogger("wise").critical("an error was not caught", exc_info=(kind, error or kind(), trace))
 
 
-def audit(action: str, *, by: str, request: str, **fields: Any) -> None:
+def audit(action: str, *, by: str, **fields: Any) -> None:
     """Records a write: who did what, in which request, and the result."""
+    request = (_notes.get() or {}).get("request")
     audit_log.info(action, extra={"fields": {"by": by, "request": request, **fields}})

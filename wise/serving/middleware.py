@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from opentelemetry import trace
 from opentelemetry.propagate import extract
-from opentelemetry.propagators.textmap import Getter
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,7 +24,7 @@ from wise.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer("wise.serving")
-REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
+REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 UNMATCHED = "unmatched"
 """The route in metrics of paths that do not exist: they must not fill the registry."""
 OTHER = "other"
@@ -37,19 +37,6 @@ PARTS = 50_000
 """Lists, objects and fields of a body."""
 LINGER = 10.0
 """Seconds for which the rest of an unwanted body is read."""
-
-
-class _Headers(Getter[Iterable[tuple[bytes, bytes]]]):
-    """Reads the headers of an ASGI scope for OpenTelemetry."""
-
-    def get(self, carrier: Iterable[tuple[bytes, bytes]], key: str) -> list[str] | None:
-        return [value.decode("latin-1") for name, value in carrier if name.decode("latin-1") == key] or None
-
-    def keys(self, carrier: Iterable[tuple[bytes, bytes]]) -> list[str]:
-        return [name.decode("latin-1") for name, _ in carrier]
-
-
-_HEADERS = _Headers()
 
 
 class BodyBudget:
@@ -160,8 +147,9 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
-        request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         body = RequestBody(scope, receive, self.body_limit, self.client_timeout, self.budget)
         begun, status = time.perf_counter(), 500
@@ -180,7 +168,7 @@ class RequestMiddleware:
             await send(message)
 
         name = f"{_method(scope)} {scope['path'][:LONGEST_PATH]}"
-        caller = extract(scope["headers"], getter=_HEADERS)
+        caller = extract({key: headers.getlist(key) for key in headers})
         with tracer.start_as_current_span(name, context=caller) as span, noting(request=request_id) as notes:
             context = span.get_span_context()
             if context.is_valid:  # of the caller's `traceparent`, or of the tracer

@@ -41,7 +41,7 @@ class MessageItem(Item):
     content: Text | list[TextPart]
 
     def message(self) -> dict[str, Any]:
-        return {"role": self.role, "content": _joined(self.content)}
+        return {"role": self.role, "content": _joined_text(self.content)}
 
 
 class CallItem(Item):
@@ -65,10 +65,10 @@ class CallOutputItem(Item):
     output: Text | list[TextPart]
 
     def message(self) -> dict[str, Any]:
-        return {"role": "tool", "tool_call_id": self.call_id, "content": _joined(self.output)}
+        return {"role": "tool", "tool_call_id": self.call_id, "content": _joined_text(self.output)}
 
 
-def _joined(content: str | list[TextPart]) -> str:
+def _joined_text(content: str | list[TextPart]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 

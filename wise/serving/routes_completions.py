@@ -53,8 +53,7 @@ T = TypeVar("T")
 @router.get("/models")
 async def models(service: Served, _: NamespaceReader) -> schemas.ModelList:
     """The base's namespaces, each as a model."""
-    found = service.visible(service.follower.current)
-    return schemas.ModelList(data=[_model(service, name, handle) for name, handle in found.items()])
+    return schemas.ModelList(data=[_model(service, name, handle) for name, handle in service.visible().items()])
 
 
 @router.get("/models/{model:path}")
@@ -138,14 +137,14 @@ async def tokenize(
 ) -> schemas_chat.TokenizeAnswer:
     """The ids of a text, or of messages up to where the answer begins."""
     service.namespace(body.model)
-    ids = await _in_thread(service, _tokenized, service, body)
+    ids = await _in_thread(service, _token_ids, service, body)
     spelled = [service.token_text.text(token) for token in ids] if body.return_token_strs else None
     return schemas_chat.TokenizeAnswer(
         count=len(ids), max_model_len=service.encoder.context, tokens=ids, token_strs=spelled
     )
 
 
-def _tokenized(service: Service, body: schemas_chat.TokenizeRequest) -> list[int]:
+def _token_ids(service: Service, body: schemas_chat.TokenizeRequest) -> list[int]:
     if body.messages is not None:
         return prompts.chat_ids(service, body.messages, body.tools or ())
     return prompts.text_ids(service, body.prompt or "", "prompt", special=body.add_special_tokens)

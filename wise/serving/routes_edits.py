@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
-from unicodedata import normalize
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -19,7 +18,7 @@ from wise.memory.store.ticket_search import TicketFilter, search_tickets
 from wise.serving import schemas
 from wise.serving.auth import Admin, AuthorizedRoute, Holder, NamespaceEditor, NamespaceReader, sees
 from wise.serving.clients import while_connected
-from wise.serving.edit_size import check_characters, check_size
+from wise.serving.edit_size import check_size
 from wise.serving.follower import DEFAULT_NAMESPACE
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
 from wise.serving.logs import audit
@@ -31,8 +30,6 @@ SETTLED: dict[int | str, dict[str, Any]] = {
     200: {"model": schemas.EditsAnswer, "description": "Each edit is live or has failed."}
 }
 EditId = Annotated[schemas.Text, Path(max_length=200)]
-PAGE = 1001
-"""Tickets that are read at once."""
 POLL = 1.0
 """Seconds after which a wait looks again, even without news."""
 
@@ -43,7 +40,6 @@ class Submission:
 
     service: StoreService
     holder: Holder
-    request: Request
     response: Response
     key: str | None
 
@@ -51,14 +47,13 @@ class Submission:
 def _submission(
     service: Stored,
     holder: NamespaceEditor,
-    request: Request,
     response: Response,
     idempotency_key: Annotated[
         str | None,
         Header(min_length=1, max_length=200, description="The same key with the same edits submits nothing twice."),
     ] = None,
 ) -> Submission:
-    return Submission(service, holder, request, response, idempotency_key)
+    return Submission(service, holder, response, idempotency_key)
 
 
 Submitted = Annotated[Submission, Depends(_submission)]
@@ -66,13 +61,13 @@ Moment = Annotated[schemas.Text | None, Query(max_length=64, description="ISO 86
 Words = Annotated[schemas.Text | None, Query(min_length=1, max_length=200)]
 
 
-def _wanted(
+def _ticket_filter(
     status: Annotated[schemas.Status | None, Query()] = None,
     text: Annotated[
         schemas.Text, Query(max_length=200, description="In prompt, target, subject, other wordings or reason.")
     ] = "",
     author: Words = None,
-    namespace: Words = None,
+    namespace: Annotated[schemas.Namespace | None, Query(min_length=1, max_length=200)] = None,
     accepted_from: Moment = None,
     accepted_until: Moment = None,
     valid_at: Moment = None,
@@ -85,7 +80,7 @@ def _wanted(
             not_outcome=SUPERSEDED if status == FAILED else None,
             text=text,
             author=author,
-            namespaces=None if namespace is None else frozenset({normalize("NFC", namespace)}),
+            namespaces=None if namespace is None else frozenset({namespace}),
             accepted_from=accepted_from,
             accepted_until=accepted_until,
             valid_at=valid_at,
@@ -105,7 +100,7 @@ async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.E
 
     def checked() -> list[EditRequest]:
         _check_namespace(service, namespace)
-        return [_checked(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
+        return [_checked_request(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
 
     wanted = await run_in_threadpool(checked)
     return await _accept(submission, wanted, body.wait == "live")
@@ -115,7 +110,7 @@ async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.E
 def list_edits(
     service: Stored,
     holder: NamespaceReader,
-    wanted: Annotated[TicketFilter, Depends(_wanted)],
+    wanted: Annotated[TicketFilter, Depends(_ticket_filter)],
     after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     newest: Annotated[bool, Query(description="The newest first; default: in their order.")] = False,
@@ -159,7 +154,7 @@ def _to_preview(service: StoreService, body: schemas.PreviewRequest, holder: Hol
         if len(prompt) > characters:
             param = f"prompts.{place}"
             raise bad_request(f"{param}: it has {len(prompt)} characters and {characters} are read", param)
-    wanted = _checked(service, body.edit, service.namespace(body.model), holder, "edit").edit
+    wanted = _checked_request(service, body.edit, service.namespace(body.model), holder, "edit").edit
     asked = [*wanted.paraphrases, *body.prompts]
     for param, text in (("edit", encoder.own_prompt(wanted)), *(("prompts", prompt) for prompt in asked)):
         question = encoder.question(text)
@@ -171,7 +166,7 @@ def _to_preview(service: StoreService, body: schemas.PreviewRequest, holder: Hol
 @router.get("/edits/{edit_id}")
 def show(edit_id: EditId, service: Stored, _: NamespaceReader) -> schemas.EditHistory:
     """An edit as it was last submitted, and its events since."""
-    ticket = _newest(service, edit_id)
+    ticket = _newest_ticket(service, edit_id)
     events = [schemas.EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
     view = schemas.EditView.of(ticket, service.unheld)
     return schemas.EditHistory(**view.model_dump(), events=events)
@@ -180,7 +175,7 @@ def show(edit_id: EditId, service: Stored, _: NamespaceReader) -> schemas.EditHi
 @router.put("/edits/{edit_id}", status_code=202, responses=SETTLED)
 async def replace(edit_id: EditId, body: schemas.Replacement, submission: Submitted) -> schemas.EditsAnswer:
     """Submits another answer to a live edit's prompt; the old one stays until the new one is live."""
-    ticket = await run_in_threadpool(_newest, submission.service, edit_id)
+    ticket = await run_in_threadpool(_newest_ticket, submission.service, edit_id)
     if ticket.status != LIVE:
         raise conflict(f"edit {edit_id!r} is {ticket.status}, and only a live one can be replaced")
     old = ticket.edit
@@ -193,14 +188,13 @@ async def replace(edit_id: EditId, body: schemas.Replacement, submission: Submit
         "locality": list(old.locality),
     }
     given = schemas.EditIn(**fields | body.model_dump(exclude={"wait"}, exclude_none=True))
-    wanted = _checked(submission.service, given, old.namespace, submission.holder, "")
+    wanted = _checked_request(submission.service, given, old.namespace, submission.holder, "")
     return await _accept(submission, [wanted], body.wait == "live")
 
 
 @router.delete("/edits/{edit_id}")
 async def delete(
     edit_id: EditId,
-    request: Request,
     service: Stored,
     holder: NamespaceEditor,
     reason: Annotated[schemas.Text | None, Query(min_length=1, max_length=2000)] = None,
@@ -209,32 +203,32 @@ async def delete(
 
     Answered when it is not served here any more.
     """
-    ticket = await run_in_threadpool(_newest, service, edit_id)
+    ticket = await run_in_threadpool(_newest_ticket, service, edit_id)
     if ticket.status not in UNDER_WAY:
         raise conflict(f"edit {edit_id!r} is {ticket.status}; only one that is live or under way can be deleted")
     done = await service.command("delete", edit_ids=[edit_id], author=holder.name, reason=reason)
-    audit("delete", by=holder.name, request=request.state.request_id, edit=edit_id, version=done["number"])
+    audit("delete", by=holder.name, edit=edit_id, version=done["number"])
     made = await when_served(service, schemas.VersionView(**done))
     if holder.namespaces is None:
         return made
-    live = sum(len(handle.state.edits) for handle in service.visible(service.follower.current).values())
+    live = sum(len(handle.state.edits) for handle in service.visible().values())
     return made.model_copy(update={"edits": live})
 
 
 @router.post("/edits/{edit_id}/erase")
 async def erase(
-    edit_id: EditId, request: Request, service: Stored, holder: Admin, body: schemas.ErasureRequest | None = None
+    edit_id: EditId, service: Stored, holder: Admin, body: schemas.ErasureRequest | None = None
 ) -> schemas.ErasureAnswer:
     """Takes the text and the tensors of a deleted edit out of every file of the store. This cannot be undone.
 
     Its id, dates and digests stay. Versions that held it can no longer be read or rolled back to.
     """
-    ticket = await run_in_threadpool(_newest, service, edit_id)
+    ticket = await run_in_threadpool(_newest_ticket, service, edit_id)
     if ticket.status in UNDER_WAY:
         raise conflict(f"edit {edit_id!r} is {ticket.status}; delete it first, then erase it")
     how = body or schemas.ErasureRequest(reason=None, with_author=False)
     done = await service.command("erase", edit_ids=[edit_id], author=holder.name, **how.model_dump())
-    audit("erase", by=holder.name, request=request.state.request_id, edit=edit_id, versions=done["versions"])
+    audit("erase", by=holder.name, edit=edit_id, versions=done["versions"])
     return schemas.ErasureAnswer(**done)
 
 
@@ -260,14 +254,14 @@ def _check_namespace(service: StoreService, namespace: str) -> None:
         raise conflict(f"{len(known)} namespaces hold edits, and namespaces={limit}; use one of them")
 
 
-def _checked(service: StoreService, item: schemas.EditIn, namespace: str, holder: Holder, place: str) -> EditRequest:
+def _checked_request(
+    service: StoreService, item: schemas.EditIn, namespace: str, holder: Holder, place: str
+) -> EditRequest:
     """An edit that this model can take. Raises HTTPError that names its place in the body."""
-    encoder = service.encoder
     try:
         edit = item.edit(namespace=namespace, author=holder.name)
-        check_characters(edit, service.settings)
-        encoder.validate(edit)
-        check_size(edit, encoder, service.settings)
+        check_size(edit, service.encoder, service.settings)
+        service.encoder.validate(edit)
         return EditRequest(edit=edit, **item.model_dump(include={"reason", "valid_from", "valid_until"}))
     except EditError as error:
         raise bad_request(f"{place}: {error}" if place else str(error), place or None) from error
@@ -286,16 +280,16 @@ async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: b
 
     tickets = await run_in_threadpool(store)
     ids, numbers = [ticket.edit.id for ticket in tickets], [ticket.number for ticket in tickets]
-    audit("edit", by=by, request=submission.request.state.request_id, edits=ids, tickets=numbers)
+    audit("edit", by=by, edits=ids, tickets=numbers)
     if wait:
-        tickets = await _settled(service, tickets)
+        tickets = await _settled_tickets(service, tickets)
         if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):
             submission.response.status_code = HTTPStatus.OK
     views = [schemas.EditView.of(ticket, service.unheld) for ticket in tickets]
     return schemas.EditsAnswer(version=service.follower.current.version, edits=views)
 
 
-async def _settled(service: StoreService, tickets: Sequence[Ticket]) -> tuple[Ticket, ...]:
+async def _settled_tickets(service: StoreService, tickets: Sequence[Ticket]) -> tuple[Ticket, ...]:
     """The tickets once each has failed or is live and served here; or as they are when the time is over."""
     end = time.monotonic() + service.settings.request_timeout
     numbers = [ticket.number for ticket in tickets]
@@ -313,7 +307,7 @@ async def _settled(service: StoreService, tickets: Sequence[Ticket]) -> tuple[Ti
             await listener.news(POLL)
 
 
-def _newest(service: StoreService, edit_id: str) -> Ticket:
+def _newest_ticket(service: StoreService, edit_id: str) -> Ticket:
     """Raises HTTPError 404, also for an edit that the holder of the request's token may not see."""
     found = [ticket for ticket in service.store.journal.tickets(edit_id=edit_id) if sees(ticket.edit.namespace)]
     if not found:

@@ -44,13 +44,13 @@ async def read(
     if ending not in ENDINGS:
         raise bad_request(f"name: {name!r:.80} ends in none of {', '.join(ENDINGS)}; give such a file", "name")
     try:
-        edits = await run_in_threadpool(_read, content, ending, format, columns)
+        edits = await run_in_threadpool(_read_upload, content, ending, format, columns)
     except EditError as error:
         raise bad_request(str(error)) from error
-    return schemas.FileAnswer(edits=[_given(edit) for edit in edits])
+    return schemas.FileAnswer(edits=[_submittable(edit) for edit in edits])
 
 
-def _read(content: bytes, ending: str, format: str, columns: str | None) -> list[Edit]:
+def _read_upload(content: bytes, ending: str, format: str, columns: str | None) -> list[Edit]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"edits{ending}"
         path.write_bytes(content)
@@ -65,7 +65,7 @@ def _read(content: bytes, ending: str, format: str, columns: str | None) -> list
     return edits
 
 
-def _given(edit: Edit) -> schemas.EditIn:
+def _submittable(edit: Edit) -> schemas.EditIn:
     """An edit as it may be submitted: id, author and namespace come from the one who submits it."""
     return schemas.EditIn(**{name: value for name, value in edit.to_dict().items() if name in FIELDS})
 
@@ -74,7 +74,7 @@ def _given(edit: Edit) -> schemas.EditIn:
 async def export(
     service: Served,
     _: NamespaceReader,
-    namespace: Annotated[schemas.Text | None, Query(max_length=200, description="Default: all.")] = None,
+    namespace: Annotated[schemas.Namespace | None, Query(max_length=200, description="Default: all.")] = None,
 ) -> StreamingResponse:
     """The live edits of the version that is served, as a file of JSON lines."""
     current = service.follower.current

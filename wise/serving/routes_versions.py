@@ -68,13 +68,13 @@ def diff(
 
 @router.post("/versions/{number}/rollback", tags=["versions"])
 async def rollback(
-    number: Number, request: Request, service: Served, holder: Admin, body: RollbackRequest | None = None
+    number: Number, service: Served, holder: Admin, body: RollbackRequest | None = None
 ) -> VersionView:
     """Makes the memory of an earlier version current again, bit for bit, as a new one; answered once that is served."""
     await run_in_threadpool(_readable, service, number)
     reason = body.reason if body else None
     done = await service.command("rollback", version=number, author=holder.name, reason=reason)
-    audit("rollback", by=holder.name, request=request.state.request_id, to=number, version=done["number"])
+    audit("rollback", by=holder.name, to=number, version=done["number"])
     return await when_served(service, VersionView(**done))
 
 
@@ -112,7 +112,7 @@ async def events(
     namespaces gets the events of edits in these alone."""
     start = last_event_id if last_event_id is not None else since
     first = service.follower.last_event if start is None else start
-    if first > service.follower.last_event and not await run_in_threadpool(_happened, service, first):
+    if first > service.follower.last_event and not await run_in_threadpool(_event_exists, service, first):
         param = "since" if last_event_id is None else "Last-Event-ID"
         raise bad_request(f"{param}: there is no event {first} yet; leave it out, or give 0 for all events", param)
     return event_stream(_stream(service, first, follow), request.state.access)
@@ -124,7 +124,7 @@ async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[st
         while True:
             while last < service.follower.last_event:
                 limit = min(PAGE, service.follower.last_event - last)
-                found, edits = await run_in_threadpool(_read, service, last, limit)
+                found, edits = await run_in_threadpool(_read_events, service, last, limit)
                 for one in found:
                     edit = edits.get(one.ticket or 0)
                     last = one.number
@@ -141,11 +141,11 @@ async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[st
                 yield ": still here\n\n"
 
 
-def _happened(service: Service, number: int) -> bool:
+def _event_exists(service: Service, number: int) -> bool:
     return bool(service.store.journal.events(since=number - 1, limit=1))
 
 
-def _read(service: Service, last: int, limit: int) -> tuple[Sequence[Event], dict[int, Edit]]:
+def _read_events(service: Service, last: int, limit: int) -> tuple[Sequence[Event], dict[int, Edit]]:
     """Events, and the edit of each ticket in them."""
     found = service.store.journal.events(since=last, limit=limit)
     numbers = sorted({event.ticket for event in found if event.ticket})

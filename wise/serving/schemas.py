@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
+from unicodedata import normalize
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +23,7 @@ from pydantic import (
 
 from wise.edits import Edit
 from wise.memory.store.edit_request import FAILED, LIVE, Event, Ticket, Version
+from wise.safe_text import finite
 from wise.training.report import SUPERSEDED
 
 
@@ -38,6 +40,8 @@ def _check_characters(text: str) -> str:
 
 MAX_TURNS = 64
 Text = Annotated[str, AfterValidator(_check_characters)]
+Namespace = Annotated[Text, AfterValidator(partial(normalize, "NFC"))]
+"""As it is stored, in whichever form its letters are composed."""
 Name = Annotated[Text, StringConstraints(max_length=256)]
 Prompt = Annotated[Text, StringConstraints(min_length=1)]
 Prompts = Annotated[list[Prompt], Field(max_length=64)]
@@ -159,7 +163,7 @@ class PreviewAnswer(BaseModel):
 def sendable(value: Any) -> Any:
     """A JSON value of the journal as it can be sent: no number that JSON has not, no half of a surrogate pair."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return finite(value)
     if isinstance(value, str):
         return value.encode(errors="replace").decode()
     if isinstance(value, Mapping):

@@ -10,12 +10,12 @@ from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, model
 from wise.serving.schemas import Body, Name, Question, Text
 
 
-def _whole(value: object) -> object:
+def _whole_number(value: object) -> object:
     """Some clients write 16 as 16.0, as JSON allows."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[int, BeforeValidator(_whole_number)]
 Stop = Annotated[Text, StringConstraints(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]

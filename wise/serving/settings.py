@@ -28,7 +28,7 @@ def default_store() -> str:
     return str(Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "wise" / "store")
 
 
-def _listed(value: object) -> object:
+def _split_list(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     client_timeout: float = Field(
         20.0, gt=0, description="Seconds that a client may take to send a request's head, its body, or to read on."
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = Field(
         (), description="Origins, with commas between them, whose pages may use the API from a browser; default: none."
     )
     body_limit: int = Field(1_048_576, ge=1024, description="Bytes of a request's body.")

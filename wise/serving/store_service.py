@@ -72,20 +72,17 @@ class StoreService:
             except EditError as error:
                 raise bad_request(f"model: {error}", "model") from error
         if name != self.name or (at and not given.strip()) or not sees(namespace):
-            known = did_you_mean(model or self.name, self.model_names(self.follower.current))
+            known = did_you_mean(model or self.name, self.visible())
             raise not_found(f"model: {model or self.name!r:.80} is not served; {known}", "model_not_found")
         return namespace
 
-    def visible(self, version: ServedVersion) -> dict[str, MemoryHandle]:
+    def visible(self) -> dict[str, MemoryHandle]:
         """The memories of the namespaces that the holder of the request's token may see, by model name."""
         return {
             self.name if space == DEFAULT_NAMESPACE else f"{self.name}@{space}": handle
-            for space, handle in version.handles.items()
+            for space, handle in self.follower.current.handles.items()
             if sees(space)
         }
-
-    def model_names(self, version: ServedVersion) -> list[str]:
-        return list(self.visible(version))
 
 
 def _service_of(request: Request) -> StoreService:

@@ -6,10 +6,11 @@ and a threshold as any edit has. It answers with another edit's answer, so an an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from wise.edits import Edit
+from wise.lab.editors.context import Progress, silent
 from wise.memory.slot import AnswerSlot, Slot
 from wise.memory.state import MemoryState
 from wise.router.hybrid import RouterInputs
@@ -26,7 +27,7 @@ def with_distractors(
     *,
     encoder: Encoder,
     inputs: RouterInputs,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> MemoryState:
     """`state`, of mode `hybrid` and not empty, with a distractor for each of `edits` whose id and prompt are new."""
     wordings = Wordings(encoder, inputs.reader, builtin_questions())

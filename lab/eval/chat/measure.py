@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wise.edits import Edit
 from wise.lab.editors.base import WholePrompts
+from wise.lab.editors.context import Progress, silent
 from wise.lab.editors.in_context import InContext
 from wise.lab.eval.candidates import OpenEditor, find_editor
 from wise.lab.eval.chat.facts import Fact
@@ -48,8 +49,6 @@ GENERAL = (
     "Why is exercise good for you?",
     "Write one sentence that thanks a colleague for her help.",
 )
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,7 +137,7 @@ def measure_chat(
     *,
     chat: bool = True,
     oracle: bool = True,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> ChatFigures:
     """Asks an edited model, in the chat template or, with `chat` False, as plain texts to be completed.
 
@@ -156,7 +155,8 @@ def measure_chat(
     for question in questions:
         answer = answers[question]
         expected = says(facts[question.fact], answer) if question.said else answer == before[question]
-        results.append(Result(question=question, answer=answer, right=expected, opened=_opened(model, facts, question)))
+        opened = _opens_right_gate(model, facts, question)
+        results.append(Result(question=question, answer=answer, right=expected, opened=opened))
     results += [
         replace(result, question=replace(result.question, measure=UNRELATED))
         for result in results
@@ -223,7 +223,7 @@ def base_says(model: EditedModel, facts: Sequence[Fact], *, chat: bool, wanted: 
         for i, fact in enumerate(part):
             prompter.add("known", i, fact.edit.prompt, True)
         with model.disabled():
-            answers = _ask(model, prompter.found, lambda *_: None, "", tokens=8)
+            answers = _ask(model, prompter.found, silent, "", tokens=8)
         results += [f for f, a in zip(part, answers, strict=True) if _contains(a, f.answer or "")]
         if wanted is not None and len(results) >= wanted:
             break
@@ -262,14 +262,14 @@ def _ask(
     answers: dict[int, str] = {}
     for start in range(0, len(order), size):
         part = order[start : start + size]
-        prompts = _given(model, [questions[i] for i in part])
+        prompts = _prompt_ids(model, [questions[i] for i in part])
         out = greedy(model.model, prompts, stops=model.encoder.stops, max_new_tokens=tokens)
         answers |= {i: str(model.encoder.tokenizer.decode(ids)) for i, ids in zip(part, out, strict=True)}
         progress(what, len(answers), len(questions))
     return [answers[i] for i in range(len(questions))]
 
 
-def _given(model: EditedModel, questions: Sequence[Question]) -> list[list[int]]:
+def _prompt_ids(model: EditedModel, questions: Sequence[Question]) -> list[list[int]]:
     """What is read in the place of prompts by an editor that looks at them as a whole; by others, the prompts."""
     if isinstance(model, InContext) and all(q.messages for q in questions):
         return [model.encoder.turn(model.conversation(q.messages)) for q in questions]
@@ -277,7 +277,7 @@ def _given(model: EditedModel, questions: Sequence[Question]) -> list[list[int]]
     return model.given(prompts) if isinstance(model, WholePrompts) else prompts
 
 
-def _opened(model: EditedModel, facts: Sequence[Fact], question: Question) -> bool | None:
+def _opens_right_gate(model: EditedModel, facts: Sequence[Fact], question: Question) -> bool | None:
     """The router opens the gate at the end of a prompt, that of the edit which is asked for."""
     memory = model.layer.memory if isinstance(model, WiseModel) else None
     if not isinstance(model, WiseModel) or memory is None or not isinstance(memory.router, HybridRouter):
@@ -299,7 +299,7 @@ def _oracle(
         slot = slots.get(fact.edit.id, NO_SLOT)
         forced = ForcedRouter(router, slot) if isinstance(router, HybridRouter) and slot != NO_SLOT else None
         with nullcontext() if forced is None else consulting(model, forced):
-            answers = _ask(model, group, lambda *_: None, "")
+            answers = _ask(model, group, silent, "")
         for question, answer in zip(group, answers, strict=True):
             asked = replace(question, measure="oracle")
             right = slot != NO_SLOT and says(fact, answer)

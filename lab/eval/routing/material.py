@@ -18,6 +18,7 @@ from wise.training.encoding import Encoder
 
 Source = tuple[str | None, Iterable[str]]
 """Id of a record, or None, and the prompts built from it, the best first; they may be built as they are taken."""
+Form = Callable[[Record], Iterable[str]]
 LEAST_WORDS = 5_000
 """Words of running text that are looked through even where few tokens of it are measured."""
 TEMPLATE_FORM = "the tokenizer's chat template, up to where the answer begins"
@@ -138,6 +139,10 @@ class Material:
 
     def fits(self, text: str) -> bool:
         return self.length(text) <= self.encoder.context
+
+    def first_that_fit(self, form: Form) -> list[Source]:
+        """For each record the first of the prompts that `form` makes of it and that fits the context."""
+        return [(record.edit.id, islice(filter(self.fits, form(record)), 1)) for record in self.records]
 
     def sentences(self) -> list[str]:
         """Those of the running texts that are whole and of ordinary length."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -374,17 +374,6 @@ def negative_drafts(material: Material) -> list[Draft]:
     ]
 
 
-def _behind(material: Material, name: str, form: Callable[[Record, str], Iterable[str]]) -> list[Source]:
-    """For each record `form` of it and of a generic question; of another one where that does not fit."""
-
-    def texts(record: Record) -> Iterator[str]:
-        rng = material.rng(name, record)
-        for question in rng.sample(material.questions, min(3, len(material.questions))):
-            yield from form(record, question)
-
-    return [(record.edit.id, islice(filter(material.fits, texts(record)), 1)) for record in material.records]
-
-
 def _chat(material: Material, relation: Draft) -> Draft:
     """Half of it generic questions, half prompts of the edited relations, or more of one where there are few of the
     other."""
@@ -412,13 +401,15 @@ def _chat(material: Material, relation: Draft) -> Draft:
 def _multi_turn(material: Material) -> Draft:
     talk = material.conversation
 
-    def form(record: Record, question: str) -> Iterator[str]:
-        yield talk.text(record.edit.prompt, record.edit.target, question)
+    def form(record: Record) -> Iterator[str]:
+        rng = material.rng("multi_turn", record)
+        for question in rng.sample(material.questions, min(3, len(material.questions))):
+            yield talk.text(record.edit.prompt, record.edit.target, question)
 
     return Draft(
         name="multi_turn",
         about=f"A turn with the edited prompt and its target as the answer, then a generic question: {talk.about}. "
         "Only the last token counts.",
-        sources=_behind(material, "multi_turn", form),
+        sources=material.first_that_fit(form),
         why_empty=f"{NO_QUESTIONS}, or none fits the context behind another turn",
     )

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 
 from wise.edits import Record
 from wise.lab.eval.prompting import MAX_PROMPTS
-from wise.lab.eval.routing.material import Draft, Material, Source
+from wise.lab.eval.routing.material import Draft, Form, Material, Source
 from wise.lab.eval.routing.topics import normal
-
-Form = Callable[[Record], Iterable[str]]
 
 
 def positive_drafts(material: Material) -> list[Draft]:
     """All positive classes, in the order of the report."""
+    talk = material.conversation
     return [
         Draft(
             name="edits",
             about="The edited prompt itself.",
-            sources=_sources(material, lambda record: [record.edit.prompt]),
+            sources=[(record.edit.id, [record.edit.prompt]) for record in material.records],
             why_empty="no edited prompt fits the context",
         ),
         Draft(
@@ -38,16 +36,12 @@ def positive_drafts(material: Material) -> list[Draft]:
         _prefixed(material),
         Draft(
             name="chat",
-            about=f"The edited prompt as a user's turn: {material.conversation.about}.",
-            sources=_sources(material, lambda record: [material.conversation.text(record.edit.prompt)]),
+            about=f"The edited prompt as a user's turn: {talk.about}.",
+            sources=[(record.edit.id, [talk.text(record.edit.prompt)]) for record in material.records],
             why_empty="no edited prompt fits the context in this form",
         ),
         _multi_turn(material),
     ]
-
-
-def _sources(material: Material, form: Form) -> list[Source]:
-    return [(record.edit.id, form(record)) for record in material.records]
 
 
 def _wordings(material: Material, form: Form) -> list[Source]:
@@ -83,7 +77,7 @@ def _prefixed(material: Material) -> Draft:
     return Draft(
         name="prefixed",
         about="The edited prompt behind one or two sentences of running text that names no edited subject.",
-        sources=_first_that_fits(material, form) if openings else (),
+        sources=material.first_that_fit(form) if openings else (),
         why_empty="there is no sentence of running text that names no edited subject, or none fits the context",
     )
 
@@ -99,10 +93,6 @@ def _multi_turn(material: Material) -> Draft:
     return Draft(
         name="multi_turn",
         about=f"A turn with an unrelated question and its answer, then the edited prompt: {talk.about}.",
-        sources=_first_that_fits(material, form) if exchanges else (),
+        sources=material.first_that_fit(form) if exchanges else (),
         why_empty="no edited prompt fits the context behind another turn",
     )
-
-
-def _first_that_fits(material: Material, form: Form) -> list[Source]:
-    return [(record.edit.id, islice(filter(material.fits, form(record)), 1)) for record in material.records]

@@ -30,7 +30,7 @@ from serving import NAME, PATIENCE, Running, hold, running
 from torch import Tensor
 from waiting import until
 
-from wise.errors import ConfigError
+from wise.errors import ConfigError, StoreError
 from wise.memory.store.journal import Move
 from wise.serving import middleware
 from wise.serving.auth import Tokens, new_token, token_digest, token_line
@@ -111,8 +111,15 @@ def test_watching_needs_no_token_and_says_nothing_secret(served: Running, monkey
         with served.client("reader") as reader:
             told = reader.get("/ready").json()
             assert (told["status"], told["version"], told["edits"], told["editor"]) == ("ready", 0, 0, "failing")
-        monkeypatch.setattr(served.service.follower, "trouble", "secret/place cannot be read")
-        assert "secret" not in error_of(client.get("/ready"), 503)["message"]
+        with monkeypatch.context() as damaged:
+
+            def unreadable(**_: Any) -> None:
+                raise StoreError("secret/place cannot be read")
+
+            damaged.setattr(served.service.store.journal, "events", unreadable)
+            until(lambda: served.service.follower.trouble)
+            assert "secret" not in error_of(client.get("/ready"), 503)["message"]
+        until(lambda: not served.service.follower.trouble)
         assert "access-control-allow-origin" not in client.get("/health", headers={"Origin": "http://evil"}).headers
 
 

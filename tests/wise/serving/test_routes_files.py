@@ -88,3 +88,7 @@ def test_live_edits_are_exported_and_read_again(served: Running) -> None:
         assert [edit["target"] for edit in again] == ["Lyon", "Porto"] and again[0]["aliases"] == ["the Hexagon"]
         mine = client.get("/v1/files/edits", params={"namespace": "default"}).text
         assert json.loads(mine)["target"] == "Lyon"
+        served.edit({"prompt": "The capital of Italy is", "target": "Pisa"}, model=f"{NAME}@t\u00e9am")
+        for composed in ("t\u00e9am", "te\u0301am"):
+            found = client.get("/v1/files/edits", params={"namespace": composed})
+            assert json.loads(found.text)["target"] == "Pisa"

@@ -106,7 +106,7 @@ class Batch:
             for name in ("keys", "values"):
                 states = getattr(own, name)
                 more = states.new_zeros(len(other), *states.shape[1:]) if layer is None else getattr(layer, name)
-                setattr(own, name, torch.cat([_widened(states, width), _widened(more, width)]))
+                setattr(own, name, torch.cat([_pad_left(states, width), _pad_left(more, width)]))
         self.members = [*self.members, *other.members]
 
     def take(self, rows: Sequence[int]) -> Batch:
@@ -139,7 +139,7 @@ def _layers(cache: DynamicCache) -> list[Any]:
     return list(cache.layers)
 
 
-def _widened(states: Tensor, width: int) -> Tensor:
+def _pad_left(states: Tensor, width: int) -> Tensor:
     """`[rows, heads, tokens, size]`, padded before its tokens."""
     return pad(states, (0, 0, width - states.shape[2], 0))
 
@@ -280,7 +280,7 @@ class LocalEngine:
         self._admit()
         if len(self._prefill.batch):
             with self._failing(self._prefill.batch.members):
-                self._read()
+                self._step_prefill()
         if len(self._batch):
             with self._failing(self._batch.members):
                 self._decode()
@@ -325,7 +325,7 @@ class LocalEngine:
         if new:
             self._prefill.add(new, [one.request.prompt for one in new])
 
-    def _read(self) -> None:
+    def _step_prefill(self) -> None:
         prefill = self._prefill
         members, before = prefill.batch.members, prefill.done
         logits = prefill.step(every=any(one.request.prompt_logprobs is not None for one in members))
@@ -391,7 +391,7 @@ class LocalEngine:
             opened = record.route.open.view(len(own), count)
             if not any(one.request.trace for one in own) and not bool(opened.any()):
                 continue
-            routes = _routed(record, own, [firsts[row] for row in record.rows])
+            routes = _routed_tokens(record, own, [firsts[row] for row in record.rows])
             for one, route in zip(own, routes, strict=True):
                 one.note(route)
                 self._metrics.routed.inc(sum(token.open and token.position >= 0 for token in route))
@@ -404,15 +404,15 @@ class LocalEngine:
         self._out = []
         for loop, own in by_loop.items():
             with suppress(RuntimeError):  # the loop is closed: nobody waits there
-                loop.call_soon_threadsafe(_put, own)
+                loop.call_soon_threadsafe(_put_deltas, own)
 
 
-def _put(deltas: Sequence[tuple[Job, Delta | Exception]]) -> None:
+def _put_deltas(deltas: Sequence[tuple[Job, Delta | Exception]]) -> None:
     for job, delta in deltas:
         job.deltas.put_nowait(delta)
 
 
-def _routed(
+def _routed_tokens(
     record: RoutingRecord, members: Sequence[GeneratedSequence], firsts: Sequence[int]
 ) -> list[list[RoutedToken]]:
     """The routes of each row's new tokens. The rows share one memory."""

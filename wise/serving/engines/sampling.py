@@ -50,7 +50,7 @@ class Sampler:
     def draw(self, logits: Tensor, likeliest: int) -> int:
         """logits: `[vocabulary]`, and the token for which they are largest. Raises EngineError if none can be drawn."""
         if self._changes_logits:
-            logits = self._changed(logits)
+            logits = self._adjusted_logits(logits)
             likeliest = int(logits.argmax())
         token = likeliest if self._request.temperature < GREEDY else self._drawn(logits.float().cpu())
         self._counts[token] += 1
@@ -58,7 +58,7 @@ class Sampler:
             self._matcher.take(token)
         return token
 
-    def _changed(self, logits: Tensor) -> Tensor:
+    def _adjusted_logits(self, logits: Tensor) -> Tensor:
         request = self._request
         logits = logits.float().cpu().clone()
         if self._matcher is not None:

@@ -202,16 +202,15 @@ class VllmEngine:
         """Puts the deltas of one answer into the job's queue, or an exception."""
         from vllm.exceptions import VLLMClientError
 
-        put: Any = job.deltas.put_nowait
         try:
             async with asyncio.timeout(max(0.0, job.deadline - time.monotonic())):
                 async with aclosing(self._deltas(index, request)) as deltas:
                     async for delta in deltas:
                         if job.cancelled or job.failed:
                             return
-                        _deliver(job, put, delta)
+                        _deliver(job, delta)
         except TimeoutError:
-            _deliver(job, put, Delta(index=index, text="", tokens=(), logprobs=(), routed=(), finish="deadline"))
+            _deliver(job, Delta(index=index, text="", tokens=(), logprobs=(), routed=(), finish="deadline"))
         except asyncio.CancelledError:
             self._fail(job, EngineError("the service ends"))
         except (VLLMClientError, ValueError) as error:  # such as a prompt that goes beyond an option of vLLM's
@@ -225,14 +224,14 @@ class VllmEngine:
     def _fail(self, job: Job, error: Exception) -> None:
         if not job.failed:
             job.failed = True
-            _deliver(job, job.deltas.put_nowait, error)
+            _deliver(job, error)
 
     async def _deltas(self, index: int, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        carried = await asyncio.to_thread(self._carried, request)
+        carried = await asyncio.to_thread(self._carried_edits, request)
         text = Detokenizer(self._tokenizer, request.prompt, request.stops)
         length = len(request.prompt)
         followed = None if carried.course is None else FollowedAnswer(request.prompt, carried.course)
-        routed = _routed(request, carried.steps, 0, length)
+        routed = _routed_tokens(request, carried.steps, 0, length)
         before: tuple[Logprobs, ...] = ()
         begun = came = time.monotonic()
         outputs = self._llm.generate(carried.prompt(request.prompt), self._params(request, carried), uuid4().hex)
@@ -249,7 +248,7 @@ class VllmEngine:
                     came = now
                 if followed is not None:
                     first, steps = followed.read, followed.add(new)
-                    routed += _routed(request, steps, first, followed.read)
+                    routed += _routed_tokens(request, steps, first, followed.read)
                 said = "".join(text.add(token) for token in new if token not in self._encoder.stops)
                 finish = "stop" if text.stopped else cast(FinishReason | None, one.finish_reason)
                 if finish is not None and finish not in ("stop", "length"):
@@ -273,7 +272,7 @@ class VllmEngine:
                 if finish is not None:
                     return
 
-    def _carried(self, request: GenerationRequest) -> CarriedEdits:
+    def _carried_edits(self, request: GenerationRequest) -> CarriedEdits:
         handle = request.handle
         if handle.memory is None or not isinstance(handle.memory.router, HybridRouter):
             return NOTHING_CARRIED
@@ -345,12 +344,12 @@ def _version(request: GenerationRequest) -> int | None:
     return None if request.handle.memory is None else request.handle.version
 
 
-def _deliver(job: Job, put: Any, item: Delta | Exception) -> None:
+def _deliver(job: Job, item: Delta | Exception) -> None:
     with suppress(RuntimeError):  # the loop is closed: nobody waits there
-        job.loop.call_soon_threadsafe(put, item)
+        job.loop.call_soon_threadsafe(job.deltas.put_nowait, item)
 
 
-def _routed(request: GenerationRequest, steps: Sequence[Step], first: int, stop: int) -> list[RoutedToken]:
+def _routed_tokens(request: GenerationRequest, steps: Sequence[Step], first: int, stop: int) -> list[RoutedToken]:
     """What is reported of the tokens from `first` to `stop`."""
     decided = {place: (decision, value) for place, decision, value in steps}
     places = range(first, stop) if request.trace and request.handle.memory is not None else sorted(decided)
