@@ -86,7 +86,9 @@ class Course:
         self._chat = NEVER if plan is None or plan.chat == plan.length else plan.chat
         self._quiet: int | None = None
         """So many tokens were searched last, and nothing in them can ask; None if something can."""
-        self._begins = {begin: _planned(slot) for begin, slot in (() if plan is None else plan.begins)}
+        self._begins: dict[int, Decision | None] = {
+            begin: _planned(slot) for begin, slot in (() if plan is None else plan.begins)
+        }
         """Of the answers known so far, by the last token before each: its decision."""
 
     def read(self, ids: Ids, first: int) -> list[Step]:
@@ -103,7 +105,7 @@ class Course:
                 self._begins = {begin: decision for begin, decision in self._begins.items() if begin < start}
             self._quiet = None if new else len(ids)
         steps = list(self._router.answered(ids, first, [*self._begins, *new], self._chat, self._begins))
-        self._begins = {begin: decision for begin, decision in self._begins.items() if decision.open}
+        self._begins = {begin: found for begin, found in self._begins.items() if found is not None and found.open}
         return steps
 
     def plan(self, prompt: Sequence[int], stops: Collection[int]) -> Plan:
@@ -114,7 +116,7 @@ class Course:
         template = self._router.inputs.template
         chat = min(self._chat, len(prompt))
         settled = chat < len(prompt) and template is not None and not set(stops).isdisjoint(template.opening)
-        begins = tuple((begin, decision.slot) for begin, decision in self._begins.items() if begin < len(prompt))
+        begins = tuple((begin, found.slot) for begin, found in self._begins.items() if found and begin < len(prompt))
         return Plan(length=len(prompt), chat=chat, begins=begins, open_ended=not settled)
 
 

@@ -160,23 +160,30 @@ class HybridRouter(Router):
         Whether an answer begins depends on those before it, which may reach it. So they are followed from a token on
         that no earlier one reaches.
         """
-        start = first
+        known: dict[int, Decision | None] = {}
+        start, longest = first, self._catalog.longest
+        chat, begins = self.begins(ids, max(0, first - longest))
         while True:
-            chat, begins = self.begins(ids, max(0, start - self._catalog.longest))
-            across = (begin for begin in begins if begin < start <= self._reach(ids, begin, chat))
+            across = (begin for begin in begins if begin < start <= self._reach(ids, begin, chat, known))
             earlier = next(across, None)
             if earlier is None:
                 break
             start = earlier
-        yield from self.answered(ids, first, [begin for begin in begins if begin >= start], chat)
+            begins = [*self.begins(ids[:start], max(0, start - longest))[1], *(b for b in begins if b >= start)]
+        yield from self.answered(ids, first, [begin for begin in begins if begin >= start], chat, known)
 
-    def _reach(self, ids: Ids, begin: int, chat: int) -> int:
+    def _reach(self, ids: Ids, begin: int, chat: int, known: dict[int, Decision | None]) -> int:
         """The last token to which the answer that may begin behind `begin` is added; -1 if none begins there."""
-        form = _form(begin, chat)
-        decision = self._decided_at(ids, begin, form)
+        decision = self._known_at(ids, begin, chat, known)
         if decision is None or not decision.open:
             return -1
-        return begin + _said(ids, begin, self._answers(decision.slot)[form][1]) - 1
+        return begin + _said(ids, begin, self._answers(decision.slot)[_form(begin, chat)][1]) - 1
+
+    def _known_at(self, ids: Ids, begin: int, chat: int, known: dict[int, Decision | None]) -> Decision | None:
+        """As `_decided_at`, once."""
+        if begin not in known:
+            known[begin] = self._decided_at(ids, begin, _form(begin, chat))
+        return known[begin]
 
     def begins(self, ids: Ids, first: int) -> tuple[int, Sequence[int]]:
         """The token from which on a sequence is a chat (`ChatTemplate.start`), and the positions from `first` on behind
@@ -203,7 +210,7 @@ class HybridRouter(Router):
         return found
 
     def answered(
-        self, ids: Ids, first: int, begins: Iterable[int], chat: int, known: dict[int, Decision] | None = None
+        self, ids: Ids, first: int, begins: Iterable[int], chat: int, known: dict[int, Decision | None] | None = None
     ) -> Iterator[tuple[int, Decision, int]]:
         """Position, decision and value added, or NO_SLOT, of the tokens from `first` on that the answers which begin at
         `begins` reach. No answer begins within another one, so nothing is decided there.
@@ -215,17 +222,15 @@ class HybridRouter(Router):
         for begin in begins:
             if begin <= reached:
                 continue
-            form = _form(begin, chat)
-            decision = known.get(begin) or self._decided_at(ids, begin, form)
+            decision = self._known_at(ids, begin, chat, known)
             if decision is None:
                 continue
-            known[begin] = decision
             if not decision.open:
                 if begin >= first:
                     yield begin, decision, NO_SLOT
                 continue
-            start, answer = self._answers(decision.slot)[form]
-            reached = begin + _said(ids, begin, answer) - 1
+            start, answer = self._answers(decision.slot)[_form(begin, chat)]
+            reached = min(begin + _said(ids, begin, answer), len(ids)) - 1  # `begin` may lie behind what is read
             for place in range(max(begin, first), reached + 1):
                 yield place, decision, start + place - begin
 

@@ -20,7 +20,7 @@ from wise.memory.sequences import Ids
 from wise.router.subjects import Mention, find_subject, words
 
 NEVER = sys.maxsize
-"""Behind every token."""
+"""A position that no text reaches."""
 WINDOW = 128
 """Tokens of plain text that are read before a position."""
 _SENTENCE_END = re.compile(
@@ -80,8 +80,8 @@ class ChatTemplate:
         return cls(header=tuple(header), opening=tuple(opening), system=_system_header(tokenizer, probes))
 
     def start(self, ids: Ids) -> int:
-        """The token from which on these are a chat, the last of the first part of one; NEVER if they hold none. A chat
-        that is cut before its first opening is one too."""
+        """The position from which on these are a chat: that of the last token of its first header, opening or system
+        part; NEVER if they hold none. A chat that is cut before its first opening is one too."""
         ends = [_ends(ids, part, 0)[:1] for part in (self.header, self.opening, self.system) if part]
         return min((end for found in ends for end in found), default=NEVER)
 
@@ -227,5 +227,6 @@ def _ends(ids: Ids, pattern: Sequence[int], start: int) -> list[int]:
     """Where the pattern ends in `ids`, at `start` or later."""
     low = max(start, len(pattern) - 1)
     found = np.flatnonzero(ids[low:] == pattern[-1]) + low
-    wanted = np.asarray(pattern)
-    return [int(end) for end in found if np.array_equal(ids[end + 1 - len(pattern) : end + 1], wanted)]
+    for back, token in enumerate(reversed(pattern)):
+        found = found[ids[found - back] == token]
+    return [int(end) for end in found]

@@ -62,6 +62,7 @@ def test_pieces_and_refused_drafts_change_nothing(router: HybridRouter, seed: in
         end = min(len(ids), first + draw.randrange(1, 5))
         drafts = [draw.choice(WORDS) for _ in range(draw.randrange(3))] if end > prompt else []
         steps = course.read(np.array(ids[:end] + drafts), first)
+        assert all(first <= position < end + len(drafts) for position, *_ in steps)
         found |= {p: (d.slot, value) for p, d, value in steps if value != NO_SLOT and p < end}
         first = end
         if preempted < end:  # once, it is computed again from an earlier token

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 import wise
-from wise.memory.sequences import Rows, SequenceReader
+from wise.memory.sequences import TokenRows, SequenceReader
 from wise.memory.side_memory import NO_SLOT
 from wise.memory.slot import AnswerBank, make_bank
 from wise.router.course import Course
@@ -55,7 +55,7 @@ class Routed:
         row, found = np.array(ids, dtype=np.int64), {}
         for first, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
             size = end - first
-            with self.sequences.showing(Rows(ids=(row[:end],), places=(np.arange(size),), size=size)):
+            with self.sequences.showing(TokenRows(ids=(row[:end],), places=(np.arange(size),), size=size)):
                 route = self.router(torch.zeros(size, 1), self.bank)
             for place in np.flatnonzero(route.open & (route.slot >= 0)):
                 assert route.delta is not None

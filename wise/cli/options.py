@@ -277,7 +277,7 @@ def named_values(pairs: Sequence[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise ConfigError(f"--set {pair}: NAME=VALUE was expected, such as seed=1")
+            raise ConfigError(f"--set {pair}: NAME=VALUE was expected")
         if name in found:
             raise ConfigError(f"--set {pair}: {name} is given twice; leave one out")
         found[name] = value

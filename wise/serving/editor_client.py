@@ -285,7 +285,8 @@ async def send_to_writer(store: Store, name: str, arguments: Mapping[str, Any]) 
                 return command_result(answer)
             await asyncio.sleep(POLL)
     except asyncio.CancelledError:  # nobody waits for the answer
-        await asyncio.to_thread(store.commands.withdraw, await queued)
+        with suppress(StoreError):  # it was not queued, or ends by its time
+            await asyncio.to_thread(store.commands.withdraw, await queued)
         raise
     limit = f"within {COMMAND_TIMEOUT:.0f} s"
     if await asyncio.to_thread(store.commands.withdraw, command):

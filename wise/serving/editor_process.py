@@ -233,9 +233,9 @@ def main(settings: Settings, connection: Connection) -> None:
     torch.set_num_threads(settings.edit_threads)
 
     def load(store: Store) -> WiseModel:
+        config = settings.wise_config(store.read().config)
         with suppress(OSError):
             os.nice(settings.edit_niceness)  # Linux: this thread and its own, so that no delete waits for a CPU
-        config = settings.wise_config(store.read().config)
         model = loaded_model(settings, config)
         if settings.edit_workers is not None:
             multiprocessing.current_process().daemon = False  # a daemon may have no children; they end with it

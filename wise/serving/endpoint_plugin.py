@@ -1,4 +1,4 @@
-"""`/v1/edits` in vLLM's own server: an endpoint plug-in of vLLM (`vllm.endpoint_plugins`, its release 0.26).
+"""`/v1/edits` in vLLM's own server: an endpoint plug-in of vLLM (`vllm.endpoint_plugins`).
 
 Edits go into the store that `EditingMiddleware` follows; a `wise serve` or `wise stream` on the same store trains them.
 """
@@ -13,7 +13,6 @@ from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.routing import Route
 
-from wise.edits import Edit
 from wise.errors import ConfigError
 from wise.ingest import open_reader
 from wise.router.turns import ChatTemplate
@@ -22,6 +21,7 @@ from wise.serving.auth import ADMIN, Holder, Tokens, token_digest
 from wise.serving.engines import MemoryHandle
 from wise.serving.follower import DEFAULT_NAMESPACE, Listener, ServedVersion
 from wise.serving.http_errors import ERRORS, unavailable
+from wise.serving.logs import log_as_json
 from wise.serving.metrics import Metrics
 from wise.serving.middleware import RequestMiddleware
 from wise.serving.store_service import StoreService
@@ -53,6 +53,7 @@ class EditEndpoints:
         if not place:
             raise ConfigError(f"{STORE} is not set: the folder of a store was expected, or its URL")
         own = settings.load(None, {"model": engine_client.vllm_config.model_config.model, "name": _name(args)})
+        log_as_json(own.log_level, own.audit)
         service = StoreService(
             own, store=open_reader(place), tokens=_tokens(own, args), encoder=_encoder(engine_client)
         )
@@ -68,7 +69,7 @@ class EditEndpoints:
 
 
 class ServedStore:
-    """The version with which vLLM's server answers."""
+    """The version with which vLLM's server answers; of its memories only the states, which the routes of edits look at."""
 
     def __init__(self, state: State) -> None:
         """state: of the server, where the middleware leaves its client."""
@@ -84,12 +85,11 @@ class ServedStore:
         version, memories = client.served
         if self._built is None or self._built.version != version:
             states = {namespace: memory.state for (_, namespace), memory in memories.items()}
-            edits: dict[str, Edit] = {edit.id: edit for state in states.values() for edit in state.edits}
             handles = {
                 name: MemoryHandle(version=version, namespace=name, state=state) for name, state in states.items()
             }
             handles.setdefault(DEFAULT_NAMESPACE, MemoryHandle(version=version, namespace=DEFAULT_NAMESPACE))
-            self._built = ServedVersion(version=version, edits=edits, handles=handles)
+            self._built = ServedVersion(version=version, edits={}, handles=handles)
         return self._built
 
     def listen(self) -> Listener:
@@ -97,15 +97,19 @@ class ServedStore:
         return Listener(set())
 
 
-def _name(args: Namespace) -> str | None:
+def _name(args: Namespace) -> str:
     names: list[str] = args.served_model_name or []
-    return names[0] if names else None
+    return names[0] if names else args.model
 
 
 def _tokens(own: settings.Settings, args: Namespace) -> Tokens:
+    keys = args.api_key or [key for key in [os.environ.get("VLLM_API_KEY")] if key]
+    if own.tokens and keys:
+        raise ConfigError(
+            "WISE_TOKENS is set and the server has an API key, which it wants in the place of a token; give one of both"
+        )
     if own.tokens:
         return Tokens.read(own.tokens)
-    keys = args.api_key or [key for key in [os.environ.get("VLLM_API_KEY")] if key]
     if not keys:
         raise ConfigError(
             "who may edit? Give the server --api-key, whose holder may, or set WISE_TOKENS to a file of `wise token`"

@@ -45,7 +45,7 @@ class StoreService:
 
     @property
     def unheld(self) -> Mapping[str, str]:
-        """Live edits that the engine was asked and does not say, with what it said; by id."""
+        """By id of a live edit that the engine answers otherwise: its answer."""
         return {}
 
     def refuse_if_draining(self) -> None:

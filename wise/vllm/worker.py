@@ -88,7 +88,7 @@ class WiseWorker:
         if side is None:
             raise ConfigError(
                 f"no layer {options['layer']!r} that is a RowParallelLinear was built: vLLM names it otherwise, or the "
-                "plug-in 'wise' was not loaded (see VLLM_PLUGINS)"
+                "plug-in 'wise' was not loaded (where VLLM_PLUGINS is set, it must name it)"
             )
         self._wise = Followed(side, record=bool(options.get("record")))
         self._wise_memories = Memories(options, config.model_config.tokenizer, store if side.adds else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Store.open(tmp_path / "store").close()
     monkeypatch.setenv("WISE_STORE", str(tmp_path / "store"))
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
-    return tmp_path / "store"
+    log = logging.getLogger("wise")  # which the plug-in sets up
+    before = log.handlers, log.propagate, log.level
+    yield tmp_path / "store"
+    log.handlers, log.propagate = before[:2]
+    log.setLevel(before[2])
 
 
 def test_edits_are_taken_shown_and_deleted(place: Path) -> None:
@@ -102,12 +107,14 @@ def test_without_the_middleware_no_edit_is_said_to_be_served(place: Path) -> Non
         assert told.status_code == 503 and "EditingMiddleware" in told.json()["error"]["message"]
 
 
-def test_a_file_of_tokens_counts_instead_of_the_key(
+def test_a_file_of_tokens_may_stand_in_the_place_of_a_key(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_token_line(tmp_path / "tokens", token_line("ann", "reader", "secret"))
     monkeypatch.setenv("WISE_TOKENS", str(tmp_path / "tokens"))
-    with open_reader(str(place)) as store, TestClient(attached(["a-key"], FollowedStore(store))) as own:
+    with pytest.raises(ConfigError, match="give one of both"):
+        attached(["a-key"])
+    with open_reader(str(place)) as store, TestClient(attached(None, FollowedStore(store))) as own:
         ann = {"Authorization": "Bearer secret"}
         assert own.get("/v1/edits", headers=ann).status_code == 200
         assert own.post("/v1/edits", json={"edits": [FRANCE]}, headers=ann).status_code == 403

@@ -110,8 +110,8 @@ def wanted(router: HybridRouter, ids: list[int]) -> Tensor:
     """`[n, d]`: what the library adds at each token."""
     row = np.array(ids)
     out = torch.zeros(len(ids), WIDTH)
-    form, begins = router.begins(row, 0)
-    for place, decision, value in router.answered(row, 0, begins, form):
+    chat, begins = router.begins(row, 0)
+    for place, decision, value in router.answered(row, 0, begins, chat):
         if value != NO_SLOT:
             out[place] = STATE.slots[decision.slot].values[value]  # type: ignore[attr-defined]
     return out

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tiny import wrap_tiny
@@ -31,3 +34,28 @@ def test_a_memory_that_reads_activations_is_refused(tmp_path: Path, mode: str) -
 def test_a_version_needs_a_store_or_a_folder() -> None:
     with pytest.raises(wise.ConfigError, match="version 7: no store"):
         Memories({}, "unused", None).read(7, None)
+
+
+def test_a_version_is_there_when_it_is_taken_and_its_fault_is_told(tmp_path: Path) -> None:
+    worker: Any = WiseWorker()
+    worker._wise = SimpleNamespace(adds=True, memories={})
+    worker._wise_loading, worker._wise_loader = {}, ThreadPoolExecutor(1)
+    may_read = Event()
+
+    def read(version: int, folder: str | None) -> dict[tuple[int, str], str]:
+        may_read.wait(60)
+        if version == 2:
+            raise wise.StoreError("segment 2 is damaged")
+        return {(version, "default"): "memory"}
+
+    worker._wise_memories = SimpleNamespace(read=read)
+    with worker._wise_loader:
+        worker.wise_load(1)
+        worker.wise_load(2)
+        assert not worker.wise_loaded(1)
+        may_read.set()
+        worker.wise_take(1)
+        assert worker._wise.memories == {(1, "default"): "memory"} and worker.wise_loaded(1)
+        with pytest.raises(wise.StoreError, match="damaged"):
+            worker.wise_take(2)
+    assert [*worker._wise.memories] == [(1, "default")]

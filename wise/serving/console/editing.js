@@ -32,8 +32,8 @@ async function preview() {
   const timer = setInterval(tick, 1000);
   $("cancel").hidden = false;
   try {
-    const body = { edit, model: session.model, prompts: lines("probes") };
-    await show(edit, await (await request("/v1/edits/preview", { body, signal: mine.signal })).json());
+    const { model } = session, body = { edit, model, prompts: lines("probes") };
+    await show(edit, model, await (await request("/v1/edits/preview", { body, signal: mine.signal })).json());
   } catch (error) {
     if (!mine.signal.aborted) throw error;
   } finally {
@@ -43,8 +43,8 @@ async function preview() {
   }
 }
 
-async function show(edit, told) {
-  const replaced = await names(told.replaced), same = JSON.stringify(wanted()) === JSON.stringify(edit);
+async function show(edit, model, told) {
+  const replaced = await names(told.replaced), same = model === session.model && JSON.stringify(wanted()) === JSON.stringify(edit);
   const good = ["verified", "partial"].includes(told.outcome.status), wrong = broken(told.outcome).length;
   const said = [
     good ? "Nothing is changed yet." : "The model does not learn it; other words may help.",

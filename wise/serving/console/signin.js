@@ -28,7 +28,7 @@ export function signIn(connected) {
         told = await call("/v1/token");
       } catch (error) {
         if (mine !== attempts) return;
-        if (error.status >= 400 && error.status < 500) return signedOut(error.message);
+        if ([401, 403].includes(error.status)) return signedOut(error.message);
         trouble("token", `${error.message}; it is asked again`);
         await new Promise((done) => setTimeout(done, AGAIN));
       }

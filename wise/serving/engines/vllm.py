@@ -118,7 +118,8 @@ class VllmEngine:
 
     def close(self) -> None:
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(self._settings.shutdown_timeout)
 
     @property
@@ -163,6 +164,8 @@ class VllmEngine:
         try:
             self._loop.run_until_complete(self._start())
         except BaseException as error:
+            if self._llm is not None:
+                self._llm.shutdown()
             self._loop.close()
             self._started.set_exception(error)
             return
