@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 import wise
-from wise.memory.sequences import TokenRows, SequenceReader
+from wise.memory.sequences import SequenceReader, TokenRows
 from wise.memory.side_memory import NO_SLOT
 from wise.memory.slot import AnswerBank, make_bank
 from wise.router.course import Course

@@ -69,7 +69,7 @@ class EditEndpoints:
 
 
 class ServedStore:
-    """The version with which vLLM's server answers; of its memories only the states, which the routes of edits look at."""
+    """The version with which vLLM's server answers. Of its memories it has the states, which the routes look at."""
 
     def __init__(self, state: State) -> None:
         """state: of the server, where the middleware leaves its client."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from tiny import wrap_tiny
 
 import wise
+from wise.vllm import worker as worker_file
 from wise.vllm.worker import Memories, WiseWorker
 
 
@@ -36,26 +35,30 @@ def test_a_version_needs_a_store_or_a_folder() -> None:
         Memories({}, "unused", None).read(7, None)
 
 
-def test_a_version_is_there_when_it_is_taken_and_its_fault_is_told(tmp_path: Path) -> None:
-    worker: Any = WiseWorker()
-    worker._wise = SimpleNamespace(adds=True, memories={})
-    worker._wise_loading, worker._wise_loader = {}, ThreadPoolExecutor(1)
-    may_read = Event()
+def test_a_version_is_there_when_it_is_taken_and_its_fault_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_read, held = Event(), SimpleNamespace(adds=True, memories={})
 
     def read(version: int, folder: str | None) -> dict[tuple[int, str], str]:
-        may_read.wait(60)
+        assert may_read.wait(60)
         if version == 2:
             raise wise.StoreError("segment 2 is damaged")
         return {(version, "default"): "memory"}
 
-    worker._wise_memories = SimpleNamespace(read=read)
-    with worker._wise_loader:
-        worker.wise_load(1)
-        worker.wise_load(2)
-        assert not worker.wise_loaded(1)
-        may_read.set()
-        worker.wise_take(1)
-        assert worker._wise.memories == {(1, "default"): "memory"} and worker.wise_loaded(1)
-        with pytest.raises(wise.StoreError, match="damaged"):
-            worker.wise_take(2)
-    assert [*worker._wise.memories] == [(1, "default")]
+    monkeypatch.setattr(worker_file, "side_of", lambda layer: SimpleNamespace(adds=True))
+    monkeypatch.setattr(worker_file, "Followed", lambda side, record: held)
+    monkeypatch.setattr(worker_file, "Memories", lambda *_: SimpleNamespace(read=read))
+    monkeypatch.setattr(worker_file, "observe", lambda *_: "V1")
+    worker = WiseWorker()
+    worker.model_runner = None
+    model = SimpleNamespace(tokenizer="")
+    worker.vllm_config = SimpleNamespace(additional_config={"wise": {"layer": "down"}}, model_config=model)
+    worker.wise_attach("store")
+    worker.wise_load(1)
+    worker.wise_load(2)
+    assert not worker.wise_loaded(1)
+    may_read.set()
+    worker.wise_take(1)
+    assert held.memories == {(1, "default"): "memory"} and worker.wise_loaded(1)
+    with pytest.raises(wise.StoreError, match="damaged"):
+        worker.wise_take(2)
+    assert [*held.memories] == [(1, "default")]
