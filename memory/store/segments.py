@@ -165,7 +165,8 @@ def decode_segment(data: bytes, place: str) -> list[StoredSlot]:
         keys = iter(split_column(tensors, "keys")) if "keys" in tensors else None
         return [_stored(own, next(slots[own["group"]]), keys) for own in fields]
     except (*_MALFORMED, StopIteration) as error:
-        raise StoreError(f"{place}: is no segment of ours: {error!r:.200}; restore it from a backup") from error
+        kind = type(error).__name__  # what it says may quote an edit
+        raise StoreError(f"{place}: is no segment of ours ({kind}); restore it from a backup") from error
 
 
 def _stored(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], keys: Iterator[Tensor] | None) -> StoredSlot:
