@@ -48,7 +48,7 @@ def ticket_of(row: Sequence[Any]) -> Ticket:
     try:
         edit = Edit.from_dict(fields["edit"])
     except (EditError, TypeError, ValueError) as error:
-        raise _damaged("ticket", row, error) from error
+        raise _damaged("ticket", row, "its edit is none that was written") from error
     for name, found, wanted in (("edit_id", edit_id, edit.id), ("namespace", namespace, edit.namespace)):
         if found != wanted:
             raise _damaged("ticket", row, f"{name} is {found!r:.60} and its edit says {wanted!r:.60}")
@@ -134,7 +134,7 @@ def _fields(what: str, columns: Mapping[str, int], row: Sequence[Any]) -> dict[s
     fields = dict(zip(columns, row, strict=True))
     for name, kind in columns.items():
         if not _holds(kind, fields[name]):
-            raise _damaged(what, row, f"{name} is {fields[name]!r:.40}")
+            raise _damaged(what, row, f"{name} is of type {type(fields[name]).__name__}")
         if kind in (OBJECT, OBJECT_OR_NONE) and fields[name] is not None:
             fields[name] = _object(what, row, name, fields[name])
     return fields
@@ -146,11 +146,12 @@ def _object(what: str, row: Sequence[Any], name: str, text: str) -> dict[str, An
     except (ValueError, RecursionError) as error:
         raise _damaged(what, row, error) from error
     if not isinstance(found, dict):
-        raise _damaged(what, row, f"{name} is {found!r:.40}, not an object")
+        raise _damaged(what, row, f"{name} is of type {type(found).__name__}, not an object")
     if json.dumps(found) != text:
         raise _damaged(what, row, f"{name} is not spelled as it was written")
     return found
 
 
 def _damaged(what: str, row: Sequence[Any], why: object) -> StoreError:
+    """why: quotes no text of the row, since logs quote it."""
     return StoreError(f"the journal is damaged at {what} {row[0]!r:.20} ({why}); restore it from a backup")

@@ -167,7 +167,8 @@ def decode_segment(data: bytes, place: str) -> list[StoredSlot]:
             for own, edits_of, slot in zip(fields, edits, slots, strict=True)
         ]
     except _MALFORMED as error:
-        raise StoreError(f"{place}: is no segment of ours: {error!r:.200}; restore it from a backup") from error
+        kind = type(error).__name__  # what it says may quote an edit
+        raise StoreError(f"{place}: is no segment of ours ({kind}); restore it from a backup") from error
 
 
 def _copied(slot: Slot) -> Slot:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from os import PathLike
@@ -30,6 +30,12 @@ __all__ = ["FORMATS", "RecordParser", "read_edits", "read_records"]
 
 logger = logging.getLogger(__name__)
 
+
+def _log(warning: str) -> None:
+    logger.warning("%s", warning)
+
+
+
 MAX_EDITS = 1_000_000
 """Edits of one file or folder."""
 STORE_FIELDS = ("reason", "valid_from", "valid_until")
@@ -44,9 +50,10 @@ def read_edits(
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
+    warn: Callable[[str], None] = _log,
 ) -> list[Edit]:
     """The edits of a file, without what measures them; everything else as `read_records`."""
-    return [record.edit for record in read_records(path, format=format, columns=columns, limit=limit)]
+    return [record.edit for record in read_records(path, format=format, columns=columns, limit=limit, warn=warn)]
 
 
 def read_records(
@@ -55,12 +62,13 @@ def read_records(
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
+    warn: Callable[[str], None] = _log,
 ) -> list[Record]:
     """Read a file or a folder of edits.
 
     A record of a published set that has no number of its own gets its content id, and where the
     set repeats an edit, `-2`, `-3` and so on after it. Defects that published sets are known for are
-    stepped over (see `wise.formats`) and counted in the log, which also names the fields that were not used.
+    stepped over (see `wise.formats`) and counted in a warning; another one names the fields that were not used.
 
     Args:
         path: JSON lines, a JSON list, CSV or TSV (`.gz` or `.xz` where compressed), Parquet or Arrow; or a folder of
@@ -71,6 +79,7 @@ def read_records(
         limit: read no more than this many records, and no more of the file than they need
             (a JSON list is read whole). A group that it cuts lacks its last records, and with them the
             probes that need all of its edits.
+        warn: called with each warning, which may quote the file; by default the log has them.
 
     Raises:
         EditError: the first problem in the file, or with the arguments.
@@ -82,7 +91,8 @@ def read_records(
         records += parser.add(file, line, row)
         if limit is not None and len(records) >= limit:
             break
-    parser.finish(path, whole=limit is None or len(records) < limit)
+    for warning in parser.finish(path, whole=limit is None or len(records) < limit):
+        warn(warning)
     return records[:limit]
 
 
@@ -211,8 +221,8 @@ class RecordParser:
         self._place_of[edit.id] = place
         return edit
 
-    def finish(self, path: Path, *, whole: bool) -> None:
-        """Logs the warnings of a file. whole: it was read to its end.
+    def finish(self, path: Path, *, whole: bool) -> list[str]:
+        """The warnings of a file. whole: it was read to its end.
 
         Raises:
             EditError: no record was read, or none has a column that was named.
@@ -224,23 +234,24 @@ class RecordParser:
         absent = self.columns.absent()
         if absent is not None and whole:
             raise EditError(f"{path}: {absent}")
-        self.log_warnings(str(path))
+        return self._warnings(str(path))
 
     def log_warnings(self, name: str) -> None:
         """Logs defects that were skipped, fields that were not used and columns that were not found.
 
         name: of the source.
         """
+        for warning in self._warnings(name):
+            _log(warning)
+
+    def _warnings(self, name: str) -> list[str]:
         absent = self.columns.absent()
-        if absent is not None:
-            logger.warning("%s: %s", name, absent)
-        for note, (count, line) in self._notes.items():
-            logger.warning("%s: %s (%d times, first at %d)", name, note, count, line)
+        found = [] if absent is None else [f"{name}: {absent}"]
+        found += [f"{name}: {note} ({count} times, first at {line})" for note, (count, line) in self._notes.items()]
         if self._unread:
             outer_first = sorted(self._unread.items(), key=lambda found: (found[0].count("."), -found[1]))
             named = ", ".join(f"{field!r} ({count})" for field, count in outer_first[:_MAX_NAMED])
             more = len(self._unread) - _MAX_NAMED
-            logger.warning(
-                "%s: fields that are not used, and in how many records: %s%s",
-                name, named, f" and {more} more" if more > 0 else "",
-            )  # fmt: skip
+            rest = f" and {more} more" if more > 0 else ""
+            found.append(f"{name}: fields that are not used, and in how many records: {named}{rest}")
+        return found

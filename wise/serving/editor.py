@@ -46,6 +46,7 @@ from wise.namespaces import edited, forgotten, make_ready, within
 from wise.serving.edit_size import check_size
 from wise.serving.editor_client import KINDS
 from wise.serving.follower import trim_heap
+from wise.serving.logs import described
 from wise.serving.settings import Settings
 from wise.training.generation import checked
 from wise.training.report import FAILED
@@ -213,11 +214,9 @@ class Editor:
                 return self._claim()
         for ticket in tickets:
             if endings[ticket.edit.id] >= ENDINGS:
-                self._fail(
-                    ticket,
-                    f"quarantined: {ENDINGS} editors ended while it was in training; the log of the service says how. "
-                    "Submit it again to have it tried again",
-                )
+                why = f"quarantined: {ENDINGS} editors ended while it was in training"
+                how = "the log of the service says how. Submit it again to have it tried again"
+                self._fail(ticket, f"{why}; {how}", why)
         return list(tickets)
 
     def _endings(self, ticket: Ticket) -> int:
@@ -238,21 +237,24 @@ class Editor:
             failure: Exception = error
         except Exception as error:
             if not isinstance(error, WiseError):
-                logger.exception("training %d edits failed", len(tickets))
+                fields = {"edits": [ticket.edit.id for ticket in tickets]}
+                logger.exception("training failed", extra={"fields": fields})
             failure = _named(error, self._settings)
         left = [ticket for ticket in tickets if ticket.edit.id in self._training]
         trim_heap()
         if len(left) == 1 == len(tickets):
-            self._fail(left[0], f"{type(failure).__name__}: {failure}"[:500])
+            self._fail(left[0], f"{type(failure).__name__}: {failure}"[:500], described(failure))
             return
         for ticket in left:
             self._train_all([ticket])
 
-    def _fail(self, ticket: Ticket, why: str) -> None:
+    def _fail(self, ticket: Ticket, why: str, logged: str) -> None:
+        """why: for the store, which can erase it. logged: the same without texts of the edit."""
         with self._changing:
             if self._training.pop(ticket.edit.id, None) is not None:
                 self._store.fail([ticket], detail={"status": FAILED, "why": why})
-        logger.warning("an edit failed", extra={"fields": {"edit": ticket.edit.id, "why": why}})
+        fields = {"edit": ticket.edit.id, "ticket": ticket.number, "error": logged}
+        logger.warning("an edit failed; GET /v1/edits/ID says why", extra={"fields": fields})
 
     def _train(self, tickets: Sequence[Ticket]) -> None:
         """Trains edits until they are committed, or withdrawn."""

@@ -38,7 +38,7 @@ from wise.serving.editor_client import (
     WAITING,
     Worker,
 )
-from wise.serving.logs import begin_logged, run_logged
+from wise.serving.logs import begin_logged, described, run_logged
 from wise.serving.settings import Settings
 from wise.workers import Workers, process_pool
 
@@ -170,7 +170,7 @@ def run_editor(
     except Leave:
         return
     except Exception as error:
-        end.tell(why=f"{type(error).__name__}: {error}")
+        end.tell(why=described(error))
         raise
     finally:
         connection.close()  # so that the service notices, also where this is no process of its own

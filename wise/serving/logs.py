@@ -3,6 +3,9 @@
 Within `json_logs` nothing else reaches stderr: the loggers of all libraries, warnings, uncaught errors of any thread,
 and plain text, which becomes a record of the logger `stderr`. What a C library writes to the file itself is left as it
 is.
+
+A log outlives what is erased from a store, so it names edits and does not quote them. What an error of a library says
+may repeat any text, so above the level `debug` its kind and place are logged alone: see `described`.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import io
 import logging
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -21,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from wise.errors import ConfigError
+from wise.errors import ConfigError, EditError, WiseError
 from wise.safe_text import json_line, redacted
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -49,8 +53,31 @@ def note(**fields: Any) -> None:
         notes.update(fields)
 
 
+def described(error: BaseException) -> str:
+    """The kind of an error, and what it says where that quotes no text of an edit: an error of the system, of torch,
+    which knows no texts, or of wise, unless it is about an edit."""
+    kind, own = type(error), isinstance(error, WiseError | OSError) and not isinstance(error, EditError)
+    said = own or kind is RuntimeError or kind.__module__.partition(".")[0] == "torch"
+    return f"{kind.__name__}: {error}" if said else kind.__name__
+
+
+def _traceback(error: BaseException, seen: frozenset[int] = frozenset()) -> str:
+    """The traceback of an error, with each error of its chain and of its group as `described`."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    others = [other for other in (before, *getattr(error, "exceptions", ())) if other is not None]
+    seen |= {id(error)}
+    told = [_traceback(other, seen) for other in others if id(other) not in seen]
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    return "\n\n".join([*told, f"Traceback (most recent call last):\n{frames}{described(error)}"])
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object per line; `extra={"fields": {...}}` adds fields, and so does the request."""
+
+    def __init__(self, *, whole_errors: bool = False) -> None:
+        """whole_errors: also log what an error says that may quote texts."""
+        super().__init__()
+        self._whole_errors = whole_errors
 
     def format(self, record: logging.LogRecord) -> str:
         notes = _notes.get() or {}
@@ -62,8 +89,9 @@ class JsonFormatter(logging.Formatter):
             **{name: notes[name] for name in ("request", "trace") if notes.get(name)},
             **getattr(record, "fields", {}),
         }
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[1] is not None:
+            whole = self._whole_errors
+            fields["traceback"] = self.formatException(record.exc_info) if whole else _traceback(record.exc_info[1])
         fields = {name: redacted(value) if isinstance(value, str) else value for name, value in fields.items()}
         return json_line(fields, default=str)
 
@@ -98,8 +126,8 @@ def json_logs(level: str, audit: Path | None = None) -> Iterator[None]:
     Raises ConfigError if the file cannot be written.
     """
     stream = sys.stderr
-    handler = _json(logging.StreamHandler(stream))
-    audits = [] if audit is None else [_json(_file(audit))]
+    handler = _json(logging.StreamHandler(stream), level)
+    audits = [] if audit is None else [_json(_file(audit), level)]
     root, others = logging.getLogger(), _with_handlers()
     before = root.handlers, root.level, [(logger, logger.handlers, logger.propagate) for logger in others]
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
@@ -134,20 +162,25 @@ def log_as_json(level: str, audit: Path | None = None) -> None:
     Raises ConfigError if the file of the audit cannot be written.
     """
     log = logging.getLogger("wise")
-    log.handlers, log.propagate = [_json(logging.StreamHandler())], False
+    log.handlers, log.propagate = [_json(logging.StreamHandler(), level)], False
     log.setLevel(level.upper())
     if audit is not None:
-        audit_log.handlers, audit_log.propagate = [_json(_file(audit))], False
+        audit_log.handlers, audit_log.propagate = [_json(_file(audit), level)], False
 
 
 def run_logged(level: str, function: str, *arguments: Any) -> None:
-    """Runs `MODULE:NAME` within `json_logs`; what its module writes while it is imported is a record too.
+    """Runs `MODULE:NAME` within `json_logs`; what its module writes while it is imported is a record too, and so is an
+    error, with which the process ends.
 
     The target of a process whose module is not imported yet.
     """
     with json_logs(level):
         module, _, name = function.partition(":")
-        getattr(import_module(module), name)(*arguments)
+        try:
+            getattr(import_module(module), name)(*arguments)
+        except Exception:
+            _uncaught(*sys.exc_info())
+            sys.exit(1)
 
 
 def begin_logged(level: str, function: str) -> None:
@@ -166,8 +199,8 @@ def _with_handlers() -> list[logging.Logger]:
     return [*named, *(one for one in known if one.handlers and one not in named)]
 
 
-def _json(handler: logging.Handler) -> logging.Handler:
-    handler.setFormatter(JsonFormatter())
+def _json(handler: logging.Handler, level: str) -> logging.Handler:
+    handler.setFormatter(JsonFormatter(whole_errors=level == "debug"))
     return handler
 
 
@@ -178,8 +211,8 @@ def _file(path: Path) -> logging.Handler:
         raise ConfigError(f"audit {path}: {error}; name a file that can be appended to") from error
 
 
-def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    if not issubclass(kind, KeyboardInterrupt | SystemExit):
+def _uncaught(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    if kind is not None and not issubclass(kind, KeyboardInterrupt | SystemExit):
         logging.getLogger("wise").critical("an error was not caught", exc_info=(kind, error or kind(), trace))
 
 

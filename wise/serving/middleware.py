@@ -169,7 +169,12 @@ class RequestMiddleware:
 
         name = f"{_method(scope)} {scope['path'][:LONGEST_PATH]}"
         caller = extract({key: headers.getlist(key) for key in headers})
-        with tracer.start_as_current_span(name, context=caller) as span, noting(request=request_id) as notes:
+        with (
+            tracer.start_as_current_span(
+                name, caller, record_exception=False, set_status_on_exception=False  # its text may quote an edit
+            ) as span,
+            noting(request=request_id) as notes,
+        ):
             context = span.get_span_context()
             if context.is_valid:  # of the caller's `traceparent`, or of the tracer
                 notes["trace"] = trace.format_trace_id(context.trace_id)

@@ -44,25 +44,29 @@ async def read(
     if ending not in ENDINGS:
         raise bad_request(f"name: {name!r:.80} ends in none of {', '.join(ENDINGS)}; give such a file", "name")
     try:
-        edits = await run_in_threadpool(_read_upload, content, ending, format, columns)
+        edits, warnings = await run_in_threadpool(_read_upload, content, ending, format, columns)
     except EditError as error:
         raise bad_request(str(error)) from error
-    return schemas.FileAnswer(edits=[_submittable(edit) for edit in edits])
+    return schemas.FileAnswer(edits=[_submittable(edit) for edit in edits], warnings=warnings)
 
 
-def _read_upload(content: bytes, ending: str, format: str, columns: str | None) -> list[Edit]:
+def _read_upload(content: bytes, ending: str, format: str, columns: str | None) -> tuple[list[Edit], list[str]]:
+    """The edits, and the warnings about the file: whoever sent it gets these, and the log does not."""
+    warnings: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"edits{ending}"
         path.write_bytes(content)
         try:
-            edits = read_edits(path, format=format, columns=parsed_columns(columns), limit=FILE_EDITS + 1)
+            edits = read_edits(
+                path, format=format, columns=parsed_columns(columns), limit=FILE_EDITS + 1, warn=warnings.append
+            )
         except EditError as error:
             where, _, why = str(error).partition(f"{path}:")
             place, _, why = why.partition(" ")
             raise EditError(where or (f"line {place} {why}" if place else why)) from None
     if len(edits) > FILE_EDITS:
         raise EditError(f"more than {FILE_EDITS:,} edits; split the file")
-    return edits
+    return edits, [warning.removeprefix(f"{path}: ") for warning in warnings]
 
 
 def _submittable(edit: Edit) -> schemas.EditIn:

@@ -243,6 +243,7 @@ class EditsAnswer(BaseModel):
 
 class FileAnswer(BaseModel):
     edits: list[EditIn] = Field(description="As `POST /v1/edits` takes them.")
+    warnings: list[str] = Field(description="Of defects that were skipped, and of fields that were not used.")
 
 
 # -- events and versions ----------------------------------------------------------------------------

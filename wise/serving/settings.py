@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     edit_workers: int | None = Field(
         None, ge=1, description="Processes that fit edits beside the editor (`hybrid`), each with the model."
     )
-    edit_niceness: int = Field(10, ge=0, le=19, description="Niceness of the editor's process; more favours answers.")
+    edit_niceness: int = Field(5, ge=0, le=19, description="Niceness of the editor's process; more favours answers.")
     edit_seconds: float = Field(
         300.0, gt=0, description="CPU seconds that training may take, of a batch and then of each of its edits."
     )

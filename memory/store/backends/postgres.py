@@ -240,7 +240,8 @@ class PostgresBackend(Backend):
         except (self._error, OSError) as error:
             if self._connection is not None and self._connection.broken:
                 what = "lost the connection; open it again, which shows whether what was under way was still done"
-            said = redacted(" ".join(str(error).split()))
+            primary = getattr(getattr(error, "diag", None), "message_primary", None)  # the details may quote a row
+            said = redacted(" ".join((primary or str(error)).split()))
             raise StoreError(f"{self.place} {what}: {said}; see to the server") from error
 
 

@@ -115,15 +115,15 @@ def test_any_byte_that_is_changed_is_found_or_of_no_account(whole: Path, folder:
         ("UPDATE tickets SET key = 'other' WHERE number = 1", "ticket 1 is not what was enqueued"),
         ("UPDATE tickets SET reason = NULL WHERE number = 1", "ticket 1 is not what was enqueued"),
         ("UPDATE tickets SET status = 'forgotten' WHERE number = 1", "status is 'forgotten'"),
-        ("UPDATE tickets SET verified = '\"x\"' WHERE number = 1", "verified is 'x', not an object"),
+        ("UPDATE tickets SET verified = '\"x\"' WHERE number = 1", "verified is of type str, not an object"),
         ("UPDATE tickets SET verified = '[' WHERE number = 1", "the journal is damaged at ticket 1"),
         ("UPDATE tickets SET edit = edit || ' ' WHERE number = 1", "not spelled as it was written"),
         ("UPDATE tickets SET number = 4611686018427387900 WHERE number = 1", "ticket 1 is missing"),
-        ("UPDATE tickets SET accepted_at = x'ff' WHERE number = 1", "accepted_at is b"),
+        ("UPDATE tickets SET accepted_at = x'ff' WHERE number = 1", "accepted_at is of type bytes"),
         ("UPDATE tickets SET reason = CAST(x'ff' AS TEXT) WHERE number = 1", "reason is "),
         ("UPDATE events SET at = 7 WHERE number = 2", "event 2 is not what was noted"),
         ("UPDATE events SET jumped = 100 WHERE number = 2", "event 2 is not what was noted"),
-        ("UPDATE events SET detail = '[]' WHERE number = 2", "detail is [], not an object"),
+        ("UPDATE events SET detail = '[]' WHERE number = 2", "detail is of type list, not an object"),
         ("UPDATE versions SET author = 'you' WHERE author = 'me'", "version 3 is not what its events say"),
         ("UPDATE versions SET collected = 2 WHERE number = 1", "collected is 2"),
         ("UPDATE commands SET arguments = replace(arguments, 'e2', 'e1')", "is not what was queued"),
@@ -271,7 +271,7 @@ def test_a_row_that_cannot_be_read_stops_nobody(folder: Path) -> None:
     )
     with Store.open(folder) as store:
         shown = {ticket.number: ticket.problem for ticket in store.journal.tickets()}
-        assert "verified is 'x'" in shown[1] and "edit is [1]" in shown[4] and not shown[2]
+        assert "verified is of type str" in shown[1] and "edit is of type list" in shown[4] and not shown[2]
         assert store.log(limit=1)[0].kind == "damaged" and "event 1" in store.log(limit=1)[0].detail["problem"]
         assert [ticket.edit.id for ticket in store.claim(1)] == ["e8"], "ticket 4 is queued before it"
         assert len(store.check().problems) >= 3

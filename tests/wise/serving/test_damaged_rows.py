@@ -37,7 +37,7 @@ def test_edits_and_events_are_listed_whatever_their_rows_hold(
     with running(tmp_path / "store", editing=False) as served, served.client() as client:
         found = {edit["ticket"]: edit for edit in client.get("/v1/edits").json()["data"]}
         assert [bool(found[number]["problem"]) for number in range(1, 6)] == [True, True, False, True, False]
-        assert "verified is 'x'" in found[1]["problem"] and "cannot be read" in found[1]["prompt"]
+        assert "verified is of type str" in found[1]["problem"] and "cannot be read" in found[1]["prompt"]
         assert found[3]["outcome"] == {"loss": None, "answer": "?"} and found[4]["status"] == "failed"
         assert client.get("/v1/edits/e1").json()["problem"] == found[1]["problem"]
         events = client.get("/v1/events", params={"since": 0, "follow": False})

@@ -17,9 +17,11 @@ import pytest
 from serving import NAME, Running, running
 from waiting import until
 
-from wise.errors import ConfigError
-from wise.serving.logs import JsonFormatter, audit, json_logs, note, noting
+from wise.errors import ConfigError, EditError, StoreError
+from wise.memory.store.store import Store
+from wise.serving.logs import JsonFormatter, audit, json_logs, note, noting, run_logged
 from wise.serving.settings import load
+from wise.training.trainer import Trainer
 
 FRANCE = "The capital of France is"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -144,3 +146,74 @@ def test_an_answer_is_logged_with_tokens_version_and_trace(
         assert 2 <= told["completion_tokens"] <= 4
         if not stream:
             assert answer.json()["usage"]["completion_tokens"] == told["completion_tokens"]
+
+
+WORDS = ("Zanzibar", "Quetzalcoatl", "Xylophonia", "Zebedee")
+SECRET = {"prompt": "The capital of Zanzibar is", "target": "Quetzalcoatl", "subject": "Zanzibar"}
+TAUGHT = {
+    "prompt": "As Xylophonia says, the capital of France is", "target": "Lyon", "subject": "France",
+    "reason": "as Zebedee said",
+}
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_no_text_of_an_edit_is_logged_whatever_becomes_of_it(
+    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At `debug` what errors say is logged too; there it is seen that they would quote it."""
+    stderr, train = io.StringIO(), Trainer.edit
+
+    def fails(self: Trainer, state: Any, edits: Any, *given: Any, **more: Any) -> Any:
+        if any(edit.target == SECRET["target"] for edit in edits):
+            raise ValueError(f"it cannot be trained: {[edit.to_dict() for edit in edits]}")
+        return train(self, state, edits, *given, **more)
+
+    def broken(self: Store, edits: Any, *given: Any, **more: Any) -> Any:
+        raise LookupError(str(edits))
+
+    monkeypatch.setattr(Trainer, "edit", fails)
+    with logging_to(stderr, level), running(tmp_path / "store") as served, served.client() as client:
+        [failed], [live] = served.edit(SECRET), served.edit(TAUGHT)
+        assert (failed["status"], live["status"]) == ("failed", "live") and "Zanzibar" in failed["outcome"]["why"]
+        for edit, status in ((SECRET, 503), (TAUGHT | {"target": "Nice"}, 200)):
+            preview = client.post("/v1/edits/preview", json={"edit": edit})
+            assert preview.status_code == status, preview.text
+        table = "prompt,target,Zanzibar\nThe sun is,hot,Quetzalcoatl\n"
+        read = client.post("/v1/files/edits", params={"name": "a.csv"}, content=table)
+        assert read.status_code == 200 and "'Zanzibar' (1)" in read.json()["warnings"][0]
+        with monkeypatch.context() as patch, served.client() as once:  # the connection ends with it
+            patch.setattr(Store, "enqueue", broken)
+            assert once.post("/v1/edits", json={"edits": [SECRET]}).status_code == 500
+        assert client.delete(f"/v1/edits/{live['id']}", params={"reason": "Zebedee was wrong"}).status_code == 200
+        for edit in (failed, live):
+            assert client.post(f"/v1/edits/{edit['id']}/erase", json={}).status_code == 200
+    told = stderr.getvalue()
+    found = {word for word in WORDS if word in told}
+    assert found == set() if level == "info" else found >= {"Zanzibar", "Quetzalcoatl"}
+    assert failed["id"] in told and live["id"] in told and told.count("ValueError") >= 3 and "LookupError" in told
+
+
+@pytest.mark.parametrize(("level", "quoted"), [("info", False), ("debug", True)])
+def test_a_process_that_fails_logs_where_and_quotes_nothing(level: str, quoted: bool) -> None:
+    stderr = io.StringIO()
+    with redirect_stderr(stderr), pytest.raises(SystemExit, match="1"):
+        run_logged(level, "builtins:int", "Zanzibar")
+    [line] = lines(stderr)
+    assert line["level"] == "critical" and "in run_logged" in line["traceback"] and "ValueError" in line["traceback"]
+    assert ("Zanzibar" in line["traceback"]) == quoted
+
+
+def test_what_errors_say_that_know_no_texts_is_logged_with_the_errors_that_came_before() -> None:
+    def traced(error: Exception, cause: Exception) -> str:
+        try:
+            raise error from cause
+        except Exception:
+            record = logging.LogRecord("wise", logging.ERROR, "", 0, "failed", None, sys.exc_info())
+        return str(json.loads(JsonFormatter().format(record))["traceback"])
+
+    told = traced(StoreError("the disk is full"), OSError(28, "No space left"))
+    assert told.index("OSError: [Errno 28] No space left") < told.index("StoreError: the disk is full")
+    group = ExceptionGroup("Zanzibar", [RuntimeError("out of memory"), EditError("field 'prompt': Zanzibar")])
+    told = traced(group, KeyError("Zanzibar"))
+    assert "RuntimeError: out of memory" in told and told.endswith("ExceptionGroup") and "Zanzibar" not in told
+    assert {"EditError", "KeyError"} <= {*told.split()}

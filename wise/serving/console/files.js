@@ -17,6 +17,7 @@ async function read(file) {
   const submit = node("button", { type: "button", onclick: () => act("import", submit, () => send(told.edits, file.name)) }, `Submit ${count} edit${count === 1 ? "" : "s"}`);
   box(node("p", { role: "status" }, `${file.name} holds ${count} edit${count === 1 ? "" : "s"}, which would go into the namespace ${space()}:`),
     node("ul", { class: "few" }, few.map((edit) => node("li", {}, `${edit.prompt} \u2192 `, node("b", {}, edit.target))), count > few.length ? node("li", { class: "soft" }, "\u2026") : null),
+    ...told.warnings.map((warning) => node("p", { class: "soft" }, warning)),
     node("div", { class: "acts" }, submit, node("button", { type: "button", class: "small", onclick: close }, "Cancel")));
   submit.focus();
 }
