@@ -197,6 +197,19 @@ def test_an_answer_that_was_cut_off_says_why(browser: Browser, served: Running) 
         expect(page.locator("#turns .meta").last).to_contain_text("at the longest answer")
 
 
+def test_a_connection_that_is_lost_is_said_in_words(browser: Browser, served: Running) -> None:
+    with opened(browser, served) as page:
+        page.evaluate(
+            "() => { const real = fetch; window.fetch = (path, options) => !path.includes('/completions') ? "
+            "real(path, options) : Promise.resolve(new Response(new ReadableStream({ "
+            "pull(stream) { stream.error(new TypeError('Error in input stream')); } }))); }"
+        )
+        page.fill("#words", "The capital of France is")
+        page.click("#send")
+        expect(notice(page)).to_contain_text("The connection to the service was lost")
+        expect(page.locator("#words")).to_have_value("The capital of France is")  # nothing came: it can be sent again
+
+
 # -- 3. edits ---------------------------------------------------------------------------------------
 
 
@@ -319,7 +332,7 @@ def test_an_import_that_was_cut_off_goes_on_and_submits_nothing_twice(
         expect(page.locator("#import button:text('Close')")).to_be_visible()
         assert count() == before + 2
         page.unroute_all()
-        page.click("#import button:text('Submit the other 2')")
+        page.click("#import button:text('Submit the remaining 2')")
         expect(page.locator("#import")).to_contain_text("2 of 2 submitted, 2 live")
         expect(page.locator("#import button:visible")).to_have_text(["Close"])
         assert count() == before + 2

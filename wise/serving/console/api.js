@@ -32,7 +32,7 @@ export async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch(() => { throw new Error("The connection to the service was lost"); });
     if (done) return;
     text += value;
     const blocks = text.split("\n\n");

@@ -47,7 +47,7 @@ async function submit(mine) {
   } finally {
     draw(mine);
     rest.hidden = mine.sent === edits.length;
-    say(rest, `Submit the other ${edits.length - mine.sent}`);
+    say(rest, `Submit the remaining ${edits.length - mine.sent}`);
   }
 }
 
