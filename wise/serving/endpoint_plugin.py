@@ -32,6 +32,10 @@ OWNER = "owner"
 """Holder of a key that the server was given with `--api-key`."""
 
 
+METHODS = ("GET", "POST", "PUT", "DELETE")
+"""Of the routes of edits."""
+
+
 class EditEndpoints:
     """What vLLM asks of such a plug-in."""
 
@@ -45,7 +49,7 @@ class EditEndpoints:
         """Adds the routes behind those of the server. They keep their own errors, and the server keeps its own."""
         http_errors.install(self._app)
         self._app.include_router(routes_edits.router, responses=ERRORS)
-        app.router.routes.append(Route("/v1/edits{rest:path}", self._app))
+        app.router.routes.append(Route("/v1/edits{rest:path}", self._app, methods=METHODS))
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Raises ConfigError if no store or no token is named, or StoreError if there is no such store."""
