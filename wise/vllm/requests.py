@@ -68,7 +68,7 @@ def carried_edits(
 
     If an answer can begin only in the prompt, as in a chat, the salt is what these answers add, so a prompt that names
     no edited subject has none and shares its cache across versions. Elsewhere the cache may come to hold what is added
-    in generated text, so the salt is the version.
+    in generated text, so the salt is the version, and whether the prompt is a chat.
     """
     course = Course(router)
     steps = tuple(course.read(np.asarray(ids, dtype=np.int64), 0))
@@ -84,7 +84,7 @@ def carried_edits(
 def _salt(plan: Plan, state: MemoryState, version: int, namespace: str) -> str:
     if not plan.open_ended:
         return f"wise:{plan.digest(state)}"
-    return f"wise:{version}:{hashlib.sha256(namespace.encode()).hexdigest()[:32]}"
+    return f"wise:{version}:{plan.chat < plan.length:d}:{hashlib.sha256(namespace.encode()).hexdigest()[:32]}"
 
 
 def engine_options(
