@@ -30,8 +30,6 @@ from wise.vllm.middleware import CLIENT, STORE
 
 OWNER = "owner"
 """Holder of a key that the server was given with `--api-key`."""
-
-
 METHODS = ("GET", "POST", "PUT", "DELETE")
 """Of the routes of edits."""
 

@@ -42,6 +42,9 @@ def test_plain_text_shares_its_cache_within_a_version() -> None:
     keys = ((1, "a"), (1, "a"), (2, "a"), (1, "b"))
     salts = [carry([33, 34], STATE, version, namespace, None).cache_salt for version, namespace in keys]
     assert salts[0] == salts[1] is not None and len({*salts}) == 3
+    router = answer_router(STATE)  # a chat that nothing ends is not the same text under the same version
+    chat = carried_edits(OTHER, router, STATE, version=1, namespace="a", stops=())
+    assert chat.cache_salt is not None and chat.cache_salt not in salts
 
 
 def test_options_of_an_engine() -> None:
