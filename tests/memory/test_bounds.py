@@ -18,6 +18,7 @@ from wise.formats.edit_file import read_records
 from wise.formats.files import MAX_BYTES
 from wise.memory import bounded_file
 from wise.memory.artifact import load_memory, save_memory
+from wise.memory.store.pack import MOST_OUTCOME
 from wise.memory.store.store import Store
 
 FILES = ("wise_config.json", "edits.jsonl", "memory.safetensors")
@@ -143,7 +144,7 @@ def test_settings_beyond_their_range_are_refused(memory: Path, change: Callable[
         ({"verified": {"tried": [1]}}, "field 'verified.tried'"),
         ({"verified": {"loss": float("nan")}}, "it holds NaN"),
         ({"verified": {"answer": "\ud800"}}, "surrogates not allowed"),
-        ({"verified": {"answer": "x" * 100_000}}, "an object of up to 100000 characters"),
+        ({"verified": {"answer": "x" * MOST_OUTCOME}}, f"an object of up to {MOST_OUTCOME} characters"),
         ({"verified": {"other": {"deep": []}}}, "field 'verified.other'"),
     ],
 )

@@ -141,35 +141,35 @@ def test_an_answer_before_the_edit_is_durable_would_be_seen(monkeypatch: pytest.
 
     with new_folder() as parent:
         reports = soak.Reports()
-        soak.kill_once(parent / "store", reports, random.Random(0), "transaction-filled:kill:5", hasty)
+        soak.kill_once(parent / "store", reports, random.Random(0), "transaction-filled:kill:6", hasty)
         reports.compare(parent / "store")
     assert reports.lost == 1
 
 
 def test_a_part_is_on_the_disk_before_anything_names_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[str, str]] = []
-    fsync, rename = os.fsync, Path.rename
+    fsync, replace = os.fsync, os.replace
 
     def synced(handle: int) -> None:
         steps.append(("sync", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
         fsync(handle)
 
-    def renamed(self: Path, target: Path) -> Path:
-        steps.append(("rename", self.name))
-        return rename(self, target)
+    def replaced(source: Path, target: Path) -> None:
+        steps.append(("rename", source.name))
+        replace(source, target)
 
     with Store.open(folder) as store:
         store.enqueue(edits(1))
         batch = store.claim()
         monkeypatch.setattr(folder_module.os, "fsync", synced)
-        monkeypatch.setattr(Path, "rename", renamed)
+        monkeypatch.setattr(folder_module.os, "replace", replaced)
         monkeypatch.setattr(backend_module, "reach", lambda point: steps.append(("reach", point)))
         store.commit(batch, written(edits(1)), parent=0, config=CONFIG, base=BASE)
         monkeypatch.undo()
         parts = store.backend.sizes()
     begun = steps.index(("reach", "transaction-begun"))
     new = [name for step, name in steps[:begun] if step == "rename"]
-    assert {name.partition(".")[0] for name in new} == set(parts) and len(parts) == 3
+    assert {name.split(".")[1] for name in new} == set(parts) and len(parts) == 3
     for name in new:
         at = steps.index(("rename", name))
         assert ("sync", name) in steps[:at], "renamed before it was synced"

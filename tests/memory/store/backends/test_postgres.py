@@ -135,7 +135,7 @@ def test_a_journal_of_the_first_schema_keeps_all_it_says(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as old:
         old.execute("DROP TABLE wise.commands")
         old.execute("ALTER TABLE wise.events DROP COLUMN jumped")
-        for index in ("edit", "namespace", "begin", "end"):
+        for index in ("edit", "namespace", "begin", "end", "acceptance"):
             old.execute(f"DROP INDEX wise.tickets_by_{index}")
         old.execute("DELETE FROM wise.migrations WHERE number > 1")
     with pytest.raises(StoreError, match="has schema 1"):
