@@ -102,3 +102,13 @@ def ask(page: Page, words: str) -> None:
 def wide(page: Page) -> bool:
     """Whether the page is wider than the screen."""
     return bool(page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"))
+
+
+def notice(page: Page, kind: str = "problem") -> Any:
+    """The notices of a kind that are shown."""
+    return page.locator(f".notice.{kind}")
+
+
+def capital(country: str, target: str, **more: Any) -> dict[str, Any]:
+    """An edit of a capital, as it is submitted."""
+    return {"prompt": f"The capital of {country} is", "target": target, "subject": country, **more}

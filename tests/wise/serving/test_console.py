@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import CONTRAST, SIZES, UNNAMED, ask, browsing, needs_browser, opened, shot, wide
+from browsing import CONTRAST, SIZES, UNNAMED, ask, browsing, capital, needs_browser, notice, opened, shot, wide
 from playwright.sync_api import Browser, Page, Request, expect
 from serving import Running, hold, running
 from waiting import until
@@ -42,10 +42,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield found
 
 
-def capital(country: str, target: str, **more: Any) -> dict[str, Any]:
-    return {"prompt": f"The capital of {country} is", "target": target, "subject": country, **more}
-
-
 def sent(page: Page, path: str) -> list[dict[str, Any]]:
     """The bodies that the page sends there, as they are sent."""
     found: list[dict[str, Any]] = []
@@ -56,10 +52,6 @@ def sent(page: Page, path: str) -> list[dict[str, Any]]:
 
     page.on("request", note)
     return found
-
-
-def notice(page: Page, kind: str = "problem") -> Any:
-    return page.locator(f".notice.{kind}")
 
 
 # -- 1. the chat ------------------------------------------------------------------------------------

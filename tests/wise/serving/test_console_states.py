@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import browsing, needs_browser, opened
+from browsing import browsing, capital, needs_browser, notice, opened
 from playwright.sync_api import Browser, Page, Route, expect
 from serving import Running, running
 
@@ -40,10 +40,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield found
 
 
-def capital(country: str, target: str) -> dict[str, Any]:
-    return {"prompt": f"The capital of {country} is", "target": target, "subject": country}
-
-
 def an_edit(ticket: int, status: str, **more: Any) -> dict[str, Any]:
     """An edit as the service shows it."""
     lists: dict[str, Any] = dict.fromkeys(("aliases", "messages", "paraphrases", "locality"), [])
@@ -67,10 +63,6 @@ def show_edits(page: Page, *edits: dict[str, Any], why: str | None = None) -> No
     page.reload()
     expect(page.locator("#list > li")).to_have_count(len(edits))
     page.click("#tab-edits")
-
-
-def notice(page: Page, kind: str = "problem") -> Any:
-    return page.locator(f".notice.{kind}")
 
 
 def refused(message: str, status: int = 409) -> Any:
