@@ -11,7 +11,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
 from wise.errors import ConfigError, StartError, WiseError, did_you_mean
 from wise.memory.store.store import Store
@@ -26,7 +26,7 @@ from wise.serving.follower import Follower
 from wise.serving.http_errors import bad_request, not_found
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
-from wise.serving.store_service import StoreService
+from wise.serving.store_service import StoreService, service_of
 from wise.serving.token_text import TokenText
 
 logger = logging.getLogger(__name__)
@@ -195,10 +195,5 @@ def _engine(model: WiseModel, settings: Settings, metrics: Metrics, grammars: Gr
     return VllmEngine(model, settings, metrics)
 
 
-def _service_of(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-Served = Annotated[Service, Depends(_service_of)]
+Served = Annotated[Service, Depends(service_of)]
 """The parameter of a route that needs the service."""

@@ -85,10 +85,10 @@ class StoreService:
         }
 
 
-def _service_of(request: Request) -> StoreService:
-    service: StoreService = request.app.state.service
-    return service
+def service_of(request: Request) -> Any:
+    """The service of the application that was asked."""
+    return request.app.state.service
 
 
-Stored = Annotated[StoreService, Depends(_service_of)]
+Stored = Annotated[StoreService, Depends(service_of)]
 """The parameter of a route that needs no engine."""
