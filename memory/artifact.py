@@ -297,7 +297,7 @@ def _unpack_slots(kinds: Sequence[str], edits: Sequence[Edit], tensors: dict[str
     try:
         return tuple(slots_of(columns, dict(enumerate(kinds)), group, fields))
     except ArtifactError as error:
-        _refuse(f"{TENSORS_FILE}: the columns of {len(group)} slots do not fit together: {error}; {_AGAIN}")
+        _refuse(f"{TENSORS_FILE} and {CONFIG_FILE}: the {len(group)} slots do not fit together: {error}; {_AGAIN}")
 
 
 def _unpack_key_space(tensors: dict[str, Tensor]) -> Space | None:

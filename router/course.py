@@ -30,7 +30,7 @@ class Plan:
 
     length: int
     """Tokens of the prompt."""
-    chat: int
+    chat_start: int
     """The token from which on the prompt is a chat; `length` if it is none."""
     begins: tuple[tuple[int, int], ...]
     """The last token before each answer, and the slot of the edit that gives it; ascending."""
@@ -45,15 +45,16 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """All that `from_json` needs, as numbers and lists."""
         begins = [list(pair) for pair in self.begins]
-        return {"length": self.length, "chat": self.chat, "begins": begins, "open_ended": self.open_ended}
+        return {"length": self.length, "chat_start": self.chat_start, "begins": begins, "open_ended": self.open_ended}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`. Raises ValueError for anything else."""
         try:
             begins = tuple((int(begin), int(slot)) for begin, slot in data["begins"])
-            plan = cls(length=data["length"], chat=data["chat"], begins=begins, open_ended=data["open_ended"])
-            inside = 0 <= plan.chat <= plan.length and all(0 <= at < plan.length and slot >= 0 for at, slot in begins)
+            length, chat_start = data["length"], data["chat_start"]
+            plan = cls(length=length, chat_start=chat_start, begins=begins, open_ended=data["open_ended"])
+            inside = 0 <= chat_start <= length and all(0 <= at < length and slot >= 0 for at, slot in begins)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{data!r:.200} is no plan: {error!r}") from error
         if not inside or sorted(begins) != list(begins):
@@ -83,7 +84,7 @@ class Course:
         self.planned = 0 if plan is None else plan.length
         """Tokens about which everything is decided."""
         self._open_ended = plan is None or plan.open_ended
-        self._chat = NEVER if plan is None or plan.chat == plan.length else plan.chat
+        self._chat_start = NEVER if plan is None or plan.chat_start == plan.length else plan.chat_start
         self._quiet: int | None = None
         """So many tokens were searched last, and nothing in them can ask; None if something can."""
         self._begins: dict[int, Decision | None] = {
@@ -101,10 +102,10 @@ class Course:
         new: Sequence[int] = ()
         if self._open_ended and start < len(ids):
             if start != self._quiet or not self._router.is_quiet(ids[start:]):
-                self._chat, new = self._router.begins(ids, start)
+                self._chat_start, new = self._router.begins(ids, start)
                 self._begins = {begin: decision for begin, decision in self._begins.items() if begin < start}
             self._quiet = None if new else len(ids)
-        steps = list(self._router.answered(ids, first, [*self._begins, *new], self._chat, self._begins))
+        steps = list(self._router.answered(ids, first, [*self._begins, *new], self._chat_start, self._begins))
         self._begins = {begin: found for begin, found in self._begins.items() if found is not None and found.open}
         return steps
 
@@ -114,10 +115,10 @@ class Course:
         stops: ids at which generation ends. A chat whose openings contain one of them cannot begin a turn by itself.
         """
         template = self._router.inputs.template
-        chat = min(self._chat, len(prompt))
-        settled = chat < len(prompt) and template is not None and not set(stops).isdisjoint(template.opening)
+        chat_start = min(self._chat_start, len(prompt))
+        settled = chat_start < len(prompt) and template is not None and not set(stops).isdisjoint(template.opening)
         begins = tuple((begin, found.slot) for begin, found in self._begins.items() if found and begin < len(prompt))
-        return Plan(length=len(prompt), chat=chat, begins=begins, open_ended=not settled)
+        return Plan(length=len(prompt), chat_start=chat_start, begins=begins, open_ended=not settled)
 
 
 def _planned(slot: int) -> Decision:

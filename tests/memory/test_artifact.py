@@ -224,7 +224,7 @@ def test_resealing_alone_changes_nothing(saved: Path, wrapped: wise.WiseModel) -
     assert same_state(load_memory(saved)[1], wrapped.state)
 
 
-COLUMNS = "the columns of 3 slots do not fit together"
+COLUMNS = "the 3 slots do not fit together"
 UNFIT = "slots .* do not fit the 3 edits and .'masked-dense'."
 
 

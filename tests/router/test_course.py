@@ -84,7 +84,7 @@ def test_a_prompt_without_an_edited_subject_carries_nothing_in_a_chat() -> None:
         course.read(np.array(ids), 0)
         plans.append(course.plan(ids, stops={EOS}))
     assert plans[0].begins == ((len(named) - 1, 0),) and not plans[0].idle
-    assert plans[1].idle and plans[1].chat < len(other)
+    assert plans[1].idle and plans[1].chat_start < len(other)
     course = Course(router)
     course.read(np.array(other), 0)
     assert course.plan(other, stops=()).open_ended  # nothing would end it before it opens a turn itself
@@ -108,7 +108,7 @@ def test_plain_text_may_begin_an_answer_by_itself() -> None:
     course = Course(router)
     course.read(np.array(ids), 0)
     plan = course.plan(ids, stops={EOS})
-    assert plan.chat == plan.length and plan.open_ended and not plan.idle
+    assert plan.chat_start == plan.length and plan.open_ended and not plan.idle
     follow = Course(router, plan)
     assert not [step for step in follow.read(np.array(ids), 0) if step[2] != NO_SLOT]
     later = [*ids, EOS, 50, 51, 52]
@@ -133,10 +133,10 @@ def test_nothing_is_decided_while_an_answer_is_said(monkeypatch: pytest.MonkeyPa
 def test_the_digest_is_of_what_is_added() -> None:
     both = answer_state()
     alone = both.without([EDITS[1].id])
-    plan = Plan(length=9, chat=1, begins=((8, 0),), open_ended=False)
+    plan = Plan(length=9, chat_start=1, begins=((8, 0),), open_ended=False)
     assert plan.digest(alone) == plan.digest(both)
-    second = Plan(length=9, chat=1, begins=((8, 1),), open_ended=False)
-    elsewhere = Plan(length=9, chat=1, begins=((7, 0),), open_ended=False)
+    second = Plan(length=9, chat_start=1, begins=((8, 1),), open_ended=False)
+    elsewhere = Plan(length=9, chat_start=1, begins=((7, 0),), open_ended=False)
     assert len({each.digest(both) for each in (plan, second, elsewhere)}) == 3
 
 
@@ -144,11 +144,11 @@ def test_the_digest_is_of_what_is_added() -> None:
     "damage",
     [
         {"begins": [[9, 0]]}, {"begins": [[3, 0], [1, 0]]}, {"begins": [[1, -1]]}, {"begins": [3]},
-        {"chat": 10}, {"chat": "1"},
+        {"chat_start": 10}, {"chat_start": "1"},
     ],
 )
 def test_what_is_no_plan_is_refused(damage: dict[str, object]) -> None:
-    sound = Plan(length=9, chat=1, begins=((8, 0),), open_ended=False).to_json()
+    sound = Plan(length=9, chat_start=1, begins=((8, 0),), open_ended=False).to_json()
     assert Plan.from_json(sound).begins == ((8, 0),)
     with pytest.raises(ValueError, match="no plan"):
         Plan.from_json(sound | damage)

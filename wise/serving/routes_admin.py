@@ -158,7 +158,7 @@ async def metrics(service: Served) -> Response:
     metrics.editor_seconds.set(time.monotonic() - editor.since)
     metrics.editor_cpu.set(editor.cpu_share or 0)
     metrics.previews.set(len(service.previews))
-    metrics.unheld.set(len(service.unheld))
+    metrics.unsaid.set(len(service.unsaid))
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

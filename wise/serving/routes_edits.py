@@ -118,7 +118,7 @@ def list_edits(
     """Edits that meet every condition that is given, in the order in which they were submitted."""
     wanted = wanted.within(holder.namespaces)
     page = search_tickets(service.store.journal, wanted, after=after, limit=limit, newest=newest)
-    views = [schemas.EditView.of(ticket, service.unheld) for ticket in page.tickets]
+    views = [schemas.EditView.of(ticket, service.unsaid) for ticket in page.tickets]
     return schemas.EditList(data=views, has_more=page.last is not None, next_after=page.last)
 
 
@@ -168,7 +168,7 @@ def show(edit_id: EditId, service: Stored, _: NamespaceReader) -> schemas.EditHi
     """An edit as it was last submitted, and its events since."""
     ticket = _newest_ticket(service, edit_id)
     events = [schemas.EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
-    view = schemas.EditView.of(ticket, service.unheld)
+    view = schemas.EditView.of(ticket, service.unsaid)
     return schemas.EditHistory(**view.model_dump(), events=events)
 
 
@@ -285,7 +285,7 @@ async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: b
         tickets = await _settled_tickets(service, tickets)
         if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):
             submission.response.status_code = HTTPStatus.OK
-    views = [schemas.EditView.of(ticket, service.unheld) for ticket in tickets]
+    views = [schemas.EditView.of(ticket, service.unsaid) for ticket in tickets]
     return schemas.EditsAnswer(version=service.follower.current.version, edits=views)
 
 

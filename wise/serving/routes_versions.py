@@ -21,7 +21,7 @@ from wise.serving.service import Served, Service
 
 router = APIRouter(prefix="/v1", route_class=AuthorizedRoute)
 Number = Annotated[int, Path(ge=0, lt=2**63)]
-UNHELD = "unheld"
+UNHELD = "unsaid"
 """The kind of the event that follows `live` if the engine does not say the edit."""
 PAGE = 500
 """Events that are read at once."""
@@ -131,7 +131,7 @@ async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[st
                     if sees_all() or (edit is not None and sees(edit.namespace)):
                         view = EventView.of(one, edit.id if edit else None)
                         yield event(view.model_dump(), kind=one.kind, number=one.number)
-                        said = service.unheld.get(view.edit or "")
+                        said = service.unsaid.get(view.edit or "")
                         if one.kind == LIVE and said is not None:
                             told = {"kind": UNHELD, "detail": {"said": said}}
                             yield event(view.model_dump() | told, kind=UNHELD, number=one.number)

@@ -196,7 +196,7 @@ class EditView(BaseModel):
         description="The result of training. By the name of a wording or question, `holds` says whether it is answered "
         "as promised, `before` what was answered without the edit, and `said` what was answered with it."
     )
-    unheld: str | None = Field(
+    unsaid: str | None = Field(
         default=None,
         description="What this service's engine says in place of the target: with `engine=vllm` each live edit is "
         "asked once. Null if it says the target.",
@@ -206,8 +206,8 @@ class EditView(BaseModel):
     )
 
     @classmethod
-    def of(cls, ticket: Ticket, unheld: Mapping[str, str]) -> EditView:
-        """unheld: of the engine."""
+    def of(cls, ticket: Ticket, unsaid: Mapping[str, str]) -> EditView:
+        """unsaid: of the engine."""
         edit = ticket.edit
         of_edit = "id", "prompt", "target", "subject", "aliases", "paraphrases", "locality", "namespace", "author"
         of_ticket = "reason", "valid_from", "valid_until", "accepted_at", "status", "live_in", "retired_in"
@@ -221,7 +221,7 @@ class EditView(BaseModel):
             ticket=ticket.number,
             messages=messages,
             outcome=outcome,
-            unheld=unheld.get(edit.id) if ticket.status == LIVE else None,
+            unsaid=unsaid.get(edit.id) if ticket.status == LIVE else None,
             problem=ticket.problem or None,
         )
 
@@ -253,7 +253,7 @@ class EventView(BaseModel):
     number: int
     at: str
     kind: str = Field(
-        description="The new status of an edit, or `erased`; or `version` or `collected`; or `unheld` of an edit that "
+        description="The new status of an edit, or `erased`; or `version` or `collected`; or `unsaid` of an edit that "
         "went live and that this service's engine does not say."
     )
     edit: str | None = Field(description="Its edit.")

@@ -164,8 +164,8 @@ class Service(StoreService):
         return await self.editor.call(name, **arguments)
 
     @property
-    def unheld(self) -> Mapping[str, str]:
-        return self.engine.unheld
+    def unsaid(self) -> Mapping[str, str]:
+        return self.engine.unsaid
 
     # -- answering --------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class StoreService:
         """Set at shutdown: nothing new is accepted, and streams of events end."""
 
     @property
-    def unheld(self) -> Mapping[str, str]:
+    def unsaid(self) -> Mapping[str, str]:
         """By id of a live edit that the engine answers otherwise: its answer."""
         return {}
 

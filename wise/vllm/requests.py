@@ -84,7 +84,7 @@ def carried_edits(
 def _salt(plan: Plan, state: MemoryState, version: int, namespace: str) -> str:
     if not plan.open_ended:
         return f"wise:{plan.digest(state)}"
-    return f"wise:{version}:{plan.chat < plan.length:d}:{hashlib.sha256(namespace.encode()).hexdigest()[:32]}"
+    return f"wise:{version}:{plan.chat_start < plan.length:d}:{hashlib.sha256(namespace.encode()).hexdigest()[:32]}"
 
 
 def engine_options(

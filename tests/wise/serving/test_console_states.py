@@ -44,7 +44,7 @@ def an_edit(ticket: int, status: str, **more: Any) -> dict[str, Any]:
     """An edit as the service shows it."""
     lists: dict[str, Any] = dict.fromkeys(("aliases", "messages", "paraphrases", "locality"), [])
     unset = dict.fromkeys(
-        ("subject", "reason", "valid_from", "valid_until", "live_in", "retired_in", "outcome", "unheld", "problem")
+        ("subject", "reason", "valid_from", "valid_until", "live_in", "retired_in", "outcome", "unsaid", "problem")
     )
     given = {"id": f"e{ticket}", "ticket": ticket, "prompt": f"Question {ticket}", "target": "Lyon", "status": status}
     return lists | unset | {"namespace": "default", "author": "ann", "accepted_at": AT} | given | more
@@ -212,7 +212,7 @@ def test_each_state_of_an_edit_is_told_apart(browser: Browser, served: Running) 
             page,
             an_edit(7, "queued", messages=turns, subject="Spain"),
             an_edit(6, "live", outcome=OUTCOME | {"holds": {"prompt": True}}),
-            an_edit(5, "live", unheld="Madrid"),
+            an_edit(5, "live", unsaid="Madrid"),
             an_edit(4, "live", outcome=OUTCOME, locality=["The capital of Portugal is"]),
             an_edit(3, "retired"),
             an_edit(2, "retired", prompt="(erased)", target="(erased)"),

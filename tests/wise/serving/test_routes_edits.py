@@ -355,14 +355,14 @@ def test_an_edit_that_the_engine_does_not_say_is_told(served: Running) -> None:
             shown = client.get(f"/v1/edits/{listed['id']}").json()
             lines = client.get("/v1/events", params={"since": 0, "follow": False}).text.splitlines()
             events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
-            details = {event["edit"]: event["detail"] for event in events if event["kind"] == "unheld"}
+            details = {event["edit"]: event["detail"] for event in events if event["kind"] == "unsaid"}
             metrics = client.get("/metrics").text
-        assert shown["unheld"] == listed["unheld"]
-        return listed["id"], listed["unheld"], details, "\nwise_unheld_edits 1.0" in metrics
+        assert shown["unsaid"] == listed["unsaid"]
+        return listed["id"], listed["unsaid"], details, "\nwise_unsaid_edits 1.0" in metrics
 
     [live] = served.edit(LYON)
-    assert live["unheld"] is None and told() == (live["id"], None, {}, False)
-    served.service.engine.unheld = {live["id"]: "Paris"}  # as an engine that asked it would find
+    assert live["unsaid"] is None and told() == (live["id"], None, {}, False)
+    served.service.engine.unsaid = {live["id"]: "Paris"}  # as an engine that asked it would find
     assert told() == (live["id"], "Paris", {live["id"]: {"said": "Paris"}}, True)
 
 

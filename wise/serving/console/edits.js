@@ -87,7 +87,7 @@ function update(item, edit) {
   const state = edit.problem ? "damaged" : erased(edit) ? "erased" : edit.status;
   parts.chip.className = `chip ${state}`;
   say(parts.chip, state);
-  say(parts.flag, edit.status !== "live" ? "" : edit.unheld !== null ? "not said" : broken(edit.outcome).length ? "in part" : "");
+  say(parts.flag, edit.status !== "live" ? "" : edit.unsaid !== null ? "not said" : broken(edit.outcome).length ? "in part" : "");
   parts.flag.hidden = !parts.flag.textContent;
   if (edit.problem || erased(edit)) say(parts.what, edit.problem ? `Edit ${edit.id}` : "Its text was erased");
   else parts.what.replaceChildren(`${edit.prompt} \u2192 `, node("b", {}, edit.target));
@@ -108,7 +108,7 @@ function about(edit) {
     `#${edit.ticket}`, when(edit.accepted_at), edit.author, edit.namespace === "default" ? "" : `namespace ${edit.namespace}`,
     edit.status === "live" ? `since version ${edit.live_in}` : edit.retired_in ? `until version ${edit.retired_in}` : "",
     edit.valid_from && `valid from ${when(edit.valid_from)}`, edit.valid_until && `valid until ${when(edit.valid_until)}`,
-    why, promised, edit.unheld === null ? "" : `this engine says \u201c${edit.unheld}\u201d in its place`, edit.reason, edit.problem,
+    why, promised, edit.unsaid === null ? "" : `this engine says \u201c${edit.unsaid}\u201d in its place`, edit.reason, edit.problem,
   ];
 }
 

@@ -66,7 +66,7 @@ export async function measure() {
     tile("between tokens", seconds(mean(now, "wise_inter_token_seconds"))),
     tile("cache used", cache),
     tile("edits live", String(now.wise_live_edits ?? 0)),
-    tile("live edits not said by the engine", String(now.wise_unheld_edits ?? 0), now.wise_unheld_edits > 0),
+    tile("live edits not said by the engine", String(now.wise_unsaid_edits ?? 0), now.wise_unsaid_edits > 0),
     tile("edits queued", String(now['wise_tickets{status="queued"}'] ?? 0)),
     tile("wait of the oldest queued edit", now.wise_oldest_queued_seconds ? seconds(now.wise_oldest_queued_seconds) : "\u2013"),
     tile("tokens routed to edits", (now.wise_routed_tokens_total ?? 0).toLocaleString()),

@@ -149,7 +149,7 @@ class Job:
 class Engine(Protocol):
     """Generates answers for all requests at once, in a thread or process of its own."""
 
-    unheld: Mapping[str, str]
+    unsaid: Mapping[str, str]
     """The live edits that this engine was asked and does not say, by id: what it says in their place."""
 
     def start(self) -> None: ...

@@ -225,7 +225,7 @@ class LocalEngine:
         if self._thread.ident is not None:  # or it never started
             self._thread.join(JOIN_TIMEOUT)
 
-    unheld: Mapping[str, str] = {}
+    unsaid: Mapping[str, str] = {}
     """The editor asked each edit in this very model."""
 
     def prepare(self, handles: Sequence[MemoryHandle]) -> None:

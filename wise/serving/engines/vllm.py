@@ -102,7 +102,7 @@ class VllmEngine:
         """The edits that were asked, by id."""
         self._asking = asyncio.Semaphore(max(1, settings.max_batch_size // 2))
         """So that users come in between."""
-        self.unheld: Mapping[str, str] = {}
+        self.unsaid: Mapping[str, str] = {}
 
     def start(self) -> None:
         """Raises EngineError, with the reason, if vLLM does not start; ConfigError if it cannot serve such a memory."""
@@ -314,11 +314,11 @@ class VllmEngine:
         live = {edit.id: (edit, handle) for handle in handles for edit in handle.state.edits}
         new = {i: pair for i, pair in live.items() if self._asked.get(i) is not pair[0]}
         self._asked = {edit_id: edit for edit_id, (edit, _) in live.items()}
-        self.unheld = {i: said for i, said in self.unheld.items() if i in live and i not in new}
+        self.unsaid = {i: said for i, said in self.unsaid.items() if i in live and i not in new}
         answers = await asyncio.gather(*(self._said_instead(edit, handle) for edit, handle in new.values()))
         found = {i: said for i, said in zip(new, answers, strict=True) if said is not None}
         if found:
-            self.unheld = {**self.unheld, **found}
+            self.unsaid = {**self.unsaid, **found}
             logger.warning(
                 "%d of %d new edits do not hold in vLLM",
                 len(found),

@@ -178,20 +178,20 @@ def test_edits_that_vllm_does_not_say_are_told(
     def renewed(version: int) -> MemoryHandle:
         return replace(handle(version), state=replace(STATE, edits=tuple(replace(edit) for edit in EDITS)))
 
-    assert engine.unheld == {}
+    assert engine.unsaid == {}
     llm.forgets = True
     with caplog.at_level(logging.WARNING):
         engine.prepare([renewed(2)])
     assert "2 of 2 new edits do not hold in vLLM" in caplog.text
-    assert engine.unheld == {edit.id: "w8" for edit in EDITS}
+    assert engine.unsaid == {edit.id: "w8" for edit in EDITS}
     engine.prepare([replace(handle(3), state=STATE.without([EDITS[0].id]))])
-    assert [*engine.unheld] == [EDITS[1].id], "one was deleted, and the other one is asked anew"
+    assert [*engine.unsaid] == [EDITS[1].id], "one was deleted, and the other one is asked anew"
     llm.forgets = False
     engine.prepare([renewed(4)])
-    assert engine.unheld == {}
+    assert engine.unsaid == {}
     llm.breaks = True
     engine.prepare([renewed(5)])
-    assert all("could not be asked: ClientError" in said for said in engine.unheld.values()) and len(engine.unheld) == 2
+    assert all("could not be asked: ClientError" in said for said in engine.unsaid.values()) and len(engine.unsaid) == 2
 
 
 def test_nobody_waits_until_what_was_live_is_asked(unused: VllmEngine, llm: FakeLLM) -> None:
@@ -203,7 +203,7 @@ def test_nobody_waits_until_what_was_live_is_asked(unused: VllmEngine, llm: Fake
 def test_what_was_live_and_is_not_said_is_told(unused: VllmEngine, llm: FakeLLM) -> None:
     llm.forgets = True
     unused.prepare([handle(1)])
-    until(lambda: len(unused.unheld) == len(EDITS))
+    until(lambda: len(unused.unsaid) == len(EDITS))
 
 
 def test_what_is_asked_for_is_asked_of_vllm_by_its_names(engine: VllmEngine, llm: FakeLLM) -> None:
