@@ -31,8 +31,8 @@ def replaced_folder(folder: Path, *, ours: Collection[str]) -> Iterator[Path]:
     Raises ArtifactError, with nothing touched, where `folder` is a file, holds anything else, or is the
     working directory.
     """
+    check_replaceable(folder, ours)
     folder = folder.resolve()
-    _check_replaceable(folder, ours)
     folder.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(4)
     new = folder.with_name(NEW.format(name=folder.name, token=token))
@@ -66,7 +66,9 @@ def write_private(file: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _check_replaceable(folder: Path, ours: Collection[str]) -> None:
+def check_replaceable(folder: Path, ours: Collection[str]) -> None:
+    """Raises ArtifactError where `replaced_folder` would."""
+    folder = folder.resolve()
     if not folder.exists():
         return
     if not folder.is_dir():

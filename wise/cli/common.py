@@ -116,6 +116,18 @@ def check_file(option: str, file: Path | None) -> None:
         raise ConfigError(f"{option} {file}: the folder {file.parent} cannot be written to; give another")
 
 
+def check_memory_folder(option: str, folder: Path | None) -> None:
+    """The same of a folder for a memory. Raises ConfigError or ArtifactError."""
+    if folder is None:
+        return
+    from wise.memory.artifact import CONFIG_FILE, WRITTEN
+    from wise.memory.folder import check_replaceable
+
+    check_replaceable(folder, WRITTEN)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"{option} {folder}: holds other things than a memory; name a folder of its own")
+
+
 def check_picture(file: Path | None) -> None:
     """The same of a picture, whose ending must say a format that matplotlib writes. Raises ConfigError also where that
     is not installed."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import NOT_VERIFIED, ROWS, progress_bars, show_table
+from wise.cli.common import NOT_VERIFIED, ROWS, check_memory_folder, progress_bars, show_table
 from wise.cli.options import (
     EditedModelOptions,
     FormatOptions,
@@ -71,7 +71,7 @@ def edit(
     """
     single = settings(prompt=prompt, target=target, subject=subject, aliases=alias)
     wanted = _read_wanted_edits(edits, form, statement, single)
-    _check_output(output)
+    check_memory_folder("--output", output)
     config = given.config(memory, require=require, seed=seed)
     wrapped = edited.load(memory, progress=progress) if memory else _wrap(edited.base, config)
     with ExitStack() as stack:
@@ -106,16 +106,6 @@ def _read_wanted_edits(
     if file is not None:
         return [record.edit for record in form.read(file)]
     return [Edit.from_dict(single) if statement is None else Edit.from_text(statement, **single)]
-
-
-def _check_output(folder: Path) -> None:
-    """Found out before the work and not after it. Raises ConfigError."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output {folder}: is a file; name a folder")
-    from wise.memory.artifact import CONFIG_FILE
-
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
-        raise ConfigError(f"--output {folder}: holds other things than a memory; name a folder of its own")
 
 
 def _summary(report: EditReport) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wise.cli.common import check_file, progress_bars, show_table
+from wise.cli.common import check_file, check_memory_folder, progress_bars, show_table
 from wise.cli.options import (
     EncoderOption,
     FormatOptions,
@@ -31,9 +31,9 @@ from wise.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from wise.edits import Edit
     from wise.lab.eval.candidates import OpenEditor
     from wise.lab.eval.chat.facts import Fact
-    from wise.lab.eval.prompting import EditedModel
 
 FORMS = ("chat", "completion")
 
@@ -46,10 +46,16 @@ def eval_chat(
         Path | None,
         typer.Option("--facts", exists=True, help="File of facts. Left out: those that ship."),
     ] = None,
-    half: Annotated[str, typer.Option("--half", help="Of the shipped facts: judge or fit.")] = "judge",
+    half: Annotated[
+        str | None, typer.Option("--half", help="Of the shipped facts: judge or fit. Left out: judge.")
+    ] = None,
     kinds: Annotated[
-        str, typer.Option("--kinds", help="Of the shipped facts, with commas: known, private, nameless.")
-    ] = "known,private",
+        str | None,
+        typer.Option(
+            "--kinds",
+            help="Of the shipped facts, with commas: known, private, nameless. Left out: known,private.",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option("--data", help="File or folder of edits, instead of the shipped facts."),
@@ -95,31 +101,37 @@ def eval_chat(
     the base's very text.
     """
     from wise.lab.eval.candidates import find_editor, open_editor
-    from wise.lab.eval.chat.measure import apply_edits, measure_chat
+    from wise.lab.eval.chat.measure import apply_edits, base_says, measure_chat
     from wise.lab.eval.results_file import write_json
     from wise.model import WiseModel
 
     _check_given(form, data, facts, read, distractors, editor)
+    _check_chosen(data, facts, half or kinds, known or skip)
+    if (encoder or relations) and editor != "wise-hybrid":
+        raise ConfigError(f"--encoder and --relations are of wise-hybrid, and the editor is {editor}; leave them out")
     if save is not None and find_editor(editor).kind != "memory":
         raise ConfigError(f"--save keeps a side memory, and the editor {editor} has none; leave it out")
-    if output is not None:
-        check_file("--output", output)
-    chosen_settings = parsed_settings(set_) | settings(seed=seed)
-    if editor == "wise-hybrid":
-        chosen_settings |= settings(encoder=encoder, relations=absolute(relations))
+    check_file("--output", output)
+    check_memory_folder("--save", save)
+    half, kinds = half or "judge", kinds or "known,private"
+    found = _facts(facts, half, kinds, data, read, known, skip, limit, seed or 0)
+    chosen_settings = parsed_settings(set_) | settings(seed=seed, encoder=encoder, relations=absolute(relations))
     base, tokenizer = model.load()
     with progress_bars(progress) as show:
         wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=form == "chat", progress=show)
         begun = time.process_time()
         wrapped.prepare()
         prepared = time.process_time() - begun
-        chosen = _facts(wrapped, facts, half, kinds, data, read, known, skip, limit, form, seed or 0)
+        chosen = base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found
+        if not chosen:
+            raise ConfigError(f"--known: the base says the right answer of none of {len(found)} records; leave it out")
+        further = _further(data, read, skip, chosen, distractors)
         report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
         if save is not None and isinstance(wrapped, WiseModel):
             wrapped.save_pretrained(save)
         measured = {}
         for count in (0, *(distractors or ())):
-            with _add_distractors(wrapped, data, read, skip, count, show):
+            with _add_distractors(wrapped, further, count, show):
                 asked = chosen[:measure]
                 figures = measure_chat(wrapped, asked, chat=form == "chat", oracle=oracle and not count, progress=show)
             measured[count] = figures.to_dict()
@@ -164,6 +176,19 @@ def _check_given(
         raise ConfigError("--distractors takes further records of --data, for the editor wise-hybrid: give --data FILE")
 
 
+def _check_chosen(data: Path | None, facts: Path | None, of_shipped: str | None, of_data: int) -> None:
+    """Raises ConfigError for a choice among facts that are not edited.
+
+    of_shipped: --half or --kinds. of_data: --known or --skip.
+    """
+    if data is not None and facts is not None:
+        raise ConfigError("--facts and --data both say what is edited: leave one out")
+    if of_shipped and (data is not None or facts is not None):
+        raise ConfigError("--half and --kinds choose among the shipped facts: leave them out, or --facts and --data")
+    if of_data and data is None:
+        raise ConfigError("--known and --skip choose among the records of --data: give --data FILE, or leave them out")
+
+
 def _precision(base: PreTrainedModel) -> str:
     from wise.architectures import locate
     from wise.config import WiseConfig
@@ -182,31 +207,37 @@ def _show(title: str, told: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _add_distractors(
-    subject: OpenEditor,
-    data: Path | None,
-    read: FormatOptions,
-    skip: int,
-    count: int,
-    show: Callable[[str, int, int], None],
+    subject: OpenEditor, records: Sequence[Edit], count: int, show: Callable[[str, int, int], None]
 ) -> Iterator[None]:
     """So many distractors are live for the length of a `with` block."""
     from wise.lab.eval.chat.distractors import with_distractors
     from wise.model import WiseModel
 
-    if not count or data is None or not isinstance(subject, WiseModel) or subject.inputs is None:
+    if not count or not isinstance(subject, WiseModel) or subject.inputs is None:
         yield
         return
     live = {edit.prompt for edit in subject.edits}
-    further = [r.edit for r in read.read(data)[skip:] if r.edit.prompt not in live][:count]
-    if len(further) < count:
-        raise ConfigError(f"--distractors {count}: the file has {len(further)} further records")
-    state = with_distractors(subject.state, further, encoder=subject.encoder, inputs=subject.inputs, progress=show)
+    added = [edit for edit in records if edit.prompt not in live][:count]
+    state = with_distractors(subject.state, added, encoder=subject.encoder, inputs=subject.inputs, progress=show)
     with subject.serving(state):
         yield
 
 
+def _further(
+    data: Path | None, read: FormatOptions, skip: int, chosen: Sequence[Fact], distractors: list[int] | None
+) -> list[Edit]:
+    """The records that distractors are taken of. Raises ConfigError where too few of them are not edited."""
+    if data is None or not distractors:
+        return []
+    edits = [record.edit for record in read.read(data)[skip:]]
+    asked = {fact.edit.prompt for fact in chosen}
+    left = sum(edit.prompt not in asked for edit in edits)
+    if left < max(distractors):
+        raise ConfigError(f"--distractors {max(distractors)}: the file has {left} further records")
+    return edits
+
+
 def _facts(
-    wrapped: EditedModel,
     facts: Path | None,
     half: str,
     kinds: str,
@@ -215,17 +246,19 @@ def _facts(
     known: bool,
     skip: int,
     limit: int | None,
-    form: str,
     seed: int,
-) -> Sequence[Fact]:
+) -> list[Fact]:
+    """What is edited, or with `known` what it is chosen from. Raises ConfigError where that is nothing."""
     from wise.lab.eval.chat.facts import everyday_facts, facts_of, read_facts
-    from wise.lab.eval.chat.measure import base_says
 
     if data is not None:
         many = None if limit is None else skip + limit * (16 if known else 1)
         found = facts_of(read.read(data, many)[skip:], seed=seed)
-        found = [fact for fact in found if not known or fact.answer]
-        return base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found[:limit]
-    if facts is not None:
-        return read_facts(facts, read.named_columns())[:limit]
-    return everyday_facts(half, [kind.strip() for kind in kinds.split(",") if kind.strip()])[:limit]
+        found = [fact for fact in found if fact.answer] if known else found[:limit]
+    elif facts is not None:
+        found = read_facts(facts, read.named_columns())[:limit]
+    else:
+        found = everyday_facts(half, [kind.strip() for kind in kinds.split(",") if kind.strip()])[:limit]
+    if not found:
+        raise ConfigError("no fact is left to edit: give another file, or leave out --skip and --known")
+    return found

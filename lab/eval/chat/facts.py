@@ -27,6 +27,7 @@ from wise.formats.tracked_row import unread
 logger = logging.getLogger(__name__)
 
 HALVES = ("fit", "judge")
+KINDS = ("known", "private", "nameless")
 LISTS = ("aliases", "paraphrases", "same_subject", "neighbours")
 FIELDS = ("prompt", "target", "subject", "answer", "kind", "half", *LISTS)
 """Fields of a fact in a file; `LISTS` are lists of texts."""
@@ -58,12 +59,15 @@ class Fact:
 
 
 def everyday_facts(half: str | None = None, kinds: Sequence[str] = ()) -> list[Fact]:
-    """The facts that ship with wise; of one half, of these kinds (`known`, `private`, `nameless`).
+    """The facts that ship with wise; of one half, of these of `KINDS`.
 
-    Raises EditError for a half that there is not.
+    Raises EditError for a half or a kind that there is not.
     """
     if half is not None and half not in HALVES:
         raise EditError(f"half={half!r}: expected one of {', '.join(HALVES)}")
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise EditError(f"kinds={unknown[0]!r}: expected some of {', '.join(KINDS)}")
     lines = (files("wise.lab.eval.chat") / "everyday.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [_fact(r) for r in rows if half in (None, r["half"]) and (not kinds or r["kind"] in kinds)]

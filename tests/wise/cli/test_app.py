@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -494,7 +495,7 @@ def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_p
     refused(run("bench", "editors", *base[1:], "--output", tmp_path / "runs"), "500 records to measure", "there are 5")
     refused(run("bench", "editors", *base[1:], "--output", tmp_path / "runs", "--editor", "gracie"), "'grace'")
     refused(run("compare", data, data), str(data), "not")
-    refused(run("edit", *FRANCE, "--output", data), str(data), "name a folder")
+    refused(run("edit", *FRANCE, "--output", data), str(data), "give the name of a folder")
     refused(run("edit", *FRANCE, "--output", data.parent), str(data.parent), "holds other things")
     refused(run("edit", *FRANCE, "--mode", "merged", "--output", tmp_path / "out"), "merge, retrieve")
     refused(run("edit", *FRANCE, "--edits", data, "--output", tmp_path / "out"), "either --edits FILE")
@@ -502,6 +503,63 @@ def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_p
     refused(run("edit", "--prompt", "w4", "--output", tmp_path / "out"), "field 'target': missing")
     refused(run("ask", "--memory", tmp_path, " "), "field 'prompt'")
     assert run("eval", "--modle", "x").exit_code == 2
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_a_model_is_loaded(
+    lyon: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused when the edits had been made, and they were lost."""
+    folder, gone = shutil.copytree(lyon[0], tmp_path / "pack"), tmp_path / "gone"
+    edit, chat = ("edit", *FRANCE, "--model", gone, "--output"), ("eval-chat", "--model", gone, "--save")
+    for command in (edit, chat):
+        refused(run(*command, folder), str(gone))  # as it is it would be replaced
+    (folder / "tickets.json").write_text("{}")
+    for command in (edit, chat):
+        refused(run(*command, folder), "pack holds other files (tickets.json)")
+    (folder / "tickets.json").unlink()
+    monkeypatch.chdir(folder)
+    for command in (edit, chat):
+        refused(run(*command, "."), "is where this process works")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--kinds", "known,privat"], "kinds='privat': expected some of known, private, nameless"),
+        (["--data", "DATA", "--skip", "5"], "no fact is left to edit"),
+        (["--skip", "20"], "--known and --skip"),
+        (["--facts", "DATA", "--known"], "--known and --skip"),
+        (["--facts", "DATA", "--data", "DATA"], "leave one out"),
+        (["--facts", "DATA", "--half", "fit"], "--half and --kinds"),
+        (["--data", "DATA", "--kinds", "known"], "--half and --kinds"),
+        (["--editor", "rome", "--relations", "DATA"], "--encoder and --relations are of wise-hybrid"),
+        (["--editor", "wise-merge", "--encoder", "DATA"], "--encoder and --relations are of wise-hybrid"),
+    ],
+)
+def test_what_eval_chat_would_leave_unread_is_refused_before_a_model_is_loaded(
+    data: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    given = [data if option == "DATA" else option for option in options]
+    refused(run("eval-chat", "--model", tmp_path / "gone", *given), said)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--distractors", "9"], "--distractors 9: the file has 1 further records"),
+        (["--known"], "--known: the base says the right answer of none of 3 records"),
+    ],
+)
+def test_too_few_records_for_eval_chat_are_refused_before_an_edit_is_made(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    monkeypatch.setattr("wise.lab.eval.chat.measure.apply_edits", lambda *_, **__: pytest.fail("edits were made"))
+    file = tmp_path / "edits.jsonl"
+    rows = [{"prompt": text([i, i + 10]), "target": text([i + 40]), "test": {"answer": "Paris"}} for i in (20, 21, 22)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    limit = () if "--known" in options else ("--limit", "2")
+    done = run("eval-chat", "--model", tiny, "--data", file, "--form", "completion", *limit, *options)
+    assert done.exit_code == 2 and said in done.stderr, done.output
 
 
 def test_what_is_unexpected_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:

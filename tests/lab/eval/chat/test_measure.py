@@ -88,9 +88,12 @@ def test_a_table_of_facts_has_columns_of_any_names(tmp_path: Path, caplog: pytes
         read_facts(file, {"prompt": "q", "target": "a", "answer": "old"})
 
 
-def test_a_half_that_there_is_not_is_named() -> None:
-    with pytest.raises(EditError, match="half"):
-        everyday_facts("both")
+@pytest.mark.parametrize(
+    ("half", "kinds", "named"), [("both", ["known"], "half='both'"), ("fit", ["known", "privat"], "kinds='privat'")]
+)
+def test_a_half_or_a_kind_that_there_is_not_is_named(half: str, kinds: list[str], named: str) -> None:
+    with pytest.raises(EditError, match=f"^{named}: expected"):
+        everyday_facts(half, kinds)
 
 
 def test_a_records_neighbour_that_names_the_subject_asks_about_the_subject() -> None:
