@@ -12,7 +12,7 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,6 +26,7 @@ from wise.lab.eval.candidates import EDITORS, Learning, find_editor, search_spac
 from wise.lab.eval.quality import RELIABILITY
 from wise.lab.eval.results_file import read_run, with_source, write_json
 from wise.lab.eval.run import Scope, evaluate
+from wise.memory.fingerprint import weights_digest
 
 CANDIDATES = 10_000
 """Combinations of settings that are listed before any is drawn."""
@@ -93,13 +94,9 @@ def make_plan(records: Sequence[Record], *, edits: int, searched: int, skip: int
 def candidates(editor: str, count: int, *, seed: int) -> list[dict[str, Any]]:
     """Settings to try: none, which leaves the defaults, and then combinations drawn without repetition."""
     space = search_space(editor)
-    combined = [dict(zip(space, values, strict=True)) for values in _first(product(*space.values()))]
+    combined = [dict(zip(space, values, strict=True)) for values in islice(product(*space.values()), CANDIDATES)]
     drawn = random.Random(f"{seed} {editor}").sample(combined, min(count - 1, len(combined))) if space else []
     return [{}, *drawn]
-
-
-def _first(combinations: product[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    return [values for _, values in zip(range(CANDIDATES), combinations, strict=False)]
 
 
 def search(
@@ -171,17 +168,19 @@ def compare_editors(
         sizes: edits of each stream, as `Plan.streams` takes them.
         about: what goes into each run beside what it finds out itself: the data's and the model's names.
 
-    Raises ConfigError for an unknown editor, or a folder with runs of other records or another model.
+    Raises ConfigError for an unknown editor, or a folder with searches or runs of other records, another model or seed,
+    or another number of trials.
     """
     for editor in editors:
         find_editor(editor)
     folder.mkdir(parents=True, exist_ok=True)
-    searched = {editor: _searched(model, tokenizer, editor, plan, folder, progress) for editor in editors}
+    basis = _basis(model, plan, about)
+    searched = {editor: _searched(model, tokenizer, editor, plan, folder, basis, progress) for editor in editors}
     for size, editor in product(sizes, editors):  # short streams first: all editors can be seen early
         for number, records in enumerate(plan.streams(size)):
             file = folder / f"{editor}-{size}.{number}.json"
             if file.exists():
-                _check_same(file, about, records)
+                _check_same(file, basis, records)
                 continue
             result = evaluate(
                 model,
@@ -197,27 +196,48 @@ def compare_editors(
             write_json(file, with_source(run, about))
 
 
+def _basis(model: PreTrainedModel, plan: Plan, about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What all searches and runs of a folder have in common."""
+    return {
+        "data": about["data"]["sha256"],
+        "model": weights_digest(model),
+        "precision": str(model.dtype).removeprefix("torch."),
+        "seed": plan.seed,
+        "trials": plan.trials,
+        "searched records": [record.edit.id for record in plan.searched] if plan.trials > 1 else [],
+    }
+
+
 def _searched(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     editor: str,
     plan: Plan,
     folder: Path,
+    basis: Mapping[str, Any],
     progress: Progress,
 ) -> dict[str, Any]:
     file = folder / f"{editor}.search.json"
     if not file.exists():
-        write_json(file, search(model, tokenizer, editor, plan, progress=progress))
+        write_json(file, search(model, tokenizer, editor, plan, progress=progress) | {"basis": basis})
     kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    _check_basis(file, kept, basis)
     return kept
 
 
-def _check_same(file: Path, about: Mapping[str, Mapping[str, Any]], records: Sequence[Record]) -> None:
+def _check_basis(file: Path, search: Mapping[str, Any], basis: Mapping[str, Any]) -> None:
+    found = search.get("basis", {})
+    differing = [name for name in basis if found.get(name) != basis[name]]
+    if differing:
+        raise ConfigError(f"{file}: was made with other {', '.join(differing)}; delete it, or give another folder")
+
+
+def _check_same(file: Path, basis: Mapping[str, Any], records: Sequence[Record]) -> None:
     run = read_run(file)
-    wanted = (about["data"]["sha256"], about["model"]["name"], [record.edit.id for record in records])
-    asked = [outcome["record"] for outcome in run["outcomes"] if outcome["measure"] == RELIABILITY]
-    if wanted[:2] != (run["data"].get("sha256"), run["model"].get("name")) or not set(asked) <= set(wanted[2]):
-        raise ConfigError(f"{file}: a run of other records or another model; delete it, or give another folder")
+    _check_basis(file, run.get("search", {}), basis)
+    asked = {outcome["record"] for outcome in run["outcomes"] if outcome["measure"] == RELIABILITY}
+    if not asked <= {record.edit.id for record in records}:
+        raise ConfigError(f"{file}: a run of other records; delete it, or give another folder")
 
 
 def finished(folder: Path) -> list[list[Mapping[str, Any]]]:

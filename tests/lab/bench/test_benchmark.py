@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -109,10 +110,41 @@ def test_what_is_done_is_not_done_again(base: Any, plan: Plan, folder: Path, mon
     monkeypatch.setattr("wise.lab.bench.benchmark.evaluate", lambda *_, **__: pytest.fail("done again"))
     compare(base, plan, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    with pytest.raises(ConfigError, match="a run of other records or another model"):
-        compare(base, plan, folder, about=ABOUT | {"model": {"name": "other"}})
+    with pytest.raises(ConfigError, match="a run of other records"):
+        compare(base, replace(plan, measured=plan.measured[::-1]), folder)
     with pytest.raises(ConfigError, match="did you mean 'rome'"):
         compare(base, plan, folder, editors=["rom"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "sha256", "other"),
+    [
+        ({"seed": 1}, "0", "seed"),
+        ({"trials": 1}, "0", "trials, searched records"),
+        ({"searched": ()}, "0", "searched records"),
+        ({}, "1", "data"),
+        ({}, "0", "model"),
+    ],
+)
+def test_searches_and_runs_of_something_else_are_not_gone_on_with(
+    base: Any,
+    plan: Plan,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, Any],
+    sha256: str,
+    other: str,
+) -> None:
+    """Nor are the runs where the search is done again."""
+    monkeypatch.setattr("wise.lab.bench.benchmark.search", lambda *_, **__: {"chosen": {}, "trials": []})
+    copied = shutil.copytree(folder, tmp_path / "runs")
+    if other == "model":
+        monkeypatch.setattr("wise.lab.bench.benchmark.weights_digest", lambda _: "other weights")
+    for file in (f"{EDITOR}.search.json", f"{EDITOR}-1.0.json"):
+        with pytest.raises(ConfigError, match=f"{file}: was made with other {other};"):
+            compare(base, replace(plan, **changed), copied, about=ABOUT | {"data": {"sha256": sha256}})
+        (copied / f"{EDITOR}.search.json").unlink()
 
 
 def test_the_table_and_the_picture_are_of_the_runs(folder: Path, tmp_path: Path) -> None:
