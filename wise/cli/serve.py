@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,7 +57,7 @@ def serve(
 
     place = Path(default_store() if "://" in settings.store else settings.store).absolute()
     private = place.with_name(f"{place.name}.token")
-    written = False
+    written: str | None = None
 
     def show(url: str, token: str | None) -> None:
         nonlocal written
@@ -71,7 +72,7 @@ def serve(
             from wise.serving.auth import write_token  # what it imports may write to stderr
 
             write_token(private, token)
-            written = True
+            written = token
             echo(f"the token of this run (admin) is in the file {private}, which only you can read")
 
     with json_logs(settings.log_level, settings.audit):
@@ -80,8 +81,10 @@ def serve(
         try:
             run(settings, show)
         finally:
-            if written:
-                private.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                # A service that began later has put its own token there.
+                if written and private.read_text(encoding="utf-8").strip() == written:
+                    private.unlink()
 
 
 def token(

@@ -153,3 +153,15 @@ def test_the_token_of_a_run_does_not_go_to_the_log(
     assert ("hunter2" in done.stdout) == (terminal or as_json)
     assert seen == ([] if terminal or as_json else [("hunter2", 0o600)])
     assert not file.exists()
+
+
+def test_a_service_that_ends_leaves_the_token_of_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "store.token"
+
+    def serve(settings: Settings, show: Any) -> None:
+        show("http://127.0.0.1:1", "hunter2")
+        file.write_text("hunter3\n")
+
+    monkeypatch.setattr(serving, "run", serve)
+    assert run("serve", "--store", tmp_path / "store").exit_code == 0
+    assert file.read_text() == "hunter3\n"
