@@ -29,11 +29,8 @@ def on_a_service(attack: Attack) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = [option.replace("{folder}", name) for option in attack.options]
-        service = Service(folder / "store", folder / "log", options)
-        try:
+        with Service(folder / "store", folder / "log", options) as service:
             return attack.run(service)
-        finally:
-            service.kill()
 
 
 def main() -> int:

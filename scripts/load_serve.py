@@ -8,8 +8,8 @@ for a while, and then a share of the edits comes in, with a client beside that a
 both are measured at like sizes of the memory and beside like neighbours on the machine. Reported: failed requests and
 previews, the time between two tokens of a stream with and without editing, edits a second and how long each took from
 post to live, whether each answer is what exactly its version says (where no edit of the question is live in it and the
-answer is not the base's, that version is read from the store and asked), and the memory of the processes. The last
-line is JSON. What is left when such a service is killed, `scripts/soak_serve.py` looks at.
+answer is not known to be the base's, that version is read from the store and asked), and the memory of the processes.
+The last line is JSON. What is left when such a service is killed, `scripts/soak_serve.py` looks at.
 """
 
 from __future__ import annotations
@@ -171,7 +171,9 @@ async def _phase(
     return record
 
 
-async def _preview(service: Service, facts: list[Fact], previews: Counter[str]) -> None:
+async def preview_repeatedly(
+    service: Service, facts: list[Fact], previews: Counter[str], failures: Counter[str]
+) -> None:
     """One preview after the other, until it is cancelled. A full queue is an answer; other refusals are failures."""
     for turn in range(sys.maxsize):
         edit = _edit(facts[turn % len(facts)], seed=1 + turn)
@@ -181,7 +183,10 @@ async def _preview(service: Service, facts: list[Fact], previews: Counter[str]) 
             writer.close()
             previews["made" if found["outcome"]["status"] == "verified" else f"not {found['outcome']['status']}"] += 1
         except OSError as error:
-            previews["told to come back" if str(error).startswith("429") else str(error)[:120]] += 1
+            if str(error).startswith("429"):
+                previews["queue full"] += 1
+            else:
+                failures[str(error)[:120]] += 1
             await asyncio.sleep(1.0)
 
 
@@ -201,8 +206,9 @@ async def _edited(service: Service, facts: list[Fact], limit: float) -> None:
         await asyncio.sleep(1.0)
 
 
-def _doubtful(phases: list[ClientRecord], tickets: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
-    """Answers that are neither the target of an edit that is live in their version, nor the base's where none is."""
+def doubtful_answers(phases: list[ClientRecord], tickets: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
+    """Answers that are neither the target of an edit that is live in their version, nor, where none is, known to be the
+    base's: what it says to a prompt is known if the prompt was asked before the first edit."""
     live = {ticket["prompt"]: ticket for ticket in tickets if ticket["live_in"] is not None}
     before = {prompt: text for prompt, version, text in phases[0].answers if version == 0}
     wrong = []
@@ -212,7 +218,7 @@ def _doubtful(phases: list[ClientRecord], tickets: list[dict[str, Any]]) -> list
         if edited and ticket is not None:
             right = text.strip().startswith(ticket["target"])
         else:
-            right = prompt not in before or text == before[prompt]
+            right = text == before.get(prompt)
         if not right:
             wrong.append((prompt, version, text))
     return wrong
@@ -255,7 +261,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each phase without editing")
-    parser.add_argument("--limit", type=float, default=1800.0, help="seconds that the edits may take")
+    parser.add_argument("--limit", type=float, default=1800.0, help="seconds that the edits of one round may take")
     parser.add_argument("--set", action="append", default=[], help="a setting of the service, NAME=VALUE")
     arguments = parser.parse_args()
     facts = random.Random(0).sample(load_facts("train"), arguments.edits)
@@ -269,20 +275,18 @@ def main() -> None:
 def _loaded(
     store: Path, log: Path, facts: list[Fact], options: list[str], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    service = Service(store, log, options)
     prompts = [train_prompts(fact)[0] for fact in facts]
     memory: list[dict[str, float]] = []
-
     share = -(-len(facts) // arguments.rounds)
 
-    async def all_phases() -> list[ClientRecord]:
+    async def all_phases(service: Service) -> list[ClientRecord]:
         async def phase(until: Any = None) -> ClientRecord:
             record = await _phase(service, prompts, arguments.clients, arguments.seconds, memory, until)
             sys.stderr.write(json.dumps(record.to_dict()) + "\n")
             return record
 
         async def edit(part: list[Fact]) -> None:
-            previewing = asyncio.create_task(_preview(service, facts, previews))
+            previewing = asyncio.create_task(preview_repeatedly(service, facts, previews, failures))
             await _edited(service, part, arguments.limit)
             previewing.cancel()
 
@@ -291,26 +295,28 @@ def _loaded(
             phases += [await phase(), await phase(edit(facts[start : start + share]))]
         return [*phases, await phase()]
 
-    previews: Counter[str] = Counter()
-    phases = asyncio.run(all_phases())
-    tickets = service.tickets()
-    service.end()
+    previews, failures = Counter[str](), Counter[str]()
+    with Service(store, log, options) as service:
+        phases = asyncio.run(all_phases(service))
+        tickets = service.tickets()
+        service.end()
     quiet, during = _summed(phases[::2]), _summed(phases[1::2])
-    doubtful = _doubtful(phases, tickets)
+    doubtful = doubtful_answers(phases, tickets)
     wrong, waited = _contradicting(store, sorted(set(doubtful)), arguments.model), _waited(store)
     return {
         "clients": arguments.clients,
         "edits": dict(Counter(ticket["status"] for ticket in tickets)),
         "previews": dict(previews),
+        "previews_failed": dict(failures),
         "edits_per_second": round(len(waited) / during.seconds, 2),
         "seconds_from_post_to_live": {name: round(value / 1000, 1) for name, value in _quantiles(waited).items()},
         "versions": max((ticket["live_in"] or 0 for ticket in tickets), default=0),
-        "failed": sum(sum(phase.failures.values()) for phase in phases),
+        "failed": sum(phase.failures.total() for phase in phases) + failures.total(),
         "quiet": quiet.to_dict(),
         "editing": during.to_dict(),
         "p99_ratio": round(_quantiles(during.gaps)["p99"] / _quantiles(quiet.gaps)["p99"], 2),
         "answers_checked": sum(len(phase.answers) for phase in phases),
-        "answers_by_an_edit_of_another_question": len(doubtful),
+        "answers_asked_of_their_version": len(doubtful),
         "inconsistent": len(wrong),
         "examples": wrong[:5],
         "memory_mib": {"first": memory[0], "last": memory[-1], "samples": memory[:: max(1, len(memory) // 12)]},

@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ STARTING = 300.0
 
 
 class Service:
-    """`wise serve` as a process."""
+    """`wise serve` as a process, which is killed when a `with` block ends.
+
+    Raises RuntimeError where it does not start.
+    """
 
     def __init__(
         self,
@@ -37,18 +41,31 @@ class Service:
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self._log, env=variables, start_new_session=True
         )
+        try:
+            self._wait_until_ready(token)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _wait_until_ready(self, token: str | None) -> None:
         end = time.monotonic() + STARTING
         line = self._process.stdout.readline() if self._process.stdout else b""
         if not line:
-            raise SystemExit(f"the service did not start; {log} says why")
+            raise RuntimeError(f"the service did not start; {self.log} says why")
         address = json.loads(line)
         self.url, self.token = address["url"], token or address["token"]
         self.port = int(self.url.rsplit(":", 1)[1])
         while self.ready() != "ready":
             if time.monotonic() > end:
-                raise SystemExit(f"the service did not become ready; {log} says why")
+                raise RuntimeError(f"the service did not become ready; {self.log} says why")
             time.sleep(0.2)
         self.name: str = self.fetch("/v1/models")["data"][0]["id"]
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def ready(self) -> str:
         try:
@@ -121,8 +138,9 @@ class Service:
         return self._process.pid
 
     def kill(self) -> None:
-        """All of it, at once."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        """All of it, at once; nothing where it has ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def end(self) -> None:

@@ -266,8 +266,11 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         soak = Soak(arguments.folder or Path(temporary), arguments)
-        soak.run()
-        report = soak.report()
+        try:
+            soak.run()
+            report = soak.report()
+        finally:
+            soak.service.kill()
     sys.stdout.write(json.dumps(report) + "\n")
     bad = report["lost"] or report["twice"] or report["deleted_and_live"] or report["failed"]
     blocked = any(value > arguments.blocked for value in report["longest_seconds"].values())

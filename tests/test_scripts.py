@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
 import os
 import runpy
@@ -9,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +23,7 @@ import torch
 from repository import ROOT
 from transformers import AutoModelForCausalLM
 
+from wise.demo.facts import load_facts
 from wise.memory.store.store import Store
 
 COMMANDS = (
@@ -403,3 +407,96 @@ def test_a_store_holds_against_what_has_broken_one_before(
     with pytest.raises(SystemExit) as ended:
         bench("c01_r", script="attack_store.py")
     assert ended.value.code == 1 and "BROKEN" in capsys.readouterr().out
+
+
+# Stands in for Python where a service is started: notes its process id, and never gets ready.
+FAKE_SERVICE = """#!/bin/sh
+echo $$ >"$0.pid"
+echo '{"url": "http://127.0.0.1:1", "token": "t"}'
+exec sleep 600
+"""
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a script."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module
+
+
+@pytest.mark.parametrize(
+    ("program", "said"), [("#!/bin/sh\nexit 1\n", "did not start"), (FAKE_SERVICE, "did not become ready")]
+)
+def test_a_service_that_does_not_start_is_a_broken_attack_and_leaves_no_process(
+    scripts: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    program: str,
+    said: str,
+) -> None:
+    write_program(tmp_path / "python", program)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(scripts("service_process"), "STARTING", 0.0)
+    start = lambda: str(scripts("service_process").Service(tmp_path / "store", tmp_path / "log", []))  # noqa: E731
+    monkeypatch.setattr(sys, "argv", ["attacks", "--into", str(tmp_path / "runs.json"), "now"])
+    attacks = {"a": ("is not run", start), "b": ("is run all the same", lambda: "held")}
+    assert scripts("attacks").main(None, attacks) == 1
+    found = json.loads((tmp_path / "runs.json").read_text())["now"]
+    assert said in found["a"]["seen"] and found["b"]["held"], capsys.readouterr().out
+    check_gone(tmp_path / "python.pid")
+
+
+def check_gone(file: Path) -> None:
+    """The process whose id is in the file, if there is one, has ended."""
+    if file.exists():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
+
+
+def test_a_service_does_not_outlive_its_script(
+    scripts: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = scripts("service_process").Service
+    write_program(tmp_path / "python", FAKE_SERVICE)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(service, "ready", lambda _: "ready")
+    monkeypatch.setattr(service, "fetch", lambda *_: {"data": [{"id": "wise-demo"}]})
+    with pytest.raises(KeyboardInterrupt), service(tmp_path / "store", tmp_path / "log", []):
+        raise KeyboardInterrupt
+    assert (tmp_path / "python.pid").exists()
+    check_gone(tmp_path / "python.pid")
+
+
+def test_the_load_of_a_service_counts_no_answer_as_right_unseen(scripts: Callable[[str], Any]) -> None:
+    load = scripts("load_serve")
+    before, later = load.ClientRecord(), load.ClientRecord()
+    before.answers = [("a", 0, "base"), ("b", 0, "base")]
+    later.answers = [("a", 1, "base"), ("b", 1, "new, as edited"), ("b", 2, "new"), ("a", 2, "other"), ("c", 1, "any")]
+    ticket = {"prompt": "b", "target": "new", "live_in": 1, "retired_in": 2}
+    doubtful = load.doubtful_answers([before, later], [ticket])
+    assert doubtful == [("b", 2, "new"), ("a", 2, "other"), ("c", 1, "any")]
+
+
+@pytest.mark.parametrize(("status", "failed"), [("429 Too Many Requests", False), ("400 Bad Request", True)])
+def test_the_load_of_a_service_counts_a_refused_preview_as_failed(
+    scripts: Callable[[str], Any], status: str, failed: bool
+) -> None:
+    load = scripts("load_serve")
+    previews, failures = Counter[str](), Counter[str]()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"]}")  # the end of what is sent
+        writer.write(f"HTTP/1.0 {status}\r\n\r\n".encode())
+        writer.close()
+
+    async def once() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            service = SimpleNamespace(port=server.sockets[0].getsockname()[1], token="t")
+            task = asyncio.create_task(load.preview_repeatedly(service, load_facts("train")[:1], previews, failures))
+            while not previews and not failures:
+                await asyncio.sleep(0)
+            task.cancel()
+
+    asyncio.run(once())
+    assert (previews.total(), failures.total()) == (int(not failed), int(failed))

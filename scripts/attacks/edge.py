@@ -185,11 +185,8 @@ def with_tokens() -> Iterator[tuple[Service, Path]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         admin = new_token(folder / "tokens", "admin", "--scope", "admin")
-        service = Service(folder / "store", folder / "log", ["--tokens", str(folder / "tokens")], admin)
-        try:
+        with Service(folder / "store", folder / "log", ["--tokens", str(folder / "tokens")], admin) as service:
             yield service, folder / "tokens"
-        finally:
-            service.kill()
 
 
 def new_token(file: Path, name: str, *options: str) -> str:
