@@ -22,7 +22,7 @@ ANY_RIVALS = 64
 ANSWERED = 0.8
 """Share of masked wordings that are read with an answer on one side, as an edit is."""
 HELD_OUT = 6
-"""One relation in so many is never taught."""
+"""One relation in so many of a kind, and at least two, is never taught."""
 QUESTION_FRAMES = (
     *["{}"] * 6,
     "Can you tell me: {}",

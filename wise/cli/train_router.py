@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from wise.cli.common import check_file, file_facts, progress_bars, show_table
-from wise.cli.options import DeviceOption, EncoderOption, JsonOption, ProgressOption, ThreadsOption
+from wise.cli.options import DeviceOption, EncoderOption, JsonOption, ProgressOption, SeedOption, ThreadsOption
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 from wise.loading import check_device, prepare
@@ -32,7 +32,7 @@ def train_router(
     ] = False,
     encoder: EncoderOption = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of optimisation.")] = 225,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all that is random.")] = 0,
+    seed: SeedOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -41,9 +41,9 @@ def train_router(
     """Teach the reader that tells apart what questions ask, on questions of your own field.
 
     No base is needed, and what is taught serves any of them: `wise edit --relations FILE`. One relation in six of each
-    kind is not taught; on these the thresholds are set and the figures measured. Memories are read with the file that
-    they were made with. On one core 225 steps take some ten minutes; what
-    ships was taught in 1,000, on a GPU.
+    kind, and at least two, is not taught; on these the thresholds are set and the figures measured. Memories are read
+    with the file that they were made with. On one core 225 steps take some ten minutes; what ships was taught in 1,000,
+    on a GPU.
     """
     check_file("--output", output)
     if with_shipped and questions is None:
@@ -56,7 +56,7 @@ def train_router(
 
     with progress_bars(progress) as show:
         figures = train_reader(
-            output, taught, encoder=encoder, steps=steps, seed=seed, device=device, progress=without_loss(show)
+            output, taught, encoder=encoder, steps=steps, seed=seed or 0, device=device, progress=without_loss(show)
         )
     _show(figures, taught, output)
     if as_json:

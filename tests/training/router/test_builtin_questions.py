@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from pages import blocks
 from questions import SHIPS
 from repository import ROOT
 
@@ -46,6 +47,12 @@ def test_what_ships_is_itself_a_file_that_can_be_read() -> None:
     assert {k: {n: of(r) for n, r in read[k].items()} for k in read[SUBJECTS]} == {
         k: {n: of(r) for n, r in told[k].items()} for k in told[SUBJECTS]
     }
+
+
+def test_the_example_of_the_page_can_be_taught_from(tmp_path: Path) -> None:
+    [example] = blocks((ROOT / "docs" / "howto" / "router.md").read_text(encoding="utf-8"), "toml")
+    assert list(read_questions(written(tmp_path, example))[SUBJECTS]) == ["server"]
+    assert "server" in read_questions(written(tmp_path, example), added_to=builtin_questions())[SUBJECTS]
 
 
 def written(folder: Path, text: str) -> Path:
