@@ -215,7 +215,9 @@ class Trainer:
         live = set() if replacing else set(state.edit_ids)
         for edit in edits:
             if edit.id in live:
-                raise EditError(f"field 'id': edit {edit.id!r} is live already; leave it out, or give a new id")
+                raise EditError(
+                    f"field 'id': edit {edit.id!r} is live already; leave the edit out, or give it another id"
+                )
             self.encoder.validate(edit)
 
     def _batches(self, state: MemoryState, edits: Sequence[Edit]) -> list[list[SlotTask]]:

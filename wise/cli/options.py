@@ -17,7 +17,7 @@ import typer
 
 from wise.cli.common import progress_bars
 from wise.cli.terminal import echo
-from wise.config import WiseConfig
+from wise.config import LARGEST_SEED, WiseConfig
 from wise.edits import check_one_namespace
 from wise.errors import ConfigError
 from wise.loading import DEVICE_MAPS, DTYPES, QUANTIZATIONS, Placement, load_model
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from wise.edits import Record
     from wise.model import WiseModel
 
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of all that is random. Left out: 0.")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of all that is random. Left out: 0.")
+]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads to use.")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="Device that the model runs on, such as cuda. Left out: the CPU.")

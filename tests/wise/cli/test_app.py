@@ -495,6 +495,12 @@ def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_p
     refused(run("bench", "editors", *base[1:], "--output", tmp_path / "runs"), "500 records to measure", "there are 5")
     refused(run("bench", "editors", *base[1:], "--output", tmp_path / "runs", "--editor", "gracie"), "'grace'")
     refused(run("compare", data, data), str(data), "not")
+    harness, train = ("harness", "--memory", tmp_path, "--tasks", "x"), ("train-router", "--output", tmp_path / "x")
+    for command in (("compare", data, data), harness, train):
+        for seed in (-1, 2**64 + 1):
+            done = run(*command, "--seed", seed)
+            words = " ".join(done.stderr.replace("│", " ").split())
+            assert done.exit_code == 2 and f"{seed} is not in the range" in words, done.output
     refused(run("edit", *FRANCE, "--output", data), str(data), "give the name of a folder")
     refused(run("edit", *FRANCE, "--output", data.parent), str(data.parent), "holds other things")
     refused(run("edit", *FRANCE, "--mode", "merged", "--output", tmp_path / "out"), "merge, retrieve")
