@@ -137,38 +137,38 @@ def body_of(content: dict[str, Any]) -> str:
     return " or ".join(type_of(media["schema"]) for media in content.values() if media.get("schema"))
 
 
-def operation(method: str, path: str, told: dict[str, Any]) -> str:
-    parts = [f"### `{method.upper()} {path}`", inspect.cleandoc(told.get("description", ""))]
-    parts.append("Needs a token." if told.get("security") else "Needs no token.")
+def operation(method: str, path: str, spec: dict[str, Any]) -> str:
+    parts = [f"### `{method.upper()} {path}`", inspect.cleandoc(spec.get("description", ""))]
+    parts.append("Needs a token." if spec.get("security") else "Needs no token.")
     rows = [
         (code(p["name"]), p["in"], type_of(p["schema"]), one_line(p.get("description")))
-        for p in told.get("parameters", ())
+        for p in spec.get("parameters", ())
     ]
     if rows:
         parts.append(table(("Parameter", "In", "Type", "Meaning"), rows))
-    if "requestBody" in told:
-        parts.append(f"Body: {body_of(told['requestBody']['content'])}.")
+    if "requestBody" in spec:
+        parts.append(f"Body: {body_of(spec['requestBody']['content'])}.")
     answers = [
         f"{code(status)} {body_of(answer.get('content', {}))}".strip()
-        for status, answer in sorted(told["responses"].items())
+        for status, answer in sorted(spec["responses"].items())
         if status < "400"
     ]
-    errors = [code(status) for status in sorted(told["responses"]) if status >= "400"]
+    errors = [code(status) for status in sorted(spec["responses"]) if status >= "400"]
     parts.append(f"Returns {', '.join(answers)}." + (f" Errors: {', '.join(errors)}." if errors else ""))
     return "\n\n".join(part for part in parts if part)
 
 
 def http_routes() -> str:
     paths = openapi()["paths"].items()
-    return "\n\n".join(operation(method, path, told) for path, methods in paths for method, told in methods.items())
+    return "\n\n".join(operation(method, path, spec) for path, methods in paths for method, spec in methods.items())
 
 
 def http_errors() -> str:
     found = {
         status: one_line(answer["description"])
         for methods in openapi()["paths"].values()
-        for told in methods.values()
-        for status, answer in told["responses"].items()
+        for spec in methods.values()
+        for status, answer in spec["responses"].items()
         if status >= "400"
     }
     return table(("Status", "Meaning"), [(code(status), found[status]) for status in sorted(found)])
@@ -179,10 +179,10 @@ def http_schemas() -> str:
     for name, schema in openapi()["components"]["schemas"].items():
         required = schema.get("required", ())
         rows = []
-        for field, told in schema.get("properties", {}).items():
-            default = code(json.dumps(told["default"])) if "default" in told else ""
+        for field, spec in schema.get("properties", {}).items():
+            default = code(json.dumps(spec["default"])) if "default" in spec else ""
             shown = "required" if field in required else default
-            rows.append((code(field), type_of(told), shown, one_line(told.get("description"))))
+            rows.append((code(field), type_of(spec), shown, one_line(spec.get("description"))))
         parts.append(f"### {name}")
         parts.append(inspect.cleandoc(schema.get("description", "")))
         if rows:
@@ -217,9 +217,9 @@ def models_that_work() -> str:
 
 def models_that_do_not() -> str:
     found = tried_models()
-    told = {name: (one["outcome"], one["reason"]) for name, one in found["models"].items() if one["outcome"] != "works"}
-    told |= {name: ("not tried", reason) for name, reason in found["excluded"].items()}
-    rows = [(code(name), outcome, one_line(reason)) for name, (outcome, reason) in sorted(told.items())]
+    why = {name: (one["outcome"], one["reason"]) for name, one in found["models"].items() if one["outcome"] != "works"}
+    why |= {name: ("not tried", reason) for name, reason in found["excluded"].items()}
+    rows = [(code(name), outcome, one_line(reason)) for name, (outcome, reason) in sorted(why.items())]
     return table(("Model type", "Outcome", "Why"), rows)
 
 
@@ -259,11 +259,11 @@ def attacks() -> str:
     """What `scripts/attack_serve.py` and `scripts/attack_store.py` saw, on the earlier commit and now."""
     runs = json.loads(ATTACKS_FILE.read_text(encoding="utf-8"))
 
-    def told(run: str, name: str) -> str:
+    def seen(run: str, name: str) -> str:
         found = runs[run].get(name)
         return "not run" if found is None else f"{'held' if found['held'] else '**broken**'}: {one_line(found['seen'])}"
 
-    rows = [(code(name), told("before", name), told("now", name)) for name in sorted(runs["before"] | runs["now"])]
+    rows = [(code(name), seen("before", name), seen("now", name)) for name in sorted(runs["before"] | runs["now"])]
     return table(("Attack", "Before", "Now"), rows)
 
 

@@ -46,10 +46,10 @@ SLOWEST = 0.2
 JOURNAL = "journal.sqlite3"
 
 
-def learn(store: Store, edits: list[Edit], **told: Any) -> None:
+def learn(store: Store, edits: list[Edit], **fields: Any) -> None:
     """Commits all that is queued, after `edits`."""
     if edits:
-        store.enqueue(edits, **told)
+        store.enqueue(edits, **fields)
     batch, current = store.claim(), store.read()
     state = written([ticket.edit for ticket in batch], current.state)
     outcomes = {ticket.edit.id: {"status": "verified", "answer": ticket.edit.target} for ticket in batch}

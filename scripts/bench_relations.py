@@ -1,4 +1,4 @@
-"""How well questions about one subject are by_reader apart: by which reader, and by what an edit keeps of its question.
+"""How well questions about one subject are told apart: by which reader, and by what an edit keeps of its question.
 
     python scripts/bench_relations.py
     python scripts/bench_relations.py --data counterfact.jsonl.xz --skip 3000 --limit 1200 --facts 150

@@ -65,8 +65,9 @@ def prepare(folder: Path, model: str, encoder: str | None, sizes: Sequence[int],
     texts = (texts * clients)[:clients]
     forms = FORMS if wrapped.encoder.in_chat else FORMS[:1]
     prompts = {form: [wrapped.encoder.question(text, chat=form == "chat").ids for text in texts] for form in forms}
-    told = {"model": model, "encoder": encoder, "layer": wrapped.target_module.path, "texts": texts, "prompts": prompts}
-    (folder / "reference.json").write_text(json.dumps(told))
+    layer = wrapped.target_module.path
+    reference = {"model": model, "encoder": encoder, "layer": layer, "texts": texts, "prompts": prompts}
+    (folder / "reference.json").write_text(json.dumps(reference))
 
 
 def in_vllm(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequence[int]) -> Measure:
@@ -113,13 +114,13 @@ def in_vllm(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequenc
         )
         said = [output.outputs[0].token_ids for output in outputs]
         for one, ids, new in zip(carried, prompts, said, strict=True):
-            told(one.course, ids, new)
+            read_generated(one.course, ids, new)
         return sum(map(len, said)), time.process_time() - begun
 
     return measure
 
 
-def told(course: Any, ids: Sequence[int], new: Sequence[int]) -> None:
+def read_generated(course: Any, ids: Sequence[int], new: Sequence[int]) -> None:
     """Reads what was generated, token by token as it comes, for its provenance."""
     import numpy as np
 
@@ -225,7 +226,7 @@ def engine(name: str, folder: Path, options: argparse.Namespace) -> None:
             print(json.dumps([tokens / cpu, tokens / (time.perf_counter() - begun)]), file=answers, flush=True)
 
 
-class Contestant:
+class EngineProcess:
     """An engine in a process of its own."""
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -262,7 +263,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     forms = json.loads((folder / "reference.json").read_text())["prompts"]
     with ExitStack() as stack:
         names = [ALONE, "plug-in", OWN, *([SERVED] if options.transformers else [])]
-        engines = {name: stack.enter_context(closing(Contestant(name, folder))) for name in names}
+        engines = {name: stack.enter_context(closing(EngineProcess(name, folder))) for name in names}
         runs = [(ALONE, engines[ALONE], 0)]
         runs += [(f"plug-in {edits}", engines["plug-in"], edits) for edits in (0, *options.sizes)]
         runs += [(name, engines[name], 0) for name in names[2:]]

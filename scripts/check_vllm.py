@@ -78,7 +78,7 @@ COUNTED = {"preempted": "preemptions", "speculative": "drafts_accepted", "cached
 """What must not be 0 in a configuration."""
 PREFACE = "The weather was fine, and people walked along the river. They talked about bread, boats and paper. " * 2
 """More tokens than a block of the cache."""
-TOLD = 3
+MOST_SHOWN = 3
 """Differences of one configuration that are shown."""
 VERSIONS = ("base", "first", "second")
 
@@ -86,9 +86,9 @@ VERSIONS = ("base", "first", "second")
 def asked(records: Sequence[Any]) -> list[str]:
     """The texts of records: in turn by themselves, behind a preface that all share, which caches keep, and behind what
     the record's edit says, whose words can be drafted."""
-    told = [(r.edit, text) for r in records for text in (r.edit.prompt, *r.paraphrases, *r.neighbours)]
-    kinds = [("", PREFACE, f"{edit.prompt} {edit.target}. ") for edit, _ in told]
-    return [kinds[place][(place + place // 9) % 3] + text for place, (_, text) in enumerate(told)]
+    texts = [(r.edit, text) for r in records for text in (r.edit.prompt, *r.paraphrases, *r.neighbours)]
+    kinds = [("", PREFACE, f"{edit.prompt} {edit.target}. ") for edit, _ in texts]
+    return [kinds[place][(place + place // 9) % 3] + text for place, (_, text) in enumerate(texts)]
 
 
 def prepare(folder: Path, model: str | None, encoder: str | None, edits: int, prompts: int) -> None:
@@ -173,11 +173,11 @@ def started(name: str, reference: dict[str, Any], wrapped: Any) -> tuple[Any, st
     options = given | COMMON | ALL[name]
     llm = LLM(**engine_options(wrapped.wise_config, reference["layer"], record=True, given=options))
     workers = llm.collective_rpc("wise_attach")
-    told = []
+    found = []
     for probe in (False, True):
         prompt, arguments = probe_request(probe)
-        told.append(logprobs_of(llm.generate(prompt, SamplingParams(**arguments), use_tqdm=False)[0]))
-    check_probe(*told)
+        found.append(logprobs_of(llm.generate(prompt, SamplingParams(**arguments), use_tqdm=False)[0]))
+    check_probe(*found)
     return llm, workers[0]["runner"]
 
 
@@ -251,7 +251,7 @@ def compared(
     """How many texts, reported edits and added edits are those of the library, by version; and, to show what a run
     without edits would count, how many texts of the base are those of the second version."""
     equal = {version: dict.fromkeys(("texts", "edits", "added"), 0) for version in VERSIONS}
-    unedited, told = 0, 0
+    unedited, differences = 0, 0
     for (version, place, question, carried), output in zip(requests, outputs, strict=True):
         said, prompt = answer_of(output.outputs[0].token_ids, wrapped.encoder.stops), len(question.ids)
         routed = edits_of(carried, [*question.ids, *said], prompt, memories[version])
@@ -265,7 +265,7 @@ def compared(
         }
         for what, (found, expected) in pairs.items():
             equal[version][what] += found == expected
-            if found != expected and (told := told + 1) <= TOLD:
+            if found != expected and (differences := differences + 1) <= MOST_SHOWN:
                 prompt_text = reference["prompts"][place]
                 print(f"{what} of {prompt_text!r}, {version}: {found}, not {expected}", file=sys.stderr)
         unedited += version == "base" and pairs["texts"][0] == reference["answers"]["second"][place]["text"]
@@ -289,10 +289,10 @@ def installed(name: str) -> str | None:
 
 def write(file: Path, name: str, key: str, figures: dict[str, Any]) -> None:
     """Adds the figures of one configuration."""
-    told = json.loads(file.read_text()) if file.exists() else {}
+    results = json.loads(file.read_text()) if file.exists() else {}
     dated = {"date": datetime.now(UTC).date().isoformat()} | figures
-    told.setdefault("models", {}).setdefault(key, {})[name] = dated
-    file.write_text(json.dumps(told, indent=1) + "\n")
+    results.setdefault("models", {}).setdefault(key, {})[name] = dated
+    file.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main() -> int:

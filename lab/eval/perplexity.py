@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from wise.errors import ConfigError
-from wise.lab.eval.prompting import TOKENS_AT_ONCE, Prompter, PromptRow, logits, token_log_probs
+from wise.lab.eval.prompting import Prompter, PromptRow, logits, rows_at_once, token_log_probs
 from wise.training.encoding import Encoder
 
 MAX_TOKENS = 20_000
@@ -90,6 +90,4 @@ def _window_figures(prompter: Prompter, rows: Sequence[PromptRow], *, base: bool
             for places, row in zip(logits(model, part), part, strict=True)
         ]
 
-    longest = max(len(row.ids) for row in rows)
-    batch = max(1, TOKENS_AT_ONCE // longest)
-    return prompter.mapped("perplexity", rows, compute, lambda row: len(row.ids), base=base, batch=batch)
+    return prompter.mapped("perplexity", rows, compute, lambda row: len(row.ids), base=base, batch=rows_at_once(rows))

@@ -185,7 +185,7 @@ class Prompter:
         def compute(model: PreTrainedModel, part: Sequence[PromptRow]) -> list[list[int]]:
             return [places.argmax(-1).tolist() for places in self._read(model, part, base=base)]
 
-        return self.mapped(f"{name}.best", rows, compute, _size, base=base, batch=_together(rows))
+        return self.mapped(f"{name}.best", rows, compute, _size, base=base, batch=rows_at_once(rows))
 
     def log_probs(self, name: str, rows: Sequence[PromptRow], *, base: bool = False) -> list[float]:
         """The mean log-probability, in nats, of each row's fed tokens. Raises ConfigError for logits that are NaN."""
@@ -196,7 +196,7 @@ class Prompter:
                 for places, row in zip(self._read(model, part, base=base), part, strict=True)
             ]
 
-        return self.mapped(f"{name}.log_probs", rows, compute, _size, base=base, batch=_together(rows))
+        return self.mapped(f"{name}.log_probs", rows, compute, _size, base=base, batch=rows_at_once(rows))
 
     def given(self, prompts: Sequence[Sequence[int]], *, base: bool) -> list[list[int]]:
         """What is read in the place of each prompt: the prompt itself, but for editors that put something before it."""
@@ -253,7 +253,7 @@ def _size(row: PromptRow) -> tuple[int, int]:
     return len(row.ids), len(row.prompt)
 
 
-def _together(rows: Sequence[PromptRow]) -> int:
+def rows_at_once(rows: Sequence[PromptRow]) -> int:
     """Rows that are read at once: a vocabulary is large, so long rows are read fewer at a time."""
     return max(1, min(BATCH, TOKENS_AT_ONCE // max((len(row.ids) for row in rows), default=1)))
 

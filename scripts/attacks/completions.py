@@ -55,10 +55,10 @@ def choices_of_streams(service: Service) -> str:
 
 def real_logprobs(service: Service) -> str:
     prompt = "Caf\u00e9 \u20ac5 and the capital of France is"
-    told = answer(service, {"prompt": prompt, "logprobs": 1, "max_tokens": 8, "temperature": 0})["choices"][0]
-    tokens, offsets = told["logprobs"]["tokens"], told["logprobs"]["text_offset"]
-    if not "".join(tokens).startswith(told["text"]) or len(offsets) != len(tokens):
-        raise AttackError(f"text {told['text']!r}, tokens {tokens}, offsets {offsets}")
+    choice = answer(service, {"prompt": prompt, "logprobs": 1, "max_tokens": 8, "temperature": 0})["choices"][0]
+    tokens, offsets = choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
+    if not "".join(tokens).startswith(choice["text"]) or len(offsets) != len(tokens):
+        raise AttackError(f"text {choice['text']!r}, tokens {tokens}, offsets {offsets}")
     return f"tokens {tokens} at {offsets}"
 
 

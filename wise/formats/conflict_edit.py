@@ -48,19 +48,15 @@ def _record(row: JsonRow, prefix: str, part: JsonRow, own: str, group: str) -> R
     return Record(
         edit=Edit(
             id=own,
-            prompt=_fill(text(part, "relation.prompt", prefix), subject),
+            prompt=text(part, "relation.prompt", prefix).replace("{}", subject),
             target=text(part, "new_object.label", prefix),
             subject=subject,
         ),
-        free_paraphrases=() if question is None else (_fill(question, subject),),
+        free_paraphrases=() if question is None else (question.replace("{}", subject),),
         answer=_old_answer(row, part, prefix),
         relation=optional_text(part, "relation.id", prefix),
         group=group,
     )
-
-
-def _fill(template: str, subject: str) -> str:
-    return template.replace("{}", subject)
 
 
 def _old_answer(row: JsonRow, part: JsonRow, prefix: str) -> str | None:
@@ -76,7 +72,7 @@ def _follows(type_: str, first_part: JsonRow, second_part: JsonRow, first: Recor
     if type_ == "coverage" and second.free_paraphrases:
         prompt, answer = second.free_paraphrases[0], second.edit.target
     elif type_ == "reverse" and (first.relation, second.relation) in _PARENT_OF_CHILD:
-        prompt = _fill(text(first_part, "relation.prompt", "edits[0]."), second.edit.target)
+        prompt = text(first_part, "relation.prompt", "edits[0].").replace("{}", second.edit.target)
         answer = text(second_part, "subject.label", "edits[1].")
     else:
         return ()

@@ -117,7 +117,7 @@ def facts_of(records: Sequence[Record], *, seed: int = 0) -> list[Fact]:
         few = order.sample(others, min(WORDINGS, len(others))) if record.edit.subject else []
         known = by_relation.get(record.relation or "", set())
         apart = [[text for text in prompts[name] if _flat(text) not in known] for name in few]
-        same = [order.choice(others_).replace("{}", record.edit.subject or "") for others_ in apart if others_]
+        same = [order.choice(texts).replace("{}", record.edit.subject or "") for texts in apart if texts]
         named = [text for text in record.neighbours if record.edit.subject and record.edit.subject in text]
         results.append(
             Fact(
