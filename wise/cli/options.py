@@ -17,7 +17,7 @@ import typer
 
 from wise.cli.common import progress_bars
 from wise.cli.terminal import echo
-from wise.config import LARGEST_SEED, WiseConfig
+from wise.config import WiseConfig
 from wise.edits import check_one_namespace
 from wise.errors import ConfigError
 from wise.loading import DEVICE_MAPS, DTYPES, QUANTIZATIONS, Placement, load_model
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from wise.edits import Record
     from wise.model import WiseModel
 
+LARGEST_SEED = 2**64 - 1
+"""The largest that torch takes."""
 SeedOption = Annotated[
     int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of all that is random. Left out: 0.")
 ]

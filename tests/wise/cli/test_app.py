@@ -497,7 +497,7 @@ def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_p
     refused(run("compare", data, data), str(data), "not")
     harness, train = ("harness", "--memory", tmp_path, "--tasks", "x"), ("train-router", "--output", tmp_path / "x")
     for command in (("compare", data, data), harness, train):
-        for seed in (-1, 2**64 + 1):
+        for seed in (-1, 2**64):
             done = run(*command, "--seed", seed)
             words = " ".join(done.stderr.replace("│", " ").split())
             assert done.exit_code == 2 and f"{seed} is not in the range" in words, done.output
