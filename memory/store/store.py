@@ -68,29 +68,30 @@ ENDED = "the process that trained it ended"
 class Store:
     """See the head of this file. Every method may be called from any thread."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, cut_off: str = ENDED) -> None:
         """Use `Store.open`."""
         self.backend = backend
         self.journal = Journal(backend)
         self.commands = CommandQueue(backend)
         self._latest = Snapshot(version=0)
         self._writing = RLock()
-        cut_off = self.journal.tickets(status=TRAINING) if backend.writer else ()
-        if readable := [ticket for ticket in cut_off if not ticket.problem]:
-            self.requeue(readable, why=ENDED)
+        training = self.journal.tickets(status=TRAINING) if backend.writer else ()
+        if readable := [ticket for ticket in training if not ticket.problem]:
+            self.requeue(readable, why=cut_off)
 
     @classmethod
-    def open(cls, place: str | PathLike[str], *, writer: bool = True) -> Self:
+    def open(cls, place: str | PathLike[str], *, writer: bool = True, cut_off: str = ENDED) -> Self:
         """Opens the store in a folder, which is made where there is none, or at a `postgresql://` URL.
 
         writer: be the one process that trains, commits and collects. Others may read and enqueue edits.
+        cut_off: why what is in training now is queued again.
 
         Raises StoreError where another process is the writer, or there is no store of ours that this release reads.
         """
         text = fspath(place)
         if text.startswith(("postgresql://", "postgres://")):
-            return cls(PostgresBackend(text, writer=writer))
-        return cls(SqliteBackend(Path(text).absolute(), writer=writer))
+            return cls(PostgresBackend(text, writer=writer), cut_off)
+        return cls(SqliteBackend(Path(text).absolute(), writer=writer), cut_off)
 
     def close(self) -> None:
         """Releases its locks; what was enqueued or committed is durable without it."""

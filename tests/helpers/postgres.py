@@ -79,6 +79,17 @@ def postgres_server() -> Iterator[str]:
         yield server.url
 
 
+def end_sessions(url: str, *numbers: int) -> None:
+    """Has the server end these sessions, or all, as it does where a machine or a network fails."""
+    import psycopg
+
+    others = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    with psycopg.connect(url, autocommit=True) as connection:
+        for (number,) in connection.execute(f"SELECT pid {others}".encode()).fetchall():
+            if number in numbers or not numbers:
+                connection.execute("SELECT pg_terminate_backend(%s, 10000)", (number,))  # ms until it has ended
+
+
 def emptied(url: str) -> None:
     """Takes a store away."""
     import psycopg

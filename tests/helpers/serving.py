@@ -90,8 +90,8 @@ def running(
     written: list[Store] = []
 
     def editor(connection: Connection) -> Worker:
-        def opened() -> Store:
-            written.append(Store.open(settings.store))
+        def opened(cut_off: str) -> Store:
+            written.append(Store.open(settings.store, cut_off=cut_off))
             return written[-1]
 
         given = {"open_store": opened, "load": lambda _: demo_model(config, template)}

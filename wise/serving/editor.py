@@ -59,6 +59,8 @@ PREPARING = {"kind": "StoreError", "problem": "the editor is still preparing the
 """The answer to a command that needs the model before it is there."""
 LEAVING = "the service ended"
 """Why a ticket was queued again when an editor ended in order."""
+LOST = "the store was lost"
+"""Why a ticket was queued again when an editor lost its store, and opened it again."""
 ENDINGS = 2
 """An edit that was in training when so many editors ended without a word is not trained any more."""
 ASKED_AT_ONCE = 8
@@ -168,6 +170,19 @@ class Editor:
         self._prepared = model
 
     @property
+    def lost(self) -> bool:
+        """Whether the store must be opened again; nothing that this editor does counts any more."""
+        return self._store.backend.lost
+
+    def give_up(self) -> None:
+        """Answers what waits for the model, and takes nothing more that needs it."""
+        with self._news:
+            self._prepared = None
+            waiting = [*self._deletes, *self._previews]
+        for job in waiting:
+            job.answer(INTERRUPTED)
+
+    @property
     def _model(self) -> WiseModel:
         if self._prepared is None:
             raise StoreError(PREPARING["problem"])
@@ -185,9 +200,9 @@ class Editor:
         Returns False if there was nothing to do. Raises StoreError if the disk does not take the result; the edits are
         then queued again. Raises Leave after `leave`.
         """
-        self._leave_if_told()
-        ran = self._run_next(self._deletes)
         try:
+            self._leave_if_told()
+            ran = self._run_next(self._deletes)
             self._queue_again("the store did not take it")  # what could not be queued again before
             tickets = self._claim()
             if not tickets:
@@ -324,6 +339,8 @@ class Editor:
     def _between_steps(self) -> None:
         """Ends the work that is being done if it must end, and does what may not wait for its end."""
         self._leave_if_told()
+        if self.lost:
+            raise StoreError(f"{LOST} meanwhile, and is opened again; try again later")
         work = self._works[-1]
         work.check()
         if work.kind != DELETE:
@@ -426,14 +443,14 @@ class Editor:
             }
             _answered(name, lambda: known[name](**arguments).to_dict(), answer)
             return None
-        if self._prepared is None:
-            answer(PREPARING)
-            return None
         job = Job(name, arguments, answer)
         with self._news:
-            (self._previews if name == PREVIEW else self._deletes).append(job)
-            self._news.notify_all()
-        return job
+            if self._prepared is not None:
+                (self._previews if name == PREVIEW else self._deletes).append(job)
+                self._news.notify_all()
+                return job
+        answer(PREPARING)
+        return None
 
     def attend(self) -> None:
         """Takes up what other replicas ask for, cancels what they have withdrawn, and ends what has expired. Raises

@@ -2,7 +2,7 @@
 
 It is a process of its own, so that training shares neither the interpreter lock nor the threads of answering, can be
 niced, and cannot take the service down. If it dies it is started again (`wise.serving.editor_client`); all that it had
-promised is in the store.
+promised is in the store. If it loses the store it leaves what it does, and opens the store again.
 
 A command comes through a pipe, as JSON, or through the store from another replica. A thread reads the pipe from the
 first moment on. Nothing else reads it, and that thread never waits for the thread of the model, so a message to the
@@ -18,8 +18,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -27,9 +27,9 @@ from typing import Any
 from wise.config import WiseConfig
 from wise.errors import StoreError
 from wise.loading import load_model
-from wise.memory.store.store import Store
+from wise.memory.store.store import ENDED, Store
 from wise.model import WiseModel, wrap
-from wise.serving.editor import Editor, Job, Leave
+from wise.serving.editor import LOST, Editor, Job, Leave
 from wise.serving.editor_client import (
     FAILING,
     NOT_THE_WRITER,
@@ -87,16 +87,18 @@ class EditorEnd:
                 if now - beat >= BEAT:
                     beat = now
                     self._beat(now)
-                if self.editor is not None and now - attended >= IDLE:
+                editor = self.editor
+                if editor is not None and not editor.lost and now - attended >= IDLE:
                     attended = now
-                    self._attend(self.editor)
+                    self._attend(editor)
         except (EOFError, OSError, Leave):
             pass
         except Exception:
             logger.exception("the editor cannot read its commands; it ends")
         self.leaving.set()
-        if self.editor is not None:
-            self.editor.leave()
+        editor = self.editor
+        if editor is not None:
+            editor.leave()
         self._at_end()
 
     def _take(self, message: dict[str, Any]) -> None:
@@ -114,10 +116,11 @@ class EditorEnd:
             self._jobs.pop(number, None)
             self._send(id=number, answer=found)
 
-        if self.editor is None:
+        editor = self.editor
+        if editor is None:
             answer(NOT_THE_WRITER)
             return
-        job = self.editor.do(message["do"], message["with"], answer)
+        job = editor.do(message["do"], message["with"], answer)
         if job is not None:
             self._jobs[number] = job
             if answered.is_set():  # in the other thread, meanwhile
@@ -147,26 +150,28 @@ def run_editor(
     connection: Connection,
     settings: Settings,
     *,
-    open_store: Callable[[], Store],
+    open_store: Callable[[str], Store],
     load: Callable[[Store], WiseModel],
     at_end: Callable[[], None] = lambda: None,
 ) -> None:
     """Works off the queue until the service closes its end.
 
-    open_store: raises StoreError while another process is the writer, and is then called again.
+    open_store: called with `cut_off` of `Store.open`. It raises StoreError while another process is the writer, and is
+    then called again. So it is where the store is lost later.
     load: a model for the edits of a store.
     """
     end = EditorEnd(connection, at_end)
     models: list[WiseModel] = []
+    cut_off = ENDED
     try:
         while not end.leaving.is_set():
             try:
-                editor = _opened(end, settings, open_store, load, models)
+                with _opened(end, settings, partial(open_store, cut_off), load, models) as editor:
+                    cut_off = LOST
+                    _work(end, editor)
             except StoreError as error:
                 end.tell(state=WAITING, why=str(error))
                 end.leaving.wait(RETRY)
-            else:
-                _work(end, editor)
     except Leave:
         return
     except Exception as error:
@@ -176,39 +181,41 @@ def run_editor(
         connection.close()  # so that the service notices, also where this is no process of its own
 
 
+@contextmanager
 def _opened(
     end: EditorEnd,
     settings: Settings,
     open_store: Callable[[], Store],
     load: Callable[[Store], WiseModel],
     models: list[WiseModel],
-) -> Editor:
-    """The editor of the store, ready. models: keeps the model that was loaded."""
+) -> Iterator[Editor]:
+    """The editor of the store, ready; the store is closed behind the block. models: keeps the model that was loaded."""
     end.tell(stage="")
-    store = open_store()
-    try:
+    with open_store() as store:
         end.editor = editor = Editor(store, settings, end.tell)
-        end.tell(state=PREPARING, why="", stage="loading the model")
-        if not models:
-            models.append(load(store))
-        editor.prepare(models[0])
-        return editor
-    except BaseException:
-        end.editor = None
-        store.close()
-        raise
+        try:
+            end.tell(state=PREPARING, why="", stage="loading the model")
+            if not models:
+                models.append(load(store))
+            editor.prepare(models[0])
+            yield editor
+        finally:
+            end.editor = None
+            editor.give_up()
 
 
 def _work(end: EditorEnd, editor: Editor) -> None:
-    """Works until it is to leave, which raises Leave."""
+    """Works until it is to leave, which raises Leave, or the store is lost, which raises StoreError."""
     end.tell(state=READY, why="", stage="")
     failing = False
     while True:
         try:
             worked = editor.work()
         except StoreError as error:
-            failing = True
             logger.error("the store does not take what was trained: %s", error)
+            if editor.lost:
+                raise
+            failing = True
             end.tell(state=FAILING, why=str(error))
             end.leaving.wait(RETRY)
             continue
@@ -245,11 +252,14 @@ def main(settings: Settings, connection: Connection) -> None:
             model.use_workers(Workers(again, pool, cpu_seconds=settings.edit_seconds))
         return model
 
+    def open_store(cut_off: str) -> Store:
+        return Store.open(settings.store, cut_off=cut_off)
+
     def end() -> None:
         sys.stderr.flush()
         os._exit(0)  # at once, also from within a step that takes long: what was in training is queued again
 
-    run_editor(connection, settings, open_store=lambda: Store.open(settings.store), load=load, at_end=end)
+    run_editor(connection, settings, open_store=open_store, load=load, at_end=end)
 
 
 def loaded_model(settings: Settings, config: WiseConfig) -> WiseModel:

@@ -2,7 +2,8 @@
 
 Rows are in the tables of the journal, bytes in a table of their own. The writer, transactions and holds are advisory
 locks, which the server releases when a session ends, however it ends. The writer's lock and its transactions belong to
-one session: when that is lost nothing can be written any more, so there are never two writers.
+one session: when that is lost nothing can be written any more, so there are never two writers. A reader whose session
+is lost begins another one with its next call.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
@@ -56,23 +58,29 @@ class PostgresBackend(Backend):
             import psycopg
         except ImportError:
             raise ConfigError("a store at a URL needs psycopg: pip install 'wise-runtime[postgres]'") from None
-        self._error = psycopg.Error
+        self._error, self._url = psycopg.Error, url
         self.writer = writer
         self._guard = RLock()
         self._connection: psycopg.Connection[Any] | None = None
         self.place = "the database"
         with opening(self), self._store_errors("cannot be opened"):
-            self._connection = psycopg.connect(url, autocommit=True)
+            self._connection = self._connect()
             info = self._connection.info
             self.place = f"the database {info.dbname} at {info.host}:{info.port}"
             if writer:
                 self._claim()
             elif not self._one("SELECT to_regclass('wise.migrations') IS NOT NULL"):
                 raise MissingError(f"{self.place} holds no store; open it once as its writer")
-            self._connection.execute("SET search_path TO wise")
-            self._connection.execute("SET synchronous_commit TO on")
         if writer:
             self._end_sampling()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        import psycopg
+
+        connection = psycopg.connect(self._url, autocommit=True)
+        connection.execute("SET search_path TO wise")
+        connection.execute("SET synchronous_commit TO on")
+        return connection
 
     def _end_sampling(self) -> None:
         sampled = (
@@ -101,8 +109,11 @@ class PostgresBackend(Backend):
 
     @property
     def _open(self) -> psycopg.Connection[Any]:
+        """The session; for a reader whose session was lost, another one."""
         if self._connection is None:
             raise StoreError(f"{self.place} was closed; open it again")
+        if self._connection.closed and not self.writer:
+            self._connection = self._connect()
         return self._connection
 
     def _one(self, statement: str, *values: Any) -> Any:
@@ -115,27 +126,26 @@ class PostgresBackend(Backend):
     @contextmanager
     def transaction(self) -> Iterator[Execute]:
         with self._guard, self._store_errors("could not be written, and nothing was changed"):
-            with self._open.transaction():
-                self._one("SELECT pg_advisory_xact_lock(%s)", _TRANSACTION)
+            connection = self._open
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (_TRANSACTION,))
                 reach("transaction-begun")
-                yield self._execute
+                yield partial(_execute, connection)
                 reach("transaction-filled")
             reach("transaction-durable")
 
     @contextmanager
     def reading(self) -> Iterator[Execute]:
-        with self._guard, self._store_errors("could not be read"), self._open.transaction():
-            self._open.execute(b"SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            yield self._execute
+        with self._guard, self._store_errors("could not be read"):
+            connection = self._open
+            with connection.transaction():
+                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                yield partial(_execute, connection)
 
     @contextmanager
     def snapshot(self) -> Iterator[Scan]:
         with self.reading() as execute:
             yield lambda statement, *values: iter(execute(statement, *values))
-
-    def _execute(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        cursor = self._open.execute(statement.replace("?", "%s").encode(), values)
-        return cursor.fetchall() if cursor.description else []
 
     def faults(self, scan: Scan) -> list[str]:
         """Tables and indexes that are missing; a server looks after its own files."""
@@ -222,6 +232,7 @@ class PostgresBackend(Backend):
 
     def close(self) -> None:
         with self._guard:
+            self.lost = True
             if self._connection is None:
                 return
             try:
@@ -239,10 +250,17 @@ class PostgresBackend(Backend):
             yield
         except (self._error, OSError) as error:
             if self._connection is not None and self._connection.broken:
-                what = "lost the connection; open it again, which shows whether what was under way was still done"
+                self.lost, again = self.writer, "open it" if self.writer else "try"
+                what = f"lost the connection; {again} again, which shows whether what was under way was still done"
             primary = getattr(getattr(error, "diag", None), "message_primary", None)  # the details may quote a row
             said = redacted(" ".join((primary or str(error)).split()))
             raise StoreError(f"{self.place} {what}: {said}; see to the server") from error
+
+
+def _execute(connection: psycopg.Connection[Any], statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    """Runs a statement in this session alone: a transaction that was cut off does not go on in another one."""
+    cursor = connection.execute(statement.replace("?", "%s").encode(), values)
+    return cursor.fetchall() if cursor.description else []
 
 
 def _number(digest: str) -> int:

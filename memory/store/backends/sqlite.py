@@ -139,6 +139,7 @@ class SqliteBackend(Backend):
                 os.close(self._writer_handle)
                 self._writer_handle = again
                 return
+        self.lost = True
         raise StoreError(
             f"{self.place}: {LOCK_FILE} was removed or replaced, and another process is the writer by now; this one "
             "writes no more: open the store again"
@@ -276,6 +277,7 @@ class SqliteBackend(Backend):
 
     def close(self) -> None:
         with self._guard:
+            self.lost = True
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None

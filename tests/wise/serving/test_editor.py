@@ -379,6 +379,16 @@ def test_a_preview_that_takes_too_long_or_that_nobody_waits_for_ends(tmp_path: P
         assert not answers
 
 
+def test_what_waits_for_the_model_of_an_editor_that_gives_up_is_answered(tmp_path: Path) -> None:
+    preview = {"edit": SECOND.to_dict(), "prompts": []}
+    with Store.open(tmp_path / "store") as store:
+        editor, answers = editing(model(), store), list[dict[str, Any]]()
+        assert editor.do("preview", preview, answers.append) is not None and not answers
+        editor.give_up()
+        assert editor.do("preview", preview, answers.append) is None
+        assert answers == [module.INTERRUPTED, module.PREPARING]
+
+
 def test_before_the_model_is_there_the_store_is_changed_and_nothing_is_previewed(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         editor = editing(model(), store)

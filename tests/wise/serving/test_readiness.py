@@ -65,7 +65,7 @@ def test_preparing_says_how_far_it_is(tmp_path: Path, caplog: pytest.LogCaptureF
     stages: list[tuple[str, str]] = []
     may_load, stores = threading.Event(), list[Store]()
 
-    def opened() -> Store:
+    def opened(_: str) -> Store:
         stores.append(Store.open(settings.store))
         return stores[-1]
 

@@ -6,9 +6,10 @@ import random
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
-from postgres import Server, emptied, postgres
+from postgres import Server, emptied, end_sessions, postgres
 from secrets_told import WORDS, found, secret_values, tell_a_secret
 from stores import digest, edit, edits, learn, soak, statuses, written
 
@@ -29,6 +30,11 @@ def server() -> Iterator[Server]:
 def url(server: Server) -> str:
     emptied(server.url)
     return server.url
+
+
+def session(store: Store) -> int:
+    with store.backend.reading() as execute:
+        return int(execute("SELECT pg_backend_pid()")[0][0])
 
 
 def test_a_server_that_is_killed_has_lost_nothing_that_was_acknowledged(server: Server, url: str) -> None:
@@ -52,22 +58,48 @@ def test_a_server_that_is_killed_has_lost_nothing_that_was_acknowledged(server: 
 
 
 def test_a_writer_that_lost_its_session_writes_no_more(url: str) -> None:
-    import psycopg
-
     first = Store.open(url)
     first.enqueue(edits(1))
     batch = first.claim()
-    with psycopg.connect(url, autocommit=True) as other:
-        other.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7165001")
+    end_sessions(url, session(first))
     with Store.open(url) as second:
         assert statuses(second) == {"e1": "queued"}
         with pytest.raises(StoreError, match="lost the connection"):
             first.fail(batch, detail={"why": "late"})
+        assert first.backend.lost
         with pytest.raises(StoreError):
             first.enqueue(edits(2))
         learn(second, [])
         assert statuses(second) == {"e1": "live"}
     first.close()
+
+
+def test_a_reader_that_lost_its_session_goes_on_in_another(url: str) -> None:
+    with Store.open(url) as writer, Store.open(url, writer=False) as reader:
+        learn(writer, edits(1))
+        end_sessions(url, session(reader))
+        with pytest.raises(StoreError, match="lost the connection; try again"):
+            reader.log()
+        assert reader.log() == writer.log() and reader.enqueue(edits(2))
+        with reader.pin():
+            end_sessions(url, session(reader))
+            with pytest.raises(StoreError, match="lost the connection; try again"):
+                reader.log()
+        assert reader.check().problems == ()
+        assert writer.claim() and (writer.backend.lost, reader.backend.lost) == (False, False)
+
+
+def test_a_transaction_that_was_cut_off_does_not_go_on_in_another_session(url: str) -> None:
+    import psycopg
+
+    with Store.open(url) as writer, Store.open(url, writer=False) as reader:
+        learn(writer, edits(1))
+        with pytest.raises(StoreError, match="lost the connection"), reader.backend.transaction() as execute:
+            end_sessions(url, int(execute("SELECT pg_backend_pid()")[0][0]))
+            for _ in range(2):  # the session is known to be lost after the first
+                with suppress(psycopg.Error):
+                    execute("DELETE FROM tickets")
+        assert statuses(reader) == statuses(writer) == {"e1": "live"}
 
 
 def test_processes_killed_lose_nothing(url: str) -> None:

@@ -1,0 +1,109 @@
+"""A service that loses its store for a while answers all along, and edits again by itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from postgres import Server, emptied, end_sessions, postgres
+from serving import NAME, PATIENCE, Running, running
+from stores import statuses
+from waiting import until
+
+from wise.memory.store.store import ENDED
+from wise.serving import editor as module
+from wise.serving.editor import LOST
+from wise.serving.editor_client import READY, WAITING
+
+FRANCE = "The capital of France is"
+LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgres() as started:
+        yield started
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    emptied(server.url)
+    return server.url
+
+
+def said(served: Running) -> str:
+    with served.client("reader") as client:
+        body = {"model": NAME, "prompt": FRANCE, "temperature": 0}
+        return str(client.post("/v1/completions", json=body).json()["choices"][0]["text"])
+
+
+def restart(served: Running, server: Server) -> None:
+    server.kill()
+    until(lambda: served.service.follower.trouble and served.service.editor.state == WAITING)
+    assert said(served) == " Lyon."
+    server.start()
+
+
+def end_all_sessions(served: Running, server: Server) -> None:
+    end_sessions(server.url)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("lose", [restart, end_all_sessions])
+def test_a_service_whose_database_was_away_edits_again_by_itself(
+    lose: Callable[[Running, Server], None], server: Server, url: str
+) -> None:
+    with running(url) as served, served.client() as client:
+        served.edit(LYON)
+        lose(served, server)
+        nice = {"edits": [LYON | {"target": "Nice"}], "wait": "live"}
+
+        def live() -> bool:
+            answer = client.post("/v1/edits", json=nice, headers={"Idempotency-Key": "once"})
+            assert answer.status_code in (200, 202, 503), answer.text
+            return answer.status_code == 200
+
+        until(live)
+        assert said(served) == " Nice." and client.get("/ready").status_code == 200
+        store = served.service.store
+        assert [version.number for version in store.journal.versions()] == [1, 2] and store.check().problems == ()
+
+
+@pytest.mark.postgres
+def test_training_whose_session_was_lost_is_left_and_counts_as_no_ending(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the edit would be quarantined, as one that ends editors."""
+    training, may_end, known = threading.Event(), threading.Event(), module.edited
+
+    def edited(*given: Any, check: Callable[[], None], **more: Any) -> Any:
+        training.set()
+        while not may_end.is_set():
+            check()
+        return known(*given, check=check, **more)
+
+    monkeypatch.setattr(module, "edited", edited)
+    with running(url) as served, served.client() as client:
+        [taken] = client.post("/v1/edits", json={"edits": [LYON]}).json()["edits"]
+        for _ in range(2):
+            assert training.wait(PATIENCE)
+            training.clear()
+            end_sessions(url)
+        assert training.wait(PATIENCE)
+        may_end.set()
+        until(lambda: statuses(served.service.store) == {taken["id"]: "live"})
+        why = [event.detail.get("why") for event in served.service.store.log() if event.kind == "queued"]
+        assert why == [None, LOST, LOST] and ENDED not in why
+
+
+def test_an_editor_whose_lock_was_replaced_opens_the_store_again(tmp_path: Path) -> None:
+    with running(tmp_path / "store") as served:
+        served.edit(LYON)
+        (tmp_path / "another").touch()
+        (tmp_path / "another").rename(tmp_path / "store" / "writer.lock")
+        until(lambda: served.service.editor.state != READY)
+        served.edit(LYON | {"target": "Nice"})
+        assert said(served) == " Nice." and served.service.store.check().problems == ()
