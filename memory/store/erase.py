@@ -79,7 +79,7 @@ def erase(
     versions = [version for version in journal.versions() if not version.collected]
     holding, needed = _holding(backend, versions, {ticket.number for ticket in tickets})
     with ExitStack() as locks:
-        for version in holding:
+        for version in {version.manifest: version for version in holding}.values():  # which versions may share
             if not locks.enter_context(backend.unheld(version.manifest)):
                 raise StoreError(
                     f"version {version.number} holds such an edit and is being read; end that reader, then erase again"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from wise.edits import Edit
 from wise.errors import EditError, StoreError
 from wise.memory.store import failpoints
 from wise.memory.store.backends.base import Execute
-from wise.memory.store.edit_request import EditRequest
+from wise.memory.store.edit_request import EditRequest, Version
 from wise.memory.store.journal import EventWriter
 from wise.memory.store.rows import EVENT, event_of
 from wise.memory.store.store import Store
@@ -156,6 +156,18 @@ def test_nothing_is_erased_while_a_version_that_holds_it_is_read(folder: Path) -
         end(process)
     with Store.open(folder) as store:
         assert store.erase(["secret"]).versions == (2, 3)
+
+
+@pytest.mark.parametrize("returns", [lambda store: store.rollback(1), lambda store: store.delete(["e1"])])
+def test_what_several_equal_versions_hold_is_erased(place: str, returns: Callable[[Store], Version]) -> None:
+    with Store.open(place) as store:
+        learn(store, [SECRET])
+        learn(store, edits(1))
+        returns(store)
+        assert store.journal.version(1).manifest == store.journal.version(3).manifest, "they would not be equal"
+        store.delete(["secret"])
+        assert store.erase(["secret"]).versions == (1, 2, 3)
+        assert store.check().problems == ()
 
 
 @pytest.mark.parametrize("point", ["transaction-filled", "transaction-durable", "blob-removed"])
