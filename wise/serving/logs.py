@@ -129,14 +129,14 @@ def json_logs(level: str, audit: Path | None = None) -> Iterator[None]:
     handler = _json(logging.StreamHandler(stream), level)
     audits = [] if audit is None else [_json(_file(audit), level)]
     root, others = logging.getLogger(), _with_handlers()
-    before = root.handlers, root.level, [(logger, logger.handlers, logger.propagate) for logger in others]
+    before = root.handlers, root.level, [(logger, logger.handlers, logger.propagate, logger.level) for logger in others]
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     root.handlers = [handler]
     root.setLevel(level.upper())
     for logger in others:
         logger.handlers, logger.propagate = [], logger.name != UVICORN_ACCESS
     if audits:
-        audit_log.handlers, audit_log.propagate = list(audits), False
+        _use_for_audit(audits[0])
     logging.captureWarnings(True)
     sys.stderr = TextAsRecords(stream)
     sys.excepthook = _uncaught
@@ -150,8 +150,9 @@ def json_logs(level: str, audit: Path | None = None) -> Iterator[None]:
         logging.captureWarnings(False)
         root.handlers, level_before, saved = before
         root.setLevel(level_before)
-        for logger, handlers, propagate in saved:
+        for logger, handlers, propagate, own_level in saved:
             logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(own_level)
         for file in audits:
             file.close()
 
@@ -165,7 +166,7 @@ def log_as_json(level: str, audit: Path | None = None) -> None:
     log.handlers, log.propagate = [_json(logging.StreamHandler(), level)], False
     log.setLevel(level.upper())
     if audit is not None:
-        audit_log.handlers, audit_log.propagate = [_json(_file(audit), level)], False
+        _use_for_audit(_json(_file(audit), level))
 
 
 def run_logged(level: str, function: str, *arguments: Any) -> None:
@@ -202,6 +203,12 @@ def _with_handlers() -> list[logging.Logger]:
 def _json(handler: logging.Handler, level: str) -> logging.Handler:
     handler.setFormatter(JsonFormatter(whole_errors=level == "debug"))
     return handler
+
+
+def _use_for_audit(file: logging.Handler) -> None:
+    """Every write goes to the file, whatever the level of the log is."""
+    audit_log.handlers, audit_log.propagate = [file], False
+    audit_log.setLevel(logging.INFO)
 
 
 def _file(path: Path) -> logging.Handler:

@@ -19,7 +19,7 @@ from waiting import until
 
 from wise.errors import ConfigError, EditError, StoreError
 from wise.memory.store.store import Store
-from wise.serving.logs import JsonFormatter, audit, json_logs, note, noting, run_logged
+from wise.serving.logs import JsonFormatter, audit, audit_log, json_logs, note, noting, run_logged
 from wise.serving.settings import load
 from wise.training.trainer import Trainer
 
@@ -94,12 +94,14 @@ def test_nothing_is_left_that_would_write_to_a_closed_stream(capfd: pytest.Captu
     assert "Logging error" in capfd.readouterr().err  # negative control
 
 
-def test_an_audit_goes_to_its_own_file(tmp_path: Path) -> None:
-    stderr = io.StringIO()
-    with logging_to(stderr, "info", tmp_path / "audit"):
+@pytest.mark.parametrize("level", ["info", "error"])
+def test_an_audit_goes_to_its_own_file_whatever_is_logged(level: str, tmp_path: Path) -> None:
+    stderr, before = io.StringIO(), audit_log.level
+    with logging_to(stderr, level, tmp_path / "audit"):
         with noting(request="r1"):
             audit("delete", by="anna", edit="e1")
     audit("delete", by="bert")
+    assert audit_log.level == before
     [line] = (tmp_path / "audit").read_text().splitlines()
     assert json.loads(line).items() >= {"message": "delete", "by": "anna", "request": "r1", "edit": "e1"}.items()
     assert stderr.getvalue() == ""
