@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from packed import packed_model
 from stores import statuses
 from tiny import reading, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
+from waiting import until
 
 import wise
 from wise.errors import ArtifactError, StoreError
@@ -161,6 +163,27 @@ def test_a_store_is_served_on_a_copy_that_is_allowed(
             Follower(
                 opened, model_of(torch.bfloat16, seed=1), Metrics(), on_version=lambda v: None, allow_precision=True
             )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed", "trouble"),
+    [
+        (torch.float32, False, ""),
+        (torch.bfloat16, False, "in float32 and this copy is in bfloat16.*allow_precision"),
+        (torch.bfloat16, True, "of another precision: start anew, so that each is asked again"),
+    ],
+)
+def test_a_replica_that_began_with_an_empty_store_serves_no_edits_of_another_precision(
+    dtype: torch.dtype, allowed: bool, trouble: str, tmp_path: Path
+) -> None:
+    with Store.open(tmp_path / "store") as writer, Store.open(tmp_path / "store", writer=False) as opened:
+        given = {"on_version": lambda version: None, "allow_precision": allowed}
+        follower = Follower(opened, model_of(dtype), Metrics(), **given)  # type: ignore[arg-type]
+        follower.start()
+        trained(writer, model_of(torch.float32), EDITS[:1], Settings())
+        until(lambda: follower.trouble or follower.current.version)
+        follower.close()
+        assert re.search(trouble, follower.trouble) and follower.current.version == (0 if trouble else 1)
 
 
 def test_a_store_is_edited_on_a_copy_that_is_allowed_and_stays_of_its_base(store: Callable[..., Store]) -> None:

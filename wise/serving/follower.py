@@ -113,6 +113,7 @@ class Follower:
         Raises StoreError if the store cannot be read, or as `check_fits` does.
         """
         self._store, self._model, self._metrics, self._on_version = store, model, metrics, on_version
+        self._allow_precision = allow_precision
         snapshot = store.read()
         if not check_fits(model, snapshot, store.backend.place, allow_precision=allow_precision):
             ask_again(model, snapshot, _log_progress(time.monotonic()))
@@ -182,7 +183,7 @@ class Follower:
         events = self._store.journal.events(since=self.last_event)  # before the version: it is at least as new
         if self._store.journal.version().number != self.current.version:
             snapshot = self._store.read()
-            check_settings(self._model, snapshot, self._store.backend.place)  # it may have been empty at the start
+            self._check(snapshot)
             served = served_version(self._model, snapshot, self.current)
             self._prepare(served)
             self.current = served
@@ -193,6 +194,15 @@ class Follower:
             self._count(events)
             self.last_event = max(self.last_event, events[-1].number)
             self._wake()
+
+    def _check(self, snapshot: Snapshot) -> None:
+        """Raises StoreError if a store that was empty at the start, and so of no base, has come to be unfit."""
+        place = self._store.backend.place
+        check_settings(self._model, snapshot, place)
+        if self.current.version:
+            return
+        if not check_fits(self._model, snapshot, place, allow_precision=self._allow_precision):
+            raise StoreError(f"{place}: its edits are of another precision: start anew, so that each is asked again")
 
     def _wake(self) -> None:
         for listener in tuple(self._listeners):
