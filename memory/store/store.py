@@ -27,7 +27,7 @@ from typing import Any, Self
 
 from wise.config import WiseConfig
 from wise.edits import Edit
-from wise.errors import ConflictError, EditError, StoreError, checked_text, did_you_mean
+from wise.errors import ConflictError, EditError, StoreError, checked_text
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.state import MemoryState
 from wise.memory.store.anchor import Anchor, head
@@ -208,21 +208,16 @@ class Store:
         """
         with self._changing():
             parent = self.read()
-            under_way = self.journal.tickets(status=(QUEUED, TRAINING))
-            known = {**{ticket.edit.id: ticket.number for ticket in under_way}, **parent.tickets}
-            for edit_id in edit_ids:
-                if edit_id not in known:
-                    hint = did_you_mean(edit_id, known) if known else "there are none"
-                    raise ConflictError(f"edit {edit_id!r} is neither live nor queued nor in training; {hint}")
             why = EXPIRED if expired else {"why": "deleted"}
-            moves = [Move(ticket=known[i], to=RETIRED, detail=why) for i in dict.fromkeys(edit_ids)]
+            moves = [Move(ticket=self._under_way(i, parent), to=RETIRED, detail=why) for i in dict.fromkeys(edit_ids)]
             live = [edit_id for edit_id in edit_ids if edit_id in parent.tickets]
             if not live:
                 self.journal.move(moves, author=author)
                 return self.journal.version()
             state = without(parent, live, forget)
-            lost = parent.tickets.keys() - {*state.edit_ids, *live}
-            moves += [Move(ticket=known[i], to=RETIRED, detail={"why": "lost"}) for i in parent.tickets if i in lost]
+            kept = {*state.edit_ids, *live}
+            lost = [number for edit_id, number in parent.tickets.items() if edit_id not in kept]
+            moves += [Move(ticket=number, to=RETIRED, detail={"why": "lost"}) for number in lost]
             return self._put(self._changeset_of(parent, state), moves, kind="delete", author=author, reason=reason)
 
     def rollback(self, version: int, *, author: str | None = None, reason: str | None = None) -> Version:
@@ -440,6 +435,16 @@ class Store:
         if parent.config is None or parent.base is None:
             raise StoreError("nothing was committed yet: commit a version first")
         return changeset(parent, state, parent.tickets, config=parent.config, base=parent.base)
+
+    def _under_way(self, edit_id: str, current: Snapshot) -> int:
+        """The ticket of an edit that is live, queued or in training. Raises ConflictError where there is none."""
+        if edit_id in current.tickets:
+            return current.tickets[edit_id]
+        for ticket in self.journal.tickets(edit_id=edit_id, status=(QUEUED, TRAINING)):
+            return ticket.number
+        raise ConflictError(
+            f"edit {edit_id!r} is neither live nor queued nor in training; `wise store log` lists edits"
+        )
 
     def _check_return(self, target: Snapshot, returning: set[int]) -> None:
         """Edits that come back are not under way anew."""
