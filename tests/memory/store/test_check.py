@@ -7,7 +7,7 @@ import random
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -257,6 +257,23 @@ def test_what_a_check_noted_is_believed_only_as_it_was_written(folder: Path) -> 
         assert problems(folder, checked=folder / FILE) == ()
         assert json.loads((folder / FILE).read_text()) == data, "it was brought up to date"
     assert data.pop("sha256") == digest_of_json(data)
+
+
+@pytest.mark.parametrize("how", [lambda store: store.gc(keep=1), lambda store: store.erase(["e2"])])
+def test_what_is_collected_while_a_check_reads_it_is_no_damage(place: str, how: Callable[[Store], object]) -> None:
+    """A service may do so at any time."""
+    with Store.open(place) as store, Store.open(place, writer=False) as reader:
+        learn(store, edits(1))
+        learn(store, edits(2))
+        store.delete(["e2"])
+
+        def meanwhile(name: str, done: int, total: int) -> None:
+            if (name, done) == ("versions", 1):
+                how(store)
+
+        found = reader.check(progress=meanwhile)
+        collected = {number for number in (1, 2) if store.journal.version(number).collected}
+        assert found.problems == () and collected and found.versions == 3 - len(collected)
 
 
 def test_a_row_that_cannot_be_read_stops_nobody(folder: Path) -> None:
