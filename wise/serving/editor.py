@@ -219,6 +219,7 @@ class Editor:
 
     def _claim(self) -> list[Ticket]:
         with self._changing:
+            self._leave_if_told()  # what is claimed after `leave` nobody would queue again
             tickets = self._store.claim(1 if self._careful else self._settings.edit_batch)
             self._training = {ticket.edit.id: ticket for ticket in tickets}
             endings = {ticket.edit.id: self._endings(ticket) for ticket in tickets}

@@ -18,6 +18,7 @@ from waiting import until
 
 import wise
 from wise.errors import ConflictError, EditError, StoreError
+from wise.memory.store.edit_request import Version
 from wise.memory.store.store import ENDED, Store
 from wise.serving import editor as module
 from wise.serving.editor import Editor, Leave
@@ -364,6 +365,22 @@ def test_an_editor_that_is_told_to_leave_does_so_at_the_next_step_and_that_count
     with Store.open(tmp_path / "store") as store:
         assert editing(model(), store).work() and statuses(store) == {"long": "live"} and left == ["left"] * 3
         assert not [event for event in store.log() if event.detail.get("why") == ENDED]
+
+
+def test_an_editor_that_is_told_to_leave_claims_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(tmp_path / "store") as store:
+        editor, version = editing(model(), store), store.journal.version
+        store.enqueue([FIRST])
+
+        def told_to_leave() -> Version:
+            """After `work` has looked whether it must leave, and before it claims."""
+            editor.leave()
+            return version()
+
+        monkeypatch.setattr(store.journal, "version", told_to_leave)
+        with pytest.raises(Leave):
+            editor.work()
+        assert [event.kind for event in store.log()] == ["queued"]
 
 
 def test_a_preview_that_takes_too_long_or_that_nobody_waits_for_ends(tmp_path: Path) -> None:
