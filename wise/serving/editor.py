@@ -149,6 +149,8 @@ class Editor:
         self._asked: dict[str, Job] = {}
         """What other replicas ask for and waits for the model, by the command's id. For the thread of commands."""
         self._expiring: set[str] = set()
+        self._collected = 0
+        """The current version when old ones were last collected."""
         self._works: list[_Work] = []
         """What is being done, the innermost last."""
         self._preview_due = 0.0
@@ -203,6 +205,7 @@ class Editor:
         try:
             self._leave_if_told()
             ran = self._run_next(self._deletes)
+            self._collect()
             self._queue_again("the store did not take it")  # what could not be queued again before
             tickets = self._claim()
             if not tickets:
@@ -314,10 +317,18 @@ class Editor:
                 del self._training[edit.id]
         spent = round(time.monotonic() - begun, 3)
         logger.info("committed", extra={"fields": {"version": version.number, "seconds": spent}})
-        keep = self._settings.keep_versions
-        if version.number % keep == 0:
-            self._store.gc(keep=keep)
         trim_heap()
+
+    def _collect(self) -> None:
+        """Collects old versions once so many came as are kept, whatever made them."""
+        keep, current = self._settings.keep_versions, self._store.journal.version().number
+        if current - self._collected < keep:
+            return
+        self._collected = current
+        try:
+            self._store.gc(keep=keep)
+        except StoreError as error:
+            logger.error("old versions could not be collected: %s", error)
 
     def _show_progress(self, done: int) -> None:
         now = time.monotonic()

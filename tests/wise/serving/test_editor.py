@@ -383,6 +383,28 @@ def test_an_editor_that_is_told_to_leave_claims_nothing_more(tmp_path: Path, mon
         assert [event.kind for event in store.log()] == ["queued"]
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["", "what is damaged is told, and holds up nothing"])
+def test_old_versions_are_collected_whatever_made_the_new_ones(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def damaged(**_: Any) -> None:
+        raise StoreError("a manifest is damaged")
+
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store, Settings(keep_versions=2))
+        if fails:
+            monkeypatch.setattr(store, "gc", damaged)
+        for _ in range(3):  # commits are odd and deletes are even
+            store.enqueue([FIRST])
+            assert editor.work()
+            done(editor, "delete", edit_ids=["first"], **NOBODY)
+        store.enqueue([SECOND])
+        assert editor.work() and statuses(store)["second"] == "live"
+        collected = [version.number for version in store.journal.versions() if version.collected]
+        assert collected == ([] if fails else [1, 3]), "2 and 4 are equal to 6"
+        assert ("a manifest is damaged" in caplog.text) == fails
+
+
 def test_a_preview_that_takes_too_long_or_that_nobody_waits_for_ends(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         editor = editing(model(), store, Settings(preview_seconds=1e-6))
