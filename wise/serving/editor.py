@@ -34,7 +34,7 @@ from typing import Any, Protocol
 import torch
 
 from wise.edits import Edit
-from wise.errors import EditError, RefusedError, StoreError, WiseError
+from wise.errors import EditError, RefusedError, StoreError, WiseError, listed
 from wise.memory.state import MemoryState
 from wise.memory.store.changes import Forget
 from wise.memory.store.edit_request import QUEUED, Ticket, Version
@@ -149,6 +149,8 @@ class Editor:
         self._asked: dict[str, Job] = {}
         """What other replicas ask for and waits for the model, by the command's id. For the thread of commands."""
         self._expiring: set[str] = set()
+        self._not_expired = ""
+        """Why edits could not be deleted whose time is over."""
         self._collected = 0
         """The current version when old ones were last collected."""
         self._works: list[_Work] = []
@@ -477,7 +479,21 @@ class Editor:
         if late:
             self._expiring.update(late)
             arguments = {"edit_ids": late, "author": None, "reason": "it is not valid now", "expired": True}
-            self.do("delete", arguments, lambda _: self._expiring.difference_update(late))
+            self.do("delete", arguments, partial(self._note_expiry, late))
+        elif self._not_expired and not self._expiring:
+            self._note_expiry([], {})
+
+    def _note_expiry(self, edit_ids: Sequence[str], found: dict[str, Any]) -> None:
+        """Says once why edits could not be deleted whose time is over, however often that is tried."""
+        self._expiring.difference_update(edit_ids)
+        problem = found.get("problem", "")
+        if problem == self._not_expired:
+            return
+        self._not_expired = problem
+        self._tell(why=problem)
+        if problem:
+            fields = {"edits": listed(edit_ids)}
+            logger.error("edits whose time is over are still served; GET /v1/status says why", extra={"fields": fields})
 
     def _reply(self, command: str, found: dict[str, Any]) -> None:
         try:

@@ -405,6 +405,33 @@ def test_old_versions_are_collected_whatever_made_the_new_ones(
         assert ("a manifest is damaged" in caplog.text) == fails
 
 
+def test_an_edit_whose_time_is_over_and_that_cannot_be_deleted_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise StoreError("no room is left")
+
+    told: list[str] = []
+
+    def tell(**changed: Any) -> None:
+        if "why" in changed:
+            told.append(changed["why"])
+
+    with Store.open(tmp_path / "store") as store:
+        editor = Editor(store, Settings(), tell)
+        editor.prepare(model())
+        store.enqueue([FIRST])
+        assert editor.work()
+        monkeypatch.setattr(store, "expired", lambda: store.journal.tickets(status="live"))
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "delete", full)
+            for _ in range(3):
+                editor.attend()
+        assert told == ["no room is left"] and caplog.text.count("edits whose time is over are still served") == 1
+        editor.attend()
+        assert told == ["no room is left", ""] and statuses(store) == {"first": "retired"}
+
+
 def test_a_preview_that_takes_too_long_or_that_nobody_waits_for_ends(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
         editor = editing(model(), store, Settings(preview_seconds=1e-6))
