@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from reprlib import repr as shortened
@@ -323,6 +323,15 @@ def _probes(value: object) -> tuple[Probe, ...]:
 
 def _listed(values: Sequence[object]) -> list[object]:
     return [value._asdict() if isinstance(value, Message) else value for value in values]
+
+
+def texts_of(edit: Edit) -> Iterator[tuple[str, str]]:
+    """What an edit says, with the name of the field, such as `paraphrases[0]`. Its subject stands in the prompt."""
+    yield "prompt", edit.prompt
+    yield "target", edit.target
+    yield from ((f"messages[{i}]", message.content) for i, message in enumerate(edit.messages))
+    for name in ("paraphrases", "locality", "aliases"):
+        yield from ((f"{name}[{i}]", text) for i, text in enumerate(getattr(edit, name)))
 
 
 def as_written(name: str, text: str) -> str | None:

@@ -22,6 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from wise.edits import texts_of
 from wise.errors import ConflictError, EditError, StoreError, checked_text, did_you_mean
 from wise.memory.store.backends.base import Backend, Execute
 from wise.memory.store.edit_request import (
@@ -292,9 +293,6 @@ class _Words:
 
 
 def _fields(ticket: Ticket) -> Iterable[tuple[str, str]]:
-    edit = ticket.edit
-    yield from (("prompt", edit.prompt), ("target", edit.target))
-    yield from ((name, text) for name in ("aliases", "paraphrases", "locality") for text in getattr(edit, name))
-    yield from (("messages", message.content) for message in edit.messages)
-    own = (("subject", edit.subject), ("reason", ticket.reason), ("key", ticket.key))
+    yield from ((name.partition("[")[0], text) for name, text in texts_of(ticket.edit))
+    own = (("subject", ticket.edit.subject), ("reason", ticket.reason), ("key", ticket.key))
     yield from ((name, text) for name, text in own if text is not None)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from wise.edits import Edit
+from wise.edits import Edit, texts_of
 from wise.errors import EditError
 from wise.serving.settings import Settings
 from wise.training.encoding import Encoder
@@ -13,7 +11,7 @@ from wise.training.encoding import Encoder
 def check_size(edit: Edit, encoder: Encoder, settings: Settings) -> None:
     """Raises EditError, naming the field, for an edit that is larger than `settings` allow."""
     limit = settings.edit_characters
-    for name, text in _texts(edit):
+    for name, text in texts_of(edit):
         if len(text) > limit:  # before any text is tokenized
             raise EditError(f"field {name!r}: it has {len(text)} characters and edit_characters={limit}; shorten it")
     target = _count(encoder, edit.target)
@@ -22,7 +20,7 @@ def check_size(edit: Edit, encoder: Encoder, settings: Settings) -> None:
             f"field 'target': it has {target} tokens and target_tokens={settings.target_tokens}; shorten it"
         )
     total = 0
-    for name, text in _texts(edit):
+    for name, text in texts_of(edit):
         if name != "target":
             total += _count(encoder, text) + (target if name.startswith(("prompt", "paraphrases")) else 0)
         if total > settings.edit_tokens:
@@ -30,15 +28,6 @@ def check_size(edit: Edit, encoder: Encoder, settings: Settings) -> None:
                 f"field {name!r}: up to it the texts of the edit have {total} tokens, each wording with the target, "
                 f"and edit_tokens={settings.edit_tokens}; give fewer or shorter ones"
             )
-
-
-def _texts(edit: Edit) -> Iterator[tuple[str, str]]:
-    """Every text of an edit, with the name of its field."""
-    yield "prompt", edit.prompt
-    yield "target", edit.target
-    yield from ((f"messages[{i}]", message.content) for i, message in enumerate(edit.messages))
-    for name in ("paraphrases", "locality", "aliases"):
-        yield from ((f"{name}[{i}]", text) for i, text in enumerate(getattr(edit, name)))
 
 
 def _count(encoder: Encoder, text: str) -> int:
