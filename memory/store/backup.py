@@ -8,7 +8,6 @@ restored store is a copy of a backup.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from wise.memory.folder import replaced_folder, write_private
 from wise.memory.store.backends.base import Backend
 from wise.memory.store.backends.sqlite import BLOBS, JOURNAL_FILE, LOCK_FILE, SqliteBackend
 from wise.memory.store.check import Findings, check
+from wise.memory.store.check_history import Progress
 from wise.memory.store.checked import FILE, write_checked
 from wise.memory.store.journal import Journal
 from wise.memory.store.versions import read_manifest
@@ -25,7 +25,7 @@ TRIES = 10
 """Copies of the rows before it is given up: a store would have to collect versions all the time."""
 
 
-def copy_store(backend: Backend, target: Path, progress: Callable[[str, int, int], None]) -> Findings:
+def copy_store(backend: Backend, target: Path, progress: Progress) -> Findings:
     """Copies a store that is open into `target`, which must not be there or be empty. Returns what a check found of it.
 
     Raises StoreError, with no target made, where the store is not in a folder, the target holds anything, or what would
@@ -55,7 +55,7 @@ def copy_store(backend: Backend, target: Path, progress: Callable[[str, int, int
     return findings
 
 
-def _copy(backend: SqliteBackend, new: Path, progress: Callable[[str, int, int], None]) -> None:
+def _copy(backend: SqliteBackend, new: Path, progress: Progress) -> None:
     for _ in range(TRIES):
         (new / JOURNAL_FILE).unlink(missing_ok=True)
         progress("rows", 0, 1)
@@ -71,7 +71,7 @@ def _copy(backend: SqliteBackend, new: Path, progress: Callable[[str, int, int],
     raise StoreError(f"{backend.place}: versions are collected faster than they can be copied; try again later")
 
 
-def _copy_files(backend: SqliteBackend, new: Path, progress: Callable[[str, int, int], None]) -> bool:
+def _copy_files(backend: SqliteBackend, new: Path, progress: Progress) -> bool:
     """Copies what the versions of the copied rows need. False where a version was collected meanwhile."""
     with closing(SqliteBackend(new, writer=False)) as copy:
         versions = [version for version in Journal(copy).versions() if not version.collected]

@@ -128,12 +128,12 @@ class Store:
         return self.journal.expired()
 
     def requeue(self, tickets: Sequence[Ticket], *, why: str) -> None:
-        """Queues tickets again whose training came to nothing."""
+        """Queues tickets again that are in training."""
         self._check_writer()
         self.journal.move([Move(ticket=ticket.number, to=QUEUED, detail={"why": why}) for ticket in tickets])
 
     def fail(self, tickets: Sequence[Ticket], *, detail: Mapping[str, Any]) -> None:
-        """Gives up tickets whose training came to nothing."""
+        """Marks tickets that are in training as failed."""
         self._check_writer()
         self.journal.move([Move(ticket=ticket.number, to=FAILED, detail=detail) for ticket in tickets])
 

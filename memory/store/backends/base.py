@@ -43,7 +43,7 @@ class Backend(ABC):
 
     @abstractmethod
     def snapshot(self) -> AbstractContextManager[Scan]:
-        """The same for a block that takes long: it holds up nobody who writes. Text that is not UTF-8 is given with
+        """The same for a block that takes long: it holds up no other process. Text that is not UTF-8 is given with
         surrogates in it."""
 
     @abstractmethod
