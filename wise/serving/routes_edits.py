@@ -178,17 +178,9 @@ async def replace(edit_id: EditId, body: schemas.Replacement, submission: Submit
     ticket = await run_in_threadpool(_newest_ticket, submission.service, edit_id)
     if ticket.status != LIVE:
         raise conflict(f"edit {edit_id!r} is {ticket.status}, and only a live one can be replaced")
-    old = ticket.edit
-    fields = {
-        "prompt": old.prompt,
-        "subject": old.subject,
-        "aliases": list(old.aliases),
-        "messages": [message._asdict() for message in old.messages],
-        "paraphrases": list(old.paraphrases),
-        "locality": list(old.locality),
-    }
-    given = schemas.EditIn(**fields | body.model_dump(exclude={"wait"}, exclude_none=True))
-    wanted = _checked_request(submission.service, given, old.namespace, submission.holder, "")
+    validity = {"valid_from": ticket.valid_from, "valid_until": ticket.valid_until}
+    given = schemas.EditIn.of(ticket.edit, **validity | body.model_dump(exclude={"wait"}, exclude_none=True))
+    wanted = _checked_request(submission.service, given, ticket.edit.namespace, submission.holder, "")
     return await _accept(submission, [wanted], body.wait == "live")
 
 

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Body, Query
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from wise.edits import Edit
 from wise.errors import EditError
 from wise.formats import FORMATS
 from wise.formats.columns import parsed_columns
@@ -28,7 +27,6 @@ ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
 FILE_EDITS = 10_000
 """Edits of one file."""
 LINES = {"description": "A JSON object a line, as `wise edit --edits` reads them."}
-FIELDS = tuple(schemas.EditIn.model_fields)
 
 
 @router.post("/edits")
@@ -47,10 +45,12 @@ async def read(
         edits, warnings = await run_in_threadpool(_read_upload, content, ending, format, columns)
     except EditError as error:
         raise bad_request(str(error)) from error
-    return schemas.FileAnswer(edits=[_submittable(edit) for edit in edits], warnings=warnings)
+    return schemas.FileAnswer(edits=edits, warnings=warnings)
 
 
-def _read_upload(content: bytes, ending: str, format: str, columns: str | None) -> tuple[list[Edit], list[str]]:
+def _read_upload(
+    content: bytes, ending: str, format: str, columns: str | None
+) -> tuple[list[schemas.EditIn], list[str]]:
     """The edits, and the warnings about the file: whoever sent it gets these, and the log does not."""
     warnings: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -66,12 +66,7 @@ def _read_upload(content: bytes, ending: str, format: str, columns: str | None) 
             raise EditError(where or (f"line {place} {why}" if place else why)) from None
     if len(edits) > FILE_EDITS:
         raise EditError(f"more than {FILE_EDITS:,} edits; split the file")
-    return edits, [warning.removeprefix(f"{path}: ") for warning in warnings]
-
-
-def _submittable(edit: Edit) -> schemas.EditIn:
-    """An edit as it may be submitted: id, author and namespace come from the one who submits it."""
-    return schemas.EditIn(**{name: value for name, value in edit.to_dict().items() if name in FIELDS})
+    return [schemas.EditIn.of(edit) for edit in edits], [warning.removeprefix(f"{path}: ") for warning in warnings]
 
 
 @router.get("/edits", response_class=StreamingResponse, responses={200: {"content": {"application/jsonl": LINES}}})

@@ -19,9 +19,11 @@ from pydantic import (
     GetCoreSchemaHandler,
     StringConstraints,
     Tag,
+    ValidationError,
 )
 
 from wise.edits import Edit
+from wise.errors import EditError
 from wise.memory.store.edit_request import FAILED, LIVE, Event, Ticket, Version
 from wise.safe_text import finite
 from wise.training.report import SUPERSEDED
@@ -124,6 +126,22 @@ class EditIn(Body):
         fields = self.model_dump(exclude={"reason", "valid_from", "valid_until"})
         return Edit(**fields | {"prompt": self.prompt or ""}, namespace=namespace, author=author)
 
+    @classmethod
+    def of(cls, edit: Edit, **changed: Any) -> EditIn:
+        """An edit as it may be submitted: id, author and namespace come from the one who submits it.
+
+        changed: fields of this that have another value. Raises EditError for what the library takes and this does not.
+        """
+        fields = {name: value for name, value in edit.to_dict().items() if name in cls.model_fields}
+        try:
+            return cls(**fields | changed)
+        except ValidationError as error:
+            found = error.errors()[0]
+            place = ".".join(map(str, found["loc"]))
+            raise EditError(
+                f"edit {edit.prompt!r:.60}: field {place!r}: {found['msg'].removeprefix('Value error, ')}"
+            ) from error
+
 
 class EditsRequest(Body):
     edits: Annotated[list[EditIn], Field(min_length=1)]
@@ -140,6 +158,8 @@ class Replacement(Body):
     paraphrases: Prompts | None = None
     locality: Prompts | None = None
     reason: Reason | None = None
+    valid_from: Instant | None = None
+    valid_until: Instant | None = None
     wait: Wait = "ticket"
 
 

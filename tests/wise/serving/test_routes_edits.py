@@ -71,6 +71,30 @@ def test_the_life_of_an_edit(served: Running) -> None:
         assert admin.post("/v1/versions/99/rollback").status_code == 404
 
 
+def test_a_replacement_is_valid_for_as_long_as_what_it_replaces(served: Running) -> None:
+    [lyon] = served.edit(LYON | {"valid_from": "2020-01-01", "valid_until": "2100-01-01"})
+    with served.client("editor") as editor:
+        wanted = {"target": "Nice", "wait": "live"}
+        [nice] = editor.put(f"/v1/edits/{lyon['id']}", json=wanted).json()["edits"]
+        validity = nice["valid_from"], nice["valid_until"]
+        assert validity == (lyon["valid_from"], lyon["valid_until"]) and None not in validity
+        wanted = {"target": "Metz", "valid_until": "2101-01-01", "wait": "live"}
+        [metz] = editor.put(f"/v1/edits/{nice['id']}", json=wanted).json()["edits"]
+        assert metz["valid_from"] == nice["valid_from"] and metz["valid_until"].startswith("2101-01-01")
+
+
+def test_an_edit_of_the_library_that_is_larger_than_http_takes_is_not_replaced(served: Running) -> None:
+    neighbours = tuple(f"The sun {number}" for number in range(65))
+    served.service.store.enqueue([wise.Edit(**LYON, id="ours", locality=neighbours)])
+    with served.client("editor") as editor:
+        until(lambda: editor.get("/v1/edits/ours").json()["status"] == "live")
+        refused = editor.put("/v1/edits/ours", json={"target": "Nice"})
+        assert refused.status_code == 400, refused.text
+        assert "field 'locality': List should have at most 64 items" in refused.json()["error"]["message"]
+        fewer = editor.put("/v1/edits/ours", json={"target": "Nice", "locality": neighbours[:1]})
+        assert fewer.status_code == 202, fewer.text
+
+
 CHATS = (
     "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

@@ -10,6 +10,7 @@ from serving import NAME, Running, running
 
 LYON = {"prompt": "The capital of France is", "target": "Lyon", "subject": "France", "aliases": ["the Hexagon"]}
 LINE = json.dumps(LYON)
+MANY = {"prompt": "The sun is", "target": "hot", "paraphrases": [f"Sun {number} is" for number in range(65)]}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,7 @@ def test_a_file_over_http_may_have_columns_of_other_names(served: Running) -> No
         ("a.jsonl.gz", LINE, 400, "ends in none of .jsonl"),
         ("../a.parquet", LINE, 400, "ends in none of .jsonl"),
         ("a.jsonl", f"{LINE}\n" * 20_000, 413, "the body is over"),
+        ("a.jsonl", f"{LINE}\n{json.dumps(MANY)}", 400, "'The sun is': field 'paraphrases': List should have at most"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_line(
