@@ -31,6 +31,7 @@ def completion_requests(service: Service, body: CompletionRequest) -> list[Gener
     given = body.prompt
     prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
     check_count(service, "prompt", len(prompts))
+    handle = service.handle(body.model)  # once: a version may go live while the prompts are tokenized
     limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     count = body.best_of or body.n or 1
     ranked = count > (body.n or 1)  # by their logprobs
@@ -39,6 +40,7 @@ def completion_requests(service: Service, body: CompletionRequest) -> list[Gener
         for prompt in prompts
         for one in _requests(
             service,
+            handle,
             body,
             text_ids(service, prompt, "prompt") if isinstance(prompt, str) else prompt,
             "prompt",
@@ -67,6 +69,7 @@ def chat_requests(service: Service, body: ChatRequest, param: str = "messages") 
     """The answers to a conversation, which the request gives as `param`. Raises as `completion_requests` does."""
     return _requests(
         service,
+        service.handle(body.model),
         body,
         chat_ids(service, body.messages, body.offered, param),
         param,
@@ -151,6 +154,7 @@ def _check_length(service: Service, text: str, param: str) -> None:
 
 def _requests(
     service: Service,
+    handle: MemoryHandle,
     body: GenerationBody,
     prompt: Sequence[int],
     param: str,
@@ -168,7 +172,6 @@ def _requests(
     room = _room(service, prompt, limit, param)
     schema = json_schema or (body.response_format.schema_text if body.response_format else None)
     _check_schema(service, schema, "response_format" if json_schema is None else "tools")
-    handle = service.handle(body.model)
     ids, biases = tuple(prompt), _biases(service, body)
     return [
         GenerationRequest(

@@ -16,6 +16,7 @@ from waiting import until
 import wise
 from wise.memory.state import MemoryState
 from wise.memory.store.store import Store
+from wise.serving import prompts
 from wise.training.trainer import Trainer
 
 FRANCE = "The capital of France is"
@@ -342,6 +343,24 @@ def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path, monkeypa
             thread.join()
         assert told[FRANCE] == "version-0 Paris."
         assert said(served) == " Lyon."
+
+
+def test_all_prompts_of_a_request_are_answered_from_one_version(
+    served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text_ids = prompts.text_ids
+
+    def slow(service: Any, text: str, *given: Any, **more: Any) -> list[int]:
+        if text == FRANCE:
+            served.edit(LYON)  # goes live after the first prompt was tokenized
+        return text_ids(service, text, *given, **more)
+
+    monkeypatch.setattr(prompts, "text_ids", slow)
+    with served.client("reader") as client:
+        body = {"model": NAME, "prompt": ["The capital of Spain is", FRANCE], "temperature": 0}
+        answer = client.post("/v1/completions", json=body)
+    assert (answer.headers["x-wise-version"], served.service.follower.current.version) == ("0", 1)
+    assert [choice["text"] for choice in answer.json()["choices"]] == [" Madrid.", " Paris."]
 
 
 def test_old_versions_are_collected_and_say_so(tmp_path: Path) -> None:
