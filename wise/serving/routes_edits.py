@@ -204,7 +204,8 @@ async def delete(
     if holder.namespaces is None:
         return made
     live = sum(len(handle.state.edits) for handle in service.visible().values())
-    return made.model_copy(update={"edits": live})
+    own = {"edits": live, "author": holder.name, "reason": reason}  # the version may be the last one of others
+    return made.model_copy(update=own)
 
 
 @router.post("/edits/{edit_id}/erase")

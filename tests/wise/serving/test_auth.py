@@ -155,6 +155,18 @@ def test_a_token_of_a_namespace_does_there_what_its_scope_says(served: Running) 
         assert client.post("/v1/edits", json={"model": OURS, "edits": []}).status_code == 403
 
 
+def test_a_token_of_a_namespace_that_deletes_a_queued_edit_hears_of_no_version_of_others(served: Running) -> None:
+    [theirs] = served.edit({"prompt": ITALY, "target": "Secret", "subject": "Italy"}, model=THEIRS)
+    with served.client() as client:
+        assert client.delete(f"/v1/edits/{theirs['id']}", params={"reason": "hush"}).json()["reason"] == "hush"
+    with served.client("a-editor") as client:
+        later = {"prompt": ITALY, "target": "Nice", "valid_from": "2100-01-01"}
+        [edit] = client.post("/v1/edits", json={"model": OURS, "edits": [later]}).json()["edits"]
+        gone = client.delete(f"/v1/edits/{edit['id']}", params={"reason": "ours"})
+    assert (edit["status"], gone.status_code) == ("queued", 200), gone.text
+    assert (gone.json()["author"], gone.json()["reason"]) == ("a-editor", "ours")
+
+
 # -- while a stream is open -------------------------------------------------------------------------
 
 
