@@ -125,6 +125,13 @@ class Journal:
             found = execute("SELECT accepted_at FROM tickets WHERE status = ? ORDER BY number LIMIT 1", QUEUED)
         return str(found[0][0]) if found else None
 
+    def namespaces(self, status: Collection[str]) -> frozenset[str]:
+        """Those of the tickets with one of these statuses."""
+        condition, values = _conditions(status=status)
+        with self._backend.reading() as execute:
+            rows = execute(f"SELECT DISTINCT namespace FROM tickets WHERE 1 = 1{condition}", *values)
+        return frozenset(str(namespace) for (namespace,) in rows)
+
     def counts(self, *, namespace: str | None = None, edit_id: str | None = None) -> Mapping[str, int]:
         """How many tickets have each status, in the order of the first of each."""
         condition, values = _conditions(namespace=namespace, edit_id=edit_id)

@@ -241,8 +241,7 @@ def _check_namespace(service: StoreService, namespace: str) -> None:
     known, limit = set(service.follower.current.handles), service.settings.namespaces
     if namespace in known or namespace == DEFAULT_NAMESPACE:
         return
-    for status in (QUEUED, TRAINING):
-        known |= {ticket.edit.namespace for ticket in service.store.journal.tickets(status=status)}
+    known |= service.store.journal.namespaces((QUEUED, TRAINING))
     if namespace not in known and len(known) >= limit:
         raise conflict(f"{len(known)} namespaces hold edits, and namespaces={limit}; use one of them")
 

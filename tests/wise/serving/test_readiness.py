@@ -15,6 +15,7 @@ from waiting import until
 
 from wise.config import WiseConfig
 from wise.errors import ConfigError
+from wise.memory.store import journal
 from wise.memory.store.store import Store
 from wise.serving import service as module
 from wise.serving.canaries import Canaries
@@ -174,6 +175,23 @@ def test_a_version_takes_over_the_memory_of_every_namespace_in_which_nothing_cha
         assert client.post("/v1/edits", json=known).status_code == 202
         refused = client.post("/v1/edits", json=known | {"model": "demo@c"})
         assert refused.status_code == 409 and "namespaces=3" in json.dumps(refused.json())
+
+
+def test_a_namespace_counts_while_its_edits_are_queued_and_none_of_these_is_parsed_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, parsed = journal.shown_ticket, []
+
+    def parse(row: Any) -> Any:
+        parsed.append(row)
+        return shown(row)
+
+    with running(tmp_path / "store", editing=False, namespaces=2) as served, served.client("editor") as client:
+        monkeypatch.setattr(journal, "shown_ticket", parse)
+        for space, status in (("a", 202), ("a", 202), ("b", 409)):  # the default one counts too
+            body = {"edits": [{"prompt": "The capital of Spain is", "target": "Porto"}], "model": f"{NAME}@{space}"}
+            assert client.post("/v1/edits", json=body).status_code == status
+        assert not parsed
 
 
 def test_what_an_existing_store_does_not_take_is_told() -> None:
