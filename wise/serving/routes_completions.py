@@ -34,6 +34,7 @@ from wise.serving.auth import AuthorizedRoute, NamespaceReader
 from wise.serving.clients import while_connected
 from wise.serving.engines import GenerationRequest, MemoryHandle
 from wise.serving.event_stream import event_stream
+from wise.serving.follower import DEFAULT_NAMESPACE
 from wise.serving.http_errors import bad_request
 from wise.serving.logs import note
 from wise.serving.responses import ResponseAnswer, ResponseRequest, ResponseWriter
@@ -52,8 +53,9 @@ T = TypeVar("T")
 
 @router.get("/models")
 async def models(service: Served, _: NamespaceReader) -> schemas.ModelList:
-    """The base's namespaces, each as a model."""
-    return schemas.ModelList(data=[_model(service, name, handle) for name, handle in service.visible().items()])
+    """The base's namespaces, each as a model; the default one first, since clients take the first."""
+    found = sorted(service.visible().items(), key=lambda one: one[1].namespace != DEFAULT_NAMESPACE)
+    return schemas.ModelList(data=[_model(service, name, handle) for name, handle in found])
 
 
 @router.get("/models/{model:path}")

@@ -292,6 +292,62 @@ def test_a_preview_is_cancelled_and_a_bad_one_is_not_committed(browser: Browser,
         expect(page.locator("#commit")).to_be_disabled()
 
 
+def test_a_commit_that_failed_is_tried_again_only_as_it_was_previewed(browser: Browser, served: Running) -> None:
+    good = {"outcome": OUTCOME, "replaced": [], "answers": []}
+    kept: list[Route] = []
+    with opened(browser, served) as page:
+        page.route("**/v1/edits/preview", lambda route: route.fulfill(json=good))
+        page.route("**/v1/edits", lambda route: kept.append(route))
+        page.fill("#prompt", "The capital of Kenya is")
+        page.fill("#target", "Nice")
+        page.click("#preview")
+        for changed, again in (("#probes", True), ("#target", False)):  # a target that was not previewed
+            with page.expect_request("**/v1/edits"):
+                page.click("#commit")
+            page.fill(changed, "Metz")
+            refused("the store is busy", 503)(kept[-1])
+            expect(notice(page)).to_contain_text("the store is busy")
+            expect(page.locator("#commit")).to_be_enabled(enabled=again)
+
+
+def test_edits_go_where_they_were_previewed_and_read_for(
+    browser: Browser, served: Running, tmp_path: Path
+) -> None:
+    name = served.service.name
+    file = tmp_path / "ours.jsonl"
+    file.write_text(json.dumps(capital("Chile", "Lyon")) + "\n")
+    [only] = served.edit(capital("Egypt", "Lyon"), model=f"{name}@acme")
+    sent: list[Any] = []
+
+    def note(route: Route) -> None:
+        sent.append(route.request.post_data_json["model"])
+        refused("not now")(route)
+
+    with opened(browser, served) as page:
+        page.route("**/v1/edits", note)
+        page.route("**/v1/edits/preview", lambda route: route.fulfill(
+            json={"outcome": OUTCOME, "replaced": [], "answers": []}))  # fmt: skip
+        expect(page.locator("#space")).to_have_value(name)  # although another name comes first
+        page.select_option("#space", f"{name}@acme")
+        page.fill("#prompt", "The capital of Kenya is")
+        page.fill("#target", "Nice")
+        page.click("#preview")
+        expect(page.locator("#commit")).to_be_enabled()
+        with page.expect_response("**/v1/models"), served.client() as client:  # somebody deletes its last edit
+            client.delete(f"/v1/edits/{only['id']}")
+        expect(page.locator("#version")).to_have_text(f"version {served.service.follower.current.version}")
+        expect(page.locator("#space")).to_have_value(f"{name}@acme")
+        page.click("#commit")
+        expect(notice(page)).to_contain_text("not now")
+        page.click("#tab-edits")
+        page.set_input_files("#import-file", file)
+        expect(page.locator("#import")).to_contain_text("into the namespace acme")
+        page.select_option("#space", name)
+        page.click("#import button:text('Submit 1 edit')")
+        expect(page.locator("#import button:text('Submit the remaining 1')")).to_be_visible()
+        assert sent == [f"{name}@acme"] * 2
+
+
 # -- 4. files and versions --------------------------------------------------------------------------
 
 

@@ -246,6 +246,12 @@ def keep_to_themselves(served: Running) -> None:
     assert (said(served), said(served, "The capital of Spain is")) == (" Lyon.", " Porto.")
 
 
+def test_the_default_namespace_is_the_first_model(served: Running) -> None:
+    served.edit(LYON, model=f"{NAME}@acme")
+    with served.client("reader") as client:
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [NAME, f"{NAME}@acme"]
+
+
 def test_a_key_takes_nothing_in_twice(served: Running) -> None:
     with served.client("editor") as client:
         key = {"Idempotency-Key": "once"}

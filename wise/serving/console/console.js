@@ -31,9 +31,10 @@ async function allowed(tab, work) {
 }
 
 async function showModels() {
-  const told = await call("/v1/models");
-  const names = told.data.map((one) => one.id);
-  if (!names.includes(session.model)) session.model = names[0];
+  const models = (await call("/v1/models")).data;
+  const names = models.map((one) => one.id);
+  if (!session.model) session.model = names[0];
+  else if (!names.includes(session.model)) names.push(session.model);  // without live edits: it stays chosen
   const options = names.map((name) => [name, name.split("@")[1] ?? "default"]);
   const known = [...$("space").options].map((option) => option.value);
   if (known.join("\n") !== names.join("\n")) {
@@ -41,7 +42,7 @@ async function showModels() {
   }
   $("space").value = session.model;
   say($("model"), names[0]?.split("@")[0] ?? "");
-  session.chat = told.data[0]?.chat ?? false;
+  session.chat = models[0]?.chat ?? false;
   chat.connected();
   editing.connected();
 }

@@ -8,6 +8,7 @@ import { act } from "./notices.js";
 
 const HINT = "A preview changes nothing; it must be good before the edit can be committed.";
 let running = null;      // what ends the preview that is running
+let previewed = null;    // what Commit submits: the edit of a good preview, and where it was previewed
 
 const lines = (id) => $(id).value.split("\n").map((line) => line.trim()).filter(Boolean);
 const moment = (id) => ($(id).value ? new Date($(id).value).toISOString() : null);
@@ -55,23 +56,29 @@ async function show(edit, model, told) {
   $("previewed").replaceChildren(
     node("p", { class: "verdict", role: "status" }, node("span", { class: `chip ${good ? "live" : "failed"}` }, told.outcome.status), ` ${said.filter(Boolean).join(" ")}`),
     formsTable(edit, told.outcome, told.answers.slice(1 + edit.paraphrases.length)) ?? "");
-  $("commit").disabled = !good || !same;
+  offer(good && same ? { edits: [edit], model } : null);
   $("previewed").scrollIntoView({ block: "nearest" });
 }
 
+// Null until the next preview.
+function offer(body) {
+  previewed = body;
+  $("commit").disabled = !body;
+}
+
 async function commit() {
-  const [edit] = (await call("/v1/edits", { edits: [wanted()], model: session.model })).edits;
+  const [edit] = (await call("/v1/edits", previewed)).edits;
   $("words").value = edit.prompt;
   $("edit").reset();
   $("previewed").replaceChildren();
   follow(edit);
-  setTimeout(() => ($("commit").disabled = true));  // until the next preview
+  offer(null);
 }
 
 say($("preview-progress"), HINT);
 
 $("edit").addEventListener("submit", (event) => { event.preventDefault(); act("preview", $("preview"), preview); });
-$("edit").addEventListener("input", (event) => { if (event.target.id !== "probes") $("commit").disabled = true; });
-$("space").addEventListener("change", () => ($("commit").disabled = true));
+$("edit").addEventListener("input", (event) => { if (event.target.id !== "probes") offer(null); });
+$("space").addEventListener("change", () => offer(null));
 $("cancel").addEventListener("click", () => running?.abort());
-$("commit").addEventListener("click", () => act("commit", $("commit"), commit));
+$("commit").addEventListener("click", () => act("commit", $("commit"), commit).then(() => offer(previewed)));

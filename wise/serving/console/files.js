@@ -8,24 +8,25 @@ const PART = 100;        // edits of one request
 const SETTLED = new Set(["live", "failed", "retired"]);
 let following = null;    // the import that is under way
 
-const space = () => session.model.split("@")[1] ?? "default";
+const space = (model) => model.split("@")[1] ?? "default";
 
 async function read(file) {
+  const { model } = session;
   const told = await request(`/v1/files/edits?name=${encodeURIComponent(file.name)}`, { body: file, raw: true }).then(
     (answer) => answer.json(), (error) => { throw new Error(`${file.name} cannot be imported, and nothing was submitted: ${error.message}`); });
   const count = told.edits.length, few = told.edits.slice(0, 5);
-  const submit = node("button", { type: "button", onclick: () => act("import", submit, () => send(told.edits, file.name)) }, `Submit ${count} edit${count === 1 ? "" : "s"}`);
-  box(node("p", { role: "status" }, `${file.name} holds ${count} edit${count === 1 ? "" : "s"}, which would go into the namespace ${space()}:`),
+  const submit = node("button", { type: "button", onclick: () => act("import", submit, () => send(told.edits, model, file.name)) }, `Submit ${count} edit${count === 1 ? "" : "s"}`);
+  box(node("p", { role: "status" }, `${file.name} holds ${count} edit${count === 1 ? "" : "s"}, which would go into the namespace ${space(model)}:`),
     node("ul", { class: "few" }, few.map((edit) => node("li", {}, `${edit.prompt} \u2192 `, node("b", {}, edit.target))), count > few.length ? node("li", { class: "soft" }, "\u2026") : null),
     ...told.warnings.map((warning) => node("p", { class: "soft" }, warning)),
     node("div", { class: "acts" }, submit, node("button", { type: "button", class: "small", onclick: close }, "Cancel")));
   submit.focus();
 }
 
-function send(edits, name) {
+function send(edits, model, name) {
   const bar = node("progress", { max: String(edits.length), value: "0", "aria-label": `Import of ${name}` }), told = node("p", { role: "status" });
   const rest = node("button", { type: "button", hidden: true, onclick: () => act("import", rest, () => submit(mine)) });
-  const mine = following = { edits, key: `${Date.now()}-${Math.random()}`, sent: 0, tickets: new Set(), settled: {}, bar, told, rest };
+  const mine = following = { edits, model, key: `${Date.now()}-${Math.random()}`, sent: 0, tickets: new Set(), settled: {}, bar, told, rest };
   box(node("p", {}, `Import of ${name}`), bar, told,
     node("div", { class: "acts" }, rest, node("button", { type: "button", class: "small", onclick: close }, "Close")));
   return submit(mine);
@@ -33,13 +34,13 @@ function send(edits, name) {
 
 // Submits what was not submitted yet. A part whose answer was lost is not taken twice: it has a key.
 async function submit(mine) {
-  const { edits, rest } = mine;
+  const { edits, model, rest } = mine;
   rest.hidden = true;
   try {
     while (mine.sent < edits.length) {
       draw(mine);
       const headers = { "Idempotency-Key": `${mine.key}-${mine.sent}` };
-      const answer = await request("/v1/edits", { body: { edits: edits.slice(mine.sent, mine.sent + PART), model: mine.model ??= session.model }, headers });
+      const answer = await request("/v1/edits", { body: { edits: edits.slice(mine.sent, mine.sent + PART), model }, headers });
       const part = (await answer.json()).edits;
       for (const edit of part) mine.tickets.add(edit.ticket);
       mine.sent += part.length;
@@ -77,12 +78,12 @@ function close() {
 }
 
 async function save() {
-  const answer = await request(`/v1/files/edits?namespace=${encodeURIComponent(space())}`);
+  const namespace = space(session.model), answer = await request(`/v1/files/edits?namespace=${encodeURIComponent(namespace)}`);
   const name = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition"))?.[1] ?? "edits.jsonl";
   const link = node("a", { href: URL.createObjectURL(await answer.blob()), download: name });
   link.click();
   URL.revokeObjectURL(link.href);
-  notice("export", "done", `${name} was saved: the live edits of the namespace ${space()}.`);
+  notice("export", "done", `${name} was saved: the live edits of the namespace ${namespace}.`);
 }
 
 $("export").addEventListener("click", () => act("export", $("export"), save));
