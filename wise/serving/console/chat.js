@@ -6,7 +6,7 @@ import { $, hue, node, say } from "./dom.js";
 import { act, dismiss, notice } from "./notices.js";
 import { showEdit } from "./edits.js";
 
-const turns = [];        // of this conversation, as the service takes them
+let turns = [];          // of this conversation, as the service takes them
 let running = null;      // what stops the answer that is streaming
 
 export function connected() {
@@ -30,7 +30,7 @@ async function send() {
   $("send").disabled = true;
   dismiss("chat");
   turns.push({ role: "user", content: words });
-  const asked = session.chat ? messages() : words;
+  const asked = session.chat ? messages() : words, conversation = turns;  // which may be over before the answer is
   const mine = turn("user", "You", words), answer = turn("assistant", "Model", "");
   answer.box.setAttribute("aria-busy", "true");
   const got = { text: "", routes: null, edits: [], version: null, finish: null };
@@ -42,8 +42,8 @@ async function send() {
   }
   answer.box.removeAttribute("aria-busy");
   const spoke = finish(answer, got, asked);
-  if (session.chat && got.text) turns.push({ role: "assistant", content: got.text });
-  else turns.pop();
+  if (session.chat && got.text) conversation.push({ role: "assistant", content: got.text });
+  else conversation.pop();
   if (!got.text && got.finish === "failed") {  // nothing came: the words go back to be sent again
     $("words").value ||= words;
     mine.item.remove();
@@ -160,7 +160,7 @@ $("words").addEventListener("keydown", (event) => {
 $("stop").addEventListener("click", () => running?.abort());
 $("clear").addEventListener("click", () => {
   running?.abort();
-  turns.length = 0;
+  turns = [];
   $("turns").replaceChildren();
   dismiss("chat");
   $("words").focus();
