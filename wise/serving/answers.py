@@ -232,14 +232,18 @@ async def stream(
     """
     base = {**head, "object": writer.chunk_object} | ({"usage": None} if usage else {})
     begun: set[int] = set()
+
+    def last_chunk(choice: dict[str, Any]) -> str:
+        return event(base | {"choices": [choice], "wise": metadata(writer.service, answers, routes).model_dump()})
+
     try:
         async for delta in deltas_of(job, answers):
             choice = writer.chunk(delta, delta.index not in begun)
             begun.add(delta.index)
-            done = all(one.finish for one in answers)
-            more = {"wise": metadata(writer.service, answers, routes).model_dump()} if done else {}
-            if choice is not None:
-                yield event(base | {"choices": [choice]} | more)
+            if choice is not None and all(one.finish for one in answers):
+                yield await writer.service.in_thread(last_chunk, choice)
+            elif choice is not None:
+                yield event(base | {"choices": [choice]})
         total = usage_of(answers)
         ended(total)
         if usage:
@@ -273,7 +277,7 @@ def metadata(service: Service, answers: Sequence[GeneratedAnswer], routes: bool)
         version=handle.version,
         namespace=handle.namespace or "",
         edits=[active_edits(one) for one in answers],
-        routes=[token_routes(service, one) for one in answers] if routes else None,
+        routes=token_routes(service, answers) if routes else None,
         finish_reasons=[one.finish or "stop" for one in answers],
     )
 
@@ -292,29 +296,37 @@ def active_edits(answer: GeneratedAnswer) -> list[ActiveEdit]:
     return found
 
 
-def token_routes(service: Service, answer: GeneratedAnswer) -> list[TokenRoute]:
-    """Every token of prompt and answer; the last one was never read, so it has no route."""
-    by_position = {one.position: one for one in answer.routed}
-    ids = [*answer.request.prompt, *answer.tokens]
-    routes = []
-    for position in range(len(ids)):
-        one = by_position.get(position)
-        routes.append(
-            TokenRoute(
-                place=position,
-                token=_token_text(service, ids, position),
-                part="prompt" if position < len(answer.request.prompt) else "answer",
-                edit=one.edit if one and one.open else None,
-                slot=one.slot if one and one.open else None,
-                score=finite(one.score) if one else None,
-                threshold=finite(one.threshold) if one else None,
-            )
-        )
-    return routes
+def token_routes(service: Service, answers: Sequence[GeneratedAnswer]) -> list[list[TokenRoute]]:
+    """Of each answer every token of prompt and answer; the last one was never read, so it has no route."""
+    found: list[list[TokenRoute]] = []
+    last: tuple[int, ...] | None = None
+    spelled: list[str] = []
+    for answer in answers:
+        prompt = answer.request.prompt
+        if prompt is not last:  # answers to one prompt follow each other, and it is spelled once
+            last, spelled = prompt, _spelled(service, prompt)
+        texts = [*spelled, *_spelled(service, [*prompt, *answer.tokens], len(prompt))]
+        by_position = {one.position: one for one in answer.routed}
+        found.append([_route(i, text, by_position.get(i), i < len(prompt)) for i, text in enumerate(texts)])
+    return found
 
 
-def _token_text(service: Service, ids: Sequence[int], position: int) -> str:
-    """A token as it stands in its text, with the space before it if it brings one."""
-    before = list(ids[max(0, position - CONTEXT) : position])
-    text = str(service.tokenizer.decode([*before, ids[position]]))
-    return text[len(str(service.tokenizer.decode(before))) :]
+def _route(place: int, text: str, one: RoutedToken | None, prompt: bool) -> TokenRoute:
+    return TokenRoute(
+        place=place,
+        token=text,
+        part="prompt" if prompt else "answer",
+        edit=one.edit if one and one.open else None,
+        slot=one.slot if one and one.open else None,
+        score=finite(one.score) if one else None,
+        threshold=finite(one.threshold) if one else None,
+    )
+
+
+def _spelled(service: Service, ids: Sequence[int], first: int = 0) -> list[str]:
+    """Tokens from `first` on, each as it stands in its text, with the space before it if it brings one."""
+    decode, found = service.tokenizer.decode, []
+    for position in range(first, len(ids)):
+        before = list(ids[max(0, position - CONTEXT) : position])
+        found.append(str(decode([*before, ids[position]]))[len(str(decode(before))) :])
+    return found

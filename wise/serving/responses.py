@@ -242,11 +242,14 @@ class ResponseWriter:
             output = self._output(of, text, calls, opened=opened)
             for line in self._end(output, place):
                 yield line
-            found = self._answer(of, output)
-            yield self._event(f"response.{found['status']}", response=found)
+            yield await self._chat.service.in_thread(self._last, of, output)
             ended(usage_of([of]))
         except Exception as error:  # the status is sent already: the error is an event
             yield error_event(http_error(error))
+
+    def _last(self, of: GeneratedAnswer, output: list[dict[str, Any]]) -> str:
+        found = self._answer(of, output)
+        return self._event(f"response.{found['status']}", response=found)
 
     def _end(self, output: Sequence[dict[str, Any]], place: dict[str, Any]) -> Iterator[str]:
         for index, item in enumerate(output):

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextvars import copy_context
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
@@ -39,6 +37,7 @@ from wise.serving.http_errors import bad_request
 from wise.serving.logs import note
 from wise.serving.responses import ResponseAnswer, ResponseRequest, ResponseWriter
 from wise.serving.service import Served, Service
+from wise.training.encoding import Question
 
 router = APIRouter(prefix="/v1", tags=["answers"], route_class=AuthorizedRoute)
 tokens = APIRouter(tags=["answers"], route_class=AuthorizedRoute)
@@ -48,7 +47,6 @@ STREAM: dict[int | str, dict[str, Any]] = {
         "content": {"text/event-stream": {"schema": {"type": "object", "properties": {"data": {"type": "string"}}}}},
     }
 }
-T = TypeVar("T")
 
 
 @router.get("/models")
@@ -77,8 +75,8 @@ async def completions(
     body: schemas.CompletionRequest, request: Request, service: Served, _: NamespaceReader
 ) -> Response:
     """Continues a text. With `stream`, server-sent events as OpenAI sends them."""
-    requests = await _in_thread(service, prompts.completion_requests, service, body)
-    echoed = await _in_thread(service, prompts.echoed, service, body, requests) if body.echo else None
+    requests = await service.in_thread(prompts.completion_requests, service, body)
+    echoed = await service.in_thread(prompts.echoed, service, body, requests) if body.echo else None
     writer = CompletionWriter(service, logprobs=body.logprobs is not None, echoed=echoed)
     return await _answer(request, body, requests, writer, body.best_of)
 
@@ -86,7 +84,7 @@ async def completions(
 @router.post("/chat/completions", response_model=schemas_chat.ChatCompletion, responses=STREAM)
 async def chat(body: schemas_chat.ChatRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
     """Answers messages. If the model has no chat template, it reads their texts, one per line."""
-    requests = await _in_thread(service, prompts.chat_requests, service, body)
+    requests = await service.in_thread(prompts.chat_requests, service, body)
     return await _answer(request, body, requests, _chat_writer(service, body))
 
 
@@ -94,7 +92,7 @@ async def chat(body: schemas_chat.ChatRequest, request: Request, service: Served
 async def respond(body: ResponseRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
     """Answers as OpenAI's Responses API does. Nothing is stored: `input` is the whole conversation."""
     chat = body.chat()
-    requests = await _in_thread(service, prompts.chat_requests, service, chat, "input")
+    requests = await service.in_thread(prompts.chat_requests, service, chat, "input")
     writer = ResponseWriter(_chat_writer(service, chat), body, int(time.time()))
     version = requests[0].handle.version
     headers = {"X-Wise-Version": str(version)}
@@ -104,7 +102,7 @@ async def respond(body: ResponseRequest, request: Request, service: Served, _: N
         return event_stream(events, request.state.access, headers)
     answers = await _generate(service, request, requests, body.options.deadline)
     _note(version, usage_of(answers))
-    return JSONResponse(writer.answer(answers[0]), headers=headers)
+    return await service.in_thread(lambda: JSONResponse(writer.answer(answers[0]), headers=headers))
 
 
 def _chat_writer(service: Service, body: schemas_chat.ChatRequest) -> ChatWriter:
@@ -113,24 +111,33 @@ def _chat_writer(service: Service, body: schemas_chat.ChatRequest) -> ChatWriter
     return ChatWriter(service, logprobs=bool(body.logprobs), functions=functions, parallel=parallel)
 
 
-@router.post("/ask")
-async def ask(body: schemas.AskRequest, request: Request, service: Served, _: NamespaceReader) -> schemas.AskAnswer:
+@router.post("/ask", response_model=schemas.AskAnswer)
+async def ask(body: schemas.AskRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
     """Greedy answers to the model's own stop, without and with the edits of one version."""
-    questions, requests = await _in_thread(service, prompts.ask_requests, service, body)
+    questions, requests = await service.in_thread(prompts.ask_requests, service, body)
     answers = await _generate(service, request, requests, None)
-    handle = requests[-1].handle
-    _note(handle.version, usage_of(answers))
+    _note(requests[-1].handle.version, usage_of(answers))
+    return await service.in_thread(_asked, service, questions, answers)
+
+
+def _asked(service: Service, questions: Sequence[Question], answers: Sequence[GeneratedAnswer]) -> Response:
+    """answers: to each question without edits, then with them."""
+    edited = answers[1::2]
+    handle = edited[0].request.handle
     asked = [
         schemas.AskedPrompt(
             prompt=question.text,
             before=service.encoder.answer(before.tokens, chat=question.chat),
             after=service.encoder.answer(after.tokens, chat=question.chat),
             edits=active_edits(after),
-            routes=token_routes(service, after),
+            routes=routes,
         )
-        for question, before, after in zip(questions, answers[::2], answers[1::2], strict=True)
+        for question, before, after, routes in zip(
+            questions, answers[::2], edited, token_routes(service, edited), strict=True
+        )
     ]
-    return schemas.AskAnswer(version=handle.version, namespace=handle.namespace or "", answers=asked)
+    answer = schemas.AskAnswer(version=handle.version, namespace=handle.namespace or "", answers=asked)
+    return JSONResponse(answer.model_dump())
 
 
 @tokens.post("/tokenize")
@@ -139,7 +146,7 @@ async def tokenize(
 ) -> schemas_chat.TokenizeAnswer:
     """The ids of a text, or of messages up to where the answer begins."""
     service.namespace(body.model)
-    ids = await _in_thread(service, _token_ids, service, body)
+    ids = await service.in_thread(_token_ids, service, body)
     spelled = [service.token_text.text(token) for token in ids] if body.return_token_strs else None
     return schemas_chat.TokenizeAnswer(
         count=len(ids), max_model_len=service.encoder.context, tokens=ids, token_strs=spelled
@@ -161,14 +168,8 @@ async def detokenize(
     size = len(service.tokenizer)
     if max(body.tokens, default=0) >= size:
         raise bad_request(f"tokens: {max(body.tokens)} is not in the vocabulary of {size}", "tokens")
-    text = await _in_thread(service, service.tokenizer.decode, body.tokens)
+    text = await service.in_thread(service.tokenizer.decode, body.tokens)
     return schemas_chat.DetokenizeAnswer(prompt=str(text))
-
-
-async def _in_thread(service: Service, function: Callable[..., T], *given: Any) -> T:
-    """Runs what may take long, so that the event loop does not wait for it. It knows whose request it is."""
-    run = partial(copy_context().run, function, *given)
-    return await asyncio.get_running_loop().run_in_executor(service.prompt_threads, run)
 
 
 async def _answer(
@@ -199,8 +200,12 @@ async def _answer(
     _note(version, total)
     if best_of is not None:
         answers = _best(answers, best_of, body.n or 1)
-    head["wise"] = metadata(service, answers, body.options.routes)
-    return JSONResponse(writer.answer(head, answers), headers=headers)
+
+    def written() -> Response:
+        head["wise"] = metadata(service, answers, body.options.routes)
+        return JSONResponse(writer.answer(head, answers), headers=headers)
+
+    return await service.in_thread(written)
 
 
 def _best(answers: Sequence[GeneratedAnswer], each: int, n: int) -> list[GeneratedAnswer]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends
 
@@ -36,6 +38,7 @@ LEAST = 2.0
 UNHEARD = 10.0
 """Seconds without a sign of life after which an editor gets no CPU, or was stopped."""
 PROMPT_THREADS = 4
+T = TypeVar("T")
 
 
 class Service(StoreService):
@@ -72,7 +75,7 @@ class Service(StoreService):
         )
         self.token_text = TokenText(model.tokenizer)
         self.prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, "wise-prompts")
-        """Tokenize, so that the event loop does not."""
+        """Tokenize prompts and spell answers, so that the event loop does not."""
         self.grammars = Grammars(model.tokenizer, model.encoder.stops)
         self.engine = _engine(model, settings, self.metrics, self.grammars)
         self.editor = EditorClient(editor, self.metrics.editor_restarts.inc)
@@ -168,6 +171,11 @@ class Service(StoreService):
         return self.engine.unsaid
 
     # -- answering --------------------------------------------------------------------------------
+
+    async def in_thread(self, function: Callable[..., T], *given: Any) -> T:
+        """Runs what may take long, so that the event loop does not wait for it. It knows whose request it is."""
+        run = partial(copy_context().run, function, *given)
+        return await asyncio.get_running_loop().run_in_executor(self.prompt_threads, run)
 
     def handle(self, model: str | None) -> MemoryHandle:
         """The memory that answers to a model's name. Raises HTTPError if there is none, as `namespace` does."""

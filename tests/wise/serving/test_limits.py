@@ -530,6 +530,38 @@ def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(
     assert names == {"wise-prompts"}, "the event loop does not tokenize"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {"prompt": FRANCE, "n": 3}),
+        ("completions", {"prompt": FRANCE, "n": 3, "stream": True}),
+        ("chat/completions", {"messages": [{"role": "user", "content": FRANCE}], "n": 3}),
+        ("responses", {"input": FRANCE}),
+        ("responses", {"input": FRANCE, "stream": True}),
+        ("ask", {"prompts": [FRANCE]}),
+    ],
+)
+def test_the_event_loop_spells_no_answer_and_a_prompt_is_spelled_once(
+    served: Running, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    tokenizer = type(served.service.tokenizer)
+    decode, spelled = tokenizer.decode, []
+
+    def noted(self: Any, ids: Any, *given: Any, **named: Any) -> Any:
+        spelled.append(threading.current_thread().name.partition("_")[0])
+        return decode(self, ids, *given, **named)
+
+    monkeypatch.setattr(tokenizer, "decode", noted)
+    more = {} if path == "ask" else {"model": NAME, "temperature": 0, "wise": {"routes": True}}
+    with served.client("reader") as client:
+        answer = client.post(f"/v1/{path}", json=body | more)
+    prompt, routes = len(served.service.encoder.prompt(FRANCE)), answer.text.count('"threshold"')
+    assert answer.status_code == 200 and routes > prompt
+    assert {*spelled} <= {"wise-prompts", "wise-engine"}
+    if count := body.get("n"):
+        assert spelled.count("wise-prompts") <= 2 * (prompt + routes - count * prompt)
+
+
 def test_an_error_in_one_answer_ends_no_other(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     may_step, init, alone = hold(monkeypatch), Sampler.__init__, {}
 
