@@ -72,14 +72,6 @@ def build_app(service: Service) -> FastAPI:
     app.include_router(routes_admin.router, responses={503: ERRORS[503]})
     app.include_router(routes_admin.console)
     settings = service.settings
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=["X-Request-ID", "X-Wise-Version", "Retry-After"],
-        )
     app.add_middleware(
         RequestMiddleware,
         metrics=service.metrics,
@@ -87,6 +79,14 @@ def build_app(service: Service) -> FastAPI:
         bodies_limit=settings.bodies_limit,
         client_timeout=settings.client_timeout,
     )
+    if settings.cors_origins:  # outermost, so that errors have its headers too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "X-Wise-Version", "Retry-After"],
+        )
     _remove_422(app)
     return app
 

@@ -125,6 +125,12 @@ def error_body(error: HTTPError) -> dict[str, Any]:
     return ErrorBody(error=detail).model_dump()
 
 
+def error_response(error: Exception) -> JSONResponse:
+    """The answer that says what went wrong."""
+    found = http_error(error)
+    return JSONResponse(error_body(found), status_code=found.status, headers=found.headers)
+
+
 def _validation_error(error: RequestValidationError) -> HTTPError:
     """Names the first field that is wrong, the value that was given and what was expected.
 
@@ -173,11 +179,10 @@ def _expectation(found: Mapping[str, Any]) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Makes every error of the application leave in this shape."""
+    """Makes the errors that are raised on purpose leave in this shape; `RequestMiddleware` does so with all others."""
 
     async def on_error(_request: Request, error: Exception) -> JSONResponse:
-        found = http_error(error)
-        return JSONResponse(error_body(found), status_code=found.status, headers=found.headers)
+        return error_response(error)
 
     async def on_http_exception(request: Request, error: Any) -> JSONResponse:
         status = error.status_code
@@ -185,7 +190,7 @@ def install(app: FastAPI) -> None:
         headers = error.headers
         if status == HTTPStatus.METHOD_NOT_ALLOWED:
             headers = {"Allow": ", ".join(_methods_of(request))}
-        return await on_error(request, HTTPError(status, str(error.detail), type=kind, headers=headers))
+        return error_response(HTTPError(status, str(error.detail), type=kind, headers=headers))
 
     def _methods_of(request: Request) -> list[str]:
         """The methods of a path: each has a route of its own, and the framework names those of the first alone."""
@@ -193,5 +198,5 @@ def install(app: FastAPI) -> None:
         return [m for m, scope in scopes.items() if any(r.matches(scope)[0] is Match.FULL for r in app.routes)]
 
     app.add_exception_handler(HTTPException, on_http_exception)
-    for kind in (RequestValidationError, WiseError, Exception):
+    for kind in (RequestValidationError, WiseError):
         app.add_exception_handler(kind, on_error)

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wise.serving.http_errors import METHODS, unavailable
+from wise.serving.http_errors import METHODS, error_response, unavailable
 from wise.serving.logs import noting
 from wise.serving.metrics import Metrics
 
@@ -152,12 +152,12 @@ class RequestMiddleware:
         request_id = given if REQUEST_ID.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         body = RequestBody(scope, receive, self.body_limit, self.client_timeout, self.budget)
-        begun, status = time.perf_counter(), 500
+        begun, status, answered = time.perf_counter(), 500, False
 
         async def send_on(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], True
                 given_names = {name.lower() for name, _ in message["headers"]}
                 more = [pair for pair in ANSWER_HEADERS if pair[0] not in given_names]
                 message["headers"] = [*message["headers"], *more, (b"x-request-id", request_id.encode())]
@@ -181,6 +181,11 @@ class RequestMiddleware:
             span.set_attribute("wise.request_id", request_id)
             try:
                 await self.app(scope, body.receive, send_on)
+            except Exception as error:  # here, where the log and the answer name the request
+                answer = error_response(error)
+                if answered:
+                    raise
+                await answer(scope, body.receive, send_on)
             finally:
                 body.release()
                 span.set_attribute("http.response.status_code", status)

@@ -183,9 +183,9 @@ def test_no_text_of_an_edit_is_logged_whatever_becomes_of_it(
         table = "prompt,target,Zanzibar\nThe sun is,hot,Quetzalcoatl\n"
         read = client.post("/v1/files/edits", params={"name": "a.csv"}, content=table)
         assert read.status_code == 200 and "'Zanzibar' (1)" in read.json()["warnings"][0]
-        with monkeypatch.context() as patch, served.client() as once:  # the connection ends with it
+        with monkeypatch.context() as patch:
             patch.setattr(Store, "enqueue", broken)
-            assert once.post("/v1/edits", json={"edits": [SECRET]}).status_code == 500
+            assert client.post("/v1/edits", json={"edits": [SECRET]}).status_code == 500
         assert client.delete(f"/v1/edits/{live['id']}", params={"reason": "Zebedee was wrong"}).status_code == 200
         for edit in (failed, live):
             assert client.post(f"/v1/edits/{edit['id']}/erase", json={}).status_code == 200
@@ -193,6 +193,24 @@ def test_no_text_of_an_edit_is_logged_whatever_becomes_of_it(
     found = {word for word in WORDS if word in told}
     assert found == set() if level == "info" else found >= {"Zanzibar", "Quetzalcoatl"}
     assert failed["id"] in told and live["id"] in told and told.count("ValueError") >= 3 and "LookupError" in told
+
+
+def test_an_unexpected_error_is_answered_as_others_are_and_logged_once_with_its_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Store, edits: Any, *given: Any, **more: Any) -> Any:
+        raise LookupError
+
+    monkeypatch.setattr(Store, "enqueue", broken)
+    stderr, origin = io.StringIO(), "https://chat.example"
+    with logging_to(stderr, "info"), running(tmp_path / "store", editing=False, cors_origins=(origin,)) as served:
+        with served.client() as client:
+            headers = {"X-Request-ID": "r1", "Origin": origin}
+            answer = client.post("/v1/edits", json={"edits": [SECRET]}, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    wanted = {"x-request-id": "r1", "x-content-type-options": "nosniff", "cache-control": "no-store"}
+    assert dict(answer.headers).items() >= (wanted | {"access-control-allow-origin": origin}).items()
+    assert [line.get("request") for line in lines(stderr) if "traceback" in line] == ["r1"]
 
 
 @pytest.mark.parametrize(("level", "quoted"), [("info", False), ("debug", True)])
