@@ -34,6 +34,7 @@ from wise.memory.store.edit_request import (
 )
 from wise.memory.store.rows import (
     EVENT,
+    LARGEST,
     TICKET,
     VERSION,
     event_of,
@@ -160,10 +161,11 @@ class Journal:
             rows = execute(statement, since, *values, *named)
         return tuple(map(shown_event, rows))
 
-    def versions(self) -> tuple[Version, ...]:
-        """All but version 0, by number."""
+    def versions(self, *, before: int | None = None, newest: int | None = None) -> tuple[Version, ...]:
+        """All but version 0, by number; those before version `before`. newest: so many, the highest numbers first."""
+        order = "number" if newest is None else f"number DESC{_limit(newest)}"
         with self._backend.reading() as execute:
-            rows = execute(f"SELECT {VERSION} ORDER BY number")
+            rows = execute(f"SELECT {VERSION} WHERE number < ? ORDER BY {order}", LARGEST if before is None else before)
         return tuple(map(version_of, rows))
 
     def version(self, number: int | None = None) -> Version:

@@ -35,10 +35,23 @@ EVENT = {
 
 
 @router.get("/versions", tags=["versions"])
-def list_versions(service: Served, _: Reader) -> VersionList:
-    """All versions, from the first, which is the base without edits."""
-    found = [service.store.journal.version(0), *service.store.journal.versions()]
-    return VersionList(current=service.follower.current.version, data=[VersionView.of(one) for one in found])
+def list_versions(
+    service: Served,
+    _: Reader,
+    after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last version not wanted.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> VersionList:
+    """Versions, the newest first; the last of all is version 0, the base without edits."""
+    found = [*service.store.journal.versions(before=after, newest=limit)]
+    if len(found) < limit and after != 0:
+        found.append(service.store.journal.version(0))
+    last = found[-1].number if found else 0
+    return VersionList(
+        current=service.follower.current.version,
+        data=[VersionView.of(one) for one in found],
+        has_more=last > 0,
+        next_after=last or None,
+    )
 
 
 @router.get("/versions/{number}", tags=["versions"])

@@ -313,6 +313,8 @@ class VersionList(BaseModel):
     object: Literal["list"] = "list"
     current: int = Field(description="The version that is served.")
     data: list[VersionView]
+    has_more: bool = Field(description="Ask again with `after` set to `next_after`.")
+    next_after: int | None
 
 
 class EditSummary(BaseModel):

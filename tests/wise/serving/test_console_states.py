@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from browsing import browsing, capital, needs_browser, notice, opened
@@ -130,7 +131,7 @@ def test_a_token_of_a_namespace_sees_no_more(
     bound = Holder(name="ann", scope="admin", namespaces=frozenset({"team-a"}))
     with opened(browser, served) as page:
         page.click("#tab-history")
-        page.route("**/v1/versions", refused("the token is bound to namespaces", 403))
+        page.route("**/v1/versions?*", refused("the token is bound to namespaces", 403))
         served.edit(capital("Egypt", "Nice"))  # the versions are asked for again
         expect(page.locator("#chat")).to_be_visible()
         monkeypatch.setattr(served.service, "tokens", Tokens([(bound, token_digest("admin"))]))
@@ -398,6 +399,34 @@ def test_what_was_compared_is_in_sight(browser: Browser, served: Running) -> Non
         page.click("#compare button")
         expect(notice(page)).to_contain_text("no version 999")
         expect(page.locator("#difference")).to_be_empty()  # what was compared before is not taken for it
+
+
+def test_older_versions_are_read_when_they_are_wanted(browser: Browser, served: Running) -> None:
+    asked: list[dict[str, int]] = []
+
+    def give(route: Route) -> None:
+        query = {name: int(value) for name, value in parse_qsl(urlsplit(route.request.url).query)}
+        asked.append(query)
+        first = query.get("after", 250) - 1
+        numbers = range(first, max(-1, first - query["limit"]), -1)
+        version = {"kind": "commit", "parent": 0, "at": AT, "author": "ann", "reason": None, "edits": 1}
+        data = [version | {"number": number, "collected": False} for number in numbers]
+        more = {"has_more": numbers[-1] > 0, "next_after": numbers[-1] or None}
+        route.fulfill(json={"current": 249, "data": data} | more)
+
+    with opened(browser, served) as page:
+        page.route("**/v1/versions?*", give)
+        page.reload()
+        page.click("#tab-history")
+        rows = page.locator("#versions > li")
+        for count, pages in ((100, [{"limit": 100}]), (200, [{"limit": 100}, {"limit": 100, "after": 150}])):
+            expect(rows).to_have_count(count)
+            assert asked == pages  # no more than is shown
+            asked.clear()
+            page.click("#older")
+        expect(rows).to_have_count(250)
+        expect(rows.last).to_contain_text("0. commit")
+        expect(page.locator("#older")).to_be_hidden()
 
 
 def test_the_forms_of_an_edit_fit_a_phone(browser: Browser, served: Running) -> None:

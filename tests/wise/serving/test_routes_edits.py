@@ -68,7 +68,7 @@ def test_the_life_of_an_edit(served: Running) -> None:
         assert [(a["target"], b["target"]) for a, b in diff["changed"]] == [("Lyon", "Nice")]
         versions = admin.get("/v1/versions").json()
         assert versions["current"] == 4
-        assert [v["kind"] for v in versions["data"]] == ["origin", "commit", "commit", "delete", "rollback"]
+        assert [v["kind"] for v in versions["data"]] == ["rollback", "delete", "commit", "commit", "origin"]
         assert admin.post("/v1/versions/99/rollback").status_code == 404
 
 
@@ -373,11 +373,28 @@ def test_old_versions_are_collected_and_say_so(tmp_path: Path) -> None:
     with running(tmp_path / "store", keep_versions=2) as served, served.client() as admin:
         for target in ("Lyon", "Nice", "Metz", "Brest"):
             served.edit(LYON | {"target": target})
-        assert [v["collected"] for v in admin.get("/v1/versions").json()["data"]] == [False, True, True, False, False]
+        assert [v["collected"] for v in admin.get("/v1/versions").json()["data"]] == [False, False, True, True, False]
         refused = admin.post("/v1/versions/1/rollback")
         assert refused.status_code == 409 and "collected" in refused.json()["error"]["message"]
         assert admin.post("/v1/versions/3/rollback").status_code == 200
         assert said(served) == " Metz."
+
+
+def test_versions_are_listed_in_pages_the_newest_first(served: Running) -> None:
+    for target in ("Lyon", "Nice"):
+        served.edit(LYON | {"target": target})
+    with served.client() as admin:
+
+        def page(**wanted: int) -> tuple[list[int], int | None]:
+            told = admin.get("/v1/versions", params=wanted).json()
+            assert told["current"] == 2 and told["has_more"] == (told["next_after"] is not None)
+            return [version["number"] for version in told["data"]], told["next_after"]
+
+        assert page() == page(limit=3) == ([2, 1, 0], None)
+        assert (page(limit=2), page(limit=2, after=1)) == (([2, 1], 1), ([0], None))
+        assert (page(limit=1), page(limit=1, after=2), page(after=0)) == (([2], 2), ([1], 1), ([], None))
+        for wrong in ({"limit": 0}, {"limit": 1001}, {"after": -1}):
+            assert admin.get("/v1/versions", params=wrong).status_code == 400
 
 
 def test_canaries_raise_an_alarm(tmp_path: Path) -> None:

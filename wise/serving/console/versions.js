@@ -5,25 +5,25 @@ import { $, keyed, node, show, when } from "./dom.js";
 import { act, notice } from "./notices.js";
 
 const PAGE = 100;
-let versions = [];       // the newest first
 let current = null;
-let shown = PAGE;
+let wanted = PAGE;       // versions to show
 
 export const served = () => current;
 
 export async function load() {
-  const told = await call("/v1/versions");
-  [versions, current] = [told.data.toReversed(), told.current];
+  const found = [];      // the newest first
+  let page = null;
+  do {
+    page = await call(`/v1/versions?limit=${PAGE}${page ? `&after=${page.next_after}` : ""}`);
+    found.push(...page.data);
+  } while (page.has_more && found.length < wanted);
+  current = page.current;
   if (!$("after").value) {
     $("after").value = current;
     $("before").value = Math.max(0, current - 1);
   }
-  draw();
-}
-
-function draw() {
-  keyed($("versions"), versions.slice(0, shown), (version) => version.number, make, update);
-  show($("older"), versions.length > shown, $("versions"));
+  keyed($("versions"), found, (version) => version.number, make, update);
+  show($("older"), page.has_more, $("versions"));
 }
 
 function make(version) {
@@ -83,4 +83,4 @@ $("compare").addEventListener("submit", (event) => {
   event.preventDefault();
   act("compare", event.submitter, () => compare(Number($("before").value), Number($("after").value)));
 });
-$("older").addEventListener("click", () => { shown += PAGE; draw(); });
+$("older").addEventListener("click", () => act("versions", $("older"), () => { wanted += PAGE; return load(); }));
