@@ -245,6 +245,34 @@ def test_a_store_without_edits_says_so(browser: Browser, served: Running) -> Non
         expect(page.locator("#found")).to_have_text("No edit was found.")
 
 
+def test_a_search_goes_on_as_it_was_begun_while_another_is_typed(browser: Browser, served: Running) -> None:
+    with opened(browser, served) as page:
+        page.click("#tab-edits")
+        page.fill("#by-text", "Sweden")
+        page.click("#search")
+        page.fill("#by-text", "Finland")
+        for country in ("Finland", "Sweden"):
+            served.edit(capital(country, "Lyon"))
+        expect(page.locator("#list .what")).to_have_text(["The capital of Sweden is → Lyon"])
+        page.click("#search")
+        expect(page.locator("#list .what")).to_have_text(["The capital of Finland is → Lyon"])
+
+
+def test_each_event_has_a_line_of_its_own(
+    browser: Browser, served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unsaid(dict[str, str]):
+        def get(self, *_: Any) -> Any:
+            return "Madrid"
+
+    monkeypatch.setattr(served.service.engine, "unsaid", Unsaid())
+    with opened(browser, served) as page:
+        for number, country in enumerate(("Greece", "Turkey"), start=1):
+            served.edit(capital(country, "Lyon"))
+            told = ["unsaid", "live", "version", "training", "queued"]  # the first two have one number
+            expect(page.locator("#events .chip")).to_have_text(told * number)
+
+
 def test_what_becomes_of_a_replacement_is_told(browser: Browser, served: Running) -> None:
     served.edit(capital("Japan", "Lyon"))
     with opened(browser, served) as page:

@@ -13,6 +13,7 @@ const EMPTY = 10;        // pages without a find that a search reads on by itsel
 let found = [];          // edits as the service has them, the newest first
 let after = null;        // where the next page begins
 let searches = 0;
+let searched = conditions();  // of the last search, whatever was typed since
 const submitted = new Map();  // ticket -> what to call an edit that was submitted here, until it is live or failed
 
 function conditions() {
@@ -29,8 +30,9 @@ function instant(name, value) {
   return at.toISOString();
 }
 
-export async function search() {
+export async function search(wanted = searched) {
   const mine = ++searches;
+  searched = wanted;
   found = [];
   after = null;
   await more(mine);
@@ -41,7 +43,7 @@ async function more(mine = searches) {
   let page;
   try {
     for (let i = 0; i < EMPTY; i++) {
-      const given = conditions();
+      const given = new URLSearchParams(searched);
       if (after !== null) given.set("after", String(after));
       page = await call(`/v1/edits?${given}`);
       if (mine !== searches) return;  // a newer search took over
@@ -58,7 +60,7 @@ async function more(mine = searches) {
 
 function draw() {
   keyed($("list"), found, (edit) => edit.ticket, make, update);
-  const more = after === null ? "" : "; older ones were not searched yet", all = [...conditions().keys()].length === 2;
+  const more = after === null ? "" : "; older ones were not searched yet", all = [...searched.keys()].length === 2;
   const none = after !== null ? "None so far" : all ? "There are no edits yet." : "No edit was found.";
   say($("found"), (found.length ? `${found.length} edit${found.length === 1 ? "" : "s"}` : none) + more);
   show($("more"), after !== null, $("list"));
@@ -196,7 +198,7 @@ export async function showEdit(id) {
 export async function refresh(changed) {
   const known = new Set(found.map((edit) => edit.id));
   const mine = searches;
-  const page = await call(`/v1/edits?${conditions()}`);
+  const page = await call(`/v1/edits?${searched}`);
   if (mine !== searches) return;
   const fresh = new Map(page.data.map((edit) => [edit.ticket, edit]));
   for (const id of changed.slice(0, PAGE)) {
@@ -222,6 +224,6 @@ export async function names(ids) {
   return new Map([...known].map(([id, edit]) => [id, `${edit.prompt} \u2192 ${edit.target}`]));
 }
 
-$("filters").addEventListener("submit", (event) => { event.preventDefault(); act("search", $("search"), search); });
-$("filters").addEventListener("reset", () => setTimeout(() => act("search", $("search"), search)));
+$("filters").addEventListener("submit", (event) => { event.preventDefault(); act("search", $("search"), () => search(conditions())); });
+$("filters").addEventListener("reset", () => setTimeout(() => act("search", $("search"), () => search(conditions()))));
 $("more").addEventListener("click", () => act("search", $("more"), () => more()));

@@ -119,6 +119,6 @@ export function happened(events, names) {
   for (const event of events) news.unshift({ ...event, about: names.get(event.edit) ?? event.edit ?? `version ${event.version}` });
   news.length = Math.min(news.length, NEWS);
   $("no-events").hidden = news.length > 0;
-  keyed($("events"), news, (event) => event.number, (event) => node("li", {}, node("span", { class: "soft" }, `${when(event.at)} `),
+  keyed($("events"), news, (event) => `${event.number} ${event.kind}`, (event) => node("li", {}, node("span", { class: "soft" }, `${when(event.at)} `),
     node("span", { class: `chip ${event.kind}` }, event.kind), ` ${event.about}`), () => {});
 }
