@@ -30,7 +30,7 @@ from wise.serving.connections import BACKLOG, Connections, affordable
 from wise.serving.editor_process import editor_process
 from wise.serving.http_errors import ERRORS
 from wise.serving.middleware import RequestMiddleware
-from wise.serving.service import LEAST, Service
+from wise.serving.service import LEAST_SECONDS_TO_END, Service
 from wise.serving.settings import Settings, without_effect
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,  # nothing here depends on what a proxy says of the client
                 backlog=BACKLOG,
-                timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout - LEAST)),
+                timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout - LEAST_SECONDS_TO_END)),
                 timeout_keep_alive=KEEP_ALIVE,
             )
         )
@@ -182,8 +182,8 @@ def build_service(settings: Settings, token: str | None) -> Service:
     try:
         stored = store.read().config
         config = settings.wise_config(stored)  # what has no effect is refused before the model is loaded, or told
-        for told in without_effect(settings, stored):
-            logger.warning("%s", told)
+        for warning in without_effect(settings, stored):
+            logger.warning("%s", warning)
         logger.info("loading %s: a minute or more if the model is large", settings.model or "the demo model")
         base = load_model(settings.model, placement=settings.placement())
         model = wrap(*base, config)

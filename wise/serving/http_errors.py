@@ -145,8 +145,8 @@ def _validation_error(error: RequestValidationError) -> HTTPError:
     param = ".".join(path) or (expected[0].partition(":")[0] if ":" in expected[0] else "body")
     value = at[0].get("input")
     kind = at[0]["type"]
-    told = kind in ("missing", "extra_forbidden", "json_invalid") or (kind == "value_error" and not path)
-    given = "" if told else f"{'null' if value is None else shortened(value)} was given; "
+    no_value = kind in ("missing", "extra_forbidden", "json_invalid") or (kind == "value_error" and not path)
+    given = "" if no_value else f"{'null' if value is None else shortened(value)} was given; "
     message = f"{given}{', or '.join(expected)}"
     return bad_request(message if message.startswith(f"{param}:") else f"{param}: {message}", param)
 

@@ -237,8 +237,8 @@ class ResponseWriter:
                     yield self._event("response.content_part.added", **place, part=self._part("", None))
                 if more or (opened and delta.logprobs):
                     text += more
-                    told = self._chat.token_logprobs(delta) or []
-                    yield self._event("response.output_text.delta", **place, delta=more, logprobs=told)
+                    logprobs = self._chat.token_logprobs(delta) or []
+                    yield self._event("response.output_text.delta", **place, delta=more, logprobs=logprobs)
             output = self._output(of, text, calls, opened=opened)
             for line in self._end(output, place):
                 yield line

@@ -21,7 +21,7 @@ from wise.serving.service import Served, Service
 
 router = APIRouter(prefix="/v1", route_class=AuthorizedRoute)
 Number = Annotated[int, Path(ge=0, lt=2**63)]
-UNHELD = "unsaid"
+UNSAID = "unsaid"
 """The kind of the event that follows `live` if the engine does not say the edit."""
 PAGE = 500
 """Events that are read at once."""
@@ -146,8 +146,8 @@ async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[st
                         yield event(view.model_dump(), kind=one.kind, number=one.number)
                         said = service.unsaid.get(view.edit or "")
                         if one.kind == LIVE and said is not None:
-                            told = {"kind": UNHELD, "detail": {"said": said}}
-                            yield event(view.model_dump() | told, kind=UNHELD, number=one.number)
+                            more = {"kind": UNSAID, "detail": {"said": said}}
+                            yield event(view.model_dump() | more, kind=UNSAID, number=one.number)
             if not follow or service.draining.is_set():
                 return
             if not await listener.news(HEARTBEAT):

@@ -33,9 +33,9 @@ from wise.serving.token_text import TokenText
 
 logger = logging.getLogger(__name__)
 
-LEAST = 2.0
+LEAST_SECONDS_TO_END = 2.0
 """Seconds that the parts have to end if answers took all of the shutdown's time."""
-UNHEARD = 10.0
+SILENCE_LIMIT = 10.0
 """Seconds without a sign of life after which an editor gets no CPU, or was stopped."""
 PROMPT_THREADS = 4
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class Service(StoreService):
         """
         self.drain()
         self.canaries.close()
-        end = max(self._end, time.monotonic() + LEAST)
+        end = max(self._end, time.monotonic() + LEAST_SECONDS_TO_END)
         ends = (partial(self.editor.close, end - time.monotonic()), self.follower.close, self.engine.close)
         closing = [threading.Thread(target=one, daemon=True) for one in ends]
         for thread in closing:
@@ -136,7 +136,7 @@ class Service(StoreService):
     def not_editing(self) -> str | None:
         """Why edits are not trained here, if so. It names no store and no file either."""
         editor = self.editor
-        if editor.silent > UNHEARD:
+        if editor.silent > SILENCE_LIMIT:
             return f"the editor was not heard of for {editor.silent:.0f} s: it was stopped, or gets no CPU"
         seconds = time.monotonic() - editor.since
         if editor.state == PREPARING:

@@ -54,7 +54,7 @@ def test_the_service_is_ready_while_the_editor_is_not(tmp_path: Path, monkeypatc
         assert status(served)["editor"]["stage"] == "measuring the model"
         monkeypatch.setattr(editor, "state", READY)
         assert status(served)["editing"] is None
-        monkeypatch.setattr(module, "UNHEARD", -1.0)
+        monkeypatch.setattr(module, "SILENCE_LIMIT", -1.0)
         assert "was stopped, or gets no CPU" in status(served)["editing"]
         assert client.get("/ready").status_code == 200
     with running(tmp_path / "store", editing=False) as served, served.client("") as stranger:
