@@ -65,7 +65,8 @@ class Canaries:
                 if self._closing or version is None:
                     return
             routed, failed = asyncio.run(self._count_in_version(version))
-            if not self._closing:
+            dropped = failed > 0 and self._newest is not None  # by the engine, perhaps: a newer version is checked next
+            if not self._closing and not dropped:
                 self._report(version, routed, failed)
 
     def _report(self, version: ServedVersion, routed: int, failed: int) -> None:

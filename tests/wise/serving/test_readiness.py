@@ -7,6 +7,7 @@ import logging
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,6 +123,33 @@ def test_canaries_that_cannot_be_run_raise_the_alarm(tmp_path: Path) -> None:
         until(lambda: value("wise_canary_alarm") == 1)
         assert (value("wise_canary_failures"), value("wise_canary_false_routes")) == (1, 3)
         broken.close()
+
+
+def test_canaries_of_a_version_that_was_dropped_raise_no_alarm(tmp_path: Path) -> None:
+    spain = {"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"}
+    with running(tmp_path / "store") as served:
+        served.edit(spain)
+        old = served.service.follower.current
+        served.edit(spain | {"target": "Vigo"})
+        newer, alarms = served.service.follower.current, list[bool]()
+
+        class Dropping:
+            """A newer version comes while an older one is checked, which the engine then has no more."""
+
+            def submit(self, requests: Any, **more: Any) -> Any:
+                if requests[0].handle.version == old.version:
+                    canaries.check(newer)
+                    raise EngineError("version 1 is not served any more")
+                return served.service.engine.submit(requests, **more)
+
+        metrics = Metrics()
+        metrics.alarm = SimpleNamespace(set=alarms.append)  # type: ignore[assignment]
+        canaries = Canaries([[5, 6, 7]], Dropping, metrics, 1.0)  # type: ignore[arg-type]
+        canaries.start()
+        canaries.check(old)
+        until(lambda: alarms)
+        assert alarms == [False]
+        canaries.close()
 
 
 def test_canaries_ask_only_the_namespaces_that_changed(tmp_path: Path) -> None:
