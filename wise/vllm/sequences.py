@@ -64,7 +64,7 @@ class FollowedSequence:
             if end > len(self._ids):
                 self._ids = np.concatenate([self._ids, np.zeros(max(end, 256), dtype=np.int64)])
             self._ids[first:end] = ids
-            self._length = end
+            self._length = max(self._length, end)
         steps = self._course.read(self._ids[:end], first)
         return [(place, decision.slot, value) for place, decision, value in steps if value != NO_SLOT]
 

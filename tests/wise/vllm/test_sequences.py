@@ -143,6 +143,17 @@ def test_cached_tokens_are_known_without_being_read(router: HybridRouter, worker
     assert torch.equal(out, wanted(router, prompt)[last:]) and out.any()
 
 
+def test_what_was_read_stays_known_when_it_is_read_again(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
+    """A request that lost its place twice may find in the cache what it had read before the first time."""
+    runner, _ = worker
+    prompt = render(router.inputs.tokenizer, TURNS)
+    ids, length = [*prompt, 70, 71, 33], len(prompt)
+    runner.execute_model(step(("a", ids[:-1], 0), new={"a": (prompt, carried(router, prompt))}))
+    runner.execute_model(step(("a", ids[: length + 1], 0)))
+    out = runner.execute_model(step(("a", ids[length + 2 :], length + 2)))
+    assert torch.equal(out, wanted(router, ids)[length + 2 :])
+
+
 def test_a_request_keeps_its_version_when_it_is_dropped(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
     runner, followed = worker
     prompt = render(router.inputs.tokenizer, TURNS)
