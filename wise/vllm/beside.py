@@ -92,7 +92,7 @@ def side_of(layer: str) -> Side | None:
 
 def check_version(version: str) -> None:
     """Raises ConfigError for a release of vLLM in which nothing was tested."""
-    if version.rsplit(".", 1)[0] not in TESTED and os.environ.get(ANY_VERSION) != "1":
+    if ".".join(version.split(".")[:2]) not in TESTED and os.environ.get(ANY_VERSION) != "1":
         raise ConfigError(
             f"vLLM {version} is installed and this release of wise was tested with {', '.join(TESTED)}: install that, "
             f"or set {ANY_VERSION}=1, run scripts/check_vllm.py, and read what it reports"
@@ -101,18 +101,28 @@ def check_version(version: str) -> None:
 
 def check_options(config: Any) -> None:
     """config: vLLM's VllmConfig. Raises ConfigError for what cannot be served with edits, with the reason."""
-    parallel = config.parallel_config
+    parallel, speculative = config.parallel_config, config.speculative_config
     refused = {
         f"pipeline_parallel_size={parallel.pipeline_parallel_size}: the stages of a pipeline are at different steps, "
         "which was not tested": parallel.pipeline_parallel_size > 1,
+        f"prefill_context_parallel_size={parallel.prefill_context_parallel_size}: a worker sees parts of a prompt": (
+            parallel.prefill_context_parallel_size > 1
+        ),
         "data parallel engines of several front ends: each would follow the store alone; let one front end have all, "
         "or run replicas of the service on one store": parallel.local_engines_only,
-        "dual batch overlap: a step's tokens reach the edited layer in parts": parallel.enable_dbo,
+        "enable_elastic_ep: an engine that comes later would not be given the edits": parallel.enable_elastic_ep,
+        "dual batch overlap: a step's tokens reach the edited layer in parts": parallel.use_ubatching,
+        "kv_sharing_fast_prefill: later blocks do not run all tokens of a step": (
+            config.cache_config.kv_sharing_fast_prefill
+        ),
         "prompt embeddings: edits go by token ids": config.model_config.enable_prompt_embeds,
         f"quantization={config.model_config.quantization!r}: edits are fitted on the base as transformers runs it, and "
         "none was tried on one that vLLM quantizes": config.model_config.quantization is not None,
         "speculative decoding with async scheduling: the number of tokens that were kept is not known before the step; "
-        "set async_scheduling=False": bool(config.speculative_config and config.scheduler_config.async_scheduling),
+        "set async_scheduling=False": bool(speculative and config.scheduler_config.async_scheduling),
+        "enable_adaptive_verification: which drafts a step has is decided on the GPU": bool(
+            speculative and speculative.enable_adaptive_verification
+        ),
     }
     for reason, found in refused.items():
         if found:
@@ -124,15 +134,15 @@ def register() -> None:
     from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
     from vllm.model_executor.layers.linear import RowParallelLinear
 
-    standing = op_registry_oot.pop(LAYER, None)  # a platform may have brought its own
-    if standing is not None and getattr(standing, "wise", False):
-        op_registry_oot[LAYER] = standing
+    registered = op_registry_oot.pop(LAYER, None)  # a platform may have brought its own
+    if registered is not None and getattr(registered, "wise", False):
+        op_registry_oot[LAYER] = registered
         return
-    PluggableLayer.register_oot(name=LAYER)(_layer_class(standing or RowParallelLinear))
+    PluggableLayer.register_oot(name=LAYER)(_layer_class(registered or RowParallelLinear))
 
 
-def _layer_class(standing: Any) -> Any:
-    class EditedRowParallelLinear(standing):  # type: ignore[misc]
+def _layer_class(own: Any) -> Any:
+    class EditedRowParallelLinear(own):  # type: ignore[misc]
         wise = True
 
         def __init__(self, *args: Any, prefix: str = "", **options: Any) -> None:
@@ -143,12 +153,12 @@ def _layer_class(standing: Any) -> Any:
             others = config.additional_config
             wanted = others.get("wise") if isinstance(others, dict) else None
             if wanted and wanted["layer"] == prefix:
-                _stand_beside(self, prefix, config)
+                _install(self, prefix, config)
 
     return EditedRowParallelLinear
 
 
-def _stand_beside(layer: Any, prefix: str, config: Any) -> None:
+def _install(layer: Any, prefix: str, config: Any) -> None:
     import vllm
     from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
     from vllm.utils.torch_utils import direct_register_custom_op
@@ -158,7 +168,7 @@ def _stand_beside(layer: Any, prefix: str, config: Any) -> None:
     if not hasattr(torch.ops.vllm, "wise_add"):
         direct_register_custom_op("wise_add", _add, mutates_args=["output"], fake_impl=_add_nothing)
 
-    class Beside(QuantizeMethodBase):  # type: ignore[misc]
+    class AddingMethod(QuantizeMethodBase):  # type: ignore[misc]
         """The layer's own method, whose output the side memory is added to."""
 
         def __init__(self, own: Any) -> None:
@@ -180,7 +190,7 @@ def _stand_beside(layer: Any, prefix: str, config: Any) -> None:
                 raise AttributeError(name)
             return getattr(self.own, name)
 
-    layer.quant_method = Beside(layer.quant_method)
+    layer.quant_method = AddingMethod(layer.quant_method)
     _sides[prefix] = Side(
         config.scheduler_config.max_num_batched_tokens,
         layer.output_size,

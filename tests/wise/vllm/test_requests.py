@@ -79,7 +79,7 @@ def test_every_engine_is_tested(monkeypatch: pytest.MonkeyPatch, engines: int, r
 
 
 def test_a_release_that_was_not_tested_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_version("0.32.0"), check_version("0.32.7")
+    check_version("0.32.0"), check_version("0.32.7"), check_version("0.32.0.post1")
     for release in ("0.31.2", "0.33.0", "1.0.0"):
         with pytest.raises(wise.ConfigError, match="WISE_VLLM_ANY_VERSION"):
             check_version(release)
@@ -89,33 +89,44 @@ def test_a_release_that_was_not_tested_is_refused(monkeypatch: pytest.MonkeyPatc
 
 def config(**changes: Any) -> Any:
     """What is looked at of vLLM's configuration."""
-    given = {"pipeline": 1, "fronts": False, "dbo": False, "embeds": False, "speculative": None, "asynchronous": False}
-    given["quantization"] = None
-    given |= changes
+    given: dict[str, Any] = {"pipeline": 1, "prefill": 1, "quantization": None, "speculative": None}
+    given |= dict.fromkeys(("fronts", "elastic", "batches", "sharing", "embeds", "asynchronous"), False) | changes
     return SimpleNamespace(
         parallel_config=SimpleNamespace(
-            pipeline_parallel_size=given["pipeline"], local_engines_only=given["fronts"], enable_dbo=given["dbo"]
+            pipeline_parallel_size=given["pipeline"],
+            prefill_context_parallel_size=given["prefill"],
+            local_engines_only=given["fronts"],
+            enable_elastic_ep=given["elastic"],
+            use_ubatching=given["batches"],
         ),
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=given["sharing"]),
         model_config=SimpleNamespace(enable_prompt_embeds=given["embeds"], quantization=given["quantization"]),
         speculative_config=given["speculative"],
         scheduler_config=SimpleNamespace(async_scheduling=given["asynchronous"]),
     )
 
 
+DRAFTS, ADAPTIVE = (SimpleNamespace(enable_adaptive_verification=adaptive) for adaptive in (False, True))
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"pipeline": 2}, "pipeline_parallel_size=2"),
+        ({"prefill": 2}, "prefill_context_parallel_size=2"),
         ({"fronts": True}, "replicas"),
-        ({"dbo": True}, "dual batch"),
+        ({"elastic": True}, "enable_elastic_ep"),
+        ({"batches": True}, "dual batch"),
+        ({"sharing": True}, "kv_sharing_fast_prefill"),
         ({"embeds": True}, "token ids"),
         ({"quantization": "awq"}, "quantization='awq'"),
-        ({"speculative": object(), "asynchronous": True}, "async_scheduling=False"),
+        ({"speculative": DRAFTS, "asynchronous": True}, "async_scheduling=False"),
+        ({"speculative": ADAPTIVE}, "enable_adaptive_verification"),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_the_reason(changes: dict[str, Any], reason: str) -> None:
     check_options(config())
     check_options(config(asynchronous=True))
-    check_options(config(speculative=object()))
+    check_options(config(speculative=DRAFTS))
     with pytest.raises(wise.ConfigError, match=reason):
         check_options(config(**changes))
