@@ -6,6 +6,7 @@ gives it to requests only when all ranks have it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,8 +17,9 @@ from wise.config import WiseConfig
 from wise.errors import ConfigError
 from wise.ingest import open_reader
 from wise.memory.artifact import load_memory
+from wise.memory.fingerprint import Fingerprint
 from wise.memory.state import MemoryState
-from wise.namespaces import within
+from wise.namespaces import split
 from wise.router.encoder import load_encoder
 from wise.router.hybrid import HybridRouter, RouterInputs
 from wise.router.turns import ChatTemplate
@@ -30,10 +32,20 @@ from wise.vllm.sequences import Followed, ServedMemory
 class Memories:
     """Loads versions, from a store or from a folder that `save_pretrained` wrote. Used by one thread."""
 
-    def __init__(self, options: dict[str, Any], tokenizer_path: str, store: str | None) -> None:
+    def __init__(
+        self,
+        options: dict[str, Any],
+        tokenizer_path: str,
+        store: str | None,
+        check: Callable[[Fingerprint | None], None] | None = None,
+    ) -> None:
+        """check: raises for a base of a store's edits that is not served."""
         self._options, self._tokenizer_path = options, tokenizer_path
         self._inputs: RouterInputs | None = None
         self._store = None if store is None else open_reader(store)
+        self._check = check
+        self._read: dict[str, ServedMemory] = {}
+        """The last version's, by namespace: those in which nothing changes are used again."""
 
     def read(self, version: int, folder: str | None) -> dict[tuple[int, str], ServedMemory]:
         """By version and namespace. folder: of a saved memory; None reads the store's version of that number."""
@@ -43,11 +55,16 @@ class Memories:
             raise ConfigError(f"version {version}: no store was named, and no folder is given")
         else:
             snapshot = self._store.read(version)
+            if self._check is not None:
+                self._check(snapshot.base)  # which was none where the store was empty at the start
             config, state = snapshot.config or WiseConfig(), snapshot.state
         if config.mode != "hybrid":
             raise ConfigError(f"mode={config.mode!r}: vLLM serves memories of mode='hybrid', which go by token ids")
-        names = dict.fromkeys(edit.namespace for edit in state.edits)
-        return {(version, name): self._served(within(state, name), config) for name in names}
+        before, self._read = self._read, {}
+        for name, own in split(state).items():
+            old = before.get(name)
+            self._read[name] = old if old is not None and old.state.same(own) else self._served(own, config)
+        return {(version, name): memory for name, memory in self._read.items()}
 
     def _served(self, state: MemoryState, config: WiseConfig) -> ServedMemory:
         if self._inputs is None:
@@ -59,6 +76,12 @@ class Memories:
                 tokenizer=tokenizer,
                 template=ChatTemplate.learn(tokenizer),
                 reader=load_encoder(own.get("encoder", config.encoder), taught=own.get("relations", config.relations)),
+            )
+        reader = self._inputs.reader
+        if state.key_space != reader.key_space:
+            raise ConfigError(
+                f"the keys of the edits are of the relation reader {getattr(state.key_space, 'reader', 'none')!r} and "
+                f"vLLM has {reader.name!r}; give it --additional-config.wise.relations and .encoder as they were then"
             )
         router = HybridRouter(state, self._inputs)
         router.is_quiet(np.zeros(0, dtype=np.int64))  # what that needs is made here, and not within a step
