@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -13,8 +14,10 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -229,6 +232,24 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> N
 def test_the_example_of_settings_is_one() -> None:
     found = load(ROOT / "deploy" / "wise.toml", {})
     assert (found.threads, found.store) == (4, "/var/lib/wise/store")
+    unit = dict(
+        line.split("=", 1) for line in (ROOT / "deploy/wise.service").read_text().splitlines() if "=" in line
+    )
+    assert found.tokens is not None and found.tokens.parent == Path("/var/lib") / unit["StateDirectory"]
+    assert unit["User"] == "wise", "who makes a token and who reads it is one user"
+
+
+def test_the_container_is_asked_where_it_listens(tmp_path: Path) -> None:
+    lines = (ROOT / "deploy/Containerfile").read_text().replace("\\\n", "").splitlines()
+    [check] = [line.partition(" CMD ")[2] for line in lines if line.startswith("HEALTHCHECK")]
+    command = [sys.executable, *json.loads(check)[1:]]
+    (tmp_path / "health").touch()
+    with HTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path))) as server:
+        environment = os.environ | {"WISE_PORT": str(server.server_port)}
+        Thread(target=server.handle_request, daemon=True).start()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 1
 
 
 def test_the_unit_is_sound(tmp_path: Path) -> None:
