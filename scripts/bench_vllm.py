@@ -32,14 +32,13 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime
 from pathlib import Path
 from socket import socket
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench_cost import multiplied
-from check_vllm import COMMON, ENVIRONMENT, installed, load, started
+from check_vllm import COMMON, ENVIRONMENT, load, started, write
 
 FORMS = ("plain", "chat")
 ALONE, OWN, SERVED = "vLLM", "wise", "transformers"
@@ -77,6 +76,7 @@ def in_vllm(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequenc
     import wise
     from wise.memory.artifact import load_memory
     from wise.router.hybrid import HybridRouter
+    from wise.vllm.answers import FollowedAnswer
     from wise.vllm.requests import NOTHING_CARRIED, carried_edits
 
     wrapped = wise.wrap(*load(reference["model"]), wise.WiseConfig(encoder=reference["encoder"]))
@@ -114,19 +114,13 @@ def in_vllm(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequenc
         )
         said = [output.outputs[0].token_ids for output in outputs]
         for one, ids, new in zip(carried, prompts, said, strict=True):
-            read_generated(one.course, ids, new)
+            if one.course is not None:
+                followed = FollowedAnswer(ids, one.course)
+                for token in new:  # as they come
+                    followed.add([token])
         return sum(map(len, said)), time.process_time() - begun
 
     return measure
-
-
-def read_generated(course: Any, ids: Sequence[int], new: Sequence[int]) -> None:
-    """Reads what was generated, token by token as it comes, for its provenance."""
-    import numpy as np
-
-    row = np.array([*ids, *new], dtype=np.int64)
-    for end in range(len(ids) + 1, len(row)) if course is not None else ():
-        course.read(row[:end], end - 1)
 
 
 def in_wise(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequence[int]) -> Measure:
@@ -320,17 +314,9 @@ def main() -> None:
         prepare(folder, options.model or str(model_path()), options.encoder, options.sizes, max(options.clients))
         found = measured(folder, options)
     if options.output:
-        all_told = json.loads(options.output.read_text()) if options.output.exists() else {}
-        all_told.setdefault("costs", {})[Path(options.model).name if options.model else "demo"] = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "vllm": installed("vllm"),
-            "torch": installed("torch"),
-            "cores": os.cpu_count(),
-            "rounds": options.rounds,
-            "tokens": options.tokens,
-            "forms": found,
-        }
-        options.output.write_text(json.dumps(all_told, indent=1) + "\n")
+        key = Path(options.model).name if options.model else "demo"
+        figures = {"rounds": options.rounds, "tokens": options.tokens, "forms": found}
+        write(options.output, ["costs", key], figures)
 
 
 if __name__ == "__main__":

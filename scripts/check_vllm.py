@@ -51,7 +51,8 @@ GPU: dict[str, dict[str, Any]] = {
     "gpu_async": {"enforce_eager": False, "async_scheduling": True},
     "gpu_bf16": {"enforce_eager": False, "dtype": "bfloat16"},
 }
-"""The same on a GPU, where vLLM takes its second model runner. In bf16 some texts may differ, since kernels round."""
+"""The same on a GPU, where vLLM takes its second model runner. In bf16 kernels round, so some texts may
+differ: it then ends with 1, and says how many."""
 COMMON = {
     "dtype": "float32", "max_num_seqs": 32, "max_num_batched_tokens": 512, "block_size": 32, "seed": 0,
     "enable_prefix_caching": False,
@@ -140,9 +141,6 @@ def run(folder: Path, name: str) -> dict[str, Any]:
     return {
         "arguments": ALL[name],
         "runner": runner,
-        "vllm": installed("vllm"),
-        "torch": installed("torch"),
-        "cores": os.cpu_count(),
         "edits": reference["edits"],
         "prompts": len(reference["prompts"]),
         **compared(reference, wrapped, memories, requests, outputs, recorded(llm)),
@@ -287,11 +285,15 @@ def installed(name: str) -> str | None:
     return next((d.version for d in distributions() if d.metadata["Name"] in (name, f"{name}-cpu")), None)
 
 
-def write(file: Path, name: str, key: str, figures: dict[str, Any]) -> None:
-    """Adds the figures of one configuration."""
+def write(file: Path, keys: Sequence[str], figures: dict[str, Any]) -> None:
+    """Adds figures at a path of keys, with the day, the releases and the machine; what else is there stays."""
     results = json.loads(file.read_text()) if file.exists() else {}
-    dated = {"date": datetime.now(UTC).date().isoformat()} | figures
-    results.setdefault("models", {}).setdefault(key, {})[name] = dated
+    place = results
+    for key in keys:
+        place = place.setdefault(key, {})
+    place.clear()
+    place |= {"date": datetime.now(UTC).date().isoformat(), "vllm": installed("vllm"), "torch": installed("torch")}
+    place |= {"cores": os.cpu_count()} | figures
     file.write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -314,13 +316,17 @@ def main() -> int:
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         (options.folder / f"{options.run}.json").write_text(json.dumps(run(options.folder, options.run)))
         return 0
-    key = Path(options.model).name if options.model else "demo"
+    from wise.demo import model_path
+
     good = True
     with TemporaryDirectory() as kept:
         folder = options.folder or Path(kept)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "reference.json").exists():
             prepare(folder, options.model, options.encoder, options.edits, options.prompts)
+        model = json.loads((folder / "reference.json").read_text())["model"]
+        if options.model not in (None, model):
+            parser.error(f"--folder has the answers of {model}, not of {options.model}: give another folder")
         for name in options.only or (GPU if options.gpu else CONFIGURATIONS):
             command = [sys.executable, __file__, "--run", name, "--folder", str(folder)]
             if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
@@ -333,7 +339,8 @@ def main() -> int:
             print(f"{name}: {json.dumps(figures['equal'])} of {figures['prompts']}, {figures['counters']}", flush=True)
             good = good and same and did
             if options.output:
-                write(options.output, name, key, figures)
+                key = "demo" if model == str(model_path()) else Path(model).name
+                write(options.output, ["models", key, name], figures)
     return 0 if good else 1
 
 

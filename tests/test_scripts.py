@@ -500,3 +500,10 @@ def test_the_load_of_a_service_counts_a_refused_preview_as_failed(
 
     asyncio.run(once())
     assert (previews.total(), failures.total()) == (int(not failed), int(failed))
+
+
+def test_answers_of_one_base_are_not_written_under_another(tmp_path: Path) -> None:
+    (tmp_path / "reference.json").write_text('{"model": "smol"}')
+    script = ROOT / "scripts/check_vllm.py"
+    done = run(sys.executable, script, "--folder", tmp_path, "--model", "llama", cwd=tmp_path)
+    assert done.returncode == 2 and "has the answers of smol, not of llama" in done.stderr
