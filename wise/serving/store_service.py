@@ -20,8 +20,8 @@ from wise.serving.settings import Settings
 from wise.training.encoding import Encoder
 
 
-class Followed(Protocol):
-    """What is served, as it changes."""
+class VersionSource(Protocol):
+    """The version that is served, as it changes."""
 
     @property
     def current(self) -> ServedVersion: ...
@@ -32,7 +32,7 @@ class Followed(Protocol):
 class StoreService:
     """Takes edits into a store whose writer is elsewhere."""
 
-    follower: Followed
+    follower: VersionSource
 
     def __init__(self, settings: Settings, *, store: Store, tokens: Tokens, encoder: Encoder) -> None:
         """store: not opened as its writer."""
