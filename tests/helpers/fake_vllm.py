@@ -18,8 +18,16 @@ class ClientError(Exception):
     """Of a request that vLLM refuses."""
 
 
+class NotFoundError(ClientError):
+    """What it asks for is not there."""
+
+
+class RetryableRequestError(Exception):
+    """It may be asked again."""
+
+
 class FakeLLM:
-    """Says the edit's answer where a plan says so, and else `w8`; in a step of its own for each token."""
+    """Says the edit's answer where a plan says so, and else `w8`; in steps of `step` tokens."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
@@ -27,8 +35,9 @@ class FakeLLM:
         self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=1))
         self.ranks: list[int | None] = []
         """Of the data parallel engines that were asked."""
-        self.errored = self.hangs = self.forgets = self.breaks = False
-        self.left = 0
+        self.errored = self.hangs = self.stalls = self.forgets = self.breaks = False
+        """hangs: before the first step of an answer; stalls: after it."""
+        self.step, self.left = 1, 0
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         self.calls.append((method, args))
@@ -47,16 +56,21 @@ class FakeLLM:
         begins = carried.get("plan", {}).get("begins", [])
         said = SAID[begins[-1][1]][0] if begins and not self.forgets else [8, EOS]
         try:
-            if self.hangs:
-                await asyncio.Event().wait()
-            for token in said[: params.max_tokens]:
+            while self.hangs:
+                await asyncio.sleep(0.01)
+            said = said[: params.max_tokens]
+            for first in range(0, len(said), self.step):
+                new = said[first : first + self.step]
                 told = SimpleNamespace(logprob=-1.0 - 5.0 * bool(carried.get("probe")))
-                finish = "stop" if token == EOS else "length" if params.max_tokens == 1 else None
-                one = SimpleNamespace(index=0, token_ids=[token], logprobs=[{token: told}], finish_reason=finish)
+                finish = "stop" if EOS in new else "length" if params.max_tokens == 1 else None
+                logprobs = [{token: told} for token in new]
+                one = SimpleNamespace(index=0, token_ids=new, logprobs=logprobs, finish_reason=finish)
                 read = None
                 if getattr(params, "prompt_logprobs", None) is not None:
                     read = [None, *({i: SimpleNamespace(logprob=-2.0)} for i in prompt["prompt_token_ids"][1:])]
                 yield SimpleNamespace(outputs=[one], prompt_logprobs=read)
+                while self.stalls:
+                    await asyncio.sleep(0.01)
         finally:
             self.left += 1
 
@@ -85,7 +99,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
             "RequestOutputKind": SimpleNamespace(DELTA=1),
             "StructuredOutputsParams": SimpleNamespace,
         },
-        "vllm.exceptions": {"VLLMClientError": ClientError},
+        "vllm.exceptions": {
+            "VLLMClientError": ClientError,
+            "VLLMNotFoundError": NotFoundError,
+            "RetryableRequestError": RetryableRequestError,
+        },
         "vllm.engine": {},
         "vllm.engine.arg_utils": {"AsyncEngineArgs": SimpleNamespace},
         "vllm.v1": {},

@@ -74,7 +74,8 @@ async def deltas_of(job: Job, answers: Sequence[GeneratedAnswer]) -> AsyncIterat
                 raise DeadlineError("nothing was generated in the time that the request may take; ask for less at once")
             yield delta
     finally:
-        job.cancelled = bool(left)
+        if left:
+            job.cancel()
 
 
 class Writer(ABC):

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, aclosing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 from wise.errors import ConfigError
@@ -25,7 +26,7 @@ from wise.router.course import Course, Plan, Step
 from wise.vllm.answers import FollowedAnswer
 from wise.vllm.requests import EXTENSION, NOTHING_CARRIED, CarriedEdits, attach, carried_edits
 from wise.vllm.sequences import ServedMemory
-from wise.vllm.versions import HeldVersions
+from wise.vllm.versions import DroppedError, HeldVersions
 from wise.vllm.worker import Memories
 
 logger = logging.getLogger(__name__)
@@ -33,15 +34,22 @@ logger = logging.getLogger(__name__)
 DEFAULT_NAMESPACE = "default"
 INTERVAL = 0.2
 """Seconds between two looks at the store."""
+RETRY = 1.0
+"""Seconds until the next look, where one has failed."""
+BEAM = "-beam-"
+"""In the name of a request that vLLM makes for one token of one beam: no answer is known yet."""
 
 
 @dataclass(eq=False)
-class AskedMemory:
-    """The memory that one HTTP request began with, and the edits that were active in its answers."""
+class RequestMemory:
+    """The memory of one HTTP request, and the edits that were active in its answers."""
 
-    version: int
-    namespace: str
-    memory: ServedMemory | None
+    namespace: str = DEFAULT_NAMESPACE
+    held: ExitStack | None = None
+    """Closed when the HTTP request ends. None from then on: a task that it left behind may still generate."""
+    version: int | None = None
+    """None until its first answer begins: before that, the server has not checked its key."""
+    memory: ServedMemory | None = None
     """None where no edit is live."""
     answers: list[dict[int, list[int]]] = field(default_factory=list)
     """Of each answer by slot the positions of the tokens, in prompt and answer."""
@@ -54,16 +62,16 @@ class AskedMemory:
     def to_dict(self) -> dict[str, Any]:
         """In the form of `wise serve`."""
         state = MemoryState() if self.memory is None else self.memory.state
-        edits = [[_told(state, slot, tokens) for slot, tokens in own.items()] for own in self.answers]
+        edits = [[_edit_to_dict(state, slot, tokens) for slot, tokens in own.items()] for own in self.answers]
         return {"version": self.version, "namespace": self.namespace, "edits": edits}
 
 
-def _told(state: MemoryState, slot: int, tokens: list[int]) -> dict[str, Any]:
+def _edit_to_dict(state: MemoryState, slot: int, tokens: list[int]) -> dict[str, Any]:
     edit = state.by_id[state.slots[slot].edit_ids[0]]
     return {"id": edit.id, "prompt": edit.prompt, "target": edit.target, "tokens": tokens}
 
 
-asked_memory: ContextVar[AskedMemory | None] = ContextVar("wise_asked_memory", default=None)
+request_memory: ContextVar[RequestMemory | None] = ContextVar("wise_request_memory", default=None)
 """Of the HTTP request that is being answered."""
 
 
@@ -87,9 +95,12 @@ class EditedClient:
         config = client.vllm_config.model_config
         place = place if "://" in place else os.path.abspath(place)
         store = open_reader(place)
-        options = checked_options(client.vllm_config, store.read().base)
+        base = store.read().base
+        options = checked_options(client.vllm_config, base)
+        if base is not None and base.name not in ("", config.model, os.path.realpath(config.model)):
+            logger.warning("the store's edits were made on %r and vLLM serves %r", base.name, config.model)
         ids = config.try_get_generation_config().get("eos_token_id", client.get_tokenizer().eos_token_id)
-        memories = Memories(options, config.tokenizer, place)
+        memories = Memories(options, config.tokenizer, place, partial(check_base, client.vllm_config))
         return cls(client, place, store, memories, ids if isinstance(ids, list) else [ids])
 
     async def start(self) -> None:
@@ -110,14 +121,18 @@ class EditedClient:
         return self._store.journal.version().number
 
     async def _follow(self) -> None:
+        trouble = ""
         while True:
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(RETRY if trouble else INTERVAL)
             try:
                 version = await asyncio.to_thread(self._newest)
                 if version != self.served[0]:
                     await self._take_over(version)
-            except Exception:
-                logger.exception("the store's newest version could not be taken over; %d is served", self.served[0])
+                trouble = ""
+            except Exception as error:
+                if trouble != repr(error):  # it is looked at again and again
+                    trouble = repr(error)
+                    logger.exception("the store's newest version could not be taken over; %d is served", self.served[0])
 
     async def _take_over(self, version: int) -> None:
         memories = await asyncio.to_thread(self._memories.read, version, None)
@@ -125,25 +140,12 @@ class EditedClient:
         self.served = version, memories
         logger.info("version %d is served: %d namespaces have edits", version, len(memories))
 
-    @contextmanager
-    def asking(self, namespace: str = DEFAULT_NAMESPACE) -> Iterator[AskedMemory]:
-        """A request keeps the newest memory of a namespace within the block. Raises LookupError if it has no edits."""
-        version, memories = self.served
-        if namespace != DEFAULT_NAMESPACE and (version, namespace) not in memories:
-            known = ", ".join(sorted(name for _, name in memories))
-            raise LookupError(f"no edit is live in the namespace {namespace!r:.80}; there are: {known or 'none'}")
-        self._versions.begin([version])
-        try:
-            yield AskedMemory(version=version, namespace=namespace, memory=memories.get((version, namespace)))
-        finally:
-            self._versions.end(version)
-
     async def generate(self, prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> AsyncIterator[Any]:
-        """What the client's own generates, with the edits."""
-        known = asked_memory.get()
-        with self.asking() if known is None else nullcontext(known) as asked:
-            first = len(asked.answers)
-            asked.answers += [{} for _ in range(sampling_params.n)]
+        """What the client's own generates, with the edits. Raises as `_holding` does."""
+        asked = request_memory.get() or RequestMemory()
+        with self._holding(asked):
+            first, reported = len(asked.answers), BEAM not in request_id
+            asked.answers += [{} for _ in range(sampling_params.n)] if reported else []
             carried = await asyncio.to_thread(self._carried, asked, prompt, sampling_params)
             params, own = sampling_params.clone(), prompt.get("cache_salt")
             others = {name: given for name, given in (params.extra_args or {}).items() if name != "wise"}
@@ -151,24 +153,48 @@ class EditedClient:
             salt = f"{carried.cache_salt or ''}/{own}" if own else carried.cache_salt
             salted = prompt if salt is None else {**prompt, "cache_salt": salt}
             followed: dict[int, FollowedAnswer] = {}
-            async for output in self._generate(salted, params, request_id, **options):
-                for one in output.outputs if carried.extra_args is not None else ():
-                    if one.index not in followed:
-                        followed[one.index] = _followed(prompt["prompt_token_ids"], carried, asked)
-                        asked.note(first + one.index, carried.steps)
-                    answer = followed[one.index]
-                    new = one.token_ids if params.output_kind.name == "DELTA" else one.token_ids[answer.generated :]
-                    asked.note(first + one.index, answer.add(new))
-                yield output
+            async with aclosing(self._generate(salted, params, request_id, **options)) as outputs:
+                async for output in outputs:
+                    for one in output.outputs if reported and carried.extra_args is not None else ():
+                        if one.index not in followed:
+                            followed[one.index] = _followed(prompt["prompt_token_ids"], carried, asked)
+                            asked.note(first + one.index, carried.steps)
+                        answer = followed[one.index]
+                        new = one.token_ids if params.output_kind.name == "DELTA" else one.token_ids[answer.generated :]
+                        asked.note(first + one.index, answer.add(new))
+                    yield output
 
-    def _carried(self, asked: AskedMemory, prompt: Any, params: Any) -> CarriedEdits:
+    @contextmanager
+    def _holding(self, asked: RequestMemory) -> Iterator[None]:
+        """Keeps the memory of a request within the block: the newest, if it is the request's first answer.
+
+        Raises, as errors of vLLM, that no edit is live in the namespace, or that the version was dropped meanwhile.
+        """
+        from vllm.exceptions import RetryableRequestError, VLLMNotFoundError
+
+        if asked.version is None:
+            version, memories = self.served
+            memory = memories.get((version, asked.namespace))
+            if memory is None and asked.namespace != DEFAULT_NAMESPACE:
+                known = ", ".join(sorted(name for _, name in memories)) or "none"
+                raise VLLMNotFoundError(f"no edit is live in the namespace {asked.namespace!r:.80}; there are: {known}")
+            asked.version, asked.memory = version, memory
+            if asked.held is not None:
+                asked.held.enter_context(self._versions.holding(version))
+        try:
+            with self._versions.holding(asked.version):
+                yield
+        except DroppedError as error:
+            raise RetryableRequestError(str(error)) from error
+
+    def _carried(self, asked: RequestMemory, prompt: Any, params: Any) -> CarriedEdits:
         if asked.memory is None:
             return NOTHING_CARRIED
         return carried_edits(
             prompt["prompt_token_ids"],
             asked.memory.router,
             asked.memory.state,
-            version=asked.version,
+            version=asked.version,  # type: ignore[arg-type]
             namespace=asked.namespace,
             stops=(frozenset() if params.ignore_eos else self._ends).union(params.stop_token_ids or ()),
         )
@@ -177,7 +203,7 @@ class EditedClient:
 def checked_options(config: Any, base: Fingerprint | None) -> dict[str, Any]:
     """The options with which an engine was started for edits. config: vLLM's VllmConfig; base: of the store's edits.
 
-    Raises ConfigError if it was not, with what is to be given, or if it serves another base.
+    Raises ConfigError if it was not, with what is to be given, or as `check_base` does.
     """
     others = config.additional_config
     own = others.get("wise") if isinstance(others, dict) else None
@@ -187,16 +213,30 @@ def checked_options(config: Any, base: Fingerprint | None) -> dict[str, Any]:
             f"vLLM was started without edits: give it --worker-extension-cls {EXTENSION} "
             f"--additional-config.wise.layer {layer}"
         )
+    check_base(config, base)
+    return dict(own)
+
+
+def check_base(config: Any, base: Fingerprint | None) -> None:
+    """Raises ConfigError if vLLM serves another kind of base than that of the edits, edits it elsewhere, or runs it in
+    another precision. Weights are not compared."""
+    if base is None:
+        return
     model = config.model_config
-    found = model.hf_config.model_type, model.hf_text_config.vocab_size, own["layer"]
-    if base is not None and (base.model_type, base.vocabulary, base.path) != found:
+    found = model.hf_config.model_type, model.hf_text_config.vocab_size, config.additional_config["wise"]["layer"]
+    if (base.model_type, base.vocabulary, base.path) != found:
         raise ConfigError(
             f"the store has edits of a {base.model_type} of {base.vocabulary} tokens, at {base.path}, and vLLM serves "
             f"a {found[0]} of {found[1]} tokens, edited at {found[2]}; serve that base, or name its store"
         )
-    return dict(own)
+    dtype = str(model.dtype).removeprefix("torch.")
+    if base.precision != dtype:
+        raise ConfigError(
+            f"the store's edits were made in {base.precision} and vLLM serves {dtype}, in which they may be said "
+            f"otherwise: give it --dtype {base.dtype}"
+        )
 
 
-def _followed(prompt: Sequence[int], carried: CarriedEdits, asked: AskedMemory) -> FollowedAnswer:
+def _followed(prompt: Sequence[int], carried: CarriedEdits, asked: RequestMemory) -> FollowedAnswer:
     plan = Plan.from_json(carried.extra_args["wise"]["plan"])  # type: ignore[index]
     return FollowedAnswer(prompt, Course(asked.memory.router, plan))  # type: ignore[union-attr]

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 
 from wise.errors import ConfigError
-from wise.vllm.edited_client import DEFAULT_NAMESPACE, AskedMemory, EditedClient, asked_memory
+from wise.vllm.edited_client import DEFAULT_NAMESPACE, EditedClient, RequestMemory, request_memory
 
 STORE = "WISE_STORE"
 """Environment variable: the store's folder, or its postgresql:// URL."""
@@ -40,10 +40,10 @@ class EditingMiddleware:
     async def __call__(self, scope: Message, receive: Any, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, partial(self._lifespan, scope["app"].state, send))
-        elif scope["type"] != "http" or self._client is None:
+        elif scope["type"] != "http":
             await self._app(scope, receive, send)
         else:
-            await self._request(self._client, scope, receive, send)
+            await self._request(scope, receive, send)
 
     async def _lifespan(self, state: Any, send: Send, message: Message) -> None:
         if message["type"] == "lifespan.startup.complete":
@@ -59,24 +59,21 @@ class EditingMiddleware:
             self._client.close()
         await send(message)
 
-    async def _request(self, client: EditedClient, scope: Message, receive: Any, send: Send) -> None:
-        try:
-            asking = client.asking(Headers(scope=scope).get(NAMESPACE, DEFAULT_NAMESPACE))
-            with asking as asked:
-                token = asked_memory.set(asked)
-                try:
-                    await self._app(scope, receive, _Answer(send, asked))
-                finally:
-                    asked_memory.reset(token)
-        except LookupError as error:
-            body = {"error": {"message": str(error), "type": "NotFoundError", "param": NAMESPACE, "code": 404}}
-            await JSONResponse(body, 404)(scope, receive, send)
+    async def _request(self, scope: Message, receive: Any, send: Send) -> None:
+        with ExitStack() as held:
+            asked = RequestMemory(Headers(scope=scope).get(NAMESPACE, DEFAULT_NAMESPACE), held)
+            token = request_memory.set(asked)
+            try:
+                await self._app(scope, receive, _Answer(send, asked))
+            finally:
+                request_memory.reset(token)
+                asked.held = None
 
 
 class _Answer:
     """Sends an answer, with its edits."""
 
-    def __init__(self, send: Send, asked: AskedMemory) -> None:
+    def __init__(self, send: Send, asked: RequestMemory) -> None:
         self._send, self._asked = send, asked
         self._start: Message | None = None
         """Held back: of an answer in JSON, whose length changes."""
@@ -93,15 +90,15 @@ class _Answer:
             self._body += message.get("body", b"")
             if message.get("more_body"):
                 return
-            message["body"] = self._told()
+            message["body"] = self._with_edits()
             headers = MutableHeaders(raw=self._start["headers"])
             headers["content-length"] = str(len(message["body"]))
             await self._send(self._start)
         elif self._asked.answers:
-            message["body"] = self._streamed(message.get("body", b""))
+            message["body"] = self._with_last_event(message.get("body", b""))
         await self._send(message)
 
-    def _told(self) -> bytes:
+    def _with_edits(self) -> bytes:
         if not self._asked.answers:
             return self._body
         answer = json.loads(self._body)
@@ -109,11 +106,11 @@ class _Answer:
             return self._body
         return json.dumps(answer | {"wise": self._asked.to_dict()}, ensure_ascii=False).encode()
 
-    def _streamed(self, body: bytes) -> bytes:
+    def _with_last_event(self, body: bytes) -> bytes:
         if not self._head and body.startswith(b"data: {"):
             first = json.loads(body[6 : body.index(b"\n\n")])
             self._head = {name: first[name] for name in HEAD if name in first}
-        if DONE not in body:
+        if not body.startswith(DONE):  # vLLM sends it by itself
             return body
         told = json.dumps({**self._head, "choices": [], "wise": self._asked.to_dict()}, ensure_ascii=False)
-        return body.replace(DONE, f"data: {told}\n\n".encode() + DONE)
+        return f"data: {told}\n\n".encode() + body

@@ -124,7 +124,7 @@ async def attach(engine: Any, store: str | None = None) -> list[dict[str, Any]]:
 
     store: place from which the workers read versions; no option of the engine, since it may hold a password.
 
-    Raises ConfigError if nothing would come of edits, or what a worker raised.
+    Raises ConfigError if an edit would change no answer, or what a worker raised.
     """
     found: list[dict[str, Any]] = await engine.collective_rpc("wise_attach", args=(store, this_process()))
     size = engine.vllm_config.parallel_config.data_parallel_size

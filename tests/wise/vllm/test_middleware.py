@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from chats import EDITS, TURNS
-from fake_vllm import FakeLLM, SamplingParams, installed
+from fake_vllm import FakeLLM, NotFoundError, RetryableRequestError, SamplingParams, installed
 from followed import answer_router, answer_state
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -21,7 +24,8 @@ from waiting import until
 
 import wise
 from wise.router.turns import render
-from wise.vllm.edited_client import EditedClient, checked_options
+from wise.vllm import edited_client
+from wise.vllm.edited_client import EditedClient, RequestMemory, checked_options, request_memory
 from wise.vllm.middleware import EditingMiddleware
 from wise.vllm.requests import EXTENSION
 from wise.vllm.sequences import ServedMemory
@@ -36,10 +40,11 @@ class FakeStore:
     """Its second version is without the first edit."""
 
     def __init__(self) -> None:
-        self.version, self.closed = 1, False
+        self.version, self.closed, self.read_count = 1, False, 0
         self.journal = SimpleNamespace(version=lambda: SimpleNamespace(number=self.version))
 
     def read(self, version: int, folder: str | None) -> dict[tuple[int, str], ServedMemory]:
+        self.read_count += 1
         if version == 13:
             raise wise.StoreError("segment 13 is damaged")
         state = STATE if version == 1 else STATE.without([EDITS[0].id])
@@ -62,13 +67,22 @@ def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
     return found
 
 
+async def broken(_: Request) -> Response:
+    raise KeyError("name")
+
+
+async def not_found(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": {"message": str(error)}}, 404)
+
+
 def server(llm: FakeLLM) -> Starlette:
     """As vLLM's: its routes generate with the client of the application's state."""
 
     async def ids(request: Request, body: dict[str, Any]) -> AsyncIterator[int]:
         prompt = {"type": "token", "prompt_token_ids": body["prompt"], "cache_salt": body.get("cache_salt")}
         params = SamplingParams(max_tokens=8, extra_args=body.get("vllm_xargs"))
-        async for output in request.app.state.engine_client.generate(prompt, params, "1", priority=0):
+        name = body.get("request_id", "1")
+        async for output in request.app.state.engine_client.generate(prompt, params, name, priority=0):
             yield output.outputs[0].token_ids[0]
 
     async def completions(request: Request) -> Response:
@@ -77,6 +91,8 @@ def server(llm: FakeLLM) -> Starlette:
             return JSONResponse({"id": "c", "ids": [i async for i in ids(request, body)]})
 
         async def events() -> AsyncIterator[str]:
+            if "echo" in body:
+                yield f"data: {json.dumps({'id': 'c', 'choices': [body['echo']]})}\n\n"
             async for token in ids(request, body):
                 yield f"data: {json.dumps({'id': 'c', 'model': 'm', 'choices': [token]})}\n\n"
             yield "data: [DONE]\n\n"
@@ -86,7 +102,14 @@ def server(llm: FakeLLM) -> Starlette:
     async def models(_: Request) -> Response:
         return JSONResponse({"data": []})
 
-    app = Starlette(routes=[Route("/completions", completions, methods=["POST"]), Route("/models", models)])
+    app = Starlette(
+        routes=[
+            Route("/completions", completions, methods=["POST"]),
+            Route("/models", models),
+            Route("/broken", broken),
+        ],
+        exception_handlers={NotFoundError: not_found},
+    )
     app.state.engine_client, app.state.args = llm, SimpleNamespace(chat_template=None)
     app.add_middleware(EditingMiddleware)
     return app
@@ -125,6 +148,73 @@ def test_a_stream_names_its_edits_before_it_is_done(client: TestClient) -> None:
     assert [edit["id"] for edit in told["wise"]["edits"][0]] == [EDITS[0].id]
 
 
+def test_a_text_may_hold_the_end_of_a_stream(client: TestClient) -> None:
+    lines = ask(client, ASKED, stream=True, echo="data: [DONE]").text.split("\n\n")
+    events = [json.loads(line[6:]) for line in lines[:-2]]
+    assert events[0]["choices"] == ["data: [DONE]"] and ["wise" in event for event in events] == [False] * 4 + [True]
+
+
+def followed(llm: FakeLLM, store: Any) -> EditedClient:
+    return EditedClient(llm, "somewhere", store, store, {EOS})
+
+
+async def generated(client: EditedClient, asked: RequestMemory) -> list[int]:
+    """What the client says in a task of this request."""
+    request_memory.set(asked)
+    params = SamplingParams(max_tokens=8)
+    outputs = client.generate({"type": "token", "prompt_token_ids": ASKED}, params, "1")
+    return [output.outputs[0].token_ids[0] async for output in outputs]
+
+
+async def serve(client: EditedClient, store: FakeStore, *versions: int) -> None:
+    for version in versions:
+        store.version = version
+        await asyncio.to_thread(until, lambda: client.served[0] == store.version)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_generated_keeps_its_version(llm: FakeLLM, store: FakeStore, first: bool) -> None:
+    """Whether it is the first answer of a request or not, and though the request itself has ended."""
+
+    async def run() -> None:
+        client = followed(llm, store)
+        await client.start()
+        asked = RequestMemory()
+        if not first:
+            await generated(client, asked)
+        llm.stalls, count = True, len(llm.asked)
+        answer = asyncio.create_task(generated(client, asked))
+        await asyncio.to_thread(until, lambda: len(llm.asked) > count)
+        await serve(client, store, 2, 3)
+        assert "wise_drop" not in dict(llm.calls)
+        llm.stalls = False
+        assert await answer == [70, 71, EOS] and asked.version == 1
+        await serve(client, store, 4)
+        assert [args[0] for method, args in llm.calls if method == "wise_drop"] == [1, 2]
+        with pytest.raises(RetryableRequestError, match="version 1 is not served any more"):
+            await generated(client, asked)
+        client.close()
+
+    asyncio.run(run())
+
+
+def test_a_request_keeps_its_version_until_it_ends(llm: FakeLLM, store: FakeStore) -> None:
+    async def run() -> None:
+        client = followed(llm, store)
+        await client.start()
+        with ExitStack() as held:
+            asked, idle = RequestMemory(held=held), RequestMemory(held=held)
+            await generated(client, asked)
+            await serve(client, store, 2, 3)
+            assert await generated(client, asked) == [70, 71, EOS]
+        await serve(client, store, 4)
+        assert [args[0] for method, args in llm.calls if method == "wise_drop"] == [1, 2]
+        assert idle.version is None, "it has not asked yet, and keeps nothing"
+        client.close()
+
+    asyncio.run(run())
+
+
 def test_versions_come_as_they_change(client: TestClient, store: FakeStore, llm: FakeLLM) -> None:
     store.version = 2
     until(lambda: ask(client, ASKED)["wise"]["version"] == 2)
@@ -146,7 +236,26 @@ def test_what_a_client_may_not_say(client: TestClient, llm: FakeLLM) -> None:
     assert salts[0].startswith("wise:") and salts[0].endswith("/wise:mine") and salts[1] == "/wise:mine"
     unknown = ask(client, ASKED, headers={"X-Wise-Namespace": "other"})
     assert unknown.status_code == 404 and "'other'; there are: default" in unknown.json()["error"]["message"]
-    assert client.get("/models").json() == {"data": []}
+    assert client.get("/models", headers={"X-Wise-Namespace": "other"}).json() == {"data": []}, "no key was checked"
+
+
+def test_what_fails_in_the_server_is_its_own(client: TestClient) -> None:
+    with pytest.raises(KeyError, match="name"):
+        client.get("/broken")
+
+
+def test_beams_are_no_answers(client: TestClient, llm: FakeLLM) -> None:
+    answer = ask(client, ASKED, request_id="cmpl-1-0-beam-3")
+    assert answer == {"id": "c", "ids": [70, 71, EOS]} and llm.asked[-1][1].extra_args["wise"]["version"] == 1
+
+
+def test_trouble_with_the_store_is_logged_once(
+    client: TestClient, store: FakeStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edited_client, "RETRY", 0.01)
+    store.version = 13
+    until(lambda: store.read_count > 4)
+    assert caplog.text.count("could not be taken over; 1 is served") == 1
 
 
 def test_a_server_without_edits_does_not_start(
@@ -164,9 +273,16 @@ def test_a_server_without_edits_does_not_start(
         pass
 
 
-def config(extension: str = EXTENSION, vocabulary: int = 100, **options: Any) -> Any:
+def config(
+    extension: str = EXTENSION, vocabulary: int = 100, dtype: torch.dtype = torch.float32, **options: Any
+) -> Any:
     model = SimpleNamespace(
-        hf_config=SimpleNamespace(model_type="llama"), hf_text_config=SimpleNamespace(vocab_size=vocabulary)
+        hf_config=SimpleNamespace(model_type="llama"),
+        hf_text_config=SimpleNamespace(vocab_size=vocabulary),
+        dtype=dtype,
+        model="base",
+        tokenizer="base",
+        try_get_generation_config=lambda: {"eos_token_id": EOS},
     )
     return SimpleNamespace(
         additional_config=options, parallel_config=SimpleNamespace(worker_extension_cls=extension), model_config=model
@@ -174,7 +290,7 @@ def config(extension: str = EXTENSION, vocabulary: int = 100, **options: Any) ->
 
 
 def test_how_the_engine_is_started_is_said() -> None:
-    base: Any = SimpleNamespace(model_type="llama", vocabulary=100, path=LAYER)
+    base: Any = SimpleNamespace(model_type="llama", vocabulary=100, path=LAYER, precision="float32", dtype="float32")
     own = {"layer": LAYER, "encoder": "e"}
     assert checked_options(config(wise=own), base) == checked_options(config(wise=own), None) == own
     for wrong in (config(), config(extension="", wise=own)):
@@ -185,3 +301,21 @@ def test_how_the_engine_is_started_is_said() -> None:
     for other in (config(vocabulary=99, wise=own), config(wise={"layer": "model.layers.0.mlp.down_proj"})):
         with pytest.raises(wise.ConfigError, match="name its store"):
             checked_options(other, base)
+    with pytest.raises(wise.ConfigError, match="made in float32 and vLLM serves bfloat16.*--dtype float32"):
+        checked_options(config(dtype=torch.bfloat16, wise=own), base)
+
+
+def test_a_base_of_another_name_is_warned_about(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    base: Any = SimpleNamespace(model_type="llama", vocabulary=100, path=LAYER, precision="float32", dtype="float32")
+    found: Any = SimpleNamespace(read=lambda: SimpleNamespace(base=base))
+    monkeypatch.setattr(edited_client, "open_reader", lambda _: found)
+    monkeypatch.setattr(edited_client, "Memories", lambda *_: None)
+    tokenizer = SimpleNamespace(eos_token_id=EOS)
+    llm: Any = SimpleNamespace(
+        vllm_config=config(wise={"layer": LAYER}), get_tokenizer=lambda: tokenizer, generate=None
+    )
+    for base.name, told in (("base", ""), ("tuned", "made on 'tuned' and vLLM serves 'base'")):
+        EditedClient.open(llm, "somewhere")
+        assert told in caplog.text and bool(told) == bool(caplog.text)

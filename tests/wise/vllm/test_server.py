@@ -30,7 +30,7 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
-OPTIONS = ["--served-model-name", "demo", "--enforce-eager", "--block-size", "32", "--api-key", "a-key"]
+OPTIONS = ["--served-model-name", "demo", "--dtype", "float32", "--enforce-eager", "--block-size", "32"]
 SECONDS = 600.0
 KEY = {"Authorization": "Bearer a-key"}
 
@@ -51,7 +51,7 @@ def serving(store: Path, log: Path, layer: str) -> Iterator[httpx.Client]:
         port = free.getsockname()[1]
     environment = os.environ | ENVIRONMENT | {"WISE_STORE": str(store), "VLLM_PLUGINS": "wise"}
     with log.open("wb") as output:
-        command += [*OPTIONS, *options, "--port", str(port)]
+        command += [*OPTIONS, *options, "--api-key", "a-key", "--port", str(port)]
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS, headers=KEY) as client:
@@ -87,6 +87,10 @@ def test_a_server_of_vllm_answers_with_a_store_that_changes(tmp_path: Path) -> N
         trained(store, model)
         with serving(tmp_path / "store", tmp_path / "log", model.target_module.path) as client:
             assert answer(client) == (1, " Lyon.", ["Lyon"])
+            other = {"X-Wise-Namespace": "other"}
+            assert client.get("/v1/models", headers=other | {"Authorization": "none"}).status_code == 401
+            told = client.post("/v1/completions", json={"model": "demo", "prompt": FRANCE}, headers=other)
+            assert told.status_code == 404 and "there are: default" in told.json()["error"]["message"]
             body = {"edits": [{"prompt": FRANCE, "target": "Nice", "subject": "France"}]}
             assert client.post("/v1/edits", json=body).status_code == 202
             trained(store, model)

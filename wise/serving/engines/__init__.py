@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -142,8 +143,16 @@ class Job:
     """On the monotonic clock."""
     deltas: asyncio.Queue[Delta | Exception] = field(default_factory=asyncio.Queue)
     cancelled: bool = False
-    """Set by the client's side; the sequences leave at the next step."""
+    """The sequences leave at the next step."""
     failed: bool = False
+    futures: list[Future[None]] = field(default_factory=list)
+    """Of the answers, if they are generated in another event loop."""
+
+    def cancel(self) -> None:
+        """Nobody waits for these answers any more."""
+        self.cancelled = True
+        for future in self.futures:
+            future.cancel()
 
 
 class Engine(Protocol):

@@ -44,7 +44,7 @@ from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
 from wise.vllm.answers import FollowedAnswer
 from wise.vllm.requests import NOTHING_CARRIED, CarriedEdits, attach, carried_edits, engine_options
-from wise.vllm.versions import HeldVersions
+from wise.vllm.versions import DroppedError, HeldVersions
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class VllmEngine:
             ) from error
         self._encoder, self._tokenizer = model.encoder, model.tokenizer
         self._settings, self._metrics = settings, metrics
-        given = {
+        given: dict[str, Any] = {
             "model": settings.model or str(model_path()),
             "dtype": str(model.model.dtype).removeprefix("torch."),
             "max_model_len": model.encoder.context,
@@ -100,8 +100,16 @@ class VllmEngine:
         self._versions = HeldVersions()
         self._asked: dict[str, Edit] = {}
         """The edits that were asked, by id."""
-        self._asking = asyncio.Semaphore(max(1, settings.max_batch_size // 2))
-        """So that users come in between."""
+        half = max(1, settings.max_batch_size // 2)
+        self._places_at_start, self._places = asyncio.Semaphore(half), asyncio.Semaphore(half)
+        """For the edits that are asked at the start, and for those that come later. Users take turns with them."""
+        self._answers: set[Future[None]] = set()
+        """Those that are not finished."""
+        size = given["max_num_seqs"] * given.get("data_parallel_size", 1)  # so many run at once, and the others wait
+        metrics.running.set_function(lambda: min(self.busy, size))
+        metrics.queue.set_function(lambda: max(0, self.busy - size))
+        for unknown in (metrics.step, metrics.cached, metrics.cache_limit):
+            metrics.registry.unregister(unknown)
         self.unsaid: Mapping[str, str] = {}
 
     def start(self) -> None:
@@ -128,7 +136,7 @@ class VllmEngine:
 
     @property
     def busy(self) -> int:
-        return self._versions.running
+        return len(self._answers)
 
     def submit(self, requests: Sequence[GenerationRequest], *, seconds: float) -> Job:
         job = Job(loop=asyncio.get_running_loop(), deadline=time.monotonic() + seconds)
@@ -137,12 +145,11 @@ class VllmEngine:
         if self.busy + len(requests) > self._settings.max_queue + self._settings.max_batch_size:
             self._metrics.refused.inc()
             raise BusyError(f"{self.busy} answers are waited for already; try again in 1 s", 1)
-        try:
-            self._versions.begin([_version(one) for one in requests])
-        except LookupError as error:
-            raise EngineError(str(error)) from error
         for index, one in enumerate(requests):
-            asyncio.run_coroutine_threadsafe(self._answer(job, index, one), self._loop)
+            answer = asyncio.run_coroutine_threadsafe(self._answer(job, index, one), self._loop)
+            self._answers.add(answer)
+            answer.add_done_callback(self._answers.discard)
+            job.futures.append(answer)
         return job
 
     def prepare(self, handles: Sequence[MemoryHandle]) -> None:
@@ -152,7 +159,8 @@ class VllmEngine:
         """
         first = self._versions.empty
         self._call(self._versions.load(self._llm, handles[0].version), LOAD_TIMEOUT)
-        asked = asyncio.run_coroutine_threadsafe(self._ask_new(handles), self._loop)
+        places = self._places_at_start if first else self._places
+        asked = asyncio.run_coroutine_threadsafe(self._ask_new(handles, places), self._loop)
         if not first:
             with suppress(TimeoutError):
                 asked.result(ASKED_TIMEOUT)
@@ -205,33 +213,35 @@ class VllmEngine:
         """Puts the deltas of one answer into the job's queue, or an exception."""
         from vllm.exceptions import VLLMClientError
 
+        text = Detokenizer(self._tokenizer, request.prompt, request.stops)
+        version = None if request.handle.memory is None else request.handle.version
         try:
-            async with asyncio.timeout(max(0.0, job.deadline - time.monotonic())):
-                async with aclosing(self._deltas(index, request)) as deltas:
-                    async for delta in deltas:
-                        if job.cancelled or job.failed:
-                            return
-                        _deliver(job, delta)
+            with self._versions.holding(version):
+                async with asyncio.timeout(max(0.0, job.deadline - time.monotonic())):
+                    async with aclosing(self._deltas(index, request, text)) as deltas:
+                        async for delta in deltas:
+                            _deliver(job, delta)
         except TimeoutError:
-            _deliver(job, Delta(index=index, text="", tokens=(), logprobs=(), routed=(), finish="deadline"))
-        except asyncio.CancelledError:
+            _deliver(job, Delta(index=index, text=text.end(), tokens=(), logprobs=(), routed=(), finish="deadline"))
+        except asyncio.CancelledError:  # or the client left, and nobody hears it
             self._fail(job, EngineError("the service ends"))
+        except DroppedError as error:
+            self._fail(job, EngineError(str(error)))
         except (VLLMClientError, ValueError) as error:  # such as a prompt that goes beyond an option of vLLM's
             self._fail(job, ConfigError(f"vLLM does not take this request: {error!s:.500}"))
         except Exception as error:
             logger.exception("vLLM failed on a request")
             self._fail(job, EngineError(f"the model failed on this request: {type(error).__name__}; see the log"))
-        finally:
-            self._versions.end(_version(request))
 
     def _fail(self, job: Job, error: Exception) -> None:
         if not job.failed:
             job.failed = True
             _deliver(job, error)
+            job.cancel()
 
-    async def _deltas(self, index: int, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+    async def _deltas(self, index: int, request: GenerationRequest, text: Detokenizer) -> AsyncGenerator[Delta, None]:
+        """text: of the answer; what it holds back at the end is in the last delta."""
         carried = await asyncio.to_thread(self._carried_edits, request)
-        text = Detokenizer(self._tokenizer, request.prompt, request.stops)
         length = len(request.prompt)
         followed = None if carried.course is None else FollowedAnswer(request.prompt, carried.course)
         routed = _routed_tokens(request, carried.steps, 0, length)
@@ -249,10 +259,15 @@ class VllmEngine:
                     now = time.monotonic()
                     (self._metrics.first if came == begun else self._metrics.between).observe(now - came)
                     came = now
+                said = ""
+                for place, token in enumerate(new):
+                    said += "" if token in self._encoder.stops else text.add(token)
+                    if text.stopped:  # and vLLM may have given more at once
+                        new = new[: place + 1]
+                        break
                 if followed is not None:
                     first, steps = followed.read, followed.add(new)
                     routed += _routed_tokens(request, steps, first, followed.read)
-                said = "".join(text.add(token) for token in new if token not in self._encoder.stops)
                 finish = "stop" if text.stopped else cast(FinishReason | None, one.finish_reason)
                 if finish is not None and finish not in ("stop", "length"):
                     raise EngineError(f"vLLM ended the request: {finish}")
@@ -309,42 +324,46 @@ class VllmEngine:
 
     # -- before a version goes live ---------------------------------------------------------------
 
-    async def _ask_new(self, handles: Sequence[MemoryHandle]) -> None:
-        """Asks the edits that are new, each once, and tells which of them the model does not say in vLLM."""
+    async def _ask_new(self, handles: Sequence[MemoryHandle], places: asyncio.Semaphore) -> None:
+        """Asks each new edit once; notes and logs those that vLLM does not say."""
+        version = handles[0].version
         live = {edit.id: (edit, handle) for handle in handles for edit in handle.state.edits}
         new = {i: pair for i, pair in live.items() if self._asked.get(i) is not pair[0]}
         self._asked = {edit_id: edit for edit_id, (edit, _) in live.items()}
         self.unsaid = {i: said for i, said in self.unsaid.items() if i in live and i not in new}
-        answers = await asyncio.gather(*(self._said_instead(edit, handle) for edit, handle in new.values()))
-        found = {i: said for i, said in zip(new, answers, strict=True) if said is not None}
+        with self._versions.holding(version):
+            asked = (self._wrong_answer(edit, handle, places) for edit, handle in new.values())
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+        found = {}
+        for (edit_id, (edit, _)), said in zip(new.items(), answers, strict=True):
+            if said is None or self._asked.get(edit_id) is not edit:  # a later version does not have it
+                continue
+            if isinstance(said, BaseException):
+                del self._asked[edit_id]  # the next version asks it again
+                said = f"(it could not be asked: {type(said).__name__} {said!s:.200})"
+            found[edit_id] = said
         if found:
             self.unsaid = {**self.unsaid, **found}
             logger.warning(
                 "%d of %d new edits do not hold in vLLM",
                 len(found),
                 len(new),
-                extra={"fields": {"version": handles[0].version, "edits": [*found][:100]}},
+                extra={"fields": {"version": version, "edits": [*found][:100]}},
             )
 
-    async def _said_instead(self, edit: Edit, handle: MemoryHandle) -> str | None:
+    async def _wrong_answer(self, edit: Edit, handle: MemoryHandle, places: asyncio.Semaphore) -> str | None:
         """What is said to an edit's question in place of its target; None if the target is."""
         encoder = self._encoder
+        question = encoder.question(encoder.own_prompt(edit))
+        wanted = encoder.chat_target(edit.target) if question.chat else encoder.target(edit.prompt, edit.target)
+        request = GenerationRequest(prompt=question.ids, handle=handle, max_new_tokens=len(wanted) + SPARE_TOKENS)
         said: list[int] = []
-        try:
-            question = encoder.question(encoder.own_prompt(edit))
-            wanted = encoder.chat_target(edit.target) if question.chat else encoder.target(edit.prompt, edit.target)
-            request = GenerationRequest(prompt=question.ids, handle=handle, max_new_tokens=len(wanted) + SPARE_TOKENS)
-            async with self._asking, asyncio.timeout(ASKED_TIMEOUT):
-                async for delta in self._deltas(0, request):
-                    said += delta.tokens
-            held = encoder.answer(said, chat=question.chat) == encoder.answer(wanted, chat=question.chat)
-        except Exception as error:  # it is told of this edit, and keeps no other from going live
-            return f"(it could not be asked: {type(error).__name__} {error!s:.200})"
-        return None if held else str(self._tokenizer.decode(said, skip_special_tokens=True)).strip()
-
-
-def _version(request: GenerationRequest) -> int | None:
-    return None if request.handle.memory is None else request.handle.version
+        async with places, asyncio.timeout(ASKED_TIMEOUT):
+            async for delta in self._deltas(0, request, Detokenizer(self._tokenizer, question.ids, ())):
+                said += delta.tokens
+        if encoder.answer(said, chat=question.chat) == encoder.answer(wanted, chat=question.chat):
+            return None
+        return str(self._tokenizer.decode(said, skip_special_tokens=True)).strip()
 
 
 def _deliver(job: Job, item: Delta | Exception) -> None:

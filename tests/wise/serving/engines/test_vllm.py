@@ -71,7 +71,12 @@ def unused(unstarted: VllmEngine) -> Iterator[VllmEngine]:
 
 
 @pytest.fixture
-def unstarted(llm: FakeLLM, base: torch.nn.Module) -> VllmEngine:
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def unstarted(llm: FakeLLM, base: torch.nn.Module, metrics: Metrics) -> VllmEngine:
     encoder = SimpleNamespace(
         stops={EOS},
         context=64,
@@ -90,12 +95,17 @@ def unstarted(llm: FakeLLM, base: torch.nn.Module) -> VllmEngine:
         model=base,
     )
     settings = Settings(store="nowhere", max_batch_size=2, max_queue=1, vllm={"block_size": 32})
-    return VllmEngine(model, settings, Metrics())
+    return VllmEngine(model, settings, metrics)
 
 
 def handle(version: int) -> MemoryHandle:
     memory = SideMemory(make_bank(STATE.slots, torch.float32), ROUTER)
     return MemoryHandle(version=version, namespace="default", state=STATE, memory=memory)
+
+
+def renewed(version: int) -> MemoryHandle:
+    """Its edits are others of the same ids."""
+    return replace(handle(version), state=replace(STATE, edits=tuple(replace(edit) for edit in EDITS)))
 
 
 def answers(engine: VllmEngine, *requests: GenerationRequest, seconds: float = SECONDS) -> list[Delta]:
@@ -156,6 +166,14 @@ def test_a_stop_sequence_ends_the_request_in_vllm(engine: VllmEngine, llm: FakeL
     until(lambda: llm.left == left + 1)
 
 
+def test_nothing_behind_a_stop_sequence_is_given(engine: VllmEngine, llm: FakeLLM) -> None:
+    """vLLM gives several tokens at once where drafts were right, or where nobody was quick to take them."""
+    llm.step = 3
+    [delta] = answers(engine, request(ASKED, stops=("w70",), top_logprobs=1))
+    assert (delta.text.strip(), delta.tokens, delta.finish, len(delta.logprobs)) == ("", (70,), "stop", 1)
+    assert [one.position for one in delta.routed] == [len(ASKED) - 1]
+
+
 def test_versions_are_loaded_asked_once_and_dropped(engine: VllmEngine, llm: FakeLLM) -> None:
     with pytest.raises(EngineError, match="version 2"):
         answers(engine, request(ASKED, version=2))
@@ -175,9 +193,6 @@ def test_versions_are_loaded_asked_once_and_dropped(engine: VllmEngine, llm: Fak
 def test_edits_that_vllm_does_not_say_are_told(
     engine: VllmEngine, llm: FakeLLM, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def renewed(version: int) -> MemoryHandle:
-        return replace(handle(version), state=replace(STATE, edits=tuple(replace(edit) for edit in EDITS)))
-
     assert engine.unsaid == {}
     llm.forgets = True
     with caplog.at_level(logging.WARNING):
@@ -190,14 +205,47 @@ def test_edits_that_vllm_does_not_say_are_told(
     engine.prepare([renewed(4)])
     assert engine.unsaid == {}
     llm.breaks = True
-    engine.prepare([renewed(5)])
+    last = renewed(5)
+    engine.prepare([last])
     assert all("could not be asked: ClientError" in said for said in engine.unsaid.values()) and len(engine.unsaid) == 2
+    llm.breaks = False
+    engine.prepare([replace(last, version=6)])
+    assert engine.unsaid == {}, "what could not be asked is asked again"
 
 
 def test_nobody_waits_until_what_was_live_is_asked(unused: VllmEngine, llm: FakeLLM) -> None:
     llm.hangs = True
     unused.prepare([handle(1)])
     until(lambda: len(llm.asked) == PROBES + len(EDITS))
+
+
+def test_a_version_stays_until_its_edits_were_asked(unused: VllmEngine, llm: FakeLLM) -> None:
+    llm.hangs = True
+    for version in (1, 2, 3):
+        unused.prepare([handle(version)])
+    until(lambda: len(llm.asked) == PROBES + 1)  # one at a time
+    assert "wise_drop" not in dict(llm.calls)
+    llm.hangs = False
+    until(lambda: llm.left == PROBES + len(EDITS))
+    assert [params.extra_args["wise"]["version"] for _, params in llm.asked[PROBES:]] == [1, 1]
+    for version in (4, 5):
+        unused.prepare([handle(version)])
+    assert ("wise_drop", (1,)) in llm.calls
+
+
+def test_edits_that_come_are_not_asked_behind_those_of_the_start(unused: VllmEngine, llm: FakeLLM) -> None:
+    llm.hangs = llm.forgets = True
+    unused.prepare([handle(1)])
+    until(lambda: len(llm.asked) == PROBES + 1)
+    llm.forgets = False
+    coming = threading.Thread(target=unused.prepare, args=[[renewed(2)]])
+    coming.start()
+    until(lambda: len(llm.asked) == PROBES + 2)
+    assert llm.asked[-1][1].extra_args["wise"]["version"] == 2
+    llm.hangs = False
+    coming.join()
+    until(lambda: llm.left == PROBES + 2 * len(EDITS))
+    assert unused.unsaid == {}, "what was found of an edit that another has replaced counts no more"
 
 
 def test_what_was_live_and_is_not_said_is_told(unused: VllmEngine, llm: FakeLLM) -> None:
@@ -225,6 +273,52 @@ def test_deadlines_and_queues(engine: VllmEngine, llm: FakeLLM) -> None:
     llm.hangs = False
     until(lambda: engine.busy == 0)
     assert answers(engine, *[request(ASKED)] * 3)
+
+
+def test_at_a_deadline_what_was_held_back_is_given(engine: VllmEngine, llm: FakeLLM) -> None:
+    llm.stalls = True
+    first, last = answers(engine, request(ASKED, stops=("w70 w71",)), seconds=2.0)
+    assert (first.tokens, first.text.strip()) == ((70,), "")
+    assert (last.finish, last.text.strip()) == ("deadline", "w70")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_answer_for_which_nobody_waits_leaves_the_queue(engine: VllmEngine, llm: FakeLLM, begun: bool) -> None:
+    llm.hangs, asked = True, len(llm.asked)
+
+    async def leave() -> None:
+        job = engine.submit([request(ASKED)], seconds=SECONDS)
+        if begun:
+            await asyncio.to_thread(until, lambda: len(llm.asked) > asked)
+        job.cancel()
+
+    asyncio.run(leave())
+    until(lambda: engine.busy == 0 and llm.left == len(llm.asked))
+    for version in (2, 3):
+        engine.prepare([handle(version)])
+    assert ("wise_drop", (1,)) in llm.calls
+
+
+def test_an_answer_that_fails_ends_those_of_its_job(engine: VllmEngine, llm: FakeLLM) -> None:
+    llm.hangs = True
+    with pytest.raises(EngineError, match="version 9"):
+        answers(engine, request(ASKED), request(ASKED, version=9))
+    until(lambda: engine.busy == 0)
+
+
+def test_what_runs_and_what_waits_is_measured(engine: VllmEngine, llm: FakeLLM, metrics: Metrics) -> None:
+    def measured(*names: str) -> list[float | None]:
+        return [metrics.registry.get_sample_value(f"wise_{name}") for name in names]
+
+    async def ask() -> None:
+        job = engine.submit([request(ASKED)] * 3, seconds=SECONDS)
+        assert measured("running_answers", "waiting_answers") == [2, 1]
+        job.cancel()
+
+    llm.hangs = True
+    asyncio.run(ask())
+    assert measured("running_answers", "waiting_answers") == [0, 0]
+    assert measured("cache_tokens", "cache_tokens_limit", "step_seconds_count") == [None] * 3, "vLLM does not tell"
 
 
 def test_what_vllm_refuses_is_said(engine: VllmEngine, llm: FakeLLM) -> None:
