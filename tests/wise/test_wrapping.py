@@ -140,8 +140,8 @@ def test_wrapping_keeps_training_mode_and_asking_restores_it() -> None:
     model = tiny_model("llama").train()
     wrapped = wrap_tiny(model)
     assert all(module.training for module in model.modules())
-    wrapped.model.eval()
-    assert not any(module.training for module in model.modules())
+    wrapped.ask("w5 w6", max_new_tokens=1)
+    assert all(module.training for module in model.modules())
 
 
 def test_the_rest_of_the_model_is_reached_through_the_wrapper() -> None:

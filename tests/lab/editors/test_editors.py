@@ -95,7 +95,7 @@ def test_the_base_comes_back_bit_for_bit(name: str, model_type: str) -> None:
 def test_an_edit_that_breaks_down_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     editor = opened(name)
     editor.edit(tiny_edits(1))
-    edited = logits(editor.model)
+    edited, before = logits(editor.model), tensors_of(editor.state)
     apply = editor._apply
 
     def broken(edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
@@ -106,6 +106,8 @@ def test_an_edit_that_breaks_down_changes_nothing(name: str, monkeypatch: pytest
     with pytest.raises(RuntimeError, match="halfway"):
         editor.edit(tiny_edits(1, first=1))
     assert torch.equal(logits(editor.model), edited)
+    after = tensors_of(editor.state)
+    assert len(after) == len(before) > 0 and all(map(torch.equal, after, before))
     assert [edit.id for edit in editor.edits] == ["e0"]
 
 

@@ -485,8 +485,9 @@ def test_pieces_of_one_text_stay_together() -> None:
 
 def test_what_fitting_may_have_seen_comes_last_among_the_same_subject() -> None:
     """Fitting keeps silent on an edit's own prompt with other subjects put in."""
-    own = {record.edit.prompt.replace(record.edit.subject or "", "{}") for record in RECORDS}
-    asked = negative(build(), "same_subject").prompts
-    subjects = {record.edit.id: record.edit.subject or "" for record in RECORDS}
-    fresh = [prompt for prompt in asked if prompt.text.replace(subjects[str(prompt.record)], "{}") not in own]
-    assert len(fresh) > len(asked) / 2
+    other = Edit(prompt="The birthplace of Ada Horn is", target="Riga", subject="Ada Horn")
+    pool = [*POOL, Record(edit=other, paraphrases=("Ada Horn was born in",))]
+    for seed in range(8):
+        asked = negative(build([job("Mara Ilves"), birth("Otto Brandt")], pool=pool, seed=seed), "same_subject")
+        assert "The birthplace of Mara Ilves is" in texts(asked)
+        assert "Mara Ilves was born in" not in texts(asked)
