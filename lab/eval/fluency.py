@@ -77,7 +77,7 @@ def measure_fluency(
         return None
     figures: dict[str, Any] = {"n": len(prompts)}
     for name, base in (("entropy", False), ("base_entropy", True)):
-        texts = _sampled(prompter, prompts, seed=seed, base=base)
+        texts = sampled(prompter, prompts, seed=seed, base=base)
         figures[name] = mean_over_records((o.record, entropy(text)) for o, text in zip(prompts, texts, strict=True))
     return figures
 
@@ -111,7 +111,7 @@ class TopK(LogitsProcessor):
         return only.scatter(1, top.indices.gather(1, drawn.to(scores.device)), 0.0)
 
 
-def _sampled(prompter: Prompter, openings: Sequence[Opening], *, seed: int, base: bool) -> list[str]:
+def sampled(prompter: Prompter, openings: Sequence[Opening], *, seed: int, base: bool) -> list[str]:
     """A text behind each prompt, the prompt with it; it does not end before its length."""
     encoder = prompter.encoder
     end = min(TOKENS, encoder.context)

@@ -77,10 +77,10 @@ def evaluate_harness(
     check_request(tasks, include_path)
     harness, language_models, managers = _harness()
     with model.evaluating(), _unlimited(model), _contained(harness, verbose):
-        manager = _manager(managers, tasks, include_path)
+        manager = task_manager(managers, tasks, include_path)
         answering = language_models.HFLM(
             pretrained=model.model,
-            tokenizer=_tokenizer(model),
+            tokenizer=tokenizer_of(model),
             add_bos_token=True if model.encoder.bos else None,
             max_length=model.encoder.context,
             batch_size=batch_size,
@@ -124,7 +124,7 @@ def _harness() -> tuple[ModuleType, ModuleType, ModuleType]:
     return package, parts[0], parts[1]
 
 
-def _tokenizer(model: WiseModel) -> PreTrainedTokenizerBase:
+def tokenizer_of(model: WiseModel) -> PreTrainedTokenizerBase:
     """A copy of the tokenizer, since the harness changes it, that gives the ids of `model.encoder.prompt`."""
     tokenizer = copy.deepcopy(model.tokenizer)
     if not model.encoder.bos:
@@ -147,7 +147,7 @@ def _tokenizer(model: WiseModel) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _manager(managers: ModuleType, tasks: Sequence[str], include_path: str | PathLike[str] | None) -> Any:
+def task_manager(managers: ModuleType, tasks: Sequence[str], include_path: str | PathLike[str] | None) -> Any:
     """Knows the tasks. The index of the harness's own thousands takes long to read, so it is read where needed."""
     folder = None if include_path is None else os.fspath(include_path)
     if folder is not None:

@@ -108,7 +108,7 @@ def measure_probes(prompter: Prompter, selection: Selection) -> ProbeFindings:
     chosen = _choose(prompter, selection)
     conditions = list(dict.fromkeys(query for _, probe in chosen.probes for query in probe.conditions))
     _, answers = _generated(prompter, "conditions", conditions, chosen, base=True)
-    known = {query: _begins(answers[query], chosen.queries[query].right) for query in conditions}
+    known = {query: begins_with(answers[query], chosen.queries[query].right) for query in conditions}
     counted = [each for each in chosen.probes if all(known[query] for query in each[1].conditions)]
     queries = list(dict.fromkeys(query for _, probe in counted for query in probe.queries))
     forced = _teacher_forced(prompter, queries, chosen)
@@ -205,7 +205,7 @@ def _generated(
     return right, texts
 
 
-def _begins(said: str, right: Iterable[str]) -> bool:
+def begins_with(said: str, right: Iterable[str]) -> bool:
     """What is said begins with a right answer, as a whole word or number, and may go on."""
     plain = normalised(said)
     return any(re.match(rf"{re.escape(answer)}(?!\w|[.,]\d)", plain) for answer in right)

@@ -88,13 +88,13 @@ def trace(
         layers=sites.depth,
         seed=seed,
         environment=environment(runner.device),
-        effects={kind: _by_role(known, [entry.effects[kind] for entry in traces], seed) for kind in KINDS},
+        effects={kind: by_role(known, [entry.effects[kind] for entry in traces], seed) for kind in KINDS},
         low_score=fmean(entry.low for entry in traces),
         high_score=fmean(entry.high for entry in traces),
     )
 
 
-def _by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed: int) -> Effects:
+def by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed: int) -> Effects:
     """effects: per fact, per token from the subject's first on, per layer."""
     layers = len(effects[0][0])
     mean: list[list[float | None]] = []

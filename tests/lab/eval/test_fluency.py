@@ -12,8 +12,7 @@ from tiny import EOS, text, wrap_tiny
 
 import wise
 from wise.errors import ConfigError
-from wise.lab.eval.fluency import TOKENS, TOP_K, TopK, entropy, measure_fluency, openings
-from wise.lab.eval.fluency import _sampled as sampled
+from wise.lab.eval.fluency import TOKENS, TOP_K, TopK, entropy, measure_fluency, openings, sampled
 from wise.lab.eval.prompting import Prompter, select
 from wise.lab.eval.quality import measure_quality
 from wise.model import WiseModel

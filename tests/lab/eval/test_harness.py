@@ -26,7 +26,7 @@ from wise.cli.harness import harness
 from wise.demo import model_path
 from wise.demo.facts import Fact, counterfactual, load_facts, train_prompts
 from wise.errors import ConfigError
-from wise.lab.eval.harness import _manager, _tokenizer, evaluate_harness
+from wise.lab.eval.harness import evaluate_harness, task_manager, tokenizer_of
 
 needs_the_harness = pytest.mark.skipif(
     find_spec("lm_eval") is None, reason='lm-eval is not installed: pip install "wise-runtime[harness]"'
@@ -219,14 +219,14 @@ def test_figures_are_those_of_a_naive_loop_behind_a_beginning_of_sequence(tmp_pa
 def test_the_harness_gets_the_ids_that_an_edit_is_fitted_on() -> None:
     for bos in (False, True):
         wrapped = hand_made(bos)
-        tokenizer = _tokenizer(wrapped)
+        tokenizer = tokenizer_of(wrapped)
         for prompt in ("w4 w5", "w9"):
             assert tokenizer(prompt)["input_ids"] == wrapped.encoder.prompt(prompt)
         assert tokenizer("w4", add_special_tokens=False)["input_ids"] == [4]
         assert wrapped.tokenizer("w4")["input_ids"] == [4], "the model's own tokenizer was changed"
     wrapped.tokenizer = SimpleNamespace(bos_token="<bos>", bos_token_id=1)
     with pytest.raises(ConfigError, match="slow tokenizer"):
-        _tokenizer(wrapped)
+        tokenizer_of(wrapped)
 
 
 # -- what is left behind ----------------------------------------------------------------------
@@ -303,14 +303,14 @@ class Index:
 
 def test_the_long_index_is_read_only_where_it_is_needed(tmp_path: Path) -> None:
     managers: Any = SimpleNamespace(TaskManager=Index)
-    assert not _manager(managers, ["mine"], tmp_path).include_defaults
-    assert _manager(managers, ["mine", "hellaswag"], tmp_path).include_defaults
-    assert _manager(managers, ["group"], tmp_path).include_defaults
-    assert _manager(managers, ["hellaswag"], None).include_defaults
+    assert not task_manager(managers, ["mine"], tmp_path).include_defaults
+    assert task_manager(managers, ["mine", "hellaswag"], tmp_path).include_defaults
+    assert task_manager(managers, ["group"], tmp_path).include_defaults
+    assert task_manager(managers, ["hellaswag"], None).include_defaults
     with pytest.raises(ConfigError, match="did you mean 'hellaswag'"):
-        _manager(managers, ["helaswag"], tmp_path)
+        task_manager(managers, ["helaswag"], tmp_path)
     with pytest.raises(ConfigError, match="lm-eval ls tasks"):
-        _manager(managers, ["qqq"], tmp_path)
+        task_manager(managers, ["qqq"], tmp_path)
 
 
 # -- the command ------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
 from wise.demo import model_path
-from wise.lab.eval.probing import MAX_PROBES, _begins, normalised
+from wise.lab.eval.probing import MAX_PROBES, begins_with, normalised
 from wise.lab.eval.quality import Quality, measure_quality
 from wise.probes import Probe, Query
 
@@ -159,7 +159,7 @@ def test_a_base_that_never_ends_an_answer_may_know_a_condition(
     ],
 )
 def test_an_answer_begins_with_whole_words_and_numbers(said: str, right: str, begins: bool) -> None:
-    assert _begins(said, {right}) is begins
+    assert begins_with(said, {right}) is begins
 
 
 def test_the_base_is_measured_on_the_same_probes(monkeypatch: pytest.MonkeyPatch) -> None:

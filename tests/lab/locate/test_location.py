@@ -21,7 +21,7 @@ from wise.demo.facts import load_facts, train_prompts
 from wise.errors import ConfigError
 from wise.lab.eval.significance import bootstrap_interval
 from wise.lab.locate.facts import Fact
-from wise.lab.locate.location import _by_role, trace
+from wise.lab.locate.location import by_role, trace
 from wise.lab.locate.results import Location, spearman
 from wise.lab.locate.roles import FIRST_SUBSEQUENT, FURTHER, LAST, LAST_SUBJECT, ROLES
 from wise.lab.locate.tracing import ENDS, UNKNOWN, Known
@@ -57,7 +57,7 @@ def test_a_role_is_averaged_within_each_fact_and_then_over_facts() -> None:
         Known(prompt="b", ids=(1, 2, 3), span=(0, 2), answer=7),  # first and last subject, last
     ]
     effects = [[[0.1, 1.0], [0.2, 2.0], [0.3, 3.0], [0.5, 5.0], [0.6, 6.0]], [[0.7, 7.0], [0.8, 8.0], [0.9, 9.0]]]
-    found = _by_role(known, effects, 0)
+    found = by_role(known, effects, 0)
     assert found.n == [1, 0, 2, 1, 1, 2]
     assert found.mean[ROLES.index(LAST_SUBJECT)] == pytest.approx([0.45, 4.5])
     assert found.mean[ROLES.index(FURTHER)] == pytest.approx([0.4, 4.0])
@@ -75,7 +75,7 @@ def test_an_interval_is_that_of_many_drawn_means() -> None:
     def interval(facts: int, seed: int) -> Any:
         """Of the state at the subject's only token."""
         effects = [[row, [0.0, 0.0]] for row in values[:facts]]
-        return _by_role(known[:facts], effects, seed).ci[ROLES.index(LAST_SUBJECT)]
+        return by_role(known[:facts], effects, seed).ci[ROLES.index(LAST_SUBJECT)]
 
     table = np.array(values)
     drawn = np.random.default_rng(5).integers(0, 80, (10_000, 80))
