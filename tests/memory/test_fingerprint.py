@@ -190,7 +190,7 @@ def test_costs_far_less_than_half_a_second_at_the_size_of_a_real_layer() -> None
     sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "vocab_size": 64}
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1))
-    model.to_empty(device="cpu").to(torch.bfloat16)
+    model.to(torch.bfloat16).to_empty(device="cpu")
     place = {"path": "model.layers.0.mlp.down_proj", "blocks": "model.layers", "layer": 0, "depth": 1}
     target_module = TargetModule(**place, in_features=11008, out_features=4096)  # numbers at random tell no place
     started = time.process_time()

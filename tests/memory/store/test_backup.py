@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from stores import digest, edits, end, learn, new_folder, statuses, waiting, written
+from waiting import until
 
 from wise.errors import ArtifactError, StoreError
 from wise.memory.store.backends import sqlite as backend_module
@@ -130,13 +131,13 @@ def test_backups_while_another_process_writes_are_whole(parent: Path) -> None:
         finally:
             os._exit(1)
     try:
-        seen = set()
+        seen = 0
         for number in range(6):
             with Store.open(parent / "store", writer=False) as store:
+                until(lambda since=seen: store.log(since=since, limit=1), missing="nothing is written meanwhile")
                 found = store.backup(parent / str(number))
-                assert found.problems == ()
-                seen.add(found.events)
-        assert len(seen) > 1, "nothing was written meanwhile"
+                assert found.problems == () and found.events > seen
+                seen = found.events
     finally:
         end(child)
 

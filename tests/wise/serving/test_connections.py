@@ -59,8 +59,7 @@ def request(path: str, token: str, *, method: str = "GET", length: int = 0) -> b
     return (head + (f"Content-Length: {length}\r\n" if length else "") + "\r\n").encode()
 
 
-def answered(connection: socket.socket) -> bytes:
-    connection.sendall(HEALTH)
+def answer(connection: socket.socket) -> bytes:
     found = connection.recv(65536)
     while found and not found.endswith(b"}"):  # head and body may come apart
         found += connection.recv(65536)
@@ -72,13 +71,14 @@ def test_it_says_that_it_serves_when_the_port_accepts(served: Running) -> None:
 
 
 def test_a_client_that_sends_nothing_or_half_a_head_is_not_waited_for(served: Running) -> None:
-    with connect(served) as silent, connect(served, b"GET /health HTT") as half, connect(served) as kept:
-        assert answered(kept).startswith(b"HTTP/1.1 200 ")
+    with connect(served) as silent, connect(served, b"GET /health HTT") as half, connect(served, HEALTH) as kept:
+        assert answer(kept).startswith(b"HTTP/1.1 200 ")
         head, _, body = rest(half).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408 ") and b"Connection: close" in head
         assert "0.3 s" in json.loads(body)["error"]["message"]
         assert rest(silent) == b""
-        assert answered(kept).startswith(b"HTTP/1.1 200 ")  # silent between two requests is not late with one
+        kept.sendall(HEALTH)
+        assert answer(kept).startswith(b"HTTP/1.1 200 ")  # silent between two requests is not late with one
 
 
 def test_a_body_that_stops_coming_is_not_waited_for(served: Running) -> None:
@@ -100,10 +100,10 @@ def test_a_client_that_reads_nothing_is_cut_off(served: Running) -> None:
 def test_silent_connections_give_way_to_new_ones(served: Running) -> None:
     with ExitStack() as stack:
         silent = [stack.enter_context(connect(served, b"GET /")) for _ in range(3 * OF_AN_ADDRESS)]
-        user = stack.enter_context(connect(served))
-        assert answered(user).startswith(b"HTTP/1.1 200 ")
+        user = stack.enter_context(connect(served, HEALTH))
+        assert answer(user).startswith(b"HTTP/1.1 200 ")
         assert len(served.server.connections) <= OF_AN_ADDRESS
-        assert rest(silent[0]) == b""
+        assert rest(silent[0])[:13] in (b"", b"HTTP/1.1 408 ")  # on a busy machine it is late before that
 
 
 @pytest.mark.slow
@@ -130,8 +130,8 @@ def test_strangers_give_way_and_users_do_not(served: Running) -> None:
 
         users.pop().close()
         until(lambda: len(served.server.connections) < IN_TOTAL)
-        with connect(served, source="127.0.0.3") as again:
-            assert answered(again).startswith(b"HTTP/1.1 200 ")
+        with connect(served, HEALTH, source="127.0.0.3") as again:
+            assert answer(again).startswith(b"HTTP/1.1 200 ")
 
 
 def test_what_is_no_http_gets_an_error_of_the_one_shape(served: Running) -> None:
@@ -141,8 +141,8 @@ def test_what_is_no_http_gets_an_error_of_the_one_shape(served: Running) -> None
 
 
 def test_answers_do_not_wait_for_acknowledgements(served: Running) -> None:
-    with connect(served) as one:
-        answered(one)
+    with connect(served, HEALTH) as one:
+        answer(one)
         [protocol] = served.server.server_state.connections
         used = protocol.transport.get_extra_info("socket")
         assert used.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
