@@ -68,7 +68,7 @@ def test_a_body_is_asked_for_only_of_those_who_may_send_it(served: Running, toke
     assert first_answer(served, token) == b"HTTP/1.1 " + told
 
 
-def test_every_route_but_those_of_probes_wants_a_token(served: Running) -> None:
+def test_every_route_of_the_schema_but_those_of_probes_wants_a_token(served: Running) -> None:
     with served.client("") as client:
         paths = client.get("/openapi.json").json()["paths"]
         open_to_all = set()
