@@ -1,10 +1,10 @@
-"""The README: its Python runs, its commands and scripts exist. `test_documents` checks the other pages alike."""
+"""The README: its Python runs, its scripts exist. `test_documents` checks its commands with those of other pages."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pages import blocks, missing_commands, missing_scripts, run_blocks, scripts, wise_commands
+from pages import blocks, missing_scripts, run_blocks, scripts
 from repository import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,10 +23,6 @@ def test_python_that_fails_would_be_seen(tmp_path: Path) -> None:
     assert "README.md, Python block 2" in done.stderr
 
 
-def test_the_commands_are_there() -> None:
-    assert missing_commands(wise_commands(README)) == []
-
-
 def test_the_scripts_are_there() -> None:
     named = scripts(README)
     assert {"scripts/demo", "scripts/test"} <= named
@@ -37,22 +33,15 @@ SAMPLE = """
 Run `scripts/demo`, or scripts/nothing.
 
 ```bash
-wise edit --model m   # then wise forget
-# wise comment
-OUT=x; wise ask --model m
-.venv/bin/wise info m | wise vanish
-python -m wise eval
-scripts/bench_cost.py --wise unseen
+scripts/bench_cost.py
 ```
 ```python
-x = "wise elsewhere"
+x = 1
 ```
 """
 
 
 def test_what_is_looked_for_is_found() -> None:
-    assert blocks(SAMPLE, "python") == ['x = "wise elsewhere"\n']
-    assert wise_commands(SAMPLE) == {"edit", "ask", "info", "vanish", "eval"}
-    assert missing_commands(wise_commands(SAMPLE)) == ["vanish"]
+    assert blocks(SAMPLE, "python") == ["x = 1\n"]
     assert scripts(SAMPLE) == {"scripts/demo", "scripts/nothing", "scripts/bench_cost.py"}
     assert missing_scripts(scripts(SAMPLE)) == ["scripts/nothing"]

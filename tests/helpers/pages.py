@@ -9,11 +9,6 @@ import sys
 from pathlib import Path
 
 from repository import ROOT
-from typer.testing import CliRunner
-
-from wise.cli.app import app
-
-SHELLS = ("bash", "sh", "shell", "console")
 
 # Runs each argument as one block, all in one namespace; a traceback names the block.
 RUN_BLOCKS = """
@@ -30,16 +25,6 @@ def blocks(text: str, *languages: str) -> list[str]:
     return [body for language, body in fenced if language in languages]
 
 
-def wise_commands(text: str) -> set[str]:
-    """The sub-commands of `wise` in shell blocks: `edit` of `wise edit ...` and of `python -m wise edit ...`."""
-    found: set[str] = set()
-    for block in blocks(text, *SHELLS):
-        lines = (line.strip().removeprefix("$ ") for line in block.splitlines())
-        code = "\n".join(line for line in lines if not line.startswith("#"))
-        found |= set(re.findall(r"(?:^|[;&|(]|-m|bin/)[ ]*wise[ ]+([a-z][\w-]*)", code, flags=re.MULTILINE))
-    return found
-
-
 def scripts(text: str) -> set[str]:
     return set(re.findall(r"(?<![\w/])scripts/[\w.]*\w", text))
 
@@ -47,10 +32,6 @@ def scripts(text: str) -> set[str]:
 def run_blocks(code: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.run([sys.executable, "-c", RUN_BLOCKS, *code], cwd=cwd, env=env, capture_output=True, text=True)
-
-
-def missing_commands(names: set[str]) -> list[str]:
-    return [name for name in sorted(names) if CliRunner().invoke(app, [name, "--help"]).exit_code != 0]
 
 
 def missing_scripts(names: set[str]) -> list[str]:
