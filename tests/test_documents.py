@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from typing import Any
 import pytest
 import typer.main
 from pages import absent_files, blocks, missing_scripts, run_blocks, scripts
-from repository import ROOT
+from repository import ROOT, loaded
 from zoo import EXCLUDED, model_types
 
 import wise
@@ -38,11 +37,7 @@ each_page = pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.relat
 
 @cache
 def hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("docs/hooks.py")
 
 
 def made(name: str) -> str:

@@ -1,7 +1,11 @@
-"""The command line as the tests call it, and a folder of a tiny model for it."""
+"""The command line as the tests call it, and a folder of a tiny model and a web server for it."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -30,3 +34,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_model("llama").save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+@contextmanager
+def web(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """Port of a web server, for the length of a `with` block."""
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()

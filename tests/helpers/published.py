@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repository import SHARED
+import repository
 
 from wise.edits import Record
 from wise.errors import EditError
@@ -312,14 +312,8 @@ def probed(record: Record, kind: str) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def shared(name: str) -> Path:
-    path = SHARED / "data" / "editing" / name
-    if not path.exists():
-        pytest.skip(f"{name} is not among the shared data (WISE_SHARED or ../shared)")
-    return path
+    return repository.shared(f"data/editing/{name}")
 
 
 def finding(name: str) -> Path:
-    path = SHARED / "findings" / name
-    if not path.exists():
-        pytest.skip(f"{name} is not among the shared inputs (WISE_SHARED or ../shared)")
-    return path
+    return repository.shared(f"findings/{name}")

@@ -5,17 +5,14 @@ The memories are those of `scripts/soak_store.py`.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
-from repository import ROOT
+from repository import loaded
 
 from wise.edits import Edit
 from wise.memory.store.edit_request import Version
@@ -25,16 +22,7 @@ IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """A file system in memory, where the system has one: what these tests kill is a process and no disk."""
 
 
-def _loaded(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[file.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-soak = _loaded(ROOT / "scripts" / "soak_store.py")
+soak = loaded("scripts/soak_store.py")
 BASE, CONFIG, written, digest = soak.BASE, soak.CONFIG, soak.written, soak.digest
 seal, reseal = soak.seal, soak.reseal
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from repository import SHARED
+from repository import shared
 from tiny import WordReader, text, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -222,9 +222,7 @@ def test_one_that_fails_takes_no_ones_place(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_fact_that_is_edited_in_other_words_is_edited_anew() -> None:
-    folder = SHARED / "models" / "factlm"
-    if not folder.is_dir():
-        pytest.skip("factlm is not among the shared models (WISE_SHARED or ../shared)")
+    folder = shared("models/factlm")
     base = AutoModelForCausalLM.from_pretrained(folder)
     model = wise.wrap(base, AutoTokenizer.from_pretrained(folder), wise.WiseConfig(mode="hybrid"))
     first, *others = wise.read_records(folder / "known_dev.jsonl", limit=6)

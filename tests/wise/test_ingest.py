@@ -7,14 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
 import pytest
+from commands import web
 from published import MEND, MQUAKE, ROME, finding, write_rows
 from stores import learn
 from typer.testing import CliRunner
@@ -235,13 +235,8 @@ def address() -> Iterator[str]:
 
         def log_message(self, *_: Any) -> None: ...
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/edits"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with web(Handler) as port:
+        yield f"http://127.0.0.1:{port}/edits"
 
 
 def test_a_url_is_read_once(tmp_path: Path, address: str) -> None:

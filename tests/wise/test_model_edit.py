@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from repository import SHARED
+from repository import shared
 from tiny import EOS, PAD, memory_by_hand, put, reading, same_tensors, text, tiny_model, tiny_tokenizer, wrap_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -427,9 +427,7 @@ def test_a_memory_made_by_hand_keeps_its_thresholds_when_nothing_leaves() -> Non
 
 
 def test_real_edits_of_a_real_model_are_generated() -> None:
-    folder = SHARED / "models" / "factlm"
-    if not folder.is_dir():
-        pytest.skip("factlm is not among the shared models (WISE_SHARED or ../shared)")
+    folder = shared("models/factlm")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = wise.wrap(AutoModelForCausalLM.from_pretrained(folder), tokenizer)
     edits = [record.edit for record in wise.read_records(folder / "known_dev.jsonl", limit=616)[600:]]

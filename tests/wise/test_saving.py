@@ -16,7 +16,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
-from repository import HELPERS, SHARED
+from repository import HELPERS, shared
 from tiny import BATCH, generated, same_tensors, tiny_model, tiny_tokenizer, wrap_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -77,14 +77,12 @@ def test_another_process_says_the_same_and_writes_the_same_bytes(mode: str, tmp_
     assert contents(tmp_path / "copy") == contents(tmp_path / "memory")
 
 
-FACTLM = SHARED / "models" / "factlm"
+FACTLM = "models/factlm"
 
 
 @pytest.fixture(scope="module")
 def records() -> list[wise.Record]:
-    if not FACTLM.is_dir():
-        pytest.skip("models/factlm is not among the shared data (WISE_SHARED or ../shared)")
-    return wise.read_records(FACTLM / "known_dev.jsonl")[600:608]
+    return wise.read_records(shared(FACTLM) / "known_dev.jsonl")[600:608]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +91,8 @@ def edited(records: list[wise.Record]) -> wise.WiseModel:
 
 
 def edit_factlm(records: list[wise.Record]) -> wise.WiseModel:
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(FACTLM), AutoTokenizer.from_pretrained(FACTLM)
+    folder = shared(FACTLM)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     wrapped = wise.wrap(model, tokenizer, wise.WiseConfig(mode="retrieve"))
     report = wrapped.edit([record.edit for record in records])
     assert report.count("verified") >= 7
@@ -111,7 +110,7 @@ def test_real_edits_hold_in_another_process(
     with edited.disabled() as plain:
         unedited = here(plain, prompts)
     assert sum(a != b for a, b in zip(said[:8], unedited[:8], strict=True)) >= 7
-    assert elsewhere(FACTLM, tmp_path / "memory", prompts, tmp_path / "copy") == said
+    assert elsewhere(shared(FACTLM), tmp_path / "memory", prompts, tmp_path / "copy") == said
     assert contents(tmp_path / "copy") == contents(tmp_path / "memory")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from repository import SHARED
+from repository import shared
 from tiny import EOS, same_tensors, text, tiny_model, tiny_tokenizer, wrap_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -252,16 +252,22 @@ def test_a_measurement_is_ready_for_json_and_repeatable() -> None:
     assert measure_quality(wrapped, FULL, texts=TEXTS).to_dict() == whole
 
 
-def test_edits_of_groups_are_recalled_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def grouped(start: int, group: str, target: str = "w40") -> wise.Record:
-        return wise.Record(edit=wise.Edit(id=f"{start}{group}{target}", prompt=f"w{start}", target=target), group=group)
-
+def answering(monkeypatch: pytest.MonkeyPatch) -> wise.WiseModel:
+    """A model that says `w40` behind a prompt whose first word is below `w30`, and else `w41`."""
     wrapped = wrap_tiny("llama", mode=None)
     begin = len(wrapped.encoder.bos)
     monkeypatch.setattr(
         "wise.lab.eval.prompting.greedy",
         lambda _model, prompts, **_: [[40 if prompt[begin] < 30 else 41, EOS] for prompt in prompts],
     )
+    return wrapped
+
+
+def test_edits_of_groups_are_recalled_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def grouped(start: int, group: str, target: str = "w40") -> wise.Record:
+        return wise.Record(edit=wise.Edit(id=f"{start}{group}{target}", prompt=f"w{start}", target=target), group=group)
+
+    wrapped = answering(monkeypatch)
     records = [grouped(20, "a"), grouped(21, "a"), grouped(22, "b"), grouped(31, "b"), grouped(32, "")]
     assert measure_quality(wrapped, records).instances == {"edit_wise": 0.75, "instance_wise": None, "n": 2}
     # One edit in two groups counts in both; one that a later edit contradicts is not wanted any more.
@@ -278,12 +284,7 @@ def test_an_instance_is_recalled_when_all_of_its_facts_are_edited_or_not(monkeyp
         edit = wise.Edit(id=f"{start}", prompt=f"w{start}", target="w40")
         return wise.Record(edit=edit, group=f"{start}", probes=(probe,))
 
-    wrapped = wrap_tiny("llama", mode=None)
-    begin = len(wrapped.encoder.bos)
-    monkeypatch.setattr(
-        "wise.lab.eval.prompting.greedy",
-        lambda _model, prompts, **_: [[40 if prompt[begin] < 30 else 41, EOS] for prompt in prompts],
-    )
+    wrapped = answering(monkeypatch)
     right = [case(start, (f"w{start}", "w40"), ("w31", "w41")) for start in (20, 21, 22)]
     wrong = case(23, ("w23", "w40"), ("w31", "w42"))
     found = measure_quality(wrapped, [*right, wrong])
@@ -319,9 +320,7 @@ def test_evaluate_refuses_what_it_cannot_do() -> None:
 
 
 def test_real_edits_of_a_real_model_hold() -> None:
-    folder = SHARED / "models" / "factlm"
-    if not folder.is_dir():
-        pytest.skip("factlm is not among the shared models (WISE_SHARED or ../shared)")
+    folder = shared("models/factlm")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     records = wise.read_records(folder / "known_dev.jsonl", limit=8)
     wrapped = wise.wrap(model, tokenizer)

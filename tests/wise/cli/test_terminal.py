@@ -7,29 +7,21 @@ import json
 import logging
 import os
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run, web
 from repository import ROOT
 from rich.text import Text
-from typer.testing import CliRunner
 
-from wise.cli.app import app
 from wise.cli.terminal import LineFormatter, cell, show_json
 from wise.memory.store.store import Store
 from wise.serving import app as serving
 from wise.serving.settings import Settings
 
 HOSTILE = "a\x1b]0;mine\x07\x1b[2J\x9b31m\u202eb\x7f\u2028c"
-
-
-def run(*arguments: str | Path) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def raw(text: str) -> set[str]:
@@ -99,18 +91,8 @@ class Guarded(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def web() -> Iterator[int]:
-    with HTTPServer(("127.0.0.1", 0), Guarded) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
-
-
 def test_a_stream_by_url_tells_no_password_and_uses_it(tmp_path: Path) -> None:
-    with web() as port:
+    with web(Guarded) as port:
         url = f"http://anna:hun%2Fter2@127.0.0.1:{port}/edits?access_token=hunter3#hunter4"
         done = run("stream", url, "--store", tmp_path / "store")
         refused = run("stream", url.replace("anna:hun%2Fter2@", ""), "--store", tmp_path / "store")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import sys
@@ -11,7 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from repository import ROOT
+from repository import loaded
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wise.demo import model_path
@@ -28,13 +27,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = ROOT / "scripts" / "build_demo_model.py"
-    spec = importlib.util.spec_from_file_location("build_demo_model", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded("scripts/build_demo_model.py")
 
 
 @pytest.fixture(scope="module")

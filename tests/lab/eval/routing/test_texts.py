@@ -8,7 +8,7 @@ import lzma
 from pathlib import Path
 
 import pytest
-from repository import SHARED
+from repository import shared
 
 from wise.errors import WiseError
 from wise.lab.eval.routing.texts import read_texts, shipped_exchanges, shipped_passages, shipped_questions
@@ -90,10 +90,7 @@ def test_no_file_and_a_folder(tmp_path: Path) -> None:
     ],
 )
 def test_published_texts(name: str, least: int) -> None:
-    file = SHARED / "data" / "text" / name
-    if not file.exists():
-        pytest.skip(f"{name} is not among the shared data (WISE_SHARED or ../shared)")
-    texts = read_texts(file)
+    texts = read_texts(shared(f"data/text/{name}"))
     assert len(texts) >= least
     assert all(text.strip() == text and text for text in texts)
 
