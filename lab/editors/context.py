@@ -173,10 +173,15 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], about: str) -> None
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean negative log-likelihood, in nats, per row: `[batch, places, vocabulary]` and `[batch, places]`, -100 where
     nothing is predicted, -> `[batch]`."""
-    losses = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
-    ).view(labels.shape)
-    return losses.sum(-1) / (labels != -100).sum(-1).clamp(min=1)
+    spoken = labels != -100  # on a large vocabulary the other places take long
+    losses = torch.nn.functional.cross_entropy(logits[spoken].float(), labels[spoken], reduction="none")
+    return row_means(losses, spoken)
+
+
+def row_means(each: Tensor, spoken: Tensor) -> Tensor:
+    """`[n]` values at the True places of `[rows, places]` -> `[rows]`."""
+    sums: Tensor = torch.zeros(spoken.shape, device=each.device).masked_scatter(spoken, each).sum(-1)
+    return sums / spoken.sum(-1).clamp(min=1)
 
 
 def padded_rows(

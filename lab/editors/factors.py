@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from wise.errors import UnsupportedModelError
-from wise.lab.editors.context import EditingContext, TokenRow, padded_rows
+from wise.lab.editors.context import EditingContext, TokenRow, mean_loss, padded_rows, row_means
 from wise.memory.modules import hooked
 
 Factors = dict[str, tuple[Tensor, Tensor]]
@@ -75,7 +75,7 @@ def taken(
         return out + probes[path]
 
     with torch.enable_grad(), hooked((module, partial(probed, path)) for path, module in linears.items()):
-        loss = spoken_loss(logits(model, ids, mask), labels).sum()
+        loss = mean_loss(logits(model, ids, mask), labels).sum()
     result = torch.autograd.grad(loss, list(probes.values()))
     deltas = dict(zip(probes, result, strict=True))
 
@@ -105,22 +105,9 @@ def logits(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     return result
 
 
-def spoken_loss(found: Tensor, labels: Tensor) -> Tensor:
-    """`mean_loss`, which on a large vocabulary takes long over places that predict nothing; these are left out."""
-    spoken = labels != -100
-    each = cross_entropy(found[spoken].float(), labels[spoken], reduction="none")
-    return _row_means(each, spoken)
-
-
 def divergence(base: Tensor, edited: Tensor, labels: Tensor) -> Tensor:
     """Mean KL, in nats, of the edited model from the base per row, over the places that predict: logits
     `[rows, places, vocabulary]` and labels `[rows, places]`, -100 where nothing is predicted, -> `[rows]`."""
     spoken = labels != -100
     right, result = base[spoken].float().log_softmax(-1), edited[spoken].float().log_softmax(-1)
-    return _row_means(kl_div(result, right, reduction="none", log_target=True).sum(-1), spoken)
-
-
-def _row_means(each: Tensor, spoken: Tensor) -> Tensor:
-    """`[n]` values at the True places of `[rows, places]` -> `[rows]`."""
-    sums: Tensor = torch.zeros(spoken.shape, device=each.device).masked_scatter(spoken, each).sum(-1)
-    return sums / spoken.sum(-1).clamp(min=1)
+    return row_means(kl_div(result, right, reduction="none", log_target=True).sum(-1), spoken)

@@ -21,17 +21,8 @@ from torch import Tensor, nn
 from wise.edits import Edit, Record
 from wise.errors import ConfigError, EditError
 from wise.lab.editors.base import WeightEditor
-from wise.lab.editors.context import EditingContext, TokenRow, as_weight, padded_rows
-from wise.lab.editors.factors import (
-    Factors,
-    added,
-    dense,
-    divergence,
-    edited_linears,
-    logits,
-    spoken_loss,
-    taken,
-)
+from wise.lab.editors.context import EditingContext, TokenRow, as_weight, mean_loss, padded_rows
+from wise.lab.editors.factors import Factors, added, dense, divergence, edited_linears, logits, taken
 from wise.lab.editors.settings import Bounds, Count, Positive, Settings
 from wise.training.generation import greedy
 
@@ -226,7 +217,7 @@ class HyperEditor(WeightEditor[H]):
         update = self.update(queries)
         ids, mask, labels = padded_rows(wordings, self.context.device)
         with added(self.linears, update):
-            edit = spoken_loss(logits(self.model, ids, mask), labels)
+            edit = mean_loss(logits(self.model, ids, mask), labels)
         ids, mask, labels = padded_rows(unrelated, self.context.device)
         with torch.no_grad():
             base = logits(self.model, ids, mask)

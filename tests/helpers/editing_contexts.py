@@ -5,14 +5,19 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import torch
 from tiny import BOS, EOS, text, tiny_model, tiny_tokenizer
+from torch import Tensor
+from torch.func import functional_call
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from wise.architectures import TargetModule
 from wise.config import WiseConfig
 from wise.demo import model_path
 from wise.demo.records import demo_records
 from wise.edits import Edit, Record
-from wise.lab.editors.context import EditingContext
+from wise.lab.editors.base import WeightEditor
+from wise.lab.editors.context import EditingContext, TokenRow, mean_loss, padded_rows
 from wise.training.encoding import Encoder, learn_encoder
 
 CONTEXT = 128
@@ -42,6 +47,20 @@ def tiny_records(count: int) -> tuple[Record, ...]:
         Record(edit=edit, paraphrases=(f"w6 {edit.subject} w9",), neighbours=(f"w5 w{60 + i} w7 w8",))
         for i, edit in enumerate(tiny_edits(count))
     )
+
+
+def way_round(projection: TargetModule, weight: Tensor) -> Tensor:
+    """A weight of a value projection as `[d, f]`, float64."""
+    return (weight if weight.shape == (projection.out_features, projection.in_features) else weight.T).double()
+
+
+def by_autograd(editor: WeightEditor[Any], rows: list[TokenRow]) -> dict[str, Tensor]:
+    """Gradients of the summed losses with respect to the edited weights, as they lie."""
+    leaves = {name: w.detach().clone().requires_grad_() for name, w in editor.weights.items()}
+    ids, mask, labels = padded_rows(rows, editor.context.device)
+    given = {"attention_mask": mask, "use_cache": False}
+    loss = mean_loss(functional_call(editor.model, leaves, (ids,), given).logits, labels).sum()
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
 @cache

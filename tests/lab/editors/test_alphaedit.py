@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from editing_contexts import tiny_context, tiny_edits
+from editing_contexts import tiny_context, tiny_edits, way_round
 
 from wise.errors import ConfigError
 from wise.lab.editors.alphaedit import AlphaEdit, AlphaEditSettings, free_directions
@@ -55,8 +55,7 @@ def test_kept_inputs_are_mapped_as_before(model_type):
     for place, path in enumerate(editor.paths):
         name = f"{path}.weight"
         projection = editor.context.projection(editor.layers[place])
-        change = (editor.weights[name] - editor.original[name]).double()
-        change = change if change.shape == (projection.out_features, projection.in_features) else change.T
+        change = way_round(projection, editor.weights[name] - editor.original[name])
         f, count = editor.free[place].shape
         assert 0 < count < f
         vectors = torch.linalg.eigh(moments[place]).eigenvectors

@@ -7,12 +7,11 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from editing_contexts import tiny_context, tiny_edits, tiny_records
+from editing_contexts import by_autograd, tiny_context, tiny_edits, tiny_records
 from torch import Tensor
-from torch.func import functional_call
 
 from wise.edits import Edit
-from wise.lab.editors.context import EditingContext, as_weight, mean_loss, padded_rows
+from wise.lab.editors.context import EditingContext, as_weight
 from wise.lab.editors.knowledge_editor import KnowledgeEditor, KnowledgeEditorSettings
 
 SMALL = {"condition": 8, "hidden": 8}
@@ -36,11 +35,7 @@ def drawn(model_type: str, **settings: Any) -> KnowledgeEditor:
 
 def gradients(editor: KnowledgeEditor, edit: Edit) -> dict[str, Tensor]:
     """Of the edit's loss with respect to the edited weights, by autograd, each `[d, f]`."""
-    leaves = {name: w.detach().clone().requires_grad_() for name, w in editor.weights.items()}
-    ids, mask, labels = padded_rows([editor.context.row(edit)], editor.context.device)
-    given = {"attention_mask": mask, "use_cache": False}
-    loss = mean_loss(functional_call(editor.model, leaves, (ids,), given).logits, labels).sum()
-    found = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    found = by_autograd(editor, [editor.context.row(edit)])
     return {path: as_weight(module, found[f"{path}.weight"]) for path, module in editor.linears.items()}
 
 

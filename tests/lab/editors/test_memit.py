@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from editing_contexts import tiny_context, tiny_edits
+from editing_contexts import tiny_context, tiny_edits, way_round
 
 from wise.errors import ConfigError
 from wise.lab.editors.memit import Memit, MemitSettings
@@ -22,9 +22,7 @@ def opened(model_type: str = "llama", **changes) -> Memit:
 def change_of(editor: Memit, place: int) -> torch.Tensor:
     """What was added to a block's weight, as `[d, f]`, float64."""
     name = f"{editor.paths[place]}.weight"
-    change = (editor.weights[name] - editor.original[name]).double()
-    projection = editor.context.projection(editor.layers[place])
-    return change if change.shape == (projection.out_features, projection.in_features) else change.T
+    return way_round(editor.context.projection(editor.layers[place]), editor.weights[name] - editor.original[name])
 
 
 @pytest.mark.parametrize("count", [1, 5, 200])

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from editing_contexts import tiny_context, tiny_edits, tiny_records
-from torch import Tensor
+from editing_contexts import by_autograd, tiny_context, tiny_edits, tiny_records
 from torch.func import functional_call
 
 from wise.lab.editors.context import EditingContext, as_weight, mean_loss, padded_rows
-from wise.lab.editors.factors import added, dense, divergence, spoken_loss, taken
+from wise.lab.editors.factors import added, dense, divergence, taken
 from wise.lab.editors.mend import Mend, MendSettings
 
 ARCHITECTURES = ("llama", "gpt2", "opt", "bloom")
@@ -29,15 +28,6 @@ def untrained(editor: Mend, rate: float) -> Mend:
     with torch.no_grad():
         editor.network.alpha.fill_(rate)
     return editor
-
-
-def by_autograd(editor: Mend, rows: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-    """Gradients of the summed losses with respect to the edited weights, as they lie."""
-    leaves = {name: w.detach().clone().requires_grad_() for name, w in editor.weights.items()}
-    ids, mask, labels = padded_rows(rows, editor.context.device)
-    given = {"attention_mask": mask, "use_cache": False}
-    loss = mean_loss(functional_call(editor.model, leaves, (ids,), given).logits, labels).sum()
-    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
 # -- gradients as factors ---------------------------------------------------------------------------
@@ -97,7 +87,9 @@ def test_losses_are_means_over_the_places_that_predict() -> None:
     generator = torch.Generator().manual_seed(0)
     own, edited = torch.randn(2, 3, 4, 7, generator=generator)
     labels = torch.tensor([[-100, 2, 5, -100], [1, -100, -100, -100], [-100, -100, -100, 6]])
-    torch.testing.assert_close(spoken_loss(own, labels), mean_loss(own, labels))
+    log = own.log_softmax(-1)
+    wanted = -torch.stack([(log[0, 1, 2] + log[0, 2, 5]) / 2, log[1, 0, 1], log[2, 3, 6]])
+    torch.testing.assert_close(mean_loss(own, labels), wanted)
     found = divergence(own, edited, labels)
     p, q = own.softmax(-1), edited.softmax(-1)
     each = (p * (p.log() - q.log())).sum(-1)

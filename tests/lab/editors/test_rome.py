@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from editing_contexts import tiny_context, tiny_edits
+from editing_contexts import tiny_context, tiny_edits, way_round
 from tiny import tiny_model
 
 from wise.edits import Edit
@@ -34,12 +34,6 @@ def opened(model_type: str = "llama", **changes) -> Rome:
     return Rome(tiny_context(model_type), RomeSettings(**(QUICK | changes)))
 
 
-def way_round(editor: Rome, weight: torch.Tensor) -> torch.Tensor:
-    """A weight as `[d, f]`, float64."""
-    p = editor.projection
-    return (weight if weight.shape == (p.out_features, p.in_features) else weight.T).double()
-
-
 def written(editor: Rome, edit: Edit) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Applies one edit: the change `[d, f]`, k*, v* - W k*, and C; float64 all."""
     editor.prepare()
@@ -48,9 +42,9 @@ def written(editor: Rome, edit: Edit) -> tuple[torch.Tensor, torch.Tensor, torch
     place = editor.projection
     offset = search(editor.context, contexts, place.layer, place.path, editor.settings).offset[0]
     moment = prepared_moments(editor.context, [editor.projection.layer], editor.settings)[0]
-    before = way_round(editor, editor.weights[editor.name])
+    before = way_round(editor.projection, editor.weights[editor.name])
     editor.edit(edit)
-    return way_round(editor, editor.weights[editor.name]) - before, key.double(), offset.double(), moment
+    return way_round(editor.projection, editor.weights[editor.name]) - before, key.double(), offset.double(), moment
 
 
 @each
