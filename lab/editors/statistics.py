@@ -7,9 +7,10 @@ corpus given, or on the base's own words.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Annotated
 
 import torch
@@ -76,7 +77,8 @@ def second_moments(
 def _computed(context: EditingContext, paths: Sequence[str], tokens: int, length: int, seed: int) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     done = 0
-    for rows in _batches(context.corpus(tokens, length=length, seed=seed)):
+    corpus = context.corpus(tokens, length=length, seed=seed)
+    while rows := list(islice(corpus, ROWS)):
         ids, mask = right_pad(rows, device=context.device)
         for path, activation in module_inputs(context.model, paths, ids, mask).items():
             keys = activation.reshape(-1, activation.shape[-1])[mask.flatten().bool()].double()
@@ -84,17 +86,6 @@ def _computed(context: EditingContext, paths: Sequence[str], tokens: int, length
         done += int(mask.sum())
         context.progress("second moment", done, tokens)
     return {path: total / done for path, total in sums.items()}
-
-
-def _batches(rows: Iterator[list[int]]) -> Iterator[list[list[int]]]:
-    batch: list[list[int]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == ROWS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def with_ridge(moment: Tensor, ridge: float) -> Tensor:

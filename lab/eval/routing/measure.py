@@ -108,7 +108,7 @@ def _scored(
     side: str,
     live: Mapping[str, int] | None,
     skipped: dict[str, str],
-    progress: Progress = silent,
+    progress: Progress,
 ) -> dict[str, ScoredClass]:
     """The evidence on each class that has prompts; of positives those count that ask for an edit in `live`."""
     results = {}
@@ -140,7 +140,7 @@ def _false_routes(text: ScoredClass | None, seed: int) -> dict[str, Any]:
 
 
 def _flips(
-    model: WiseModel, records: Sequence[Record], live: Mapping[str, int], progress: Progress = silent
+    model: WiseModel, records: Sequence[Record], live: Mapping[str, int], progress: Progress
 ) -> tuple[float | None, dict[str, float | None]]:
     """Mean changes of speaker over edits and paraphrases together, and by kind of prompt."""
     tested = select(model, records).tested

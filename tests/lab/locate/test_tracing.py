@@ -141,11 +141,8 @@ def test_all_restored_is_the_clean_run_and_nothing_restored_the_noisy_one(model_
 def test_noise_reaches_the_subject_and_what_stands_behind_it(model_type: str) -> None:
     model = tiny_model(model_type)
     runner, fact = runner_of(model), fact_of(model)
-    embedded: list[Tensor] = []
-    handle = runner.sites.embedding.register_forward_hook(lambda _m, _a, out: embedded.append(out))
     clean, noise = runner.record(IDS), noise_of(runner, fact, samples=1)
     noisy = runner.record(IDS, noise)
-    handle.remove()
     for layer in range(DEPTH):
         before, after = (run.outputs["state"][layer][0] for run in (clean, noisy))
         assert torch.equal(before[: SPAN[0]], after[: SPAN[0]])
