@@ -143,8 +143,9 @@ async def _client(service: Service, record: ClientRecord, prompts: list[str], nu
             await asyncio.sleep(0.05)
 
 
-def _edit(fact: Fact, seed: int = 0) -> dict[str, Any]:
-    return {"prompt": train_prompts(fact)[0], "target": counterfactual(fact, seed=seed), "subject": fact.subject}
+def _edit(fact: Fact, seed: int = 0, wording: int = 0) -> dict[str, Any]:
+    prompt = train_prompts(fact)[wording]
+    return {"prompt": prompt, "target": counterfactual(fact, seed=seed), "subject": fact.subject}
 
 
 async def _phase(
@@ -176,7 +177,7 @@ async def preview_repeatedly(
 ) -> None:
     """One preview after the other, until it is cancelled. A full queue is an answer; other refusals are failures."""
     for turn in range(sys.maxsize):
-        edit = _edit(facts[turn % len(facts)], seed=1 + turn)
+        edit = _edit(facts[turn % len(facts)], seed=1 + turn, wording=1)  # one that is live already would be refused
         try:
             reader, writer = await _post(service, "/v1/edits/preview", {"edit": edit, "prompts": [edit["prompt"]]})
             found = json.loads(await reader.read())

@@ -154,7 +154,8 @@ class Soak:
     def _preview(self) -> None:
         time.sleep(2 * self.arguments.pause)
         fact = self.random.choice(self.facts)
-        edit = {"prompt": train_prompts(fact)[0], "target": counterfactual(fact, seed=1), "subject": fact.subject}
+        prompt = train_prompts(fact)[1]  # no edit asks so: one that is live already would be refused
+        edit = {"prompt": prompt, "target": counterfactual(fact, seed=1), "subject": fact.subject}
         try:
             self.service.fetch("/v1/edits/preview", {"edit": edit, "prompts": [self._prompt()]})
         except urllib.error.HTTPError as error:
