@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wise.memory.state import MemoryState
 
 NO_SLOT = -1
-"""In place of a slot's number: this token asks no slot."""
+"""Slot number of a token that no slot is asked for."""
 
 
 class Resident(nn.Module):

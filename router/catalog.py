@@ -66,8 +66,8 @@ class Questions:
             return (), state.edits[count:]  # as where edits were added
         old, new = own.by_id, state.by_id
         stayed = {i for i, edit in new.items() if old.get(i) is edit and own.keys[i] is state.keys[i]}
-        gone = [edit for i, edit in old.items() if i not in stayed]
-        return gone, [edit for i, edit in new.items() if i not in stayed]
+        removed = [edit for i, edit in old.items() if i not in stayed]
+        return removed, [edit for i, edit in new.items() if i not in stayed]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,14 +99,14 @@ class Catalog:
         """The edits by their ids."""
         return self.state.by_id
 
-    def after(self, state: MemoryState, gone: Sequence[Edit], come: Sequence[Edit]) -> Catalog:
-        """The catalog of a state that has the edits of this one without `gone` and with `come`."""
+    def after(self, state: MemoryState, removed: Sequence[Edit], added: Sequence[Edit]) -> Catalog:
+        """The catalog of a state that has the edits of this one without `removed` and with `added`."""
         nameless = dict(self.nameless)
         ends, unmarked = Counter(self.ends), Counter(self.unmarked_ends)
-        for edit in gone:
+        for edit in removed:
             nameless.pop(edit.id, None)
-        nameless |= dict.fromkeys(edit.id for edit in come if not names_of(edit))
-        for changed, by in ((gone, -1), (come, 1)):
+        nameless |= dict.fromkeys(edit.id for edit in added if not names_of(edit))
+        for changed, by in ((removed, -1), (added, 1)):
             for word, marked in (end for edit in changed for end in _ends(edit)):
                 ends[word] += by
                 if not marked:
@@ -115,7 +115,7 @@ class Catalog:
         return Catalog(
             state=state,
             slots=slots,
-            subjects=self.subjects.changed(_named(gone), _named(come)),
+            subjects=self.subjects.changed(_named(removed), _named(added)),
             nameless=nameless,
             ends=+ends,
             unmarked_ends=+unmarked,
@@ -141,16 +141,16 @@ class Catalog:
     def _questions(self) -> Questions:
         state, keys = self.state, self.state.keys
         before = self.earlier or Questions(index=KeyIndex(next(iter(keys.values())).shape[1]), state=MemoryState())
-        gone, come = before.changes(state)
+        removed, added = before.changes(state)
         index = before.index.copy()
-        for edit in gone:
+        for edit in removed:
             index.remove(edit.id)
-        if come:
-            sizes = np.array([keys[edit.id].shape[0] for edit in come])
-            wanted = np.where([edit.id in self.nameless for edit in come], sizes, 1)
+        if added:
+            sizes = np.array([keys[edit.id].shape[0] for edit in added])
+            wanted = np.where([edit.id in self.nameless for edit in added], sizes, 1)
             first = np.repeat(sizes.cumsum() - sizes - (wanted.cumsum() - wanted), wanted)
-            rows = torch.cat([keys[edit.id] for edit in come])[torch.from_numpy(first + np.arange(len(first)))]
-            index.add_rows([edit.id for edit in come], wanted.tolist(), rows.float())
+            rows = torch.cat([keys[edit.id] for edit in added])[torch.from_numpy(first + np.arange(len(first)))]
+            index.add_rows([edit.id for edit in added], wanted.tolist(), rows.float())
         return Questions(index=index, state=state)
 
     def namesakes(self, edit: Edit) -> list[str]:
@@ -180,13 +180,13 @@ def catalog_of(state: MemoryState) -> Catalog:
         living = list(_living)
     found = next((each for each in living if each.state is state), None)
     if found is None:
-        best, gone, come = EMPTY, list[Edit](), state.edits
+        best, removed, added = EMPTY, list[Edit](), state.edits
         for each in living:
-            went, came = difference(each.state.edits, state.edits)
-            if len(went) + len(came) < len(gone) + len(come):
-                best, gone, come = each, went, tuple(came)
+            lost, came = difference(each.state.edits, state.edits)
+            if len(lost) + len(came) < len(removed) + len(added):
+                best, removed, added = each, lost, tuple(came)
         with gc_paused():
-            found = best.after(state, gone, come)
+            found = best.after(state, removed, added)
         if best is EMPTY and state.keys:
             _ = found.questions  # which takes a second where a memory was loaded, and is not left to the first question
         with _lock:

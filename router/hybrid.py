@@ -197,7 +197,7 @@ class HybridRouter(Router):
         return chat, [*range(first, stop), *openings]
 
     def is_quiet(self, ids: Ids) -> bool:
-        """Whether `begins` finds nothing at these tokens if it found nothing at the token before them."""
+        """True if no answer can begin at these tokens, given that none could at the token before."""
         return not self._endings[np.minimum(ids, len(self._endings) - 1)].any()
 
     @cached_property
@@ -376,7 +376,7 @@ class HybridRouter(Router):
         own = Decision(slot=slot, score=score, threshold=float(np.float32(threshold)))
         return own if _rank(own) > _rank(best) else best
 
-    # -- for measuring ----------------------------------------------------------------------------
+    # -- for verifying and measuring --------------------------------------------------------------
 
     def decided(self, ids: Sequence[int]) -> Decision:
         """The decision at the last token of a sequence."""

@@ -158,16 +158,16 @@ class SubjectIndex(Generic[Owner]):
         self._lengths: dict[str, tuple[int, ...]] = {}
         self._add(names)
 
-    def changed(self, gone: Iterable[tuple[str, Owner]], come: Iterable[tuple[str, Owner]]) -> SubjectIndex[Owner]:
-        """A new index without the pairs `gone` and with the pairs `come`."""
+    def changed(self, removed: Iterable[tuple[str, Owner]], added: Iterable[tuple[str, Owner]]) -> SubjectIndex[Owner]:
+        """A new index without the pairs `removed` and with the pairs `added`."""
         other: SubjectIndex[Owner] = SubjectIndex()
         # Lengths of names without owners stay; a look-up of them finds nothing.
         other._owners, other._lengths = dict(self._owners), dict(self._lengths)
-        for key, owners in _grouped(gone).items():
+        for key, owners in _grouped(removed).items():
             left = [owner for owner in other._owners.pop(key) if owner not in owners]
             if left:
                 other._owners[key] = left
-        other._add(come)
+        other._add(added)
         return other
 
     def _add(self, names: Iterable[tuple[str, Owner]]) -> None:

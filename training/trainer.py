@@ -69,19 +69,19 @@ class Trainer:
         fresh = [edit for edit in edits if latest[edit.prompt] is edit]
         ids, prompts = {edit.id for edit in fresh}, latest.keys()
         alike = [other for other in state.edits if other.prompt in prompts or other.id in ids]
-        held = {edit.id: [o.id for o in alike if edit.id == o.id or edit.prompt == o.prompt] for edit in fresh}
+        replaces = {edit.id: [o.id for o in alike if edit.id == o.id or edit.prompt == o.prompt] for edit in fresh}
         outcomes: dict[str, Outcome] = {}
         while True:
-            replaced = tuple(dict.fromkeys(i for edit in fresh for i in held[edit.id]))
+            replaced = tuple(dict.fromkeys(i for edit in fresh for i in replaces[edit.id]))
             final, found, superseded_by_conflict = self._escalated(state, replaced, fresh, serve, progress)
             outcomes |= found
-            # An edit that fails does not take the place of one that holds: once more, without it.
-            failed_replacements = [e for e in fresh if held[e.id] and found[e.id].status == FAILED]
+            # An edit that fails does not take the place of one that holds: all are written once more, without it.
+            failed_replacements = [e for e in fresh if replaces[e.id] and found[e.id].status == FAILED]
             if not failed_replacements:
                 break
             fresh = [edit for edit in fresh if edit not in failed_replacements]
-        gone = {*final.edit_ids, *replaced, *(conflict.superseded for conflict in superseded_by_conflict)}
-        dropped = tuple(i for i in state.edit_ids if i not in gone)
+        accounted_for = {*final.edit_ids, *replaced, *(conflict.superseded for conflict in superseded_by_conflict)}
+        dropped = tuple(i for i in state.edit_ids if i not in accounted_for)
         report = EditReport(
             outcomes=tuple(outcomes.get(edit.id, _superseded(edit)) for edit in edits),
             replaced=replaced,
@@ -153,13 +153,14 @@ class Trainer:
             failed = [edit for edit in fresh if outcomes[edit.id].status == FAILED]
             if not failed:
                 break
-            retried, found, yielded = self._attempt(final, (), failed, serve, silent, effort, fresh)
-            stood = {conflict.superseded for conflict in yielded} & outcomes.keys() - found.keys()
-            taken = {*final.edit_ids} <= {*retried.edit_ids, *(conflict.superseded for conflict in yielded)}
-            if taken:
-                final, superseded_by_conflict = retried, (*superseded_by_conflict, *yielded)
-                outcomes |= {i: replace(outcomes[i], status=SUPERSEDED) for i in stood}
-            outcomes |= {i: _retried(outcomes[i], outcome, taken) for i, outcome in found.items()}
+            retried, found, new_conflicts = self._attempt(final, (), failed, serve, silent, effort, fresh)
+            superseded_ids = {conflict.superseded for conflict in new_conflicts}
+            kept_all = {*final.edit_ids} <= {*retried.edit_ids, *superseded_ids}
+            if kept_all:
+                final, superseded_by_conflict = retried, (*superseded_by_conflict, *new_conflicts)
+                superseded_now = superseded_ids & outcomes.keys() - found.keys()
+                outcomes |= {i: replace(outcomes[i], status=SUPERSEDED) for i in superseded_now}
+            outcomes |= {i: _retried(outcomes[i], outcome, kept_all) for i, outcome in found.items()}
         return final, outcomes, superseded_by_conflict
 
     def _attempt(
@@ -183,29 +184,29 @@ class Trainer:
         kept = self._forgotten(state, replaced)
         new = replace(kept, key_space=self.key_space)
         results: dict[str, FitResult] = {}
-        spent: dict[str, float] = {}
+        seconds: dict[str, float] = {}
         for tasks in self._batches(kept, fresh):
             started = time.perf_counter()
-            shown = _first_half(progress, len(results), len(fresh))
-            new, written = self._write(new, tasks, shown, effort)
+            report_progress = _first_half(progress, len(results), len(fresh))
+            new, written = self._write(new, tasks, report_progress, effort)
             results |= written
-            spent |= dict.fromkeys(written, (time.perf_counter() - started) / len(written))
-            shown(len(written))
+            seconds |= dict.fromkeys(written, (time.perf_counter() - started) / len(written))
+            report_progress(len(written))
         unfitted = {edit.id for edit in fresh if not results[edit.id].fitted}
         place = {edit.id: n for n, edit in enumerate(stream or fresh)}
         before = [edit for edit in kept.edits if edit.id not in place]
-        stood = [edit for edit in kept.edits if edit.id in place]
-        ordered = sorted((*stood, *fresh), key=lambda edit: place[edit.id])
+        of_this_call = [edit for edit in kept.edits if edit.id in place]
+        ordered = sorted((*of_this_call, *fresh), key=lambda edit: place[edit.id])
         written_all = replace(new, edits=(*before, *ordered)).without(unfitted)
         asked = _second_half(progress, len(fresh))
         final, answers, superseded_by_conflict = self._settled(written_all, place.keys(), serve, asked)
         asked(1.0)
-        live, yielded = set(final.edit_ids), {conflict.superseded for conflict in superseded_by_conflict}
-        left = [edit for edit in fresh if edit.id not in {*live, *answers}]
-        answers |= self.verifier.ask(final, left, serve)
-        held = {edit.id: VERIFIED if answers[edit.id].right else PARTIAL for edit in fresh}
-        status = {i: held[i] if i in live else SUPERSEDED if i in yielded else FAILED for i in held}
-        outcomes = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], spent[e.id]) for e in fresh}
+        live, superseded_ids = set(final.edit_ids), {conflict.superseded for conflict in superseded_by_conflict}
+        known = live | answers.keys()
+        answers |= self.verifier.ask(final, [edit for edit in fresh if edit.id not in known], serve)
+        served = {edit.id: VERIFIED if answers[edit.id].right else PARTIAL for edit in fresh}
+        status = {i: served[i] if i in live else SUPERSEDED if i in superseded_ids else FAILED for i in served}
+        outcomes = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], seconds[e.id]) for e in fresh}
         return final, outcomes, superseded_by_conflict
 
     def validate(self, state: MemoryState, edits: Sequence[Edit], *, replacing: bool = False) -> None:
@@ -318,10 +319,10 @@ def _outcome(edit: Edit, status: str, written: FitResult, verdict: Verdict, seco
     )
 
 
-def _retried(before: Outcome, now: Outcome, taken: bool) -> Outcome:
-    """The outcome of an edit that was tried again; taken: the retry is what is served."""
+def _retried(before: Outcome, now: Outcome, is_served: bool) -> Outcome:
+    """The outcome of an edit that was tried again; is_served: the retry is what is served."""
     return replace(
-        now if taken else before,
+        now if is_served else before,
         steps=before.steps + now.steps,
         milliseconds=before.milliseconds + now.milliseconds,
         tried=(*before.tried, *now.tried),

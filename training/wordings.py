@@ -25,7 +25,7 @@ from wise.router.subjects import names_of, without_names
 from wise.router.turns import is_question, user_turn
 from wise.training.encoding import Encoder
 from wise.training.router.builtin_questions import QuestionSet
-from wise.training.router.examples import names, put, stated
+from wise.training.router.examples import put, relation_names, stated
 
 PROMPT, LISTED, OF_SISTERS = PROMISES
 MARGIN = 0.01
@@ -65,7 +65,7 @@ class Wordings:
 
     def __init__(self, encoder: Encoder, reader: RelationReader, questions: QuestionSet) -> None:
         self.encoder, self.reader, self.questions = encoder, reader, questions
-        self._names = names(questions)
+        self._names = relation_names(questions)
 
     def texts(self, edit: Edit) -> list[str]:
         """Texts that ask the edit's question, from the nearest relation that ships."""

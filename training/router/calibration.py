@@ -14,7 +14,7 @@ from wise.router.relations import nearest_relation
 from wise.router.subjects import PLACEHOLDER
 from wise.router.turns import is_question
 from wise.training.router.builtin_questions import SUBJECTS, QuestionSet
-from wise.training.router.examples import names, put, stated, wordings
+from wise.training.router.examples import put, relation_names, stated, wordings
 
 FALSE_POSITIVE_RATE = 0.05
 """Share of other questions about a subject that the threshold lets pass."""
@@ -62,8 +62,8 @@ def measure(
             own = wordings(about)
             first, *more = order.sample(own, min(4, len(own)))
             unlike = [name for name in questions[kind] if name != relation]
-            names_ = order.sample(unlike, min(4, len(unlike)))
-            rivals = [order.choice(wordings(questions[kind][name])) for name in names_]
+            rival_names = order.sample(unlike, min(4, len(unlike)))
+            rivals = [order.choice(wordings(questions[kind][name])) for name in rival_names]
             asked = put(PLACEHOLDER, first)
             keys = network([asked, *(stated(asked, answer) for answer in about.get("answers", ())[:1])])
             keys = torch.cat([keys, centres[nearest_relation(keys, centres)][None]])
@@ -102,9 +102,9 @@ def _reached_by(scores: Sequence[float], share: float) -> float:
 
 @torch.inference_mode()
 def relation_centres(network: Callable[[list[str]], Tensor], questions: QuestionSet) -> Tensor:
-    """The mean vector of each relation's wordings, `[relations, r]` unit, in the order of `examples.names`."""
+    """The mean vector of each relation's wordings, `[relations, r]` unit, in the order of `examples.relation_names`."""
     centres = []
-    for kind, relation in names(questions):
+    for kind, relation in relation_names(questions):
         own = wordings(questions[kind][relation])
         few = random.Random(f"{kind} {relation}").sample(own, min(8, len(own)))
         centres.append(network([put(PLACEHOLDER, wording) for wording in few]).mean(0))
@@ -112,6 +112,6 @@ def relation_centres(network: Callable[[list[str]], Tensor], questions: Question
 
 
 def relation_kinds(questions: QuestionSet) -> Tensor:
-    """`[relations]` int16, the number of each relation's kind of subject, in the order of `examples.names`."""
+    """`[relations]` int16, the number of each relation's kind of subject, in the order of `examples.relation_names`."""
     kinds = list(questions[SUBJECTS])
-    return torch.tensor([kinds.index(kind) for kind, _ in names(questions)], dtype=torch.int16)
+    return torch.tensor([kinds.index(kind) for kind, _ in relation_names(questions)], dtype=torch.int16)

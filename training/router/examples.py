@@ -71,7 +71,7 @@ def split(questions: QuestionSet, seed: int = 7) -> tuple[dict[str, list[str]], 
     return taught, held_out
 
 
-def names(questions: QuestionSet) -> list[tuple[str, str]]:
+def relation_names(questions: QuestionSet) -> list[tuple[str, str]]:
     """Every relation of the questions as kind and name, in its order."""
     return [(kind, relation) for kind in questions[SUBJECTS] for relation in questions[kind]]
 

@@ -83,7 +83,7 @@ class FitResult:
     loss: float
     """Mean negative log-likelihood of the target in nats at the end."""
     keys: Tensor
-    """`[m, r]` the edit's keys, float32 on the CPU."""
+    """`[m, r]` the edit's keys on the CPU, in the precision of `MemoryState.keys`."""
     score: float
     """A routing score that the edit reaches at every token where it must be active, with a margin for rounding."""
     tried: str = ""

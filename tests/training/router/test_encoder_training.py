@@ -19,7 +19,7 @@ from wise.router.subjects import PLACEHOLDER
 from wise.router.turns import is_question
 from wise.training.router.calibration import FALSE_POSITIVE_RATE, SENTENCE_RATE, measure, nearest_relation
 from wise.training.router.encoder_training import train_encoder
-from wise.training.router.examples import framed, names, put, split, stated
+from wise.training.router.examples import framed, put, relation_names, split, stated
 
 VERBS = {"made": "makes built constructed produced", "sold": "sells offers retails markets", "bought": "buys acquires "
          "purchases takes", "seen": "sees watches views notices", "sung": "sings hums chants intones"}
@@ -68,7 +68,7 @@ def test_what_was_taught_is_deterministic_and_read_back(tmp_path: Path) -> None:
     fresh = [SentenceEncoder(*tiny_encoder(), read_taught(file), name=reader.name) for _ in texts]
     alone = torch.cat([own.read([text]) for own, text in zip(fresh, texts, strict=True)])
     assert torch.equal(alone, vectors), "to the bit, alone and among others"
-    assert 0 < reader.threshold <= 1 and len(reader.relation_centres) == len(names(STOCK))
+    assert 0 < reader.threshold <= 1 and len(reader.relation_centres) == len(relation_names(STOCK))
 
 
 def test_the_threshold_lets_the_stated_share_of_other_questions_pass() -> None:
