@@ -79,9 +79,9 @@ class MemoryState:
         """The other edits of those slots that bear traces of these ones, in their order."""
         if not edit_ids:
             return ()
-        gone = {*edit_ids}
-        touched = (slot for slot in self.slots if slot.shared and not gone.isdisjoint(slot.edit_ids))
-        return tuple(edit_id for slot in touched for edit_id in slot.edit_ids if edit_id not in edit_ids)
+        removed = {*edit_ids}
+        touched = (slot for slot in self.slots if slot.shared and not removed.isdisjoint(slot.edit_ids))
+        return tuple(edit_id for slot in touched for edit_id in slot.edit_ids if edit_id not in removed)
 
     def same(self, other: MemoryState) -> bool:
         """Whether another snapshot serves the same edits with the same tensors, bit for bit."""
@@ -103,6 +103,7 @@ class MemoryState:
         A slot that they share with others stays as it was written, and with it their trace (`sharing`). What does not
         change is the very same object, so that it is not looked at again.
         """
+        edit_ids = frozenset(edit_ids)
         if not edit_ids and self._filled:
             return self
         kept = [slot for slot in (slot.without(edit_ids) for slot in self.slots) if slot.edit_ids]

@@ -123,7 +123,8 @@ class Trainer:
     ) -> tuple[MemoryState, tuple[str, ...]]:
         """`state` without these edits and without others that do not verify any more; the ids of those others."""
         final, _ = self._verified(self._forgotten(state, edit_ids), serve)
-        return final, tuple(i for i in state.edit_ids if i not in {*final.edit_ids, *edit_ids})
+        accounted_for = {*final.edit_ids, *edit_ids}
+        return final, tuple(i for i in state.edit_ids if i not in accounted_for)
 
     def _forgotten(self, state: MemoryState, edit_ids: Collection[str]) -> MemoryState:
         """`state` without these edits. A slot that they shared with others is written anew, from zero.

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from wise.edits import Edit
 from wise.errors import ArtifactError, ConfigError
 from wise.memory.side_memory import NO_SLOT
 from wise.memory.slot import (
@@ -175,3 +176,16 @@ def test_one_memory_serves_one_kind() -> None:
         make_bank([answer_slot(0), dense_slot(1)], torch.float32)
     with pytest.raises(ConfigError, match=r"kinds \[\]"):
         make_bank([], torch.float32)
+
+
+def test_edits_are_removed_without_a_search_for_each() -> None:
+    class Searched(tuple[str, ...]):
+        def __contains__(self, _: object) -> bool:
+            raise AssertionError("10,000 of 100,000 edits would take a minute")
+
+    edits = tuple(Edit(id=f"e{number}", prompt="Who?", target="me") for number in range(3))
+    state = MemoryState(edits=edits, slots=tuple(answer_slots()), keys={edit.id: torch.zeros(1, 2) for edit in edits})
+    left = state.without(Searched(["e1"]))
+    assert left.edit_ids == ("e0", "e2") == tuple(left.keys) and len(left.slots) == 2
+    shared = replace(state, slots=(dense_slot(),))
+    assert shared.sharing(Searched(["e0"])) == ("f",)
