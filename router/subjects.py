@@ -12,7 +12,9 @@ import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
+
+from wise.edits import Edit
 
 _WORD = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿가-힯฀-๿]|[^\W_]+(?:['’](?!s\b)[^\W_]+)*|[+#&@$€£%]+", re.IGNORECASE)
 """A word; a character of a script that puts no spaces between words; or symbols, as in `C++`."""
@@ -90,18 +92,7 @@ def without_names(text: str, names: Iterable[str]) -> str:
     return masked(text, SubjectIndex((name, 0) for name in names).mentions(text))
 
 
-class HasSubject(Protocol):
-    """Anything with a prompt and a subject, such as an edit."""
-
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def subject(self) -> str | None: ...
-    @property
-    def aliases(self) -> tuple[str, ...]: ...
-
-
-def names_of(edit: HasSubject) -> tuple[str, ...]:
+def names_of(edit: Edit) -> tuple[str, ...]:
     """The names of an edit's subject: its `subject`, or else the one found in its prompt, and its aliases; none without
     a subject."""
     subject = edit.subject if edit.subject is not None else find_subject(edit.prompt)
@@ -110,13 +101,13 @@ def names_of(edit: HasSubject) -> tuple[str, ...]:
 
 @lru_cache(maxsize=65536)
 def find_subject(prompt: str) -> str | None:
-    """The likely subject of a prompt: its first quoted text, or else its first run of capitalised words.
+    """The likely subject of a prompt: its first quoted words, or else its first run of capitalised words.
 
     A capital at the beginning of a sentence counts only if the word is not a common one.
     """
-    quoted = _QUOTED.search(prompt)
-    if quoted:
-        return quoted.group(1).strip()
+    for quoted in _QUOTED.finditer(prompt):
+        if name_key(quoted.group(1)):
+            return quoted.group(1).strip()
     for run in _CAPITALS.finditer(prompt):
         text, start = run.group(), run.start()
         if start == 0 or prompt[:start].rstrip()[-1:] in ".!?:":

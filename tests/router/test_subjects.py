@@ -52,6 +52,8 @@ def test_a_mention_says_where_it_stands() -> None:
         ("Danielle Darrieux's mother tongue is", "Danielle Darrieux"),
         ("What is the guest wifi password at Thornapple & Daughters?", "Thornapple & Daughters"),
         ('Who wrote "a quiet year"?', "a quiet year"),
+        ('What does str.split("  ") do?', None),
+        ('Did "--" or "a quiet year" come first?', "a quiet year"),
         ("Which port does gullwing-03 listen on?", "gullwing-03"),
         ("How many days are in a fortnight?", None),
         ("what time does the canteen open", None),
