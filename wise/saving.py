@@ -60,15 +60,18 @@ def push_to_hub(
 ) -> str:
     """Writes the memory to a repository on the hub, which is made if there is none; the address of the commit.
 
-    The same is written as by `save_pretrained`, but the base is named only if it is on the hub. A card that
-    somebody has rewritten there is kept. `private=None` leaves it to the hub, which makes repositories public.
+    The same is written as by `save_pretrained`, but the base and the sentence encoder are named only if they are on
+    the hub, and a file of relations is not named. A card that somebody has rewritten there is kept. `private=None`
+    leaves it to the hub, which makes repositories public.
     """
-    base = self.fingerprint()
-    if not HUB_ID.fullmatch(base.name):
+    base, config = self.fingerprint(), replace(self.wise_config, relations=None)
+    if not _on_hub(base.name):
         base = replace(base, name="", revision="")
+    if not _on_hub(config.encoder or ""):
+        config = replace(config, encoder=None)
     with TemporaryDirectory() as folder:
         memory = Path(folder, "memory")
-        save_memory(memory, config=self.wise_config, state=self.state, base=base)
+        save_memory(memory, config=config, state=self.state, base=base)
         api = huggingface_hub.HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr/"):
@@ -85,6 +88,11 @@ def push_to_hub(
             commit_description=commit_description,
         )
     return str(commit)
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name is one of the hub. A folder of this machine may look like it."""
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
 def from_pretrained(

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -213,6 +214,21 @@ def test_a_folder_of_this_machine_is_not_told_to_the_hub(hub: FakeHub, tmp_path:
     assert any(b"private-name" in data for data in here.values()), "nothing was hidden"
     assert not any(b"private-name" in data for data in there.values())
     assert load_memory(hub.folder)[2] == load_memory(tmp_path / "memory")[2]
+
+
+@pytest.mark.parametrize(("encoder", "named"), [("{}/private-name", False), ("private-name", False), ("a/b", True)])
+def test_neither_are_an_encoder_and_relations_of_this_machine(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: str, named: bool
+) -> None:
+    (tmp_path / "private-name").mkdir()
+    monkeypatch.chdir(tmp_path)
+    wrapped = wrap_tiny("llama")
+    given = replace(wrapped.wise_config, encoder=encoder.format(tmp_path), relations=f"{tmp_path}/private-name/file")
+    wrapped.wise_config = given
+    wrapped.push_to_hub("memory")
+    assert not any(b"private-name" in data for data in contents(hub.folder).values())
+    assert load_memory(hub.folder)[0] == replace(given, encoder=encoder if named else None, relations=None)
+    assert wrapped.wise_config is given
 
 
 # -- the model card -----------------------------------------------------------------------------
