@@ -100,7 +100,7 @@ def load_base(path: str | None = None) -> tuple[Any, Any]:
     place = path or _packaged() or HUB_ID
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model = AutoModel.from_pretrained(place, dtype=torch.float32)
+        model = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True)  # no pickle
     except Exception as error:  # whatever the hub's client fails with is the reason
         raise ConfigError(
             f"the sentence encoder {place!r} cannot be loaded ({type(error).__name__}: {str(error)[:200]}); "

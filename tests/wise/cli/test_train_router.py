@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +94,16 @@ def test_what_it_says_are_the_figures_of_the_file_that_it_wrote(
     assert reader.threshold == pytest.approx(told["threshold"], abs=0.01)
     for name in ("threshold", "sentence_threshold", "unnamed_threshold", "nameless_threshold"):
         assert 0 < getattr(reader, name) <= 1
+
+
+def test_an_encoder_that_is_a_pickle_is_not_read(encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoder, tmp_path / "pickled")
+    weights = tmp_path / "pickled" / "model.safetensors"
+    assert load_base(str(weights.parent))
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with pytest.raises(wise.ConfigError, match="pickled' cannot be loaded"):
+        load_base(str(weights.parent))
 
 
 def test_teaching_moves_the_encoder_and_is_the_same_for_a_seed(
