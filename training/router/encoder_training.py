@@ -76,7 +76,8 @@ def train_encoder(
     Returns what `SentenceEncoder` reads, and the figures on the held-out relations. The global random state
     is not touched.
     """
-    with torch.random.fork_rng(devices=[]):
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         taught, held_out = split(questions)
         network, order = TrainableEncoder(model, tokenizer), random.Random(seed)
