@@ -106,8 +106,8 @@ class PromptVerifier:
         out = _generated(self.encoder, state, serve, prompts, wanted, progress)
         verdicts = {}
         for edit, said, ids in zip(edits, out, wanted, strict=True):
-            answer, target = self.encoder.answer(said), self.encoder.answer(ids)
-            holds = {"prompt": {"prompt": answer == target}}
+            answer = self.encoder.answer(said)
+            holds = {"prompt": {"prompt": said == ids}}
             verdicts[edit.id] = Verdict(answer=answer, holds=holds, said={"prompt": answer})
         return verdicts
 

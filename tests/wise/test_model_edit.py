@@ -214,6 +214,16 @@ def test_a_live_edit_that_the_next_call_breaks_is_lost_and_said_so(monkeypatch: 
     assert model.state.slots[0].edit_ids == ("e1", "e2")
 
 
+def test_an_answer_without_the_ending_of_its_target_is_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped(terminator="w9")
+    asked, verifier = edit(0), model.trainer.verifier
+    wanted = model.encoder.target(asked.prompt, asked.target)
+    for said, right in ((wanted, True), ([i for i in wanted if i != 9], False)):
+        monkeypatch.setattr("wise.training.verification.greedy", lambda *_, said=said, **__: [said])
+        verdict = verifier.ask(model.state, [asked], model.serving)[asked.id]
+        assert verdict.answer == asked.target and verdict.right is right
+
+
 # -- replacing --------------------------------------------------------------------------------
 
 
