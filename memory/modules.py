@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -107,11 +108,17 @@ def completed(step: Callable[[], None]) -> None:
 
 @contextmanager
 def recorded_inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tensor]]:
-    """The first tensor given to each module in the last forward pass of a `with` block, by the keys of `modules`."""
+    """The first tensor given to each module in this thread's last forward pass of a `with` block, by the keys of
+    `modules`."""
     seen: dict[Any, Tensor] = {}
+    own = threading.get_ident()
 
     def recorder(key: Any) -> Callable[..., None]:
-        return lambda _module, args, kwargs: seen.update({key: activation_of(args, kwargs)})
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if threading.get_ident() == own:
+                seen[key] = activation_of(args, kwargs)  # type: ignore[assignment]
+
+        return record
 
     with hooked([(module, recorder(key)) for key, module in modules.items()], before=True, named=True):
         yield seen

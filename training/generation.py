@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from wise.memory.modules import execution_device, restoring
+from wise.memory.modules import execution_device
 
 BATCH = 64
 LONGER, SPARE = 1.4, 16
 """A prompt longer than another by this factor and so many tokens does not share its batch: padding costs time."""
-UNPADDED: WeakSet[PreTrainedModel] = WeakSet()
-"""Models that answer otherwise if a row is left-padded, as `wise.training.splice` finds out: only prompts of one length
-share a batch."""
+UNPADDED: WeakValueDictionary[int, PreTrainedConfig] = WeakValueDictionary()
+"""By their ids, the configurations of models that answer otherwise if a row is left-padded, as `wise.training.splice`
+finds out: only prompts of one length share a batch. Copies of a model share its configuration."""
 DEFAULT_CONTEXT = 2048
 """Context of models whose configuration gives none (ALiBi)."""
 
@@ -75,7 +76,7 @@ def greedy(
     limits = [max(1, min(n, context - len(p))) for n, p in zip(limits, prompts, strict=True)]
     answers: list[list[int]] = [[] for _ in prompts]
     done = 0
-    for rows in _batches(prompts, limits, context, unpadded=model in UNPADDED):
+    for rows in _batches(prompts, limits, context, unpadded=id(model.config) in UNPADDED):
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             max_new_tokens=max(limits[i] for i in rows),
@@ -130,14 +131,13 @@ def sample(
     return [[*prompt, *new] for prompt, new in zip(prompts, drawn, strict=True)]
 
 
-@contextmanager
-def as_asked(model: PreTrainedModel) -> Iterator[None]:
-    """Clears the model's own generation settings within a `with` block: `generate` would take what a call leaves open,
-    such as a repetition penalty, from them."""
-    own = model.generation_config
-    with restoring(lambda: setattr(model, "generation_config", own)):
-        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-        yield
+def without_settings(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without generation settings of its own: `generate` would take what a call leaves open, such as a
+    repetition penalty, from them. A copy that shares all else, so that other threads keep the settings."""
+    bare = copy.copy(model)
+    bare._compiled_call_impl = model._compiled_call_impl  # which a copy does not get
+    bare.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    return bare
 
 
 class _Checking(StoppingCriteria):
@@ -152,10 +152,9 @@ def _continued(model: PreTrainedModel, prompts: Sequence[Sequence[int]], setting
     """What `model` generates after each prompt, pads and all."""
     ids, mask = left_pad(prompts, device=execution_device(model))
     checks = {"stopping_criteria": StoppingCriteriaList([_Checking()])} if _CHECK.get() is not None else {}
-    with as_asked(model):
-        out: Tensor = model.generate(  # type: ignore[operator]
-            ids, attention_mask=mask, generation_config=settings, **checks
-        )
+    out: Tensor = without_settings(model).generate(  # type: ignore[operator]
+        ids, attention_mask=mask, generation_config=settings, **checks
+    )
     new: list[list[int]] = out[:, ids.shape[1] :].tolist()
     return new
 

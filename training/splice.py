@@ -138,7 +138,7 @@ class SplicedModel:
             if apart <= tolerance:
                 self._check_gradient(rows)
                 if steps == ALONE:
-                    UNPADDED.add(self._model)
+                    UNPADDED[id(self._model.config)] = self._model.config
                 return
             logger.debug("training steps on %r states: logits differ by %.2g", steps, apart)
         raise UnsupportedModelError(

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from wise.errors import UnsupportedModelError
 from wise.memory.modules import execution_device
 from wise.memory.sequences import CACHE_NAMES
-from wise.training.generation import as_asked
+from wise.training.generation import without_settings
 
 NOT_RUN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What models raise that are given something else than they need."""
@@ -60,13 +60,12 @@ def check_cache(model: PreTrainedModel) -> None:
         do_sample=False, max_new_tokens=1, pad_token_id=0, return_dict_in_generate=True
     )
     ids = torch.tensor([[1, 2]], device=execution_device(model))
-    with as_asked(model):
-        try:
-            out = model.generate(  # type: ignore[operator]
-                ids, attention_mask=torch.ones_like(ids), generation_config=settings
-            )
-        except NOT_RUN as error:
-            raise UnsupportedModelError(f"this {model.config.model_type} model generates no text: {error}") from error
+    try:
+        out = without_settings(model).generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), generation_config=settings
+        )
+    except NOT_RUN as error:
+        raise UnsupportedModelError(f"this {model.config.model_type} model generates no text: {error}") from error
     kept = next((out[name] for name in CACHE_NAMES if out.get(name) is not None), None)
     if kept is not None and not hasattr(kept, "layers"):
         raise UnsupportedModelError(

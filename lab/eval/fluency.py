@@ -23,7 +23,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from wise.lab.eval.prompting import Prompter, Tested, check_logits, mean_over_records
 from wise.memory.modules import execution_device
-from wise.training.generation import as_asked
+from wise.training.generation import without_settings
 
 TOKENS = 100
 """Length of a text, its prompt counted; less where the context is shorter."""
@@ -130,13 +130,12 @@ def sampled(prompter: Prompter, openings: Sequence[Opening], *, seed: int, base:
                 pad_token_id=min(encoder.stops),
             )
             ids = torch.tensor(list(rows), device=execution_device(model))
-            with as_asked(model):
-                out = model.generate(  # type: ignore[operator]
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    generation_config=settings,
-                    logits_processor=LogitsProcessorList([TopK([_seed(seed, ids) for ids in prompts])]),
-                )
+            out = without_settings(model).generate(  # type: ignore[operator]
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([TopK([_seed(seed, ids) for ids in prompts])]),
+            )
             answer = out[:, ids.shape[1] :].tolist()
             texts += [encoder.text([*prompt, *new]) for prompt, new in zip(prompts, answer, strict=True)]
         return texts

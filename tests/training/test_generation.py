@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from tiny import BATCH, EOS, tiny_model
 
-from wise.training.generation import as_asked, greedy
+from wise.training.generation import greedy, without_settings
 
 
 def test_penalties_that_a_model_was_saved_with_do_not_count() -> None:
@@ -24,9 +23,9 @@ def test_penalties_that_a_model_was_saved_with_do_not_count() -> None:
     assert bent != plain[0][: len(bent)]
 
 
-def test_the_models_own_settings_come_back_after_an_error() -> None:
+def test_a_model_without_settings_is_a_copy_that_shares_all_else() -> None:
     model = tiny_model("llama")
-    own = model.generation_config
-    with pytest.raises(RuntimeError), as_asked(model):
-        raise RuntimeError
-    assert model.generation_config is own
+    model.generation_config.repetition_penalty = 1.8
+    bare = without_settings(model)
+    assert bare.generation_config.repetition_penalty is None and model.generation_config.repetition_penalty == 1.8
+    assert list(bare.modules())[1:] == list(model.modules())[1:]
