@@ -176,6 +176,24 @@ class Encoder:
         self.check(edit)
         reserve = len(self.bos) + len(self.terminator)
         check_lengths([edit], lambda text: len(self.tokenizer(text)["input_ids"]), self.context, reserve)
+        if self.in_chat:
+            self._check_chat(edit)
+
+    def _check_chat(self, edit: Edit) -> None:
+        """Raises EditError for an edit that the context does not hold as turns of a chat, or whose conversation the
+        chat template refuses."""
+        check_lengths([edit], lambda text: len(self.turn([user_turn(text)])), self.context, len(self.chat_terminator))
+        if not edit.messages:
+            return
+        try:
+            tokens = len(self.question(edit.messages).ids) + len(self.chat_target(edit.target))
+        except ConfigError as error:
+            raise EditError(f"field 'messages': {error} (edit {edit.id!r})") from error
+        if tokens > self.context:
+            raise EditError(
+                f"field 'messages': with the target they take {tokens} tokens, but the context holds {self.context}; "
+                f"shorten them (edit {edit.id!r})"
+            )
 
     def check(self, edit: Edit) -> None:
         """Raises EditError for an edit that the base cannot read or generate.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ PROMPT, LISTED, OF_SISTERS = PROMISES
 MARGIN = 0.01
 """How far an edit's threshold lies above the score of its locality prompts."""
 EARLIER_TURN = ("Hi! I have a few questions for you.", "Hello! Go ahead, I'm happy to help.")
-SYSTEM_MESSAGE = "You are a helpful assistant."
+SYSTEM_MESSAGE = {"role": "system", "content": "You are a helpful assistant."}
 QUESTION_FRAMES = ("Please tell me: {}", "Hi! {} Thanks.", "I would like to know: {}")
 PREFIX = "I like long walks by the sea. "
 FROM_RELATION = 4
@@ -161,10 +162,11 @@ class Wordings:
         own = [message._asdict() for message in edit.messages] or [user_turn(asked)]
         answer = self.encoder.chat_target(edit.target)
         earlier = [user_turn(EARLIER_TURN[0]), {"role": "assistant", "content": EARLIER_TURN[1]}]
-        system = {"role": "system", "content": SYSTEM_MESSAGE}
         found: list[tuple[str, list[dict[str, str]], str | None]] = [("prompt", own, PROMPT)]
         if not edit.messages:
-            found += [("later turn", [*earlier, *own], PROMPT), ("system message", [system, *own], PROMPT)]
+            found.append(("later turn", [*earlier, *own], PROMPT))
+        if not edit.messages and self._takes_system:
+            found.append(("system message", [SYSTEM_MESSAGE, *own], PROMPT))
         found += [(f"paraphrases[{i}]", [user_turn(text)], LISTED) for i, text in enumerate(edit.paraphrases)]
         frames = [frame.format(asked) for frame in QUESTION_FRAMES] if is_question(asked) else []
         casual = [asked.lower().rstrip("?")] if is_question(asked) else []
@@ -172,6 +174,15 @@ class Wordings:
         found += [(text, [user_turn(text)], None) for text in texts]
         rows = ((label, self.encoder.turn(messages), answer, promised) for label, messages, promised in found)
         return self._fitting(CHAT, rows)
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the base's chat template takes a system message."""
+        try:
+            self.encoder.turn([SYSTEM_MESSAGE, user_turn(EARLIER_TURN[0])])
+        except Exception:  # a template raises what it likes
+            return False
+        return True
 
     def _completions(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
         asked = question(edit)
@@ -186,7 +197,8 @@ class Wordings:
         return self._fitting(COMPLETION, rows)
 
     def _fitting(self, form: int, found: Iterable[tuple[str, list[int], list[int], str | None]]) -> list[Wording]:
-        """Those that fit the context and whose answer has the same ids as that of the first.
+        """Those that fit the context. One whose answer has other ids than that of the first is kept if the edit lists
+        it: it is not fitted, and its verdict says whether it holds.
 
         found: label, prompt, answer and promise of each.
         """
@@ -194,8 +206,8 @@ class Wordings:
             Wording(label=label, form=form, prompt=tuple(prompt), answer=tuple(answer), promised=promised)
             for label, prompt, answer, promised in found
         ]
-        same = [w for w in rows if w.answer == rows[0].answer]
-        return [w for w in same if len(w.prompt) + len(w.answer) <= self.encoder.context]
+        kept = [w for w in rows if w.answer == rows[0].answer or w.promised == LISTED]
+        return [w for w in kept if len(w.prompt) + len(w.answer) <= self.encoder.context]
 
 
 def question(edit: Edit) -> str:

@@ -69,7 +69,7 @@ class AnswerWriter:
     def _write(self, tasks: Sequence[SlotTask], progress: Progress, effort: Effort) -> SlotResults:
         edits = [task.edits[0] for task in tasks]
         further = [self.wordings.texts(edit) for edit in edits]
-        asked = [self.wordings.of(edit, texts) for edit, texts in zip(edits, further, strict=True)]
+        asked = [_alike(self.wordings.of(edit, texts)) for edit, texts in zip(edits, further, strict=True)]
         parts = [(i, form) for i in range(len(edits)) for form in range(FORMS) if _of_form(asked[i], form)]
         examples = self._examples([_of_form(asked[i], form) for i, form in parts])
         values = Values(examples.own.activations, self.spliced.target_module.out_features, self._unit(examples))
@@ -129,3 +129,9 @@ def _shifted(progress: Progress, done: int) -> Progress:
 
 def _of_form(wordings: Sequence[Wording], form: int) -> list[Wording]:
     return [wording for wording in wordings if wording.form == form]
+
+
+def _alike(wordings: Sequence[Wording]) -> list[Wording]:
+    """Those that are answered as the edit's own prompt is: a slot has one answer in each form."""
+    answers = {wording.form: wording.answer for wording in reversed(wordings)}
+    return [wording for wording in wordings if wording.answer == answers[wording.form]]
