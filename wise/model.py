@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from os import PathLike
+from reprlib import repr as shortened
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -54,6 +56,7 @@ from wise.training.build_trainer import build_trainer
 from wise.training.encoding import Encoder, learn_encoder
 from wise.training.generation import greedy
 from wise.training.report import DeleteReport, EditReport, PrecisionReport
+from wise.training.shallow_copy import copied_along
 from wise.training.splice import SplicedModel
 from wise.training.trainer import Trainer
 from wise.training.writers.answer import AnswerWriter
@@ -63,7 +66,7 @@ from wise.workers import SharedWriter, Workers, traits_of
 logger = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 32
-_CACHES = ("_latest", "_snapshots", "encoder", "_trainer", "_workers")
+_CACHES = ("_latest", "_snapshots", "encoder", "_trainer", "_workers", "_lock")
 _FIRST = ("model", "_outer", "_layer")
 _EMPTY = MemoryState()
 
@@ -131,13 +134,15 @@ class WiseModel(nn.Module):
             raise
 
     def _reset_caches(self) -> None:
-        """What is not copied with a model, and made again as it is needed."""
+        """Caches that a copy of the model does not get, and the lock of its edits."""
         self._latest: tuple[MemoryState, torch.device, torch.dtype, SideMemory | None] | None = None
         """The memory that was assembled last, with its state, device and dtype."""
         self._snapshots: WeakKeyDictionary[MemoryState, BaseState | None] = WeakKeyDictionary()
         """The states that `snapshot` gave, with the base on which each was verified."""
         self._trainer: tuple[Trainer, BaseState] | None = None
         """With the base that it measured."""
+        self._lock = threading.RLock()
+        """Held by the thread that edits."""
         self._workers: Workers | None = None
         self.precision_report: PrecisionReport | None = None
         """What `from_pretrained` found, if it was allowed to take a memory of another precision and did."""
@@ -230,17 +235,17 @@ class WiseModel(nn.Module):
     @cached_property
     def encoder(self) -> Encoder:
         """Maps prompts and targets to ids for this base; learned from the base at first use."""
-        with self.evaluating(), self.disabled():
-            return learn_encoder(self.model, self.tokenizer, self.wise_config)
+        with self.evaluating(), self._apart(MemoryState()) as base:
+            return learn_encoder(base, self.tokenizer, self.wise_config)
 
     @property
     def trainer(self) -> Trainer:
         """Built at the first edit, since it measures the base, and again when the model was moved, cast or trained."""
         if self._trainer is None or not self._is_current(*self._trainer):
-            with self.evaluating(), self.disabled():
+            with self.evaluating(), self._apart(MemoryState()) as model:
                 base = self._watch.state()
                 built = build_trainer(
-                    self.model, self.target_module, self.encoder, self.wise_config, inputs=self.inputs, state=self.state
+                    model, self.target_module, self.encoder, self.wise_config, inputs=self.inputs, state=self.state
                 )
                 if self._workers is not None and isinstance(built.writer, AnswerWriter):
                     built = replace(built, writer=SharedWriter(built.writer, self._workers, traits_of(self)))
@@ -287,7 +292,8 @@ class WiseModel(nn.Module):
         which prompt and target are taken (`Edit.from_text`).
 
         A later edit of the same prompt replaces an earlier one. `progress` is called with the number of edits that are
-        done: half of them once all are written, all once they are verified.
+        done: half of them once all are written, all once they are verified. Other threads may generate meanwhile: the
+        edits are live when this returns. Another thread that edits waits for it.
 
         Raises EditError, with nothing changed, where an edit is not usable (`wise.Edit`), ids repeat, an edit
         does not fit the model's context, the model was unwrapped, or the base is not the one on which the live edits
@@ -318,11 +324,12 @@ class WiseModel(nn.Module):
         return self._edit([edit], replacing=True)
 
     def _edit(self, edits: Sequence[Edit], **how: Any) -> EditReport:
-        self._check_base()
-        with self.evaluating():
-            state, report = self.trainer.edit(self.state, edits, serve=self.serving, **how)
-        self._serve(state, self._watch.state())
-        return report
+        with self._lock:
+            self._check_base()
+            with self.evaluating():
+                state, report = self.trainer.edit(self.state, edits, serve=self._apart, **how)
+            self._serve(state, self._watch.state())
+            return report
 
     def delete(self, edit_ids: str | Edit | Iterable[str | Edit]) -> DeleteReport:
         """Deletes edits, so that every tensor and every output is as it would be without them.
@@ -338,14 +345,15 @@ class WiseModel(nn.Module):
         begun, cpu = time.perf_counter(), time.process_time()
         one = isinstance(edit_ids, str | Edit) or not isinstance(edit_ids, Iterable)
         several: Iterable[Any] = [edit_ids] if one else edit_ids  # type: ignore[assignment]
-        deleted = self.state.live(each.id if isinstance(each, Edit) else each for each in several)
-        sharing = self.state.sharing(deleted)
-        state, dropped = self.state.without(deleted), tuple[str, ...]()
-        if sharing:
-            self._check_base()
-            with self.evaluating():
-                state, dropped = self.trainer.delete(self.state, deleted, serve=self.serving)
-        self._serve(state, self._watch.verified)
+        with self._lock:
+            deleted = self.state.live(each.id if isinstance(each, Edit) else each for each in several)
+            sharing = self.state.sharing(deleted)
+            state, dropped = self.state.without(deleted), tuple[str, ...]()
+            if sharing:
+                self._check_base()
+                with self.evaluating():
+                    state, dropped = self.trainer.delete(self.state, deleted, serve=self._apart)
+            self._serve(state, self._watch.verified)
         return DeleteReport(
             deleted=deleted,
             rewritten=tuple(i for i in sharing if i not in dropped),
@@ -372,7 +380,8 @@ class WiseModel(nn.Module):
                 "own snapshot() returned; a memory of another model or process is saved and read with save_pretrained "
                 "and from_pretrained"
             )
-        self._serve(snapshot, self._snapshots[snapshot])
+        with self._lock:
+            self._serve(snapshot, self._snapshots[snapshot])
 
     def _check_wrapped(self) -> None:
         if not self.is_wrapped:
@@ -425,7 +434,8 @@ class WiseModel(nn.Module):
 
     def reset(self) -> None:
         """Removes every edit."""
-        self._serve(MemoryState())
+        with self._lock:
+            self._serve(MemoryState())
 
     # -- asking -------------------------------------------------------------------------------
 
@@ -443,11 +453,17 @@ class WiseModel(nn.Module):
         chat: whether texts are asked as turns of a chat; False asks them as plain text to be completed. None asks a
         chat in `hybrid` if the base has a chat template, else plain text.
 
-        Raises ConfigError, before anything is asked, if a chat is wanted and the base has no template, and EditError
-        for an invalid conversation.
+        Raises ConfigError, before anything is asked, if a chat is wanted and the base has no template, or a prompt
+        fills the model's context, and EditError for an invalid conversation.
         """
         questions = [self.encoder.question(prompt, chat=chat) for prompt in conversations(prompts)]
         ids = [question.ids for question in questions]
+        for question in questions:
+            if len(question.ids) >= self.encoder.context:
+                raise ConfigError(
+                    f"the prompt {shortened(question.text)} takes {len(question.ids)} tokens, and the context of this "
+                    f"model holds {self.encoder.context}, the answer included: shorten it"
+                )
         with self.evaluating():
             out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
             rows = [(*prompt, *new) for prompt, new in zip(ids, out, strict=True)]
@@ -498,17 +514,25 @@ class WiseModel(nn.Module):
 
     @contextmanager
     def disabled(self) -> Iterator[PreTrainedModel]:
-        """The base answers alone within a `with` block."""
+        """The base answers alone within a `with` block, in all threads."""
         with self.serving(MemoryState()) as model:
             yield model
 
     @contextmanager
     def serving(self, state: MemoryState) -> Iterator[PreTrainedModel]:
-        """`state` is served within a `with` block; yields the model to ask."""
+        """`state` is served within a `with` block, in all threads; yields the model to ask."""
         memory, before = self._assembled(state), self.layer.memory
         with restoring(lambda: setattr(self.layer, "memory", before)):
             self.layer.memory = memory
             yield self.model
+
+    @contextmanager
+    def _apart(self, state: MemoryState) -> Iterator[PreTrainedModel]:
+        """Yields a model that serves `state` and shares all else with this one, which goes on with what it serves."""
+        path = self.target_module.path
+        model: PreTrainedModel = copied_along(self.model, path)
+        model.get_submodule(path).memory = self._assembled(state)
+        yield model
 
     def _serve(self, state: MemoryState, base: BaseState | None = None) -> None:
         """Serves a state; one without edits keeps nothing else. base: the one on which it was verified."""
@@ -537,13 +561,14 @@ class WiseModel(nn.Module):
 
     def _assembled(self, state: MemoryState) -> Any:
         """The memory of a state. The one that an edit was verified with is served afterwards, not built again."""
-        device, dtype = self.layer.device(), self.model.dtype
-        if self._latest is None or self._latest[:3] != (state, device, dtype):
-            memory = assemble(state, self.wise_config, inputs=self.inputs, device=device, dtype=dtype)
-            if memory is not None:
-                memory.state = state  # what is served is swapped in with it
-            self._latest = state, device, dtype, memory
-        return self._latest[3]
+        wanted, latest = (state, self.layer.device(), self.model.dtype), self._latest  # other threads set it, too
+        if latest is not None and latest[:3] == wanted:
+            return latest[3]
+        memory = assemble(state, self.wise_config, inputs=self.inputs, device=wanted[1], dtype=wanted[2])
+        if memory is not None:
+            memory.state = state  # what is served is swapped in with it
+        self._latest = *wanted, memory
+        return memory
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Dropout off, and back as it was afterwards."""

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Thread
+from threading import get_ident
 from typing import Any
 
 import pytest
+import torch
 from chats import EDITS, TEMPLATE, TURNS, chat_model
-from tiny import EOS
+from tiny import EOS, PAD
 
 import wise
 from wise.edits import Message
+from wise.memory.modules import hooked
 from wise.memory.slot import CHAT, COMPLETION
 from wise.router.hybrid import HybridRouter
 from wise.router.turns import render
 from wise.training.generation import greedy
+
+REFUSING = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}{% endif %}{% endfor %}" + TEMPLATE
+)
 
 
 def answer(model: wise.WiseModel, question: str, *, system: str = "") -> list[int]:
@@ -69,22 +76,104 @@ def test_messages_are_the_conversation_that_is_edited() -> None:
     assert answer(model, "w50 w51 w52", system="w33")[0] == 70
 
 
-def test_threads_say_what_one_says_alone_while_another_edits() -> None:
+def test_threads_say_what_one_says_alone_while_another_edits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They ask while the base is measured, and while edits are verified of which one fails."""
     model = chat_model()
     model.edit(EDITS)
-    questions = ["w50 w51 w52", "w60 w61 w62", "w33 w34", "w50 w80 w81 w82 w83"]
-    alone = [answer(model, question) for question in questions]
-    heard: dict[int, list[list[int]]] = {i: [] for i in range(len(questions))}
+    new = [
+        wise.Edit(prompt="w85 w86 w87", target="w73", subject="w85"),
+        wise.Edit(prompt="w90 w91 w92", target="w74", subject="w90", locality=("w91 w90 w92",)),
+    ]
+    questions = ["w50 w51 w52", "w60 w61 w62", "w33 w34", "w50 w80 w81 w82 w83", *(edit.prompt for edit in new)]
+    heard: list[list[list[int]]] = []
 
-    def ask(i: int) -> None:
-        heard[i] += [answer(model, questions[i]) for _ in range(4)]
+    def listen(*_: object) -> None:
+        with ThreadPoolExecutor(len(questions)) as threads:
+            heard.append(list(threads.map(lambda question: answer(model, question), questions)))
 
-    threads = [Thread(target=ask, args=(i,)) for i in range(len(questions))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert heard == {i: [said] * 4 for i, said in enumerate(alone)}
+    before = [answer(model, question) for question in questions]
+    build = wise.model.build_trainer
+    monkeypatch.setattr("wise.model.build_trainer", lambda *a, **k: (listen(), build(*a, **k))[1])
+    model.use_workers(None)  # the trainer is built again
+    report = model.edit(new, progress=listen)
+    assert [outcome.status for outcome in report.outcomes] == ["verified", "failed"]
+    assert len(heard) > 3 and all(each == before for each in heard)
+    listen()
+    after = [answer(model, question) for question in questions]
+    assert heard[-1] == after and after[4][0] == 73 and after[:4] + after[5:] == before[:4] + before[5:]
+
+
+def test_what_two_threads_edit_at_once_is_live_alike() -> None:
+    model = chat_model()
+    questions = [edit.prompt for edit in EDITS]
+    before = [answer(model, question) for question in questions]
+    heard = []
+    with ThreadPoolExecutor(2) as threads:
+        edits = [threads.submit(model.edit, edit) for edit in EDITS]
+        while not all(edit.done() for edit in edits):
+            heard.append([answer(model, question) for question in questions])
+    assert [edit.result().outcomes[0].status for edit in edits] == ["verified", "verified"]
+    assert {edit.id for edit in model.edits} == {edit.id for edit in EDITS}
+    after = [answer(model, question) for question in questions]
+    assert heard and all(said in pair for each in heard for said, *pair in zip(each, before, after, strict=True))
+
+
+def test_an_ask_and_what_another_thread_generates_meanwhile_leave_each_other_alone() -> None:
+    model, own = chat_model(), get_ident()
+    model.edit(EDITS)
+    settings = model.model.generation_config
+    settings.max_new_tokens = 3
+    ids = torch.tensor([model.encoder.question("w33 w34").ids])
+    mask = torch.ones_like(ids)
+
+    def use() -> Any:
+        out, routes = model.generate(ids, attention_mask=mask, pad_token_id=PAD, return_routes=True)
+        return out.tolist(), routes, model.ask("w60 w61 w62")
+
+    alone, used = model.ask("w50 w51 w52"), use()
+    heard = []
+
+    def meanwhile(*_: object) -> None:
+        if get_ident() == own:
+            with ThreadPoolExecutor(1) as thread:
+                heard.append(thread.submit(use).result())
+
+    with hooked([(model.model.base_model.norm, meanwhile)]):
+        assert model.ask("w50 w51 w52") == alone
+    assert len(heard) > 1 and all(each == used for each in heard)
+    assert model.model.generation_config is settings
+
+
+def test_a_template_that_takes_no_system_message_is_edited_without_one() -> None:
+    model = chat_model(REFUSING)
+    report = model.edit(EDITS)
+    assert [outcome.status for outcome in report.outcomes] == ["verified", "verified"]
+    assert "chat: later turn" in report.outcomes[0].holds and "chat: system message" not in report.outcomes[0].holds
+    conversation = wise.Edit(messages=[{"role": "system", "content": "w33"}, *TURNS[-1:]], target="w71", id="new")
+    for refuse in (lambda: model.edit(conversation), lambda: model.validate([conversation])):
+        with pytest.raises(wise.EditError, match="'messages': the chat template .* refuses messages of system, user"):
+            refuse()
+    assert model.edits == tuple(EDITS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"messages": [{**TURNS[0], "content": "w33 " * 120}, *TURNS[1:]], "subject": "w50"}, "'messages': with the"),
+        ({"prompt": "w33 " * 123}, "'target': with the prompt it takes"),
+        ({"prompt": "w50", "paraphrases": ("w33 " * 123,)}, r"'target': with paraphrases\[0\] it takes"),
+    ],
+)
+def test_an_edit_that_the_context_does_not_hold_in_a_chat_is_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(wise.EditError, match=said):
+        chat_model().edit(wise.Edit(target="w70", **fields))
+
+
+def test_a_listed_paraphrase_whose_answer_begins_otherwise_has_a_verdict() -> None:
+    edit = wise.Edit(prompt="w60 w61 w62", target="w72", subject="w60", paraphrases=("w61 w60 =",))
+    (outcome,) = chat_model(None).edit(edit).outcomes
+    assert outcome.holds["completion: prompt"] and not outcome.holds["completion: paraphrases[0]"]
+    assert outcome.status == "failed"
 
 
 @pytest.mark.parametrize("messages", [[], [{"role": "user"}], [{"role": "robot", "content": "x"}], "x"])
@@ -195,11 +284,18 @@ def test_a_conversation_that_is_none_is_refused(prompt: Any, error: type[Excepti
         chat_model().ask([prompt])
 
 
+def test_a_prompt_that_fills_the_context_is_refused() -> None:
+    model = chat_model()
+    (answer,) = model.ask("w33 " * 126, chat=False)
+    assert len(answer.tokens) == model.encoder.context == 128
+    with pytest.raises(wise.ConfigError, match="takes 128 tokens, .* holds 128"):
+        model.ask(["w33", "w33 " * 127], chat=False)
+
+
 def test_a_conversation_is_no_plain_text_and_its_template_may_refuse_it() -> None:
     with pytest.raises(wise.ConfigError, match="chat=False"):
         chat_model().ask(TURNS, chat=False)
-    refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}{% endif %}{% endfor %}"
-    model = chat_model(refusing + TEMPLATE)
+    model = chat_model(REFUSING)
     assert model.ask(TURNS)
     with pytest.raises(wise.ConfigError, match="refuses messages of system, user .none"):
         model.ask([{"role": "system", "content": "w33"}, *TURNS[-1:]])

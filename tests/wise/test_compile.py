@@ -14,6 +14,7 @@ from tiny import ARCHITECTURES, BATCH, generated, memory_by_hand, padded, put, t
 from torch import Tensor
 from torch.nn.functional import normalize
 
+import wise
 from wise.errors import ConfigError
 from wise.memory.side_memory import Route, Router, SideMemory, SlotBank
 from wise.memory.state import MemoryState
@@ -169,6 +170,22 @@ def test_wrapping_a_model_that_is_compiled_already_takes_effect() -> None:
     assert not torch.allclose(logits(compiled), plain)
     wrapped.unwrap()
     torch.testing.assert_close(logits(compiled), plain)
+
+
+def test_a_model_that_is_compiled_in_place_is_asked_compiled_and_edited_eagerly() -> None:
+    wrapped = wrap_tiny("llama", "hybrid", layer=LAYER)
+    alone = wrapped.ask("w5 w6", max_new_tokens=2)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def eager(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    wrapped.model.compile(backend=eager)
+    wrapped.edit(wise.Edit(prompt="w70 w71 w72", target="w80", subject="w70"))
+    assert not graphs
+    (said,), (before,) = wrapped.ask("w5 w6", max_new_tokens=2), alone
+    assert graphs and said.text == before.text
 
 
 class Branching(Router):
