@@ -413,7 +413,7 @@ def _form(begin: int, chat: int) -> int:
 
 def _said(ids: Ids, begin: int, answer: Sequence[int]) -> int:
     """How many values of an answer are added from `begin` on: while the tokens behind it are a prefix of the answer."""
-    if begin >= len(ids):  # of a plan, and not read yet
+    if begin >= len(ids) or not answer:  # of a plan, and not read yet; or the edit has none in this form
         return 0
     count = 1
     while count < len(answer) and begin + count < len(ids) and ids[begin + count] == answer[count - 1]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from chats import EDITS, TEMPLATE
-from followed import answer_router, answer_state
+from chats import EDITS, TEMPLATE, TURNS
+from followed import Answers, answer_router, answer_state
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import EOS
@@ -22,7 +22,7 @@ from wise.memory.sequences import SequenceReader, TokenRows
 from wise.memory.side_memory import NO_SLOT
 from wise.memory.slot import AnswerBank, make_bank
 from wise.router.course import Course
-from wise.router.turns import WINDOW
+from wise.router.turns import WINDOW, render
 
 NESTED = (
     [[70, 71, EOS], [70, 60, 61, 62, 72, 50, 51, 52, 9, EOS]],
@@ -41,8 +41,14 @@ class Reads(nn.Module):
 class Routed:
     """A router in the place where it stands in a model."""
 
-    def __init__(self, template: str | None, tokenizer: Any = None, edits: Sequence[wise.Edit] = EDITS) -> None:
-        state = answer_state(edits, NESTED)
+    def __init__(
+        self,
+        template: str | None,
+        tokenizer: Any = None,
+        edits: Sequence[wise.Edit] = EDITS,
+        answers: Answers = NESTED,
+    ) -> None:
+        state = answer_state(edits, answers)
         self.sequences = SequenceReader(Reads())
         self.router = answer_router(state, template, tokenizer, self.sequences)
         bank = make_bank(state.slots, torch.float32)
@@ -94,6 +100,14 @@ def test_in_these_texts_answers_ask_for_edits_themselves() -> None:
     assert slots == dict.fromkeys(range(2, 2 + len(first)), 0), "the whole answer, and nothing within it"
     within = [33, *first[1:4]]
     assert routed(within, ())[3][0] == 1 and len(second) > 4, "by itself it asks for the other edit"
+
+
+@pytest.mark.parametrize("answers", [[[], [70, 9, EOS]], [[70, EOS], []]], ids=["completion", "chat"])
+def test_an_edit_is_silent_in_a_form_in_which_it_has_no_answer(answers: list[list[int]]) -> None:
+    routed = Routed(TEMPLATE, edits=EDITS[:1], answers=[answers])
+    chat, plain = render(routed.router.inputs.tokenizer, TURNS), [50, 51, 52]
+    active = [bool(found[0]) for found in ([routed(ids, ()), routed(ids, range(1, len(ids)))] for ids in (chat, plain))]
+    assert active == [bool(answer) for answer in answers]
 
 
 def test_a_name_that_begins_at_the_edge_of_what_is_read_is_one_only_if_it_is_a_word() -> None:
