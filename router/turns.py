@@ -27,6 +27,8 @@ _SENTENCE_END = re.compile(
     r"(?<=[.!?。！？])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St)\.)(?<!\bMrs\.)[\"'”’)\]]*\s+|(?<=[。！？])|\n+"
 )
 """Ends of sentences; not initials and a few titles."""
+_SENTENCE_BEGIN = re.compile(r"(?:^|\n|[.!?:])\W*\w")
+"""The first letter of a sentence, and what stands before it."""
 _QUESTION = re.compile(r"[?？][\"'”’)\]]*\s*$")
 _LABEL = re.compile(r"^\W*\w+(?:\s+\w+)?\s*[:：](?:\s*(?:the|an?))?\s*$", re.IGNORECASE)
 """A label before an answer, such as "Answer:" or "Answer: the"."""
@@ -97,20 +99,31 @@ class ChatTemplate:
 
 
 def _system_header(tokenizer: PreTrainedTokenizerBase, probes: Sequence[str]) -> tuple[int, ...]:
-    """The ids before a system message; none where the template takes none, or begins as plain text does."""
-    try:
-        rows = [render(tokenizer, [{"role": "system", "content": text}, user_turn(text)]) for text in probes]
-    except Exception:  # a template raises what it likes where it does not take such turns
-        return ()
+    """The ids before a system message, or before today's date in front of it; none where the template takes no such
+    message, or begins as plain text does."""
+    rows = []
+    for text, today in zip(probes, ("31 December 1999", "Saturday, 2000-01-01", "2/1/2000"), strict=False):
+        # A template cannot be given functions. Jinja takes out the line that holds the macro.
+        dated = f"{{% macro strftime_now(format) %}}{today}{{% endmacro %}}\n{tokenizer.get_chat_template()}"
+        try:
+            rows.append(render(tokenizer, [{"role": "system", "content": text}, user_turn(text)], template=dated))
+        except Exception:  # a template raises what it likes where it does not take such turns
+            return ()
     ahead, plain = (commonprefix(each) for each in (rows, [tokenizer(text)["input_ids"] for text in probes]))
     return () if ahead == plain[: len(ahead)] else tuple(ahead)
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+    template: str | None = None,
 ) -> list[int]:
-    """Ids of a conversation up to where the next answer begins. tools: JSON schemas of functions."""
-    return [int(i) for i in _templated(tokenizer, messages, tools, tokenize=True)]
+    """Ids of a conversation up to where the next answer begins.
+
+    tools: JSON schemas of functions. template: None is the tokenizer's own.
+    """
+    return [int(i) for i in _templated(tokenizer, messages, tools, tokenize=True, chat_template=template)]
 
 
 def rendered(
@@ -126,6 +139,7 @@ def _templated(
     tools: Sequence[Mapping[str, Any]],
     *,
     tokenize: bool,
+    chat_template: str | None = None,
 ) -> Any:
     return tokenizer.apply_chat_template(
         [dict(message) for message in messages],
@@ -133,6 +147,7 @@ def _templated(
         add_generation_prompt=True,
         tokenize=tokenize,
         return_dict=False,
+        chat_template=chat_template,
     )
 
 
@@ -178,6 +193,11 @@ def refers_back(text: str, short: int = SHORT) -> bool:
     """The text may be about an earlier subject: it names none, and has a word such as "it" or very few words."""
     found = [word.text for word in words(text)]
     return find_subject(text) is None and (len(found) <= short or not REFERRING.isdisjoint(found))
+
+
+def names_subject(text: str) -> bool:
+    """Whether a text names a subject, edited or not. A capital that begins a sentence does not show one: "Thanks!"."""
+    return find_subject(_SENTENCE_BEGIN.sub(lambda begin: begin.group().lower(), text)) is not None
 
 
 def last_sentence(text: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import numpy as np
 import pytest
 from chats import TEMPLATE
 from tiny import tiny_tokenizer
 
 from wise.router.subjects import SubjectIndex
-from wise.router.turns import NEVER, ChatTemplate, expects, is_question, passage, refers_back, render
+from wise.router.turns import NEVER, ChatTemplate, expects, is_question, names_subject, passage, refers_back, render
 
 
 def chat_tokenizer() -> object:
@@ -52,6 +54,23 @@ def test_a_chat_is_one_from_its_first_text_on(system: bool) -> None:
     texts = [place for place, token in enumerate(ids) if token in (30, 31, 10, 11)]
     assert texts and all(template.start(ids[: place + 1]) <= place for place in texts)
     assert template.start(np.array([30, 31, 10, 11])) == NEVER
+
+
+def test_a_system_message_behind_todays_date_is_one_tomorrow_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on(day: int) -> None:
+        clock = type("clock", (), {"now": lambda: datetime(2031, 5, day)})
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
+
+    tokenizer = tiny_tokenizer()
+    dated = "{{ m.content if m.role != 'system' else 'w20 w' ~ strftime_now('%d') ~ ' w21 ' ~ m.content }}"
+    tokenizer.chat_template = TEMPLATE.replace("{{ m.content }}", dated)
+    on(11)
+    template = ChatTemplate.learn(tokenizer)
+    assert template is not None
+    for day in (11, 12):
+        on(day)
+        ids = np.array(render(tokenizer, [{"role": "system", "content": "w30 w31"}, user("w10")]))
+        assert day in ids and template.start(ids) < list(ids).index(30)
 
 
 def test_without_a_template_there_is_none() -> None:
@@ -118,3 +137,18 @@ def test_whether_a_sentence_expects_its_answer(text: str, expected: bool | None)
 )
 def test_whether_a_question_is_about_what_was_named_before(text: str, back: bool) -> None:
     assert refers_back(text) is back
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("And Spain?", True),
+        ("Thanks! Now I'm thinking of Spain.", True),
+        ("And gullwing-03?", True),
+        ("Thanks!", False),
+        ("Interesting. I'm curious.\nDescribe it, please", False),
+        ("What is its capital?", False),
+    ],
+)
+def test_whether_a_turn_names_a_subject_edited_or_not(text: str, named: bool) -> None:
+    assert names_subject(text) is named
