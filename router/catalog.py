@@ -154,9 +154,8 @@ class Catalog:
         return Questions(index=index, state=state)
 
     def namesakes(self, edit: Edit) -> list[str]:
-        """Ids of the edits whose subject a name of this edit's subject names; its own is one of them."""
-        mentions = [mention for name in names_of(edit) for mention in self.subjects.mentions(name)]
-        return list(dict.fromkeys(edit_id for mention in mentions for edit_id in self.subjects.owners(mention)))
+        """Ids of the edits that share a name of this edit's subject; its own is one of them."""
+        return list(dict.fromkeys(i for name in names_of(edit) for i in self.subjects.owners_of(name)))
 
     def nearest(self, vector: Tensor, count: int) -> list[str]:
         """Ids of the edits that own the `count` whole questions nearest to a vector `[r]`, found with FAISS."""

@@ -45,6 +45,7 @@ from wise.router.turns import (
     is_question,
     last_sentence,
     last_word,
+    names_subject,
     passage,
     refers_back,
 )
@@ -241,10 +242,13 @@ class HybridRouter(Router):
         key = hashlib.blake2b(ids[: end + 1].tobytes(), digest_size=16).digest()
 
         def decide() -> Decision:
-            if self.inputs.template is None:
+            template = self.inputs.template
+            if template is None:
                 raise RuntimeError("there is no chat template")
-            start, stop = self.inputs.template.question(ids, end)
-            return self.decide(self._text(ids[start:stop]), before=self._text(ids[:start]))
+            start, stop = template.question(ids, end)
+            earlier = [slice(*template.question(ids, opening)) for opening in template.openings(ids[:start], 0)]
+            turns = [self._text(ids[turn]) for turn in earlier]
+            return self.decide(self._text(ids[start:stop]), before=self._text(ids[:start]), turns=turns)
 
         return self._cached(key, decide)
 
@@ -294,16 +298,18 @@ class HybridRouter(Router):
     def _ends_a_prompt(self, said: str) -> bool:
         return last_word(said) in self._catalog.unmarked_ends
 
-    def decide(self, question: str, before: str = "", margin: float = 0.0) -> Decision:
+    def decide(self, question: str, before: str = "", turns: Sequence[str] = (), margin: float = 0.0) -> Decision:
         """The edit that a question asks for.
 
-        before: the conversation so far; its last subject is taken if the question names none.
+        before: the conversation so far; `turns`: the user's in it. If the question names no subject, it is about that
+        of the last turn that names one, edited or not; if none does, about the last edited one of the conversation.
         margin: added to the thresholds, up to `MAX_THRESHOLD`.
         """
         texts = self._masked_questions(question)
         if not texts and before and refers_back(question):
-            mentions = self._catalog.subjects.mentions(before)[-1:]
-            texts = {slot: question for mention in mentions for slot in self._slots_named(mention)}
+            mentions = self._catalog.subjects.mentions
+            last = next((turn for turn in reversed(turns) if mentions(turn) or names_subject(turn)), before)
+            texts = {slot: question for mention in mentions(last)[-1:] for slot in self._slots_named(mention)}
         ends = {text: last_sentence(text) for text in texts.values()}
         read = list(dict.fromkeys((question, *ends, *ends.values())))
         vectors = dict(zip(read, self.inputs.reader.read(read), strict=True))

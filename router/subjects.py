@@ -1,8 +1,9 @@
 """Subjects: an index that finds the edits whose subject a text names.
 
 Texts are compared as words in lower case, so tokenization, case, punctuation and the form of quotes do not matter, and
-a possessive or a plural counts as the name. Scripts without spaces are compared character by character. The cost of a
-look-up does not depend on the number of names.
+a possessive or a plural counts as the name. A name that is a common word, such as "It" or "US", counts only as it is
+written. Scripts without spaces are compared character by character. The cost of a look-up does not depend on the number
+of names.
 """
 
 from __future__ import annotations
@@ -30,18 +31,28 @@ class Word:
     """A normalised word of a text and its characters."""
 
     text: str
+    written: str
+    """The word as it is written; a common word that begins a sentence, without the capital."""
     start: int
     end: int
 
 
 def words(text: str) -> list[Word]:
     """The words of a text, in lower case and without a possessive."""
-    return [Word(_folded(m.group()), m.start(), m.end()) for m in _WORD.finditer(text) if m.group().lower() != "s"]
+    found = []
+    for match in _WORD.finditer(text):
+        written, start = match.group(), match.start()
+        folded = _folded(written)
+        if folded in _COMMON and written.istitle() and _begins_sentence(text, start):
+            written = folded
+        if folded != "s":
+            found.append(Word(folded, written, start, match.end()))
+    return found
 
 
 def beginnings(word: Word) -> Iterator[str]:
-    """What is left of a word in a text that ends within it."""
-    return (word.text[:end] for end in range(1, len(word.text)))
+    """What is left of a word in a text that ends within it, in lower case and as it is written."""
+    return (text[:end] for text in {word.text, word.written} for end in range(1, len(text)))
 
 
 def name_key(name: str) -> tuple[str, ...]:
@@ -54,9 +65,12 @@ def name_key(name: str) -> tuple[str, ...]:
 
 
 def variants(name: str) -> Iterator[tuple[str, ...]]:
-    """Ways of writing a name: itself, and the plural of its last word."""
+    """Ways of writing a name: itself, and the plural of its last word; a common word only as it is written."""
     key = name_key(name)
     if not key:
+        return
+    if len(key) == 1 and key[0] in _COMMON:
+        yield ([word for word in _WORD.findall(name) if _folded(word) != "s"][-1],)
         return
     yield key
     last = key[-1]
@@ -110,13 +124,13 @@ def find_subject(prompt: str) -> str | None:
             return quoted.group(1).strip()
     for run in _CAPITALS.finditer(prompt):
         text, start = run.group(), run.start()
-        if start == 0 or prompt[:start].rstrip()[-1:] in ".!?:":
+        if _begins_sentence(prompt, start):
             first, _, rest = text.partition(" ")
             if first.casefold().rstrip("'’s") in _ORDINARY or first.casefold() in _ORDINARY:
                 text = rest.strip()
                 nested = _CAPITALS.search(text)
                 text = nested.group() if nested else ""
-        text = re.sub(r"['’]s$", "", text).strip(" ,;:-")
+        text = re.sub(r"['’](?:s|m|re|ve|ll|d)$", "", text).strip(" ,;:-")
         if text and text.casefold() not in _ORDINARY:
             return text
     identifier = _IDENTIFIER.search(prompt)
@@ -138,6 +152,14 @@ _ORDINARY = frozenset(
     "please name give say remind state list if as and or but not no yes hi hello hey by about between "
     "through there here than then one two three question answer".split()
 )
+_COMMON = _ORDINARY | frozenset("me us him hers them theirs so up down out off all any some".split())
+"""Words that stand in texts about anything."""
+
+
+def _begins_sentence(text: str, start: int) -> bool:
+    """Whether the word at `start` is the first of a sentence, or of the text."""
+    before = text[:start]
+    return before.rstrip()[-1:] in ".!?:" or "\n" in before[len(before.rstrip()) :]
 
 
 class SubjectIndex(Generic[Owner]):
@@ -165,9 +187,10 @@ class SubjectIndex(Generic[Owner]):
         """Never changes a list, since another index may share it."""
         for key, owners in _grouped(names).items():
             self._owners[key] = [*self._owners.get(key, ()), *owners]
-            known = self._lengths.get(key[0], ())
+            first = _folded(key[0])
+            known = self._lengths.get(first, ())
             if len(key) not in known:
-                self._lengths[key[0]] = tuple(sorted((*known, len(key))))
+                self._lengths[first] = tuple(sorted((*known, len(key)), reverse=True))
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -175,20 +198,23 @@ class SubjectIndex(Generic[Owner]):
     @property
     def ends(self) -> Iterator[str]:
         """The last words of the names."""
-        return (key[-1] for key in self._owners)
+        return (_folded(key[-1]) for key in self._owners)
 
     def mentions(self, text: str) -> list[Mention]:
-        """The names that occur in a text, in their order."""
+        """The names that occur in a text, in their order, without those that are a part of a longer one there."""
         return self.among(words(text))
 
     def among(self, found: Sequence[Word]) -> list[Mention]:
         """The same for words."""
-        mentions = []
+        mentions = list[Mention]()
         for place, word in enumerate(found):
             for length in self._lengths.get(word.text, ()):
-                key = tuple(each.text for each in found[place : place + length])
-                if len(key) == length and key in self._owners:
-                    mentions.append(Mention(key, word.start, found[place + length - 1].end))
+                part = found[place : place + length]
+                common = length == 1 and word.text in _COMMON
+                key = (word.written,) if common else tuple(each.text for each in part)
+                within = bool(mentions) and part[-1].end <= mentions[-1].end
+                if len(key) == length and key in self._owners and not within:
+                    mentions.append(Mention(key, word.start, part[-1].end))
         return mentions
 
     def cut_among(self, found: Sequence[Word]) -> bool:
@@ -207,6 +233,10 @@ class SubjectIndex(Generic[Owner]):
     def owners(self, mention: Mention) -> Sequence[Owner]:
         """The owners of a mentioned name."""
         return self._owners[mention.name]
+
+    def owners_of(self, name: str) -> Sequence[Owner]:
+        """The owners of a name."""
+        return self._owners.get(next(variants(name), ()), ())
 
 
 def may_name(texts: Iterable[str], names: Iterable[str]) -> set[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wise.edits import Edit
-from wise.router.subjects import PLACEHOLDER, SubjectIndex, find_subject, masked, names_of
+from wise.router.subjects import PLACEHOLDER, SubjectIndex, find_subject, masked, names_of, words
 
 INDEX = SubjectIndex(
     (name, n) for n, name in enumerate(("France", "the United States", "Thornapple & Daughters", "东京", "C++"))
@@ -37,6 +37,55 @@ def test_the_longest_name_is_masked() -> None:
     assert masked(text, index.mentions(text)) == f"Who runs {PLACEHOLDER}, and who {PLACEHOLDER}'s wifi?"
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Who leads New York City?", [2]),
+        ("Who leads New York?", [1]),
+        ("Is New York City larger than York and New York?", [2, 0, 1]),
+        ("new York, York City", [1, 3]),
+        ("Is it in New York City Hall?", [2, 4]),  # neither is a part of the other
+    ],
+)
+def test_a_name_within_a_longer_one_is_not_named(text: str, found: list[int]) -> None:
+    names = ("York", "New York", "New York City", "York City", "City Hall")
+    index = SubjectIndex((name, n) for n, name in enumerate(names))
+    assert [owner for mention in index.mentions(text) for owner in index.owners(mention)] == found
+
+
+COMMON = SubjectIndex(
+    (name, n) for n, name in enumerate(("It", "the WHO", "US", "The Who", "Her", "It Follows", "her"))
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Who directed It?", [0]),
+        ('Who directed "It"?', [0]),
+        ("Who directed it?", []),
+        ("I saw Jaws. It was good. Who directed it?", []),
+        ("I saw Jaws\nIt was good", []),
+        ("Who leads the WHO in the US?", [1, 2]),
+        ("WHO leads", [1]),
+        ("Who can tell us?", []),
+        ("Who sang for The Who?", [3]),
+        ("Who directed Her, and who directed her?", [4, 6]),
+        ("Their mother saw It Follows", [5]),
+        ("who directed it follows", [5]),
+    ],
+)
+def test_a_name_that_is_a_common_word_is_one_only_as_it_is_written(text: str, found: list[int]) -> None:
+    assert [owner for mention in COMMON.mentions(text) for owner in COMMON.owners(mention)] == found
+
+
+@pytest.mark.parametrize("text", ["in Italy", "Usher in USher", "in New Yorkshire", "in WHOle It’s", "The Whole"])
+def test_a_text_that_is_cut_names_nothing_that_the_whole_does_not_show(text: str) -> None:
+    for index in (COMMON, SubjectIndex([("New York", 0), ("us", 1), ("New", 2)])):
+        cut = any(index.mentions(text[:end]) for end in range(len(text)))
+        assert not cut or index.mentions(text) or index.cut_among(words(text))
+
+
 def test_a_mention_says_where_it_stands() -> None:
     text = "What is the capital of France?"
     (mention,) = INDEX.mentions(text)
@@ -57,6 +106,7 @@ def test_a_mention_says_where_it_stands() -> None:
         ("Which port does gullwing-03 listen on?", "gullwing-03"),
         ("How many days are in a fortnight?", None),
         ("what time does the canteen open", None),
+        ("I'm asking how long a fortnight is", None),
     ],
 )
 def test_the_subject_of_a_prompt_is_found_where_it_shows(prompt: str, subject: str | None) -> None:
