@@ -36,9 +36,15 @@ def masked_keys(keys: Tensor, names: Sequence[str]) -> Tensor:
     return keys[1:] if names else keys
 
 
+def own_texts(edit: Edit) -> list[str]:
+    """The texts of an edit that ask its question, each once: its prompt, the last message of its conversation, and its
+    paraphrases."""
+    return list(dict.fromkeys((edit.prompt, *(message.content for message in edit.messages[-1:]), *edit.paraphrases)))
+
+
 def own_keys(keys: Tensor, edit: Edit) -> Tensor:
-    """Those of the edit's own texts: its question, its question with the answer, and its paraphrases."""
-    return masked_keys(keys, names_of(edit))[: 2 + len(edit.paraphrases)]
+    """Those of the edit's own texts, and of its question with the answer."""
+    return masked_keys(keys, names_of(edit))[: 1 + len(own_texts(edit))]
 
 
 def own_vectors(keys: Tensor) -> Tensor:

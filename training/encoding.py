@@ -22,7 +22,8 @@ from wise.edits import Conversation, Edit, Message, check_lengths, checked_messa
 from wise.errors import ConfigError, EditError
 from wise.memory.fingerprint import tokenizer_digest, weights_digest
 from wise.memory.modules import execution_device
-from wise.router.turns import ChatTemplate, render, user_turn
+from wise.router.subjects import names_of
+from wise.router.turns import ChatTemplate, refers_back, render, user_turn
 from wise.training.cache import cache_folder, cached
 from wise.training.generation import context_length, greedy
 
@@ -172,8 +173,11 @@ class Encoder:
         return ids
 
     def validate(self, edit: Edit) -> None:
-        """Raises EditError for an edit that `check` refuses, or that the context does not hold."""
+        """Raises EditError for an edit that `check` refuses, whose subject is said nowhere, or that the context does
+        not hold."""
         self.check(edit)
+        if self.in_chat:
+            _check_subject_is_named(edit)
         reserve = len(self.bos) + len(self.terminator)
         check_lengths([edit], lambda text: len(self.tokenizer(text)["input_ids"]), self.context, reserve)
         if self.in_chat:
@@ -284,6 +288,17 @@ def _learn_delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig)
         turns = [render(tokenizer, [user_turn(text)]) for text in QUESTIONS]
         chat = _learn_terminator(model, begun, turns, least=2)
     return {"bos": begun.bos, "terminator": terminator, "chat_terminator": chat}
+
+
+def _check_subject_is_named(edit: Edit) -> None:
+    """Raises EditError for an edit of a conversation whose question would be answered in any other conversation."""
+    earlier = any(message.role != "system" for message in edit.messages[:-1])
+    if earlier and not names_of(edit) and refers_back(edit.messages[-1].content):
+        raise EditError(
+            f"field 'messages': the last one, {shortened(edit.messages[-1].content)}, refers to what was said before, "
+            "and no subject is given, so it would be answered in any chat; give the whole question as 'prompt', and "
+            f"its 'subject' (edit {edit.id!r})"
+        )
 
 
 def joint(prompt: str, target: str) -> str:

@@ -30,7 +30,7 @@ from wise.router.subjects import SubjectIndex, may_name, name_key, names_of, wit
 from wise.router.turns import last_sentence
 from wise.training.encoding import Encoder
 from wise.training.generation import between_steps, greedy
-from wise.training.wordings import SISTERS, Wordings, question
+from wise.training.wordings import SISTERS, Wordings
 
 LOCALITY, SISTER = "locality[{}]", "sister: "
 """Labels of a locality prompt by its place, and of a sister question before its text."""
@@ -215,19 +215,19 @@ class WordingVerifier:
         """Questions of other live edits about the subject, which want another answer."""
         catalog = catalog_of(state)
         others = [catalog.edits[i] for i in catalog.namesakes(edit) if same_subject(catalog.edits[i], edit)]
-        return [question(other) for other in others if other.target != edit.target][:SISTERS]
+        return [other.prompt for other in others if other.target != edit.target][:SISTERS]
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
-        """Edits that the router no longer selects for their own question.
+        """Edits that the router no longer selects for their own question, or at the end of their own conversation.
 
-        An edit is checked if its question names a new edit's subject or, where one of the two has no subject, is close
-        to one of its keys.
+        An edit is checked if one of these names a new edit's subject or, where one of the two has no subject, its
+        question is close to one of its keys.
         """
         catalog = catalog_of(state)
         new = [catalog.edits[edit_id] for edit_id in fresh if edit_id in catalog.edits]
         names = [name for edit in new for name in names_of(edit)]
         known = SubjectIndex((name, 0) for name in names)
-        asked = list(map(question, state.edits))
+        asked = ["\n".join((*(message.content for message in e.messages), e.prompt)) for e in state.edits]
         near = {state.edits[n].id for n in may_name(asked, names) if known.mentions(asked[n])}
         router = HybridRouter(state, self.inputs)
         for edit in new:
@@ -236,7 +236,13 @@ class WordingVerifier:
             keys = whole_keys(state.keys[edit.id], names_of(edit))
             found = catalog.near(keys, router.unnamed_threshold(catalog.slots[edit.id]))
             near |= {i for i in found if i in catalog.nameless} if names_of(edit) else found
-        return {i for i in near - {*fresh} if router.decide(question(catalog.edits[i])).slot != catalog.slots[i]}
+        return {i for i in near - {*fresh} if not self._is_selected(router, catalog.edits[i], catalog.slots[i])}
+
+    def _is_selected(self, router: HybridRouter, edit: Edit, slot: int) -> bool:
+        own = [router.decide(edit.prompt)]
+        if edit.messages and self.inputs.template is not None:
+            own.append(router.decided(self.wordings.encoder.turn([message._asdict() for message in edit.messages])))
+        return all(decision.slot == slot for decision in own)
 
 
 def _asks_for(decision: Decision, slot: int) -> bool:

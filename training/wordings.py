@@ -18,7 +18,7 @@ from torch import Tensor
 from wise.config import PROMISES
 from wise.edits import Edit
 from wise.memory.slot import CHAT, COMPLETION
-from wise.router.catalog import masked_keys
+from wise.router.catalog import masked_keys, own_texts
 from wise.router.hybrid import MAX_THRESHOLD
 from wise.router.readers import RelationReader
 from wise.router.relations import nearest_relation, rivals
@@ -86,29 +86,28 @@ class Wordings:
     def keys(self, edit: Edit) -> Tensor:
         """`[k, r]` the vectors that questions are compared with.
 
-        The first is the edit's whole question, for questions that name no subject. The others have the subject masked:
-        the question, the question with its new answer, the paraphrases, and the centre of the nearest relation. An edit
-        without a subject has its question and paraphrases as they are.
+        The first is the edit's whole prompt, for questions that name no subject. The others have the subject masked:
+        the prompt, the prompt with its new answer, the edit's other texts, and the centre of the nearest relation. An
+        edit without a subject has its own texts as they are.
         """
-        asked = question(edit)
-        own = list(dict.fromkeys((asked, *edit.paraphrases)))
+        own = own_texts(edit)
         if not names_of(edit):
             return self.reader.read(own)
         first, *more = (self._masked(edit, text) for text in own)
-        keys = self.reader.read([asked, first, stated(first, edit.target), *more])
+        keys = self.reader.read([edit.prompt, first, stated(first, edit.target), *more])
         nearest = self._nearest_relation(edit)
         return keys if nearest is None else torch.cat([keys, self.reader.relation_centres[nearest][None]])
 
     def _nearest_relation(self, edit: Edit) -> int | None:
-        """The relation nearest to the edit's question and answer; None without a subject, or without relations."""
+        """The relation nearest to the edit's prompt and answer; None without a subject, or without relations."""
         centres = self.reader.relation_centres
         if not names_of(edit) or not len(centres):
             return None
         return nearest_relation(self._relation_vectors(edit), centres)
 
     def _relation_vectors(self, edit: Edit) -> Tensor:
-        """`[2, r]` of the edit's question, and of the question with the answer."""
-        asked = self._masked(edit, question(edit))
+        """`[2, r]` of the edit's prompt, and of the prompt with the answer."""
+        asked = self._masked(edit, edit.prompt)
         return self.reader.read([asked, stated(asked, edit.target)])
 
     def threshold(self, edit: Edit, keys: Tensor) -> float:
@@ -138,7 +137,7 @@ class Wordings:
 
     def _asked(self, edit: Edit, relations: Tensor) -> list[str]:
         """A question of each of the first relations, but what the edit itself lists."""
-        asks, found = is_question(question(edit)), []
+        asks, found = is_question(edit.prompt), []
         for kind, name in (self._names[i] for i in relations[:SISTERS]):
             texts = self.questions[kind][name]["wordings"]
             found.append(put(names_of(edit)[0], next((t for t in texts if is_question(t) == asks), texts[0])))
@@ -158,7 +157,7 @@ class Wordings:
     def _chat(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
         if self.encoder.template is None:
             return []
-        asked = question(edit)
+        asked = edit.prompt
         own = [message._asdict() for message in edit.messages] or [user_turn(asked)]
         answer = self.encoder.chat_target(edit.target)
         earlier = [user_turn(EARLIER_TURN[0]), {"role": "assistant", "content": EARLIER_TURN[1]}]
@@ -185,7 +184,7 @@ class Wordings:
         return True
 
     def _completions(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
-        asked = question(edit)
+        asked = edit.prompt
         found: list[tuple[str, str, str | None]] = [("prompt", asked, PROMPT)]
         found += [(f"paraphrases[{i}]", text, LISTED) for i, text in enumerate(edit.paraphrases)]
         found.append(("behind a text", PREFIX + asked, None))
@@ -208,8 +207,3 @@ class Wordings:
         ]
         kept = [w for w in rows if w.answer == rows[0].answer or w.promised == LISTED]
         return [w for w in kept if len(w.prompt) + len(w.answer) <= self.encoder.context]
-
-
-def question(edit: Edit) -> str:
-    """The edit's question: its prompt, or the last message of its conversation."""
-    return edit.messages[-1].content if edit.messages else edit.prompt

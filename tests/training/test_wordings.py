@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tiny import WordReader, tiny_tokenizer
 
@@ -51,6 +52,21 @@ def test_an_edit_keeps_its_question_with_its_answer_and_the_centre_of_its_relati
     assert len(keys) == 5 and torch.equal(masked_keys(keys, ["Bree"]), keys[1:])
     assert torch.equal(own_keys(keys, edit("Gondor", paraphrases=("Where lies Bree?",))), keys[1:4])
     assert len(made.keys(wise.Edit(prompt="Who bakes?", target="me"))) == 1
+
+
+@pytest.mark.parametrize("paraphrases", [("Where lies Bree?",) * 2, ("Bree lies in", "Where lies Bree?")])
+def test_a_text_that_is_given_twice_is_one_key(paraphrases: tuple[str, ...]) -> None:
+    given = edit("Gondor", paraphrases=paraphrases)
+    keys = wordings().keys(given)
+    assert len(keys) == 5 and torch.equal(own_keys(keys, given), keys[1:4]), "without the centre of the relation"
+
+
+def test_what_is_asked_in_a_conversation_is_no_question_by_itself() -> None:
+    made = wordings()
+    conversation = edit("Gondor", messages=[{"role": "user", "content": "And where does it lie?"}])
+    keys = made.keys(conversation)
+    whole, last = made.reader.read(["Bree lies in", "And where does it lie?"])
+    assert torch.equal(keys[0], whole) and torch.equal(own_keys(keys, conversation)[-1], last)
 
 
 def test_sister_questions_are_of_the_other_relations_of_the_kind_in_the_form_of_the_edits_own() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from chats import EDITS, TEMPLATE, TURNS, chat_model
+from followed import answer_router, answer_state
 from tiny import EOS, PAD
 
 import wise
@@ -74,6 +75,50 @@ def test_messages_are_the_conversation_that_is_edited() -> None:
     report = model.edit(wise.Edit(messages=messages, target="w70", subject="w50"))
     assert report.outcomes[0].status == "verified", report.outcomes[0]
     assert answer(model, "w50 w51 w52", system="w33")[0] == 70
+
+
+CONVERSATION = [
+    {"role": "user", "content": "w50 w51"},
+    {"role": "assistant", "content": "w34"},
+    {"role": "user", "content": "w7 w8"},
+]
+WHOLE = wise.Edit(messages=CONVERSATION, prompt="w50 w7 w8", subject="w50", target="w70")
+
+
+def test_a_question_that_refers_back_is_edited_in_its_conversation_alone() -> None:
+    model = chat_model()
+    with pytest.raises(wise.EditError, match="'messages': the last one, 'w7 w8', refers to what was said before"):
+        model.edit(wise.Edit(messages=CONVERSATION, target="w70"))
+    chats = [CONVERSATION, [{"role": "user", "content": "w60"}, *CONVERSATION[1:]], CONVERSATION[2:]]
+    before = [answer.text for answer in model.ask(chats)]
+    assert model.edit(WHOLE).outcomes[0].status == "verified"
+    assert [answer.text for answer in model.ask(chats)] == ["w70", *before[1:]] != before
+
+
+def test_an_edit_that_loses_its_conversation_to_another_one_is_not_kept() -> None:
+    model = chat_model()
+    assert model.edit(WHOLE).outcomes[0].status == "verified"
+    longer = wise.Edit(prompt="w50 w51 w80 w81 w82", subject="w50 w51", target="w71")
+    assert model.edit(longer).dropped == (WHOLE.id,) and model.state.edit_ids == (longer.id,)
+
+
+@pytest.mark.parametrize(
+    ("turns", "active"),
+    [
+        (["w50", "w7 w8"], True),
+        (["w50", "w80", "w7 w8"], False),
+        (["w80", "w50", "w7 w8"], True),
+        (["w50", "w9", "w7 w8"], True),
+        (["w80", "w7 w8"], False),
+        (["hello", "w7 w8"], True),  # the assistant alone names one
+    ],
+)
+def test_a_question_that_refers_back_is_about_the_last_subject_of_the_user(turns: list[str], active: bool) -> None:
+    router = answer_router(answer_state([wise.Edit(prompt="w50 w7 w8", subject="w50", target="w70 w71")]))
+    *earlier, last = [{"role": "user", "content": text} for text in turns]
+    said = {"role": "assistant", "content": "w50"}
+    ids = render(router.inputs.tokenizer, [*(turn for user in earlier for turn in (user, said)), last])
+    assert router.decided(ids).open is active
 
 
 def test_threads_say_what_one_says_alone_while_another_edits(monkeypatch: pytest.MonkeyPatch) -> None:
