@@ -37,10 +37,10 @@ class Service:
         command = [sys.executable, "-m", "wise", "serve", "--store", str(store), "--port", "0", "--json", *options]
         variables = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
         self.store, self.log = store, log
-        self._log = log.open("ab")
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=self._log, env=variables, start_new_session=True
-        )
+        with log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=stream, env=variables, start_new_session=True
+            )
         try:
             self._wait_until_ready(token)
         except BaseException:
@@ -142,6 +142,8 @@ class Service:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
 
     def end(self) -> None:
         self._process.send_signal(signal.SIGTERM)

@@ -154,7 +154,9 @@ class Baseline(ABC, Generic[S]):
         live = {edit.id for edit in self.edits}
         for edit in edits:
             if edit.id in live:
-                raise EditError(f"field 'id': edit {edit.id!r} was applied already; leave it out, or give a new id")
+                raise EditError(
+                    f"field 'id': edit {edit.id!r} was applied already; leave the edit out, or give it another id"
+                )
             if self.needs_subject and edit.subject is None:
                 raise EditError(
                     f"field 'subject': edit {edit.id!r} names none, and {type(self).__name__} writes at the subject's "

@@ -208,7 +208,8 @@ class Journal:
         if under_way:
             number, status = under_way[0]
             raise EditError(
-                f"field 'id': edit {edit.id!r} is {status} already, as ticket {number}; leave it out, or give a new id"
+                f"field 'id': edit {edit.id!r} is {status} already, as ticket {number}; leave the edit out, or give it "
+                "another id"
             )
         [(last,)] = execute("SELECT COALESCE(MAX(number), 0) FROM tickets")
         new: dict[str, Any] = {"number": last + 1, "key": key, "accepted_at": events.at, "status": QUEUED}

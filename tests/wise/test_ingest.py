@@ -123,7 +123,7 @@ def test_the_last_word_is_that_of_the_store(tmp_path: Path) -> None:
 
 def test_an_id_that_is_of_another_question_is_refused(tmp_path: Path) -> None:
     told = stream("-", store=tmp_path / "store", given=asked("Lyon", id="a") + line(1, id="a"))
-    assert (told["taken"], told["refused"]) == (1, 1) and "give a new id" in told["stderr"]
+    assert (told["taken"], told["refused"]) == (1, 1) and "leave the edit out, or give it another id" in told["stderr"]
 
 
 def test_prompts_that_are_composed_otherwise_are_one_question(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_pack_that_does_not_fit_is_refused_and_nothing_is_taken_in(source: Sto
         with pytest.raises(StoreError, match=said):
             source.import_pack(folder / str(number))
     save_memory(folder / "same", config=CONFIG, base=BASE, state=written(edits(2)))
-    with pytest.raises(EditError, match="edit 'e2' is live already; leave the edit out"):
+    with pytest.raises(EditError, match="edit 'e2' is live already, as ticket 2; leave the edit out"):
         source.import_pack(folder / "same")
     assert source.log() == before
 

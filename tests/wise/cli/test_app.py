@@ -499,8 +499,7 @@ def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_p
     for command in (("compare", data, data), harness, train):
         for seed in (-1, 2**64):
             done = run(*command, "--seed", seed)
-            words = " ".join(done.stderr.replace("│", " ").split())
-            assert done.exit_code == 2 and f"{seed} is not in the range" in words, done.output
+            assert done.exit_code == 2 and "Invalid value for '--seed'" in done.stderr, done.output
     refused(run("edit", *FRANCE, "--output", data), str(data), "give the name of a folder")
     refused(run("edit", *FRANCE, "--output", data.parent), str(data.parent), "holds other things")
     refused(run("edit", *FRANCE, "--mode", "merged", "--output", tmp_path / "out"), "merge, retrieve")
