@@ -216,8 +216,9 @@ def test_a_namespace_counts_while_its_edits_are_queued_and_none_of_these_is_pars
 
     with running(tmp_path / "store", editing=False, namespaces=2) as served, served.client("editor") as client:
         monkeypatch.setattr(journal, "shown_ticket", parse)
-        for space, status in (("a", 202), ("a", 202), ("b", 409)):  # the default one counts too
-            body = {"edits": [{"prompt": "The capital of Spain is", "target": "Porto"}], "model": f"{NAME}@{space}"}
+        for place, space, status in (("Spain", "a", 202), ("Italy", "a", 202), ("Italy", "b", 409)):
+            edit = {"prompt": f"The capital of {place} is", "target": "Porto"}
+            body = {"edits": [edit], "model": f"{NAME}@{space}"}  # beside it the default one counts
             assert client.post("/v1/edits", json=body).status_code == status
         assert not parsed
 
