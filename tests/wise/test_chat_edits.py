@@ -132,9 +132,10 @@ def test_threads_say_what_one_says_alone_while_another_edits(monkeypatch: pytest
     questions = ["w50 w51 w52", "w60 w61 w62", "w33 w34", "w50 w80 w81 w82 w83", *(edit.prompt for edit in new)]
     heard: list[list[list[int]]] = []
 
-    def listen(*_: object) -> None:
-        with ThreadPoolExecutor(len(questions)) as threads:
-            heard.append(list(threads.map(lambda question: answer(model, question), questions)))
+    def listen(done: int = 1) -> None:
+        if done:  # the steps before are many
+            with ThreadPoolExecutor(len(questions)) as threads:
+                heard.append(list(threads.map(lambda question: answer(model, question), questions)))
 
     before = [answer(model, question) for question in questions]
     build = wise.model.build_trainer
