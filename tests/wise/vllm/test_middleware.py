@@ -91,10 +91,8 @@ def server(llm: FakeLLM) -> Starlette:
             return JSONResponse({"id": "c", "ids": [i async for i in ids(request, body)]})
 
         async def events() -> AsyncIterator[str]:
-            if "echo" in body:
-                yield f"data: {json.dumps({'id': 'c', 'choices': [body['echo']]})}\n\n"
             async for token in ids(request, body):
-                yield f"data: {json.dumps({'id': 'c', 'model': 'm', 'choices': [token]})}\n\n"
+                yield f"data: {json.dumps({'id': 'c', 'model': 'm', 'choices': [body.get('echo', token)]})}\n\n"
             yield "data: [DONE]\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
@@ -151,7 +149,7 @@ def test_a_stream_names_its_edits_before_it_is_done(client: TestClient) -> None:
 def test_a_text_may_hold_the_end_of_a_stream(client: TestClient) -> None:
     lines = ask(client, ASKED, stream=True, echo="data: [DONE]").text.split("\n\n")
     events = [json.loads(line[6:]) for line in lines[:-2]]
-    assert events[0]["choices"] == ["data: [DONE]"] and ["wise" in event for event in events] == [False] * 4 + [True]
+    assert events[0]["choices"] == ["data: [DONE]"] and ["wise" in event for event in events] == [False] * 3 + [True]
 
 
 def followed(llm: FakeLLM, store: Any) -> EditedClient:

@@ -38,6 +38,8 @@ ROUTER = answer_router(STATE)
 TOKENIZER = ROUTER.inputs.tokenizer
 ASKED, OTHER = (render(TOKENIZER, turns) for turns in (TURNS, TURNS[:1]))
 SECONDS = 30.0
+LONG = 600.0
+"""Seconds after which no test is waiting any more."""
 PROBES = 2
 
 
@@ -287,7 +289,7 @@ def test_an_answer_for_which_nobody_waits_leaves_the_queue(engine: VllmEngine, l
     llm.hangs, asked = True, len(llm.asked)
 
     async def leave() -> None:
-        job = engine.submit([request(ASKED)], seconds=SECONDS)
+        job = engine.submit([request(ASKED)], seconds=LONG)
         if begun:
             await asyncio.to_thread(until, lambda: len(llm.asked) > asked)
         job.cancel()
@@ -302,7 +304,7 @@ def test_an_answer_for_which_nobody_waits_leaves_the_queue(engine: VllmEngine, l
 def test_an_answer_that_fails_ends_those_of_its_job(engine: VllmEngine, llm: FakeLLM) -> None:
     llm.hangs = True
     with pytest.raises(EngineError, match="version 9"):
-        answers(engine, request(ASKED), request(ASKED, version=9))
+        answers(engine, request(ASKED), request(ASKED, version=9), seconds=LONG)
     until(lambda: engine.busy == 0)
 
 
