@@ -240,8 +240,9 @@ class Access:
     def _current(self) -> Holder:
         found = None if self._digest is None else self._tokens.holder_of(self._digest)
         if found is None:
-            why = "no token was given" if self._digest is None else "the token is not known"
-            raise _unauthorized(f"{why}; send the header 'Authorization: Bearer TOKEN'", "invalid_api_key")
+            header = "send the header 'Authorization: Bearer TOKEN'"
+            why = f"no token was given; {header}" if self._digest is None else "the token is not known here; check it"
+            raise _unauthorized(why, "invalid_api_key")
         if found.until is not None and found.until <= datetime.now(UTC):
             when = found.until.isoformat(timespec="seconds")
             raise _unauthorized(f"the token of {found.name} expired at {when}; have a new one made", "expired_api_key")
