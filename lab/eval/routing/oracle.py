@@ -112,7 +112,7 @@ class ForcedRouter(HybridRouter):
         self._begun: set[bytes] = set()
         """The texts at whose ends an answer begins."""
 
-    def decide(self, question: str, before: str = "", margin: float = 0.0) -> Decision:
+    def decide(self, question: str, before: str = "", turns: Sequence[str] = (), margin: float = 0.0) -> Decision:
         return self._decision
 
     def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
