@@ -146,7 +146,7 @@ class Follower:
         self._stop.set()
         if self._thread.ident is not None:  # or the service never started
             self._thread.join(5 * INTERVAL)
-        self._wake()
+        self.wake()
 
     def queue(self) -> tuple[Mapping[str, int], str | None]:
         """Tickets by status, and when the oldest queued one was accepted.
@@ -193,7 +193,7 @@ class Follower:
         if events:
             self._count(events)
             self.last_event = max(self.last_event, events[-1].number)
-            self._wake()
+            self.wake()
 
     def _check(self, snapshot: Snapshot) -> None:
         """Raises StoreError if a store that was empty at the start, and so of no base, has come to be unfit."""
@@ -204,7 +204,8 @@ class Follower:
         if not check_fits(self._model, snapshot, place, allow_precision=self._allow_precision):
             raise StoreError(f"{place}: its edits are of another precision: start anew, so that each is asked again")
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Has who listens look again. May be called from any thread."""
         for listener in tuple(self._listeners):
             listener.wake()
 

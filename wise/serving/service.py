@@ -102,6 +102,7 @@ class Service(StoreService):
     def drain(self) -> None:
         """Begins the shutdown: nothing new is accepted, and the editor ends. A signal handler may call it."""
         self.draining.set()
+        self.follower.wake()  # those that wait for events are to go elsewhere
         if self._end == float("inf"):
             self._end = time.monotonic() + self.settings.shutdown_timeout
             self.editor.leave()

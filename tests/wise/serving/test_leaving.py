@@ -15,6 +15,7 @@ from serving import PATIENCE, running
 from waiting import until
 
 from wise.memory.store.store import Store
+from wise.serving import routes_versions
 from wise.serving.editor import Editor
 from wise.serving.editor_client import READY, WAITING
 
@@ -81,3 +82,15 @@ def test_parts_that_do_not_end_do_not_hold_up_the_end(tmp_path: Path, monkeypatc
         service.close()
         assert time.monotonic() - begun < PATIENCE / 4
         never.set()
+
+
+def test_streams_of_events_end_as_soon_as_the_service_is_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routes_versions, "HEARTBEAT", 10 * PATIENCE)
+    with running(tmp_path / "store", editing=False) as served, served.client() as client:
+        with client.stream("GET", "/v1/events") as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == ": open"
+            served.service.drain()
+            assert [line for line in lines if line] == []
