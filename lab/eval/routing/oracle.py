@@ -36,6 +36,7 @@ from wise.memory.side_memory import NO_SLOT, Route, Router, SideMemory, SlotBank
 from wise.memory.slot import COMPLETION
 from wise.model import WiseModel
 from wise.router.hybrid import Decision, HybridRouter
+from wise.router.turns import NEVER
 from wise.training.generation import greedy
 
 
@@ -115,17 +116,19 @@ class ForcedRouter(HybridRouter):
     def decide(self, question: str, before: str = "", turns: Sequence[str] = (), margin: float = 0.0) -> Decision:
         return self._decision
 
-    def _completions(self, ids: Ids, first: int) -> list[tuple[int, Decision]]:
-        """Where an answer is under way, there it began; of several rows each has its own place."""
+    def _decisions_of(self, ids: Ids, first: int) -> Iterator[tuple[int, Decision, int]]:
+        """In plain text the answer that is under way; of several rows each has its own."""
+        template = self.inputs.template
+        if template is not None and template.start(ids) != NEVER:
+            yield from super()._decisions_of(ids, first)
+            return
         _, answer = self._answers(self._decision.slot)[COMPLETION]
-        for end in range(max(0, len(ids) - len(answer)), len(ids)):
-            answers = tuple(ids[end + 1 :].tolist())
-            if answers == answer[: len(answers)] and ids[: end + 1].tobytes() in self._begun:
-                return [(end, self._decision)]
-        if first:
-            return []
-        self._begun.add(ids.tobytes())
-        return [(len(ids) - 1, self._decision)]
+        ends = range(max(0, len(ids) - 1 - len(answer)), len(ids))
+        begins = [end for end in ends if ids[: end + 1].tobytes() in self._begun]
+        if not first and not begins:
+            self._begun.add(ids.tobytes())
+            begins = [len(ids) - 1]
+        yield from self.answered(ids, first, begins, NEVER, dict.fromkeys(begins, self._decision))
 
 
 def measure_oracle(

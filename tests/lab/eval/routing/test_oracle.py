@@ -15,7 +15,15 @@ from torch.utils.hooks import RemovableHandle
 
 import wise
 from wise.errors import ConfigError
-from wise.lab.eval.routing.oracle import OracleRouter, consulting, measure_oracle, slots_of, speaking_places
+from wise.lab.eval.routing.oracle import (
+    ForcedRouter,
+    OracleRouter,
+    consulting,
+    measure_oracle,
+    slots_of,
+    speaking_places,
+)
+from wise.router.hybrid import HybridRouter
 
 NOWHERE = torch.zeros(3, 8, dtype=torch.bool)
 SLOTS = torch.tensor([2, 0, 1])
@@ -131,6 +139,14 @@ def test_where_the_hybrid_router_hears_no_question_the_oracle_still_does() -> No
     finally:
         put(wrapped, state)
     assert before["reliability"] == 1 and (before["generalization"] or 0) > 0.7
+
+
+def test_an_answer_is_forced_behind_a_text_that_asks_nothing() -> None:
+    wrapped = edited_model("hybrid")
+    assert wrapped.layer.memory is not None
+    router, ids = wrapped.layer.memory.router, wrapped.encoder.question("It rained all day", chat=False).ids
+    assert isinstance(router, HybridRouter)
+    assert not router.active_positions(ids) and ForcedRouter(router, 0).active_positions(ids) == [len(ids) - 1]
 
 
 def test_a_row_is_answered_as_it_is_alone(edited: tuple[wise.WiseModel, list[wise.Record]]) -> None:
