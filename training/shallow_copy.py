@@ -27,14 +27,14 @@ def copied_along(model: Any, path: str, inside: str = "") -> Any:
 
 
 def shallow_copy(module: Any) -> Any:
-    """A shallow copy: own table of children, shared parameters and buffers."""
+    """A shallow copy: own table of children, shared parameters and buffers. A forward of its own is bound to it."""
     clone = copy.copy(module)
     clone.__dict__["_modules"] = dict(module._modules)
     bound = clone.__dict__.get("forward")
-    compiled = getattr(bound, "_torchdynamo_orig_callable", None)
-    if compiled is not None:  # it would run the original module: what is trained is not compiled
-        clone.__dict__["forward"] = MethodType(compiled.__func__, clone)
-    if isinstance(bound, partial):  # accelerate's hook, bound to the original module: bind it to the copy
+    bound = getattr(bound, "_torchdynamo_orig_callable", bound)  # what is trained is not compiled
+    if isinstance(bound, MethodType):
+        clone.__dict__["forward"] = MethodType(bound.__func__, clone)
+    if isinstance(bound, partial):  # accelerate's hook
         clone.__dict__["forward"] = partial(bound.func, clone)
         clone.__dict__["_old_forward"] = MethodType(type(clone).forward, clone)
     return clone

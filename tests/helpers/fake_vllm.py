@@ -57,7 +57,7 @@ class FakeLLM:
         said = SAID[begins[-1][1]][0] if begins and not self.forgets else [8, EOS]
         try:
             while self.hangs:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0)
             said = said[: params.max_tokens]
             for first in range(0, len(said), self.step):
                 new = said[first : first + self.step]
@@ -70,7 +70,7 @@ class FakeLLM:
                     read = [None, *({i: SimpleNamespace(logprob=-2.0)} for i in prompt["prompt_token_ids"][1:])]
                 yield SimpleNamespace(outputs=[one], prompt_logprobs=read)
                 while self.stalls:
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0)
         finally:
             self.left += 1
 
