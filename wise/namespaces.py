@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wise.edits import Edit
 from wise.errors import ArtifactError, StoreError
+from wise.memory.fingerprint import Fingerprint
 from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
 from wise.memory.store.versions import Snapshot
@@ -23,17 +24,21 @@ from wise.training.report import Outcome, PrecisionReport
 
 
 def check_fits(model: WiseModel, snapshot: Snapshot, place: str, *, allow_precision: bool = False) -> bool:
-    """Whether a store's edits were made on this base in this precision; False for another one that is allowed.
-
-    Raises StoreError if they were made on another base, in another precision that is not allowed, or as
-    `check_settings` does.
-    """
-    try:
-        same = snapshot.base is None or snapshot.base.check(model.fingerprint(), allow_precision=allow_precision)
-    except ArtifactError as error:
-        raise StoreError(f"{place}: {error}; keep a store for each base") from error
+    """As `check_base` and `check_settings` of this model."""
+    same = check_base(model.fingerprint(), snapshot, place, allow_precision=allow_precision)
     check_settings(model, snapshot, place)
     return same
+
+
+def check_base(base: Fingerprint, snapshot: Snapshot, place: str, *, allow_precision: bool = False) -> bool:
+    """Whether a store's edits were made on this base in this precision; False for another one that is allowed.
+
+    Raises StoreError if they were made on another base, or in another precision that is not allowed.
+    """
+    try:
+        return snapshot.base is None or snapshot.base.check(base, allow_precision=allow_precision)
+    except ArtifactError as error:
+        raise StoreError(f"{place}: {error}; keep a store for each base") from error
 
 
 def ask_again(

@@ -23,6 +23,7 @@ import wise
 from wise.errors import ArtifactError, StoreError
 from wise.loading import QUANTIZATIONS, Placement, load_model
 from wise.memory.artifact import save_memory
+from wise.memory.modules import release_weights
 from wise.memory.store.store import Store
 from wise.namespaces import ask_again
 from wise.serving.follower import Follower
@@ -178,7 +179,9 @@ def test_a_replica_that_began_with_an_empty_store_serves_no_edits_of_another_pre
 ) -> None:
     with Store.open(tmp_path / "store") as writer, Store.open(tmp_path / "store", writer=False) as opened:
         given = {"on_version": lambda version: None, "allow_precision": allowed}
-        follower = Follower(opened, model_of(dtype), Metrics(), **given)  # type: ignore[arg-type]
+        model = model_of(dtype)
+        follower = Follower(opened, model, Metrics(), **given)  # type: ignore[arg-type]
+        release_weights(model.model)  # as vLLM does, which has its own
         follower.start()
         trained(writer, model_of(torch.float32), EDITS[:1], Settings())
         until(lambda: follower.trouble or follower.current.version)

@@ -24,7 +24,7 @@ from wise.memory.store.edit_request import FAILED, LIVE, Event, now
 from wise.memory.store.store import Store
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
-from wise.namespaces import ask_again, check_fits, check_settings, split
+from wise.namespaces import ask_again, check_base, check_fits, check_settings, split
 from wise.router.assemble import assemble
 from wise.serving.engines import Engine, MemoryHandle
 from wise.serving.metrics import Metrics
@@ -113,7 +113,7 @@ class Follower:
         Raises StoreError if the store cannot be read, or as `check_fits` does.
         """
         self._store, self._model, self._metrics, self._on_version = store, model, metrics, on_version
-        self._allow_precision = allow_precision
+        self._base, self._allow_precision = model.fingerprint(), allow_precision  # an engine may free the weights
         snapshot = store.read()
         if not check_fits(model, snapshot, store.backend.place, allow_precision=allow_precision):
             ask_again(model, snapshot, _log_progress(time.monotonic()))
@@ -201,7 +201,7 @@ class Follower:
         check_settings(self._model, snapshot, place)
         if self.current.version:
             return
-        if not check_fits(self._model, snapshot, place, allow_precision=self._allow_precision):
+        if not check_base(self._base, snapshot, place, allow_precision=self._allow_precision):
             raise StoreError(f"{place}: its edits are of another precision: start anew, so that each is asked again")
 
     def wake(self) -> None:
