@@ -4,7 +4,7 @@
 
 Starts `wise serve` with a new store, on the loopback interface alone. Clients ask without a pause, streaming: questions
 whose facts are edited meanwhile, decoded greedily, and long texts, drawn. In each of several rounds nothing is edited
-for a while, and then a share of the edits comes in, with a client beside that asks for one preview after the other. So
+for a while, and then a share of the edits comes in, with clients beside that ask for one preview after the other. So
 both are measured at like sizes of the memory and beside like neighbours on the machine. Reported: failed requests and
 previews, the time between two tokens of a stream with and without editing, edits a second and how long each took from
 post to live, whether each answer is what exactly its version says (where no edit of the question is live in it and the
@@ -263,6 +263,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each phase without editing")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds that the edits of one round may take")
+    parser.add_argument("--previews", type=int, default=1, help="clients that ask for previews while edits come in")
     parser.add_argument("--set", action="append", default=[], help="a setting of the service, NAME=VALUE")
     arguments = parser.parse_args()
     facts = random.Random(0).sample(load_facts("train"), arguments.edits)
@@ -287,9 +288,13 @@ def _loaded(
             return record
 
         async def edit(part: list[Fact]) -> None:
-            previewing = asyncio.create_task(preview_repeatedly(service, facts, previews, failures))
+            previewing = [
+                asyncio.create_task(preview_repeatedly(service, facts, previews, failures))
+                for _ in range(arguments.previews)
+            ]
             await _edited(service, part, arguments.limit)
-            previewing.cancel()
+            for task in previewing:
+                task.cancel()
 
         phases = []
         for start in range(0, len(facts), share):
