@@ -33,8 +33,8 @@ class Effort:
     """Times `answer_fitting.RATE`."""
 
 
-AT_ONCE, ON_CPU = 16, 4
-"""Edits that are fitted in one batch, on a GPU and on a CPU. More take more memory and no less time."""
+ON_GPU, ON_CPU = 16, 4
+"""Edits that are fitted in one batch. More take more memory and no less time."""
 EFFORTS = (Effort(steps=1, rate=1.0), Effort(steps=3, rate=0.3))
 
 
@@ -45,6 +45,10 @@ class AnswerWriter:
 
     def __init__(self, spliced: SplicedModel, wordings: Wordings, config: WiseConfig) -> None:
         self.spliced, self.wordings, self.config = spliced, wordings, config
+
+    @property
+    def at_once(self) -> int:
+        return ON_CPU if self.spliced.device.type == "cpu" else ON_GPU
 
     def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
         """See `Writer`. Raises ValueError for a slot of several edits."""
@@ -63,8 +67,7 @@ class AnswerWriter:
         edits = [task.edits[0] for task in tasks]
         lengths = [len(self.wordings.encoder.target(edit.prompt, edit.target)) for edit in edits]
         order = sorted(range(len(edits)), key=lambda i: lengths[i])  # answers of like length waste no padding
-        size = ON_CPU if self.spliced.device.type == "cpu" else AT_ONCE
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        return [order[start : start + self.at_once] for start in range(0, len(order), self.at_once)]
 
     def _write(self, tasks: Sequence[SlotTask], progress: Progress, effort: Effort) -> SlotResults:
         edits = [task.edits[0] for task in tasks]
