@@ -124,7 +124,9 @@ def in_vllm(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequenc
 
 
 def in_wise(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequence[int]) -> Measure:
-    """The service's own engine, with the smallest memory."""
+    """The service's own engine, with the smallest memory and all threads."""
+    import torch
+
     import wise
     from wise.serving.engines import GenerationRequest, MemoryHandle
     from wise.serving.engines.grammar import Grammars
@@ -132,10 +134,12 @@ def in_wise(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequenc
     from wise.serving.metrics import Metrics
     from wise.serving.settings import Settings
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of this thread, as in the service
     memory = str(folder / str(min(sizes)))
     wrapped = wise.WiseModel.from_pretrained(memory, *load(reference["model"]))
     handle = MemoryHandle(version=1, namespace="default", state=wrapped.state, memory=wrapped.layer.memory)
-    settings = Settings(store=":unused:", max_batch_size=COMMON["max_num_seqs"])
+    settings = Settings(store=":unused:", max_batch_size=COMMON["max_num_seqs"], threads=threads)
     engine = LocalEngine(wrapped, settings, Metrics(), Grammars(wrapped.tokenizer, wrapped.encoder.stops))
     engine.start()
 

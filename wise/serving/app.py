@@ -172,7 +172,7 @@ def build_service(settings: Settings, token: str | None) -> Service:
     """
     settings.served_name(), settings.placement()  # what cannot be served is found before the model is loaded
     sys.setswitchinterval(SWITCH_INTERVAL)
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(1)  # the engine's thread takes `threads`
     if settings.tokens:
         tokens = Tokens.read(settings.tokens)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,12 +12,17 @@ from tiny import ARCHITECTURES, BATCH, EOS, wrap_tiny
 
 from wise.memory.batched_memory import BatchedMemory
 from wise.memory.side_memory import SideMemory
-from wise.serving.engines.local import Batch, Prefill, Runner
+from wise.serving.engines import GenerationRequest, MemoryHandle
+from wise.serving.engines.grammar import Grammars
+from wise.serving.engines.local import Batch, LocalEngine, Prefill, Runner
 from wise.serving.engines.sequence import Detokenizer
+from wise.serving.metrics import Metrics
+from wise.serving.settings import Settings
 from wise.training.generation import greedy
 
 LENGTHS = (9, 6, 12)
 """New tokens of the rows of `BATCH`: they leave at unlike times."""
+BASE = MemoryHandle(version=0, namespace=None)
 
 
 @dataclass(eq=False)
@@ -90,6 +97,29 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(begun: int) -> None:
         assert 2 * (prefill.batch.mask.shape[1] - width) <= 8, "a step reads more than it may"
     assert prefill.take(prefill.complete).members == [short] and steps == 2
     assert prefill.batch.members == [long] and prefill.done == [read + 8]
+
+
+def test_the_engine_computes_with_its_threads_and_others_with_one() -> None:
+    """A second team of OpenMP threads would have the engine's sleep between two operations."""
+    own, seen, wrapped = torch.get_num_threads(), set[int](), wrap_tiny("llama", None)
+    settings = Settings(store="unused", threads=2)
+    request = GenerationRequest(prompt=(5, 6), handle=BASE, max_new_tokens=2)
+    engine = LocalEngine(wrapped, settings, Metrics(), Grammars(wrapped.tokenizer, wrapped.encoder.stops))
+    wrapped.model.register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
+    engine.start()
+
+    async def answered() -> None:
+        job = engine.submit([request], seconds=60)
+        while (await asyncio.wait_for(job.deltas.get(), 60)).finish is None:
+            pass
+
+    try:
+        asyncio.run(answered())
+        with ThreadPoolExecutor(1) as later:
+            assert seen == {2} and later.submit(torch.get_num_threads).result() == 1
+    finally:
+        engine.close()
+        torch.set_num_threads(own)
 
 
 class Letters:
