@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import count
 from operator import eq, is_
 
@@ -42,20 +41,11 @@ Forget = Callable[[MemoryState, Collection[str]], MemoryState]
 """A state without edits of these ids, and without any trace of them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Changeset:
-    """A version that is not committed yet: what must be stored before the journal may name it."""
-
-    manifest: Manifest
-    snapshot: Snapshot
-    blobs: tuple[bytes, ...]
-    """New segments, and the key space where it is new."""
-
-
 def changeset(
     parent: Snapshot, state: MemoryState, tickets: Mapping[str, int], *, config: WiseConfig, base: Fingerprint
-) -> Changeset:
-    """What makes `state` the version after `parent`. Pure: the same arguments give the same bytes.
+) -> tuple[Snapshot, list[bytes]]:
+    """The version after `parent` with this state, and what must be stored before the journal may name it: new segments,
+    a new key space, and last the manifest. Pure: the same arguments give the same bytes.
 
     Slots that are the very same objects as in the parent are recognised in one fast pass; only the others are compared
     one by one.
@@ -78,13 +68,11 @@ def changeset(
     written: dict[str, list[StoredSlot]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for segment in split_into_segments(fresh):
-        data = encode_segment(segment)
-        digest = digest_of(data)
-        blobs.append(data)
-        written[digest], sizes[digest] = segment, (len(segment), len(data))
+        blobs.append(encode_segment(segment))
+        digest = digest_of(blobs[-1])
+        written[digest], sizes[digest] = segment, (len(segment), len(blobs[-1]))
     spaces, space_blobs = _space(parent, state)
-    new = [(digest, 0, size) for digest, (size, _) in sizes.items()]
-    slots = tuple(join_ranges(_placed(ranges, new)))
+    slots = tuple(join_ranges(_placed(ranges, [(digest, 0, size) for digest, (size, _) in sizes.items()])))
     used = {digest for digest, _, _ in slots}
     shared = {d: size for d, size in (parent.manifest.segments if parent.manifest else {}).items() if d in used}
     manifest = Manifest(
@@ -99,7 +87,7 @@ def changeset(
         manifest=manifest,
         segments={digest: parent.segments[digest] for digest in shared} | written,
     )
-    return Changeset(manifest=manifest, snapshot=snapshot, blobs=(*blobs, *space_blobs))
+    return snapshot, [*blobs, *space_blobs, manifest.to_bytes()]
 
 
 def _ranges(parent: Snapshot, state: MemoryState, tickets: Mapping[str, int]) -> list[Range[str | None]]:
@@ -221,8 +209,8 @@ def check_edits(state: MemoryState, parent: Snapshot, mine: Mapping[str, Ticket]
             raise StoreError(f"edit {edit.id!r} is not the one that was enqueued; give a changed edit a new id")
 
 
-def same_slots(before: Manifest | None, after: Manifest) -> bool:
+def same_slots(before: Manifest | None, after: Manifest | None) -> bool:
     """Whether a version would hold what its parent holds."""
-    if before is None:
-        return not after.slots
+    if before is None or after is None:
+        return not (after and after.slots)
     return (before.slots, before.order, before.config) == (after.slots, after.order, after.config)

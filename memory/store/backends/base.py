@@ -94,15 +94,12 @@ def digest_of(data: bytes) -> str:
 def verified_blob(data: bytes, digest: str, place: str) -> bytes:
     """Raises StoreError where `data` are not the bytes that were stored."""
     if digest_of(data) != digest:
-        raise StoreError(
-            f"{place}: {digest[:16]} is damaged ({len(data)} bytes of another SHA-256); `wise store check` says which "
-            "versions need it: roll back to a whole one, or restore it from a backup"
-        )
+        raise lost_blob(digest, place, f"damaged ({len(data)} bytes of another SHA-256)")
     return data
 
 
-def missing_blob(digest: str, place: str) -> StoreError:
+def lost_blob(digest: str, place: str, problem: str = "missing") -> StoreError:
     return StoreError(
-        f"{place}: {digest[:16]} is missing; `wise store check` says which versions need it: roll back to a whole one, "
-        "or restore it from a backup"
+        f"{place}: {digest[:16]} is {problem}; `wise store check` says which versions need it: roll back to a whole "
+        "one, or restore it from a backup"
     )
