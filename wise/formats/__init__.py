@@ -23,7 +23,6 @@ from __future__ import annotations
 from wise.errors import EditError, listed
 from wise.formats.conflict_edit import PITFALLS
 from wise.formats.fields import JsonRow, Note
-from wise.formats.kilt import KILT
 from wise.formats.layout import Layout
 from wise.formats.layouts import FORMS
 from wise.formats.mquake import CASES, FACTS
@@ -33,7 +32,7 @@ from wise.formats.unke import UNKE
 
 __all__ = ["FORMATS", "LAYOUTS", "Layout", "Note", "JsonRow", "holds_facts", "recognise"]
 
-LAYOUTS: tuple[Layout, ...] = (*FORMS, KILT, CASES, FACTS, RIPPLE_EDITS, UNKE, PITFALLS)
+LAYOUTS: tuple[Layout, ...] = (*FORMS, CASES, FACTS, RIPPLE_EDITS, UNKE, PITFALLS)
 
 FORMATS: tuple[str, ...] = ("auto", *sorted({layout.format for layout in LAYOUTS}))
 """What may be asked for."""
@@ -73,7 +72,7 @@ def recognise(row: JsonRow, format: str) -> Layout:
 
 def _complete(layout: Layout, row: JsonRow) -> bool:
     """Whether each required path has a value, which in every layout is a text or a list."""
-    return layout.needed <= row.keys() and all(not isinstance(peek(row, p), dict | None) for p in layout.paths)
+    return all(not isinstance(peek(row, p), dict | None) for p in layout.required)
 
 
 def _known_fields(layout: Layout, row: JsonRow) -> int:

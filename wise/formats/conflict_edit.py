@@ -20,7 +20,7 @@ from dataclasses import replace
 from wise.edits import Edit, Record
 from wise.errors import EditError, did_you_mean
 from wise.formats.fields import JsonRow, Note, objects, optional_text, query, required_objects, text
-from wise.formats.layout import Structure
+from wise.formats.layout import Layout
 from wise.probes import Probe
 
 TYPES = ("coverage", "reverse", "composite")
@@ -79,6 +79,6 @@ def _follows(type_: str, first_part: JsonRow, second_part: JsonRow, first: Recor
     return (Probe(kind="conflict", queries=(query("edits[1]", prompt, (answer,)),)),)
 
 
-PITFALLS = Structure(
-    format="pitfalls", required=("edits", "type"), optional=("triples", "prerequisites", "rule"), build=_records
+PITFALLS = Layout(
+    format="pitfalls", required=("edits", "type"), optional=("triples", "prerequisites", "rule"), read=_records
 )

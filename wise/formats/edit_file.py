@@ -35,7 +35,6 @@ def _log(warning: str) -> None:
     logger.warning("%s", warning)
 
 
-
 MAX_EDITS = 1_000_000
 """Edits of one file or folder."""
 STORE_FIELDS = ("reason", "valid_from", "valid_until")
@@ -52,7 +51,7 @@ def read_edits(
     limit: int | None = None,
     warn: Callable[[str], None] = _log,
 ) -> list[Edit]:
-    """The edits of a file, without what measures them; everything else as `read_records`."""
+    """The edits of a file, without what measures them; all else as `read_records`."""
     return [record.edit for record in read_records(path, format=format, columns=columns, limit=limit, warn=warn)]
 
 
@@ -64,11 +63,11 @@ def read_records(
     limit: int | None = None,
     warn: Callable[[str], None] = _log,
 ) -> list[Record]:
-    """Read a file or a folder of edits.
+    """Reads a file or a folder of edits.
 
-    A record of a published set that has no number of its own gets its content id, and where the
-    set repeats an edit, `-2`, `-3` and so on after it. Defects that published sets are known for are
-    stepped over (see `wise.formats`) and counted in a warning; another one names the fields that were not used.
+    A record of a published set without a number of its own gets its content id; where the set repeats an edit, `-2`,
+    `-3` and so on follow it. Known defects of published sets are stepped over (see `wise.formats`) and counted in a
+    warning; another one names the fields that were not used.
 
     Args:
         path: JSON lines, a JSON list, CSV or TSV (`.gz` or `.xz` where compressed), Parquet or Arrow; or a folder of
@@ -76,9 +75,8 @@ def read_records(
         format: one of `wise.formats.FORMATS`; `"auto"` goes by the fields of each record.
         columns: field -> column that it is read from, for a file whose columns have other names. A field is one of
             `Edit`, or one of `Record` as `test.NAME`.
-        limit: read no more than this many records, and no more of the file than they need
-            (a JSON list is read whole). A group that it cuts lacks its last records, and with them the
-            probes that need all of its edits.
+        limit: read this many records at most, and no more of the file than they need (a JSON list is read whole). A
+            group that it cuts lacks its last records, and with them the probes that need all of its edits.
         warn: called with each warning, which may quote the file; by default the log has them.
 
     Raises:
@@ -121,8 +119,7 @@ class RecordParser:
             raise EditError(f"format {format!r} is not known; {did_you_mean(str(format), FORMATS)}")
         self.columns = Columns(columns, (*COLUMNS, *STORE_FIELDS), lists=LIST_COLUMNS)
         self.format = "wise" if columns else format
-        self._rows = 0
-        self._count = 0
+        self._rows = self._count = 0
         self._place_of: dict[str, tuple[Path, int]] = {}
         self._next_of: Counter[str] = Counter()
         self._subject_of: dict[str, str] = {}
@@ -130,11 +127,7 @@ class RecordParser:
         self._unread: Counter[str] = Counter()
 
     def add(self, file: Path, line: int, row: TrackedRow) -> list[Record]:
-        """The records of one row of a file, each with an id of its own.
-
-        Raises:
-            EditError: beginning with the file and the line.
-        """
+        """The records of one row of a file, each with an id of its own. Raises EditError, naming file and line."""
         self._rows += 1
         if self._count > MAX_EDITS:
             raise EditError(f"{file}:{line}: more than {MAX_EDITS:,} edits; give them in several files, or read fewer")
@@ -224,8 +217,7 @@ class RecordParser:
     def finish(self, path: Path, *, whole: bool) -> list[str]:
         """The warnings of a file. whole: it was read to its end.
 
-        Raises:
-            EditError: no record was read, or none has a column that was named.
+        Raises EditError where no record was read, or none has a column that was named.
         """
         if not self._count:
             for note, (_, line) in self._notes.items():
@@ -237,10 +229,7 @@ class RecordParser:
         return self._warnings(str(path))
 
     def log_warnings(self, name: str) -> None:
-        """Logs defects that were skipped, fields that were not used and columns that were not found.
-
-        name: of the source.
-        """
+        """Logs the warnings of the source with this name."""
         for warning in self._warnings(name):
             _log(warning)
 

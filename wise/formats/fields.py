@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from wise.edits import Edit
-from wise.errors import EditError, checked_text, given, missing
+from wise.errors import EditError, checked_text, given, missing, within
 from wise.formats.tracked_row import peek
 from wise.probes import ASKS_THE_EDIT, Probe, Query
 
@@ -30,15 +30,10 @@ _STUBS = frozenset({"", "Reformulated Question:"})
 def single(row: JsonRow, path: str, prefix: str = "") -> object:
     """What stands at `path`, None where nothing does; lists on the way are refused."""
     value: object = row
-    trail: list[str] = []
-    for key in path.split("."):
-        if not isinstance(value, Mapping):
-            name = prefix + ".".join(trail)
-            raise EditError(f"field {name!r}: {given(value)} was given, an object was expected")
-        value = value.get(key)
-        trail.append(key)
-        if value is None:
-            return None
+    keys = path.split(".")
+    for depth, key in enumerate(keys):
+        if value is not None:
+            value = _object(prefix + ".".join(keys[:depth]), value).get(key)
     return value
 
 
@@ -53,9 +48,9 @@ def text(row: JsonRow, path: str, prefix: str = "") -> str:
 def lacking(row: JsonRow, path: str, prefix: str = "") -> EditError:
     """The error for a field that must be there: it is null, or missing."""
     way = path.split(".")
-    for length in range(len(way)):
+    for length, key in enumerate(way):
         parent = peek(row, ".".join(way[:length])) if length else row
-        if isinstance(parent, Mapping) and way[length] in parent and parent[way[length]] is None:
+        if isinstance(parent, Mapping) and key in parent and parent[key] is None:
             name = prefix + ".".join(way[: length + 1])
             return EditError(f"field {name!r}: null was given; fill it in, or leave the record out")
     return missing(prefix + path, row)
@@ -64,7 +59,7 @@ def lacking(row: JsonRow, path: str, prefix: str = "") -> EditError:
 def optional_text(row: JsonRow, path: str, prefix: str = "") -> str | None:
     """The text at `path`, None where there is none or it is blank."""
     value = single(row, path, prefix)
-    if value is None or value == "" or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     return checked_text(prefix + path, value).strip()
 
@@ -96,12 +91,8 @@ def texts_of(name: str, value: object, path: str = "") -> Iterator[tuple[str, st
 def objects(row: JsonRow, path: str, prefix: str = "") -> Iterator[tuple[str, JsonRow]]:
     """Every object at `path` with its full name."""
     name, _, rest = path.partition(".")
-    for full_name, value in _walk(prefix + name, row.get(name), rest):
-        if value is None:
-            continue
-        if not isinstance(value, Mapping):
-            raise EditError(f"field {full_name!r}: {given(value)} was given, an object was expected")
-        yield full_name, value
+    found = _walk(prefix + name, row.get(name), rest)
+    yield from ((full_name, _object(full_name, value)) for full_name, value in found if value is not None)
 
 
 def required_objects(row: JsonRow, path: str, prefix: str = "") -> list[tuple[str, JsonRow]]:
@@ -125,11 +116,15 @@ def _walk(name: str, value: object, path: str) -> Iterator[tuple[str, object]]:
             yield from _walk(f"{name}[{place}]", item, path)
     elif not path:
         yield name, value
-    elif isinstance(value, Mapping):
-        key, _, rest = path.partition(".")
-        yield from _walk(f"{name}.{key}", value.get(key), rest)
     else:
+        key, _, rest = path.partition(".")
+        yield from _walk(f"{name}.{key}", _object(name, value).get(key), rest)
+
+
+def _object(name: str, value: object) -> JsonRow:
+    if not isinstance(value, Mapping):
         raise EditError(f"field {name!r}: {given(value)} was given, an object was expected")
+    return value
 
 
 def cleaned(prompt: str, subject: str | None = None) -> str:
@@ -159,10 +154,8 @@ def prompts(
 
 def query(name: str, prompt: str, answers: Iterable[str]) -> Query:
     """A query, or an error that names the field it was read from."""
-    try:
+    with within(name):
         return Query(prompt=prompt, answers=tuple(answers))
-    except EditError as error:
-        raise EditError(f"field {name!r}: {error}") from None
 
 
 def probe(

@@ -30,7 +30,7 @@ from wise.formats.fields import (
     text,
     texts,
 )
-from wise.formats.layout import Structure
+from wise.formats.layout import Layout
 from wise.probes import Probe
 
 
@@ -94,15 +94,15 @@ def _fact(row: JsonRow, place: int, note: Note) -> list[Record]:
     return [Record(edit=edit, free_paraphrases=(cloze,) if cloze else (), answer=answer)]
 
 
-CASES = Structure(
+CASES = Layout(
     format="mquake",
     required=("requested_rewrite", "questions", "new_answer"),
     optional=("case_id", "answer", "answer_alias", "new_answer_alias", "single_hops", "new_single_hops", "orig"),
-    build=_case,
+    read=_case,
 )
-FACTS = Structure(
+FACTS = Layout(
     format="mquake",
     required=("question", "answer_correct"),
     optional=("gold_retrieve_fact", "gold_generate", "ans_alias"),
-    build=_fact,
+    read=_fact,
 )

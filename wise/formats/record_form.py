@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from reprlib import repr as shortened
 
 from wise.edits import Edit, Record, as_written
@@ -26,7 +25,7 @@ from wise.formats.fields import (
     texts,
     texts_of,
 )
-from wise.formats.layout import Layout, outermost
+from wise.formats.layout import Layout
 from wise.formats.tracked_row import peek
 from wise.probes import Probe, Query
 
@@ -42,8 +41,8 @@ class AskedField:
     prompt: str
     """Path of one prompt or of a list of them."""
     answers: tuple[str, ...]
-    """The first that holds any counts; all of it, lists of aliases and all, is right. Where prompts and answers
-    are two lists side by side, each prompt has the answer of its place."""
+    """The first that holds any counts; all of it, lists of aliases and all, is right. Of two lists side by side, each
+    prompt has the answer of its place."""
     shared: bool = False
     """The answers hold for every prompt, also where they are a list: that is the names of one thing."""
     within: str = ""
@@ -51,12 +50,14 @@ class AskedField:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordForm(Layout):
+class RecordForm:
     """One published layout. A path names a field; dots go into objects, lists are gone through."""
 
     format: str
     prompt: str
     target: str
+    target_listed: bool = False
+    """The target is the first text of a list."""
     subject: str = "subject"
     id: tuple[str, ...] = ()
     """Where the set's own record number stands; the first that is there counts. Tells no form apart."""
@@ -78,7 +79,7 @@ class RecordForm(Layout):
     unread: tuple[str, ...] = ()
     """Further fields by which the form is told from others."""
     mark: tuple[str, str] = ("", "")
-    """A path, and what its text begins with in this form alone."""
+    """As `Layout.mark`."""
     template: bool = False
     """The prompt has `{}` where the subject goes, also if it names the subject besides."""
     paraphrase_names_subject: bool = False
@@ -88,37 +89,32 @@ class RecordForm(Layout):
     strict: bool = False
     """The project's own format: read by `Record.from_dict`, nothing stepped over."""
 
-    @cached_property
-    def fields(self) -> frozenset[str]:
-        paths = [self.prompt, self.target, self.subject, self.relation, self.generation_prompts, self.continuation]
-        paths += [*self.answer, *self.paraphrases, *self.free_paraphrases, *self.neighbours, *self.aliases]
+    def layout(self) -> Layout:
+        paths = [self.subject, self.relation, self.generation_prompts, self.continuation, *self.answer]
+        paths += [*self.paraphrases, *self.free_paraphrases, *self.neighbours, *self.aliases, *self.unread]
         for ask in self.asked:
             paths += [ask.within] if ask.within else [ask.prompt, *ask.answers]
-        return outermost((*paths, *self.unread)) - {""}
+        required = (self.prompt, self.target, *self.also_required)
+        return Layout(
+            format=self.format, required=required, optional=tuple(paths), read=self._read, subject=self.subject,
+            mark=self.mark, strict=self.strict,
+        )
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return self.prompt, self.target, *self.also_required
-
-    def marked(self, row: JsonRow) -> bool:
-        """The text at the form's mark, or the first one there, begins with it."""
-        path, beginning = self.mark
-        found = peek(row, path) if path else None
-        first = found[0] if isinstance(found, list) and found else found
-        return isinstance(first, str) and first.startswith(beginning)
-
-    def read(self, row: JsonRow, place: int, note: Note) -> list[Record]:
+    def _read(self, row: JsonRow, place: int, note: Note) -> list[Record]:
         if self.strict:
             return [Record.from_dict(row)]
         for path in self.also_required:
             text(row, path)
-        target = single(row, self.target)
+        listed = [found for _, found in texts(row, self.target) if found.strip()] if self.target_listed else []
+        target = next(iter(listed), None) if self.target_listed else single(row, self.target)
         blank = target is None if not isinstance(target, str) else not target.strip()
         if self.blank_target_skipped and self.target in row and blank:
-            note(f"field {self.target!r}: null or empty, so no edit is asked for; the record was skipped")
+            note(f"field {self.target!r}: empty, so no edit is asked for; the record was skipped")
             return []
         prompt, subject = _prompt_and_subject(self, row, note)
-        edit = Edit(prompt=prompt, target=text(row, self.target), subject=subject, id=_identity(self, row))
+        wanted = listed[0] if listed else text(row, self.target)
+        own = next((f"{self.format}-{found}" for name in self.id if (found := number(row, name)) is not None), "")
+        edit = Edit(prompt=prompt, target=wanted, subject=subject, id=own)
         paraphrases = _paraphrases(self, row, edit, note)
         free = prompts(row, self.free_paraphrases, {edit.prompt, *paraphrases}, note, edit.subject)
         neighbours: tuple[str, ...] = ()
@@ -157,21 +153,13 @@ def _prompt_and_subject(form: RecordForm, row: JsonRow, note: Note) -> tuple[str
     return prompt, written
 
 
-def _identity(form: RecordForm, row: JsonRow) -> str:
-    for name in form.id:
-        own = number(row, name)
-        if own is not None:
-            return f"{form.format}-{own}"
-    return ""
-
-
 def _paraphrases(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> tuple[str, ...]:
     paths = [path for path in form.paraphrases if path != "rephrase_prompt" or _is_paraphrase(row)]
     wordings = prompts(row, paths, {edit.prompt}, note, edit.subject)
     if not form.paraphrase_names_subject or edit.subject is None:
         return wordings
     naming = tuple(wording for wording in wordings if as_written(edit.subject, wording) is not None)
-    for _ in range(len(wordings) - len(naming)):
+    if len(naming) < len(wordings):
         note("a paraphrase does not name the subject; left out")
     return naming
 
@@ -185,10 +173,8 @@ def _is_paraphrase(row: JsonRow) -> bool:
 
 
 def _generation_prompts(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> tuple[str, ...]:
-    if not form.generation_prompts:
-        return ()
-    paths = [form.generation_prompts]
-    if row.get("rephrase_kind") == "generation":
+    paths = [form.generation_prompts] if form.generation_prompts else []
+    if paths and row.get("rephrase_kind") == "generation":
         paths.append("rephrase_prompt")
     return prompts(row, paths, (), note, edit.subject)
 
@@ -238,12 +224,9 @@ def _questions(ask: AskedField, part: JsonRow, prefix: str) -> Iterator[tuple[st
 
 def _groups(name: str, value: object) -> list[list[str]]:
     """The texts in `value`; the names of one thing, which stand in one inner list, in one list."""
-    found = enumerate(value) if isinstance(value, list) else [("", value)]
-    groups = []
-    for place, group in found:
-        at = f"{name}[{place}]" if isinstance(value, list) else name
-        groups.append([text for _, text in texts_of(at, group) if text.strip()])
-    return [group for group in groups if group]
+    groups = [(f"{name}[{i}]", group) for i, group in enumerate(value)] if isinstance(value, list) else [(name, value)]
+    found = [[text for _, text in texts_of(at, group) if text.strip()] for at, group in groups]
+    return [group for group in found if group]
 
 
 def _without(target: str, answers: list[list[str]]) -> list[list[str]]:
@@ -263,9 +246,7 @@ def _alias_probes(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> Ite
 
 
 def _continuation_probes(form: RecordForm, row: JsonRow, edit: Edit) -> Iterator[Probe]:
-    if not form.continuation:
-        return
-    answer = optional_text(row, form.continuation)
+    answer = optional_text(row, form.continuation) if form.continuation else None
     if answer is None:
         return
     rest = answer.removeprefix(edit.prompt)

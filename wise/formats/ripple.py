@@ -38,7 +38,7 @@ from wise.formats.fields import (
     text,
     texts,
 )
-from wise.formats.layout import Structure
+from wise.formats.layout import Layout
 from wise.formats.tracked_row import peek
 from wise.probes import Probe, Query
 
@@ -151,9 +151,9 @@ def _queries(test: JsonRow, field: str, prefix: str) -> Iterator[Query]:
             yield query(name, text(part, "prompt", f"{name}."), answers)
 
 
-RIPPLE_EDITS = Structure(
+RIPPLE_EDITS = Layout(
     format="rippleedits",
     required=("edit.prompt", "edit.relation"),
     optional=("example_type", *_CRITERIA),
-    build=_records,
+    read=_records,
 )

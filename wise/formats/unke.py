@@ -13,7 +13,7 @@ from ast import literal_eval
 from wise.edits import Edit, Record
 from wise.errors import EditError, given
 from wise.formats.fields import JsonRow, Note, lacking, number, prompts, query, text, texts_of
-from wise.formats.layout import Structure
+from wise.formats.layout import Layout
 from wise.probes import Probe
 
 
@@ -56,9 +56,9 @@ def _text_list(row: JsonRow, name: str) -> list[tuple[str, str]]:
     return list(texts_of(name, value))
 
 
-UNKE = Structure(
+UNKE = Layout(
     format="unke",
     required=("question", "answer", "sub_question", "sub_answer"),
     optional=("id", "para_question"),
-    build=_records,
+    read=_records,
 )
