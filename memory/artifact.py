@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
@@ -172,7 +172,6 @@ def _download(repo_id: str, **options: Any) -> Path:
 
 
 def _check_folder(folder: Path) -> None:
-    """There is a memory in `folder`; where there is not, what there is instead."""
     if not folder.is_dir():
         if aside := set_aside(folder):
             _refuse(f"{folder} is missing: a save was cut off; rename {aside[-1]}, the whole memory before it")
@@ -213,10 +212,9 @@ def _read(folder: Path) -> tuple[WiseConfig, MemoryState, Fingerprint]:
 
 def _read_manifest(file: Path) -> tuple[WiseConfig, Fingerprint, list[str], dict[str, dict[str, Any]]]:
     """Settings, base, the kind of each group of slots, and size and digest of the other files."""
+    whole = bounded(file, MOST_JSON).read_bytes()
     try:
-        data = json.loads(bounded(file, MOST_JSON).read_bytes())
-    except (ArtifactError, OSError):
-        raise
+        data = json.loads(whole)
     except (ValueError, RecursionError) as error:
         _refuse(f"{file.name}: is truncated or not JSON ({error}); {_AGAIN}")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -272,28 +270,26 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 def _unpack_slots(kinds: Sequence[str], edits: Sequence[Edit], tensors: dict[str, Tensor]) -> tuple[Slot, ...]:
     """Takes the columns of all slots out of `tensors`."""
     columns = {name: tensors.pop(name) for name in list(tensors) if is_column(name)}
-    indices = {name: tensors.pop(f"slots.{name}", None) for name in ("group", "held", "edits", "scores")}
-    if not columns and all(tensor is None for tensor in indices.values()):
+    dtypes = {"group": torch.int64, "held": torch.int64, "edits": torch.int64, "scores": torch.float64}
+    indices = {name: tensors.pop(f"slots.{name}", torch.empty(0)) for name in dtypes}
+    if not columns and not any(tensor.numel() for tensor in indices.values()):
         return ()
-    numbers = {name: [] if tensor is None or tensor.ndim != 1 else tensor.tolist() for name, tensor in indices.items()}
-    group, held, places, scores = numbers.values()
-    dtypes = [None if tensor is None else tensor.dtype for tensor in indices.values()]
+    lists = all((tensor.dtype, tensor.ndim) == (dtypes[name], 1) for name, tensor in indices.items())
+    group, held, places, scores = (tensor.tolist() if lists else [] for tensor in indices.values())
     if (
-        dtypes != [torch.int64, torch.int64, torch.int64, torch.float64]
+        not lists
         or len(group) != len(held)
         or not sum(held) == len(places) == len(scores)
         or {*group} != {*range(len(kinds))}
         or not all(0 <= place < len(edits) for place in places)
         or min(held, default=0) < 0
     ):
-        shapes = {name: None if tensor is None else list(tensor.shape) for name, tensor in indices.items()}
+        shapes = {name: list(tensor.shape) for name, tensor in indices.items()}
         _refuse(f"{TENSORS_FILE}: slots {shapes} do not fit the {len(edits)} edits and {kinds}; {_AGAIN}")
-    ids, ends = [edit.id for edit in edits], list(accumulate(held))
     fields = []
-    for number, (size, stop) in enumerate(zip(held, ends, strict=True)):
-        own = slice(stop - size, stop)
-        edit_ids = tuple(ids[place] for place in places[own])
-        fields.append({"id": number, "edit_ids": edit_ids, "scores": tuple(scores[own])})
+    ids, left = iter([edits[place].id for place in places]), iter(scores)
+    for number, size in enumerate(held):
+        fields.append({"id": number, "edit_ids": tuple(islice(ids, size)), "scores": tuple(islice(left, size))})
     try:
         return tuple(slots_of(columns, dict(enumerate(kinds)), group, fields))
     except ArtifactError as error:
@@ -325,8 +321,8 @@ def _unpack_keys(edits: Sequence[Edit], tensors: dict[str, Tensor]) -> dict[str,
             f"{TENSORS_FILE}: keys {list(keys.shape)} and key_counts {list(counts.shape)} {counts.dtype} do "
             f"not fit the {len(edits)} edits of {EDITS_FILE}; {_AGAIN}"
         )
-    ends = counts.cumsum(0).tolist()
-    return {edit.id: keys[i:j] for edit, i, j in zip(edits, [0, *ends[:-1]], ends, strict=True)}
+    parts = torch.split(keys, counts.tolist())
+    return {edit.id: part for edit, part in zip(edits, parts, strict=True)}
 
 
 # -- what must hold of every memory -----------------------------------------------------------

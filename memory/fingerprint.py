@@ -75,7 +75,7 @@ class Fingerprint:
     adapters: str = ""
     """The adapters of peft that are in effect (`adapters_of`)."""
     name: str = field(default="", compare=False)
-    """The hub id or the folder that the base was loaded from; empty if it does not say. Only to find it again."""
+    """The hub id or the folder that it was loaded from; empty if it does not say. Only to find it again."""
     revision: str = field(default="", compare=False)
     """The commit on the hub."""
 

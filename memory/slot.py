@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import torch
@@ -126,12 +127,11 @@ class MaskedDenseSlot(Slot):
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self]:
-        names = [name for name in columns if not name.endswith(ROWS)]
         slots = []
         try:
-            rows = zip(*(split_column(columns, name) for name in names), strict=True)
-            for parts, own in zip(rows, fields, strict=True):
-                tensors = dict(zip(names, parts, strict=True))
+            parts = {name: split_column(columns, name) for name in columns if not name.endswith(ROWS)}
+            for *row, own in zip(*parts.values(), fields, strict=True):
+                tensors: dict[str, Tensor] = dict(zip(parts, row, strict=True))
                 masks = unpack_bits(tensors["masks"], tuple(tensors["shape"].tolist()))
                 weight = torch.zeros(masks.shape[1:])
                 weight[masks.any(0)] = tensors["values"]
@@ -168,9 +168,8 @@ class AnswerSlot(Slot):
     @property
     def answers(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
         """Of each form, the first of its values, and its ids."""
-        sizes = self.counts.tolist()
-        ids = self.ids.tolist()
-        return tuple((sum(sizes[:i]), tuple(ids[sum(sizes[:i]) : sum(sizes[: i + 1])])) for i in range(len(sizes)))
+        ids, ends = self.ids.tolist(), self.counts.cumsum(0).tolist()
+        return tuple((start, tuple(ids[start:end])) for start, end in pairwise([0, *ends]))
 
     @property
     def maps(self) -> tuple[int, int]:
@@ -298,7 +297,7 @@ def columns_of(slots: Sequence[Slot]) -> tuple[list[int], dict[str, Tensor]]:
 
 
 def is_column(name: str) -> bool:
-    """Whether a tensor of this name is one of `columns_of`."""
+    """Whether `columns_of` makes tensors of this name."""
     return "/" in name
 
 
@@ -327,7 +326,6 @@ def slots_of(
 
 
 def split_column(tensors: Mapping[str, Tensor], name: str) -> Sequence[Tensor]:
-    """The parts of the column of this name."""
     rows = tensors.get(name + ROWS)
     return tensors[name].unbind() if rows is None else torch.split(tensors[name], rows.tolist())
 
