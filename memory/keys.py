@@ -27,10 +27,8 @@ _AT_ONCE = 2**22
 
 
 class KeyIndex:
-    """Edit keys `[n, r]` float32 on the CPU, each owned by an edit.
-
-    Removing an edit zeroes its rows and leaves them dead until too many are.
-    """
+    """Edit keys `[n, r]` float32 on the CPU, each owned by an edit. Removing an edit zeroes its rows and leaves them
+    dead until too many are."""
 
     def __init__(self, dim: int) -> None:
         """dim: r, the size of a key."""
@@ -53,11 +51,8 @@ class KeyIndex:
         return self._living
 
     def copy(self) -> KeyIndex:
-        """The same keys in an index of its own.
-
-        Both share the arrays: the first of the two to add rows does so behind them, and one that changes rows in use
-        copies the arrays first. Not to be used by several threads at once.
-        """
+        """The same keys in an index of its own. Both share the arrays: the first of the two to add rows does so behind
+        them, and one that changes rows in use copies the arrays first. Not to be used by several threads at once."""
         self._shared = True
         other = copy(self)
         other._entries, other._owners = dict(self._entries), list(self._owners)
@@ -110,13 +105,9 @@ class KeyIndex:
     # -- search -------------------------------------------------------------------------------
 
     def search(self, queries: Tensor, k: int = 1) -> list[list[tuple[float, str]]]:
-        """Float32 inner product and edit of the `k` keys nearest to each of `queries` `[m, r]`, best first.
-
-        Fewer where the index has fewer.
-
-        FAISS scores in float32 and breaks ties by its own storage order, so its search is widened until its worst
-        candidate trails the last wanted one by more than rounding can explain.
-        """
+        """Float32 inner product and edit of the `k` keys nearest to each of `queries` `[m, r]`, best first. Fewer where
+        the index has fewer. FAISS scores in float32 and breaks ties by its own storage order, so its search is widened
+        until its worst candidate trails the last wanted one by more than rounding can explain."""
         vectors = np.ascontiguousarray(queries.detach().cpu().numpy())
         used, wanted = len(self._owners), min(k, len(self))
         found: list[list[tuple[float, str]]] = [[] for _ in vectors]
@@ -150,11 +141,9 @@ class KeyIndex:
         return {self._owners[row] for row in np.flatnonzero(near).tolist()}
 
     def _rounding(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """`[m]` bound on how far rounding can shift the difference of two scores.
-
-        A float32 inner product errs by at most r * eps * |q| |key| (Higham 2002, section 3.1), and by the
-        smallest normal number per term where products underflow. Twice for two scores, twice for safety.
-        """
+        """`[m]` bound on how far rounding can shift the difference of two scores. A float32 inner product errs by at
+        most r * eps * |q| |key| (Higham 2002, section 3.1), and by the smallest normal number per term where products
+        underflow. Twice for two scores, twice for safety."""
         eps, tiny = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
         return 4 * self.dim * (eps * self._largest_norm * _norms(vectors) + tiny)
 

@@ -45,13 +45,9 @@ def changeset(
     parent: Snapshot, state: MemoryState, tickets: Mapping[str, int], *, config: WiseConfig, base: Fingerprint
 ) -> tuple[Snapshot, list[bytes]]:
     """The version after `parent` with this state, and what must be stored before the journal may name it: new segments,
-    a new key space, and last the manifest. Pure: the same arguments give the same bytes.
-
-    Slots that are the very same objects as in the parent are recognised in one fast pass; only the others are compared
-    one by one.
-
-    Raises StoreError where the state contradicts itself or its edits have no tickets, or was made on another base.
-    """
+    a new key space, and last the manifest. Pure: the same arguments give the same bytes. Slots that are the very same
+    objects as in the parent are recognised in one fast pass; only the others are compared one by one. Raises StoreError
+    where the state contradicts itself or its edits have no tickets, or was made on another base."""
     if parent.base is not None and parent.base != base:
         raise StoreError(
             f"the store is for the base {parent.base.model_type} {parent.base.digest[:12]} and this state for "
@@ -178,9 +174,7 @@ def _space(parent: Snapshot, state: MemoryState) -> tuple[Mapping[str, str], lis
 
 def without(parent: Snapshot, edit_ids: Collection[str], forget: Forget | None) -> MemoryState:
     """The state of a version with no trace of these live edits; `forget` is asked where they share slots with others.
-
-    Raises StoreError where that is not given, or gives anything else.
-    """
+    Raises StoreError where that is not given, or gives anything else."""
     if not parent.state.sharing(edit_ids):
         return parent.state.without(edit_ids)
     if forget is None:

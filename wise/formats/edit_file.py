@@ -110,9 +110,7 @@ def check_limit(limit: int | None) -> None:
 
 class RecordParser:
     """Makes records of rows, each by its own fields; counts defects that were skipped and fields that were not used.
-
-    Raises EditError for an unknown format or field.
-    """
+    Raises EditError for an unknown format or field."""
 
     def __init__(self, format: str = "auto", columns: Mapping[str, str] | None = None) -> None:
         if format not in FORMATS:
@@ -151,13 +149,9 @@ class RecordParser:
     def read(
         self, row: TrackedRow, place: int, *, table: bool = False, line: int | None = None
     ) -> tuple[Layout, list[Record]]:
-        """The records of one row, and its layout.
-
-        place: number of the row, for records without a number of their own. table: the row is one of a table; columns
-        that are not ours are named and not refused. line: where the row is; `place` if left out.
-
-        Raises EditError, naming the field.
-        """
+        """The records of one row, and its layout. place: number of the row, for records without a number of their own.
+        table: the row is one of a table; columns that are not ours are named and not refused. line: where the row is;
+        `place` if left out. Raises EditError, naming the field."""
         try:
             return self._read_row(row, place, table, place if line is None else line)
         except RecursionError:
@@ -215,10 +209,8 @@ class RecordParser:
         return edit
 
     def finish(self, path: Path, *, whole: bool) -> list[str]:
-        """The warnings of a file. whole: it was read to its end.
-
-        Raises EditError where no record was read, or none has a column that was named.
-        """
+        """The warnings of a file. whole: it was read to its end. Raises EditError where no record was read, or none has
+        a column that was named."""
         if not self._count:
             for note, (_, line) in self._notes.items():
                 raise EditError(f"{path}:{line}: {note}; no record is left")

@@ -22,10 +22,8 @@ class Layout:
     """Further paths or names that a record may have."""
     read: Callable[[JsonRow, int, Note], list[Record]]
     """The records that a row holds, none where it asks for no edit. It is also given the row's line, or number in the
-    list, for records without a number of their own; and what is told of every defect that was stepped over.
-
-    Raises EditError, naming the field as the file does.
-    """
+    list, for records without a number of their own; and what is told of every defect that was stepped over. Raises
+    EditError, naming the field as the file does."""
     subject: str = ""
     """Path of the subject; empty where each record takes its own."""
     mark: tuple[str, str] = ("", "")

@@ -67,10 +67,8 @@ def all_statements() -> list[str]:
 
 @contextmanager
 def opening(backend: Backend) -> Iterator[None]:
-    """The block connects. Then a writer takes the steps that are left, each in a transaction of its own.
-
-    What goes wrong closes it again. Raises StoreError where the schema is not ours, or not today's.
-    """
+    """The block connects. Then a writer takes the steps that are left, each in a transaction of its own. What goes
+    wrong closes it again. Raises StoreError where the schema is not ours, or not today's."""
     try:
         yield
         if backend.writer:
