@@ -89,11 +89,8 @@ def save_memory(folder: str | PathLike[str], *, config: WiseConfig, state: Memor
 
 
 def load_memory(
-    path: str | PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | PathLike[str] | None = None,
+    path: str | PathLike[str], *, revision: str | None = None, token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None
 ) -> tuple[WiseConfig, MemoryState, Fingerprint]:
     """Reads the memory at `path`, a folder or else a hub id; files that are not part of a memory are ignored.
     `revision`, `token` and `cache_dir` are those of `huggingface_hub.snapshot_download`. Raises ArtifactError, naming

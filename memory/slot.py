@@ -183,9 +183,8 @@ class AnswerSlot(Slot):
     def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self]:
         """Of views: their values stay one block of memory, which is kept as long as one of them is."""
         if not _are_answers(columns, len(fields)):
-            raise ArtifactError(
-                f"{_shapes(columns)}: expected values [m, d], ids [m], counts [{FORMS}] and features of each answer"
-            )
+            expected = f"expected values [m, d], ids [m], counts [{FORMS}] and features of each answer"
+            raise ArtifactError(f"{_shapes(columns)}: {expected}")
         rows = columns["values/rows"].tolist()
         parts = zip(
             torch.split(columns["values"], rows),

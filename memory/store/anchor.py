@@ -80,9 +80,8 @@ def read_anchor(file: Path, public_key: Path | None = None) -> Anchor:
         if anchor.key is not None or signature is not None:
             _verify(anchor, signature)
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise StoreError(
-            f"{file} is no anchor that this release reads ({error!r:.200}); give what `wise store anchor` wrote"
-        ) from error
+        problem = f"is no anchor that this release reads ({error!r:.200})"
+        raise StoreError(f"{file} {problem}; give what `wise store anchor` wrote") from error
     if wanted is not None and anchor.key != base64.b64encode(wanted.public_bytes_raw()).decode():
         found = "signed with another key" if anchor.key else "not signed"
         raise StoreError(f"{file} is {found}; give the anchor that was signed with the key of {public_key}")

@@ -47,11 +47,8 @@ class Findings:
 
 
 def check(
-    backend: Backend,
-    *,
-    before: Checked = NOTHING,
-    anchor: Anchor | None = None,
-    progress: Progress = lambda name, done, total: None,
+    backend: Backend, *, before: Checked = NOTHING, anchor: Anchor | None = None, progress: Progress = lambda name,
+    done, total: None
 ) -> tuple[Findings, Checked]:
     """See `Store.check`; the second is what was found whole, of which a later check need not understand all again.
     Raises StoreError only where the database cannot be read at all."""

@@ -19,7 +19,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wise.edits import texts_of
@@ -64,13 +64,8 @@ class Erasure:
 
 
 def erase(
-    backend: Backend,
-    journal: Journal,
-    edit_ids: Sequence[str],
-    *,
-    author: str | None,
-    reason: str | None,
-    with_author: bool = False,
+    backend: Backend, journal: Journal, edit_ids: Sequence[str], *, author: str | None, reason: str | None,
+    with_author: bool = False
 ) -> Erasure:
     """See `Store.erase`."""
     reason = None if reason is None else checked_text("reason", reason)
@@ -82,9 +77,7 @@ def erase(
     with ExitStack() as locks:
         for version in {version.manifest: version for version in holding}.values():  # which versions may share
             if not locks.enter_context(backend.unheld(version.manifest)):
-                raise StoreError(
-                    f"version {version.number} holds such an edit and is being read; end that reader, then erase again"
-                )
+                raise StoreError(f"version {version.number} holds such an edit and is being read; end that reader")
         left = journal.erase(
             lambda execute, events: _erase_rows(execute, events, fresh, words, holding, author, reason, with_author)
         )
@@ -148,14 +141,8 @@ def _holding(backend: Backend, versions: Sequence[Version], tickets: Collection[
 
 
 def _erase_rows(
-    execute: Execute,
-    events: EventWriter,
-    tickets: Sequence[Ticket],
-    words: _Words,
-    holding: Sequence[Version],
-    author: str | None,
-    reason: str | None,
-    with_author: bool,
+    execute: Execute, events: EventWriter, tickets: Sequence[Ticket], words: _Words, holding: Sequence[Version],
+    author: str | None, reason: str | None, with_author: bool
 ) -> Mapping[str, tuple[str, ...]]:
     left = words.keep_those_of_others(execute)
     for version in holding:
@@ -235,30 +222,23 @@ def _erase_versions(execute: Execute, changed: Iterable[Event]) -> None:
 # -- words ------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
 class _Words:
     """The texts that are to be found nowhere any more."""
 
-    tickets: Sequence[Ticket]
-    reason: str | None
-    """Why they are erased: it stays, and so must not repeat them. Raises EditError at construction if it does."""
-    _texts: dict[str, str] = field(default_factory=dict)
-    """Text -> the field that it is of."""
-    _finders: dict[bool, Callable[[str], object]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for ticket in self.tickets:
-            self._texts |= {text: name for name, text in _fields(ticket)}
-        if self.reason is not None and self.said_in(json.dumps(self.reason)):
+    def __init__(self, tickets: Sequence[Ticket], reason: str | None) -> None:
+        """reason: why they are erased. Raises EditError where it repeats them, since it stays."""
+        self._own = {ticket.number for ticket in tickets}
+        self._texts = {text: name for ticket in tickets for name, text in _fields(ticket)}
+        self._finders: dict[bool, Callable[[str], object]] = {}
+        if reason is not None and self.said_in(json.dumps(reason)):
             raise EditError("field 'reason': it repeats text that is to be erased, and is kept; word it otherwise")
 
     def keep_those_of_others(self, execute: Execute) -> dict[str, tuple[str, ...]]:
         """Looks no longer for texts that other edits say too. Returns their fields and those edits."""
         left: dict[str, list[str]] = {}
-        own = {ticket.number for ticket in self.tickets}
         spelled = {json.dumps(text)[1:-1]: (text, name) for text, name in self._texts.items()}
         for row in execute(f"SELECT {TICKET}"):
-            if row[0] in own:
+            if row[0] in self._own:
                 continue
             said = f"{row[3]} {json.dumps([row[4], row[7]])}"
             for spelling, (text, name) in spelled.items():
@@ -282,13 +262,12 @@ class _Words:
 
     def _find(self, *, spelled: bool) -> Callable[[str], object]:
         """spelled: as JSON spells them."""
-        if spelled in self._finders:
-            return self._finders[spelled]
-        patterns = []
-        for text in self._texts:
-            wanted = re.escape(json.dumps(text)[1:-1] if spelled else text)
-            patterns.append(wanted if len(text) >= WORD or not text.isascii() else rf"(?<!\w){wanted}(?!\w)")
-        self._finders[spelled] = re.compile("|".join(patterns)).search
+        if spelled not in self._finders:
+            patterns = []
+            for text in self._texts:
+                wanted = re.escape(json.dumps(text)[1:-1] if spelled else text)
+                patterns.append(wanted if len(text) >= WORD or not text.isascii() else rf"(?<!\w){wanted}(?!\w)")
+            self._finders[spelled] = re.compile("|".join(patterns)).search
         return self._finders[spelled]
 
 

@@ -76,17 +76,9 @@ class Journal:
     # -- reading ----------------------------------------------------------------------------------
 
     def tickets(
-        self,
-        *,
-        numbers: Sequence[int] | None = None,
-        status: str | Collection[str] | None = None,
-        namespaces: Collection[str] | None = None,
-        edit_id: str | None = None,
-        key: str | None = None,
-        since: int = 0,
-        until: int | None = None,
-        limit: int | None = None,
-        newest: bool = False,
+        self, *, numbers: Sequence[int] | None = None, status: str | Collection[str] | None = None,
+        namespaces: Collection[str] | None = None, edit_id: str | None = None, key: str | None = None, since: int = 0,
+        until: int | None = None, limit: int | None = None, newest: bool = False
     ) -> tuple[Ticket, ...]:
         """Those that meet every condition that is given, by number; `since` is the last number not wanted, `until` the
         last wanted one. newest: the highest numbers first. status, namespaces: those of one of several. A ticket that
@@ -132,13 +124,8 @@ class Journal:
         return {str(status): count for status, count in rows}
 
     def events(
-        self,
-        *,
-        since: int = 0,
-        ticket: int | None = None,
-        namespace: str | None = None,
-        edit_id: str | None = None,
-        limit: int | None = None,
+        self, *, since: int = 0, ticket: int | None = None, namespace: str | None = None, edit_id: str | None = None,
+        limit: int | None = None
     ) -> tuple[Event, ...]:
         """What happened after event `since`, in order: all, or to one ticket, or to those of a namespace or an id."""
         condition, values = _conditions(ticket=ticket)
@@ -251,23 +238,14 @@ class Journal:
         self._look_for_time_over(moves)
 
     def add_version(
-        self,
-        *,
-        kind: str,
-        manifest: str,
-        parent: int,
-        edits: int,
-        moves: Sequence[Move],
-        author: str | None,
-        reason: str | None,
+        self, *, kind: str, manifest: str, parent: int, edits: int, moves: Sequence[Move], author: str | None,
+        reason: str | None
     ) -> Version:
         """Makes a version current, and moves the tickets that it concerns. Retirements go first."""
         with self._writing() as (execute, events):
             current = _current(execute)
             if current.number != parent:
-                raise StoreError(
-                    f"{self._backend.place}: version {current.number} came between; read it, then edit it again"
-                )
+                raise StoreError(f"{self._backend.place}: version {current.number} came between; edit that one")
             number = parent + 1
             detail = {"kind": kind, "manifest": manifest, "parent": parent, "reason": reason, "edits": edits}
             insert(execute, "versions", number=number, at=events.at, author=author, collected=0, **detail)

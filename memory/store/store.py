@@ -139,17 +139,9 @@ class Store:
     # -- versions ---------------------------------------------------------------------------------
 
     def commit(
-        self,
-        tickets: Sequence[Ticket],
-        state: MemoryState,
-        *,
-        parent: int,
-        config: WiseConfig,
-        base: Fingerprint,
-        outcomes: Mapping[str, Mapping[str, Any]] | None = None,
-        author: str | None = None,
-        reason: str | None = None,
-        kind: str = "commit",
+        self, tickets: Sequence[Ticket], state: MemoryState, *, parent: int, config: WiseConfig, base: Fingerprint,
+        outcomes: Mapping[str, Mapping[str, Any]] | None = None, author: str | None = None, reason: str | None = None,
+        kind: str = "commit"
     ) -> Version:
         """Makes `state` the current version: `tickets`, all in training, go live where it holds them, or else fail.
 
@@ -182,13 +174,8 @@ class Store:
             return self._put(new, blobs, moves, kind=kind, author=author, reason=reason)
 
     def delete(
-        self,
-        edit_ids: Sequence[str],
-        *,
-        forget: Forget | None = None,
-        author: str | None = None,
-        reason: str | None = None,
-        expired: bool = False,
+        self, edit_ids: Sequence[str], *, forget: Forget | None = None, author: str | None = None,
+        reason: str | None = None, expired: bool = False
     ) -> Version:
         """Retires edits: live ones are not in the new version, nor any trace of them; the others never go live.
 
@@ -246,43 +233,35 @@ class Store:
     @contextmanager
     def pin(self, version: int | None = None) -> Iterator[Snapshot]:
         """The same, and the version is not collected for the length of the block, by any process."""
-        with self._held(version) as found:
-            latest = self._latest
-            if found.number == latest.version:
-                yield latest
-                return
-            if found.number == 0:
-                yield Snapshot(version=0)
-                return
-            snapshot = read(found.number, found.manifest, self.backend, latest.segments)
-            if found.number > self._latest.version:
-                self._latest = snapshot
-            yield snapshot
-
-    @contextmanager
-    def _held(self, number: int | None) -> Iterator[Version]:
-        found = self.journal.version(number)
+        found, snapshot = self._hold(version), self._latest
         if found.number == 0:
-            yield found
+            yield Snapshot(version=0)
             return
+        try:
+            if found.number != snapshot.version:
+                snapshot = read(found.number, found.manifest, self.backend, snapshot.segments)
+                if found.number > self._latest.version:
+                    self._latest = snapshot
+            yield snapshot
+        finally:
+            self.backend.release(found.manifest)
+
+    def _hold(self, number: int | None) -> Version:
+        """A version that is not collected until it is released; version 0 needs no hold."""
+        found = self.journal.version(number)
         if found.collected:
             raise StoreError(
                 f"version {found.number} was collected, by gc or because it held an edit that was erased; "
                 "`wise store log` names the others"
             )
         try:
-            self.backend.hold(found.manifest)
+            if found.number:
+                self.backend.hold(found.manifest)
         except StoreError:
-            again = self.journal.version(number)  # what was current may have been collected just now
-            if again == found:
+            if self.journal.version(number) == found:
                 raise
-            with self._held(number) as later:
-                yield later
-            return
-        try:
-            yield found
-        finally:
-            self.backend.release(found.manifest)
+            return self._hold(number)  # what was current was collected just now
+        return found
 
     def diff(self, before: int, after: int) -> Difference:
         """What turns version `before` into version `after`."""
@@ -298,11 +277,8 @@ class Store:
             return collect(self.backend, self.journal, keep)
 
     def check(
-        self,
-        *,
-        checked: Path | None = None,
-        anchor: Anchor | None = None,
-        progress: Progress = lambda name, done, total: None,
+        self, *, checked: Path | None = None, anchor: Anchor | None = None, progress: Progress = lambda name, done,
+        total: None
     ) -> Findings:
         """Verifies all that can be reached: files, references, states, and the journal; changes nothing of them.
 
@@ -319,12 +295,8 @@ class Store:
         return findings
 
     def erase(
-        self,
-        edit_ids: Sequence[str],
-        *,
-        author: str | None = None,
-        reason: str | None = None,
-        with_author: bool = False,
+        self, edit_ids: Sequence[str], *, author: str | None = None, reason: str | None = None,
+        with_author: bool = False
     ) -> Erasure:
         """Takes the text and the tensors of edits out of every file: see `wise.memory.store.erase`.
 
@@ -427,9 +399,7 @@ class Store:
             return current.tickets[edit_id]
         for ticket in self.journal.tickets(edit_id=edit_id, status=(QUEUED, TRAINING)):
             return ticket.number
-        raise ConflictError(
-            f"edit {edit_id!r} is neither live nor queued nor in training; `wise store log` lists edits"
-        )
+        raise ConflictError(f"edit {edit_id!r} is neither live nor queued nor in training; see `wise store log`")
 
     def _check_return(self, target: Snapshot, returning: set[int]) -> None:
         """Edits that come back are not under way anew."""

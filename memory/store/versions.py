@@ -83,9 +83,8 @@ class Manifest:
                 spaces=dict(fields["spaces"]),
             )
         except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"{place}: is no manifest that this release reads: {error!r:.200}; a newer wise-runtime may read it"
-            ) from error
+            problem = f"is no manifest that this release reads: {error!r:.200}"
+            raise StoreError(f"{place}: {problem}; a newer wise-runtime may read it") from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

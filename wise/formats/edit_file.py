@@ -44,24 +44,16 @@ _MAX_NAMED = 60
 
 
 def read_edits(
-    path: str | PathLike[str],
-    *,
-    format: str = "auto",
-    columns: Mapping[str, str] | None = None,
-    limit: int | None = None,
-    warn: Callable[[str], None] = _log,
+    path: str | PathLike[str], *, format: str = "auto", columns: Mapping[str, str] | None = None,
+    limit: int | None = None, warn: Callable[[str], None] = _log
 ) -> list[Edit]:
     """The edits of a file, without what measures them; all else as `read_records`."""
     return [record.edit for record in read_records(path, format=format, columns=columns, limit=limit, warn=warn)]
 
 
 def read_records(
-    path: str | PathLike[str],
-    *,
-    format: str = "auto",
-    columns: Mapping[str, str] | None = None,
-    limit: int | None = None,
-    warn: Callable[[str], None] = _log,
+    path: str | PathLike[str], *, format: str = "auto", columns: Mapping[str, str] | None = None,
+    limit: int | None = None, warn: Callable[[str], None] = _log
 ) -> list[Record]:
     """Reads a file or a folder of edits.
 

@@ -48,9 +48,8 @@ def _text_list(row: JsonRow, name: str) -> list[tuple[str, str]]:
         try:
             value = literal_eval(value.strip())
         except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
-            raise EditError(
-                f"field {name!r}: {given(value)} was given, which spells no list; give a list of texts"
-            ) from None
+            problem = "was given, which spells no list; give a list of texts"
+            raise EditError(f"field {name!r}: {given(value)} {problem}") from None
     if not isinstance(value, list):
         raise EditError(f"field {name!r}: {given(value)} was given, a list of texts was expected")
     return list(texts_of(name, value))
