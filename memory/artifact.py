@@ -75,12 +75,8 @@ def save_memory(folder: str | PathLike[str], *, config: WiseConfig, state: Memor
         # Written from bytes, since save_file makes a file that only its owner can read.
         (new / TENSORS_FILE).write_bytes(save(tensors, metadata={"format": FORMAT}))
         manifest = {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "wise_version": __version__,
-            "config": config.to_dict(),
-            "base": base.to_dict(),
-            "kinds": kinds,
+            "format": FORMAT, "schema_version": SCHEMA_VERSION, "wise_version": __version__,
+            "config": config.to_dict(), "base": base.to_dict(), "kinds": kinds,
             "files": {name: _measure(new / name) for name in (EDITS_FILE, TENSORS_FILE)},
         }
         (new / CONFIG_FILE).write_bytes(sealed(manifest))

@@ -163,12 +163,9 @@ def fingerprint(model: PreTrainedModel, target_module: TargetModule) -> Fingerpr
     coarse = torch.cat([torch.full((len(values),), coarse) for values, _, coarse in taken])
     kept = _places(len(entries), KEPT)
     return Fingerprint(
+        **{name: getattr(target_module, name) for name in ("path", "in_features", "out_features", "depth")},
         model_type=str(model.config.model_type),
-        path=target_module.path,
-        in_features=target_module.in_features,
-        out_features=target_module.out_features,
         vocabulary=int(model.config.get_text_config().vocab_size),
-        depth=target_module.depth,
         parameters=sum(size for _, size, _ in taken),
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=_quantization(model),

@@ -75,12 +75,8 @@ def changeset(
         config=config, base=base, segments=shared | sizes, slots=slots, order=_order(state), spaces=spaces
     )
     snapshot = Snapshot(
-        version=parent.version + 1,
-        state=state,
+        version=parent.version + 1, state=state, config=config, base=base, manifest=manifest,
         tickets={edit_id: tickets[edit_id] for edit_id in state.edit_ids},
-        config=config,
-        base=base,
-        manifest=manifest,
         segments={digest: parent.segments[digest] for digest in shared} | written,
     )
     return snapshot, [*blobs, *space_blobs, manifest.to_bytes()]

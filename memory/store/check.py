@@ -77,15 +77,9 @@ def check(
         differing = sorted(reader.live ^ history.live)[:8]
         problems.append(f"the current version and the journal differ on tickets {differing}")
     findings = Findings(
-        problems=tuple(problems),
-        tickets=history.tickets,
-        events=history.events,
-        versions=len(readable),
-        erased=len(history.erased_tickets),
-        erased_since=erasures,
-        blobs=len(sizes),
-        unneeded=len(set(sizes) - reader.named),
-        bytes=sum(sizes.values()),
+        problems=tuple(problems), tickets=history.tickets, events=history.events, versions=len(readable),
+        erased=len(history.erased_tickets), erased_since=erasures,
+        blobs=len(sizes), unneeded=len(set(sizes) - reader.named), bytes=sum(sizes.values()),
     )
     return findings, Checked(
         events=tuple(history.event_pages),
@@ -172,15 +166,12 @@ class _Reader:
         check_slots(slots, None if isinstance(space, str) else space, manifest.config, manifest.base)
         held = {number: edit for stored in slots for number, edit in zip(stored.tickets, stored.edits, strict=True)}
         asked_for = self._edits([*held])
+        wrong = [(number, edit) for number, edit in held.items() if asked_for.get(number) != edit]
         return _Segment(
             ids=[edit.id for edit in held.values()],
             tickets=[*held],
             namespaces=[{edit.namespace for edit in stored.edits} for stored in slots],
-            problems=[
-                f"edit {edit.id!r} is not that of ticket {number}"
-                for number, edit in held.items()
-                if asked_for.get(number) != edit
-            ],
+            problems=[f"edit {edit.id!r} is not that of ticket {number}" for number, edit in wrong],
         )
 
     def _edits(self, numbers: Sequence[int]) -> dict[int, Edit]:

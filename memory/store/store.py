@@ -364,15 +364,8 @@ class Store:
                 raise StoreError(f"the pack was imported before, and its edits are {', '.join(sorted(done))} by now")
             self.journal.move([Move(t.number, TRAINING) for t in tickets if t.status == QUEUED])
             return self.commit(
-                tickets,
-                state,
-                parent=current.version,
-                config=pack.config,
-                base=pack.base,
-                outcomes=pack.verified,
-                author=author,
-                reason=reason or f"pack {pack.digest[:16]}",
-                kind="import",
+                tickets, state, parent=current.version, config=pack.config, base=pack.base, outcomes=pack.verified,
+                author=author, reason=reason or f"pack {pack.digest[:16]}", kind="import",
             )
 
     # -- within -----------------------------------------------------------------------------------

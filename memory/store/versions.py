@@ -55,14 +55,11 @@ class Manifest:
     def to_bytes(self) -> bytes:
         numbers = {digest: i for i, digest in enumerate(self.segments)}
         data = {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "config": self.config.to_dict(),
-            "base": self.base.to_dict(),
+            "format": FORMAT, "schema_version": SCHEMA_VERSION,
+            "config": self.config.to_dict(), "base": self.base.to_dict(),
             "segments": [[digest, *size] for digest, size in self.segments.items()],
             "slots": [(numbers[segment], *places) for segment, *places in self.slots],
-            "order": self.order,
-            "spaces": self.spaces,
+            "order": self.order, "spaces": self.spaces,
         }
         return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -122,13 +119,9 @@ def read(version: int, digest: str, backend: Backend, known: Mapping[str, Sequen
     slots = slots_in_order(manifest, segments, f"{place}: version {version}")
     edits = [edit for stored in slots for edit in stored.edits]
     return Snapshot(
-        version=version,
+        version=version, config=manifest.config, base=manifest.base, manifest=manifest, segments=segments,
         state=state_of(slots, [e.id for _, start, stop in manifest.order for e in edits[start:stop]], key_space),
         tickets={e.id: number for stored in slots for e, number in zip(stored.edits, stored.tickets, strict=True)},
-        config=manifest.config,
-        base=manifest.base,
-        manifest=manifest,
-        segments=segments,
     )
 
 

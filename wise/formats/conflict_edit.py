@@ -47,10 +47,8 @@ def _record(row: JsonRow, prefix: str, part: JsonRow, own: str, group: str) -> R
     question = optional_text(part, "relation.query", prefix)
     return Record(
         edit=Edit(
-            id=own,
-            prompt=text(part, "relation.prompt", prefix).replace("{}", subject),
-            target=text(part, "new_object.label", prefix),
-            subject=subject,
+            id=own, prompt=text(part, "relation.prompt", prefix).replace("{}", subject),
+            target=text(part, "new_object.label", prefix), subject=subject,
         ),
         free_paraphrases=() if question is None else (question.replace("{}", subject),),
         answer=_old_answer(row, part, prefix),

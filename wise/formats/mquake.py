@@ -47,12 +47,8 @@ def _rewrite(prefix: str, part: JsonRow, own: str, case: str) -> Record:
     if "{}" not in template:
         name = f"{prefix}prompt"
         raise EditError(f"field {name!r}: {given(template)} was given, a text with {{}} for the subject was expected")
-    edit = Edit(
-        id=own,
-        prompt=template.replace("{}", subject),
-        target=text(part, "target_new.str", prefix),
-        subject=subject,
-    )
+    target = text(part, "target_new.str", prefix)
+    edit = Edit(id=own, prompt=template.replace("{}", subject), target=target, subject=subject)
     question = optional_text(part, "question", prefix)
     return Record(
         edit=edit,
