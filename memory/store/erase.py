@@ -44,6 +44,7 @@ from wise.memory.store.versions import read_manifest
 
 WORD = 4
 """Letters from which a text is looked for within words too; a shorter one of them is looked for as a word."""
+_GONE: Mapping[str, Any] = {"erased": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,19 +119,15 @@ def _tickets(journal: Journal, edit_ids: Sequence[str]) -> list[Ticket]:
 
 def _holding(backend: Backend, versions: Sequence[Version], tickets: Collection[int]) -> tuple[list[Version], set[str]]:
     """The versions that hold one of these tickets, and the files that the others need."""
-    holds: dict[str, bool] = {}
-
-    def held(digest: str) -> bool:
-        if digest not in holds:
-            slots = decode_segment(backend.get(digest), f"{backend.place}: {digest[:16]}")
-            holds[digest] = any(number in tickets for stored in slots for number in stored.tickets)
-        return holds[digest]
-
     holding: list[Version] = []
     needed: set[str] = set()
+    holds: dict[str, bool] = {}
     for version in versions:
         manifest = read_manifest(backend, version.manifest)
-        if any([held(digest) for digest in manifest.segments]):
+        for digest in manifest.segments.keys() - holds.keys():
+            slots = decode_segment(backend.get(digest), f"{backend.place}: {digest[:16]}")
+            holds[digest] = any(number in tickets for stored in slots for number in stored.tickets)
+        if any(holds[digest] for digest in manifest.segments):
             holding.append(version)
         else:
             needed |= {version.manifest, *manifest.blobs}
@@ -150,43 +147,34 @@ def _erase_rows(
         events.write("collected", version=version.number)
     if not tickets:
         return left
-    changed = _erase_events(execute, {ticket.number for ticket in tickets}, words, with_author)
-    _erase_versions(execute, changed)
+    digests = _erase_events(execute, {ticket.number for ticket in tickets}, words, with_author)
     for number, text in execute("SELECT number, verified FROM tickets WHERE verified IS NOT NULL"):
         if words.said_in(text):
             update(execute, "tickets", number, verified=json.dumps(words.redacted(json.loads(text))))
     for command, *texts in execute("SELECT id, arguments, answer FROM commands"):
         if any(text and words.said_in(text) for text in texts):
             execute("DELETE FROM commands WHERE id = ?", command)
-    digests = {str(event.number): event.digest for event in changed}
     for ticket in tickets:
-        new = _without_text(ticket)
+        key = None if ticket.key is None else erased_key(ticket.key)
+        gone = _GONE if ticket.verified else None
+        new = replace(ticket, edit=without_text(ticket.edit), reason=None, key=key, verified=gone)
         update(
-            execute, "tickets", ticket.number, edit=json.dumps(new.edit.to_dict()), reason=None, key=new.key,
-            verified=None if ticket.verified is None else json.dumps(new.verified),
+            execute, "tickets", ticket.number, edit=json.dumps(new.edit.to_dict()), reason=None, key=key,
+            verified=None if gone is None else json.dumps(gone),
         )
         detail = {"reason": reason, "content": new.content, "events": digests}
         events.write(ERASED, ticket=ticket.number, author=author, detail=detail)
     return left
 
 
-def _without_text(ticket: Ticket) -> Ticket:
-    key = None if ticket.key is None else erased_key(ticket.key)
-    gone = _GONE if ticket.verified else None
-    return replace(ticket, edit=without_text(ticket.edit), reason=None, key=key, verified=gone)
-
-
-_GONE: Mapping[str, Any] = {"erased": True}
-
-
-def _erase_events(execute: Execute, tickets: Collection[int], words: _Words, with_author: bool) -> list[Event]:
-    """Takes the text out of all events that say it, and returns them with the digests that they have by now."""
+def _erase_events(execute: Execute, tickets: Collection[int], words: _Words, with_author: bool) -> dict[str, str]:
+    """Takes the text out of all events that say it, and of their versions; the digests that they have by now."""
     own_versions = {
         version
         for number in tickets
         for (version,) in execute("SELECT version FROM events WHERE ticket = ? AND version IS NOT NULL", number)
     }
-    changed = []
+    digests = {}
     before = ""
     for row in execute(f"SELECT {EVENT} ORDER BY number"):
         stored, own = str(row[-1]), row[3] in tickets or (row[2] == "version" and row[4] in own_versions)
@@ -196,9 +184,11 @@ def _erase_events(execute: Execute, tickets: Collection[int], words: _Words, wit
             if new != event:
                 detail = json.dumps(new.detail, sort_keys=True)
                 update(execute, "events", event.number, author=new.author, detail=detail)
-                changed.append(replace(new, digest=new.linked(before)))
+                digests[str(event.number)] = new.linked(before)
+                if event.kind == "version" and event.version is not None:
+                    update(execute, "versions", event.version, author=new.author, reason=new.detail.get("reason"))
         before = stored
-    return changed
+    return digests
 
 
 def _without_words(event: Event, own: bool, words: _Words, with_author: bool) -> Event:
@@ -210,13 +200,6 @@ def _without_words(event: Event, own: bool, words: _Words, with_author: bool) ->
         detail = _GONE if own else {name: words.redacted(value) for name, value in detail.items()}
     author = ERASED_TEXT if own and with_author and event.author else event.author
     return replace(event, detail=detail, author=author)
-
-
-def _erase_versions(execute: Execute, changed: Iterable[Event]) -> None:
-    """Makes the table of versions say what its events say by now."""
-    for event in changed:
-        if event.kind == "version" and event.version is not None:
-            update(execute, "versions", event.version, author=event.author, reason=event.detail.get("reason"))
 
 
 # -- words ------------------------------------------------------------------------------------
