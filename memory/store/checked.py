@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,6 @@ def write_checked(file: Path, checked: Checked) -> None:
 
 def pages(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, Page]]:
     """The rows by pages, with the digest of each."""
-    page: Page = []
-    for row in rows:
-        page.append(row)
-        if len(page) == PAGE:
-            yield _digest(page), page
-            page = []
-    if page:
-        yield _digest(page), page
-
-
-def _digest(page: Sequence[tuple[Any, ...]]) -> str:
-    return hashlib.sha256(repr(page).encode()).hexdigest()
+    left = iter(rows)
+    while page := list(islice(left, PAGE)):
+        yield hashlib.sha256(repr(page).encode()).hexdigest(), page
