@@ -17,7 +17,7 @@ from wise.errors import StoreError
 from wise.memory.key_space import Space
 from wise.memory.store.anchor import Anchor, anchor_problems
 from wise.memory.store.backends.base import Backend
-from wise.memory.store.check_history import Progress, check_history
+from wise.memory.store.check_history import Progress, check_history, silent
 from wise.memory.store.checked import NOTHING, Checked
 from wise.memory.store.command_queue import damaged_commands
 from wise.memory.store.edit_request import ERASED, Version
@@ -47,8 +47,7 @@ class Findings:
 
 
 def check(
-    backend: Backend, *, before: Checked = NOTHING, anchor: Anchor | None = None, progress: Progress = lambda name,
-    done, total: None
+    backend: Backend, *, before: Checked = NOTHING, anchor: Anchor | None = None, progress: Progress = silent
 ) -> tuple[Findings, Checked]:
     """See `Store.check`; the second is what was found whole, of which a later check need not understand all again.
     Raises StoreError only where the database cannot be read at all."""

@@ -36,6 +36,10 @@ Life = list[tuple[int, str, int | None, str]]
 """Of a ticket's events: number, kind, version and detail, as they lie in the table."""
 
 
+def silent(name: str, done: int, total: int) -> None:
+    """Tells nobody of the progress."""
+
+
 @dataclass(kw_only=True)
 class History:
     """What the check of a journal found."""

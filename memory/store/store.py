@@ -37,7 +37,7 @@ from wise.memory.store.backends.sqlite import SqliteBackend
 from wise.memory.store.backup import copy_store
 from wise.memory.store.changes import Forget, changeset, check_edits, same_slots, without
 from wise.memory.store.check import Findings, check
-from wise.memory.store.check_history import Progress
+from wise.memory.store.check_history import Progress, silent
 from wise.memory.store.checked import FILE, NOTHING, read_checked, write_checked
 from wise.memory.store.command_queue import CommandQueue
 from wise.memory.store.edit_request import (
@@ -277,8 +277,7 @@ class Store:
             return collect(self.backend, self.journal, keep)
 
     def check(
-        self, *, checked: Path | None = None, anchor: Anchor | None = None, progress: Progress = lambda name, done,
-        total: None
+        self, *, checked: Path | None = None, anchor: Anchor | None = None, progress: Progress = silent
     ) -> Findings:
         """Verifies all that can be reached: files, references, states, and the journal; changes nothing of them.
 
@@ -312,7 +311,7 @@ class Store:
         with self._changing():
             return erase(self.backend, self.journal, edit_ids, author=author, reason=reason, with_author=with_author)
 
-    def backup(self, target: str | PathLike[str], *, progress: Progress = lambda name, done, total: None) -> Findings:
+    def backup(self, target: str | PathLike[str], *, progress: Progress = silent) -> Findings:
         """Copies the store into a new folder while it may be written: see `wise.memory.store.backup.copy_store`."""
         return copy_store(self.backend, Path(target), progress)
 
