@@ -40,8 +40,6 @@ def _in_effect(layer: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BaseState:
-    """A base at one moment."""
-
     adapters: str
     """See `adapters_of`."""
     switched: tuple[Any, ...]
@@ -66,7 +64,6 @@ class BaseWatch:
         return type(self), (self._model,)
 
     def state(self) -> BaseState:
-        """The base as it is now."""
         layer = next(tuner_layers(self._model), None)
         return BaseState(
             adapters=adapters_of(self._model),

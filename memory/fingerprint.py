@@ -81,7 +81,6 @@ class Fingerprint:
 
     @property
     def precision(self) -> str:
-        """As messages name it."""
         return f"{self.dtype}, {self.quantization}" if self.quantization else self.dtype
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,7 +133,6 @@ class Fingerprint:
         return same
 
     def _rounded(self, other: Fingerprint) -> bool:
-        """Whether both are roundings of the same weights."""
         if len(self.sample) != len(other.sample):
             return False
         coarse = torch.zeros(len(self.sample), dtype=torch.bool)

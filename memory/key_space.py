@@ -26,7 +26,6 @@ class KeySpace:
 
     @property
     def size(self) -> int:
-        """r: numbers in a key."""
         return len(self.projection)
 
     @property

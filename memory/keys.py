@@ -45,7 +45,6 @@ class KeyIndex:
         self._shared = False
 
     def __len__(self) -> int:
-        """Number of keys."""
         return self._living
 
     def copy(self) -> KeyIndex:
@@ -69,7 +68,6 @@ class KeyIndex:
         self._largest_norm = max(self._largest_norm, float(_norms(rows).max(initial=0)))
 
     def remove(self, edit_id: str) -> None:
-        """Forget all keys of one edit."""
         if self._shared:
             self._move(len(self._owners))
         gone = self._entries.pop(edit_id)

@@ -47,7 +47,6 @@ class SideMemoryLayer(Wrapper):
         return "# the side memory of wise: put adapters for this module on before wise.wrap"
 
     def device(self) -> torch.device:
-        """Where this layer runs."""
         return execution_device(self._block[0])
 
 

@@ -90,7 +90,6 @@ class SequenceReader:
         vars(self).update(state, _own=threading.local(), _paged=WeakKeyDictionary())
 
     def remove(self) -> None:
-        """Leaves the module as it was."""
         for handle in self._handles:
             handle.remove()
 

@@ -79,7 +79,6 @@ class Slot(ABC):
         return replace(self, edit_ids=tuple(kept), scores=tuple(scores[i] for i in kept))
 
     def numbered(self, id: int) -> Self:
-        """The same slot with this id."""
         return self if self.id == id else replace(self, id=id)
 
     def without(self, edit_ids: Collection[str]) -> Self:

@@ -42,12 +42,10 @@ class MemoryState:
 
     @cached_property
     def by_id(self) -> Mapping[str, Edit]:
-        """The live edits by their ids."""
         return {edit.id: edit for edit in self.edits}
 
     @cached_property
     def _filled(self) -> bool:
-        """No slot is without an edit."""
         return all(map(attrgetter("edit_ids"), self.slots))
 
     @cached_property

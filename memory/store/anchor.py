@@ -26,8 +26,6 @@ MOST_BYTES = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Anchor:
-    """The head of a history."""
-
     event: int
     """The number of the last event; 0 where nothing had happened."""
     digest: str
@@ -39,7 +37,6 @@ class Anchor:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What is signed."""
         return {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(self)}
 
 

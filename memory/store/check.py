@@ -28,8 +28,6 @@ from wise.memory.store.versions import Manifest, check_namespaces, check_places,
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a check found."""
-
     problems: tuple[str, ...]
     """Empty where the store is whole. Each says what is wrong, and of which versions."""
     tickets: int

@@ -37,13 +37,11 @@ Life = list[tuple[int, str, int | None, str]]
 
 
 def silent(name: str, done: int, total: int) -> None:
-    """Tells nobody of the progress."""
+    pass
 
 
 @dataclass(kw_only=True)
 class History:
-    """What the check of a journal found."""
-
     problems: list[str] = field(default_factory=list)
     events: int = 0
     tickets: int = 0
@@ -150,7 +148,6 @@ def _check_tickets(scan: Scan, found: History, before: Checked, touched: set[int
 
 
 def _lives(scan: Scan, tickets: Sequence[Ticket]) -> dict[int, Life]:
-    """The events of these tickets."""
     lives: dict[int, Life] = {ticket.number: [] for ticket in tickets}
     rows = scan(
         "SELECT ticket, number, kind, version, detail FROM events WHERE ticket >= ? AND ticket <= ? AND kind <> ? "
@@ -164,7 +161,6 @@ def _lives(scan: Scan, tickets: Sequence[Ticket]) -> dict[int, Life]:
 
 
 def _life_problems(ticket: Ticket, life: Life, erased: Mapping[int, str]) -> Iterator[str]:
-    """A ticket is what its events made of it."""
     name = f"ticket {ticket.number}"
     queued = life[0][1] == QUEUED if life else False
     content = _object(life[0][3]).get("content") if queued else None
@@ -190,7 +186,6 @@ def _life_problems(ticket: Ticket, life: Life, erased: Mapping[int, str]) -> Ite
 
 
 def _check_versions(scan: Scan, found: History) -> None:
-    """Versions are those that the events speak of."""
     made: dict[Any, tuple[Any, ...]] = {}
     collected = set()
     for kind, number, *row in scan(

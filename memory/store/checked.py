@@ -29,8 +29,6 @@ Page = list[tuple[Any, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What was found whole."""
-
     events: tuple[str, ...] = ()
     """Of each page, its digest."""
     tickets: tuple[str, ...] = ()
@@ -64,7 +62,6 @@ def write_checked(file: Path, checked: Checked) -> None:
 
 
 def pages(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, Page]]:
-    """The rows by pages, with the digest of each."""
     left = iter(rows)
     while page := list(islice(left, PAGE)):
         yield hashlib.sha256(repr(page).encode()).hexdigest(), page

@@ -49,8 +49,6 @@ _GONE: Mapping[str, Any] = {"erased": True}
 
 @dataclass(frozen=True, kw_only=True)
 class Erasure:
-    """What an erasure did."""
-
     tickets: tuple[int, ...]
     """Whose text was erased now."""
     versions: tuple[int, ...]
@@ -68,7 +66,6 @@ def erase(
     backend: Backend, journal: Journal, edit_ids: Sequence[str], *, author: str | None, reason: str | None,
     with_author: bool = False
 ) -> Erasure:
-    """See `Store.erase`."""
     reason = None if reason is None else checked_text("reason", reason)
     tickets = _tickets(journal, edit_ids)
     fresh = [ticket for ticket in tickets if not ticket.erased]

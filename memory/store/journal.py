@@ -56,8 +56,6 @@ ERASED_KEY = "sha256:"
 
 
 class Move(NamedTuple):
-    """A ticket takes another status."""
-
     ticket: int
     to: str
     detail: Mapping[str, Any] = {}
@@ -162,7 +160,6 @@ class Journal:
     # -- writing ----------------------------------------------------------------------------------
 
     def enqueue(self, requests: Sequence[EditRequest], key: str | None) -> tuple[Ticket, ...]:
-        """See `Store.enqueue`."""
         check_unique([request.edit for request in requests])
         with self._backend.transaction() as execute:
             if key is not None:
@@ -199,7 +196,6 @@ class Journal:
         return ticket
 
     def claim(self, limit: int) -> tuple[Ticket, ...]:
-        """See `Store.claim`."""
         wanted = "status = ? AND COALESCE(valid_from, '') <= ? AND number > ?"
         due = f"SELECT {TICKET} WHERE {wanted} ORDER BY number LIMIT ?"
         present, last, claimed = now(), 0, list[int]()
@@ -257,7 +253,6 @@ class Journal:
         return made
 
     def collect(self, version: int) -> None:
-        """Records that a version can no longer be read."""
         with self._writing() as (execute, events):
             update(execute, "versions", version, collected=1)
             events.write("collected", version=version)

@@ -38,8 +38,6 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """What a pack holds."""
-
     digest: str
     """SHA-256 that stands for the memory in it."""
     config: WiseConfig

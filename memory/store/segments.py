@@ -45,7 +45,6 @@ class StoredSlot:
 
     @property
     def nbytes(self) -> int:
-        """Of its tensors."""
         tensors = (*self.slot.tensors().values(), *(keys for keys in self.keys if keys is not None))
         return sum(tensor.nbytes for tensor in tensors)
 
@@ -60,7 +59,6 @@ class StoredSlot:
 
 
 def stored(slot: Slot, state: MemoryState, tickets: Mapping[str, int]) -> StoredSlot:
-    """A slot of a state, whose edits have these tickets."""
     return StoredSlot(
         slot=slot,
         edits=tuple(state.by_id[i] for i in slot.edit_ids),

@@ -76,8 +76,6 @@ def _mentions(ticket: Ticket, folded: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TicketPage:
-    """What one call found."""
-
     tickets: tuple[Ticket, ...]
     last: int | None
     """The last ticket that was looked at: the next call goes on behind it. None if there are no more."""

@@ -34,8 +34,6 @@ Range = tuple[Key, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a version is made of."""
-
     config: WiseConfig
     base: Fingerprint
     segments: Mapping[str, tuple[int, int]]
@@ -127,8 +125,6 @@ def read(version: int, digest: str, backend: Backend, known: Mapping[str, Sequen
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """What turns one version into another."""
-
     added: tuple[Edit, ...]
     removed: tuple[Edit, ...]
     changed: tuple[tuple[Edit, Edit], ...]

@@ -38,7 +38,6 @@ class Columns:
         return bool(self.named)
 
     def of(self, field: str) -> str:
-        """The column of a field."""
         return self._column_of[field]
 
     def fields_of(self, row: TrackedRow, fields: Iterable[str] | None = None) -> TrackedRow:

@@ -213,7 +213,6 @@ class RecordParser:
         return self._warnings(str(path))
 
     def log_warnings(self, name: str) -> None:
-        """Logs the warnings of the source with this name."""
         for warning in self._warnings(name):
             _log(warning)
 

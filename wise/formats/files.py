@@ -105,7 +105,6 @@ def ending(file: Path) -> str:
 
 
 def is_table(file: Path) -> bool:
-    """Whether a file is a table with named columns."""
     return ending(file) in (*TEXT, *BINARY)
 
 

@@ -17,8 +17,6 @@ _STEPS_TAKEN = "CREATE TABLE IF NOT EXISTS migrations (number BIGINT PRIMARY KEY
 
 
 class Migration(NamedTuple):
-    """One step."""
-
     name: str
     statements: tuple[str, ...]
 
