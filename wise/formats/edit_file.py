@@ -22,7 +22,7 @@ from wise.edits import COLUMNS, LIST_COLUMNS, Edit, Record, content_id
 from wise.errors import EditError, did_you_mean, given
 from wise.formats import FORMATS, Layout, recognise
 from wise.formats.columns import Columns
-from wise.formats.fields import lacking
+from wise.formats.fields import Fields
 from wise.formats.files import data_files, is_table, rows
 from wise.formats.tracked_row import TrackedRow, peek, unread
 
@@ -156,7 +156,7 @@ class RecordParser:
                 raise EditError(f"field {name!r}: only a store keeps it; use `wise stream`, or leave the field out")
         mine = self._own_columns(row) if layout.strict and (table or self.columns) else row
         notes: set[str] = set()
-        found = layout.read(mine, place, notes.add)
+        found = layout.read(Fields(mine, notes.add), place)
         for note in notes:
             self._notes.setdefault(note, [0, line])[0] += 1
         for record in found:
@@ -179,7 +179,7 @@ class RecordParser:
         """The fields of our own form, under the names that they have there."""
         for column in map(self.columns.of, ("prompt", "target")):
             if column not in row:
-                raise lacking(row, column)
+                raise Fields(row).lacking(column)
         mine = self.columns.fields_of(row, COLUMNS)
         if isinstance(number := mine.get("id"), int):  # in text it would be a text too
             mine["id"] = str(number)

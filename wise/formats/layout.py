@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from wise.edits import Record
-from wise.formats.fields import JsonRow, Note
+from wise.formats.fields import Fields, JsonRow
 from wise.formats.tracked_row import peek
 
 
@@ -20,10 +20,9 @@ class Layout:
     """Paths that every record has."""
     optional: tuple[str, ...] = ()
     """Further paths or names that a record may have."""
-    read: Callable[[JsonRow, int, Note], list[Record]]
-    """The records that a row holds, none where it asks for no edit. It is also given the row's line, or number in the
-    list, for records without a number of their own; and what is told of every defect that was stepped over. Raises
-    EditError, naming the field as the file does."""
+    read: Callable[[Fields, int], list[Record]]
+    """The records that a row holds, none where it asks for no edit; also given is the row's line, or number in the
+    list, for records without a number of their own. Raises EditError, naming the field as the file does."""
     subject: str = ""
     """Path of the subject; empty where each record takes its own."""
     mark: tuple[str, str] = ("", "")

@@ -15,73 +15,58 @@ from dataclasses import replace
 
 from wise.edits import Edit, Record
 from wise.errors import EditError, given
-from wise.formats.fields import (
-    JsonRow,
-    Note,
-    cleaned,
-    lacking,
-    number,
-    objects,
-    optional_text,
-    probe,
-    query,
-    required_objects,
-    text,
-    texts,
-)
+from wise.formats.fields import Fields, cleaned, query
 from wise.formats.layout import Layout
 from wise.probes import Probe
 
 
-def _case(row: JsonRow, place: int, note: Note) -> list[Record]:
-    case = f"mquake-{number(row, 'case_id') or place}"
-    rewrites = required_objects(row, "requested_rewrite")
-    records = [_rewrite(f"{name}.", part, f"{case}.{at}", case) for at, (name, part) in enumerate(rewrites)]
-    last = records[-1]
-    return [*records[:-1], replace(last, probes=(*_hops(row, last.edit, note), *_facts(row, last.edit, note)))]
+def _case(fields: Fields, place: int) -> list[Record]:
+    case = f"mquake-{fields.number('case_id') or place}"
+    rewrites = fields.required_objects("requested_rewrite")
+    *records, last = (_rewrite(part, f"{case}.{at}", case) for at, part in enumerate(rewrites))
+    return [*records, replace(last, probes=(*_hops(fields, last.edit), *_facts(fields, last.edit)))]
 
 
-def _rewrite(prefix: str, part: JsonRow, own: str, case: str) -> Record:
-    template = text(part, "prompt", prefix)
-    subject = text(part, "subject", prefix).strip()
+def _rewrite(part: Fields, own: str, case: str) -> Record:
+    template, subject = part.text("prompt"), part.text("subject").strip()
     if "{}" not in template:
-        name = f"{prefix}prompt"
+        name = f"{part.prefix}prompt"
         raise EditError(f"field {name!r}: {given(template)} was given, a text with {{}} for the subject was expected")
-    target = text(part, "target_new.str", prefix)
+    target = part.text("target_new.str")
     edit = Edit(id=own, prompt=template.replace("{}", subject), target=target, subject=subject)
-    question = optional_text(part, "question", prefix)
+    question = part.optional_text("question")
     return Record(
         edit=edit,
         free_paraphrases=() if question is None else (question,),
-        answer=optional_text(part, "target_true.str", prefix),
-        relation=optional_text(part, "relation_id", prefix),
+        answer=part.optional_text("target_true.str"),
+        relation=part.optional_text("relation_id"),
         group=case,
     )
 
 
-def _hops(row: JsonRow, edit: Edit, note: Note) -> tuple[Probe, ...]:
-    answers = [text(row, "new_answer"), *(alias for _, alias in texts(row, "new_answer_alias") if alias.strip())]
-    questions = [(name, cleaned(wording)) for name, wording in texts(row, "questions")]
+def _hops(fields: Fields, edit: Edit) -> tuple[Probe, ...]:
+    answers = [fields.text("new_answer"), *fields.filled("new_answer_alias")]
+    questions = [(name, cleaned(wording)) for name, wording in fields.texts("questions")]
     queries = [query(name, wording, answers) for name, wording in questions if wording]
     if not queries:
-        raise lacking(row, "questions")
-    return tuple(probe("multi_hop", queries, edit, note))
+        raise fields.lacking("questions")
+    return tuple(fields.probe("multi_hop", queries, edit))
 
 
-def _facts(row: JsonRow, edit: Edit, note: Note) -> tuple[Probe, ...]:
+def _facts(fields: Fields, edit: Edit) -> tuple[Probe, ...]:
     """The probe that asks every single fact, none where the case does not list them."""
     queries = []
-    for name, hop in objects(row, "new_single_hops"):
-        aliases = [alias for _, alias in texts(hop, "answer_alias", f"{name}.") if alias.strip()]
-        answers = [text(hop, "answer", f"{name}."), *aliases]
-        queries.append(query(f"{name}.cloze", text(hop, "cloze", f"{name}."), answers))
-    return tuple(probe("single_hops", queries, edit, note, need="all")) if queries else ()
+    for hop in fields.objects("new_single_hops"):
+        aliases = hop.filled("answer_alias")
+        answers = [hop.text("answer"), *aliases]
+        queries.append(query(f"{hop.prefix}cloze", hop.text("cloze"), answers))
+    return tuple(fields.probe("single_hops", queries, edit, need="all")) if queries else ()
 
 
-def _fact(row: JsonRow, place: int, note: Note) -> list[Record]:
-    target = text(row, "answer_correct").strip()
-    edit = Edit(prompt=text(row, "question"), target=target)
-    new, old = optional_text(row, "gold_retrieve_fact"), optional_text(row, "gold_generate")
+def _fact(fields: Fields, place: int) -> list[Record]:
+    target = fields.text("answer_correct").strip()
+    edit = Edit(prompt=fields.text("question"), target=target)
+    new, old = fields.optional_text("gold_retrieve_fact"), fields.optional_text("gold_generate")
     cloze = new.removesuffix(target).strip() if new and new.endswith(target) else ""
     answer = old.removeprefix(cloze).strip() if cloze and old and old.startswith(f"{cloze} ") else None
     if answer in ("", target):  # the set holds facts that no case edits, too: they say nothing of an old answer
