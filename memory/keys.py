@@ -98,8 +98,6 @@ class KeyIndex:
             self._entries[edit_id] = slice(len(self._owners), len(self._owners) + size)
             self._owners += [edit_id] * size
 
-    # -- search -------------------------------------------------------------------------------
-
     def search(self, query: Tensor, k: int = 1) -> list[tuple[float, str]]:
         """Float32 inner product and edit of the `k` keys nearest to a query `[r]`, best first, or all.
 

@@ -119,8 +119,6 @@ class SequenceReader:
             self._own.rows = rows
             yield
 
-    # -- around each forward ---------------------------------------------------------------------
-
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = self._given(args, kwargs)

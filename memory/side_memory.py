@@ -132,9 +132,6 @@ class SideMemory(nn.Module):
         return self.router.evidence(activation.reshape(-1, activation.shape[-1]), self.bank)
 
 
-# -- the product of the chosen slots ----------------------------------------------------------
-
-
 def grouped_linear(x: Tensor, weights: Tensor, group: Tensor) -> Tensor:
     """A linear map whose weight is chosen per token: `out[t] = weights[group[t]] @ x[t]`, zero where it is `NO_SLOT`.
     One operator that `torch.compile` does not look into. Each token takes at most one of k weights, so the work is at

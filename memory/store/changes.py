@@ -67,12 +67,12 @@ def changeset(
         blobs.append(encode_segment(segment))
         digest = digest_of(blobs[-1])
         written[digest], sizes[digest] = segment, (len(segment), len(blobs[-1]))
-    spaces, space_blobs = _space(parent, state)
+    space, space_blobs = _space(parent, state)
     slots = tuple(join_ranges(_placed(ranges, [(digest, 0, size) for digest, (size, _) in sizes.items()])))
     used = {digest for digest, _, _ in slots}
     shared = {d: size for d, size in (parent.manifest.segments if parent.manifest else {}).items() if d in used}
     manifest = Manifest(
-        config=config, base=base, segments=shared | sizes, slots=slots, order=_order(state), spaces=spaces
+        config=config, base=base, segments=shared | sizes, slots=slots, order=_order(state), space=space
     )
     snapshot = Snapshot(
         version=parent.version + 1, state=state, config=config, base=base, manifest=manifest,
@@ -155,14 +155,14 @@ def _order(state: MemoryState) -> tuple[Range[int], ...]:
     return tuple(join_ranges((0, place, place + 1) for place in map(places.__getitem__, ids)))
 
 
-def _space(parent: Snapshot, state: MemoryState) -> tuple[Mapping[str, str], list[bytes]]:
+def _space(parent: Snapshot, state: MemoryState) -> tuple[str | None, list[bytes]]:
     """The digest of the key space, and its bytes where the parent does not have them."""
     if state.key_space is None:
-        return {}, []
+        return None, []
     if parent.manifest is not None and state.key_space is parent.state.key_space:
-        return parent.manifest.spaces, []
+        return parent.manifest.space, []
     data = encode_space(state.key_space)
-    return {"key_space": digest_of(data)}, [data]
+    return digest_of(data), [data]
 
 
 # -- what may be committed --------------------------------------------------------------------

@@ -130,10 +130,10 @@ class _Reader:
             found = [self._look("file", digest, lambda data, place: None) for digest in sorted(manifest.blobs)]
             yield from (f"{place}: {text}" for text in found if text is not None)
             return
-        spaces = {name: self._look("space", digest, decode_space) for name, digest in manifest.spaces.items()}
-        decode = partial(self._segment, manifest, spaces.get("key_space"))
+        space = self._look("space", manifest.space, decode_space) if manifest.space else None
+        decode = partial(self._segment, manifest, space)
         segments = {digest: self._look("segment", digest, decode) for digest in manifest.segments}
-        wrong = [text for text in (*spaces.values(), *segments.values()) if isinstance(text, str)]
+        wrong = [text for text in (space, *segments.values()) if isinstance(text, str)]
         yield from (f"{place}: {text}" for text in wrong)
         if wrong:
             return

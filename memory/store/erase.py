@@ -131,9 +131,6 @@ def _holding(backend: Backend, versions: Sequence[Version], tickets: Collection[
     return holding, needed
 
 
-# -- rows -------------------------------------------------------------------------------------
-
-
 def _erase_rows(
     execute: Execute, events: EventWriter, tickets: Sequence[Ticket], words: _Words, holding: Sequence[Version],
     author: str | None, reason: str | None, with_author: bool
@@ -197,9 +194,6 @@ def _without_words(event: Event, own: bool, words: _Words, with_author: bool) ->
         detail = _GONE if own else {name: words.redacted(value) for name, value in detail.items()}
     author = ERASED_TEXT if own and with_author and event.author else event.author
     return replace(event, detail=detail, author=author)
-
-
-# -- words ------------------------------------------------------------------------------------
 
 
 class _Words:

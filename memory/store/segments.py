@@ -95,9 +95,6 @@ def state_of(slots: Sequence[StoredSlot], order: Sequence[str], key_space: Space
     )
 
 
-# -- bytes --------------------------------------------------------------------------------------
-
-
 def split_into_segments(slots: Sequence[StoredSlot]) -> Iterator[list[StoredSlot]]:
     """Slots in their order, as many together as one segment takes."""
     segment: list[StoredSlot] = []

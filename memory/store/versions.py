@@ -42,13 +42,13 @@ class Manifest:
     """Where each slot is: segment and places."""
     order: tuple[Range[int], ...]
     """The edits in the order in which they came: places in the list of edits, slot by slot. The key is 0."""
-    spaces: Mapping[str, str]
-    """`key_space`, where there is one: its digest."""
+    space: str | None
+    """Digest of the key space, where there is one."""
 
     @property
     def blobs(self) -> frozenset[str]:
         """All that it names."""
-        return frozenset((*self.segments, *self.spaces.values()))
+        return frozenset((*self.segments, *([self.space] if self.space else [])))
 
     def to_bytes(self) -> bytes:
         numbers = {digest: i for i, digest in enumerate(self.segments)}
@@ -57,7 +57,7 @@ class Manifest:
             "config": self.config.to_dict(), "base": self.base.to_dict(),
             "segments": [[digest, *size] for digest, size in self.segments.items()],
             "slots": [(numbers[segment], *places) for segment, *places in self.slots],
-            "order": self.order, "spaces": self.spaces,
+            "order": self.order, "spaces": {"key_space": self.space} if self.space else {},
         }
         return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -75,7 +75,7 @@ class Manifest:
                 segments={digest: (slots, size) for digest, slots, size in fields["segments"]},
                 slots=tuple(join_ranges((digests[i], int(first), int(behind)) for i, first, behind in fields["slots"])),
                 order=tuple(join_ranges((int(key), int(first), int(behind)) for key, first, behind in fields["order"])),
-                spaces=dict(fields["spaces"]),
+                space=dict(fields["spaces"]).get("key_space"),
             )
         except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
             problem = f"is no manifest that this release reads: {error!r:.200}"
@@ -109,8 +109,8 @@ def read(version: int, digest: str, backend: Backend, known: Mapping[str, Sequen
     anything it names is missing, damaged or does not fit together."""
     manifest, get, place = read_manifest(backend, digest), backend.get, backend.place
     segments = {d: known[d] if d in known else decode_segment(get(d), f"{place}: {d[:16]}") for d in manifest.segments}
-    spaces = {name: decode_space(get(d), f"{place}: {d[:16]}") for name, d in manifest.spaces.items()}
-    key_space = spaces.get("key_space")
+    space = manifest.space
+    key_space = decode_space(get(space), f"{place}: {space[:16]}") if space else None
     for segment, found in segments.items():
         if segment not in known:
             check_slots(found, key_space, manifest.config, manifest.base)

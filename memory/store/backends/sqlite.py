@@ -98,9 +98,8 @@ class SqliteBackend(Backend):
         connection = sqlite3.connect(file, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         connection.text_factory = _text
         self._rows_file = identity(file)
-        connection.execute("PRAGMA secure_delete=ON")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA journal_mode=PERSIST")
+        for setting in ("secure_delete=ON", "synchronous=FULL", "journal_mode=PERSIST"):
+            connection.execute(f"PRAGMA {setting}")
         return connection
 
     # -- rows -----------------------------------------------------------------------------------
@@ -286,11 +285,9 @@ class SqliteBackend(Backend):
     def _store_errors(self, what: str) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last of a message that repeats bad bytes
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 raise _held_up(self.place, what) from error
-            raise StoreError(f"{self.place} {what}: {error}; see to the disk, then try again") from error
-        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last of a message that repeats bad bytes
             raise StoreError(f"{self.place} {what}: {error}; see to the disk, then try again") from error
 
 
