@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from os import PathLike
@@ -38,7 +37,7 @@ from wise.memory.bounded_file import MOST_JSON, MOST_TEXT, bounded, check_header
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import replaced_folder, set_aside
 from wise.memory.key_space import KeySpace, RelationSpace, Space, space_from_tensors
-from wise.memory.model_card import CARD_FILE, keep_card, model_card
+from wise.memory.model_card import CARD_FILE, HUB_ID, keep_card, model_card
 from wise.memory.slot import AnswerSlot, MaskedDenseSlot, Slot, columns_of, is_column, slots_of
 from wise.memory.state import MemoryState, gc_paused
 
@@ -58,7 +57,6 @@ UNIT = 0.01
 AT_ONCE = 4096
 """Edits whose keys are measured at once."""
 _AGAIN = "copy the folder again, or take an older save"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def save_memory(folder: str | PathLike[str], *, config: WiseConfig, state: MemoryState, base: Fingerprint) -> None:
@@ -93,7 +91,7 @@ def load_memory(
     the file and what to do, where there is no memory, or it is incomplete, damaged, foreign, newer than this release,
     or contradicts itself."""
     folder = Path(path)
-    if isinstance(path, str) and not folder.exists() and _HUB_ID.fullmatch(path):
+    if isinstance(path, str) and not folder.exists() and "/" in path and HUB_ID.fullmatch(path):
         folder = _download(path, revision=revision, token=token, cache_dir=cache_dir)
     _check_folder(folder)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def write_anchor(anchor: Anchor, key: Path | None = None) -> str:
     if key is None:
         return json.dumps(anchor.content)
     private = _key(key, "private")
-    signed = Anchor(**{**asdict(anchor), "key": base64.b64encode(private.public_key().public_bytes_raw()).decode()})
+    signed = replace(anchor, key=base64.b64encode(private.public_key().public_bytes_raw()).decode())
     signature = base64.b64encode(private.sign(digest_of_json(signed.content).encode())).decode()
     return json.dumps(signed.content | {"signature": signature})
 
