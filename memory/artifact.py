@@ -344,6 +344,7 @@ def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) ->
         wrong = sorted({*map(str, held)} ^ {*state.edit_ids}) or ["one edit in two slots"]
         yield f"the slots do not hold exactly the live edits: {', '.join(wrong[:4])}"
     wanted = AnswerSlot.kind if config.mode == "hybrid" else MaskedDenseSlot.kind
+    most = 1.0 if config.mode == "hybrid" else LARGEST  # a cosine, and else the size of what is added
     for slot in state.slots:
         if slot.kind != wanted:
             yield f"slot {slot.id} is of kind {slot.kind!r}, expected {wanted!r}: it was made in another mode"
@@ -351,15 +352,11 @@ def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) ->
             yield f"slot {slot.id} has {len(slot.edit_ids)} edits, expected one of its own"
         if slot.maps != (base.in_features, base.out_features):
             yield f"slot {slot.id} does not map {base.in_features} features to {base.out_features}"
-        if len(slot.scores) != len(slot.edit_ids) or not all(_is_score(score, config.mode) for score in slot.scores):
+        scores = [score for score in slot.scores if type(score) is float and 0 < score <= most]  # 0 opens every gate
+        if not len(scores) == len(slot.scores) == len(slot.edit_ids):
             yield f"slot {slot.id} has {len(slot.edit_ids)} edits and scores {slot.scores!r:.80}"
         if isinstance(slot, AnswerSlot) and max(slot.ids.tolist(), default=0) >= base.vocabulary:
             yield f"slot {slot.id} says tokens that the base of {base.vocabulary} does not have"
-
-
-def _is_score(score: object, mode: str) -> bool:
-    """A cosine in hybrid, and else the size of what is added. One that is not above 0 would open every gate."""
-    return type(score) is float and 0 < score <= (1 if mode == "hybrid" else LARGEST)
 
 
 def _key_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) -> Iterator[str]:

@@ -159,9 +159,9 @@ def fingerprint(model: PreTrainedModel, target_module: TargetModule) -> Fingerpr
     taken = [(_sample(values, ENTRIES), values.numel(), coarse) for values, coarse in _weights(model)]
     entries = torch.cat([values for values, *_ in taken])
     coarse = torch.cat([torch.full((len(values),), coarse) for values, _, coarse in taken])
-    kept = _places(len(entries), KEPT)
+    kept, name = _places(len(entries), KEPT), str(getattr(model, "name_or_path", ""))
     return Fingerprint(
-        **{name: getattr(target_module, name) for name in ("path", "in_features", "out_features", "depth")},
+        **{field: getattr(target_module, field) for field in ("path", "in_features", "out_features", "depth")},
         model_type=str(model.config.model_type),
         vocabulary=int(model.config.get_text_config().vocab_size),
         parameters=sum(size for _, size, _ in taken),
@@ -171,14 +171,9 @@ def fingerprint(model: PreTrainedModel, target_module: TargetModule) -> Fingerpr
         sample=tuple(entries[kept].tolist()),
         quantized=tuple(coarse[kept].nonzero()[:, 0].tolist()),
         adapters=adapters_of(model),
-        name=_name(model),
+        name=str(Path(name).resolve()) if name and Path(name).is_dir() else name,
         revision=str(getattr(model.config, "_commit_hash", None) or ""),
     )
-
-
-def _name(model: PreTrainedModel) -> str:
-    name = str(getattr(model, "name_or_path", ""))
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 @torch.no_grad()

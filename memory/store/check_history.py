@@ -116,14 +116,12 @@ def _event_problems(event: Event, last: Event, erased: Mapping[int, str]) -> Ite
     if event.number != last.number + 1:
         yield from _gap("event", last.number, event.number)
     linked = event.linked(last.digest)
-    if linked != event.digest and not (linked == erased.get(event.number) and _says_erased(event)):
-        yield f"event {event.number} is not what was noted, or follows another than was noted"
+    if linked != event.digest:
+        says_erased = ERASED in event.detail or ERASED_TEXT in json.dumps([event.author, event.detail])
+        if not says_erased or linked != erased.get(event.number):
+            yield f"event {event.number} is not what was noted, or follows another than was noted"
     if event.at < last.at and not (event.jumped or 0) < 0:
         yield f"event {event.number} is dated before event {last.number}"
-
-
-def _says_erased(event: Event) -> bool:
-    return ERASED in event.detail or ERASED_TEXT in json.dumps([event.author, event.detail])
 
 
 def _check_tickets(scan: Scan, found: History, before: Checked, touched: set[int], progress: Progress) -> None:

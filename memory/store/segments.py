@@ -133,7 +133,8 @@ def encode_segment(slots: Sequence[StoredSlot]) -> bytes:
 def decode_segment(data: bytes, place: str) -> list[StoredSlot]:
     """The inverse of `encode_segment`. Raises StoreError, naming `place`, where they are no segment."""
     try:
-        fields = json.loads(_metadata(data)[FORMAT])
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # behind its size, in eight bytes
+        fields = json.loads(header["__metadata__"][FORMAT])
         tensors = load(data)
         columns = {name: tensor for name, tensor in tensors.items() if is_column(name) and name != "keys" + ROWS}
         edits = [tuple(map(Edit.from_dict, own["edits"])) for own in fields]
@@ -172,9 +173,3 @@ def decode_space(data: bytes, place: str) -> Space:
         return space_from_tensors(load(data))
     except _MALFORMED as error:
         raise StoreError(f"{place}: is no key space: {error!r:.200}; restore it from a backup") from error
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """Of safetensors bytes: eight bytes with the size of the JSON header, and the header."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return dict(header["__metadata__"])

@@ -26,16 +26,12 @@ _STUBS = frozenset({"", "Reformulated Question:"})
 """What stands in WikiBigEdit where a rephrasing failed, and in others where there is none."""
 
 
-def _ignore(note: str) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Fields:
     """The fields of an object: of a whole record, or of one within it."""
 
     row: JsonRow
-    note: Note = _ignore
+    note: Note = lambda note: None
     prefix: str = ""
     """What goes before a path in messages, such as `requested_rewrite[0].`."""
 
