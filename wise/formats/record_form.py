@@ -94,7 +94,8 @@ class RecordForm:
         target = next(iter(listed), None) if self.target_listed else fields.single(self.target)
         blank = target is None if not isinstance(target, str) else not target.strip()
         if self.blank_target_skipped and self.target in fields.row and blank:
-            fields.note(f"field {self.target!r}: empty, so no edit is asked for; the record was skipped")
+            what = "empty" if self.target_listed else "null or empty"
+            fields.note(f"field {self.target!r}: {what}, so no edit is asked for; the record was skipped")
             return []
         prompt, subject = _prompt_and_subject(self, fields)
         wanted = listed[0] if listed else fields.text(self.target)
