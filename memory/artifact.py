@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,7 +37,7 @@ from wise.memory.bounded_file import MOST_JSON, MOST_TEXT, bounded, check_header
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.folder import replaced_folder, set_aside
 from wise.memory.key_space import KeySpace, RelationSpace, Space, space_from_tensors
-from wise.memory.model_card import CARD_FILE, keep_card, model_card
+from wise.memory.model_card import CARD_FILE, HUB_ID, keep_card, model_card
 from wise.memory.slot import AnswerSlot, MaskedDenseSlot, Slot, columns_of, is_column, slots_of
 from wise.memory.state import MemoryState, gc_paused
 
@@ -58,17 +57,12 @@ UNIT = 0.01
 AT_ONCE = 4096
 """Edits whose keys are measured at once."""
 _AGAIN = "copy the folder again, or take an older save"
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def save_memory(folder: str | PathLike[str], *, config: WiseConfig, state: MemoryState, base: Fingerprint) -> None:
-    """Writes a memory to `folder`, which is made, or replaced as a whole where it holds a memory.
-
-    What a cut-off save leaves behind: see `wise.memory.folder`.
-
-    Raises ArtifactError, with nothing written, where the memory contradicts itself or `folder` holds anything
-    else; OSError, likewise, where the disk does not take it.
-    """
+    """Writes a memory to `folder`, which is made, or replaced as a whole where it holds a memory. What a cut-off save
+    leaves behind: see `wise.memory.folder`. Raises ArtifactError, with nothing written, where the memory contradicts
+    itself or `folder` holds anything else; OSError, likewise, where the disk does not take it."""
     check_state(config, state, base)
     kinds, tensors = _pack(state)
     check_tensors(tensors)
@@ -79,12 +73,8 @@ def save_memory(folder: str | PathLike[str], *, config: WiseConfig, state: Memor
         # Written from bytes, since save_file makes a file that only its owner can read.
         (new / TENSORS_FILE).write_bytes(save(tensors, metadata={"format": FORMAT}))
         manifest = {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "wise_version": __version__,
-            "config": config.to_dict(),
-            "base": base.to_dict(),
-            "kinds": kinds,
+            "format": FORMAT, "schema_version": SCHEMA_VERSION, "wise_version": __version__,
+            "config": config.to_dict(), "base": base.to_dict(), "kinds": kinds,
             "files": {name: _measure(new / name) for name in (EDITS_FILE, TENSORS_FILE)},
         }
         (new / CONFIG_FILE).write_bytes(sealed(manifest))
@@ -93,21 +83,15 @@ def save_memory(folder: str | PathLike[str], *, config: WiseConfig, state: Memor
 
 
 def load_memory(
-    path: str | PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | PathLike[str] | None = None,
+    path: str | PathLike[str], *, revision: str | None = None, token: str | bool | None = None,
+    cache_dir: str | PathLike[str] | None = None
 ) -> tuple[WiseConfig, MemoryState, Fingerprint]:
     """Reads the memory at `path`, a folder or else a hub id; files that are not part of a memory are ignored.
-
-    `revision`, `token` and `cache_dir` are those of `huggingface_hub.snapshot_download`.
-
-    Raises ArtifactError, naming the file and what to do, where there is no memory, or it is incomplete,
-    damaged, foreign, newer than this release, or contradicts itself.
-    """
+    `revision`, `token` and `cache_dir` are those of `huggingface_hub.snapshot_download`. Raises ArtifactError, naming
+    the file and what to do, where there is no memory, or it is incomplete, damaged, foreign, newer than this release,
+    or contradicts itself."""
     folder = Path(path)
-    if isinstance(path, str) and not folder.exists() and _HUB_ID.fullmatch(path):
+    if isinstance(path, str) and not folder.exists() and "/" in path and HUB_ID.fullmatch(path):
         folder = _download(path, revision=revision, token=token, cache_dir=cache_dir)
     _check_folder(folder)
     try:
@@ -172,7 +156,6 @@ def _download(repo_id: str, **options: Any) -> Path:
 
 
 def _check_folder(folder: Path) -> None:
-    """There is a memory in `folder`; where there is not, what there is instead."""
     if not folder.is_dir():
         if aside := set_aside(folder):
             _refuse(f"{folder} is missing: a save was cut off; rename {aside[-1]}, the whole memory before it")
@@ -213,10 +196,9 @@ def _read(folder: Path) -> tuple[WiseConfig, MemoryState, Fingerprint]:
 
 def _read_manifest(file: Path) -> tuple[WiseConfig, Fingerprint, list[str], dict[str, dict[str, Any]]]:
     """Settings, base, the kind of each group of slots, and size and digest of the other files."""
+    whole = bounded(file, MOST_JSON).read_bytes()
     try:
-        data = json.loads(bounded(file, MOST_JSON).read_bytes())
-    except (ArtifactError, OSError):
-        raise
+        data = json.loads(whole)
     except (ValueError, RecursionError) as error:
         _refuse(f"{file.name}: is truncated or not JSON ({error}); {_AGAIN}")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -272,28 +254,26 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 def _unpack_slots(kinds: Sequence[str], edits: Sequence[Edit], tensors: dict[str, Tensor]) -> tuple[Slot, ...]:
     """Takes the columns of all slots out of `tensors`."""
     columns = {name: tensors.pop(name) for name in list(tensors) if is_column(name)}
-    indices = {name: tensors.pop(f"slots.{name}", None) for name in ("group", "held", "edits", "scores")}
-    if not columns and all(tensor is None for tensor in indices.values()):
+    dtypes = {"group": torch.int64, "held": torch.int64, "edits": torch.int64, "scores": torch.float64}
+    indices = {name: tensors.pop(f"slots.{name}", torch.empty(0)) for name in dtypes}
+    if not columns and not any(tensor.numel() for tensor in indices.values()):
         return ()
-    numbers = {name: [] if tensor is None or tensor.ndim != 1 else tensor.tolist() for name, tensor in indices.items()}
-    group, held, places, scores = numbers.values()
-    dtypes = [None if tensor is None else tensor.dtype for tensor in indices.values()]
+    lists = all((tensor.dtype, tensor.ndim) == (dtypes[name], 1) for name, tensor in indices.items())
+    group, held, places, scores = (tensor.tolist() if lists else [] for tensor in indices.values())
     if (
-        dtypes != [torch.int64, torch.int64, torch.int64, torch.float64]
+        not lists
         or len(group) != len(held)
         or not sum(held) == len(places) == len(scores)
         or {*group} != {*range(len(kinds))}
         or not all(0 <= place < len(edits) for place in places)
         or min(held, default=0) < 0
     ):
-        shapes = {name: None if tensor is None else list(tensor.shape) for name, tensor in indices.items()}
+        shapes = {name: list(tensor.shape) for name, tensor in indices.items()}
         _refuse(f"{TENSORS_FILE}: slots {shapes} do not fit the {len(edits)} edits and {kinds}; {_AGAIN}")
-    ids, ends = [edit.id for edit in edits], list(accumulate(held))
     fields = []
-    for number, (size, stop) in enumerate(zip(held, ends, strict=True)):
-        own = slice(stop - size, stop)
-        edit_ids = tuple(ids[place] for place in places[own])
-        fields.append({"id": number, "edit_ids": edit_ids, "scores": tuple(scores[own])})
+    ids, left = iter([edits[place].id for place in places]), iter(scores)
+    for number, size in enumerate(held):
+        fields.append({"id": number, "edit_ids": tuple(islice(ids, size)), "scores": tuple(islice(left, size))})
     try:
         return tuple(slots_of(columns, dict(enumerate(kinds)), group, fields))
     except ArtifactError as error:
@@ -325,8 +305,8 @@ def _unpack_keys(edits: Sequence[Edit], tensors: dict[str, Tensor]) -> dict[str,
             f"{TENSORS_FILE}: keys {list(keys.shape)} and key_counts {list(counts.shape)} {counts.dtype} do "
             f"not fit the {len(edits)} edits of {EDITS_FILE}; {_AGAIN}"
         )
-    ends = counts.cumsum(0).tolist()
-    return {edit.id: keys[i:j] for edit, i, j in zip(edits, [0, *ends[:-1]], ends, strict=True)}
+    parts = torch.split(keys, counts.tolist())
+    return {edit.id: part for edit, part in zip(edits, parts, strict=True)}
 
 
 # -- what must hold of every memory -----------------------------------------------------------
@@ -364,6 +344,7 @@ def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) ->
         wrong = sorted({*map(str, held)} ^ {*state.edit_ids}) or ["one edit in two slots"]
         yield f"the slots do not hold exactly the live edits: {', '.join(wrong[:4])}"
     wanted = AnswerSlot.kind if config.mode == "hybrid" else MaskedDenseSlot.kind
+    most = 1.0 if config.mode == "hybrid" else LARGEST  # a cosine, and else the size of what is added
     for slot in state.slots:
         if slot.kind != wanted:
             yield f"slot {slot.id} is of kind {slot.kind!r}, expected {wanted!r}: it was made in another mode"
@@ -371,15 +352,11 @@ def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) ->
             yield f"slot {slot.id} has {len(slot.edit_ids)} edits, expected one of its own"
         if slot.maps != (base.in_features, base.out_features):
             yield f"slot {slot.id} does not map {base.in_features} features to {base.out_features}"
-        if len(slot.scores) != len(slot.edit_ids) or not all(_is_score(score, config.mode) for score in slot.scores):
+        scores = [score for score in slot.scores if type(score) is float and 0 < score <= most]  # 0 opens every gate
+        if not len(scores) == len(slot.scores) == len(slot.edit_ids):
             yield f"slot {slot.id} has {len(slot.edit_ids)} edits and scores {slot.scores!r:.80}"
         if isinstance(slot, AnswerSlot) and max(slot.ids.tolist(), default=0) >= base.vocabulary:
             yield f"slot {slot.id} says tokens that the base of {base.vocabulary} does not have"
-
-
-def _is_score(score: object, mode: str) -> bool:
-    """A cosine in hybrid, and else the size of what is added. One that is not above 0 would open every gate."""
-    return type(score) is float and 0 < score <= (1 if mode == "hybrid" else LARGEST)
 
 
 def _key_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) -> Iterator[str]:

@@ -40,8 +40,6 @@ def _in_effect(layer: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BaseState:
-    """A base at one moment."""
-
     adapters: str
     """See `adapters_of`."""
     switched: tuple[Any, ...]
@@ -55,9 +53,7 @@ class BaseState:
 
 class BaseWatch:
     """Compares a base with the one on which its edits were verified; as a forward pre-hook, warns once if they differ.
-
-    A copy knows of no edits.
-    """
+    A copy knows of no edits."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -68,7 +64,6 @@ class BaseWatch:
         return type(self), (self._model,)
 
     def state(self) -> BaseState:
-        """The base as it is now."""
         layer = next(tuner_layers(self._model), None)
         return BaseState(
             adapters=adapters_of(self._model),

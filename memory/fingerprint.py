@@ -75,13 +75,12 @@ class Fingerprint:
     adapters: str = ""
     """The adapters of peft that are in effect (`adapters_of`)."""
     name: str = field(default="", compare=False)
-    """The hub id or the folder that the base was loaded from; empty if it does not say. Only to find it again."""
+    """The hub id or the folder that it was loaded from; empty if it does not say. Only to find it again."""
     revision: str = field(default="", compare=False)
     """The commit on the hub."""
 
     @property
     def precision(self) -> str:
-        """As messages name it."""
         return f"{self.dtype}, {self.quantization}" if self.quantization else self.dtype
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,11 +103,9 @@ class Fingerprint:
         return found
 
     def check(self, other: Fingerprint, *, allow_precision: bool = False) -> bool:
-        """Whether `other` is this base in this precision; False for the same base in another one.
-
-        Raises ArtifactError naming every field that differs, with what was expected and found, for another base; and
-        for another precision unless `allow_precision`.
-        """
+        """Whether `other` is this base in this precision; False for the same base in another one. Raises ArtifactError
+        naming every field that differs, with what was expected and found, for another base; and for another precision
+        unless `allow_precision`."""
         shape = [f.name for f in fields(self) if f.compare and f.type in ("int", "str") and f.name not in PRECISION]
         differing = [
             f"{name}: expected {getattr(self, name)!r}, found {getattr(other, name)!r}"
@@ -136,7 +133,6 @@ class Fingerprint:
         return same
 
     def _rounded(self, other: Fingerprint) -> bool:
-        """Whether both are roundings of the same weights."""
         if len(self.sample) != len(other.sample):
             return False
         coarse = torch.zeros(len(self.sample), dtype=torch.bool)
@@ -163,14 +159,11 @@ def fingerprint(model: PreTrainedModel, target_module: TargetModule) -> Fingerpr
     taken = [(_sample(values, ENTRIES), values.numel(), coarse) for values, coarse in _weights(model)]
     entries = torch.cat([values for values, *_ in taken])
     coarse = torch.cat([torch.full((len(values),), coarse) for values, _, coarse in taken])
-    kept = _places(len(entries), KEPT)
+    kept, name = _places(len(entries), KEPT), str(getattr(model, "name_or_path", ""))
     return Fingerprint(
+        **{field: getattr(target_module, field) for field in ("path", "in_features", "out_features", "depth")},
         model_type=str(model.config.model_type),
-        path=target_module.path,
-        in_features=target_module.in_features,
-        out_features=target_module.out_features,
         vocabulary=int(model.config.get_text_config().vocab_size),
-        depth=target_module.depth,
         parameters=sum(size for _, size, _ in taken),
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=_quantization(model),
@@ -178,14 +171,9 @@ def fingerprint(model: PreTrainedModel, target_module: TargetModule) -> Fingerpr
         sample=tuple(entries[kept].tolist()),
         quantized=tuple(coarse[kept].nonzero()[:, 0].tolist()),
         adapters=adapters_of(model),
-        name=_name(model),
+        name=str(Path(name).resolve()) if name and Path(name).is_dir() else name,
         revision=str(getattr(model.config, "_commit_hash", None) or ""),
     )
-
-
-def _name(model: PreTrainedModel) -> str:
-    name = str(getattr(model, "name_or_path", ""))
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 @torch.no_grad()

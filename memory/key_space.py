@@ -26,7 +26,6 @@ class KeySpace:
 
     @property
     def size(self) -> int:
-        """r: numbers in a key."""
         return len(self.projection)
 
     @property
@@ -35,7 +34,7 @@ class KeySpace:
         return -(self.projection.float() @ self.mean.float())
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that `from_tensors` needs, for safetensors; cloned, since it refuses tensors that share storage."""
+        """For safetensors; cloned, since it refuses tensors that share storage."""
         return {"mean": self.mean.clone(), "projection": self.projection.clone()}
 
     def keys(self, vectors: Tensor) -> Tensor:
@@ -57,7 +56,7 @@ class RelationSpace:
     """The same of a question that names no edited subject."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that `from_tensors` needs, for safetensors."""
+        """For safetensors."""
         return {
             "reader": torch.tensor(list(self.reader.encode()), dtype=torch.uint8),
             "size": torch.tensor(self.size),
@@ -70,30 +69,20 @@ Space = KeySpace | RelationSpace
 
 def space_from_tensors(tensors: Mapping[str, Tensor]) -> Space:
     """The inverse of `tensors`. Raises KeyError where one is missing, ValueError where they do not fit together."""
-    space = _relations(tensors) if "reader" in tensors else _activations(tensors)
-    again = {name: (t.dtype, t.shape) for name, t in space.tensors().items()} if space is not None else None
-    if space is None or again != {name: (t.dtype, t.shape) for name, t in tensors.items()}:
-        found = {name: f"{t.dtype} {list(t.shape)}" for name, t in tensors.items()}
+    found = {name: f"{t.dtype} {list(t.shape)}" for name, t in tensors.items()}
+    space: Space | None = None
+    if "reader" in tensors:
+        reader, size, thresholds = tensors["reader"], tensors["size"], tensors["thresholds"]
+        fit = reader.ndim == 1 and reader.dtype == torch.uint8 and not size.ndim and thresholds.shape == (2,)
+        if fit and int(size) >= 1 and all(0 < value <= 1 for value in thresholds.tolist()):
+            named, unnamed = thresholds.tolist()
+            name = bytes(reader.tolist()).decode()
+            space = RelationSpace(reader=name, size=int(size), threshold=named, unnamed_threshold=unnamed)
+    else:
+        mean, projection = tensors["mean"], tensors["projection"]
+        float32 = {mean.dtype, projection.dtype} == {torch.float32}
+        if float32 and projection.ndim == 2 and mean.shape == projection.shape[1:]:
+            space = KeySpace(mean=mean, projection=projection)
+    if space is None or found != {name: f"{t.dtype} {list(t.shape)}" for name, t in space.tensors().items()}:
         raise ValueError(f"{found} make no space of keys")
     return space
-
-
-def _activations(tensors: Mapping[str, Tensor]) -> KeySpace | None:
-    mean, projection = tensors["mean"], tensors["projection"]
-    if projection.ndim != 2 or mean.shape != projection.shape[1:] or {mean.dtype, projection.dtype} != {torch.float32}:
-        return None
-    return KeySpace(mean=mean, projection=projection)
-
-
-def _relations(tensors: Mapping[str, Tensor]) -> RelationSpace | None:
-    reader, size, thresholds = tensors["reader"], tensors["size"], tensors["thresholds"]
-    if reader.ndim != 1 or reader.dtype != torch.uint8 or size.ndim or thresholds.shape != (2,) or int(size) < 1:
-        return None
-    if not all(0 < value <= 1 for value in thresholds.tolist()):
-        return None
-    try:
-        name = bytes(reader.tolist()).decode()
-    except UnicodeDecodeError:
-        return None
-    named, unnamed = thresholds.tolist()
-    return RelationSpace(reader=name, size=int(size), threshold=named, unnamed_threshold=unnamed)

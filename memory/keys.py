@@ -1,8 +1,8 @@
 """The index of edit keys: which edits own the keys nearest to a query, by inner product, found with FAISS.
 
-A search compares all keys, so its answer is a function of the set of edits alone: not of the order in which they were
-added, nor of the other queries in the batch. FAISS proposes candidates in float32; these are ranked by their float64
-inner product rounded to float32, ties by edit id.
+A search compares all keys, so its answer is a function of the set of edits alone, and not of the order in which they
+were added. FAISS proposes candidates in float32; these are ranked by their float64 inner product rounded to float32,
+ties by edit id.
 
 Keys and queries are compared as they are; to compare directions, normalise both first. Searches may run in several
 threads at once; nothing may be added or removed meanwhile.
@@ -22,15 +22,11 @@ _SPARE = 8
 """Candidates beyond those wanted: enough that a tie at the cut, or a dead row, rarely costs a second search."""
 _MOST_DEAD = 0.25
 """Share of dead rows above which the rows are compacted: a removal then moves three rows on average."""
-_AT_ONCE = 2**22
-"""Numbers that one step of ranking holds: 32 MiB."""
 
 
 class KeyIndex:
-    """Edit keys `[n, r]` float32 on the CPU, each owned by an edit.
-
-    Removing an edit zeroes its rows and leaves them dead until too many are.
-    """
+    """Edit keys `[n, r]` float32 on the CPU, each owned by an edit. Removing an edit zeroes its rows and leaves them
+    dead until too many are."""
 
     def __init__(self, dim: int) -> None:
         """dim: r, the size of a key."""
@@ -49,15 +45,11 @@ class KeyIndex:
         self._shared = False
 
     def __len__(self) -> int:
-        """Number of keys."""
         return self._living
 
     def copy(self) -> KeyIndex:
-        """The same keys in an index of its own.
-
-        Both share the arrays: the first of the two to add rows does so behind them, and one that changes rows in use
-        copies the arrays first. Not to be used by several threads at once.
-        """
+        """The same keys in an index of its own. Both share the arrays: the first of the two to add rows does so behind
+        them, and one that changes rows in use copies the arrays first. Not to be used by several threads at once."""
         self._shared = True
         other = copy(self)
         other._entries, other._owners = dict(self._entries), list(self._owners)
@@ -76,7 +68,6 @@ class KeyIndex:
         self._largest_norm = max(self._largest_norm, float(_norms(rows).max(initial=0)))
 
     def remove(self, edit_id: str) -> None:
-        """Forget all keys of one edit."""
         if self._shared:
             self._move(len(self._owners))
         gone = self._entries.pop(edit_id)
@@ -107,41 +98,30 @@ class KeyIndex:
             self._entries[edit_id] = slice(len(self._owners), len(self._owners) + size)
             self._owners += [edit_id] * size
 
-    # -- search -------------------------------------------------------------------------------
-
-    def search(self, queries: Tensor, k: int = 1) -> list[list[tuple[float, str]]]:
-        """Float32 inner product and edit of the `k` keys nearest to each of `queries` `[m, r]`, best first.
-
-        Fewer where the index has fewer.
+    def search(self, query: Tensor, k: int = 1) -> list[tuple[float, str]]:
+        """Float32 inner product and edit of the `k` keys nearest to a query `[r]`, best first, or all.
 
         FAISS scores in float32 and breaks ties by its own storage order, so its search is widened until its worst
         candidate trails the last wanted one by more than rounding can explain.
         """
-        vectors = np.ascontiguousarray(queries.detach().cpu().numpy())
+        vector = np.ascontiguousarray(query.detach().cpu().numpy())
         used, wanted = len(self._owners), min(k, len(self))
-        found: list[list[tuple[float, str]]] = [[] for _ in vectors]
-        slack = self._rounding(vectors)
-        pending, width = np.arange(len(vectors) if wanted else 0), wanted + _SPARE
-        while pending.size:
+        if not wanted:
+            return []
+        width, slack = wanted + _SPARE, self._rounding(vector)
+        while True:
             width = min(width, used)
-            scores, rows = _flat(vectors[pending], self._vectors[:used], width)
+            scores, rows = (found[0] for found in _flat(vector[None], self._vectors[:used], width))
             alive = self._alive[rows] & (rows >= 0)
-            enough = alive.sum(axis=1) >= wanted
-            last = (alive.cumsum(axis=1) >= wanted).argmax(axis=1)  # of the wanted
-            settled = enough & (scores[:, -1] < scores[np.arange(len(rows)), last] - slack[pending])
-            settled |= width == used
-            done = np.flatnonzero(settled)
-            step = max(1, _AT_ONCE // (width * self.dim))
-            for at in (done[start : start + step] for start in range(0, len(done), step)):
-                # Summed row by row, as no BLAS kernel promises to do: equal keys get equal scores.
-                products = self._vectors[rows[at]].astype(np.float64) * vectors[pending[at], None]
-                exact = products.sum(axis=2).astype(np.float32)
-                for query, its_scores, its_rows, living in zip(pending[at], exact, rows[at], alive[at], strict=True):
-                    owners = [self._owners[row] for row in its_rows[living].tolist()]
-                    ranked = sorted(zip((-its_scores[living]).tolist(), owners, strict=True))[:wanted]
-                    found[query] = [(-negated, owner) for negated, owner in ranked]
-            pending, width = pending[~settled], 2 * width
-        return found
+            enough = alive.sum() >= wanted
+            if width == used or (enough and float(scores[-1]) < float(scores[alive][wanted - 1]) - slack):
+                break
+            width *= 2
+        # Summed row by row, as no BLAS kernel promises to do: equal keys get equal scores.
+        exact = (self._vectors[rows[alive]].astype(np.float64) * vector).sum(axis=1).astype(np.float32)
+        owners = [self._owners[row] for row in rows[alive].tolist()]
+        ranked = sorted(zip((-exact).tolist(), owners, strict=True))[:wanted]
+        return [(-negated, owner) for negated, owner in ranked]
 
     def within(self, queries: Tensor, least: float) -> set[str]:
         """The edits with a key whose float32 inner product with one of `queries` `[m, r]` is `least` or more."""
@@ -149,14 +129,12 @@ class KeyIndex:
         near = ((self._vectors[:used] @ vectors.T).max(axis=1) >= least) & self._alive[:used]
         return {self._owners[row] for row in np.flatnonzero(near).tolist()}
 
-    def _rounding(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """`[m]` bound on how far rounding can shift the difference of two scores.
-
-        A float32 inner product errs by at most r * eps * |q| |key| (Higham 2002, section 3.1), and by the
-        smallest normal number per term where products underflow. Twice for two scores, twice for safety.
-        """
+    def _rounding(self, vector: NDArray[np.float32]) -> float:
+        """A bound on how far rounding can shift the difference of two scores. A float32 inner product errs by at
+        most r * eps * |q| |key| (Higham 2002, section 3.1), and by the smallest normal number per term where products
+        underflow. Twice for two scores, twice for safety."""
         eps, tiny = float(np.finfo(np.float32).eps), float(np.finfo(np.float32).tiny)
-        return 4 * self.dim * (eps * self._largest_norm * _norms(vectors) + tiny)
+        return 4 * self.dim * (eps * self._largest_norm * float(_norms(vector[None])[0]) + tiny)
 
 
 def _flat(queries: NDArray[np.float32], keys: NDArray[np.float32], width: int) -> tuple[Any, Any]:

@@ -76,25 +76,16 @@ def model_card(config: WiseConfig, state: MemoryState, base: Fingerprint) -> str
     named = bool(HUB_ID.fullmatch(base.name))
     relation: dict[str, Any] = {"base_model_relation": "adapter"} if named else {}
     metadata = ModelCardData(
-        base_model=base.name if named else None,
-        library_name="wise",
-        pipeline_tag="text-generation",
-        tags=["wise", "knowledge-editing", "model-editing"],
-        **relation,
+        base_model=base.name if named else None, library_name="wise", pipeline_tag="text-generation",
+        tags=["wise", "knowledge-editing", "model-editing"], **relation
     )
     count = len(state.edits)
     return _TEXT.format(
-        metadata=metadata.to_yaml(),
-        mark=MARK,
-        version=__version__,
+        metadata=metadata.to_yaml(), mark=MARK, version=__version__,
         count="One edit" if count == 1 else f"{count} edits",
         base=f"`{base.name}`" if base.name else f"a `{base.model_type}` model",
         revision=f"`{base.revision}`" if base.revision else "not known",
-        model_type=base.model_type,
-        dtype=base.dtype,
-        path=base.path,
-        mode=config.mode,
-        edits=count,
+        model_type=base.model_type, dtype=base.dtype, path=base.path, mode=config.mode, edits=count,
         load=f"wise.WiseModel.from_pretrained({'PATH' if base.name else 'PATH, base, tokenizer'})  # this folder",
     )
 

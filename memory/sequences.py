@@ -60,10 +60,8 @@ class SequenceReader:
     """Records the ids that a model reads; holds those of the last forward of each thread."""
 
     def __init__(self, model: nn.Module) -> None:
-        """model: the module that is given `input_ids`, below its head where there is one.
-
-        Raises UnsupportedModelError where it takes no ids.
-        """
+        """model: the module that is given `input_ids`, below its head where there is one. Raises UnsupportedModelError
+        where it takes no ids."""
         decoder = getattr(model, "decoder", None)
         if isinstance(decoder, nn.Module) and "input_ids" in inspect.signature(decoder.forward).parameters:
             model = decoder  # OPT's head calls the decoder in the base model, and not the base model
@@ -92,16 +90,12 @@ class SequenceReader:
         vars(self).update(state, _own=threading.local(), _paged=WeakKeyDictionary())
 
     def remove(self) -> None:
-        """Leaves the module as it was."""
         for handle in self._handles:
             handle.remove()
 
     @property
     def rows(self) -> TokenRows:
-        """What this thread's forward reads.
-
-        Raises ConfigError where the ids are not known.
-        """
+        """What this thread's forward reads. Raises ConfigError where the ids are not known."""
         rows: TokenRows | str = getattr(self._own, "rows", "no forward pass has run in this thread")
         if isinstance(rows, str):
             raise ConfigError(f"mode='hybrid' goes by token ids, and {rows}")
@@ -124,8 +118,6 @@ class SequenceReader:
         with restoring(restore):
             self._own.rows = rows
             yield
-
-    # -- around each forward ---------------------------------------------------------------------
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import torch
@@ -39,10 +40,8 @@ class Slot(ABC):
 
     @property
     def threshold(self) -> float:
-        """Routing score from which the slot speaks: the smallest over its edits, infinite without any.
-
-        A pure function of the edits it now holds (WISE takes the smallest ever seen, which can only fall).
-        """
+        """Routing score from which the slot speaks: the smallest over its edits, infinite without any. A pure function
+        of the edits it now holds (WISE takes the smallest ever seen, which can only fall)."""
         return min(self.scores, default=float("inf"))
 
     @property
@@ -62,10 +61,8 @@ class Slot(ABC):
     @classmethod
     @abstractmethod
     def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self]:
-        """Slots of these ids, edits and scores from the columns of their group: see `columns_of`.
-
-        Raises ArtifactError where these are not the columns of so many slots of this kind.
-        """
+        """Slots of these ids, edits and scores from the columns of their group: see `columns_of`. Raises ArtifactError
+        where these are not the columns of so many slots of this kind."""
 
     def same(self, other: Slot) -> bool:
         """Whether the other slot is this one to the last bit, whatever their numbers."""
@@ -82,7 +79,6 @@ class Slot(ABC):
         return replace(self, edit_ids=tuple(kept), scores=tuple(scores[i] for i in kept))
 
     def numbered(self, id: int) -> Self:
-        """The same slot with this id."""
         return self if self.id == id else replace(self, id=id)
 
     def without(self, edit_ids: Collection[str]) -> Self:
@@ -126,12 +122,11 @@ class MaskedDenseSlot(Slot):
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self]:
-        names = [name for name in columns if not name.endswith(ROWS)]
         slots = []
         try:
-            rows = zip(*(split_column(columns, name) for name in names), strict=True)
-            for parts, own in zip(rows, fields, strict=True):
-                tensors = dict(zip(names, parts, strict=True))
+            parts = {name: split_column(columns, name) for name in columns if not name.endswith(ROWS)}
+            for *row, own in zip(*parts.values(), fields, strict=True):
+                tensors: dict[str, Tensor] = dict(zip(parts, row, strict=True))
                 masks = unpack_bits(tensors["masks"], tuple(tensors["shape"].tolist()))
                 weight = torch.zeros(masks.shape[1:])
                 weight[masks.any(0)] = tensors["values"]
@@ -168,9 +163,8 @@ class AnswerSlot(Slot):
     @property
     def answers(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
         """Of each form, the first of its values, and its ids."""
-        sizes = self.counts.tolist()
-        ids = self.ids.tolist()
-        return tuple((sum(sizes[:i]), tuple(ids[sum(sizes[:i]) : sum(sizes[: i + 1])])) for i in range(len(sizes)))
+        ids, ends = self.ids.tolist(), self.counts.cumsum(0).tolist()
+        return tuple((start, tuple(ids[start:end])) for start, end in pairwise([0, *ends]))
 
     @property
     def maps(self) -> tuple[int, int]:
@@ -188,9 +182,8 @@ class AnswerSlot(Slot):
     def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self]:
         """Of views: their values stay one block of memory, which is kept as long as one of them is."""
         if not _are_answers(columns, len(fields)):
-            raise ArtifactError(
-                f"{_shapes(columns)}: expected values [m, d], ids [m], counts [{FORMS}] and features of each answer"
-            )
+            expected = f"expected values [m, d], ids [m], counts [{FORMS}] and features of each answer"
+            raise ArtifactError(f"{_shapes(columns)}: {expected}")
         rows = columns["values/rows"].tolist()
         parts = zip(
             torch.split(columns["values"], rows),
@@ -248,12 +241,8 @@ SLOT_KINDS: dict[str, type[Slot]] = {kind.kind: kind for kind in (MaskedDenseSlo
 
 
 def make_bank(slots: Sequence[Slot], dtype: torch.dtype) -> SlotBank:
-    """What serves `slots`, slot i with id i.
-
-    dtype: precision of what slots add.
-
-    Raises ConfigError for slots of several kinds, or none.
-    """
+    """What serves `slots`, slot i with id i. dtype: precision of what slots add. Raises ConfigError for slots of
+    several kinds, or none."""
     kinds = {type(slot) for slot in slots}
     if len(kinds) != 1:
         raise ConfigError(f"slots of the kinds {sorted(kind.kind for kind in kinds)}: one memory serves one kind")
@@ -277,11 +266,9 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def columns_of(slots: Sequence[Slot]) -> tuple[list[int], dict[str, Tensor]]:
-    """The group of each slot, groups numbered as they come, and the columns of all groups.
-
-    Slots of one kind whose tensors have one width are a group. The tensors that they have by one name are one tensor
-    `GROUP/NAME`, row upon row, with the number of rows of each slot in `GROUP/NAME/rows`.
-    """
+    """The group of each slot, groups numbered as they come, and the columns of all groups. Slots of one kind whose
+    tensors have one width are a group. The tensors that they have by one name are one tensor `GROUP/NAME`, row upon
+    row, with the number of rows of each slot in `GROUP/NAME/rows`."""
     parts: dict[Any, list[dict[str, Tensor]]] = {}
     numbers: dict[Any, int] = {}
     groups = []
@@ -298,7 +285,7 @@ def columns_of(slots: Sequence[Slot]) -> tuple[list[int], dict[str, Tensor]]:
 
 
 def is_column(name: str) -> bool:
-    """Whether a tensor of this name is one of `columns_of`."""
+    """Whether `columns_of` makes tensors of this name."""
     return "/" in name
 
 
@@ -306,9 +293,7 @@ def slots_of(
     columns: Mapping[str, Tensor], kinds: Mapping[int, str], groups: Sequence[int], fields: Sequence[Mapping[str, Any]]
 ) -> list[Slot]:
     """The inverse of `columns_of`. kinds: of each group. groups, fields: the group of each slot, its id, edits, scores.
-
-    Raises ArtifactError for a kind that is not known, and where these are not the columns of these slots.
-    """
+    Raises ArtifactError for a kind that is not known, and where these are not the columns of these slots."""
     held: dict[int, list[Mapping[str, Any]]] = {group: [] for group in kinds}
     for group, own in zip(groups, fields, strict=True):
         held[group].append(own)
@@ -327,7 +312,6 @@ def slots_of(
 
 
 def split_column(tensors: Mapping[str, Tensor], name: str) -> Sequence[Tensor]:
-    """The parts of the column of this name."""
     rows = tensors.get(name + ROWS)
     return tensors[name].unbind() if rows is None else torch.split(tensors[name], rows.tolist())
 

@@ -42,12 +42,10 @@ class MemoryState:
 
     @cached_property
     def by_id(self) -> Mapping[str, Edit]:
-        """The live edits by their ids."""
         return {edit.id: edit for edit in self.edits}
 
     @cached_property
     def _filled(self) -> bool:
-        """No slot is without an edit."""
         return all(map(attrgetter("edit_ids"), self.slots))
 
     @cached_property
@@ -98,11 +96,9 @@ class MemoryState:
         )
 
     def without(self, edit_ids: Collection[str]) -> MemoryState:
-        """The snapshot in which these edits are no longer live; a slot that holds no other goes with them.
-
-        A slot that they share with others stays as it was written, and with it their trace (`sharing`). What does not
-        change is the very same object, so that it is not looked at again.
-        """
+        """The snapshot in which these edits are no longer live; a slot that holds no other goes with them. A slot that
+        they share with others stays as it was written, and with it their trace (`sharing`). What does not change is the
+        very same object, so that it is not looked at again."""
         edit_ids = frozenset(edit_ids)
         if not edit_ids and self._filled:
             return self

@@ -165,7 +165,7 @@ class Catalog:
 
     def nearest(self, vector: Tensor, count: int) -> list[str]:
         """Ids of the edits that own the `count` whole questions nearest to a vector `[r]`, found with FAISS."""
-        (found,) = self.questions.index.search(vector[None].float(), count)
+        found = self.questions.index.search(vector.float(), count)
         return list(dict.fromkeys(edit_id for _, edit_id in found))
 
     def near(self, vectors: Tensor, least: float) -> set[str]:

@@ -17,7 +17,7 @@ from wise.errors import EditError, checked_text
 from wise.formats import JsonRow, holds_facts
 from wise.formats.columns import Columns
 from wise.formats.edit_file import RecordParser, check_limit, each_row
-from wise.formats.fields import optional_text, text
+from wise.formats.fields import Fields
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +107,13 @@ def read_facts(
 
 
 def _fact_of_row(path: Path, line: int, row: JsonRow) -> Fact:
+    fields = Fields(row)
     try:
         return Fact(
-            prompt=text(row, "prompt"),
-            subject=text(row, "subject"),
-            answer=text(row, "attribute"),
-            relation=optional_text(row, "relation_id"),
+            prompt=fields.text("prompt"),
+            subject=fields.text("subject"),
+            answer=fields.text("attribute"),
+            relation=fields.optional_text("relation_id"),
             source=f"{path.name}:{line}",
         )
     except EditError as error:

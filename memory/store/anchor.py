@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,6 @@ MOST_BYTES = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Anchor:
-    """The head of a history."""
-
     event: int
     """The number of the last event; 0 where nothing had happened."""
     digest: str
@@ -39,7 +37,6 @@ class Anchor:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What is signed."""
         return {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(self)}
 
 
@@ -54,26 +51,20 @@ def head(backend: Backend) -> Anchor:
 
 
 def write_anchor(anchor: Anchor, key: Path | None = None) -> str:
-    """The anchor as JSON, signed with the private key in a PEM file if one is given.
-
-    Raises ConfigError where that is no Ed25519 key, or cryptography is not installed.
-    """
+    """The anchor as JSON, signed with the private key in a PEM file if one is given. Raises ConfigError where that is
+    no Ed25519 key, or cryptography is not installed."""
     if key is None:
         return json.dumps(anchor.content)
     private = _key(key, "private")
-    signed = Anchor(**{**asdict(anchor), "key": base64.b64encode(private.public_key().public_bytes_raw()).decode()})
+    signed = replace(anchor, key=base64.b64encode(private.public_key().public_bytes_raw()).decode())
     signature = base64.b64encode(private.sign(digest_of_json(signed.content).encode())).decode()
     return json.dumps(signed.content | {"signature": signature})
 
 
 def read_anchor(file: Path, public_key: Path | None = None) -> Anchor:
-    """The anchor in a file; its signature is verified where it has one.
-
-    public_key: a PEM file; the anchor must be signed with this key.
-
-    Raises StoreError where it is no anchor, its signature is wrong, or it is not signed with that key; ConfigError
-    where the key cannot be read.
-    """
+    """The anchor in a file; its signature is verified where it has one. public_key: a PEM file; the anchor must be
+    signed with this key. Raises StoreError where it is no anchor, its signature is wrong, or it is not signed with that
+    key; ConfigError where the key cannot be read."""
     wanted = None if public_key is None else _key(public_key, "public")
     try:
         data = json.loads(_read(file))
@@ -86,9 +77,8 @@ def read_anchor(file: Path, public_key: Path | None = None) -> Anchor:
         if anchor.key is not None or signature is not None:
             _verify(anchor, signature)
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise StoreError(
-            f"{file} is no anchor that this release reads ({error!r:.200}); give what `wise store anchor` wrote"
-        ) from error
+        problem = f"is no anchor that this release reads ({error!r:.200})"
+        raise StoreError(f"{file} {problem}; give what `wise store anchor` wrote") from error
     if wanted is not None and anchor.key != base64.b64encode(wanted.public_bytes_raw()).decode():
         found = "signed with another key" if anchor.key else "not signed"
         raise StoreError(f"{file} is {found}; give the anchor that was signed with the key of {public_key}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import count
 from operator import eq, is_
 
@@ -42,26 +41,13 @@ Forget = Callable[[MemoryState, Collection[str]], MemoryState]
 """A state without edits of these ids, and without any trace of them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Changeset:
-    """A version that is not committed yet: what must be stored before the journal may name it."""
-
-    manifest: Manifest
-    snapshot: Snapshot
-    blobs: tuple[bytes, ...]
-    """New segments, and the key space where it is new."""
-
-
 def changeset(
     parent: Snapshot, state: MemoryState, tickets: Mapping[str, int], *, config: WiseConfig, base: Fingerprint
-) -> Changeset:
-    """What makes `state` the version after `parent`. Pure: the same arguments give the same bytes.
-
-    Slots that are the very same objects as in the parent are recognised in one fast pass; only the others are compared
-    one by one.
-
-    Raises StoreError where the state contradicts itself or its edits have no tickets, or was made on another base.
-    """
+) -> tuple[Snapshot, list[bytes]]:
+    """The version after `parent` with this state, and what must be stored before the journal may name it: new segments,
+    a new key space, and last the manifest. Pure: the same arguments give the same bytes. Slots that are the very same
+    objects as in the parent are recognised in one fast pass; only the others are compared one by one. Raises StoreError
+    where the state contradicts itself or its edits have no tickets, or was made on another base."""
     if parent.base is not None and parent.base != base:
         raise StoreError(
             f"the store is for the base {parent.base.model_type} {parent.base.digest[:12]} and this state for "
@@ -78,28 +64,22 @@ def changeset(
     written: dict[str, list[StoredSlot]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for segment in split_into_segments(fresh):
-        data = encode_segment(segment)
-        digest = digest_of(data)
-        blobs.append(data)
-        written[digest], sizes[digest] = segment, (len(segment), len(data))
-    spaces, space_blobs = _space(parent, state)
-    new = [(digest, 0, size) for digest, (size, _) in sizes.items()]
-    slots = tuple(join_ranges(_placed(ranges, new)))
+        blobs.append(encode_segment(segment))
+        digest = digest_of(blobs[-1])
+        written[digest], sizes[digest] = segment, (len(segment), len(blobs[-1]))
+    space, space_blobs = _space(parent, state)
+    slots = tuple(join_ranges(_placed(ranges, [(digest, 0, size) for digest, (size, _) in sizes.items()])))
     used = {digest for digest, _, _ in slots}
     shared = {d: size for d, size in (parent.manifest.segments if parent.manifest else {}).items() if d in used}
     manifest = Manifest(
-        config=config, base=base, segments=shared | sizes, slots=slots, order=_order(state), spaces=spaces
+        config=config, base=base, segments=shared | sizes, slots=slots, order=_order(state), space=space
     )
     snapshot = Snapshot(
-        version=parent.version + 1,
-        state=state,
+        version=parent.version + 1, state=state, config=config, base=base, manifest=manifest,
         tickets={edit_id: tickets[edit_id] for edit_id in state.edit_ids},
-        config=config,
-        base=base,
-        manifest=manifest,
         segments={digest: parent.segments[digest] for digest in shared} | written,
     )
-    return Changeset(manifest=manifest, snapshot=snapshot, blobs=(*blobs, *space_blobs))
+    return snapshot, [*blobs, *space_blobs, manifest.to_bytes()]
 
 
 def _ranges(parent: Snapshot, state: MemoryState, tickets: Mapping[str, int]) -> list[Range[str | None]]:
@@ -175,14 +155,14 @@ def _order(state: MemoryState) -> tuple[Range[int], ...]:
     return tuple(join_ranges((0, place, place + 1) for place in map(places.__getitem__, ids)))
 
 
-def _space(parent: Snapshot, state: MemoryState) -> tuple[Mapping[str, str], list[bytes]]:
+def _space(parent: Snapshot, state: MemoryState) -> tuple[str | None, list[bytes]]:
     """The digest of the key space, and its bytes where the parent does not have them."""
     if state.key_space is None:
-        return {}, []
+        return None, []
     if parent.manifest is not None and state.key_space is parent.state.key_space:
-        return parent.manifest.spaces, []
+        return parent.manifest.space, []
     data = encode_space(state.key_space)
-    return {"key_space": digest_of(data)}, [data]
+    return digest_of(data), [data]
 
 
 # -- what may be committed --------------------------------------------------------------------
@@ -190,9 +170,7 @@ def _space(parent: Snapshot, state: MemoryState) -> tuple[Mapping[str, str], lis
 
 def without(parent: Snapshot, edit_ids: Collection[str], forget: Forget | None) -> MemoryState:
     """The state of a version with no trace of these live edits; `forget` is asked where they share slots with others.
-
-    Raises StoreError where that is not given, or gives anything else.
-    """
+    Raises StoreError where that is not given, or gives anything else."""
     if not parent.state.sharing(edit_ids):
         return parent.state.without(edit_ids)
     if forget is None:
@@ -221,8 +199,8 @@ def check_edits(state: MemoryState, parent: Snapshot, mine: Mapping[str, Ticket]
             raise StoreError(f"edit {edit.id!r} is not the one that was enqueued; give a changed edit a new id")
 
 
-def same_slots(before: Manifest | None, after: Manifest) -> bool:
+def same_slots(before: Manifest | None, after: Manifest | None) -> bool:
     """Whether a version would hold what its parent holds."""
-    if before is None:
-        return not after.slots
+    if before is None or after is None:
+        return not (after and after.slots)
     return (before.slots, before.order, before.config) == (after.slots, after.order, after.config)

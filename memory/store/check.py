@@ -7,28 +7,27 @@ journal against what was signed or published of it (`anchor`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from wise.edits import Edit
 from wise.errors import StoreError
 from wise.memory.key_space import Space
 from wise.memory.store.anchor import Anchor, anchor_problems
 from wise.memory.store.backends.base import Backend
-from wise.memory.store.check_history import Progress, check_history
+from wise.memory.store.check_history import Progress, check_history, silent
 from wise.memory.store.checked import NOTHING, Checked
 from wise.memory.store.command_queue import damaged_commands
-from wise.memory.store.edit_request import ERASED, Ticket, Version
+from wise.memory.store.edit_request import ERASED, Version
 from wise.memory.store.journal import Journal
-from wise.memory.store.segments import StoredSlot, decode_segment, decode_space
+from wise.memory.store.segments import decode_segment, decode_space
 from wise.memory.store.versions import Manifest, check_namespaces, check_places, check_slots, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What a check found."""
-
     problems: tuple[str, ...]
     """Empty where the store is whole. Each says what is wrong, and of which versions."""
     tickets: int
@@ -46,16 +45,10 @@ class Findings:
 
 
 def check(
-    backend: Backend,
-    *,
-    before: Checked = NOTHING,
-    anchor: Anchor | None = None,
-    progress: Progress = lambda name, done, total: None,
+    backend: Backend, *, before: Checked = NOTHING, anchor: Anchor | None = None, progress: Progress = silent
 ) -> tuple[Findings, Checked]:
     """See `Store.check`; the second is what was found whole, of which a later check need not understand all again.
-
-    Raises StoreError only where the database cannot be read at all.
-    """
+    Raises StoreError only where the database cannot be read at all."""
     with backend.snapshot() as scan:
         problems = [f"the database says: {fault}" for fault in backend.faults(scan)]
         history = check_history(scan, before, progress)
@@ -81,15 +74,9 @@ def check(
         differing = sorted(reader.live ^ history.live)[:8]
         problems.append(f"the current version and the journal differ on tickets {differing}")
     findings = Findings(
-        problems=tuple(problems),
-        tickets=history.tickets,
-        events=history.events,
-        versions=len(readable),
-        erased=len(history.erased_tickets),
-        erased_since=erasures,
-        blobs=len(sizes),
-        unneeded=len(set(sizes) - reader.named),
-        bytes=sum(sizes.values()),
+        problems=tuple(problems), tickets=history.tickets, events=history.events, versions=len(readable),
+        erased=len(history.erased_tickets), erased_since=erasures,
+        blobs=len(sizes), unneeded=len(set(sizes) - reader.named), bytes=sum(sizes.values()),
     )
     return findings, Checked(
         events=tuple(history.event_pages),
@@ -108,28 +95,13 @@ def _collected(backend: Backend, version: Version) -> bool:
 class _Segment:
     """What the check of a version needs to know of a segment, which many versions share."""
 
-    ids: tuple[str, ...]
+    ids: list[str]
     """Of its edits."""
-    tickets: tuple[int, ...]
+    tickets: list[int]
     """Of its edits."""
-    namespaces: tuple[frozenset[str], ...]
+    namespaces: list[set[str]]
     """Of the edits of each slot."""
-    problems: tuple[str, ...]
-
-    @classmethod
-    def of(cls, slots: Sequence[StoredSlot], tickets: Mapping[int, Ticket]) -> _Segment:
-        """tickets: those of its edits, by number."""
-        held = [pair for stored in slots for pair in zip(stored.tickets, stored.edits, strict=True)]
-        return cls(
-            ids=tuple(edit.id for _, edit in held),
-            tickets=tuple(number for number, _ in held),
-            namespaces=tuple(frozenset(edit.namespace for edit in stored.edits) for stored in slots),
-            problems=tuple(
-                f"edit {edit.id!r} is not that of ticket {number}"
-                for number, edit in held
-                if number not in tickets or tickets[number].edit != edit
-            ),
-        )
+    problems: list[str]
 
 
 class _Reader:
@@ -145,8 +117,7 @@ class _Reader:
         """Tickets of the version read last; None where it could not be read."""
 
     def problems(self, version: Version, *, current: bool) -> Iterator[str]:
-        """What is wrong with a version. Of one that was verified before, its bytes are read; of the current one, all
-        is verified."""
+        """Of a version that was verified before, the bytes are read; of the current one, all is verified."""
         place, self.live = f"version {version.number}", None
         self.named.add(version.manifest)
         try:
@@ -159,10 +130,10 @@ class _Reader:
             found = [self._look("file", digest, lambda data, place: None) for digest in sorted(manifest.blobs)]
             yield from (f"{place}: {text}" for text in found if text is not None)
             return
-        spaces = {name: self._look("space", digest, decode_space) for name, digest in manifest.spaces.items()}
-        decode = partial(self._segment, manifest, spaces.get("key_space"))
+        space = self._look("space", manifest.space, decode_space) if manifest.space else None
+        decode = partial(self._segment, manifest, space)
         segments = {digest: self._look("segment", digest, decode) for digest in manifest.segments}
-        wrong = [text for text in (*spaces.values(), *segments.values()) if isinstance(text, str)]
+        wrong = [text for text in (space, *segments.values()) if isinstance(text, str)]
         yield from (f"{place}: {text}" for text in wrong)
         if wrong:
             return
@@ -180,7 +151,6 @@ class _Reader:
         yield from (f"{place}: {text}" for segment in segments.values() for text in segment.problems)
 
     def _look(self, kind: str, digest: str, decode: Callable[[bytes, str], Any]) -> Any:
-        """What a file holds, or what is wrong with it."""
         if (kind, digest) not in self._found:
             try:
                 self._found[kind, digest] = decode(self._backend.get(digest), f"{kind} {digest[:16]}")
@@ -191,18 +161,20 @@ class _Reader:
     def _segment(self, manifest: Manifest, space: Space | str | None, data: bytes, place: str) -> _Segment:
         slots = decode_segment(data, place)
         check_slots(slots, None if isinstance(space, str) else space, manifest.config, manifest.base)
-        return _Segment.of(slots, self._tickets(slots))
+        held = {number: edit for stored in slots for number, edit in zip(stored.tickets, stored.edits, strict=True)}
+        asked_for = self._edits([*held])
+        wrong = [(number, edit) for number, edit in held.items() if asked_for.get(number) != edit]
+        return _Segment(
+            ids=[edit.id for edit in held.values()],
+            tickets=[*held],
+            namespaces=[{edit.namespace for edit in stored.edits} for stored in slots],
+            problems=[f"edit {edit.id!r} is not that of ticket {number}" for number, edit in wrong],
+        )
 
-    def _tickets(self, slots: Sequence[StoredSlot]) -> dict[int, Ticket]:
-        numbers = [number for stored in slots for number in stored.tickets]
+    def _edits(self, numbers: Sequence[int]) -> dict[int, Edit]:
+        """The edits of these tickets, but for those that are missing."""
         try:
-            return {ticket.number: ticket for ticket in self._journal.tickets(numbers=numbers)}
-        except StoreError:  # one is missing, and every other is looked for by itself
-            found = [self._ticket(number) for number in numbers]
-            return {ticket.number: ticket for ticket in found if ticket is not None}
-
-    def _ticket(self, number: int) -> Ticket | None:
-        try:
-            return self._journal.tickets(numbers=[number])[0]
-        except StoreError:
-            return None
+            return {ticket.number: ticket.edit for ticket in self._journal.tickets(numbers=numbers)}
+        except StoreError:  # one is missing
+            alone = [self._edits([number]) for number in numbers] if len(numbers) > 1 else []
+            return {number: edit for found in alone for number, edit in found.items()}

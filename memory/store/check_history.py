@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from wise.errors import StoreError
 from wise.memory.store.backends.base import Scan
@@ -31,14 +31,17 @@ from wise.memory.store.rows import EVENT, TICKET, TICKETS, VERSION, event_of, ti
 Progress = Callable[[str, int, int], None]
 """Called with what is checked, how much of it is done, and of how much."""
 STATUS = list(TICKETS).index("status")
+T = TypeVar("T")
 Life = list[tuple[int, str, int | None, str]]
 """Of a ticket's events: number, kind, version and detail, as they lie in the table."""
 
 
+def silent(name: str, done: int, total: int) -> None:
+    pass
+
+
 @dataclass(kw_only=True)
 class History:
-    """What the check of a journal found."""
-
     problems: list[str] = field(default_factory=list)
     events: int = 0
     tickets: int = 0
@@ -47,10 +50,20 @@ class History:
     erased_events: dict[int, str] = field(default_factory=dict)
     """Event -> the digest that it has by now, since text of it was erased."""
     erased_tickets: dict[int, str] = field(default_factory=dict)
-    """Ticket whose text was erased -> the digest of its content by now."""
+    """Ticket -> the digest of its content, likewise."""
     versions: list[Version] = field(default_factory=list)
     event_pages: list[str] = field(default_factory=list)
     ticket_pages: list[str] = field(default_factory=list)
+
+    def sound(self, read: Callable[[Sequence[Any]], T], rows: Iterable[Sequence[Any]]) -> list[T]:
+        """The rows that can be read; the others are problems."""
+        sound = []
+        for row in rows:
+            try:
+                sound.append(read(row))
+            except StoreError as error:
+                self.problems.append(str(error))
+        return sound
 
 
 def check_history(scan: Scan, before: Checked, progress: Progress) -> History:
@@ -91,12 +104,7 @@ def _check_events(scan: Scan, found: History, before: Checked, progress: Progres
                 continue
             except StoreError:
                 pass  # it is taken apart, which names the row
-        for row in page:
-            try:
-                event = event_of(row)
-            except StoreError as error:
-                found.problems.append(str(error))
-                continue
+        for event in found.sound(event_of, page):
             found.problems += _event_problems(event, last, found.erased_events)
             last = event
             if event.ticket is not None:
@@ -108,14 +116,12 @@ def _event_problems(event: Event, last: Event, erased: Mapping[int, str]) -> Ite
     if event.number != last.number + 1:
         yield from _gap("event", last.number, event.number)
     linked = event.linked(last.digest)
-    if linked != event.digest and not (linked == erased.get(event.number) and _says_erased(event)):
-        yield f"event {event.number} is not what was noted, or follows another than was noted"
+    if linked != event.digest:
+        says_erased = ERASED in event.detail or ERASED_TEXT in json.dumps([event.author, event.detail])
+        if not says_erased or linked != erased.get(event.number):
+            yield f"event {event.number} is not what was noted, or follows another than was noted"
     if event.at < last.at and not (event.jumped or 0) < 0:
         yield f"event {event.number} is dated before event {last.number}"
-
-
-def _says_erased(event: Event) -> bool:
-    return ERASED in event.detail or ERASED_TEXT in json.dumps([event.author, event.detail])
 
 
 def _check_tickets(scan: Scan, found: History, before: Checked, touched: set[int], progress: Progress) -> None:
@@ -128,41 +134,31 @@ def _check_tickets(scan: Scan, found: History, before: Checked, touched: set[int
         if known:
             found.live |= {row[0] for row in page if row[STATUS] == LIVE}
             page = [row for row in page if row[0] in touched]
-        sound = []
-        for row in page:
-            try:
-                sound.append(ticket_of(row))
-            except StoreError as error:
-                found.problems.append(str(error))
+        sound = found.sound(ticket_of, page)
         lives = _lives(scan, sound)
         for ticket in sound:
             if not known and ticket.number != last + 1:
                 found.problems += _gap("ticket", last, ticket.number)
             last = ticket.number
             found.live |= {ticket.number} if ticket.status == LIVE else set()
-            found.problems += _life_problems(ticket, lives.get(ticket.number, []), found.erased_tickets)
+            found.problems += _life_problems(ticket, lives[ticket.number], found.erased_tickets)
         last = end if known else last
 
 
 def _lives(scan: Scan, tickets: Sequence[Ticket]) -> dict[int, Life]:
-    """The events of these tickets."""
-    if not tickets:
-        return {}
-    wanted = {ticket.number for ticket in tickets}
-    lives: dict[int, Life] = {}
+    lives: dict[int, Life] = {ticket.number: [] for ticket in tickets}
     rows = scan(
         "SELECT ticket, number, kind, version, detail FROM events WHERE ticket >= ? AND ticket <= ? AND kind <> ? "
         "ORDER BY ticket, number",
-        min(wanted), max(wanted), ERASED,
+        min(lives, default=0), max(lives, default=0), ERASED,
     )
     for ticket, *event in rows:
-        if ticket in wanted:
-            lives.setdefault(ticket, []).append(tuple(event))
+        if ticket in lives:
+            lives[ticket].append(tuple(event))
     return lives
 
 
 def _life_problems(ticket: Ticket, life: Life, erased: Mapping[int, str]) -> Iterator[str]:
-    """A ticket is what its events made of it."""
     name = f"ticket {ticket.number}"
     queued = life[0][1] == QUEUED if life else False
     content = _object(life[0][3]).get("content") if queued else None
@@ -188,7 +184,6 @@ def _life_problems(ticket: Ticket, life: Life, erased: Mapping[int, str]) -> Ite
 
 
 def _check_versions(scan: Scan, found: History) -> None:
-    """Versions are those that the events speak of."""
     made: dict[Any, tuple[Any, ...]] = {}
     collected = set()
     for kind, number, *row in scan(
@@ -199,13 +194,8 @@ def _check_versions(scan: Scan, found: History) -> None:
         else:
             collected.add(number)
     last = 0
-    for found_row in scan(f"SELECT {VERSION} ORDER BY number"):
-        try:
-            version = version_of(found_row)
-        except StoreError as error:
-            found.problems.append(str(error))
-            continue
-        found.versions.append(version)
+    found.versions = found.sound(version_of, scan(f"SELECT {VERSION} ORDER BY number"))
+    for version in found.versions:
         if version.number != last + 1:
             found.problems += _gap("version", last, version.number)
         last = version.number

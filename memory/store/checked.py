@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,6 @@ Page = list[tuple[Any, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What was found whole."""
-
     events: tuple[str, ...] = ()
     """Of each page, its digest."""
     tickets: tuple[str, ...] = ()
@@ -63,16 +62,6 @@ def write_checked(file: Path, checked: Checked) -> None:
 
 
 def pages(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, Page]]:
-    """The rows by pages, with the digest of each."""
-    page: Page = []
-    for row in rows:
-        page.append(row)
-        if len(page) == PAGE:
-            yield _digest(page), page
-            page = []
-    if page:
-        yield _digest(page), page
-
-
-def _digest(page: Sequence[tuple[Any, ...]]) -> str:
-    return hashlib.sha256(repr(page).encode()).hexdigest()
+    left = iter(rows)
+    while page := list(islice(left, PAGE)):
+        yield hashlib.sha256(repr(page).encode()).hexdigest(), page

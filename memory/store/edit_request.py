@@ -84,7 +84,6 @@ class Ticket:
 
     @property
     def erased(self) -> bool:
-        """Whether its text was erased."""
         return self.reason is None and self.edit == without_text(self.edit)
 
     def to_dict(self) -> dict[str, Any]:

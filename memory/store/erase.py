@@ -19,7 +19,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wise.edits import texts_of
@@ -44,12 +44,11 @@ from wise.memory.store.versions import read_manifest
 
 WORD = 4
 """Letters from which a text is looked for within words too; a shorter one of them is looked for as a word."""
+_GONE: Mapping[str, Any] = {"erased": True}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Erasure:
-    """What an erasure did."""
-
     tickets: tuple[int, ...]
     """Whose text was erased now."""
     versions: tuple[int, ...]
@@ -64,15 +63,9 @@ class Erasure:
 
 
 def erase(
-    backend: Backend,
-    journal: Journal,
-    edit_ids: Sequence[str],
-    *,
-    author: str | None,
-    reason: str | None,
-    with_author: bool = False,
+    backend: Backend, journal: Journal, edit_ids: Sequence[str], *, author: str | None, reason: str | None,
+    with_author: bool = False
 ) -> Erasure:
-    """See `Store.erase`."""
     reason = None if reason is None else checked_text("reason", reason)
     tickets = _tickets(journal, edit_ids)
     fresh = [ticket for ticket in tickets if not ticket.erased]
@@ -82,9 +75,7 @@ def erase(
     with ExitStack() as locks:
         for version in {version.manifest: version for version in holding}.values():  # which versions may share
             if not locks.enter_context(backend.unheld(version.manifest)):
-                raise StoreError(
-                    f"version {version.number} holds such an edit and is being read; end that reader, then erase again"
-                )
+                raise StoreError(f"version {version.number} holds such an edit and is being read; end that reader")
         left = journal.erase(
             lambda execute, events: _erase_rows(execute, events, fresh, words, holding, author, reason, with_author)
         )
@@ -125,37 +116,24 @@ def _tickets(journal: Journal, edit_ids: Sequence[str]) -> list[Ticket]:
 
 def _holding(backend: Backend, versions: Sequence[Version], tickets: Collection[int]) -> tuple[list[Version], set[str]]:
     """The versions that hold one of these tickets, and the files that the others need."""
-    holds: dict[str, bool] = {}
-
-    def held(digest: str) -> bool:
-        if digest not in holds:
-            slots = decode_segment(backend.get(digest), f"{backend.place}: {digest[:16]}")
-            holds[digest] = any(number in tickets for stored in slots for number in stored.tickets)
-        return holds[digest]
-
     holding: list[Version] = []
     needed: set[str] = set()
+    holds: dict[str, bool] = {}
     for version in versions:
         manifest = read_manifest(backend, version.manifest)
-        if any([held(digest) for digest in manifest.segments]):
+        for digest in manifest.segments.keys() - holds.keys():
+            slots = decode_segment(backend.get(digest), f"{backend.place}: {digest[:16]}")
+            holds[digest] = any(number in tickets for stored in slots for number in stored.tickets)
+        if any(holds[digest] for digest in manifest.segments):
             holding.append(version)
         else:
             needed |= {version.manifest, *manifest.blobs}
     return holding, needed
 
 
-# -- rows -------------------------------------------------------------------------------------
-
-
 def _erase_rows(
-    execute: Execute,
-    events: EventWriter,
-    tickets: Sequence[Ticket],
-    words: _Words,
-    holding: Sequence[Version],
-    author: str | None,
-    reason: str | None,
-    with_author: bool,
+    execute: Execute, events: EventWriter, tickets: Sequence[Ticket], words: _Words, holding: Sequence[Version],
+    author: str | None, reason: str | None, with_author: bool
 ) -> Mapping[str, tuple[str, ...]]:
     left = words.keep_those_of_others(execute)
     for version in holding:
@@ -163,43 +141,34 @@ def _erase_rows(
         events.write("collected", version=version.number)
     if not tickets:
         return left
-    changed = _erase_events(execute, {ticket.number for ticket in tickets}, words, with_author)
-    _erase_versions(execute, changed)
+    digests = _erase_events(execute, {ticket.number for ticket in tickets}, words, with_author)
     for number, text in execute("SELECT number, verified FROM tickets WHERE verified IS NOT NULL"):
         if words.said_in(text):
             update(execute, "tickets", number, verified=json.dumps(words.redacted(json.loads(text))))
     for command, *texts in execute("SELECT id, arguments, answer FROM commands"):
         if any(text and words.said_in(text) for text in texts):
             execute("DELETE FROM commands WHERE id = ?", command)
-    digests = {str(event.number): event.digest for event in changed}
     for ticket in tickets:
-        new = _without_text(ticket)
+        key = None if ticket.key is None else erased_key(ticket.key)
+        gone = _GONE if ticket.verified else None
+        new = replace(ticket, edit=without_text(ticket.edit), reason=None, key=key, verified=gone)
         update(
-            execute, "tickets", ticket.number, edit=json.dumps(new.edit.to_dict()), reason=None, key=new.key,
-            verified=None if ticket.verified is None else json.dumps(new.verified),
+            execute, "tickets", ticket.number, edit=json.dumps(new.edit.to_dict()), reason=None, key=key,
+            verified=None if gone is None else json.dumps(gone),
         )
         detail = {"reason": reason, "content": new.content, "events": digests}
         events.write(ERASED, ticket=ticket.number, author=author, detail=detail)
     return left
 
 
-def _without_text(ticket: Ticket) -> Ticket:
-    key = None if ticket.key is None else erased_key(ticket.key)
-    gone = _GONE if ticket.verified else None
-    return replace(ticket, edit=without_text(ticket.edit), reason=None, key=key, verified=gone)
-
-
-_GONE: Mapping[str, Any] = {"erased": True}
-
-
-def _erase_events(execute: Execute, tickets: Collection[int], words: _Words, with_author: bool) -> list[Event]:
-    """Takes the text out of all events that say it, and returns them with the digests that they have by now."""
+def _erase_events(execute: Execute, tickets: Collection[int], words: _Words, with_author: bool) -> dict[str, str]:
+    """Takes the text out of all events that say it, and of their versions; the digests that they have by now."""
     own_versions = {
         version
         for number in tickets
         for (version,) in execute("SELECT version FROM events WHERE ticket = ? AND version IS NOT NULL", number)
     }
-    changed = []
+    digests = {}
     before = ""
     for row in execute(f"SELECT {EVENT} ORDER BY number"):
         stored, own = str(row[-1]), row[3] in tickets or (row[2] == "version" and row[4] in own_versions)
@@ -209,9 +178,11 @@ def _erase_events(execute: Execute, tickets: Collection[int], words: _Words, wit
             if new != event:
                 detail = json.dumps(new.detail, sort_keys=True)
                 update(execute, "events", event.number, author=new.author, detail=detail)
-                changed.append(replace(new, digest=new.linked(before)))
+                digests[str(event.number)] = new.linked(before)
+                if event.kind == "version" and event.version is not None:
+                    update(execute, "versions", event.version, author=new.author, reason=new.detail.get("reason"))
         before = stored
-    return changed
+    return digests
 
 
 def _without_words(event: Event, own: bool, words: _Words, with_author: bool) -> Event:
@@ -225,40 +196,23 @@ def _without_words(event: Event, own: bool, words: _Words, with_author: bool) ->
     return replace(event, detail=detail, author=author)
 
 
-def _erase_versions(execute: Execute, changed: Iterable[Event]) -> None:
-    """Makes the table of versions say what its events say by now."""
-    for event in changed:
-        if event.kind == "version" and event.version is not None:
-            update(execute, "versions", event.version, author=event.author, reason=event.detail.get("reason"))
-
-
-# -- words ------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
 class _Words:
     """The texts that are to be found nowhere any more."""
 
-    tickets: Sequence[Ticket]
-    reason: str | None
-    """Why they are erased: it stays, and so must not repeat them. Raises EditError at construction if it does."""
-    _texts: dict[str, str] = field(default_factory=dict)
-    """Text -> the field that it is of."""
-    _finders: dict[bool, Callable[[str], object]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for ticket in self.tickets:
-            self._texts |= {text: name for name, text in _fields(ticket)}
-        if self.reason is not None and self.said_in(json.dumps(self.reason)):
+    def __init__(self, tickets: Sequence[Ticket], reason: str | None) -> None:
+        """reason: why they are erased. Raises EditError where it repeats them, since it stays."""
+        self._own = {ticket.number for ticket in tickets}
+        self._texts = {text: name for ticket in tickets for name, text in _fields(ticket)}
+        self._finders: dict[bool, Callable[[str], object]] = {}
+        if reason is not None and self.said_in(json.dumps(reason)):
             raise EditError("field 'reason': it repeats text that is to be erased, and is kept; word it otherwise")
 
     def keep_those_of_others(self, execute: Execute) -> dict[str, tuple[str, ...]]:
         """Looks no longer for texts that other edits say too. Returns their fields and those edits."""
         left: dict[str, list[str]] = {}
-        own = {ticket.number for ticket in self.tickets}
         spelled = {json.dumps(text)[1:-1]: (text, name) for text, name in self._texts.items()}
         for row in execute(f"SELECT {TICKET}"):
-            if row[0] in own:
+            if row[0] in self._own:
                 continue
             said = f"{row[3]} {json.dumps([row[4], row[7]])}"
             for spelling, (text, name) in spelled.items():
@@ -282,13 +236,12 @@ class _Words:
 
     def _find(self, *, spelled: bool) -> Callable[[str], object]:
         """spelled: as JSON spells them."""
-        if spelled in self._finders:
-            return self._finders[spelled]
-        patterns = []
-        for text in self._texts:
-            wanted = re.escape(json.dumps(text)[1:-1] if spelled else text)
-            patterns.append(wanted if len(text) >= WORD or not text.isascii() else rf"(?<!\w){wanted}(?!\w)")
-        self._finders[spelled] = re.compile("|".join(patterns)).search
+        if spelled not in self._finders:
+            patterns = []
+            for text in self._texts:
+                wanted = re.escape(json.dumps(text)[1:-1] if spelled else text)
+                patterns.append(wanted if len(text) >= WORD or not text.isascii() else rf"(?<!\w){wanted}(?!\w)")
+            self._finders[spelled] = re.compile("|".join(patterns)).search
         return self._finders[spelled]
 
 

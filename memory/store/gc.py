@@ -14,8 +14,6 @@ from wise.memory.store.versions import read_manifest
 
 @dataclass(frozen=True, kw_only=True)
 class GcReport:
-    """What a collection removed."""
-
     versions: tuple[int, ...]
     pinned: tuple[int, ...]
     """Versions that would have gone, but that somebody holds."""
@@ -58,5 +56,4 @@ def collect(backend: Backend, journal: Journal, keep: int) -> GcReport:
 
 
 def _needed(backend: Backend, manifests: set[str]) -> set[str]:
-    """Manifests and all that they name."""
     return manifests.union(*(read_manifest(backend, digest).blobs for digest in manifests))

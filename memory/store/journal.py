@@ -8,9 +8,10 @@ smaller one. Order comes from these numbers alone; whether an edit is valid is j
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 from wise.edits import check_unique
 from wise.errors import EditError, StoreError
@@ -54,13 +55,10 @@ ERASED_KEY = "sha256:"
 """How the key of an erased ticket begins; its SHA-256 follows."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Move:
-    """A ticket takes another status."""
-
+class Move(NamedTuple):
     ticket: int
     to: str
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    detail: Mapping[str, Any] = {}
     """Kept in the event, and as `Ticket.verified` where it says anything and the ticket goes live or fails."""
 
 
@@ -76,26 +74,16 @@ class Journal:
     # -- reading ----------------------------------------------------------------------------------
 
     def tickets(
-        self,
-        *,
-        numbers: Sequence[int] | None = None,
-        status: str | Collection[str] | None = None,
-        namespaces: Collection[str] | None = None,
-        edit_id: str | None = None,
-        key: str | None = None,
-        since: int = 0,
-        until: int | None = None,
-        limit: int | None = None,
-        newest: bool = False,
+        self, *, numbers: Sequence[int] | None = None, status: str | Collection[str] | None = None,
+        namespaces: Collection[str] | None = None, edit_id: str | None = None, key: str | None = None, since: int = 0,
+        until: int | None = None, limit: int | None = None, newest: bool = False
     ) -> tuple[Ticket, ...]:
         """Those that meet every condition that is given, by number; `since` is the last number not wanted, `until` the
-        last wanted one. newest: the highest numbers first.
-
-        status, namespaces: those of one of several. A ticket that cannot be read says so: `Ticket.problem`.
-        """
+        last wanted one. newest: the highest numbers first. status, namespaces: those of one of several. A ticket that
+        cannot be read says so: `Ticket.problem`."""
         with self._backend.reading() as execute:  # for no longer than it takes: it holds up who writes
             if numbers is not None:
-                rows = [row for number in numbers for row in _ticket_row(execute, number)]
+                rows = [_ticket_row(execute, number) for number in numbers]
             else:
                 keys = None if key is None else (key, erased_key(key))
                 condition, values = _conditions(status=status, namespace=namespaces, edit_id=edit_id, key=keys)
@@ -107,49 +95,35 @@ class Journal:
         return tuple(map(shown_ticket, rows))
 
     def accepted_between(self, begin: str | None, end: str | None) -> tuple[int, int]:
-        """The lowest and the highest number of the tickets that were accepted from `begin` on and before `end`.
-
-        1 and 0 if there is none. The times are UTC, as `Ticket.accepted_at`. They may fall while numbers rise: a clock
-        is set back. So others may lie between these two.
-        """
-        statement = (
-            "SELECT COALESCE(MIN(number), 1), COALESCE(MAX(number), 0) FROM tickets WHERE accepted_at >= ? AND "
-            "accepted_at < ?"
-        )
-        with self._backend.reading() as execute:
-            [(first, last)] = execute(statement, begin or "", end or "9999")
+        """The lowest and the highest number of the tickets that were accepted from `begin` on and before `end`. 1 and 0
+        if there is none. The times are UTC, as `Ticket.accepted_at`. They may fall while numbers rise: a clock is set
+        back. So others may lie between these two."""
+        bounds = "SELECT COALESCE(MIN(number), 1), COALESCE(MAX(number), 0) FROM tickets"
+        where = "WHERE accepted_at >= ? AND accepted_at < ?"
+        [(first, last)] = self._read(f"{bounds} {where}", begin or "", end or "9999")
         return first, last
 
     def oldest_queued(self) -> str | None:
         """When the oldest ticket that is queued was accepted."""
-        with self._backend.reading() as execute:
-            found = execute("SELECT accepted_at FROM tickets WHERE status = ? ORDER BY number LIMIT 1", QUEUED)
+        found = self._read("SELECT accepted_at FROM tickets WHERE status = ? ORDER BY number LIMIT 1", QUEUED)
         return str(found[0][0]) if found else None
 
     def namespaces(self, status: Collection[str]) -> frozenset[str]:
         """Those of the tickets with one of these statuses."""
         condition, values = _conditions(status=status)
-        with self._backend.reading() as execute:
-            rows = execute(f"SELECT DISTINCT namespace FROM tickets WHERE 1 = 1{condition}", *values)
+        rows = self._read(f"SELECT DISTINCT namespace FROM tickets WHERE 1 = 1{condition}", *values)
         return frozenset(str(namespace) for (namespace,) in rows)
 
     def counts(self, *, namespace: str | None = None, edit_id: str | None = None) -> Mapping[str, int]:
         """How many tickets have each status, in the order of the first of each."""
         condition, values = _conditions(namespace=namespace, edit_id=edit_id)
         grouped = "GROUP BY status ORDER BY MIN(number)"
-        statement = f"SELECT status, COUNT(*) FROM tickets WHERE 1 = 1{condition} {grouped}"
-        with self._backend.reading() as execute:
-            rows = execute(statement, *values)
+        rows = self._read(f"SELECT status, COUNT(*) FROM tickets WHERE 1 = 1{condition} {grouped}", *values)
         return {str(status): count for status, count in rows}
 
     def events(
-        self,
-        *,
-        since: int = 0,
-        ticket: int | None = None,
-        namespace: str | None = None,
-        edit_id: str | None = None,
-        limit: int | None = None,
+        self, *, since: int = 0, ticket: int | None = None, namespace: str | None = None, edit_id: str | None = None,
+        limit: int | None = None
     ) -> tuple[Event, ...]:
         """What happened after event `since`, in order: all, or to one ticket, or to those of a namespace or an id."""
         condition, values = _conditions(ticket=ticket)
@@ -157,15 +131,13 @@ class Journal:
         if named:
             condition += f" AND ticket IN (SELECT number FROM tickets WHERE number > 0{of_tickets})"
         statement = f"SELECT {EVENT} WHERE number > ?{condition} ORDER BY number{_limit(limit)}"
-        with self._backend.reading() as execute:
-            rows = execute(statement, since, *values, *named)
+        rows = self._read(statement, since, *values, *named)
         return tuple(map(shown_event, rows))
 
     def versions(self, *, before: int | None = None, newest: int | None = None) -> tuple[Version, ...]:
         """All but version 0, by number; those before version `before`. newest: so many, the highest numbers first."""
         order = "number" if newest is None else f"number DESC{_limit(newest)}"
-        with self._backend.reading() as execute:
-            rows = execute(f"SELECT {VERSION} WHERE number < ? ORDER BY {order}", LARGEST if before is None else before)
+        rows = self._read(f"SELECT {VERSION} WHERE number < ? ORDER BY {order}", LARGEST if before is None else before)
         return tuple(map(version_of, rows))
 
     def version(self, number: int | None = None) -> Version:
@@ -181,21 +153,24 @@ class Journal:
             raise StoreError(f"{self._backend.place} has no version {number}; give one from 0 to {current.number}")
         return version_of(rows[0])
 
+    def _read(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._backend.reading() as execute:
+            return execute(statement, *values)
+
     # -- writing ----------------------------------------------------------------------------------
 
     def enqueue(self, requests: Sequence[EditRequest], key: str | None) -> tuple[Ticket, ...]:
-        """See `Store.enqueue`."""
         check_unique([request.edit for request in requests])
         with self._backend.transaction() as execute:
-            earlier = () if key is None else _tickets(execute, f"SELECT {TICKET} WHERE key = ? ORDER BY number", key)
-            if key is not None and execute("SELECT number FROM tickets WHERE key = ?", erased_key(key)):
-                raise EditError(f"key {key!r} was used for edits that were erased since; use another key")
-            if earlier:
-                if [ticket.request for ticket in earlier] != list(requests):
+            if key is not None:
+                if execute("SELECT number FROM tickets WHERE key = ?", erased_key(key)):
+                    raise EditError(f"key {key!r} was used for edits that were erased since; use another key")
+                if earlier := _tickets(execute, f"SELECT {TICKET} WHERE key = ? ORDER BY number", key):
+                    if [ticket.request for ticket in earlier] == list(requests):
+                        return tuple(earlier)
                     first = earlier[0].number
                     raise EditError(f"key {key!r} was used for other edits, from ticket {first} on; use another key")
-                return tuple(earlier)
-            events = self._writer(execute)
+            events = EventWriter(execute, self._clock)
             return tuple(self._accept(execute, events, request, key) for request in requests)
 
     def _accept(self, execute: Execute, events: EventWriter, request: EditRequest, key: str | None) -> Ticket:
@@ -213,33 +188,32 @@ class Journal:
             )
         [(last,)] = execute("SELECT COALESCE(MAX(number), 0) FROM tickets")
         new: dict[str, Any] = {"number": last + 1, "key": key, "accepted_at": events.at, "status": QUEUED}
-        ticket = Ticket(**new, **vars(request))
-        own = vars(request) | {"edit_id": edit.id, "namespace": edit.namespace, "edit": json.dumps(edit.to_dict())}
-        insert(execute, "tickets", **new, **own)
+        new |= vars(request)
+        ticket = Ticket(**new)
+        own = {"edit_id": edit.id, "namespace": edit.namespace, "edit": json.dumps(edit.to_dict())}
+        insert(execute, "tickets", **new | own)
         events.write(QUEUED, ticket=ticket.number, author=edit.author, detail={"content": ticket.content})
         return ticket
 
     def claim(self, limit: int) -> tuple[Ticket, ...]:
-        """See `Store.claim`."""
         wanted = "status = ? AND COALESCE(valid_from, '') <= ? AND number > ?"
         due = f"SELECT {TICKET} WHERE {wanted} ORDER BY number LIMIT ?"
         present, last, claimed = now(), 0, list[int]()
-        with self._backend.transaction() as execute:
-            events = self._writer(execute)
+        with self._writing() as (execute, events):
             if self._time_was_over or events.jumped:
                 _queue_again(execute, events, present)
             over = f"SELECT {TICKET} WHERE status = ? AND valid_until <= ? ORDER BY number"
             for ticket in _tickets(execute, over, QUEUED, present):
-                _move(execute, events, Move(ticket=ticket.number, to=RETIRED, detail=EXPIRED))
+                events.move(Move(ticket.number, RETIRED, EXPIRED))
             while len(claimed) < limit and (rows := execute(due, QUEUED, present, last, limit)):
                 last = rows[-1][0]
                 claimed += [ticket.number for ticket in map(shown_ticket, rows) if not ticket.problem]
             del claimed[limit:]
             for number in claimed:
-                _move(execute, events, Move(ticket=number, to=TRAINING))
+                events.move(Move(number, TRAINING))
             if events.jumped:
                 events.write(CLOCK)
-            found = tuple(_ticket_of(execute, number) for number in claimed)
+            found = tuple(ticket_of(_ticket_row(execute, number)) for number in claimed)
         self._time_was_over = False
         return found
 
@@ -253,112 +227,83 @@ class Journal:
         return tuple(ticket for ticket in map(shown_ticket, (*ended, *early)) if not ticket.problem)
 
     def move(self, moves: Sequence[Move], *, author: str | None = None) -> None:
-        """Tickets take another status while the memory stays what it is."""
-        with self._backend.transaction() as execute:
-            events = self._writer(execute)
+        """Moves tickets while the memory stays what it is."""
+        with self._writing() as (_, events):
             for move in moves:
-                _move(execute, events, move, author=author)
+                events.move(move, author=author)
         self._look_for_time_over(moves)
 
     def add_version(
-        self,
-        *,
-        kind: str,
-        manifest: str,
-        parent: int,
-        edits: int,
-        moves: Sequence[Move],
-        author: str | None,
-        reason: str | None,
+        self, *, kind: str, manifest: str, parent: int, edits: int, moves: Sequence[Move], author: str | None,
+        reason: str | None
     ) -> Version:
         """Makes a version current, and moves the tickets that it concerns. Retirements go first."""
-        with self._backend.transaction() as execute:
+        with self._writing() as (execute, events):
             current = _current(execute)
             if current.number != parent:
-                raise StoreError(
-                    f"{self._backend.place}: version {current.number} came between; read it, then edit it again"
-                )
-            events = self._writer(execute)
+                raise StoreError(f"{self._backend.place}: version {current.number} came between; edit that one")
             number = parent + 1
             detail = {"kind": kind, "manifest": manifest, "parent": parent, "reason": reason, "edits": edits}
             insert(execute, "versions", number=number, at=events.at, author=author, collected=0, **detail)
             events.write("version", version=number, author=author, detail=detail)
             for move in sorted(moves, key=lambda move: move.to != RETIRED):
-                _move(execute, events, move, version=number, author=author)
+                events.move(move, version=number, author=author)
             made = _current(execute)
         self._look_for_time_over(moves)
         return made
 
     def collect(self, version: int) -> None:
-        """Records that a version can no longer be read."""
-        with self._backend.transaction() as execute:
+        with self._writing() as (execute, events):
             update(execute, "versions", version, collected=1)
-            self._writer(execute).write("collected", version=version)
+            events.write("collected", version=version)
 
     def erase(self, work: Callable[[Execute, EventWriter], Erased]) -> Erased:
         """Has `work` take text out of the rows in one transaction, and write the events that say so."""
-        with self._backend.transaction() as execute:
-            return work(execute, self._writer(execute))
+        with self._writing() as (execute, events):
+            return work(execute, events)
 
-    def _writer(self, execute: Execute) -> EventWriter:
-        return EventWriter(execute, now(), self._clock)
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[Execute, EventWriter]]:
+        with self._backend.transaction() as execute:
+            yield execute, EventWriter(execute, self._clock)
 
     def _look_for_time_over(self, moves: Sequence[Move]) -> None:
         self._time_was_over |= any(move.detail == EXPIRED for move in moves)
 
 
 class EventWriter:
-    """Adds events within one transaction."""
+    """Moves tickets and adds events within one transaction."""
 
-    def __init__(self, execute: Execute, at: str, clock: Clock) -> None:
-        """at: what the clock says."""
-        self._execute = execute
-        self._last = _last_event(execute)
-        self.at, self.jumped = clock.look(at, self._last.at)
+    def __init__(self, execute: Execute, clock: Clock) -> None:
+        rows = execute(f"SELECT {EVENT} ORDER BY number DESC LIMIT 1")
+        self._execute, self._last = execute, event_of(rows[0]) if rows else BEGINNING
+        self.at, self.jumped = clock.look(now(), self._last.at)
 
-    def write(
-        self,
-        kind: str,
-        *,
-        ticket: int | None = None,
-        version: int | None = None,
-        author: str | None = None,
-        detail: Mapping[str, Any] | None = None,
-    ) -> None:
-        event = Event(
-            number=self._last.number + 1,
-            at=self.at,
-            kind=kind,
-            ticket=ticket,
-            version=version,
-            author=author,
-            detail=detail or {},
-            jumped=self.jumped,
-        )
+    def write(self, kind: str, **fields: Any) -> None:
+        """fields: ticket, version, author and detail of the event, those that it has."""
+        event = Event(number=self._last.number + 1, at=self.at, kind=kind, jumped=self.jumped, **fields)
         self.jumped = None
         self._last = replace(event, digest=event.linked(self._last.digest))
         insert(self._execute, "events", **vars(self._last) | {"detail": json.dumps(event.detail, sort_keys=True)})
 
-
-def _move(
-    execute: Execute, events: EventWriter, move: Move, *, version: int | None = None, author: str | None = None
-) -> None:
-    ticket = _ticket_of(execute, move.ticket)
-    following = FOLLOWS.get(ticket.status, ())
-    if move.to not in following:
-        raise StoreError(
-            f"ticket {ticket.number} (edit {ticket.edit.id!r}) is {ticket.status} and cannot become {move.to}; "
-            f"from there: {', '.join(following) or 'nothing'}"
-        )
-    changed: dict[str, Any] = {"status": move.to}
-    if move.to == LIVE:
-        changed["live_in"] = version
-    if ticket.status == LIVE:
-        changed["retired_in"] = version
-    if move.detail and ticket.status == TRAINING and move.to != QUEUED:
-        changed["verified"] = json.dumps(move.detail)
-    update(execute, "tickets", ticket.number, **changed)
-    events.write(move.to, ticket=ticket.number, version=version, author=author, detail=move.detail)
+    def move(self, move: Move, *, version: int | None = None, author: str | None = None) -> None:
+        """Gives a ticket its new status, and writes the event."""
+        ticket = ticket_of(_ticket_row(self._execute, move.ticket))
+        following = FOLLOWS.get(ticket.status, ())
+        if move.to not in following:
+            raise StoreError(
+                f"ticket {ticket.number} (edit {ticket.edit.id!r}) is {ticket.status} and cannot become {move.to}; "
+                f"from there: {', '.join(following) or 'nothing'}"
+            )
+        changed: dict[str, Any] = {"status": move.to}
+        if move.to == LIVE:
+            changed["live_in"] = version
+        if ticket.status == LIVE:
+            changed["retired_in"] = version
+        if move.detail and ticket.status == TRAINING and move.to != QUEUED:
+            changed["verified"] = json.dumps(move.detail)
+        update(self._execute, "tickets", ticket.number, **changed)
+        self.write(move.to, ticket=ticket.number, version=version, author=author, detail=move.detail)
 
 
 def _limit(limit: int | None) -> str:
@@ -370,20 +315,10 @@ def _current(execute: Execute) -> Version:
     return version_of(rows[0]) if rows else ORIGIN
 
 
-def _last_event(execute: Execute) -> Event:
-    rows = execute(f"SELECT {EVENT} ORDER BY number DESC LIMIT 1")
-    return event_of(rows[0]) if rows else BEGINNING
-
-
-def _ticket_row(execute: Execute, number: int) -> list[tuple[Any, ...]]:
-    rows = execute(f"SELECT {TICKET} WHERE number = ?", number)
-    if not rows:
-        raise StoreError(f"there is no ticket {number}; `wise store log` names those that there are")
-    return rows
-
-
-def _ticket_of(execute: Execute, number: int) -> Ticket:
-    return ticket_of(_ticket_row(execute, number)[0])
+def _ticket_row(execute: Execute, number: int) -> tuple[Any, ...]:
+    for row in execute(f"SELECT {TICKET} WHERE number = ?", number):
+        return row
+    raise StoreError(f"there is no ticket {number}; `wise store log` names those that there are")
 
 
 def _tickets(execute: Execute, statement: str, *values: Any) -> list[Ticket]:
@@ -392,31 +327,22 @@ def _tickets(execute: Execute, statement: str, *values: Any) -> list[Ticket]:
 
 
 def _queue_again(execute: Execute, events: EventWriter, present: str) -> None:
-    """Queues what was retired because its time was over, or had not come, if by now that is not so.
-
-    It stays retired if its id is in use again, or a later edit of its prompt is.
-    """
+    """Queues what was retired because its time was over, or had not come, if by now that is not so. It stays retired if
+    its id is in use again, or a later edit of its prompt is."""
     outside = (
         f"SELECT {TICKET} WHERE status = ? AND (valid_until > ? OR valid_until IS NULL AND valid_from IS NOT NULL) "
         "ORDER BY number"
     )
-    found = _tickets(execute, outside, RETIRED, present)
-    if not found:
-        return
-    statuses = ", ".join("?" * len(UNDER_WAY))
-    for ticket in found:
+    among, statuses = _conditions(status=UNDER_WAY)
+    other = f"SELECT {TICKET} WHERE namespace = ?{among} AND (edit_id = ? OR number > ?)"
+    for ticket in _tickets(execute, outside, RETIRED, present):
         last = execute("SELECT kind, detail FROM events WHERE ticket = ? ORDER BY number DESC LIMIT 1", ticket.number)
         if last != [(RETIRED, json.dumps(EXPIRED))]:
             continue
         edit = ticket.edit
-        later = _tickets(
-            execute,
-            f"SELECT {TICKET} WHERE namespace = ? AND status IN ({statuses}) AND (edit_id = ? OR number > ?)",
-            edit.namespace, *UNDER_WAY, edit.id, ticket.number,
-        )
-        if not any(other.edit.id == edit.id or other.edit.prompt == edit.prompt for other in later):
-            why = {"why": "the clock was set, and its time is not over"}
-            _move(execute, events, Move(ticket=ticket.number, to=QUEUED, detail=why))
+        later = _tickets(execute, other, edit.namespace, *statuses, edit.id, ticket.number)
+        if not any(one.edit.id == edit.id or one.edit.prompt == edit.prompt for one in later):
+            events.move(Move(ticket.number, QUEUED, {"why": "the clock was set, and its time is not over"}))
 
 
 def erased_key(key: str) -> str:

@@ -12,9 +12,7 @@ from threading import Lock
 
 def exclusive_lock(file: Path, *, new: bool = False) -> int | None:
     """The handle of `file`, locked for this process alone; None where another has it. Closing it releases the lock.
-
-    new: the file must not be there; None where it is.
-    """
+    new: the file must not be there; None where it is."""
     try:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | (os.O_EXCL if new else 0), 0o600)
     except FileExistsError:
@@ -40,41 +38,37 @@ def identity(file: Path | int) -> tuple[int, int] | None:
 
 
 class SharedLocks:
-    """Shared locks on files, counted. A file that is held this way is not `unlocked`."""
+    """Shared locks on files, as many of one as it is held. A file that is held this way is not `unlocked`."""
 
     def __init__(self) -> None:
-        self._handles: dict[Path, tuple[int, int]] = {}
+        self._handles: dict[Path, list[int]] = {}
         self._guard = Lock()
 
     def hold(self, file: Path) -> bool:
         """False where the file is not there any more."""
+        try:
+            handle = os.open(file, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        fcntl.flock(handle, fcntl.LOCK_SH)  # waits for a collector, which holds it only while it removes
+        if not os.fstat(handle).st_nlink:
+            os.close(handle)
+            return False
         with self._guard:
-            if file in self._handles:
-                handle, count = self._handles[file]
-                self._handles[file] = handle, count + 1
-                return True
-            try:
-                handle = os.open(file, os.O_RDONLY)
-            except FileNotFoundError:
-                return False
-            fcntl.flock(handle, fcntl.LOCK_SH)  # waits for a collector, which holds it only while it removes
-            if not os.fstat(handle).st_nlink:
-                os.close(handle)
-                return False
-            self._handles[file] = handle, 1
-            return True
+            self._handles.setdefault(file, []).append(handle)
+        return True
 
     def release(self, file: Path) -> None:
         with self._guard:
-            handle, count = self._handles.pop(file, (-1, 0))  # all were released where the store was closed meanwhile
-            if count > 1:
-                self._handles[file] = handle, count - 1
-            elif count:
-                os.close(handle)
+            handles = self._handles.pop(file, [])  # all were released where the store was closed meanwhile
+            if handles:
+                os.close(handles.pop())
+            if handles:
+                self._handles[file] = handles
 
     def release_all(self) -> None:
         with self._guard:
-            for handle, _ in self._handles.values():
+            for handle in (handle for handles in self._handles.values() for handle in handles):
                 os.close(handle)
             self._handles.clear()
 

@@ -38,8 +38,6 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """What a pack holds."""
-
     digest: str
     """SHA-256 that stands for the memory in it."""
     config: WiseConfig
@@ -52,11 +50,9 @@ class Pack:
 
 
 def write_pack(folder: Path, snapshot: Snapshot, tickets: Sequence[Ticket], namespace: str | None = None) -> int:
-    """Writes a pack, whole or not at all; of one namespace, where it is given. The number of edits in it.
-
-    Raises StoreError where there is nothing to write, or slots hold edits of other namespaces too; ArtifactError
-    where the folder holds anything but a pack.
-    """
+    """Writes a pack, whole or not at all; of one namespace, where it is given. The number of edits in it. Raises
+    StoreError where there is nothing to write, or slots hold edits of other namespaces too; ArtifactError where the
+    folder holds anything but a pack."""
     state = snapshot.state
     if namespace is not None:
         others = [edit.id for edit in state.edits if edit.namespace != namespace]
@@ -68,15 +64,7 @@ def write_pack(folder: Path, snapshot: Snapshot, tickets: Sequence[Ticket], name
     if snapshot.config.mode == "merge" and len(state.slots) > 1:
         names = ", ".join(sorted({edit.namespace for edit in state.edits}))
         raise StoreError(f"a merged memory is of one namespace; export one of {names} by itself")
-    fields = {
-        ticket.edit.id: {
-            "reason": ticket.reason,
-            "valid_from": ticket.valid_from,
-            "valid_until": ticket.valid_until,
-            "verified": ticket.verified,
-        }
-        for ticket in tickets
-    }
+    by_id = {ticket.edit.id: ticket for ticket in tickets}
     with replaced_folder(folder, ours=(*WRITTEN, TICKETS_FILE)) as new:
         save_memory(new, config=snapshot.config, state=state, base=snapshot.base)
         keep_card(folder, new)
@@ -84,7 +72,7 @@ def write_pack(folder: Path, snapshot: Snapshot, tickets: Sequence[Ticket], name
             "format": FORMAT,
             "schema_version": SCHEMA_VERSION,
             "memory": digest_of((new / CONFIG_FILE).read_bytes()),
-            "tickets": {edit.id: fields[edit.id] for edit in state.edits},
+            "tickets": {edit.id: {name: getattr(by_id[edit.id], name) for name in _FIELDS} for edit in state.edits},
         }
         (new / TICKETS_FILE).write_bytes(sealed(data))
     return len(state.edits)
@@ -97,7 +85,7 @@ def read_pack(folder: Path) -> Pack:
     fields = _read_tickets(folder / TICKETS_FILE, memory) if os.path.lexists(folder / TICKETS_FILE) else {}
     try:
         requests = tuple(
-            EditRequest(edit=edit, **{n: v for n, v in fields.get(edit.id, {}).items() if n != "verified"})
+            EditRequest(edit=edit, **{name: fields.get(edit.id, {}).get(name) for name in _TEXTS})
             for edit in state.edits
         )
     except (EditError, TypeError) as error:
@@ -125,23 +113,20 @@ def _no_number(name: str) -> None:
 
 def _check_ticket(edit_id: str, ticket: object) -> None:
     """Raises ValueError for what a ticket of ours never says."""
-    if not isinstance(ticket, dict) or not ticket.keys() <= {*_TEXTS, "verified"}:
-        raise ValueError(f"ticket {edit_id!r:.60}: {ticket!r:.60} was given, an object of our fields was expected")
+    where = f"ticket {edit_id!r:.60}"
+    if not isinstance(ticket, dict) or not ticket.keys() <= {*_FIELDS}:
+        raise ValueError(f"{where}: {ticket!r:.60} was given, an object of our fields was expected")
     for name in _TEXTS:
         if not isinstance(ticket.get(name), str | None):
-            raise ValueError(f"ticket {edit_id!r:.60}: field {name!r} is {ticket[name]!r:.60}, a text was expected")
-    verified = ticket.get("verified")
-    if verified is None:
-        return
+            raise ValueError(f"{where}: field {name!r} is {ticket[name]!r:.60}, a text was expected")
+    verified = {} if ticket.get("verified") is None else ticket["verified"]
     if not isinstance(verified, dict) or len(json.dumps(verified)) > MOST_OUTCOME:
-        raise ValueError(
-            f"ticket {edit_id!r:.60}: field 'verified' is {verified!r:.60}, an object of up to {MOST_OUTCOME} "
-            "characters was expected"
-        )
+        expected = f"an object of up to {MOST_OUTCOME} characters was expected"
+        raise ValueError(f"{where}: field 'verified' is {verified!r:.60}, {expected}")
     json.dumps(verified, ensure_ascii=False).encode()  # no half of a surrogate pair
     for name, value in verified.items():
         if not _fits(name, value):
-            raise ValueError(f"ticket {edit_id!r:.60}: field 'verified.{name:.40}' is {value!r:.60}")
+            raise ValueError(f"{where}: field 'verified.{name:.40}' is {value!r:.60}")
 
 
 def _fits(name: str, value: object) -> bool:
@@ -159,15 +144,14 @@ def _fits(name: str, value: object) -> bool:
 
 
 _TEXTS = ("reason", "valid_from", "valid_until")
+_FIELDS = (*_TEXTS, "verified")
 MOST_OUTCOME = 1_000_000
 """Characters of what was verified of an edit, as JSON: ours have some ten thousand, of Chinese six times as many."""
 
 
 def merged(snapshot: Snapshot, pack: Pack) -> MemoryState:
     """The memory of a store with the edits of a pack after its own; a pack's edit takes the place of one of its prompt.
-
-    Raises StoreError where they were not made on the same base with the same settings and router, or share slots.
-    """
+    Raises StoreError where they were not made on the same base with the same settings and router, or share slots."""
     if snapshot.config is None or not snapshot.state.edits:
         return pack.state
     mine, theirs = snapshot.state, pack.state

@@ -100,12 +100,10 @@ def version_of(row: Sequence[Any]) -> Version:
 
 
 def insert(execute: Execute, table: str, **values: object) -> None:
-    """Adds a row."""
     execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})", *values.values())
 
 
 def update(execute: Execute, table: str, number: int, **values: object) -> None:
-    """Changes columns of the row with this number."""
     columns = ", ".join(f"{name} = ?" for name in values)
     execute(f"UPDATE {table} SET {columns} WHERE number = ?", *values.values(), number)
 
@@ -130,7 +128,6 @@ def _is_unicode(text: str) -> bool:
 
 
 def _fields(what: str, columns: Mapping[str, int], row: Sequence[Any]) -> dict[str, Any]:
-    """The columns of a row by name."""
     fields = dict(zip(columns, row, strict=True))
     for name, kind in columns.items():
         if not _holds(kind, fields[name]):

@@ -45,7 +45,6 @@ class StoredSlot:
 
     @property
     def nbytes(self) -> int:
-        """Of its tensors."""
         tensors = (*self.slot.tensors().values(), *(keys for keys in self.keys if keys is not None))
         return sum(tensor.nbytes for tensor in tensors)
 
@@ -60,7 +59,6 @@ class StoredSlot:
 
 
 def stored(slot: Slot, state: MemoryState, tickets: Mapping[str, int]) -> StoredSlot:
-    """A slot of a state, whose edits have these tickets."""
     return StoredSlot(
         slot=slot,
         edits=tuple(state.by_id[i] for i in slot.edit_ids),
@@ -87,21 +85,14 @@ def check_tickets(state: MemoryState, tickets: Mapping[str, int]) -> None:
 def state_of(slots: Sequence[StoredSlot], order: Sequence[str], key_space: Space | None) -> MemoryState:
     """The state of these slots, its edits in `order`."""
     edits = {edit.id: edit for stored in slots for edit in stored.edits}
-    keys = {
-        edit.id: key
-        for stored in slots
-        for edit, key in zip(stored.edits, stored.keys, strict=True)
-        if key is not None
-    }
+    held = [pair for stored in slots for pair in zip(stored.edits, stored.keys, strict=True)]
+    keys = {edit.id: key for edit, key in held if key is not None}
     return MemoryState(
         edits=tuple(edits[i] for i in order),
         slots=tuple(stored.slot.numbered(i) for i, stored in enumerate(slots)),
         keys={i: keys[i] for i in order if i in keys},
         key_space=key_space,
     )
-
-
-# -- bytes --------------------------------------------------------------------------------------
 
 
 def split_into_segments(slots: Sequence[StoredSlot]) -> Iterator[list[StoredSlot]]:
@@ -123,8 +114,7 @@ def encode_segment(slots: Sequence[StoredSlot]) -> bytes:
     groups, tensors = columns_of([stored.slot for stored in slots])
     fields = [
         {
-            "kind": stored.slot.kind,
-            "group": group,
+            "kind": stored.slot.kind, "group": group,
             "scores": list(stored.slot.scores),
             "edits": [edit.to_dict() for edit in stored.edits],
             "tickets": list(stored.tickets),
@@ -143,13 +133,14 @@ def encode_segment(slots: Sequence[StoredSlot]) -> bytes:
 def decode_segment(data: bytes, place: str) -> list[StoredSlot]:
     """The inverse of `encode_segment`. Raises StoreError, naming `place`, where they are no segment."""
     try:
-        fields = json.loads(_metadata(data)[FORMAT])
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # behind its size, in eight bytes
+        fields = json.loads(header["__metadata__"][FORMAT])
         tensors = load(data)
         columns = {name: tensor for name, tensor in tensors.items() if is_column(name) and name != "keys" + ROWS}
         edits = [tuple(map(Edit.from_dict, own["edits"])) for own in fields]
         held = [
-            {"id": 0, "edit_ids": tuple(edit.id for edit in edits_of), "scores": tuple(own["scores"])}
-            for own, edits_of in zip(fields, edits, strict=True)
+            {"id": 0, "edit_ids": tuple(edit.id for edit in its), "scores": tuple(own["scores"])}
+            for own, its in zip(fields, edits, strict=True)
         ]
         slots = slots_of(columns, {own["group"]: own["kind"] for own in fields}, [own["group"] for own in fields], held)
         count = sum(map(len, edits))
@@ -158,13 +149,8 @@ def decode_segment(data: bytes, place: str) -> list[StoredSlot]:
             raise ValueError(f"there are keys of {len(keys)} edits, expected of {count}")
         left = (key.clone() if len(key) else None for key in keys)
         return [
-            StoredSlot(
-                slot=_copied(slot),
-                edits=edits_of,
-                tickets=tuple(own["tickets"]),
-                keys=tuple(islice(left, len(edits_of))),
-            )
-            for own, edits_of, slot in zip(fields, edits, slots, strict=True)
+            StoredSlot(slot=_copied(slot), edits=its, tickets=tuple(own["tickets"]), keys=tuple(islice(left, len(its))))
+            for own, its, slot in zip(fields, edits, slots, strict=True)
         ]
     except _MALFORMED as error:
         kind = type(error).__name__  # what it says may quote an edit
@@ -187,9 +173,3 @@ def decode_space(data: bytes, place: str) -> Space:
         return space_from_tensors(load(data))
     except _MALFORMED as error:
         raise StoreError(f"{place}: is no key space: {error!r:.200}; restore it from a backup") from error
-
-
-def _metadata(data: bytes) -> dict[str, str]:
-    """Of safetensors bytes: eight bytes with the size of the JSON header, and the header."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return dict(header["__metadata__"])

@@ -35,9 +35,9 @@ from wise.memory.store.backends.base import Backend
 from wise.memory.store.backends.postgres import PostgresBackend
 from wise.memory.store.backends.sqlite import SqliteBackend
 from wise.memory.store.backup import copy_store
-from wise.memory.store.changes import Changeset, Forget, changeset, check_edits, same_slots, without
+from wise.memory.store.changes import Forget, changeset, check_edits, same_slots, without
 from wise.memory.store.check import Findings, check
-from wise.memory.store.check_history import Progress
+from wise.memory.store.check_history import Progress, silent
 from wise.memory.store.checked import FILE, NOTHING, read_checked, write_checked
 from wise.memory.store.command_queue import CommandQueue
 from wise.memory.store.edit_request import (
@@ -66,10 +66,9 @@ ENDED = "the process that trained it ended"
 
 
 class Store:
-    """See the head of this file. Every method may be called from any thread."""
+    """Edits, durable and versioned. `Store.open` makes one; every method may be called from any thread."""
 
     def __init__(self, backend: Backend, cut_off: str = ENDED) -> None:
-        """Use `Store.open`."""
         self.backend = backend
         self.journal = Journal(backend)
         self.commands = CommandQueue(backend)
@@ -130,27 +129,19 @@ class Store:
     def requeue(self, tickets: Sequence[Ticket], *, why: str) -> None:
         """Queues tickets again that are in training."""
         self._check_writer()
-        self.journal.move([Move(ticket=ticket.number, to=QUEUED, detail={"why": why}) for ticket in tickets])
+        self.journal.move([Move(ticket.number, QUEUED, {"why": why}) for ticket in tickets])
 
     def fail(self, tickets: Sequence[Ticket], *, detail: Mapping[str, Any]) -> None:
         """Marks tickets that are in training as failed."""
         self._check_writer()
-        self.journal.move([Move(ticket=ticket.number, to=FAILED, detail=detail) for ticket in tickets])
+        self.journal.move([Move(ticket.number, FAILED, detail) for ticket in tickets])
 
     # -- versions ---------------------------------------------------------------------------------
 
     def commit(
-        self,
-        tickets: Sequence[Ticket],
-        state: MemoryState,
-        *,
-        parent: int,
-        config: WiseConfig,
-        base: Fingerprint,
-        outcomes: Mapping[str, Mapping[str, Any]] | None = None,
-        author: str | None = None,
-        reason: str | None = None,
-        kind: str = "commit",
+        self, tickets: Sequence[Ticket], state: MemoryState, *, parent: int, config: WiseConfig, base: Fingerprint,
+        outcomes: Mapping[str, Mapping[str, Any]] | None = None, author: str | None = None, reason: str | None = None,
+        kind: str = "commit"
     ) -> Version:
         """Makes `state` the current version: `tickets`, all in training, go live where it holds them, or else fail.
 
@@ -173,27 +164,18 @@ class Store:
                     raise StoreError(f"edit {edit_id!r} is not in training any more; train the others without it")
             check_edits(state, before, mine)
             numbers = {**before.tickets, **{i: ticket.number for i, ticket in mine.items()}}
-            new = changeset(before, state, numbers, config=config, base=base)
-            live, verified = new.snapshot.tickets.keys(), outcomes or {}
-            moves = [
-                Move(ticket=ticket.number, to=LIVE if i in live else FAILED, detail=verified.get(i, {}))
-                for i, ticket in mine.items()
-            ]
-            gone = before.tickets.keys() - live
-            moves += [Move(ticket=n, to=RETIRED) for i, n in before.tickets.items() if i in gone]
+            new, blobs = changeset(before, state, numbers, config=config, base=base)
+            live, verified = new.tickets.keys(), outcomes or {}
+            moves = [Move(t.number, LIVE if i in live else FAILED, verified.get(i, {})) for i, t in mine.items()]
+            moves += [Move(number, RETIRED) for i, number in before.tickets.items() if i not in live]
             if same_slots(before.manifest, new.manifest):
                 self.journal.move(moves, author=author)
                 return self.journal.version()
-            return self._put(new, moves, kind=kind, author=author, reason=reason)
+            return self._put(new, blobs, moves, kind=kind, author=author, reason=reason)
 
     def delete(
-        self,
-        edit_ids: Sequence[str],
-        *,
-        forget: Forget | None = None,
-        author: str | None = None,
-        reason: str | None = None,
-        expired: bool = False,
+        self, edit_ids: Sequence[str], *, forget: Forget | None = None, author: str | None = None,
+        reason: str | None = None, expired: bool = False
     ) -> Version:
         """Retires edits: live ones are not in the new version, nor any trace of them; the others never go live.
 
@@ -209,16 +191,15 @@ class Store:
         with self._changing():
             parent = self.read()
             why = EXPIRED if expired else {"why": "deleted"}
-            moves = [Move(ticket=self._under_way(i, parent), to=RETIRED, detail=why) for i in dict.fromkeys(edit_ids)]
+            moves = [Move(self._under_way(i, parent), RETIRED, why) for i in dict.fromkeys(edit_ids)]
             live = [edit_id for edit_id in edit_ids if edit_id in parent.tickets]
             if not live:
                 self.journal.move(moves, author=author)
                 return self.journal.version()
             state = without(parent, live, forget)
             kept = {*state.edit_ids, *live}
-            lost = [number for edit_id, number in parent.tickets.items() if edit_id not in kept]
-            moves += [Move(ticket=number, to=RETIRED, detail={"why": "lost"}) for number in lost]
-            return self._put(self._changeset_of(parent, state), moves, kind="delete", author=author, reason=reason)
+            moves += [Move(n, RETIRED, {"why": "lost"}) for i, n in parent.tickets.items() if i not in kept]
+            return self._put(*self._live_before(parent, state), moves, kind="delete", author=author, reason=reason)
 
     def rollback(self, version: int, *, author: str | None = None, reason: str | None = None) -> Version:
         """Makes the memory of an earlier version current again, bit for bit, as a new version.
@@ -230,17 +211,16 @@ class Store:
             current = self.journal.version()
             target = self.read(version)
             if version == 0 and current.number:
-                target = self._changeset_of(self.read(), MemoryState()).snapshot
+                target, _ = self._live_before(self.read(), MemoryState())
             if target.manifest is None:
                 raise ConflictError("nothing was committed yet, so there is nothing to roll back")
             held = {ticket.number for ticket in self.journal.tickets(status=LIVE)}  # the current one may be damaged
             wanted = set(target.tickets.values())
             self._check_return(target, wanted - held)
-            moves = [Move(ticket=number, to=RETIRED) for number in sorted(held - wanted)]
-            moves += [Move(ticket=number, to=LIVE) for number in sorted(wanted - held)]
-            snapshot = replace(target, version=current.number + 1)
-            new = Changeset(manifest=target.manifest, snapshot=snapshot, blobs=())
-            return self._put(new, moves, kind="rollback", author=author, reason=reason or f"back to version {version}")
+            moves = [Move(number, RETIRED) for number in sorted(held - wanted)]
+            moves += [Move(number, LIVE) for number in sorted(wanted - held)]
+            new, why = replace(target, version=current.number + 1), reason or f"back to version {version}"
+            return self._put(new, [target.manifest.to_bytes()], moves, kind="rollback", author=author, reason=why)
 
     def read(self, version: int | None = None) -> Snapshot:
         """The memory as it is in `version`, or in the current one; verified.
@@ -253,43 +233,35 @@ class Store:
     @contextmanager
     def pin(self, version: int | None = None) -> Iterator[Snapshot]:
         """The same, and the version is not collected for the length of the block, by any process."""
-        with self._held(version) as found:
-            latest = self._latest
-            if found.number == latest.version:
-                yield latest
-                return
-            if found.number == 0:
-                yield Snapshot(version=0)
-                return
-            snapshot = read(found.number, found.manifest, self.backend, latest.segments)
-            if found.number > self._latest.version:
-                self._latest = snapshot
-            yield snapshot
-
-    @contextmanager
-    def _held(self, number: int | None) -> Iterator[Version]:
-        found = self.journal.version(number)
+        found, snapshot = self._hold(version), self._latest
         if found.number == 0:
-            yield found
+            yield Snapshot(version=0)
             return
+        try:
+            if found.number != snapshot.version:
+                snapshot = read(found.number, found.manifest, self.backend, snapshot.segments)
+                if found.number > self._latest.version:
+                    self._latest = snapshot
+            yield snapshot
+        finally:
+            self.backend.release(found.manifest)
+
+    def _hold(self, number: int | None) -> Version:
+        """A version that is not collected until it is released; version 0 needs no hold."""
+        found = self.journal.version(number)
         if found.collected:
             raise StoreError(
                 f"version {found.number} was collected, by gc or because it held an edit that was erased; "
                 "`wise store log` names the others"
             )
         try:
-            self.backend.hold(found.manifest)
+            if found.number:
+                self.backend.hold(found.manifest)
         except StoreError:
-            again = self.journal.version(number)  # what was current may have been collected just now
-            if again == found:
+            if self.journal.version(number) == found:
                 raise
-            with self._held(number) as later:
-                yield later
-            return
-        try:
-            yield found
-        finally:
-            self.backend.release(found.manifest)
+            return self._hold(number)  # what was current was collected just now
+        return found
 
     def diff(self, before: int, after: int) -> Difference:
         """What turns version `before` into version `after`."""
@@ -305,11 +277,7 @@ class Store:
             return collect(self.backend, self.journal, keep)
 
     def check(
-        self,
-        *,
-        checked: Path | None = None,
-        anchor: Anchor | None = None,
-        progress: Progress = lambda name, done, total: None,
+        self, *, checked: Path | None = None, anchor: Anchor | None = None, progress: Progress = silent
     ) -> Findings:
         """Verifies all that can be reached: files, references, states, and the journal; changes nothing of them.
 
@@ -326,12 +294,8 @@ class Store:
         return findings
 
     def erase(
-        self,
-        edit_ids: Sequence[str],
-        *,
-        author: str | None = None,
-        reason: str | None = None,
-        with_author: bool = False,
+        self, edit_ids: Sequence[str], *, author: str | None = None, reason: str | None = None,
+        with_author: bool = False
     ) -> Erasure:
         """Takes the text and the tensors of edits out of every file: see `wise.memory.store.erase`.
 
@@ -347,7 +311,7 @@ class Store:
         with self._changing():
             return erase(self.backend, self.journal, edit_ids, author=author, reason=reason, with_author=with_author)
 
-    def backup(self, target: str | PathLike[str], *, progress: Progress = lambda name, done, total: None) -> Findings:
+    def backup(self, target: str | PathLike[str], *, progress: Progress = silent) -> Findings:
         """Copies the store into a new folder while it may be written: see `wise.memory.store.backup.copy_store`."""
         return copy_store(self.backend, Path(target), progress)
 
@@ -397,41 +361,26 @@ class Store:
             done = {ticket.status for ticket in tickets} - {QUEUED, TRAINING}
             if done:
                 raise StoreError(f"the pack was imported before, and its edits are {', '.join(sorted(done))} by now")
-            self.journal.move([Move(ticket=t.number, to=TRAINING) for t in tickets if t.status == QUEUED])
+            self.journal.move([Move(t.number, TRAINING) for t in tickets if t.status == QUEUED])
             return self.commit(
-                tickets,
-                state,
-                parent=current.version,
-                config=pack.config,
-                base=pack.base,
-                outcomes=pack.verified,
-                author=author,
-                reason=reason or f"pack {pack.digest[:16]}",
-                kind="import",
+                tickets, state, parent=current.version, config=pack.config, base=pack.base, outcomes=pack.verified,
+                author=author, reason=reason or f"pack {pack.digest[:16]}", kind="import",
             )
 
     # -- within -----------------------------------------------------------------------------------
 
-    def _put(
-        self, new: Changeset, moves: Sequence[Move], *, kind: str, author: str | None, reason: str | None
-    ) -> Version:
-        """Stores a changeset, then makes it current."""
-        for data in (*new.blobs, new.manifest.to_bytes()):
+    def _put(self, new: Snapshot, blobs: Sequence[bytes], moves: Sequence[Move], **said: Any) -> Version:
+        """Stores a version, its manifest last, then makes it current. said: its kind, author and reason."""
+        for data in blobs:
             digest = self.backend.put(data)
         version = self.journal.add_version(
-            kind=kind,
-            manifest=digest,
-            parent=new.snapshot.version - 1,
-            edits=len(new.snapshot.state.edits),
-            moves=moves,
-            author=author,
-            reason=reason,
+            manifest=digest, parent=new.version - 1, edits=len(new.state.edits), moves=moves, **said
         )
-        self._latest = new.snapshot
+        self._latest = new
         return version
 
-    def _changeset_of(self, parent: Snapshot, state: MemoryState) -> Changeset:
-        """A version of edits that were live before."""
+    def _live_before(self, parent: Snapshot, state: MemoryState) -> tuple[Snapshot, list[bytes]]:
+        """The version after `parent` with a state of edits that were live in it."""
         if parent.config is None or parent.base is None:
             raise StoreError("nothing was committed yet: commit a version first")
         return changeset(parent, state, parent.tickets, config=parent.config, base=parent.base)
@@ -442,9 +391,7 @@ class Store:
             return current.tickets[edit_id]
         for ticket in self.journal.tickets(edit_id=edit_id, status=(QUEUED, TRAINING)):
             return ticket.number
-        raise ConflictError(
-            f"edit {edit_id!r} is neither live nor queued nor in training; `wise store log` lists edits"
-        )
+        raise ConflictError(f"edit {edit_id!r} is neither live nor queued nor in training; see `wise store log`")
 
     def _check_return(self, target: Snapshot, returning: set[int]) -> None:
         """Edits that come back are not under way anew."""

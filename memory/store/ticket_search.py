@@ -17,6 +17,8 @@ BLOCK = 250
 """Tickets that are read at once."""
 LOOKED_AT = 2_000
 """Tickets that one call looks at."""
+NEVER = "~"
+"""Comes after every time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +59,10 @@ class TicketFilter:
             self.outcome in (None, found)
             and (self.not_outcome is None or self.not_outcome != found)
             and self.author in (None, edit.author)
-            and (self.accepted_from is None or ticket.accepted_at >= self.accepted_from)
-            and (self.accepted_until is None or ticket.accepted_at < self.accepted_until)
-            and (self.valid_at is None or _valid(ticket, self.valid_at))
+            and (self.accepted_from or "") <= ticket.accepted_at < (self.accepted_until or NEVER)
+            and (self.valid_at is None or (ticket.valid_from or "") <= self.valid_at < (ticket.valid_until or NEVER))
             and (not self.text or _mentions(ticket, self.text.casefold()))
         )
-
-
-def _valid(ticket: Ticket, at: str) -> bool:
-    return (ticket.valid_from or "") <= at and (ticket.valid_until is None or at < ticket.valid_until)
 
 
 def _mentions(ticket: Ticket, folded: str) -> bool:
@@ -76,8 +73,6 @@ def _mentions(ticket: Ticket, folded: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TicketPage:
-    """What one call found."""
-
     tickets: tuple[Ticket, ...]
     last: int | None
     """The last ticket that was looked at: the next call goes on behind it. None if there are no more."""
@@ -86,10 +81,8 @@ class TicketPage:
 def search_tickets(
     journal: Journal, wanted: TicketFilter, *, after: int | None = None, limit: int, newest: bool = False
 ) -> TicketPage:
-    """The next tickets that are wanted, `limit` at most, in their order or the newest first.
-
-    after: the last ticket not wanted; None begins at an end.
-    """
+    """The next tickets that are wanted, `limit` at most, in their order or the newest first. after: the last ticket not
+    wanted; None begins at an end."""
     low, high = 0, LARGEST  # exclusive, inclusive
     if wanted.accepted_from is not None or wanted.accepted_until is not None:
         first, high = journal.accepted_between(wanted.accepted_from, wanted.accepted_until)

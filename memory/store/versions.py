@@ -34,8 +34,6 @@ Range = tuple[Key, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a version is made of."""
-
     config: WiseConfig
     base: Fingerprint
     segments: Mapping[str, tuple[int, int]]
@@ -44,25 +42,22 @@ class Manifest:
     """Where each slot is: segment and places."""
     order: tuple[Range[int], ...]
     """The edits in the order in which they came: places in the list of edits, slot by slot. The key is 0."""
-    spaces: Mapping[str, str]
-    """`key_space`, where there is one: its digest."""
+    space: str | None
+    """Digest of the key space, where there is one."""
 
     @property
     def blobs(self) -> frozenset[str]:
         """All that it names."""
-        return frozenset((*self.segments, *self.spaces.values()))
+        return frozenset((*self.segments, *([self.space] if self.space else [])))
 
     def to_bytes(self) -> bytes:
         numbers = {digest: i for i, digest in enumerate(self.segments)}
         data = {
-            "format": FORMAT,
-            "schema_version": SCHEMA_VERSION,
-            "config": self.config.to_dict(),
-            "base": self.base.to_dict(),
+            "format": FORMAT, "schema_version": SCHEMA_VERSION,
+            "config": self.config.to_dict(), "base": self.base.to_dict(),
             "segments": [[digest, *size] for digest, size in self.segments.items()],
             "slots": [(numbers[segment], *places) for segment, *places in self.slots],
-            "order": self.order,
-            "spaces": self.spaces,
+            "order": self.order, "spaces": {"key_space": self.space} if self.space else {},
         }
         return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -80,12 +75,11 @@ class Manifest:
                 segments={digest: (slots, size) for digest, slots, size in fields["segments"]},
                 slots=tuple(join_ranges((digests[i], int(first), int(behind)) for i, first, behind in fields["slots"])),
                 order=tuple(join_ranges((int(key), int(first), int(behind)) for key, first, behind in fields["order"])),
-                spaces=dict(fields["spaces"]),
+                space=dict(fields["spaces"]).get("key_space"),
             )
         except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"{place}: is no manifest that this release reads: {error!r:.200}; a newer wise-runtime may read it"
-            ) from error
+            problem = f"is no manifest that this release reads: {error!r:.200}"
+            raise StoreError(f"{place}: {problem}; a newer wise-runtime may read it") from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,34 +105,26 @@ def read_manifest(backend: Backend, digest: str) -> Manifest:
 
 
 def read(version: int, digest: str, backend: Backend, known: Mapping[str, Sequence[StoredSlot]]) -> Snapshot:
-    """The version whose manifest has this digest; segments that are `known` are not read again.
-
-    Raises StoreError where anything it names is missing, damaged or does not fit together.
-    """
+    """The version whose manifest has this digest; segments that are `known` are not read again. Raises StoreError where
+    anything it names is missing, damaged or does not fit together."""
     manifest, get, place = read_manifest(backend, digest), backend.get, backend.place
     segments = {d: known[d] if d in known else decode_segment(get(d), f"{place}: {d[:16]}") for d in manifest.segments}
-    spaces = {name: decode_space(get(d), f"{place}: {d[:16]}") for name, d in manifest.spaces.items()}
-    key_space = spaces.get("key_space")
+    space = manifest.space
+    key_space = decode_space(get(space), f"{place}: {space[:16]}") if space else None
     for segment, found in segments.items():
         if segment not in known:
             check_slots(found, key_space, manifest.config, manifest.base)
     slots = slots_in_order(manifest, segments, f"{place}: version {version}")
     edits = [edit for stored in slots for edit in stored.edits]
     return Snapshot(
-        version=version,
+        version=version, config=manifest.config, base=manifest.base, manifest=manifest, segments=segments,
         state=state_of(slots, [e.id for _, start, stop in manifest.order for e in edits[start:stop]], key_space),
         tickets={e.id: number for stored in slots for e, number in zip(stored.edits, stored.tickets, strict=True)},
-        config=manifest.config,
-        base=manifest.base,
-        manifest=manifest,
-        segments=segments,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """What turns one version into another."""
-
     added: tuple[Edit, ...]
     removed: tuple[Edit, ...]
     changed: tuple[tuple[Edit, Edit], ...]
@@ -172,10 +158,8 @@ def slots_in_order(manifest: Manifest, segments: Mapping[str, Sequence[StoredSlo
 
 
 def check_places(manifest: Manifest, sizes: Mapping[str, int], ids: Mapping[str, Collection[str]], place: str) -> None:
-    """A version holds every slot of its segments once, and every edit, in some order.
-
-    sizes, ids: of each segment, the number of slots, and the ids of their edits. Raises StoreError.
-    """
+    """A version holds every slot of its segments once, and every edit, in some order. sizes, ids: of each segment, the
+    number of slots, and the ids of their edits. Raises StoreError."""
     if sizes != {digest: count for digest, (count, _) in manifest.segments.items()} or not cover(manifest.slots, sizes):
         raise StoreError(f"{place}: its slots are not those of its segments; roll back to a whole version")
     count = sum(map(len, ids.values()))

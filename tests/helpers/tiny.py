@@ -287,7 +287,7 @@ def nearest_keys(state: MemoryState, vectors: Tensor) -> tuple[Tensor, Tensor, l
     assert isinstance(state.key_space, KeySpace)
     index = KeyIndex(state.key_space.size)
     index.add_rows([*state.keys], [len(own) for own in state.keys.values()], torch.cat([*state.keys.values()]))
-    scores, ids = zip(*(hit for (hit,) in index.search(state.key_space.keys(vectors))), strict=True)
+    scores, ids = zip(*(index.search(key)[0] for key in state.key_space.keys(vectors)), strict=True)
     slots = {edit_id: slot.id for slot in state.slots for edit_id in slot.edit_ids}
     return torch.tensor(scores), torch.tensor([slots[own] for own in ids]), list(ids)
 

@@ -1,8 +1,7 @@
 """The fields of each published editing set, and how a file's format is recognised.
 
-Sets whose fields map one by one onto a `Record` are rows of a table (`wise.formats.layouts`); sets
-whose records are built differently have a module each. What holds for all of them, because it
-decides what a figure means:
+Sets whose fields map one by one onto a `Record` are rows of a table (`wise.formats.layouts`); sets whose records are
+built differently have a module each. What holds for all of them, because it decides what a figure means:
 
 * a **paraphrase** is another wording of the same question. Text that only mentions the subject
   (CounterFact's generation prompts), another name of the subject or a conclusion from the
@@ -12,10 +11,10 @@ decides what a figure means:
 * a **probe** is a question whose right answer after the edit the set itself states. One that asks the
   very prompt of the edit measures nothing of its own and is left out, and so is one without an answer.
 
-Published sets have defects that their users know and step over. They are stepped over here
-too, each with a note for the log: a subject that the prompt does not hold is dropped, an empty
-test prompt is left out, and a zsRE record with an empty `alt` asks for no edit. A field that no
-layout reads is named in the log, once for a file. Our own format has no such licence.
+Published sets have defects that their users know and step over. They are stepped over here too, each with a note for
+the log: a subject that the prompt does not hold is dropped, an empty test prompt is left out, and a zsRE record with an
+empty `alt` asks for no edit. A field that no layout reads is named in the log, once for a file. Our own format has no
+such licence.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from __future__ import annotations
 from wise.errors import EditError, listed
 from wise.formats.conflict_edit import PITFALLS
 from wise.formats.fields import JsonRow, Note
-from wise.formats.kilt import KILT
 from wise.formats.layout import Layout
 from wise.formats.layouts import FORMS
 from wise.formats.mquake import CASES, FACTS
@@ -33,7 +31,7 @@ from wise.formats.unke import UNKE
 
 __all__ = ["FORMATS", "LAYOUTS", "Layout", "Note", "JsonRow", "holds_facts", "recognise"]
 
-LAYOUTS: tuple[Layout, ...] = (*FORMS, KILT, CASES, FACTS, RIPPLE_EDITS, UNKE, PITFALLS)
+LAYOUTS: tuple[Layout, ...] = (*FORMS, CASES, FACTS, RIPPLE_EDITS, UNKE, PITFALLS)
 
 FORMATS: tuple[str, ...] = ("auto", *sorted({layout.format for layout in LAYOUTS}))
 """What may be asked for."""
@@ -47,9 +45,8 @@ def holds_facts(row: JsonRow) -> bool:
 def recognise(row: JsonRow, format: str) -> Layout:
     """The layout that a record has.
 
-    Where several find what they cannot do without, the one that knows most of the record's fields. With
-    `format="auto"` one that lacks one field is taken if it knows more than half of the others: a misspelt or empty
-    field is then named.
+    Where several find what they cannot do without, the one that knows most of the record's fields. With `format="auto"`
+    one that lacks one field is taken if it knows more than half of the others: a misspelt or empty field is then named.
 
     Raises:
         EditError: no layout of this format fits; names the fields found.
@@ -73,7 +70,7 @@ def recognise(row: JsonRow, format: str) -> Layout:
 
 def _complete(layout: Layout, row: JsonRow) -> bool:
     """Whether each required path has a value, which in every layout is a text or a list."""
-    return layout.needed <= row.keys() and all(not isinstance(peek(row, p), dict | None) for p in layout.paths)
+    return all(not isinstance(peek(row, p), dict | None) for p in layout.required)
 
 
 def _known_fields(layout: Layout, row: JsonRow) -> int:

@@ -19,8 +19,8 @@ from dataclasses import replace
 
 from wise.edits import Edit, Record
 from wise.errors import EditError, did_you_mean
-from wise.formats.fields import JsonRow, Note, objects, optional_text, query, required_objects, text
-from wise.formats.layout import Structure
+from wise.formats.fields import Fields, query
+from wise.formats.layout import Layout
 from wise.probes import Probe
 
 TYPES = ("coverage", "reverse", "composite")
@@ -29,56 +29,51 @@ _PARENT_OF_CHILD = frozenset({("P22", "P40"), ("P25", "P40")})
 """Father or mother in the first edit, child in the second."""
 
 
-def _records(row: JsonRow, place: int, note: Note) -> list[Record]:
-    type_ = text(row, "type")
+def _records(fields: Fields, place: int) -> list[Record]:
+    type_ = fields.text("type")
     if type_ not in TYPES:
         raise EditError(f"field 'type': {type_!r} is not known; {did_you_mean(type_, TYPES)}")
-    parts = required_objects(row, "edits")
+    parts = fields.required_objects("edits")
     if len(parts) != 2:
         raise EditError(f"field 'edits': a list of {len(parts)} was given, two edits were expected")
     group = f"pitfalls-{type_}-{place}"
-    first, second = (_record(row, f"{name}.", part, f"{group}.{at}", group) for at, (name, part) in enumerate(parts))
-    probes = _follows(type_, parts[0][1], parts[1][1], first, second)
-    return [first, replace(second, probes=probes)]
+    first, second = (_record(fields, part, f"{group}.{at}", group) for at, part in enumerate(parts))
+    return [first, replace(second, probes=_follows(type_, *parts, first, second))]
 
 
-def _record(row: JsonRow, prefix: str, part: JsonRow, own: str, group: str) -> Record:
-    subject = text(part, "subject.label", prefix).strip()
-    question = optional_text(part, "relation.query", prefix)
+def _record(fields: Fields, part: Fields, own: str, group: str) -> Record:
+    subject = part.text("subject.label").strip()
+    question = part.optional_text("relation.query")
+    prompt = part.text("relation.prompt").replace("{}", subject)
     return Record(
-        edit=Edit(
-            id=own,
-            prompt=text(part, "relation.prompt", prefix).replace("{}", subject),
-            target=text(part, "new_object.label", prefix),
-            subject=subject,
-        ),
+        edit=Edit(id=own, prompt=prompt, target=part.text("new_object.label"), subject=subject),
         free_paraphrases=() if question is None else (question.replace("{}", subject),),
-        answer=_old_answer(row, part, prefix),
-        relation=optional_text(part, "relation.id", prefix),
+        answer=_old_answer(fields, part),
+        relation=part.optional_text("relation.id"),
         group=group,
     )
 
 
-def _old_answer(row: JsonRow, part: JsonRow, prefix: str) -> str | None:
+def _old_answer(fields: Fields, part: Fields) -> str | None:
     """The object that the world has for the edit's subject and relation."""
-    asked = [text(part, path, prefix) for path in ("subject.id", "relation.id")]
-    for name, triple in objects(row, "triples"):
-        if asked == [text(triple, path, f"{name}.") for path in ("subject.id", "relation.id")]:
-            return optional_text(triple, "object.label", f"{name}.")
+    asked = [part.text(path) for path in ("subject.id", "relation.id")]
+    for triple in fields.objects("triples"):
+        if asked == [triple.text(path) for path in ("subject.id", "relation.id")]:
+            return triple.optional_text("object.label")
     return None
 
 
-def _follows(type_: str, first_part: JsonRow, second_part: JsonRow, first: Record, second: Record) -> tuple[Probe, ...]:
+def _follows(type_: str, first_part: Fields, second_part: Fields, first: Record, second: Record) -> tuple[Probe, ...]:
     if type_ == "coverage" and second.free_paraphrases:
         prompt, answer = second.free_paraphrases[0], second.edit.target
     elif type_ == "reverse" and (first.relation, second.relation) in _PARENT_OF_CHILD:
-        prompt = text(first_part, "relation.prompt", "edits[0].").replace("{}", second.edit.target)
-        answer = text(second_part, "subject.label", "edits[1].")
+        prompt = first_part.text("relation.prompt").replace("{}", second.edit.target)
+        answer = second_part.text("subject.label")
     else:
         return ()
     return (Probe(kind="conflict", queries=(query("edits[1]", prompt, (answer,)),)),)
 
 
-PITFALLS = Structure(
-    format="pitfalls", required=("edits", "type"), optional=("triples", "prerequisites", "rule"), build=_records
+PITFALLS = Layout(
+    format="pitfalls", required=("edits", "type"), optional=("triples", "prerequisites", "rule"), read=_records
 )

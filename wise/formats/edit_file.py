@@ -22,7 +22,7 @@ from wise.edits import COLUMNS, LIST_COLUMNS, Edit, Record, content_id
 from wise.errors import EditError, did_you_mean, given
 from wise.formats import FORMATS, Layout, recognise
 from wise.formats.columns import Columns
-from wise.formats.fields import lacking
+from wise.formats.fields import Fields
 from wise.formats.files import data_files, is_table, rows
 from wise.formats.tracked_row import TrackedRow, peek, unread
 
@@ -35,7 +35,6 @@ def _log(warning: str) -> None:
     logger.warning("%s", warning)
 
 
-
 MAX_EDITS = 1_000_000
 """Edits of one file or folder."""
 STORE_FIELDS = ("reason", "valid_from", "valid_until")
@@ -45,30 +44,22 @@ _MAX_NAMED = 60
 
 
 def read_edits(
-    path: str | PathLike[str],
-    *,
-    format: str = "auto",
-    columns: Mapping[str, str] | None = None,
-    limit: int | None = None,
-    warn: Callable[[str], None] = _log,
+    path: str | PathLike[str], *, format: str = "auto", columns: Mapping[str, str] | None = None,
+    limit: int | None = None, warn: Callable[[str], None] = _log
 ) -> list[Edit]:
-    """The edits of a file, without what measures them; everything else as `read_records`."""
+    """The edits of a file, without what measures them; all else as `read_records`."""
     return [record.edit for record in read_records(path, format=format, columns=columns, limit=limit, warn=warn)]
 
 
 def read_records(
-    path: str | PathLike[str],
-    *,
-    format: str = "auto",
-    columns: Mapping[str, str] | None = None,
-    limit: int | None = None,
-    warn: Callable[[str], None] = _log,
+    path: str | PathLike[str], *, format: str = "auto", columns: Mapping[str, str] | None = None,
+    limit: int | None = None, warn: Callable[[str], None] = _log
 ) -> list[Record]:
-    """Read a file or a folder of edits.
+    """Reads a file or a folder of edits.
 
-    A record of a published set that has no number of its own gets its content id, and where the
-    set repeats an edit, `-2`, `-3` and so on after it. Defects that published sets are known for are
-    stepped over (see `wise.formats`) and counted in a warning; another one names the fields that were not used.
+    A record of a published set without a number of its own gets its content id; where the set repeats an edit, `-2`,
+    `-3` and so on follow it. Known defects of published sets are stepped over (see `wise.formats`) and counted in a
+    warning; another one names the fields that were not used.
 
     Args:
         path: JSON lines, a JSON list, CSV or TSV (`.gz` or `.xz` where compressed), Parquet or Arrow; or a folder of
@@ -76,9 +67,8 @@ def read_records(
         format: one of `wise.formats.FORMATS`; `"auto"` goes by the fields of each record.
         columns: field -> column that it is read from, for a file whose columns have other names. A field is one of
             `Edit`, or one of `Record` as `test.NAME`.
-        limit: read no more than this many records, and no more of the file than they need
-            (a JSON list is read whole). A group that it cuts lacks its last records, and with them the
-            probes that need all of its edits.
+        limit: read this many records at most, and no more of the file than they need (a JSON list is read whole). A
+            group that it cuts lacks its last records, and with them the probes that need all of its edits.
         warn: called with each warning, which may quote the file; by default the log has them.
 
     Raises:
@@ -112,17 +102,14 @@ def check_limit(limit: int | None) -> None:
 
 class RecordParser:
     """Makes records of rows, each by its own fields; counts defects that were skipped and fields that were not used.
-
-    Raises EditError for an unknown format or field.
-    """
+    Raises EditError for an unknown format or field."""
 
     def __init__(self, format: str = "auto", columns: Mapping[str, str] | None = None) -> None:
         if format not in FORMATS:
             raise EditError(f"format {format!r} is not known; {did_you_mean(str(format), FORMATS)}")
         self.columns = Columns(columns, (*COLUMNS, *STORE_FIELDS), lists=LIST_COLUMNS)
         self.format = "wise" if columns else format
-        self._rows = 0
-        self._count = 0
+        self._rows = self._count = 0
         self._place_of: dict[str, tuple[Path, int]] = {}
         self._next_of: Counter[str] = Counter()
         self._subject_of: dict[str, str] = {}
@@ -130,11 +117,7 @@ class RecordParser:
         self._unread: Counter[str] = Counter()
 
     def add(self, file: Path, line: int, row: TrackedRow) -> list[Record]:
-        """The records of one row of a file, each with an id of its own.
-
-        Raises:
-            EditError: beginning with the file and the line.
-        """
+        """The records of one row of a file, each with an id of its own. Raises EditError, naming file and line."""
         self._rows += 1
         if self._count > MAX_EDITS:
             raise EditError(f"{file}:{line}: more than {MAX_EDITS:,} edits; give them in several files, or read fewer")
@@ -158,13 +141,9 @@ class RecordParser:
     def read(
         self, row: TrackedRow, place: int, *, table: bool = False, line: int | None = None
     ) -> tuple[Layout, list[Record]]:
-        """The records of one row, and its layout.
-
-        place: number of the row, for records without a number of their own. table: the row is one of a table; columns
-        that are not ours are named and not refused. line: where the row is; `place` if left out.
-
-        Raises EditError, naming the field.
-        """
+        """The records of one row, and its layout. place: number of the row, for records without a number of their own.
+        table: the row is one of a table; columns that are not ours are named and not refused. line: where the row is;
+        `place` if left out. Raises EditError, naming the field."""
         try:
             return self._read_row(row, place, table, place if line is None else line)
         except RecursionError:
@@ -177,7 +156,7 @@ class RecordParser:
                 raise EditError(f"field {name!r}: only a store keeps it; use `wise stream`, or leave the field out")
         mine = self._own_columns(row) if layout.strict and (table or self.columns) else row
         notes: set[str] = set()
-        found = layout.read(mine, place, notes.add)
+        found = layout.read(Fields(mine, notes.add), place)
         for note in notes:
             self._notes.setdefault(note, [0, line])[0] += 1
         for record in found:
@@ -200,7 +179,7 @@ class RecordParser:
         """The fields of our own form, under the names that they have there."""
         for column in map(self.columns.of, ("prompt", "target")):
             if column not in row:
-                raise lacking(row, column)
+                raise Fields(row).lacking(column)
         mine = self.columns.fields_of(row, COLUMNS)
         if isinstance(number := mine.get("id"), int):  # in text it would be a text too
             mine["id"] = str(number)
@@ -222,11 +201,8 @@ class RecordParser:
         return edit
 
     def finish(self, path: Path, *, whole: bool) -> list[str]:
-        """The warnings of a file. whole: it was read to its end.
-
-        Raises:
-            EditError: no record was read, or none has a column that was named.
-        """
+        """The warnings of a file. whole: it was read to its end. Raises EditError where no record was read, or none has
+        a column that was named."""
         if not self._count:
             for note, (_, line) in self._notes.items():
                 raise EditError(f"{path}:{line}: {note}; no record is left")
@@ -237,10 +213,6 @@ class RecordParser:
         return self._warnings(str(path))
 
     def log_warnings(self, name: str) -> None:
-        """Logs defects that were skipped, fields that were not used and columns that were not found.
-
-        name: of the source.
-        """
         for warning in self._warnings(name):
             _log(warning)
 

@@ -15,6 +15,7 @@ import stat
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,10 +46,8 @@ _SPACE = re.compile(r"\s*")
 
 def data_files(path: Path) -> list[Path]:
     """The files that a path names: one file, or those of a split of a folder (a dataset saved with `datasets`, a clone
-    of one from the hub, any folder of data files). `FOLDER/SPLIT` names a split if there is no such file.
-
-    Raises EditError if there is no data file, or several splits and none was named.
-    """
+    of one from the hub, any folder of data files). `FOLDER/SPLIT` names a split if there is no such file. Raises
+    EditError if there is no data file, or several splits and none was named."""
     try:
         if path.is_dir():
             splits = _splits(path)
@@ -72,9 +71,8 @@ def _splits(folder: Path) -> dict[Path, list[Path]]:
     found: dict[Path, list[Path]] = {}
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if hidden or ending(file) not in (*_ENDINGS, *_NOT_READ) or file.is_dir():
-            continue
-        if file.name in _METADATA_FILES or file.name.startswith("cache-"):
+        data = ending(file) in (*_ENDINGS, *_NOT_READ) and not file.is_dir()
+        if hidden or not data or file.name in _METADATA_FILES or file.name.startswith("cache-"):
             continue
         stem = file.name[: -len("".join(_suffixes(file)))]
         shard = _SHARD.fullmatch(stem)
@@ -107,15 +105,12 @@ def ending(file: Path) -> str:
 
 
 def is_table(file: Path) -> bool:
-    """Whether a file is a table with named columns."""
     return ending(file) in (*TEXT, *BINARY)
 
 
 def check_file(path: Path) -> int:
-    """The size of a file in bytes.
-
-    Raises EditError for what is no file, before it is opened, for a Git LFS pointer, and for a kind that is not read.
-    """
+    """The size of a file in bytes. Raises EditError for what is no file, before it is opened, for a Git LFS pointer,
+    and for a kind that is not read."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -146,11 +141,7 @@ def is_lines(path: Path) -> bool:
 
 
 def rows(path: Path) -> Generator[tuple[int, TrackedRow]]:
-    """Each record of a file with its line, or its number.
-
-    Raises:
-        EditError: the file cannot be read, or what it holds is not that.
-    """
+    """Each record of a file with its line, or its number. Raises EditError where it cannot be read, or holds others."""
     if ending(path) in BINARY:
         _check_size(path, check_file(path))
         yield from binary_rows(path, MAX_BYTES)
@@ -249,16 +240,12 @@ def _check_size(path: Path, size: int, where: str = "") -> None:
 
 
 def lines(path: Path) -> Generator[tuple[int, bytes]]:
-    """Each line of a file, unpacked, with its number from 1.
-
-    Raises:
-        EditError: the file cannot be read, or is larger than `MAX_BYTES`.
-    """
+    """Each line of a file, unpacked, with its number from 1. Raises EditError where it cannot be read or is large."""
     _check_size(path, check_file(path))
     line, size = 0, 0
     try:
         _check_unpacked(path)
-        with _OPENERS.get(path.suffix.lower(), _open)(path) as stream:
+        with _open(path) as stream:
             while content := stream.readline(MAX_BYTES - size + 1):
                 line, size = line + 1, size + len(content)
                 _check_size(path, size, f":{line}")
@@ -270,14 +257,13 @@ def lines(path: Path) -> Generator[tuple[int, bytes]]:
 
 def _check_unpacked(path: Path) -> None:
     """Raises EditError for a packed file that holds too much, in little memory: a few bytes may hold a lot."""
-    if path.suffix.lower() not in _OPENERS:
-        return
-    size = 0
-    with _OPENERS[path.suffix.lower()](path) as stream:
-        while part := stream.read(CHUNK):
-            size += len(part)
-            _check_size(path, size)
+    if path.suffix.lower() in _OPENERS:
+        size = 0
+        with _open(path) as stream:
+            while part := stream.read(CHUNK):
+                size += len(part)
+                _check_size(path, size)
 
 
 def _open(path: Path) -> IO[bytes]:
-    return path.open("rb")
+    return _OPENERS.get(path.suffix.lower(), partial(open, mode="rb"))(path)

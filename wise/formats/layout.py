@@ -1,78 +1,52 @@
-"""What every layout of published records has, and those whose records a function of their own builds."""
+"""What every layout of published records has."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from wise.edits import Record
-from wise.formats.fields import JsonRow, Note
-
-
-def outermost(paths: Iterable[str]) -> frozenset[str]:
-    """The names that dotted paths begin with."""
-    return frozenset(path.partition(".")[0] for path in paths)
-
-
-class Layout(ABC):
-    """One way in which records are written down. Several layouts may share a format."""
-
-    format: str
-    subject: str = ""
-    """Path of the subject; empty where each record takes its own."""
-    strict: bool = False
-    """The project's own format: nothing is stepped over."""
-
-    @property
-    @abstractmethod
-    def paths(self) -> tuple[str, ...]:
-        """Paths that every record has."""
-
-    @cached_property
-    @abstractmethod
-    def fields(self) -> frozenset[str]:
-        """The names a record may have, outermost level."""
-
-    @cached_property
-    def needed(self) -> frozenset[str]:
-        """The outermost names of the paths that every record has."""
-        return outermost(self.paths)
-
-    def marked(self, row: JsonRow) -> bool:
-        """The record holds what tells this layout from others with the same fields."""
-        return False
-
-    @abstractmethod
-    def read(self, row: JsonRow, place: int, note: Note) -> list[Record]:
-        """The records that `row` holds, none where it asks for no edit.
-
-        place: its line, or number in the list, for records that have no number of their own. note: is told of every
-        defect that was stepped over.
-
-        Raises EditError, naming the field as the file does.
-        """
+from wise.formats.fields import Fields, JsonRow
+from wise.formats.tracked_row import peek
 
 
 @dataclass(frozen=True, kw_only=True)
-class Structure(Layout):
-    """A layout whose records are built by a function, which takes and raises what `Layout.read` does."""
+class Layout:
+    """One way in which records are written down. Several layouts may share a format."""
 
     format: str
     required: tuple[str, ...]
     """Paths that every record has."""
     optional: tuple[str, ...] = ()
-    """Further names a record may have."""
-    build: Callable[[JsonRow, int, Note], list[Record]]
+    """Further paths or names that a record may have."""
+    read: Callable[[Fields, int], list[Record]]
+    """The records that a row holds, none where it asks for no edit; also given is the row's line, or number in the
+    list, for records without a number of their own. Raises EditError, naming the field as the file does."""
+    subject: str = ""
+    """Path of the subject; empty where each record takes its own."""
+    mark: tuple[str, str] = ("", "")
+    """A path, and what its text begins with in this layout alone."""
+    strict: bool = False
+    """The project's own format: nothing is stepped over."""
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return self.required
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        """The outermost names of the paths that every record has."""
+        return _outermost(self.required)
 
     @cached_property
     def fields(self) -> frozenset[str]:
-        return self.needed | {*self.optional}
+        """The outermost names that a record may have."""
+        return _outermost((*self.required, *self.optional))
 
-    def read(self, row: JsonRow, place: int, note: Note) -> list[Record]:
-        return self.build(row, place, note)
+    def marked(self, row: JsonRow) -> bool:
+        """The text at the mark, or the first one there, begins as in this layout alone."""
+        path, beginning = self.mark
+        found = peek(row, path) if path else None
+        first = found[0] if isinstance(found, list) and found else found
+        return isinstance(first, str) and first.startswith(beginning)
+
+
+def _outermost(paths: Iterable[str]) -> frozenset[str]:
+    return frozenset(path.partition(".")[0] for path in paths if path)

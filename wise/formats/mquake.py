@@ -1,13 +1,12 @@
 """MQuAKE (Zhong et al., 2023): edits whose consequence is asked by questions of several hops.
 
-A case becomes one record per edit, together one group. The question, in its three wordings, is a
-probe of the **last** of them: before that edit is made, nothing is to follow. So are the single facts
-that the question goes through once all edits are made, unedited ones too: one probe that is right where
-all of them are, which is what the paper's instance-wise accuracy asks. AKEW publishes the same cases
-with more fields.
+A case becomes one record per edit, together one group. The question, in its three wordings, is a probe of the **last**
+of them: before that edit is made, nothing is to follow. So are the single facts that the question goes through once all
+edits are made, unedited ones too: one probe that is right where all of them are, which is what the paper's
+instance-wise accuracy asks. AKEW publishes the same cases with more fields.
 
-The single facts of MQuAKE-CF are also published as a list of questions with the sentence that a
-retriever should find. They are edits without the questions that follow from them.
+The single facts of MQuAKE-CF are also published as a list of questions with the sentence that a retriever should find.
+They are edits without the questions that follow from them.
 """
 
 from __future__ import annotations
@@ -16,77 +15,58 @@ from dataclasses import replace
 
 from wise.edits import Edit, Record
 from wise.errors import EditError, given
-from wise.formats.fields import (
-    JsonRow,
-    Note,
-    cleaned,
-    lacking,
-    number,
-    objects,
-    optional_text,
-    probe,
-    query,
-    required_objects,
-    text,
-    texts,
-)
-from wise.formats.layout import Structure
+from wise.formats.fields import Fields, cleaned, query
+from wise.formats.layout import Layout
 from wise.probes import Probe
 
 
-def _case(row: JsonRow, place: int, note: Note) -> list[Record]:
-    case = f"mquake-{number(row, 'case_id') or place}"
-    rewrites = required_objects(row, "requested_rewrite")
-    records = [_rewrite(f"{name}.", part, f"{case}.{at}", case) for at, (name, part) in enumerate(rewrites)]
-    last = records[-1]
-    return [*records[:-1], replace(last, probes=(*_hops(row, last.edit, note), *_facts(row, last.edit, note)))]
+def _case(fields: Fields, place: int) -> list[Record]:
+    case = f"mquake-{fields.number('case_id') or place}"
+    rewrites = fields.required_objects("requested_rewrite")
+    *records, last = (_rewrite(part, f"{case}.{at}", case) for at, part in enumerate(rewrites))
+    return [*records, replace(last, probes=(*_hops(fields, last.edit), *_facts(fields, last.edit)))]
 
 
-def _rewrite(prefix: str, part: JsonRow, own: str, case: str) -> Record:
-    template = text(part, "prompt", prefix)
-    subject = text(part, "subject", prefix).strip()
+def _rewrite(part: Fields, own: str, case: str) -> Record:
+    template, subject = part.text("prompt"), part.text("subject").strip()
     if "{}" not in template:
-        name = f"{prefix}prompt"
+        name = f"{part.prefix}prompt"
         raise EditError(f"field {name!r}: {given(template)} was given, a text with {{}} for the subject was expected")
-    edit = Edit(
-        id=own,
-        prompt=template.replace("{}", subject),
-        target=text(part, "target_new.str", prefix),
-        subject=subject,
-    )
-    question = optional_text(part, "question", prefix)
+    target = part.text("target_new.str")
+    edit = Edit(id=own, prompt=template.replace("{}", subject), target=target, subject=subject)
+    question = part.optional_text("question")
     return Record(
         edit=edit,
         free_paraphrases=() if question is None else (question,),
-        answer=optional_text(part, "target_true.str", prefix),
-        relation=optional_text(part, "relation_id", prefix),
+        answer=part.optional_text("target_true.str"),
+        relation=part.optional_text("relation_id"),
         group=case,
     )
 
 
-def _hops(row: JsonRow, edit: Edit, note: Note) -> tuple[Probe, ...]:
-    answers = [text(row, "new_answer"), *(alias for _, alias in texts(row, "new_answer_alias") if alias.strip())]
-    questions = [(name, cleaned(wording)) for name, wording in texts(row, "questions")]
+def _hops(fields: Fields, edit: Edit) -> tuple[Probe, ...]:
+    answers = [fields.text("new_answer"), *fields.filled("new_answer_alias")]
+    questions = [(name, cleaned(wording)) for name, wording in fields.texts("questions")]
     queries = [query(name, wording, answers) for name, wording in questions if wording]
     if not queries:
-        raise lacking(row, "questions")
-    return tuple(probe("multi_hop", queries, edit, note))
+        raise fields.lacking("questions")
+    return tuple(fields.probe("multi_hop", queries, edit))
 
 
-def _facts(row: JsonRow, edit: Edit, note: Note) -> tuple[Probe, ...]:
+def _facts(fields: Fields, edit: Edit) -> tuple[Probe, ...]:
     """The probe that asks every single fact, none where the case does not list them."""
     queries = []
-    for name, hop in objects(row, "new_single_hops"):
-        aliases = [alias for _, alias in texts(hop, "answer_alias", f"{name}.") if alias.strip()]
-        answers = [text(hop, "answer", f"{name}."), *aliases]
-        queries.append(query(f"{name}.cloze", text(hop, "cloze", f"{name}."), answers))
-    return tuple(probe("single_hops", queries, edit, note, need="all")) if queries else ()
+    for hop in fields.objects("new_single_hops"):
+        aliases = hop.filled("answer_alias")
+        answers = [hop.text("answer"), *aliases]
+        queries.append(query(f"{hop.prefix}cloze", hop.text("cloze"), answers))
+    return tuple(fields.probe("single_hops", queries, edit, need="all")) if queries else ()
 
 
-def _fact(row: JsonRow, place: int, note: Note) -> list[Record]:
-    target = text(row, "answer_correct").strip()
-    edit = Edit(prompt=text(row, "question"), target=target)
-    new, old = optional_text(row, "gold_retrieve_fact"), optional_text(row, "gold_generate")
+def _fact(fields: Fields, place: int) -> list[Record]:
+    target = fields.text("answer_correct").strip()
+    edit = Edit(prompt=fields.text("question"), target=target)
+    new, old = fields.optional_text("gold_retrieve_fact"), fields.optional_text("gold_generate")
     cloze = new.removesuffix(target).strip() if new and new.endswith(target) else ""
     answer = old.removeprefix(cloze).strip() if cloze and old and old.startswith(f"{cloze} ") else None
     if answer in ("", target):  # the set holds facts that no case edits, too: they say nothing of an old answer
@@ -94,15 +74,15 @@ def _fact(row: JsonRow, place: int, note: Note) -> list[Record]:
     return [Record(edit=edit, free_paraphrases=(cloze,) if cloze else (), answer=answer)]
 
 
-CASES = Structure(
+CASES = Layout(
     format="mquake",
     required=("requested_rewrite", "questions", "new_answer"),
     optional=("case_id", "answer", "answer_alias", "new_answer_alias", "single_hops", "new_single_hops", "orig"),
-    build=_case,
+    read=_case,
 )
-FACTS = Structure(
+FACTS = Layout(
     format="mquake",
     required=("question", "answer_correct"),
     optional=("gold_retrieve_fact", "gold_generate", "ans_alias"),
-    build=_fact,
+    read=_fact,
 )

@@ -5,28 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from reprlib import repr as shortened
 
 from wise.edits import Edit, Record, as_written
 from wise.errors import EditError, checked_text
-from wise.formats.fields import (
-    JsonRow,
-    Note,
-    cleaned,
-    lacking,
-    number,
-    objects,
-    optional_text,
-    probe,
-    prompts,
-    query,
-    single,
-    text,
-    texts,
-    texts_of,
-)
-from wise.formats.layout import Layout, outermost
+from wise.formats.fields import Fields, cleaned, query, texts_of
+from wise.formats.layout import Layout
 from wise.formats.tracked_row import peek
 from wise.probes import Probe, Query
 
@@ -42,8 +26,8 @@ class AskedField:
     prompt: str
     """Path of one prompt or of a list of them."""
     answers: tuple[str, ...]
-    """The first that holds any counts; all of it, lists of aliases and all, is right. Where prompts and answers
-    are two lists side by side, each prompt has the answer of its place."""
+    """The first that holds any counts; all of it, lists of aliases and all, is right. Of two lists side by side, each
+    prompt has the answer of its place."""
     shared: bool = False
     """The answers hold for every prompt, also where they are a list: that is the names of one thing."""
     within: str = ""
@@ -51,12 +35,14 @@ class AskedField:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordForm(Layout):
+class RecordForm:
     """One published layout. A path names a field; dots go into objects, lists are gone through."""
 
     format: str
     prompt: str
     target: str
+    target_listed: bool = False
+    """The target is the first text of a list."""
     subject: str = "subject"
     id: tuple[str, ...] = ()
     """Where the set's own record number stands; the first that is there counts. Tells no form apart."""
@@ -78,7 +64,7 @@ class RecordForm(Layout):
     unread: tuple[str, ...] = ()
     """Further fields by which the form is told from others."""
     mark: tuple[str, str] = ("", "")
-    """A path, and what its text begins with in this form alone."""
+    """As `Layout.mark`."""
     template: bool = False
     """The prompt has `{}` where the subject goes, also if it names the subject besides."""
     paraphrase_names_subject: bool = False
@@ -88,64 +74,60 @@ class RecordForm(Layout):
     strict: bool = False
     """The project's own format: read by `Record.from_dict`, nothing stepped over."""
 
-    @cached_property
-    def fields(self) -> frozenset[str]:
-        paths = [self.prompt, self.target, self.subject, self.relation, self.generation_prompts, self.continuation]
-        paths += [*self.answer, *self.paraphrases, *self.free_paraphrases, *self.neighbours, *self.aliases]
+    def layout(self) -> Layout:
+        paths = [self.subject, self.relation, self.generation_prompts, self.continuation, *self.answer]
+        paths += [*self.paraphrases, *self.free_paraphrases, *self.neighbours, *self.aliases, *self.unread]
         for ask in self.asked:
             paths += [ask.within] if ask.within else [ask.prompt, *ask.answers]
-        return outermost((*paths, *self.unread)) - {""}
+        required = (self.prompt, self.target, *self.also_required)
+        return Layout(
+            format=self.format, required=required, optional=tuple(paths), read=self._read, subject=self.subject,
+            mark=self.mark, strict=self.strict,
+        )
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return self.prompt, self.target, *self.also_required
-
-    def marked(self, row: JsonRow) -> bool:
-        """The text at the form's mark, or the first one there, begins with it."""
-        path, beginning = self.mark
-        found = peek(row, path) if path else None
-        first = found[0] if isinstance(found, list) and found else found
-        return isinstance(first, str) and first.startswith(beginning)
-
-    def read(self, row: JsonRow, place: int, note: Note) -> list[Record]:
+    def _read(self, fields: Fields, place: int) -> list[Record]:
         if self.strict:
-            return [Record.from_dict(row)]
+            return [Record.from_dict(fields.row)]
         for path in self.also_required:
-            text(row, path)
-        target = single(row, self.target)
+            fields.text(path)
+        listed = fields.filled(self.target) if self.target_listed else []
+        target = next(iter(listed), None) if self.target_listed else fields.single(self.target)
         blank = target is None if not isinstance(target, str) else not target.strip()
-        if self.blank_target_skipped and self.target in row and blank:
-            note(f"field {self.target!r}: null or empty, so no edit is asked for; the record was skipped")
+        if self.blank_target_skipped and self.target in fields.row and blank:
+            what = "empty" if self.target_listed else "null or empty"
+            fields.note(f"field {self.target!r}: {what}, so no edit is asked for; the record was skipped")
             return []
-        prompt, subject = _prompt_and_subject(self, row, note)
-        edit = Edit(prompt=prompt, target=text(row, self.target), subject=subject, id=_identity(self, row))
-        paraphrases = _paraphrases(self, row, edit, note)
-        free = prompts(row, self.free_paraphrases, {edit.prompt, *paraphrases}, note, edit.subject)
+        prompt, subject = _prompt_and_subject(self, fields)
+        wanted = listed[0] if listed else fields.text(self.target)
+        own = next((f"{self.format}-{found}" for name in self.id if (found := fields.number(name)) is not None), "")
+        edit = Edit(prompt=prompt, target=wanted, subject=subject, id=own)
+        paraphrases = _paraphrases(self, fields, edit)
+        free = fields.prompts(self.free_paraphrases, {edit.prompt, *paraphrases}, edit.subject)
         neighbours: tuple[str, ...] = ()
         for path in self.neighbours:
-            neighbours = neighbours or prompts(row, (path,), {edit.prompt, *paraphrases, *free}, note)
-        answers = [text for path in self.answer for _, text in texts(row, path) if text.strip()]
+            neighbours = neighbours or fields.prompts((path,), {edit.prompt, *paraphrases, *free})
+        answers = [answer for path in self.answer for answer in fields.filled(path)]
         record = Record(
             edit=edit,
             paraphrases=paraphrases,
             free_paraphrases=free,
             neighbours=neighbours,
-            probes=tuple(_probes(self, row, edit, frozenset(neighbours), note)),
-            generation_prompts=_generation_prompts(self, row, edit, note),
+            probes=tuple(_probes(self, fields, edit, frozenset(neighbours))),
+            generation_prompts=_generation_prompts(self, fields, edit),
             answer=answers[0] if answers else None,
-            relation=optional_text(row, self.relation) if self.relation else None,
+            relation=fields.optional_text(self.relation) if self.relation else None,
         )
         return [record]
 
 
-def _prompt_and_subject(form: RecordForm, row: JsonRow, note: Note) -> tuple[str, str | None]:
-    prompt = text(row, form.prompt)
-    given_subject = single(row, form.subject)
+def _prompt_and_subject(form: RecordForm, fields: Fields) -> tuple[str, str | None]:
+    prompt = fields.text(form.prompt)
+    given_subject = fields.single(form.subject)
     subject = None if given_subject is None else checked_text(form.subject, given_subject).strip()
     written = None if subject is None else as_written(subject, prompt)
     if "{}" in prompt and (form.template or written is None):
         if subject is None:
-            raise lacking(row, form.subject)
+            raise fields.lacking(form.subject)
         return prompt.replace("{}", subject), subject
     if "{}" in prompt or (subject is not None and written is None and _PLACEHOLDER.search(prompt)):
         raise EditError(
@@ -153,84 +135,74 @@ def _prompt_and_subject(form: RecordForm, row: JsonRow, note: Note) -> tuple[str
             f"place was expected; write {subject!r} where it goes, or leave {form.subject!r} out"
         )
     if subject is not None and written is None:
-        note(f"field {form.subject!r}: does not occur in the prompt; dropped")
+        fields.note(f"field {form.subject!r}: does not occur in the prompt; dropped")
     return prompt, written
 
 
-def _identity(form: RecordForm, row: JsonRow) -> str:
-    for name in form.id:
-        own = number(row, name)
-        if own is not None:
-            return f"{form.format}-{own}"
-    return ""
-
-
-def _paraphrases(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> tuple[str, ...]:
-    paths = [path for path in form.paraphrases if path != "rephrase_prompt" or _is_paraphrase(row)]
-    wordings = prompts(row, paths, {edit.prompt}, note, edit.subject)
+def _paraphrases(form: RecordForm, fields: Fields, edit: Edit) -> tuple[str, ...]:
+    paths = [path for path in form.paraphrases if path != "rephrase_prompt" or _is_paraphrase(fields)]
+    wordings = fields.prompts(paths, {edit.prompt}, edit.subject)
     if not form.paraphrase_names_subject or edit.subject is None:
         return wordings
     naming = tuple(wording for wording in wordings if as_written(edit.subject, wording) is not None)
-    for _ in range(len(wordings) - len(naming)):
-        note("a paraphrase does not name the subject; left out")
+    if len(naming) < len(wordings):
+        fields.note("a paraphrase does not name the subject; left out")
     return naming
 
 
-def _is_paraphrase(row: JsonRow) -> bool:
+def _is_paraphrase(fields: Fields) -> bool:
     """EasyEdit's CounterFact often has a generation prompt for its `rephrase_prompt`."""
-    if row.get("rephrase_kind") is not None:
-        return bool(row["rephrase_kind"] == "paraphrase")
-    generation = {text for _, text in texts(row, "generation_prompts")}
-    return not any(text in generation for _, text in texts(row, "rephrase_prompt"))
+    kind = fields.row.get("rephrase_kind")
+    if kind is not None:
+        return bool(kind == "paraphrase")
+    generation = {text for _, text in fields.texts("generation_prompts")}
+    return not any(text in generation for _, text in fields.texts("rephrase_prompt"))
 
 
-def _generation_prompts(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> tuple[str, ...]:
-    if not form.generation_prompts:
-        return ()
-    paths = [form.generation_prompts]
-    if row.get("rephrase_kind") == "generation":
+def _generation_prompts(form: RecordForm, fields: Fields, edit: Edit) -> tuple[str, ...]:
+    paths = [form.generation_prompts] if form.generation_prompts else []
+    if paths and fields.row.get("rephrase_kind") == "generation":
         paths.append("rephrase_prompt")
-    return prompts(row, paths, (), note, edit.subject)
+    return fields.prompts(paths, (), edit.subject)
 
 
-def _probes(form: RecordForm, row: JsonRow, edit: Edit, neighbours: Collection[str], note: Note) -> Iterator[Probe]:
+def _probes(form: RecordForm, fields: Fields, edit: Edit, neighbours: Collection[str]) -> Iterator[Probe]:
     seen: set[tuple[str, Query]] = set()
     for ask in form.asked:
-        within = ((f"{name}.", part) for name, part in objects(row, ask.within)) if ask.within else [("", row)]
-        for prefix, part in within:
-            for name, prompt, answers in _questions(ask, part, prefix):
-                prompt = cleaned(prompt, edit.subject)
+        for part in fields.objects(ask.within) if ask.within else [fields]:
+            for name, prompt, answers in _questions(ask, part):
+                field, prompt = ask.within or ask.prompt, cleaned(prompt, edit.subject)
                 if ask.kind == "locality.gold" and prompt not in neighbours:
                     if prompt:
-                        note(f"field {ask.within or ask.prompt!r}: a question beside other neighbours; not asked")
+                        fields.note(f"field {field!r}: a question beside other neighbours; not asked")
                     continue
                 if ask.kind == "locality.distracting":
                     answers = _without(edit.target, answers)
                 right = [answer for group in answers for answer in group]
                 if not prompt or not right:
-                    note(f"field {ask.within or ask.prompt!r}: a question without a right answer; not asked")
+                    fields.note(f"field {field!r}: a question without a right answer; not asked")
                     continue
                 asked = query(name, prompt, right)
                 if (ask.kind, asked) not in seen:
                     seen.add((ask.kind, asked))
-                    yield from probe(ask.kind, (asked,), edit, note)
-    yield from _alias_probes(form, row, edit, note)
-    yield from _continuation_probes(form, row, edit)
+                    yield from fields.probe(ask.kind, (asked,), edit)
+    yield from _alias_probes(form, fields, edit)
+    yield from _continuation_probes(form, fields, edit)
 
 
-def _questions(ask: AskedField, part: JsonRow, prefix: str) -> Iterator[tuple[str, str, list[list[str]]]]:
+def _questions(ask: AskedField, part: Fields) -> Iterator[tuple[str, str, list[list[str]]]]:
     """Each prompt with its name and its right answers, those that stand in one list together."""
-    asked = list(texts(part, ask.prompt, prefix))
-    path = next((path for path in ask.answers if peek(part, path) is not None), ask.answers[0])
-    name, value = prefix + path, single(part, path, prefix)
-    if ask.shared or not (isinstance(value, list) and isinstance(part.get(ask.prompt), list)):
+    asked = list(part.texts(ask.prompt))
+    path = next((path for path in ask.answers if peek(part.row, path) is not None), ask.answers[0])
+    name, value = part.prefix + path, part.single(path)
+    if ask.shared or not (isinstance(value, list) and isinstance(part.row.get(ask.prompt), list)):
         answers = _groups(name, value)
         yield from ((prompt_name, prompt, answers) for prompt_name, prompt in asked)
         return
     if len(value) != len(asked):
         raise EditError(
             f"field {name!r}: a list of {len(value)} was given, one answer for each of the {len(asked)} prompts "
-            f"of {prefix + ask.prompt!r} was expected"
+            f"of {part.prefix + ask.prompt!r} was expected"
         )
     for place, (prompt_name, prompt) in enumerate(asked):
         yield prompt_name, prompt, _groups(f"{name}[{place}]", value[place])
@@ -238,12 +210,9 @@ def _questions(ask: AskedField, part: JsonRow, prefix: str) -> Iterator[tuple[st
 
 def _groups(name: str, value: object) -> list[list[str]]:
     """The texts in `value`; the names of one thing, which stand in one inner list, in one list."""
-    found = enumerate(value) if isinstance(value, list) else [("", value)]
-    groups = []
-    for place, group in found:
-        at = f"{name}[{place}]" if isinstance(value, list) else name
-        groups.append([text for _, text in texts_of(at, group) if text.strip()])
-    return [group for group in groups if group]
+    groups = [(f"{name}[{i}]", group) for i, group in enumerate(value)] if isinstance(value, list) else [(name, value)]
+    found = [[text for _, text in texts_of(at, group) if text.strip()] for at, group in groups]
+    return [group for group in found if group]
 
 
 def _without(target: str, answers: list[list[str]]) -> list[list[str]]:
@@ -252,20 +221,18 @@ def _without(target: str, answers: list[list[str]]) -> list[list[str]]:
     return [group for group in answers if ruled_out not in (text.strip().casefold() for text in group)]
 
 
-def _alias_probes(form: RecordForm, row: JsonRow, edit: Edit, note: Note) -> Iterator[Probe]:
+def _alias_probes(form: RecordForm, fields: Fields, edit: Edit) -> Iterator[Probe]:
     """The prompt under other names of its subject."""
     if edit.subject is None:
         return
     for path in form.aliases:
-        for alias in prompts(row, (path,), {edit.subject}, note):
+        for alias in fields.prompts((path,), {edit.subject}):
             prompt = edit.prompt.replace(edit.subject, alias.strip())
             yield Probe(kind="portability.subject_aliasing", queries=(query(path, prompt, (edit.target,)),))
 
 
-def _continuation_probes(form: RecordForm, row: JsonRow, edit: Edit) -> Iterator[Probe]:
-    if not form.continuation:
-        return
-    answer = optional_text(row, form.continuation)
+def _continuation_probes(form: RecordForm, fields: Fields, edit: Edit) -> Iterator[Probe]:
+    answer = fields.optional_text(form.continuation) if form.continuation else None
     if answer is None:
         return
     rest = answer.removeprefix(edit.prompt)

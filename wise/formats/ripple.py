@@ -1,10 +1,9 @@
 """RippleEdits (Cohen et al., 2024): edits as sentences, and what must and must not follow from each by six criteria.
 
-An edit is published as a whole sentence with the new object at its end, beside the sentence of the
-original fact. The prompt is what both begin with, up to the word that the object follows; what comes
-after it is the target, and the original sentence gives the old answer. A recent fact has no original; the object
-follows the last verb. The subject is published
-as a number only; it is taken out of the prompt where the relation's wording shows it.
+An edit is published as a whole sentence with the new object at its end, beside the sentence of the original fact. The
+prompt is what both begin with, up to the word that the object follows; what comes after it is the target, and the
+original sentence gives the old answer. A recent fact has no original; the object follows the last verb. The subject is
+published as a number only; it is taken out of the prompt where the relation's wording shows it.
 
 Of the tests:
 
@@ -26,19 +25,8 @@ from reprlib import repr as shortened
 
 from wise.edits import Edit, Record
 from wise.errors import EditError, given
-from wise.formats.fields import (
-    JsonRow,
-    Note,
-    cleaned,
-    objects,
-    probe,
-    query,
-    required_objects,
-    single,
-    text,
-    texts,
-)
-from wise.formats.layout import Structure
+from wise.formats.fields import Fields, cleaned, query
+from wise.formats.layout import Layout
 from wise.formats.tracked_row import peek
 from wise.probes import Probe, Query
 
@@ -67,17 +55,17 @@ _CALLED = {"SEX_OR_GENDER": "gender", "CAPITAL": "capital city"}
 """Relations that the prompt calls by another name than their own."""
 
 
-def _records(row: JsonRow, place: int, note: Note) -> list[Record]:
-    stem, target, answer = _split(row)
-    relation = text(row, "edit.relation")
+def _records(fields: Fields, place: int) -> list[Record]:
+    stem, target, answer = _split(fields)
+    relation = fields.text("edit.relation")
     edit = Edit(prompt=stem, target=target, subject=_subject(stem, relation))
     probes: list[Probe] = []
     neighbours: dict[str, None] = {}
     for field in _CRITERIA:
-        for name, test in objects(row, field):
-            probes += _probes(field, f"{name}.", test, row, edit, note)
+        for test in fields.objects(field):
+            probes += _probes(field, test, fields, edit)
             if field == "Relation_Specificity":
-                neighbours |= {cleaned(prompt): None for _, prompt in texts(test, "test_queries.prompt", f"{name}.")}
+                neighbours |= {cleaned(prompt): None for _, prompt in test.texts("test_queries.prompt")}
     return [
         Record(
             edit=edit,
@@ -89,13 +77,13 @@ def _records(row: JsonRow, place: int, note: Note) -> list[Record]:
     ]
 
 
-def _split(row: JsonRow) -> tuple[str, str, str | None]:
+def _split(fields: Fields) -> tuple[str, str, str | None]:
     """The prompt, the target and the old answer of the edit's sentence."""
-    sentence = text(row, "edit.prompt").strip()
-    edit = peek(row, "edit")
+    sentence = fields.text("edit.prompt").strip()
+    edit = peek(fields.row, "edit")
     names = [name for name in ("previous_fact", "original_fact") if isinstance(edit, dict) and name in edit]
     fact = f"edit.{names[0]}" if names else "edit"
-    original = text(row, f"{fact}.prompt").strip()
+    original = fields.text(f"{fact}.prompt").strip()
     # A space after each keeps a sentence that ends where the other goes on from losing its last word.
     shared = _BEFORE_OBJECT.match(commonprefix([f"{sentence} ", f"{original} "]))
     stem = shared[0] if shared else ""
@@ -117,43 +105,42 @@ def _subject(stem: str, relation: str) -> str | None:
     return None
 
 
-def _probes(field: str, prefix: str, test: JsonRow, row: JsonRow, edit: Edit, note: Note) -> Iterator[Probe]:
-    parts = required_objects(test, "test_queries", prefix)
-    queries = list(_queries(test, "test_queries", prefix))
+def _probes(field: str, test: Fields, fields: Fields, edit: Edit) -> Iterator[Probe]:
+    parts = test.required_objects("test_queries")
+    queries = list(_queries(test, "test_queries"))
     if not queries:
-        note(f"field {field!r}: a test without an answer; left out")
+        fields.note(f"field {field!r}: a test without an answer; left out")
         return
-    condition = text(test, "test_condition", prefix)
+    condition = test.text("test_condition")
     if condition not in _NEEDS:
-        name = f"{prefix}test_condition"
+        name = f"{test.prefix}test_condition"
         raise EditError(f"field {name!r}: {given(condition)} was given, one of {', '.join(_NEEDS)} was expected")
     kind = _CRITERIA[field]
-    if field == "Compositionality_II" and all(_asks_the_edit(part, row) for _, part in parts):
+    if field == "Compositionality_II" and all(_asks_the_edit(part, fields) for part in parts):
         kind = "ripple.preservation"
-    conditions = list(_queries(test, "condition_queries", prefix))
+    conditions = list(_queries(test, "condition_queries"))
     if field == "Subject_Aliasing":
         conditions = [query for query in conditions if query not in queries]
-    yield from probe(kind, queries, edit, note, need=_NEEDS[condition], conditions=conditions)
+    yield from fields.probe(kind, queries, edit, need=_NEEDS[condition], conditions=conditions)
 
 
-def _asks_the_edit(part: JsonRow, row: JsonRow) -> bool:
-    same = all(part.get(name) == single(row, f"edit.{name}") for name in ("subject_id", "relation"))
-    return same and part.get("query_type") != "two_hop"
+def _asks_the_edit(part: Fields, fields: Fields) -> bool:
+    same = all(part.row.get(name) == fields.single(f"edit.{name}") for name in ("subject_id", "relation"))
+    return same and part.row.get("query_type") != "two_hop"
 
 
-def _queries(test: JsonRow, field: str, prefix: str) -> Iterator[Query]:
-    for name, part in objects(test, field, prefix):
+def _queries(test: Fields, field: str) -> Iterator[Query]:
+    for part in test.objects(field):
         answers = []
-        for answer_name, answer in objects(part, "answers", f"{name}."):
-            answers.append(text(answer, "value", f"{answer_name}."))
-            answers += [alias for _, alias in texts(answer, "aliases", f"{answer_name}.") if alias.strip()]
+        for answer in part.objects("answers"):
+            answers += [answer.text("value"), *answer.filled("aliases")]
         if answers:
-            yield query(name, text(part, "prompt", f"{name}."), answers)
+            yield query(part.prefix.removesuffix("."), part.text("prompt"), answers)
 
 
-RIPPLE_EDITS = Structure(
+RIPPLE_EDITS = Layout(
     format="rippleedits",
     required=("edit.prompt", "edit.relation"),
     optional=("example_type", *_CRITERIA),
-    build=_records,
+    read=_records,
 )

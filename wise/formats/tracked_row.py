@@ -38,7 +38,6 @@ class TrackedRow(dict[str, Any]):
 
 
 def repeated(names: Iterable[str]) -> str | None:
-    """A name that is there twice."""
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 

@@ -12,20 +12,20 @@ from ast import literal_eval
 
 from wise.edits import Edit, Record
 from wise.errors import EditError, given
-from wise.formats.fields import JsonRow, Note, lacking, number, prompts, query, text, texts_of
-from wise.formats.layout import Structure
+from wise.formats.fields import Fields, query, texts_of
+from wise.formats.layout import Layout
 from wise.probes import Probe
 
 
-def _records(row: JsonRow, place: int, note: Note) -> list[Record]:
-    own = number(row, "id")
-    edit = Edit(id="" if own is None else f"unke-{own}", prompt=text(row, "question"), target=text(row, "answer"))
-    paraphrases = prompts(row, ("para_question",), {edit.prompt}, note)
-    return [Record(edit=edit, paraphrases=paraphrases, probes=_parts(row, note))]
+def _records(fields: Fields, place: int) -> list[Record]:
+    own, prompt, target = fields.number("id"), fields.text("question"), fields.text("answer")
+    edit = Edit(id="" if own is None else f"unke-{own}", prompt=prompt, target=target)
+    paraphrases = fields.prompts(("para_question",), {edit.prompt})
+    return [Record(edit=edit, paraphrases=paraphrases, probes=_parts(fields))]
 
 
-def _parts(row: JsonRow, note: Note) -> tuple[Probe, ...]:
-    questions, answers = _text_list(row, "sub_question"), _text_list(row, "sub_answer")
+def _parts(fields: Fields) -> tuple[Probe, ...]:
+    questions, answers = _text_list(fields, "sub_question"), _text_list(fields, "sub_answer")
     if len(questions) != len(answers):
         raise EditError(
             f"field 'sub_answer': a list of {len(answers)} was given, one for each of the {len(questions)} of "
@@ -36,29 +36,28 @@ def _parts(row: JsonRow, note: Note) -> tuple[Probe, ...]:
         if question.strip() and answer.strip():
             probes.append(Probe(kind="unstructured", queries=(query(name, question, (answer,)),)))
         else:
-            note("field 'sub_question': an empty question or answer; left out")
+            fields.note("field 'sub_question': an empty question or answer; left out")
     return tuple(probes)
 
 
-def _text_list(row: JsonRow, name: str) -> list[tuple[str, str]]:
-    value = row.get(name)
+def _text_list(fields: Fields, name: str) -> list[tuple[str, str]]:
+    value = fields.row.get(name)
     if value is None:
-        raise lacking(row, name)
+        raise fields.lacking(name)
     if isinstance(value, str):
         try:
             value = literal_eval(value.strip())
         except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
-            raise EditError(
-                f"field {name!r}: {given(value)} was given, which spells no list; give a list of texts"
-            ) from None
+            problem = "was given, which spells no list; give a list of texts"
+            raise EditError(f"field {name!r}: {given(value)} {problem}") from None
     if not isinstance(value, list):
         raise EditError(f"field {name!r}: {given(value)} was given, a list of texts was expected")
     return list(texts_of(name, value))
 
 
-UNKE = Structure(
+UNKE = Layout(
     format="unke",
     required=("question", "answer", "sub_question", "sub_answer"),
     optional=("id", "para_question"),
-    build=_records,
+    read=_records,
 )

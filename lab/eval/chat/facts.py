@@ -20,7 +20,7 @@ from wise.errors import EditError, check_known, checked_prompts, listed
 from wise.formats import JsonRow
 from wise.formats.columns import Columns
 from wise.formats.edit_file import each_row
-from wise.formats.fields import optional_text, text
+from wise.formats.fields import Fields
 from wise.formats.files import is_table
 from wise.formats.tracked_row import unread
 
@@ -140,16 +140,17 @@ def _wording(text: str, record: Record) -> str:
 
 def _fact(row: JsonRow) -> Fact:
     lists = {name: checked_prompts(name, row.get(name, ())) for name in LISTS}
-    prompt, subject = text(row, "prompt"), optional_text(row, "subject")
+    fields = Fields(row)
+    prompt, subject = fields.text("prompt"), fields.optional_text("subject")
     named = None if subject is None else _as_written(subject, prompt)
     aliases = lists["aliases"] if named else ()
     return Fact(
-        edit=Edit(prompt=prompt, target=text(row, "target"), subject=named, aliases=aliases),
+        edit=Edit(prompt=prompt, target=fields.text("target"), subject=named, aliases=aliases),
         rewordings=lists["paraphrases"],
         same_subject=lists["same_subject"],
         neighbours=lists["neighbours"],
-        answer=optional_text(row, "answer"),
-        kind=optional_text(row, "kind") or "",
+        answer=fields.optional_text("answer"),
+        kind=fields.optional_text("kind") or "",
     )
 
 

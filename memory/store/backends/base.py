@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 from wise.errors import StoreError
 
-
-class Execute(Protocol):
-    """Runs one statement, with `?` where a value goes; the rows that it answers with."""
-
-    def __call__(self, statement: str, *values: Any) -> list[tuple[Any, ...]]: ...
-
-
-class Scan(Protocol):
-    """Runs one statement that reads, with `?` where a value goes; its rows, one after the other."""
-
-    def __call__(self, statement: str, *values: Any) -> Iterator[tuple[Any, ...]]: ...
+Execute = Callable[..., list[tuple[Any, ...]]]
+"""Runs one statement, with `?` where a value goes, given the values; the rows that it answers with."""
+Scan = Callable[..., Iterator[tuple[Any, ...]]]
+"""The same for one that reads; its rows, one after the other."""
 
 
 class Backend(ABC):
@@ -94,15 +87,12 @@ def digest_of(data: bytes) -> str:
 def verified_blob(data: bytes, digest: str, place: str) -> bytes:
     """Raises StoreError where `data` are not the bytes that were stored."""
     if digest_of(data) != digest:
-        raise StoreError(
-            f"{place}: {digest[:16]} is damaged ({len(data)} bytes of another SHA-256); `wise store check` says which "
-            "versions need it: roll back to a whole one, or restore it from a backup"
-        )
+        raise lost_blob(digest, place, f"damaged ({len(data)} bytes of another SHA-256)")
     return data
 
 
-def missing_blob(digest: str, place: str) -> StoreError:
+def lost_blob(digest: str, place: str, problem: str = "missing") -> StoreError:
     return StoreError(
-        f"{place}: {digest[:16]} is missing; `wise store check` says which versions need it: roll back to a whole one, "
-        "or restore it from a backup"
+        f"{place}: {digest[:16]} is {problem}; `wise store check` says which versions need it: roll back to a whole "
+        "one, or restore it from a backup"
     )

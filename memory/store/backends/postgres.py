@@ -18,8 +18,8 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from wise.errors import ConfigError, MissingError, StoreError
-from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, missing_blob, verified_blob
-from wise.memory.store.backends.migrations import create, opening
+from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, lost_blob, verified_blob
+from wise.memory.store.backends.migrations import all_statements, opening
 from wise.memory.store.failpoints import reach
 from wise.safe_text import redacted
 
@@ -46,14 +46,9 @@ PATIENCE = 2.0
 
 
 class PostgresBackend(Backend):
-    """See the head of this file."""
-
     def __init__(self, url: str, *, writer: bool) -> None:
-        """Makes the tables where there are none and `writer` is set.
-
-        Raises StoreError where another session is the writer, there is no store, or the server cannot be reached;
-        ConfigError where psycopg is not installed.
-        """
+        """Makes the tables where there are none and `writer` is set. Raises StoreError where another session is the
+        writer, there is no store, or the server cannot be reached; ConfigError where psycopg is not installed."""
         try:
             import psycopg
         except ImportError:
@@ -88,11 +83,10 @@ class PostgresBackend(Backend):
             "DISTINCT FROM 0"
         )
         with self._guard, self._store_errors("cannot be opened"):
-            for table, columns in _SAID.items():
-                for column in columns:
-                    if self._one(sampled, f"wise.{table}", column):
-                        alter = f"ALTER TABLE wise.{table} ALTER COLUMN {column} SET STATISTICS 0"
-                        self._open.execute(alter.encode())
+            for table, column in ((table, column) for table, columns in _SAID.items() for column in columns):
+                if self._one(sampled, f"wise.{table}", column):
+                    alter = f"ALTER TABLE wise.{table} ALTER COLUMN {column} SET STATISTICS 0"
+                    self._open.execute(alter.encode())
 
     def _claim(self) -> None:
         begun = time.monotonic()
@@ -117,7 +111,6 @@ class PostgresBackend(Backend):
         return self._connection
 
     def _one(self, statement: str, *values: Any) -> Any:
-        """The one value that a statement answers with."""
         rows = self._open.execute(statement.encode(), values).fetchall()
         return rows[0][0] if rows else None
 
@@ -149,12 +142,9 @@ class PostgresBackend(Backend):
 
     def faults(self, scan: Scan) -> list[str]:
         """Tables and indexes that are missing; a server looks after its own files."""
-        made: list[str] = []
-        create(lambda statement, *values: made.append(statement) or [])  # type: ignore[func-returns-value]
-        wanted = {found[1] for text in made if (found := _MADE.match(text))}
+        wanted = {found[1] for text in all_statements() if (found := _MADE.match(text))}
         rows = scan("SELECT relname FROM pg_class WHERE relnamespace = 'wise'::regnamespace")
-        missing = wanted - {name for (name,) in rows}
-        return [f"a table or an index is missing: {name}" for name in sorted(missing)]
+        return [f"a table or an index is missing: {name}" for name in sorted(wanted - {name for (name,) in rows})]
 
     # -- bytes ----------------------------------------------------------------------------------
 
@@ -174,7 +164,7 @@ class PostgresBackend(Backend):
         with self._guard, self._store_errors("could not be read"):
             data = self._one("SELECT data FROM wise.blobs WHERE digest = %s", digest)
         if data is None:
-            raise missing_blob(digest, self.place)
+            raise lost_blob(digest, self.place)
         return verified_blob(bytes(data), digest, self.place)
 
     def sizes(self) -> dict[str, int]:
@@ -194,7 +184,7 @@ class PostgresBackend(Backend):
             self._one("SELECT pg_advisory_lock_shared(%s)", _number(digest))
             if not self._one("SELECT count(*) FROM wise.blobs WHERE digest = %s", digest):
                 self.release(digest)
-                raise missing_blob(digest, self.place)
+                raise lost_blob(digest, self.place)
 
     def release(self, digest: str) -> None:
         with self._guard:
@@ -214,15 +204,11 @@ class PostgresBackend(Backend):
 
     def _mine(self, digest: str) -> bool:
         """Whether this session holds it, which would not keep it from locking it a second time."""
-        number = _number(digest)
-        return bool(
-            self._one(
-                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "
-                "AND classid::bigint = %s AND objid::bigint = %s",
-                number >> 32 & 0xFFFFFFFF,
-                number & 0xFFFFFFFF,
-            )
+        own = (
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND "
+            "classid::bigint << 32 | objid::bigint = %s"
         )
+        return bool(self._one(own, _number(digest)))
 
     def scrub(self) -> None:
         """Writes the tables anew. The server's log of changes (WAL) holds the rows until it is recycled."""
@@ -245,7 +231,6 @@ class PostgresBackend(Backend):
 
     @contextmanager
     def _store_errors(self, what: str) -> Iterator[None]:
-        """Raises the errors of the server as StoreError."""
         try:
             yield
         except (self._error, OSError) as error:

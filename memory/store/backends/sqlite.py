@@ -28,8 +28,8 @@ from typing import Any
 
 from wise.errors import MissingError, StoreError
 from wise.memory.folder import replaced_file, synced
-from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, missing_blob, verified_blob
-from wise.memory.store.backends.migrations import create, opening
+from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, lost_blob, verified_blob
+from wise.memory.store.backends.migrations import all_statements, opening
 from wise.memory.store.failpoints import reach
 from wise.memory.store.locks import SharedLocks, exclusive_lock, identity, unlocked
 
@@ -43,13 +43,9 @@ PATIENCE = 10.0
 
 
 class SqliteBackend(Backend):
-    """See the head of this file."""
-
     def __init__(self, folder: Path, *, writer: bool) -> None:
-        """Makes the store where there is none and `writer` is set.
-
-        Raises StoreError where another process is its writer, there is no store, or the folder holds something else.
-        """
+        """Makes the store where there is none and `writer` is set. Raises StoreError where another process is its
+        writer, there is no store, or the folder holds something else."""
         self.place, self.writer = str(folder), writer
         self._folder, self._blobs = folder, folder / BLOBS
         self._guard = RLock()
@@ -97,14 +93,13 @@ class SqliteBackend(Backend):
             kind = MissingError if begun else StoreError
             raise kind(f"{self.place} has no {JOURNAL_FILE}; open it once as its writer, or restore a backup")
         if not file.exists():  # SQLite would make one for everybody
-            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+            file.touch(0o600)
             file.chmod(0o600)
         connection = sqlite3.connect(file, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
         connection.text_factory = _text
         self._rows_file = identity(file)
-        connection.execute("PRAGMA secure_delete=ON")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA journal_mode=PERSIST")
+        for setting in ("secure_delete=ON", "synchronous=FULL", "journal_mode=PERSIST"):
+            connection.execute(f"PRAGMA {setting}")
         return connection
 
     # -- rows -----------------------------------------------------------------------------------
@@ -179,8 +174,7 @@ class SqliteBackend(Backend):
 
     def copy_rows(self, file: Path) -> None:
         """Makes a database of all rows as they are now: of one moment, while other processes write."""
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.close(handle)
+        file.touch(0o600, exist_ok=False)
         with self._guard, self._store_errors("could not be copied"), closing(sqlite3.connect(file)) as copy:
             self._copy_rows(copy)
 
@@ -202,7 +196,8 @@ class SqliteBackend(Backend):
         except StoreError as error:
             return [str(error)]
         with closing(sqlite3.connect(":memory:")) as fresh:
-            create(lambda statement, *values: fresh.execute(statement, values).fetchall())
+            for statement in all_statements():
+                fresh.execute(statement)
             wanted = {tuple(map(str, row)) for row in fresh.execute(tables)}
         found += [f"a table or an index was altered: {' '.join(row)!r:.120}" for row in sorted(rows - wanted)]
         return found + [f"a table or an index is missing: {' '.join(row):.120}" for row in sorted(wanted - rows)]
@@ -234,7 +229,7 @@ class SqliteBackend(Backend):
             try:
                 data = (self._blobs / digest).read_bytes()
             except FileNotFoundError:
-                raise missing_blob(digest, self.place) from None
+                raise lost_blob(digest, self.place) from None
         return verified_blob(data, digest, self.place)
 
     def sizes(self) -> dict[str, int]:
@@ -253,7 +248,7 @@ class SqliteBackend(Backend):
     def hold(self, digest: str) -> None:
         with self._store_errors("could not be read"):
             if not self._holds.hold(self._blobs / digest):
-                raise missing_blob(digest, self.place)
+                raise lost_blob(digest, self.place)
 
     def release(self, digest: str) -> None:
         self._holds.release(self._blobs / digest)
@@ -288,14 +283,11 @@ class SqliteBackend(Backend):
 
     @contextmanager
     def _store_errors(self, what: str) -> Iterator[None]:
-        """Raises the errors of the disk or the database as StoreError."""
         try:
             yield
-        except sqlite3.OperationalError as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last of a message that repeats bad bytes
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 raise _held_up(self.place, what) from error
-            raise StoreError(f"{self.place} {what}: {error}; see to the disk, then try again") from error
-        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last of a message that repeats bad bytes
             raise StoreError(f"{self.place} {what}: {error}; see to the disk, then try again") from error
 
 
