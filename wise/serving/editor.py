@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -44,7 +44,7 @@ from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
 from wise.namespaces import edited, forgotten, make_ready, within
 from wise.serving.edit_size import check_size
-from wise.serving.editor_client import KINDS
+from wise.serving.editor_client import ENDED_MEANWHILE, KINDS
 from wise.serving.follower import trim_heap
 from wise.serving.logs import described
 from wise.serving.settings import Settings
@@ -53,10 +53,10 @@ from wise.training.report import FAILED
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = {"kind": "StoreError", "problem": "the writer ended meanwhile; see whether it was done, and try again"}
+INTERRUPTED = {"kind": "StoreError", "problem": ENDED_MEANWHILE}
 """The answer to a command that was begun by a writer that no longer runs."""
-PREPARING = {"kind": "StoreError", "problem": "the editor is still preparing the model; try again later"}
-"""The answer to a command that needs the model before it is there."""
+PREPARING = "the editor is still preparing the model; try again later"
+"""The problem of a command that needs the model before it is there."""
 LEAVING = "the service ended"
 """Why a ticket was queued again when an editor ended in order."""
 LOST = "the store was lost"
@@ -73,12 +73,8 @@ EDIT, PREVIEW, DELETE = "edit", "preview", "delete"
 
 Answer = Callable[[dict[str, Any]], None]
 """Called with the answer to a command, in either thread."""
-
-
-class Tell(Protocol):
-    """Called with what changed of the editor's status."""
-
-    def __call__(self, **changed: Any) -> None: ...
+Tell = Callable[..., None]
+"""Called with what changed of the editor's status, by name."""
 
 
 class Leave(Exception):
@@ -189,7 +185,7 @@ class Editor:
     @property
     def _model(self) -> WiseModel:
         if self._prepared is None:
-            raise StoreError(PREPARING["problem"])
+            raise StoreError(PREPARING)
         return self._prepared
 
     def wait(self, seconds: float) -> None:
@@ -248,14 +244,11 @@ class Editor:
     def _train_all(self, tickets: Sequence[Ticket]) -> None:
         """Trains edits together. If that fails, each by itself, so that only those at fault fail."""
         try:
-            self._train(tickets)
-            return
-        except Leave:
-            raise
-        except StoreError as error:
-            if not isinstance(error, RefusedError):
-                raise
+            return self._train(tickets)
+        except RefusedError as error:
             failure: Exception = error
+        except (Leave, StoreError):
+            raise
         except Exception as error:
             if not isinstance(error, WiseError):
                 fields = {"edits": [ticket.edit.id for ticket in tickets]}
@@ -431,12 +424,9 @@ class Editor:
                 before = self._store.read()
                 live = [edit_id for edit_id in edit_ids if edit_id in before.tickets]
                 left = forgotten(model, before.state, live, self._between_steps) if live else before.state
-
-                def forget(state: MemoryState, _: Collection[str], left: MemoryState = left) -> MemoryState:
-                    return left
-
                 with self._changing:
                     if self._store.read().version == before.version:
+                        forget = partial(_given, left)
                         return self._deleted(edit_ids, author, reason, forget=forget, expired=expired).to_dict()
 
     # -- the thread of commands ---------------------------------------------------------------------
@@ -444,27 +434,24 @@ class Editor:
     def do(self, name: str, arguments: Mapping[str, Any], answer: Answer) -> Job | None:
         """Runs a command, or queues it if it needs the model, and has it answered: what was `done`, or the `kind` of
         an error and the `problem`. Returns the job if it waits."""
-        try:
-            waits = name == PREVIEW or (name == DELETE and self._shares(arguments["edit_ids"]))
-        except Exception as error:
-            answer(_failure(name, error))
-            return None
-        if not waits:
-            known: dict[str, Callable[..., Version | Erasure]] = {
-                DELETE: self._deleted,
-                "rollback": self._rolled_back,
-                "erase": self._erased,
-            }
-            _answered(name, lambda: known[name](**arguments).to_dict(), answer)
-            return None
         job = Job(name, arguments, answer)
-        with self._news:
-            if self._prepared is not None:
+        known: dict[str, Callable[..., Version | Erasure]] = {
+            DELETE: self._deleted,
+            "rollback": self._rolled_back,
+            "erase": self._erased,
+        }
+
+        def run() -> dict[str, Any] | None:
+            if name != PREVIEW and not (name == DELETE and self._shares(arguments["edit_ids"])):
+                return known[name](**arguments).to_dict()
+            with self._news:
+                if self._prepared is None:
+                    raise StoreError(PREPARING)
                 (self._previews if name == PREVIEW else self._deletes).append(job)
                 self._news.notify_all()
-                return job
-        answer(PREPARING)
-        return None
+            return None
+
+        return None if _answered(name, run, answer) else job
 
     def attend(self) -> None:
         """Takes up what other replicas ask for, cancels what they have withdrawn, and ends what has expired. Raises
@@ -510,10 +497,6 @@ class Editor:
             self._queue_again(LEAVING)
         except StoreError as error:  # the next writer does it
             logger.error("what was in training could not be queued again: %s", error)
-
-    @property
-    def leaving(self) -> bool:
-        return self._leaving.is_set()
 
     def _leave_if_told(self) -> None:
         if self._leaving.is_set():
@@ -581,20 +564,26 @@ def _named(error: Exception, settings: Settings) -> Exception:
     return error
 
 
-def _answered(name: str, run: Callable[[], dict[str, Any]], answer: Answer) -> None:
-    """Runs a command, and answers it with what was `done`, or the `kind` of an error and the `problem`."""
+def _given(state: MemoryState, *_: object) -> MemoryState:
+    return state
+
+
+def _answered(name: str, run: Callable[[], dict[str, Any] | None], answer: Answer) -> bool:
+    """Runs a command, and answers it with what was `done`, or the `kind` of an error and the `problem`.
+
+    Returns False if nothing was done yet, and so nothing is answered.
+    """
     try:
-        found: dict[str, Any] = {"done": run()}
+        done = run()
     except Leave:
         answer(INTERRUPTED)
         raise
     except Exception as error:
-        found = _failure(name, error)
-    answer(found)
-
-
-def _failure(name: str, error: Exception) -> dict[str, Any]:
-    if not isinstance(error, WiseError):
-        logger.error("the command %s failed", name, exc_info=error)
-    kinds = (kind.__name__ for kind in type(error).__mro__)
-    return {"kind": next((kind for kind in kinds if kind in KINDS), "StoreError"), "problem": str(error)}
+        if not isinstance(error, WiseError):
+            logger.error("the command %s failed", name, exc_info=error)
+        kind = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in KINDS), "StoreError")
+        answer({"kind": kind, "problem": str(error)})
+        return True
+    if done is not None:
+        answer({"done": done})
+    return done is not None

@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
@@ -71,7 +71,7 @@ class EditorClient:
         """The reason for a state in which it does not work."""
         self.stage = ""
         """What it does while it prepares."""
-        self.training: tuple[str, ...] = ()
+        self.training: Sequence[str] = ()
         """Ids of the edits that it trains."""
         self.done = 0
         """How many of these are done."""
@@ -214,14 +214,11 @@ class EditorClient:
             if self._cpu is not None:
                 self.cpu_share = (status["cpu"] - self._cpu[1]) / max(now - self._cpu[0], 1e-3)
             self._cpu = now, status["cpu"]
-        if "training" in status:
-            self.training = tuple(status["training"])
-        self.done = status.get("done", self.done)
         if {"state", "stage"} & status.keys():
             self.since = now
-        self.stage = status.get("stage", self.stage)
-        self.why = status.get("why", self.why)
-        self.state = status.get("state", self.state)
+        for name in ("training", "done", "stage", "why", "state"):
+            if name in status:
+                setattr(self, name, status[name])
         if self.state == READY:
             self._endings = 0
 

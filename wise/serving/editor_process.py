@@ -30,14 +30,7 @@ from wise.loading import load_model
 from wise.memory.store.store import ENDED, Store
 from wise.model import WiseModel, wrap
 from wise.serving.editor import LOST, Editor, Job, Leave
-from wise.serving.editor_client import (
-    FAILING,
-    NOT_THE_WRITER,
-    PREPARING,
-    READY,
-    WAITING,
-    Worker,
-)
+from wise.serving.editor_client import FAILING, NOT_THE_WRITER, PREPARING, READY, WAITING, Worker
 from wise.serving.logs import begin_logged, described, run_logged
 from wise.serving.settings import Settings
 from wise.workers import Workers, process_pool

@@ -452,7 +452,7 @@ def test_what_waits_for_the_model_of_an_editor_that_gives_up_is_answered(tmp_pat
         assert editor.do("preview", preview, answers.append) is not None and not answers
         editor.give_up()
         assert editor.do("preview", preview, answers.append) is None
-        assert answers == [module.INTERRUPTED, module.PREPARING]
+        assert answers == [module.INTERRUPTED, {"kind": "StoreError", "problem": module.PREPARING}]
 
 
 def test_before_the_model_is_there_the_store_is_changed_and_nothing_is_previewed(tmp_path: Path) -> None:
