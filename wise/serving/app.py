@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -178,30 +178,26 @@ def build_service(settings: Settings, token: str | None) -> Service:
     else:
         tokens = Tokens([(Holder(name=OWNER, scope=ADMIN), token_digest(token or new_token()))])
     canaries = _canaries(settings)
-    store = open_reader(settings.store)
-    try:
+    with ExitStack() as on_error:
+        store = on_error.enter_context(open_reader(settings.store))
         stored = store.read().config
         config = settings.wise_config(stored)  # what has no effect is refused before the model is loaded, or told
         for warning in without_effect(settings, stored):
             logger.warning("%s", warning)
         logger.info("loading %s: a minute or more if the model is large", settings.model or "the demo model")
-        base = load_model(settings.model, placement=settings.placement())
-        model = wrap(*base, config)
-        make_editor = partial(editor_process, settings)
-        return Service(settings, model=model, store=store, tokens=tokens, editor=make_editor, canaries=canaries)
-    except BaseException:
-        store.close()
-        raise
+        model = wrap(*load_model(settings.model, placement=settings.placement()), config)
+        editor = partial(editor_process, settings)
+        service = Service(settings, model=model, store=store, tokens=tokens, editor=editor, canaries=canaries)
+        on_error.pop_all()
+    return service
 
 
 def _canaries(settings: Settings) -> list[str]:
-    if settings.canaries is None:
-        return []
     try:
-        lines = settings.canaries.read_text(encoding="utf-8").splitlines()
+        text = "" if settings.canaries is None else settings.canaries.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"canaries {settings.canaries}: {error}; a text file was expected") from error
-    return [line for line in lines if line.strip()]
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def bound_socket(settings: Settings) -> socket.socket:

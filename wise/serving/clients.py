@@ -20,7 +20,6 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     Raises what `work` raises, and then HTTPError 499.
     """
-
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
