@@ -38,10 +38,13 @@ def event_stream(
 
 
 async def _while_valid(events: AsyncIterator[str], access: Access) -> AsyncIterator[str]:
+    async def next_event() -> str | None:
+        return await anext(events, None)
+
     coming: asyncio.Task[str | None] | None = None
     try:
         while True:
-            coming = coming or asyncio.create_task(_next(events))
+            coming = coming or asyncio.create_task(next_event())
             await asyncio.wait({coming}, timeout=RECHECK)
             access.check()
             if coming.done():
@@ -56,7 +59,3 @@ async def _while_valid(events: AsyncIterator[str], access: Access) -> AsyncItera
             coming.cancel()
         elif isinstance(events, AsyncGenerator):
             await events.aclose()
-
-
-async def _next(events: AsyncIterator[str]) -> str | None:
-    return await anext(events, None)

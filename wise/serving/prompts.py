@@ -6,6 +6,7 @@ All of this may take long, for texts of a megabyte are tokenized here, and schem
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from wise.errors import ConfigError, EditError
@@ -24,6 +25,8 @@ CHARACTERS = 8
 """A text of more characters than this for each token of the context is tokenized in parts, each four times the last."""
 SEAM = 16
 """Tokens by which a part may be longer than it is within its text."""
+AS_GIVEN = {"temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"}
+"""Fields of a body that the engine takes as they are."""
 
 
 def completion_requests(service: Service, body: CompletionRequest) -> list[GenerationRequest]:
@@ -173,32 +176,22 @@ def _requests(
     schema = json_schema or (body.response_format.schema_text if body.response_format else None)
     _check_schema(service, schema, "response_format" if json_schema is None else "tools")
     ids, biases = tuple(prompt), _biases(service, body)
-    return [
-        GenerationRequest(
-            prompt=ids,
-            handle=handle,
-            max_new_tokens=room,
-            temperature=_or(body.temperature, 1.0),
-            top_p=_or(body.top_p, 1.0),
-            top_k=max(0, body.top_k or 0),
-            min_p=body.min_p or 0.0,
-            presence_penalty=body.presence_penalty or 0.0,
-            frequency_penalty=body.frequency_penalty or 0.0,
-            repetition_penalty=_or(body.repetition_penalty, 1.0),
-            logit_bias=biases,
-            json_schema=schema,
-            seed=None if body.seed is None else (body.seed + i) % 2**63,
-            stops=body.stops,
-            top_logprobs=top_logprobs,
-            prompt_logprobs=prompt_logprobs,
-            trace=body.options.routes,
-        )
-        for i in range(count)
-    ]
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
+    chosen: dict[str, Any] = {"temperature": 1.0} | body.model_dump(include=AS_GIVEN, exclude_none=True)
+    one = GenerationRequest(
+        prompt=ids,
+        handle=handle,
+        max_new_tokens=room,
+        top_k=max(0, body.top_k or 0),
+        logit_bias=biases,
+        json_schema=schema,
+        stops=body.stops,
+        top_logprobs=top_logprobs,
+        prompt_logprobs=prompt_logprobs,
+        trace=body.options.routes,
+        **chosen,
+    )
+    seeds = [None if body.seed is None else (body.seed + i) % 2**63 for i in range(count)]
+    return [replace(one, seed=seed) for seed in seeds]
 
 
 def _check_schema(service: Service, schema: str | None, param: str) -> None:

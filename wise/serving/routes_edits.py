@@ -73,20 +73,17 @@ def _ticket_filter(
     valid_at: Moment = None,
 ) -> TicketFilter:
     superseded = status == SUPERSEDED
-    try:
-        return TicketFilter(
-            status=FAILED if superseded else status,
-            outcome=SUPERSEDED if superseded else None,
-            not_outcome=SUPERSEDED if status == FAILED else None,
-            text=text,
-            author=author,
-            namespaces=None if namespace is None else frozenset({namespace}),
-            accepted_from=accepted_from,
-            accepted_until=accepted_until,
-            valid_at=valid_at,
-        )
-    except EditError as error:
-        raise bad_request(str(error)) from error
+    return TicketFilter(  # raises EditError
+        status=FAILED if superseded else status,
+        outcome=SUPERSEDED if superseded else None,
+        not_outcome=SUPERSEDED if status == FAILED else None,
+        text=text,
+        author=author,
+        namespaces=None if namespace is None else frozenset({namespace}),
+        accepted_from=accepted_from,
+        accepted_until=accepted_until,
+        valid_at=valid_at,
+    )
 
 
 @router.post("/edits", status_code=202, responses=SETTLED)
