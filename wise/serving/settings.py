@@ -9,6 +9,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,12 +35,9 @@ def _split_list(value: object) -> object:
 
 def _object(given: Any) -> Any:
     """What a JSON object holds; anything else as it is, to be refused by name."""
-    if not isinstance(given, str):
-        return given
-    try:
+    with suppress(ValueError, TypeError):
         return json.loads(given)
-    except ValueError:
-        return given
+    return given
 
 
 class Settings(BaseSettings):
@@ -165,19 +163,16 @@ class Settings(BaseSettings):
         Raises ConfigError for `encoder` or `relations` in a mode that has none.
         """
         config = stored or WiseConfig(mode=self.mode, layer=self.layer, target_module=self.target_module)
+        relations = None if self.relations is None else str(self.relations.resolve())
+        own: dict[str, Any] = {"encoder": self.encoder, "relations": relations, "require": self.require}
+        given = {name: value for name, value in own.items() if value is not None}
         for name in ("encoder", "relations"):
-            if getattr(self, name) is not None and config.mode != "hybrid":
+            if name in given and config.mode != "hybrid":
                 raise ConfigError(
                     f"setting {name}={str(getattr(self, name))!r}: the store is of mode {config.mode!r}, which "
                     "compares no questions, so it would have no effect; leave it out"
                 )
-        if self.encoder is not None:
-            config = replace(config, encoder=self.encoder)
-        if self.relations is not None:
-            config = replace(config, relations=str(self.relations.resolve()))
-        if self.require is not None:
-            config = replace(config, require=self.require)
-        return config
+        return replace(config, **given)
 
 
 def without_effect(settings: Settings, stored: WiseConfig | None) -> list[str]:
