@@ -436,9 +436,7 @@ class Editor:
         an error and the `problem`. Returns the job if it waits."""
         job = Job(name, arguments, answer)
         known: dict[str, Callable[..., Version | Erasure]] = {
-            DELETE: self._deleted,
-            "rollback": self._rolled_back,
-            "erase": self._erased,
+            DELETE: self._deleted, "rollback": self._rolled_back, "erase": self._erased
         }
 
         def run() -> dict[str, Any] | None:

@@ -289,9 +289,7 @@ class ResponseWriter(ChatWriter):
         ]
 
     def _message(self, status: Progress, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "type": "message", "id": self._message_id, "role": "assistant", "status": status, "content": content
-        }
+        return {"type": "message", "id": self._message_id, "role": "assistant", "status": status, "content": content}
 
     @staticmethod
     def _part(text: str, logprobs: list[dict[str, Any]] | None) -> dict[str, Any]:

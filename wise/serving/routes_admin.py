@@ -80,10 +80,7 @@ async def ready(request: Request, service: Served) -> Readiness:
         return Readiness()
     current = service.follower.current
     return Readiness(
-        version=current.version,
-        edits=len(current.edits),
-        editor=service.editor.state,
-        editing=service.not_editing(),
+        version=current.version, edits=len(current.edits), editor=service.editor.state, editing=service.not_editing()
     )
 
 
@@ -144,10 +141,7 @@ async def token(holder: NamespaceReader) -> TokenView:
 
 
 @router.get(
-    "/metrics",
-    response_class=Response,
-    dependencies=[Depends(requires(READER, unless_open=True))],
-    responses=DENIED,
+    "/metrics", response_class=Response, dependencies=[Depends(requires(READER, unless_open=True))], responses=DENIED
 )
 async def metrics(service: Served) -> Response:
     """In the format of Prometheus; needs a reader's token, unless `open_metrics` is set."""

@@ -76,9 +76,7 @@ def diff(
 
 
 @router.post("/versions/{number}/rollback", tags=["versions"])
-async def rollback(
-    number: Number, service: Served, holder: Admin, body: RollbackRequest | None = None
-) -> VersionView:
+async def rollback(number: Number, service: Served, holder: Admin, body: RollbackRequest | None = None) -> VersionView:
     """Makes the memory of an earlier version current again, bit for bit, as a new one; answered once that is served."""
     await run_in_threadpool(_readable, service, number)
     reason = body.reason if body else None

@@ -133,11 +133,7 @@ class GeneratedSequence:
         return self._delta(text, (token,), chances)
 
     def end(
-        self,
-        reason: FinishReason,
-        text: str = "",
-        tokens: tuple[int, ...] = (),
-        chances: tuple[Logprobs, ...] = (),
+        self, reason: FinishReason, text: str = "", tokens: tuple[int, ...] = (), chances: tuple[Logprobs, ...] = ()
     ) -> Delta:
         """The last delta, with these tokens in it."""
         self.finish = reason

@@ -87,10 +87,7 @@ class VllmEngine:
             "seed": 0,
         } | settings.vllm
         self._options = engine_options(
-            model.wise_config,
-            model.target_module.path,
-            chat_template=model.tokenizer.chat_template,
-            given=given,
+            model.wise_config, model.target_module.path, chat_template=model.tokenizer.chat_template, given=given
         )
         release_weights(model.model)
         self._llm: Any = None
