@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -89,15 +89,14 @@ class _Restart(Exception):
     """What is trained must be trained again: from another version, or without an edit that was withdrawn."""
 
 
-@dataclass(eq=False)
-class Job:
+class _Job(NamedTuple):
     """A command that waits for the model."""
 
     name: str
     arguments: Mapping[str, Any]
     answer: Answer
-    cancelled: bool = False
-    """Nobody waits for the answer any more."""
+    wanted: Callable[[], bool]
+    """Whether anybody still waits for the answer."""
 
 
 @dataclass(eq=False)
@@ -140,10 +139,10 @@ class Editor:
         """Edits are trained one by one: one of them may have ended an editor."""
         self._news = threading.Condition()
         """Guards the jobs."""
-        self._deletes: deque[Job] = deque()
-        self._previews: deque[Job] = deque()
-        self._asked: dict[str, Job] = {}
-        """What other replicas ask for and waits for the model, by the command's id. For the thread of commands."""
+        self._deletes: deque[_Job] = deque()
+        self._previews: deque[_Job] = deque()
+        self._asked: set[str] = set()
+        """Ids of the commands that other replicas wait for."""
         self._expiring: set[str] = set()
         self._not_expired = ""
         """Why edits could not be deleted whose time is over."""
@@ -355,22 +354,21 @@ class Editor:
         if work.kind == EDIT and time.thread_time() >= self._preview_due:
             self._run_next(self._previews)
 
-    def _run_next(self, jobs: deque[Job]) -> bool:
+    def _run_next(self, jobs: deque[_Job]) -> bool:
         """Runs the next of the jobs. Returns False if there is none."""
         with self._news:
             if not jobs:
                 return False
             job = jobs.popleft()
-        if job.cancelled:
+        if not job.wanted():
             return True
         begun = time.thread_time()
-        arguments = dict(job.arguments)
 
         def run() -> dict[str, Any]:
             with torch.enable_grad(), self._model.disabled():  # whatever the work around it has set
                 if job.name == PREVIEW:
-                    return self.preview(**arguments, wanted=lambda: not job.cancelled)
-                return self._delete_rewriting(**arguments)
+                    return self.preview(**job.arguments, wanted=job.wanted)
+                return self._delete_rewriting(**job.arguments)
 
         _answered(job.name, run, job.answer)
         if job.name == PREVIEW:
@@ -431,10 +429,11 @@ class Editor:
 
     # -- the thread of commands ---------------------------------------------------------------------
 
-    def do(self, name: str, arguments: Mapping[str, Any], answer: Answer) -> Job | None:
+    def do(
+        self, name: str, arguments: Mapping[str, Any], answer: Answer, wanted: Callable[[], bool] = lambda: True
+    ) -> bool:
         """Runs a command, or queues it if it needs the model, and has it answered: what was `done`, or the `kind` of
-        an error and the `problem`. Returns the job if it waits."""
-        job = Job(name, arguments, answer)
+        an error and the `problem`. Returns whether it waits. wanted: whether anybody still waits for the answer."""
         known: dict[str, Callable[..., Version | Erasure]] = {
             DELETE: self._deleted, "rollback": self._rolled_back, "erase": self._erased
         }
@@ -445,21 +444,21 @@ class Editor:
             with self._news:
                 if self._prepared is None:
                     raise StoreError(PREPARING)
-                (self._previews if name == PREVIEW else self._deletes).append(job)
+                (self._previews if name == PREVIEW else self._deletes).append(_Job(name, arguments, answer, wanted))
                 self._news.notify_all()
             return None
 
-        return None if _answered(name, run, answer) else job
+        return not _answered(name, run, answer)
 
     def attend(self) -> None:
         """Takes up what other replicas ask for, cancels what they have withdrawn, and ends what has expired. Raises
         StoreError."""
         while command := self._store.commands.claim():
-            job = self.do(command.name, command.arguments, partial(self._reply, command.id))
-            if job is not None:
-                self._asked[command.id] = job
-        for left in self._asked.keys() - self._store.commands.claimed() if self._asked else ():
-            self._asked.pop(left).cancelled = True  # which changes nothing where it was answered
+            self._asked.add(command.id)
+            wanted = partial(self._asked.__contains__, command.id)
+            self.do(command.name, command.arguments, partial(self._reply, command.id), wanted)
+        if self._asked:
+            self._asked &= self._store.commands.claimed()
         late = [t.edit.id for t in self._store.expired() if t.edit.id not in self._expiring]
         if late:
             self._expiring.update(late)
@@ -481,6 +480,7 @@ class Editor:
             logger.error("edits whose time is over are still served; GET /v1/status says why", extra={"fields": fields})
 
     def _reply(self, command: str, found: dict[str, Any]) -> None:
+        self._asked.discard(command)
         try:
             self._store.commands.answer(command, found)
         except StoreError as error:

@@ -29,7 +29,7 @@ from wise.errors import StoreError
 from wise.loading import load_model
 from wise.memory.store.store import ENDED, Store
 from wise.model import WiseModel, wrap
-from wise.serving.editor import LOST, Editor, Job, Leave
+from wise.serving.editor import LOST, Editor, Leave
 from wise.serving.editor_client import FAILING, NOT_THE_WRITER, PREPARING, READY, WAITING, Worker
 from wise.serving.logs import begin_logged, described, run_logged
 from wise.serving.settings import Settings
@@ -43,8 +43,6 @@ RETRY = 1.0
 """Seconds until the editor asks again to become the writer, or to write."""
 BEAT = 1.0
 """Seconds between two signs of life."""
-SECONDS_A_LINE = 10.0
-"""Between two lines of the log about preparing."""
 
 
 class EditorEnd:
@@ -54,20 +52,16 @@ class EditorEnd:
         """at_end: called when the service has closed its end and nothing is in training any more."""
         self._connection, self._at_end = connection, at_end
         self._sending = threading.Lock()
-        self._jobs: dict[int, Job] = {}
+        self._cancelled: set[int] = set()
+        """Numbers of the commands whose answer nobody waits for any more."""
         self.editor: Editor | None = None
         self.leaving = threading.Event()
-        self.stage = ""
-        self._begun = self._said = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="wise-editor-commands", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="wise-editor-commands", daemon=True).start()
 
     def tell(self, **changed: Any) -> None:
         """Tells the service what changed of the editor's status; a new stage goes to the log as well."""
-        if "stage" in changed:
-            self.stage, self._said = changed["stage"], time.monotonic()
-            if self.stage:
-                logger.info("preparing: %s", self.stage)
+        if changed.get("stage"):
+            logger.info("preparing: %s", changed["stage"])
         self._send(status=changed)
 
     def _run(self) -> None:
@@ -79,7 +73,7 @@ class EditorEnd:
                 now = time.monotonic()
                 if now - beat >= BEAT:
                     beat = now
-                    self._beat(now)
+                    self._send(status={"cpu": time.process_time()})
                 editor = self.editor
                 if editor is not None and not editor.lost and now - attended >= IDLE:
                     attended = now
@@ -98,26 +92,17 @@ class EditorEnd:
         if "leave" in message:
             raise Leave
         if "cancel" in message:
-            job = self._jobs.pop(message["cancel"], None)
-            if job is not None:
-                job.cancelled = True
+            self._cancelled.add(message["cancel"])
             return
-        number, answered = message["id"], threading.Event()
+        number, editor = message["id"], self.editor
 
         def answer(found: dict[str, Any]) -> None:
-            answered.set()
-            self._jobs.pop(number, None)
             self._send(id=number, answer=found)
 
-        editor = self.editor
         if editor is None:
             answer(NOT_THE_WRITER)
-            return
-        job = editor.do(message["do"], message["with"], answer)
-        if job is not None:
-            self._jobs[number] = job
-            if answered.is_set():  # in the other thread, meanwhile
-                self._jobs.pop(number, None)
+        else:
+            editor.do(message["do"], message["with"], answer, lambda: number not in self._cancelled)
 
     def _attend(self, editor: Editor) -> None:
         try:
@@ -126,13 +111,6 @@ class EditorEnd:
             logger.error("the store cannot be asked for commands of other replicas: %s", error)
         except Exception:
             logger.exception("a command of another replica cannot be understood")
-
-    def _beat(self, now: float) -> None:
-        self._send(status={"cpu": time.process_time()})
-        if self.stage and now - self._said >= SECONDS_A_LINE:
-            self._said = now
-            share = 100 * time.process_time() / (now - self._begun)
-            logger.info("still preparing: %s; it had %.0f%% of a CPU since its start", self.stage, share)
 
     def _send(self, **message: Any) -> None:
         with self._sending, suppress(OSError):  # the thread that reads notices that the service has left
