@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import OrderedDict
 from collections.abc import Collection
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class Grammars:
         """ends: the tokens at which an answer ends."""
         self._tokenizer, self._ends = tokenizer, sorted(ends)
         self._vocabulary: LLTokenizer | None = None
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._compiled = lru_cache(KEPT)(self._compile)
         self._lock = threading.Lock()
 
     def matcher(self, schema: str) -> Matcher:
@@ -67,13 +67,7 @@ class Grammars:
         Raises ConfigError if the schema is not supported.
         """
         with self._lock:
-            compiled = self._compiled.pop(schema, None)
-            if compiled is None:
-                compiled = self._compile(schema)
-            self._compiled[schema] = compiled
-            while len(self._compiled) > KEPT:
-                self._compiled.popitem(last=False)
-            return Matcher(compiled.deep_copy())
+            return Matcher(self._compiled(schema).deep_copy())
 
     def _compile(self, schema: str) -> LLMatcher:
         try:
