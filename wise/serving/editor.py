@@ -101,14 +101,11 @@ class _Job(NamedTuple):
 
 @dataclass(eq=False)
 class _Work:
-    """What the thread of the model does, and the CPU time that it has used."""
+    """What the thread of the model does, and the CPU seconds that it may use. `goes_on` raises if it must end."""
 
     kind: str
-    """EDIT, PREVIEW or DELETE."""
     seconds: float
-    """It may use so many."""
     goes_on: Callable[[], None]
-    """Raises if it must not go on."""
     begun: float = field(default_factory=time.thread_time)
     aside: float = 0.0
     """Seconds of other work that was done in between."""

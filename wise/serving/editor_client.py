@@ -72,10 +72,8 @@ class EditorClient:
         self.stage = ""
         """What it does while it prepares."""
         self.training: Sequence[str] = ()
-        """Ids of the edits that it trains."""
-        self.done = 0
-        """How many of these are done."""
-        self.restarts = 0
+        """Ids of the edits that it trains, of which so many are `done`."""
+        self.done = self.restarts = 0
         self.since = time.monotonic()
         """When state or stage last changed."""
         self._cpu: tuple[float, float] | None = None

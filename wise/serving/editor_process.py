@@ -64,6 +64,16 @@ class EditorEnd:
             logger.info("preparing: %s", changed["stage"])
         self._send(status=changed)
 
+    @contextmanager
+    def editing(self, editor: Editor) -> Iterator[Editor]:
+        """Within the block commands go to this editor."""
+        self.editor = editor
+        try:
+            yield editor
+        finally:
+            self.editor = None
+            editor.give_up()
+
     def _run(self) -> None:
         beat = attended = 0.0
         try:
@@ -131,13 +141,16 @@ def run_editor(
     then called again. So it is where the store is lost later.
     load: a model for the edits of a store.
     """
-    end = EditorEnd(connection, at_end)
-    models: list[WiseModel] = []
-    cut_off = ENDED
+    end, cut_off = EditorEnd(connection, at_end), ENDED
+    model: WiseModel | None = None
     try:
         while not end.leaving.is_set():
+            end.tell(stage="")
             try:
-                with _opened(end, settings, partial(open_store, cut_off), load, models) as editor:
+                with open_store(cut_off) as store, end.editing(Editor(store, settings, end.tell)) as editor:
+                    end.tell(state=PREPARING, why="", stage="loading the model")
+                    model = model or load(store)
+                    editor.prepare(model)
                     cut_off = LOST
                     _work(end, editor)
             except StoreError as error:
@@ -150,29 +163,6 @@ def run_editor(
         raise
     finally:
         connection.close()  # so that the service notices, also where this is no process of its own
-
-
-@contextmanager
-def _opened(
-    end: EditorEnd,
-    settings: Settings,
-    open_store: Callable[[], Store],
-    load: Callable[[Store], WiseModel],
-    models: list[WiseModel],
-) -> Iterator[Editor]:
-    """The editor of the store, ready; the store is closed behind the block. models: keeps the model that was loaded."""
-    end.tell(stage="")
-    with open_store() as store:
-        end.editor = editor = Editor(store, settings, end.tell)
-        try:
-            end.tell(state=PREPARING, why="", stage="loading the model")
-            if not models:
-                models.append(load(store))
-            editor.prepare(models[0])
-            yield editor
-        finally:
-            end.editor = None
-            editor.give_up()
 
 
 def _work(end: EditorEnd, editor: Editor) -> None:

@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 INVALID, DENIED, MISSING, CONFLICT = "invalid_request_error", "permission_error", "not_found_error", "conflict_error"
 BUSY, BROKEN = "rate_limit_error", "server_error"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
-"""Those of HTTP."""
 RETRY_AFTER = 2
 """Seconds after which a part that is unavailable may be available again."""
 
@@ -58,7 +57,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (504, "It took longer than it may."),
     )
 }
-"""For the OpenAPI schema."""
 
 
 class HTTPError(WiseError):
