@@ -61,10 +61,8 @@ class GeneratedAnswer:
 
 
 async def deltas_of(job: Job, answers: Sequence[GeneratedAnswer]) -> AsyncIterator[Delta]:
-    """All deltas of a job, each added to its answer. If it is left early, the job is cancelled.
-
-    Raises what went wrong, and DeadlineError if the time was over before anything was generated.
-    """
+    """All deltas of a job, each added to its answer. If it is left early, the job is cancelled. Raises what went wrong,
+    and DeadlineError if the time was over before anything was generated."""
     left = len(answers)
     try:
         while left:

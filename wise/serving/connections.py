@@ -23,8 +23,8 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from wise.safe_text import json_line
-from wise.serving.http_errors import BUSY, INVALID, RETRY_AFTER, HTTPError, error_body
+from wise.serving.http_errors import BUSY, INVALID, RETRY_AFTER, HTTPError, error_response
+from wise.serving.middleware import ANSWER_HEADERS
 
 logger = logging.getLogger(__name__)
 
@@ -218,18 +218,10 @@ class LimitedProtocol(H11Protocol):
                 return
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        body = json_line(error_body(error)).encode()
-        headers = {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-            "Connection": "close",
-            "Cache-Control": "no-store",
-            "X-Content-Type-Options": "nosniff",
-            **error.headers,
-        }
-        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        answer = error_response(error)
+        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
+        lines += [b"%s: %s" % pair for pair in (*answer.raw_headers, *ANSWER_HEADERS, (b"connection", b"close"))]
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         if len(self._all.parting) >= REFUSALS:
             self.transport.abort()
             return

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -110,11 +110,8 @@ class EditorClient:
         return 0.0 if self._cpu is None else time.monotonic() - self._cpu[0]
 
     async def call(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Has the editor run a command.
-
-        Raises what the editor raised, BusyError if too many commands are under way, or StoreError if it does not run
-        or takes too long.
-        """
+        """Has the editor run a command. Raises what the editor raised, BusyError if too many commands are under way, or
+        StoreError if it does not run or takes too long."""
         number, answer = self._submit(name, arguments)
         try:
             waiting: asyncio.Future[dict[str, Any]] = asyncio.wrap_future(answer)
@@ -168,21 +165,17 @@ class EditorClient:
         own, others = multiprocessing.Pipe()
         outbox: SimpleQueue[bytes | None] = SimpleQueue()
         with own:
-            with self._lock:
+            with self._lock, ExitStack() as unused:
+                unused.callback(others.close)
                 if self._closing.is_set():
-                    others.close()
                     return
                 self.state, self.why, self.since = STARTING, "", time.monotonic()
-                try:
-                    worker = self._worker = self._make(others)
-                    with _interrupts_blocked():
-                        worker.start()
-                except BaseException:
-                    others.close()
-                    raise
+                worker = self._worker = self._make(others)
+                with _interrupts_blocked():
+                    worker.start()
                 self._outbox = outbox
-            if isinstance(worker, BaseProcess):
-                others.close()  # otherwise the end of the process would not be noticed
+                if isinstance(worker, threading.Thread):  # a process has its own; with this one its end went unnoticed
+                    unused.pop_all()
             sender = threading.Thread(target=_send_all, args=(own, outbox), name="wise-editor-sender", daemon=True)
             sender.start()
             with suppress(EOFError, OSError):

@@ -56,10 +56,8 @@ class Service(StoreService):
         editor: Callable[[Connection], Worker],
         canaries: Sequence[str] = (),
     ) -> None:
-        """model: used for nothing else; store: not opened as its writer; editor: makes the editor's process.
-
-        Raises StoreError if the store does not fit the model.
-        """
+        """model: used for nothing else; store: not opened as its writer; editor: makes the editor's process. Raises
+        StoreError if the store does not fit the model."""
         super().__init__(settings, store=store, tokens=tokens, encoder=model.encoder)
         self.metrics = Metrics()
         self.tokenizer = model.tokenizer
