@@ -220,7 +220,7 @@ class LimitedProtocol(H11Protocol):
             self.cycle.message_event.set()
         answer = error_response(error)
         lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
-        lines += [b"%s: %s" % pair for pair in (*answer.raw_headers, *ANSWER_HEADERS, (b"connection", b"close"))]
+        lines += [b"%s: %s" % pair for pair in (*answer.raw_headers, *ANSWER_HEADERS, (b"Connection", b"close"))]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         if len(self._all.parting) >= REFUSALS:
             self.transport.abort()
