@@ -37,7 +37,7 @@ def completion_requests(service: Service, body: CompletionRequest) -> list[Gener
     count = body.best_of or body.n or 1
     ranked = count > (body.n or 1)  # by their logprobs
     top = 0 if body.logprobs is None and ranked else body.logprobs
-    chosen = {"top_logprobs": top, "prompt_logprobs": body.logprobs if body.echo else None}
+    chosen: dict[str, Any] = {"top_logprobs": top, "prompt_logprobs": body.logprobs if body.echo else None}
     found = []
     for prompt in body.prompts:
         ids = text_ids(service, prompt, "prompt") if isinstance(prompt, str) else prompt
