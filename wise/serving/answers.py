@@ -61,8 +61,8 @@ class GeneratedAnswer:
 
 
 async def deltas_of(job: Job, answers: Sequence[GeneratedAnswer]) -> AsyncIterator[Delta]:
-    """All deltas of a job, each added to its answer. If it is left early, the job is cancelled. Raises what went wrong,
-    and DeadlineError if the time was over before anything was generated."""
+    """All deltas of a job, each added to its answer; one that is left early is cancelled. Raises what went wrong, and
+    DeadlineError if the time was over before anything was generated."""
     left = len(answers)
     try:
         while left:
@@ -102,10 +102,8 @@ class Writer(ABC):
     async def stream(
         self, job: Job, answers: Sequence[GeneratedAnswer], ended: Callable[[Usage], None]
     ) -> AsyncIterator[str]:
-        """Server-sent events: a chunk for each delta, the last with the `wise` field; usage in one of its own.
-
-        ended: called with the usage when all is generated.
-        """
+        """Server-sent events: a chunk for each delta, the last with the `wise` field; usage in one of its own. `ended`
+        is called with the usage when all is generated."""
         usage = bool(self.body.stream_options and self.body.stream_options.include_usage)
         base = {**self.head, "object": self.chunk_object} | ({"usage": None} if usage else {})
         begun: set[int] = set()

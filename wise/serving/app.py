@@ -108,9 +108,8 @@ def _remove_422(app: FastAPI) -> None:
 
 
 class Server(uvicorn.Server):
-    """Serves one service. It says when it can be reached, and announces the shutdown as soon as it is asked for, and
-    not when the last answer is finished. It starts the service itself: whoever runs it gets the error where that fails,
-    which uvicorn would log as a traceback."""
+    """Starts and serves one service. It announces the shutdown as soon as it is asked for, and not when the last answer
+    is finished. Whoever runs it gets the error of a failed start, which uvicorn would log as a traceback."""
 
     def __init__(self, service: Service, on_start: Callable[[], None] = lambda: None) -> None:
         """on_start: called when the port accepts connections."""
@@ -149,11 +148,8 @@ class Server(uvicorn.Server):
 
 
 def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
-    """Serves until a signal. Once the port accepts connections, `show` is called with the URL, and with the token of
-    this run if one was made.
-
-    Raises ConfigError, StoreError or StartError if it cannot be served, before anything is.
-    """
+    """Serves until a signal. Once the port accepts connections, `show` is called with the URL, and the token of this
+    run if one was made. Raises ConfigError, StoreError or StartError if it cannot be served, before anything is."""
     token = None if settings.tokens else new_token()
     service = build_service(settings, token)
     with bound_socket(settings) as listener:
@@ -166,10 +162,7 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
 
 
 def build_service(settings: Settings, token: str | None) -> Service:
-    """The service with all its parts, not started, in a process that does nothing else.
-
-    token: of the owner, if there is no file of tokens.
-    """
+    """The service, not started, in a process that does nothing else. token: of the owner, without a file of tokens."""
     settings.served_name(), settings.placement()  # what cannot be served is found before the model is loaded
     sys.setswitchinterval(SWITCH_INTERVAL)
     torch.set_num_threads(settings.threads)

@@ -99,10 +99,8 @@ class Tokens:
         return tokens
 
     def holder(self, digest: str) -> Holder | None:
-        """The holder of the token with this SHA-256, expired or not; None if it is not known.
-
-        The file is read again if it has changed. While it is missing or invalid, its previous content applies.
-        """
+        """The holder of the token with this SHA-256, expired or not; None if it is not known. A file that has changed
+        is read again; while it is missing or invalid, its previous content applies."""
         if self._file is not None and (stamp := _stamp(self._file)) != self._stamp:
             self._stamp = stamp
             try:
@@ -162,10 +160,7 @@ def new_token() -> str:
 def token_line(
     name: str, scope: str, token: str, until: datetime | None = None, namespaces: Collection[str] = ()
 ) -> str:
-    """The line of a token in a file. Raises ConfigError for a name, a scope or a namespace that is not valid.
-
-    namespaces: those that it is bound to; none of them is all.
-    """
+    """The line of a token in a file; no namespaces are all of them. Raises ConfigError for what is not valid."""
     line = f"{name} {scope} {token_digest(token)}" + (f" {until.isoformat(timespec='seconds')}" if until else "")
     if _LINE.fullmatch(line) is None or scope not in SCOPES:
         raise ConfigError(
@@ -257,7 +252,6 @@ def requires(
 
     whole: it also refuses a token that is bound to namespaces. A route that does not must hide what `sees` says.
     unless_open: it lets in anyone if `open_metrics` is set.
-    A route of `AuthorizedRoute` looks at the token before it reads the body.
     """
 
     def check(request: Request) -> Holder | None:

@@ -191,11 +191,9 @@ class Editor:
                 self._news.wait(seconds)
 
     def work(self) -> bool:
-        """Runs what waits for the model, and trains and commits the oldest queued edits.
-
-        Returns False if there was nothing to do. Raises StoreError if the disk does not take the result; the edits are
-        then queued again. Raises Leave after `leave`.
-        """
+        """Runs what waits for the model, and trains and commits the oldest queued edits. Returns False if there was
+        nothing to do. Raises StoreError if the store does not take the result, and Leave after `leave`; the edits are
+        then queued again."""
         try:
             self._leave_if_told()
             ran = self._run_next(self._deletes)
@@ -376,12 +374,8 @@ class Editor:
     def preview(
         self, edit: Mapping[str, Any], prompts: Sequence[str], wanted: Callable[[], bool] = lambda: True
     ) -> dict[str, Any]:
-        """Answers to an edit's own prompt and to others, before and after the edit, which is not stored.
-
-        wanted: whether anybody still waits for it.
-
-        Raises EditError as `Trainer.edit` does, LimitError if it takes too long.
-        """
+        """Answers to an edit's own prompt and to others, before and after the edit, which is not stored. It ends if it
+        is not `wanted` any more. Raises EditError as `Trainer.edit` does, LimitError if it takes too long."""
         model, new = self._model, Edit.from_dict(edit)
         check_size(new, model.encoder, self._settings)
         erasures = self._erasures
@@ -429,8 +423,8 @@ class Editor:
     def do(
         self, name: str, arguments: Mapping[str, Any], answer: Answer, wanted: Callable[[], bool] = lambda: True
     ) -> bool:
-        """Runs a command, or queues it if it needs the model, and has it answered: what was `done`, or the `kind` of
-        an error and the `problem`. Returns whether it waits. wanted: whether anybody still waits for the answer."""
+        """Runs a command, or queues it if it needs the model; see `_answered`. Returns whether it waits. wanted:
+        whether anybody still waits for the answer."""
         known: dict[str, Callable[..., Version | Erasure]] = {
             DELETE: self._deleted, "rollback": self._rolled_back, "erase": self._erased
         }
@@ -448,8 +442,7 @@ class Editor:
         return not _answered(name, run, answer)
 
     def attend(self) -> None:
-        """Takes up what other replicas ask for, cancels what they have withdrawn, and ends what has expired. Raises
-        StoreError."""
+        """Takes up what other replicas ask for, ends what they withdrew and what has expired. Raises StoreError."""
         while command := self._store.commands.claim():
             self._asked.add(command.id)
             wanted = partial(self._asked.__contains__, command.id)
@@ -562,10 +555,8 @@ def _given(state: MemoryState, *_: object) -> MemoryState:
 
 
 def _answered(name: str, run: Callable[[], dict[str, Any] | None], answer: Answer) -> bool:
-    """Runs a command, and answers it with what was `done`, or the `kind` of an error and the `problem`.
-
-    Returns False if nothing was done yet, and so nothing is answered.
-    """
+    """Runs a command, and answers it with what was `done`, or the `kind` of an error and the `problem`. Returns False
+    if it was only queued, and so is not answered."""
     try:
         done = run()
     except Leave:

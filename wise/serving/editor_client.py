@@ -55,8 +55,7 @@ class EditorClient:
     """Starts the editor, follows its state, and sends it commands. Its methods may be called from any thread."""
 
     def __init__(self, make: Callable[[Connection], Worker], restarted: Callable[[], None] = lambda: None) -> None:
-        """make: a worker, not started yet, that serves the other end of a connection. restarted: called each time an
-        editor ended that was not told to."""
+        """make: a worker, not started, for the other end of a pipe. restarted: called when one ended by itself."""
         self._make, self._restarted = make, restarted
         self._lock = threading.Lock()
         self._pending: dict[int, Future[dict[str, Any]]] = {}
@@ -110,8 +109,8 @@ class EditorClient:
         return 0.0 if self._cpu is None else time.monotonic() - self._cpu[0]
 
     async def call(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Has the editor run a command. Raises what the editor raised, BusyError if too many commands are under way, or
-        StoreError if it does not run or takes too long."""
+        """Has the editor run a command. Raises what that raised, BusyError if too many are under way, or StoreError if
+        it does not run or takes too long."""
         number, answer = self._submit(name, arguments)
         try:
             waiting: asyncio.Future[dict[str, Any]] = asyncio.wrap_future(answer)
@@ -258,11 +257,8 @@ def command_result(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def send_to_writer(store: Store, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Has the store's writer, in another replica, run a command. Cancelled, it withdraws the command, and what waits
-    for the writer's model ends there too.
-
-    Raises what the writer raised, or StoreError if none takes it up or it takes too long.
-    """
+    """Has the store's writer, in another replica, run a command. Cancelled, it withdraws the command, which ends there
+    too. Raises what the writer raised, or StoreError if none takes it up or it takes too long."""
     queued = asyncio.ensure_future(asyncio.to_thread(store.commands.enqueue, name, arguments, COMMAND_TIMEOUT))
     try:
         command = await asyncio.shield(queued)

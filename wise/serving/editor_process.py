@@ -137,9 +137,8 @@ def run_editor(
 ) -> None:
     """Works off the queue until the service closes its end.
 
-    open_store: called with `cut_off` of `Store.open`. It raises StoreError while another process is the writer, and is
-    then called again. So it is where the store is lost later.
-    load: a model for the edits of a store.
+    open_store: called with `cut_off` of `Store.open`, and again where it raises StoreError, because another process is
+    the writer, or the store is lost later.
     """
     end, cut_off = EditorEnd(connection, at_end), ENDED
     model: WiseModel | None = None
@@ -232,10 +231,8 @@ def loaded_model(settings: Settings, config: WiseConfig) -> WiseModel:
 
 
 def limit_memory(gigabytes: float) -> None:
-    """Refuses this process more memory than it has and so much more, so that training fails and nothing is killed.
-
-    Linux only; memory of a GPU is limited by the GPU.
-    """
+    """On Linux, refuses this process more memory than it has and so much more: training fails, and nothing is
+    killed."""
     if sys.platform != "linux":
         return
     import resource

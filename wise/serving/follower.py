@@ -51,10 +51,8 @@ class ServedVersion:
 
 
 def served_version(model: WiseModel, snapshot: Snapshot, before: ServedVersion | None = None) -> ServedVersion:
-    """Builds what serves a snapshot on `model`, whose own memory is not changed.
-
-    before: the version whose memories are used again for the namespaces in which nothing changed.
-    """
+    """Builds what serves a snapshot on `model`, whose own memory is not changed. The memories of `before` are used
+    again for the namespaces in which nothing changed."""
     handles = {}
     states = {DEFAULT_NAMESPACE: MemoryState()} | split(snapshot.state)
     for namespace, state in sorted(states.items()):
@@ -81,11 +79,8 @@ def _log_progress(begun: float) -> Callable[[str, int, int], None]:
 
 
 def trim_heap() -> None:
-    """Returns freed memory to the system, in a few milliseconds; does nothing if the C library is not GNU's.
-
-    A version takes a few large blocks, which are freed when its last request ends. The C library keeps them, and later
-    requests seldom fit into them: under load a service came to hold twice the memory that it needs.
-    """
+    """Returns freed memory to the system, in a few milliseconds; does nothing if the C library is not GNU's. That keeps
+    the large blocks of a version: under load a service came to hold twice the memory that it needs."""
     if malloc_trim := os.name == "posix" and getattr(ctypes.CDLL(None), "malloc_trim", None):
         malloc_trim(0)
 
@@ -102,11 +97,8 @@ class Follower:
         on_version: Callable[[ServedVersion], None],
         allow_precision: bool = False,
     ) -> None:
-        """on_version: called from the thread with each new version once it is served.
-        allow_precision: if the edits were made on this base in another precision, ask each again, and log what holds.
-
-        Raises StoreError if the store cannot be read, or as `check_fits` does.
-        """
+        """on_version: called from the thread with each new version once it is served. allow_precision: ask each edit
+        again that was made in another precision. Raises StoreError if the store cannot be read, or as `check_fits`."""
         self._store, self._model, self._metrics, self._on_version = store, model, metrics, on_version
         self._base, self._allow_precision = model.fingerprint(), allow_precision  # an engine may free the weights
         snapshot = store.read()
@@ -140,10 +132,8 @@ class Follower:
         self.wake()
 
     def queue(self) -> tuple[Mapping[str, int], str | None]:
-        """Tickets by status, and when the oldest queued one was accepted.
-
-        They are counted again if anything happened; if the store cannot be read, the last counts stay.
-        """
+        """Tickets by status, and when the oldest queued one was accepted: counted again if anything happened, and the
+        last ones while the store cannot be read."""
         last, journal = self.last_event, self._store.journal
         if self._counted[0] != last:
             with suppress(StoreError):

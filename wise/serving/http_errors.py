@@ -133,10 +133,8 @@ def error_response(error: Exception) -> JSONResponse:
 
 
 def _validation_error(error: RequestValidationError) -> HTTPError:
-    """Names the first field that is wrong, the value that was given and what was expected.
-
-    Where a value may be of several kinds, pydantic reports for each why it is not that. What looked furthest is meant.
-    """
+    """Names the first field that is wrong, what was given and what was expected. Where a value may be of several kinds,
+    pydantic reports for each why it is not that: what looked furthest is meant."""
     found = [(_path(one, error.body), one) for one in error.errors()]
     first = found[0][0][:1]
     path = max((path for path, _ in found if path[:1] == first), key=len)

@@ -164,11 +164,8 @@ def log_as_json(level: str, audit: Path | None = None) -> None:
 
 
 def run_logged(level: str, function: str, *arguments: Any) -> None:
-    """Runs `MODULE:NAME` within `json_logs`; what its module writes while it is imported is a record too, and so is an
-    error, with which the process ends.
-
-    The target of a process whose module is not imported yet.
-    """
+    """Runs `MODULE:NAME` within `json_logs`, as the target of a process. What the module writes while it is imported is
+    a record too, and so is an error, with which the process ends."""
     with json_logs(level):
         try:
             resolve_name(function)(*arguments)

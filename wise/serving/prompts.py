@@ -154,8 +154,7 @@ def _requests(
     json_schema: str | None = None,
     **chosen: Any,
 ) -> list[GenerationRequest]:
-    """limit: tokens of an answer; None is what there is room for. count: answers to this prompt. chosen: further fields
-    of the requests."""
+    """limit: tokens of an answer; None is what there is room for. count: answers. chosen: other fields of a request."""
     most = service.settings.answer_limit
     if count > most:
         raise bad_request(f"n: {count} was given and {most} answers are given at once", "n")

@@ -122,10 +122,8 @@ class EditIn(Body):
 
     @classmethod
     def of(cls, edit: Edit, **changed: Any) -> EditIn:
-        """An edit as it may be submitted: id, author and namespace come from the one who submits it.
-
-        changed: fields of this that have another value. Raises EditError for what the library takes and this does not.
-        """
+        """An edit as it may be submitted, without id, author and namespace; `changed` names fields that have another
+        value. Raises EditError for what the library takes and this does not."""
         fields = {name: value for name, value in edit.to_dict().items() if name in cls.model_fields}
         try:
             return cls(**fields | changed)

@@ -56,8 +56,7 @@ class Service(StoreService):
         editor: Callable[[Connection], Worker],
         canaries: Sequence[str] = (),
     ) -> None:
-        """model: used for nothing else; store: not opened as its writer; editor: makes the editor's process. Raises
-        StoreError if the store does not fit the model."""
+        """store: not opened as its writer. editor: makes its process. Raises StoreError if the model does not fit."""
         super().__init__(settings, store=store, tokens=tokens, encoder=model.encoder)
         self.metrics = Metrics()
         self.tokenizer = model.tokenizer
@@ -99,10 +98,8 @@ class Service(StoreService):
             self.editor.leave()
 
     def close(self) -> None:
-        """Ends all parts; edits that are being trained are queued again when the store is next opened.
-
-        Whatever has not ended when the time is over is left behind: it ends with the process.
-        """
+        """Ends all parts; edits that are being trained are queued again when the store is next opened. What has not
+        ended when the time is over ends with the process."""
         self.drain()
         self.canaries.close()
         end = max(self._end, time.monotonic() + LEAST_SECONDS_TO_END)

@@ -185,8 +185,7 @@ def without_effect(settings: Settings, stored: WiseConfig | None) -> list[str]:
 
 
 def load(file: Path | None, options: dict[str, Any]) -> Settings:
-    """The settings of a run; options that are None were not given. Raises ConfigError for an unknown setting, a value
-    out of range, or a file that is not TOML."""
+    """The settings of a run; options that are None were not given. Raises ConfigError for what is not valid."""
     values: dict[str, Any] = {}
     if file is not None:
         try:

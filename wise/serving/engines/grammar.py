@@ -37,7 +37,7 @@ class Matcher:
         return bool(self._matcher.is_stopped())
 
     def allowed(self, width: int) -> Tensor:
-        """`[width]` bool: the tokens that may come next. width: of the logits, which may exceed the vocabulary. Raises
+        """`[width]` bool: the tokens that may come next; the logits' width may exceed the vocabulary. Raises
         EngineError if the grammar is too complex at this point."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
@@ -60,8 +60,7 @@ class Grammars:
         self._lock = threading.Lock()
 
     def matcher(self, schema: str) -> Matcher:
-        """A matcher at the beginning of an answer. schema: as JSON. The first call takes a second or more. Raises
-        ConfigError if the schema is not supported."""
+        """A matcher at the beginning of an answer; the first takes a second. Raises ConfigError for another schema."""
         with self._lock:
             return Matcher(self._compiled(schema).deep_copy())
 

@@ -142,8 +142,8 @@ def _pad_left(states: Tensor, width: int) -> Tensor:
 class Prefill:
     """Reads prompts into a cache, some columns of each in every step; more may be added between steps.
 
-    All rows read as many tokens. Only what a row reads first may be less, and is padded, so its pads stand before it.
-    It is so much that the rest can be read in whole steps.
+    All rows read as many tokens. Only what a row reads first is less, and padded on the left, so that the rest can be
+    read in whole steps.
     """
 
     def __init__(self, runner: Runner, tokens: int) -> None:
