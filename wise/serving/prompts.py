@@ -38,7 +38,7 @@ def completion_requests(service: Service, body: CompletionRequest) -> list[Gener
     ranked = count > (body.n or 1)  # by their logprobs
     top = 0 if body.logprobs is None and ranked else body.logprobs
     chosen: dict[str, Any] = {"top_logprobs": top, "prompt_logprobs": body.logprobs if body.echo else None}
-    found = []
+    found: list[GenerationRequest] = []
     for prompt in body.prompts:
         ids = text_ids(service, prompt, "prompt") if isinstance(prompt, str) else prompt
         found += _requests(service, handle, body, ids, "prompt", limit=limit, count=count, **chosen)

@@ -222,7 +222,7 @@ class EditView(BaseModel):
         """unsaid: of the engine."""
         edit, outcome = ticket.edit, sendable(ticket.verified)
         superseded = ticket.status == FAILED and (outcome or {}).get("status") == SUPERSEDED
-        own = {
+        own: dict[str, Any] = {
             "ticket": ticket.number,
             "messages": [message._asdict() for message in edit.messages],
             "status": SUPERSEDED if superseded else ticket.status,
@@ -271,7 +271,8 @@ class EventView(BaseModel):
 
     @classmethod
     def of(cls, event: Event, edit: str | None) -> EventView:
-        return cls(**vars(event) | {"edit": edit, "detail": sendable(event.detail)})
+        own: dict[str, Any] = {"edit": edit, "detail": sendable(event.detail)}
+        return cls(**vars(event) | own)
 
 
 class EditHistory(EditView):

@@ -60,7 +60,7 @@ class Grammars:
         self._lock = threading.Lock()
 
     def matcher(self, schema: str) -> Matcher:
-        """A matcher at the beginning of an answer; the first takes a second. Raises ConfigError for another schema."""
+        """At the beginning of an answer; the first takes a second. Raises ConfigError for an unsupported schema."""
         with self._lock:
             return Matcher(self._compiled(schema).deep_copy())
 
