@@ -107,9 +107,8 @@ class Connections:
         self._refused += 1
         now = time.monotonic()
         if now - self._last_line >= SECONDS_A_LINE:
-            logger.warning(
-                "connections are refused", extra={"fields": {"refused": self._refused, "address": new.address}}
-            )
+            fields = {"refused": self._refused, "address": new.address}
+            logger.warning("connections are refused", extra={"fields": fields})
             self._refused, self._last_line = 0, now
 
 

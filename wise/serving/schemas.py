@@ -100,9 +100,7 @@ Question = Annotated[
 class EditIn(Body):
     """One wanted change."""
 
-    prompt: Prompt | None = Field(
-        None, description="The question; ends right before the answer. Default: the last of `messages`."
-    )
+    prompt: Prompt | None = Field(None, description="Ends right before the answer. Default: the last of `messages`.")
     target: Prompt = Field(description="The wanted answer, without what ends it.")
     subject: Prompt | None = Field(None, description="What the edit is about, as it is written in `prompt`.")
     aliases: Prompts = Field([], description="Other names of the subject that users may use.")

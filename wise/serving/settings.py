@@ -50,12 +50,8 @@ class Settings(BaseSettings):
     model: str | None = Field(None, description="Folder or hub id of a causal LM; default: the shipped demo model.")
     device: str | None = Field(None, description="Device that the model runs on, such as `cuda`; default: the CPU.")
     dtype: str | None = Field(None, description=f"Precision: {', '.join(DTYPES)}; default: as the folder says.")
-    device_map: str | None = Field(
-        None, description=f"Spreads the model over devices: {', '.join(DEVICE_MAPS)}, or a JSON object."
-    )
-    quantization: str | None = Field(
-        None, description=f"Quantizes the model while it is loaded: {', '.join(QUANTIZATIONS)}."
-    )
+    device_map: str | None = Field(None, description=f"Spreads the model: {', '.join(DEVICE_MAPS)}, or a JSON object.")
+    quantization: str | None = Field(None, description=f"Quantizes the model when loaded: {', '.join(QUANTIZATIONS)}.")
     allow_precision: bool = Field(
         False,
         description="Serve a store whose edits were made on this base in another precision; each is asked again first.",
@@ -92,20 +88,14 @@ class Settings(BaseSettings):
     )
     threads: int = Field(1, ge=1, description="CPU threads for answering.")
     edit_threads: int = Field(1, ge=1, description="CPU threads for editing.")
-    edit_workers: int | None = Field(
-        None, ge=1, description="Processes that fit edits beside the editor (`hybrid`), each with the model."
-    )
+    edit_workers: int | None = Field(None, ge=1, description="Processes that fit edits (`hybrid`), each with a model.")
     edit_niceness: int = Field(5, ge=0, le=19, description="Niceness of the editor's process; more favours answers.")
     edit_seconds: float = Field(
         300.0, gt=0, description="CPU seconds that training may take, of a batch and then of each of its edits."
     )
-    edit_memory: float = Field(
-        8.0, gt=0, description="GiB that training may take beside the loaded model, on the CPU (Linux)."
-    )
+    edit_memory: float = Field(8.0, gt=0, description="GiB that training may take beside the model, on a CPU (Linux).")
     edit_characters: int = Field(16_384, ge=1, description="Characters of each text of an edit.")
-    edit_tokens: int = Field(
-        4_096, ge=1, description="Tokens of an edit: of all its texts together, each wording with the target."
-    )
+    edit_tokens: int = Field(4_096, ge=1, description="Tokens of all texts of an edit, each wording with the target.")
     target_tokens: int = Field(256, ge=1, description="Tokens of an edit's target.")
     preview_seconds: float = Field(30.0, gt=0, description="CPU seconds that a preview may take.")
     preview_queue: int = Field(16, ge=0, description="Previews that may wait, half of them of one holder.")
