@@ -21,7 +21,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         on: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("wise_requests", "HTTP requests.", ["route", "method", "status"], **on)
-        self.latency = Histogram("wise_request_seconds", "Seconds of a request.", ["route"], buckets=LONG, **on)
+        self.latency = Histogram("wise_request_seconds", "Seconds until it is answered.", ["route"], buckets=LONG, **on)
         self.first = Histogram("wise_first_token_seconds", "Seconds until the first token.", buckets=LONG, **on)
         self.between = Histogram("wise_inter_token_seconds", "Seconds between two tokens.", buckets=SHORT, **on)
         self.step = Histogram("wise_step_seconds", "Seconds of one step of the engine.", buckets=SHORT, **on)
