@@ -26,7 +26,7 @@ from wise.loading import load_model
 from wise.model import wrap
 from wise.serving import http_errors, routes_admin, routes_completions, routes_edits, routes_files, routes_versions
 from wise.serving.auth import ADMIN, Holder, Tokens, new_token, token_digest
-from wise.serving.connections import BACKLOG, Connections, affordable
+from wise.serving.connections import BACKLOG, Connections, LimitedProtocol, affordable
 from wise.serving.editor_process import editor_process
 from wise.serving.http_errors import ERRORS
 from wise.serving.middleware import RequestMiddleware
@@ -123,7 +123,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 build_app(service),
-                http=self.connections.protocol,  # type: ignore[arg-type]  # it calls it as it would the class
+                http=partial(LimitedProtocol, self.connections),  # type: ignore[arg-type]  # called as the class is
                 ws="none",
                 log_config=None,
                 access_log=False,

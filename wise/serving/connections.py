@@ -59,10 +59,6 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
-    def protocol(self, **given: Any) -> LimitedProtocol:
-        """What uvicorn asks for a new connection."""
-        return LimitedProtocol(self, **given)
-
     def admit(self, new: LimitedProtocol) -> HTTPError | None:
         """Takes a connection in, or says why not."""
         for count, limit, address in (
