@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import codecs
 import math
+import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+from uuid import uuid4
 
 from wise.safe_text import finite
 from wise.serving.engines import DeadlineError, Delta, FinishReason, GenerationRequest, Job, Logprobs, RoutedToken
 from wise.serving.engines.sequence import CONTEXT
 from wise.serving.event_stream import error_event, event
-from wise.serving.http_errors import http_error
-from wise.serving.schemas_chat import ChatChoice, ChatCompletion, ChatMessage
+from wise.serving.schemas_chat import ChatChoice, ChatCompletion, ChatMessage, ChatRequest
 from wise.serving.schemas_completions import (
     ActiveEdit,
     Completion,
     CompletionChoice,
+    CompletionRequest,
+    GenerationBody,
     TokenRoute,
     Usage,
     WiseMetadata,
@@ -58,10 +61,8 @@ class GeneratedAnswer:
 
 
 async def deltas_of(job: Job, answers: Sequence[GeneratedAnswer]) -> AsyncIterator[Delta]:
-    """All deltas of a job, each added to its answer. If it is left early, the job is cancelled.
-
-    Raises what went wrong, and DeadlineError if the time was over before anything was generated.
-    """
+    """All deltas of a job, each added to its answer; one that is left early is cancelled. Raises what went wrong, and
+    DeadlineError if the time was over before anything was generated."""
     left = len(answers)
     try:
         while left:
@@ -79,14 +80,56 @@ async def deltas_of(job: Job, answers: Sequence[GeneratedAnswer]) -> AsyncIterat
 
 
 class Writer(ABC):
-    """Writes the answers of one request in one of OpenAI's two forms."""
+    """Writes the answers to one request in one of OpenAI's forms."""
 
-    id: ClassVar[str]
-    """The prefix of answers' ids."""
+    prefix: ClassVar[str]
+    """Of answers' ids."""
     chunk_object: ClassVar[str]
 
-    def __init__(self, service: Service, *, logprobs: bool) -> None:
-        self.service, self.logprobs = service, logprobs
+    def __init__(self, service: Service, body: GenerationBody, version: int, *, logprobs: bool) -> None:
+        self.service, self.body, self.logprobs = service, body, logprobs
+        self.head: dict[str, Any] = {
+            "id": f"{self.prefix}-{uuid4().hex}",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": f"version-{version}",
+        }
+
+    @abstractmethod
+    def answer(self, answers: Sequence[GeneratedAnswer], usage: Usage) -> dict[str, Any]:
+        """The whole answer. usage: also of what was generated and is not given."""
+
+    async def stream(
+        self, job: Job, answers: Sequence[GeneratedAnswer], ended: Callable[[Usage], None]
+    ) -> AsyncIterator[str]:
+        """Server-sent events: a chunk for each delta, the last with the `wise` field; usage in one of its own. `ended`
+        is called with the usage when all is generated."""
+        usage = bool(self.body.stream_options and self.body.stream_options.include_usage)
+        base = {**self.head, "object": self.chunk_object} | ({"usage": None} if usage else {})
+        begun: set[int] = set()
+
+        def last_chunk(choice: dict[str, Any]) -> str:
+            return event(base | {"choices": [choice], "wise": self.metadata(answers).model_dump()})
+
+        try:
+            async for delta in deltas_of(job, answers):
+                choice = self.chunk(delta, delta.index not in begun)
+                begun.add(delta.index)
+                if choice is not None and all(one.finish for one in answers):
+                    yield await self.service.in_thread(last_chunk, choice)
+                elif choice is not None:
+                    yield event(base | {"choices": [choice]})
+            total = usage_of(answers)
+            ended(total)
+            if usage:
+                yield event(base | {"choices": [], "usage": total.model_dump()})
+            yield "data: [DONE]\n\n"
+        except Exception as error:  # the status is sent already: the error is an event
+            yield error_event(error)
+
+    @abstractmethod
+    def chunk(self, delta: Delta, first: bool) -> dict[str, Any] | None:
+        """The choice of a chunk; None if there is nothing to send yet."""
 
     def choice(self, index: int, of: GeneratedAnswer | Delta, first: bool) -> dict[str, Any]:
         """What a choice holds besides its text. first: nothing of it was written before."""
@@ -94,35 +137,42 @@ class Writer(ABC):
         return {"index": index, "finish_reason": finish, "logprobs": self._logprobs(index, of, first)}
 
     @abstractmethod
-    def answer(self, head: dict[str, Any], answers: Sequence[GeneratedAnswer]) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def chunk(self, delta: Delta, first: bool) -> dict[str, Any] | None:
-        """The choice of a chunk; None if there is nothing to send yet."""
-
-    @abstractmethod
     def _logprobs(self, index: int, of: GeneratedAnswer | Delta, first: bool) -> dict[str, Any] | None: ...
+
+    def metadata(self, answers: Sequence[GeneratedAnswer]) -> WiseMetadata:
+        handle = answers[0].request.handle
+        return WiseMetadata(
+            version=handle.version,
+            namespace=handle.namespace or "",
+            edits=[active_edits(one) for one in answers],
+            routes=token_routes(self.service, answers) if self.body.options.routes else None,
+            finish_reasons=[one.finish or "stop" for one in answers],
+        )
 
 
 class CompletionWriter(Writer):
-    id = "cmpl"
+    prefix = "cmpl"
     chunk_object = "text_completion"
 
     def __init__(
-        self, service: Service, *, logprobs: bool, echoed: Sequence[tuple[str, Sequence[int]]] | None = None
+        self,
+        service: Service,
+        body: CompletionRequest,
+        version: int,
+        echoed: Sequence[tuple[str, Sequence[int]]] | None,
     ) -> None:
         """echoed: for each answer its prompt's text and ids, if these are put before it."""
-        super().__init__(service, logprobs=logprobs)
+        super().__init__(service, body, version, logprobs=body.logprobs is not None)
         self._echoed = echoed
         self._read: dict[int, codecs.IncrementalDecoder] = defaultdict(lambda: UTF8(errors="replace"))
         self._offsets: dict[int, int] = defaultdict(int)
 
-    def answer(self, head: dict[str, Any], answers: Sequence[GeneratedAnswer]) -> dict[str, Any]:
+    def answer(self, answers: Sequence[GeneratedAnswer], usage: Usage) -> dict[str, Any]:
         choices = [
             CompletionChoice(**self.choice(i, one, True), text=self._echo(i) + one.text)
             for i, one in enumerate(answers)
         ]
-        return Completion(**head, choices=choices).model_dump()
+        return Completion(**self.head, usage=usage, wise=self.metadata(answers), choices=choices).model_dump()
 
     def chunk(self, delta: Delta, first: bool) -> dict[str, Any] | None:
         text = (self._echo(delta.index) if first else "") + delta.text
@@ -158,25 +208,23 @@ class CompletionWriter(Writer):
 
 
 class ChatWriter(Writer):
-    id = "chatcmpl"
+    prefix = "chatcmpl"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(
-        self, service: Service, *, logprobs: bool, functions: Sequence[str] = (), parallel: bool = True
-    ) -> None:
-        """functions: the names of those that may be called. parallel: give all calls of an answer, not the first."""
-        super().__init__(service, logprobs=logprobs)
-        self._parallel = parallel
+    def __init__(self, service: Service, body: ChatRequest, version: int) -> None:
+        super().__init__(service, body, version, logprobs=bool(body.logprobs))
+        self._calls = 1 if body.parallel_tool_calls is False else None
+        """How many calls of an answer are given; None gives all."""
+        functions = [tool.function.name for tool in body.offered]
         self._parsers: dict[int, ToolCallParser] = defaultdict(lambda: ToolCallParser(functions))
 
-    def answer(self, head: dict[str, Any], answers: Sequence[GeneratedAnswer]) -> dict[str, Any]:
+    def answer(self, answers: Sequence[GeneratedAnswer], usage: Usage) -> dict[str, Any]:
         choices = []
         for index, one in enumerate(answers):
             text, calls = self.parts(index, one)
             message = ChatMessage(content=None if calls and not text.strip() else text, tool_calls=calls or None)
-            choice = self._with_finish_reason(self.choice(index, one, True), bool(calls))
-            choices.append(ChatChoice(**choice, message=message))
-        return ChatCompletion(**head, choices=choices).model_dump()
+            choices.append(ChatChoice(**self._choice(index, one, True, calls), message=message))
+        return ChatCompletion(**self.head, usage=usage, wise=self.metadata(answers), choices=choices).model_dump()
 
     def chunk(self, delta: Delta, first: bool) -> dict[str, Any] | None:
         text, calls = self.parts(delta.index, delta)
@@ -187,17 +235,17 @@ class ChatWriter(Writer):
             content["tool_calls"] = [{"index": i} | call.model_dump() for i, call in enumerate(calls)]
         if not content and not delta.finish and not delta.logprobs:
             return None
-        return self._with_finish_reason(self.choice(delta.index, delta, first), bool(calls)) | {"delta": content}
+        return self._choice(delta.index, delta, first, calls) | {"delta": content}
 
     def parts(self, index: int, of: GeneratedAnswer | Delta) -> tuple[str, list[Any]]:
         """The text and the calls of an answer, or those that a delta adds."""
         parser = self._parsers[index]
         text = parser.add(of.text)
         rest, calls = parser.end() if of.finish else ("", [])
-        return text + rest, calls if self._parallel else calls[:1]
+        return text + rest, calls[: self._calls]
 
-    def _with_finish_reason(self, choice: dict[str, Any], calls: bool) -> dict[str, Any]:
-        return choice | {"finish_reason": "tool_calls"} if calls else choice
+    def _choice(self, index: int, of: GeneratedAnswer | Delta, first: bool, calls: Sequence[Any]) -> dict[str, Any]:
+        return self.choice(index, of, first) | ({"finish_reason": "tool_calls"} if calls else {})
 
     def _logprobs(self, index: int, of: GeneratedAnswer | Delta, first: bool) -> dict[str, Any] | None:
         content = self.token_logprobs(of)
@@ -217,70 +265,18 @@ class ChatWriter(Writer):
         return {"token": text.text(token), "logprob": _number(logprob), "bytes": list(text.bytes(token))}
 
 
-async def stream(
-    job: Job,
-    answers: Sequence[GeneratedAnswer],
-    writer: Writer,
-    head: dict[str, Any],
-    *,
-    usage: bool,
-    routes: bool,
-    ended: Callable[[Usage], None],
-) -> AsyncIterator[str]:
-    """Server-sent events: a chunk for each delta, the last with the `wise` field; usage in one of its own.
-
-    ended: called with the usage when all is generated.
-    """
-    base = {**head, "object": writer.chunk_object} | ({"usage": None} if usage else {})
-    begun: set[int] = set()
-
-    def last_chunk(choice: dict[str, Any]) -> str:
-        return event(base | {"choices": [choice], "wise": metadata(writer.service, answers, routes).model_dump()})
-
-    try:
-        async for delta in deltas_of(job, answers):
-            choice = writer.chunk(delta, delta.index not in begun)
-            begun.add(delta.index)
-            if choice is not None and all(one.finish for one in answers):
-                yield await writer.service.in_thread(last_chunk, choice)
-            elif choice is not None:
-                yield event(base | {"choices": [choice]})
-        total = usage_of(answers)
-        ended(total)
-        if usage:
-            yield event(base | {"choices": [], "usage": total.model_dump()})
-        yield "data: [DONE]\n\n"
-    except Exception as error:  # the status is sent already: the error is an event
-        yield error_event(http_error(error))
-
-
 def _number(value: float) -> float:
     return value if value > LOWEST else LOWEST
 
 
-def usage_of(answers: Iterable[GeneratedAnswer]) -> Usage:
-    """Answers to one prompt follow each other, and it counts once."""
-    prompt = new = 0
-    last: tuple[int, ...] | None = None
-    for one in answers:
-        prompt += 0 if one.request.prompt is last else len(one.request.prompt)
-        new += len(one.tokens)
-        last = one.request.prompt
+def usage_of(answers: Sequence[GeneratedAnswer]) -> Usage:
+    """Answers to one prompt share it, and it counts once."""
+    prompt = sum({id(one.request.prompt): len(one.request.prompt) for one in answers}.values())
+    new = sum(len(one.tokens) for one in answers)
     return Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
 
 
 # -- what is wise's own -----------------------------------------------------------------------------
-
-
-def metadata(service: Service, answers: Sequence[GeneratedAnswer], routes: bool) -> WiseMetadata:
-    handle = answers[0].request.handle
-    return WiseMetadata(
-        version=handle.version,
-        namespace=handle.namespace or "",
-        edits=[active_edits(one) for one in answers],
-        routes=token_routes(service, answers) if routes else None,
-        finish_reasons=[one.finish or "stop" for one in answers],
-    )
 
 
 def active_edits(answer: GeneratedAnswer) -> list[ActiveEdit]:
@@ -300,24 +296,24 @@ def active_edits(answer: GeneratedAnswer) -> list[ActiveEdit]:
 def token_routes(service: Service, answers: Sequence[GeneratedAnswer]) -> list[list[TokenRoute]]:
     """Of each answer every token of prompt and answer; the last one was never read, so it has no route."""
     found: list[list[TokenRoute]] = []
-    last: tuple[int, ...] | None = None
-    spelled: list[str] = []
+    spelled: dict[int, list[str]] = {}
     for answer in answers:
         prompt = answer.request.prompt
-        if prompt is not last:  # answers to one prompt follow each other, and it is spelled once
-            last, spelled = prompt, _spelled(service, prompt)
-        texts = [*spelled, *_spelled(service, [*prompt, *answer.tokens], len(prompt))]
-        by_position = {one.position: one for one in answer.routed}
-        found.append([_route(i, text, by_position.get(i), i < len(prompt)) for i, text in enumerate(texts)])
+        if id(prompt) not in spelled:  # answers to one prompt share it, and it is spelled once
+            spelled[id(prompt)] = _spelled(service, prompt)
+        texts = [*spelled[id(prompt)], *_spelled(service, [*prompt, *answer.tokens], len(prompt))]
+        routes = {one.position: one for one in answer.routed}
+        found.append([
+            _route(routes.get(place), place=place, token=text, part="prompt" if place < len(prompt) else "answer")
+            for place, text in enumerate(texts)
+        ])
     return found
 
 
-def _route(place: int, text: str, one: RoutedToken | None, prompt: bool) -> TokenRoute:
+def _route(one: RoutedToken | None, **fields: Any) -> TokenRoute:
     return TokenRoute(
-        place=place,
-        token=text,
-        part="prompt" if prompt else "answer",
-        edit=one.edit if one and one.open else None,
+        **fields,
+        edit=one.edit if one else None,
         slot=one.slot if one and one.open else None,
         score=finite(one.score) if one else None,
         threshold=finite(one.threshold) if one else None,

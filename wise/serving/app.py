@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -26,7 +26,7 @@ from wise.loading import load_model
 from wise.model import wrap
 from wise.serving import http_errors, routes_admin, routes_completions, routes_edits, routes_files, routes_versions
 from wise.serving.auth import ADMIN, Holder, Tokens, new_token, token_digest
-from wise.serving.connections import BACKLOG, Connections, affordable
+from wise.serving.connections import BACKLOG, Connections, LimitedProtocol, affordable
 from wise.serving.editor_process import editor_process
 from wise.serving.http_errors import ERRORS
 from wise.serving.middleware import RequestMiddleware
@@ -108,9 +108,8 @@ def _remove_422(app: FastAPI) -> None:
 
 
 class Server(uvicorn.Server):
-    """Serves one service. It says when it can be reached, and announces the shutdown as soon as it is asked for, and
-    not when the last answer is finished. It starts the service itself: whoever runs it gets the error where that fails,
-    which uvicorn would log as a traceback."""
+    """Starts and serves one service. It announces the shutdown as soon as it is asked for, and not when the last answer
+    is finished. Whoever runs it gets the error of a failed start, which uvicorn would log as a traceback."""
 
     def __init__(self, service: Service, on_start: Callable[[], None] = lambda: None) -> None:
         """on_start: called when the port accepts connections."""
@@ -124,7 +123,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 build_app(service),
-                http=self.connections.protocol,  # type: ignore[arg-type]  # it calls it as it would the class
+                http=partial(LimitedProtocol, self.connections),  # type: ignore[arg-type]  # called as the class is
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -149,11 +148,8 @@ class Server(uvicorn.Server):
 
 
 def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
-    """Serves until a signal. Once the port accepts connections, `show` is called with the URL, and with the token of
-    this run if one was made.
-
-    Raises ConfigError, StoreError or StartError if it cannot be served, before anything is.
-    """
+    """Serves until a signal. Once the port accepts connections, `show` is called with the URL, and the token of this
+    run if one was made. Raises ConfigError, StoreError or StartError if it cannot be served, before anything is."""
     token = None if settings.tokens else new_token()
     service = build_service(settings, token)
     with bound_socket(settings) as listener:
@@ -166,10 +162,7 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
 
 
 def build_service(settings: Settings, token: str | None) -> Service:
-    """The service with all its parts, not started, in a process that does nothing else.
-
-    token: of the owner, if there is no file of tokens.
-    """
+    """The service, not started, in a process that does nothing else. token: of the owner, without a file of tokens."""
     settings.served_name(), settings.placement()  # what cannot be served is found before the model is loaded
     sys.setswitchinterval(SWITCH_INTERVAL)
     torch.set_num_threads(1)  # the engine's thread takes `threads`
@@ -178,30 +171,26 @@ def build_service(settings: Settings, token: str | None) -> Service:
     else:
         tokens = Tokens([(Holder(name=OWNER, scope=ADMIN), token_digest(token or new_token()))])
     canaries = _canaries(settings)
-    store = open_reader(settings.store)
-    try:
+    with ExitStack() as on_error:
+        store = on_error.enter_context(open_reader(settings.store))
         stored = store.read().config
         config = settings.wise_config(stored)  # what has no effect is refused before the model is loaded, or told
         for warning in without_effect(settings, stored):
             logger.warning("%s", warning)
         logger.info("loading %s: a minute or more if the model is large", settings.model or "the demo model")
-        base = load_model(settings.model, placement=settings.placement())
-        model = wrap(*base, config)
-        make_editor = partial(editor_process, settings)
-        return Service(settings, model=model, store=store, tokens=tokens, editor=make_editor, canaries=canaries)
-    except BaseException:
-        store.close()
-        raise
+        model = wrap(*load_model(settings.model, placement=settings.placement()), config)
+        editor = partial(editor_process, settings)
+        service = Service(settings, model=model, store=store, tokens=tokens, editor=editor, canaries=canaries)
+        on_error.pop_all()
+    return service
 
 
 def _canaries(settings: Settings) -> list[str]:
-    if settings.canaries is None:
-        return []
     try:
-        lines = settings.canaries.read_text(encoding="utf-8").splitlines()
+        text = "" if settings.canaries is None else settings.canaries.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"canaries {settings.canaries}: {error}; a text file was expected") from error
-    return [line for line in lines if line.strip()]
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def bound_socket(settings: Settings) -> socket.socket:

@@ -98,28 +98,17 @@ class Tokens:
         tokens._file, tokens._stamp = file, stamp
         return tokens
 
-    def holder(self, token: str) -> Holder | None:
-        """The holder of a token, expired or not; None if it is not known."""
-        return self.holder_of(token_digest(token))
-
-    def holder_of(self, digest: str) -> Holder | None:
-        """The holder of the token with this SHA-256."""
-        self._refresh()
-        found = None
-        for holder, known in self._known:
-            if hmac.compare_digest(digest, known):
-                found = holder
-        return found
-
-    def _refresh(self) -> None:
-        """Reads the file again if it has changed. While it is missing or invalid, its previous content applies."""
-        if self._file is None or _stamp(self._file) == self._stamp:
-            return
-        self._stamp = _stamp(self._file)
-        try:
-            self._known = tuple(_parse(self._file))
-        except ConfigError as error:
-            logger.error("the file of tokens has changed and is not read: %s", error)
+    def holder(self, digest: str) -> Holder | None:
+        """The holder of the token with this SHA-256, expired or not; None if it is not known. A file that has changed
+        is read again; while it is missing or invalid, its previous content applies."""
+        if self._file is not None and (stamp := _stamp(self._file)) != self._stamp:
+            self._stamp = stamp
+            try:
+                self._known = tuple(_parse(self._file))
+            except ConfigError as error:
+                logger.error("the file of tokens has changed and is not read: %s", error)
+        found = [holder for holder, known in self._known if hmac.compare_digest(digest, known)]
+        return found[-1] if found else None
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
@@ -146,24 +135,18 @@ def _parse(file: Path) -> list[tuple[Holder, str]]:
                 f"{file}:{number}: a name, one of {', '.join(SCOPES)}, a SHA-256 in hex, and at most a time and "
                 "'namespaces=' were expected; `wise token` writes such lines"
             )
+        time, spaces = match["until"], match["namespaces"]
         try:
-            until = None if match["until"] is None else datetime.fromisoformat(match["until"])
+            until = None if time is None else datetime.fromisoformat(time)
+            bound = None if spaces is None else frozenset(checked_namespace(unquote(one)) for one in spaces.split(","))
+        except EditError as error:
+            raise ConfigError(f"{file}:{number}: {error}") from error
         except ValueError as error:
             raise ConfigError(f"{file}:{number}: {error}; a time is as 2030-01-31T12:00:00+00:00") from error
         if until is not None and until.tzinfo is None:
             until = until.replace(tzinfo=UTC)
-        try:
-            bound = match["namespaces"]
-            spaces = None if bound is None else frozenset(map(_namespace, bound.split(",")))
-        except EditError as error:
-            raise ConfigError(f"{file}:{number}: {error}") from error
-        holder = Holder(name=match["name"], scope=match["scope"], until=until, namespaces=spaces)
-        known.append((holder, match["digest"]))
+        known.append((Holder(name=match["name"], scope=match["scope"], until=until, namespaces=bound), match["digest"]))
     return known
-
-
-def _namespace(quoted: str) -> str:
-    return checked_namespace(unquote(quoted))
 
 
 def token_digest(token: str) -> str:
@@ -177,10 +160,7 @@ def new_token() -> str:
 def token_line(
     name: str, scope: str, token: str, until: datetime | None = None, namespaces: Collection[str] = ()
 ) -> str:
-    """The line of a token in a file. Raises ConfigError for a name, a scope or a namespace that is not valid.
-
-    namespaces: those that it is bound to; none of them is all.
-    """
+    """The line of a token in a file; no namespaces are all of them. Raises ConfigError for what is not valid."""
     line = f"{name} {scope} {token_digest(token)}" + (f" {until.isoformat(timespec='seconds')}" if until else "")
     if _LINE.fullmatch(line) is None or scope not in SCOPES:
         raise ConfigError(
@@ -238,30 +218,26 @@ class Access:
             raise _unauthorized(f"the token of {self.holder.name} was changed; connect again", "changed_api_key")
 
     def _current(self) -> Holder:
-        found = None if self._digest is None else self._tokens.holder_of(self._digest)
+        found = None if self._digest is None else self._tokens.holder(self._digest)
+        if self._digest is None:
+            raise _unauthorized("no token was given; send the header 'Authorization: Bearer TOKEN'", "invalid_api_key")
         if found is None:
-            header = "send the header 'Authorization: Bearer TOKEN'"
-            why = f"no token was given; {header}" if self._digest is None else "the token is not known here; check it"
-            raise _unauthorized(why, "invalid_api_key")
+            raise _unauthorized("the token is not known here; check it", "invalid_api_key")
         if found.until is not None and found.until <= datetime.now(UTC):
             when = found.until.isoformat(timespec="seconds")
             raise _unauthorized(f"the token of {found.name} expired at {when}; have a new one made", "expired_api_key")
         if not found.may(self._scope):
-            needs = f"has the scope {found.scope}, and this needs {self._scope}"
-            raise _forbidden(f"the token of {found.name} {needs}", "insufficient_scope")
-        if self._whole and found.namespaces is not None:
-            bound = "is bound to namespaces, and this is of the whole store"
-            raise _forbidden(f"the token of {found.name} {bound}", "bound_to_namespaces")
-        return found
+            why, code = f"has the scope {found.scope}, and this needs {self._scope}", "insufficient_scope"
+        elif self._whole and found.namespaces is not None:
+            why, code = "is bound to namespaces, and this is of the whole store", "bound_to_namespaces"
+        else:
+            return found
+        raise HTTPError(HTTPStatus.FORBIDDEN, f"the token of {found.name} {why}", type=DENIED, code=code)
 
 
 def _unauthorized(message: str, code: str) -> HTTPError:
     headers = {"WWW-Authenticate": "Bearer"}
     return HTTPError(HTTPStatus.UNAUTHORIZED, message, type=DENIED, code=code, headers=headers)
-
-
-def _forbidden(message: str, code: str) -> HTTPError:
-    return HTTPError(HTTPStatus.FORBIDDEN, message, type=DENIED, code=code)
 
 
 Check = Callable[[Request], object]
@@ -270,23 +246,26 @@ _CHECKS: dict[object, Check] = {}
 
 
 def requires(
-    scope: str, *, whole: bool = True
-) -> Callable[[Request, HTTPAuthorizationCredentials | None], Coroutine[Any, Any, Holder]]:
+    scope: str, *, whole: bool = True, unless_open: bool = False
+) -> Callable[[Request, HTTPAuthorizationCredentials | None], Coroutine[Any, Any, Holder | None]]:
     """A dependency that gives the holder of the request's token, and refuses one without this scope.
 
     whole: it also refuses a token that is bound to namespaces. A route that does not must hide what `sees` says.
-    A route of `AuthorizedRoute` looks at the token before it reads the body.
+    unless_open: it lets in anyone if `open_metrics` is set.
     """
 
-    def check(request: Request) -> Holder:
+    def check(request: Request) -> Holder | None:
+        service = request.app.state.service
+        if unless_open and service.settings.open_metrics:
+            return None
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         given = token.strip() if kind.lower() == "bearer" and token.strip() else None
-        access = Access(request.app.state.service.tokens, given, scope, whole=whole)
+        access = Access(service.tokens, given, scope, whole=whole)
         request.state.access, request.state.holder = access, access.holder.name
         _holder.set(access.holder)
         return access.holder
 
-    async def authorized(request: Request, _: Credentials) -> Holder:
+    async def authorized(request: Request, _: Credentials) -> Holder | None:
         return check(request)
 
     _CHECKS[authorized] = check
@@ -312,19 +291,6 @@ class AuthorizedRoute(APIRoute):
             return await handle(request)
 
         return guarded
-
-
-def _check_metrics(request: Request) -> None:
-    if not request.app.state.service.settings.open_metrics:
-        _CHECKS[_reader](request)
-
-
-async def requires_metrics(request: Request, _: Credentials) -> None:
-    """A dependency that lets in readers, or anyone if `open_metrics` is set."""
-    _check_metrics(request)
-
-
-_CHECKS[requires_metrics] = _check_metrics
 
 
 def details_allowed(request: Request) -> bool:

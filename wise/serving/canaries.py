@@ -93,11 +93,10 @@ class Canaries:
         return sum(routed for _, routed, _ in found.values()), sum(failed for _, _, failed in found.values())
 
     async def _count_in_namespace(self, handle: MemoryHandle) -> tuple[int, int]:
-        """Tokens at which an edit of the namespace is active, and prompts that could not be run."""
         routed = failed = 0
         for ids in self._prompts:
             if self._closing:
-                return routed, failed
+                break
             found = await self._count_in_prompt(handle, ids)
             failed += found is None
             routed += len(ids) if found is None else found
@@ -111,13 +110,11 @@ class Canaries:
             try:
                 job = self._engine().submit([request], seconds=end - time.monotonic())  # one at a time: users go first
                 delta = await job.deltas.get()
-            except BusyError as error:
-                if time.monotonic() < end:
-                    await asyncio.sleep(ROOM)
-                    continue
-                delta = error
             except WiseError as error:
                 delta = error
+            if isinstance(delta, BusyError) and time.monotonic() < end:
+                await asyncio.sleep(ROOM)
+                continue
             if isinstance(delta, Delta) and delta.finish != "deadline":
                 return len(delta.routed)
             logger.error("a canary could not be run: %s", delta)

@@ -16,14 +16,15 @@ import logging
 import resource
 import time
 from collections import Counter
+from collections.abc import Callable
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from wise.safe_text import json_line
-from wise.serving.http_errors import BUSY, INVALID, RETRY_AFTER, HTTPError, error_body
+from wise.serving.http_errors import BUSY, INVALID, RETRY_AFTER, HTTPError, error_response
+from wise.serving.middleware import ANSWER_HEADERS
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ SECONDS_A_LINE = 10.0
 """Between two lines of the log about refused connections."""
 IPV6_NETWORK = 64
 """Bits that a provider gives to one customer."""
+HEAD, STALLED = "head", "stalled"
 
 
 class Connections:
@@ -56,10 +58,6 @@ class Connections:
 
     def __len__(self) -> int:
         return len(self._open)
-
-    def protocol(self, **given: Any) -> LimitedProtocol:
-        """What uvicorn asks for a new connection."""
-        return LimitedProtocol(self, **given)
 
     def admit(self, new: LimitedProtocol) -> HTTPError | None:
         """Takes a connection in, or says why not."""
@@ -83,8 +81,7 @@ class Connections:
 
     def used(self, one: LimitedProtocol) -> None:
         if one in self._open:
-            del self._open[one]
-            self._open[one] = None
+            self._open[one] = self._open.pop(one)
 
     def leave(self, one: LimitedProtocol) -> None:
         self.parting.discard(one)
@@ -106,9 +103,8 @@ class Connections:
         self._refused += 1
         now = time.monotonic()
         if now - self._last_line >= SECONDS_A_LINE:
-            logger.warning(
-                "connections are refused", extra={"fields": {"refused": self._refused, "address": new.address}}
-            )
+            fields = {"refused": self._refused, "address": new.address}
+            logger.warning("connections are refused", extra={"fields": fields})
             self._refused, self._last_line = 0, now
 
 
@@ -120,10 +116,8 @@ class LimitedProtocol(H11Protocol):
         self._all = connections
         self.address = ""
         self._refused = False
-        self._head: asyncio.TimerHandle | None = None
-        """Ends a connection whose request does not come."""
-        self._stalled: asyncio.TimerHandle | None = None
-        """Ends a connection that does not take what is sent."""
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        """HEAD ends a connection whose request does not come, STALLED one that does not take what is sent."""
 
     def in_use(self) -> bool:
         """Whether a request that was authorized is being answered, or its answer not read yet."""
@@ -138,7 +132,7 @@ class LimitedProtocol(H11Protocol):
         self.address = _address(transport)
         problem = self._all.admit(self)
         if problem is None:
-            self._expect_head()
+            self._expect(HEAD, self._head_is_late)
         else:
             self._refuse(problem)
 
@@ -146,21 +140,24 @@ class LimitedProtocol(H11Protocol):
         if self._refused:
             return
         super().data_received(data)
-        self._watch()
+        if self.cycle is None or self.cycle.response_complete:
+            self._expect(HEAD, self._head_is_late)
+        else:
+            self._stop(HEAD)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._expect_reading()
+        self._expect(STALLED, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.transport.is_closing():
-            self._stop("_stalled")
+            self._stop(STALLED)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.leave(self)
-        self._stop("_head")
-        self._stop("_stalled")
+        self._stop(HEAD)
+        self._stop(STALLED)
         super().connection_lost(exc)
 
     # -- uvicorn's calls ------------------------------------------------------------------------------
@@ -183,43 +180,32 @@ class LimitedProtocol(H11Protocol):
 
     # -- limits ---------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self._expect_head()
-        else:
-            self._stop("_head")
+    def _expect(self, name: str, at_end: Callable[[], None]) -> None:
+        """Has `at_end` called when the client's time is over, unless `_stop` is called before."""
+        if name not in self._timers:
+            self._timers[name] = self.loop.call_later(self._all.client_timeout, at_end)
 
-    def _expect_head(self) -> None:
-        if self._head is None:
-            self._head = self.loop.call_later(self._all.client_timeout, self._head_is_late)
+    def _stop(self, name: str) -> None:
+        if name in self._timers:
+            self._timers.pop(name).cancel()
 
     def _head_is_late(self) -> None:
-        self._head = None
+        del self._timers[HEAD]
         if self.conn.trailing_data[0]:
             limit = f"the request did not come within {self._all.client_timeout:g} s"
             self._refuse(HTTPError(HTTPStatus.REQUEST_TIMEOUT, f"{limit}; send it at once", type=INVALID))
         else:
             self.transport.abort()
 
-    def _expect_reading(self) -> None:
-        if self._stalled is None:
-            self._stalled = self.loop.call_later(self._all.client_timeout, self.transport.abort)
-
     def _end_in_time(self) -> None:
         """A connection that is being closed first sends what it holds, for as long as the client takes."""
         if self.transport.is_closing():
-            self._expect_reading()
-
-    def _stop(self, name: str) -> None:
-        timer: asyncio.TimerHandle | None = getattr(self, name)
-        if timer is not None:
-            timer.cancel()
-            setattr(self, name, None)
+            self._expect(STALLED, self.transport.abort)
 
     def _refuse(self, error: HTTPError) -> None:
         """Answers, and closes when the client has read it: a connection with unread input is reset at once."""
         self._refused = True
-        self._stop("_head")
+        self._stop(HEAD)
         self._unset_keepalive_if_required()
         if self.cycle is not None and not self.cycle.response_complete:
             if self.cycle.response_started:
@@ -227,18 +213,10 @@ class LimitedProtocol(H11Protocol):
                 return
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        body = json_line(error_body(error)).encode()
-        headers = {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(body)),
-            "Connection": "close",
-            "Cache-Control": "no-store",
-            "X-Content-Type-Options": "nosniff",
-            **error.headers,
-        }
-        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        answer = error_response(error)
+        lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
+        lines += [b"%s: %s" % pair for pair in (*answer.raw_headers, *ANSWER_HEADERS, (b"Connection", b"close"))]
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         if len(self._all.parting) >= REFUSALS:
             self.transport.abort()
             return
@@ -261,9 +239,9 @@ def _address(transport: asyncio.BaseTransport) -> str:
 def affordable(wanted: int) -> int:
     """How many of the wanted connections this process has file descriptors for; it asks the system for more first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted + RESERVED:
-        needed = wanted + RESERVED
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        wanted = max(1, min(wanted, soft - RESERVED))
-    return wanted
+    needed = wanted + RESERVED
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(wanted, soft - RESERVED))

@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,7 +44,7 @@ from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
 from wise.namespaces import edited, forgotten, make_ready, within
 from wise.serving.edit_size import check_size
-from wise.serving.editor_client import KINDS
+from wise.serving.editor_client import ENDED_MEANWHILE, KINDS
 from wise.serving.follower import trim_heap
 from wise.serving.logs import described
 from wise.serving.settings import Settings
@@ -53,10 +53,10 @@ from wise.training.report import FAILED
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = {"kind": "StoreError", "problem": "the writer ended meanwhile; see whether it was done, and try again"}
+INTERRUPTED = {"kind": "StoreError", "problem": ENDED_MEANWHILE}
 """The answer to a command that was begun by a writer that no longer runs."""
-PREPARING = {"kind": "StoreError", "problem": "the editor is still preparing the model; try again later"}
-"""The answer to a command that needs the model before it is there."""
+PREPARING = "the editor is still preparing the model; try again later"
+"""The problem of a command that needs the model before it is there."""
 LEAVING = "the service ended"
 """Why a ticket was queued again when an editor ended in order."""
 LOST = "the store was lost"
@@ -73,12 +73,8 @@ EDIT, PREVIEW, DELETE = "edit", "preview", "delete"
 
 Answer = Callable[[dict[str, Any]], None]
 """Called with the answer to a command, in either thread."""
-
-
-class Tell(Protocol):
-    """Called with what changed of the editor's status."""
-
-    def __call__(self, **changed: Any) -> None: ...
+Tell = Callable[..., None]
+"""Called with what changed of the editor's status, by name."""
 
 
 class Leave(Exception):
@@ -93,27 +89,23 @@ class _Restart(Exception):
     """What is trained must be trained again: from another version, or without an edit that was withdrawn."""
 
 
-@dataclass(eq=False)
-class Job:
+class _Job(NamedTuple):
     """A command that waits for the model."""
 
     name: str
     arguments: Mapping[str, Any]
     answer: Answer
-    cancelled: bool = False
-    """Nobody waits for the answer any more."""
+    wanted: Callable[[], bool]
+    """Whether anybody still waits for the answer."""
 
 
 @dataclass(eq=False)
 class _Work:
-    """What the thread of the model does, and the CPU time that it has used."""
+    """What the thread of the model does, and the CPU seconds that it may use. `goes_on` raises if it must end."""
 
     kind: str
-    """EDIT, PREVIEW or DELETE."""
     seconds: float
-    """It may use so many."""
     goes_on: Callable[[], None]
-    """Raises if it must not go on."""
     begun: float = field(default_factory=time.thread_time)
     aside: float = 0.0
     """Seconds of other work that was done in between."""
@@ -144,10 +136,10 @@ class Editor:
         """Edits are trained one by one: one of them may have ended an editor."""
         self._news = threading.Condition()
         """Guards the jobs."""
-        self._deletes: deque[Job] = deque()
-        self._previews: deque[Job] = deque()
-        self._asked: dict[str, Job] = {}
-        """What other replicas ask for and waits for the model, by the command's id. For the thread of commands."""
+        self._deletes: deque[_Job] = deque()
+        self._previews: deque[_Job] = deque()
+        self._asked: set[str] = set()
+        """Ids of the commands that other replicas wait for."""
         self._expiring: set[str] = set()
         self._not_expired = ""
         """Why edits could not be deleted whose time is over."""
@@ -189,7 +181,7 @@ class Editor:
     @property
     def _model(self) -> WiseModel:
         if self._prepared is None:
-            raise StoreError(PREPARING["problem"])
+            raise StoreError(PREPARING)
         return self._prepared
 
     def wait(self, seconds: float) -> None:
@@ -199,11 +191,9 @@ class Editor:
                 self._news.wait(seconds)
 
     def work(self) -> bool:
-        """Runs what waits for the model, and trains and commits the oldest queued edits.
-
-        Returns False if there was nothing to do. Raises StoreError if the disk does not take the result; the edits are
-        then queued again. Raises Leave after `leave`.
-        """
+        """Runs what waits for the model, and trains and commits the oldest queued edits. Returns False if there was
+        nothing to do. Raises StoreError if the store does not take the result, and Leave after `leave`; the edits are
+        then queued again."""
         try:
             self._leave_if_told()
             ran = self._run_next(self._deletes)
@@ -252,14 +242,11 @@ class Editor:
     def _train_all(self, tickets: Sequence[Ticket]) -> None:
         """Trains edits together. If that fails, each by itself, so that only those at fault fail."""
         try:
-            self._train(tickets)
-            return
-        except Leave:
-            raise
-        except StoreError as error:
-            if not isinstance(error, RefusedError):
-                raise
+            return self._train(tickets)
+        except RefusedError as error:
             failure: Exception = error
+        except (Leave, StoreError):
+            raise
         except Exception as error:
             if not isinstance(error, WiseError):
                 fields = {"edits": [ticket.edit.id for ticket in tickets]}
@@ -366,22 +353,21 @@ class Editor:
         if work.kind == EDIT and time.thread_time() >= self._preview_due:
             self._run_next(self._previews)
 
-    def _run_next(self, jobs: deque[Job]) -> bool:
+    def _run_next(self, jobs: deque[_Job]) -> bool:
         """Runs the next of the jobs. Returns False if there is none."""
         with self._news:
             if not jobs:
                 return False
             job = jobs.popleft()
-        if job.cancelled:
+        if not job.wanted():
             return True
         begun = time.thread_time()
-        arguments = dict(job.arguments)
 
         def run() -> dict[str, Any]:
             with torch.enable_grad(), self._model.disabled():  # whatever the work around it has set
                 if job.name == PREVIEW:
-                    return self.preview(**arguments, wanted=lambda: not job.cancelled)
-                return self._delete_rewriting(**arguments)
+                    return self.preview(**job.arguments, wanted=job.wanted)
+                return self._delete_rewriting(**job.arguments)
 
         _answered(job.name, run, job.answer)
         if job.name == PREVIEW:
@@ -392,12 +378,8 @@ class Editor:
     def preview(
         self, edit: Mapping[str, Any], prompts: Sequence[str], wanted: Callable[[], bool] = lambda: True
     ) -> dict[str, Any]:
-        """Answers to an edit's own prompt and to others, before and after the edit, which is not stored.
-
-        wanted: whether anybody still waits for it.
-
-        Raises EditError as `Trainer.edit` does, LimitError if it takes too long.
-        """
+        """Answers to an edit's own prompt and to others, before and after the edit, which is not stored. It ends if it
+        is not `wanted` any more. Raises EditError as `Trainer.edit` does, LimitError if it takes too long."""
         model, new = self._model, Edit.from_dict(edit)
         check_size(new, model.encoder, self._settings)
         erasures = self._erasures
@@ -435,50 +417,42 @@ class Editor:
                 before = self._store.read()
                 live = [edit_id for edit_id in edit_ids if edit_id in before.tickets]
                 left = forgotten(model, before.state, live, self._between_steps) if live else before.state
-
-                def forget(state: MemoryState, _: Collection[str], left: MemoryState = left) -> MemoryState:
-                    return left
-
                 with self._changing:
                     if self._store.read().version == before.version:
+                        forget = partial(_given, left)
                         return self._deleted(edit_ids, author, reason, forget=forget, expired=expired).to_dict()
 
     # -- the thread of commands ---------------------------------------------------------------------
 
-    def do(self, name: str, arguments: Mapping[str, Any], answer: Answer) -> Job | None:
-        """Runs a command, or queues it if it needs the model, and has it answered: what was `done`, or the `kind` of
-        an error and the `problem`. Returns the job if it waits."""
-        try:
-            waits = name == PREVIEW or (name == DELETE and self._shares(arguments["edit_ids"]))
-        except Exception as error:
-            answer(_failure(name, error))
-            return None
-        if not waits:
-            known: dict[str, Callable[..., Version | Erasure]] = {
-                DELETE: self._deleted,
-                "rollback": self._rolled_back,
-                "erase": self._erased,
-            }
-            _answered(name, lambda: known[name](**arguments).to_dict(), answer)
-            return None
-        job = Job(name, arguments, answer)
-        with self._news:
-            if self._prepared is not None:
-                (self._previews if name == PREVIEW else self._deletes).append(job)
+    def do(
+        self, name: str, arguments: Mapping[str, Any], answer: Answer, wanted: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Runs a command, or queues it if it needs the model; see `_answered`. Returns whether it waits. wanted:
+        whether anybody still waits for the answer."""
+        known: dict[str, Callable[..., Version | Erasure]] = {
+            DELETE: self._deleted, "rollback": self._rolled_back, "erase": self._erased
+        }
+
+        def run() -> dict[str, Any] | None:
+            if name != PREVIEW and not (name == DELETE and self._shares(arguments["edit_ids"])):
+                return known[name](**arguments).to_dict()
+            with self._news:
+                if self._prepared is None:
+                    raise StoreError(PREPARING)
+                (self._previews if name == PREVIEW else self._deletes).append(_Job(name, arguments, answer, wanted))
                 self._news.notify_all()
-                return job
-        answer(PREPARING)
-        return None
+            return None
+
+        return not _answered(name, run, answer)
 
     def attend(self) -> None:
-        """Takes up what other replicas ask for, cancels what they have withdrawn, and ends what has expired. Raises
-        StoreError."""
+        """Takes up what other replicas ask for, ends what they withdrew and what has expired. Raises StoreError."""
         while command := self._store.commands.claim():
-            job = self.do(command.name, command.arguments, partial(self._reply, command.id))
-            if job is not None:
-                self._asked[command.id] = job
-        for left in self._asked.keys() - self._store.commands.claimed() if self._asked else ():
-            self._asked.pop(left).cancelled = True  # which changes nothing where it was answered
+            self._asked.add(command.id)
+            wanted = partial(self._asked.__contains__, command.id)
+            self.do(command.name, command.arguments, partial(self._reply, command.id), wanted)
+        if self._asked:
+            self._asked &= self._store.commands.claimed()
         late = [t.edit.id for t in self._store.expired() if t.edit.id not in self._expiring]
         if late:
             self._expiring.update(late)
@@ -500,6 +474,7 @@ class Editor:
             logger.error("edits whose time is over are still served; GET /v1/status says why", extra={"fields": fields})
 
     def _reply(self, command: str, found: dict[str, Any]) -> None:
+        self._asked.discard(command)
         try:
             self._store.commands.answer(command, found)
         except StoreError as error:
@@ -514,10 +489,6 @@ class Editor:
             self._queue_again(LEAVING)
         except StoreError as error:  # the next writer does it
             logger.error("what was in training could not be queued again: %s", error)
-
-    @property
-    def leaving(self) -> bool:
-        return self._leaving.is_set()
 
     def _leave_if_told(self) -> None:
         if self._leaving.is_set():
@@ -565,10 +536,8 @@ class Editor:
 
 
 def _following(state: MemoryState, before: Snapshot, current: Snapshot) -> MemoryState:
-    """What was trained on `before`, on `current`: without the edits that were deleted in between.
-
-    Raises _Restart if anything else happened, or a deleted edit left its trace in a slot.
-    """
+    """What was trained on `before`, on `current`: without the edits that were deleted in between. Raises _Restart if
+    anything else happened, or a deleted edit left its trace in a slot."""
     if before.version == current.version:
         return state
     gone = before.tickets.keys() - current.tickets.keys()
@@ -585,20 +554,24 @@ def _named(error: Exception, settings: Settings) -> Exception:
     return error
 
 
-def _answered(name: str, run: Callable[[], dict[str, Any]], answer: Answer) -> None:
-    """Runs a command, and answers it with what was `done`, or the `kind` of an error and the `problem`."""
+def _given(state: MemoryState, *_: object) -> MemoryState:
+    return state
+
+
+def _answered(name: str, run: Callable[[], dict[str, Any] | None], answer: Answer) -> bool:
+    """Runs a command, and answers it with what was `done`, or the `kind` of an error and the `problem`. Returns False
+    if it was only queued, and so is not answered."""
     try:
-        found: dict[str, Any] = {"done": run()}
+        done = run()
     except Leave:
         answer(INTERRUPTED)
         raise
     except Exception as error:
-        found = _failure(name, error)
-    answer(found)
-
-
-def _failure(name: str, error: Exception) -> dict[str, Any]:
-    if not isinstance(error, WiseError):
-        logger.error("the command %s failed", name, exc_info=error)
-    kinds = (kind.__name__ for kind in type(error).__mro__)
-    return {"kind": next((kind for kind in kinds if kind in KINDS), "StoreError"), "problem": str(error)}
+        if not isinstance(error, WiseError):
+            logger.error("the command %s failed", name, exc_info=error)
+        kind = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in KINDS), "StoreError")
+        answer({"kind": kind, "problem": str(error)})
+        return True
+    if done is not None:
+        answer({"done": done})
+    return done is not None

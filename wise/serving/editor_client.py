@@ -14,9 +14,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -55,8 +55,7 @@ class EditorClient:
     """Starts the editor, follows its state, and sends it commands. Its methods may be called from any thread."""
 
     def __init__(self, make: Callable[[Connection], Worker], restarted: Callable[[], None] = lambda: None) -> None:
-        """make: a worker, not started yet, that serves the other end of a connection. restarted: called each time an
-        editor ended that was not told to."""
+        """make: a worker, not started, for the other end of a pipe. restarted: called when one ended by itself."""
         self._make, self._restarted = make, restarted
         self._lock = threading.Lock()
         self._pending: dict[int, Future[dict[str, Any]]] = {}
@@ -71,11 +70,9 @@ class EditorClient:
         """The reason for a state in which it does not work."""
         self.stage = ""
         """What it does while it prepares."""
-        self.training: tuple[str, ...] = ()
-        """Ids of the edits that it trains."""
-        self.done = 0
-        """How many of these are done."""
-        self.restarts = 0
+        self.training: Sequence[str] = ()
+        """Ids of the edits that it trains, of which so many are `done`."""
+        self.done = self.restarts = 0
         self.since = time.monotonic()
         """When state or stage last changed."""
         self._cpu: tuple[float, float] | None = None
@@ -112,11 +109,8 @@ class EditorClient:
         return 0.0 if self._cpu is None else time.monotonic() - self._cpu[0]
 
     async def call(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Has the editor run a command.
-
-        Raises what the editor raised, BusyError if too many commands are under way, or StoreError if it does not run
-        or takes too long.
-        """
+        """Has the editor run a command. Raises what that raised, BusyError if too many are under way, or StoreError if
+        it does not run or takes too long."""
         number, answer = self._submit(name, arguments)
         try:
             waiting: asyncio.Future[dict[str, Any]] = asyncio.wrap_future(answer)
@@ -170,21 +164,17 @@ class EditorClient:
         own, others = multiprocessing.Pipe()
         outbox: SimpleQueue[bytes | None] = SimpleQueue()
         with own:
-            with self._lock:
+            with self._lock, ExitStack() as unused:
+                unused.callback(others.close)
                 if self._closing.is_set():
-                    others.close()
                     return
                 self.state, self.why, self.since = STARTING, "", time.monotonic()
-                try:
-                    worker = self._worker = self._make(others)
-                    with _interrupts_blocked():
-                        worker.start()
-                except BaseException:
-                    others.close()
-                    raise
+                worker = self._worker = self._make(others)
+                with _interrupts_blocked():
+                    worker.start()
                 self._outbox = outbox
-            if isinstance(worker, BaseProcess):
-                others.close()  # otherwise the end of the process would not be noticed
+                if isinstance(worker, threading.Thread):  # a process has its own; with this one its end went unnoticed
+                    unused.pop_all()
             sender = threading.Thread(target=_send_all, args=(own, outbox), name="wise-editor-sender", daemon=True)
             sender.start()
             with suppress(EOFError, OSError):
@@ -214,14 +204,11 @@ class EditorClient:
             if self._cpu is not None:
                 self.cpu_share = (status["cpu"] - self._cpu[1]) / max(now - self._cpu[0], 1e-3)
             self._cpu = now, status["cpu"]
-        if "training" in status:
-            self.training = tuple(status["training"])
-        self.done = status.get("done", self.done)
         if {"state", "stage"} & status.keys():
             self.since = now
-        self.stage = status.get("stage", self.stage)
-        self.why = status.get("why", self.why)
-        self.state = status.get("state", self.state)
+        for name in ("training", "done", "stage", "why", "state"):
+            if name in status:
+                setattr(self, name, status[name])
         if self.state == READY:
             self._endings = 0
 
@@ -270,11 +257,8 @@ def command_result(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def send_to_writer(store: Store, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Has the store's writer, in another replica, run a command. Cancelled, it withdraws the command, and what waits
-    for the writer's model ends there too.
-
-    Raises what the writer raised, or StoreError if none takes it up or it takes too long.
-    """
+    """Has the store's writer, in another replica, run a command. Cancelled, it withdraws the command, which ends there
+    too. Raises what the writer raised, or StoreError if none takes it up or it takes too long."""
     queued = asyncio.ensure_future(asyncio.to_thread(store.commands.enqueue, name, arguments, COMMAND_TIMEOUT))
     try:
         command = await asyncio.shield(queued)

@@ -29,15 +29,8 @@ from wise.errors import StoreError
 from wise.loading import load_model
 from wise.memory.store.store import ENDED, Store
 from wise.model import WiseModel, wrap
-from wise.serving.editor import LOST, Editor, Job, Leave
-from wise.serving.editor_client import (
-    FAILING,
-    NOT_THE_WRITER,
-    PREPARING,
-    READY,
-    WAITING,
-    Worker,
-)
+from wise.serving.editor import LOST, Editor, Leave
+from wise.serving.editor_client import FAILING, NOT_THE_WRITER, PREPARING, READY, WAITING, Worker
 from wise.serving.logs import begin_logged, described, run_logged
 from wise.serving.settings import Settings
 from wise.workers import Workers, process_pool
@@ -50,8 +43,6 @@ RETRY = 1.0
 """Seconds until the editor asks again to become the writer, or to write."""
 BEAT = 1.0
 """Seconds between two signs of life."""
-SECONDS_A_LINE = 10.0
-"""Between two lines of the log about preparing."""
 
 
 class EditorEnd:
@@ -61,21 +52,27 @@ class EditorEnd:
         """at_end: called when the service has closed its end and nothing is in training any more."""
         self._connection, self._at_end = connection, at_end
         self._sending = threading.Lock()
-        self._jobs: dict[int, Job] = {}
+        self._cancelled: set[int] = set()
+        """Numbers of the commands whose answer nobody waits for any more."""
         self.editor: Editor | None = None
         self.leaving = threading.Event()
-        self.stage = ""
-        self._begun = self._said = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="wise-editor-commands", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="wise-editor-commands", daemon=True).start()
 
     def tell(self, **changed: Any) -> None:
         """Tells the service what changed of the editor's status; a new stage goes to the log as well."""
-        if "stage" in changed:
-            self.stage, self._said = changed["stage"], time.monotonic()
-            if self.stage:
-                logger.info("preparing: %s", self.stage)
+        if changed.get("stage"):
+            logger.info("preparing: %s", changed["stage"])
         self._send(status=changed)
+
+    @contextmanager
+    def editing(self, editor: Editor) -> Iterator[Editor]:
+        """Within the block commands go to this editor."""
+        self.editor = editor
+        try:
+            yield editor
+        finally:
+            self.editor = None
+            editor.give_up()
 
     def _run(self) -> None:
         beat = attended = 0.0
@@ -86,7 +83,7 @@ class EditorEnd:
                 now = time.monotonic()
                 if now - beat >= BEAT:
                     beat = now
-                    self._beat(now)
+                    self._send(status={"cpu": time.process_time()})
                 editor = self.editor
                 if editor is not None and not editor.lost and now - attended >= IDLE:
                     attended = now
@@ -105,26 +102,17 @@ class EditorEnd:
         if "leave" in message:
             raise Leave
         if "cancel" in message:
-            job = self._jobs.pop(message["cancel"], None)
-            if job is not None:
-                job.cancelled = True
+            self._cancelled.add(message["cancel"])
             return
-        number, answered = message["id"], threading.Event()
+        number, editor = message["id"], self.editor
 
         def answer(found: dict[str, Any]) -> None:
-            answered.set()
-            self._jobs.pop(number, None)
             self._send(id=number, answer=found)
 
-        editor = self.editor
         if editor is None:
             answer(NOT_THE_WRITER)
-            return
-        job = editor.do(message["do"], message["with"], answer)
-        if job is not None:
-            self._jobs[number] = job
-            if answered.is_set():  # in the other thread, meanwhile
-                self._jobs.pop(number, None)
+        else:
+            editor.do(message["do"], message["with"], answer, lambda: number not in self._cancelled)
 
     def _attend(self, editor: Editor) -> None:
         try:
@@ -133,13 +121,6 @@ class EditorEnd:
             logger.error("the store cannot be asked for commands of other replicas: %s", error)
         except Exception:
             logger.exception("a command of another replica cannot be understood")
-
-    def _beat(self, now: float) -> None:
-        self._send(status={"cpu": time.process_time()})
-        if self.stage and now - self._said >= SECONDS_A_LINE:
-            self._said = now
-            share = 100 * time.process_time() / (now - self._begun)
-            logger.info("still preparing: %s; it had %.0f%% of a CPU since its start", self.stage, share)
 
     def _send(self, **message: Any) -> None:
         with self._sending, suppress(OSError):  # the thread that reads notices that the service has left
@@ -156,17 +137,19 @@ def run_editor(
 ) -> None:
     """Works off the queue until the service closes its end.
 
-    open_store: called with `cut_off` of `Store.open`. It raises StoreError while another process is the writer, and is
-    then called again. So it is where the store is lost later.
-    load: a model for the edits of a store.
+    open_store: called with `cut_off` of `Store.open`, and again where it raises StoreError, because another process is
+    the writer, or the store is lost later.
     """
-    end = EditorEnd(connection, at_end)
-    models: list[WiseModel] = []
-    cut_off = ENDED
+    end, cut_off = EditorEnd(connection, at_end), ENDED
+    model: WiseModel | None = None
     try:
         while not end.leaving.is_set():
+            end.tell(stage="")
             try:
-                with _opened(end, settings, partial(open_store, cut_off), load, models) as editor:
+                with open_store(cut_off) as store, end.editing(Editor(store, settings, end.tell)) as editor:
+                    end.tell(state=PREPARING, why="", stage="loading the model")
+                    model = model or load(store)
+                    editor.prepare(model)
                     cut_off = LOST
                     _work(end, editor)
             except StoreError as error:
@@ -179,29 +162,6 @@ def run_editor(
         raise
     finally:
         connection.close()  # so that the service notices, also where this is no process of its own
-
-
-@contextmanager
-def _opened(
-    end: EditorEnd,
-    settings: Settings,
-    open_store: Callable[[], Store],
-    load: Callable[[Store], WiseModel],
-    models: list[WiseModel],
-) -> Iterator[Editor]:
-    """The editor of the store, ready; the store is closed behind the block. models: keeps the model that was loaded."""
-    end.tell(stage="")
-    with open_store() as store:
-        end.editor = editor = Editor(store, settings, end.tell)
-        try:
-            end.tell(state=PREPARING, why="", stage="loading the model")
-            if not models:
-                models.append(load(store))
-            editor.prepare(models[0])
-            yield editor
-        finally:
-            end.editor = None
-            editor.give_up()
 
 
 def _work(end: EditorEnd, editor: Editor) -> None:
@@ -271,10 +231,8 @@ def loaded_model(settings: Settings, config: WiseConfig) -> WiseModel:
 
 
 def limit_memory(gigabytes: float) -> None:
-    """Refuses this process more memory than it has and so much more, so that training fails and nothing is killed.
-
-    Linux only; memory of a GPU is limited by the GPU.
-    """
+    """On Linux, refuses this process more memory than it has and so much more: training fails, and nothing is
+    killed."""
     if sys.platform != "linux":
         return
     import resource

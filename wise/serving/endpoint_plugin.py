@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from wise.errors import ConfigError
 from wise.ingest import open_reader
+from wise.memory.state import MemoryState
 from wise.router.turns import ChatTemplate
 from wise.serving import http_errors, routes_edits, settings
 from wise.serving.auth import ADMIN, Holder, Tokens, token_digest
@@ -56,9 +57,8 @@ class EditEndpoints:
             raise ConfigError(f"{STORE} is not set: the folder of a store was expected, or its URL")
         own = settings.load(None, {"model": engine_client.vllm_config.model_config.model, "name": _name(args)})
         log_as_json(own.log_level, own.audit)
-        service = StoreService(
-            own, store=open_reader(place), tokens=_tokens(own, args), encoder=_encoder(engine_client)
-        )
+        encoder = _encoder(engine_client)
+        service = StoreService(own, store=open_reader(place), tokens=_tokens(own, args), encoder=encoder)
         service.follower = ServedStore(state)
         self._app.state.service = service
         self._app.add_middleware(
@@ -86,11 +86,8 @@ class ServedStore:
             raise unavailable("the server runs without --middleware wise.vllm.middleware.EditingMiddleware: give it")
         version, memories = client.served
         if self._built is None or self._built.version != version:
-            states = {namespace: memory.state for (_, namespace), memory in memories.items()}
-            handles = {
-                name: MemoryHandle(version=version, namespace=name, state=state) for name, state in states.items()
-            }
-            handles.setdefault(DEFAULT_NAMESPACE, MemoryHandle(version=version, namespace=DEFAULT_NAMESPACE))
+            states = {DEFAULT_NAMESPACE: MemoryState()} | {name: one.state for (_, name), one in memories.items()}
+            handles = {name: MemoryHandle(version=version, namespace=name, state=one) for name, one in states.items()}
             self._built = ServedVersion(version=version, edits={}, handles=handles)
         return self._built
 

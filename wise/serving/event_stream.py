@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from wise.safe_text import json_line
 from wise.serving.auth import Access
-from wise.serving.http_errors import HTTPError, error_body
+from wise.serving.http_errors import HTTPError, error_body, http_error
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 RECHECK = 1.0
@@ -23,9 +23,9 @@ def event(data: Any, *, kind: str | None = None, number: int | None = None) -> s
     return f"{head}data: {json_line(data, separators=(',', ':'))}\n\n"
 
 
-def error_event(error: HTTPError) -> str:
+def error_event(error: Exception) -> str:
     """The last event of a stream that cannot go on: its status is sent already."""
-    return event(error_body(error), kind="error")
+    return event(error_body(http_error(error)), kind="error")
 
 
 def event_stream(
@@ -38,10 +38,13 @@ def event_stream(
 
 
 async def _while_valid(events: AsyncIterator[str], access: Access) -> AsyncIterator[str]:
+    async def next_event() -> str | None:
+        return await anext(events, None)
+
     coming: asyncio.Task[str | None] | None = None
     try:
         while True:
-            coming = coming or asyncio.create_task(_next(events))
+            coming = coming or asyncio.create_task(next_event())
             await asyncio.wait({coming}, timeout=RECHECK)
             access.check()
             if coming.done():
@@ -56,7 +59,3 @@ async def _while_valid(events: AsyncIterator[str], access: Access) -> AsyncItera
             coming.cancel()
         elif isinstance(events, AsyncGenerator):
             await events.aclose()
-
-
-async def _next(events: AsyncIterator[str]) -> str | None:
-    return await anext(events, None)

@@ -55,24 +55,21 @@ class FairQueue:
             if turn.done():
                 self._hand_on()
             else:
-                self._remove(holder, turn)
+                turns = self._waiting[holder]
+                turns.remove(turn)
+                if not turns:
+                    del self._waiting[holder]
             raise
-
-    def _remove(self, holder: str, turn: asyncio.Future[None]) -> None:
-        self._waiting[holder].remove(turn)
-        if not self._waiting[holder]:
-            del self._waiting[holder]
 
     def _hand_on(self) -> None:
         """Gives the turn to the next holder, who goes to the end."""
-        if not self._waiting:
-            self._taken = False
-            return
-        holder = next(iter(self._waiting))
-        turns = self._waiting.pop(holder)
-        turns.popleft().set_result(None)
-        if turns:
-            self._waiting[holder] = turns
+        holder = next(iter(self._waiting), None)
+        self._taken = holder is not None
+        if holder is not None:
+            turns = self._waiting.pop(holder)
+            turns.popleft().set_result(None)
+            if turns:
+                self._waiting[holder] = turns
 
     def _busy(self, why: str) -> BusyError:
         after = max(1, math.ceil(self._average * (len(self) + 1)))

@@ -51,20 +51,15 @@ class ServedVersion:
 
 
 def served_version(model: WiseModel, snapshot: Snapshot, before: ServedVersion | None = None) -> ServedVersion:
-    """Builds what serves a snapshot on `model`, whose own memory is not changed.
-
-    before: the version whose memories are used again for the namespaces in which nothing changed.
-    """
+    """Builds what serves a snapshot on `model`, whose own memory is not changed. The memories of `before` are used
+    again for the namespaces in which nothing changed."""
     handles = {}
     states = {DEFAULT_NAMESPACE: MemoryState()} | split(snapshot.state)
     for namespace, state in sorted(states.items()):
         old = before.handles.get(namespace) if before is not None else None
-        if old is not None and old.state.same(state):
-            memory = old.memory
-        else:
-            memory = assemble(
-                state, model.wise_config, inputs=model.inputs, device=model.layer.device(), dtype=model.model.dtype
-            )
+        memory = old.memory if old is not None and old.state.same(state) else assemble(
+            state, model.wise_config, inputs=model.inputs, device=model.layer.device(), dtype=model.model.dtype
+        )
         handles[namespace] = MemoryHandle(version=snapshot.version, namespace=namespace, state=state, memory=memory)
     edits = {edit.id: edit for edit in snapshot.state.edits}
     return ServedVersion(version=snapshot.version, edits=edits, handles=handles)
@@ -84,15 +79,10 @@ def _log_progress(begun: float) -> Callable[[str, int, int], None]:
 
 
 def trim_heap() -> None:
-    """Returns freed memory to the system, in a few milliseconds; does nothing if the C library is not GNU's.
-
-    A version takes a few large blocks, which are freed when its last request ends. The C library keeps them, and later
-    requests seldom fit into them: under load a service came to hold twice the memory that it needs.
-    """
-    if os.name == "posix":
-        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if malloc_trim is not None:
-            malloc_trim(0)
+    """Returns freed memory to the system, in a few milliseconds; does nothing if the C library is not GNU's. That keeps
+    the large blocks of a version: under load a service came to hold twice the memory that it needs."""
+    if malloc_trim := os.name == "posix" and getattr(ctypes.CDLL(None), "malloc_trim", None):
+        malloc_trim(0)
 
 
 class Follower:
@@ -107,11 +97,8 @@ class Follower:
         on_version: Callable[[ServedVersion], None],
         allow_precision: bool = False,
     ) -> None:
-        """on_version: called from the thread with each new version once it is served.
-        allow_precision: if the edits were made on this base in another precision, ask each again, and log what holds.
-
-        Raises StoreError if the store cannot be read, or as `check_fits` does.
-        """
+        """on_version: called from the thread with each new version once it is served. allow_precision: ask each edit
+        again that was made in another precision. Raises StoreError if the store cannot be read, or as `check_fits`."""
         self._store, self._model, self._metrics, self._on_version = store, model, metrics, on_version
         self._base, self._allow_precision = model.fingerprint(), allow_precision  # an engine may free the weights
         snapshot = store.read()
@@ -133,11 +120,7 @@ class Follower:
     def serve_with(self, engine: Engine) -> None:
         """Gives the current version to an engine, and each later one before requests get it. Raises EngineError."""
         self._engine = engine
-        self._prepare(self.current)
-
-    def _prepare(self, version: ServedVersion) -> None:
-        if self._engine is not None:
-            self._engine.prepare([*version.handles.values()])
+        engine.prepare([*self.current.handles.values()])
 
     def start(self) -> None:
         self._thread.start()
@@ -149,10 +132,8 @@ class Follower:
         self.wake()
 
     def queue(self) -> tuple[Mapping[str, int], str | None]:
-        """Tickets by status, and when the oldest queued one was accepted.
-
-        They are counted again if anything happened; if the store cannot be read, the last counts stay.
-        """
+        """Tickets by status, and when the oldest queued one was accepted: counted again if anything happened, and the
+        last ones while the store cannot be read."""
         last, journal = self.last_event, self._store.journal
         if self._counted[0] != last:
             with suppress(StoreError):
@@ -168,16 +149,14 @@ class Follower:
             try:
                 self._poll()
                 self.trouble = ""
-            except StoreError as error:
-                if self.trouble != str(error):  # it is looked at again and again
-                    self.trouble = str(error)
+            except Exception as error:
+                if not isinstance(error, StoreError):
+                    logger.exception("a version could not be taken over")
+                    self.trouble = "a version could not be taken over; see the log"
+                elif self.trouble != str(error):  # it is looked at again and again
                     logger.error("the store cannot be read: %s", error)
-                self._stop.wait(RETRY)
-            except Exception:
-                logger.exception("a version could not be taken over")
-                self.trouble = "a version could not be taken over; see the log"
-                self._stop.wait(RETRY)
-            self._stop.wait(INTERVAL)
+                    self.trouble = str(error)
+            self._stop.wait(RETRY if self.trouble else INTERVAL)
 
     def _poll(self) -> None:
         events = self._store.journal.events(since=self.last_event)  # before the version: it is at least as new
@@ -185,7 +164,8 @@ class Follower:
             snapshot = self._store.read()
             self._check(snapshot)
             served = served_version(self._model, snapshot, self.current)
-            self._prepare(served)
+            if self._engine is not None:
+                self._engine.prepare([*served.handles.values()])
             self.current = served
             self._measure()
             trim_heap()
@@ -197,11 +177,9 @@ class Follower:
 
     def _check(self, snapshot: Snapshot) -> None:
         """Raises StoreError if a store that was empty at the start, and so of no base, has come to be unfit."""
-        place = self._store.backend.place
+        place, allow = self._store.backend.place, self._allow_precision
         check_settings(self._model, snapshot, place)
-        if self.current.version:
-            return
-        if not check_base(self._base, snapshot, place, allow_precision=self._allow_precision):
+        if not self.current.version and not check_base(self._base, snapshot, place, allow_precision=allow):
             raise StoreError(f"{place}: its edits are of another precision: start anew, so that each is asked again")
 
     def wake(self) -> None:
@@ -217,11 +195,10 @@ class Follower:
         outcomes = {event.ticket: event.kind for event in events if event.kind in (LIVE, FAILED) and event.ticket}
         self._metrics.clock_jumps.inc(sum(event.jumped is not None for event in events))
         for ticket in self._store.journal.tickets(numbers=sorted(outcomes)):
-            if ticket.problem:
-                continue
-            self._metrics.edits.labels(outcomes[ticket.number]).inc()
-            taken = datetime.fromisoformat(now()) - datetime.fromisoformat(ticket.accepted_at)
-            self._metrics.edit_seconds.observe(taken.total_seconds())
+            if not ticket.problem:
+                self._metrics.edits.labels(outcomes[ticket.number]).inc()
+                taken = datetime.fromisoformat(now()) - datetime.fromisoformat(ticket.accepted_at)
+                self._metrics.edit_seconds.observe(taken.total_seconds())
 
 
 class Listener:

@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 INVALID, DENIED, MISSING, CONFLICT = "invalid_request_error", "permission_error", "not_found_error", "conflict_error"
 BUSY, BROKEN = "rate_limit_error", "server_error"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
-"""Those of HTTP."""
 RETRY_AFTER = 2
 """Seconds after which a part that is unavailable may be available again."""
 
@@ -58,7 +57,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (504, "It took longer than it may."),
     )
 }
-"""For the OpenAPI schema."""
 
 
 class HTTPError(WiseError):
@@ -96,25 +94,28 @@ def unavailable(message: str) -> HTTPError:
     return HTTPError(HTTPStatus.SERVICE_UNAVAILABLE, message, type=BROKEN, code="unavailable", headers=headers)
 
 
+KNOWN: tuple[tuple[Any, HTTPStatus, str, str | None], ...] = (
+    (BusyError, HTTPStatus.TOO_MANY_REQUESTS, BUSY, "busy"),
+    (DeadlineError, HTTPStatus.GATEWAY_TIMEOUT, BROKEN, "deadline"),
+    (EngineError, HTTPStatus.INTERNAL_SERVER_ERROR, BROKEN, "engine"),
+    (ConflictError, HTTPStatus.CONFLICT, CONFLICT, None),
+    (EditError | ConfigError | ArtifactError, HTTPStatus.BAD_REQUEST, INVALID, None),
+    (StoreError, HTTPStatus.SERVICE_UNAVAILABLE, BROKEN, "unavailable"),
+)
+"""What wise raises on purpose, with status, type and code; the first that fits counts."""
+
+
 def http_error(error: Exception) -> HTTPError:
     """The HTTP error for any exception; one that wise does not raise on purpose becomes a 500 and is logged."""
     if isinstance(error, HTTPError):
         return error
     if isinstance(error, RequestValidationError):
         return _validation_error(error)
-    if isinstance(error, BusyError):
-        headers = {"Retry-After": str(error.retry_after)}
-        return HTTPError(HTTPStatus.TOO_MANY_REQUESTS, str(error), type=BUSY, code="busy", headers=headers)
-    if isinstance(error, DeadlineError):
-        return HTTPError(HTTPStatus.GATEWAY_TIMEOUT, str(error), type=BROKEN, code="deadline")
-    if isinstance(error, EngineError):
-        return HTTPError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error), type=BROKEN, code="engine")
-    if isinstance(error, ConflictError):
-        return conflict(str(error))
-    if isinstance(error, EditError | ConfigError | ArtifactError):
-        return bad_request(redacted(str(error)))
-    if isinstance(error, StoreError):
-        return unavailable(redacted(str(error)))
+    for kinds, status, type, code in KNOWN:
+        if isinstance(error, kinds):
+            after = getattr(error, "retry_after", RETRY_AFTER if status == HTTPStatus.SERVICE_UNAVAILABLE else None)
+            headers = {} if after is None else {"Retry-After": str(after)}
+            return HTTPError(status, redacted(str(error)), type=type, code=code, headers=headers)
     logger.exception("a request failed", exc_info=error)
     message = "something unexpected went wrong; the log says what"
     return HTTPError(HTTPStatus.INTERNAL_SERVER_ERROR, message, type=BROKEN)
@@ -132,16 +133,13 @@ def error_response(error: Exception) -> JSONResponse:
 
 
 def _validation_error(error: RequestValidationError) -> HTTPError:
-    """Names the first field that is wrong, the value that was given and what was expected.
-
-    Where a value may be of several kinds, pydantic reports for each why it is not that. What looked furthest is meant.
-    """
+    """Names the first field that is wrong, what was given and what was expected. Where a value may be of several kinds,
+    pydantic reports for each why it is not that: what looked furthest is meant."""
     found = [(_path(one, error.body), one) for one in error.errors()]
     first = found[0][0][:1]
-    own = [(path, one) for path, one in found if path[:1] == first]
-    path = max((path for path, _ in own), key=len)
-    at = [one for other, one in own if other == path]
-    expected = list(dict.fromkeys(_expectation(one) for one in at))
+    path = max((path for path, _ in found if path[:1] == first), key=len)
+    at = [one for other, one in found if other == path]
+    expected = list(dict.fromkeys(map(_expectation, at)))
     param = ".".join(path) or (expected[0].partition(":")[0] if ":" in expected[0] else "body")
     value = at[0].get("input")
     kind = at[0]["type"]
@@ -185,17 +183,13 @@ def install(app: FastAPI) -> None:
         return error_response(error)
 
     async def on_http_exception(request: Request, error: Any) -> JSONResponse:
-        status = error.status_code
+        status, headers = error.status_code, error.headers
         kind = MISSING if status == HTTPStatus.NOT_FOUND else INVALID
-        headers = error.headers
-        if status == HTTPStatus.METHOD_NOT_ALLOWED:
-            headers = {"Allow": ", ".join(_methods_of(request))}
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:  # the framework names the methods of the path's first route alone
+            scopes = {method: {**request.scope, "method": method} for method in METHODS}
+            found = [m for m, scope in scopes.items() if any(r.matches(scope)[0] is Match.FULL for r in app.routes)]
+            headers = {"Allow": ", ".join(found)}
         return error_response(HTTPError(status, str(error.detail), type=kind, headers=headers))
-
-    def _methods_of(request: Request) -> list[str]:
-        """The methods of a path: each has a route of its own, and the framework names those of the first alone."""
-        scopes = {method: {**request.scope, "method": method} for method in METHODS}
-        return [m for m, scope in scopes.items() if any(r.matches(scope)[0] is Match.FULL for r in app.routes)]
 
     app.add_exception_handler(HTTPException, on_http_exception)
     for kind in (RequestValidationError, WiseError):

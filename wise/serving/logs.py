@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -125,18 +125,16 @@ def json_logs(level: str, audit: Path | None = None) -> Iterator[None]:
     All is as before when the block ends, so that a command that fails can say so in plain words.
     Raises ConfigError if the file cannot be written.
     """
-    stream = sys.stderr
-    handler = _json(logging.StreamHandler(stream), level)
-    audits = [] if audit is None else [_json(_file(audit), level)]
-    root, others = logging.getLogger(), _with_handlers()
-    before = root.handlers, root.level, [(logger, logger.handlers, logger.propagate, logger.level) for logger in others]
+    stream, root, others = sys.stderr, logging.getLogger(), _with_handlers()
+    file = None if audit is None else _audit_file(audit, level)
+    before = [(one, one.handlers, one.propagate, one.level) for one in (root, *others)]
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
-    root.handlers = [handler]
+    root.handlers = [_json(logging.StreamHandler(stream), level)]
     root.setLevel(level.upper())
-    for logger in others:
-        logger.handlers, logger.propagate = [], logger.name != UVICORN_ACCESS
-    if audits:
-        _use_for_audit(audits[0])
+    for one in others:
+        one.handlers, one.propagate = [], one.name != UVICORN_ACCESS
+    if file is not None:
+        _use_for_audit(file)
     logging.captureWarnings(True)
     sys.stderr = TextAsRecords(stream)
     sys.excepthook = _uncaught
@@ -148,37 +146,29 @@ def json_logs(level: str, audit: Path | None = None) -> Iterator[None]:
         sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
         sys.stderr = stream
         logging.captureWarnings(False)
-        root.handlers, level_before, saved = before
-        root.setLevel(level_before)
-        for logger, handlers, propagate, own_level in saved:
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(own_level)
-        for file in audits:
+        for one, handlers, propagate, own_level in before:
+            one.handlers, one.propagate = handlers, propagate
+            one.setLevel(own_level)
+        if file is not None:
             file.close()
 
 
 def log_as_json(level: str, audit: Path | None = None) -> None:
     """The log of wise goes to stderr as JSON, in a process whose other logs belong to somebody else, such as Ray.
-
-    Raises ConfigError if the file of the audit cannot be written.
-    """
+    Raises ConfigError if the file of the audit cannot be written."""
     log = logging.getLogger("wise")
     log.handlers, log.propagate = [_json(logging.StreamHandler(), level)], False
     log.setLevel(level.upper())
     if audit is not None:
-        _use_for_audit(_json(_file(audit), level))
+        _use_for_audit(_audit_file(audit, level))
 
 
 def run_logged(level: str, function: str, *arguments: Any) -> None:
-    """Runs `MODULE:NAME` within `json_logs`; what its module writes while it is imported is a record too, and so is an
-    error, with which the process ends.
-
-    The target of a process whose module is not imported yet.
-    """
+    """Runs `MODULE:NAME` within `json_logs`, as the target of a process. What the module writes while it is imported is
+    a record too, and so is an error, with which the process ends."""
     with json_logs(level):
-        module, _, name = function.partition(":")
         try:
-            getattr(import_module(module), name)(*arguments)
+            resolve_name(function)(*arguments)
         except Exception:
             _uncaught(*sys.exc_info())
             sys.exit(1)
@@ -189,8 +179,7 @@ def begin_logged(level: str, function: str) -> None:
     stack = ExitStack()
     stack.enter_context(json_logs(level))
     atexit.register(stack.close)
-    module, _, name = function.partition(":")
-    getattr(import_module(module), name)()
+    resolve_name(function)()
 
 
 def _with_handlers() -> list[logging.Logger]:
@@ -211,9 +200,9 @@ def _use_for_audit(file: logging.Handler) -> None:
     audit_log.setLevel(logging.INFO)
 
 
-def _file(path: Path) -> logging.Handler:
+def _audit_file(path: Path, level: str) -> logging.Handler:
     try:
-        return logging.FileHandler(path, encoding="utf-8")
+        return _json(logging.FileHandler(path, encoding="utf-8"), level)
     except OSError as error:
         raise ConfigError(f"audit {path}: {error}; name a file that can be appended to") from error
 

@@ -21,12 +21,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         on: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("wise_requests", "HTTP requests.", ["route", "method", "status"], **on)
-        self.latency = Histogram(
-            "wise_request_seconds", "Seconds until a request was answered in full.", ["route"], buckets=LONG, **on
-        )
-        self.first = Histogram(
-            "wise_first_token_seconds", "Seconds until the first token of an answer.", buckets=LONG, **on
-        )
+        self.latency = Histogram("wise_request_seconds", "Seconds until it is answered.", ["route"], buckets=LONG, **on)
+        self.first = Histogram("wise_first_token_seconds", "Seconds until the first token.", buckets=LONG, **on)
         self.between = Histogram("wise_inter_token_seconds", "Seconds between two tokens.", buckets=SHORT, **on)
         self.step = Histogram("wise_step_seconds", "Seconds of one step of the engine.", buckets=SHORT, **on)
         self.prompt_tokens = Counter("wise_prompt_tokens", "Tokens of prompts that were read.", **on)
@@ -42,9 +38,7 @@ class Metrics:
         self.unsaid = Gauge("wise_unsaid_edits", "Live edits that the engine was asked and does not say.", **on)
         self.edits = Counter("wise_edits", "Edits by their outcome.", ["outcome"], **on)
         self.tickets = Gauge("wise_tickets", "Edits by their present status.", ["status"], **on)
-        self.oldest_queued = Gauge(
-            "wise_oldest_queued_seconds", "Age of the oldest edit that is queued; 0 if none is.", **on
-        )
+        self.oldest_queued = Gauge("wise_oldest_queued_seconds", "Age of the oldest queued edit; 0 if none is.", **on)
         self.edit_seconds = Histogram(
             "wise_edit_seconds", "Seconds from accepting an edit until it was live or failed.", buckets=(*LONG, 300.0),
             **on,
@@ -58,9 +52,7 @@ class Metrics:
         self.previews = Gauge("wise_waiting_previews", "Previews that are queued.", **on)
         self.canary_failures = Gauge("wise_canary_failures", "Prompts of the canary set that could not be run.", **on)
         self.canary_tokens = Gauge("wise_canary_tokens", "Tokens of the canary set.", **on)
-        self.false_routes = Gauge(
-            "wise_canary_false_routes", "Tokens of the canary set at which an edit is active.", **on
-        )
+        self.false_routes = Gauge("wise_canary_false_routes", "Canary tokens at which an edit is active.", **on)
         self.alarm = Gauge("wise_canary_alarm", "1 if edits are active at too much of the canary set.", **on)
 
     def set_queue(self, counts: Mapping[str, int], oldest: str | None) -> None:

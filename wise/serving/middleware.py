@@ -25,10 +25,9 @@ from wise.serving.metrics import Metrics
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer("wise.serving")
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
-UNMATCHED = "unmatched"
-"""The route in metrics of paths that do not exist: they must not fill the registry."""
-OTHER = "other"
-"""The method in metrics of those that HTTP does not have."""
+UNMATCHED, OTHER = "unmatched", "other"
+"""In metrics, the route of paths that do not exist, and the method of those that HTTP does not have: neither may fill
+the registry."""
 LONGEST_PATH = 200
 """Characters of a path in the log and in traces."""
 ANSWER_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
@@ -153,6 +152,7 @@ class RequestMiddleware:
         scope.setdefault("state", {})["request_id"] = request_id
         body = RequestBody(scope, receive, self.body_limit, self.client_timeout, self.budget)
         begun, status, answered = time.perf_counter(), 500, False
+        method = scope["method"] if scope["method"] in METHODS else OTHER
 
         async def send_on(message: Message) -> None:
             nonlocal status, answered
@@ -167,7 +167,7 @@ class RequestMiddleware:
                 message = {"type": "http.response.body"}
             await send(message)
 
-        name = f"{_method(scope)} {scope['path'][:LONGEST_PATH]}"
+        name = f"{method} {scope['path'][:LONGEST_PATH]}"
         caller = extract({key: headers.getlist(key) for key in headers})
         with (
             tracer.start_as_current_span(
@@ -189,22 +189,18 @@ class RequestMiddleware:
             finally:
                 body.release()
                 span.set_attribute("http.response.status_code", status)
-                self._report(scope, status, time.perf_counter() - begun, notes)
+                self._report(scope, method, status, time.perf_counter() - begun, notes)
 
-    def _report(self, scope: Scope, status: int, seconds: float, notes: Mapping[str, Any]) -> None:
+    def _report(self, scope: Scope, method: str, status: int, seconds: float, notes: Mapping[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", UNMATCHED)
-        self.metrics.requests.labels(route, _method(scope), status).inc()
+        self.metrics.requests.labels(route, method, status).inc()
         self.metrics.latency.labels(route).observe(seconds)
         fields = {
             **notes,
-            "method": _method(scope),
+            "method": method,
             "path": scope["path"][:LONGEST_PATH],
             "status": status,
             "seconds": round(seconds, 4),
             "by": scope["state"].get("holder"),
         }
         logger.info("request", extra={"fields": fields})
-
-
-def _method(scope: Scope) -> str:
-    return scope["method"] if scope["method"] in METHODS else OTHER

@@ -6,6 +6,7 @@ All of this may take long, for texts of a megabyte are tokenized here, and schem
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from wise.errors import ConfigError, EditError
@@ -24,41 +25,32 @@ CHARACTERS = 8
 """A text of more characters than this for each token of the context is tokenized in parts, each four times the last."""
 SEAM = 16
 """Tokens by which a part may be longer than it is within its text."""
+AS_GIVEN = {"temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"}
+"""Fields of a body that the engine takes as they are."""
 
 
 def completion_requests(service: Service, body: CompletionRequest) -> list[GenerationRequest]:
     """The answers to each prompt. Raises HTTPError for what the model cannot read or the service does not take."""
-    given = body.prompt
-    prompts: list[Any] = [given] if isinstance(given, str) or isinstance(given[0], int) else list(given)
-    check_count(service, "prompt", len(prompts))
+    check_count(service, "prompt", len(body.prompts))
     handle = service.handle(body.model)  # once: a version may go live while the prompts are tokenized
     limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     count = body.best_of or body.n or 1
     ranked = count > (body.n or 1)  # by their logprobs
-    return [
-        one
-        for prompt in prompts
-        for one in _requests(
-            service,
-            handle,
-            body,
-            text_ids(service, prompt, "prompt") if isinstance(prompt, str) else prompt,
-            "prompt",
-            limit=limit,
-            count=count,
-            top_logprobs=0 if body.logprobs is None and ranked else body.logprobs,
-            prompt_logprobs=body.logprobs if body.echo else None,
-        )
-    ]
+    top = 0 if body.logprobs is None and ranked else body.logprobs
+    chosen: dict[str, Any] = {"top_logprobs": top, "prompt_logprobs": body.logprobs if body.echo else None}
+    found: list[GenerationRequest] = []
+    for prompt in body.prompts:
+        ids = text_ids(service, prompt, "prompt") if isinstance(prompt, str) else prompt
+        found += _requests(service, handle, body, ids, "prompt", limit=limit, count=count, **chosen)
+    return found
 
 
 def echoed(
     service: Service, body: CompletionRequest, requests: Sequence[GenerationRequest]
 ) -> list[tuple[str, Sequence[int]]]:
     """The text and the ids of the prompt of each answer that is given."""
-    given = body.prompt if isinstance(body.prompt, list) and not isinstance(body.prompt[0], int) else [body.prompt]
     found: list[tuple[str, Sequence[int]]] = []
-    for text, one in zip(given, requests[:: len(requests) // len(given)], strict=True):
+    for text, one in zip(body.prompts, requests[:: len(requests) // len(body.prompts)], strict=True):
         ids = list(one.prompt)
         decoded = text if isinstance(text, str) else service.tokenizer.decode(ids, skip_special_tokens=True)
         found += [(str(decoded), ids)] * (body.n or 1)
@@ -119,10 +111,8 @@ def text_ids(service: Service, text: str, param: str, *, special: bool = True) -
 def chat_ids(
     service: Service, messages: Sequence[Message], tools: Sequence[Tool] = (), param: str = "messages"
 ) -> list[int]:
-    """Ids of a conversation, up to where its answer begins. Without a chat template: of its texts, one per line.
-
-    Raises HTTPError if it does not fit the context, or if the template does not take it.
-    """
+    """Ids of a conversation, up to where its answer begins. Without a chat template: of its texts, one per line. Raises
+    HTTPError if it does not fit the context, or if the template does not take it."""
     tokenizer = service.tokenizer
     if tokenizer.chat_template is None:
         if tools:
@@ -161,44 +151,31 @@ def _requests(
     *,
     limit: int | None,
     count: int,
-    top_logprobs: int | None,
-    prompt_logprobs: int | None = None,
     json_schema: str | None = None,
+    **chosen: Any,
 ) -> list[GenerationRequest]:
-    """limit: tokens of an answer; None is what there is room for. count: answers to this prompt."""
+    """limit: tokens of an answer; None is what there is room for. count: answers. chosen: other fields of a request."""
     most = service.settings.answer_limit
     if count > most:
         raise bad_request(f"n: {count} was given and {most} answers are given at once", "n")
     room = _room(service, prompt, limit, param)
     schema = json_schema or (body.response_format.schema_text if body.response_format else None)
     _check_schema(service, schema, "response_format" if json_schema is None else "tools")
-    ids, biases = tuple(prompt), _biases(service, body)
-    return [
-        GenerationRequest(
-            prompt=ids,
-            handle=handle,
-            max_new_tokens=room,
-            temperature=_or(body.temperature, 1.0),
-            top_p=_or(body.top_p, 1.0),
-            top_k=max(0, body.top_k or 0),
-            min_p=body.min_p or 0.0,
-            presence_penalty=body.presence_penalty or 0.0,
-            frequency_penalty=body.frequency_penalty or 0.0,
-            repetition_penalty=_or(body.repetition_penalty, 1.0),
-            logit_bias=biases,
-            json_schema=schema,
-            seed=None if body.seed is None else (body.seed + i) % 2**63,
-            stops=body.stops,
-            top_logprobs=top_logprobs,
-            prompt_logprobs=prompt_logprobs,
-            trace=body.options.routes,
-        )
-        for i in range(count)
-    ]
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
+    given: dict[str, Any] = {"temperature": 1.0} | body.model_dump(include=AS_GIVEN, exclude_none=True)
+    one = GenerationRequest(
+        prompt=tuple(prompt),
+        handle=handle,
+        max_new_tokens=room,
+        top_k=max(0, body.top_k or 0),
+        logit_bias=_biases(service, body),
+        json_schema=schema,
+        stops=body.stops,
+        trace=body.options.routes,
+        **given,
+        **chosen,
+    )
+    seeds = [None if body.seed is None else (body.seed + i) % 2**63 for i in range(count)]
+    return [replace(one, seed=seed) for seed in seeds]
 
 
 def _check_schema(service: Service, schema: str | None, param: str) -> None:

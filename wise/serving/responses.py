@@ -11,13 +11,13 @@ from uuid import uuid4
 
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from wise.serving.answers import ChatWriter, GeneratedAnswer, deltas_of, metadata, usage_of
+from wise.serving.answers import ChatWriter, GeneratedAnswer, deltas_of, usage_of
 from wise.serving.engines import Job
 from wise.serving.event_stream import error_event, event
-from wise.serving.http_errors import http_error
 from wise.serving.schemas import Body, Text
 from wise.serving.schemas_chat import ChatRequest, Function, NamedFunction, ToolCall
 from wise.serving.schemas_completions import NOT_USED, GenerationBody, JsonSchema, Usage, Whole, WiseMetadata
+from wise.serving.service import Service
 
 LOGPROBS = "message.output_text.logprobs"
 Progress = Literal["in_progress", "completed", "incomplete"]
@@ -196,31 +196,33 @@ class ResponseAnswer(BaseModel):
     wise: WiseMetadata | None = None
 
 
-class ResponseWriter:
+class ResponseWriter(ChatWriter):
     """Writes the one answer to a request."""
 
-    def __init__(self, chat: ChatWriter, body: ResponseRequest, created: int) -> None:
-        """chat: separates text from calls, and writes logprobs."""
-        self._chat, self._body = chat, body
-        choice, tools = body.tool_choice, body.tools or []
+    def __init__(self, service: Service, request: ResponseRequest, chat: ChatRequest, version: int) -> None:
+        """chat: that the request asks for."""
+        super().__init__(service, chat, version)
+        choice, tools = request.tool_choice, request.tools or []
         self._head: dict[str, Any] = {
             "id": f"resp_{uuid4().hex}",
-            "created_at": created,
-            "model": body.model,
-            "instructions": body.instructions,
-            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "created_at": self.head["created"],
+            "model": request.model,
+            "instructions": request.instructions,
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
             "tool_choice": choice.model_dump() if isinstance(choice, ChosenFunction) else choice or "auto",
             "tools": [{"parameters": None, "strict": None} | tool.model_dump(exclude_none=True) for tool in tools],
         }
         self._message_id = f"msg_{uuid4().hex}"
         self._number = -1
 
-    def answer(self, of: GeneratedAnswer) -> dict[str, Any]:
-        text, calls = self._chat.parts(0, of)
-        return self._answer(of, self._output(of, text, calls))
+    def answer(self, answers: Sequence[GeneratedAnswer], usage: Usage) -> dict[str, Any]:
+        [of] = answers
+        return self._answer(of, self._output(of, *self.parts(0, of)))
 
-    async def stream(self, job: Job, of: GeneratedAnswer, ended: Callable[[Usage], None]) -> AsyncIterator[str]:
-        """Server-sent events. ended: called with the usage when all is generated."""
+    async def stream(
+        self, job: Job, answers: Sequence[GeneratedAnswer], ended: Callable[[Usage], None]
+    ) -> AsyncIterator[str]:
+        [of] = answers
         begun = ResponseAnswer(**self._head, status="in_progress", output=[]).model_dump()
         place = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
         text, opened = "", False
@@ -228,8 +230,8 @@ class ResponseWriter:
         try:
             yield self._event("response.created", response=begun)
             yield self._event("response.in_progress", response=begun)
-            async for delta in deltas_of(job, [of]):
-                more, calls = self._chat.parts(0, delta)
+            async for delta in deltas_of(job, answers):
+                more, calls = self.parts(0, delta)
                 if not opened and (more or (delta.finish and not calls)):
                     opened = True
                     item = self._message("in_progress", [])
@@ -237,15 +239,15 @@ class ResponseWriter:
                     yield self._event("response.content_part.added", **place, part=self._part("", None))
                 if more or (opened and delta.logprobs):
                     text += more
-                    logprobs = self._chat.token_logprobs(delta) or []
+                    logprobs = self.token_logprobs(delta) or []
                     yield self._event("response.output_text.delta", **place, delta=more, logprobs=logprobs)
             output = self._output(of, text, calls, opened=opened)
             for line in self._end(output, place):
                 yield line
-            yield await self._chat.service.in_thread(self._last, of, output)
-            ended(usage_of([of]))
+            yield await self.service.in_thread(self._last, of, output)
+            ended(usage_of(answers))
         except Exception as error:  # the status is sent already: the error is an event
-            yield error_event(http_error(error))
+            yield error_event(error)
 
     def _last(self, of: GeneratedAnswer, output: list[dict[str, Any]]) -> str:
         found = self._answer(of, output)
@@ -276,7 +278,7 @@ class ResponseWriter:
     ) -> list[dict[str, Any]]:
         """The items of an answer. opened: it has a message, whatever its text is."""
         status: Progress = "completed" if of.finish == "stop" else "incomplete"
-        part = self._part(text, self._chat.token_logprobs(of))
+        part = self._part(text, self.token_logprobs(of))
         message = [self._message(status, [part])] if opened or text.strip() or not calls else []
         return message + [
             {
@@ -287,9 +289,7 @@ class ResponseWriter:
         ]
 
     def _message(self, status: Progress, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "type": "message", "id": self._message_id, "role": "assistant", "status": status, "content": content
-        }
+        return {"type": "message", "id": self._message_id, "role": "assistant", "status": status, "content": content}
 
     @staticmethod
     def _part(text: str, logprobs: list[dict[str, Any]] | None) -> dict[str, Any]:
@@ -310,5 +310,5 @@ class ResponseWriter:
             incomplete_details=None if whole else {"reason": "max_output_tokens"},
             output=output,
             usage=usage,
-            wise=metadata(self._chat.service, [of], self._body.options.routes),
+            wise=self.metadata([of]),
         ).model_dump()

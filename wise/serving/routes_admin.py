@@ -9,20 +9,21 @@ import time
 from datetime import datetime
 from importlib.resources import files
 from pathlib import PurePath
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, Field
 
-from wise.serving.auth import AuthorizedRoute, NamespaceReader, Reader, details_allowed, requires_metrics
+from wise.serving.auth import READER, AuthorizedRoute, NamespaceReader, Reader, details_allowed, requires
 from wise.serving.editor_client import FAILING, READY, STATES
 from wise.serving.http_errors import ERRORS, not_found, unavailable
 from wise.serving.service import Served
 
 router = APIRouter(tags=["operation"], route_class=AuthorizedRoute)
 console = APIRouter(include_in_schema=False)
+DENIED: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 403)}
 CONSOLE = files("wise.serving") / "console"
 PAGE = "console.html"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -79,10 +80,7 @@ async def ready(request: Request, service: Served) -> Readiness:
         return Readiness()
     current = service.follower.current
     return Readiness(
-        version=current.version,
-        edits=len(current.edits),
-        editor=service.editor.state,
-        editing=service.not_editing(),
+        version=current.version, edits=len(current.edits), editor=service.editor.state, editing=service.not_editing()
     )
 
 
@@ -110,7 +108,7 @@ class Status(BaseModel):
     editor: EditorStatus
 
 
-@router.get("/v1/status", responses={status: ERRORS[status] for status in (401, 403)})
+@router.get("/v1/status", responses=DENIED)
 async def status(service: Served, _: Reader) -> Status:
     """What answering and editing do, and why one of them does not."""
     editor, current = service.editor, service.follower.current
@@ -126,7 +124,7 @@ async def status(service: Served, _: Reader) -> Status:
             why=editor.why or None,
             stage=editor.stage or None,
             seconds=round(time.monotonic() - editor.since, 1),
-            training=list(editor.training),
+            training=[*editor.training],
             done=editor.done,
             previews=len(service.previews),
             restarts=editor.restarts,
@@ -135,7 +133,7 @@ async def status(service: Served, _: Reader) -> Status:
     )
 
 
-@router.get("/v1/token", responses={status: ERRORS[status] for status in (401, 403)})
+@router.get("/v1/token", responses=DENIED)
 async def token(holder: NamespaceReader) -> TokenView:
     """Who the request's token belongs to, and what it allows."""
     namespaces = None if holder.namespaces is None else sorted(holder.namespaces)
@@ -143,10 +141,7 @@ async def token(holder: NamespaceReader) -> TokenView:
 
 
 @router.get(
-    "/metrics",
-    response_class=Response,
-    dependencies=[Depends(requires_metrics)],
-    responses={status: ERRORS[status] for status in (401, 403)},
+    "/metrics", response_class=Response, dependencies=[Depends(requires(READER, unless_open=True))], responses=DENIED
 )
 async def metrics(service: Served) -> Response:
     """In the format of Prometheus; needs a reader's token, unless `open_metrics` is set."""
@@ -180,8 +175,5 @@ async def console_file(name: str) -> Response:
 
 
 def _console_file(name: str) -> Response:
-    file = CONSOLE / name
-    media_type = MEDIA_TYPES[PurePath(name).suffix]
-    return Response(
-        file.read_text(encoding="utf-8"), media_type=f"{media_type}; charset=utf-8", headers=CONSOLE_HEADERS
-    )
+    text, media_type = (CONSOLE / name).read_text(encoding="utf-8"), MEDIA_TYPES[PurePath(name).suffix]
+    return Response(text, media_type=f"{media_type}; charset=utf-8", headers=CONSOLE_HEADERS)

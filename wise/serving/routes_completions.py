@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -23,8 +21,6 @@ from wise.serving.answers import (
     Writer,
     active_edits,
     deltas_of,
-    metadata,
-    stream,
     token_routes,
     usage_of,
 )
@@ -77,15 +73,15 @@ async def completions(
     """Continues a text. With `stream`, server-sent events as OpenAI sends them."""
     requests = await service.in_thread(prompts.completion_requests, service, body)
     echoed = await service.in_thread(prompts.echoed, service, body, requests) if body.echo else None
-    writer = CompletionWriter(service, logprobs=body.logprobs is not None, echoed=echoed)
-    return await _answer(request, body, requests, writer, body.best_of)
+    writer = CompletionWriter(service, body, requests[0].handle.version, echoed)
+    return await _answer(request, writer, requests, body.best_of)
 
 
 @router.post("/chat/completions", response_model=schemas_chat.ChatCompletion, responses=STREAM)
 async def chat(body: schemas_chat.ChatRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
     """Answers messages. If the model has no chat template, it reads their texts, one per line."""
     requests = await service.in_thread(prompts.chat_requests, service, body)
-    return await _answer(request, body, requests, _chat_writer(service, body))
+    return await _answer(request, ChatWriter(service, body, requests[0].handle.version), requests)
 
 
 @router.post("/responses", response_model=ResponseAnswer, responses=STREAM)
@@ -93,22 +89,7 @@ async def respond(body: ResponseRequest, request: Request, service: Served, _: N
     """Answers as OpenAI's Responses API does. Nothing is stored: `input` is the whole conversation."""
     chat = body.chat()
     requests = await service.in_thread(prompts.chat_requests, service, chat, "input")
-    writer = ResponseWriter(_chat_writer(service, chat), body, int(time.time()))
-    version = requests[0].handle.version
-    headers = {"X-Wise-Version": str(version)}
-    if body.stream:
-        job = service.submit(requests, body.options.deadline)
-        events = writer.stream(job, GeneratedAnswer(requests[0]), partial(_note, version))
-        return event_stream(events, request.state.access, headers)
-    answers = await _generate(service, request, requests, body.options.deadline)
-    _note(version, usage_of(answers))
-    return await service.in_thread(lambda: JSONResponse(writer.answer(answers[0]), headers=headers))
-
-
-def _chat_writer(service: Service, body: schemas_chat.ChatRequest) -> ChatWriter:
-    functions = [tool.function.name for tool in body.offered]
-    parallel = body.parallel_tool_calls is not False
-    return ChatWriter(service, logprobs=bool(body.logprobs), functions=functions, parallel=parallel)
+    return await _answer(request, ResponseWriter(service, body, chat, requests[0].handle.version), requests)
 
 
 @router.post("/ask", response_model=schemas.AskAnswer)
@@ -173,39 +154,20 @@ async def detokenize(
 
 
 async def _answer(
-    request: Request,
-    body: schemas.GenerationBody,
-    requests: list[GenerationRequest],
-    writer: Writer,
-    best_of: int | None = None,
+    request: Request, writer: Writer, requests: Sequence[GenerationRequest], best_of: int | None = None
 ) -> Response:
     """best_of: answers that are generated to each prompt, of which the best `n` are given."""
-    service, version = writer.service, requests[0].handle.version
-    head = {
-        "id": f"{writer.id}-{uuid4().hex}",
-        "created": int(time.time()),
-        "model": body.model,
-        "system_fingerprint": f"version-{version}",
-    }
+    service, body, version = writer.service, writer.body, requests[0].handle.version
     headers = {"X-Wise-Version": str(version)}
-    answers: Sequence[GeneratedAnswer] = [GeneratedAnswer(one) for one in requests]
     if body.stream:
         job = service.submit(requests, body.options.deadline)  # before the answer begins: errors keep their status
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        ended = partial(_note, version)
-        events = stream(job, answers, writer, head, usage=usage, routes=body.options.routes, ended=ended)
+        events = writer.stream(job, [GeneratedAnswer(one) for one in requests], partial(_note, version))
         return event_stream(events, request.state.access, headers)
     answers = await _generate(service, request, requests, body.options.deadline)
-    head["usage"] = total = usage_of(answers)
-    _note(version, total)
-    if best_of is not None:
-        answers = _best(answers, best_of, body.n or 1)
-
-    def written() -> Response:
-        head["wise"] = metadata(service, answers, body.options.routes)
-        return JSONResponse(writer.answer(head, answers), headers=headers)
-
-    return await service.in_thread(written)
+    usage = usage_of(answers)
+    _note(version, usage)
+    given = answers if best_of is None else _best(answers, best_of, body.n or 1)
+    return await service.in_thread(lambda: JSONResponse(writer.answer(given, usage), headers=headers))
 
 
 def _best(answers: Sequence[GeneratedAnswer], each: int, n: int) -> list[GeneratedAnswer]:

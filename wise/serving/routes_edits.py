@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -34,29 +33,10 @@ POLL = 1.0
 """Seconds after which a wait looks again, even without news."""
 
 
-@dataclass(frozen=True)
-class Submission:
-    """What submitting edits takes besides its body."""
-
-    service: StoreService
-    holder: Holder
-    response: Response
-    key: str | None
-
-
-def _submission(
-    service: Stored,
-    holder: NamespaceEditor,
-    response: Response,
-    idempotency_key: Annotated[
-        str | None,
-        Header(min_length=1, max_length=200, description="The same key with the same edits submits nothing twice."),
-    ] = None,
-) -> Submission:
-    return Submission(service, holder, response, idempotency_key)
-
-
-Submitted = Annotated[Submission, Depends(_submission)]
+Key = Annotated[
+    str | None,
+    Header(min_length=1, max_length=200, description="The same key with the same edits submits nothing twice."),
+]
 Moment = Annotated[schemas.Text | None, Query(max_length=64, description="ISO 8601; UTC if it names no zone.")]
 Words = Annotated[schemas.Text | None, Query(min_length=1, max_length=200)]
 
@@ -73,26 +53,28 @@ def _ticket_filter(
     valid_at: Moment = None,
 ) -> TicketFilter:
     superseded = status == SUPERSEDED
-    try:
-        return TicketFilter(
-            status=FAILED if superseded else status,
-            outcome=SUPERSEDED if superseded else None,
-            not_outcome=SUPERSEDED if status == FAILED else None,
-            text=text,
-            author=author,
-            namespaces=None if namespace is None else frozenset({namespace}),
-            accepted_from=accepted_from,
-            accepted_until=accepted_until,
-            valid_at=valid_at,
-        )
-    except EditError as error:
-        raise bad_request(str(error)) from error
+    return TicketFilter(  # raises EditError
+        status=FAILED if superseded else status,
+        outcome=SUPERSEDED if superseded else None,
+        not_outcome=SUPERSEDED if status == FAILED else None,
+        text=text,
+        author=author,
+        namespaces=None if namespace is None else frozenset({namespace}),
+        accepted_from=accepted_from,
+        accepted_until=accepted_until,
+        valid_at=valid_at,
+    )
 
 
 @router.post("/edits", status_code=202, responses=SETTLED)
-async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.EditsAnswer:
+async def submit(
+    body: schemas.EditsRequest,
+    service: Stored,
+    holder: NamespaceEditor,
+    response: Response,
+    idempotency_key: Key = None,
+) -> schemas.EditsAnswer:
     """Accepts edits; once answered, they survive whatever happens. They are trained in their order."""
-    service, holder = submission.service, submission.holder
     limit = service.settings.edit_limit
     if len(body.edits) > limit:
         raise bad_request(f"edits: {len(body.edits)} were given and {limit} are taken at once", "edits")
@@ -103,7 +85,7 @@ async def submit(body: schemas.EditsRequest, submission: Submitted) -> schemas.E
         return [_checked_request(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
 
     wanted = await run_in_threadpool(checked)
-    return await _accept(submission, wanted, body.wait == "live")
+    return await _accept(service, wanted, holder.name, idempotency_key, response if body.wait == "live" else None)
 
 
 @router.get("/edits")
@@ -173,15 +155,22 @@ def show(edit_id: EditId, service: Stored, _: NamespaceReader) -> schemas.EditHi
 
 
 @router.put("/edits/{edit_id}", status_code=202, responses=SETTLED)
-async def replace(edit_id: EditId, body: schemas.Replacement, submission: Submitted) -> schemas.EditsAnswer:
+async def replace(
+    edit_id: EditId,
+    body: schemas.Replacement,
+    service: Stored,
+    holder: NamespaceEditor,
+    response: Response,
+    idempotency_key: Key = None,
+) -> schemas.EditsAnswer:
     """Submits another answer to a live edit's prompt; the old one stays until the new one is live."""
-    ticket = await run_in_threadpool(_newest_ticket, submission.service, edit_id)
+    ticket = await run_in_threadpool(_newest_ticket, service, edit_id)
     if ticket.status != LIVE:
         raise conflict(f"edit {edit_id!r} is {ticket.status}, and only a live one can be replaced")
     validity = {"valid_from": ticket.valid_from, "valid_until": ticket.valid_until}
     given = schemas.EditIn.of(ticket.edit, **validity | body.model_dump(exclude={"wait"}, exclude_none=True))
-    wanted = _checked_request(submission.service, given, ticket.edit.namespace, submission.holder, "")
-    return await _accept(submission, [wanted], body.wait == "live")
+    wanted = [_checked_request(service, given, ticket.edit.namespace, holder, "")]
+    return await _accept(service, wanted, holder.name, idempotency_key, response if body.wait == "live" else None)
 
 
 @router.delete("/edits/{edit_id}")
@@ -259,10 +248,12 @@ def _checked_request(
         raise bad_request(f"{place}: {error}" if place else str(error), place or None) from error
 
 
-async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: bool) -> schemas.EditsAnswer:
-    service, by = submission.service, submission.holder.name
+async def _accept(
+    service: StoreService, wanted: Sequence[EditRequest], by: str, key: str | None, response: Response | None
+) -> schemas.EditsAnswer:
+    """response: waits until each edit is settled, and gives this one the status that says so."""
     service.refuse_if_draining()
-    own_key = None if submission.key is None else f"{by}:{submission.key}"
+    own_key = None if key is None else f"{by}:{key}"
 
     def store() -> tuple[Ticket, ...]:
         try:
@@ -273,10 +264,10 @@ async def _accept(submission: Submission, wanted: Sequence[EditRequest], wait: b
     tickets = await run_in_threadpool(store)
     ids, numbers = [ticket.edit.id for ticket in tickets], [ticket.number for ticket in tickets]
     audit("edit", by=by, edits=ids, tickets=numbers)
-    if wait:
+    if response is not None:
         tickets = await _settled_tickets(service, tickets)
         if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):
-            submission.response.status_code = HTTPStatus.OK
+            response.status_code = HTTPStatus.OK
     views = [schemas.EditView.of(ticket, service.unsaid) for ticket in tickets]
     return schemas.EditsAnswer(version=service.follower.current.version, edits=views)
 

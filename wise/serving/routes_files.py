@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
 from fastapi.concurrency import run_in_threadpool
@@ -41,17 +40,11 @@ async def read(
     ending = Path(name.lower()).suffix
     if ending not in ENDINGS:
         raise bad_request(f"name: {name!r:.80} ends in none of {', '.join(ENDINGS)}; give such a file", "name")
-    try:
-        edits, warnings = await run_in_threadpool(_read_upload, content, ending, format, columns)
-    except EditError as error:
-        raise bad_request(str(error)) from error
-    return schemas.FileAnswer(edits=edits, warnings=warnings)
+    return await run_in_threadpool(_read_upload, content, ending, format, columns)
 
 
-def _read_upload(
-    content: bytes, ending: str, format: str, columns: str | None
-) -> tuple[list[schemas.EditIn], list[str]]:
-    """The edits, and the warnings about the file: whoever sent it gets these, and the log does not."""
+def _read_upload(content: bytes, ending: str, format: str, columns: str | None) -> schemas.FileAnswer:
+    """Raises EditError. Whoever sent the file gets the warnings about it, and the log does not."""
     warnings: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"edits{ending}"
@@ -66,7 +59,8 @@ def _read_upload(
             raise EditError(where or (f"line {place} {why}" if place else why)) from None
     if len(edits) > FILE_EDITS:
         raise EditError(f"more than {FILE_EDITS:,} edits; split the file")
-    return [schemas.EditIn.of(edit) for edit in edits], [warning.removeprefix(f"{path}: ") for warning in warnings]
+    told = [warning.removeprefix(f"{path}: ") for warning in warnings]
+    return schemas.FileAnswer(edits=[schemas.EditIn.of(edit) for edit in edits], warnings=told)
 
 
 @router.get("/edits", response_class=StreamingResponse, responses={200: {"content": {"application/jsonl": LINES}}})
@@ -79,13 +73,6 @@ async def export(
     current = service.follower.current
     wanted = [e for e in current.edits.values() if namespace in (None, e.namespace) and sees(e.namespace)]
 
-    def lines() -> Iterator[str]:
-        for edit in wanted:
-            fields: dict[str, Any] = edit.to_dict()
-            yield json.dumps(fields) + "\n"
-
-    headers = {
-        "Content-Disposition": f'attachment; filename="edits-version-{current.version}.jsonl"',
-        "Cache-Control": "no-store",
-    }
-    return StreamingResponse(lines(), media_type="application/jsonl", headers=headers)
+    lines = (json.dumps(edit.to_dict()) + "\n" for edit in wanted)
+    headers = {"Content-Disposition": f'attachment; filename="edits-version-{current.version}.jsonl"'}
+    return StreamingResponse(lines, media_type="application/jsonl", headers=headers)

@@ -45,18 +45,14 @@ def list_versions(
     found = [*service.store.journal.versions(before=after, newest=limit)]
     if len(found) < limit and after != 0:
         found.append(service.store.journal.version(0))
-    last = found[-1].number if found else 0
-    return VersionList(
-        current=service.follower.current.version,
-        data=[VersionView.of(one) for one in found],
-        has_more=last > 0,
-        next_after=last or None,
-    )
+    views, last = [VersionView(**vars(one)) for one in found], found[-1].number if found else 0
+    current = service.follower.current.version
+    return VersionList(current=current, data=views, has_more=last > 0, next_after=last or None)
 
 
 @router.get("/versions/{number}", tags=["versions"])
 def show(number: Number, service: Served, _: Reader) -> VersionView:
-    return VersionView.of(_version(service, number))
+    return VersionView(**vars(_version(service, number)))
 
 
 @router.get("/versions/{number}/diff", tags=["versions"])
@@ -73,16 +69,14 @@ def diff(
     return DiffAnswer(
         before=before.number,
         after=after.number,
-        added=[EditSummary.of(edit) for edit in found.added],
-        removed=[EditSummary.of(edit) for edit in found.removed],
-        changed=[(EditSummary.of(old), EditSummary.of(new)) for old, new in found.changed],
+        added=[EditSummary(**vars(edit)) for edit in found.added],
+        removed=[EditSummary(**vars(edit)) for edit in found.removed],
+        changed=[(EditSummary(**vars(old)), EditSummary(**vars(new))) for old, new in found.changed],
     )
 
 
 @router.post("/versions/{number}/rollback", tags=["versions"])
-async def rollback(
-    number: Number, service: Served, holder: Admin, body: RollbackRequest | None = None
-) -> VersionView:
+async def rollback(number: Number, service: Served, holder: Admin, body: RollbackRequest | None = None) -> VersionView:
     """Makes the memory of an earlier version current again, bit for bit, as a new one; answered once that is served."""
     await run_in_threadpool(_readable, service, number)
     reason = body.reason if body else None
@@ -99,8 +93,7 @@ def _version(service: Service, number: int) -> Version:
 
 
 def _readable(service: Service, number: int) -> Version:
-    version = _version(service, number)
-    if version.collected:
+    if (version := _version(service, number)).collected:
         raise conflict(f"version {number} was collected and can no longer be read")
     return version
 
@@ -125,7 +118,7 @@ async def events(
     namespaces gets the events of edits in these alone."""
     start = last_event_id if last_event_id is not None else since
     first = service.follower.last_event if start is None else start
-    if first > service.follower.last_event and not await run_in_threadpool(_event_exists, service, first):
+    if first > service.follower.last_event and not (await run_in_threadpool(_read_events, service, first - 1, 1))[0]:
         param = "since" if last_event_id is None else "Last-Event-ID"
         raise bad_request(f"{param}: there is no event {first} yet; leave it out, or give 0 for all events", param)
     return event_stream(_stream(service, first, follow), request.state.access)
@@ -142,20 +135,16 @@ async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[st
                     edit = edits.get(one.ticket or 0)
                     last = one.number
                     if sees_all() or (edit is not None and sees(edit.namespace)):
-                        view = EventView.of(one, edit.id if edit else None)
-                        yield event(view.model_dump(), kind=one.kind, number=one.number)
-                        said = service.unsaid.get(view.edit or "")
-                        if one.kind == LIVE and said is not None:
-                            more = {"kind": UNSAID, "detail": {"said": said}}
-                            yield event(view.model_dump() | more, kind=UNSAID, number=one.number)
+                        view = EventView.of(one, edit.id if edit else None).model_dump()
+                        yield event(view, kind=one.kind, number=one.number)
+                        said = service.unsaid.get(edit.id) if edit and one.kind == LIVE else None
+                        if said is not None:
+                            unsaid = view | {"kind": UNSAID, "detail": {"said": said}}
+                            yield event(unsaid, kind=UNSAID, number=one.number)
             if not follow or service.draining.is_set():
                 return
             if not await listener.news(HEARTBEAT):
                 yield ": still here\n\n"
-
-
-def _event_exists(service: Service, number: int) -> bool:
-    return bool(service.store.journal.events(since=number - 1, limit=1))
 
 
 def _read_events(service: Service, last: int, limit: int) -> tuple[Sequence[Event], dict[int, Edit]]:

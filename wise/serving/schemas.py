@@ -24,7 +24,7 @@ from pydantic import (
 
 from wise.edits import Edit
 from wise.errors import EditError
-from wise.memory.store.edit_request import FAILED, LIVE, Event, Ticket, Version
+from wise.memory.store.edit_request import FAILED, LIVE, Event, Ticket
 from wise.safe_text import finite
 from wise.training.report import SUPERSEDED
 
@@ -56,13 +56,10 @@ Status = Literal["queued", "training", "live", "failed", "superseded", "retired"
 
 def _end_at_first_error(schema: Any) -> None:
     """Makes all lists within a schema end at their first error."""
-    if isinstance(schema, dict):
-        if schema.get("type") == "list":
-            schema["fail_fast"] = True
-        for part in schema.values():
-            _end_at_first_error(part)
-    elif isinstance(schema, list | tuple):
-        for part in schema:
+    if isinstance(schema, dict) and schema.get("type") == "list":
+        schema["fail_fast"] = True
+    if isinstance(schema, dict | list | tuple):
+        for part in schema.values() if isinstance(schema, dict) else schema:
             _end_at_first_error(part)
 
 
@@ -89,14 +86,11 @@ class Turn(Body):
     content: Prompt
 
 
-def _kind(prompt: object) -> Literal["text", "conversation"]:
-    return "text" if isinstance(prompt, str) else "conversation"
-
-
 Question = Annotated[
     Annotated[Prompt, Tag("text")]
     | Annotated[list[Turn], Field(min_length=1, max_length=MAX_TURNS), Tag("conversation")],
-    Discriminator(_kind),  # so that an error names what is wrong with a conversation, and not that it is no text
+    # So that an error names what is wrong with a conversation, and not that it is no text.
+    Discriminator(lambda prompt: "text" if isinstance(prompt, str) else "conversation"),
 ]
 
 
@@ -106,9 +100,7 @@ Question = Annotated[
 class EditIn(Body):
     """One wanted change."""
 
-    prompt: Prompt | None = Field(
-        None, description="The question; ends right before the answer. Default: the last of `messages`."
-    )
+    prompt: Prompt | None = Field(None, description="Ends right before the answer. Default: the last of `messages`.")
     target: Prompt = Field(description="The wanted answer, without what ends it.")
     subject: Prompt | None = Field(None, description="What the edit is about, as it is written in `prompt`.")
     aliases: Prompts = Field([], description="Other names of the subject that users may use.")
@@ -128,10 +120,8 @@ class EditIn(Body):
 
     @classmethod
     def of(cls, edit: Edit, **changed: Any) -> EditIn:
-        """An edit as it may be submitted: id, author and namespace come from the one who submits it.
-
-        changed: fields of this that have another value. Raises EditError for what the library takes and this does not.
-        """
+        """An edit as it may be submitted, without id, author and namespace; `changed` names fields that have another
+        value. Raises EditError for what the library takes and this does not."""
         fields = {name: value for name, value in edit.to_dict().items() if name in cls.model_fields}
         try:
             return cls(**fields | changed)
@@ -228,22 +218,17 @@ class EditView(BaseModel):
     @classmethod
     def of(cls, ticket: Ticket, unsaid: Mapping[str, str]) -> EditView:
         """unsaid: of the engine."""
-        edit = ticket.edit
-        of_edit = "id", "prompt", "target", "subject", "aliases", "paraphrases", "locality", "namespace", "author"
-        of_ticket = "reason", "valid_from", "valid_until", "accepted_at", "status", "live_in", "retired_in"
-        fields = {name: getattr(edit, name) for name in of_edit} | {name: getattr(ticket, name) for name in of_ticket}
-        messages = [Turn(**message._asdict()) for message in edit.messages]
-        outcome = None if ticket.verified is None else sendable(ticket.verified)
-        if ticket.status == FAILED and (outcome or {}).get("status") == SUPERSEDED:
-            fields["status"] = SUPERSEDED
-        return cls(
-            **fields,
-            ticket=ticket.number,
-            messages=messages,
-            outcome=outcome,
-            unsaid=unsaid.get(edit.id) if ticket.status == LIVE else None,
-            problem=ticket.problem or None,
-        )
+        edit, outcome = ticket.edit, sendable(ticket.verified)
+        superseded = ticket.status == FAILED and (outcome or {}).get("status") == SUPERSEDED
+        own: dict[str, Any] = {
+            "ticket": ticket.number,
+            "messages": [message._asdict() for message in edit.messages],
+            "status": SUPERSEDED if superseded else ticket.status,
+            "outcome": outcome,
+            "unsaid": unsaid.get(edit.id) if ticket.status == LIVE else None,
+            "problem": ticket.problem or None,
+        }
+        return cls(**vars(edit) | vars(ticket) | own)
 
 
 class EditList(BaseModel):
@@ -284,8 +269,8 @@ class EventView(BaseModel):
 
     @classmethod
     def of(cls, event: Event, edit: str | None) -> EventView:
-        names = "number", "at", "kind", "ticket", "version", "author"
-        return cls(**{name: getattr(event, name) for name in names}, edit=edit, detail=sendable(event.detail))
+        own: dict[str, Any] = {"edit": edit, "detail": sendable(event.detail)}
+        return cls(**vars(event) | own)
 
 
 class EditHistory(EditView):
@@ -304,10 +289,6 @@ class VersionView(BaseModel):
     edits: int = Field(description="How many are live in it.")
     collected: bool = Field(description="Whether it can no longer be read.")
 
-    @classmethod
-    def of(cls, version: Version) -> VersionView:
-        return cls(**version.to_dict())
-
 
 class VersionList(BaseModel):
     object: Literal["list"] = "list"
@@ -322,10 +303,6 @@ class EditSummary(BaseModel):
     prompt: str
     target: str
     namespace: str
-
-    @classmethod
-    def of(cls, edit: Edit) -> EditSummary:
-        return cls(id=edit.id, prompt=edit.prompt, target=edit.target, namespace=edit.namespace)
 
 
 class DiffAnswer(BaseModel):

@@ -30,9 +30,7 @@ class ToolCall(Body):
 
 
 class Message(Body):
-    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
-        description="`developer` is read as `system`."
-    )
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="`developer` means `system`.")
     content: Text | list[ContentPart] | None = None
     name: Text | None = None
     tool_calls: list[ToolCall] | None = Field(None, description="What an assistant called.")

@@ -130,6 +130,12 @@ class CompletionRequest(GenerationBody):
     )
     suffix: Literal[""] | None = Field(None, description="Not offered: only an empty text.")
 
+    @property
+    def prompts(self) -> list[Any]:
+        """Each a text or token ids."""
+        given = self.prompt
+        return [given] if isinstance(given, str) or isinstance(given[0], int) else [*given]
+
     @model_validator(mode="after")
     def _check_best_of(self) -> Self:
         n = self.n or 1

@@ -56,23 +56,13 @@ class Service(StoreService):
         editor: Callable[[Connection], Worker],
         canaries: Sequence[str] = (),
     ) -> None:
-        """model: used for nothing else; store: not opened as its writer; editor: makes the editor's process.
-
-        Raises StoreError if the store does not fit the model.
-        """
+        """store: not opened as its writer. editor: makes its process. Raises StoreError if the model does not fit."""
         super().__init__(settings, store=store, tokens=tokens, encoder=model.encoder)
         self.metrics = Metrics()
         self.tokenizer = model.tokenizer
-        self.canaries = Canaries(
-            [self._canary(text) for text in canaries], lambda: self.engine, self.metrics, settings.canary_limit
-        )
-        self.follower = Follower(
-            store,
-            model,
-            self.metrics,
-            on_version=self.canaries.check,
-            allow_precision=settings.allow_precision,
-        )
+        prompts, allow = [self._canary(text) for text in canaries], settings.allow_precision
+        self.canaries = Canaries(prompts, lambda: self.engine, self.metrics, settings.canary_limit)
+        self.follower = Follower(store, model, self.metrics, on_version=self.canaries.check, allow_precision=allow)
         self.token_text = TokenText(model.tokenizer)
         self.prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, "wise-prompts")
         """Tokenize prompts and spell answers, so that the event loop does not."""
@@ -108,10 +98,8 @@ class Service(StoreService):
             self.editor.leave()
 
     def close(self) -> None:
-        """Ends all parts; edits that are being trained are queued again when the store is next opened.
-
-        Whatever has not ended when the time is over is left behind: it ends with the process.
-        """
+        """Ends all parts; edits that are being trained are queued again when the store is next opened. What has not
+        ended when the time is over ends with the process."""
         self.drain()
         self.canaries.close()
         end = max(self._end, time.monotonic() + LEAST_SECONDS_TO_END)
@@ -136,22 +124,18 @@ class Service(StoreService):
 
     def not_editing(self) -> str | None:
         """Why edits are not trained here, if so. It names no store and no file either."""
-        editor = self.editor
+        editor, say_why = self.editor, "GET /v1/status and the log say why"
         if editor.silent > SILENCE_LIMIT:
             return f"the editor was not heard of for {editor.silent:.0f} s: it was stopped, or gets no CPU"
-        seconds = time.monotonic() - editor.since
-        if editor.state == PREPARING:
-            share = "" if editor.cpu_share is None else f", with {100 * editor.cpu_share:.0f}% of a CPU"
-            return f"the editor prepares: {editor.stage}, for {seconds:.0f} s{share}"
-        if editor.state == WAITING:
-            return "the editor waits for the store: another process is its writer, or it does not fit this model"
-        if editor.state == FAILING:
-            return "the store does not take what is trained; GET /v1/status and the log say why"
-        if editor.state == ENDED:
-            return f"the editor ended {editor.restarts} times, and is started again; GET /v1/status and the log say why"
-        if editor.state == STARTING:
-            return f"the editor starts, for {seconds:.0f} s"
-        return None
+        seconds = f"for {time.monotonic() - editor.since:.0f} s"
+        share = "" if editor.cpu_share is None else f", with {100 * editor.cpu_share:.0f}% of a CPU"
+        return {
+            STARTING: f"the editor starts, {seconds}",
+            WAITING: "the editor waits for the store: another process is its writer, or it does not fit this model",
+            PREPARING: f"the editor prepares: {editor.stage}, {seconds}{share}",
+            FAILING: f"the store does not take what is trained; {say_why}",
+            ENDED: f"the editor ended {editor.restarts} times, and is started again; {say_why}",
+        }.get(editor.state)
 
     def _canary(self, text: str) -> list[int]:
         """Raises ConfigError for one that the model cannot read."""

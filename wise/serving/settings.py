@@ -9,6 +9,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,12 +35,9 @@ def _split_list(value: object) -> object:
 
 def _object(given: Any) -> Any:
     """What a JSON object holds; anything else as it is, to be refused by name."""
-    if not isinstance(given, str):
-        return given
-    try:
+    with suppress(ValueError, TypeError):
         return json.loads(given)
-    except ValueError:
-        return given
+    return given
 
 
 class Settings(BaseSettings):
@@ -52,12 +50,8 @@ class Settings(BaseSettings):
     model: str | None = Field(None, description="Folder or hub id of a causal LM; default: the shipped demo model.")
     device: str | None = Field(None, description="Device that the model runs on, such as `cuda`; default: the CPU.")
     dtype: str | None = Field(None, description=f"Precision: {', '.join(DTYPES)}; default: as the folder says.")
-    device_map: str | None = Field(
-        None, description=f"Spreads the model over devices: {', '.join(DEVICE_MAPS)}, or a JSON object."
-    )
-    quantization: str | None = Field(
-        None, description=f"Quantizes the model while it is loaded: {', '.join(QUANTIZATIONS)}."
-    )
+    device_map: str | None = Field(None, description=f"Spreads the model: {', '.join(DEVICE_MAPS)}, or a JSON object.")
+    quantization: str | None = Field(None, description=f"Quantizes the model when loaded: {', '.join(QUANTIZATIONS)}.")
     allow_precision: bool = Field(
         False,
         description="Serve a store whose edits were made on this base in another precision; each is asked again first.",
@@ -94,20 +88,14 @@ class Settings(BaseSettings):
     )
     threads: int = Field(1, ge=1, description="CPU threads for answering.")
     edit_threads: int = Field(1, ge=1, description="CPU threads for editing.")
-    edit_workers: int | None = Field(
-        None, ge=1, description="Processes that fit edits beside the editor (`hybrid`), each with the model."
-    )
+    edit_workers: int | None = Field(None, ge=1, description="Processes that fit edits (`hybrid`), each with a model.")
     edit_niceness: int = Field(5, ge=0, le=19, description="Niceness of the editor's process; more favours answers.")
     edit_seconds: float = Field(
         300.0, gt=0, description="CPU seconds that training may take, of a batch and then of each of its edits."
     )
-    edit_memory: float = Field(
-        8.0, gt=0, description="GiB that training may take beside the loaded model, on the CPU (Linux)."
-    )
+    edit_memory: float = Field(8.0, gt=0, description="GiB that training may take beside the model, on a CPU (Linux).")
     edit_characters: int = Field(16_384, ge=1, description="Characters of each text of an edit.")
-    edit_tokens: int = Field(
-        4_096, ge=1, description="Tokens of an edit: of all its texts together, each wording with the target."
-    )
+    edit_tokens: int = Field(4_096, ge=1, description="Tokens of all texts of an edit, each wording with the target.")
     target_tokens: int = Field(256, ge=1, description="Tokens of an edit's target.")
     preview_seconds: float = Field(30.0, gt=0, description="CPU seconds that a preview may take.")
     preview_queue: int = Field(16, ge=0, description="Previews that may wait, half of them of one holder.")
@@ -165,24 +153,18 @@ class Settings(BaseSettings):
 
     def wise_config(self, stored: WiseConfig | None) -> WiseConfig:
         """The configuration of a store, or of a new one; `encoder` and `relations` may be elsewhere on this machine,
-        and `require` may change.
-
-        Raises ConfigError for `encoder` or `relations` in a mode that has none.
-        """
+        and `require` may change. Raises ConfigError for `encoder` or `relations` in a mode that has none."""
         config = stored or WiseConfig(mode=self.mode, layer=self.layer, target_module=self.target_module)
+        relations = None if self.relations is None else str(self.relations.resolve())
+        own: dict[str, Any] = {"encoder": self.encoder, "relations": relations, "require": self.require}
+        given = {name: value for name, value in own.items() if value is not None}
         for name in ("encoder", "relations"):
-            if getattr(self, name) is not None and config.mode != "hybrid":
+            if name in given and config.mode != "hybrid":
                 raise ConfigError(
                     f"setting {name}={str(getattr(self, name))!r}: the store is of mode {config.mode!r}, which "
                     "compares no questions, so it would have no effect; leave it out"
                 )
-        if self.encoder is not None:
-            config = replace(config, encoder=self.encoder)
-        if self.relations is not None:
-            config = replace(config, relations=str(self.relations.resolve()))
-        if self.require is not None:
-            config = replace(config, require=self.require)
-        return config
+        return replace(config, **given)
 
 
 def without_effect(settings: Settings, stored: WiseConfig | None) -> list[str]:
@@ -198,10 +180,7 @@ def without_effect(settings: Settings, stored: WiseConfig | None) -> list[str]:
 
 
 def load(file: Path | None, options: dict[str, Any]) -> Settings:
-    """The settings of a run; options that are None were not given.
-
-    Raises ConfigError for an unknown setting, a value out of range, or a file that is not TOML.
-    """
+    """The settings of a run; options that are None were not given. Raises ConfigError for what is not valid."""
     values: dict[str, Any] = {}
     if file is not None:
         try:

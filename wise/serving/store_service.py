@@ -54,11 +54,7 @@ class StoreService:
             raise unavailable("the service is about to end; ask another replica, or try again")
 
     async def command(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Has the store's writer run a command.
-
-        Raises what the writer raised, BusyError if too many are under way, or StoreError if there is no writer or it
-        takes too long.
-        """
+        """Has the store's writer run a command. Raises as `EditorClient.call` and `send_to_writer` do."""
         return await send_to_writer(self.store, name, arguments)
 
     def namespace(self, model: str | None) -> str:

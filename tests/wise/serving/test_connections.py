@@ -120,7 +120,7 @@ def test_strangers_give_way_and_users_do_not(served: Running) -> None:
             assert b"HTTP/1.1 200" not in rest(stranger)
 
         head, _, told = rest(stack.enter_context(connect(served))).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 429 ") and b"Retry-After: " in head
+        assert head.startswith(b"HTTP/1.1 429 ") and b"retry-after: " in head
         assert "your address has 8 connections" in json.loads(told)["error"]["message"]
         others = [stack.enter_context(connect(served, request(events, "reader"), source="127.0.0.2")) for _ in "ab"]
         for other in others:

@@ -146,7 +146,7 @@ def test_a_delete_that_needs_the_model_is_done_between_two_steps(
         with working(editor) as thread:
             assert held.begun.wait(60)
             answers: list[dict[str, Any]] = []
-            assert editor.do("delete", {"edit_ids": ["first"], **NOBODY}, answers.append) is not None
+            assert editor.do("delete", {"edit_ids": ["first"], **NOBODY}, answers.append)
             until(lambda: answers)
             assert command_result(answers[0])["edits"] == 1 and thread.is_alive()
             held.may_go_on.set()
@@ -461,9 +461,7 @@ def test_a_preview_that_takes_too_long_or_that_nobody_waits_for_ends(tmp_path: P
         with pytest.raises(EditError, match="preview_seconds=1e-06 s"):
             done(editor, "preview", edit=SECOND.to_dict(), prompts=[])
         answers: list[dict[str, Any]] = []
-        job = editor.do("preview", {"edit": SECOND.to_dict(), "prompts": []}, answers.append)
-        assert job is not None
-        job.cancelled = True
+        assert editor.do("preview", {"edit": SECOND.to_dict(), "prompts": []}, answers.append, lambda: False)
         editor.work()
         assert not answers
 
@@ -472,10 +470,10 @@ def test_what_waits_for_the_model_of_an_editor_that_gives_up_is_answered(tmp_pat
     preview = {"edit": SECOND.to_dict(), "prompts": []}
     with Store.open(tmp_path / "store") as store:
         editor, answers = editing(model(), store), list[dict[str, Any]]()
-        assert editor.do("preview", preview, answers.append) is not None and not answers
+        assert editor.do("preview", preview, answers.append) and not answers
         editor.give_up()
-        assert editor.do("preview", preview, answers.append) is None
-        assert answers == [module.INTERRUPTED, module.PREPARING]
+        assert not editor.do("preview", preview, answers.append)
+        assert answers == [module.INTERRUPTED, {"kind": "StoreError", "problem": module.PREPARING}]
 
 
 def test_before_the_model_is_there_the_store_is_changed_and_nothing_is_previewed(tmp_path: Path) -> None:

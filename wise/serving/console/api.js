@@ -1,6 +1,6 @@
 // The service's routes: the token that requests carry, JSON in and out, and streams of server-sent events.
 
-export const session = { token: "", scope: "", holder: "", model: "", base: "", chat: false };
+export const session = { token: "", scope: "", holder: "", model: "", chat: false };
 const SCOPES = ["reader", "editor", "admin"];
 
 export const may = (scope) => SCOPES.indexOf(session.scope) >= SCOPES.indexOf(scope);

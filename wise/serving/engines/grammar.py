@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import OrderedDict
 from collections.abc import Collection
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,10 +37,8 @@ class Matcher:
         return bool(self._matcher.is_stopped())
 
     def allowed(self, width: int) -> Tensor:
-        """`[width]` bool: the tokens that may come next. width: of the logits, which may exceed the vocabulary.
-
-        Raises EngineError if the grammar is too complex at this point.
-        """
+        """`[width]` bool: the tokens that may come next; the logits' width may exceed the vocabulary. Raises
+        EngineError if the grammar is too complex at this point."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
             raise EngineError(f"the answer cannot go on within its JSON schema: {self._matcher.get_error()}")
@@ -58,22 +56,13 @@ class Grammars:
         """ends: the tokens at which an answer ends."""
         self._tokenizer, self._ends = tokenizer, sorted(ends)
         self._vocabulary: LLTokenizer | None = None
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._compiled = lru_cache(KEPT)(self._compile)
         self._lock = threading.Lock()
 
     def matcher(self, schema: str) -> Matcher:
-        """A matcher at the beginning of an answer. schema: as JSON. The first call takes a second or more.
-
-        Raises ConfigError if the schema is not supported.
-        """
+        """At the beginning of an answer; the first takes a second. Raises ConfigError for an unsupported schema."""
         with self._lock:
-            compiled = self._compiled.pop(schema, None)
-            if compiled is None:
-                compiled = self._compile(schema)
-            self._compiled[schema] = compiled
-            while len(self._compiled) > KEPT:
-                self._compiled.popitem(last=False)
-            return Matcher(compiled.deep_copy())
+            return Matcher(self._compiled(schema).deep_copy())
 
     def _compile(self, schema: str) -> LLMatcher:
         try:

@@ -89,11 +89,6 @@ class Batch:
         self.mask = torch.cat([self.mask, mask], dim=1)
         return self.runner.run([member.memory for member in self.members], ids, self.mask, self.cache, keep)
 
-    @property
-    def cells(self) -> int:
-        """Places of tokens in the cache, padding included."""
-        return self.mask.numel()
-
     def join(self, other: Batch) -> None:
         """Takes over the members of another batch, which must not be used afterwards. Either may have read nothing."""
         if not self.members:
@@ -147,8 +142,8 @@ def _pad_left(states: Tensor, width: int) -> Tensor:
 class Prefill:
     """Reads prompts into a cache, some columns of each in every step; more may be added between steps.
 
-    All rows read as many tokens. Only what a row reads first may be less, and is padded, so its pads stand before it.
-    It is so much that the rest can be read in whole steps.
+    All rows read as many tokens. Only what a row reads first is less, and padded on the left, so that the rest can be
+    read in whole steps.
     """
 
     def __init__(self, runner: Runner, tokens: int) -> None:
@@ -166,13 +161,10 @@ class Prefill:
 
     def step(self, *, every: bool = False) -> Tensor:
         """Reads the next columns -> logits `[rows, n, vocabulary]`: of all n that were read, or else of the last."""
-        left = [len(prompt) - done for prompt, done in zip(self._prompts, self.done, strict=True)]
-        begun = [more for more, done in zip(left, self.done, strict=True) if done]
-        width = min(max(1, self._tokens // len(left)), max(left), *begun)
-        new = [
-            prompt[done : done + (width if done else (len(prompt) - 1) % width + 1)]
-            for prompt, done in zip(self._prompts, self.done, strict=True)
-        ]
+        rows = [*zip(self._prompts, self.done, strict=True)]
+        left = [len(prompt) - done for prompt, done in rows]
+        width = min(max(1, self._tokens // len(left)), max(left), *(len(ids) - done for ids, done in rows if done))
+        new = [ids[done : done + (width if done else (len(ids) - 1) % width + 1)] for ids, done in rows]
         ids, mask = left_pad(new, device=self.batch.runner.device)
         logits = self.batch.feed(ids, mask, width if every else 1)
         self.done = [done + len(ids) for done, ids in zip(self.done, new, strict=True)]
@@ -262,9 +254,8 @@ class LocalEngine:
         with self._changed:
             if not self._open or not self.alive:
                 raise EngineError("the engine does not run; see the log, then start the service again")
-            ahead = len(self._queue) + len(new)
             if self.busy + len(new) > self._settings.max_queue + size:
-                after = max(1, math.ceil(self._seconds_per_answer * ahead / size))
+                after = max(1, math.ceil(self._seconds_per_answer * (len(self._queue) + len(new)) / size))
                 self._metrics.refused.inc()
                 raise BusyError(f"{self.busy} answers are waited for already; try again in {after} s", after)
             self._queue.extend(new)
@@ -302,7 +293,7 @@ class LocalEngine:
         self._metrics.step.observe(time.perf_counter() - begun)
         self._metrics.running.set(len(self._accepted) - len(self._queue))
         self._metrics.queue.set(len(self._queue))
-        self._metrics.cached.set(self._batch.cells + self._prefill.batch.cells)
+        self._metrics.cached.set(self._batch.mask.numel() + self._prefill.batch.mask.numel())
 
     def _cut(self) -> None:
         """Ends the sequences whose time is over, with what was generated."""

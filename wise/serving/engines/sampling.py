@@ -37,10 +37,7 @@ class Sampler:
             or request.repetition_penalty != 1
         )
         self._generator = torch.Generator()
-        if request.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(request.seed)
+        self._generator.manual_seed(self._generator.seed() if request.seed is None else request.seed)
 
     @property
     def complete(self) -> bool:

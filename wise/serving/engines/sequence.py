@@ -126,18 +126,13 @@ class GeneratedSequence:
         top = self.request.top_logprobs
         chances = () if top is None else logprobs(logits[None], [token], top)
         text = "" if token in self._ends else self._detokenizer.add(token)
-        if token in self._ends or self._detokenizer.stopped or self._sampler.complete:
-            return self.end("stop", text, (token,), chances)
-        if len(self.tokens) >= self.request.max_new_tokens:
-            return self.end("length", text, (token,), chances)
+        stops = token in self._ends or self._detokenizer.stopped or self._sampler.complete
+        if stops or len(self.tokens) >= self.request.max_new_tokens:
+            return self.end("stop" if stops else "length", text, (token,), chances)
         return self._delta(text, (token,), chances)
 
     def end(
-        self,
-        reason: FinishReason,
-        text: str = "",
-        tokens: tuple[int, ...] = (),
-        chances: tuple[Logprobs, ...] = (),
+        self, reason: FinishReason, text: str = "", tokens: tuple[int, ...] = (), chances: tuple[Logprobs, ...] = ()
     ) -> Delta:
         """The last delta, with these tokens in it."""
         self.finish = reason

@@ -74,9 +74,8 @@ class VllmEngine:
         try:
             from vllm.platforms import current_platform
         except ImportError as error:
-            raise ConfigError(
-                f"engine='vllm' needs {error.name}, which is not installed: pip install 'wise-runtime[vllm]'"
-            ) from error
+            need = f"{error.name}, which is not installed: pip install 'wise-runtime[vllm]'"
+            raise ConfigError(f"engine='vllm' needs {need}") from error
         self._encoder, self._tokenizer = model.encoder, model.tokenizer
         self._settings, self._metrics = settings, metrics
         given: dict[str, Any] = {
@@ -90,10 +89,7 @@ class VllmEngine:
             **({"gpu_memory_utilization": CPU_MEMORY} if current_platform.is_cpu() else {}),
         } | settings.vllm
         self._options = engine_options(
-            model.wise_config,
-            model.target_module.path,
-            chat_template=model.tokenizer.chat_template,
-            given=given,
+            model.wise_config, model.target_module.path, chat_template=model.tokenizer.chat_template, given=given
         )
         release_weights(model.model)
         self._llm: Any = None
@@ -156,10 +152,8 @@ class VllmEngine:
         return job
 
     def prepare(self, handles: Sequence[MemoryHandle]) -> None:
-        """Loads a version into the workers, and asks those of its edits that were not asked yet.
-
-        The first version was live before, so nobody waits until its edits were asked.
-        """
+        """Loads a version into the workers, and asks those of its edits that were not asked yet. The first version was
+        live before, so nobody waits until its edits were asked."""
         first = self._versions.empty
         self._call(self._versions.load(self._llm, handles[0].version), LOAD_TIMEOUT)
         places = self._places_at_start if first else self._places
@@ -276,15 +270,12 @@ class VllmEngine:
                     raise EngineError(f"vLLM ended the request: {finish}")
                 self._metrics.tokens.inc(len(new))
                 self._metrics.routed.inc(sum(each.open for each in routed))
+                top = request.top_logprobs
                 yield Delta(
                     index=index,
                     text=said + (text.end() if finish else ""),
                     tokens=new,
-                    logprobs=(
-                        ()
-                        if request.top_logprobs is None
-                        else _logprobs(new, one.logprobs[: len(new)], request.top_logprobs)
-                    ),
+                    logprobs=() if top is None else _logprobs(new, one.logprobs[: len(new)], top),
                     routed=tuple(routed),
                     finish=finish,
                     prompt_logprobs=before,
@@ -347,12 +338,8 @@ class VllmEngine:
             found[edit_id] = said
         if found:
             self.unsaid = {**self.unsaid, **found}
-            logger.warning(
-                "%d of %d new edits do not hold in vLLM",
-                len(found),
-                len(new),
-                extra={"fields": {"version": version, "edits": [*found][:100]}},
-            )
+            fields = {"version": version, "edits": [*found][:100]}
+            logger.warning("%d of %d new edits do not hold in vLLM", len(found), len(new), extra={"fields": fields})
 
     async def _wrong_answer(self, edit: Edit, handle: MemoryHandle, places: asyncio.Semaphore) -> str | None:
         """What is said to an edit's question in place of its target; None if the target is."""
@@ -378,22 +365,19 @@ def _routed_tokens(request: GenerationRequest, steps: Sequence[Step], first: int
     """What is reported of the tokens from `first` to `stop`."""
     decided = {place: (decision, value) for place, decision, value in steps}
     places = range(first, stop) if request.trace and request.handle.memory is not None else sorted(decided)
-    found = []
-    for place in places:
-        decision, value = decided.get(place, (NOTHING, NO_SLOT))
-        opened = value != NO_SLOT
-        if opened or request.trace:
-            found.append(
-                RoutedToken(
-                    position=place,
-                    edit=request.handle.edit_id(decision.slot, -1) if opened else None,
-                    slot=decision.slot,
-                    score=decision.score,
-                    threshold=decision.threshold,
-                    open=opened,
-                )
-            )
-    return found
+    read = [(place, *decided.get(place, (NOTHING, NO_SLOT))) for place in places]
+    return [
+        RoutedToken(
+            position=place,
+            edit=None if value == NO_SLOT else request.handle.edit_id(decision.slot, -1),
+            slot=decision.slot,
+            score=decision.score,
+            threshold=decision.threshold,
+            open=value != NO_SLOT,
+        )
+        for place, decision, value in read
+        if value != NO_SLOT or request.trace
+    ]
 
 
 def _logprobs(tokens: Sequence[int], given: Sequence[Any], top: int) -> tuple[Logprobs, ...]:
