@@ -394,9 +394,7 @@ def check_unique(edits: Sequence[Edit]) -> None:
         first[edit.id] = position
 
 
-def check_lengths(
-    edits: Iterable[Edit], count_tokens: Callable[[str], int], context: int, reserve: int = 0
-) -> None:
+def check_lengths(edits: Iterable[Edit], count_tokens: Callable[[str], int], context: int, reserve: int = 0) -> None:
     """Refuse an edit that a model cannot see whole.
 
     Args:

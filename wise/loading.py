@@ -82,9 +82,7 @@ class Placement:
         self._parsed_map()
         library = None if self.quantization is None else QUANTIZATIONS[self.quantization]
         if library is not None and find_spec(library) is None:
-            raise ConfigError(
-                f"--quantization {self.quantization}: {library} is not installed: {QUANTIZATION_NEEDS}"
-            )
+            raise ConfigError(f"--quantization {self.quantization}: {library} is not installed: {QUANTIZATION_NEEDS}")
 
     def _parsed_map(self) -> str | dict[str, int | str] | None:
         if self.device_map is None or self.device_map in DEVICE_MAPS:
@@ -184,9 +182,7 @@ def _causal_lm(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **arguments)
     except ImportError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"model {source!r}: {reason} (for bitsandbytes and torchao: {QUANTIZATION_NEEDS})"
-        ) from error
+        raise ConfigError(f"model {source!r}: {reason} (for bitsandbytes and torchao: {QUANTIZATION_NEEDS})") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _no_model(source, error) from error
     return model

@@ -151,9 +151,7 @@ def split(state: MemoryState) -> dict[str, MemoryState]:
     keys: dict[str, dict[str, Tensor]] = {name: {} for name in edits}
     for edit_id, own in state.keys.items():
         keys[owner[edit_id]][edit_id] = own
-    return {
-        name: replace(state, edits=tuple(edits[name]), slots=tuple(slots[name]), keys=keys[name]) for name in edits
-    }
+    return {name: replace(state, edits=tuple(edits[name]), slots=tuple(slots[name]), keys=keys[name]) for name in edits}
 
 
 def within(state: MemoryState, namespace: str) -> MemoryState:

@@ -88,9 +88,7 @@ def train_encoder(
         figures = measure(network, questions, held_out, centres.float())
         progress(MEASURING, 1, 1)
     thresholds = torch.tensor(
-        [
-            figures.threshold, figures.sentence_threshold, figures.unnamed_threshold, figures.nameless_threshold
-        ],
+        [figures.threshold, figures.sentence_threshold, figures.unnamed_threshold, figures.nameless_threshold],
         dtype=torch.float64,
     )
     found = tensors | {"thresholds": thresholds, "relation_centres": centres, "relation_kinds": relation_kinds(known)}

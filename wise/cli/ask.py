@@ -26,7 +26,7 @@ def ask(
     prompts: Annotated[
         list[str], typer.Argument(help="What to ask; a text to be completed ends right before the answer.")
     ],
-    memory: Annotated[Path, typer.Option("--memory", help="Folder of a saved memory.")],
+    memory: Annotated[Path, typer.Option(help="Folder of a saved memory.")],
     explain: Annotated[
         bool, typer.Option("--explain", help="Say which edit spoke at every token, and which came nearest.")
     ] = False,
@@ -38,9 +38,7 @@ def ask(
             "model has a chat template, else as plain text.",
         ),
     ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Tokens that an answer may have.")
-    ] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that an answer may have.")] = 32,
     *,
     edited: EditedModelOptions,
     as_json: JsonOption = False,

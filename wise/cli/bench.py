@@ -32,29 +32,21 @@ app = typer.Typer(help="Compare editors on the same records.", no_args_is_help=T
 @with_options
 def bench_editors(
     data: DataOption,
-    output: Annotated[Path, typer.Option("--output", help="Folder of the runs; what is in it is not done again.")],
+    output: Annotated[Path, typer.Option(help="Folder of the runs; what is in it is not done again.")],
     *,
     form: FormatOptions,
     model: ModelOptions,
-    editor: Annotated[
-        list[str] | None, typer.Option("--editor", help="An editor; repeat for more. Left out: all.")
-    ] = None,
+    editor: Annotated[list[str] | None, typer.Option(help="An editor; repeat for more. Left out: all.")] = None,
     edits: Annotated[
-        list[int] | None, typer.Option("--edits", min=1, help="Edits of a stream; repeat for more: 1, 10, 100, 500.")
+        list[int] | None, typer.Option(min=1, help="Edits of a stream; repeat for more: 1, 10, 100, 500.")
     ] = None,
     least: Annotated[
-        int, typer.Option("--least", min=1, help="Edits measured at each size: short streams are repeated, on others.")
+        int, typer.Option(min=1, help="Edits measured at each size: short streams are repeated, on others.")
     ] = 20,
     skip: SkipOption = 0,
-    trials: Annotated[
-        int, typer.Option("--trials", min=1, help="Settings tried per editor, the defaults among them.")
-    ] = 4,
-    search_edits: Annotated[
-        int, typer.Option("--search-edits", min=1, help="Records a search edits; they are not measured.")
-    ] = 20,
-    text: Annotated[
-        Path | None, typer.Option("--text", help="Running text, for perplexity. Left out: some that ships.")
-    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Settings tried per editor, the defaults among them.")] = 4,
+    search_edits: Annotated[int, typer.Option(min=1, help="Records a search edits; they are not measured.")] = 20,
+    text: Annotated[Path | None, typer.Option(help="Running text, for perplexity. Left out: some that ships.")] = None,
     statistics: LearningOptions,
     seed: SeedOption = None,
     as_json: JsonOption = False,
@@ -89,16 +81,7 @@ def bench_editors(
     about = described(data, form, skip, model)
     base, tokenizer = model.load()
     with progress_bars(progress) as show:
-        compare_editors(
-            base,
-            tokenizer,
-            plan,
-            editors=chosen,
-            sizes=sizes,
-            folder=output,
-            about=about,
-            progress=show,
-        )
+        compare_editors(base, tokenizer, plan, editors=chosen, sizes=sizes, folder=output, about=about, progress=show)
     groups = finished(output)
     rows = table(groups)
     (output / "comparison.md").write_text(markdown(HEAD, rows), encoding="utf-8")

@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 @with_options
 def chat_demo(
     model: Annotated[
-        str | None,
-        typer.Option("--model", help="Folder or hub id of a chat model. Left out: SmolLM2-135M-Instruct, fetched."),
+        str | None, typer.Option(help="Folder or hub id of a chat model. Left out: SmolLM2-135M-Instruct, fetched.")
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option("--picture", help="File to draw scores and thresholds to, such as routing.png.")
+        Path | None, typer.Option(help="File to draw scores and thresholds to, such as routing.png.")
     ] = None,
     threads: ThreadsOption = None,
     *,

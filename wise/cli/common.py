@@ -87,9 +87,7 @@ def _lines(console: Console) -> Callable[[str, int, int], None]:
     return show
 
 
-def show_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, limit: int | None = None
-) -> None:
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, limit: int | None = None) -> None:
     """A table on stdout, of cells as `terminal.cell` shows them. limit: rows that are shown; more are only counted."""
     rows = list(rows)
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, show_header=any(columns))

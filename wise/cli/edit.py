@@ -33,33 +33,28 @@ if TYPE_CHECKING:
 
 @with_options
 def edit(
-    output: Annotated[Path, typer.Option("--output", help="Folder to save the memory to.")],
-    edits: Annotated[Path | None, typer.Option("--edits", help="File or folder of edits.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder to save the memory to.")],
+    edits: Annotated[Path | None, typer.Option(help="File or folder of edits.")] = None,
     *,
     form: FormatOptions,
     statement: Annotated[
-        str | None, typer.Option("--statement", help="A single edit as one sentence: 'The capital of France is Lyon.'")
+        str | None, typer.Option(help="A single edit as one sentence: 'The capital of France is Lyon.'")
     ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="A single edit: what is asked.")] = None,
-    target: Annotated[str | None, typer.Option("--target", help="A single edit: the wanted answer.")] = None,
-    subject: Annotated[str | None, typer.Option("--subject", help="A single edit: what it is about.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="A single edit: what is asked.")] = None,
+    target: Annotated[str | None, typer.Option(help="A single edit: the wanted answer.")] = None,
+    subject: Annotated[str | None, typer.Option(help="A single edit: what it is about.")] = None,
     alias: Annotated[
-        list[str] | None,
-        typer.Option("--alias", help="A single edit: another name of its subject. Repeat for more."),
+        list[str] | None, typer.Option(help="A single edit: another name of its subject. Repeat for more.")
     ] = None,
-    memory: Annotated[
-        Path | None, typer.Option("--memory", help="Memory to edit further; brings its own settings.")
-    ] = None,
+    memory: Annotated[Path | None, typer.Option(help="Memory to edit further; brings its own settings.")] = None,
     edited: EditedModelOptions,
     given: MemoryOptions,
     require: Annotated[
-        str | None,
-        typer.Option("--require", help="What must hold for an edit to be kept: prompt, listed or sisters."),
+        str | None, typer.Option(help="What must hold for an edit to be kept: prompt, listed or sisters.")
     ] = None,
     seed: SeedOption = None,
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", min=1, help="Processes that fit edits, each with its own model (hybrid)."),
+        int | None, typer.Option(min=1, help="Processes that fit edits, each with its own model (hybrid).")
     ] = None,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
@@ -133,9 +128,7 @@ def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
     rows.sort(key=lambda row: row[0] not in report.failed)  # what did not work must not be cut off
     show_table("Edits", ("id", "status", "target", "answer", "steps", "loss", "ms"), rows, limit=ROWS)
     counts = ", ".join(
-        f"{count} {name.removesuffix('_edits')}"
-        for name, count in _summary(report).items()
-        if name.endswith("_edits")
+        f"{count} {name.removesuffix('_edits')}" for name, count in _summary(report).items() if name.endswith("_edits")
     )
     echo(f"{len(rows)} edits: {counts}; {report.seconds:.1f} s; saved to {output}")
     for done in [outcome for outcome in report.outcomes if outcome.status in (FAILED, PARTIAL)][:ROWS]:

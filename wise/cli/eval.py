@@ -43,17 +43,14 @@ def evaluate(
     editor: Annotated[
         str,
         typer.Option(
-            "--editor",
             help="wise-merge, wise-retrieve, wise-hybrid; ft-l, ft-m, ft-ewc, rome, memit, alphaedit, mend, ke, kn, "
             "grace, memoir, icl; or none for the unedited control.",
         ),
     ] = "wise-hybrid",
-    edits: Annotated[
-        int | None, typer.Option("--edits", min=1, help="Edits to take from the file. Left out: all.")
-    ] = None,
+    edits: Annotated[int | None, typer.Option(min=1, help="Edits to take from the file. Left out: all.")] = None,
     skip: SkipOption = 0,
     batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Edits per call. Left out: as the editor's paper applies them.")
+        int | None, typer.Option(min=1, help="Edits per call. Left out: as the editor's paper applies them.")
     ] = None,
     routing: Annotated[
         bool, typer.Option("--routing", help="Measure the router on classes of prompts, and with perfect routing.")
@@ -62,14 +59,13 @@ def evaluate(
         bool, typer.Option("--retention", help="Measure all edits so far after 1, 2, 5, 10, ... edits.")
     ] = False,
     text: Annotated[
-        Path | None,
-        typer.Option("--text", help="Running text, for false routes and perplexity. Left out: some that ships."),
+        Path | None, typer.Option(help="Running text, for false routes and perplexity. Left out: some that ships.")
     ] = None,
     set_: SetOption = None,
     statistics: LearningOptions,
-    output: Annotated[Path | None, typer.Option("--output", help="JSON file for the whole run.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the whole run.")] = None,
     picture: Annotated[
-        Path | None, typer.Option("--picture", help="File to draw routing and retention to, such as run.png.")
+        Path | None, typer.Option(help="File to draw routing and retention to, such as run.png.")
     ] = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
@@ -131,9 +127,7 @@ def show_evaluation(result: Evaluation) -> None:
         (measure, quality.generated[measure], quality.teacher_forced[measure], quality.counts[measure])
         for measure in quality.generated
     ]
-    show_table(
-        f"{result.editor}, {result.edits} edits", ("measure", "generated", "teacher-forced", "prompts"), rows
-    )
+    show_table(f"{result.editor}, {result.edits} edits", ("measure", "generated", "teacher-forced", "prompts"), rows)
     if result.routing is not None:
         _show_routing(result.routing.to_dict())
     count = result.edits
@@ -170,9 +164,7 @@ def _show_routing(routing: Mapping[str, Any]) -> None:
     )
 
 
-def _records(
-    data: Path, form: FormatOptions, skip: int, edits: int | None
-) -> tuple[list[Record], list[Record]]:
+def _records(data: Path, form: FormatOptions, skip: int, edits: int | None) -> tuple[list[Record], list[Record]]:
     """The records to edit, and others of the file."""
     limit = None if edits is None else skip + edits + POOL
     records = form.read(data, limit)

@@ -42,53 +42,38 @@ FORMS = ("chat", "completion")
 def eval_chat(
     *,
     model: ModelOptions,
-    facts: Annotated[
-        Path | None,
-        typer.Option("--facts", exists=True, help="File of facts. Left out: those that ship."),
-    ] = None,
-    half: Annotated[
-        str | None, typer.Option("--half", help="Of the shipped facts: judge or fit. Left out: judge.")
-    ] = None,
+    facts: Annotated[Path | None, typer.Option(exists=True, help="File of facts. Left out: those that ship.")] = None,
+    half: Annotated[str | None, typer.Option(help="Of the shipped facts: judge or fit. Left out: judge.")] = None,
     kinds: Annotated[
         str | None,
-        typer.Option(
-            "--kinds",
-            help="Of the shipped facts, with commas: known, private, nameless. Left out: known,private.",
-        ),
+        typer.Option(help="Of the shipped facts, with commas: known, private, nameless. Left out: known,private."),
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", help="File or folder of edits, instead of the shipped facts."),
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="File or folder of edits, instead of the shipped facts.")] = None,
     read: FormatOptions,
     known: Annotated[
         bool, typer.Option("--known", help="Of --data only the records whose right answer the base says.")
     ] = False,
-    skip: Annotated[int, typer.Option("--skip", min=0, help="Records of --data to leave out at its start.")] = 0,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Edits to make.")] = None,
-    measure: Annotated[int | None, typer.Option("--measure", min=1, help="Edits to ask for; all are made.")] = None,
+    skip: Annotated[int, typer.Option(min=0, help="Records of --data to leave out at its start.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Edits to make.")] = None,
+    measure: Annotated[int | None, typer.Option(min=1, help="Edits to ask for; all are made.")] = None,
     distractors: Annotated[
         list[int] | None,
         typer.Option(
-            "--distractors",
             min=1,
             help="Measure again with so many further records of --data in the router. They are not written, and answer "
             "with another edit's answer. Repeat for more.",
         ),
     ] = None,
     editor: Annotated[
-        str,
-        typer.Option("--editor", help="How the edits are made: wise-hybrid, icl, or another editor of `wise eval`."),
+        str, typer.Option(help="How the edits are made: wise-hybrid, icl, or another editor of `wise eval`.")
     ] = "wise-hybrid",
     set_: SetOption = None,
-    form: Annotated[str, typer.Option("--form", help="chat, or completion: prompts as plain texts.")] = "chat",
+    form: Annotated[str, typer.Option(help="chat, or completion: prompts as plain texts.")] = "chat",
     oracle: Annotated[bool, typer.Option("--oracle/--no-oracle", help="Also with the right edit held open.")] = True,
     encoder: EncoderOption = None,
     relations: RelationsOption = None,
-    output: Annotated[Path | None, typer.Option("--output", help="File for all figures, JSON.")] = None,
-    save: Annotated[
-        Path | None, typer.Option("--save", help="Folder to keep the edits in, before they are asked for.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File for all figures, JSON.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Folder to keep the edits in, before they are asked for.")] = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
     progress: ProgressOption = False,

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 def forget(
     memory: Annotated[Path, typer.Argument(help="Folder of a saved memory, which is replaced as a whole.")],
     ids: Annotated[list[str], typer.Option("--id", help="Id of an edit to take out. Repeat for more.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", help="Folder to save to instead; the memory stays as it is.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to save to instead; the memory stays as it is.")] = None,
     *,
     edited: EditedModelOptions,
     as_json: JsonOption = False,

@@ -17,16 +17,15 @@ COLUMNS = ("task", "metric", "documents", "base", "edited", "difference", "chang
 
 @with_options
 def harness(
-    memory: Annotated[Path, typer.Option("--memory", help="Folder of a saved memory.")],
-    tasks: Annotated[str, typer.Option("--tasks", help="Names of tasks, groups or tags, with commas between them.")],
+    memory: Annotated[Path, typer.Option(help="Folder of a saved memory.")],
+    tasks: Annotated[str, typer.Option(help="Names of tasks, groups or tags, with commas between them.")],
     include_path: Annotated[
-        Path | None,
-        typer.Option("--include-path", help="Folder of further task files (YAML); Python that they name is run."),
+        Path | None, typer.Option(help="Folder of further task files (YAML); Python that they name is run.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Documents of each task, the first ones. Left out: all.")
+        int | None, typer.Option(min=1, help="Documents of each task, the first ones. Left out: all.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Requests at once.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Requests at once.")] = None,
     seed: SeedOption = None,
     *,
     edited: EditedModelOptions,

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 @with_options
 def info(
-    memory: Annotated[
-        Path | None, typer.Option("--memory", help="Folder of a saved memory; alone, no model is loaded.")
-    ] = None,
+    memory: Annotated[Path | None, typer.Option(help="Folder of a saved memory; alone, no model is loaded.")] = None,
     *,
     edited: EditedModelOptions,
     given: MemoryOptions,

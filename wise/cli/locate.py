@@ -38,29 +38,21 @@ COLUMNS = 6
 
 @with_options
 def locate(
-    data: Annotated[Path, typer.Option("--data", help="File of known facts, or of edits of facts.")],
+    data: Annotated[Path, typer.Option(help="File of known facts, or of edits of facts.")],
     *,
     model: ModelOptions,
     read: FormatOptions,
-    facts: Annotated[int, typer.Option("--facts", min=1, help="Facts to read, from the start of the file.")] = 100,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of noise per fact.")] = 5,
+    facts: Annotated[int, typer.Option(min=1, help="Facts to read, from the start of the file.")] = 100,
+    samples: Annotated[int, typer.Option(min=1, help="Draws of noise per fact.")] = 5,
     window: Annotated[
-        int | None,
-        typer.Option("--window", min=1, help="Layers restored together. Left out: 10 of 48, as in the paper."),
+        int | None, typer.Option(min=1, help="Layers restored together. Left out: 10 of 48, as in the paper.")
     ] = None,
     sweep_edits: Annotated[
-        int,
-        typer.Option(
-            "--sweep-edits", min=0, help="Edits made at each layer: the records behind the facts. 0: trace only."
-        ),
+        int, typer.Option(min=0, help="Edits made at each layer: the records behind the facts. 0: trace only.")
     ] = 50,
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Layers to edit, such as 0,2,4. Left out: all.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="File for all figures, JSON.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="File to draw the heat maps to, such as heat.png.")
-    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers to edit, such as 0,2,4. Left out: all.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File for all figures, JSON.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="File to draw the heat maps to, such as heat.png.")] = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
@@ -86,14 +78,7 @@ def locate(
     figures: dict[str, Any] = {}
     with progress_bars(progress) as show:
         found = trace(
-            base,
-            tokenizer,
-            known,
-            samples=samples,
-            window=window,
-            seed=seed or 0,
-            name=model.called,
-            progress=show,
+            base, tokenizer, known, samples=samples, window=window, seed=seed or 0, name=model.called, progress=show
         )
         if records:
             from wise.lab.locate.sweep import sweep

@@ -71,20 +71,17 @@ class PlacementOptions(Placement):
 
     device: DeviceOption = None
     dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", help=f"Precision of the model: {', '.join(DTYPES)}. Left out: as its folder says."),
+        str | None, typer.Option(help=f"Precision of the model: {', '.join(DTYPES)}. Left out: as its folder says.")
     ] = None
     device_map: Annotated[
         str | None,
         typer.Option(
-            "--device-map",
             help=f"Spreads the model over devices: {', '.join(DEVICE_MAPS)}, or a JSON object of modules and devices.",
         ),
     ] = None
     quantization: Annotated[
         str | None,
         typer.Option(
-            "--quantization",
             help=f"Quantizes the model while it is loaded: {', '.join(QUANTIZATIONS)}. "
             "A folder that is quantized already needs no option.",
         ),
@@ -96,10 +93,7 @@ class ModelOptions:
     """Which model, and where it runs."""
 
     model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", help="Folder or hub id of a causal LM. Left out: the demo model that ships with wise."
-        ),
+        str | None, typer.Option(help="Folder or hub id of a causal LM. Left out: the demo model that ships with wise.")
     ] = None
     threads: ThreadsOption = None
     placement: PlacementOptions
@@ -155,20 +149,17 @@ class MemoryOptions:
     mode: Annotated[
         str | None,
         typer.Option(
-            "--mode",
             help="merge: one side memory; retrieve: one per slot; hybrid (the default): values for each edit's answer.",
         ),
     ] = None
     encoder: EncoderOption = None
     relations: RelationsOption = None
     layer: Annotated[
-        int | None,
-        typer.Option("--layer", help="Index of the edited block. Left out: at 85% of the depth, or 70% in hybrid."),
+        int | None, typer.Option(help="Index of the edited block. Left out: at 85% of the depth, or 70% in hybrid.")
     ] = None
     target_module: Annotated[
         str | None,
         typer.Option(
-            "--target-module",
             help="Path of the module to which the memory adds, {i} for the block. Left out: it is found (`wise info`).",
         ),
     ] = None
@@ -189,12 +180,10 @@ class MemoryOptions:
 class FormatOptions:
     """How a file of edits is read."""
 
-    format: Annotated[str, typer.Option("--format", help="Format of the file; auto goes by its fields.")] = "auto"
+    format: Annotated[str, typer.Option(help="Format of the file; auto goes by its fields.")] = "auto"
     columns: Annotated[
         str | None,
-        typer.Option(
-            "--columns", help="Other names of columns: prompt=question,target=answer. Left out: those of edits."
-        ),
+        typer.Option(help="Other names of columns: prompt=question,target=answer. Left out: those of edits."),
     ] = None
 
     def named_columns(self) -> dict[str, str]:
@@ -217,14 +206,11 @@ class LearningOptions:
     """What editors of the field take statistics of, and where these are kept."""
 
     corpus: Annotated[
-        Path | None,
-        typer.Option("--corpus", help="Texts that editors take statistics of. Left out: what the base says by itself."),
+        Path | None, typer.Option(help="Texts that editors take statistics of. Left out: what the base says by itself.")
     ] = None
     cache: Annotated[
         Path | None,
-        typer.Option(
-            "--cache", help="Folder for statistics and hypernetworks. Left out: wise, in the user's folder of caches."
-        ),
+        typer.Option(help="Folder for statistics and hypernetworks. Left out: wise, in the user's folder of caches."),
     ] = None
 
     def given(self) -> dict[str, Any]:

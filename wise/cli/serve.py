@@ -20,16 +20,16 @@ NEEDS = "pip install 'wise-runtime[serve]'"
 
 @with_options
 def serve(
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Folder or hub id of a causal LM.")] = None,
-    store: Annotated[str | None, typer.Option("--store", help="Folder of the store, or a postgresql:// URL.")] = None,
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Port to listen on. Default: 8000.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the model in requests.")] = None,
-    tokens: Annotated[Path | None, typer.Option("--tokens", help="File of hashed tokens; see `wise token`.")] = None,
-    engine: Annotated[str | None, typer.Option("--engine", help="local (default) or vllm.")] = None,
-    relations: Annotated[Path | None, typer.Option("--relations", help="File written by `wise train-router`.")] = None,
-    mode: Annotated[str | None, typer.Option("--mode", help="Memory mode of a new store. Default: hybrid.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a causal LM.")] = None,
+    store: Annotated[str | None, typer.Option(help="Folder of the store, or a postgresql:// URL.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. Default: 8000.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model in requests.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="File of hashed tokens; see `wise token`.")] = None,
+    engine: Annotated[str | None, typer.Option(help="local (default) or vllm.")] = None,
+    relations: Annotated[Path | None, typer.Option(help="File written by `wise train-router`.")] = None,
+    mode: Annotated[str | None, typer.Option(help="Memory mode of a new store. Default: hybrid.")] = None,
     *,
     placement: PlacementOptions,
     allow_precision: AllowPrecisionOption = False,
@@ -89,14 +89,11 @@ def serve(
 
 def token(
     name: Annotated[str, typer.Argument(help="Holder of the token; the journal and the audit name it.")],
-    file: Annotated[Path, typer.Option("--file", help="File of hashed tokens, to which it is appended.")],
-    scope: Annotated[str, typer.Option("--scope", help="reader, editor or admin.")] = "reader",
-    days: Annotated[
-        int | None, typer.Option("--days", min=1, max=36_500, help="Days until it expires. Default: never.")
-    ] = None,
+    file: Annotated[Path, typer.Option(help="File of hashed tokens, to which it is appended.")],
+    scope: Annotated[str, typer.Option(help="reader, editor or admin.")] = "reader",
+    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="Days until it expires. Default: never.")] = None,
     namespace: Annotated[
-        list[str] | None,
-        typer.Option("--namespace", help="Namespace that it sees and edits alone. Repeat for more. Default: all."),
+        list[str] | None, typer.Option(help="Namespace that it sees and edits alone. Repeat for more. Default: all.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from wise.memory.store.edit_request import Event, Ticket, Version
     from wise.memory.store.store import Store
 
-StoreArgument = Annotated[
-    str, typer.Argument(metavar="STORE", help="Folder of a store, or its postgresql:// URL.")
-]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Folder of a store, or its postgresql:// URL.")]
 
 
 def _as_stored(namespace: str | None) -> str | None:
@@ -59,9 +57,9 @@ def opened(place: str, *, writer: bool) -> Iterator[Store]:
 @app.command()
 def log(
     store: StoreArgument,
-    since: Annotated[int, typer.Option("--since", min=0, help="Show what happened after this event.")] = 0,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Show so many events at the most.")] = None,
-    edit: Annotated[str | None, typer.Option("--edit", help="Show what happened to the edit of this id.")] = None,
+    since: Annotated[int, typer.Option(min=0, help="Show what happened after this event.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Show so many events at the most.")] = None,
+    edit: Annotated[str | None, typer.Option(help="Show what happened to the edit of this id.")] = None,
     namespace: NamespaceOption = None,
     versions: Annotated[bool, typer.Option("--versions", help="Show versions instead of events.")] = False,
     as_json: JsonOption = False,
@@ -190,11 +188,10 @@ def delete(
 def check(
     store: StoreArgument,
     anchor: Annotated[
-        Path | None,
-        typer.Option("--anchor", help="File that `wise store anchor` wrote: the history must go on from there."),
+        Path | None, typer.Option(help="File that `wise store anchor` wrote: the history must go on from there.")
     ] = None,
     public_key: Annotated[
-        Path | None, typer.Option("--public-key", help="The anchor must be signed with this Ed25519 key (PEM).")
+        Path | None, typer.Option(help="The anchor must be signed with this Ed25519 key (PEM).")
     ] = None,
     complete: Annotated[
         bool, typer.Option("--complete", help="Verify all anew, and not only what changed since the last check.")
@@ -237,9 +234,9 @@ def check(
 def anchor(
     store: StoreArgument,
     key: Annotated[
-        Path | None, typer.Option("--key", help="Sign it with this Ed25519 key (a PEM file). Left out: not signed.")
+        Path | None, typer.Option(help="Sign it with this Ed25519 key (a PEM file). Left out: not signed.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="File to write. Left out: it is printed.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write. Left out: it is printed.")] = None,
 ) -> None:
     """Write down the head of a store's history, to be kept where nobody who can write the store can change it.
 
@@ -323,7 +320,7 @@ def erase(
 @app.command()
 def gc(
     store: StoreArgument,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Versions to keep, the newest.")] = 100,
+    keep: Annotated[int, typer.Option(min=1, help="Versions to keep, the newest.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """Collect old versions and the files that only they need; versions that somebody reads stay."""
@@ -341,7 +338,7 @@ def gc(
 def export(
     store: StoreArgument,
     folder: Annotated[Path, typer.Argument(help="Folder to write: a memory, with what the journal says of its edits.")],
-    version: Annotated[int | None, typer.Option("--version", min=1, help="Left out: the current one.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Left out: the current one.")] = None,
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:

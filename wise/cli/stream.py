@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 @with_options
 def stream(
     source: Annotated[str, typer.Argument(help="File or folder of edits, - for JSON lines on stdin, or their URL.")],
-    store: Annotated[str, typer.Option("--store", help="Folder of the store, or a postgresql:// URL.")],
+    store: Annotated[str, typer.Option(help="Folder of the store, or a postgresql:// URL.")],
     name: Annotated[
-        str | None, typer.Option("--name", help="Of the stream, for going on with it; its path or URL if left out.")
+        str | None, typer.Option(help="Of the stream, for going on with it; its path or URL if left out.")
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with lines that are appended, until Ctrl-C.")] = False,
     *,
@@ -54,9 +54,7 @@ def stream(
         raise typer.Exit(BAD_INPUT)
 
 
-def _take_all(
-    store: Store, name: str, source: str, follow: bool, parser: RecordParser, counts: Counter[str]
-) -> None:
+def _take_all(store: Store, name: str, source: str, follow: bool, parser: RecordParser, counts: Counter[str]) -> None:
     from wise.formats.files import is_lines
     from wise.ingest import Ingestion, last_ingested, lines_of_file, lines_of_stream, lines_of_url, rows_of
 

@@ -22,16 +22,15 @@ if TYPE_CHECKING:
 
 
 def train_router(
-    output: Annotated[Path, typer.Option("--output", help="File for what is taught, safetensors.")],
+    output: Annotated[Path, typer.Option(help="File for what is taught, safetensors.")],
     questions: Annotated[
-        Path | None,
-        typer.Option("--questions", help="TOML file of questions. Left out: those that ship with wise."),
+        Path | None, typer.Option(help="TOML file of questions. Left out: those that ship with wise.")
     ] = None,
     with_shipped: Annotated[
         bool, typer.Option("--with-shipped", help="Teach on the questions that ship with wise as well.")
     ] = False,
     encoder: EncoderOption = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of optimisation.")] = 225,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of optimisation.")] = 225,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,

@@ -82,9 +82,7 @@ def _known(relation: str) -> tuple[Fact, ...]:
 def neighbours(fact: Fact) -> tuple[Fact, ...]:
     """The other facts that were taught with the same relation and object: what an edit must not move."""
     return tuple(
-        other
-        for other in _known(fact.relation)
-        if other.object == fact.object and other.subject != fact.subject
+        other for other in _known(fact.relation) if other.object == fact.object and other.subject != fact.subject
     )
 
 
