@@ -140,12 +140,8 @@ def _templated(
     chat_template: str | None = None,
 ) -> Any:
     return tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
-        tools=[dict(tool) for tool in tools] or None,
-        add_generation_prompt=True,
-        tokenize=tokenize,
-        return_dict=False,
-        chat_template=chat_template,
+        [dict(message) for message in messages], tools=[dict(tool) for tool in tools] or None,
+        add_generation_prompt=True, tokenize=tokenize, return_dict=False, chat_template=chat_template,
     )
 
 

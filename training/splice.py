@@ -259,10 +259,7 @@ class SplicedModel:
     def _run_inner(self, cache: DynamicCache, ids: Tensor, mask: Tensor, start: int) -> None:
         """The full copy, without its head, on `ids` behind `start` cached columns."""
         self._full.get_submodule(self._inner_name)(
-            input_ids=ids,
-            attention_mask=mask,
-            use_cache=True,
-            **{self._cache_name: cache},
+            input_ids=ids, attention_mask=mask, use_cache=True, **{self._cache_name: cache},
             **self._position_ids(mask, start),
         )
 
@@ -279,15 +276,9 @@ class SplicedModel:
         if self.steps in (WHOLE, ALONE):  # where nothing is passed on, whatever its shape
             hidden = activation[..., :0]
         return Rows(
-            **own,
-            hidden=hidden[:, context:].clone(),
-            hidden_before=hidden[:, :context].clone(),
-            activations=activation[:, context:].clone(),
-            outputs=output[:, context:].clone(),
-            context=activation[:, :context].clone(),
-            keys=(),
-            values=(),
-            states=(),
+            **own, hidden=hidden[:, context:].clone(), hidden_before=hidden[:, :context].clone(),
+            activations=activation[:, context:].clone(), outputs=output[:, context:].clone(),
+            context=activation[:, :context].clone(), keys=(), values=(), states=(),
         )
 
     def _begin(self, cache: DynamicCache, ids: list[int], rows: int) -> list[Tensor]:

@@ -143,9 +143,7 @@ class WordingVerifier:
         also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds, said)
         return {
             edit.id: Verdict(
-                answer=answers[edit.id],
-                holds=holds[edit.id],
-                also_answers=tuple(also.get(edit.id, ())),
+                answer=answers[edit.id], holds=holds[edit.id], also_answers=tuple(also.get(edit.id, ())),
                 said=said[edit.id],
             )
             for edit in edits

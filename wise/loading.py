@@ -150,7 +150,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source)
     except NO_TOKENIZER as error:
         raise _no_model(source, error) from error
-    return _causal_lm(source, arguments), tokenizer
+    return _causal_lm(source, **arguments), tokenizer
 
 
 def load_base(source: str | PathLike[str], *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
@@ -159,22 +159,23 @@ def load_base(source: str | PathLike[str], *, revision: str | None = None, dtype
     Raises ConfigError if there is none.
     """
     _check_folder(source)
-    return _causal_lm(str(source), {"revision": revision or "main", "dtype": dtype})
+    return _causal_lm(str(source), revision=revision or "main", dtype=dtype)
 
 
 def _check_folder(source: str | PathLike[str]) -> None:
-    name = str(source)
-    if (_is_path(name) or isinstance(source, PathLike)) and not Path(name).is_dir():
-        raise ConfigError(f"model {name!r}: no such folder; give one that holds a causal LM, or a hub id")
     from wise.memory.bounded_file import unfetched
 
-    for file in sorted(Path(name).glob("*.*")):
-        pointer = unfetched(file) if file.is_file() else None
-        if pointer is not None and file.suffix in MODEL_FILES:
+    name, folder = str(source), Path(source)
+    is_hub_id = not name.startswith((".", "~")) and not folder.is_absolute() and name.count("/") <= 1
+    if (isinstance(source, PathLike) or not is_hub_id) and not folder.is_dir():
+        raise ConfigError(f"model {name!r}: no such folder; give one that holds a causal LM, or a hub id")
+    for file in sorted(folder.glob("*.*")):
+        pointer = unfetched(file) if file.is_file() and file.suffix in MODEL_FILES else None
+        if pointer is not None:
             raise ConfigError(f"model {name!r}: {file.name} {pointer}")
 
 
-def _causal_lm(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
+def _causal_lm(source: str, **arguments: Any) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -265,8 +266,3 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name cannot be a hub id, `owner/name`."""
-    return name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1

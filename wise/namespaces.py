@@ -48,13 +48,12 @@ def ask_again(
 
     progress: called with a namespace, how many of its edits are done, and of how many.
     """
-    reports: dict[str, PrecisionReport] = {}
     if snapshot.base is None:
-        return reports
-    for namespace in dict.fromkeys(edit.namespace for edit in snapshot.state.edits):
-        own = within(snapshot.state, namespace)
-        reports[namespace] = model.ask_again(own, snapshot.base, progress=partial(progress, namespace))
-    return reports
+        return {}
+    return {
+        namespace: model.ask_again(own, snapshot.base, progress=partial(progress, namespace))
+        for namespace, own in split(snapshot.state).items()
+    }
 
 
 def check_settings(model: WiseModel, snapshot: Snapshot, place: str) -> None:

@@ -188,19 +188,20 @@ def begin_worker() -> None:
     """A worker ends with its parent, however that ends; Ctrl-C is the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+    if parent is None:
+        return
+
+    def follow(sentinel: int) -> None:
+        wait_for_end([sentinel])
+        os._exit(0)
+
+    threading.Thread(target=follow, args=(parent.sentinel,), daemon=True).start()
 
 
 def process_pool(count: int, begin: Callable[..., object] = begin_worker, *given: Any) -> Executor:
     """So many processes of this machine. begin: called in each with what is given, and calls `begin_worker`."""
     context = multiprocessing.get_context("spawn")  # a forked torch hangs
     return ProcessPoolExecutor(count, context, initializer=begin, initargs=given)
-
-
-def _follow(sentinel: int) -> None:
-    wait_for_end([sentinel])
-    os._exit(0)
 
 
 class RayTasks(Executor):

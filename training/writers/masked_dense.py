@@ -104,11 +104,8 @@ class MaskedDenseWriter:
             for e in range(first, first + len(task.edits)):
                 anchors = examples.bare.activations[e][examples.speaking[e]]
                 outcome = FitResult(
-                    fitted=served.fitted[e],
-                    steps=shards.steps[e] + served.steps[e],
-                    loss=served.loss[e],
-                    keys=self.statistics.key_space.keys(anchors),
-                    score=self._sure_score(slot, anchors),
+                    fitted=served.fitted[e], steps=shards.steps[e] + served.steps[e], loss=served.loss[e],
+                    keys=self.statistics.key_space.keys(anchors), score=self._sure_score(slot, anchors),
                 )
                 outcomes.append(outcome)
             first += len(task.edits)

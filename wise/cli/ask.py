@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,28 +64,18 @@ def ask(
 
 
 def _answer(before: Answer, after: Answer, explain: bool) -> dict[str, Any]:
-    tokens = [_token(after, place, route, explain) for place, route in enumerate(after.routes.tokens)]
+    tokens, routes = [], after.routes
+    for place, route in enumerate(routes.tokens):
+        token: dict[str, Any] = {"token": route.token, "part": _part(after, place), "slot": route.slot}
+        token |= {"score": route.score, "threshold": finite(route.threshold)}
+        tokens.append(token | ({"fired": _claim(route.fired), "missed": _claim(route.missed)} if explain else {}))
     said = {"prompt": after.prompt, "before": before.text, "after": after.text, "tokens": tokens}
-    routes = after.routes
     explained = {"fired": routes.fired, "missed": _claim(routes.missed), "missed_at": routes.missed_at}
     return said | (explained if explain else {})
 
 
-def _token(answer: Answer, place: int, route: TokenRoute, explain: bool) -> dict[str, Any]:
-    token = {
-        "token": route.token,
-        "part": _part(answer, place),
-        "slot": route.slot,
-        "score": route.score,
-        "threshold": finite(route.threshold),
-    }
-    return token | ({"fired": _claim(route.fired), "missed": _claim(route.missed)} if explain else {})
-
-
 def _claim(claim: Claim | None) -> dict[str, Any] | None:
-    if claim is None:
-        return None
-    return {"edit": claim.edit, "slot": claim.slot, "evidence": claim.evidence, "missed_by": claim.missed_by}
+    return None if claim is None else {**asdict(claim), "missed_by": claim.missed_by}
 
 
 def _part(answer: Answer, place: int) -> str:
@@ -119,10 +110,6 @@ def _explain(answer: Answer, edits: Mapping[str, Edit]) -> None:
     named = [*answer.routes.fired, *(r.missed.edit for r in answer.routes.tokens if r.missed and r.missed.edit)]
     for edit_id in dict.fromkeys(named):
         echo(f"{edit_id}: {edits[edit_id].prompt} -> {edits[edit_id].target}")
-    _say_missed(answer)
-
-
-def _say_missed(answer: Answer) -> None:
     claim, at = answer.routes.missed, answer.routes.missed_at
     if claim is None or at is None:
         echo("no other edit came near\n")

@@ -49,24 +49,12 @@ def chat_demo(
         draw_decisions(drawn, picture)
         echo(f"scores and thresholds drawn to {picture}")
     if as_json:
-        show_json(
-            {
-                "verified": result.report.count("verified"),
-                "right": sum(asked.right for asked in result.asked),
-                "asked": [
-                    {
-                        "kind": a.line.kind,
-                        "question": a.line.question,
-                        "before": a.before,
-                        "after": a.after,
-                        "right": a.right,
-                    }
-                    for a in result.asked
-                ],
-                "undone": result.undone,
-                "seconds": result.seconds,
-            }
-        )
+        asked = [
+            {"kind": a.line.kind, "question": a.line.question, "before": a.before, "after": a.after, "right": a.right}
+            for a in result.asked
+        ]
+        counts = {"verified": result.report.count("verified"), "right": sum(a.right for a in result.asked)}
+        show_json(counts | {"asked": asked, "undone": result.undone, "seconds": result.seconds})
 
 
 def _show(result: ChatDemo) -> None:

@@ -35,7 +35,7 @@ POOL = 1000
 
 
 @with_options
-def evaluate(
+def eval_(
     data: DataOption,
     *,
     form: FormatOptions,
@@ -86,8 +86,7 @@ def evaluate(
     from wise.lab.eval.candidates import Learning, all_settings
     from wise.lab.eval.results_file import with_source, write_json
     from wise.lab.eval.routing.texts import running_text
-    from wise.lab.eval.run import Scope
-    from wise.lab.eval.run import evaluate as run
+    from wise.lab.eval.run import Scope, evaluate
 
     chosen = parsed_settings(set_) | settings(seed=seed)
     all_settings(editor, chosen)
@@ -95,15 +94,8 @@ def evaluate(
     scope = Scope(routing=routing, pool=pool if routing else (), retention=retention, texts=running_text(text))
     base, tokenizer = model.load()
     with progress_bars(progress) as show:
-        result = run(
-            base,
-            tokenizer,
-            records,
-            editor=editor,
-            settings=chosen,
-            batch=batch,
-            scope=scope,
-            learning=learning,
+        result = evaluate(
+            base, tokenizer, records, editor=editor, settings=chosen, batch=batch, scope=scope, learning=learning,
             progress=show,
         )
     whole = with_source(result.to_dict(outcomes=True), about)
@@ -138,21 +130,12 @@ def show_evaluation(result: Evaluation) -> None:
 
 
 def _show_routing(routing: Mapping[str, Any]) -> None:
-    rows = [
-        (
-            name,
-            found["n"],
-            found["auroc"],
-            found["average_precision"],
-            found["fpr_at_95_tpr"],
-            found["tpr_at_fpr_0.01"],
-            found["tpr_at_fpr_0.001"],
-            found["opened"],
-        )
-        for name, found in routing["classes"].items()
-    ]
-    columns = ("negatives", "n", "AUROC", "AP", "FPR@95TPR", "TPR@1e-2", "TPR@1e-3", "opened")
-    show_table(f"routing: {routing['scored_against']} against", columns, rows)
+    columns = {
+        "n": "n", "auroc": "AUROC", "average_precision": "AP", "fpr_at_95_tpr": "FPR@95TPR",
+        "tpr_at_fpr_0.01": "TPR@1e-2", "tpr_at_fpr_0.001": "TPR@1e-3", "opened": "opened",
+    }
+    rows = [(name, *(found[field] for field in columns)) for name, found in routing["classes"].items()]
+    show_table(f"routing: {routing['scored_against']} against", ("negatives", *columns.values()), rows)
     for name, why in routing["skipped"].items():
         echo(f"{name}: not measured, {why}")
     oracle = routing["oracle"]

@@ -90,35 +90,52 @@ def eval_chat(
     from wise.lab.eval.results_file import write_json
     from wise.model import WiseModel
 
-    _check_given(form, data, facts, read, distractors, editor)
-    _check_chosen(data, facts, half or kinds, known or skip)
-    if (encoder or relations) and editor != "wise-hybrid":
-        raise ConfigError(f"--encoder and --relations are of wise-hybrid, and the editor is {editor}; leave them out")
-    if save is not None and find_editor(editor).kind != "memory":
-        raise ConfigError(f"--save keeps a side memory, and the editor {editor} has none; leave it out")
+    shipped, hybrid = data is None and facts is None, editor == "wise-hybrid"
+    refused = {
+        f"--form {form}: expected one of {', '.join(FORMS)}": form not in FORMS,
+        "--columns names the columns of --data or --facts: give one of them": read.columns is not None and shipped,
+        "--distractors takes further records of --data, for the editor wise-hybrid: give --data FILE": (
+            distractors and (data is None or not hybrid)
+        ),
+        "--facts and --data both say what is edited: leave one out": facts is not None and data is not None,
+        "--half and --kinds choose among the shipped facts: leave them out, or --facts and --data": (
+            (half or kinds) and not shipped
+        ),
+        "--known and --skip choose among the records of --data: give --data FILE, or leave them out": (
+            (known or skip) and data is None
+        ),
+        f"--encoder and --relations are of wise-hybrid, and the editor is {editor}; leave them out": (
+            (encoder or relations) and not hybrid
+        ),
+        f"--save keeps a side memory, and the editor {editor} has none; leave it out": (
+            save is not None and find_editor(editor).kind != "memory"
+        ),
+    }
+    for problem in [problem for problem, found in refused.items() if found]:
+        raise ConfigError(problem)
     check_file("--output", output)
     check_memory_folder("--save", save)
-    half, kinds = half or "judge", kinds or "known,private"
+    half, kinds, chat = half or "judge", kinds or "known,private", form == "chat"
     found = _facts(facts, half, kinds, data, read, known, skip, limit, seed or 0)
     chosen_settings = parsed_settings(set_) | settings(seed=seed, encoder=encoder, relations=absolute(relations))
     base, tokenizer = model.load()
     with progress_bars(progress) as show:
-        wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=form == "chat", progress=show)
+        wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=chat, progress=show)
         begun = time.process_time()
         wrapped.prepare()
         prepared = time.process_time() - begun
-        chosen = base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found
+        chosen = base_says(wrapped, found, chat=chat, wanted=limit) if known else found
         if not chosen:
             raise ConfigError(f"--known: the base says the right answer of none of {len(found)} records; leave it out")
         further = _further(data, read, skip, chosen, distractors)
-        report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
+        report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=chat, progress=show)
         if save is not None and isinstance(wrapped, WiseModel):
             wrapped.save_pretrained(save)
         measured = {}
         for count in (0, *(distractors or ())):
             with _add_distractors(wrapped, further, count, show):
                 asked = chosen[:measure]
-                figures = measure_chat(wrapped, asked, chat=form == "chat", oracle=oracle and not count, progress=show)
+                figures = measure_chat(wrapped, asked, chat=chat, oracle=oracle and not count, progress=show)
             measured[count] = figures.to_dict()
             title = f"{len(chosen)} edits by {editor}, {form}"
             _show(f"{title}, {count} distractors" if count else title, measured[count])
@@ -147,31 +164,6 @@ def eval_chat(
         write_json(output, whole)
     if as_json:
         show_json(whole)
-
-
-def _check_given(
-    form: str, data: Path | None, facts: Path | None, read: FormatOptions, distractors: list[int] | None, editor: str
-) -> None:
-    """Raises ConfigError for options that do not go together."""
-    if form not in FORMS:
-        raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
-    if read.columns is not None and data is None and facts is None:
-        raise ConfigError("--columns names the columns of --data or --facts: give one of them")
-    if distractors and (data is None or editor != "wise-hybrid"):
-        raise ConfigError("--distractors takes further records of --data, for the editor wise-hybrid: give --data FILE")
-
-
-def _check_chosen(data: Path | None, facts: Path | None, of_shipped: str | None, of_data: int) -> None:
-    """Raises ConfigError for a choice among facts that are not edited.
-
-    of_shipped: --half or --kinds. of_data: --known or --skip.
-    """
-    if data is not None and facts is not None:
-        raise ConfigError("--facts and --data both say what is edited: leave one out")
-    if of_shipped and (data is not None or facts is not None):
-        raise ConfigError("--half and --kinds choose among the shipped facts: leave them out, or --facts and --data")
-    if of_data and data is None:
-        raise ConfigError("--known and --skip choose among the records of --data: give --data FILE, or leave them out")
 
 
 def _precision(base: PreTrainedModel) -> str:
@@ -223,15 +215,8 @@ def _further(
 
 
 def _facts(
-    facts: Path | None,
-    half: str,
-    kinds: str,
-    data: Path | None,
-    read: FormatOptions,
-    known: bool,
-    skip: int,
-    limit: int | None,
-    seed: int,
+    facts: Path | None, half: str, kinds: str, data: Path | None, read: FormatOptions, known: bool, skip: int,
+    limit: int | None, seed: int,
 ) -> list[Fact]:
     """What is edited, or with `known` what it is chosen from. Raises ConfigError where that is nothing."""
     from wise.lab.eval.chat.facts import everyday_facts, facts_of, read_facts

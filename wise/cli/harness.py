@@ -43,12 +43,7 @@ def harness(
     check_request(names, include_path)
     wrapped = edited.load(memory, progress=progress)
     found = evaluate_harness(
-        wrapped,
-        names,
-        limit=limit,
-        include_path=include_path,
-        batch_size=batch_size or BATCH,
-        seed=seed or 0,
+        wrapped, names, limit=limit, include_path=include_path, batch_size=batch_size or BATCH, seed=seed or 0,
         verbose=progress,
     )
     show_table(f"lm-evaluation-harness, {found['edits']} edits", COLUMNS, map(_cells, found["results"]))
@@ -57,16 +52,10 @@ def harness(
 
 
 def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
-    return (
-        row["task"],
-        row["metric"],
-        row["documents"],
-        _with_error(row["base"], row["base_stderr"]),
-        _with_error(row["edited"], row["edited_stderr"]),
-        None if row["difference"] is None else f"{row['difference']:+.3f}",
-        row["changed"],
-        None if row["p"] is None else shown_p(row["p"]),
-    )
+    difference = None if row["difference"] is None else f"{row['difference']:+.3f}"
+    figures = [_with_error(row[name], row[f"{name}_stderr"]) for name in ("base", "edited")]
+    p = None if row["p"] is None else shown_p(row["p"])
+    return row["task"], row["metric"], row["documents"], *figures, difference, row["changed"], p
 
 
 def _with_error(value: float | None, error: float | None) -> str | None:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table
-from wise.cli.options import FormatOptions, JsonOption, ModelOptions, ProgressOption, SeedOption, settings, with_options
+from wise.cli.options import FormatOptions, JsonOption, ModelOptions, ProgressOption, SeedOption, with_options
 from wise.cli.terminal import echo, show_json
-from wise.config import WiseConfig
 from wise.errors import ConfigError, EditError
 
 if TYPE_CHECKING:
@@ -62,10 +61,10 @@ def locate(
     The trace puts parts of a clean run back into one with noise on the subject. It says through which tokens and layers
     an answer runs, and not where editing works; so the layer is recommended by the edits alone.
     """
-    WiseConfig(**settings(seed=seed))
     check_file("--output", output)
     check_picture(picture)
     wanted = _layers(layers, sweep_edits)
+    from wise.lab.eval.results_file import write_json
     from wise.lab.locate.facts import read_facts
 
     known = read_facts(data, format=read.format, columns=read.named_columns(), limit=facts)
@@ -87,7 +86,14 @@ def locate(
             figures = swept.to_dict()
     result = found.to_dict() | figures | {"data": file_facts(data)}
     show_location(result)
-    _write(result, output, picture)
+    if picture is not None:
+        from wise.lab.locate.picture import draw
+
+        draw(result, picture)
+        echo(f"heat maps drawn to {picture}")
+    if output is not None:
+        write_json(output, result)
+        echo(f"figures written to {output}")
     if as_json:
         show_json(result)
 
@@ -151,17 +157,13 @@ def _show_sweep(result: Mapping[str, Any]) -> None:
     show_table(title, tuple(SWEEP.values()), rows)
     records = result["sweep_records"]
     last = records["first"] + records["count"] - 1
+    known = advice["correlations"].items()
+    correlations = [f"{SWEEP[name]} {'-' if value is None else f'{value:.2f}'}" for name, value in known]
     echo(
         f"edited: records {records['first']} to {last} of the file, counting from 0; the layer is chosen on them, so "
-        "measure it on others\n"
-        "rank correlation with editing success over the layers: "
-        + ", ".join(f"{SWEEP[name]} {_short(value)}" for name, value in advice["correlations"].items())
+        f"measure it on others\nrank correlation with editing success over the layers: {', '.join(correlations)}"
     )
     echo(f"recommended: layer {advice['layer']}, the best mean of {len(result['sweep'])} layers edited")
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _layers(given: str | None, edits: int) -> list[int] | None:
@@ -191,16 +193,3 @@ def _records_behind(data: Path, facts: Sequence[Fact], edits: int, read: FormatO
             "ask for fewer --facts or --sweep-edits, or give --sweep-edits 0"
         )
     return first, chosen
-
-
-def _write(result: dict[str, Any], output: Path | None, picture: Path | None) -> None:
-    from wise.lab.eval.results_file import write_json
-
-    if picture is not None:
-        from wise.lab.locate.picture import draw
-
-        draw(result, picture)
-        echo(f"heat maps drawn to {picture}")
-    if output is not None:
-        write_json(output, result)
-        echo(f"figures written to {output}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -276,14 +277,11 @@ def named_values(pairs: Sequence[str] | None) -> dict[str, str]:
 
 def parsed_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
     """NAME=VALUE pairs, the values JSON or else text. Raises ConfigError as `named_values` does."""
-    return {name: _json_or_text(value) for name, value in named_values(pairs).items()}
-
-
-def _json_or_text(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
+    found: dict[str, Any] = dict(named_values(pairs))
+    for name, value in found.items():
+        with suppress(json.JSONDecodeError):
+            found[name] = json.loads(value)
+    return found
 
 
 def absolute(file: Path | None) -> str | None:

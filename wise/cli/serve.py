@@ -43,7 +43,13 @@ def serve(
     may be a file that others read. The log goes to stderr, as JSON. Ends on SIGTERM or Ctrl-C, after the running
     answers.
     """
-    _check_extra()
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import pydantic_settings  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"the service needs {error.name}, which is not installed: {NEEDS}") from error
     from wise.serving.logs import json_logs
     from wise.serving.settings import default_store, load
 
@@ -109,13 +115,3 @@ def token(
     if as_json:
         shown = {"name": name, "scope": scope, "token": made, "file": str(file), "until": ends}
         show_json(shown | {"namespaces": namespace})
-
-
-def _check_extra() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import pydantic_settings  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"the service needs {error.name}, which is not installed: {NEEDS}") from error

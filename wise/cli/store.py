@@ -24,12 +24,9 @@ if TYPE_CHECKING:
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Folder of a store, or its postgresql:// URL.")]
 
 
-def _as_stored(namespace: str | None) -> str | None:
-    return None if namespace is None else normalize("NFC", namespace)
-
-
 NamespaceOption = Annotated[
-    str | None, typer.Option("--namespace", help="Edits of this namespace only.", callback=_as_stored)
+    str | None,
+    typer.Option(help="Edits of this namespace only.", callback=lambda name: name and normalize("NFC", name)),
 ]
 AuthorOption = Annotated[str | None, typer.Option("--author", help="Who does it, for the journal.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Why, for the journal.")]

@@ -42,7 +42,9 @@ def stream(
     from wise.formats.edit_file import RecordParser
     from wise.ingest import open_reader
 
-    called = name or _name_of(source)
+    is_url = source.startswith(("http://", "https://"))
+    path = redacted(source) if is_url else str(Path(source).absolute())  # the journal keeps it
+    called = name or ("stdin" if source == "-" else path)
     counts: Counter[str] = Counter()
     with open_reader(store) as opened:
         _take_all(opened, called, source, follow, RecordParser(form.format, form.named_columns()), counts)
@@ -80,11 +82,3 @@ def _take_all(store: Store, name: str, source: str, follow: bool, parser: Record
     except KeyboardInterrupt:
         echo("stopped; give the same command to go on", err=True)
     parser.log_warnings(name)
-
-
-def _name_of(source: str) -> str:
-    if source == "-":
-        return "stdin"
-    if source.startswith(("http://", "https://")):
-        return redacted(source)  # the journal keeps it
-    return str(Path(source).absolute())

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from wise.demo.facts import (Fact, counterfactual, held_out_prompts, load_facts, neighbours, train_prompts)
+from wise.demo.facts import Fact, counterfactual, held_out_prompts, load_facts, neighbours, train_prompts
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
 
