@@ -23,7 +23,9 @@ NEVER = sys.maxsize
 """A position that no text reaches."""
 WINDOW = 128
 """Tokens of plain text that are read before a position."""
-_SENTENCE_END = re.compile(r"(?<=[.!?。！？])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St)\.)(?<!\bMrs\.)[\"'”’)\]]*\s+|(?<=[。！？])|\n+")
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?。！？])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St)\.)(?<!\bMrs\.)[\"'”’)\]]*\s+|(?<=[。！？])|\n+"
+)
 """Ends of sentences; not initials and a few titles."""
 _SENTENCE_BEGIN = re.compile(r"(?:^|\n|[.!?:])\W*\w")
 """The first letter of a sentence, and what stands before it."""

@@ -173,22 +173,25 @@ class Encoder:
         return ids
 
     def validate(self, edit: Edit) -> None:
-        """Raises EditError for an edit that `check` refuses, whose subject is said nowhere, or that the context does
-        not hold."""
+        """Raises EditError for an edit that `check` refuses, or that the context does not hold; in a chat also for a
+        conversation that the template refuses, or whose question would be answered in any other conversation."""
         self.check(edit)
-        if self.in_chat:
-            _check_subject_is_named(edit)
-        reserve = len(self.bos) + len(self.terminator)
+        reserve, in_chat = len(self.bos) + len(self.terminator), len(self.chat_terminator)
         check_lengths([edit], lambda text: len(self.tokenizer(text)["input_ids"]), self.context, reserve)
         if self.in_chat:
-            self._check_chat(edit)
+            check_lengths([edit], lambda text: len(self.turn([user_turn(text)])), self.context, in_chat)
+            if edit.messages:
+                self._check_conversation(edit)
 
-    def _check_chat(self, edit: Edit) -> None:
-        """Raises EditError for an edit that the context does not hold as turns of a chat, or whose conversation the
-        chat template refuses."""
-        check_lengths([edit], lambda text: len(self.turn([user_turn(text)])), self.context, len(self.chat_terminator))
-        if not edit.messages:
-            return
+    def _check_conversation(self, edit: Edit) -> None:
+        *before, last = edit.messages
+        earlier = any(message.role != "system" for message in before)
+        if earlier and not names_of(edit) and refers_back(last.content):
+            raise EditError(
+                f"field 'messages': the last one, {shortened(last.content)}, refers to what was said before, and no "
+                "subject is given, so it would be answered in any chat; give the whole question as 'prompt', and its "
+                f"'subject' (edit {edit.id!r})"
+            )
         try:
             tokens = len(self.question(edit.messages).ids) + len(self.chat_target(edit.target))
         except ConfigError as error:
@@ -288,17 +291,6 @@ def _learn_delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig)
         turns = [render(tokenizer, [user_turn(text)]) for text in QUESTIONS]
         chat = _learn_terminator(model, begun, turns, least=2)
     return {"bos": begun.bos, "terminator": terminator, "chat_terminator": chat}
-
-
-def _check_subject_is_named(edit: Edit) -> None:
-    """Raises EditError for an edit of a conversation whose question would be answered in any other conversation."""
-    earlier = any(message.role != "system" for message in edit.messages[:-1])
-    if earlier and not names_of(edit) and refers_back(edit.messages[-1].content):
-        raise EditError(
-            f"field 'messages': the last one, {shortened(edit.messages[-1].content)}, refers to what was said before, "
-            "and no subject is given, so it would be answered in any chat; give the whole question as 'prompt', and "
-            f"its 'subject' (edit {edit.id!r})"
-        )
 
 
 def joint(prompt: str, target: str) -> str:

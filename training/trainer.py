@@ -37,7 +37,7 @@ class Trainer:
 
     spliced: SplicedModel
     encoder: Encoder
-    key_space: Space | None
+    key_space: Space
     """The space of new keys."""
     verifier: Verifier
     writer: Writer
@@ -82,8 +82,9 @@ class Trainer:
             fresh = [edit for edit in fresh if edit not in failed_replacements]
         accounted_for = {*final.edit_ids, *replaced, *(conflict.superseded for conflict in superseded_by_conflict)}
         dropped = tuple(i for i in state.edit_ids if i not in accounted_for)
+        never_written = Outcome(id="", status=SUPERSEDED, answer="", steps=0, loss=0.0, milliseconds=0.0)
         report = EditReport(
-            outcomes=tuple(outcomes.get(edit.id, _superseded(edit)) for edit in edits),
+            outcomes=tuple(outcomes.get(edit.id, replace(never_written, id=edit.id)) for edit in edits),
             replaced=replaced,
             dropped=dropped,
             seconds=time.perf_counter() - begun,
@@ -217,9 +218,8 @@ class Trainer:
         live = set() if replacing else set(state.edit_ids)
         for edit in edits:
             if edit.id in live:
-                raise EditError(
-                    f"field 'id': edit {edit.id!r} is live already; leave the edit out, or give it another id"
-                )
+                known = f"edit {edit.id!r} is live already"
+                raise EditError(f"field 'id': {known}; leave the edit out, or give it another id")
             self.encoder.validate(edit)
 
     def _batches(self, state: MemoryState, edits: Sequence[Edit]) -> list[list[SlotTask]]:
@@ -328,7 +328,3 @@ def _retried(before: Outcome, now: Outcome, is_served: bool) -> Outcome:
         milliseconds=before.milliseconds + now.milliseconds,
         tried=(*before.tried, *now.tried),
     )
-
-
-def _superseded(edit: Edit) -> Outcome:
-    return Outcome(id=edit.id, status=SUPERSEDED, answer="", steps=0, loss=0.0, milliseconds=0.0)

@@ -29,7 +29,7 @@ from wise.architectures import TargetModule, locate
 from wise.config import WiseConfig
 from wise.edits import Conversation, Edit, as_edit, conversations
 from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError
-from wise.explain import Answer, GeneratedIds, Provenance, generated_ids, prompt_ids
+from wise.explain import Answer, GeneratedIds, RowRoutes, explained, generated_ids, prompt_ids
 from wise.loading import check_tokenizer, loaded, transformers_model
 from wise.memory.base_watch import REMEDY, BaseState, BaseWatch
 from wise.memory.fingerprint import Fingerprint, fingerprint
@@ -141,8 +141,7 @@ class WiseModel(nn.Module):
         """The states that `snapshot` gave, with the base on which each was verified."""
         self._trainer: tuple[Trainer, BaseState] | None = None
         """With the base that it measured."""
-        self._lock = threading.RLock()
-        """Held by the thread that edits."""
+        self._lock = threading.RLock()  # held by the thread that edits
         self._workers: Workers | None = None
         self.precision_report: PrecisionReport | None = None
         """What `from_pretrained` found, if it was allowed to take a memory of another precision and did."""
@@ -171,8 +170,7 @@ class WiseModel(nn.Module):
 
     def unwrap(self) -> PreTrainedModel:
         """Puts the base's own layer back and returns the model that was wrapped."""
-        path = self._path()
-        if path is not None:
+        if (path := self._path()) is not None:
             completed(lambda: put_module(self.model, path, self.layer.base_module))
         if self.inputs is not None and self.inputs.sequences is not None:
             completed(self.inputs.sequences.remove)
@@ -212,7 +210,7 @@ class WiseModel(nn.Module):
         if ids is None:
             return output
         with self.evaluating():
-            return output, self._provenance().explain(generated_ids(self.model, ids, kwargs, output))
+            return output, self._explained(generated_ids(self.model, ids, kwargs, output))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -300,9 +298,7 @@ class WiseModel(nn.Module):
         were verified, since an adapter was switched or it was trained.
         """
         self._check_wrapped()
-        one = isinstance(edits, str | Mapping) or not isinstance(edits, Iterable)
-        several: Iterable[Any] = [edits] if one else edits  # type: ignore[assignment]
-        checked = [as_edit(edit) for edit in several]
+        checked = [as_edit(edit) for edit in _listed(edits, str | Mapping)]
         if not checked:
             raise EditError("edit() was given no edits: expected one wise.Edit or a list of them")
         return self._edit(checked, progress=progress or silent)
@@ -317,10 +313,8 @@ class WiseModel(nn.Module):
         self._check_wrapped()
         edit = as_edit(edit)
         if not any(edit.id == other.id or edit.prompt == other.prompt for other in self.edits):
-            raise EditError(
-                f"field 'id': no live edit has the id {edit.id!r} or the prompt {edit.prompt!r:.80}; make a new one "
-                "with edit()"
-            )
+            known = f"the id {edit.id!r} or the prompt {edit.prompt!r:.80}"
+            raise EditError(f"field 'id': no live edit has {known}; make a new one with edit()")
         return self._edit([edit], replacing=True)
 
     def _edit(self, edits: Sequence[Edit], **how: Any) -> EditReport:
@@ -343,9 +337,8 @@ class WiseModel(nn.Module):
         """
         self._check_wrapped()
         begun, cpu = time.perf_counter(), time.process_time()
-        one = isinstance(edit_ids, str | Edit) or not isinstance(edit_ids, Iterable)
-        several: Iterable[Any] = [edit_ids] if one else edit_ids  # type: ignore[assignment]
         with self._lock:
+            several = _listed(edit_ids, str | Edit)
             deleted = self.state.live(each.id if isinstance(each, Edit) else each for each in several)
             sharing = self.state.sharing(deleted)
             state, dropped = self.state.without(deleted), tuple[str, ...]()
@@ -466,27 +459,25 @@ class WiseModel(nn.Module):
                 )
         with self.evaluating():
             out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
-            rows = [(*prompt, *new) for prompt, new in zip(ids, out, strict=True)]
-            read = [
-                GeneratedIds(ids=row, columns=tuple(range(len(row))), prompt_tokens=len(prompt))
-                for row, prompt in zip(rows, ids, strict=True)
-            ]
-            routes = self._provenance().explain(read)
+            read = [((*prompt, *new), len(prompt)) for prompt, new in zip(ids, out, strict=True)]
+            routes = self._explained(
+                [GeneratedIds(ids=row, columns=tuple(range(len(row))), prompt_tokens=count) for row, count in read]
+            )
         return [
             Answer(
                 prompt=question.text,
-                text=self.encoder.answer(row[row_routes.prompt_tokens :], chat=question.chat),
-                tokens=tuple(map(self._token, row)),
-                prompt_tokens=row_routes.prompt_tokens,
-                routes=row_routes,
+                text=self.encoder.answer(new, chat=question.chat),
+                tokens=tuple(map(self._token, (*question.ids, *new))),
+                prompt_tokens=len(question.ids),
+                routes=own,
             )
-            for question, row, row_routes in zip(questions, rows, routes, strict=True)
+            for question, new, own in zip(questions, out, routes, strict=True)
         ]
 
-    def _provenance(self) -> Provenance:
-        memory = self.layer.memory
+    def _explained(self, texts: Sequence[GeneratedIds]) -> tuple[RowRoutes, ...]:
+        memory, layer = self.layer.memory, self.layer
         state = self._served_by(memory)
-        return Provenance(model=self.model, layer=self.layer, memory=memory, state=state, decode=self._token)
+        return explained(texts, model=self.model, layer=layer, memory=memory, state=state, decode=self._token)
 
     def _token(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))
@@ -494,10 +485,9 @@ class WiseModel(nn.Module):
     @torch.no_grad()
     def route(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route | None:
         """The route of every token of `[batch, seq]` ids, rows flattened; None without edits."""
-        memory = self.layer.memory
+        memory, device = self.layer.memory, execution_device(self.model)
         if memory is None:
             return None
-        device = execution_device(self.model)
         mask = attention_mask.to(device) if attention_mask is not None else None
         with recorded_inputs({0: self.layer}) as seen:
             self.model(input_ids.to(device), attention_mask=mask, use_cache=False)
@@ -512,11 +502,9 @@ class WiseModel(nn.Module):
     def _served_by(self, memory: SideMemory | None) -> MemoryState:
         return _EMPTY if memory is None else memory.state or self.state
 
-    @contextmanager
-    def disabled(self) -> Iterator[PreTrainedModel]:
+    def disabled(self) -> AbstractContextManager[PreTrainedModel]:
         """The base answers alone within a `with` block, in all threads."""
-        with self.serving(MemoryState()) as model:
-            yield model
+        return self.serving(MemoryState())
 
     @contextmanager
     def serving(self, state: MemoryState) -> Iterator[PreTrainedModel]:
@@ -579,6 +567,11 @@ class WiseModel(nn.Module):
     save_pretrained = saving.save_pretrained
     push_to_hub = saving.push_to_hub
     from_pretrained = classmethod(saving.from_pretrained)
+
+
+def _listed(given: Any, single: Any) -> Iterable[Any]:
+    """single: the types of one thing."""
+    return [given] if isinstance(given, single) or not isinstance(given, Iterable) else given
 
 
 def wrap(

@@ -9,7 +9,6 @@ once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -22,20 +21,11 @@ from wise.training.wordings import Wording, Wordings
 from wise.training.writers.answer_fitting import Examples, Stepping, Values
 from wise.training.writers.base import FitResult, Progress, SlotResults, SlotTask, silent
 
-
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """How long an edit is fitted. One that fails is fitted again with the next effort."""
-
-    steps: int
-    """Times `max_steps`."""
-    rate: float
-    """Times `answer_fitting.RATE`."""
-
-
 AT_ONCE, ON_CPU = 16, 4
 """Edits that are fitted in one batch, on a GPU and on a CPU. More take more memory and no less time."""
-EFFORTS = (Effort(steps=1, rate=1.0), Effort(steps=3, rate=0.3))
+EFFORTS = ((1, 1.0), (3, 0.3))
+"""How long an edit is fitted: steps, times `max_steps`, and rate, times `answer_fitting.RATE`. One that fails is fitted
+again with the next effort."""
 
 
 class AnswerWriter:
@@ -54,7 +44,7 @@ class AnswerWriter:
         written: dict[int, tuple[Slot, list[FitResult]]] = {}
         for part in self.parts(tasks):
             shown = _shifted(progress, len(written))
-            found = self._write([tasks[i] for i in part], shown, EFFORTS[effort])
+            found = self._write([tasks[i] for i in part], shown, *EFFORTS[effort])
             written |= zip(part, found, strict=True)
         return [written[i] for i in range(len(edits))]
 
@@ -66,15 +56,16 @@ class AnswerWriter:
         size = ON_CPU if self.spliced.device.type == "cpu" else AT_ONCE
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def _write(self, tasks: Sequence[SlotTask], progress: Progress, effort: Effort) -> SlotResults:
+    def _write(self, tasks: Sequence[SlotTask], progress: Progress, longer: int, rate: float) -> SlotResults:
         edits = [task.edits[0] for task in tasks]
         further = [self.wordings.texts(edit) for edit in edits]
         asked = [_alike(self.wordings.of(edit, texts)) for edit, texts in zip(edits, further, strict=True)]
         parts = [(i, form) for i in range(len(edits)) for form in range(FORMS) if _of_form(asked[i], form)]
         examples = self._examples([_of_form(asked[i], form) for i, form in parts])
-        values = Values(examples.own.activations, self.spliced.target_module.out_features, self._unit(examples))
-        steps = effort.steps * self.config.max_steps
-        fit = Stepping(self.spliced, examples, values, max_steps=steps, rate=effort.rate).run(
+        unit = float(examples.own.outputs[:, 0].float().square().mean().sqrt())  # at the ends of the prompts
+        values = Values(examples.own.activations, self.spliced.target_module.out_features, unit)
+        steps = longer * self.config.max_steps
+        fit = Stepping(self.spliced, examples, values, max_steps=steps, rate=rate).run(
             lambda done: progress(done * len(edits) // len(parts))
         )
         written = []
@@ -117,10 +108,6 @@ class AnswerWriter:
             owner=torch.tensor([i for i, own in enumerate(parts) for _ in own]),
             bare=bare,
         )
-
-    def _unit(self, examples: Examples) -> float:
-        """Root mean square of what the edited module gives at the ends of the prompts."""
-        return float(examples.own.outputs[:, 0].float().square().mean().sqrt())
 
 
 def _shifted(progress: Progress, done: int) -> Progress:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from wise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wise.vllm.sequences import Followed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +40,7 @@ class StepLayout:
     """`[n]` of all tokens of the step, padding included."""
 
 
-class StepObserver(Protocol):
-    """What is told about the steps of a runner."""
-
-    def begin(self, scheduled: Any) -> None:
-        """scheduled: vLLM's SchedulerOutput, with the requests that are new and those that are finished."""
-
-    def wants(self, request: str) -> bool:
-        """Whether the rows of a request are to be laid out."""
-
-    def lay_out(self, layout: StepLayout) -> None:
-        """The tokens are known and are run next."""
-
-    def end(self) -> None:
-        """They were run."""
-
-
-def observe(runner: Any, observer: StepObserver) -> str:
+def observe(runner: Any, observer: Followed) -> str:
     """Tells `observer` about each step of a model runner; returns the name of its kind.
 
     Raises ConfigError for a runner that is not known.
@@ -71,11 +58,11 @@ def observe(runner: Any, observer: StepObserver) -> str:
     )
 
 
-Layout = Callable[[Any, StepObserver, tuple[Any, ...], Any], StepLayout]
+Layout = Callable[[Any, "Followed", tuple[Any, ...], Any], StepLayout]
 """Of a runner, the observer, the arguments of the method that lays out a step, and its result."""
 
 
-def _wrap(runner: Any, method: str, layout: Layout, observer: StepObserver) -> None:
+def _wrap(runner: Any, method: str, layout: Layout, observer: Followed) -> None:
     prepare, execute = getattr(runner, method), runner.execute_model
 
     def prepare_inputs(*args: Any, **options: Any) -> Any:
@@ -93,7 +80,7 @@ def _wrap(runner: Any, method: str, layout: Layout, observer: StepObserver) -> N
     runner.execute_model = execute_model
 
 
-def _layout_v1(runner: Any, observer: StepObserver, args: tuple[Any, ...], _result: Any) -> StepLayout:
+def _layout_v1(runner: Any, observer: Followed, args: tuple[Any, ...], _result: Any) -> StepLayout:
     batch, counts = runner.input_batch, args[1].tolist()
     computed = batch.num_computed_tokens_cpu
     rows, start = [], 0
@@ -104,7 +91,7 @@ def _layout_v1(runner: Any, observer: StepObserver, args: tuple[Any, ...], _resu
     return StepLayout(rows=tuple(rows), ids=runner.input_ids.gpu)
 
 
-def _layout_v2(_runner: Any, observer: StepObserver, _args: tuple[Any, ...], batch: Any) -> StepLayout:
+def _layout_v2(_runner: Any, observer: Followed, _args: tuple[Any, ...], batch: Any) -> StepLayout:
     starts, computed = batch.query_start_loc_np, batch.num_computed_tokens_np
     rows = [
         StepRow(

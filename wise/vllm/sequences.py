@@ -74,7 +74,7 @@ class FollowedSequence:
 
 
 class Followed:
-    """All followed sequences of a worker. Implements `StepObserver`."""
+    """All followed sequences of a worker. It is told about the steps of a runner (`wise.vllm.runners`)."""
 
     def __init__(self, side: Side, *, record: bool = False) -> None:
         """record: keep what was added for each request, for a check."""
@@ -96,9 +96,11 @@ class Followed:
         return self._side.adds
 
     def wants(self, request: str) -> bool:
+        """Whether the rows of a request are to be laid out."""
         return request in self._sequences
 
     def begin(self, scheduled: Any) -> None:
+        """scheduled: vLLM's SchedulerOutput, with the requests that are new and those that are finished."""
         if not self.adds:
             return
         for request in scheduled.finished_req_ids:
@@ -125,6 +127,7 @@ class Followed:
         self._sequences[request] = FollowedSequence(prompt, self.memories[key], plan)
 
     def lay_out(self, layout: StepLayout) -> None:
+        """The tokens are known and are run next."""
         self._due -= {row.request for row in layout.rows}
         rows: list[int] = []
         values: list[Tensor] = []
