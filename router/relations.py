@@ -36,10 +36,8 @@ def nearest_relation(vectors: Tensor, centres: Tensor) -> int:
 
 
 def rivals(vectors: Tensor, reader: RelationReader) -> Tensor:
-    """`[m]` the places of an edit's rivals among the reader's relations: the others of the kind of its own.
-
-    There are none where no relation is near. vectors: `[2, r]` as for `relation_scores`.
-    """
+    """`[m]` the places of an edit's rivals among the reader's relations: the others of the kind of its own. There are
+    none where no relation is near. vectors: `[2, r]` as for `relation_scores`."""
     if not len(reader.relation_centres):
         return torch.zeros(0, dtype=torch.long)
     scores, kinds = relation_scores(vectors, reader.relation_centres), reader.relation_kinds

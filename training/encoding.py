@@ -203,10 +203,8 @@ class Encoder:
             )
 
     def check(self, edit: Edit) -> None:
-        """Raises EditError for an edit that the base cannot read or generate.
-
-        The tokenizer must know a token of the prompt, and all tokens of the target.
-        """
+        """Raises EditError for an edit that the base cannot read or generate. The tokenizer must know a token of the
+        prompt, and all tokens of the target."""
         unknown = self.tokenizer.unk_token_id
         unknown = None if unknown in self.stops else unknown  # some tokenizers have one token for both
         prompt = self.tokenizer(edit.prompt, add_special_tokens=False)["input_ids"]
@@ -243,10 +241,8 @@ class Encoder:
 
 
 def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> Encoder:
-    """Learns from the base what `config` leaves open, and caches it on disk (`wise.training.cache`).
-
-    Raises ConfigError if the model has no end-of-sequence token.
-    """
+    """Learns from the base what `config` leaves open, and caches it on disk (`wise.training.cache`). Raises ConfigError
+    if the model has no end-of-sequence token."""
     template = ChatTemplate.learn(tokenizer)
     bare = Encoder(
         tokenizer=tokenizer,

@@ -112,10 +112,8 @@ def _batches(
 def sample(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, stops: Collection[int], tokens: int, seed: int
 ) -> list[list[int]]:
-    """A text of `tokens` more tokens after each prompt, drawn from the model's own distribution; it does not stop.
-
-    The global random state is not touched.
-    """
+    """A text of `tokens` more tokens after each prompt, drawn from the model's own distribution; it does not stop. The
+    global random state is not touched."""
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
         top_k=0,

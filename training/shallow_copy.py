@@ -9,10 +9,8 @@ from typing import Any
 
 
 def copied_along(model: Any, path: str, inside: str = "") -> Any:
-    """Copies `model` and each module down to `path`; returns the new root (or the new end, below `inside`).
-
-    With `inside`, the modules down to that path are already copies and are walked, not copied again.
-    """
+    """Copies `model` and each module down to `path`; returns the new root (or the new end, below `inside`). With
+    `inside`, the modules down to that path are already copies and are walked, not copied again."""
     root = model if inside else shallow_copy(model)
     node = root
     walked: list[str] = []

@@ -86,10 +86,8 @@ def _located(model: PreTrainedModel, config: WiseConfig, *, linear: bool) -> Tar
 
 
 def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The path and list of the blocks that text runs through: the longest list whose first module is run.
-
-    Raises UnsupportedModelError where there is none.
-    """
+    """The path and list of the blocks that text runs through: the longest list whose first module is run. Raises
+    UnsupportedModelError where there is none."""
     lists = {
         path: module
         for path, module in model.named_modules()
@@ -232,8 +230,7 @@ class _Trial:
 
     def place(self) -> str | None:
         """The module to add to: a projection whose output enters the residual stream as it is, else the last whole part
-        that works token by token; else a part behind a feed-forward layer: a convolution, or one that is scaled.
-        """
+        that works token by token; else a part behind a feed-forward layer: a convolution, or one that is scaled."""
         candidates = list(self._per_token())[::-1]
         linear = [path for path in candidates if _is_linear(self.block.get_submodule(path))]
         whole = [path for path in candidates if "." not in path]
@@ -326,10 +323,8 @@ class _Trial:
 
 @torch.no_grad()
 def _run(model: PreTrainedModel) -> None:
-    """A forward pass of a few ordinary tokens.
-
-    Raises UnsupportedModelError where a model does not run on them alone.
-    """
+    """A forward pass of a few ordinary tokens. Raises UnsupportedModelError where a model does not run on them
+    alone."""
     try:
         model(input_ids=_ordinary(model).to(execution_device(model)), use_cache=False)
     except NOT_RUN as error:

@@ -80,10 +80,8 @@ def last_ingested(store: Store, name: str) -> tuple[int, str] | None:
 
 
 def lines_of_file(file: Path, name: str, last: tuple[int, str] | None, *, follow: bool) -> Iterator[Line]:
-    """Lines after the one that was taken in last. With `follow`, those that are appended later too, without end.
-
-    Raises ConfigError where the file is not the one that was read before, or was cut.
-    """
+    """Lines after the one that was taken in last. With `follow`, those that are appended later too, without end. Raises
+    ConfigError where the file is not the one that was read before, or was cut."""
     check_file(file)
     with file.open("rb") as stream:
         place = 0
@@ -112,10 +110,8 @@ def rows_of(path: Path) -> Iterator[Line]:
 
 
 def lines_of_url(url: str) -> Iterator[Line]:
-    """What a server sends, until it ends. A user and a password in the URL are sent to that server alone.
-
-    Raises ConfigError, which names neither of them, where it cannot be reached.
-    """
+    """What a server sends, until it ends. A user and a password in the URL are sent to that server alone. Raises
+    ConfigError, which names neither of them, where it cannot be reached."""
     try:
         parts = urlsplit(url)
         user, at, host = parts.netloc.rpartition("@")
@@ -184,10 +180,8 @@ class Ingestion:
         return [EditRequest(edit=record.edit, **kept) for record in records]
 
     def _is_latest(self, request: EditRequest) -> bool:
-        """Whether the latest edit on its question that is queued, in training or live is the same in all but its id.
-
-        An id that the line gives must be the same too.
-        """
+        """Whether the latest edit on its question that is queued, in training or live is the same in all but its id. An
+        id that the line gives must be the same too."""
         for ticket in self._store.journal.tickets(since=self._last):
             self._tickets_on.setdefault(_question(ticket.edit), []).append(ticket.number)
             self._last = ticket.number

@@ -31,10 +31,8 @@ def check_fits(model: WiseModel, snapshot: Snapshot, place: str, *, allow_precis
 
 
 def check_base(base: Fingerprint, snapshot: Snapshot, place: str, *, allow_precision: bool = False) -> bool:
-    """Whether a store's edits were made on this base in this precision; False for another one that is allowed.
-
-    Raises StoreError if they were made on another base, or in another precision that is not allowed.
-    """
+    """Whether a store's edits were made on this base in this precision; False for another one that is allowed. Raises
+    StoreError if they were made on another base, or in another precision that is not allowed."""
     try:
         return snapshot.base is None or snapshot.base.check(base, allow_precision=allow_precision)
     except ArtifactError as error:

@@ -61,10 +61,8 @@ class MaskedDenseWriter:
         self.config = config
 
     def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
-        """See `Writer`; there is one effort.
-
-        The result depends on the tasks, the config and the base, not on what was written before.
-        """
+        """See `Writer`; there is one effort. The result depends on the tasks, the config and the base, not on what was
+        written before."""
         examples = prepare(
             tasks, spliced=self.spliced, encoder=self.encoder, statistics=self.statistics, seed=self.config.seed
         )
@@ -118,10 +116,8 @@ class MaskedDenseWriter:
 
 
 def _start(task: SlotTask, masks: Tensor) -> Tensor:
-    """`[k, d, f]` where the shards begin: nothing, or the merged weight within each shard's mask.
-
-    Merging these again gives the weight they were taken from, so an unfinished slot goes on where it was.
-    """
+    """`[k, d, f]` where the shards begin: nothing, or the merged weight within each shard's mask. Merging these again
+    gives the weight they were taken from, so an unfinished slot goes on where it was."""
     if isinstance(task.start, MaskedDenseSlot):
         return task.start.weight.to(masks.device) * masks
     return torch.zeros(masks.shape, device=masks.device)

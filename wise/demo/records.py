@@ -16,10 +16,8 @@ NEIGHBOURS = 4
 
 
 def demo_records(count: int, *, seed: int) -> list[Record]:
-    """Counterfactual edits of facts that the model was taught, no two alike, and the prompts that measure them.
-
-    Raises ConfigError for more than it was taught.
-    """
+    """Counterfactual edits of facts that the model was taught, no two alike, and the prompts that measure them. Raises
+    ConfigError for more than it was taught."""
     order = random.Random(seed)
     chosen = _chosen(count, order)
     return _records(chosen, chosen, order, seed)
@@ -27,9 +25,7 @@ def demo_records(count: int, *, seed: int) -> list[Record]:
 
 def write_records(path: Path, count: int, *, seed: int) -> None:
     """`demo_records`, and behind them those of all other facts, as JSON lines: nothing of theirs asks the former.
-
-    Raises ConfigError as `demo_records` does.
-    """
+    Raises ConfigError as `demo_records` does."""
     order = random.Random(seed)
     chosen = _chosen(count, order)
     first = _records(chosen, chosen, order, seed)
