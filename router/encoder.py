@@ -66,15 +66,14 @@ class SentenceEncoder(RelationReader):
         self._busy = threading.Lock()
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
-        """Reads each text alone: in a batch the last bits of a vector would depend on the other texts."""
-        return torch.cat([self._encode_alone(text) for text in texts])
-
-    @torch.inference_mode()
-    def _encode_alone(self, text: str) -> Tensor:
-        with self._busy:  # a fast tokenizer changes while it cuts
-            ids = self._tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        states = self._model(**ids).last_hidden_state
-        return normalize(linear(states.mean(1), self._projection), dim=-1).clone()
+        found = []
+        for text in texts:  # each alone: in a batch the last bits of a vector would depend on the other texts
+            with self._busy:  # a fast tokenizer changes while it cuts
+                ids = self._tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+            with torch.inference_mode():
+                states = self._model(**ids).last_hidden_state
+                found.append(normalize(linear(states.mean(1), self._projection), dim=-1))
+        return torch.cat(found)
 
 
 def load_encoder(path: str | None = None, *, taught: str | Path | None = None) -> SentenceEncoder:
@@ -171,10 +170,6 @@ def _tensor(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Te
 
 def _packaged() -> str | None:
     spec = find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    for root in spec.submodule_search_locations:
-        found = next(iter(sorted(Path(root).rglob("config_sentence_transformers.json"))), None)
-        if found is not None:
-            return str(found.parent)
-    return None
+    roots = (spec and spec.submodule_search_locations) or ()
+    found = (file for root in roots for file in sorted(Path(root).rglob("config_sentence_transformers.json")))
+    return next((str(file.parent) for file in found), None)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,13 @@ def _located(model: PreTrainedModel, config: WiseConfig, *, linear: bool) -> Tar
         inner = trial.last_projection() if linear else trial.place()
         if inner is not None:
             return trial.describe(inner, blocks_path, i, len(blocks))
-    raise UnsupportedModelError(_no_place(model, blocks_path, layer, config, linear=linear))
+    where = f"block {layer} ({blocks_path}.{layer})" if config.layer is not None else f"no block of {blocks_path}"
+    part = "linear layer at the end of a feed-forward layer" if linear else "feed-forward layer in its residual stream"
+    has = "has no" if config.layer is not None else "has a"
+    raise UnsupportedModelError(
+        f"{where} of this {model.config.model_type} model {has} {part}; choose another layer, or name a module with "
+        f"target_module='path.{{i}}.name'; candidates: {_candidates(model)}"
+    )
 
 
 def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -120,17 +126,12 @@ def _choose_layer(config: WiseConfig, depth: int) -> int:
 def _named(model: PreTrainedModel, config: WiseConfig, template: str) -> TargetModule:
     """The module at a path that a user gave."""
     blocks_path, _, inner = template.partition(".{i}.")
-    try:
-        blocks = model.get_submodule(blocks_path)
-    except AttributeError as error:
-        raise UnsupportedModelError(
-            f"target_module {template!r}: this {model.config.model_type} model has no module {blocks_path!r}; "
-            f"candidates: {_candidates(model)}"
-        ) from error
+    blocks = dict(model.named_modules(remove_duplicate=False)).get(blocks_path)
+    problem = f"{blocks_path!r} is not a list of blocks"
+    if blocks is None:
+        problem = f"this {model.config.model_type} model has no module {blocks_path!r}"
     if not isinstance(blocks, nn.ModuleList) or not len(blocks) or not inner:
-        raise UnsupportedModelError(
-            f"target_module {template!r}: {blocks_path!r} is not a list of blocks; candidates: {_candidates(model)}"
-        )
+        raise UnsupportedModelError(f"target_module {template!r}: {problem}; candidates: {_candidates(model)}")
     layer = _choose_layer(config, len(blocks))
     trial = _Trial.of(model, blocks, layer)
     if inner not in trial.calls:
@@ -145,8 +146,7 @@ class _Reached(Exception):
     """Ends a forward pass at the block that was waited for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Call:
+class _Call(NamedTuple):
     """How a module of a block was called."""
 
     args: tuple[Any, ...]
@@ -180,13 +180,9 @@ class _Trial:
                 "than those of the text, by which wise knows where an answer begins"
             )
         self.width = self.output.shape[-1] if self.output.shape[-1] % width else width
-        self.calls = {
-            path: call
-            for path, call in self.calls.items()
-            if path not in several
-            and call.output.shape[-1] == self.width
-            and call.output.numel() == TOKENS * self.width
-        }
+        size = TOKENS * self.width
+        whole = {p: c for p, c in self.calls.items() if c.output.shape[-1] == self.width and c.output.numel() == size}
+        self.calls = {path: call for path, call in whole.items() if path not in several}
 
     @classmethod
     def of(cls, model: PreTrainedModel, blocks: nn.ModuleList, layer: int) -> _Trial:
@@ -203,7 +199,9 @@ class _Trial:
             raise UnsupportedModelError(
                 f"block {layer} of this {model.config.model_type} model is not run with text: choose another layer"
             )
-        return cls(blocks[layer], _width(model), *given[0])
+        known = getattr(model.config.get_text_config(), "hidden_size", None)
+        width = int(known or model.get_input_embeddings().weight.shape[-1])  # type: ignore[index]
+        return cls(blocks[layer], width, *given[0])
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -223,8 +221,7 @@ class _Trial:
             if path in self.calls:
                 several.add(path)
             if given is not None and tensor is not None and tensor.is_floating_point():
-                call = _Call(args=args, kwargs=kwargs, features=given.shape[-1], output=tensor.detach().clone())
-                self.calls[path] = call
+                self.calls[path] = _Call(args, kwargs, given.shape[-1], tensor.detach().clone())
 
         return record
 
@@ -246,9 +243,8 @@ class _Trial:
 
     def last_projection(self) -> str | None:
         """The last linear layer of the parts that work token by token."""
-        candidates = reversed(list(self._per_token()))
-        modules = {path: self.block.get_submodule(path) for path in candidates}
-        return next((path for path, one in modules.items() if _is_linear(one) and hasattr(one, "weight")), None)
+        linear = [path for path in self._per_token() if _is_linear(self.block.get_submodule(path))]
+        return next((p for p in reversed(linear) if hasattr(self.block.get_submodule(p), "weight")), None)
 
     def _per_token(self) -> Iterator[str]:
         """Modules of those parts of the block that carry nothing from one token to another."""
@@ -341,11 +337,6 @@ def _ordinary(model: PreTrainedModel) -> Tensor:
     return torch.tensor([(ids * TOKENS)[:TOKENS]], dtype=torch.long)
 
 
-def _width(model: PreTrainedModel) -> int:
-    known = getattr(model.config.get_text_config(), "hidden_size", None)
-    return int(known or model.get_input_embeddings().weight.shape[-1])  # type: ignore[index]
-
-
 def _copied(value: Any) -> Any:
     """The same arguments in tensors of their own, since some blocks work in place."""
     if isinstance(value, Tensor):
@@ -380,13 +371,3 @@ def _candidates(model: PreTrainedModel) -> str:
     blocks_path, blocks = _find_blocks(model)
     trial = _Trial.of(model, blocks, len(blocks) // 2)
     return ", ".join(f"{blocks_path}.{{i}}.{path}" for path in trial.calls if trial.passes(path)) or "none found"
-
-
-def _no_place(model: PreTrainedModel, blocks: str, layer: int, config: WiseConfig, *, linear: bool) -> str:
-    where = f"block {layer} ({blocks}.{layer})" if config.layer is not None else f"no block of {blocks}"
-    part = "linear layer at the end of a feed-forward layer" if linear else "feed-forward layer in its residual stream"
-    has = "has no" if config.layer is not None else "has a"
-    return (
-        f"{where} of this {model.config.model_type} model {has} {part}; choose another layer, or name a module with "
-        f"target_module='path.{{i}}.name'; candidates: {_candidates(model)}"
-    )

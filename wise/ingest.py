@@ -54,16 +54,15 @@ class Line:
 
 def open_reader(place: str) -> Store:
     """The store, opened to read and to queue edits; created if there is none. Raises StoreError."""
+    with suppress(MissingError):
+        return Store.open(place, writer=False)
     try:
-        return Store.open(place, writer=False)
-    except MissingError:
-        try:
-            Store.open(place).close()
-        except StoreError as error:  # maybe another process was making it
-            with suppress(MissingError):
-                return Store.open(place, writer=False)
-            raise error from None
-        return Store.open(place, writer=False)
+        Store.open(place).close()
+    except StoreError as error:  # maybe another process was making it
+        with suppress(MissingError):
+            return Store.open(place, writer=False)
+        raise error from None
+    return Store.open(place, writer=False)
 
 
 def last_ingested(store: Store, name: str) -> tuple[int, str] | None:
@@ -163,21 +162,15 @@ class Ingestion:
         key = line.key(self._name)
         if self._store.journal.tickets(key=key, limit=1):
             return "known"
-        requests = self._requests(line)
-        if not requests:
-            return "skipped"
-        wanted = [self._with_own_id(request, key) for request in requests if not self._is_latest(request)]
-        if not wanted:
-            return "known"
-        self._store.enqueue(wanted, key=key)
-        return "taken"
-
-    def _requests(self, line: Line) -> list[EditRequest]:
         self._rows += 1
         row = object_of(line.data)
         kept = self._parser.take_store_fields(row)
         _, records = self._parser.read(row, self._rows, table=line.table)
-        return [EditRequest(edit=record.edit, **kept) for record in records]
+        requests = [EditRequest(edit=record.edit, **kept) for record in records]
+        wanted = [self._with_own_id(request, key) for request in requests if not self._is_latest(request)]
+        if wanted:
+            self._store.enqueue(wanted, key=key)
+        return "taken" if wanted else "known" if requests else "skipped"
 
     def _is_latest(self, request: EditRequest) -> bool:
         """Whether the latest edit on its question that is queued, in training or live is the same in all but its id. An

@@ -87,10 +87,8 @@ def train_encoder(
         centres = relation_centres(network, known).half()  # as they are kept
         figures = measure(network, questions, held_out, centres.float())
         progress(MEASURING, 1, 1)
-    thresholds = torch.tensor(
-        [figures.threshold, figures.sentence_threshold, figures.unnamed_threshold, figures.nameless_threshold],
-        dtype=torch.float64,
-    )
+    names = ("threshold", "sentence_threshold", "unnamed_threshold", "nameless_threshold")
+    thresholds = torch.tensor([getattr(figures, name) for name in names], dtype=torch.float64)
     found = tensors | {"thresholds": thresholds, "relation_centres": centres, "relation_kinds": relation_kinds(known)}
     return {name: tensor.cpu() for name, tensor in found.items()}, figures
 

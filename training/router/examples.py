@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wise.router.subjects import PLACEHOLDER
-from wise.training.router.builtin_questions import SUBJECTS, QuestionSet
+from wise.training.router.builtin_questions import SUBJECTS, QuestionSet, wordings
 
 KIND_RIVALS = 22
 """Relations of one kind of subject that a masked question is distinguished from at once."""
@@ -41,11 +41,6 @@ QUESTION_FRAMES = (
     "hey, {}",
 )
 SENTENCE_FRAMES = (*["{}"] * 5, "I like long walks. {}", "It is said that {}", "As you may know, {}")
-
-
-def wordings(relation: Mapping[str, Sequence[str]]) -> list[str]:
-    """All wordings of a relation, with `{}` for the subject."""
-    return [*relation["wordings"], *relation.get("requests", ())]
 
 
 def put(subject: str, wording: str) -> str:

@@ -14,7 +14,7 @@ from wise.cli.options import DeviceOption, EncoderOption, JsonOption, ProgressOp
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 from wise.loading import check_device, prepare
-from wise.training.router.builtin_questions import SUBJECTS, builtin_questions, read_questions
+from wise.training.router.builtin_questions import SUBJECTS, builtin_questions, read_questions, wordings
 
 if TYPE_CHECKING:
     from wise.training.router.builtin_questions import QuestionSet
@@ -70,8 +70,8 @@ def without_loss(show: Callable[[str, int, int], None]) -> Callable[[str, int, i
 
 def _sizes(taught: QuestionSet) -> dict[str, int]:
     relations = [relation for kind in taught[SUBJECTS] for relation in taught[kind].values()]
-    wordings = sum(len(relation["wordings"]) + len(relation.get("requests", ())) for relation in relations)
-    return {"kinds": len(taught[SUBJECTS]), "relations": len(relations), "wordings": wordings}
+    count = sum(map(len, map(wordings, relations)))
+    return {"kinds": len(taught[SUBJECTS]), "relations": len(relations), "wordings": count}
 
 
 def _show(figures: Figures, taught: QuestionSet, output: Path) -> None:
