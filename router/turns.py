@@ -134,12 +134,8 @@ def rendered(
 
 
 def _templated(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]],
-    *,
-    tokenize: bool,
-    chat_template: str | None = None,
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], *,
+    tokenize: bool, chat_template: str | None = None,
 ) -> Any:
     return tokenizer.apply_chat_template(
         [dict(message) for message in messages], tools=[dict(tool) for tool in tools] or None,

@@ -346,10 +346,7 @@ def text_loss(model: PreTrainedModel, ids: list[int], *, start: int) -> float:
 
 
 def _learn_terminator(
-    model: PreTrainedModel,
-    encoder: Encoder,
-    prompts: list[list[int]],
-    least: int | None = None,
+    model: PreTrainedModel, encoder: Encoder, prompts: list[list[int]], least: int | None = None,
     level: int = logging.WARNING,
 ) -> tuple[int, ...]:
     """The longest ending that at least half of the base's own answers to `prompts` share.

@@ -81,11 +81,12 @@ class SplicedModel:
         self._model = model
         self.device = execution_device(model)
         """Where ids go in and logits come out."""
-        self._full = copied_along(model, f"{target_module.blocks}.{target_module.layer}")
+        block = f"{target_module.blocks}.{target_module.layer}"
+        self._full = copied_along(model, block)
         self._full_tap = _tap(self._full, target_module)
-        self.layer_device = execution_device(self._full.get_submodule(f"{target_module.blocks}.{target_module.layer}"))
+        self.layer_device = execution_device(self._full.get_submodule(block))
         """Where the edited layer runs, in a model that is spread over several devices."""
-        self.upper: Any = copied_along(model, f"{target_module.blocks}.{target_module.layer}")
+        self.upper: Any = copied_along(model, block)
         """The copy whose blocks below the edited one pass the cached state on."""
         self._upper_tap = _tap(self.upper, target_module)
         self._inner_name = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
@@ -254,22 +255,16 @@ class SplicedModel:
                 cache.layers[i] = DynamicLayer()  # type: ignore[no-untyped-call]
         return cache
 
-    def _run_inner(self, cache: DynamicCache, ids: Tensor, mask: Tensor, start: int) -> None:
+    def _run_inner(self, cache: DynamicCache | None, ids: Tensor, mask: Tensor, start: int) -> None:
         """The full copy, without its head, on `ids` behind `start` cached columns."""
-        self._full.get_submodule(self._inner_name)(
-            input_ids=ids, attention_mask=mask, use_cache=True, **{self._cache_name: cache},
-            **self._position_ids(mask, start),
-        )
+        past = {} if cache is None else {self._cache_name: cache}
+        inner, positions = self._full.get_submodule(self._inner_name), self._position_ids(mask, start)
+        inner(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **past, **positions)
 
     def _run_whole(self, own: dict[str, Tensor]) -> Rows:
         """Rows without a cache. own: their ids, labels and mask."""
         mask, context = own["mask"], own["before"].shape[1]
-        self._full.get_submodule(self._inner_name)(
-            input_ids=torch.cat([own["before"], own["inputs"]], dim=1),
-            attention_mask=mask,
-            use_cache=False,
-            **self._position_ids(mask, 0),
-        )
+        self._run_inner(None, torch.cat([own["before"], own["inputs"]], dim=1), mask, 0)
         activation, output, hidden = self._take_seen(mask)
         if self.steps in (WHOLE, ALONE):  # where nothing is passed on, whatever its shape
             hidden = activation[..., :0]

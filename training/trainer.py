@@ -47,12 +47,7 @@ class Trainer:
     """Of the model."""
 
     def edit(
-        self,
-        state: MemoryState,
-        edits: Sequence[Edit],
-        *,
-        serve: Serve,
-        replacing: bool = False,
+        self, state: MemoryState, edits: Sequence[Edit], *, serve: Serve, replacing: bool = False,
         progress: Progress = silent,
     ) -> tuple[MemoryState, EditReport]:
         """Writes `edits` after those of `state`; returns the new state and what became of each edit.
@@ -164,14 +159,8 @@ class Trainer:
         return final, outcomes, superseded_by_conflict
 
     def _attempt(
-        self,
-        state: MemoryState,
-        replaced: Collection[str],
-        fresh: Sequence[Edit],
-        serve: Serve,
-        progress: Progress,
-        effort: int = 0,
-        stream: Sequence[Edit] = (),
+        self, state: MemoryState, replaced: Collection[str], fresh: Sequence[Edit], serve: Serve, progress: Progress,
+        effort: int = 0, stream: Sequence[Edit] = (),
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
         """Writes `fresh` into `state` without `replaced`. Returns the state of the edits that verified, the outcome of
         each edit, and the edits that were superseded in conflicts.
@@ -259,10 +248,7 @@ class Trainer:
             failed |= failed_winners
 
     def _verified(
-        self,
-        state: MemoryState,
-        serve: Serve,
-        fresh: Collection[str] | None = None,
+        self, state: MemoryState, serve: Serve, fresh: Collection[str] | None = None,
         progress: Share = lambda share: None,
     ) -> tuple[MemoryState, dict[str, Verdict]]:
         """`state` without the edits that do not verify, and the verdicts on those that were asked.

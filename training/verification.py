@@ -143,12 +143,8 @@ class WordingVerifier:
         ]
 
     def _ask_others(
-        self,
-        state: MemoryState,
-        edits: Sequence[Edit],
-        serve: Serve,
-        holds: Mapping[str, Mapping[str, dict[str, bool]]],
-        said: Mapping[str, dict[str, str]],
+        self, state: MemoryState, edits: Sequence[Edit], serve: Serve,
+        holds: Mapping[str, Mapping[str, dict[str, bool]]], said: Mapping[str, dict[str, str]],
     ) -> dict[str, list[str]]:
         """Adds to `holds` whether locality prompts and sister questions are as promised, and to `said` what is
         answered to those that activate the edit. Returns `Verdict.also_answers`."""
@@ -235,12 +231,8 @@ def _asks_for(decision: Decision, slot: int) -> bool:
 
 
 def _generated(
-    encoder: Encoder,
-    state: MemoryState,
-    serve: Serve,
-    prompts: Sequence[Sequence[int]],
-    wanted: Sequence[Sequence[int]],
-    progress: Share = lambda share: None,
+    encoder: Encoder, state: MemoryState, serve: Serve, prompts: Sequence[Sequence[int]],
+    wanted: Sequence[Sequence[int]], progress: Share = lambda share: None,
 ) -> list[list[int]]:
     """The answers with `state` in place, each with room for more than the wanted one."""
     limits = [len(ids) + SPARE_TOKENS for ids in wanted]

@@ -130,13 +130,8 @@ class GeneratedIds:
 
 @torch.no_grad()
 def explained(
-    texts: Sequence[GeneratedIds],
-    *,
-    model: PreTrainedModel,
-    layer: SideMemoryLayer,
-    memory: SideMemory | None,
-    state: MemoryState,
-    decode: Callable[[int], str],
+    texts: Sequence[GeneratedIds], *, model: PreTrainedModel, layer: SideMemoryLayer, memory: SideMemory | None,
+    state: MemoryState, decode: Callable[[int], str],
 ) -> tuple[RowRoutes, ...]:
     """The routes of texts that a wrapped model has read, with the memory of a state in place.
 

@@ -68,11 +68,7 @@ def check_settings(model: WiseModel, snapshot: Snapshot, place: str) -> None:
 
 
 def make_ready(
-    model: WiseModel,
-    snapshot: Snapshot,
-    place: str,
-    *,
-    allow_precision: bool = False,
+    model: WiseModel, snapshot: Snapshot, place: str, *, allow_precision: bool = False,
     stage: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Prepares `model`, which serves nobody, to edit a store's state. Raises StoreError as `check_fits` does.
@@ -89,12 +85,8 @@ def make_ready(
 
 
 def edited(
-    model: WiseModel,
-    state: MemoryState,
-    edits: Sequence[Edit],
-    *,
-    progress: Callable[[int], None] = lambda done: None,
-    check: Check | None = None,
+    model: WiseModel, state: MemoryState, edits: Sequence[Edit], *,
+    progress: Callable[[int], None] = lambda done: None, check: Check | None = None,
 ) -> tuple[MemoryState, list[Outcome]]:
     """`state` with `edits` added, and the outcome of each. Raises EditError as `Trainer.edit` does, and what `check`
     raises, which is called between two steps.

@@ -48,10 +48,7 @@ class Workers:
     """Fits edits in other processes, once it is given to `WiseModel.use_workers`. Close it, or use it in `with`."""
 
     def __init__(
-        self,
-        load: Callable[[], WiseModel],
-        executor: int | Callable[[], Executor] = 2,
-        *,
+        self, load: Callable[[], WiseModel], executor: int | Callable[[], Executor] = 2, *,
         cpu_seconds: float = float("inf"),
     ) -> None:
         """load: makes the model that is edited once more, in a worker; a function of a module, or a `partial` of one.
@@ -144,12 +141,7 @@ _models: dict[str, WiseModel] = {}
 
 
 def fit_batch(
-    key: str,
-    load: Callable[[], WiseModel],
-    traits: Traits,
-    threads: int,
-    cpu_seconds: float,
-    tasks: list[SlotTask],
+    key: str, load: Callable[[], WiseModel], traits: Traits, threads: int, cpu_seconds: float, tasks: list[SlotTask],
     effort: int,
 ) -> SlotResults:
     """Fits one batch; loads the model if this process has not done so.

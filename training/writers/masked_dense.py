@@ -12,6 +12,7 @@ paper serves the merged weight as it falls.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,25 +41,17 @@ MASK_RATIO = 0.2
 """rho: share of the entries of W that a shard may change."""
 
 
+@dataclass(eq=False)
 class MaskedDenseWriter:
     """Writes `MaskedDenseSlot`s."""
 
     efforts = 1
-
-    def __init__(
-        self,
-        spliced: SplicedModel,
-        encoder: Encoder,
-        statistics: BaseStatistics,
-        config: WiseConfig,
-        dtype: torch.dtype,
-    ) -> None:
-        """dtype: precision in which slots are served."""
-        self.dtype = dtype
-        self.spliced = spliced
-        self.encoder = encoder
-        self.statistics = statistics
-        self.config = config
+    spliced: SplicedModel
+    encoder: Encoder
+    statistics: BaseStatistics
+    config: WiseConfig
+    dtype: torch.dtype
+    """Precision in which slots are served."""
 
     def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
         """See `Writer`; there is one effort. The result depends on the tasks, the config and the base, not on what was

@@ -67,7 +67,8 @@ def prepare(
         plain = rows.activations[(rows.labels != -100).cpu() & ~speaking[own]]
         locality = [encoder.prompt(prompt) for edit in task.edits for prompt in edit.locality]
         swapped = _swapped(task.edits, unaided[own, 0].tolist(), spliced, encoder, seed)
-        tokens = [statistics.activations, _context_tokens(rows), plain, *_observed(spliced, locality), *swapped]
+        before = rows.context[rows.mask[:, : rows.context.shape[1]].bool()]
+        tokens = [statistics.activations, before, plain, *_observed(spliced, locality), *swapped]
         negatives.append(torch.cat([part.float() for part in tokens]))
     return Examples(
         bare=bare,
@@ -104,11 +105,6 @@ def _speaking(unaided: Tensor, rows: Rows) -> Tensor:
     speaking = (unaided != labels) & (labels != -100)
     speaking[:, 0] = True
     return speaking
-
-
-def _context_tokens(rows: Rows) -> Tensor:
-    """Activations at the tokens before the last one of each prompt."""
-    return rows.context[rows.mask[:, : rows.context.shape[1]].bool()]
 
 
 def _observed(spliced: SplicedModel, prompts: list[list[int]]) -> list[Tensor]:

@@ -119,10 +119,7 @@ def show_location(result: Mapping[str, Any]) -> None:
 
 
 def _show_effects(
-    title: str,
-    first: str,
-    labels: Sequence[str],
-    means: Sequence[Sequence[float | None]],
+    title: str, first: str, labels: Sequence[str], means: Sequence[Sequence[float | None]],
     bounds: Sequence[Sequence[Sequence[float] | None]],
 ) -> None:
     """One row a label: its effect at layers, evenly chosen where there are many, and at its strongest layer of all."""

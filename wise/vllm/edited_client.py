@@ -62,13 +62,13 @@ class RequestMemory:
     def to_dict(self) -> dict[str, Any]:
         """In the form of `wise serve`."""
         state = MemoryState() if self.memory is None else self.memory.state
-        edits = [[_edit_to_dict(state, slot, tokens) for slot, tokens in own.items()] for own in self.answers]
+
+        def shown(slot: int, tokens: list[int]) -> dict[str, Any]:
+            edit = state.by_id[state.slots[slot].edit_ids[0]]
+            return {"id": edit.id, "prompt": edit.prompt, "target": edit.target, "tokens": tokens}
+
+        edits = [[shown(slot, tokens) for slot, tokens in own.items()] for own in self.answers]
         return {"version": self.version, "namespace": self.namespace, "edits": edits}
-
-
-def _edit_to_dict(state: MemoryState, slot: int, tokens: list[int]) -> dict[str, Any]:
-    edit = state.by_id[state.slots[slot].edit_ids[0]]
-    return {"id": edit.id, "prompt": edit.prompt, "target": edit.target, "tokens": tokens}
 
 
 request_memory: ContextVar[RequestMemory | None] = ContextVar("wise_request_memory", default=None)
@@ -157,7 +157,9 @@ class EditedClient:
                 async for output in outputs:
                     for one in output.outputs if reported and carried.extra_args is not None else ():
                         if one.index not in followed:
-                            followed[one.index] = _followed(prompt["prompt_token_ids"], carried, asked)
+                            plan = Plan.from_json(carried.extra_args["wise"]["plan"])  # type: ignore[index]
+                            course = Course(asked.memory.router, plan)  # type: ignore[union-attr]
+                            followed[one.index] = FollowedAnswer(prompt["prompt_token_ids"], course)
                             asked.note(first + one.index, carried.steps)
                         answer = followed[one.index]
                         new = one.token_ids if params.output_kind.name == "DELTA" else one.token_ids[answer.generated :]
@@ -231,8 +233,3 @@ def check_base(config: Any, base: Fingerprint | None) -> None:
             f"the store's edits were made in {base.precision} and vLLM serves {dtype}, in which they may be said "
             f"otherwise: give it --dtype {base.dtype}"
         )
-
-
-def _followed(prompt: Sequence[int], carried: CarriedEdits, asked: RequestMemory) -> FollowedAnswer:
-    plan = Plan.from_json(carried.extra_args["wise"]["plan"])  # type: ignore[index]
-    return FollowedAnswer(prompt, Course(asked.memory.router, plan))  # type: ignore[union-attr]
