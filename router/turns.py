@@ -134,13 +134,12 @@ def rendered(
 
 
 def _templated(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], *,
-    tokenize: bool, chat_template: str | None = None,
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]],
+    **how: Any,
 ) -> Any:
-    return tokenizer.apply_chat_template(
-        [dict(message) for message in messages], tools=[dict(tool) for tool in tools] or None,
-        add_generation_prompt=True, tokenize=tokenize, return_dict=False, chat_template=chat_template,
-    )
+    given: dict[str, Any] = {"tools": [dict(tool) for tool in tools] or None, "return_dict": False}
+    chat = [dict(message) for message in messages]
+    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, **given, **how)
 
 
 def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | None:

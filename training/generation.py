@@ -26,8 +26,6 @@ DEFAULT_CONTEXT = 2048
 
 Check = Callable[[], None]
 """Called between two steps of what takes long. What it raises ends the work, with nothing changed."""
-
-
 _CHECK: ContextVar[Check | None] = ContextVar("check", default=None)
 
 

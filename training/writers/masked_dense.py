@@ -91,21 +91,19 @@ class MaskedDenseWriter:
                 masks=masks[i].cpu(),
                 weight=served.weights[i].cpu(),
             )
-            outcomes = []
+            outcomes, rounding = [], ROUNDING.get(self.dtype, 1e-2)
             for e in range(first, first + len(task.edits)):
                 anchors = examples.bare.activations[e][examples.speaking[e]]
+                score = float(activation_score(slot.delta(anchors.cpu().to(self.dtype))).min())
                 outcome = FitResult(
                     fitted=served.fitted[e], steps=shards.steps[e] + served.steps[e], loss=served.loss[e],
-                    keys=self.statistics.key_space.keys(anchors), score=self._sure_score(slot, anchors),
+                    keys=self.statistics.key_space.keys(anchors),
+                    score=score * min(THRESHOLD_RATIO[self.config.mode], 1 - rounding),
                 )
                 outcomes.append(outcome)
             first += len(task.edits)
             written.append((slot, outcomes))
         return written
-
-    def _sure_score(self, slot: MaskedDenseSlot, anchors: Tensor) -> float:
-        score = float(activation_score(slot.delta(anchors.cpu().to(self.dtype))).min())
-        return score * min(THRESHOLD_RATIO[self.config.mode], 1 - ROUNDING.get(self.dtype, 1e-2))
 
 
 def _start(task: SlotTask, masks: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from types import MappingProxyType
 from typing import Literal
 
 _UNSEEN_ONE_IN = 20
@@ -50,12 +49,7 @@ def load_facts(split: Literal["train", "test"]) -> tuple[Fact, ...]:
 def load_templates() -> Mapping[str, Phrasings]:
     """The phrasings of every relation, by its name."""
     raw = json.loads((files("wise.demo") / "templates.json").read_text(encoding="utf-8"))
-    return MappingProxyType(
-        {
-            relation: Phrasings(train=tuple(row["train"]), held_out=tuple(row["held_out"]))
-            for relation, row in raw.items()
-        }
-    )
+    return {name: Phrasings(train=tuple(row["train"]), held_out=tuple(row["held_out"])) for name, row in raw.items()}
 
 
 def train_prompts(fact: Fact) -> tuple[str, ...]:
