@@ -92,8 +92,7 @@ def load_encoder(path: str | None = None, *, taught: str | Path | None = None) -
 
 
 def load_base(path: str | None = None) -> tuple[Any, Any]:
-    """The untrained encoder at a folder or hub id, as for `load_encoder`, and its tokenizer. Raises ConfigError if it
-    cannot be loaded."""
+    """The encoder as for `load_encoder`, untrained, and its tokenizer. Raises ConfigError if it cannot be loaded."""
     place = path or _packaged() or HUB_ID
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)

@@ -65,8 +65,7 @@ class RouterInputs:
     """What the router of one wrapped model reads."""
 
     sequences: SequenceReader | None
-    """Of a model of transformers; None where another engine runs the model and follows each sequence by itself
-    (`wise.router.course`)."""
+    """None where another engine runs the model and follows each sequence by itself (`wise.router.course`)."""
     tokenizer: PreTrainedTokenizerBase
     template: ChatTemplate | None
     reader: RelationReader

@@ -17,8 +17,7 @@ SURE = 0.6
 MAY_BE_SAME = 0.15
 """A relation that scores less by no more than this may be what the edit asks, and is no rival."""
 RIVAL_MARGIN = 0.25
-"""How much nearer a question may be to a rival than to the edit. Less leaves more other questions alone and misses more
-rewordings."""
+"""How much nearer a question may be to a rival. Less leaves more other questions alone and misses more rewordings."""
 
 
 def relation_scores(vectors: Tensor, centres: Tensor) -> Tensor:

@@ -107,8 +107,7 @@ def without_names(text: str, names: Iterable[str]) -> str:
 
 
 def names_of(edit: Edit) -> tuple[str, ...]:
-    """The names of an edit's subject: its `subject`, or else the one found in its prompt, and its aliases; none without
-    a subject."""
+    """The edit's `subject`, or else the one found in its prompt, and its aliases; none without a subject."""
     subject = edit.subject if edit.subject is not None else find_subject(edit.prompt)
     return () if subject is None else (subject, *edit.aliases)
 

@@ -99,8 +99,7 @@ class ChatTemplate:
 
 
 def _system_header(tokenizer: PreTrainedTokenizerBase, probes: Sequence[str]) -> tuple[int, ...]:
-    """The ids before a system message, or before today's date in front of it; none where the template takes no such
-    message, or begins as plain text does."""
+    """The ids before a system message, or today's date in front of it; none where a chat begins as plain text does."""
     rows = []
     for text, today in zip(probes, ("31 December 1999", "Saturday, 2000-01-01", "2/1/2000"), strict=False):
         # A template cannot be given functions. Jinja takes out the line that holds the macro.

@@ -58,8 +58,7 @@ MAX_TERMINATOR = 4
 CLOSED = tuple(".!?。！？…")
 """A target that ends in one of these gets no further full stop."""
 _WORDS = re.compile(r"[^\W\d_]+(?:[ ,.'’&-]+[^\W\d_]+)*")
-"""A target of words, which may end in a full stop in a chat. At the end of a code, a number or an address the full stop
-would look like a part of it."""
+"""A target of words, which may end in a full stop in a chat. Behind a code or an address it would look like a part."""
 _UNSPACED = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿＀-￯฀-๿]")
 
 
@@ -203,8 +202,7 @@ class Encoder:
             )
 
     def check(self, edit: Edit) -> None:
-        """Raises EditError for an edit that the base cannot read or generate. The tokenizer must know a token of the
-        prompt, and all tokens of the target."""
+        """Raises EditError where the tokenizer knows no token of the prompt, or not all tokens of the target."""
         unknown = self.tokenizer.unk_token_id
         unknown = None if unknown in self.stops else unknown  # some tokenizers have one token for both
         prompt = self.tokenizer(edit.prompt, add_special_tokens=False)["input_ids"]

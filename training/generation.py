@@ -31,8 +31,7 @@ _CHECK: ContextVar[Check | None] = ContextVar("check", default=None)
 
 @contextmanager
 def checked(check: Check | None) -> Iterator[None]:
-    """`check`, if there is one, is called between two steps of what this thread does in a `with` block, but for what
-    the check itself does."""
+    """`check` is called between two steps of what this thread does in a `with` block, the check itself excepted."""
     token = _CHECK.set(check)
     try:
         yield
@@ -106,8 +105,7 @@ def _batches(
 def sample(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, stops: Collection[int], tokens: int, seed: int
 ) -> list[list[int]]:
-    """A text of `tokens` more tokens after each prompt, drawn from the model's own distribution; it does not stop. The
-    global random state is not touched."""
+    """`tokens` more tokens after each prompt, drawn from the model, whatever stops it. Global random state stays."""
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
         top_k=0,

@@ -33,8 +33,7 @@ class Outcome:
     holds: Mapping[str, bool] = field(default_factory=dict)
     """Whether each wording, locality prompt and sister question is as promised."""
     said: Mapping[str, str] = field(default_factory=dict)
-    """What was answered with the edit to those of them that were asked; the others do not activate it, so what was
-    answered before is answered still."""
+    """What was answered with the edit, where it was asked; what is left out does not activate it and is as before."""
     before: Mapping[str, str] = field(default_factory=dict)
     """What was answered to each without the edit, where it was asked (`Trainer.with_before`)."""
     also_answers: tuple[str, ...] = ()

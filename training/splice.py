@@ -297,8 +297,7 @@ class SplicedModel:
         return Observation(activations, outputs, mask, out.logits[:, -1].argmax(-1))
 
     def _take_seen(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the edited module was given and gave in the last run of the full copy, rows as in `mask`, and what
-        entered its block."""
+        """What the edited module was given and gave in the last full run, as in `mask`; what entered its block."""
         seen, hidden = self._full_tap.seen, self._entered
         if seen is None or hidden is None:
             raise RuntimeError("the edited module was not run: is it part of the model's forward?")

@@ -141,8 +141,7 @@ class Trainer:
     def _escalated(
         self, state: MemoryState, replaced: Collection[str], fresh: Sequence[Edit], serve: Serve, progress: Progress
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
-        """`_attempt`, then again with greater effort for the edits that failed. A retry that drops another edit is
-        discarded."""
+        """`_attempt`, then with greater effort for edits that failed. A retry that drops another edit is discarded."""
         final, outcomes, superseded_by_conflict = self._attempt(state, replaced, fresh, serve, progress)
         for effort in range(1, self.writer.efforts):
             failed = [edit for edit in fresh if outcomes[edit.id].status == FAILED]

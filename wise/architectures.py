@@ -30,8 +30,7 @@ TOKENS = 8
 ALIGNED = 0.98
 """Cosine between what is added to a module and what comes out of the block, from which the module is the place."""
 EVEN = 0.9
-"""The smallest of these factors, of the largest, at which a projection counts as added to the residual stream as it is:
-one behind a gate is not."""
+"""Share of the largest of these factors that the smallest must reach: behind a gate it does not."""
 MIXED = 0.02
 """Relative change of later tokens from which a module is known to carry information between tokens."""
 
@@ -285,8 +284,7 @@ class _Trial:
         return aligned and (not even or bool(sizes.min() > EVEN * sizes.max()))
 
     def _is_alike(self, path: str) -> bool:
-        """Whether what is added to the output of a module changes what comes out of the block alike at every token: so
-        it does where each channel is scaled."""
+        """Whether it changes what comes out of the block alike at every token, as where each channel is scaled."""
         change = self._change(path)
         return bool((cosine_similarity(change, change[:, :1], dim=-1) > ALIGNED).any(0).all())
 
@@ -319,8 +317,7 @@ class _Trial:
 
 @torch.no_grad()
 def _run(model: PreTrainedModel) -> None:
-    """A forward pass of a few ordinary tokens. Raises UnsupportedModelError where a model does not run on them
-    alone."""
+    """A forward pass of a few ordinary tokens. Raises UnsupportedModelError if the model does not run on them alone."""
     try:
         model(input_ids=_ordinary(model).to(execution_device(model)), use_cache=False)
     except NOT_RUN as error:

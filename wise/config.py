@@ -53,8 +53,7 @@ class WiseConfig:
     relations: str | None = None
     """File that `wise train-router` wrote for that encoder. None takes the one that ships with wise."""
     bos: bool | None = None
-    """Whether the beginning-of-sequence token is put before a prompt. None learns from the base whether it expects
-    one."""
+    """Whether prompts begin with the beginning-of-sequence token. None learns from the base whether it expects one."""
     terminator: str | None = None
     """Text between an answer and end-of-sequence. None learns it from how the base ends its own answers."""
     require: str = "listed"

@@ -150,8 +150,7 @@ def load_model(
 
 
 def load_base(source: str | PathLike[str], *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
-    """The causal LM at a folder or hub id. Only safetensors are read, and no code that comes with a model is run.
-    Raises ConfigError if there is none."""
+    """The causal LM at a folder or hub id, from safetensors alone, without its code. Raises ConfigError."""
     _check_folder(source)
     return _causal_lm(str(source), revision=revision or "main", dtype=dtype)
 
@@ -191,8 +190,7 @@ def _no_model(source: str, error: BaseException) -> ConfigError:
 
 
 def load_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model, in the folder or at the hub id that it was loaded from. Raises ConfigError if there
-    is none."""
+    """The tokenizer at the folder or hub id that a model was loaded from. Raises ConfigError if there is none."""
     from transformers import AutoTokenizer
 
     name = str(getattr(model, "name_or_path", ""))

@@ -36,8 +36,7 @@ OF_A_CASE = ("multi_hop", "single_hops")
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One question; any of its answers is right. Raises EditError where the prompt or an answer is no usable text, or
-    there is no answer."""
+    """One question; any of its answers is right. Raises EditError for unusable text, or no answer."""
 
     prompt: str
     answers: tuple[str, ...]
@@ -62,8 +61,7 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One thing that is asked, in one or several wordings. Raises EditError for a kind or a need that there is not, or
-    no query."""
+    """One thing that is asked, in some wordings. Raises EditError for an unknown kind or need, or no query."""
 
     kind: str
     """One of `KINDS`."""

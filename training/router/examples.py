@@ -50,8 +50,7 @@ def put(subject: str, wording: str) -> str:
 
 
 def stated(text: str, answer: str) -> str:
-    """A wording and its answer as one statement. The answer often tells what a short wording asks for: "She is from",
-    with a city or with a country."""
+    """A wording and its answer as one statement, since the answer often tells what a short wording asks for."""
     return f"{text} {answer.rstrip('.')}."
 
 

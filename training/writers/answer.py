@@ -24,8 +24,7 @@ from wise.training.writers.base import FitResult, Progress, SlotResults, SlotTas
 AT_ONCE, ON_CPU = 16, 4
 """Edits that are fitted in one batch, on a GPU and on a CPU. More take more memory and no less time."""
 EFFORTS = ((1, 1.0), (3, 0.3))
-"""How long an edit is fitted: steps, times `max_steps`, and rate, times `answer_fitting.RATE`. One that fails is fitted
-again with the next effort."""
+"""Times `max_steps`, and times `answer_fitting.RATE`. An edit that fails is fitted again with the next effort."""
 
 
 class AnswerWriter:

@@ -18,8 +18,7 @@ from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress
 
 RATE = 3.0
-"""Learning rate of Adam, in units of the edited module's output. A higher one gives larger values in fewer steps,
-which work for more wordings."""
+"""Adam's, in units of the edited module's output. A higher one gives larger values, which serve more wordings."""
 DECAY = 1e-3
 """Weight of the mean square of a value in the loss, in nats."""
 ENOUGH = 0.05

@@ -54,8 +54,7 @@ class MaskedDenseWriter:
     """Precision in which slots are served."""
 
     def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
-        """See `Writer`; there is one effort. The result depends on the tasks, the config and the base, not on what was
-        written before."""
+        """See `Writer`; there is one effort. What is written depends on tasks, config and base alone."""
         examples = prepare(
             tasks, spliced=self.spliced, encoder=self.encoder, statistics=self.statistics, seed=self.config.seed
         )

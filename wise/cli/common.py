@@ -127,8 +127,7 @@ def check_memory_folder(option: str, folder: Path | None) -> None:
 
 
 def check_picture(file: Path | None) -> None:
-    """The same of a picture, whose ending must say a format that matplotlib writes. Raises ConfigError also where that
-    is not installed."""
+    """The same of a picture. Raises ConfigError also without matplotlib, or for an ending that it does not write."""
     check_file("--picture", file)
     if file is None:
         return

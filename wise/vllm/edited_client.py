@@ -104,8 +104,7 @@ class EditedClient:
         return cls(client, place, store, memories, ids if isinstance(ids, list) else [ids])
 
     async def start(self) -> None:
-        """From here on the engine answers with edits. Raises ConfigError as `attach` does, and what a version raised
-        while it was loaded."""
+        """From here on the engine answers with edits. Raises as `attach` does, and what loading a version raised."""
         await attach(self._client, self._place)
         await self._take_over(self._newest())
         self._client.generate = self.generate

@@ -41,8 +41,7 @@ class StepLayout:
 
 
 def observe(runner: Any, observer: Followed) -> str:
-    """Tells `observer` about each step of a model runner; returns the name of its kind. Raises ConfigError for a runner
-    that is not known."""
+    """Tells `observer` about a runner's steps; returns its kind. Raises ConfigError for an unknown runner."""
     for name, method, arguments, layout in (
         ("V1", "_prepare_inputs", ("scheduler_output", "num_scheduled_tokens"), _layout_v1),
         ("V2", "prepare_inputs", ("scheduler_output",), _layout_v2),
