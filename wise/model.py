@@ -31,18 +31,10 @@ from wise.edits import Conversation, Edit, as_edit, conversations
 from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError
 from wise.explain import Answer, GeneratedIds, RowRoutes, explained, generated_ids, prompt_ids
 from wise.loading import check_tokenizer, loaded, transformers_model
+from wise.memory import modules
 from wise.memory.base_watch import REMEDY, BaseState, BaseWatch
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.layer import SideMemoryLayer, as_child
-from wise.memory.modules import (
-    completed,
-    evaluating,
-    execution_device,
-    inside_adapters,
-    put_module,
-    recorded_inputs,
-    restoring,
-)
 from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
@@ -98,7 +90,7 @@ class WiseModel(nn.Module):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
         check_supported(model, config.mode)
         self._target_module: TargetModule = locate(model, config)
-        with evaluating(model):
+        with modules.evaluating(model):
             SplicedModel(model, self._target_module)  # a model on which no edit can be fitted is refused here
             if config.mode == "hybrid":
                 check_cache(model)
@@ -121,14 +113,14 @@ class WiseModel(nn.Module):
         """Name and revision of the base as a loaded memory has them. They stay as they are."""
         self._watch = BaseWatch(model)
         self._reset_caches()
-        place = inside_adapters(model, self._target_module.path)
+        place = modules.inside_adapters(model, self._target_module.path)
         block = model.get_submodule(f"{self._target_module.blocks}.{self._target_module.layer}")
         self._layer = (SideMemoryLayer(model.get_submodule(place), block),)  # in a tuple for the same reason
         self.layer.register_forward_pre_hook(self._watch)
         try:
             if self.inputs is not None and self.inputs.sequences is not None:
                 self.inputs.sequences.attach()
-            put_module(model, place, self.layer)
+            modules.put_module(model, place, self.layer)
         except BaseException:
             self.unwrap()
             raise
@@ -171,9 +163,9 @@ class WiseModel(nn.Module):
     def unwrap(self) -> PreTrainedModel:
         """Puts the base's own layer back and returns the model that was wrapped."""
         if (path := self._path()) is not None:
-            completed(lambda: put_module(self.model, path, self.layer.base_module))
+            modules.completed(lambda: modules.put_module(self.model, path, self.layer.base_module))
         if self.inputs is not None and self.inputs.sequences is not None:
-            completed(self.inputs.sequences.remove)
+            modules.completed(self.inputs.sequences.remove)
         return self._outer[0]
 
     @property
@@ -261,7 +253,7 @@ class WiseModel(nn.Module):
 
     def _is_current(self, trainer: Trainer, base: BaseState) -> bool:
         """Whether a trainer fits the model's device and dtype, the base as it is, and the space of the live keys."""
-        placed = (trainer.spliced.device, trainer.dtype) == (execution_device(self.model), self.model.dtype)
+        placed = (trainer.spliced.device, trainer.dtype) == (modules.execution_device(self.model), self.model.dtype)
         same = placed and self._watch.difference(base) is None
         return same and self.state.key_space in (None, trainer.key_space)
 
@@ -485,11 +477,11 @@ class WiseModel(nn.Module):
     @torch.no_grad()
     def route(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route | None:
         """The route of every token of `[batch, seq]` ids, rows flattened; None without edits."""
-        memory, device = self.layer.memory, execution_device(self.model)
+        memory, device = self.layer.memory, modules.execution_device(self.model)
         if memory is None:
             return None
         mask = attention_mask.to(device) if attention_mask is not None else None
-        with recorded_inputs({0: self.layer}) as seen:
+        with modules.recorded_inputs({0: self.layer}) as seen:
             self.model(input_ids.to(device), attention_mask=mask, use_cache=False)
         route: Route = memory.route(seen[0])
         return route
@@ -510,7 +502,7 @@ class WiseModel(nn.Module):
     def serving(self, state: MemoryState) -> Iterator[PreTrainedModel]:
         """`state` is served within a `with` block, in all threads; yields the model to ask."""
         memory, before = self._assembled(state), self.layer.memory
-        with restoring(lambda: setattr(self.layer, "memory", before)):
+        with modules.restoring(lambda: setattr(self.layer, "memory", before)):
             self.layer.memory = memory
             yield self.model
 
@@ -531,7 +523,7 @@ class WiseModel(nn.Module):
             self.layer.memory, self.state = memory, state
             self._watch.verified = base if state.edits else None
 
-        completed(put)
+        modules.completed(put)
 
     def start_from(self, state: MemoryState, base: Fingerprint) -> None:
         """Serves a state that was made elsewhere, on `base`, by whose name and revision this model's base then goes.
@@ -560,7 +552,7 @@ class WiseModel(nn.Module):
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Dropout off, and back as it was afterwards."""
-        return evaluating(self.model)
+        return modules.evaluating(self.model)
 
     # -- on disk and on the hub --------------------------------------------------------------
 

@@ -8,19 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from wise.cli import options
 from wise.cli.common import progress_bars, show_table
 from wise.cli.eval import described
-from wise.cli.options import (
-    DataOption,
-    FormatOptions,
-    JsonOption,
-    LearningOptions,
-    ModelOptions,
-    ProgressOption,
-    SeedOption,
-    SkipOption,
-    with_options,
-)
 from wise.cli.terminal import echo, show_json
 
 SIZES = [1, 10, 100, 500]
@@ -29,13 +19,13 @@ app = typer.Typer(help="Compare editors on the same records.", no_args_is_help=T
 
 
 @app.command("editors")
-@with_options
+@options.with_options
 def bench_editors(
-    data: DataOption,
+    data: options.DataOption,
     output: Annotated[Path, typer.Option(help="Folder of the runs; what is in it is not done again.")],
     *,
-    form: FormatOptions,
-    model: ModelOptions,
+    form: options.FormatOptions,
+    model: options.ModelOptions,
     editor: Annotated[list[str] | None, typer.Option(help="An editor; repeat for more. Left out: all.")] = None,
     edits: Annotated[
         list[int] | None, typer.Option(min=1, help="Edits of a stream; repeat for more: 1, 10, 100, 500.")
@@ -43,14 +33,14 @@ def bench_editors(
     least: Annotated[
         int, typer.Option(min=1, help="Edits measured at each size: short streams are repeated, on others.")
     ] = 20,
-    skip: SkipOption = 0,
+    skip: options.SkipOption = 0,
     trials: Annotated[int, typer.Option(min=1, help="Settings tried per editor, the defaults among them.")] = 4,
     search_edits: Annotated[int, typer.Option(min=1, help="Records a search edits; they are not measured.")] = 20,
     text: Annotated[Path | None, typer.Option(help="Running text, for perplexity. Left out: some that ships.")] = None,
-    statistics: LearningOptions,
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-    progress: ProgressOption = False,
+    statistics: options.LearningOptions,
+    seed: options.SeedOption = None,
+    as_json: options.JsonOption = False,
+    progress: options.ProgressOption = False,
 ) -> None:
     """Edit the same records with every editor, at several lengths of the stream, and put the results side by side.
 

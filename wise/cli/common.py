@@ -11,16 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from wise.cli.terminal import cell, echo
@@ -50,16 +42,10 @@ def progress_bars(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
     if not console.is_terminal:
         yield _lines(console) if wanted else lambda name, done, total: None
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-    )
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True) as progress:
+    done_so_far = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
+    times = (bars.TimeElapsedColumn(), bars.TextColumn("eta"), bars.TimeRemainingColumn())
+    tasks: dict[str, bars.TaskID] = {}
+    with bars.Progress(*done_so_far, *times, console=console, transient=True) as progress:
 
         def show(name: str, done: int, total: int) -> None:
             if name not in tasks:

@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wise.cli import options
 from wise.cli.common import NOT_VERIFIED, ROWS, check_memory_folder, progress_bars, show_table
-from wise.cli.options import (
-    EditedModelOptions,
-    FormatOptions,
-    JsonOption,
-    MemoryOptions,
-    ModelOptions,
-    ProgressOption,
-    SeedOption,
-    settings,
-    with_options,
-)
 from wise.cli.terminal import echo, show_json
 from wise.config import WiseConfig
 from wise.edits import Edit
@@ -31,12 +21,12 @@ if TYPE_CHECKING:
     from wise.training.report import EditReport
 
 
-@with_options
+@options.with_options
 def edit(
     output: Annotated[Path, typer.Option(help="Folder to save the memory to.")],
     edits: Annotated[Path | None, typer.Option(help="File or folder of edits.")] = None,
     *,
-    form: FormatOptions,
+    form: options.FormatOptions,
     statement: Annotated[
         str | None, typer.Option(help="A single edit as one sentence: 'The capital of France is Lyon.'")
     ] = None,
@@ -47,24 +37,24 @@ def edit(
         list[str] | None, typer.Option(help="A single edit: another name of its subject. Repeat for more.")
     ] = None,
     memory: Annotated[Path | None, typer.Option(help="Memory to edit further; brings its own settings.")] = None,
-    edited: EditedModelOptions,
-    given: MemoryOptions,
+    edited: options.EditedModelOptions,
+    given: options.MemoryOptions,
     require: Annotated[
         str | None, typer.Option(help="What must hold for an edit to be kept: prompt, listed or sisters.")
     ] = None,
-    seed: SeedOption = None,
+    seed: options.SeedOption = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that fit edits, each with its own model (hybrid).")
     ] = None,
-    as_json: JsonOption = False,
-    progress: ProgressOption = False,
+    as_json: options.JsonOption = False,
+    progress: options.ProgressOption = False,
 ) -> None:
     """Edit a model: every edit is verified by generation, and those that keep what --require asks for are saved.
 
     Give a file with --edits, or a single edit with --statement, or with --prompt and --target. The exit code is 3
     where an edit is not among them; the others are saved all the same.
     """
-    single = settings(prompt=prompt, target=target, subject=subject, aliases=alias)
+    single = options.settings(prompt=prompt, target=target, subject=subject, aliases=alias)
     wanted = _read_wanted_edits(edits, form, statement, single)
     check_memory_folder("--output", output)
     config = given.config(memory, require=require, seed=seed)
@@ -85,14 +75,14 @@ def edit(
         raise typer.Exit(NOT_VERIFIED)
 
 
-def _wrap(base: ModelOptions, config: WiseConfig) -> WiseModel:
+def _wrap(base: options.ModelOptions, config: WiseConfig) -> WiseModel:
     from wise.model import WiseModel
 
     return WiseModel(*base.load(), config)
 
 
 def _read_wanted_edits(
-    file: Path | None, form: FormatOptions, statement: str | None, single: dict[str, Any]
+    file: Path | None, form: options.FormatOptions, statement: str | None, single: dict[str, Any]
 ) -> list[Edit]:
     if (file is None) == (statement is None and not single):
         raise ConfigError("give either --edits FILE, or --statement, or --prompt and --target of a single edit")

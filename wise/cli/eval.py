@@ -8,21 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wise.cli import options
 from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table
-from wise.cli.options import (
-    DataOption,
-    FormatOptions,
-    JsonOption,
-    LearningOptions,
-    ModelOptions,
-    ProgressOption,
-    SeedOption,
-    SetOption,
-    SkipOption,
-    parsed_settings,
-    settings,
-    with_options,
-)
 from wise.cli.terminal import cell, echo, show_json
 from wise.errors import ConfigError, EditError
 
@@ -34,12 +21,12 @@ POOL = 1000
 """Further records of the file, which are not edited: for negatives of routing, and to train hypernetworks."""
 
 
-@with_options
+@options.with_options
 def eval_(
-    data: DataOption,
+    data: options.DataOption,
     *,
-    form: FormatOptions,
-    model: ModelOptions,
+    form: options.FormatOptions,
+    model: options.ModelOptions,
     editor: Annotated[
         str,
         typer.Option(
@@ -48,7 +35,7 @@ def eval_(
         ),
     ] = "wise-hybrid",
     edits: Annotated[int | None, typer.Option(min=1, help="Edits to take from the file. Left out: all.")] = None,
-    skip: SkipOption = 0,
+    skip: options.SkipOption = 0,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Edits per call. Left out: as the editor's paper applies them.")
     ] = None,
@@ -61,15 +48,15 @@ def eval_(
     text: Annotated[
         Path | None, typer.Option(help="Running text, for false routes and perplexity. Left out: some that ships.")
     ] = None,
-    set_: SetOption = None,
-    statistics: LearningOptions,
+    set_: options.SetOption = None,
+    statistics: options.LearningOptions,
     output: Annotated[Path | None, typer.Option(help="JSON file for the whole run.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="File to draw routing and retention to, such as run.png.")
     ] = None,
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-    progress: ProgressOption = False,
+    seed: options.SeedOption = None,
+    as_json: options.JsonOption = False,
+    progress: options.ProgressOption = False,
 ) -> None:
     """Apply a stream of edits, then measure all of them.
 
@@ -88,7 +75,7 @@ def eval_(
     from wise.lab.eval.routing.texts import running_text
     from wise.lab.eval.run import Scope, evaluate
 
-    chosen = parsed_settings(set_) | settings(seed=seed)
+    chosen = options.parsed_settings(set_) | options.settings(seed=seed)
     all_settings(editor, chosen)
     learning = Learning(training=tuple(pool), **statistics.given())
     scope = Scope(routing=routing, pool=pool if routing else (), retention=retention, texts=running_text(text))
@@ -147,7 +134,9 @@ def _show_routing(routing: Mapping[str, Any]) -> None:
     )
 
 
-def _records(data: Path, form: FormatOptions, skip: int, edits: int | None) -> tuple[list[Record], list[Record]]:
+def _records(
+    data: Path, form: options.FormatOptions, skip: int, edits: int | None
+) -> tuple[list[Record], list[Record]]:
     """The records to edit, and others of the file."""
     limit = None if edits is None else skip + edits + POOL
     records = form.read(data, limit)
@@ -160,6 +149,6 @@ def _records(data: Path, form: FormatOptions, skip: int, edits: int | None) -> t
     return chosen, [*records[skip + len(chosen) :], *records[:skip]][:POOL]
 
 
-def described(data: Path, form: FormatOptions, skip: int, model: ModelOptions) -> dict[str, dict[str, Any]]:
+def described(data: Path, form: options.FormatOptions, skip: int, model: options.ModelOptions) -> dict[str, Any]:
     """What goes into the file of a run beside its figures: which records, and which model."""
     return {"data": file_facts(data) | {"format": form.format, "skip": skip}, "model": {"name": model.called}}

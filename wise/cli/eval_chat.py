@@ -10,21 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wise.cli import options
 from wise.cli.common import check_file, check_memory_folder, progress_bars, show_table
-from wise.cli.options import (
-    EncoderOption,
-    FormatOptions,
-    JsonOption,
-    ModelOptions,
-    ProgressOption,
-    RelationsOption,
-    SeedOption,
-    SetOption,
-    absolute,
-    parsed_settings,
-    settings,
-    with_options,
-)
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 
@@ -38,10 +25,10 @@ if TYPE_CHECKING:
 FORMS = ("chat", "completion")
 
 
-@with_options
+@options.with_options
 def eval_chat(
     *,
-    model: ModelOptions,
+    model: options.ModelOptions,
     facts: Annotated[Path | None, typer.Option(exists=True, help="File of facts. Left out: those that ship.")] = None,
     half: Annotated[str | None, typer.Option(help="Of the shipped facts: judge or fit. Left out: judge.")] = None,
     kinds: Annotated[
@@ -49,7 +36,7 @@ def eval_chat(
         typer.Option(help="Of the shipped facts, with commas: known, private, nameless. Left out: known,private."),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="File or folder of edits, instead of the shipped facts.")] = None,
-    read: FormatOptions,
+    read: options.FormatOptions,
     known: Annotated[
         bool, typer.Option("--known", help="Of --data only the records whose right answer the base says.")
     ] = False,
@@ -67,16 +54,16 @@ def eval_chat(
     editor: Annotated[
         str, typer.Option(help="How the edits are made: wise-hybrid, icl, or another editor of `wise eval`.")
     ] = "wise-hybrid",
-    set_: SetOption = None,
+    set_: options.SetOption = None,
     form: Annotated[str, typer.Option(help="chat, or completion: prompts as plain texts.")] = "chat",
     oracle: Annotated[bool, typer.Option("--oracle/--no-oracle", help="Also with the right edit held open.")] = True,
-    encoder: EncoderOption = None,
-    relations: RelationsOption = None,
+    encoder: options.EncoderOption = None,
+    relations: options.RelationsOption = None,
     output: Annotated[Path | None, typer.Option(help="File for all figures, JSON.")] = None,
     save: Annotated[Path | None, typer.Option(help="Folder to keep the edits in, before they are asked for.")] = None,
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-    progress: ProgressOption = False,
+    seed: options.SeedOption = None,
+    as_json: options.JsonOption = False,
+    progress: options.ProgressOption = False,
 ) -> None:
     """Make edits in a chat model, and ask for them as users do.
 
@@ -117,7 +104,8 @@ def eval_chat(
     check_memory_folder("--save", save)
     half, kinds, chat = half or "judge", kinds or "known,private", form == "chat"
     found = _facts(facts, half, kinds, data, read, known, skip, limit, seed or 0)
-    chosen_settings = parsed_settings(set_) | settings(seed=seed, encoder=encoder, relations=absolute(relations))
+    own = options.settings(seed=seed, encoder=encoder, relations=options.absolute(relations))
+    chosen_settings = options.parsed_settings(set_) | own
     base, tokenizer = model.load()
     with progress_bars(progress) as show:
         wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=chat, progress=show)
@@ -201,7 +189,7 @@ def _add_distractors(
 
 
 def _further(
-    data: Path | None, read: FormatOptions, skip: int, chosen: Sequence[Fact], distractors: list[int] | None
+    data: Path | None, read: options.FormatOptions, skip: int, chosen: Sequence[Fact], distractors: list[int] | None
 ) -> list[Edit]:
     """The records that distractors are taken of. Raises ConfigError where too few of them are not edited."""
     if data is None or not distractors:
@@ -215,7 +203,7 @@ def _further(
 
 
 def _facts(
-    facts: Path | None, half: str, kinds: str, data: Path | None, read: FormatOptions, known: bool, skip: int,
+    facts: Path | None, half: str, kinds: str, data: Path | None, read: options.FormatOptions, known: bool, skip: int,
     limit: int | None, seed: int,
 ) -> list[Fact]:
     """What is edited, or with `known` what it is chosen from. Raises ConfigError where that is nothing."""
