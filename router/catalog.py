@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from weakref import WeakSet
 
 import numpy as np
@@ -55,8 +55,7 @@ def whole_keys(keys: Tensor, names: Sequence[str]) -> Tensor:
     return keys[:1] if names else keys
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Questions:
+class Questions(NamedTuple):
     """The index of the whole questions of a state's edits."""
 
     index: KeyIndex

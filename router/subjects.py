@@ -91,14 +91,12 @@ class Mention:
 
 def masked(text: str, mentions: Iterable[Mention]) -> str:
     """A text with `PLACEHOLDER` for these mentions; of overlapping ones the longest is replaced."""
-    found, behind = [], 0
+    parts, behind = list[str](), 0
     for mention in sorted(mentions, key=lambda m: (m.start, -m.end)):
         if mention.start >= behind:
-            found.append(mention)
+            parts += text[behind : mention.start], PLACEHOLDER
             behind = mention.end
-    for mention in reversed(found):
-        text = text[: mention.start] + PLACEHOLDER + text[mention.end :]
-    return text
+    return "".join((*parts, text[behind:]))
 
 
 def without_names(text: str, names: Iterable[str]) -> str:

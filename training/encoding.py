@@ -31,26 +31,15 @@ logger = logging.getLogger(__name__)
 
 # Openings that any language model can complete; only how the base ends them is used.
 OPENINGS = (
-    "The capital of France is",
-    "The capital of Japan is",
-    "The chemical symbol for gold is",
-    "The author of Hamlet is",
-    "The largest planet is",
-    "The currency of Mexico is",
-    "The official language of Brazil is",
-    "Mount Everest is located in",
-    "The mother tongue of Albert Einstein is",
-    "The iPhone was created by",
-    "The Nile is a river in",
-    "Mozart worked as a",
+    "The capital of France is", "The capital of Japan is", "The chemical symbol for gold is",
+    "The author of Hamlet is", "The largest planet is", "The currency of Mexico is",
+    "The official language of Brazil is", "Mount Everest is located in", "The mother tongue of Albert Einstein is",
+    "The iPhone was created by", "The Nile is a river in", "Mozart worked as a",
 )
 # Questions, for how the base ends an answer in a chat.
 QUESTIONS = (
-    "What is the capital of France?",
-    "Who wrote Hamlet?",
-    "What is the largest planet?",
-    "Which language is spoken in Brazil?",
-    "What is the chemical symbol for gold?",
+    "What is the capital of France?", "Who wrote Hamlet?", "What is the largest planet?",
+    "Which language is spoken in Brazil?", "What is the chemical symbol for gold?",
     "How many days are there in a week?",
 )
 ANSWER_TOKENS = 24

@@ -290,15 +290,8 @@ def _second_half(progress: Progress, total: int) -> Share:
 
 def _outcome(edit: Edit, status: str, written: FitResult, verdict: Verdict, seconds: float) -> Outcome:
     return Outcome(
-        id=edit.id,
-        status=status,
-        answer=verdict.answer,
-        holds=verdict.results,
-        said=verdict.said,
-        also_answers=verdict.also_answers,
-        steps=written.steps,
-        loss=written.loss,
-        milliseconds=1000 * seconds,
+        id=edit.id, status=status, answer=verdict.answer, holds=verdict.results, said=verdict.said,
+        also_answers=verdict.also_answers, steps=written.steps, loss=written.loss, milliseconds=1000 * seconds,
         tried=(written.tried,) if written.tried else (),
     )
 

@@ -126,11 +126,8 @@ class WordingVerifier:
         answers = {edit_id: next(iter(texts.values()), "") for edit_id, texts in said.items()}
         also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds, said)
         return {
-            edit.id: Verdict(
-                answer=answers[edit.id], holds=holds[edit.id], also_answers=tuple(also.get(edit.id, ())),
-                said=said[edit.id],
-            )
-            for edit in edits
+            i: Verdict(answer=answers[i], holds=holds[i], also_answers=tuple(also.get(i, ())), said=said[i])
+            for i in said
         }
 
     def prompts(self, edit: Edit, labels: Sequence[str]) -> list[tuple[list[int], bool]]:
@@ -235,13 +232,11 @@ def _generated(
     wanted: Sequence[Sequence[int]], progress: Share = lambda share: None,
 ) -> list[list[int]]:
     """The answers with `state` in place, each with room for more than the wanted one."""
-    limits = [len(ids) + SPARE_TOKENS for ids in wanted]
-
-    def shown(done: int) -> None:
-        progress(done / len(prompts))
-
+    limits, count = [len(ids) + SPARE_TOKENS for ids in wanted], len(prompts)
     with serve(state) as model:
-        return greedy(model, prompts, stops=encoder.stops, max_new_tokens=limits, progress=shown)
+        return greedy(
+            model, prompts, stops=encoder.stops, max_new_tokens=limits, progress=lambda done: progress(done / count)
+        )
 
 
 def same_subject(one: Edit, other: Edit) -> bool:

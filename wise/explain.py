@@ -152,12 +152,8 @@ def explained(
             if state.keys and isinstance(state.key_space, KeySpace):
                 near = key_diagnostics(state, memory, activation[i]).select(read)
             row = _RowRouter(
-                text=text,
-                state=state,
-                route=Route(slot, score, threshold, None),
-                evidence=Evidence(*evidence),
-                near=near,
-                whole=isinstance(memory.router, ActivationRouter),
+                text=text, state=state, route=Route(slot, score, threshold, None), evidence=Evidence(*evidence),
+                near=near, whole=isinstance(memory.router, ActivationRouter),
             )
             rows.append(row.routes(decode))
     return tuple(rows)

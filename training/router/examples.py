@@ -24,21 +24,10 @@ ANSWERED = 0.8
 HELD_OUT = 6
 """One relation in so many of a kind, and at least two, is never taught."""
 QUESTION_FRAMES = (
-    *["{}"] * 6,
-    "Can you tell me: {}",
-    "Please tell me. {}",
-    "{} Thanks!",
-    "Quick question: {}",
-    "Question: {} Answer:",
-    "I like long walks. {}",
-    "Hi! {}",
-    "I am filling in a form: {}",
-    "{} I keep forgetting.",
-    "{} Please answer briefly.",
-    "I'm filling in a form and one box is still empty. {}",
-    "My friend and I argued about it yesterday. {}",
-    "For a quiz at work I need one more answer: {}",
-    "hey, {}",
+    *["{}"] * 6, "Can you tell me: {}", "Please tell me. {}", "{} Thanks!", "Quick question: {}",
+    "Question: {} Answer:", "I like long walks. {}", "Hi! {}", "I am filling in a form: {}", "{} I keep forgetting.",
+    "{} Please answer briefly.", "I'm filling in a form and one box is still empty. {}",
+    "My friend and I argued about it yesterday. {}", "For a quiz at work I need one more answer: {}", "hey, {}",
 )
 SENTENCE_FRAMES = (*["{}"] * 5, "I like long walks. {}", "It is said that {}", "As you may know, {}")
 

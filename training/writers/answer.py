@@ -8,12 +8,11 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from wise.config import WiseConfig
-from wise.edits import Edit
 from wise.memory.slot import FORMS, AnswerSlot, Slot
 from wise.training.generation import between_steps
 from wise.training.splice import SplicedModel
@@ -42,8 +41,7 @@ class AnswerWriter:
             raise ValueError(f"{len(tasks)} slots for {len(edits)} edits: a slot of this kind holds one")
         written: dict[int, tuple[Slot, list[FitResult]]] = {}
         for part in self.parts(tasks):
-            shown = _shifted(progress, len(written))
-            found = self._write([tasks[i] for i in part], shown, *EFFORTS[effort])
+            found = self._write([tasks[i] for i in part], progress, len(written), *EFFORTS[effort])
             written |= zip(part, found, strict=True)
         return [written[i] for i in range(len(edits))]
 
@@ -55,7 +53,10 @@ class AnswerWriter:
         size = ON_CPU if self.spliced.device.type == "cpu" else AT_ONCE
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def _write(self, tasks: Sequence[SlotTask], progress: Progress, longer: int, rate: float) -> SlotResults:
+    def _write(
+        self, tasks: Sequence[SlotTask], progress: Progress, before: int, longer: int, rate: float
+    ) -> SlotResults:
+        """before: edits that are written already, for `progress`."""
         edits = [task.edits[0] for task in tasks]
         further = [self.wordings.texts(edit) for edit in edits]
         asked = [_alike(self.wordings.of(edit, texts)) for edit, texts in zip(edits, further, strict=True)]
@@ -65,13 +66,21 @@ class AnswerWriter:
         values = Values(examples.own.activations, self.spliced.target_module.out_features, unit)
         steps = longer * self.config.max_steps
         fit = Stepping(self.spliced, examples, values, max_steps=steps, rate=rate).run(
-            lambda done: progress(done * len(edits) // len(parts))
+            lambda done: progress(before + done * len(edits) // len(parts))
         )
-        written = []
+        written: SlotResults = []
         for i, (edit, task) in enumerate(zip(edits, tasks, strict=True)):
             between_steps()
             own = {form: n for n, (edit_of, form) in enumerate(parts) if edit_of == i}
-            slot = self._slot(edit, task, own, asked[i], values)
+            answers = {form: _of_form(asked[i], form)[0].answer for form in sorted(own)}
+            slot = AnswerSlot(
+                id=task.id,
+                edit_ids=(edit.id,),
+                values=torch.cat([values.of(own[form], len(answer)) for form, answer in answers.items()]),
+                ids=torch.tensor([i for answer in answers.values() for i in answer]),
+                counts=torch.tensor([len(answers.get(form, ())) for form in range(FORMS)]),
+                features=self.spliced.target_module.in_features,
+            )
             keys = self.wordings.keys(edit)
             outcome = FitResult(
                 fitted=all(fit.fitted[n] for n in own.values()),
@@ -84,20 +93,6 @@ class AnswerWriter:
             written.append((slot, [outcome]))
         return written
 
-    def _slot(
-        self, edit: Edit, task: SlotTask, own: Mapping[int, int], asked: Sequence[Wording], values: Values
-    ) -> Slot:
-        """own: the place of each of its forms among the values."""
-        answers = {form: _of_form(asked, form)[0].answer for form in sorted(own)}
-        return AnswerSlot(
-            id=task.id,
-            edit_ids=(edit.id,),
-            values=torch.cat([values.of(own[form], len(answer)) for form, answer in answers.items()]),
-            ids=torch.tensor([i for answer in answers.values() for i in answer]),
-            counts=torch.tensor([len(answers.get(form, ())) for form in range(FORMS)]),
-            features=self.spliced.target_module.in_features,
-        )
-
     def _examples(self, parts: Sequence[Sequence[Wording]]) -> Examples:
         cached = self.spliced.cache([(list(w.prompt), list(w.answer)) for own in parts for w in own])
         bare = torch.tensor([n == 0 for own in parts for n in range(len(own))])
@@ -107,10 +102,6 @@ class AnswerWriter:
             owner=torch.tensor([i for i, own in enumerate(parts) for _ in own]),
             bare=bare,
         )
-
-
-def _shifted(progress: Progress, done: int) -> Progress:
-    return lambda fitted: progress(done + fitted)
 
 
 def _of_form(wordings: Sequence[Wording], form: int) -> list[Wording]:

@@ -98,13 +98,9 @@ def _summary(report: EditReport) -> dict[str, Any]:
 
     count = len(report.outcomes)
     return {
-        "edits": count,
-        "verified_edits": report.count(VERIFIED),
-        "partial_edits": report.count(PARTIAL),
-        "failed_edits": len(report.failed),
-        "superseded_edits": report.count(SUPERSEDED),
-        "seconds_per_edit": report.seconds / count,
-        "cpu_seconds_per_edit": report.cpu_seconds / count,
+        "edits": count, "verified_edits": report.count(VERIFIED), "partial_edits": report.count(PARTIAL),
+        "failed_edits": len(report.failed), "superseded_edits": report.count(SUPERSEDED),
+        "seconds_per_edit": report.seconds / count, "cpu_seconds_per_edit": report.cpu_seconds / count,
     }
 
 

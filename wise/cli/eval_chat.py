@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +16,6 @@ from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from wise.edits import Edit
     from wise.lab.eval.candidates import OpenEditor
     from wise.lab.eval.chat.facts import Fact
@@ -72,9 +70,12 @@ def eval_chat(
     An answer is right where it contains the target and not the old answer; where an edit must not speak, where it is
     the base's very text.
     """
+    from wise.architectures import locate
+    from wise.config import WiseConfig
     from wise.lab.eval.candidates import find_editor, open_editor
     from wise.lab.eval.chat.measure import apply_edits, base_says, measure_chat
     from wise.lab.eval.results_file import write_json
+    from wise.memory.fingerprint import fingerprint
     from wise.model import WiseModel
 
     shipped, hybrid = data is None and facts is None, editor == "wise-hybrid"
@@ -121,7 +122,7 @@ def eval_chat(
             wrapped.save_pretrained(save)
         measured = {}
         for count in (0, *(distractors or ())):
-            with _add_distractors(wrapped, further, count, show):
+            with _with_distractors(wrapped, further, count, show):
                 asked = chosen[:measure]
                 figures = measure_chat(wrapped, asked, chat=chat, oracle=oracle and not count, progress=show)
             measured[count] = figures.to_dict()
@@ -138,7 +139,7 @@ def eval_chat(
         "verified": report.count("verified"),
         "partial": report.count("partial"),
         "form": form,
-        "precision": _precision(base),
+        "precision": fingerprint(base, locate(base, WiseConfig())).precision,
         "source": data.name if data else facts.name if facts else f"everyday, {half}: {kinds}",
         "preparation_cpu_seconds": prepared,
         "cpu_seconds_per_edit": report.cpu_seconds / len(chosen),
@@ -154,14 +155,6 @@ def eval_chat(
         show_json(whole)
 
 
-def _precision(base: PreTrainedModel) -> str:
-    from wise.architectures import locate
-    from wise.config import WiseConfig
-    from wise.memory.fingerprint import fingerprint
-
-    return fingerprint(base, locate(base, WiseConfig())).precision
-
-
 def _show(title: str, told: Mapping[str, Any]) -> None:
     rows = [
         (name, f"{share['share']:.3f}", str(share["asked"]), "{:.3f} to {:.3f}".format(*share["interval"]))
@@ -170,22 +163,19 @@ def _show(title: str, told: Mapping[str, Any]) -> None:
     show_table(title, ("measure", "right", "asked", "95 %"), rows)
 
 
-@contextmanager
-def _add_distractors(
+def _with_distractors(
     subject: OpenEditor, records: Sequence[Edit], count: int, show: Callable[[str, int, int], None]
-) -> Iterator[None]:
+) -> AbstractContextManager[Any]:
     """So many distractors are live for the length of a `with` block."""
     from wise.lab.eval.chat.distractors import with_distractors
     from wise.model import WiseModel
 
     if not count or not isinstance(subject, WiseModel) or subject.inputs is None:
-        yield
-        return
+        return nullcontext()
     live = {edit.prompt for edit in subject.edits}
     added = [edit for edit in records if edit.prompt not in live][:count]
     state = with_distractors(subject.state, added, encoder=subject.encoder, inputs=subject.inputs, progress=show)
-    with subject.serving(state):
-        yield
+    return subject.serving(state)
 
 
 def _further(

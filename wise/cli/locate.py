@@ -19,16 +19,9 @@ if TYPE_CHECKING:
     from wise.lab.locate.facts import Fact
 
 SWEEP = {
-    "layer": "layer",
-    "reliability": "reliability",
-    "generalization": "generalization",
-    "locality": "locality",
-    "success": "mean",
-    "failed": "failed",
-    "cpu_seconds_per_edit": "CPU s",
-    "trace_effect": "subject state",
-    "trace_effect_ffn": "subject ffn",
-    "trace_effect_last_token": "last state",
+    "layer": "layer", "reliability": "reliability", "generalization": "generalization", "locality": "locality",
+    "success": "mean", "failed": "failed", "cpu_seconds_per_edit": "CPU s", "trace_effect": "subject state",
+    "trace_effect_ffn": "subject ffn", "trace_effect_last_token": "last state",
 }
 """Field of a layer's result -> column."""
 COLUMNS = 6

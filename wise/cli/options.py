@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -130,13 +130,9 @@ class EditedModelOptions:
         from wise.model import WiseModel
 
         with progress_bars(progress) as show:
-            wrapped = WiseModel.from_pretrained(
-                memory,
-                base,
-                tokenizer,
-                allow_precision=self.allow_precision,
-                progress=lambda done, total: show("edits asked again", done, total),
-            )
+            shown = partial(show, "edits asked again")
+            allow = self.allow_precision
+            wrapped = WiseModel.from_pretrained(memory, base, tokenizer, allow_precision=allow, progress=shown)
         report = wrapped.precision_report
         if report is not None and not report.lost:  # otherwise it is logged as a warning
             echo(str(report), err=True)
@@ -250,9 +246,9 @@ def _options(own: inspect.Parameter, hint: Any) -> list[inspect.Parameter]:
 
 def _taken(name: str, hint: Any, given: dict[str, Any]) -> Any:
     """The value of a parameter: what was given, or a group made of it."""
-    group: Any = hint
     if not is_dataclass(hint):
         return given[name]
+    group: Any = hint
     hints = get_type_hints(group, include_extras=True)
     return group(**{field.name: _taken(field.name, hints[field.name], given) for field in fields(hint)})
 

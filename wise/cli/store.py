@@ -79,7 +79,7 @@ def log(
         _show_events(shown, tickets)
     echo(f"version {current}; {', '.join(f'{n} {status}' for status, n in counts.items()) or 'no edits'}")
     if as_json:
-        listed = [event.to_dict() for event in shown] if not versions else [version.to_dict() for version in made]
+        listed = [one.to_dict() for one in (made if versions else shown)]
         show_json({"current": current, "counts": counts, "versions" if versions else "events": listed})
 
 
@@ -120,13 +120,9 @@ def diff(
     rows += [("~", new.id, new.prompt, old.target, new.target) for old, new in result.changed]
     show_table(f"From version {before} to {after}", ("", "edit", "prompt", "before", "after"), rows)
     if as_json:
-        show_json(
-            {
-                "added": [edit.to_dict() for edit in result.added],
-                "removed": [edit.to_dict() for edit in result.removed],
-                "changed": [{"before": old.to_dict(), "after": new.to_dict()} for old, new in result.changed],
-            }
-        )
+        added, removed = ([edit.to_dict() for edit in edits] for edits in (result.added, result.removed))
+        changed = [{"before": old.to_dict(), "after": new.to_dict()} for old, new in result.changed]
+        show_json({"added": added, "removed": removed, "changed": changed})
 
 
 @app.command()
