@@ -8,7 +8,6 @@ Sentence-BERT (arXiv 1908.10084).
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +44,6 @@ class SentenceEncoder(RelationReader):
         super().__init__()
         self.name = name
         self._model, self._tokenizer = model.eval(), tokenizer
-        self._busy = threading.Lock()
         own = dict(taught)
         self._projection = _tensor(own, "projection", (-1, int(model.config.hidden_size)))
         thresholds = _tensor(own, "thresholds", (4,)).tolist()
@@ -61,14 +59,10 @@ class SentenceEncoder(RelationReader):
             for parameter_name in [key for key in own if not key.endswith(SCALE)]:
                 _add(parameters, parameter_name, own)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._busy = threading.Lock()
-
     def _encode(self, texts: Sequence[str]) -> Tensor:
         found = []
         for text in texts:  # each alone: in a batch the last bits of a vector would depend on the other texts
-            with self._busy:  # a fast tokenizer changes while it cuts
+            with self._lock:  # a fast tokenizer changes while it cuts
                 ids = self._tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
             with torch.inference_mode():
                 states = self._model(**ids).last_hidden_state

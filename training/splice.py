@@ -81,14 +81,11 @@ class SplicedModel:
         self._model = model
         self.device = execution_device(model)
         """Where ids go in and logits come out."""
-        block = f"{target_module.blocks}.{target_module.layer}"
-        self._full = copied_along(model, block)
-        self._full_tap = _tap(self._full, target_module)
-        self.layer_device = execution_device(self._full.get_submodule(block))
+        self._full, self._full_tap = _tapped(model, target_module)
+        self.layer_device = execution_device(model.get_submodule(f"{target_module.blocks}.{target_module.layer}"))
         """Where the edited layer runs, in a model that is spread over several devices."""
-        self.upper: Any = copied_along(model, block)
+        self.upper, self._upper_tap = _tapped(model, target_module)
         """The copy whose blocks below the edited one pass the cached state on."""
-        self._upper_tap = _tap(self.upper, target_module)
         self._inner_name = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
         taken = inspect.signature(model.forward).parameters
         self._positions = "position_ids" in taken
@@ -457,10 +454,11 @@ def _side_by_side(seen: Sequence[Observation]) -> Observation:
     return Observation(padded("activations"), padded("outputs"), padded("mask"), torch.cat([one.next for one in seen]))
 
 
-def _tap(model: nn.Module, target_module: TargetModule) -> _Tap:
+def _tapped(model: nn.Module, target_module: TargetModule) -> tuple[Any, _Tap]:
+    """A shallow copy of the model with a tap in it."""
     parent_path, _, name = target_module.path.rpartition(".")
-    parent = copied_along(model, parent_path, inside=f"{target_module.blocks}.{target_module.layer}")
+    copied = copied_along(model, parent_path)
+    parent = copied.get_submodule(parent_path)
     layer = parent._modules[name]
-    tap = _Tap(layer.base_module if isinstance(layer, SideMemoryLayer) else layer)
-    parent._modules[name] = tap
-    return tap
+    tap = parent._modules[name] = _Tap(layer.base_module if isinstance(layer, SideMemoryLayer) else layer)
+    return copied, tap

@@ -193,7 +193,7 @@ class _RowRouter:
             )
             for token, spoke in enumerate(opened)
         )
-        at, missed = self._nearest_of_others(fired) if self.near is not None else self._nearest_decision(chosen, fired)
+        at, missed = self._nearest_of_others(chosen, fired)
         missed_at = None if at is None else self.text.columns[at]
         return RowRoutes(tokens=tokens, prompt_tokens=self.text.prompt_tokens, missed=missed, missed_at=missed_at)
 
@@ -206,40 +206,32 @@ class _RowRouter:
             key = int(self.near.rank[token].argmax())
         return self._claim(key, float(self.evidence.value[token]), slot)
 
-    def _nearest_decision(
-        self, chosen: Sequence[Claim | None], fired: set[str | None]
-    ) -> tuple[int | None, Claim | None]:
-        """Over all tokens, the closest of the edits that were compared and not active."""
-        others = [(c.evidence, -n, n, c) for n, c in enumerate(chosen) if c is not None and c.edit not in fired]
-        if not others or self.whole:
-            return None, None
-        _, _, token, claim = max(others, key=lambda one: one[:2])
-        return token, claim
-
     def _second(self, token: int, first: Claim | None) -> Claim | None:
         """The edit that the router would have compared without the first."""
         if self.near is None or self.whole or first is None:
             return None
         rank = self.near.rank[token].masked_fill(self._keys_of({first.edit}), -torch.inf)
         key = int(rank.argmax())
-        return self._by_key(token, key) if rank[key] > -torch.inf else None
+        return self._by_key(self.near, token, key) if rank[key] > -torch.inf else None
 
-    def _nearest_of_others(self, fired: set[str | None]) -> tuple[int | None, Claim | None]:
-        """Over all tokens, the closest of the edits that were not active."""
-        if self.near is None or not len(self.near.evidence) or (self.whole and fired):
+    def _nearest_of_others(
+        self, chosen: Sequence[Claim | None], fired: set[str | None]
+    ) -> tuple[int | None, Claim | None]:
+        """Over all tokens, the closest of the edits that were not active; without keys, of those that were compared."""
+        if self.near is None:
+            others = [(c.evidence, -n, c) for n, c in enumerate(chosen) if c is not None and c.edit not in fired]
+            _, place, claim = max(others, key=lambda one: one[:2], default=(0, None, None))
+            return (None, None) if place is None or self.whole else (-place, claim)
+        if not len(self.near.evidence) or (self.whole and fired):
             return None, None
         near = self.near.evidence.masked_fill(self._keys_of(fired), -torch.inf)
         token = int(near.max(-1).values.argmax())
         if near[token].max() == -torch.inf:
             return None, None
-        if self.whole:
-            return token, self._chosen(token, -1)
-        return token, self._by_key(token, int(near[token].argmax()))
+        return token, chosen[token] if self.whole else self._by_key(self.near, token, int(near[token].argmax()))
 
-    def _by_key(self, token: int, key: int) -> Claim:
-        if self.near is None:
-            raise RuntimeError("there are no keys")
-        return self._claim(key, float(self.near.evidence[token, key]), self._slots[self.state.key_owners[key]])
+    def _by_key(self, near: KeyDiagnostics, token: int, key: int) -> Claim:
+        return self._claim(key, float(near.evidence[token, key]), self._slots[self.state.key_owners[key]])
 
     def _claim(self, key: int, evidence: float, slot: int) -> Claim:
         held = self.state.slots[slot].edit_ids
