@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 from weakref import WeakSet
 
 import numpy as np
@@ -55,7 +55,8 @@ def whole_keys(keys: Tensor, names: Sequence[str]) -> Tensor:
     return keys[:1] if names else keys
 
 
-class Questions(NamedTuple):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Questions:
     """The index of the whole questions of a state's edits."""
 
     index: KeyIndex

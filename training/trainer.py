@@ -78,7 +78,7 @@ class Trainer:
         accounted_for = {*final.edit_ids, *replaced, *(conflict.superseded for conflict in superseded_by_conflict)}
         dropped = tuple(i for i in state.edit_ids if i not in accounted_for)
         never_written = Outcome(id="", status=SUPERSEDED, answer="", steps=0, loss=0.0, milliseconds=0.0)
-        report = EditReport(
+        return final, EditReport(
             outcomes=tuple(outcomes.get(edit.id, replace(never_written, id=edit.id)) for edit in edits),
             replaced=replaced,
             dropped=dropped,
@@ -86,7 +86,6 @@ class Trainer:
             cpu_seconds=time.process_time() - cpu,
             conflicts=superseded_by_conflict,
         )
-        return final, report
 
     def with_before(
         self, state: MemoryState, edits: Sequence[Edit], outcomes: Sequence[Outcome], *, serve: Serve

@@ -104,8 +104,7 @@ class Edit:
         if self.aliases and self.subject is None:
             raise EditError("field 'aliases': other names were given and no 'subject' that they are names of; add it")
         if self.subject is not None:
-            self._set("subject", self.subject.strip())
-        self._check_subject()
+            self._set("subject", self._written(self.subject.strip()))
         self._check_time()
         asked = (self.prompt, *(message.content for message in self.messages[-1:]), *self.paraphrases)
         _check_apart("locality", self.locality, asked, "asks for the edited fact")
@@ -125,30 +124,22 @@ class Edit:
             if getattr(self, name) is not None:
                 checked_text(name, getattr(self, name))
 
-    def _check_subject(self) -> None:
-        if self.subject is None:
-            return
-        written = as_written(self.subject, self.prompt)
+    def _written(self, subject: str) -> str:
+        """The subject as the prompt writes it."""
+        written = as_written(subject, self.prompt)
         if written is not None:
-            self._set("subject", written)
-            return
-        start = self.prompt.casefold().find(self.subject.casefold())
-        written = self.prompt[start : start + len(self.subject)]
-        hint = f"did you mean {written!r}?" if start >= 0 else "write it as the prompt does, or leave it out"
-        raise EditError(
-            f"field 'subject': {self.subject!r} does not occur in the prompt {shortened(self.prompt)}; {hint}"
-        )
+            return written
+        start = self.prompt.casefold().find(subject.casefold())
+        like = self.prompt[start : start + len(subject)]
+        hint = f"did you mean {like!r}?" if start >= 0 else "write it as the prompt does, or leave it out"
+        raise EditError(f"field 'subject': {subject!r} does not occur in the prompt {shortened(self.prompt)}; {hint}")
 
     def _check_time(self) -> None:
-        if self.time is None:
-            return
         try:
-            datetime.fromisoformat(self.time)
+            _ = self.time and datetime.fromisoformat(self.time)
         except ValueError:
-            raise EditError(
-                f"field 'time': {self.time!r} was given, an ISO 8601 time was expected, "
-                "such as 2025-01-31T12:00:00+00:00"
-            ) from None
+            wanted = "an ISO 8601 time was expected, such as 2025-01-31T12:00:00+00:00"
+            raise EditError(f"field 'time': {self.time!r} was given, {wanted}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The edit as JSON values, without empty optional fields."""
@@ -248,15 +239,12 @@ class Record:
         object.__setattr__(self, "probes", checked_list("test.probes", self.probes, "probes", Probe))
         fitted = {self.edit.prompt, *self.edit.paraphrases, *self.edit.locality}
         for place, probe in enumerate(self.probes):
-            if probe.kind in ASKS_THE_EDIT:
-                continue
-            for query in probe.queries:
-                if query.prompt in fitted:
-                    name = f"test.probes[{place}]"
-                    raise EditError(
-                        f"field {name!r}: a probe of {probe.kind} asks {shortened(query.prompt)}, which may be used "
-                        "for fitting; keep it in one place only"
-                    )
+            asked = () if probe.kind in ASKS_THE_EDIT else [q.prompt for q in probe.queries if q.prompt in fitted]
+            for prompt in asked:
+                raise EditError(
+                    f"field 'test.probes[{place}]': a probe of {probe.kind} asks {shortened(prompt)}, which may be "
+                    "used for fitting; keep it in one place only"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The record in the project's own JSON shape; `source`, which is of one reading, is not in it."""

@@ -339,12 +339,10 @@ class WiseModel(nn.Module):
                 with self.evaluating():
                     state, dropped = self.trainer.delete(self.state, deleted, serve=self._apart)
             self._serve(state, self._watch.verified)
+        rewritten = tuple(i for i in sharing if i not in dropped)
+        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
         return DeleteReport(
-            deleted=deleted,
-            rewritten=tuple(i for i in sharing if i not in dropped),
-            dropped=dropped,
-            seconds=time.perf_counter() - begun,
-            cpu_seconds=time.process_time() - cpu,
+            deleted=deleted, rewritten=rewritten, dropped=dropped, seconds=seconds, cpu_seconds=cpu_seconds
         )
 
     def snapshot(self) -> MemoryState:
@@ -374,8 +372,7 @@ class WiseModel(nn.Module):
 
     def _check_base(self) -> None:
         """The base is the one on which the live edits were verified; another one may not say them."""
-        reason = self._watch.difference(self._watch.verified)
-        if reason is not None:
+        if (reason := self._watch.difference(self._watch.verified)) is not None:
             raise EditError(f"{reason}: nothing was edited; {REMEDY}")
 
     def prepare(self) -> None:
@@ -401,13 +398,9 @@ class WiseModel(nn.Module):
 
         with self.evaluating():
             verdicts = self.trainer.verifier.ask(state, state.edits, self.serving, shown)
-        report = PrecisionReport(
-            made_in=made_for.precision,
-            served_in=self.fingerprint().precision,
-            edits=count,
-            lost={edit_id: verdict.answer for edit_id, verdict in verdicts.items() if not verdict.right},
-            seconds=time.perf_counter() - begun,
-        )
+        lost = {edit_id: verdict.answer for edit_id, verdict in verdicts.items() if not verdict.right}
+        made, served, seconds = made_for.precision, self.fingerprint().precision, time.perf_counter() - begun
+        report = PrecisionReport(made_in=made, served_in=served, edits=count, lost=lost, seconds=seconds)
         logger.log(logging.WARNING if report.lost else logging.INFO, "%s", report)
         return report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -89,10 +90,11 @@ def main(
     context.call_on_close(lambda: logger.removeHandler(handler))
 
 
-for command in (
+COMMANDS: tuple[Callable[..., None], ...] = (
     edit, forget, ask, eval_, eval_chat, compare, locate, train_router, harness, serve, token, stream, info, demo,
     chat_demo,
-):
+)
+for command in COMMANDS:
     app.command(command.__name__.strip("_").replace("_", "-"))(command)
 app.add_typer(bench, name="bench")
 app.add_typer(store, name="store")

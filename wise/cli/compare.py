@@ -34,7 +34,7 @@ def compare(
     from wise.lab.eval.results_file import read_run
 
     stems = [path.stem for path in runs]
-    names = stems if len(set(stems)) == len(stems) else map(str, runs)
+    names = stems if len(set(stems)) == len(stems) else [str(path) for path in runs]
     found = compare_runs([(name, read_run(path)) for name, path in zip(names, runs, strict=True)], seed=seed or 0)
     for contrast in found.contrasts:
         for warning in contrast.warnings:
