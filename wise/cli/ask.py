@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.text import Text
+from typer import Argument, Option
 
 from wise.cli.common import SLOT_STYLES, show_table
 from wise.cli.options import EditedModelOptions, JsonOption, with_options
@@ -24,22 +24,18 @@ if TYPE_CHECKING:
 
 @with_options
 def ask(
-    prompts: Annotated[
-        list[str], typer.Argument(help="What to ask; a text to be completed ends right before the answer.")
-    ],
-    memory: Annotated[Path, typer.Option(help="Folder of a saved memory.")],
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Say which edit spoke at every token, and which came nearest.")
-    ] = False,
+    prompts: Annotated[list[str], Argument(help="What to ask; a text to be completed ends right before the answer.")],
+    memory: Annotated[Path, Option(help="Folder of a saved memory.")],
+    explain: Annotated[bool, Option("--explain", help="Say which edit spoke at each token, and the nearest.")] = False,
     chat: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--chat/--plain",
             help="Ask as a turn of a chat, or as plain text to be completed. Left out: as a chat in hybrid where the "
             "model has a chat template, else as plain text.",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that an answer may have.")] = 32,
+    max_new_tokens: Annotated[int, Option(min=1, help="Tokens that an answer may have.")] = 32,
     *,
     edited: EditedModelOptions,
     as_json: JsonOption = False,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from wise.cli import options
 from wise.cli.common import progress_bars, show_table
@@ -22,21 +23,17 @@ app = typer.Typer(help="Compare editors on the same records.", no_args_is_help=T
 @options.with_options
 def bench_editors(
     data: options.DataOption,
-    output: Annotated[Path, typer.Option(help="Folder of the runs; what is in it is not done again.")],
+    output: Annotated[Path, Option(help="Folder of the runs; what is in it is not done again.")],
     *,
     form: options.FormatOptions,
     model: options.ModelOptions,
-    editor: Annotated[list[str] | None, typer.Option(help="An editor; repeat for more. Left out: all.")] = None,
-    edits: Annotated[
-        list[int] | None, typer.Option(min=1, help="Edits of a stream; repeat for more: 1, 10, 100, 500.")
-    ] = None,
-    least: Annotated[
-        int, typer.Option(min=1, help="Edits measured at each size: short streams are repeated, on others.")
-    ] = 20,
+    editor: Annotated[list[str] | None, Option(help="An editor; repeat for more. Left out: all.")] = None,
+    edits: Annotated[list[int] | None, Option(min=1, help="Edits of a stream, repeatable: 1, 10, 100, 500.")] = None,
+    least: Annotated[int, Option(min=1, help="Edits measured at each size; short streams repeat, on others.")] = 20,
     skip: options.SkipOption = 0,
-    trials: Annotated[int, typer.Option(min=1, help="Settings tried per editor, the defaults among them.")] = 4,
-    search_edits: Annotated[int, typer.Option(min=1, help="Records a search edits; they are not measured.")] = 20,
-    text: Annotated[Path | None, typer.Option(help="Running text, for perplexity. Left out: some that ships.")] = None,
+    trials: Annotated[int, Option(min=1, help="Settings tried per editor, the defaults among them.")] = 4,
+    search_edits: Annotated[int, Option(min=1, help="Records a search edits; they are not measured.")] = 20,
+    text: Annotated[Path | None, Option(help="Running text, for perplexity. Left out: some that ships.")] = None,
     statistics: options.LearningOptions,
     seed: options.SeedOption = None,
     as_json: options.JsonOption = False,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.text import Text
+from typer import Option
 
 from wise.cli.common import check_picture, progress_bars, show_table
 from wise.cli.options import JsonOption, PlacementOptions, ProgressOption, ThreadsOption, with_options
@@ -20,11 +20,9 @@ if TYPE_CHECKING:
 @with_options
 def chat_demo(
     model: Annotated[
-        str | None, typer.Option(help="Folder or hub id of a chat model. Left out: SmolLM2-135M-Instruct, fetched.")
+        str | None, Option(help="Folder or hub id of a chat model. Left out: SmolLM2-135M-Instruct, fetched.")
     ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="File to draw scores and thresholds to, such as routing.png.")
-    ] = None,
+    picture: Annotated[Path | None, Option(help="File to draw scores and thresholds to, such as routing.png.")] = None,
     threads: ThreadsOption = None,
     *,
     placement: PlacementOptions,

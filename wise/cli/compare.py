@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument
 
 from wise.cli.common import show_table
 from wise.cli.options import JsonOption, SeedOption
@@ -21,7 +21,7 @@ COLUMNS = ("measure", "mode", "records", "ref.", "run", "difference [95 %]", "p"
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Files of 'wise eval --output'; the first is the reference.")],
+    runs: Annotated[list[Path], Argument(help="Files of 'wise eval --output'; the first is the reference.")],
     seed: SeedOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
 from wise.cli import options
 from wise.cli.common import NOT_VERIFIED, ROWS, check_memory_folder, progress_bars, show_table
@@ -23,29 +24,21 @@ if TYPE_CHECKING:
 
 @options.with_options
 def edit(
-    output: Annotated[Path, typer.Option(help="Folder to save the memory to.")],
-    edits: Annotated[Path | None, typer.Option(help="File or folder of edits.")] = None,
+    output: Annotated[Path, Option(help="Folder to save the memory to.")],
+    edits: Annotated[Path | None, Option(help="File or folder of edits.")] = None,
     *,
     form: options.FormatOptions,
-    statement: Annotated[
-        str | None, typer.Option(help="A single edit as one sentence: 'The capital of France is Lyon.'")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="A single edit: what is asked.")] = None,
-    target: Annotated[str | None, typer.Option(help="A single edit: the wanted answer.")] = None,
-    subject: Annotated[str | None, typer.Option(help="A single edit: what it is about.")] = None,
-    alias: Annotated[
-        list[str] | None, typer.Option(help="A single edit: another name of its subject. Repeat for more.")
-    ] = None,
-    memory: Annotated[Path | None, typer.Option(help="Memory to edit further; brings its own settings.")] = None,
+    statement: Annotated[str | None, Option(help="A single edit in words: 'The capital of France is Lyon.'")] = None,
+    prompt: Annotated[str | None, Option(help="A single edit: what is asked.")] = None,
+    target: Annotated[str | None, Option(help="A single edit: the wanted answer.")] = None,
+    subject: Annotated[str | None, Option(help="A single edit: what it is about.")] = None,
+    alias: Annotated[list[str] | None, Option(help="A single edit: another name of its subject, repeatable.")] = None,
+    memory: Annotated[Path | None, Option(help="Memory to edit further; brings its own settings.")] = None,
     edited: options.EditedModelOptions,
     given: options.MemoryOptions,
-    require: Annotated[
-        str | None, typer.Option(help="What must hold for an edit to be kept: prompt, listed or sisters.")
-    ] = None,
+    require: Annotated[str | None, Option(help="What must hold for a kept edit: prompt, listed or sisters.")] = None,
     seed: options.SeedOption = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that fit edits, each with its own model (hybrid).")
-    ] = None,
+    workers: Annotated[int | None, Option(min=1, help="Processes that fit edits, each with a model (hybrid).")] = None,
     as_json: options.JsonOption = False,
     progress: options.ProgressOption = False,
 ) -> None:

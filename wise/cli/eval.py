@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from wise.cli import options
 from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table
@@ -29,31 +29,25 @@ def eval_(
     model: options.ModelOptions,
     editor: Annotated[
         str,
-        typer.Option(
+        Option(
             help="wise-merge, wise-retrieve, wise-hybrid; ft-l, ft-m, ft-ewc, rome, memit, alphaedit, mend, ke, kn, "
             "grace, memoir, icl; or none for the unedited control.",
         ),
     ] = "wise-hybrid",
-    edits: Annotated[int | None, typer.Option(min=1, help="Edits to take from the file. Left out: all.")] = None,
+    edits: Annotated[int | None, Option(min=1, help="Edits to take from the file. Left out: all.")] = None,
     skip: options.SkipOption = 0,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Edits per call. Left out: as the editor's paper applies them.")
-    ] = None,
+    batch: Annotated[int | None, Option(min=1, help="Edits per call. Left out: as in the editor's paper.")] = None,
     routing: Annotated[
-        bool, typer.Option("--routing", help="Measure the router on classes of prompts, and with perfect routing.")
+        bool, Option("--routing", help="Measure the router on classes of prompts, and with perfect routing.")
     ] = False,
-    retention: Annotated[
-        bool, typer.Option("--retention", help="Measure all edits so far after 1, 2, 5, 10, ... edits.")
-    ] = False,
+    retention: Annotated[bool, Option("--retention", help="Measure all so far after 1, 2, 5, 10, ... edits.")] = False,
     text: Annotated[
-        Path | None, typer.Option(help="Running text, for false routes and perplexity. Left out: some that ships.")
+        Path | None, Option(help="Running text, for false routes and perplexity. Left out: some that ships.")
     ] = None,
     set_: options.SetOption = None,
     statistics: options.LearningOptions,
-    output: Annotated[Path | None, typer.Option(help="JSON file for the whole run.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="File to draw routing and retention to, such as run.png.")
-    ] = None,
+    output: Annotated[Path | None, Option(help="JSON file for the whole run.")] = None,
+    picture: Annotated[Path | None, Option(help="File to draw routing and retention to, such as run.png.")] = None,
     seed: options.SeedOption = None,
     as_json: options.JsonOption = False,
     progress: options.ProgressOption = False,

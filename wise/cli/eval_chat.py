@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from wise.cli import options
 from wise.cli.common import check_file, check_memory_folder, progress_bars, show_table
@@ -27,38 +27,35 @@ FORMS = ("chat", "completion")
 def eval_chat(
     *,
     model: options.ModelOptions,
-    facts: Annotated[Path | None, typer.Option(exists=True, help="File of facts. Left out: those that ship.")] = None,
-    half: Annotated[str | None, typer.Option(help="Of the shipped facts: judge or fit. Left out: judge.")] = None,
+    facts: Annotated[Path | None, Option(exists=True, help="File of facts. Left out: those that ship.")] = None,
+    half: Annotated[str | None, Option(help="Of the shipped facts: judge or fit. Left out: judge.")] = None,
     kinds: Annotated[
-        str | None,
-        typer.Option(help="Of the shipped facts, with commas: known, private, nameless. Left out: known,private."),
+        str | None, Option(help="Of the shipped facts, with commas: known, private, nameless. Left out: known,private.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="File or folder of edits, instead of the shipped facts.")] = None,
+    data: Annotated[Path | None, Option(help="File or folder of edits, instead of the shipped facts.")] = None,
     read: options.FormatOptions,
-    known: Annotated[
-        bool, typer.Option("--known", help="Of --data only the records whose right answer the base says.")
-    ] = False,
-    skip: Annotated[int, typer.Option(min=0, help="Records of --data to leave out at its start.")] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Edits to make.")] = None,
-    measure: Annotated[int | None, typer.Option(min=1, help="Edits to ask for; all are made.")] = None,
+    known: Annotated[bool, Option("--known", help="Of --data only records whose right answer the base says.")] = False,
+    skip: Annotated[int, Option(min=0, help="Records of --data to leave out at its start.")] = 0,
+    limit: Annotated[int | None, Option(min=1, help="Edits to make.")] = None,
+    measure: Annotated[int | None, Option(min=1, help="Edits to ask for; all are made.")] = None,
     distractors: Annotated[
         list[int] | None,
-        typer.Option(
+        Option(
             min=1,
             help="Measure again with so many further records of --data in the router. They are not written, and answer "
             "with another edit's answer. Repeat for more.",
         ),
     ] = None,
     editor: Annotated[
-        str, typer.Option(help="How the edits are made: wise-hybrid, icl, or another editor of `wise eval`.")
+        str, Option(help="How the edits are made: wise-hybrid, icl, or another editor of `wise eval`.")
     ] = "wise-hybrid",
     set_: options.SetOption = None,
-    form: Annotated[str, typer.Option(help="chat, or completion: prompts as plain texts.")] = "chat",
-    oracle: Annotated[bool, typer.Option("--oracle/--no-oracle", help="Also with the right edit held open.")] = True,
+    form: Annotated[str, Option(help="chat, or completion: prompts as plain texts.")] = "chat",
+    oracle: Annotated[bool, Option("--oracle/--no-oracle", help="Also with the right edit held open.")] = True,
     encoder: options.EncoderOption = None,
     relations: options.RelationsOption = None,
-    output: Annotated[Path | None, typer.Option(help="File for all figures, JSON.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Folder to keep the edits in, before they are asked for.")] = None,
+    output: Annotated[Path | None, Option(help="File for all figures, JSON.")] = None,
+    save: Annotated[Path | None, Option(help="Folder to keep the edits in, before they are asked for.")] = None,
     seed: options.SeedOption = None,
     as_json: options.JsonOption = False,
     progress: options.ProgressOption = False,

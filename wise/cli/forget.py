@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from wise.cli.common import NOT_VERIFIED
 from wise.cli.options import EditedModelOptions, JsonOption, with_options
@@ -15,9 +16,9 @@ from wise.cli.terminal import echo, show_json
 
 @with_options
 def forget(
-    memory: Annotated[Path, typer.Argument(help="Folder of a saved memory, which is replaced as a whole.")],
-    ids: Annotated[list[str], typer.Option("--id", help="Id of an edit to take out. Repeat for more.")],
-    output: Annotated[Path | None, typer.Option(help="Folder to save to instead; the memory stays as it is.")] = None,
+    memory: Annotated[Path, Argument(help="Folder of a saved memory, which is replaced as a whole.")],
+    ids: Annotated[list[str], Option("--id", help="Id of an edit to take out. Repeat for more.")],
+    output: Annotated[Path | None, Option(help="Folder to save to instead; the memory stays as it is.")] = None,
     *,
     edited: EditedModelOptions,
     as_json: JsonOption = False,

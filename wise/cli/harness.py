@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from wise.cli.common import show_table
 from wise.cli.compare import shown_p
@@ -17,15 +17,13 @@ COLUMNS = ("task", "metric", "documents", "base", "edited", "difference", "chang
 
 @with_options
 def harness(
-    memory: Annotated[Path, typer.Option(help="Folder of a saved memory.")],
-    tasks: Annotated[str, typer.Option(help="Names of tasks, groups or tags, with commas between them.")],
+    memory: Annotated[Path, Option(help="Folder of a saved memory.")],
+    tasks: Annotated[str, Option(help="Names of tasks, groups or tags, with commas between them.")],
     include_path: Annotated[
-        Path | None, typer.Option(help="Folder of further task files (YAML); Python that they name is run.")
+        Path | None, Option(help="Folder of further task files (YAML); Python that they name is run.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Documents of each task, the first ones. Left out: all.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Requests at once.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Documents of each task, the first ones. Left out: all.")] = None,
+    batch_size: Annotated[int | None, Option(min=1, help="Requests at once.")] = None,
     seed: SeedOption = None,
     *,
     edited: EditedModelOptions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from wise.cli.common import ROWS, show_table
 from wise.cli.options import EditedModelOptions, JsonOption, MemoryOptions, with_options
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @with_options
 def info(
-    memory: Annotated[Path | None, typer.Option(help="Folder of a saved memory; alone, no model is loaded.")] = None,
+    memory: Annotated[Path | None, Option(help="Folder of a saved memory; alone, no model is loaded.")] = None,
     *,
     edited: EditedModelOptions,
     given: MemoryOptions,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table
 from wise.cli.options import FormatOptions, JsonOption, ModelOptions, ProgressOption, SeedOption, with_options
@@ -30,21 +30,21 @@ COLUMNS = 6
 
 @with_options
 def locate(
-    data: Annotated[Path, typer.Option(help="File of known facts, or of edits of facts.")],
+    data: Annotated[Path, Option(help="File of known facts, or of edits of facts.")],
     *,
     model: ModelOptions,
     read: FormatOptions,
-    facts: Annotated[int, typer.Option(min=1, help="Facts to read, from the start of the file.")] = 100,
-    samples: Annotated[int, typer.Option(min=1, help="Draws of noise per fact.")] = 5,
+    facts: Annotated[int, Option(min=1, help="Facts to read, from the start of the file.")] = 100,
+    samples: Annotated[int, Option(min=1, help="Draws of noise per fact.")] = 5,
     window: Annotated[
-        int | None, typer.Option(min=1, help="Layers restored together. Left out: 10 of 48, as in the paper.")
+        int | None, Option(min=1, help="Layers restored at once. Left out: the paper's 10 of 48.")
     ] = None,
     sweep_edits: Annotated[
-        int, typer.Option(min=0, help="Edits made at each layer: the records behind the facts. 0: trace only.")
+        int, Option(min=0, help="Edits made at each layer: the records behind the facts. 0: trace only.")
     ] = 50,
-    layers: Annotated[str | None, typer.Option(help="Layers to edit, such as 0,2,4. Left out: all.")] = None,
-    output: Annotated[Path | None, typer.Option(help="File for all figures, JSON.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="File to draw the heat maps to, such as heat.png.")] = None,
+    layers: Annotated[str | None, Option(help="Layers to edit, such as 0,2,4. Left out: all.")] = None,
+    output: Annotated[Path | None, Option(help="File for all figures, JSON.")] = None,
+    picture: Annotated[Path | None, Option(help="File to draw the heat maps to, such as heat.png.")] = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
     progress: ProgressOption = False,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from wise.cli.options import AllowPrecisionOption, JsonOption, PlacementOptions, named_values, with_options
 from wise.cli.terminal import echo, show_json
@@ -20,20 +20,20 @@ NEEDS = "pip install 'wise-runtime[serve]'"
 
 @with_options
 def serve(
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id of a causal LM.")] = None,
-    store: Annotated[str | None, typer.Option(help="Folder of the store, or a postgresql:// URL.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on. Default: 8000.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model in requests.")] = None,
-    tokens: Annotated[Path | None, typer.Option(help="File of hashed tokens; see `wise token`.")] = None,
-    engine: Annotated[str | None, typer.Option(help="local (default) or vllm.")] = None,
-    relations: Annotated[Path | None, typer.Option(help="File written by `wise train-router`.")] = None,
-    mode: Annotated[str | None, typer.Option(help="Memory mode of a new store. Default: hybrid.")] = None,
+    config: Annotated[Path | None, Option(help="TOML file of settings.")] = None,
+    model: Annotated[str | None, Option(help="Folder or hub id of a causal LM.")] = None,
+    store: Annotated[str | None, Option(help="Folder of the store, or a postgresql:// URL.")] = None,
+    host: Annotated[str | None, Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, Option(help="Port to listen on. Default: 8000.")] = None,
+    name: Annotated[str | None, Option(help="Name of the model in requests.")] = None,
+    tokens: Annotated[Path | None, Option(help="File of hashed tokens; see `wise token`.")] = None,
+    engine: Annotated[str | None, Option(help="local (default) or vllm.")] = None,
+    relations: Annotated[Path | None, Option(help="File written by `wise train-router`.")] = None,
+    mode: Annotated[str | None, Option(help="Memory mode of a new store. Default: hybrid.")] = None,
     *,
     placement: PlacementOptions,
     allow_precision: AllowPrecisionOption = False,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, NAME=VALUE.")] = None,
+    setting: Annotated[list[str] | None, Option("--set", help="Any other setting, NAME=VALUE.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve a model, and edit it while it is served; without options, the demo model.
@@ -94,12 +94,12 @@ def serve(
 
 
 def token(
-    name: Annotated[str, typer.Argument(help="Holder of the token; the journal and the audit name it.")],
-    file: Annotated[Path, typer.Option(help="File of hashed tokens, to which it is appended.")],
-    scope: Annotated[str, typer.Option(help="reader, editor or admin.")] = "reader",
-    days: Annotated[int | None, typer.Option(min=1, max=36_500, help="Days until it expires. Default: never.")] = None,
+    name: Annotated[str, Argument(help="Holder of the token; the journal and the audit name it.")],
+    file: Annotated[Path, Option(help="File of hashed tokens, to which it is appended.")],
+    scope: Annotated[str, Option(help="reader, editor or admin.")] = "reader",
+    days: Annotated[int | None, Option(min=1, max=36_500, help="Days until it expires. Default: never.")] = None,
     namespace: Annotated[
-        list[str] | None, typer.Option(help="Namespace that it sees and edits alone. Repeat for more. Default: all.")
+        list[str] | None, Option(help="Namespace that it sees and edits alone. Repeat for more. Default: all.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

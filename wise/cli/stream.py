@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from wise.cli.common import BAD_INPUT
 from wise.cli.options import FormatOptions, JsonOption, with_options
@@ -22,12 +23,10 @@ if TYPE_CHECKING:
 
 @with_options
 def stream(
-    source: Annotated[str, typer.Argument(help="File or folder of edits, - for JSON lines on stdin, or their URL.")],
-    store: Annotated[str, typer.Option(help="Folder of the store, or a postgresql:// URL.")],
-    name: Annotated[
-        str | None, typer.Option(help="Of the stream, for going on with it; its path or URL if left out.")
-    ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with lines that are appended, until Ctrl-C.")] = False,
+    source: Annotated[str, Argument(help="File or folder of edits, - for JSON lines on stdin, or their URL.")],
+    store: Annotated[str, Option(help="Folder of the store, or a postgresql:// URL.")],
+    name: Annotated[str | None, Option(help="Of the stream, to go on with it; its path or URL if left out.")] = None,
+    follow: Annotated[bool, Option("--follow", help="Go on with lines that are appended, until Ctrl-C.")] = False,
     *,
     form: FormatOptions,
     as_json: JsonOption = False,

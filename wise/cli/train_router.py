@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from wise.cli.common import check_file, file_facts, progress_bars, show_table
 from wise.cli.options import DeviceOption, EncoderOption, JsonOption, ProgressOption, SeedOption, ThreadsOption
@@ -22,15 +22,11 @@ if TYPE_CHECKING:
 
 
 def train_router(
-    output: Annotated[Path, typer.Option(help="File for what is taught, safetensors.")],
-    questions: Annotated[
-        Path | None, typer.Option(help="TOML file of questions. Left out: those that ship with wise.")
-    ] = None,
-    with_shipped: Annotated[
-        bool, typer.Option("--with-shipped", help="Teach on the questions that ship with wise as well.")
-    ] = False,
+    output: Annotated[Path, Option(help="File for what is taught, safetensors.")],
+    questions: Annotated[Path | None, Option(help="TOML file of questions. Left out: those that ship.")] = None,
+    with_shipped: Annotated[bool, Option("--with-shipped", help="Teach on the shipped questions as well.")] = False,
     encoder: EncoderOption = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of optimisation.")] = 225,
+    steps: Annotated[int, Option(min=1, help="Steps of optimisation.")] = 225,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
