@@ -127,7 +127,6 @@ class Catalog:
         )
 
     def _slots(self, state: MemoryState) -> tuple[dict[str, int], int]:
-        """See `slots` and `longest`."""
         same = common_prefix(self.state.slots, state.slots)
         if same < len(self.state.slots):
             return EMPTY._slots(state)

@@ -234,7 +234,6 @@ class HybridRouter(Router):
     # -- what is asked ----------------------------------------------------------------------------
 
     def _turn(self, ids: Ids, end: int) -> Decision:
-        """The decision about the question before the opening that ends at `end`."""
         key = hashlib.blake2b(ids[: end + 1].tobytes(), digest_size=16).digest()
 
         def decide() -> Decision:
@@ -333,23 +332,19 @@ class HybridRouter(Router):
         return max(own, self.inputs.reader.unnamed_threshold) if self._keys_and_names(slot)[1] else own
 
     def _slots_named(self, mention: Mention) -> list[int]:
-        """The slots of the edits with this name."""
         return sorted(self._catalog.slots[edit_id] for edit_id in self._catalog.subjects.owners(mention))
 
     def _keys_and_names(self, slot: int) -> tuple[Tensor, tuple[str, ...]]:
-        """Keys and names of a slot's edit."""
         edit_id = self._state.slots[slot].edit_ids[0]
         return self._state.keys[edit_id], names_of(self._catalog.edits[edit_id])
 
     def _answers(self, slot: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """Of a slot: see `AnswerSlot.answers`."""
         found = self._state.slots[slot]
         if not isinstance(found, AnswerSlot):
             raise RuntimeError(f"slot {slot} is of kind {found.kind!r}, which has no answers")
         return found.answers
 
     def _masked_questions(self, question: str) -> dict[int, str]:
-        """For each slot whose subject a question names: the question with that subject masked."""
         owned: dict[int, tuple[Mention, ...]] = {}
         for mention in self._catalog.subjects.mentions(question):
             for slot in self._slots_named(mention):
@@ -383,7 +378,6 @@ class HybridRouter(Router):
         return str(self.inputs.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _cached(self, key: bytes, decide: Callable[[], Decision]) -> Decision:
-        """The decision that was made for a key, or else one that is made now."""
         with self._lock:
             known = self._decisions.get(key)
         if known is None:

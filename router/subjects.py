@@ -152,7 +152,6 @@ _COMMON = _ORDINARY | frozenset("me us him hers them theirs so up down out off a
 
 
 def _begins_sentence(text: str, start: int) -> bool:
-    """Whether the word at `start` is the first of a sentence, or of the text."""
     before = text[:start]
     return before.rstrip()[-1:] in ".!?:" or "\n" in before[len(before.rstrip()) :]
 
@@ -242,7 +241,6 @@ def may_name(texts: Iterable[str], names: Iterable[str]) -> set[int]:
 
 
 def _grouped(names: Iterable[tuple[str, Owner]]) -> dict[tuple[str, ...], list[Owner]]:
-    """The owners of each way of writing the names."""
     found: dict[tuple[str, ...], list[Owner]] = {}
     for name, owner in names:
         for key in variants(name):

@@ -234,7 +234,6 @@ def user_turn(text: str) -> dict[str, str]:
 
 
 def _ends(ids: Ids, pattern: Sequence[int], start: int) -> list[int]:
-    """Where the pattern ends in `ids`, at `start` or later."""
     low = max(start, len(pattern) - 1)
     found = np.flatnonzero(ids[low:] == pattern[-1]) + low
     for back, token in enumerate(reversed(pattern)):

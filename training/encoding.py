@@ -244,7 +244,6 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
 
 
 def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> dict[str, Any]:
-    """The ids before prompts and after answers, by their names in `Encoder`, from the cache or learned."""
     if cache_folder() is None:
         return _learn_delimiters(model, bare, config)
     about = {
@@ -306,7 +305,6 @@ def _eos(tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> int:
 
 
 def _learn_bos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> tuple[int, ...]:
-    """The beginning-of-sequence token that the base expects, if its tokenizer does not add it."""
     bos = tokenizer.bos_token_id
     rows = [tokenizer(text)["input_ids"] for text in OPENINGS]
     if bos is None or any(row[:1] == [bos] for row in rows) or config.bos is False:

@@ -139,7 +139,6 @@ class _Checking(StoppingCriteria):
 
 
 def _continued(model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig) -> list[list[int]]:
-    """What `model` generates after each prompt, pads and all."""
     ids, mask = left_pad(prompts, device=execution_device(model))
     checks = {"stopping_criteria": StoppingCriteriaList([_Checking()])} if _CHECK.get() is not None else {}
     out: Tensor = without_settings(model).generate(  # type: ignore[operator]

@@ -116,7 +116,6 @@ class SplicedModel:
 
     @torch.no_grad()
     def _choose_steps(self) -> None:
-        """Takes the least that gives the logits of the whole base."""
         samples = [([11, 7, 5, 8, 6], [9, 4, 10]), ([12, 5, 9], [6, 7])]
         size = int(self._full.config.get_text_config().vocab_size)
         samples = [([i % size for i in prompt], [i % size for i in target]) for prompt, target in samples]
@@ -403,7 +402,6 @@ class SplicedModel:
         return out
 
     def _enter(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Runs the edited block; records the hidden state that enters it."""
         self._entered = args[0] if args else kwargs["hidden_states"]
         return forward(*args, **kwargs)
 
@@ -444,7 +442,6 @@ def _given(added: Tensor, _activation: Tensor) -> Tensor:
 
 
 def _side_by_side(seen: Sequence[Observation]) -> Observation:
-    """Rows that were observed one by one, left-padded."""
     longest = max(one.mask.shape[1] for one in seen)
 
     def padded(name: str) -> Tensor:
@@ -455,7 +452,6 @@ def _side_by_side(seen: Sequence[Observation]) -> Observation:
 
 
 def _tapped(model: nn.Module, target_module: TargetModule) -> tuple[Any, _Tap]:
-    """A shallow copy of the model with a tap in it."""
     parent_path, _, name = target_module.path.rpartition(".")
     copied = copied_along(model, parent_path)
     parent = copied.get_submodule(parent_path)

@@ -208,7 +208,6 @@ class Trainer:
             self.encoder.validate(edit)
 
     def _batches(self, state: MemoryState, edits: Sequence[Edit]) -> list[list[SlotTask]]:
-        """The slots to be written for `edits` to join those of `state`, in batches of whole slots."""
         batches: list[list[SlotTask]] = []
         for task in self.sharding.tasks(state, edits):
             if not batches or sum(len(t.edits) for t in batches[-1]) + len(task.edits) > EDITS_AT_ONCE:
@@ -271,7 +270,6 @@ class Trainer:
     def _asked(
         self, state: MemoryState, edit_ids: Collection[str], serve: Serve, progress: Share = lambda share: None
     ) -> tuple[MemoryState, dict[str, Verdict]]:
-        """`state` without those of these edits that do not verify, and the verdicts."""
         asked = [edit for edit in state.edits if edit.id in edit_ids] if edit_ids else []
         verdicts = self.verifier.ask(state, asked, serve, progress) if asked else {}
         return state.without([e.id for e in asked if not verdicts[e.id].keeps(self.config.require)]), verdicts
@@ -283,7 +281,6 @@ def _first_half(progress: Progress, before: int, total: int) -> Progress:
 
 
 def _second_half(progress: Progress, total: int) -> Share:
-    """The same while edits are verified."""
     return lambda share: progress(total // 2 + int(share * (total - total // 2)))
 
 

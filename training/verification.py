@@ -187,7 +187,6 @@ class WordingVerifier:
 
     @staticmethod
     def _about_the_same(state: MemoryState, edit: Edit) -> list[str]:
-        """Questions of other live edits about the subject, which want another answer."""
         catalog = catalog_of(state)
         others = [catalog.edits[i] for i in catalog.namesakes(edit) if same_subject(catalog.edits[i], edit)]
         return [other.prompt for other in others if other.target != edit.target][:SISTERS]

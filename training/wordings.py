@@ -175,7 +175,6 @@ class Wordings:
 
     @cached_property
     def _takes_system(self) -> bool:
-        """Whether the base's chat template takes a system message."""
         try:
             self.encoder.turn([SYSTEM_MESSAGE, user_turn(EARLIER_TURN[0])])
         except Exception:  # a template raises what it likes

@@ -68,25 +68,23 @@ def locate(model: PreTrainedModel, config: WiseConfig, *, linear: bool = False) 
     """
     make_differentiable(model)
     with evaluating(model):
-        return _located(model, config, linear=linear)
-
-
-def _located(model: PreTrainedModel, config: WiseConfig, *, linear: bool) -> TargetModule:
-    if config.target_module is not None:
-        return _named(model, config, config.target_module)
-    blocks_path, blocks = _find_blocks(model)
-    layer = _choose_layer(config, len(blocks))
-    for i in [layer] if config.layer is not None else sorted(range(len(blocks)), key=lambda i: abs(i - layer)):
-        trial = _Trial.of(model, blocks, i)
-        inner = trial.last_projection() if linear else trial.place()
-        if inner is not None:
-            return trial.describe(inner, blocks_path, i, len(blocks))
-    where = f"block {layer} ({blocks_path}.{layer})" if config.layer is not None else f"no block of {blocks_path}"
+        if config.target_module is not None:
+            return _named(model, config, config.target_module)
+        blocks_path, blocks = _find_blocks(model)
+        layer = _choose_layer(config, len(blocks))
+        for i in [layer] if config.layer is not None else sorted(range(len(blocks)), key=lambda i: abs(i - layer)):
+            trial = _Trial.of(model, blocks, i)
+            inner = trial.last_projection() if linear else trial.place()
+            if inner is not None:
+                return trial.describe(inner, blocks_path, i, len(blocks))
+        candidates = _candidates(model)
+    lacks = f"no block of {blocks_path} of this {model.config.model_type} model has a"
+    if config.layer is not None:
+        lacks = f"block {layer} ({blocks_path}.{layer}) of this {model.config.model_type} model has no"
     part = "linear layer at the end of a feed-forward layer" if linear else "feed-forward layer in its residual stream"
-    has = "has no" if config.layer is not None else "has a"
     raise UnsupportedModelError(
-        f"{where} of this {model.config.model_type} model {has} {part}; choose another layer, or name a module with "
-        f"target_module='path.{{i}}.name'; candidates: {_candidates(model)}"
+        f"{lacks} {part}; choose another layer, or name a module with target_module='path.{{i}}.name'; candidates: "
+        f"{candidates}"
     )
 
 
@@ -123,7 +121,6 @@ def _choose_layer(config: WiseConfig, depth: int) -> int:
 
 
 def _named(model: PreTrainedModel, config: WiseConfig, template: str) -> TargetModule:
-    """The module at a path that a user gave."""
     blocks_path, _, inner = template.partition(".{i}.")
     blocks = dict(model.named_modules(remove_duplicate=False)).get(blocks_path)
     problem = f"{blocks_path!r} is not a list of blocks"
@@ -146,8 +143,6 @@ class _Reached(Exception):
 
 
 class _Call(NamedTuple):
-    """How a module of a block was called."""
-
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     features: int
@@ -228,7 +223,7 @@ class _Trial:
         """The module to add to: a projection whose output enters the residual stream as it is, else the last whole part
         that works token by token; else a part behind a feed-forward layer: a convolution, or one that is scaled."""
         candidates = list(self._per_token())[::-1]
-        linear = [path for path in candidates if _is_linear(self.block.get_submodule(path))]
+        linear = [path for path in candidates if _inputs(self.block.get_submodule(path))]
         whole = [path for path in candidates if "." not in path]
         feeds = any(p.ndim > 1 for path in whole for p in self.block.get_submodule(path).parameters())
         later = [path for path in reversed(self.calls) if "." not in path] if feeds else []
@@ -242,7 +237,7 @@ class _Trial:
 
     def last_projection(self) -> str | None:
         """The last linear layer of the parts that work token by token."""
-        linear = [path for path in self._per_token() if _is_linear(self.block.get_submodule(path))]
+        linear = [path for path in self._per_token() if _inputs(self.block.get_submodule(path))]
         return next((p for p in reversed(linear) if hasattr(self.block.get_submodule(p), "weight")), None)
 
     def _per_token(self) -> Iterator[str]:
@@ -318,20 +313,17 @@ class _Trial:
 @torch.no_grad()
 def _run(model: PreTrainedModel) -> None:
     """A forward pass of a few ordinary tokens. Raises UnsupportedModelError if the model does not run on them alone."""
-    try:
-        model(input_ids=_ordinary(model).to(execution_device(model)), use_cache=False)
-    except NOT_RUN as error:
-        name = model.config.model_type
-        raise UnsupportedModelError(f"this {name} model does not run on text alone: {error}") from error
-
-
-def _ordinary(model: PreTrainedModel) -> Tensor:
-    """Ids `[1, TOKENS]` from all over the vocabulary, none of which stands for an image or another special thing."""
+    # Ids from all over the vocabulary, none of which stands for an image or another special thing.
     named = [pair for config in (model.config, model.config.get_text_config()) for pair in vars(config).items()]
     special = {value for name, value in named if isinstance(value, int) and re.search(r"token_(id|index)$", name)}
     size = int(model.config.get_text_config().vocab_size)
     ids = [i for i in range(1, size, max(1, size // (4 * TOKENS))) if i not in special] or [0]
-    return torch.tensor([(ids * TOKENS)[:TOKENS]], dtype=torch.long)
+    tokens = torch.tensor([(ids * TOKENS)[:TOKENS]], dtype=torch.long, device=execution_device(model))
+    try:
+        model(input_ids=tokens, use_cache=False)
+    except NOT_RUN as error:
+        name = model.config.model_type
+        raise UnsupportedModelError(f"this {name} model does not run on text alone: {error}") from error
 
 
 def _copied(value: Any) -> Any:
@@ -348,10 +340,6 @@ def _direction(width: int, like: Tensor) -> Tensor:
     vector = torch.randn(width, generator=torch.Generator().manual_seed(0))
     unit: Tensor = vector / vector.norm()
     return unit.to(like.device)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return _inputs(module) is not None
 
 
 def _inputs(module: nn.Module) -> int | None:

@@ -125,7 +125,6 @@ class Edit:
                 checked_text(name, getattr(self, name))
 
     def _written(self, subject: str) -> str:
-        """The subject as the prompt writes it."""
         written = as_written(subject, self.prompt)
         if written is not None:
             return written
@@ -363,7 +362,6 @@ def check_lengths(edits: Iterable[Edit], count_tokens: Callable[[str], int], con
 
 
 def _check_apart(name: str, prompts: Sequence[str], others: Sequence[str], why: str) -> None:
-    """Refuse a prompt that would count on both sides."""
     for place, prompt in enumerate(prompts):
         if prompt in others:
             raise EditError(f"field {f'{name}[{place}]'!r}: {shortened(prompt)} also {why}; keep it in one place only")

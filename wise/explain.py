@@ -239,7 +239,6 @@ class _RowRouter:
         return Claim(edit=edit, slot=slot, evidence=evidence)
 
     def _keys_of(self, edits: set[str | None]) -> Tensor:
-        """`[n]` bool."""
         return torch.tensor([owner in edits for owner in self.state.key_owners])
 
     @cached_property
@@ -325,7 +324,6 @@ def _ids(model: PreTrainedModel, given: Mapping[str, Any], name: str) -> set[int
 
 
 def _setting(model: PreTrainedModel, given: Mapping[str, Any], name: str) -> Any:
-    """A setting of the call, or of its configuration, or of the model's."""
     if given.get(name) is not None:
         return given[name]
     own: Any = getattr(given.get("generation_config"), name, None)

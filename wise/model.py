@@ -555,7 +555,6 @@ class WiseModel(nn.Module):
 
 
 def _listed(given: Any, single: Any) -> Iterable[Any]:
-    """single: the types of one thing."""
     return [given] if isinstance(given, single) or not isinstance(given, Iterable) else given
 
 

@@ -94,7 +94,6 @@ def _table(where: str, value: Any) -> dict[str, Any]:
 
 
 def _texts(where: str, value: Any) -> list[str]:
-    """Raises ConfigError where they are no texts, or one is blank or there twice."""
     if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
         raise ConfigError(f"{where}: {shortened(value)} was given, a list of texts was expected")
     texts = [text.strip() for text in value]
@@ -105,7 +104,6 @@ def _texts(where: str, value: Any) -> list[str]:
 
 
 def _check_apart(kind: str, relations: Mapping[str, Mapping[str, list[str]]]) -> None:
-    """Raises ConfigError for a wording that stands twice in a kind: its relation would not be clear."""
     seen: dict[str, str] = {}
     for name, relation in relations.items():
         for wording in wordings(relation):
@@ -116,7 +114,6 @@ def _check_apart(kind: str, relations: Mapping[str, Mapping[str, list[str]]]) ->
 
 
 def _check_enough(kind: str, whole: QuestionSet) -> None:
-    """Raises ConfigError where there is too little of a kind to teach from."""
     named = len(whole[SUBJECTS][kind])
     if named < LEAST_SUBJECTS:
         raise ConfigError(f"subjects.{kind}: at least {LEAST_SUBJECTS} are needed, and it has {named}")

@@ -90,7 +90,6 @@ def batch(
 
 
 def _few(order: random.Random, given: Sequence[Any], count: int) -> list[Any]:
-    """So many of them, or all where they are fewer."""
     return order.sample(given, min(count, len(given)))
 
 

@@ -108,7 +108,6 @@ def _speaking(unaided: Tensor, rows: Rows) -> Tensor:
 
 
 def _observed(spliced: SplicedModel, prompts: list[list[int]]) -> list[Tensor]:
-    """Activations at every token of the prompts."""
     found = []
     for start in range(0, len(prompts), BATCH):
         seen = spliced.observe(prompts[start : start + BATCH])

@@ -79,7 +79,6 @@ def _part(answer: Answer, place: int) -> str:
 
 
 def _speaker(route: TokenRoute) -> tuple[Text, Text]:
-    """The token and who spoke when it was read."""
     style = SLOT_STYLES[route.slot % len(SLOT_STYLES)] if route.slot is not None else ""
     speaker = f"slot {route.slot}" if route.slot is not None else "base"
     return Text(repr(route.token), style=style), Text(speaker, style=style)

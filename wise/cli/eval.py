@@ -131,7 +131,6 @@ def _show_routing(routing: Mapping[str, Any]) -> None:
 def _records(
     data: Path, form: options.FormatOptions, skip: int, edits: int | None
 ) -> tuple[list[Record], list[Record]]:
-    """The records to edit, and others of the file."""
     limit = None if edits is None else skip + edits + POOL
     records = form.read(data, limit)
     chosen = records[skip:] if edits is None else records[skip : skip + edits]

@@ -234,7 +234,6 @@ def _options(own: inspect.Parameter, hint: Any) -> list[inspect.Parameter]:
 
 
 def _taken(name: str, hint: Any, given: dict[str, Any]) -> Any:
-    """The value of a parameter: what was given, or a group made of it."""
     if not is_dataclass(hint):
         return given[name]
     group: Any = hint

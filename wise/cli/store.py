@@ -354,7 +354,6 @@ def import_(
 
 
 def _show_version(version: Version, as_json: bool) -> None:
-    """The version that a command made, or left as it was."""
     echo(f"version {version.number} ({version.kind}) is current; edits: {version.edits}")
     if as_json:
         show_json(version.to_dict())
