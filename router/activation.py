@@ -61,10 +61,8 @@ class RetrievalRouter(Router):
     def __init__(
         self, *, thresholds: Tensor, keys: Tensor, key_slots: Tensor, space: KeySpace, key_threshold: float
     ) -> None:
-        """thresholds `[k]`; keys `[n, r]`, of unit length in `space`; key_slots `[n]`.
-
-        key_threshold: cosine under which the nearest key is none.
-        """
+        """thresholds `[k]`; keys `[n, r]`, of unit length in `space`; key_slots `[n]`. key_threshold: cosine under
+        which the nearest key is none."""
         super().__init__()
         self.key_threshold = key_threshold
         self.thresholds = thresholds.float()

@@ -21,10 +21,8 @@ RIVAL_MARGIN = 0.25
 
 
 def relation_scores(vectors: Tensor, centres: Tensor) -> Tensor:
-    """`[n]` how near each of `[n, r]` centres is to an edit.
-
-    vectors: `[2, r]` of its question, and of the question with the answer, which tells most; or `[1, r]`, the first.
-    """
+    """`[n]` how near each of `[n, r]` centres is to an edit. vectors: `[2, r]` of its question, and of the question
+    with the answer, which tells most; or `[1, r]`, the first."""
     weights = torch.tensor(RELATION_WEIGHTS[: len(vectors)], device=vectors.device)
     return centres @ (vectors.T @ weights)
 

@@ -125,12 +125,8 @@ def lines_of_url(url: str) -> Iterator[Line]:
 
 
 def lines_of_stream(stream: IO[bytes], place: int = 0, *, at_end: bool = True) -> Iterator[Line]:
-    """Lines that are not blank, until the stream ends.
-
-    place: offset of its next byte. at_end: its end is the end of its last line; else a line without an end is put back.
-
-    Raises ConfigError for a line without end.
-    """
+    """Lines that are not blank, until the stream ends. place: offset of its next byte. at_end: its end is the end of
+    its last line; else a line without an end is put back. Raises ConfigError for a line without end."""
     while data := stream.readline(LONGEST_LINE + 1):
         if len(data) > LONGEST_LINE:
             raise ConfigError(f"the line at byte {place} is longer than {LONGEST_LINE} bytes: JSON lines were expected")

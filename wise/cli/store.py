@@ -74,7 +74,11 @@ def log(
         current = found.journal.version().number
         counts = dict(found.journal.counts(edit_id=edit, namespace=namespace))
     if versions:
-        _show_versions(made)
+        rows = [
+            (v.number, v.at[:19], v.kind, v.edits, v.author, v.reason, "collected" if v.collected else v.manifest[:12])
+            for v in made
+        ]
+        show_table("Versions", ("", "at (UTC)", "kind", "edits", "by", "why", "content"), rows)
     else:
         _show_events(shown, tickets)
     echo(f"version {current}; {', '.join(f'{n} {status}' for status, n in counts.items()) or 'no edits'}")
@@ -95,14 +99,6 @@ def _show_events(events: Sequence[Event], tickets: dict[int, Ticket]) -> None:
             (event.number, event.at[:19], event.kind, ticket and ticket.edit.id, what, event.version, event.author, why)
         )
     show_table("Events", ("", "at (UTC)", "what", "edit", "", "version", "by", "why"), rows)
-
-
-def _show_versions(versions: Sequence[Version]) -> None:
-    rows = [
-        (v.number, v.at[:19], v.kind, v.edits, v.author, v.reason, "collected" if v.collected else v.manifest[:12])
-        for v in versions
-    ]
-    show_table("Versions", ("", "at (UTC)", "kind", "edits", "by", "why", "content"), rows)
 
 
 @app.command()
