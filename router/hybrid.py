@@ -372,8 +372,6 @@ class HybridRouter(Router):
         """The positions of a sequence at which an edit is active."""
         return [place for place, _, value in self._decisions_of(np.asarray(ids, dtype=np.int64), 0) if value != NO_SLOT]
 
-    # -- helpers ----------------------------------------------------------------------------------
-
     def _text(self, ids: Ids) -> str:
         return str(self.inputs.tokenizer.decode(ids, skip_special_tokens=True))
 

@@ -142,11 +142,10 @@ class Edit:
 
     def to_dict(self) -> dict[str, Any]:
         """The edit as JSON values, without empty optional fields."""
-        return {
-            field.name: _listed(value) if isinstance(value, tuple) else value
-            for field in fields(self)
-            if (value := getattr(self, field.name)) != field.default
-        }
+        found = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        lists = {name: list(value) for name, value in found.items() if isinstance(value, tuple)}
+        messages = {"messages": [message._asdict() for message in self.messages]} if self.messages else {}
+        return found | lists | messages
 
     @classmethod
     def from_text(cls, statement: str, **fields_: Any) -> Edit:
@@ -274,10 +273,6 @@ COLUMNS = (*OWN_FIELDS, *(f"test.{name}" for name in (*_PROMPT_LISTS, "probes", 
 """Fields of a record that may have a column of their own."""
 LIST_COLUMNS = ("aliases", "paraphrases", "locality", *(f"test.{name}" for name in _PROMPT_LISTS))
 """Those that hold lists of texts."""
-
-
-def _listed(values: Sequence[object]) -> list[object]:
-    return [value._asdict() if isinstance(value, Message) else value for value in values]
 
 
 def texts_of(edit: Edit) -> Iterator[tuple[str, str]]:

@@ -75,9 +75,7 @@ def _known(relation: str) -> tuple[Fact, ...]:
 
 def neighbours(fact: Fact) -> tuple[Fact, ...]:
     """The other facts that were taught with the same relation and object: what an edit must not move."""
-    return tuple(
-        other for other in _known(fact.relation) if other.object == fact.object and other.subject != fact.subject
-    )
+    return tuple(f for f in _known(fact.relation) if f.object == fact.object and f.subject != fact.subject)
 
 
 def counterfactual(fact: Fact, *, seed: int) -> str:
