@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,9 +80,7 @@ def bench_editors(
 
 
 def _draw(groups: Sequence[Sequence[Mapping[str, Any]]], file: Path, title: str) -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+    if find_spec("matplotlib") is None:
         echo("no picture was drawn: it needs matplotlib (pip install 'wise-runtime[report]')", err=True)
         return
     from wise.lab.bench.picture import draw_comparison

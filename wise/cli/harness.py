@@ -57,6 +57,4 @@ def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _with_error(value: float | None, error: float | None) -> str | None:
-    if value is None:
-        return None
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+    return None if value is None else f"{value:.3f}" + ("" if error is None else f" ± {error:.3f}")
