@@ -86,9 +86,7 @@ def greedy(
     return answers
 
 
-def _batches(
-    prompts: Sequence[Sequence[int]], limits: Sequence[int], context: int, *, unpadded: bool
-) -> list[list[int]]:
+def _batches(prompts: Sequence[Sequence[int]], limits: Sequence[int], context: int, unpadded: bool) -> list[list[int]]:
     """Rows that share a batch. No prompt exceeds the context because of the limit of another one."""
     batches: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), limits[i])):

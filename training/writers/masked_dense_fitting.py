@@ -153,9 +153,8 @@ class Fitting:
         examples = self.examples
         for part in torch.split(torch.arange(len(self.fitted)), BATCH):
             rows = examples.bare.select(part)
-            self.loss[part], logits = (
-                t.cpu() for t in self._edit_terms(rows, examples.speaking[part], self.group[part])
-            )
+            terms = self._edit_terms(rows, examples.speaking[part], self.group[part])
+            self.loss[part], logits = (term.cpu() for term in terms)
             labels = rows.labels.cpu()
             self.fitted[part] = ((logits.argmax(-1) == labels) | (labels == -100)).all(-1)
         self.hardest = []
