@@ -239,7 +239,7 @@ def _contradicting(
         for version in sorted({version for _, version, _ in doubtful}):
             own = [answer for answer in doubtful if answer[1] == version]
             with model.serving(opened.read(version).state):
-                outcome = model.ask([prompt for prompt, _, _ in own], max_new_tokens=24)
+                outcome = model.ask([prompt for prompt, _, _ in own], chat=False, max_new_tokens=24)
             texts = [answer.text.removesuffix(" ...") for answer in outcome]
             wrong += [one for one, text in zip(own, texts, strict=True) if not one[2].strip().startswith(text)]
     return wrong

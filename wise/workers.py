@@ -118,6 +118,7 @@ class SharedWriter:
 
     def __init__(self, own: AnswerWriter, workers: Workers, traits: Traits) -> None:
         self.own, self.workers, self.traits, self.efforts = own, workers, traits, own.efforts
+        self.at_once = own.at_once
 
     def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
         """See `Writer`. Raises as `Workers.fit` does."""

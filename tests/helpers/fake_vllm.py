@@ -30,6 +30,7 @@ class FakeLLM:
     """Says the edit's answer where a plan says so, and else `w8`; in steps of `step` tokens."""
 
     def __init__(self) -> None:
+        self.arguments, self.on_cpu = SimpleNamespace(), True
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.asked: list[tuple[dict[str, Any], Any]] = []
         self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=1))
@@ -93,6 +94,11 @@ class SamplingParams:
 def installed(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
     """Stands in the place of vLLM for one test."""
     found = FakeLLM()
+
+    def started(arguments: SimpleNamespace) -> FakeLLM:
+        found.arguments = arguments
+        return found
+
     contents = {
         "vllm": {"SamplingParams": SamplingParams},
         "vllm.sampling_params": {
@@ -104,11 +110,12 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
             "VLLMNotFoundError": NotFoundError,
             "RetryableRequestError": RetryableRequestError,
         },
+        "vllm.platforms": {"current_platform": SimpleNamespace(is_cpu=lambda: found.on_cpu)},
         "vllm.engine": {},
         "vllm.engine.arg_utils": {"AsyncEngineArgs": SimpleNamespace},
         "vllm.v1": {},
         "vllm.v1.engine": {},
-        "vllm.v1.engine.async_llm": {"AsyncLLM": SimpleNamespace(from_engine_args=lambda args: found)},
+        "vllm.v1.engine.async_llm": {"AsyncLLM": SimpleNamespace(from_engine_args=started)},
     }
     for name, content in contents.items():
         module = ModuleType(name)

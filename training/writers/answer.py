@@ -20,8 +20,8 @@ from wise.training.wordings import Wording, Wordings
 from wise.training.writers.answer_fitting import Examples, Stepping, Values
 from wise.training.writers.base import FitResult, Progress, SlotResults, SlotTask, silent
 
-AT_ONCE, ON_CPU = 16, 4
-"""Edits that are fitted in one batch, on a GPU and on a CPU. More take more memory and no less time."""
+ON_GPU, ON_CPU = 16, 4
+"""Edits that are fitted in one batch. More take more memory and no less time."""
 EFFORTS = ((1, 1.0), (3, 0.3))
 """Times `max_steps`, and times `answer_fitting.RATE`. An edit that fails is fitted again with the next effort."""
 
@@ -33,6 +33,10 @@ class AnswerWriter:
 
     def __init__(self, spliced: SplicedModel, wordings: Wordings, config: WiseConfig) -> None:
         self.spliced, self.wordings, self.config = spliced, wordings, config
+
+    @property
+    def at_once(self) -> int:
+        return ON_CPU if self.spliced.device.type == "cpu" else ON_GPU
 
     def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
         """See `Writer`. Raises ValueError for a slot of several edits."""
@@ -50,8 +54,7 @@ class AnswerWriter:
         edits = [task.edits[0] for task in tasks]
         lengths = [len(self.wordings.encoder.target(edit.prompt, edit.target)) for edit in edits]
         order = sorted(range(len(edits)), key=lambda i: lengths[i])  # answers of like length waste no padding
-        size = ON_CPU if self.spliced.device.type == "cpu" else AT_ONCE
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        return [order[start : start + self.at_once] for start in range(0, len(order), self.at_once)]
 
     def _write(
         self, tasks: Sequence[SlotTask], progress: Progress, before: int, longer: int, rate: float

@@ -100,6 +100,11 @@ class Writer(Protocol):
     efforts: int
     """Number of efforts, each greater than the one before."""
 
+    @property
+    def at_once(self) -> int:
+        """Edits that are best written together: more would wait for each other and take no less time."""
+        ...
+
     def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
         """Writes the slots, in the order of the tasks. effort: counted from 0; a greater one takes longer, for edits
         that failed with less."""

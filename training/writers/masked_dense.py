@@ -45,7 +45,7 @@ MASK_RATIO = 0.2
 class MaskedDenseWriter:
     """Writes `MaskedDenseSlot`s."""
 
-    efforts = 1
+    efforts, at_once = 1, 16
     spliced: SplicedModel
     encoder: Encoder
     statistics: BaseStatistics

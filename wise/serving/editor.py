@@ -39,7 +39,7 @@ from wise.memory.state import MemoryState
 from wise.memory.store.changes import Forget
 from wise.memory.store.edit_request import QUEUED, Ticket, Version
 from wise.memory.store.erase import Erasure
-from wise.memory.store.store import ENDED, Store
+from wise.memory.store.store import EDITS_AT_ONCE, ENDED, Store
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
 from wise.namespaces import edited, forgotten, make_ready, within
@@ -139,7 +139,7 @@ class Editor:
         self._stale = False
         """What is trained now began at a version that it cannot follow."""
         self._erasures = 0
-        oldest = store.journal.tickets(status=QUEUED, limit=settings.edit_batch)
+        oldest = store.journal.tickets(status=QUEUED, limit=settings.edit_batch or EDITS_AT_ONCE)
         self._careful = any(map(self._endings, oldest))
         """Edits are trained one by one: one of them may have ended an editor."""
         self._news = threading.Condition()
@@ -225,7 +225,7 @@ class Editor:
     def _claim(self) -> list[Ticket]:
         with self._changing:
             self._leave_if_told()  # what is claimed after `leave` nobody would queue again
-            tickets = self._store.claim(1 if self._careful else self._settings.edit_batch)
+            tickets = self._store.claim(1 if self._careful else self._most())
             self._training = {ticket.edit.id: ticket for ticket in tickets}
             endings = {ticket.edit.id: self._endings(ticket) for ticket in tickets}
             self._careful = self._careful and any(endings.values())
@@ -239,6 +239,10 @@ class Editor:
                 how = "the log of the service says how. Submit it again to have it tried again"
                 self._fail(ticket, f"{why}; {how}", why)
         return list(tickets)
+
+    def _most(self) -> int:
+        """Edits that are trained together."""
+        return self._settings.edit_batch or self._model.trainer.writer.at_once * (self._settings.edit_workers or 1)
 
     def _endings(self, ticket: Ticket) -> int:
         """How many editors have ended without a word while it was in training."""

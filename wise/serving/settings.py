@@ -113,7 +113,12 @@ class Settings(BaseSettings):
     preview_queue: int = Field(16, ge=0, description="Previews that may wait, half of them of one holder.")
     preview_limit: int = Field(32, ge=1, description="Texts that one preview asks.")
     namespaces: int = Field(1_000, ge=1, description="Namespaces that may hold edits.")
-    edit_batch: int = Field(16, ge=1, le=64, description="Edits that are trained together.")
+    edit_batch: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="Edits that are trained together; default: 16, on a CPU in `hybrid` 4 for each of `edit_workers`.",
+    )
     keep_versions: int = Field(100, ge=1, description="Versions that stay readable; up to twice as many are stored.")
     max_batch_size: int = Field(64, ge=1, description="Answers that are generated at the same time.")
     max_queue: int = Field(256, ge=0, description="Answers that may wait; further requests get a 429.")

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from torch import set_num_threads  # which vLLM replaces later, on a CPU
 from transformers import AutoTokenizer
 
 from wise.config import WiseConfig
@@ -112,7 +113,8 @@ class WiseWorker:
             )
         self._wise = Followed(side, record=bool(options.get("record")))
         self._wise_memories = Memories(options, config.model_config.tokenizer, store if side.adds else None)
-        self._wise_loader = ThreadPoolExecutor(1, thread_name_prefix="wise-load")
+        # A second team of OpenMP threads would have that of the steps sleep between two operations: a third slower.
+        self._wise_loader = ThreadPoolExecutor(1, "wise-load", initializer=set_num_threads, initargs=(1,))
         self._wise_loading: dict[int, Future[dict[tuple[int, str], ServedMemory]]] = {}
         runner = observe(self.model_runner, self._wise)
         return {"runner": runner, "adds": side.adds, "layer": options["layer"]}

@@ -248,6 +248,29 @@ def test_what_is_erased_is_not_written_again_by_what_had_begun_before(
         assert store.check().problems == ()
 
 
+@pytest.mark.parametrize(
+    ("settings", "batches"),
+    [({}, [4, 2]), ({"edit_batch": 3}, [3, 3]), ({"edit_workers": 2}, [6])],
+)
+def test_edits_do_not_wait_for_more_than_are_fitted_at_once(
+    settings: dict[str, int], batches: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, trained = module.edited, []
+
+    def edited(model: Any, state: Any, edits: Sequence[Any], **more: Any) -> Any:
+        trained.append(len(edits))
+        return known(model, state, edits, **more)
+
+    monkeypatch.setattr(module, "edited", edited)
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store, Settings(**settings))
+        store.enqueue([edit(f"e{first}", first) for first in range(4, 28, 4)])
+        while editor.work():
+            pass
+        assert trained == batches and store.read().version == len(batches)
+        assert set(statuses(store).values()) == {"live"}
+
+
 def test_an_edit_that_takes_too_long_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Held(monkeypatch)
     with Store.open(tmp_path / "store") as store:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from chats import EDITS
 from followed import answer_state
 from tiny import WordReader, tiny_tokenizer, wrap_tiny
@@ -19,6 +20,7 @@ from wise.vllm import worker as worker_file
 from wise.vllm.worker import Memories, WiseWorker
 
 STATE = answer_state()
+
 
 @pytest.mark.parametrize("path", ["model.layers.1", "model.layers.1.mlp.down_proj"])
 def test_a_layer_that_was_not_built_is_refused(path: str) -> None:
@@ -83,15 +85,8 @@ def test_the_base_of_each_version_is_checked(monkeypatch: pytest.MonkeyPatch) ->
         memories.read(1, None)
 
 
-def test_a_version_is_there_when_it_is_taken_and_its_fault_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    may_read, held = Event(), SimpleNamespace(adds=True, memories={})
-
-    def read(version: int, folder: str | None) -> dict[tuple[int, str], str]:
-        assert may_read.wait(60)
-        if version == 2:
-            raise wise.StoreError("segment 2 is damaged")
-        return {(version, "default"): "memory"}
-
+def attached(monkeypatch: pytest.MonkeyPatch, read: Any, held: SimpleNamespace) -> WiseWorker:
+    """A worker that reads versions with `read` and gives them to `held`."""
     monkeypatch.setattr(worker_file, "side_of", lambda layer: SimpleNamespace(adds=True))
     monkeypatch.setattr(worker_file, "Followed", lambda side, record: held)
     monkeypatch.setattr(worker_file, "Memories", lambda *_: SimpleNamespace(read=read))
@@ -101,6 +96,19 @@ def test_a_version_is_there_when_it_is_taken_and_its_fault_is_told(monkeypatch: 
     model = SimpleNamespace(tokenizer="")
     worker.vllm_config = SimpleNamespace(additional_config={"wise": {"layer": "down"}}, model_config=model)
     worker.wise_attach("store")
+    return worker
+
+
+def test_a_version_is_there_when_it_is_taken_and_its_fault_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_read, held = Event(), SimpleNamespace(adds=True, memories={})
+
+    def read(version: int, folder: str | None) -> dict[tuple[int, str], str]:
+        assert may_read.wait(60)
+        if version == 2:
+            raise wise.StoreError("segment 2 is damaged")
+        return {(version, "default"): "memory"}
+
+    worker = attached(monkeypatch, read, held)
     worker.wise_load(1)
     worker.wise_load(2)
     assert not worker.wise_loaded(1)
@@ -110,3 +118,16 @@ def test_a_version_is_there_when_it_is_taken_and_its_fault_is_told(monkeypatch: 
     with pytest.raises(wise.StoreError, match="damaged"):
         worker.wise_take(2)
     assert [*held.memories] == [(1, "default")]
+
+
+def test_loading_has_no_team_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one would have those of the steps sleep between two operations: each step would take a third longer."""
+    held, own = SimpleNamespace(adds=True, memories={}), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        worker = attached(monkeypatch, lambda *_: {"threads": torch.get_num_threads()}, held)
+        worker.wise_load(1)
+        worker.wise_take(1)
+        assert held.memories == {"threads": 1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(own)

@@ -59,6 +59,8 @@ SPARE_TOKENS = 4
 ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "0"}
 """Where nothing else is set. This process has threads, which a fork does not carry over; and its log is JSON on stderr,
 while vLLM's own goes to stdout."""
+CPU_MEMORY = 0.5
+"""Share of the machine's memory that vLLM may take on a CPU. Its own default, 0.92, leaves the editor nothing."""
 T = TypeVar("T")
 
 
@@ -70,7 +72,7 @@ class VllmEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
-            import vllm  # noqa: F401
+            from vllm.platforms import current_platform
         except ImportError as error:
             raise ConfigError(
                 f"engine='vllm' needs {error.name}, which is not installed: pip install 'wise-runtime[vllm]'"
@@ -85,6 +87,7 @@ class VllmEngine:
             "max_num_batched_tokens": settings.max_batch_size + settings.prefill_tokens,
             "generation_config": "vllm",
             "seed": 0,
+            **({"gpu_memory_utilization": CPU_MEMORY} if current_platform.is_cpu() else {}),
         } | settings.vllm
         self._options = engine_options(
             model.wise_config,

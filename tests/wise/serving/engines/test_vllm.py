@@ -79,6 +79,11 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def unstarted(llm: FakeLLM, base: torch.nn.Module, metrics: Metrics) -> VllmEngine:
+    return made(base, metrics)
+
+
+def made(base: torch.nn.Module, metrics: Metrics, **options: Any) -> VllmEngine:
+    """An engine with these options of vLLM, not started."""
     encoder = SimpleNamespace(
         stops={EOS},
         context=64,
@@ -96,7 +101,7 @@ def unstarted(llm: FakeLLM, base: torch.nn.Module, metrics: Metrics) -> VllmEngi
         target_module=SimpleNamespace(path="model.layers.1.mlp.down_proj"),
         model=base,
     )
-    settings = Settings(store="nowhere", max_batch_size=2, max_queue=1, vllm={"block_size": 32})
+    settings = Settings(store="nowhere", max_batch_size=2, max_queue=1, vllm={"block_size": 32} | options)
     return VllmEngine(model, settings, metrics)
 
 
@@ -362,6 +367,20 @@ def test_without_vllm_the_extra_is_named() -> None:
     nothing: Any = None
     with pytest.raises(wise.ConfigError, match=r"wise-runtime\[vllm\]"):
         VllmEngine(nothing, Settings(store="nowhere"), Metrics())
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "options", "share"),
+    [(True, {}, 0.5), (False, {}, None), (True, {"gpu_memory_utilization": 0.2}, 0.2)],
+)
+def test_on_a_cpu_vllm_leaves_the_editor_memory(
+    on_cpu: bool, options: dict[str, Any], share: float | None, llm: FakeLLM, base: torch.nn.Module, metrics: Metrics
+) -> None:
+    llm.on_cpu = on_cpu
+    engine = made(base, metrics, **options)
+    engine.start()
+    engine.close()
+    assert getattr(llm.arguments, "gpu_memory_utilization", None) == share
 
 
 def test_options_of_vllm_are_one_object() -> None:
